@@ -1,0 +1,102 @@
+"""One tree of exceptions: what failed, where, and what to do next.
+
+Every error that a user can cause or meet derives from :class:`GridscoreError`. Its message is for people; its
+``exit_code`` is for scripts. The command line prints the message without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class GridscoreError(Exception):
+    """Something went wrong that a person can act on.
+
+    Args:
+        message: What failed and where, one sentence.
+        hint: What to do next, one sentence; empty if the message says it all.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class UsageError(GridscoreError):
+    """A command or call was given something that it cannot take."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """Connection settings are contradictory, misspelt or point to a missing file."""
+
+
+class JobFileError(UsageError):
+    """A job file is not valid. The message has a line for each problem, each with its place."""
+
+
+class ExpressionError(UsageError):
+    """An expression of a job file does not parse, or uses a name, function or type that it cannot."""
+
+
+class TableError(UsageError):
+    """A history or lookup file cannot be read, or lacks a column that the job needs."""
+
+
+class GridError(GridscoreError):
+    """The cluster did not do what it was asked."""
+
+    exit_code = 3
+
+
+class ConnectionFailedError(GridError):
+    """No member answered, or the cluster refused this client."""
+
+    exit_code = 4
+
+
+class UnsupportedClientError(GridError):
+    """The installed hazelcast-python-client is not the version that the journal protocol was written for."""
+
+
+class MapNotFoundError(GridError):
+    """A map that must exist does not."""
+
+
+class JournalMissingError(GridError):
+    """A map has no event journal."""
+
+
+class LookupTooLargeError(GridError):
+    """A lookup map has more entries than a local copy may hold."""
+
+
+class ConflictError(GridError):
+    """Somebody else changed the record in the meantime."""
+
+
+class MemberError(GridscoreError):
+    """An embedded member could not be started or has died."""
+
+    exit_code = 5
+
+
+class JobError(GridscoreError):
+    """A job is not in a state that allows what was asked, or does not exist."""
+
+    exit_code = 6
+
+
+class ModelError(GridscoreError):
+    """A model cannot be read, is not what it says it is, or does not fit its job."""
+
+    exit_code = 7
+
+
+class ModelMismatchError(ModelError):
+    """A model's features are not the job's. The message shows the difference."""
