@@ -1,0 +1,1 @@
+"""Gridscore: machine-learning inference on live data inside an ordinary Hazelcast cluster."""

@@ -1,0 +1,1 @@
+"""The command `gridscore`: one file a command group; this one puts them together and prints errors for people."""
