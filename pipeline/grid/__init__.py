@@ -1,1 +1,11 @@
-"""The grid room."""
+"""The grid room: all that speaks Hazelcast, and the only room that does.
+
+Connecting, the journal protocol, one-put-per-partition writes, compare-and-set records, live local copies of lookup
+maps, the embedded member.
+"""
+
+from pipeline.grid.connection import Grid, connect
+from pipeline.grid.records import Record, Records
+from pipeline.grid.settings import GridSettings
+
+__all__ = ["Grid", "GridSettings", "Record", "Records", "connect"]

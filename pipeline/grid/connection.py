@@ -1,0 +1,168 @@
+"""The connection to the cluster: one client, one event loop, its maps and partitions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any, Self
+
+from hazelcast.asyncio import HazelcastClient
+from hazelcast.config import Config, ReconnectMode
+from hazelcast.errors import AuthenticationError, ClientNotAllowedInClusterError, HazelcastError, IllegalStateError
+from hazelcast.lifecycle import LifecycleState
+from hazelcast.security import BasicTokenProvider
+
+from pipeline.errors import ConnectionFailedError, GridError
+from pipeline.grid import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.grid.settings import GridSettings
+
+_log = logging.getLogger(__name__)
+
+
+class Grid:
+    """A connected client. Use it from the event loop that made it, as an asynchronous context manager.
+
+    Attributes:
+        client: The Hazelcast client underneath, for what this class does not offer.
+        name: What this client is called in the cluster's own views.
+    """
+
+    def __init__(self, client: HazelcastClient, settings: GridSettings) -> None:
+        self.client = client
+        self.settings = settings
+        self.name: str = client.name
+        self._maps: dict[str, Any] = {}
+        self._on_reconnect: list[Callable[[], None]] = []
+        self._was_disconnected = False
+        client.lifecycle_service.add_listener(self._lifecycle_changed)
+        # A member that leaves takes its listeners' undelivered events along, even if other members stay connected.
+        wire.on_connection_opened(client, self._connection_opened)
+        self._known_members = {member.uuid for member in self.members}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def partition_count(self) -> int:
+        """Number of partitions of the cluster, fixed for its life."""
+        return int(self.client.partition_service.get_partition_count())
+
+    @property
+    def members(self) -> list[Any]:
+        """The members that the client knows now."""
+        return list(self.client.cluster_service.get_members())
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the client has neither been closed nor given up on the cluster."""
+        return bool(self.client.lifecycle_service.is_running())
+
+    async def map(self, name: str) -> Any:
+        """The map of that name. Creating the proxy creates the map in the cluster if it does not exist."""
+        if name not in self._maps:
+            self._maps[name] = await self.client.get_map(name)
+        return self._maps[name]
+
+    async def has_map(self, name: str) -> bool:
+        """Whether a map of that name exists in the cluster, without creating it."""
+        service = "hz:impl:mapService"
+        objects = await self.client.get_distributed_objects()
+        return any(o.service_name == service and o.name == name for o in objects)
+
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back whenever a member has been connected anew; returns a function that ends it."""
+        self._on_reconnect.append(callback)
+        return lambda: self._on_reconnect.remove(callback)
+
+    async def close(self) -> None:
+        """Close the connection. A second call does nothing."""
+        await self.client.shutdown()
+
+    def _lifecycle_changed(self, state: str) -> None:
+        if state == LifecycleState.DISCONNECTED:
+            self._was_disconnected = True
+            _log.warning("The connection to the cluster is lost, trying again", extra={"action": "disconnected"})
+        elif state == LifecycleState.CONNECTED and self._was_disconnected:
+            self._was_disconnected = False
+            _log.info("Connected to the cluster again", extra={"action": "reconnected"})
+
+    def _connection_opened(self, _connection: object) -> None:
+        for callback in list(self._on_reconnect):
+            callback()
+
+
+async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
+    """Connect to the cluster that the settings name.
+
+    Args:
+        settings: Where the cluster is.
+        name: What this client is called in the cluster's own views.
+
+    Raises:
+        ConnectionFailedError: No member answered in `connect_timeout`, or the cluster refused this client.
+        UnsupportedClientError: The installed client is not the version that the journal protocol needs.
+    """
+    wire.check_client_version()
+    addresses = list(settings.members) or ["127.0.0.1:5701"]
+    config = _client_config(settings, addresses, name or f"gridscore-{uuid.uuid4().hex[:8]}")
+    where = f"cluster `{settings.cluster_name}` at {', '.join(addresses)}"
+    try:
+        async with asyncio.timeout(settings.connect_timeout + 5):
+            return Grid(await wire.start_client(config), settings)
+    except (TimeoutError, IllegalStateError, OSError) as error:
+        _log.debug("connecting failed", exc_info=True)
+        if isinstance(error.__cause__ or error, AuthenticationError):
+            raise ConnectionFailedError(f"The {where} refused this client.", _refusal_hint(settings)) from None
+        raise ConnectionFailedError(
+            f"No connection to the {where}.",
+            "Is a member running there, and is that the cluster's name? `gridscore up` starts one on this machine; "
+            "--members and --cluster-name (or GRIDSCORE_MEMBERS and GRIDSCORE_CLUSTER_NAME) name another.",
+        ) from None
+    except (AuthenticationError, ClientNotAllowedInClusterError) as error:
+        raise ConnectionFailedError(f"The {where} refused this client: {error}", _refusal_hint(settings)) from None
+    except HazelcastError as error:
+        raise GridError(f"Connecting to the {where} failed: {error}") from error
+
+
+def _refusal_hint(settings: GridSettings) -> str:
+    if settings.username or settings.token:
+        return "Open-source Hazelcast accepts no credentials; with Enterprise, check the user name and password."
+    return "Check the cluster's name and, with Enterprise, the credentials."
+
+
+def _client_config(settings: GridSettings, addresses: list[str], name: str) -> Config:
+    config = Config()
+    config.client_name = name
+    config.cluster_name = settings.cluster_name
+    config.cluster_members = addresses
+    config.cluster_connect_timeout = settings.connect_timeout
+    config.connection_timeout = min(5.0, settings.connect_timeout)
+    config.retry_initial_backoff = 0.2
+    config.retry_max_backoff = 2.0
+    config.reconnect_mode = ReconnectMode.ON
+    config.invocation_timeout = settings.invocation_timeout
+    # A write whose backup did not answer is not a success, and one whose fate is unknown is not sent twice: both are
+    # reported, and read back by whoever wrote.
+    config.fail_on_indeterminate_operation_state = True
+    config.redo_operation = False
+    if settings.username is not None:
+        config.creds_username = settings.username
+        config.creds_password = settings.password.get_secret_value() if settings.password else None
+    if settings.token is not None:
+        config.token_provider = BasicTokenProvider(settings.token.get_secret_value())
+    if settings.tls:
+        config.ssl_enabled = True
+        config.ssl_cafile = str(settings.tls_ca_file) if settings.tls_ca_file else None
+        config.ssl_certfile = str(settings.tls_cert_file) if settings.tls_cert_file else None
+        config.ssl_keyfile = str(settings.tls_key_file) if settings.tls_key_file else None
+        config.ssl_password = settings.tls_key_password.get_secret_value() if settings.tls_key_password else None
+        config.ssl_check_hostname = settings.tls_check_hostname
+    return config
