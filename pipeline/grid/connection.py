@@ -7,7 +7,6 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
-from hazelcast.asyncio import HazelcastClient
 from hazelcast.config import Config, ReconnectMode
 from hazelcast.errors import AuthenticationError, ClientNotAllowedInClusterError, HazelcastError, IllegalStateError
 from hazelcast.lifecycle import LifecycleState
@@ -18,6 +17,8 @@ from pipeline.grid import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from hazelcast.asyncio import HazelcastClient
 
     from pipeline.grid.settings import GridSettings
 
@@ -40,9 +41,8 @@ class Grid:
         self._on_reconnect: list[Callable[[], None]] = []
         self._was_disconnected = False
         client.lifecycle_service.add_listener(self._lifecycle_changed)
-        # A member that leaves takes its listeners' undelivered events along, even if other members stay connected.
+        # A member that leaves takes its undelivered events along, even if others stay connected.
         wire.on_connection_opened(client, self._connection_opened)
-        self._known_members = {member.uuid for member in self.members}
 
     async def __aenter__(self) -> Self:
         return self

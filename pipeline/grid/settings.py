@@ -81,7 +81,7 @@ class GridSettings(BaseSettings):
             raise SettingsError("The connection settings are not valid: " + "; ".join(lines)) from None
         except tomllib.TOMLDecodeError as error:
             raise SettingsError(f"The settings file {settings_file()} is not valid TOML: {error}") from None
-        settings._check_files()  # noqa: SLF001 -- our own class
+        settings._check_files()
         return settings
 
     def _check_files(self) -> None:

@@ -37,6 +37,8 @@ from hazelcast.protocol.client_message import (
     OutboundMessage,
     create_initial_buffer,
 )
+from hazelcast.protocol.codec import map_get_all_codec, map_replace_if_same_codec
+from hazelcast.serialization.data import Data
 
 from pipeline.errors import UnsupportedClientError
 
@@ -106,6 +108,7 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
         self._scanned = 0  # frames before here are whole
         self._end = 0  # of the bytes received
         self._pieces: list[bytes] = []
+        self._flush_scheduled = False
 
     def write(self, buf: bytes | bytearray) -> None:
         self._pieces.append(bytes(buf))
@@ -266,10 +269,19 @@ def to_data(client: HazelcastClient, value: Any) -> bytes:
     return bytes(client._serialization_service.to_data(value).to_bytes())  # noqa: SLF001
 
 
+_STRING_HEADER = struct.Struct(">iii")
+
+
+def key_data(client: HazelcastClient, key: Any) -> bytes:
+    """Serialize a key as the client would; strings, the usual keys, without its detour."""
+    if type(key) is str:
+        text = key.encode()
+        return _STRING_HEADER.pack(0, -11, len(text)) + text
+    return to_data(client, key)
+
+
 def to_object(client: HazelcastClient, data: bytes) -> Any:
     """Deserialize a key or value as the client would."""
-    from hazelcast.serialization.data import Data
-
     return client._serialization_service.to_object(Data(data))  # noqa: SLF001
 
 
@@ -279,8 +291,8 @@ def to_object(client: HazelcastClient, data: bytes) -> Any:
 def encode_subscribe(name: str) -> OutboundMessage:
     """`Map.EventJournalSubscribe`: asks for the oldest and newest sequence of a partition's journal."""
     buffer = create_initial_buffer(REQUEST_HEADER_SIZE, _SUBSCRIBE)
-    StringCodec.encode(buffer, name, True)  # noqa: FBT003
-    return OutboundMessage(buffer, True)  # noqa: FBT003
+    StringCodec.encode(buffer, name, True)
+    return OutboundMessage(buffer, True)
 
 
 def decode_subscribe(message: InboundMessage) -> tuple[int, int]:
@@ -298,7 +310,7 @@ def encode_read(name: str, start: int, min_size: int, max_size: int) -> Outbound
     StringCodec.encode(buffer, name)
     buffer.extend(NULL_FRAME_BUF)
     buffer.extend(NULL_FINAL_FRAME_BUF)
-    return OutboundMessage(buffer, True)  # noqa: FBT003
+    return OutboundMessage(buffer, True)
 
 
 class Page(NamedTuple):
@@ -402,7 +414,11 @@ def encode_put_all_json(prefix: bytes, keys: Sequence[bytes], texts: Sequence[by
         add(frame(size + 18, 0) + value_header(0, -130, size))
         add(text)
     add(bytes(END_FINAL_FRAME_BUF))
-    return OutboundMessage(bytearray().join(pieces), False)  # noqa: FBT003
+    return OutboundMessage(bytearray().join(pieces), False)
+
+
+FIRST_ENTRY = (2**31 - 1, -1)
+"""Where a walk over the entries of a partition begins."""
 
 
 def encode_fetch_entries(name: str, pointers: Iterable[tuple[int, int]], batch: int) -> OutboundMessage:
@@ -410,7 +426,7 @@ def encode_fetch_entries(name: str, pointers: Iterable[tuple[int, int]], batch: 
 
     Args:
         name: Of the map.
-        pointers: Index and table size pairs; `[(2**31 - 1, -1)]` to begin with, then what the last answer gave.
+        pointers: Index and table size pairs; `[FIRST_ENTRY]` to begin with, then what the last answer gave.
         batch: Number of entries wanted; the answer may hold a few more.
     """
     buffer = create_initial_buffer(REQUEST_HEADER_SIZE + 4, _FETCH_ENTRIES)
@@ -419,7 +435,7 @@ def encode_fetch_entries(name: str, pointers: Iterable[tuple[int, int]], batch: 
     packed = b"".join(struct.pack("<ii", *pointer) for pointer in pointers)
     buffer.extend(_FRAME.pack(len(packed) + 6, _FINAL))
     buffer.extend(packed)
-    return OutboundMessage(buffer, True)  # noqa: FBT003
+    return OutboundMessage(buffer, True)
 
 
 def decode_fetch_entries(message: InboundMessage) -> tuple[list[tuple[int, int]], list[tuple[bytes, bytes]]]:
@@ -429,3 +445,27 @@ def decode_fetch_entries(message: InboundMessage) -> tuple[list[tuple[int, int]]
     pointers = list(struct.iter_unpack("<ii", packed))
     entries = EntryListCodec.decode(message, DataCodec.decode, DataCodec.decode)
     return pointers, [(bytes(key.buffer), bytes(value.buffer)) for key, value in entries]
+
+
+def encode_get_all(name: str, keys: Sequence[bytes]) -> OutboundMessage:
+    """`Map.GetAll` of serialized keys of one partition."""
+    message: OutboundMessage = map_get_all_codec.encode_request(name, [Data(key) for key in keys])
+    return message
+
+
+def decode_get_all(message: InboundMessage) -> list[tuple[bytes, bytes]]:
+    """Serialized keys and values of the entries that exist."""
+    return [(bytes(key.buffer), bytes(value.buffer)) for key, value in map_get_all_codec.decode_response(message)]
+
+
+def encode_replace_if_same(name: str, key: bytes, expected: bytes, text: bytes) -> OutboundMessage:
+    """`Map.ReplaceIfSame`: a compare-and-set from one JSON text to another."""
+    message: OutboundMessage = map_replace_if_same_codec.encode_request(
+        name, Data(key), Data(json_data(expected)), Data(json_data(text)), 0
+    )
+    return message
+
+
+def decode_replace_if_same(message: InboundMessage) -> bool:
+    """Whether the value was what was expected, and now is the new one."""
+    return bool(map_replace_if_same_codec.decode_response(message))

@@ -1,0 +1,79 @@
+"""Writing JSON entries into a map: one put-all a partition, many partitions at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import mmh3
+
+from pipeline.grid import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pipeline.grid.connection import Grid
+
+_HASH_SEED = 0x01000193
+_HASH_OFFSET = 8  # the hash and the type in front of a serialized key are not part of what is hashed
+
+
+def partition_of(key: bytes, partition_count: int) -> int:
+    """Partition of a serialized key: Murmur3 (x86, 32 bit) as in Hazelcast's `HashUtil`."""
+    explicit = int.from_bytes(key[:4], "big", signed=True)
+    value = explicit or mmh3.hash(key[_HASH_OFFSET:], _HASH_SEED)
+    return 0 if value == -(2**31) else abs(value) % partition_count
+
+
+class MapWriter:
+    """Writes JSON texts under serialized keys into one map."""
+
+    def __init__(self, grid: Grid, map_name: str) -> None:
+        self._grid = grid
+        self.map_name = map_name
+        self._prefix = wire.put_all_prefix(map_name)
+
+    def put_partition(self, partition: int, keys: Sequence[bytes], texts: Sequence[bytes]) -> asyncio.Future[None]:
+        """Write entries of one partition in one message.
+
+        Sent in the order of the calls, and applied by the member in that order. The future fails if the member did
+        not confirm the write with its backups; then it may or may not have happened.
+
+        Args:
+            partition: The partition of every key.
+            keys: Serialized keys, as they came from a journal.
+            texts: JSON texts in UTF-8.
+        """
+        message = wire.encode_put_all_json(self._prefix, keys, texts)
+        return wire.invoke(self._grid.client, message, partition, _nothing)
+
+    def serialize_key(self, key: Any) -> bytes:
+        """A key as the grid stores it."""
+        return wire.key_data(self._grid.client, key)
+
+    async def put(self, entries: Iterable[tuple[Any, bytes]]) -> int:
+        """Write entries under keys of any type that Hazelcast serializes; returns how many.
+
+        Raises:
+            HazelcastError: At least one partition did not confirm; the entries of others may have been written.
+        """
+        by_partition: dict[int, tuple[list[bytes], list[bytes]]] = {}
+        count, partitions = 0, self._grid.partition_count
+        serialize = self.serialize_key
+        for key, text in entries:
+            data = serialize(key)
+            keys, texts = by_partition.setdefault(partition_of(data, partitions), ([], []))
+            keys.append(data)
+            texts.append(text)
+            count += 1
+        if by_partition:
+            writes = [self.put_partition(p, keys, texts) for p, (keys, texts) in by_partition.items()]
+            # Wait for all before reporting the first failure: no write may be under way when the caller tries again.
+            for outcome in await asyncio.gather(*writes, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        return count
+
+
+def _nothing(_message: object) -> None:
+    return None
