@@ -1,0 +1,78 @@
+"""Options that commands share, and the connection made of them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from pipeline.grid import Grid, GridSettings
+
+Members = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--members",
+        "-m",
+        metavar="HOST:PORT",
+        help="A member of the cluster; repeat for several. Else GRIDSCORE_MEMBERS, the settings file, or the cluster "
+        "that `gridscore up` runs on this machine.",
+        rich_help_panel="Connection",
+    ),
+]
+ClusterName = Annotated[
+    str | None,
+    typer.Option("--cluster-name", metavar="NAME", help="Name of the cluster.", rich_help_panel="Connection"),
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        metavar="FILE",
+        help="Settings file (TOML): members, TLS, credentials. Else GRIDSCORE_CONFIG or ./gridscore.toml.",
+        rich_help_panel="Connection",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def grid_settings(members: list[str] | None, cluster_name: str | None, file: Path | None) -> GridSettings:
+    """Settings of a command: what it was given, or the cluster that `gridscore up` runs here if nothing says where.
+
+    Raises:
+        SettingsError: They are not valid.
+    """
+    from pipeline.grid import GridSettings
+
+    if file is not None:
+        if not file.is_file():
+            raise SettingsError(f"--settings: there is no file {file}")
+        os.environ["GRIDSCORE_CONFIG"] = str(file)
+    settings = GridSettings.load(members=members, cluster_name=cluster_name)
+    if not settings.members:
+        from pipeline.grid.member import running_cluster
+
+        if (local := running_cluster()) is not None:
+            names = {} if "cluster_name" in settings.model_fields_set else {"cluster_name": local["cluster_name"]}
+            settings = settings.model_copy(update={"members": list(local["members"]), **names})
+    return settings
+
+
+@asynccontextmanager
+async def connected(members: list[str] | None, cluster_name: str | None, file: Path | None) -> AsyncIterator[Grid]:
+    """A connection for the time of a command.
+
+    Raises:
+        ConnectionFailedError: No member answered, or the cluster refused this client.
+    """
+    from pipeline.grid import connect
+
+    async with await connect(grid_settings(members, cluster_name, file)) as grid:
+        yield grid
