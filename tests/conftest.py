@@ -1,0 +1,52 @@
+"""What all tests share: one real member for the session, and settings that lead to it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+import warnings
+
+import pytest
+
+with warnings.catch_warnings():
+    # On Python 3.11 the client imports `asyncore`, which is deprecated there; it is not ours to change.
+    warnings.filterwarnings("ignore", "The asyncore module is deprecated", DeprecationWarning)
+    import hazelcast  # noqa: F401
+
+from pipeline.errors import MemberError
+from pipeline.grid.member import Cluster
+from pipeline.grid.settings import GridSettings
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch, tmp_path_factory):
+    """No test sees the connection, the registered cluster or the settings file of whoever runs it."""
+    for name in [name for name in os.environ if name.startswith("GRIDSCORE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GRIDSCORE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A cluster of one member. Maps outlive a test: take names from `unique`."""
+    try:
+        started = Cluster.start(1, port=0, heap="1g", register=False)
+    except MemberError as error:
+        # On a laptop without a network the rest is still worth running; in CI a missing member is a failure.
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            raise
+        pytest.skip(f"no member: {error}")
+    with started:
+        yield started
+
+
+@pytest.fixture
+def grid_settings(cluster):
+    """Settings that lead to the cluster."""
+    return GridSettings.load(members=cluster.addresses, cluster_name=cluster.cluster_name)
+
+
+@pytest.fixture
+def unique():
+    """A piece of a name that no other test has: `events.flights-{unique}`."""
+    return uuid.uuid4().hex[:8]
