@@ -37,7 +37,7 @@ from hazelcast.protocol.client_message import (
     OutboundMessage,
     create_initial_buffer,
 )
-from hazelcast.protocol.codec import map_get_all_codec, map_replace_if_same_codec
+from hazelcast.protocol.codec import map_get_all_codec, map_put_if_absent_codec, map_replace_if_same_codec
 from hazelcast.serialization.data import Data
 
 from pipeline.errors import UnsupportedClientError
@@ -469,3 +469,14 @@ def encode_replace_if_same(name: str, key: bytes, expected: bytes, text: bytes) 
 def decode_replace_if_same(message: InboundMessage) -> bool:
     """Whether the value was what was expected, and now is the new one."""
     return bool(map_replace_if_same_codec.decode_response(message))
+
+
+def encode_put_if_absent(name: str, key: bytes, text: bytes) -> OutboundMessage:
+    """`Map.PutIfAbsent` of a JSON text, without an end of life."""
+    message: OutboundMessage = map_put_if_absent_codec.encode_request(name, Data(key), Data(json_data(text)), 0, -1)
+    return message
+
+
+def decode_put_if_absent(message: InboundMessage) -> bool:
+    """Whether there was nothing under the key, and now is the text."""
+    return map_put_if_absent_codec.decode_response(message) is None

@@ -1,1 +1,10 @@
-"""The worker room."""
+"""The worker room: the scoring loop, leases, offsets, dead letters.
+
+`Worker` finds submitted jobs and scores for them; `JobRunner` is the loop of one job, the way of a batch from the
+journal to the result map.
+"""
+
+from pipeline.worker.runner import JobRunner
+from pipeline.worker.worker import Worker
+
+__all__ = ["JobRunner", "Worker"]

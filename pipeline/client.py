@@ -1,0 +1,192 @@
+"""The Python door: what an application does with Gridscore, in the words of the command line."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipeline.errors import JobError, UsageError
+from pipeline.grid import GridSettings
+from pipeline.grid import connect as connect_grid
+from pipeline.grid.copies import Fetcher
+from pipeline.grid.writer import MapWriter
+from pipeline.job import Job, JobRecord, Jobs, load_job
+from pipeline.job.life import ENDED
+from pipeline.results import ResultStream
+from pipeline.worker import Worker
+from pipeline.worker.leases import delete_records
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+
+    from pipeline.grid import Grid
+    from pipeline.models import ModelVersion, Registry
+
+MAX_EVENT = 1 << 20
+"""Bytes of one event that we put."""
+
+_CHUNK = 2_000
+
+
+class Client:
+    """A connection to a cluster, with the verbs of the command line. Get one from `connect`."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.jobs = Jobs(grid)
+
+    @property
+    def models(self) -> Registry:
+        """The model registry."""
+        from pipeline.models import Registry
+
+        return Registry(self.grid)
+
+    async def put_events(self, map_name: str, events: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> int:
+        """Put events, or lookup entries, into a map; returns how many.
+
+        Args:
+            map_name: The event map, or a lookup map.
+            events: Keys with JSON objects (dictionaries, or JSON text as bytes or str).
+
+        Raises:
+            UsageError: An event is not JSON, or is larger than a mebibyte.
+            HazelcastError: The cluster did not confirm; some may have been written, and writing again does no harm.
+        """
+        pairs = events.items() if hasattr(events, "items") else events
+        writer, count, chunk = MapWriter(self.grid, map_name), 0, []
+        for key, value in pairs:
+            chunk.append((key, json_text(key, value)))
+            if len(chunk) == _CHUNK:
+                count += await writer.put(chunk)
+                chunk = []
+        return count + await writer.put(chunk)
+
+    async def submit(self, job: Job | Path | str, *, update: bool = False) -> JobRecord:
+        """Submit a job, or the job file at a path.
+
+        Its model must be in the registry, and be for its features: a job that cannot score is refused here, not found
+        out later.
+
+        Args:
+            job: The job or its file.
+            update: Replace an active job of that name; it goes on from its committed offsets.
+
+        Raises:
+            JobFileError: The file is not a valid job.
+            ModelError: There is no such model, or it is for other features.
+            JobError: Another job of that name is active.
+        """
+        from pipeline.models import check_features
+
+        if not isinstance(job, Job):
+            job = load_job(Path(job))
+        version = await self.models.resolve(job.model.name, alias=job.model.alias, version=job.model.version)
+        check_features(job.feature_names, version)
+        current = await self.jobs.find(job.name)
+        if current is not None and current.state in ENDED:
+            await delete_records(self.grid, job.name)
+        return await self.jobs.submit(job, update=update)
+
+    async def push_model(
+        self,
+        model: Any,
+        name: str,
+        *,
+        alias: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> ModelVersion:
+        """Put a model into the registry as its next version.
+
+        Args:
+            model: An XGBoost `Booster`, or the path of one saved as JSON or UBJ.
+            name: Of the model.
+            alias: To point at the new version, `champion` for instance.
+            metrics: What is known of its quality.
+
+        Raises:
+            ModelError: It is not a model, or, with an alias, not for the features of a submitted job that uses it.
+        """
+        expected = await self.expected_features(name, alias) if alias else None
+        return await self.models.push(model, name, alias=alias, metrics=dict(metrics or {}), expected=expected)
+
+    async def promote_model(self, name: str, version: int, alias: str = "champion") -> ModelVersion:
+        """Point an alias at a version; live in every worker within a second.
+
+        Raises:
+            ModelError: There is no such version, or it is not for the features of a submitted job that uses the alias.
+        """
+        return await self.models.promote(name, version, alias=alias, expected=await self.expected_features(name, alias))
+
+    async def expected_features(self, model: str, alias: str) -> dict[str, tuple[str, ...]]:
+        """Feature names by job, for the active jobs that use an alias of a model."""
+        return {
+            record.name: record.job.feature_names
+            for record in await self.jobs.all()
+            if record.state not in ENDED and (record.job.model.name, record.job.model.alias) == (model, alias)
+        }
+
+    async def results(self, map_name: str) -> ResultStream:
+        """Results of a map as they are written from now on: `async for result in await client.results(...)`."""
+        return await ResultStream(self.grid, map_name).open()
+
+    async def result(self, map_name: str, key: Any) -> dict[str, Any] | None:
+        """The result under a key now, or None."""
+        for _, text in await Fetcher(self.grid, map_name).fetch([key]):
+            value: dict[str, Any] = msgspec.json.decode(text)
+            return value
+        return None
+
+    def worker(self, jobs: Collection[str] | None = None) -> Worker:
+        """A worker in this process, scoring while its `async with` is entered."""
+        return Worker(self.grid, jobs)
+
+    async def cancel(self, name: str) -> JobRecord:
+        """End a job for good, and forget how far it had come.
+
+        Raises:
+            JobError: There is no such job.
+        """
+        return await self.jobs.cancel(name)
+
+
+@asynccontextmanager
+async def connect(**settings: Any) -> AsyncIterator[Client]:
+    """Connect to a cluster: `async with connect(members=["host:5701"]) as client`.
+
+    Args:
+        **settings: Fields of `GridSettings`; what is not given comes from `GRIDSCORE_*` or the settings file.
+
+    Raises:
+        ConnectionFailedError: No member answered, or the cluster refused this client.
+        SettingsError: The settings are not valid.
+    """
+    async with await connect_grid(GridSettings.load(**settings)) as grid:
+        yield Client(grid)
+
+
+def json_text(key: Any, value: Any) -> bytes:
+    """JSON text of an event, whatever it came as.
+
+    Raises:
+        UsageError: It cannot be JSON, or is too large.
+    """
+    try:
+        text = (
+            value.encode()
+            if isinstance(value, str)
+            else value
+            if isinstance(value, bytes)
+            else msgspec.json.encode(value)
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"The event `{key}` cannot be written as JSON: {error}") from None
+    if len(text) > MAX_EVENT:
+        raise UsageError(f"The event `{key}` has {len(text):,} bytes; the limit is {MAX_EVENT:,}.")
+    return text
+
+
+__all__ = ["Client", "JobError", "connect", "json_text"]

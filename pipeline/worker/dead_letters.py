@@ -1,0 +1,137 @@
+"""Dead letters: events that could not be scored, with the reason, their bytes, and where they came from.
+
+They lie in the map `dead-letters.<job>` as JSON values, under a key made of partition, sequence and content, so that
+one event met twice (after a crash, say) is one dead letter.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipeline.errors import JobError
+from pipeline.grid import wire
+
+if TYPE_CHECKING:
+    from pipeline.grid import Grid
+
+MAX_RAW = 1 << 20
+"""Bytes of an event that a dead letter keeps; what is longer is cut, and says so."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """An event that could not be scored.
+
+    Attributes:
+        job: That could not score it.
+        map: The event map.
+        partition: Of the event map.
+        sequence: In that partition's journal.
+        key: The event's key, as text.
+        key_data: The serialized key, base64.
+        stage: Where it failed: `decode`, `lookup` or `features`.
+        error: Why.
+        raw: The event's bytes, base64.
+        size: Of the event, bytes; `raw` is cut to a mebibyte.
+        at: When, RFC 3339.
+    """
+
+    job: str
+    map: str
+    partition: int
+    sequence: int
+    key: str
+    key_data: str
+    stage: str
+    error: str
+    raw: str
+    size: int
+    at: str
+
+    @property
+    def id(self) -> str:
+        """Its key in the dead-letter map."""
+        return f"{self.partition}-{self.sequence}-{zlib.crc32(self.raw.encode()):08x}"
+
+    @property
+    def raw_bytes(self) -> bytes:
+        """The event's bytes."""
+        return base64.b64decode(self.raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An event as the scorer rejects it."""
+
+    partition: int
+    sequence: int
+    key: bytes
+    raw: bytes
+    stage: str
+    error: str
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(DeadLetter).decode
+
+
+def map_of(job: str) -> str:
+    """Name of a job's dead-letter map."""
+    return f"dead-letters.{job}"
+
+
+def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> tuple[str, bytes]:
+    """Key and JSON text of the dead letter of an event."""
+    try:
+        key = str(wire.to_object(grid.client, rejected.key))
+    except Exception as error:  # noqa: BLE001 -- a key of a type we cannot read is no reason to lose the letter
+        key = f"<{type(error).__name__}: {error}>"
+    dead = DeadLetter(
+        job=job,
+        map=map_name,
+        partition=rejected.partition,
+        sequence=rejected.sequence,
+        key=key[:1000],
+        key_data=base64.b64encode(rejected.key).decode(),
+        stage=rejected.stage,
+        error=rejected.error[:4000],
+        raw=base64.b64encode(rejected.raw[:MAX_RAW]).decode(),
+        size=len(rejected.raw),
+        at=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    )
+    return dead.id, _encode(dead)
+
+
+async def list_letters(grid: Grid, job: str, limit: int) -> tuple[int, list[DeadLetter]]:
+    """How many dead letters a job has, and up to `limit` of them, the latest first."""
+    name = map_of(job)
+    if not await grid.has_map(name):
+        return 0, []
+    proxy = await grid.map(name)
+    found = [_read(value) for value in await proxy.values()]
+    found.sort(key=lambda dead: dead.at, reverse=True)
+    return len(found), found[:limit]
+
+
+async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:
+    """The dead letter with that key.
+
+    Raises:
+        JobError: There is none.
+    """
+    name = map_of(job)
+    found = await (await grid.map(name)).get(key) if await grid.has_map(name) else None
+    if found is None:
+        raise JobError(
+            f"The job `{job}` has no dead letter `{key}`.", f"`gridscore dead-letters list {job}` lists them."
+        )
+    return _read(found)
+
+
+def _read(value: Any) -> DeadLetter:
+    return _decode(value.to_string())

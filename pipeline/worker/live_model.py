@@ -1,0 +1,123 @@
+"""The model that a job scores with, and its exchange for a newer version off the hot path.
+
+A version is fetched, checked, loaded and warmed in a thread while the old one goes on scoring; then model and features
+are exchanged as one, between two batches. A version that cannot be loaded, or is not for this job's features, changes
+nothing but the statistics and the log, which say why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from hazelcast.errors import HazelcastError
+
+from pipeline.errors import GridscoreError
+from pipeline.features import FeaturePlan
+from pipeline.models import LoadedModel, Registry, check_features
+from pipeline.worker.scorer import ActiveModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.features import LookupTable
+    from pipeline.grid import Grid
+    from pipeline.job import Job
+    from pipeline.models import ModelVersion
+    from pipeline.worker.stats import JobStats
+
+_log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+"""How often the registry is looked at even if no change was announced: a promotion is live within a second."""
+
+
+class LiveModel:
+    """Keeps `active` at the version that the job's model reference means."""
+
+    def __init__(self, grid: Grid, job: Job, tables: Mapping[str, LookupTable], stats: JobStats) -> None:
+        self._registry = Registry(grid)
+        self._job = job
+        self._tables = tables
+        self._stats = stats
+        self._changed = asyncio.Event()
+        self._stop_watching: Any = None
+        self._refused: int = 0
+        self.active: ActiveModel
+
+    async def start(self) -> None:
+        """Load the version that is meant now.
+
+        Raises:
+            ModelError: There is no such model or version, it cannot be loaded, or it is not for this job.
+        """
+        self._stop_watching = await self._registry.watch(self._changed.set)
+        self.active = await self._load(await self._resolve())
+
+    async def follow(self) -> None:
+        """Exchange the model whenever another version is meant, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+            try:
+                await self._exchange()
+            except (GridscoreError, HazelcastError) as error:
+                # The version is remembered as refused below; here the registry itself did not answer.
+                _log.warning("%s: the model could not be looked up: %s", self._job.name, error)
+
+    async def close(self) -> None:
+        """Stop watching the registry."""
+        if self._stop_watching is not None:
+            stop, self._stop_watching = self._stop_watching, None
+            try:
+                await stop()
+            except HazelcastError:
+                _log.debug("the model listener could not be removed", exc_info=True)
+
+    async def _exchange(self) -> None:
+        version = await self._resolve()
+        if version.version == self.active.model.version.version:
+            self._refused, self._stats.model_error = 0, ""
+            return
+        if version.version == self._refused:
+            return
+        try:
+            fresh = await self._load(version)
+        except GridscoreError as error:
+            self._refused, self._stats.model_error = version.version, f"version {version.version}: {error}"
+            _log.error(
+                "%s: version %d of `%s` is not used, version %d goes on: %s",
+                self._job.name,
+                version.version,
+                version.name,
+                self.active.model.version.version,
+                error,
+                extra={"action": "model_refused"},
+            )
+            return
+        self.active = fresh
+        self._refused, self._stats.model_error = 0, ""
+        _log.info(
+            "%s: version %d of `%s` is live",
+            self._job.name,
+            version.version,
+            version.name,
+            extra={"action": "model_live"},
+        )
+
+    async def _resolve(self) -> ModelVersion:
+        model = self._job.model
+        return await self._registry.resolve(model.name, alias=model.alias, version=model.version)
+
+    async def _load(self, version: ModelVersion) -> ActiveModel:
+        check_features(self._job.feature_names, version)
+        payload = await self._registry.fetch(version.name, version.version)
+        model = await asyncio.to_thread(LoadedModel.load, version, payload)
+        plan = FeaturePlan(self._job, self._tables, version.categories)
+        self._stats.version = version.version
+        return ActiveModel(model, plan)

@@ -1,0 +1,76 @@
+"""Results: what is written to the result map for each event, as JSON that any client reads."""
+
+from __future__ import annotations
+
+import time
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.job import Job
+    from pipeline.models import ModelVersion
+
+RESERVED = ("score", "decision", "version", "model", "sequence", "scored_at")
+"""Fields of every result; included event fields cannot have these names."""
+
+
+class ResultEncoder:
+    """Encodes results of one job.
+
+    A result is a JSON object: `score` (a number, or a list of numbers for a model with several outputs), `decision` (if
+    the job has decisions), `model` and `version` (that made it), `sequence` (of the event in its partition's journal),
+    `scored_at` (milliseconds since 1970), and the event fields that the job includes.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._include = tuple(job.result.include)
+        fields: list[Any] = ["score", "sequence", "version", "model", "scored_at"]
+        self._thresholds, self._labels = _decision_steps(job)
+        if self._labels:
+            fields.insert(1, "decision")
+        self._type = msgspec.defstruct("Result", [*fields, *self._include], gc=False)
+        self._encode = msgspec.json.Encoder().encode
+        getter = attrgetter(*self._include) if self._include else None
+        self._included = getter
+        self._single = len(self._include) == 1
+
+    def encode(
+        self, events: Sequence[Any], scores: NDArray[np.float32], sequences: Sequence[int], version: ModelVersion
+    ) -> list[bytes]:
+        """JSON texts of the results of a batch.
+
+        Args:
+            events: Decoded events.
+            scores: Shape (n,) or (n, outputs).
+            sequences: Of the events.
+            version: That made the scores.
+        """
+        number, name, now = version.version, version.name, time.time_ns() // 1_000_000
+        encode, make = self._encode, self._type
+        values = scores.tolist()
+        columns: list[Any] = [values]
+        if self._labels:
+            steps = np.searchsorted(self._thresholds, scores, side="right")
+            labels = self._labels
+            columns.append([labels[step] for step in steps.tolist()])
+        if self._included is None:
+            return [encode(make(*row, number, name, now)) for row in zip(*columns, sequences, strict=True)]
+        included = map(self._included, events)
+        if self._single:
+            included = ((value,) for value in included)
+        return [
+            encode(make(*row, number, name, now, *more))
+            for row, more in zip(zip(*columns, sequences, strict=True), included, strict=True)
+        ]
+
+
+def _decision_steps(job: Job) -> tuple[NDArray[np.float32], list[str]]:
+    """Thresholds in ascending order, and the decision below the first, then from each on."""
+    raise NotImplementedError
