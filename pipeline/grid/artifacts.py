@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import threading
 from pathlib import Path
@@ -75,12 +74,6 @@ def member_jars(version: str = DEFAULT_VERSION, on_progress: Callable[[str], Non
         temporary.write_text(json.dumps([str(jar) for jar in jars], indent=1), encoding="utf-8")
         temporary.replace(known)
     return jars
-
-
-def class_archive(java: Path, jars: list[Path]) -> Path:
-    """Where the JVM keeps the classes of these very jars ready to map (it makes the file itself; it starts faster)."""
-    parts = "\n".join([str(java), *(f"{jar} {jar.stat().st_size}" for jar in jars)])
-    return cache_folder() / f"member-classes-{hashlib.sha256(parts.encode()).hexdigest()[:16]}.jsa"
 
 
 def _remembered(known: Path) -> list[Path]:

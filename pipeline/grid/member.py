@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import MemberError, UsageError
 from pipeline.grid import guard
-from pipeline.grid.artifacts import DEFAULT_VERSION, class_archive, java_executable, member_jars
+from pipeline.grid.artifacts import DEFAULT_VERSION, java_executable, member_jars
 from pipeline.grid.template import load_template, member_config, template_cluster_name
 
 FIRST_PORT = 5701
@@ -284,7 +284,10 @@ class _Launch:
     def start_all(self, progress: Progress) -> None:
         """Start every member and wait until each sees all; stop what runs if that fails."""
         try:
-            for index in range(len(self.ports)):
+            # The first goes alone: members that start together vote on a master for five seconds.
+            self.start(0)
+            self.wait_for({0}, expected=1)
+            for index in range(1, len(self.ports)):
                 self.start(index)
             self.wait_for(set(range(len(self.ports))), expected=len(self.ports), progress=progress)
         except BaseException:
@@ -382,7 +385,6 @@ class _Launch:
             f"-Xms{self.heap}",
             f"-Xmx{self.heap}",
             *_JVM_OPTIONS,
-            f"-XX:SharedArchiveFile={class_archive(self.java, self.jars)}",
             f"-XX:ErrorFile={self.folder / f'member-{index}-crash.log'}",
             f"-Dhazelcast.config={self.folder / f'member-{index}.yaml'}",
             *_HAZELCAST_PROPERTIES,
@@ -404,7 +406,6 @@ _JVM_OPTIONS = [
     # A member out of memory would stay in the cluster and answer nobody.
     "-XX:+ExitOnOutOfMemoryError",
     "-XX:+UseParallelGC",
-    "-XX:+AutoCreateSharedArchive",
     "-Xlog:disable",
     "-Xlog:all=error:stderr",
     "-Djava.net.preferIPv4Stack=true",
@@ -416,7 +417,7 @@ _HAZELCAST_PROPERTIES = [
     "-Dhazelcast.logging.type=jdk",
     "-Dhazelcast.phone.home.enabled=false",
     # All members are listed and start together: nobody else is worth waiting for.
-    "-Dhazelcast.wait.seconds.before.join=1",
+    "-Dhazelcast.wait.seconds.before.join=0",
     "-Dhazelcast.socket.bind.any=false",
     "-Dhazelcast.shutdownhook.policy=TERMINATE",
 ]
