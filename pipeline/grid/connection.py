@@ -73,9 +73,7 @@ class Grid:
 
     async def has_map(self, name: str) -> bool:
         """Whether a map of that name exists in the cluster, without creating it."""
-        service = "hz:impl:mapService"
-        objects = await self.client.get_distributed_objects()
-        return any(o.service_name == service and o.name == name for o in objects)
+        return name in await wire.map_names(self.client)
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back whenever a member has been connected anew; returns a function that ends it."""

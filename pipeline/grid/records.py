@@ -74,7 +74,7 @@ class Records:
             existing = await (await self._map()).put_if_absent(key, HazelcastJsonValue(text))
         except INDETERMINATE:
             existing = await self._read_back(key, text)
-        if existing is not None and existing.to_string() != text:
+        if existing is not None:
             raise ConflictError(f"{self.map_name}: the record `{key}` exists already.")
         return Record(key, value, text)
 
@@ -93,7 +93,7 @@ class Records:
                 record.key, HazelcastJsonValue(record.raw), HazelcastJsonValue(text)
             )
         except INDETERMINATE:
-            # Whether it happened is not known, so look. Values never repeat (they hold counters), so this is proof.
+            # Whether it happened is not known, so look. A value that two writers may write alike needs its writer in it.
             current = await (await self._map()).get(record.key)
             done = current is not None and current.to_string() == text
         if not done:

@@ -23,6 +23,7 @@ import hazelcast
 from hazelcast.asyncio import HazelcastClient
 from hazelcast.errors import AuthenticationError
 from hazelcast.internal.asyncio_invocation import Invocation
+from hazelcast.internal.asyncio_proxy.manager import MAP_SERVICE
 from hazelcast.internal.asyncio_reactor import AsyncioConnection, AsyncioReactor, HazelcastProtocol
 from hazelcast.protocol.builtin import DataCodec, EntryListCodec, StringCodec
 from hazelcast.protocol.client_message import (
@@ -37,7 +38,12 @@ from hazelcast.protocol.client_message import (
     OutboundMessage,
     create_initial_buffer,
 )
-from hazelcast.protocol.codec import map_get_all_codec, map_put_if_absent_codec, map_replace_if_same_codec
+from hazelcast.protocol.codec import (
+    client_get_distributed_objects_codec,
+    map_get_all_codec,
+    map_put_if_absent_codec,
+    map_replace_if_same_codec,
+)
 from hazelcast.serialization.data import Data
 
 from pipeline.errors import UnsupportedClientError
@@ -266,7 +272,15 @@ def invoke(
 
 def to_data(client: HazelcastClient, value: Any) -> bytes:
     """Serialize a key or value as the client would."""
-    return bytes(client._serialization_service.to_data(value).to_bytes())  # noqa: SLF001
+    return bytes(client._serialization_service.to_data(value).buffer)  # noqa: SLF001
+
+
+async def map_names(client: HazelcastClient) -> set[str]:
+    """Names of the maps that exist in the cluster; the asyncio client does not offer this."""
+    codec = client_get_distributed_objects_codec
+    invocation = Invocation(codec.encode_request(), response_handler=codec.decode_response)
+    objects = await client._invocation_service.ainvoke(invocation)  # noqa: SLF001
+    return {found.name for found in objects if found.service_name == MAP_SERVICE}
 
 
 _STRING_HEADER = struct.Struct(">iii")

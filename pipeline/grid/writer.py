@@ -33,6 +33,10 @@ class MapWriter:
         self.map_name = map_name
         self._prefix = wire.put_all_prefix(map_name)
 
+    async def prepare(self) -> None:
+        """Make the map known to the cluster by name; a bare write would fill it without that."""
+        await self._grid.map(self.map_name)
+
     def put_partition(self, partition: int, keys: Sequence[bytes], texts: Sequence[bytes]) -> asyncio.Future[None]:
         """Write entries of one partition in one message.
 
@@ -57,6 +61,7 @@ class MapWriter:
         Raises:
             HazelcastError: At least one partition did not confirm; the entries of others may have been written.
         """
+        await self.prepare()
         by_partition: dict[int, tuple[list[bytes], list[bytes]]] = {}
         count, partitions = 0, self._grid.partition_count
         serialize = self.serialize_key

@@ -126,6 +126,7 @@ class JobRunner:
 
     async def _prepare(self) -> None:
         await self._reader.bounds(0)  # a map without a journal is best found at once
+        await self._results.prepare()
         for copy in self._copies.values():
             await copy.start()
         await self._model.start()
