@@ -1,0 +1,72 @@
+"""`gridscore doctor`: checks a running cluster against what a job needs."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from pipeline.cli.output import console, print_json, run
+
+if TYPE_CHECKING:
+    from pipeline.grid.doctor import Finding, Needs
+
+_MARKS = {"ok": "[green]ok  [/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+
+
+def doctor(
+    *,
+    job: Annotated[
+        Path | None, typer.Option("--job", metavar="FILE", help="A job file: check its maps and lookups.")
+    ] = None,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Check the cluster against what a job needs, and say what to change. Changes nothing itself.
+
+    The exit code is 1 if something fails that a job cannot do without.
+
+    Example: [bold]gridscore doctor --job jobs/flights/job.yaml[/]
+    """
+    from pipeline.grid.doctor import Level, examine
+
+    needs = _needs(job) if job else None
+
+    async def main() -> list[Finding]:
+        async with connected(members, cluster_name, settings) as grid:
+            return await examine(grid, needs)
+
+    findings: list[Finding] = run(main())
+    if as_json:
+        print_json([{"level": f.level, "what": f.what, "detail": f.detail, "advice": f.advice} for f in findings])
+    else:
+        for finding in findings:
+            console.print(
+                f"{_MARKS[finding.level]}  [bold]{escape(finding.what)}[/]: {escape(finding.detail)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            if finding.advice:
+                console.print(f"      {escape(finding.advice)}", style="dim", highlight=False, soft_wrap=True)
+    if any(finding.level is Level.FAIL for finding in findings):
+        raise typer.Exit(1)
+
+
+def _needs(file: Path) -> Needs:
+    from pipeline.grid.doctor import LookupNeed, Needs
+    from pipeline.job import load_job
+
+    job = load_job(file)
+    return Needs(
+        job.events,
+        job.results,
+        tuple(
+            LookupNeed(lookup.map, lookup.max_entries if lookup.mode == "copy" else None)
+            for lookup in job.lookups.values()
+        ),
+    )

@@ -1,0 +1,146 @@
+"""`gridscore up`: a real cluster on this machine, for as long as the command runs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
+from pipeline.cli.output import console, errors, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.grid.member import Cluster
+
+_LOOK_SECONDS = 0.5
+
+
+def up(
+    *,
+    members: Annotated[int, typer.Option("--members", "-n", min=1, max=16, help="How many members.")] = 1,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port of the first member; the next follow. Else the first free ones from 5701."),
+    ] = None,
+    heap: Annotated[str, typer.Option(help="Java heap of each member.", metavar="SIZE")] = "1g",
+    cluster_name: Annotated[
+        str | None, typer.Option("--cluster-name", metavar="NAME", help="Else the one in the configuration.")
+    ] = None,
+    version: Annotated[str, typer.Option(help="Hazelcast's version.")] = "5.6.0",
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A hazelcast.yaml of your own; its network is adjusted to this machine."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a Hazelcast cluster on this machine until Ctrl-C. It needs no Java, Maven or Docker.
+
+    A second one is not started: the command says where the first is, and ends.
+
+    Example: [bold]gridscore up --members 3 --heap 512m[/]
+    """
+    from pipeline.errors import MemberError
+    from pipeline.grid.member import Cluster, running_cluster
+
+    if running := running_cluster():
+        _report(running, as_json=as_json, already=True)
+        return
+    with _signals() as ended:
+        try:
+            with errors.status("Looking for Hazelcast") as status:
+
+                def progress(text: str) -> None:
+                    status.update(text)
+                    if not errors.is_terminal:
+                        errors.print(text, highlight=False)
+
+                cluster = Cluster.start(
+                    members,
+                    port=port,
+                    heap=heap,
+                    cluster_name=cluster_name,
+                    version=version,
+                    config=config,
+                    on_progress=progress,
+                )
+        except MemberError:
+            # Two commands at the same moment: the other one was first.
+            if running := running_cluster():
+                _report(running, as_json=as_json, already=True)
+                return
+            raise
+        with cluster:
+            _report(running_cluster() or {}, as_json=as_json, already=False)
+            _watch(cluster, ended)
+            errors.print("Stopping", highlight=False)
+
+
+def _watch(cluster: Cluster, ended: threading.Event) -> None:
+    """Return when we are asked to end; report members that die; raise when none is left."""
+    told: set[int] = set()
+    while not ended.wait(_LOOK_SECONDS):
+        for index, address in enumerate(cluster.addresses):
+            death = cluster.death(index)
+            if death is None or index in told:
+                continue
+            told.add(index)
+            if not any(cluster.alive):
+                raise death
+            errors.print(f"[bold yellow]warning:[/] {address} is gone.", highlight=False)
+            errors.print(str(death), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Ctrl-C, `kill` and a closed terminal end the wait, and so stop the members in order.
+
+    To stop is what Ctrl-C is for here, so the exit code is 0. Before the members are up it interrupts their start.
+    """
+    ended = threading.Event()
+
+    def end(*_: Any) -> None:
+        if ended.is_set():
+            return  # already stopping
+        ended.set()
+        raise _Interrupted
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), end) for name in names}
+    try:
+        yield ended
+    except _Interrupted:
+        pass
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+class _Interrupted(BaseException):
+    """A signal asked us to end. Not an Exception, so that nothing on the way takes it for a failure."""
+
+
+def _report(state: dict[str, Any], *, as_json: bool, already: bool) -> None:
+    if as_json:
+        print_json({**state, "already_running": already})
+        return
+    count = len(state["members"])
+    what = f"Hazelcast {state['version']}, cluster [bold]{state['cluster_name']}[/]"
+    if already:
+        console.print(f"{what} runs already (process {state['owner']['pid']})", highlight=False)
+    else:
+        console.print(f"{what} is up: {count} {'member' if count == 1 else 'members'}", highlight=False)
+    for address, log in zip(state["members"], state["log_files"], strict=True):
+        console.print(f"  [bold]{address}[/]  {log}", highlight=False, soft_wrap=True)
+    console.print(
+        "Next, in another terminal: [bold]gridscore demo[/] shows it all, [bold]gridscore doctor[/] checks the "
+        "cluster, [bold]gridscore submit JOB[/] scores your events.",
+        highlight=False,
+    )
+    if not already:
+        console.print("Ctrl-C stops it; its data is in memory only.", highlight=False)

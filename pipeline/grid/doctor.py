@@ -1,0 +1,391 @@
+"""Checks a running cluster against what a job needs, and says what to change. It reads, and never writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from hazelcast.errors import HazelcastError
+
+from pipeline.errors import GridError, JournalMissingError
+from pipeline.grid import wire
+from pipeline.grid.journal import Journal
+from pipeline.grid.management import MapConfig, MemberConfig, MemberReport, Protection, ask_members
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.grid.connection import Grid
+
+OLDEST_VERSION = (5, 6)
+MIN_PER_PARTITION = 1000
+"""Journal entries per partition below which a hiccup of a worker at a few thousand events a second loses events."""
+
+CLOCK_WARN_SECONDS = 0.5
+CLOCK_FAIL_SECONDS = 5.0
+
+_CONTROL_MAPS = "gridscore.jobs"  # stands for all `gridscore.*`
+_PROBED_PARTITIONS = 16
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: Whether a job can run with it.
+        what: The thing.
+        detail: What was seen.
+        advice: What to change; empty if nothing.
+    """
+
+    level: Level
+    what: str
+    detail: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class LookupNeed:
+    """A lookup map that a job reads.
+
+    Attributes:
+        map_name: Its name.
+        max_entries: Entries that a worker copies at most; None if it fetches what it needs from the grid.
+    """
+
+    map_name: str
+    max_entries: int | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The maps of a job. Without a job, the maps that its conventions would give it are looked at.
+
+    Attributes:
+        events: The event map.
+        results: The result map.
+        lookups: The lookup maps.
+    """
+
+    events: str = "events.*"
+    results: str = "results.*"
+    lookups: Iterable[LookupNeed] = field(default_factory=tuple)
+
+
+async def examine(grid: Grid, needs: Needs | None = None) -> list[Finding]:
+    """Look at everything that a job depends on.
+
+    Args:
+        grid: A connection to the cluster.
+        needs: The maps of a job; None looks at what maps by convention get or would get.
+
+    Raises:
+        GridError: The cluster stopped answering.
+    """
+    try:
+        reports = await ask_members(grid)
+        members = sum(not member.lite_member for member in grid.members)
+        configs = {report.address: report.config for report in reports if report.config is not None}
+        findings = [_client(), *_versions(grid), _size(members), _clock(reports)]
+        findings += _agreement(reports)
+        needs = needs or Needs()
+        for kind, name in (("event", needs.events), ("result", needs.results)):
+            if configs:
+                found = _journalled_map(kind, name, next(iter(configs.values())), members, grid.partition_count)
+            else:
+                found = [await _probed_journal(grid, kind, name)]
+            findings += found
+        if configs:
+            findings += _control_maps(next(iter(configs.values())), members)
+        for lookup in needs.lookups:
+            findings.append(await _lookup(grid, lookup))
+        findings.append(await _sql(grid))
+    except HazelcastError as error:
+        raise GridError(f"The cluster stopped answering: {error}") from error
+    return findings
+
+
+def _client() -> Finding:
+    import hazelcast
+
+    wire.check_client_version()
+    return Finding(Level.OK, "client", f"hazelcast-python-client {hazelcast.__version__}")
+
+
+def _versions(grid: Grid) -> list[Finding]:
+    versions = wire.server_versions(grid.client)
+    distinct = sorted(set(versions.values()), key=_version_key)
+    if not distinct:
+        return [Finding(Level.WARN, "version", "no member is connected")]
+    if _version_key(distinct[0]) < OLDEST_VERSION:
+        old = [address for address, version in versions.items() if _version_key(version) < OLDEST_VERSION]
+        return [
+            Finding(
+                Level.FAIL,
+                "version",
+                f"Hazelcast {distinct[0]} at {', '.join(old)}",
+                "Gridscore needs Hazelcast 5.6 or later: upgrade these members.",
+            )
+        ]
+    if len(distinct) > 1:
+        return [
+            Finding(
+                Level.WARN,
+                "version",
+                f"Hazelcast {' and '.join(distinct)} in one cluster",
+                "Fine during an upgrade; bring all members to one version.",
+            )
+        ]
+    return [Finding(Level.OK, "version", f"Hazelcast {distinct[0]}")]
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _size(members: int) -> Finding:
+    if members == 1:
+        return Finding(
+            Level.WARN,
+            "members",
+            "1 member: nothing has a backup",
+            "Good for trying out. For work, run three: then one may fail without loss.",
+        )
+    if members == 2:
+        return Finding(
+            Level.WARN,
+            "members",
+            "2 members: neither side of a split has a majority",
+            "One may fail without loss of data, but only three keep control maps both safe and available.",
+        )
+    return Finding(Level.OK, "members", f"{members} members")
+
+
+def _clock(reports: list[MemberReport]) -> Finding:
+    seen = [report for report in reports if report.clock_offset is not None]
+    if not seen:
+        return Finding(Level.WARN, "clock", "the members do not tell their time", "See `configuration`.")
+    worst = max(seen, key=lambda report: abs(report.clock_offset or 0))
+    offset = worst.clock_offset or 0.0
+    # What the way of the answer may account for is no difference.
+    surely = max(0.0, abs(offset) - worst.uncertainty)
+    side = "ahead of" if offset > 0 else "behind"
+    detail = f"the cluster's clock is {abs(offset) * 1000:.0f} ms {side} ours ({worst.address})"
+    if surely >= CLOCK_WARN_SECONDS:
+        level = Level.FAIL if surely >= CLOCK_FAIL_SECONDS else Level.WARN
+        return Finding(level, "clock", detail, "Run NTP (chrony, systemd-timesyncd) on this machine and the members'.")
+    return Finding(Level.OK, "clock", detail)
+
+
+def _agreement(reports: list[MemberReport]) -> list[Finding]:
+    silent = [report for report in reports if report.config is None]
+    told = [report for report in reports if report.config is not None]
+    if silent:
+        return [
+            Finding(
+                Level.WARN,
+                "configuration",
+                f"{silent[0].address} does not tell its configuration: {silent[0].refusal}",
+                "Backups and split-brain protection cannot be checked there. Allow this machine in the members' "
+                "`management-center: trusted-interfaces`, or run the doctor where it is allowed.",
+            )
+        ]
+    if any(report.config != told[0].config for report in told):
+        return [
+            Finding(
+                Level.FAIL,
+                "configuration",
+                "the members' maps or split-brain protection are configured differently",
+                "Give all members the same hazelcast.yaml; otherwise a map's replicas behave differently.",
+            )
+        ]
+    return []
+
+
+def _journalled_map(kind: str, name: str, config: MemberConfig, members: int, partitions: int) -> list[Finding]:
+    map_config = config.map(name)
+    what = f"{kind} map {name}"
+    return [
+        _journal(what, map_config, partitions, needed=kind == "event"),
+        _backups(what, map_config, members),
+        *_expiry(what, map_config),
+    ]
+
+
+def _journal(what: str, config: MapConfig, partitions: int, *, needed: bool) -> Finding:
+    if config.journal_capacity is None:
+        return Finding(
+            # Results are scored, listened to and queried without one; only sinks need it.
+            Level.FAIL if needed else Level.WARN,
+            what,
+            f"no event journal (its configuration is `{config.pattern}`)"
+            + ("" if needed else ": no sink can follow it"),
+            "Add `event-journal: {enabled: true, capacity: 1000000}` to it in the members' hazelcast.yaml and restart "
+            "them, or name the map by a pattern that has one.",
+        )
+    each = config.journal_capacity // partitions
+    detail = f"journal of {config.journal_capacity:,}, {each:,} a partition (`{config.pattern}`)"
+    if each < MIN_PER_PARTITION:
+        return Finding(
+            Level.WARN,
+            what,
+            detail,
+            f"At 10,000 events/s it holds {config.journal_capacity / 10_000:.1f} s: workers that pause longer lose "
+            f"events. Set `capacity` to {MIN_PER_PARTITION * partitions:,} at least; 1,000,000 is ours.",
+        )
+    return Finding(Level.OK, what, detail)
+
+
+def _backups(what: str, config: MapConfig, members: int) -> Finding:
+    if config.backups == 0:
+        return Finding(
+            Level.FAIL if members > 1 else Level.WARN,
+            what,
+            "backup-count 0" + (f" (and {config.async_backups} asynchronous)" if config.async_backups else ""),
+            "Set `backup-count: 1`: when a member dies, sequences restart at zero and readers miss events.",
+        )
+    if config.backups >= members > 1:
+        return Finding(
+            Level.WARN, what, f"backup-count {config.backups}, but only {members} members", "Start more members."
+        )
+    return Finding(Level.OK, what, f"backup-count {config.backups}")
+
+
+def _expiry(what: str, config: MapConfig) -> list[Finding]:
+    set_here = [
+        name
+        for name, is_set in (
+            (f"time-to-live-seconds {config.time_to_live}", config.time_to_live > 0),
+            (f"max-idle-seconds {config.max_idle}", config.max_idle > 0),
+            (f"eviction {config.eviction}", config.eviction != "NONE"),
+        )
+        if is_set
+    ]
+    if not set_here:
+        return []
+    return [
+        Finding(
+            Level.FAIL,
+            what,
+            " and ".join(set_here),
+            "Remove it: replicas expire entries each on their own, and their journals differ for good afterwards. "
+            "Remove old entries explicitly instead.",
+        )
+    ]
+
+
+async def _probed_journal(grid: Grid, kind: str, name: str) -> Finding:
+    """What can be seen of a journal when the members do not tell their configuration."""
+    what = f"{kind} map {name}"
+    if not await grid.has_map(name):
+        return Finding(Level.WARN, what, "it does not exist yet, so its journal cannot be seen", "Put an entry first.")
+    journal = Journal(grid, name)
+    count = grid.partition_count
+    step = max(1, count // _PROBED_PARTITIONS)
+    try:
+        bounds = [await journal.bounds(partition) for partition in range(0, count, step)]
+    except JournalMissingError as error:
+        return Finding(Level.FAIL if kind == "event" else Level.WARN, what, "no event journal", error.hint)
+    # A ring that has dropped its oldest is full: what it holds is its capacity. Another has room for more.
+    full = [newest - oldest + 1 for oldest, newest in bounds if oldest > 0]
+    if full:
+        each = min(full)
+        level = Level.OK if each >= MIN_PER_PARTITION else Level.WARN
+        return Finding(
+            level,
+            what,
+            f"journal of about {each:,} a partition, seen from one that is full",
+            "" if level is Level.OK else f"Set its capacity to {MIN_PER_PARTITION * count:,} at least.",
+        )
+    held = max(newest - oldest + 1 for oldest, newest in bounds)
+    return Finding(
+        Level.WARN,
+        what,
+        f"journal of at least {held:,} a partition; it is not full yet, so its capacity cannot be seen",
+        "Look into the members' hazelcast.yaml.",
+    )
+
+
+def _control_maps(config: MemberConfig, members: int) -> list[Finding]:
+    what = "control maps gridscore.*"
+    map_config = config.map(_CONTROL_MAPS)
+    findings = [_backups(what, map_config, members), *_expiry(what, map_config)]
+    protection = config.protections.get(map_config.protection or "")
+    findings.append(_protection(what, protection, members))
+    return findings
+
+
+def _protection(what: str, protection: Protection | None, members: int) -> Finding:
+    majority = members // 2 + 1
+    if protection is None or not protection.enabled:
+        if members == 1:
+            return Finding(Level.OK, what, "no split-brain protection, and no need with one member")
+        return Finding(
+            Level.WARN,
+            what,
+            "no split-brain protection",
+            f"Give `gridscore.*` and `dead-letters.*` one of {max(2, majority)} members (see our hazelcast.yaml): "
+            "otherwise both sides of a split cluster score the same partition.",
+        )
+    detail = f"split-brain protection of {protection.minimum_members} members"
+    if protection.minimum_members > members:
+        return Finding(
+            Level.FAIL,
+            what,
+            f"{detail}, but the cluster has {members}",
+            "Start the missing members; until then jobs can be neither submitted nor scored.",
+        )
+    if protection.minimum_members < majority:
+        return Finding(
+            Level.WARN, what, f"{detail} of {members}", f"Set `minimum-cluster-size: {majority}`, more than half."
+        )
+    if protection.protect_on != "READ_WRITE":
+        return Finding(Level.WARN, what, f"{detail}, on {protection.protect_on}", "Set `protect-on: READ_WRITE`.")
+    return Finding(Level.OK, what, detail)
+
+
+async def _lookup(grid: Grid, need: LookupNeed) -> Finding:
+    what = f"lookup map {need.map_name}"
+    if not await grid.has_map(need.map_name):
+        return Finding(
+            Level.FAIL, what, "does not exist", "Put its entries into the grid, or correct its name in the job file."
+        )
+    size = int(await (await grid.map(need.map_name)).size())
+    if size == 0:
+        return Finding(Level.WARN, what, "is empty: all its features will be missing", "Put its entries into the grid.")
+    if need.max_entries is not None and size > need.max_entries:
+        return Finding(
+            Level.FAIL,
+            what,
+            f"{size:,} entries, more than the {need.max_entries:,} that a worker copies",
+            "Raise its `max_entries` in the job file, or set `mode: fetch`.",
+        )
+    return Finding(Level.OK, what, f"{size:,} entries")
+
+
+async def _sql(grid: Grid) -> Finding:
+    try:
+        async with await grid.client.sql.execute("SELECT 1") as result:
+            async for _ in result:
+                pass
+    except HazelcastError as error:
+        text = " ".join(str(error).split())
+        advice = (
+            "Set `jet: {enabled: true}` in the members' hazelcast.yaml."
+            if "jet" in text.lower()
+            else "Put hazelcast-sql on the members' class path."
+        )
+        return Finding(
+            Level.WARN, "SQL", f"not available: {text}", f"{advice} Scoring works without it; queries do not."
+        )
+    return Finding(Level.OK, "SQL", "answers")

@@ -1,0 +1,193 @@
+"""What members say about themselves: their effective configuration and their clock.
+
+The Python client cannot ask for either. Management Center can, by two requests of the client protocol that open-source
+members answer to any client (unless `management-center.trusted-interfaces` is set). They only read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+from hazelcast.errors import HazelcastError
+from hazelcast.internal.asyncio_invocation import Invocation
+from hazelcast.protocol.builtin import StringCodec
+from hazelcast.protocol.client_message import (
+    REQUEST_HEADER_SIZE,
+    RESPONSE_HEADER_SIZE,
+    InboundMessage,
+    OutboundMessage,
+    create_initial_buffer,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.grid.connection import Grid
+
+_GET_MEMBER_CONFIG = 0x200500
+_GET_CLUSTER_METADATA = 0x200E00
+_ANSWER_SECONDS = 10.0
+_CONNECT_SECONDS = 5.0
+_CLOCK_SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """How a map is configured; the defaults are Hazelcast's."""
+
+    pattern: str = "default"
+    backups: int = 1
+    async_backups: int = 0
+    journal_capacity: int | None = None
+    time_to_live: int = 0
+    max_idle: int = 0
+    eviction: str = "NONE"
+    protection: str | None = None
+
+
+@dataclass(frozen=True)
+class Protection:
+    """A rule of split-brain protection."""
+
+    enabled: bool
+    minimum_members: int
+    protect_on: str
+
+
+@dataclass(frozen=True)
+class MemberConfig:
+    """The part of a member's effective configuration that jobs depend on."""
+
+    maps: dict[str, MapConfig] = field(default_factory=dict)
+    protections: dict[str, Protection] = field(default_factory=dict)
+
+    def map(self, name: str) -> MapConfig:
+        """The configuration that a map of this name has or would get, by Hazelcast's own rules."""
+        if name in self.maps:
+            return self.maps[name]
+        matching = [pattern for pattern in self.maps if _matches(pattern, name)]
+        if matching:
+            return self.maps[max(matching, key=len)]
+        return self.maps.get("default", MapConfig())
+
+    @classmethod
+    def parse(cls, text: str) -> MemberConfig:
+        """Read the XML that a member gives."""
+        # From a member we are connected to, and expat itself refuses entity bombs.
+        root = ET.fromstring(text)  # noqa: S314
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]
+        maps = {each.get("name", ""): _map_config(each) for each in root.findall("map")}
+        protections = {each.get("name", ""): _protection(each) for each in root.findall("split-brain-protection")}
+        return cls(maps, protections)
+
+
+@dataclass(frozen=True)
+class MemberReport:
+    """One member's answers.
+
+    Attributes:
+        address: Where the cluster says that it is.
+        config: None if it does not tell.
+        clock_offset: Seconds by which the cluster's clock, as this member keeps it, is ahead of ours.
+        uncertainty: Seconds by which that may be wrong: half of the time that the answer took.
+        refusal: Why it does not tell.
+    """
+
+    address: str
+    config: MemberConfig | None = None
+    clock_offset: float | None = None
+    uncertainty: float = 0.0
+    refusal: str = ""
+
+
+async def ask_members(grid: Grid) -> list[MemberReport]:
+    """Ask every member. One that does not answer or refuses is in the list, with its reason."""
+    manager = grid.client._connection_manager  # noqa: SLF001 -- requests to one member have no public door
+    with contextlib.suppress(TimeoutError):
+        # The client connects to all but the first in the background, and has no event for when it is done.
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            while any(member.uuid not in manager.active_connections for member in grid.members):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    connections = {member: manager.active_connections.get(member.uuid) for member in grid.members}
+    return await asyncio.gather(
+        *(_ask(grid, _address(member), connection) for member, connection in connections.items())
+    )
+
+
+def _address(member: Any) -> str:
+    return f"{member.address.host}:{member.address.port}"
+
+
+async def _ask(grid: Grid, address: str, connection: Any) -> MemberReport:
+    if connection is None:
+        return MemberReport(address, refusal="no connection from here")
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            config = MemberConfig.parse(await _request(grid, connection, _GET_MEMBER_CONFIG, _decode_config))
+            samples = [await _clock(grid, connection) for _ in range(_CLOCK_SAMPLES)]
+    except TimeoutError:
+        return MemberReport(address, refusal=f"no answer in {_ANSWER_SECONDS:.0f} seconds")
+    except (HazelcastError, ET.ParseError, struct.error, OSError) as error:
+        return MemberReport(address, refusal=str(error) or type(error).__name__)
+    uncertainty, offset = min(samples)  # the quickest answer says most
+    return MemberReport(address, config, offset, uncertainty)
+
+
+async def _clock(grid: Grid, connection: Any) -> tuple[float, float]:
+    asked = time.time()
+    member_time = await _request(grid, connection, _GET_CLUSTER_METADATA, _decode_time)
+    answered = time.time()
+    return (answered - asked) / 2, member_time / 1000 - (asked + answered) / 2
+
+
+async def _request(grid: Grid, connection: Any, kind: int, decode: Callable[[InboundMessage], Any]) -> Any:
+    message = OutboundMessage(create_initial_buffer(REQUEST_HEADER_SIZE, kind, True), True)
+    invocation = Invocation(message, connection=connection, response_handler=decode)
+    grid.client._invocation_service.invoke(invocation)  # noqa: SLF001 -- as above
+    return await invocation.future
+
+
+def _decode_config(message: InboundMessage) -> str:
+    message.next_frame()
+    return str(StringCodec.decode(message))
+
+
+def _decode_time(message: InboundMessage) -> int:
+    # after one byte, the cluster's state
+    return int(struct.unpack_from("<q", message.next_frame().buf, RESPONSE_HEADER_SIZE + 1)[0])
+
+
+def _matches(pattern: str, name: str) -> bool:
+    start, star, end = pattern.partition("*")
+    return bool(star) and len(name) >= len(start) + len(end) and name.startswith(start) and name.endswith(end)
+
+
+def _map_config(element: ET.Element) -> MapConfig:
+    journal = element.find("event-journal")
+    has_journal = journal is not None and journal.get("enabled", "true") == "true"
+    eviction = element.find("eviction")
+    return MapConfig(
+        pattern=element.get("name", ""),
+        backups=int(element.findtext("backup-count", "1")),
+        async_backups=int(element.findtext("async-backup-count", "0")),
+        journal_capacity=int(element.findtext("event-journal/capacity", "10000")) if has_journal else None,
+        time_to_live=int(element.findtext("time-to-live-seconds", "0")),
+        max_idle=int(element.findtext("max-idle-seconds", "0")),
+        eviction=eviction.get("eviction-policy", "NONE") if eviction is not None else "NONE",
+        protection=element.findtext("split-brain-protection-ref"),
+    )
+
+
+def _protection(element: ET.Element) -> Protection:
+    return Protection(
+        enabled=element.get("enabled", "true") == "true",
+        minimum_members=int(element.findtext("minimum-cluster-size", "2")),
+        protect_on=element.findtext("protect-on", "READ_WRITE"),
+    )
