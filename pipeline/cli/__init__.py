@@ -49,10 +49,32 @@ def root(
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
+def _commands() -> typer.Typer:
+    """The app with every command; the modules behind them are light, what they use is imported when they run."""
+    from pipeline.cli import bench, dead_letters, demo, doctor, features, job, jobs, model, up, watch, worker
+
+    app.command(rich_help_panel="Start here")(up.up)
+    app.command(rich_help_panel="Start here")(demo.demo)
+    app.command(rich_help_panel="Jobs")(jobs.submit)
+    app.add_typer(jobs.app, name="jobs", rich_help_panel="Jobs")
+    app.command(rich_help_panel="Jobs")(jobs.suspend)
+    app.command(rich_help_panel="Jobs")(jobs.resume)
+    app.command(rich_help_panel="Jobs")(jobs.cancel)
+    app.add_typer(job.app, name="job", rich_help_panel="Jobs")
+    app.command(rich_help_panel="Scoring")(worker.worker)
+    app.command(rich_help_panel="Scoring")(watch.watch)
+    app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="Scoring")
+    app.add_typer(model.app, name="model", rich_help_panel="Models and features")
+    app.command(rich_help_panel="Models and features")(features.features)
+    app.command(rich_help_panel="Health")(doctor.doctor)
+    app.command(rich_help_panel="Health")(bench.bench)
+    return app
+
+
 def main() -> None:
     """Run the command line. Errors that a person can act on are printed without a traceback."""
     try:
-        app()
+        _commands()()
     except GridscoreError as error:
         from rich.markup import escape
 

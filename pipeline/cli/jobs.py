@@ -41,7 +41,12 @@ def submit(
     _report(run(main()), "submitted", as_json=as_json, more="\nWorkers pick it up within a second: `gridscore jobs`.")
 
 
+app = typer.Typer(help="The jobs of the cluster; without a command, lists them.", invoke_without_command=True)
+
+
+@app.callback()
 def jobs(
+    context: typer.Context,
     *,
     members: Members = None,
     cluster_name: ClusterName = None,
@@ -52,6 +57,8 @@ def jobs(
 
     Example: [bold]gridscore jobs --json[/]
     """
+    if context.invoked_subcommand is not None:
+        return
     from pipeline.job import Jobs
     from pipeline.worker.status import job_status, living_workers
 
@@ -132,6 +139,11 @@ def cancel(
     Example: [bold]gridscore cancel flights[/]
     """
     _move("cancel", name, (members, cluster_name, settings), as_json=as_json)
+
+
+app.command("suspend")(suspend)
+app.command("resume")(resume)
+app.command("cancel")(cancel)
 
 
 def _move(verb: str, name: str, connection: tuple[Any, Any, Any], *, as_json: bool) -> None:

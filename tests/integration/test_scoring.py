@@ -1,0 +1,216 @@
+"""The way of an event, from the event map to the result map, on a real member."""
+
+import asyncio
+import base64
+
+import numpy as np
+import pytest
+import scoring
+from hazelcast.core import HazelcastJsonValue
+
+from pipeline.client import connect
+from pipeline.errors import JobError, ModelMismatchError
+from pipeline.job import JobState
+from pipeline.worker import Worker
+from pipeline.worker.dead_letters import list_letters
+from pipeline.worker.leases import read_records
+
+
+@pytest.mark.parametrize("mode", ["copy", "fetch"])
+async def test_every_event_has_one_result_with_the_score_of_the_model(cluster, unique, mode):
+    name, model = f"job-{unique}", scoring.booster()
+    async with scoring.scoring(cluster, name, mode=mode, model=model) as (client, _):
+        events = scoring.events(3000)
+        await client.put_events(f"events.{name}", events)
+        results = await scoring.all_results(client, name, 3000)
+
+    assert results.keys() == events.keys()
+    expected = scoring.predict(model, scoring.expected_rows(events.values()))
+    got = np.array([results[key]["score"] for key in events], dtype=np.float32)
+    assert got.tobytes() == expected.astype(np.float32).tobytes()
+    one = results["e7"]
+    assert (one["user"], one["country"], one["version"], one["model"]) == ("u7", "FR", 1, name)
+
+
+async def test_results_are_seen_by_a_listener(cluster, unique):
+    name = f"job-{unique}"
+    async with scoring.scoring(cluster, name) as (client, _):
+        async with await client.results(f"results.{name}") as stream:
+            await client.put_events(f"events.{name}", scoring.events(200))
+            seen = {}
+            async with asyncio.timeout(30):
+                async for result in stream:
+                    assert result.key not in seen
+                    seen[result.key] = result.score
+                    if len(seen) == 200:
+                        break
+        assert all(0 <= score <= 1 for score in seen.values())
+
+
+async def test_bad_events_become_dead_letters_and_harm_nobody(cluster, unique):
+    name, model = f"job-{unique}", scoring.booster()
+    async with scoring.scoring(cluster, name, model=model) as (client, _):
+        proxy = await client.grid.map(f"events.{name}")
+        good = scoring.events(300)
+        bad = {
+            "not-json": HazelcastJsonValue("{oops"),
+            "wrong-type": HazelcastJsonValue('{"amount": "ten", "user": "u1"}'),
+            "missing": HazelcastJsonValue('{"amount": 1}'),
+            "list": HazelcastJsonValue("[1, 2]"),
+            "number": 42,
+        }
+        async with asyncio.TaskGroup() as group:
+            for key, value in bad.items():
+                group.create_task(proxy.put(key, value))
+            group.create_task(client.put_events(f"events.{name}", good))
+        results = await scoring.all_results(client, name, 300)
+
+        async def letters():
+            found = await list_letters(client.grid, name, 100)
+            return found if found[0] == len(bad) else None
+
+        _, found = await scoring.until(letters)
+
+    assert results.keys() == good.keys()
+    expected = scoring.predict(model, scoring.expected_rows(good.values()))
+    assert np.array([results[key]["score"] for key in good], dtype=np.float32).tobytes() == expected.tobytes()
+    by_key = {dead.key: dead for dead in found}
+    assert by_key.keys() == bad.keys()
+    assert base64.b64decode(by_key["not-json"].raw) == b"{oops"
+    assert "amount" in by_key["wrong-type"].error
+    assert "user" in by_key["missing"].error
+    assert "of Hazelcast type" in by_key["number"].error
+    assert all(dead.stage == "decode" for dead in found)
+
+
+async def test_a_worker_goes_on_from_the_committed_offsets(cluster, unique):
+    name = f"job-{unique}"
+    async with scoring.scoring(cluster, name) as (client, _):
+        await client.put_events(f"events.{name}", scoring.events(500))
+        await scoring.all_results(client, name, 500)
+
+    async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
+        records = await read_records(client.grid, name)
+        assert sum(record.offset for record in records.values()) == 500
+        assert all(record.owner == "" for record in records.values())
+        proxy = await client.grid.map(f"results.{name}")
+        await proxy.clear()
+        await client.put_events(f"events.{name}", scoring.events(100, begin=500))
+        async with Worker(client.grid, [name]):
+            results = await scoring.all_results(client, name, 100)
+    assert results.keys() == scoring.events(100, begin=500).keys()
+
+
+async def test_a_promoted_version_is_live_without_losing_an_event(cluster, unique):
+    name = f"job-{unique}"
+    first, second = scoring.booster(seed=1), scoring.booster(seed=2)
+    async with scoring.scoring(cluster, name, model=first) as (client, _):
+        total, done = 4000, asyncio.Event()
+
+        async def produce():
+            for begin in range(0, total, 100):
+                await client.put_events(f"events.{name}", scoring.events(100, begin=begin))
+            done.set()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(produce())
+            await client.push_model(second, name)
+            await client.promote_model(name, 2)
+        began = asyncio.get_running_loop().time()
+
+        async def live():
+            await client.put_events(f"events.{name}", {"probe": {"amount": 1.0, "user": "u1"}})
+            result = await client.result(f"results.{name}", "probe")
+            return result is not None and result["version"] == 2
+
+        await scoring.until(live, 5)
+        assert asyncio.get_running_loop().time() - began < 5
+        results = await scoring.all_results(client, name, total + 1)
+
+    events = scoring.events(total)
+    rows = scoring.expected_rows(events.values())
+    scores = {1: scoring.predict(first, rows), 2: scoring.predict(second, rows)}
+    for i, key in enumerate(events):
+        result = results[key]
+        assert np.float32(result["score"]) == scores[result["version"]][i]
+
+
+async def test_a_model_for_other_features_is_refused_everywhere(cluster, unique):
+    name = f"job-{unique}"
+    async with scoring.scoring(cluster, name) as (client, _):
+        other = scoring.booster(names=("amount", "log_amount", "age", "share", "abroad"))
+        with pytest.raises(ModelMismatchError, match="abroad"):
+            await client.push_model(other, name, alias="champion")
+        version = await client.push_model(other, name)
+        with pytest.raises(ModelMismatchError, match="home"):
+            await client.promote_model(name, version.version)
+
+
+async def test_lookups_are_kept_current(cluster, unique):
+    name, model = f"job-{unique}", scoring.booster()
+    async with scoring.scoring(cluster, name, model=model) as (client, _):
+        event = {"amount": 10.0, "user": "fresh", "country": "DE"}
+        await client.put_events(f"events.{name}", {"before": event})
+        results = await scoring.all_results(client, name, 1)
+        rows = np.array([[10.0, np.log1p(10.0), np.nan, np.nan, 1.0]], dtype=np.float32)
+        assert np.float32(results["before"]["score"]) == scoring.predict(model, rows)[0]
+
+        await client.put_events(f"lookups.{name}", {"fresh": {"age": 44.0, "limit": 20.0}})
+        rows = np.array([[10.0, np.log1p(10.0), 44.0, 0.5, 1.0]], dtype=np.float32)
+        wanted = scoring.predict(model, rows)[0]
+
+        async def current():
+            await client.put_events(f"events.{name}", {"after": event})
+            result = await client.result(f"results.{name}", "after")
+            return result is not None and np.float32(result["score"]) == wanted
+
+        await scoring.until(current)
+
+
+async def test_suspend_keeps_the_place_and_resume_goes_on(cluster, unique):
+    name = f"job-{unique}"
+    async with scoring.scoring(cluster, name) as (client, worker):
+        await client.put_events(f"events.{name}", scoring.events(50))
+        await scoring.all_results(client, name, 50)
+        await client.jobs.suspend(name)
+        await scoring.until(lambda: not worker.runners)
+        await client.put_events(f"events.{name}", scoring.events(50, begin=50))
+        assert await (await client.grid.map(f"results.{name}")).size() == 50
+
+        await client.jobs.resume(name)
+        await scoring.all_results(client, name, 100)
+        await client.cancel(name)
+        await scoring.until(lambda: not worker.runners)
+        with pytest.raises(JobError, match="FAILED .cancelled by a user.: it cannot resume"):
+            await client.jobs.resume(name)
+
+
+async def test_a_job_that_cannot_run_says_why(cluster, unique):
+    name = f"job-{unique}"
+    async with scoring.scoring(cluster, name) as (client, _):
+        await client.cancel(name)
+        await (await client.grid.map(f"lookups.{name}")).destroy()
+        await client.submit(scoring.job(name))
+
+        async def failed():
+            record = await client.jobs.get(name)
+            return record if record.state == JobState.FAILED else None
+
+        record = await scoring.until(failed)
+    assert f"lookup map `lookups.{name}` does not exist" in record.error
+
+
+async def test_two_workers_do_not_score_the_same_partition(cluster, unique):
+    name = f"job-{unique}"
+    async with scoring.scoring(cluster, name) as (client, first):
+        await scoring.until(lambda: first.runners and len(first.runners[name].leases.held) == client.grid.partition_count)
+        async with Worker(client.grid, [name]) as second:
+            await scoring.until(lambda: second.runners)
+            await client.put_events(f"events.{name}", scoring.events(300))
+            await scoring.all_results(client, name, 300)
+            assert second.runners[name].stats.events == 0
+            await client.jobs.suspend(name)
+            await scoring.until(lambda: not first.runners and not second.runners)
+            await client.jobs.resume(name)
+            await client.put_events(f"events.{name}", scoring.events(300, begin=300))
+            await scoring.all_results(client, name, 600)
