@@ -40,6 +40,7 @@ class Grid:
         self._maps: dict[str, Any] = {}
         self._on_reconnect: list[Callable[[], None]] = []
         self._was_disconnected = False
+        self._closing = False
         client.lifecycle_service.add_listener(self._lifecycle_changed)
         # A member that leaves takes its undelivered events along, even if others stay connected.
         wire.on_connection_opened(client, self._connection_opened)
@@ -82,10 +83,11 @@ class Grid:
 
     async def close(self) -> None:
         """Close the connection. A second call does nothing."""
+        self._closing = True
         await self.client.shutdown()
 
     def _lifecycle_changed(self, state: str) -> None:
-        if state == LifecycleState.DISCONNECTED:
+        if state == LifecycleState.DISCONNECTED and not self._closing:
             self._was_disconnected = True
             _log.warning("The connection to the cluster is lost, trying again", extra={"action": "disconnected"})
         elif state == LifecycleState.CONNECTED and self._was_disconnected:
