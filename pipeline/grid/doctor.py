@@ -228,8 +228,7 @@ def _journal(what: str, config: MapConfig, partitions: int, *, needed: bool) -> 
             # Results are scored, listened to and queried without one; only sinks need it.
             Level.FAIL if needed else Level.WARN,
             what,
-            f"no event journal (its configuration is `{config.pattern}`)"
-            + ("" if needed else ": no sink can follow it"),
+            f"no event journal (configured by `{config.pattern}`)" + ("" if needed else ": no sink can follow it"),
             "Add `event-journal: {enabled: true, capacity: 1000000}` to it in the members' hazelcast.yaml and restart "
             "them, or name the map by a pattern that has one.",
         )

@@ -1,0 +1,167 @@
+"""The configuration of embedded members, and the choices made before one starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import psutil
+import pytest
+import yaml
+
+from pipeline.errors import MemberError, UsageError
+from pipeline.grid import member
+from pipeline.grid.member import Cluster, parse_heap, running_cluster
+from pipeline.grid.template import load_template, member_config, template_cluster_name
+
+
+def config_of(members, index=0, template=None):
+    text = member_config(
+        template or load_template(),
+        ports=[7000 + i for i in range(members)],
+        index=index,
+        cluster_name="test",
+        instance_name=f"test-{index}",
+    )
+    return yaml.safe_load(text)["hazelcast"]
+
+
+def test_our_template_has_what_jobs_need():
+    template = load_template()
+    for name in ("events.*", "results.*"):
+        assert template["map"][name]["event-journal"] == {
+            "enabled": True,
+            "capacity": 1_000_000,
+            "time-to-live-seconds": 0,
+        }
+        assert template["map"][name]["backup-count"] == 1
+    for name in ("gridscore.*", "dead-letters.*"):
+        assert template["map"][name]["split-brain-protection-ref"] in template["split-brain-protection"]
+    assert "event-journal" not in template["map"]["lookups.*"]
+    assert template["jet"]["enabled"] is True
+    assert template_cluster_name(template) == "dev"
+
+
+def test_members_list_each_other_and_search_nobody():
+    network = config_of(3, index=1)["network"]
+    assert network["port"] == {"port": 7001, "auto-increment": False}
+    assert network["join"]["tcp-ip"]["member-list"] == ["127.0.0.1:7000", "127.0.0.1:7001", "127.0.0.1:7002"]
+    assert network["join"]["multicast"]["enabled"] is False
+    assert network["interfaces"]["interfaces"] == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(("members", "expected"), [(3, 2), (4, 3), (5, 3)])
+def test_protection_asks_for_a_majority(members, expected):
+    protection = config_of(members)["split-brain-protection"]["gridscore-majority"]
+    assert protection["enabled"] is True
+    assert protection["minimum-cluster-size"] == expected
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_protection_is_off_where_it_would_only_stop_the_cluster(members):
+    assert config_of(members)["split-brain-protection"]["gridscore-majority"]["enabled"] is False
+
+
+def test_the_template_itself_is_not_changed():
+    template = load_template()
+    before = json.dumps(template)
+    config_of(1, template=template)
+    assert json.dumps(template) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not valid YAML"),
+        ("<hazelcast/>", "no section `hazelcast:`"),
+        ("hazelcast:", "no section `hazelcast:`"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_said_so(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(MemberError, match=message):
+        load_template(file)
+    with pytest.raises(MemberError, match="cannot be read: No such file"):
+        load_template(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(("text", "size"), [("512m", 512 << 20), ("2G", 2 << 30), (" 1g ", 1 << 30)])
+def test_heap_sizes(text, size):
+    assert parse_heap(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "1", "1t", "-1g", "1.5g", "64m"])
+def test_wrong_heap_sizes(text):
+    with pytest.raises(UsageError):
+        parse_heap(text)
+
+
+@pytest.mark.parametrize("members", [0, 17])
+def test_wrong_numbers_of_members(members):
+    with pytest.raises(UsageError):
+        Cluster.start(members)
+
+
+def test_first_free_ports_are_taken(monkeypatch):
+    monkeypatch.setattr(member, "_is_free", lambda port: port not in (5701, 5703))
+    assert member._choose_ports(3, None) == [5702, 5704, 5705]
+
+
+def test_a_wrong_port_is_refused():
+    with pytest.raises(UsageError):
+        member._choose_ports(2, 65535)
+
+
+def test_a_port_that_someone_listens_on_is_not_free():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert not member._is_free(taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "not json"])
+def test_a_broken_state_file_is_no_cluster(content):
+    member._state_file().write_text(content, encoding="utf-8")
+    assert running_cluster() is None
+
+
+def test_a_state_whose_process_number_was_given_to_another_is_no_cluster():
+    create_time = psutil.Process().create_time()
+    state = {"members": ["127.0.0.1:1"], "owner": {}, "pids": [os.getpid()]}
+    for created, found in ((create_time, True), (create_time - 100, False)):
+        text = json.dumps(state | {"guard": {"pid": os.getpid(), "create_time": created}})
+        member._state_file().write_text(text, encoding="utf-8")
+        assert (running_cluster() is not None) is found
+    member._state_file().unlink()
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "message"),
+    [
+        ("java.lang.OutOfMemoryError: Java heap space", 3, "ran out of its heap of 1g"),
+        (
+            "Error: Could not reserve enough space for object heap",
+            1,
+            "not enough memory for a member with a heap of 1g",
+        ),
+        ("java.net.BindException: Address already in use", 1, r"Port 7000 is in use"),
+        ("first\n\nlast words\n\tat com.hazelcast.X", 1, r"ended with code 1\. Its last lines:\n  first\n  last words"),
+        ("", -9, "signal 9 .by hand, or by the system because memory ran out"),
+    ],
+)
+def test_why_a_member_died(log, code, message):
+    class Launch:
+        ports = (7000,)
+        heap = "1g"
+
+        def log_since_start(self, _):
+            return log
+
+        def log_file(self, _):
+            return "member-0.log"
+
+    error = member._death(Launch(), 0, code)
+    with pytest.raises(MemberError, match=message):
+        raise error
+    assert "member-0.log" in error.hint
