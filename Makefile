@@ -1,0 +1,58 @@
+# What one does in a checkout. Needs only Python 3.11 or newer and make; everything else goes into .venv.
+#   make demo [ARGS="--flights 20000"]   real flights scored live on a real cluster, with one command
+#   make test [TESTS="tests/unit -x"]    set up, then all gates and tests
+
+# Another interpreter: make PYTHON=/path/to/python3.12 demo
+PYTHON ?=
+ARGS ?=
+TESTS ?=
+
+BIN := .venv/bin
+# A stamp is made last, so a failed installation is tried again; it is older than pyproject.toml when that has changed.
+DEMO_STAMP := .venv/.installed-demo
+DEV_STAMP := .venv/.installed-dev
+
+.PHONY: help demo test lint clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
+
+demo: $(DEMO_STAMP) ## Score real flights live, on a real cluster
+	@$(BIN)/python -m pipeline.cli demo $(ARGS)
+
+test: lint ## Check style and types, then run all tests
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(DEV_STAMP) ## Check style and types only
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+
+clean: ## Remove .venv and everything that was built
+	rm -rf .venv build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@set -e; \
+	for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11 python); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "error: Python 3.11 or newer is needed, and $(if $(PYTHON),$(PYTHON) is not one,none was found on the PATH)." >&2; \
+	  echo "Install it, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; \
+	fi; \
+	echo "Making .venv with $$("$$found" --version)"; \
+	"$$found" -m venv .venv || { rm -rf .venv; \
+	  echo "error: $$found cannot make an environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+$(DEMO_STAMP): pyproject.toml | $(BIN)/python
+	@echo "Installing what the demo needs into .venv (a few minutes the first time, never again)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]' || { $(FAILED); }
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml | $(BIN)/python
+	@echo "Installing what the tests need into .venv (a few minutes the first time, never again)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo,dev]' || { $(FAILED); }
+	@touch $(DEMO_STAMP) $@
+
+FAILED = echo "error: the installation did not succeed; see above. Is a package index reachable? Then run make again." >&2; exit 1

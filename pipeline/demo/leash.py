@@ -1,0 +1,89 @@
+"""Runs a module of ours as a child process that never outlives its parent, whatever way the parent ends.
+
+The child's standard input is a pipe that nobody writes to and only the parent holds: when it closes, the parent is
+gone, or wants the child gone. A thread in the child sees it, tells the module to stop by SIGTERM, and ends it if that takes
+too long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+STOP_SECONDS = 15.0
+_TAIL_LINES = 12
+
+
+class LeashedProcess:
+    """A module of ours in a child process. A context manager: leaving it stops the child and waits for it."""
+
+    def __init__(self, module: str, arguments: Sequence[str], log_file: Path) -> None:
+        self.log_file = log_file
+        with log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"from {__name__} import main; main()", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in a terminal goes to all processes in front; ours are stopped in order, by their parent.
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """What the child ended with, or None while it runs."""
+        return self._process.poll()
+
+    def last_lines(self) -> str:
+        """The end of what the child has printed."""
+        lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it printed nothing)"
+
+    def stop(self) -> None:
+        """Stop the child and wait until it is gone. A second call does nothing."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(STOP_SECONDS + 2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def main() -> None:
+    """In the child: run the module that the arguments name, as `python -m` would, until standard input ends."""
+    threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+    module, sys.argv = sys.argv[1], sys.argv[1:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _stop_at_end_of_input() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(STOP_SECONDS)
+    os._exit(70)
