@@ -1,1 +1,30 @@
-"""The job room."""
+"""The job room: the job file, typed, validated and strict; its JSON Schema; its life in the cluster.
+
+It offers :func:`load_job` and :func:`parse_job`, which give a :class:`Job`; :func:`job_json_schema` for editors; and, of
+the life of jobs in the cluster, :class:`Jobs`, :class:`JobRecord` and :class:`JobState`.
+"""
+
+from __future__ import annotations
+
+from pipeline.job.check import RESULT_FIELDS
+from pipeline.job.file import Decision, Feature, Job, Lookup, ModelRef, ResultSpec, job_json_schema, load_job, parse_job
+from pipeline.job.life import JobRecord, Jobs, JobState
+from pipeline.job.types import FieldType, LookupField
+
+__all__ = [
+    "RESULT_FIELDS",
+    "Decision",
+    "Feature",
+    "FieldType",
+    "Job",
+    "JobRecord",
+    "JobState",
+    "Jobs",
+    "Lookup",
+    "LookupField",
+    "ModelRef",
+    "ResultSpec",
+    "job_json_schema",
+    "load_job",
+    "parse_job",
+]

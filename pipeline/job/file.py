@@ -1,0 +1,437 @@
+"""The job file: what a job is, as frozen models, read from YAML with every problem found at once and in its line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from pipeline.errors import JobFileError
+from pipeline.job.check import Parts, check
+from pipeline.job.document import Document, Problem, read_yaml
+from pipeline.job.types import KINDS, FieldType, JobName, LookupField, MapName, Name, Strict
+
+if TYPE_CHECKING:
+    from pathlib import Path as FilePath
+
+    from pipeline.job.document import Path
+
+MAX_PROBLEMS = 25
+"""Problems shown at once."""
+
+_SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+def _texts(value: Any) -> Any:
+    """YAML's `3` is the expression `3`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(value)
+    return {True: "True", False: "False"}[value] if isinstance(value, bool) else value
+
+
+class Lookup(Strict):
+    """A reference map in the cluster, and how an event finds its entry there."""
+
+    map: MapName = Field(description="The map.")
+    key: tuple[Text, ...] = Field(
+        min_length=1,
+        max_length=8,
+        description="Expression over event fields that gives the key: a string or a whole number. "
+        "A list makes a composite key: its parts as strings, joined by `separator`.",
+    )
+    separator: str = Field(default="|", max_length=8, description="What joins the parts of a composite key.")
+    columns: tuple[Column, ...] = Field(
+        default=(),
+        description="Columns of a table file that make the key, where they are not called as in `key`.",
+    )
+    fields: dict[Name, LookupField] = Field(
+        min_length=1, max_length=256, description="Fields of an entry that features use, with their types."
+    )
+    mode: Literal["copy", "fetch"] = Field(
+        default="copy",
+        description="`copy` keeps the whole map in each worker, current; `fetch` gets the entries of each micro-batch.",
+    )
+    max_entries: int = Field(
+        default=1_000_000, ge=1, le=100_000_000, description="Entries above which the map is not copied, but an error."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_key(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "key" in value:
+            key = value["key"]
+            value = {**value, "key": [_texts(part) for part in key] if isinstance(key, list) else [_texts(key)]}
+        return value
+
+    @model_validator(mode="after")
+    def _columns_for_keys(self) -> Lookup:
+        if self.columns and len(self.columns) != len(self.key):
+            raise ValueError(f"`columns` names {len(self.columns)}, but `key` has {len(self.key)}")
+        if self.mode == "fetch" and "max_entries" in self.model_fields_set:
+            raise ValueError("`max_entries` is for `mode: copy`")
+        if len(self.key) == 1 and "separator" in self.model_fields_set and self.separator != "|":
+            raise ValueError("`separator` is for a composite key, which is a list")
+        return self
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Columns of a table file that make the key."""
+        return self.columns or self.key
+
+
+class Feature(Strict):
+    """An expression, and what to take where it gives nothing."""
+
+    expression: Text = Field(description="Expression over event fields, `lookup.field`, and features further up.")
+    default: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        ge=-3.0e38,
+        le=3.0e38,
+        strict=True,
+        description="What to take where the value is missing or infinite; without it, XGBoost's own way with what is missing.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {**value, "expression": _texts(value["expression"])} if "expression" in value else value
+        return {"expression": _texts(value)}
+
+
+class ModelRef(Strict):
+    """Which model scores: a name, and an alias or a fixed version."""
+
+    name: JobName = Field(description="Its name in the registry.")
+    alias: JobName | None = Field(default=None, description="The alias to follow; `champion` if nothing is said.")
+    version: int | None = Field(default=None, ge=1, description="A fixed version, instead of an alias.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, dict) and value.get("alias") is None and value.get("version") is None:
+            return {**value, "alias": "champion"}
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ModelRef:
+        if self.alias is not None and self.version is not None:
+            raise ValueError("give an `alias` to follow or a fixed `version`, not both")
+        return self
+
+
+class ResultSpec(Strict):
+    """What a result holds beside score, decision, model, version, sequence and time."""
+
+    include: tuple[str, ...] = Field(default=(), max_length=64, description="Event fields to copy to the result.")
+
+
+class Decision(Strict):
+    """What to do from a score on."""
+
+    decision: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(description="Its name.")
+    at_least: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        strict=True,
+        description="The lowest score for it; the last decision has none and is for all lower scores.",
+    )
+
+
+class Job(Strict):
+    """A job: which events, which features, which model, and where results go."""
+
+    model_config = ConfigDict(populate_by_name=True, title="Gridscore job file")
+
+    name: JobName = Field(alias="job", description="Name of the job in the cluster.")
+    description: str = Field(default="", max_length=2_000, description="For people.")
+    events: MapName = Field(description="The event map; it must have an event journal.")
+    schema_: dict[Name, FieldType] = Field(
+        alias="schema", min_length=1, max_length=1_000, description="Fields of an event, with their types."
+    )
+    lookups: dict[Name, Lookup] = Field(
+        default={}, max_length=64, description="Reference maps, by the name that expressions use."
+    )
+    features: dict[Annotated[str, Field(max_length=64)], Feature] = Field(
+        min_length=1, max_length=1_000, description="The model's features, in its order."
+    )
+    model: ModelRef = Field(description="Which model scores.")
+    results: MapName = Field(description="The result map; a result's key is the event's key.")
+    result: ResultSpec = Field(default=ResultSpec(), description="What a result holds.")
+    decisions: tuple[Decision, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Decisions by score, from the highest threshold to the last, which has none.",
+    )
+    start: Literal["oldest", "latest"] = Field(
+        default="oldest", description="Where to begin in the journal when there are no committed offsets."
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Job:
+        problems = check(_parts(self.schema_, self.lookups, self.features, self, frozenset()))
+        if problems:
+            text = "; ".join(f"{_dotted(path)}: {message}" for path, message in problems)
+            raise PydanticCustomError("job_parts", "{text}", {"text": text})
+        return self
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features in the model's order."""
+        return tuple(self.features)
+
+    @property
+    def decision_steps(self) -> tuple[tuple[float, ...], tuple[str, ...]]:
+        """Thresholds, ascending, and the decisions: that below the first threshold, then from each on."""
+        ascending = self.decisions[::-1]
+        return (
+            tuple(decision.at_least for decision in ascending if decision.at_least is not None),
+            tuple(decision.decision for decision in ascending),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as plain JSON values, for :meth:`from_json`."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Job:
+        """The job that :meth:`to_json` gave.
+
+        Raises:
+            ValueError: It is not a job.
+        """
+        return cls.model_validate(value, by_alias=True, by_name=False)
+
+
+def load_job(path: FilePath | str) -> Job:
+    """Read a job file.
+
+    Raises:
+        JobFileError: It cannot be read, or is not valid; the message has a line for each problem.
+    """
+    from pathlib import Path
+
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read((1 << 20) + 1)
+        text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise JobFileError(f"There is no job file `{path}`.", "Give the path of a YAML file.") from None
+    except UnicodeDecodeError as error:
+        raise JobFileError(f"{path}: not UTF-8 text, at byte {error.start}.") from None
+    except OSError as error:
+        raise JobFileError(f"The job file `{path}` cannot be read: {error.strerror or error}.") from None
+    return parse_job(text, str(path))
+
+
+def parse_job(text: str, source: str) -> Job:
+    """Read the text of a job file.
+
+    Args:
+        text: YAML.
+        source: What to call it in messages, usually its path.
+
+    Raises:
+        JobFileError: It is not valid; the message has a line for each problem.
+    """
+    document = read_yaml(text)
+    problems = list(document.problems)
+    job = None
+    if document.data is not None:
+        try:
+            job = Job.model_validate(document.data, by_alias=True, by_name=False)
+        except ValidationError as error:
+            problems += _located(error, document)
+            problems += [Problem(document.line_of(p), _within(p, m)) for p, m in check(_draft(document.data))]
+    elif not problems:
+        problems.append(Problem(1, "the file is empty"))
+    if job is None or problems:
+        raise _error(problems, source)
+    return job
+
+
+def job_json_schema() -> dict[str, Any]:
+    """JSON Schema of the job file, for editors."""
+    schema = Job.model_json_schema(by_alias=True, mode="validation")
+    definitions = schema["$defs"]
+    kinds = [f"{kind}{mark}" for kind in KINDS for mark in ("", "?")]
+    for name in ("FieldType", "LookupField"):
+        long = definitions[name]
+        long["properties"]["type"] = {**long["properties"]["type"], "enum": kinds}
+        definitions[name] = {"anyOf": [{"type": "string", "enum": kinds}, long]}
+    expression = {"type": ["string", "number", "boolean"]}
+    definitions["Feature"]["properties"]["expression"] |= expression
+    definitions["Feature"] = {"anyOf": [expression, definitions["Feature"]]}
+    definitions["ModelRef"] = {"anyOf": [{"type": "string"}, definitions["ModelRef"]]}
+    key = definitions["Lookup"]["properties"]["key"]
+    single = {"type": ["string", "number"], "description": key.pop("description"), "title": key.pop("title")}
+    definitions["Lookup"]["properties"]["key"] = {"anyOf": [single, key]}
+    return {"$schema": _SCHEMA_URL, **schema}
+
+
+# ---------------------------------------------------------------------- problems
+
+
+def _parts(schema: Any, lookups: Any, features: Any, rest: Any, broken: frozenset[str]) -> Parts:
+    maps = {key: value for key in ("events", "results") if isinstance(value := getattr(rest, key, None), str)}
+    result = getattr(rest, "result", None)
+    include = result.include if isinstance(result, ResultSpec) else ()
+    return Parts(schema, lookups, features, include, getattr(rest, "decisions", ()) or (), maps, broken)
+
+
+class _Rest:
+    """The other keys of a file whose parts are not all right."""
+
+
+def _draft(data: Any) -> Parts:
+    """Those parts of a file that are right in themselves, to find what is wrong between them as well."""
+    if not isinstance(data, dict):
+        return Parts()
+    broken: set[str] = set()
+    sections: dict[str, dict[str, Any]] = {}
+    adapters: dict[str, TypeAdapter[Any]] = {
+        "schema": TypeAdapter(FieldType),
+        "lookups": TypeAdapter(Lookup),
+        "features": TypeAdapter(Feature),
+    }
+    for section, adapter in adapters.items():
+        found = sections[section] = {}
+        values = data.get(section)
+        for name, value in values.items() if isinstance(values, dict) else ():
+            try:
+                found[name] = adapter.validate_python(value)
+            except ValidationError:
+                broken.add(name)
+    rest = _Rest()
+    others: dict[str, Any] = {
+        "events": MapName,
+        "results": MapName,
+        "result": ResultSpec,
+        "decisions": tuple[Decision, ...],
+    }
+    for key, kind in others.items():
+        try:
+            setattr(rest, key, TypeAdapter(kind).validate_python(data.get(key)))
+        except ValidationError:
+            continue
+    return _parts(sections["schema"], sections["lookups"], sections["features"], rest, frozenset(broken))
+
+
+def _located(error: ValidationError, document: Document) -> list[Problem]:
+    found = []
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "job_parts":
+            continue
+        path: Path = tuple(part for part in detail["loc"] if part != "[key]")
+        if detail["type"] == "extra_forbidden":
+            found.append(Problem(document.line_of(path), _unknown_key(path)))
+            continue
+        if path and path[-1] in {"float", "bool", "str"} and path[:-1] in document.lines:
+            path = path[:-1]  # a branch of a union
+        found.append(Problem(document.line_of(path), _within(path, _said(detail, path))))
+    return found
+
+
+def _said(detail: Any, path: Path) -> str:
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "missing":
+        return f"the key `{path[-1]}` is missing"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        text = str(value)
+        close = difflib.get_close_matches(text, KINDS if path[-1] == "type" else [], n=1)
+        meant = f", did you mean `{close[0]}`?" if close else ""
+        return f"`{text}` is not one of {context['expected'].replace(chr(39), '`')}{meant}"
+    names = {
+        "model_type": "a mapping (`key: value`)",
+        "dict_type": "a mapping (`key: value`)",
+        "model_attributes_type": "a mapping (`key: value`)",
+        "string_type": "a text",
+        "float_type": "a number",
+        "int_type": "a whole number",
+        "int_parsing": "a whole number",
+        "int_from_float": "a whole number",
+        "tuple_type": "a list",
+    }
+    if kind in names:
+        return f"it must be {names[kind]}, not {_shown(value)}"
+    if kind == "too_short":
+        return "it is empty"
+    if kind == "too_long":
+        return f"there are {context.get('actual_length')} of them, at most {context.get('max_length')} are possible"
+    if kind == "string_too_long":
+        return f"it is longer than {context.get('max_length')} characters"
+    if kind == "string_too_short":
+        return "it is empty"
+    return str(detail["msg"][:1].lower() + detail["msg"][1:])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = str(value)
+    return f"`{text}`" if len(text) <= 60 else f"`{text[:57]}...`"
+
+
+def _unknown_key(path: Path) -> str:
+    models: dict[tuple[str, ...], type[Strict]] = {
+        (): Job,
+        ("schema",): FieldType,
+        ("lookups",): Lookup,
+        ("lookups", "fields"): LookupField,
+        ("features",): Feature,
+        ("model",): ModelRef,
+        ("result",): ResultSpec,
+        ("decisions",): Decision,
+    }
+    *parents, key = path
+    # The path without the names that a user gave: lookups, plane, fields, year -> lookups, fields.
+    shape = tuple(str(part) for part in parents[::2])
+    keys = [field.alias or name for name, field in models.get(shape, Job).model_fields.items()]
+    close = difflib.get_close_matches(str(key), keys, n=1)
+    where = f" in `{_dotted(tuple(parents))}`" if parents else ""
+    meant = f", did you mean `{close[0]}`?" if close else f"; possible are {', '.join(f'`{name}`' for name in keys)}"
+    return f"unknown key `{key}`{where}{meant}"
+
+
+def _within(path: Path, message: str) -> str:
+    if path[:1] == ("features",) and len(path) > 1:
+        return f"feature `{path[1]}`: {message}"
+    if path[:1] == ("lookups",) and len(path) > 1:
+        inner = f" {_dotted(path[2:])}:" if len(path) > 2 else ""
+        return f"lookup `{path[1]}`:{inner} {message}"
+    if path[:1] == ("schema",) and len(path) > 1:
+        return f"schema field `{path[1]}`: {message}"
+    if not path or "is missing" in message:
+        return message if len(path) < 2 else f"`{_dotted(path[:-1])}`: {message}"
+    return f"`{_dotted(path)}`: {message}"
+
+
+def _dotted(path: Path) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _error(problems: list[Problem], source: str) -> JobFileError:
+    ordered = sorted(set(problems))
+    lines = [f"{source} line {problem.line}: {problem.message}" for problem in ordered[:MAX_PROBLEMS]]
+    if len(ordered) > MAX_PROBLEMS:
+        lines.append(f"... and {len(ordered) - MAX_PROBLEMS} more")
+    return JobFileError("\n".join(lines))

@@ -1,0 +1,148 @@
+"""Types: of the fields of events and lookup entries, and of what an expression gives."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+MAX_NAME = 64
+
+
+class Type(StrEnum):
+    """Type of the value of an expression."""
+
+    NUMBER = "number"
+    STRING = "string"
+    BOOL = "bool"
+    TIMESTAMP = "timestamp"
+    UNKNOWN = "unknown"
+    """Something that has been reported as wrong already; everything accepts it."""
+
+
+FieldKind = Literal["float", "int", "string", "bool", "timestamp"]
+KINDS: tuple[str, ...] = ("float", "int", "string", "bool", "timestamp")
+VALUE_TYPES = {
+    "float": Type.NUMBER,
+    "int": Type.NUMBER,
+    "string": Type.STRING,
+    "bool": Type.BOOL,
+    "timestamp": Type.TIMESTAMP,
+}
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or value.startswith("__") or keyword.iskeyword(value):
+        raise ValueError(
+            f"`{value}` cannot be a name in expressions: use letters, digits and `_`, not a digit first, no Python keyword"
+        )
+    return value
+
+
+def _map_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*", value):
+        raise ValueError(f"`{value}` cannot be the name of a map: use letters, digits and `_ . : -`")
+    if value.startswith("gridscore."):
+        raise ValueError(f"`{value}`: maps called `gridscore.*` are kept for Gridscore itself")
+    return value
+
+
+def _job_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+        raise ValueError(f"`{value}` cannot be a name here: use letters, digits and `_ . -`, a letter or digit first")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_name)]
+"""A name that expressions can use."""
+MapName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_map_name)]
+"""The name of a map in the cluster."""
+JobName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_job_name)]
+"""The name of a job or a model."""
+
+
+class Strict(BaseModel):
+    """A part of the job file: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FieldType(Strict):
+    """Type of a field of an event.
+
+    The short form is the name of the type, with a `?` if the field may be null or absent: `float?`.
+    """
+
+    type: FieldKind
+    optional: bool = Field(default=False, description="The field may be null or absent.")
+    unit: Literal["iso", "s", "ms"] = Field(
+        default="iso",
+        description="How a timestamp is written: an RFC 3339 string, or seconds or milliseconds since 1970.",
+    )
+    json_name: str = Field(
+        default="", max_length=200, alias="json", description="Name of the field in the JSON, if it is another."
+    )
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"type": value.removesuffix("?").rstrip(), "optional": value.endswith("?")}
+        if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"].endswith("?"):
+            return {**value, "type": value["type"].removesuffix("?").rstrip(), "optional": True}
+        return value
+
+    @model_validator(mode="after")
+    def _unit_of_timestamps(self) -> FieldType:
+        if self.unit != "iso" and self.type != "timestamp":
+            raise ValueError(f"`unit` is for timestamps, this is a {self.type}")
+        return self
+
+    @property
+    def value_type(self) -> Type:
+        """What an expression sees."""
+        return VALUE_TYPES[self.type]
+
+    def __str__(self) -> str:
+        return f"{self.type}{'?' if self.optional else ''}"
+
+
+class LookupField(FieldType):
+    """Type of a field of a lookup's entries.
+
+    As that of an event's field, and with the value to take if there is no entry, or the entry has none.
+    """
+
+    default: float | bool | str | None = Field(
+        default=None, union_mode="left_to_right", description="What to take if there is no entry or no value."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exact_default(cls, value: Any) -> Any:
+        # Pydantic's float would take "1" and True; the type of a default is compared with the field's below.
+        if isinstance(value, dict) and not isinstance(value.get("default"), (int, float, str, type(None))):
+            raise ValueError("`default` must be a number, a string, true or false")  # noqa: TRY004 -- pydantic's way
+        return value
+
+    @model_validator(mode="after")
+    def _default_of_type(self) -> LookupField:
+        default = self.default
+        if default is None:
+            return self
+        if self.type == "timestamp":
+            raise ValueError("a timestamp cannot have a default: use `coalesce` or `is None` in the expression")
+        fits = {
+            "float": isinstance(default, float) and not isinstance(default, bool),
+            "int": isinstance(default, float) and not isinstance(default, bool) and default.is_integer(),
+            "string": isinstance(default, str),
+            "bool": isinstance(default, bool),
+        }[self.type]
+        if not fits:
+            raise ValueError(f"`default: {default}` is not a {self.type}")
+        return self
