@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 import warnings
 
@@ -20,10 +21,15 @@ from pipeline.grid.settings import GridSettings
 
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch, tmp_path_factory):
-    """No test sees the connection, the registered cluster or the settings file of whoever runs it."""
+    """No test sees the connection, the registered cluster or the settings file of whoever runs it, or litters /tmp."""
     for name in [name for name in os.environ if name.startswith("GRIDSCORE_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("GRIDSCORE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("GRIDSCORE_HOME", str(base / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(base / "config"))
+    # Logs of members that were made to fail are kept for a reader.
+    monkeypatch.setattr(tempfile, "tempdir", str(base))
+    monkeypatch.setenv("TMPDIR", str(base))
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
+import tempfile
+import time
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 from filelock import FileLock
@@ -17,10 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 DEFAULT_VERSION = "5.6.0"
-# Versions of Hazelcast whose Kafka connector is not published: their members do without it.
-_WITHOUT_KAFKA = ("5.7.0",)
+_KAFKA_CONNECTOR = "hazelcast-jet-kafka"
 # A refresh of the download message. Frequent enough to show that it moves, rare enough for a log file.
-_PROGRESS_SECONDS = 2.0
+_PROGRESS_SECONDS = 1.0
 
 
 def java_executable() -> Path:
@@ -52,8 +53,7 @@ def cache_folder() -> Path:
 def member_jars(version: str = DEFAULT_VERSION, on_progress: Callable[[str], None] | None = None) -> list[Path]:
     """The jars of a member: core, SQL and, where it is published, the Kafka connector with what it needs.
 
-    They are downloaded once. After that the paths come from a small file of ours, because resolving them anew takes
-    seconds even with everything in the cache, and asks the network.
+    They are downloaded once. After that their paths come from a small file of ours, without a look at the network.
 
     Args:
         version: Hazelcast's version.
@@ -84,72 +84,88 @@ def _remembered(known: Path) -> list[Path]:
     return jars if all(jar.is_file() for jar in jars) else []
 
 
-def _endpoint(version: str) -> str:
-    artifacts = ["com.hazelcast:hazelcast", "com.hazelcast:hazelcast-sql"]
-    if version not in _WITHOUT_KAFKA:
-        artifacts.append("com.hazelcast.jet:hazelcast-jet-kafka")
-    # `!` is raw: exactly this jar, not what its POM would pull in (Hazelcast's jars carry their dependencies inside).
-    return "+".join(f"{artifact}:{version}!" for artifact in artifacts)
-
-
 def _download(version: str, on_progress: Callable[[str], None]) -> list[Path]:
-    import jgo
-    from jgo.constants import default_maven_repo
+    from jgo.constants import MAVEN_CENTRAL_URL, default_maven_repo
+    from jgo.maven import MavenContext, PythonResolver
 
-    on_progress(f"Getting Hazelcast {version} (about 60 MB, only once)")
-    try:
-        with _showing_growth(default_maven_repo() / "com" / "hazelcast", version, on_progress):
-            environment = jgo.build(endpoint=_endpoint(version))
-        jars = sorted(Path(jar) for jar in environment.path.rglob("*.jar"))
-    except Exception as error:  # jgo lets errors of requests, XML and the file system through, without a common root
-        raise _download_failed(version, error) from error
-    if not any(jar.name == f"hazelcast-{version}.jar" for jar in jars):
-        raise MemberError(
-            f"Getting Hazelcast {version} gave no hazelcast-{version}.jar.", f"Delete {environment.path}."
+    folder = cache_folder() / "jars"
+    folder.mkdir(parents=True, exist_ok=True)
+    jars = []
+    # The downloader writes to the final name, so an interrupted file would look whole the next time: it gets a folder
+    # of its own, and only whole files (it compares their checksums) are moved to where we keep them.
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        maven = MavenContext(
+            resolver=PythonResolver(progress_callback=_megabytes(version, on_progress)),
+            repo_cache=Path(temporary),
+            local_repos=[],
+            remote_repos={"central": MAVEN_CENTRAL_URL},
         )
+        for group, name, artifact_version in _artifacts(version):
+            jar = f"{name}-{artifact_version}.jar"
+            there = default_maven_repo().joinpath(*group.split("."), name, artifact_version, jar)
+            kept = folder / jar
+            if not kept.is_file():
+                if zipfile.is_zipfile(there):  # a Java developer's machine has it; a truncated one is no zip file
+                    kept = there
+                else:
+                    try:
+                        maven.project(group, name).at_version(artifact_version).artifact().resolve().replace(kept)
+                    except Exception as error:  # jgo lets those of requests and the file system through
+                        if name == _KAFKA_CONNECTOR and "not found" in str(error):
+                            break  # not published for this version: it is a member without
+                        raise _download_failed(version, error) from error
+            jars.append(kept)
     return jars
+
+
+def _artifacts(version: str) -> Iterator[tuple[str, str, str]]:
+    # Named one by one: a resolver reads 250 POMs, which takes a minute, to arrive at this very list.
+    yield "com.hazelcast", "hazelcast", version
+    yield "com.hazelcast", "hazelcast-sql", version
+    yield "com.hazelcast.jet", _KAFKA_CONNECTOR, version
+    yield "org.apache.kafka", "kafka-clients", "3.9.1"
+    yield "com.github.luben", "zstd-jni", "1.5.6-4"
+    yield "org.lz4", "lz4-java", "1.8.0"
+    yield "org.xerial.snappy", "snappy-java", "1.1.10.5"
 
 
 def _download_failed(version: str, error: Exception) -> MemberError:
     import requests  # what jgo downloads with
 
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (requests.ConnectionError, requests.Timeout)):
-            return MemberError(
-                f"Hazelcast {version} is not on this machine yet, and Maven Central cannot be reached to get it.",
-                "Connect to the network once (or set HTTPS_PROXY); later starts need none. "
-                "Or use a cluster that already runs: --members HOST:PORT.",
-            )
-        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, (requests.ConnectionError, requests.Timeout)):
+        return MemberError(
+            f"Hazelcast {version} is not on this machine yet, and Maven Central cannot be reached to get it.",
+            "Connect to the network once (or set HTTPS_PROXY); later starts need none. "
+            "Or use a cluster that already runs: --members HOST:PORT.",
+        )
+    if "not found" in str(error):
+        return MemberError(
+            f"There is no Hazelcast {version} on Maven Central.", f"{DEFAULT_VERSION} is what Gridscore is tested with."
+        )
     return MemberError(
         f"Hazelcast {version} could not be downloaded: {str(error).strip() or type(error).__name__}",
-        f"Is {version} a published version of com.hazelcast:hazelcast? {DEFAULT_VERSION} is.",
+        "Try again; if it stays so, something between here and Maven Central changes or cuts what comes.",
     )
 
 
-@contextlib.contextmanager
-def _showing_growth(folder: Path, version: str, on_progress: Callable[[str], None]) -> Iterator[None]:
-    """Report how many megabytes have arrived: the downloader itself says nothing."""
-    done = threading.Event()
-    before = _size(folder)
+def _megabytes(version: str, on_progress: Callable[[str], None]) -> Callable[[str, int], Any]:
+    """What the downloader calls for each file, and then for each piece of it."""
 
-    def watch() -> None:
-        while not done.wait(_PROGRESS_SECONDS):
-            on_progress(f"Getting Hazelcast {version}: {(_size(folder) - before) / 1e6:.0f} MB")
+    received, told = 0, 0.0
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
+    @contextlib.contextmanager
+    def begin(_filename: str, _total: int) -> Iterator[Callable[[int], None]]:
+        nonlocal told
+        if not told:
+            told = time.monotonic()
+            on_progress(f"Getting Hazelcast {version} (about 60 MB, only once)")
+        yield arrived
 
+    def arrived(size: int) -> None:
+        nonlocal received, told
+        received += size
+        if time.monotonic() - told >= _PROGRESS_SECONDS:
+            told = time.monotonic()
+            on_progress(f"Getting Hazelcast {version}: {received / 1e6:.0f} of about 60 MB")
 
-def _size(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # files are renamed while we look
-            total += path.stat().st_size
-    return total
+    return begin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import pytest
 
@@ -14,7 +15,6 @@ from pipeline.grid.artifacts import member_jars
 @pytest.fixture
 def empty_caches(monkeypatch, tmp_path):
     monkeypatch.setattr(artifacts, "cache_folder", lambda: tmp_path / "ours")
-    monkeypatch.setenv("JGO_CACHE_DIR", str(tmp_path / "jgo"))
     monkeypatch.setenv("M2_REPO", str(tmp_path / "maven"))
     return tmp_path
 
@@ -49,3 +49,31 @@ def test_jars_that_were_deleted_are_fetched_again(monkeypatch, empty_caches):
     monkeypatch.setattr(artifacts, "_download", lambda *_: [jar])
     assert member_jars() == [jar]
     assert json.loads(known.read_text(encoding="utf-8")) == [str(jar)]
+
+
+@pytest.fixture
+def maven_repository(empty_caches):
+    """A Java developer's own cache, with whole jars."""
+    for group, name, version in artifacts._artifacts("5.6.0"):
+        jar = empty_caches.joinpath("maven", *group.split("."), name, version, f"{name}-{version}.jar")
+        jar.parent.mkdir(parents=True)
+        with zipfile.ZipFile(jar, "w") as file:
+            file.writestr("content", name)
+    return empty_caches / "maven"
+
+
+@pytest.mark.usefixtures("no_network")
+def test_jars_of_a_maven_repository_are_used(maven_repository):
+    said = []
+    jars = member_jars("5.6.0", said.append)
+    assert len(jars) == 7
+    assert all(jar.is_relative_to(maven_repository) for jar in jars)
+    assert said == []
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_truncated_jar_is_not_used(maven_repository):
+    jar = next(maven_repository.rglob("kafka-clients-*.jar"))
+    jar.write_bytes(jar.read_bytes()[:-10])
+    with pytest.raises(MemberError, match="cannot be reached"):
+        member_jars("5.6.0")
