@@ -1,7 +1,7 @@
 """Control records: small JSON objects in a map of the grid, changed only by compare-and-set.
 
-`replaceIfSame` of Hazelcast compares serialized bytes. A record therefore keeps the very text that it was read as, and
-new texts have one canonical form: keys sorted, no white space.
+`replaceIfSame` of Hazelcast compares serialized bytes. A record therefore keeps the very text that it was read as. Keys
+keep their order, which matters in what records hold (the features of a job, for one).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _ATTEMPTS = 50
 INDETERMINATE = (IndeterminateOperationStateError, TargetDisconnectedError, OperationTimeoutError)
 """Errors after which a write may or may not have happened."""
 
-_encode = msgspec.json.Encoder(order="deterministic").encode
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
-def canonical(value: dict[str, Any]) -> str:
-    """The one text of a record's value."""
+def record_text(value: dict[str, Any]) -> str:
+    """The text of a record's value."""
     return _encode(value).decode()
 
 
@@ -69,7 +69,7 @@ class Records:
         Raises:
             ConflictError: It exists.
         """
-        text = canonical(value)
+        text = record_text(value)
         try:
             existing = await (await self._map()).put_if_absent(key, HazelcastJsonValue(text))
         except INDETERMINATE:
@@ -84,7 +84,7 @@ class Records:
         Raises:
             ConflictError: Somebody else changed or removed it.
         """
-        text = canonical(value)
+        text = record_text(value)
         if text == record.raw:
             # Nothing would change, and a compare-and-set to the same bytes could not tell success from failure.
             return record

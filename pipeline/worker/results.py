@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from pipeline.job import Job
     from pipeline.models import ModelVersion
 
-RESERVED = ("score", "decision", "version", "model", "sequence", "scored_at")
-"""Fields of every result; included event fields cannot have these names."""
-
 
 class ResultEncoder:
     """Encodes results of one job.
@@ -32,7 +29,9 @@ class ResultEncoder:
     def __init__(self, job: Job) -> None:
         self._include = tuple(job.result.include)
         fields: list[Any] = ["score", "sequence", "version", "model", "scored_at"]
-        self._thresholds, self._labels = _decision_steps(job)
+        thresholds, self._labels = job.decision_steps
+        # Scores are float32: compared as such, a score that prints as the threshold reaches it.
+        self._thresholds = np.array(thresholds, dtype=np.float32)
         if self._labels:
             fields.insert(1, "decision")
         self._type = msgspec.defstruct("Result", [*fields, *self._include], gc=False)
@@ -69,8 +68,3 @@ class ResultEncoder:
             encode(make(*row, number, name, now, *more))
             for row, more in zip(zip(*columns, sequences, strict=True), included, strict=True)
         ]
-
-
-def _decision_steps(job: Job) -> tuple[NDArray[np.float32], list[str]]:
-    """Thresholds in ascending order, and the decision below the first, then from each on."""
-    raise NotImplementedError

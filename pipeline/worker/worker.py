@@ -15,7 +15,7 @@ from hazelcast.core import HazelcastJsonValue
 from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridscoreError
-from pipeline.grid.records import canonical
+from pipeline.grid.records import record_text
 from pipeline.job import JobRecord, Jobs, JobState
 from pipeline.job.life import WANTED
 from pipeline.worker.leases import LEASE_SECONDS
@@ -175,7 +175,7 @@ class Worker:
             "jobs": {name: running.runner.stats.to_json() for name, running in self._running.items()},
         }
         proxy = await self._grid.map(WORKERS_MAP)
-        await proxy.set(self.id, HazelcastJsonValue(canonical(value)))
+        await proxy.set(self.id, HazelcastJsonValue(record_text(value)))
 
     async def _stop(self) -> None:
         for name in list(self._running):
