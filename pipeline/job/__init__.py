@@ -1,7 +1,7 @@
 """The job room: the job file, typed, validated and strict; its JSON Schema; its life in the cluster.
 
-It offers :func:`load_job` and :func:`parse_job`, which give a :class:`Job`; :func:`job_json_schema` for editors; and, of
-the life of jobs in the cluster, :class:`Jobs`, :class:`JobRecord` and :class:`JobState`.
+It offers :func:`load_job` and :func:`parse_job`, which give a :class:`Job`; :func:`job_json_schema` for editors; and
+:class:`Jobs`, :class:`JobRecord` and :class:`JobState` for what becomes of jobs in the cluster.
 """
 
 from __future__ import annotations

@@ -70,12 +70,14 @@ def read_yaml(text: str) -> Document:
         return document
     try:
         events = iter(yaml.parse(text, Loader=_Loader))
-        next(events), _document_start(next(events), document)
+        next(events)  # the stream's start
+        _document_start(next(events), document)
         document.data = _value(next(events), events, (), document)
         next(events)  # the document's end
-        following = next(events)
+        following: Any = next(events)
         if not isinstance(following, yaml.StreamEndEvent):
-            raise _Refused(following.start_mark.line + 1, "a job file is one document: `---` begins a second one")
+            line = following.start_mark.line + 1
+            document.problems.append(Problem(line, "a job file is one document: `---` begins a second one"))
     except StopIteration:
         document.problems.append(Problem(1, "the file is empty"))
     except _Refused as refused:

@@ -217,7 +217,7 @@ class _Compiler:
             case ast.List() | ast.Tuple() | ast.Set():
                 return self._wrong(f"{_source(tree)}: a list can only stand after `in`")
             case _:
-                what = _REFUSED.get(type(tree), type(tree).__name__)  # type: ignore[call-overload]
+                what = _REFUSED.get(type(tree), type(tree).__name__)
                 return self._wrong(f"{_source(tree)}: {what} cannot be used in an expression")
 
     def _constant(self, tree: ast.Constant) -> Node:
@@ -273,8 +273,6 @@ class _Compiler:
             return self._wrong(f"there is no lookup `{lookup}`{_meant(lookup, self._scope.lookups)}")
         if name in fields:
             return Node("lookup", (), fields[name].value_type, (lookup, name), nullable=True)
-        if f"{lookup}.{name}" in self._scope.broken:
-            return _UNKNOWN
         return self._wrong(f"the lookup `{lookup}` has no field `{name}`{_meant(name, fields)}")
 
     def _unary(self, tree: ast.UnaryOp) -> Node:
@@ -313,7 +311,8 @@ class _Compiler:
         if Type.STRING in types and kind is ast.Add:
             odd = tree.right if left.type == Type.STRING else tree.left
             return self._wrong(
-                f"{_source(tree)}: `+` needs two numbers or two strings; write `string({ast.unparse(odd)})` to get a string"
+                f"{_source(tree)}: `+` needs two numbers or two strings; "
+                f"`string({ast.unparse(odd)})` makes a string of the other"
             )
         if Type.TIMESTAMP in types:
             return self._wrong(
@@ -387,9 +386,8 @@ class _Compiler:
         if left.type == Type.BOOL:
             left = _as_number(left)
         if left is _NULL or (types and left.type not in {*types, Type.UNKNOWN}):
-            return self._wrong(
-                f"{_source(left_tree)} is {_A.get(left.type, '`None`')}, the list after `in` holds {next(iter(types), '?')}s"
-            )
+            items = next(iter(types), "nothing but item")
+            return self._wrong(f"{_source(left_tree)} is {_a(left)}, the list after `in` holds {items}s")
         if left.type not in {Type.NUMBER, Type.STRING, Type.UNKNOWN}:
             return self._wrong(f"{_source(left_tree)} is {_A[left.type]}: `in` is for numbers and strings")
         op = "string_in" if left.type == Type.STRING else "number_in"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
@@ -12,9 +11,10 @@ from pydantic_core import PydanticCustomError
 from pipeline.errors import JobFileError
 from pipeline.job.check import Parts, check
 from pipeline.job.document import Document, Problem, read_yaml
-from pipeline.job.types import KINDS, FieldType, JobName, LookupField, MapName, Name, Strict
+from pipeline.job.types import KINDS, FeatureName, FieldType, JobName, LookupField, MapName, Name, Strict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path as FilePath
 
     from pipeline.job.document import Path
@@ -95,7 +95,7 @@ class Feature(Strict):
         ge=-3.0e38,
         le=3.0e38,
         strict=True,
-        description="What to take where the value is missing or infinite; without it, XGBoost's own way with what is missing.",
+        description="What to take where the value is missing or infinite; without it, the model gets a missing value.",
     )
 
     @model_validator(mode="before")
@@ -161,7 +161,7 @@ class Job(Strict):
     lookups: dict[Name, Lookup] = Field(
         default={}, max_length=64, description="Reference maps, by the name that expressions use."
     )
-    features: dict[Annotated[str, Field(max_length=64)], Feature] = Field(
+    features: dict[FeatureName, Feature] = Field(
         min_length=1, max_length=1_000, description="The model's features, in its order."
     )
     model: ModelRef = Field(description="Which model scores.")

@@ -36,17 +36,14 @@ class Function:
         return (count if self.least < 0 else self.least), max(count, self.most)
 
 
-_MATHS = (
-    (
-        "abs sqrt exp expm1 log log1p log10 log2 floor ceil sign sin cos tan asin acos atan radians degrees"  # of one number
-    ).split()
-)
-_PARTS = "year month day hour minute second dayofweek dayofyear".split()
-_TEXT = "lower upper strip".split()
-_SEARCH = "startswith endswith contains".split()
+_MATHS = ("abs", "sqrt", "exp", "expm1", "log", "log1p", "log10", "log2", "floor", "ceil", "sign")
+_ANGLES = ("sin", "cos", "tan", "asin", "acos", "atan", "radians", "degrees")
+_PARTS = ("year", "month", "day", "hour", "minute", "second", "dayofweek", "dayofyear")
+_TEXT = ("lower", "upper", "strip")
+_SEARCH = ("startswith", "endswith", "contains")
 
 FUNCTIONS: dict[str, Function] = {
-    **{name: Function((N,), N, f"{name}(x)") for name in _MATHS},
+    **{name: Function((N,), N, f"{name}(x)") for name in (*_MATHS, *_ANGLES)},
     **{name: Function((N, N), N, f"{name}(x, y)") for name in ("hypot", "atan2")},
     **{name: Function((N, N), N, f"{name}(x, y)", most=16) for name in ("min", "max")},
     "round": Function((N, N), N, "round(x, 2)", least=1, constant=frozenset({1})),

@@ -37,7 +37,7 @@ VALUE_TYPES = {
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or value.startswith("__") or keyword.iskeyword(value):
         raise ValueError(
-            f"`{value}` cannot be a name in expressions: use letters, digits and `_`, not a digit first, no Python keyword"
+            f"`{value}` cannot be a name in expressions: use letters, digits and `_`, no digit first, no Python keyword"
         )
     return value
 
@@ -50,6 +50,13 @@ def _map_name(value: str) -> str:
     return value
 
 
+def _feature_name(value: str) -> str:
+    # XGBoost refuses the brackets.
+    if value != value.strip() or not value.isprintable() or re.search(r"[\[\]<>\"'`]", value):
+        raise ValueError(f"`{value}` cannot be the name of a feature: use no brackets, quotes, or spaces at its ends")
+    return value
+
+
 def _job_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
         raise ValueError(f"`{value}` cannot be a name here: use letters, digits and `_ . -`, a letter or digit first")
@@ -58,6 +65,8 @@ def _job_name(value: str) -> str:
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_name)]
 """A name that expressions can use."""
+FeatureName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_feature_name)]
+"""The name of a feature; those that are a :data:`Name` as well can be used in expressions."""
 MapName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_map_name)]
 """The name of a map in the cluster."""
 JobName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_job_name)]

@@ -1,0 +1,85 @@
+"""The feature plan: from decoded events to the float32 matrix that the model scores, column by column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.features.program import Program
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.features.events import Event
+    from pipeline.features.lookup_table import LookupTable
+    from pipeline.job import Job
+
+
+class FeaturePlan:
+    """Computes the features of a job.
+
+    Whatever the batches, an event gets the same bits. What is missing or not finite is NaN, always the same NaN.
+
+    Args:
+        job: Whose features.
+        tables: Its lookup tables, by name.
+        categories: For each feature made with `category`, the values in the order of their codes.
+
+    Raises:
+        ModelMismatchError: There are no categories for a feature that needs them.
+
+    Attributes:
+        names: The features, in the order of the matrix's columns.
+        looked_up: Events looked up so far, by lookup.
+        missed: Those that had no entry, or a bad one.
+    """
+
+    def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]]) -> None:
+        self.names = job.feature_names
+        self._program = Program(job, tables, categories)
+        self._slots = [self._program.feature(name) for name in self.names]
+        self._lookup_slots = list(self._program.lookup_slots.items())
+        # Only of lookups that a feature uses: nobody needs the others' entries.
+        self._key_program = Program(job, tables, categories)
+        self._key_slots = {name: self._key_program.keys(name) for name in job.lookups}
+        self._used = frozenset(self._program.lookup_slots)
+        self.looked_up = dict.fromkeys(job.lookups, 0)
+        self.missed = dict.fromkeys(job.lookups, 0)
+
+    def keys(self, events: Sequence[Event]) -> dict[str, list[Any]]:
+        """The keys that each lookup is asked for, in the order of the events; None where an event has none."""
+        if not events:
+            return {name: [] for name in self._key_slots}
+        with np.errstate(all="ignore"):
+            values = self._key_program.run(events)
+        return {
+            name: list(values[slot]) if name in self._used else [None] * len(events)
+            for name, slot in self._key_slots.items()
+        }
+
+    def matrix(self, events: Sequence[Event]) -> NDArray[np.float32]:
+        """The features of these events: a row an event, in C order."""
+        count = len(events)
+        if count == 0:
+            return np.empty((0, len(self._slots)), np.float32)
+        if count == 1:
+            # In places numpy takes an array of one item for a number; `power` has a short cut for those, and its last
+            # bit may differ: a row alone is computed as one of two.
+            return self._compute((events[0], events[0]), 1)[:1]
+        return self._compute(events, count)
+
+    def _compute(self, events: Sequence[Event], count: int) -> NDArray[np.float32]:
+        out = np.empty((len(events), len(self._slots)), np.float32)
+        with np.errstate(all="ignore"):
+            values = self._program.run(events)
+            for column, slot in zip(out.T, self._slots, strict=True):
+                column[...] = values[slot]
+        # XGBoost refuses to train on infinity; and one NaN is not another, bit by bit.
+        np.copyto(out, np.nan, where=~np.isfinite(out))
+        for name, slot in self._lookup_slots:
+            self.looked_up[name] += count
+            self.missed[name] += count - int(np.count_nonzero(values[slot][:count]))
+        return out
