@@ -150,7 +150,6 @@ def _download_failed(version: str, error: Exception) -> MemberError:
 
 def _megabytes(version: str, on_progress: Callable[[str], None]) -> Callable[[str, int], Any]:
     """What the downloader calls for each file, and then for each piece of it."""
-
     received, told = 0, 0.0
 
     @contextlib.contextmanager

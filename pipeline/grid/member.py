@@ -8,12 +8,8 @@ import os
 import re
 import secrets
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,18 +20,15 @@ import psutil
 from filelock import FileLock, Timeout
 
 from pipeline.errors import MemberError, UsageError
-from pipeline.grid import guard
 from pipeline.grid.artifacts import DEFAULT_VERSION, java_executable, member_jars
-from pipeline.grid.template import load_template, member_config, template_cluster_name
+from pipeline.grid.launch import START_SECONDS, Launch, PortTakenError, count_of, death
+from pipeline.grid.ports import HOST, choose_ports
+from pipeline.grid.template import load_template, template_cluster_name
 
-FIRST_PORT = 5701
-START_SECONDS = 120.0
-_HOST = "127.0.0.1"
 # Besides its heap a member needs room for code, threads and network buffers.
 _OVERHEAD_BYTES = 256 << 20
 _KEPT_LOG_FOLDERS = 5
 _PORT_ATTEMPTS = 5
-_TAIL_LINES = 12
 
 Progress = Callable[[str], None]
 
@@ -52,7 +45,7 @@ class Cluster:
         version: Hazelcast's version.
     """
 
-    def __init__(self, launch: _Launch, folder: Path, *, registered: bool) -> None:
+    def __init__(self, launch: Launch, folder: Path, *, registered: bool) -> None:
         self._launch = launch
         self._folder = folder
         self._registered = registered
@@ -61,7 +54,7 @@ class Cluster:
         self.cluster_name = launch.cluster_name
         self.version = launch.version
         self.heap = launch.heap
-        self.addresses = [f"{_HOST}:{port}" for port in launch.ports]
+        self.addresses = [f"{HOST}:{port}" for port in launch.ports]
         self.log_files = [folder / f"member-{index}.log" for index in range(len(launch.ports))]
 
     @classmethod
@@ -109,10 +102,10 @@ class Cluster:
                     f"Use it, or stop it: Ctrl-C where it was started, or end process {running['owner']['pid']}.",
                 )
             folder = _log_folder(name) if register else Path(tempfile.mkdtemp(prefix="gridscore-member-"))
-            progress(f"Starting {_count(members)} of Hazelcast {version}")
+            progress(f"Starting {count_of(members)} of Hazelcast {version}")
             for attempt in range(_PORT_ATTEMPTS):
-                ports = _choose_ports(members, port)
-                launch = _Launch(
+                ports = choose_ports(members, port)
+                launch = Launch(
                     java=java,
                     jars=jars,
                     template=template,
@@ -125,7 +118,7 @@ class Cluster:
                 try:
                     launch.start_all(progress)
                     break
-                except _PortTakenError:
+                except PortTakenError:
                     # Somebody was faster between our look and the member's bind.
                     if port or attempt == _PORT_ATTEMPTS - 1:
                         raise
@@ -147,7 +140,7 @@ class Cluster:
     def death(self, index: int) -> MemberError | None:
         """Why a member that was not asked to stop is gone, with its last log lines; None if it runs."""
         code = self._launch.exits.get(index)
-        return None if code is None else _death(self._launch, index, code)
+        return None if code is None else death(self._launch, index, code)
 
     def kill(self, index: int) -> None:
         """Kill a member at once, as a power failure would, and wait until it is gone."""
@@ -230,289 +223,15 @@ def parse_heap(text: str) -> int:
     return size
 
 
-class _PortTakenError(MemberError):
-    """A member found its port in use."""
-
-
-class _Launch:
-    """The members' processes: started, watched and stopped by a guard that outlives a crash of ours."""
-
-    def __init__(
-        self,
-        *,
-        java: Path,
-        jars: list[Path],
-        template: dict[str, Any],
-        folder: Path,
-        ports: list[int],
-        cluster_name: str,
-        heap: str,
-        version: str,
-    ) -> None:
-        self.java, self.jars, self.folder, self.ports = java, jars, folder, ports
-        self.cluster_name, self.heap, self.version = cluster_name, heap, version
-        self.pids: dict[int, int] = {}
-        self.exits: dict[int, int] = {}
-        self._log_starts = dict.fromkeys(range(len(ports)), 0)
-        self._changed = threading.Condition()
-        for index in range(len(ports)):
-            text = member_config(
-                template,
-                ports=ports,
-                index=index,
-                cluster_name=cluster_name,
-                instance_name=f"{cluster_name}-{index}",
-            )
-            (folder / f"member-{index}.yaml").write_text(text, encoding="utf-8")
-        self._guard = subprocess.Popen(
-            # The file, not the module: importing this package would take the guard half a second and 100 MB.
-            [sys.executable, "-I", guard.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
-        self.guard_pid = self._guard.pid
-        self._listener = threading.Thread(target=self._listen, name="gridscore-guard", daemon=True)
-        self._listener.start()
-
-    def log_file(self, index: int) -> Path:
-        return self.folder / f"member-{index}.log"
-
-    def start_all(self, progress: Progress) -> None:
-        """Start every member and wait until each sees all; stop what runs if that fails."""
-        try:
-            # The first goes alone: members that start together vote on a master for five seconds.
-            self.start(0)
-            self.wait_for({0}, expected=1)
-            for index in range(1, len(self.ports)):
-                self.start(index)
-            self.wait_for(set(range(len(self.ports))), expected=len(self.ports), progress=progress)
-        except BaseException:
-            self.close()
-            raise
-
-    def start(self, index: int) -> None:
-        log = self.log_file(index)
-        self._log_starts[index] = log.stat().st_size if log.exists() else 0
-        with self._changed:
-            self.pids.pop(index, None)
-            self.exits.pop(index, None)
-        self._ask({"start": index, "command": self._command(index), "log": str(log)})
-
-    def kill(self, index: int) -> None:
-        self._ask({"kill": index})
-        with self._changed:
-            if not self._changed.wait_for(lambda: index in self.exits, timeout=10):
-                raise MemberError(f"Member {index} (process {self.pids.get(index)}) does not end.")
-
-    def wait_for(self, indexes: set[int], *, expected: int, progress: Progress | None = None) -> None:
-        """Wait until these members say that they have started in a cluster of the expected size."""
-        deadline = time.monotonic() + START_SECONDS
-        missing = set(indexes)
-        while missing:
-            for index in sorted(missing):
-                if (code := self.exits.get(index)) is not None:
-                    raise _death(self, index, code)
-                if _is_ready(self.log_since_start(index), expected):
-                    missing.discard(index)
-                    if progress and len(indexes) > 1:
-                        progress(f"{len(indexes) - len(missing)} of {_count(len(indexes))} are in the cluster")
-            if missing and time.monotonic() > deadline:
-                index = min(missing)
-                raise MemberError(
-                    f"Member {index} was not in a cluster of {_count(expected)} after {START_SECONDS:.0f} seconds.\n"
-                    + _tail(self.log_since_start(index)),
-                    f"Its log: {self.log_file(index)}",
-                )
-            with self._changed:
-                self._changed.wait(0.05)
-
-    def log_since_start(self, index: int) -> str:
-        """What the member has logged since it was last started."""
-        try:
-            with self.log_file(index).open("rb") as file:
-                file.seek(self._log_starts[index])
-                return file.read().decode("utf-8", "replace")
-        except OSError:
-            return ""
-
-    def close(self) -> None:
-        """Stop the members by closing the guard's pipe, and wait for it."""
-        with contextlib.suppress(OSError):
-            if self._guard.stdin:
-                self._guard.stdin.close()
-        try:
-            self._guard.wait(guard.STOP_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            for pid in self.pids.values():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    psutil.Process(pid).kill()
-            self._guard.kill()
-            self._guard.wait()
-        self._listener.join(5)
-        if self._guard.stdout:
-            self._guard.stdout.close()
-
-    def _ask(self, request: dict[str, Any]) -> None:
-        try:
-            assert self._guard.stdin is not None  # noqa: S101 -- for the type checker
-            self._guard.stdin.write(json.dumps(request) + "\n")
-            self._guard.stdin.flush()
-        except (OSError, ValueError):
-            raise MemberError("The members' guard process is gone, and the members with it.") from None
-
-    def _listen(self) -> None:
-        assert self._guard.stdout is not None  # noqa: S101 -- for the type checker
-        for line in self._guard.stdout:
-            answer = json.loads(line)
-            with self._changed:
-                if "started" in answer:
-                    self.pids[answer["started"]] = answer["pid"]
-                else:
-                    self.exits[answer["exited"]] = answer["code"]
-                self._changed.notify_all()
-        with self._changed:
-            for index in range(len(self.ports)):
-                self.exits.setdefault(index, 0)
-            self._changed.notify_all()
-
-    def _command(self, index: int) -> list[str]:
-        return [
-            str(self.java),
-            f"-Xms{self.heap}",
-            f"-Xmx{self.heap}",
-            *_JVM_OPTIONS,
-            f"-XX:ErrorFile={self.folder / f'member-{index}-crash.log'}",
-            f"-Dhazelcast.config={self.folder / f'member-{index}.yaml'}",
-            *_HAZELCAST_PROPERTIES,
-            "-cp",
-            os.pathsep.join(map(str, self.jars)),
-            "com.hazelcast.core.server.HazelcastMemberStarter",
-        ]
-
-
-_JVM_OPTIONS = [
-    # Hazelcast's own start script has these: it looks into the JVM for its metrics and its zero-copy I/O.
-    "--add-modules=java.se",
-    "--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
-    "--add-opens=java.base/java.lang=ALL-UNNAMED",
-    "--add-opens=java.base/java.nio=ALL-UNNAMED",
-    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
-    "--add-opens=java.management/sun.management=ALL-UNNAMED",
-    "--add-opens=jdk.management/com.sun.management.internal=ALL-UNNAMED",
-    # A member out of memory would stay in the cluster and answer nobody.
-    "-XX:+ExitOnOutOfMemoryError",
-    "-XX:+UseParallelGC",
-    "-Xlog:disable",
-    "-Xlog:all=error:stderr",
-    "-Djava.net.preferIPv4Stack=true",
-    "-Djava.util.logging.SimpleFormatter.format=%1$tF %1$tT.%1$tL %4$s [%3$s] %5$s%6$s%n",
-]
-
-_HAZELCAST_PROPERTIES = [
-    # Our readiness check reads the log, so its form must not depend on the user's configuration.
-    "-Dhazelcast.logging.type=jdk",
-    "-Dhazelcast.phone.home.enabled=false",
-    # All members are listed and start together: nobody else is worth waiting for.
-    "-Dhazelcast.wait.seconds.before.join=0",
-    "-Dhazelcast.socket.bind.any=false",
-    "-Dhazelcast.shutdownhook.policy=TERMINATE",
-]
-
-
-def _is_ready(log: str, expected: int) -> bool:
-    sizes = re.findall(r"Members \{size:(\d+)", log)
-    return "is STARTED" in log and bool(sizes) and int(sizes[-1]) >= expected
-
-
-def _death(launch: _Launch, index: int, code: int) -> MemberError:
-    log = launch.log_since_start(index)
-    where = f"Its log: {launch.log_file(index)}"
-    port = launch.ports[index]
-    if re.search(r"Address already in use|BindException|Port \[\d+] is already in use|ports? .* in use", log):
-        return _PortTakenError(f"Port {port} is in use{_user_of(port)}.", f"Choose another with --port. {where}")
-    if re.search(r"Could not reserve enough space|Invalid maximum heap size|insufficient memory|Cannot allocate", log):
-        return MemberError(
-            f"There is not enough memory for a member with a heap of {launch.heap}.", f"Give it less: --heap. {where}"
-        )
-    if "OutOfMemoryError" in log:
-        return MemberError(
-            f"Member {index} ran out of its heap of {launch.heap} and stopped.", f"Give it more: --heap. {where}"
-        )
-    reason = f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
-    if code == -9:
-        reason += " (by hand, or by the system because memory ran out)"
-    return MemberError(f"Member {index} {reason}. Its last lines:\n{_tail(log)}", where)
-
-
-def _tail(log: str) -> str:
-    lines = [line for line in log.splitlines() if line.strip() and not line.lstrip().startswith("at ")]
-    return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it logged nothing)"
-
-
 def _check_memory(members: int, heap: int) -> None:
     needed = members * (heap + _OVERHEAD_BYTES)
     available = psutil.virtual_memory().available
     if needed > available:
         raise MemberError(
-            f"{_count(members).capitalize()} with a heap of {heap >> 20} MB need about {needed / 1e9:.1f} GB, "
+            f"{count_of(members).capitalize()} with a heap of {heap >> 20} MB need about {needed / 1e9:.1f} GB, "
             f"but only {available / 1e9:.1f} GB of memory are free.",
             "Give each less (--heap), start fewer (--members), or close something.",
         )
-
-
-def _choose_ports(members: int, first: int | None) -> list[int]:
-    if first == 0:
-        with contextlib.ExitStack() as held:
-            sockets = [held.enter_context(socket.socket()) for _ in range(members)]
-            for each in sockets:
-                each.bind((_HOST, 0))
-            return [each.getsockname()[1] for each in sockets]
-    if first is not None:
-        if not 1 <= first <= 65536 - members:
-            raise UsageError(f"{first} is not a port for {_count(members)}.", "Take one from 1024 to 65535.")
-        ports = list(range(first, first + members))
-        for port in ports:
-            if not _is_free(port):
-                raise MemberError(
-                    f"Port {port} is in use{_user_of(port)}.", "Choose another with --port, or leave it to us."
-                )
-        return ports
-    free = (port for port in range(FIRST_PORT, FIRST_PORT + 1000) if _is_free(port))
-    ports = [port for port, _ in zip(free, range(members), strict=False)]
-    if len(ports) < members:
-        raise MemberError(f"No {members} free ports from {FIRST_PORT} to {FIRST_PORT + 999}.", "Choose with --port.")
-    return ports
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        if os.name == "posix":  # as the member does; elsewhere this option would allow to share the port
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-    # Someone who listens on all addresses does not hinder the bind everywhere.
-    with socket.socket() as probe:
-        probe.settimeout(0.2)
-        return probe.connect_ex((_HOST, port)) != 0
-
-
-def _user_of(port: int) -> str:
-    """` by NAME (process PID)`, as far as the system lets us see it."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                if connection.pid is None:
-                    break
-                return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except (psutil.Error, OSError):  # other people's processes need rights that we do not have
-        pass
-    return ""
 
 
 def _home() -> Path:
@@ -567,7 +286,3 @@ def _is_alive(identity: dict[str, Any]) -> bool:
         return same and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError):
         return False
-
-
-def _count(members: int) -> str:
-    return "one member" if members == 1 else f"{members} members"

@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.errors import MemberError
 from pipeline.grid import member as member_module
+from pipeline.grid import ports
 from pipeline.grid.member import Cluster, running_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,18 +125,18 @@ def test_a_port_taken_between_look_and_bind_is_named_too(monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr(member_module, "_is_free", lambda _: True)
+        monkeypatch.setattr(ports, "is_free", lambda _: True)
         with pytest.raises(MemberError, match=rf"Port {port} is in use"):
             Cluster.start(port=port, heap="256m", register=False)
 
 
 def test_another_port_is_chosen_when_ours_was_taken_meanwhile(monkeypatch):
-    choose = member_module._choose_ports
+    choose = ports.choose_ports
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         answers = iter([[taken.getsockname()[1]]])
-        monkeypatch.setattr(member_module, "_choose_ports", lambda *given: next(answers, None) or choose(*given))
+        monkeypatch.setattr(member_module, "choose_ports", lambda *given: next(answers, None) or choose(*given))
         with Cluster.start(**SMALL) as cluster, connected(cluster) as client:
             assert len(client.cluster_service.get_members()) == 1
 

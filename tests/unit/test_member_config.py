@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from pipeline.errors import MemberError, UsageError
-from pipeline.grid import member
+from pipeline.grid import member, ports
+from pipeline.grid.launch import death
 from pipeline.grid.member import Cluster, parse_heap, running_cluster
 from pipeline.grid.template import load_template, member_config, template_cluster_name
 
@@ -105,19 +106,19 @@ def test_wrong_numbers_of_members(members):
 
 
 def test_first_free_ports_are_taken(monkeypatch):
-    monkeypatch.setattr(member, "_is_free", lambda port: port not in (5701, 5703))
-    assert member._choose_ports(3, None) == [5702, 5704, 5705]
+    monkeypatch.setattr(ports, "is_free", lambda port: port not in (5701, 5703))
+    assert ports.choose_ports(3, None) == [5702, 5704, 5705]
 
 
 def test_a_wrong_port_is_refused():
     with pytest.raises(UsageError):
-        member._choose_ports(2, 65535)
+        ports.choose_ports(2, 65535)
 
 
 def test_a_port_that_someone_listens_on_is_not_free():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        assert not member._is_free(taken.getsockname()[1])
+        assert not ports.is_free(taken.getsockname()[1])
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "not json"])
@@ -161,7 +162,7 @@ def test_why_a_member_died(log, code, message):
         def log_file(self, _):
             return "member-0.log"
 
-    error = member._death(Launch(), 0, code)
+    error = death(Launch(), 0, code)
     with pytest.raises(MemberError, match=message):
         raise error
     assert "member-0.log" in error.hint
