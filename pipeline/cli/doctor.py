@@ -12,7 +12,9 @@ from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, conne
 from pipeline.cli.output import console, print_json, run
 
 if TYPE_CHECKING:
+    from pipeline.grid import Grid
     from pipeline.grid.doctor import Finding, Needs
+    from pipeline.job import Job
 
 _MARKS = {"ok": "[green]ok  [/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
 
@@ -20,14 +22,16 @@ _MARKS = {"ok": "[green]ok  [/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[
 def doctor(
     *,
     job: Annotated[
-        Path | None, typer.Option("--job", metavar="FILE", help="A job file: check its maps and lookups.")
+        Path | None, typer.Option("--job", metavar="FILE", help="A job file to check the cluster for.")
     ] = None,
     members: Members = None,
     cluster_name: ClusterName = None,
     settings: SettingsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Check the cluster against what a job needs, and say what to change. Changes nothing itself.
+    """Check the cluster against what jobs need, and say what to change. Changes nothing itself.
+
+    Without --job the jobs that are submitted are checked.
 
     The exit code is 1 if something fails that a job cannot do without.
 
@@ -35,11 +39,11 @@ def doctor(
     """
     from pipeline.grid.doctor import Level, examine
 
-    needs = _needs(job) if job else None
+    named = _load(job) if job else None
 
     async def main() -> list[Finding]:
         async with connected(members, cluster_name, settings) as grid:
-            return await examine(grid, needs)
+            return await examine(grid, *map(_needs, [named] if named else await _submitted(grid)))
 
     findings: list[Finding] = run(main())
     if as_json:
@@ -57,16 +61,30 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _needs(file: Path) -> Needs:
-    from pipeline.grid.doctor import LookupNeed, Needs
+def _load(file: Path) -> Job:
     from pipeline.job import load_job
 
-    job = load_job(file)
+    return load_job(file)
+
+
+async def _submitted(grid: Grid) -> list[Job]:
+    from pipeline.errors import GridError
+    from pipeline.job.life import ENDED, JOBS_MAP, Jobs
+
+    if not await grid.has_map(JOBS_MAP):
+        return []
+    try:
+        return [record.job for record in await Jobs(grid).all() if record.state not in ENDED]
+    except GridError:
+        return []  # control maps may be what is wrong; the findings say so
+
+
+def _needs(job: Job) -> Needs:
+    from pipeline.grid.doctor import LookupNeed, Needs
+
+    lookups = job.lookups.values()
     return Needs(
         job.events,
         job.results,
-        tuple(
-            LookupNeed(lookup.map, lookup.max_entries if lookup.mode == "copy" else None)
-            for lookup in job.lookups.values()
-        ),
+        tuple(LookupNeed(lookup.map, lookup.max_entries if lookup.mode == "copy" else None) for lookup in lookups),
     )

@@ -82,12 +82,12 @@ class Needs:
     lookups: Iterable[LookupNeed] = field(default_factory=tuple)
 
 
-async def examine(grid: Grid, needs: Needs | None = None) -> list[Finding]:
-    """Look at everything that a job depends on.
+async def examine(grid: Grid, *jobs: Needs) -> list[Finding]:
+    """Look at everything that jobs depend on.
 
     Args:
         grid: A connection to the cluster.
-        needs: The maps of a job; None looks at what maps by convention get or would get.
+        jobs: The maps of each job; none looks at what maps by convention get or would get.
 
     Raises:
         GridError: The cluster stopped answering.
@@ -95,24 +95,22 @@ async def examine(grid: Grid, needs: Needs | None = None) -> list[Finding]:
     try:
         reports = await ask_members(grid)
         members = sum(not member.lite_member for member in grid.members)
-        configs = {report.address: report.config for report in reports if report.config is not None}
-        findings = [_client(), *_versions(grid), _size(members), _clock(reports)]
-        findings += _agreement(reports)
-        needs = needs or Needs()
-        for kind, name in (("event", needs.events), ("result", needs.results)):
-            if configs:
-                found = _journalled_map(kind, name, next(iter(configs.values())), members, grid.partition_count)
-            else:
-                found = [await _probed_journal(grid, kind, name)]
-            findings += found
-        if configs:
-            findings += _control_maps(next(iter(configs.values())), members)
-        for lookup in needs.lookups:
-            findings.append(await _lookup(grid, lookup))
+        config = next((report.config for report in reports if report.config is not None), None)
+        findings = [_client(), *_versions(grid), _size(members), _clock(reports), *_agreement(reports)]
+        for needs in jobs or (Needs(),):
+            for kind, name in (("event", needs.events), ("result", needs.results)):
+                if config is not None:
+                    findings += _journalled_map(kind, name, config, members, grid.partition_count)
+                else:
+                    findings.append(await _probed_journal(grid, kind, name))
+            for lookup in needs.lookups:
+                findings.append(await _lookup(grid, lookup))
+        if config is not None:
+            findings += _control_maps(config, members)
         findings.append(await _sql(grid))
     except HazelcastError as error:
         raise GridError(f"The cluster stopped answering: {error}") from error
-    return findings
+    return list(dict.fromkeys(findings))  # two jobs may share a map
 
 
 def _client() -> Finding:

@@ -13,6 +13,7 @@ import pytest
 from pipeline.grid import GridSettings, connect, doctor
 from pipeline.grid.doctor import Level, LookupNeed, Needs, examine
 from pipeline.grid.member import Cluster
+from pipeline.job import Jobs, load_job
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,13 +26,13 @@ app()
 """
 
 
-def examined(cluster, needs=None, prepare=None):
+def examined(cluster, *needs, prepare=None):
     async def main():
         settings = GridSettings.load(members=cluster.addresses, cluster_name=cluster.cluster_name)
         async with await connect(settings) as grid:
             if prepare:
                 await prepare(grid)
-            return await examine(grid, needs)
+            return await examine(grid, *needs)
 
     return asyncio.run(main())
 
@@ -47,7 +48,7 @@ def test_our_own_member_is_fit_for_a_job(cluster, unique):
         await (await grid.map(lookup)).put("N1", 1)
 
     needs = Needs(f"events.x-{unique}", f"results.x-{unique}", [LookupNeed(lookup, 10)])
-    findings = examined(cluster, needs, prepare)
+    findings = examined(cluster, needs, prepare=prepare)
     assert {finding.what for finding in findings if finding.level is not Level.OK} == {"members"}
     assert by_what(findings, "version") == {"Hazelcast 5.6.0": Level.OK}
     assert "journal of 1,000,000, 3,690 a partition (`events.*`)" in by_what(findings, f"event map events.x-{unique}")
@@ -63,7 +64,7 @@ def test_what_a_job_lacks_is_found(cluster, unique):
         await grid.map(empty)
 
     needs = Needs(f"plain-{unique}", f"scores-{unique}", [LookupNeed(small, 4), LookupNeed(empty), LookupNeed(missing)])
-    findings = examined(cluster, needs, prepare)
+    findings = examined(cluster, needs, prepare=prepare)
     assert by_what(findings, f"event map plain-{unique}")["no event journal (configured by `default`)"] is Level.FAIL
     assert Level.WARN in by_what(findings, f"result map scores-{unique}").values()
     assert by_what(findings, f"lookup map {small}") == {"5 entries, more than the 4 that a worker copies": Level.FAIL}
@@ -129,7 +130,7 @@ hazelcast:
             await (await grid.map(name)).put_all({str(i): i for i in range(count)})
 
     with Cluster.start(port=0, heap="256m", register=False, config=config) as cluster:
-        full = examined(cluster, Needs("events.full", "plain"), put)
+        full = examined(cluster, Needs("events.full", "plain"), prepare=put)
         new = examined(cluster, Needs("events.new", "events.none"))
     assert list(by_what(full, "configuration").values()) == [Level.WARN]
     assert by_what(full, "event map events.full") == {
@@ -152,3 +153,43 @@ def test_the_command_fails_if_something_fails(cluster, needed):
     findings = json.loads(result.stdout)
     assert {finding["level"] for finding in findings} <= set(doctor.Level)
     assert result.returncode == (0 if needed == 1 else 1)
+
+
+JOB = """
+job: JOB
+events: plain-JOB
+schema: {amount: float}
+lookups:
+  shops: {map: lookups.JOB, key: amount, fields: {rank: float}}
+features: {amount: amount}
+model: {name: fraud}
+results: results.JOB
+"""
+
+
+def test_the_command_checks_a_job_file_or_else_what_is_submitted(cluster, unique, tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text(JOB.replace("JOB", f"doctor-{unique}"), encoding="utf-8")
+    job = load_job(file)
+    missing = f"lookup map lookups.doctor-{unique}"
+
+    def run(*options):
+        where = ["--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name]
+        command = [sys.executable, "-c", COMMAND, *where, "--json", *options]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        return {finding["what"] for finding in json.loads(result.stdout) if finding["level"] == "fail"}
+
+    async def change(verb, *given):
+        settings = GridSettings.load(members=cluster.addresses, cluster_name=cluster.cluster_name)
+        async with await connect(settings) as grid:
+            await getattr(Jobs(grid), verb)(*given)
+
+    expected = {f"event map plain-doctor-{unique}", missing}
+    assert run("--job", str(file)) == expected
+    assert missing not in run()
+    asyncio.run(change("submit", job))
+    try:
+        assert expected <= run()
+    finally:
+        asyncio.run(change("cancel", job.name))
+    assert missing not in run()
