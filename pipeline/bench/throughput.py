@@ -63,7 +63,7 @@ class Meter:
         self._began, self._cpu, self._member_cpu = time.perf_counter(), time.process_time(), self._members_cpu()
 
     def _members_cpu(self) -> float:
-        return sum(t.user + t.system for t in (member.cpu_times() for member in self._members))
+        return float(sum(t.user + t.system for t in (member.cpu_times() for member in self._members)))
 
     def read(self, events: int, stages: dict[str, float] | None = None) -> Run:
         """What has been used since."""
@@ -110,7 +110,8 @@ async def drain(grid: Grid, pids: Sequence[int], expected: int) -> tuple[Run, li
     run = meter.read(len(values))
     if len(values) != expected:
         raise GridscoreError(
-            f"The journal holds {len(values):,} of {expected:,} events.", "Give it more capacity, or bench fewer events."
+            f"The journal holds {len(values):,} of {expected:,} events.",
+            "Give it more capacity, or bench fewer events.",
         )
     return run, values
 

@@ -93,7 +93,7 @@ class Records:
                 record.key, HazelcastJsonValue(record.raw), HazelcastJsonValue(text)
             )
         except INDETERMINATE:
-            # Whether it happened is not known, so look. A value that two writers may write alike needs its writer in it.
+            # Whether it happened is not known, so look. A value that two may write alike needs its writer in it.
             current = await (await self._map()).get(record.key)
             done = current is not None and current.to_string() == text
         if not done:

@@ -17,6 +17,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
@@ -192,7 +193,7 @@ class JobRunner:
             self._unacknowledged += write.events
             if letters is None:
                 future = self._results.put_partition(part.partition, part.keys, part.texts)
-                future.add_done_callback(lambda done, p=part.partition, w=write: self._finish(p, w, done.exception()))
+                future.add_done_callback(partial(self._answered, part.partition, write))
             else:
                 self._spawn(self._write_with_letters(part, write, letters))
         self.stats.batches += 1
@@ -220,6 +221,9 @@ class JobRunner:
         except HazelcastError as failure:
             error = failure
         self._finish(part.partition, write, error)
+
+    def _answered(self, partition: int, write: _Write, done: asyncio.Future[None]) -> None:
+        self._finish(partition, write, done.exception())
 
     def _finish(self, partition: int, write: _Write, error: BaseException | None) -> None:
         """A write was answered: move the offset that may be committed, or put the partition back."""

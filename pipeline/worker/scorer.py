@@ -126,10 +126,9 @@ class Scorer:
         sources: list[Source],
         rejected: list[Rejected],
     ) -> None:
-        decode = self._decoder.decode
         if not page.foreign:
             try:
-                decoded = [decode(value) for value in page.values]
+                decoded = self._decoder.decode_all(page.values)
             except DecodeError:
                 pass
             else:
@@ -137,11 +136,13 @@ class Scorer:
                 sources.extend(zip(repeat(batch), page.sequences, page.keys, page.values))
                 return
         for position, (sequence, key, value) in enumerate(zip(page.sequences, page.keys, page.values, strict=True)):
+            if position in page.foreign:
+                kind = _FOREIGN_TYPES.get(page.foreign[position], f"of Hazelcast type {page.foreign[position]}")
+                reason = f"the value is {kind}; put JSON values (HazelcastJsonValue) or JSON strings"
+                rejected.append(Rejected(partition, sequence, key, value, "decode", reason))
+                continue
             try:
-                if position in page.foreign:
-                    kind = _FOREIGN_TYPES.get(page.foreign[position], f"of Hazelcast type {page.foreign[position]}")
-                    raise DecodeError(f"the value is {kind}; put JSON values (HazelcastJsonValue) or JSON strings")
-                event = decode(value)
+                event = self._decoder.decode(value)
             except DecodeError as error:
                 rejected.append(Rejected(partition, sequence, key, value, "decode", str(error)))
             else:

@@ -141,7 +141,7 @@ class Worker:
         except HazelcastError as error:
             # The cluster, not the job: the next look at the records starts it again.
             _log.warning("%s: interrupted: %s", name, error, extra={"action": "job_interrupted"})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it ends this job and not the others
             _log.exception("%s: failed", name, extra={"action": "job_failed"})
             await self._jobs.mark(name, revision, JobState.FAILED, f"{type(error).__name__}: {error}")
         finally:

@@ -201,7 +201,8 @@ async def test_copy_loads_and_follows_a_map(grid, unique):
     await proxy.put("new", HazelcastJsonValue("2"))
     await proxy.remove("k8")
 
-    await until(lambda: table.entries.get("k7") == b"1" and table.entries.get("new") == b"2" and "k8" not in table.entries)
+    entries = table.entries
+    await until(lambda: entries.get("k7") == b"1" and entries.get("new") == b"2" and "k8" not in entries)
     assert copy.age < 10
     await copy.close()
 
@@ -269,7 +270,7 @@ async def test_fetcher_gives_the_entries_that_exist(grid, unique):
 
 
 async def test_dead_cluster_and_wrong_name_have_their_own_messages(cluster, unused_tcp_port):
-    with pytest.raises(ConnectionFailedError, match="No connection to the cluster `dev` at 127.0.0.1:"):
+    with pytest.raises(ConnectionFailedError, match=r"No connection to the cluster `dev` at 127.0.0.1:"):
         await connect(GridSettings.load(members=[f"127.0.0.1:{unused_tcp_port}"], connect_timeout=0.5))
-    with pytest.raises(ConnectionFailedError, match="`wrong` at .* refused this client"):
+    with pytest.raises(ConnectionFailedError, match=r"`wrong` at .* refused this client"):
         await connect(GridSettings.load(members=cluster.addresses, cluster_name="wrong", connect_timeout=0.5))

@@ -181,7 +181,7 @@ async def test_suspend_keeps_the_place_and_resume_goes_on(cluster, unique):
         await scoring.all_results(client, name, 100)
         await client.cancel(name)
         await scoring.until(lambda: not worker.runners)
-        with pytest.raises(JobError, match="FAILED .cancelled by a user.: it cannot resume"):
+        with pytest.raises(JobError, match=r"FAILED .cancelled by a user.: it cannot resume"):
             await client.jobs.resume(name)
 
 
@@ -203,7 +203,8 @@ async def test_a_job_that_cannot_run_says_why(cluster, unique):
 async def test_two_workers_do_not_score_the_same_partition(cluster, unique):
     name = f"job-{unique}"
     async with scoring.scoring(cluster, name) as (client, first):
-        await scoring.until(lambda: first.runners and len(first.runners[name].leases.held) == client.grid.partition_count)
+        everything = client.grid.partition_count
+        await scoring.until(lambda: first.runners and len(first.runners[name].leases.held) == everything)
         async with Worker(client.grid, [name]) as second:
             await scoring.until(lambda: second.runners)
             await client.put_events(f"events.{name}", scoring.events(300))
