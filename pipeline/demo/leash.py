@@ -1,8 +1,8 @@
 """Runs a module of ours as a child process that never outlives its parent, whatever way the parent ends.
 
 The child's standard input is a pipe that nobody writes to and only the parent holds: when it closes, the parent is
-gone, or wants the child gone. A thread in the child sees it, tells the module to stop by SIGTERM, and ends it if that takes
-too long.
+gone, or wants the child gone. A thread in the child sees it, tells the module to stop by SIGTERM, and ends it if that
+takes too long.
 """
 
 from __future__ import annotations

@@ -1,0 +1,84 @@
+"""Trains the model of the job beside it: `python jobs/flights/train.py -o model.ubj`.
+
+There is no second implementation of the features here: the job file that scores the stream makes the training matrix.
+The flights of January to mid-March 2013 teach, those of the rest of March tell how well it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xgboost as xgb
+from sklearn.metrics import roc_auc_score
+
+from pipeline.demo.dataset import load_flights, was_late
+from pipeline.demo.training import lookups_for
+from pipeline.features import offline_matrix
+from pipeline.job import load_job
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.job import Job
+
+JOB_FILE = Path(__file__).with_name("job.yaml")
+TREES = 100
+HELD_OUT = 0.15  # the last part of the months of training, in time
+PARAMETERS = {
+    "objective": "binary:logistic",
+    "eval_metric": "auc",
+    "tree_method": "hist",
+    "max_depth": 6,
+    "eta": 0.1,
+    "min_child_weight": 10,
+    "subsample": 0.8,
+    "seed": 2013,
+}
+
+
+def train(job: Job, history: pd.DataFrame, lookups: dict[str, pd.DataFrame]) -> tuple[xgb.Booster, dict[str, float]]:
+    """A model for the job, and what is known of its quality.
+
+    Args:
+        job: Whose features to learn from.
+        history: Flights in the order in which they left, with `arr_delay`.
+        lookups: Entries of the lookups by the job's names for them.
+    """
+    arrived = history[history["arr_delay"].notna()].reset_index(drop=True)
+    late = was_late(arrived["arr_delay"]).to_numpy()
+    matrix = offline_matrix(job, arrived, lookups)
+    cut = int(len(arrived) * (1 - HELD_OUT))
+    teach = xgb.DMatrix(matrix.values[:cut], late[:cut], feature_names=list(matrix.names))
+    test = xgb.DMatrix(matrix.values[cut:], late[cut:], feature_names=list(matrix.names))
+    booster = xgb.train(PARAMETERS, teach, TREES)
+    matrix.attach(booster)  # the categories that training has learnt travel with the model
+    return booster, {
+        "auc": float(roc_auc_score(late[cut:], booster.predict(test))),
+        "trained_on": float(cut),
+        "tested_on": float(len(arrived) - cut),
+    }
+
+
+def main() -> None:
+    """Train from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("-o", "--output", type=Path, default=Path("model.ubj"), help="where to save (.ubj or .json)")
+    parser.add_argument("--job", type=Path, default=JOB_FILE, help="the job file")
+    arguments = parser.parse_args()
+
+    job, flights = load_job(arguments.job), load_flights()
+    began = time.perf_counter()
+    booster, metrics = train(job, flights.training, lookups_for(job, flights))
+    booster.save_model(arguments.output)
+    print(
+        f"{arguments.output}: {TREES} trees from {metrics['trained_on']:,.0f} flights in "
+        f"{time.perf_counter() - began:.1f} s, ROC AUC {metrics['auc']:.3f} on {metrics['tested_on']:,.0f} later ones"
+    )
+    print(f"Next: gridscore model push {arguments.output} --name flights --alias champion")
+
+
+if __name__ == "__main__":
+    main()

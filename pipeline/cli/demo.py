@@ -1,0 +1,87 @@
+"""`gridscore demo`: a year of real flights, scored live on a real cluster, and checked to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.options import ClusterName, Json, SettingsFile, grid_settings
+from pipeline.cli.output import console, errors, print_json, run
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.demo.report import Report
+
+MAX_MEMBERS = 16
+
+
+def demo(
+    *,
+    rate: Annotated[
+        float, typer.Option("--rate", min=0, help="Events per second; 0: as fast as they are scored.")
+    ] = 8000,
+    flights: Annotated[
+        int | None, typer.Option("--flights", min=1, help="How many to replay.", show_default="April to December")
+    ] = None,
+    heap: Annotated[str, typer.Option(metavar="SIZE", help="Java heap of each of these members.")] = "2g",
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the plot and the report.")] = Path("out/demo"),
+    keep_running: Annotated[
+        bool, typer.Option("--keep-running", help="Leave cluster and worker up at the end, until Ctrl-C.")
+    ] = False,
+    members: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--members",
+            "-m",
+            metavar="N|HOST:PORT",
+            help="How many members to start; or where a cluster runs, repeat for several.",
+        ),
+    ] = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """See it work: 255,987 real flights replayed as a live stream, scored in a cluster, checked to the bit.
+
+    It starts a Hazelcast cluster, unless one is named or `gridscore up` runs one, trains a model on the first three
+    months of 2013, submits a job, starts a worker, and replays the rest of the year. Ctrl-C leaves nothing behind.
+
+    Example: [bold]gridscore demo --flights 50000 --rate 0[/]
+    """
+    from pipeline.demo import DemoOptions, run_demo
+    from pipeline.demo.summary import print_next, print_summary
+
+    count = int(members[0]) if members and len(members) == 1 and members[0].isdigit() else None
+    if count is not None and not 1 <= count <= MAX_MEMBERS:
+        raise UsageError(f"--members {count}: a cluster on one machine has 1 to {MAX_MEMBERS} members.")
+    found = grid_settings(None if count else members, cluster_name, settings)
+    options = DemoOptions(
+        output=output,
+        settings=found if found.members else None,
+        rate=rate,
+        flights=flights,
+        members=count or 1,
+        heap=heap,
+        keep_running=keep_running,
+    )
+    screen = errors if as_json else console
+
+    def show(report: Report) -> None:
+        if as_json:
+            print_json(report.to_json())
+        else:
+            print_summary(screen, report)
+        if keep_running:
+            print_next(screen, own_cluster=options.settings is None, running=True)
+
+    try:
+        report = run_demo(options, screen, run, show)
+    except KeyboardInterrupt:
+        errors.print("Stopped. Nothing of the demo is left running.", highlight=False)
+        raise typer.Exit(130) from None
+    if report.problems:
+        raise typer.Exit(1)
+    if not keep_running:
+        print_next(screen, own_cluster=options.settings is None, running=False)

@@ -1,0 +1,166 @@
+"""`gridscore watch`: results as they are written, like `tail -f`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.options import ClusterName, Members, SettingsFile, connected
+from pipeline.cli.output import console, errors, run
+from pipeline.errors import GridError, MapNotFoundError
+
+if TYPE_CHECKING:
+    from pipeline.grid import Grid
+    from pipeline.results import Result, ResultStream
+
+_LINES_A_SECOND = 200
+_META = ("model", "version", "sequence", "scored_at")
+
+
+def watch(
+    target: Annotated[str, typer.Argument(metavar="JOB|MAP", help="A job, or a result map.", show_default=False)],
+    *,
+    decision: Annotated[
+        str | None, typer.Option("--decision", metavar="NAME", help="Only results with this decision.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="End after so many results.")] = None,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for scripts.")] = False,
+) -> None:
+    """Show results as they come, from now on, until Ctrl-C.
+
+    Example: [bold]gridscore watch flights --decision late[/]
+    """
+
+    async def main() -> None:
+        async with connected(members, cluster_name, settings) as grid:
+            map_name = await _result_map(grid, target)
+            _end_with_signals()
+            if not as_json:
+                errors.print(f"Results of [bold]{map_name}[/] from now on. Ctrl-C ends.", highlight=False)
+            from pipeline.results import ResultStream
+
+            async with ResultStream(grid, map_name) as results:
+                await results.open()
+                await _Tail(grid, results, decision, limit, as_json=as_json).follow()
+
+    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):  # to stop is what Ctrl-C is for here
+        run(main())
+
+
+async def _result_map(grid: Grid, target: str) -> str:
+    """The map that is meant by the name of a map or of a job.
+
+    Raises:
+        MapNotFoundError: It is neither.
+    """
+    import difflib
+
+    from pipeline.job import Jobs
+
+    jobs = {record.name: record.job.results for record in await Jobs(grid).all()}
+    if target in jobs:
+        return str(jobs[target])
+    if target in jobs.values() or await grid.has_map(target):
+        return target
+    close = difflib.get_close_matches(target, [*jobs, *jobs.values()], n=1)
+    hint = f"Did you mean `{close[0]}`?" if close else f"Jobs of this cluster: {', '.join(jobs) or 'none'}."
+    raise MapNotFoundError(f"There is no job and no map `{target}` in this cluster.", hint)
+
+
+def _end_with_signals() -> None:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C is a KeyboardInterrupt there
+            loop.add_signal_handler(number, lambda: task and task.cancel())
+
+
+class _Tail:
+    """Prints what a stream of results gives, and at which rate."""
+
+    def __init__(
+        self, grid: Grid, results: ResultStream, decision: str | None, limit: int | None, *, as_json: bool
+    ) -> None:
+        self._grid = grid
+        self._results = results
+        self._decision = decision
+        self._left = limit
+        self._as_json = as_json
+        self._live = not as_json and console.is_terminal
+        self._seen = 0
+        self._shown = 0
+        self._second = 0.0
+        self._lines = 0
+        self._skipped = 0
+
+    async def follow(self) -> None:
+        """Print until the limit, or until cancelled.
+
+        Raises:
+            GridError: The connection is lost for good.
+        """
+        ticking = asyncio.create_task(self._tick())
+        began = time.monotonic()
+        try:
+            async for result in self._results:
+                self._seen += 1
+                if self._decision is not None and result.decision != self._decision:
+                    continue
+                self._show(result)
+                if self._left is not None:
+                    self._left -= 1
+                    if not self._left:
+                        return
+            raise GridError(f"The connection to the cluster of `{self._results.map_name}` is lost.")
+        finally:
+            ticking.cancel()
+            await asyncio.gather(ticking, return_exceptions=True)
+            if not self._as_json:
+                seconds = max(time.monotonic() - began, 1e-9)
+                self._note(f"{self._shown:,} results shown of {self._seen:,}, {self._seen / seconds:,.0f}/s")
+
+    async def _tick(self) -> None:
+        """Once a second, say what was left out, and see whether more can come."""
+        before = 0
+        while True:
+            await asyncio.sleep(1)
+            if not self._grid.is_running:
+                await self._results.close()
+            if self._skipped:
+                self._note(f"… {self._skipped:,} more in this second ({self._seen - before:,}/s)")
+            before, self._skipped, self._lines = self._seen, 0, 0
+
+    def _show(self, result: Result) -> None:
+        self._shown += 1
+        if self._as_json:
+            sys.stdout.write(json.dumps({"key": result.key, **result.value}, ensure_ascii=False, default=str) + "\n")
+            sys.stdout.flush()
+            return
+        # No eye follows thousands of lines a second: a terminal shows some of them, and how many more there were.
+        if self._live and self._left is None and self._lines >= _LINES_A_SECOND:
+            self._skipped += 1
+            return
+        self._lines += 1
+        console.print(_line(result), markup=False, highlight=False, soft_wrap=True)
+
+    @staticmethod
+    def _note(text: str) -> None:
+        errors.print(text, style="dim", highlight=False)
+
+
+def _line(result: Result) -> str:
+    value = result.value
+    score = value["score"]
+    shown = f"{score:.4f}" if isinstance(score, int | float) else " ".join(f"{each:.4f}" for each in score)
+    rest: dict[str, Any] = {k: v for k, v in value.items() if k not in ("score", "decision", *_META)}
+    more = "  ".join(f"{k}={v}" for k, v in rest.items() if v is not None)
+    return f"{result.key!s:32}  {shown}  {value.get('decision') or '':10}  v{value['version']}  {more}".rstrip()
