@@ -1,13 +1,25 @@
 """The features room: from events to the float32 matrix that a model scores; live and offline, with the same code.
 
-It offers :class:`EventDecoder` (JSON to typed events), :class:`LookupTable` (entries of a lookup map in columns) and
-:class:`FeaturePlan` (events to matrix).
+It offers :class:`EventDecoder` (JSON to typed events), :class:`LookupTable` (entries of a lookup map in columns),
+:class:`FeaturePlan` (events to matrix), and :func:`offline_matrix` (a history to the same matrix). How a table becomes
+the JSON that a producer puts into the grid is in `features.tables`.
 """
 
 from __future__ import annotations
 
 from pipeline.features.events import DecodeError, Event, EventDecoder
 from pipeline.features.lookup_table import LookupTable
+from pipeline.features.offline import ATTRIBUTE, OfflineMatrix, offline_matrix, read_categories
 from pipeline.features.plan import FeaturePlan
 
-__all__ = ["DecodeError", "Event", "EventDecoder", "FeaturePlan", "LookupTable"]
+__all__ = [
+    "ATTRIBUTE",
+    "DecodeError",
+    "Event",
+    "EventDecoder",
+    "FeaturePlan",
+    "LookupTable",
+    "OfflineMatrix",
+    "offline_matrix",
+    "read_categories",
+]

@@ -216,7 +216,7 @@ class Program:
         if known is None:
             raise ModelMismatchError(
                 f"The model has no categories for the feature `{feature}`, which the job file makes with `category`.",
-                "Train it on a matrix that `gridscore features` made, and attach that to the Booster before you save it.",
+                "Train it on a matrix of `gridscore features`, and attach that to the Booster before you save it.",
             )
         codes = {text: float(code) for code, text in enumerate(known)}
         return lambda column: np.fromiter(map(codes.get, column, repeat(_NAN)), np.float64, len(column))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ExpressionError
-from pipeline.job.expressions import Node, Scope, compile_expression
+from pipeline.job.expressions import Node, Scope, compile_expression, is_coded
 from pipeline.job.types import Type
 
 if TYPE_CHECKING:
@@ -78,9 +78,13 @@ def compile_features(
         ExpressionError: One cannot be used.
     """
     compiled: dict[str, Node] = {}
+    coded: set[str] = set()
     known = {name: lookup.fields for name, lookup in lookups.items()}
     for name, feature in features.items():
-        compiled[name] = compile_expression(feature.expression, Scope(fields, known, tuple(compiled)), category=name)
+        scope = Scope(fields, known, tuple(compiled), coded)
+        node = compiled[name] = compile_expression(feature.expression, scope, category=name)
+        if is_coded(node, coded):
+            coded.add(name)
     return compiled
 
 
@@ -117,14 +121,17 @@ def _check_features(parts: Parts) -> list[tuple[Path, str]]:
     found: list[tuple[Path, str]] = []
     lookups = {name: lookup.fields for name, lookup in parts.lookups.items()}
     names = list(parts.features)
+    coded: set[str] = set()
     for position, (name, feature) in enumerate(parts.features.items()):
-        scope = Scope(parts.fields, lookups, names[:position], parts.broken, names[position:])
+        scope = Scope(parts.fields, lookups, names[:position], coded, parts.broken, names[position:])
         path = ("features", name, "expression")
         try:
             node = compile_expression(feature.expression, scope, category=name)
         except ExpressionError as error:
             found.extend((path, line) for line in error.message.splitlines())
             continue
+        if is_coded(node, coded):
+            coded.add(name)
         if node.type == Type.STRING:
             found.append((path, "the value is a string, a feature is a number: use `category(...)` or compare it"))
         if node.type == Type.TIMESTAMP:

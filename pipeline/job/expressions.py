@@ -97,7 +97,8 @@ class Scope:
     Attributes:
         fields: Of the event.
         lookups: Fields of each lookup.
-        features: Features defined earlier; None is one whose definition is wrong.
+        features: Features defined earlier.
+        coded: Those of them that are made of a category's code.
         broken: Names of fields, lookups and features that exist, but whose definition is wrong.
         later: Features defined later, for a better message.
     """
@@ -105,6 +106,7 @@ class Scope:
     fields: Mapping[str, FieldType]
     lookups: Mapping[str, Mapping[str, FieldType]]
     features: Collection[str] = ()
+    coded: Collection[str] = ()
     broken: Collection[str] = ()
     later: Collection[str] = ()
 
@@ -125,6 +127,13 @@ def compile_expression(text: str, scope: Scope, *, category: str | None = None) 
     if compiler.problems:
         raise ExpressionError("\n".join(dict.fromkeys(compiler.problems)))
     return node
+
+
+def is_coded(node: Node, coded: Collection[str]) -> bool:
+    """Whether a value depends on the code of a category, given the earlier features that do."""
+    if node.op == "category" or (node.op == "feature" and node.value in coded):
+        return True
+    return any(is_coded(arg, coded) for arg in node.args)
 
 
 class _Compiler:
@@ -551,6 +560,10 @@ class _Compiler:
             )
         if node.type not in {Type.STRING, Type.NUMBER, Type.UNKNOWN}:
             return self._wrong(f"{_source(tree)} is {_a(node)}: `category` needs a string or a number")
+        if is_coded(node, self._scope.coded):
+            return self._wrong(
+                "`category` cannot be made of the code of another category: it is known after training only"
+            )
         return Node("category", (self._string(node),), Type.NUMBER, self._category)
 
     # ------------------------------------------------------------------ types

@@ -1,0 +1,332 @@
+"""Features offline: the matrix that the stream would have seen, from a history and tables of the lookups.
+
+Each row becomes the JSON of an event, is decoded by the same decoder and goes through the same plan as live, so that
+training needs no second implementation and cannot differ in a bit.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import ModelError, TableError
+from pipeline.features.events import DecodeError, EventDecoder
+from pipeline.features.lookup_table import LookupTable
+from pipeline.features.operations import number_text
+from pipeline.features.plan import FeaturePlan
+from pipeline.features.program import Program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from pipeline.features.events import Event
+    from pipeline.job import Job
+
+ATTRIBUTE = "gridscore"
+"""The attribute of a Booster, and the key in a Parquet file's metadata, with the features' names and categories."""
+
+_BATCH = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineMatrix:
+    """The features of a history.
+
+    Attributes:
+        names: Of the features, in the order of the columns.
+        values: A row an event, float32.
+        categories: For each feature made with `category`, the values in the order of their codes.
+        rows: Which rows of the history these are; all of them, unless bad ones were skipped.
+        skipped: Bad rows left out.
+        kept: Columns of the history to keep beside the features, such as the label.
+        looked_up: By lookup: how many entries it has, and how many events had none.
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.float32]
+    categories: dict[str, tuple[str, ...]]
+    rows: NDArray[np.intp]
+    skipped: int = 0
+    kept: pd.DataFrame | None = None
+    looked_up: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def attribute(self) -> str:
+        """Names and categories as JSON, as they travel with a model."""
+        categories = {name: list(values) for name, values in self.categories.items()}
+        return json.dumps({"features": list(self.names), "categories": categories}, ensure_ascii=False)
+
+    def attach(self, booster: Any) -> None:
+        """Put names and categories into a Booster, so that they are saved with it and pushed with it."""
+        booster.feature_names = list(self.names)
+        booster.set_attr(**{ATTRIBUTE: self.attribute})
+
+    def to_parquet(self, path: Path | str) -> None:
+        """Write features and kept columns; names and categories go into the file's metadata.
+
+        Raises:
+            TableError: The file cannot be written.
+        """
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        columns = {name: pa.array(self.values[:, index]) for index, name in enumerate(self.names)}
+        if self.kept is not None:
+            columns |= {name: pa.Array.from_pandas(self.kept[name]) for name in self.kept.columns}
+        table = pa.table(columns)
+        table = table.replace_schema_metadata({ATTRIBUTE: self.attribute})
+        try:
+            parquet.write_table(table, path)
+        except OSError as error:
+            raise TableError(f"`{path}` cannot be written: {error.strerror or error}.") from None
+
+    @classmethod
+    def from_parquet(cls, path: Path | str) -> OfflineMatrix:
+        """Read what :meth:`to_parquet` wrote.
+
+        Raises:
+            TableError: It cannot be read, or is not such a file.
+        """
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        names, categories = _read_attribute(_parquet_attribute(Path(path)), path)
+        try:
+            table = parquet.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise TableError(f"`{path}` cannot be read: {error}.") from None
+        values = np.empty((table.num_rows, len(names)), np.float32)
+        for index, name in enumerate(names):
+            values[:, index] = table.column(name).to_numpy()
+        others = [name for name in table.column_names if name not in names]
+        kept = table.select(others).to_pandas() if others else None
+        return cls(names, values, categories, np.arange(len(values)), kept=kept)
+
+
+def offline_matrix(
+    job: Job,
+    history: Any,
+    lookups: Any = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
+    *,
+    keep: Sequence[str] = (),
+    skip_bad: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> OfflineMatrix:
+    """The features of a history, as the stream would see them.
+
+    Args:
+        job: Whose features.
+        history: A DataFrame with a column for each field of the schema, or the path of a CSV or Parquet file.
+        lookups: The lookups' tables: a directory with a file for each, or DataFrames or paths by name.
+        categories: For each feature made with `category`, the values in the order of their codes; without them they are
+            learnt from the history: all values in it, sorted.
+        keep: Columns of the history to keep beside the features.
+        skip_bad: Leave out rows that are no events of the schema, instead of raising.
+        on_progress: Called with the rows done and all rows to do; twice as many as the history has, if categories are
+            learnt.
+
+    Raises:
+        TableError: A file or column is missing, or a row is no event of the schema.
+    """
+    from pipeline.features import tables
+
+    source = "the history"
+    if not hasattr(history, "columns"):
+        source = str(history)
+        history = tables.read_history(history, job)
+    clash = [name for name in keep if name in job.features]
+    if clash:
+        raise TableError(
+            f"The column `{clash[0]}` cannot be kept: a feature has that name.", "The matrix has the feature already."
+        )
+    kept = tables.take_columns(history, keep, source) if keep else None
+    tables.rows_as_json(history[:0], job.schema_, source)  # a missing column is best said before lookups are read
+    reading = _Reading(job, history, source, skip_bad=skip_bad)
+    filled = {name: _fill(job, name, lookups) for name in job.lookups}
+
+    total = len(history)
+    learn = categories is None and bool(Program(job, filled, None).category_values())
+    report = on_progress or (lambda _done, _total: None)
+    passes = 2 if learn else 1
+    if learn:
+        categories = _learn(job, filled, reading, lambda done: report(done, total * passes))
+    plan = FeaturePlan(job, filled, categories or {})
+    values = np.empty((total, len(plan.names)), np.float32)
+    rows = np.empty(total, np.intp)
+    filled_to = 0
+    for done, positions, events in reading.batches():
+        matrix = plan.matrix(events)
+        values[filled_to : filled_to + len(matrix)] = matrix
+        rows[filled_to : filled_to + len(matrix)] = positions
+        filled_to += len(matrix)
+        report(total * (passes - 1) + done, total * passes)
+    used = {name: tuple(map(str, known)) for name, known in (categories or {}).items() if name in job.features}
+    return OfflineMatrix(
+        names=plan.names,
+        values=values[:filled_to],
+        categories=used,
+        rows=rows[:filled_to],
+        skipped=total - filled_to,
+        kept=None if kept is None else kept.iloc[rows[:filled_to]].reset_index(drop=True),
+        looked_up={
+            name: {"entries": len(table), "bad": table.bad, "events": plan.looked_up[name], "missed": plan.missed[name]}
+            for name, table in filled.items()
+        },
+    )
+
+
+def read_categories(path: Path | str) -> dict[str, tuple[str, ...]]:
+    """The categories in a matrix (Parquet) or a model (XGBoost JSON or UBJ).
+
+    Raises:
+        TableError: The matrix cannot be read, or has none.
+        ModelError: The model cannot be read, or has none.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return _read_attribute(_parquet_attribute(path), path)[1]
+    if not path.is_file():
+        raise ModelError(f"There is no file `{path}`.")
+    import xgboost as xgb
+
+    booster = xgb.Booster()
+    try:
+        booster.load_model(path)
+    except (xgb.core.XGBoostError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "not a model"
+        raise ModelError(f"`{path}` is not an XGBoost model that can be read: {reason}") from None
+    attribute = booster.attr(ATTRIBUTE)
+    if attribute is None:
+        raise ModelError(
+            f"The model `{path}` has no categories.",
+            "Attach the matrix that it learns from to the Booster, then save it.",
+        )
+    return _read_attribute(attribute, path)[1]
+
+
+class _Reading:
+    """A history, batch by batch as events."""
+
+    def __init__(self, job: Job, frame: pd.DataFrame, source: str, *, skip_bad: bool) -> None:
+        self._schema = job.schema_
+        self._decoder = EventDecoder(job)
+        self._frame = frame
+        self._source = source
+        self._skip_bad = skip_bad
+
+    def batches(self) -> Iterator[tuple[int, list[int], list[Event]]]:
+        """Rows read so far; then the positions of this batch's rows and their events."""
+        from pipeline.features import tables
+
+        for start in range(0, len(self._frame), _BATCH):
+            part = self._frame.iloc[start : start + _BATCH]
+            payloads = list(tables.rows_as_json(part, self._schema, self._source))
+            end = start + len(payloads)
+            try:
+                yield end, list(range(start, end)), self._decoder.decode_all(payloads)
+            except DecodeError:
+                positions, events = self._good(start, payloads)
+                yield end, positions, events
+
+    def _good(self, start: int, payloads: Sequence[bytes]) -> tuple[list[int], list[Event]]:
+        positions, events = [], []
+        for position, payload in enumerate(payloads, start):
+            try:
+                events.append(self._decoder.decode(payload))
+                positions.append(position)
+            except DecodeError as error:
+                if not self._skip_bad:
+                    raise TableError(
+                        f"{self._source}, row {position + 1}: {error.message}.",
+                        "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",
+                    ) from None
+        return positions, events
+
+
+def _fill(job: Job, name: str, lookups: Any) -> LookupTable:
+    """The local table of a lookup, filled as the grid would fill it."""
+    from pipeline.features import tables
+
+    if lookups is None:
+        raise TableError(
+            f"The job has a lookup `{name}`, but no tables of lookups are given.",
+            "Give the directory that holds them with `--lookups DIR`.",
+        )
+    if isinstance(lookups, str | Path):
+        given: Any = tables.find_lookup(Path(lookups), name)
+    elif name in lookups:
+        given = lookups[name]
+    else:
+        raise TableError(f"There is no table for the lookup `{name}`.", f"Given are: {', '.join(lookups) or 'none'}.")
+    source = f"the table of the lookup `{name}`"
+    if isinstance(given, str | Path):
+        source = str(given)
+        given = tables.read_lookup(given, job, name)
+    table = LookupTable(job.lookups[name])
+    for key, payload in tables.lookup_entries(given, job, name, source):
+        table.put(key, payload)
+    return table
+
+
+def _learn(
+    job: Job, filled: Mapping[str, LookupTable], reading: _Reading, report: Callable[[int], None]
+) -> dict[str, tuple[str, ...]]:
+    program = Program(job, filled, None)
+    slots = program.category_values()
+    found: dict[str, set[str | None]] = {name: set() for name in slots}
+    for done, _, events in reading.batches():
+        if events:
+            with np.errstate(all="ignore"):
+                values = program.run(events)
+            for name, slot in slots.items():
+                found[name].update(values[slot])
+        report(done)
+    return {
+        name: tuple(sorted((text for text in texts if text is not None), key=_order)) for name, texts in found.items()
+    }
+
+
+def _order(text: str) -> tuple[bool, float, str]:
+    """Numbers by size, then text by the alphabet."""
+    try:
+        number = float(text)
+    except ValueError:
+        return True, 0.0, text
+    return (False, number, text) if number_text(number) == text else (True, 0.0, text)
+
+
+def _parquet_attribute(path: Path) -> str:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        metadata = parquet.read_schema(path).metadata or {}
+    except FileNotFoundError:
+        raise TableError(f"There is no file `{path}`.") from None
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f"`{path}` cannot be read: {error}.") from None
+    found = metadata.get(ATTRIBUTE.encode())
+    if found is None:
+        raise TableError(f"`{path}` is not a matrix that `gridscore features` made: it has no categories.")
+    return str(found.decode())
+
+
+def _read_attribute(text: str, path: Path | str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    try:
+        value = json.loads(text)
+        names = tuple(map(str, value["features"]))
+        categories = {str(name): tuple(map(str, known)) for name, known in value["categories"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise TableError(f"The names and categories in `{path}` cannot be read.") from None
+    return names, categories
