@@ -13,7 +13,7 @@ from hazelcast.lifecycle import LifecycleState
 from hazelcast.security import BasicTokenProvider
 
 from pipeline.errors import ConnectionFailedError, GridError
-from pipeline.grid import wire
+from pipeline.grid import transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ class Grid:
         self._closing = False
         client.lifecycle_service.add_listener(self._lifecycle_changed)
         # A member that leaves takes its undelivered events along, even if others stay connected.
-        wire.on_connection_opened(client, self._connection_opened)
+        transport.on_connection_opened(client, self._connection_opened)
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,7 +74,7 @@ class Grid:
 
     async def has_map(self, name: str) -> bool:
         """Whether a map of that name exists in the cluster, without creating it."""
-        return name in await wire.map_names(self.client)
+        return name in await transport.map_names(self.client)
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back whenever a member has been connected anew; returns a function that ends it."""
@@ -110,13 +110,13 @@ async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
         ConnectionFailedError: No member answered in `connect_timeout`, or the cluster refused this client.
         UnsupportedClientError: The installed client is not the version that the journal protocol needs.
     """
-    wire.check_client_version()
+    transport.check_client_version()
     addresses = list(settings.members) or ["127.0.0.1:5701"]
     config = _client_config(settings, addresses, name or f"gridscore-{uuid.uuid4().hex[:8]}")
     where = f"cluster `{settings.cluster_name}` at {', '.join(addresses)}"
     try:
         async with asyncio.timeout(settings.connect_timeout + 5):
-            return Grid(await wire.start_client(config), settings)
+            return Grid(await transport.start_client(config), settings)
     except (TimeoutError, IllegalStateError, OSError) as error:
         _log.debug("connecting failed", exc_info=True)
         if isinstance(error.__cause__ or error, AuthenticationError):

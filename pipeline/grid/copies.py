@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError, LookupTooLargeError, MapNotFoundError
-from pipeline.grid import wire
+from pipeline.grid import transport, wire
 from pipeline.grid.writer import partition_of
 
 if TYPE_CHECKING:
@@ -210,9 +210,9 @@ class LiveCopy:
         pointers: list[tuple[int, int]] = [wire.FIRST_ENTRY]
         while pointers[-1][0] >= 0:
             message = wire.encode_fetch_entries(self.map_name, pointers, _LOAD_BATCH)
-            pointers, entries = await wire.invoke(client, message, partition, wire.decode_fetch_entries)
+            pointers, entries = await transport.invoke(client, message, partition, wire.decode_fetch_entries)
             for key_data, value_data in entries:
-                key = wire.to_object(client, key_data)
+                key = transport.to_object(client, key_data)
                 seen.add(key)
                 # What the listener said while we load is newer than what we load.
                 if self._touched is None or key not in self._touched:
@@ -280,11 +280,11 @@ class Fetcher:
         by_data: dict[bytes, Any] = {}
         by_partition: dict[int, list[bytes]] = {}
         for key in keys:
-            data = wire.key_data(client, key)
+            data = transport.key_data(client, key)
             by_data[data] = key
             by_partition.setdefault(partition_of(data, count), []).append(data)
         calls = [
-            wire.invoke(client, wire.encode_get_all(self.map_name, group), partition, wire.decode_get_all)
+            transport.invoke(client, wire.encode_get_all(self.map_name, group), partition, wire.decode_get_all)
             for partition, group in by_partition.items()
         ]
         return self._collect(calls, by_data)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError, JournalMissingError
-from pipeline.grid import wire
+from pipeline.grid import transport
 from pipeline.grid.journal import Journal
 from pipeline.grid.management import MapConfig, MemberConfig, MemberReport, Protection, ask_members
 
@@ -116,12 +116,12 @@ async def examine(grid: Grid, *jobs: Needs) -> list[Finding]:
 def _client() -> Finding:
     import hazelcast
 
-    wire.check_client_version()
+    transport.check_client_version()
     return Finding(Level.OK, "client", f"hazelcast-python-client {hazelcast.__version__}")
 
 
 def _versions(grid: Grid) -> list[Finding]:
-    versions = wire.server_versions(grid.client)
+    versions = transport.server_versions(grid.client)
     distinct = sorted(set(versions.values()), key=_version_key)
     if not distinct:
         return [Finding(Level.WARN, "version", "no member is connected")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hazelcast.errors import HazelcastError, UnsupportedOperationError
 
 from pipeline.errors import GridError, JournalMissingError
-from pipeline.grid import wire
+from pipeline.grid import transport, wire
 from pipeline.grid.wire import Page
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Journal:
             GridError: The cluster did not answer.
         """
         try:
-            oldest, newest = await wire.invoke(
+            oldest, newest = await transport.invoke(
                 self._client, wire.encode_subscribe(self.map_name), partition, wire.decode_subscribe
             )
         except UnsupportedOperationError:
@@ -55,7 +55,7 @@ class Journal:
             max_size: Events at most. There is no limit in bytes, so keep it modest.
         """
         message = wire.encode_read(self.map_name, start, 1, max_size)
-        return wire.invoke(self._client, message, partition, wire.decode_read)
+        return transport.invoke(self._client, message, partition, wire.decode_read)
 
 
 def journal_missing(map_name: str) -> JournalMissingError:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from hazelcast.errors import HazelcastError
-from hazelcast.internal.asyncio_invocation import Invocation
 from hazelcast.protocol.builtin import StringCodec
 from hazelcast.protocol.client_message import (
     REQUEST_HEADER_SIZE,
@@ -24,6 +23,8 @@ from hazelcast.protocol.client_message import (
     OutboundMessage,
     create_initial_buffer,
 )
+
+from pipeline.grid import transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,13 +110,13 @@ class MemberReport:
 
 async def ask_members(grid: Grid) -> list[MemberReport]:
     """Ask every member. One that does not answer or refuses is in the list, with its reason."""
-    manager = grid.client._connection_manager  # noqa: SLF001 -- requests to one member have no public door
     with contextlib.suppress(TimeoutError):
         # The client connects to all but the first in the background, and has no event for when it is done.
         async with asyncio.timeout(_CONNECT_SECONDS):
-            while any(member.uuid not in manager.active_connections for member in grid.members):  # noqa: ASYNC110
+            while any(member.uuid not in transport.member_connections(grid.client) for member in grid.members):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-    connections = {member: manager.active_connections.get(member.uuid) for member in grid.members}
+    open_now = transport.member_connections(grid.client)
+    connections = {member: open_now.get(member.uuid) for member in grid.members}
     return await asyncio.gather(
         *(_ask(grid, _address(member), connection) for member, connection in connections.items())
     )
@@ -149,9 +150,7 @@ async def _clock(grid: Grid, connection: Any) -> tuple[float, float]:
 
 async def _request(grid: Grid, connection: Any, kind: int, decode: Callable[[InboundMessage], Any]) -> Any:
     message = OutboundMessage(create_initial_buffer(REQUEST_HEADER_SIZE, kind, True), True)
-    invocation = Invocation(message, connection=connection, response_handler=decode)
-    grid.client._invocation_service.invoke(invocation)  # noqa: SLF001 -- as above
-    return await invocation.future
+    return await transport.ask(grid.client, message, connection, decode)
 
 
 def _decode_config(message: InboundMessage) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import mmh3
 
-from pipeline.grid import wire
+from pipeline.grid import transport, wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,11 +49,11 @@ class MapWriter:
             texts: JSON texts in UTF-8.
         """
         message = wire.encode_put_all_json(self._prefix, keys, texts)
-        return wire.invoke(self._grid.client, message, partition, _nothing)
+        return transport.invoke(self._grid.client, message, partition, _nothing)
 
     def serialize_key(self, key: Any) -> bytes:
         """A key as the grid stores it."""
-        return wire.key_data(self._grid.client, key)
+        return transport.key_data(self._grid.client, key)
 
     async def put(self, entries: Iterable[tuple[Any, bytes]]) -> int:
         """Write entries under keys of any type that Hazelcast serializes; returns how many.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.errors import JobError
-from pipeline.grid import wire
+from pipeline.grid import transport
 
 if TYPE_CHECKING:
     from pipeline.grid import Grid
@@ -88,7 +88,7 @@ def map_of(job: str) -> str:
 def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> tuple[str, bytes]:
     """Key and JSON text of the dead letter of an event."""
     try:
-        key = str(wire.to_object(grid.client, rejected.key))
+        key = str(transport.to_object(grid.client, rejected.key))
     except Exception as error:  # noqa: BLE001 -- a key of a type we cannot read is no reason to lose the letter
         key = f"<{type(error).__name__}: {error}>"
     dead = DeadLetter(

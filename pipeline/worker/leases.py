@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from hazelcast.errors import HazelcastError
 
-from pipeline.grid import wire
+from pipeline.grid import transport, wire
 from pipeline.grid.records import INDETERMINATE
 from pipeline.grid.writer import partition_of
 
@@ -95,7 +95,7 @@ class Leases:
         self.seconds = seconds
         self.held: dict[int, Lease] = {}
         self._seen: dict[int, tuple[bytes, float]] = {}  # others' records: text, and since when it is the same
-        self._keys = [wire.key_data(grid.client, lease_key(job, p)) for p in range(grid.partition_count)]
+        self._keys = [transport.key_data(grid.client, lease_key(job, p)) for p in range(grid.partition_count)]
         self._key_partitions = [partition_of(key, grid.partition_count) for key in self._keys]
 
     def stands(self, partition: int, now: float) -> bool:
@@ -218,7 +218,7 @@ class Leases:
             else:
                 message = wire.encode_replace_if_same(LEASES_MAP, key, expected, text)
                 decode = wire.decode_replace_if_same
-            done = await wire.invoke(client, message, self._key_partitions[partition], decode)
+            done = await transport.invoke(client, message, self._key_partitions[partition], decode)
         except INDETERMINATE:
             # Whether it happened is not known, so look: no two texts of a record are the same.
             done = (await self._read([partition])).get(partition) == text

@@ -13,7 +13,7 @@ from pipeline.errors import (
     LookupTooLargeError,
     MapNotFoundError,
 )
-from pipeline.grid import GridSettings, Records, connect, wire
+from pipeline.grid import GridSettings, Records, connect, transport
 from pipeline.grid.copies import Fetcher, LiveCopy
 from pipeline.grid.journal import Journal
 from pipeline.grid.writer import MapWriter, partition_of
@@ -65,9 +65,9 @@ async def drain(grid, name):
 
 async def test_partition_is_computed_as_the_client_does(grid):
     for key in ["a", "flight/1", "ключ", "x" * 1000, 1, 1.5, True]:
-        data = wire.key_data(grid.client, key)
+        data = transport.key_data(grid.client, key)
 
-        assert data == wire.to_data(grid.client, key)
+        assert data == transport.to_data(grid.client, key)
         assert partition_of(data, grid.partition_count) == await grid.client.partition_service.get_partition_id(key)
 
 
@@ -85,7 +85,7 @@ async def test_journal_gives_what_was_put_in_order(grid, unique):
             assert not page.foreign
             for key, value in zip(page.keys, page.values, strict=True):
                 assert partition_of(key, grid.partition_count) == partition
-                got[wire.to_object(grid.client, key)] = value
+                got[transport.to_object(grid.client, key)] = value
     assert got == expected
 
 
@@ -120,7 +120,7 @@ async def test_journal_marks_values_that_are_not_json(grid, unique):
 async def test_parked_read_returns_when_something_is_put(grid, unique):
     name = f"events.parked-{unique}"
     writer, journal = MapWriter(grid, name), Journal(grid, name)
-    partition = partition_of(wire.key_data(grid.client, "a"), grid.partition_count)
+    partition = partition_of(transport.key_data(grid.client, "a"), grid.partition_count)
 
     read = journal.read(partition, 0, 10)
     await writer.put([("other", b"1")])

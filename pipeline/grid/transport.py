@@ -1,0 +1,278 @@
+"""The client's private parts, all in this file: its connections, its invocations, its serialization.
+
+hazelcast-python-client is pinned to 5.7.x (see `check_client_version`) because of it. The connection here parses what
+the socket gives in one pass, from one buffer that is reused. The client's own reader keeps every byte until it has
+caught up with the stream, and its own writer copies its largest write so far with each small one; neither is fit for a
+stream that never pauses.
+
+Frames of the protocol are little-endian: `int32 length (of the whole frame), uint16 flags`, then the content. A message
+is a run of frames up to one with the final flag.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from typing import TYPE_CHECKING, Any
+
+import hazelcast
+from hazelcast.asyncio import HazelcastClient
+from hazelcast.errors import AuthenticationError
+from hazelcast.internal.asyncio_invocation import Invocation
+from hazelcast.internal.asyncio_proxy.manager import MAP_SERVICE
+from hazelcast.internal.asyncio_reactor import AsyncioConnection, AsyncioReactor, HazelcastProtocol
+from hazelcast.protocol.client_message import Frame, InboundMessage, OutboundMessage
+from hazelcast.protocol.codec import client_get_distributed_objects_codec
+from hazelcast.serialization.data import Data
+
+from pipeline.errors import UnsupportedClientError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
+
+SUPPORTED_CLIENT = "5.7."
+
+MAX_MESSAGE = 1 << 30
+"""Bytes of one message above which we do not believe that the other side is a member."""
+
+_BUFFER = 1 << 20
+_MIN_READ = 1 << 16
+
+_FRAME = struct.Struct("<iH")
+_FINAL = 1 << 13
+_UNFRAGMENTED = (1 << 15) | (1 << 14)
+_INT = struct.Struct("<i")
+_STRING_HEADER = struct.Struct(">iii")
+
+READ_RESPONSE = 82433
+"""Type of the one message that stays in one piece: the answer to `Map.EventJournalRead`."""
+
+
+def check_client_version() -> None:
+    """Refuse a client other than the one whose private parts are used here.
+
+    Raises:
+        UnsupportedClientError: The installed client is another version.
+    """
+    if not hazelcast.__version__.startswith(SUPPORTED_CLIENT):
+        raise UnsupportedClientError(
+            f"hazelcast-python-client {hazelcast.__version__} is installed, but the event journal needs 5.7.x.",
+            "Install it with: pip install 'hazelcast-python-client==5.7.*'",
+        )
+
+
+class RawMessage(InboundMessage):  # type: ignore[misc]  # the client is untyped
+    """A response that stays in one piece: `body` is every frame as it came."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, start_frame: Frame, body: bytes) -> None:
+        super().__init__(start_frame)
+        self.body = body
+
+
+class _Protocol(HazelcastProtocol):  # type: ignore[misc]
+    """Parses messages straight from the receive buffer; joins what one turn of the event loop wrote into one send."""
+
+    def __init__(self, connection: AsyncioConnection) -> None:
+        super().__init__(connection)
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._start = 0  # of the message being received
+        self._scanned = 0  # frames before here are whole
+        self._end = 0  # of the bytes received
+        self._pieces: list[bytes] = []
+        self._flush_scheduled = False
+
+    def write(self, buf: bytes | bytearray) -> None:
+        self._pieces.append(bytes(buf))
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._conn._loop.call_soon(self._flush)  # noqa: SLF001
+
+    def _do_write(self) -> None:
+        pieces, self._pieces = self._pieces, []
+        if not pieces or self._transport is None or self._transport.is_closing():
+            return
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._transport.write(data)
+        self._conn._update_write_time(time.time())  # noqa: SLF001
+        self._conn._update_sent(len(data))  # noqa: SLF001
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 -- the hint is no better than ours
+        if len(self._buffer) - self._end < _MIN_READ:
+            self._make_room()
+        return self._view[self._end :]
+
+    def _make_room(self) -> None:
+        """Move the message being received to the front, into a larger buffer if it fills more than half of this one."""
+        pending = self._end - self._start
+        size = _BUFFER
+        while size < 2 * pending:
+            size *= 2
+        moved = self._view[self._start : self._end]
+        if size != len(self._buffer):
+            self._buffer = bytearray(size)
+            self._view = memoryview(self._buffer)
+        self._view[:pending] = moved
+        self._scanned -= self._start
+        self._start, self._end = 0, pending
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._end += nbytes
+        connection = self._conn
+        connection._update_read_time(time.time())  # noqa: SLF001
+        connection._update_received(nbytes)  # noqa: SLF001
+        buffer, view, header = self._buffer, self._view, _FRAME.unpack_from
+        position, end = self._scanned, self._end
+        while end - position >= 6:
+            length, flags = header(buffer, position)
+            if not 6 <= length <= MAX_MESSAGE:
+                self._abort(f"a frame of {length} bytes")
+                return
+            if position + length > end:
+                if position + length - self._start > MAX_MESSAGE:
+                    self._abort("a message larger than 1 GiB")
+                    return
+                break
+            position += length
+            if flags & _FINAL:
+                body = bytes(view[self._start : position])
+                self._start = position
+                connection._builder.on_message(_message(body))  # noqa: SLF001
+        self._scanned = position
+        if self._start == end:
+            self._start = self._scanned = self._end = 0
+
+    def _abort(self, what: str) -> None:
+        _log.error("The member sent %s: closing the connection", what, extra={"action": "protocol_error"})
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> bool:
+        # An expected close (ours) needs no warning, unlike in the client.
+        if self._conn.live:
+            return bool(super().connection_lost(exc))
+        return False
+
+
+def _message(body: bytes) -> InboundMessage:
+    length, flags = _FRAME.unpack_from(body, 0)
+    start = Frame(body[6:length], flags)
+    if flags & _UNFRAGMENTED == _UNFRAGMENTED and _INT.unpack_from(body, 6)[0] == READ_RESPONSE:
+        return RawMessage(start, body)
+    message = InboundMessage(start)
+    position, size = length, len(body)
+    while position < size:
+        length, flags = _FRAME.unpack_from(body, position)
+        message.add_frame(Frame(body[position + 6 : position + length], flags))
+        position += length
+    return message
+
+
+class _Connection(AsyncioConnection):  # type: ignore[misc]
+    def _create_protocol(self) -> _Protocol:
+        return _Protocol(self)
+
+    async def close_connection(self, reason: str | None, cause: Exception | None, unsafe: bool = False) -> None:
+        if isinstance(cause, AuthenticationError):
+            self._reactor.refusal = cause
+        await super().close_connection(reason, cause, unsafe)
+
+
+class _Reactor(AsyncioReactor):  # type: ignore[misc]
+    refusal: AuthenticationError | None = None
+
+    def connection_factory(self, *arguments: Any) -> AsyncioConnection:
+        return _Connection.create_and_connect(self._loop, self, *arguments)
+
+
+async def start_client(config: Any) -> HazelcastClient:
+    """Start a client that uses the connections of this file.
+
+    Raises:
+        AuthenticationError: A member refused the cluster name or the credentials.
+        IllegalStateError: No member answered in the configured time.
+    """
+    client = HazelcastClient(config)
+    reactor = _Reactor()
+    client._connection_manager._reactor = reactor  # noqa: SLF001
+    try:
+        await client._start()  # noqa: SLF001
+    except Exception:
+        if reactor.refusal is not None:
+            raise reactor.refusal from None
+        raise
+    return client
+
+
+def on_connection_opened(client: HazelcastClient, callback: Callable[[object], None]) -> None:
+    """Call back whenever the client has opened a connection to a member."""
+    client._connection_manager.add_listener(on_connection_opened=callback)  # noqa: SLF001
+
+
+def server_versions(client: HazelcastClient) -> dict[str, str]:
+    """Hazelcast version of each connected member, by address."""
+    return {
+        str(connection.remote_address): _version_text(connection.server_version)
+        for connection in client._connection_manager.active_connections.values()  # noqa: SLF001
+    }
+
+
+def _version_text(number: int) -> str:
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
+def invoke(
+    client: HazelcastClient, message: OutboundMessage, partition: int, decode: Callable[[Any], Any]
+) -> asyncio.Future[Any]:
+    """Send a request to the owner of a partition; the future holds what `decode` makes of the response."""
+    invocation = Invocation(message, partition_id=partition, response_handler=decode)
+    client._invocation_service.invoke(invocation)  # noqa: SLF001
+    future: asyncio.Future[Any] = invocation.future
+    return future
+
+
+def member_connections(client: HazelcastClient) -> dict[Any, Any]:
+    """The open connections, by the identity of their member."""
+    return dict(client._connection_manager.active_connections)  # noqa: SLF001
+
+
+def ask(
+    client: HazelcastClient, message: OutboundMessage, connection: Any, decode: Callable[[Any], Any]
+) -> asyncio.Future[Any]:
+    """Send a request to the member behind a connection."""
+    invocation = Invocation(message, connection=connection, response_handler=decode)
+    client._invocation_service.invoke(invocation)  # noqa: SLF001
+    future: asyncio.Future[Any] = invocation.future
+    return future
+
+
+def to_data(client: HazelcastClient, value: Any) -> bytes:
+    """Serialize a key or value as the client would."""
+    return bytes(client._serialization_service.to_data(value).buffer)  # noqa: SLF001
+
+
+async def map_names(client: HazelcastClient) -> set[str]:
+    """Names of the maps that exist in the cluster; the asyncio client does not offer this."""
+    codec = client_get_distributed_objects_codec
+    invocation = Invocation(codec.encode_request(), response_handler=codec.decode_response)
+    objects = await client._invocation_service.ainvoke(invocation)  # noqa: SLF001
+    return {found.name for found in objects if found.service_name == MAP_SERVICE}
+
+
+def key_data(client: HazelcastClient, key: Any) -> bytes:
+    """Serialize a key as the client would; strings, the usual keys, without its detour."""
+    if type(key) is str:
+        text = key.encode()
+        return _STRING_HEADER.pack(0, -11, len(text)) + text
+    return to_data(client, key)
+
+
+def to_object(client: HazelcastClient, data: bytes) -> Any:
+    """Deserialize a key or value as the client would."""
+    return client._serialization_service.to_object(Data(data))  # noqa: SLF001
