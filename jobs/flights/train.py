@@ -51,8 +51,9 @@ def train(job: Job, history: pd.DataFrame, lookups: dict[str, pd.DataFrame]) -> 
     late = was_late(arrived["arr_delay"]).to_numpy()
     matrix = offline_matrix(job, arrived, lookups)
     cut = int(len(arrived) * (1 - HELD_OUT))
-    teach = xgb.DMatrix(matrix.values[:cut], late[:cut], feature_names=list(matrix.names))
-    test = xgb.DMatrix(matrix.values[cut:], late[cut:], feature_names=list(matrix.names))
+    values, names = matrix.values, list(matrix.names)  # noqa: PD011 -- not pandas'
+    teach = xgb.DMatrix(values[:cut], late[:cut], feature_names=names)
+    test = xgb.DMatrix(values[cut:], late[cut:], feature_names=names)
     booster = xgb.train(PARAMETERS, teach, TREES)
     matrix.attach(booster)  # the categories that training has learnt travel with the model
     return booster, {

@@ -50,7 +50,7 @@ def demo(
 
     Example: [bold]gridscore demo --flights 50000 --rate 0[/]
     """
-    from pipeline.demo import DemoOptions, run_demo
+    from pipeline.demo.story import DemoOptions, run_demo
     from pipeline.demo.summary import print_next, print_summary
 
     count = int(members[0]) if members and len(members) == 1 and members[0].isdigit() else None

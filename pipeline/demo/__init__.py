@@ -1,8 +1,5 @@
 """The demo room: a year of real flights, scored live on a real cluster, and checked to the bit.
 
-`run_demo` tells the whole story; it uses the other rooms as any application would.
+Its door is `pipeline.demo.story.run_demo`, which uses the other rooms as any application would. It is not imported
+here: the training script and the leashed worker come through this package too, and need none of it.
 """
-
-from pipeline.demo.story import DemoOptions, run_demo
-
-__all__ = ["DemoOptions", "run_demo"]

@@ -92,7 +92,8 @@ def _outcomes(axes: Any, scores: NDArray[np.float64], late: NDArray[np.bool_], l
             axes.hist(scores[chosen], bins, weights=weights, color=colour, alpha=0.22)
             axes.hist(scores[chosen], bins, weights=weights, color=colour, histtype="step", linewidth=1.6, label=label)
     axes.set(xlabel="score: probability of being late", ylabel="% of the flights with this outcome", xlim=(0, 1))
-    axes.legend(loc="upper center")
+    if len(late):
+        axes.legend(loc="upper center")
 
 
 def _calibration(axes: Any, report: Report) -> None:

@@ -263,7 +263,7 @@ class _Story:
         booster = xgboost.Booster(model_file=str(model.path))
         matrix = offline_matrix(job, stream, lookups_for(job, flights), categories=version.categories)
         names = list(matrix.names)
-        expected = booster.predict(xgboost.DMatrix(matrix.to_numpy(), feature_names=names))
+        expected = booster.predict(xgboost.DMatrix(matrix.values, feature_names=names))
         keys = stream["key"].tolist()
         check = check_results(
             keys,
