@@ -21,7 +21,7 @@ from pipeline.demo.report import Report, check_results, judge, latency_percentil
 from pipeline.demo.signals import interruptible, interruptible_task, undisturbed
 from pipeline.demo.stage import clear_stage, put_lookups, ring_per_partition, until_scoring, written_results
 from pipeline.demo.training import example_folder, lookups_for, trained_model
-from pipeline.demo.view import LiveView, Steps
+from pipeline.demo.view import LiveView, Step
 from pipeline.errors import GridError, JobError, ModelError, UsageError
 from pipeline.grid import GridSettings, connect
 from pipeline.grid.member import Cluster
@@ -105,7 +105,7 @@ def run_demo(
     stack = ExitStack()
     try:
         with interruptible():
-            story = _Story(options, Steps(console), stack)
+            story = _Story(options, console, stack)
             report = story.tell(run)
             on_report(report)
             if options.keep_running:
@@ -117,40 +117,42 @@ def run_demo(
 
 
 class _Story:
-    def __init__(self, options: DemoOptions, steps: Steps, stack: ExitStack) -> None:
+    def __init__(self, options: DemoOptions, console: Console, stack: ExitStack) -> None:
         self._options = options
-        self._steps = steps
+        self._console = console
         self._stack = stack
         self._cluster: Cluster | None = None
         self._worker: LeashedProcess | None = None
 
     def tell(self, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> Report:
-        options, step = self._options, self._steps.step
+        options, step = self._options, self._step
         folder = example_folder(EXAMPLE)
         job = load_job(folder / "job.yaml")
         _make_folder(options.output)
-        with step("Starting a Hazelcast cluster") as tell:
-            settings = self._settings(tell)
-        with step("Reading the flights of 2013") as tell:
+        with step("Starting a Hazelcast cluster") as at:
+            settings = self._settings(at)
+        with step("Reading the flights of 2013") as at:
             flights = load_flights()
             stream = flights.stream if options.flights is None else flights.stream.head(options.flights)
-            tell(f"{len(flights.frame):,} flights: {len(flights.training):,} to learn from, {len(stream):,} to replay")
-        with step("Training a model on the first three months, by the job file") as tell:
+            at.done(
+                f"{len(flights.frame):,} flights: {len(flights.training):,} to learn from, {len(stream):,} to replay"
+            )
+        with step("Training a model on the first three months, by the job file") as at:
             model = trained_model(job, folder, flights)
             how = "from the cache" if model.cached else "trained on January to March by the job file that will score"
-            tell(f"XGBoost model {how}, ROC AUC {model.metrics['auc']:.3f} on flights held out")
+            at.done(f"XGBoost model {how}, ROC AUC {model.metrics['auc']:.3f} on flights held out")
         outcome: _Outcome = run(self._live(settings, job, flights, stream, model))
-        with step("Comparing every score with Booster.predict on the offline matrix") as tell:
+        with step("Comparing every score with Booster.predict on the offline matrix") as at:
             report, scores = self._compare(job, flights, stream, model, outcome)
             if not report.problems:
-                tell(f"Every one of {len(stream):,} flights has one result, equal to Booster.predict to the bit")
-        with step("Drawing the plot") as tell:
+                at.done(f"Every one of {len(stream):,} flights has one result, equal to Booster.predict to the bit")
+        with step("Drawing the plot") as at:
             plot = options.output / f"{EXAMPLE}.png"
             save_plot(plot, report, scores, stream["arr_delay"].to_numpy(), outcome.replay.latency, LATE_MINUTES)
             report = replace(report, plot=str(plot))
             summary = options.output / f"{EXAMPLE}.json"
             summary.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
-            tell(f"Plot in {plot}, these figures in {summary}")
+            at.done(f"Plot in {plot}, these figures in {summary}")
         return report
 
     def wait(self) -> None:
@@ -159,16 +161,21 @@ class _Story:
             self._alive()
             time.sleep(_LOOK_SECONDS)
 
+    def _step(self, doing: str) -> Step:
+        return Step(self._console, doing)
+
     # ------------------------------------------------------------------ cluster and worker
 
-    def _settings(self, tell: Callable[[str], None]) -> GridSettings:
+    def _settings(self, at: Step) -> GridSettings:
         options = self._options
         if options.settings is not None:
-            tell(f"Using the cluster `{options.settings.cluster_name}` at {', '.join(options.settings.members)}")
+            at.done(f"Using the cluster `{options.settings.cluster_name}` at {', '.join(options.settings.members)}")
             return options.settings
-        self._cluster = self._stack.enter_context(Cluster.start(options.members, heap=options.heap, on_progress=tell))
+        self._cluster = self._stack.enter_context(
+            Cluster.start(options.members, heap=options.heap, on_progress=at.progress)
+        )
         count = f"{options.members} {'member' if options.members == 1 else 'members'}"
-        tell(f"Hazelcast {self._cluster.version} is up, {count} at {', '.join(self._cluster.addresses)}")
+        at.done(f"Hazelcast {self._cluster.version} is up, {count} at {', '.join(self._cluster.addresses)}")
         return GridSettings.load(members=self._cluster.addresses, cluster_name=self._cluster.cluster_name)
 
     def _start_worker(self, settings: GridSettings, job: str) -> LeashedProcess:
@@ -210,26 +217,26 @@ class _Story:
         stream: pd.DataFrame,
         model: TrainedModel,
     ) -> _Outcome:
-        step, client = self._steps.step, Client(grid)
-        with step("Putting planes, airports, airlines and weather into lookup maps") as tell:
+        step, client = self._step, Client(grid)
+        with step("Putting planes, airports, airlines and weather into lookup maps") as at:
             await clear_stage(grid, job)
             count = await put_lookups(grid, job, lookups_for(job, flights))
-            tell(f"{count:,} planes, airports, airlines and hours of weather are in lookup maps")
-        with step("Pushing the model to the registry in the grid") as tell:
+            at.done(f"{count:,} planes, airports, airlines and hours of weather are in lookup maps")
+        with step("Pushing the model to the registry in the grid") as at:
             version = await _push(client, job, model)
-            tell(f"Model `{version.name}` version {version.version} is in the registry, as its `{job.model.alias}`")
-        with step(f"Submitting the job `{job.name}` and starting a worker") as tell:
+            at.done(f"Model `{version.name}` version {version.version} is in the registry, as its `{job.model.alias}`")
+        with step(f"Submitting the job `{job.name}` and starting a worker") as at:
             await client.submit(job)
             self._worker = self._start_worker(settings, job.name)
             await until_scoring(grid, job.name, self._alive)
-            tell(f"Job `{job.name}` is RUNNING, in a worker of its own (process {self._worker.pid})")
+            at.done(f"Job `{job.name}` is RUNNING, in a worker of its own (process {self._worker.pid})")
         keys = stream["key"].tolist()
         replay = Replay(grid, job.events, job.results, keys, await ring_per_partition(grid, job.events))
         await self._watched(replay, job, stream)
-        with step("Reading the result map") as tell:
+        with step("Reading the result map") as at:
             written, size = await written_results(grid, job.results, keys)
             status = await job_status(grid, await client.jobs.get(job.name))
-            tell(f"{size:,} results are in the map `{job.results}`")
+            at.done(f"{size:,} results are in the map `{job.results}`")
         totals = status.totals
         return _Outcome(replay, version, written, size, int(totals["dead_letters"]), int(totals["lost"]))
 
@@ -237,7 +244,7 @@ class _Story:
         rate = self._options.rate
         pace = f"{rate:,.0f} events a second" if rate else "full speed"
         title = f"[bold]{len(stream):,} flights at {pace}[/]"
-        view = LiveView(self._steps.console, replay, title, tuple(d.decision for d in job.decisions))
+        view = LiveView(self._console, replay, title, tuple(d.decision for d in job.decisions))
         # What lives from here on lives to the end: the collector need not look at it again while we measure.
         gc.collect()
         gc.freeze()

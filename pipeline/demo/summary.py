@@ -116,4 +116,4 @@ def print_next(console: Console, *, own_cluster: bool, running: bool) -> None:
     console.print(head, highlight=False)
     width = max(len(command) for command, _ in lines)
     for command, what in lines:
-        console.print(f"  [bold]{command.ljust(width)}[/]  [dim]{what}[/]", highlight=False)
+        console.print(f"  [bold]{command.ljust(width)}[/]  [dim]{what}[/]", highlight=False, soft_wrap=True)

@@ -6,9 +6,8 @@ import asyncio
 import math
 import time
 from collections import deque
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from rich.console import Group
@@ -20,8 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from rich.console import Console, RenderableType
 
     from pipeline.demo.replay import Progress, Replay
@@ -32,28 +29,35 @@ _WINDOW_SECONDS = 5.0
 _COLOURS = ("red", "green", "cyan", "yellow", "magenta", "blue")
 
 
-class Steps:
-    """Tells the steps of the story, each with how long it took."""
+class Step:
+    """A step that is under way."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, doing: str) -> None:
+        self._console = console
+        self._status = console.status(escape(doing))
+        self.outcome = doing
 
-    @contextmanager
-    def step(self, doing: str) -> Iterator[Callable[[str], None]]:
-        """A step; call what is given with news, the last of which stands when the step is done."""
-        began, last = time.perf_counter(), doing
+    def progress(self, text: str) -> None:
+        """Say how it goes."""
+        self._status.update(escape(text))
+        if not self._console.is_terminal:
+            self._console.print(f"  {text}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
-        def tell(text: str) -> None:
-            nonlocal last
-            if text != last and not self.console.is_terminal:
-                self.console.print(f"  {text}", style="dim", highlight=False, markup=False, soft_wrap=True)
-            last = text
-            status.update(escape(text))
+    def done(self, text: str) -> None:
+        """What to say when it is over."""
+        self.outcome = text
 
-        with self.console.status(escape(doing)) as status:
-            yield tell
-        seconds = time.perf_counter() - began
-        self.console.print(f"[green]✓[/] {escape(last)} [dim]{seconds:.1f} s[/]", highlight=False, soft_wrap=True)
+    def __enter__(self) -> Self:
+        self._began = time.perf_counter()
+        self._status.start()
+        return self
+
+    def __exit__(self, failure: object, *_: object) -> None:
+        self._status.stop()
+        if failure is None:
+            seconds = time.perf_counter() - self._began
+            text = f"[green]✓[/] {escape(self.outcome)} [dim]{seconds:.1f} s[/]"
+            self._console.print(text, highlight=False, soft_wrap=True)
 
 
 @dataclass(slots=True)
@@ -82,6 +86,7 @@ class LiveView:
 
     async def show(self) -> None:
         """Show it until cancelled; the last state stays on the screen."""
+        self._figures()  # where the first rate is counted from
         if not self._console.is_terminal:
             await self._lines()
             return
