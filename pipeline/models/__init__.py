@@ -1,1 +1,11 @@
-"""The models room."""
+"""The models room: the registry in the grid, and models ready to score.
+
+`Registry` keeps versions and aliases, `ModelVersion` is what is known of a version, `check_features` says whether it is
+for a job, and `LoadedModel` scores with it.
+"""
+
+from pipeline.models.loaded import LoadedModel
+from pipeline.models.registry import Added, Model, Registry
+from pipeline.models.version import ModelVersion, check_features
+
+__all__ = ["Added", "LoadedModel", "Model", "ModelVersion", "Registry", "check_features"]

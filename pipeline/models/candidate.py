@@ -1,0 +1,164 @@
+"""A model on its way into the registry: read from wherever it is, and passed by every check that needs no cluster."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipeline.errors import ModelError, UsageError
+from pipeline.models.description import describe
+from pipeline.models.document import SAVE_HINT
+from pipeline.models.loaded import LoadedModel
+from pipeline.models.version import CHUNK, MAX_SIZE, ModelVersion, check_expected, signature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_MAX_METRICS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that may be pushed.
+
+    Attributes:
+        payload: Its bytes.
+        version: What will be known of it; its number is not given yet.
+        content: SHA-256 over bytes and categories: two pushes of one content are one version.
+    """
+
+    payload: bytes
+    version: ModelVersion
+    content: str
+
+    @classmethod
+    def check(
+        cls,
+        model: Any,
+        name: str,
+        *,
+        metrics: Mapping[str, float] | None,
+        categories: Mapping[str, Sequence[str]] | None,
+        expected: Mapping[str, Sequence[str]] | None,
+    ) -> Candidate:
+        """Read a model and check it in every way that a worker would. Takes a while: not for the event loop.
+
+        Raises:
+            ModelError: It is not a model that Gridscore can score with, or not for the features expected.
+            UsageError: The metrics are not numbers.
+        """
+        payload, source = read_model(model)
+        if len(payload) > MAX_SIZE:
+            raise _too_large(source, len(payload))
+        description = describe(payload, source)
+        features, chosen = signature(description, categories, source)
+        check_expected(expected, features, name)
+        sha256 = hashlib.sha256(payload).hexdigest()
+        try:
+            version = msgspec.convert(
+                {
+                    "name": name,
+                    "version": 1,
+                    "sha256": sha256,
+                    "size": len(payload),
+                    "chunks": -(-len(payload) // CHUNK),
+                    "features": features,
+                    "feature_types": description.feature_types,
+                    "categories": chosen,
+                    "objective": description.objective,
+                    "trees": description.trees,
+                    "rounds": description.rounds,
+                    "best_iteration": description.best_iteration,
+                    "xgboost_version": description.xgboost_version,
+                    "metrics": check_metrics(metrics or {}),
+                    "created_at": now(),
+                },
+                ModelVersion,
+            )
+        except msgspec.ValidationError as error:
+            raise ModelError(f"{source} cannot be kept in the registry: {error}.") from None
+        LoadedModel.prepare(version, payload, description, source)
+        texts = msgspec.json.encode(chosen, order="deterministic")
+        content = hashlib.sha256(sha256.encode() + texts).hexdigest()
+        return cls(payload, version, content)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the grid keeps beside the bytes; name and number are in its key and in the model's record."""
+        return {key: value for key, value in self.version.to_json().items() if key not in ("name", "version")}
+
+
+def read_model(model: Any) -> tuple[bytes, str]:
+    """The bytes of a model, and what to call it in messages.
+
+    Args:
+        model: A path, bytes, a Booster, or an estimator of `xgboost.sklearn`.
+
+    Raises:
+        ModelError: There is no such file, it is too large, or this is not a model at all.
+    """
+    if isinstance(model, bytes | bytearray | memoryview):
+        return bytes(model), "The model"
+    if isinstance(model, str | Path):
+        path = Path(model)
+        try:
+            if path.is_dir():
+                raise ModelError(f"{path} is a folder, not a model file.", SAVE_HINT)
+            if (size := path.stat().st_size) > MAX_SIZE:
+                raise _too_large(str(path), size)
+            return path.read_bytes(), str(path)
+        except FileNotFoundError:
+            raise ModelError(f"There is no file {path}.") from None
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+    import xgboost
+
+    try:
+        booster = model.get_booster() if isinstance(model, xgboost.XGBModel) else model
+        if isinstance(booster, xgboost.Booster):
+            return bytes(booster.save_raw("ubj")), "The model"
+    except Exception as error:
+        if isinstance(error, xgboost.core.XGBoostError) or type(error).__name__ == "NotFittedError":
+            raise ModelError(f"The model cannot be saved: {error}", "Fit it first.") from None
+        raise
+    raise ModelError(
+        f"A {type(model).__name__} is not a model that Gridscore takes.",
+        "Give an XGBoost Booster, or the path of a file that `booster.save_model('model.ubj')` wrote.",
+    )
+
+
+def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics as plain floats.
+
+    Raises:
+        UsageError: One is not a number, or there are too many.
+    """
+    if len(metrics) > _MAX_METRICS:
+        raise UsageError(f"{len(metrics)} metrics are more than {_MAX_METRICS}.")
+    found = {}
+    for name, value in metrics.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or not name:
+            raise UsageError(f"The metric `{name}` is `{value}`, which is not a number.", "Write `auc=0.93`.")
+        found[str(name)] = number
+    return found
+
+
+def now() -> str:
+    """RFC 3339 in UTC."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _too_large(source: str, size: int) -> ModelError:
+    return ModelError(
+        f"{source} has {size:,} bytes; the limit is {MAX_SIZE:,} (1 GiB).",
+        "Train fewer or shallower trees, or save it as UBJ, which is smaller than JSON.",
+    )

@@ -1,0 +1,248 @@
+"""What a model file says about itself, with its trees checked, before XGBoost is let near it.
+
+XGBoost loads a tree whose child lies outside of it without complaint, and ends the process when it predicts (tried with
+3.2). So every index that prediction follows is checked here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ModelError
+from pipeline.models.document import SAVE_HINT, read_document
+
+_LEAF = -1
+_MAX_CATEGORY = 1 << 24
+"""Above it, float32 cannot tell category codes apart."""
+
+NAMES_HINT = (
+    "Train on a DataFrame, give names to `xgboost.DMatrix(X, label=y, feature_names=[...])`, or set "
+    "`booster.feature_names = [...]` in the order of the columns, and save it again."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A model file's own account.
+
+    Attributes:
+        features: Names in the order of the columns; empty if it has none.
+        feature_types: As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it has none.
+        feature_count: Number of columns that it was trained on.
+        objective: As XGBoost names it.
+        trees: Number of trees.
+        rounds: Number of boosting rounds.
+        best_iteration: Where early stopping found the best round, if it was used.
+        xgboost_version: That saved it.
+        attributes: Texts that its maker attached.
+        categories: Category texts by feature, where training on a DataFrame recorded them.
+        highest_category: Highest category code that a split asks for, by column.
+    """
+
+    features: tuple[str, ...]
+    feature_types: tuple[str, ...]
+    feature_count: int
+    objective: str
+    trees: int
+    rounds: int
+    best_iteration: int | None
+    xgboost_version: str
+    attributes: dict[str, str]
+    categories: dict[str, tuple[str, ...]]
+    highest_category: dict[int, int]
+
+
+def describe(payload: bytes, source: str = "The model") -> Description:
+    """Read a model file's bytes and check that prediction can follow its trees.
+
+    Raises:
+        ModelError: They are not a model that Gridscore can score with, or are damaged.
+    """
+    document = read_document(payload, source)
+    if not isinstance(document.get("learner"), dict):
+        raise ModelError(f"{source} has no `learner`: it is JSON, but not an XGBoost model.", SAVE_HINT)
+    try:
+        return _describe(document, source)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ModelError(
+            f"{source} is not a complete XGBoost model: {what}.", "Copy it again, or save it anew from training."
+        ) from None
+
+
+def _describe(document: dict[str, Any], source: str) -> Description:
+    learner = document["learner"]
+    booster = learner["gradient_booster"]
+    name = booster["name"]
+    if name == "gblinear":
+        raise ModelError(
+            f"{source} is a linear model (`booster=gblinear`), which XGBoost cannot predict with in place.",
+            "Train it with `booster=gbtree` or `dart`.",
+        )
+    if name not in ("gbtree", "dart"):
+        raise ValueError(f"unknown booster `{name}`")
+    model = (booster["gbtree"] if name == "dart" else booster)["model"]
+    trees = model["trees"]
+    parameters = learner["learner_model_param"]
+    count = int(parameters["num_feature"])
+    outputs = max(1, int(parameters.get("num_class", 0)), int(parameters.get("num_target", 1)))
+    if not isinstance(trees, list):
+        raise TypeError("its trees are not a list")
+    if not trees:
+        raise ModelError(f"{source} has no trees.", "Train it for at least one round before saving it.")
+    _expect(int(model["gbtree_model_param"]["num_trees"]) == len(trees), "its number of trees is wrong")
+    info = _integers(model["tree_info"], "tree_info")
+    _expect(len(info) == len(trees), "its tree_info has not one number a tree")
+    _expect(bool(((info >= 0) & (info < outputs)).all()), "its tree_info names an output that it does not have")
+    if name == "dart":
+        _expect(len(booster["weight_drop"]) == len(trees), "its weight_drop has not one number a tree")
+    highest: dict[int, int] = {}
+    for number, tree in enumerate(trees):
+        if int(tree["tree_param"].get("size_leaf_vector", 1)) > 1:
+            raise ModelError(
+                f"{source} has trees with vector leaves (`multi_strategy=multi_output_tree`), which are not supported.",
+                "Train it with `multi_strategy=one_output_per_tree`.",
+            )
+        try:
+            _check_tree(tree, count, highest)
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"tree {number}: {what}") from None
+
+    features = _texts(learner.get("feature_names", []), "feature_names")
+    types = _texts(learner.get("feature_types", []), "feature_types")
+    _expect(len(features) in (0, count), f"{len(features)} feature names for {count} columns")
+    _expect(len(types) in (0, count), f"{len(types)} feature types for {count} columns")
+    attributes = learner.get("attributes", {})
+    _texts(list(attributes.values()), "attributes")
+    best = attributes.get("best_iteration")
+    return Description(
+        features=features,
+        feature_types=types,
+        feature_count=count,
+        objective=str(learner["objective"]["name"]),
+        trees=len(trees),
+        rounds=_rounds(model, len(trees), outputs),
+        best_iteration=int(best) if best is not None and best.isascii() and best.isdecimal() else None,
+        xgboost_version=".".join(str(int(part)) for part in list(document["version"])[:3]),
+        attributes=attributes,
+        categories=_recorded_categories(model.get("cats"), features, count),
+        highest_category=highest,
+    )
+
+
+def _rounds(model: dict[str, Any], trees: int, outputs: int) -> int:
+    if (starts := model.get("iteration_indptr")) is None:  # before XGBoost 2.0
+        return trees // (outputs * max(1, int(model["gbtree_model_param"].get("num_parallel_tree", 1))))
+    starts = _integers(starts, "iteration_indptr")
+    increasing = len(starts) > 0 and starts[0] == 0 and starts[-1] == trees and bool((np.diff(starts) >= 0).all())
+    _expect(increasing, "its iteration_indptr does not divide its trees")
+    return len(starts) - 1
+
+
+def _check_tree(tree: dict[str, Any], feature_count: int, highest: dict[int, int]) -> None:
+    nodes = int(tree["tree_param"]["num_nodes"])
+    _expect(nodes >= 1, "it has no nodes")
+    _expect(int(tree["tree_param"]["num_feature"]) == feature_count, "its number of features is not the model's")
+    left, right = _integers(tree["left_children"], "left_children"), _integers(tree["right_children"], "right_children")
+    features = _integers(tree["split_indices"], "split_indices")
+    for name in ("parents", "split_conditions", "default_left", "base_weights"):
+        _expect(len(tree[name]) == nodes, f"{name} has not one number a node")
+    _expect(len(left) == len(right) == len(features) == nodes, "it has not two children and a feature a node")
+    inner = np.flatnonzero(left != _LEAF)
+    for children in (left[inner], right[inner]):
+        # XGBoost numbers a child after its parent. Whoever follows such numbers comes to a leaf.
+        _expect(bool(((children > inner) & (children < nodes)).all()), "a child is not a node below its parent")
+    split_on = features[inner]
+    _expect(bool(((split_on >= 0) & (split_on < feature_count)).all()), "it splits on a feature that does not exist")
+    if "split_type" in tree:
+        kinds = _integers(tree["split_type"], "split_type")
+        _expect(len(kinds) == nodes, "split_type has not one number a node")
+        _check_categories(tree, nodes, features, inner[kinds[inner] != 0], highest)
+
+
+def _check_categories(
+    tree: dict[str, Any], nodes: int, features: np.ndarray, inner: np.ndarray, highest: dict[int, int]
+) -> None:
+    at = _integers(tree["categories_nodes"], "categories_nodes")
+    starts = _integers(tree["categories_segments"], "categories_segments")
+    sizes = _integers(tree["categories_sizes"], "categories_sizes")
+    codes = _integers(tree["categories"], "categories")
+    _expect(len(at) == len(starts) == len(sizes), "its categorical splits are incomplete")
+    if not len(at):
+        _expect(not len(inner), "its categorical splits are missing")
+        return
+    _expect(bool(at[0] >= 0 and at[-1] < nodes and (np.diff(at) > 0).all()), "its categories_nodes are not in order")
+    _expect(bool(np.isin(inner, at).all()), "a categorical split has no categories")
+    in_range = (starts >= 0) & (starts <= len(codes)) & (sizes > 0) & (sizes <= len(codes) - starts)
+    _expect(bool(in_range.all()), "its categories_segments lie outside of its categories")
+    _expect(bool(((codes >= 0) & (codes < _MAX_CATEGORY)).all()), "a category code is out of range")
+    for node, start, size in zip(at.tolist(), starts.tolist(), sizes.tolist(), strict=True):
+        column = int(features[node])
+        highest[column] = max(highest.get(column, 0), int(codes[start : start + size].max()))
+
+
+def _recorded_categories(cats: Any, features: tuple[str, ...], count: int) -> dict[str, tuple[str, ...]]:
+    """What XGBoost 3.1 and later record of a DataFrame's categories: the texts, in the order of their codes."""
+    if not isinstance(cats, dict) or not len(cats.get("enc", [])):
+        return {}
+    columns = cats["enc"]
+    segments = _integers(cats["feature_segments"], "feature_segments")
+    order = _integers(cats["sorted_idx"], "sorted_idx")
+    _expect(isinstance(columns, list) and len(columns) == count, "its recorded categories are not one list a feature")
+    _expect(len(segments) == count + 1 and segments[0] == 0, "its recorded categories are not one segment a feature")
+    lengths = np.diff(segments)
+    _expect(bool((lengths >= 0).all()) and segments[-1] == len(order), "its recorded categories are incomplete")
+    found: dict[str, tuple[str, ...]] = {}
+    for column, length in enumerate(lengths.tolist()):
+        part = order[segments[column] : segments[column + 1]]
+        _expect(bool(((part >= 0) & (part < max(length, 1))).all()), "its recorded categories are out of order")
+        recorded = columns[column]
+        if "offsets" not in recorded:
+            _expect(len(recorded["values"]) == length, "its recorded categories are incomplete")
+            if not np.array_equal(np.asarray(recorded["values"]), np.arange(length)):
+                name = features[column] if features else str(column)
+                raise ModelError(
+                    f"The feature `{name}` was trained as a category of numbers that are not 0, 1, 2, …: their codes "
+                    "would be taken for the numbers themselves.",
+                    "Make them texts in training, `frame[name].astype(str).astype('category')`, or train on the matrix "
+                    "of `gridscore features`.",
+                )
+            continue
+        offsets = _integers(recorded["offsets"], "offsets")
+        raw = (_integers(recorded["values"], "values") & 0xFF).astype(np.uint8).tobytes()
+        _expect(max(len(offsets) - 1, 0) == length, "its recorded categories are incomplete")
+        if not length:
+            continue
+        fits = offsets[0] == 0 and offsets[-1] == len(raw) and bool((np.diff(offsets) >= 0).all())
+        _expect(bool(fits), "its recorded categories lie outside of their text")
+        if features:
+            bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+            found[features[column]] = tuple(raw[start:end].decode() for start, end in bounds)
+    return found
+
+
+def _integers(values: Any, name: str) -> np.ndarray:
+    """An array of integers; anything else, also a number with a fraction, is refused."""
+    if not isinstance(values, list | np.ndarray):
+        raise TypeError(f"{name} is not a list")
+    array = np.asarray(values if len(values) else np.empty(0, np.int64))
+    if array.ndim != 1 or array.dtype.kind not in "iub":
+        raise TypeError(f"{name} is not a list of integers")
+    return array.astype(np.int64)
+
+
+def _texts(values: Any, name: str) -> tuple[str, ...]:
+    if isinstance(values, np.ndarray) and not len(values):
+        return ()
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{name} is not a list of texts")
+    return tuple(values)
+
+
+def _expect(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise ValueError(otherwise)

@@ -1,0 +1,132 @@
+"""A model ready to score: loaded from checked bytes, warmed, and proven to give XGBoost's own bits."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import ModelError
+from pipeline.models.description import describe
+from pipeline.models.version import signature
+
+if TYPE_CHECKING:
+    from pipeline.models.description import Description
+    from pipeline.models.version import ModelVersion
+
+WARM_UP = (1, 16, 256, 1024)
+"""Rows of the batches that a model predicts before it goes live."""
+
+
+class LoadedModel:
+    """A version in memory. Get one from `load`.
+
+    Attributes:
+        version: Which it is.
+    """
+
+    def __init__(self, version: ModelVersion, booster: Any) -> None:
+        self.version = version
+        self._booster = booster
+        self._predict = booster.inplace_predict
+
+    @classmethod
+    def load(cls, version: ModelVersion, payload: bytes) -> LoadedModel:
+        """Check the bytes, load them and warm the model up. Takes a while: not for the event loop.
+
+        Raises:
+            ModelError: The bytes are not those of this version, not a model, or would not score as XGBoost does.
+        """
+        if len(payload) != version.size or hashlib.sha256(payload).hexdigest() != version.sha256:
+            raise ModelError(
+                f"The bytes of {version} are not what was pushed: their SHA-256 differs.",
+                "Push the model again, as a new version.",
+            )
+        return cls.prepare(version, payload, describe(payload, f"The model {version}"), f"The model {version}")
+
+    @classmethod
+    def prepare(cls, version: ModelVersion, payload: bytes, description: Description, source: str) -> LoadedModel:
+        """Load bytes that were hashed and described already, and warm the model up.
+
+        Raises:
+            ModelError: They are not of this version, or would not score as XGBoost does.
+        """
+        names, _ = signature(description, version.categories, source)
+        if names != version.features or description.feature_types != version.feature_types:
+            raise ModelError(
+                f"{source} has other features than the grid says of it.", "Push the model again, as a new version."
+            )
+        booster = parse(payload, source)
+        model = cls(version, booster)
+        model._warm_up(description, source)
+        return model
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        """Scores of a C-contiguous float32 matrix, bit for bit those of `Booster.predict`.
+
+        Returns:
+            float32 of shape (n,), or (n, k) for a model with k outputs.
+        """
+        scores: np.ndarray = self._predict(matrix, validate_features=False)
+        return scores
+
+    def _warm_up(self, description: Description, source: str) -> None:
+        """Predict once per batch size, and compare with `Booster.predict` bit for bit."""
+        import xgboost
+
+        types = list(description.feature_types) or None
+        rows = probe(description, WARM_UP[-1])
+        try:
+            data = xgboost.DMatrix(rows, feature_types=types, enable_categorical=True, nthread=1)
+            expected = self._booster.predict(data, validate_features=False)
+            for size in WARM_UP:
+                scores = self.predict(rows[:size])
+                if scores.dtype != np.float32 or scores.tobytes() != expected[:size].tobytes():
+                    raise ModelError(
+                        f"{source} does not score as `Booster.predict` does on {size} rows.",
+                        "Please report this with the model file: it is a defect, of Gridscore or of XGBoost "
+                        f"{xgboost.__version__}.",
+                    )
+        except xgboost.core.XGBoostError as error:
+            raise ModelError(f"{source} cannot predict: {first_line(error)}") from None
+
+
+def parse(payload: bytes, source: str) -> Any:
+    """A Booster of bytes that `describe` has passed, for one thread.
+
+    Raises:
+        ModelError: XGBoost refuses them.
+    """
+    import xgboost
+
+    try:
+        # One thread: the worker has one core's worth of work, and more threads cost ten-fold on small batches
+        # (xgboost#3042).
+        return xgboost.Booster({"nthread": 1}, model_file=bytearray(payload))
+    except (xgboost.core.XGBoostError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{source} cannot be read by XGBoost {xgboost.__version__}: {first_line(error)}",
+            "Save it anew from training, with a version that is not newer than this one.",
+        ) from None
+
+
+def probe(description: Description, count: int) -> np.ndarray:
+    """Rows to try a model with: values of all magnitudes, category codes, and gaps. Always the same for a model."""
+    generator = np.random.default_rng(count)
+    shape = (count, description.feature_count)
+    rows = generator.choice((-1.0, 1.0), shape) * 10.0 ** generator.uniform(-4, 6, shape)
+    for column, kind in enumerate(description.feature_types):
+        if kind == "c":
+            # One code more than the splits know: unseen categories have their own way down.
+            rows[:, column] = generator.integers(0, description.highest_category.get(column, 1) + 2, count)
+    rows[generator.random(shape) < 0.1] = np.nan
+    rows[0] = np.nan
+    return np.ascontiguousarray(rows, dtype=np.float32)
+
+
+def first_line(error: Exception) -> str:
+    """What XGBoost says, without its stack trace."""
+    text = str(error).strip().split("\nStack trace:")[0].strip()
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[0].split(": ", 1)[-1] if lines else type(error).__name__

@@ -1,0 +1,257 @@
+"""A version of a model: what the grid knows of it beside its bytes, checked whenever it is read."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from pipeline.errors import ModelError, ModelMismatchError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.models.description import Description
+
+CHUNK = 1 << 20
+"""Bytes of a model in one entry of the grid: values of many megabytes are read slowly (python-client#434)."""
+
+MAX_SIZE = 1 << 30
+"""Bytes of the largest model taken."""
+
+MAX_FEATURES = 100_000
+MAX_CATEGORIES = 100_000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+Text = Annotated[str, Meta(max_length=1000)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Positive = Annotated[int, Meta(ge=1, le=2**31)]
+
+
+class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a model. It never changes.
+
+    Attributes:
+        name: Of the model.
+        version: 1, 2, 3, …
+        sha256: Of the whole file, in hexadecimal digits.
+        size: Bytes of the file.
+        chunks: Entries of the grid that hold it.
+        features: Names in the order of the columns.
+        feature_types: As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it was trained without.
+        categories: Texts in the order of their codes, by feature.
+        objective: As XGBoost names it.
+        trees: Number of trees.
+        rounds: Number of boosting rounds.
+        best_iteration: Where early stopping found the best round; scoring uses all rounds nevertheless.
+        xgboost_version: That saved it.
+        metrics: What its maker said of its quality.
+        created_at: When it was pushed, RFC 3339 in UTC.
+    """
+
+    name: Annotated[str, Meta(max_length=100)]
+    version: Positive
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=1, le=MAX_SIZE)]
+    chunks: Positive
+    features: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_FEATURES)]
+    feature_types: Annotated[tuple[Text, ...], Meta(max_length=MAX_FEATURES)] = ()
+    categories: dict[str, Annotated[tuple[Text, ...], Meta(max_length=MAX_CATEGORIES)]] = {}
+    objective: Text
+    trees: Positive
+    rounds: Positive
+    best_iteration: Annotated[int, Meta(ge=0)] | None = None
+    xgboost_version: Text
+    metrics: dict[str, float] = {}
+    created_at: Text
+
+    def __post_init__(self) -> None:
+        if self.chunks != -(-self.size // CHUNK):
+            raise ValueError(f"{self.chunks} chunks cannot hold {self.size} bytes")
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("two features have the same name")
+        if self.feature_types and len(self.feature_types) != len(self.features):
+            raise ValueError("it has not one type a feature")
+        if unknown := self.categories.keys() - set(self.features):
+            raise ValueError(f"categories of `{min(unknown)}`, which is not a feature")
+        if any(len(set(values)) != len(values) for values in self.categories.values()):
+            raise ValueError("a category is listed twice")
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.version}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts, and for the grid."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+    @classmethod
+    def from_json(cls, value: Any, name: str, version: int) -> ModelVersion:
+        """The version that a record of the grid describes.
+
+        Raises:
+            ModelError: The record does not hold what it should.
+        """
+        try:
+            return msgspec.convert({**value, "name": name, "version": version}, cls)
+        except (msgspec.ValidationError, TypeError) as error:  # TypeError: it is not even an object
+            raise ModelError(
+                f"What the grid holds of version {version} of the model `{name}` is not valid: {error}.",
+                "Push the model again, as a new version.",
+            ) from None
+
+
+class _Attribute(msgspec.Struct, forbid_unknown_fields=True):
+    """The Booster attribute `gridscore`: what training knew and XGBoost has no place for."""
+
+    features: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_FEATURES)]
+    categories: dict[str, tuple[Text, ...]] = {}
+
+
+def check_name(name: str, what: str = "model name") -> str:
+    """Refuse a name that could not be typed in a job file or on a command line.
+
+    Raises:
+        UsageError: With the rule.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UsageError(
+            f"`{name}` is not a {what}.",
+            "Take letters, digits, `.`, `_` and `-`, at most 100, a letter or digit first.",
+        )
+    return name
+
+
+def signature(
+    description: Description, categories: Mapping[str, Sequence[str]] | None, source: str
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Feature names and categories of a model: from the file, its `gridscore` attribute, or what was given.
+
+    Args:
+        description: What the file says.
+        categories: What the user gives; it wins.
+        source: What to call the file in messages.
+
+    Raises:
+        ModelError: It has no feature names, or these sources contradict each other or the trees.
+    """
+    from pipeline.models.description import NAMES_HINT
+
+    names, recorded = description.features, description.categories
+    if (text := description.attributes.get("gridscore")) is not None:
+        try:
+            attribute = msgspec.json.decode(text, type=_Attribute)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise ModelError(
+                f"The attribute `gridscore` of {source} is not valid: {error}.",
+                "Let `OfflineMatrix.attach(booster)` write it.",
+            ) from None
+        if names and attribute.features != names:
+            raise ModelError(
+                f"{source} was attached to other features than it was trained on.\n"
+                + difference(attribute.features, names, ours="attached", theirs="the model's"),
+                "Attach it to the matrix that it was trained on, and save it again.",
+            )
+        names, recorded = attribute.features, {**recorded, **attribute.categories}
+    if not names:
+        raise ModelError(f"{source} has no feature names, so nobody can tell which column is which.", NAMES_HINT)
+    if len(names) != description.feature_count:
+        raise ModelError(
+            f"{source} has {description.feature_count} columns, and {len(names)} names for them.", NAMES_HINT
+        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ModelError(f"{source} has two features called `{twice[0]}`.", NAMES_HINT)
+    chosen = {**recorded, **{name: tuple(values) for name, values in (categories or {}).items()}}
+    _check_categories(description, names, chosen, source)
+    return names, chosen
+
+
+def _check_categories(
+    description: Description, names: tuple[str, ...], categories: dict[str, tuple[str, ...]], source: str
+) -> None:
+    for name, values in categories.items():
+        if name not in names:
+            raise ModelError(
+                f"There are categories for `{name}`, which is no feature of {source}.{_close(name, names)}"
+            )
+        if not all(isinstance(value, str) for value in values):
+            raise ModelError(f"The categories of `{name}` are not a list of texts, in the order of their codes.")
+        if len(set(values)) != len(values) or len(values) > MAX_CATEGORIES:
+            raise ModelError(f"The categories of `{name}` hold a text twice, or are more than {MAX_CATEGORIES:,}.")
+        highest = description.highest_category.get(names.index(name), -1)
+        if highest >= len(values):
+            raise ModelError(
+                f"{source} splits on category {highest} of `{name}`, but only {len(values)} categories are named "
+                f"(codes 0 to {len(values) - 1}).",
+                "Give the categories of the matrix that it was trained on.",
+            )
+
+
+def check_features(job_features: Sequence[str], version: ModelVersion) -> None:
+    """Refuse a version whose features are not a job's, by name and order.
+
+    Raises:
+        ModelMismatchError: The message shows what is missing, what is unexpected, and what stands elsewhere.
+    """
+    if tuple(job_features) == version.features:
+        return
+    raise ModelMismatchError(
+        f"Version {version.version} of the model `{version.name}` is not for these features.\n"
+        + difference(job_features, version.features),
+        "Train on the matrix that `gridscore features` makes of this job file, or correct its features.",
+    )
+
+
+def check_expected(expected: Mapping[str, Sequence[str]] | None, features: tuple[str, ...], model: str) -> None:
+    """Refuse features that are not those of the jobs that would score with them.
+
+    Raises:
+        ModelMismatchError: For every job that differs, with the difference.
+    """
+    wrong = {job: names for job, names in (expected or {}).items() if tuple(names) != features}
+    if wrong:
+        parts = [f"Job `{job}`:\n{difference(names, features)}" for job, names in wrong.items()]
+        raise ModelMismatchError(
+            f"The model `{model}` would not fit the features of {len(wrong)} submitted job{'s' * (len(wrong) > 1)}.\n"
+            + "\n".join(parts),
+            "Train on the matrix that `gridscore features` makes of the job file, or take another alias until the job "
+            "is updated.",
+        )
+
+
+_SHOWN = 10
+
+
+def difference(wanted: Sequence[str], found: Sequence[str], *, ours: str = "the job", theirs: str = "the model") -> str:
+    """Lines that say how two lists of features differ."""
+    lines = []
+    missing = [name for name in wanted if name not in set(found)]
+    unexpected = [name for name in found if name not in set(wanted)]
+    if missing:
+        lines.append(f"  only in {ours}: {_listed(missing, unexpected)}")
+    if unexpected:
+        lines.append(f"  only in {theirs}: {_listed(unexpected, ())}")
+    if not missing and not unexpected:
+        places = [(i, a, b) for i, (a, b) in enumerate(zip(wanted, found, strict=False), 1) if a != b]
+        lines.append("  the names are the same, the order is not:")
+        lines += [f"  {i:>4}. {ours}: {a}   {theirs}: {b}" for i, a, b in places[:_SHOWN]]
+        if len(places) > _SHOWN:
+            lines.append(f"  … and {len(places) - _SHOWN:,} more places")
+    return "\n".join(lines)
+
+
+def _listed(names: Sequence[str], others: Sequence[str]) -> str:
+    shown = []
+    for name in names[:_SHOWN]:
+        close = difflib.get_close_matches(name, others, n=1)
+        shown.append(f"{name} (is it `{close[0]}`?)" if close else name)
+    more = f" … and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""
