@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+from hazelcast.protocol.builtin import FixSizedTypesCodec
+from hazelcast.protocol.client_message import RESPONSE_HEADER_SIZE
 
 from pipeline.bench import card
 from pipeline.errors import GridscoreError
 from pipeline.features import EventDecoder, FeaturePlan, LookupTable
+from pipeline.grid import transport, wire
 from pipeline.grid.journal import Journal
 from pipeline.grid.writer import MapWriter
 from pipeline.models import Registry
@@ -116,6 +119,39 @@ async def drain(grid: Grid, pids: Sequence[int], expected: int) -> tuple[Run, li
     return run, values
 
 
+async def drain_as_published(grid: Grid, pids: Sequence[int]) -> Run:
+    """The same journal through the client's own connection, as published: one object a frame, items uncut."""
+    from hazelcast.asyncio import HazelcastClient
+    from hazelcast.protocol.builtin import ListDataCodec
+
+    def decode(message: Any) -> tuple[int, int]:
+        frame = message.next_frame()
+        following = FixSizedTypesCodec.decode_long(frame.buf, RESPONSE_HEADER_SIZE + 4)
+        return len(ListDataCodec.decode(message)), following
+
+    settings = grid.settings
+    client = await HazelcastClient.create_and_start(
+        cluster_members=list(settings.members), cluster_name=settings.cluster_name
+    )
+    try:
+        journal = Journal(grid, "events.bench")
+        bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
+        count = 0
+        meter = Meter(pids)
+
+        async def read(partition: int, position: int, newest: int) -> None:
+            nonlocal count
+            while position <= newest:
+                message = wire.encode_read("events.bench", position, 1, PAGE)
+                got, position = await transport.invoke(client, message, partition, decode)
+                count += got
+
+        await asyncio.gather(*(read(p, oldest, newest) for p, (oldest, newest) in enumerate(bounds)))
+        return meter.read(count)
+    finally:
+        await client.shutdown()
+
+
 def predict(model: Any, matrix: np.ndarray[Any, Any], pids: Sequence[int]) -> Run:
     """Bare `inplace_predict` of the same rows, in batches of the worker's size."""
     meter = Meter(pids)
@@ -175,6 +211,7 @@ class Report:
     rounds: int
     members: int
     drain: list[Run]
+    published: list[Run]
     predict: list[Run]
     worker: list[Run]
 
@@ -200,16 +237,21 @@ class Report:
         }
         worker = figures(self.worker)
         stages["journal, sockets, event loop"] = round(worker["cpu_us_per_event"] - sum(stages.values()), 3)
-        ratios = [w.rate / d.rate for w, d in zip(self.worker, self.drain, strict=True)]
+
+        def ratio(drains: Sequence[Run]) -> float:
+            return round(statistics.median(w.rate / d.rate for w, d in zip(self.worker, drains, strict=True)), 3)
+
         return {
             "events": self.events,
             "rounds": self.rounds,
             "members": self.members,
             "worker": worker,
             "journal_drain": figures(self.drain),
+            "journal_drain_client_as_published": figures(self.published),
             "inplace_predict": figures(self.predict),
             "worker_stage_us_per_event": stages,
-            "worker_to_drain_ratio": round(statistics.median(ratios), 3),
+            "worker_to_drain_ratio": ratio(self.drain),
+            "worker_to_drain_as_published_ratio": ratio(self.published),
         }
 
 
@@ -225,7 +267,7 @@ async def measure(
         rounds: How often each is measured, in turn.
         progress: Called with what is going on and how many events of it are done.
     """
-    drains, predictions, workers = [], [], []
+    drains, published, predictions, workers = [], [], [], []
     job = card.card_job("bench", "results.bench")
     registry = Registry(grid)
     booster = card.booster(job)
@@ -237,6 +279,7 @@ async def measure(
         progress(f"round {number + 1} of {rounds}: journal drain", 0)
         run, values = await drain(grid, pids, events)
         drains.append(run)
+        published.append(await drain_as_published(grid, pids))
         matrix = matrix_of(job, values) if matrix is None else matrix
         del values
         progress(f"round {number + 1} of {rounds}: inplace_predict", 0)
@@ -245,4 +288,4 @@ async def measure(
         workers.append(await score(grid, pids, job, events))
     for name in ("events.bench", "lookups.bench-users", "lookups.bench-merchants"):
         await (await grid.map(name)).destroy()
-    return Report(events, rounds, len(pids), drains, predictions, workers)
+    return Report(events, rounds, len(pids), drains, published, predictions, workers)

@@ -28,6 +28,7 @@ def bench(
     from pipeline.bench.throughput import measure
     from pipeline.grid import GridSettings, connect
     from pipeline.grid.member import Cluster
+    from pipeline.worker.process import tune
 
     async def main(cluster: Cluster) -> Any:
         settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
@@ -40,6 +41,7 @@ def bench(
                 report = await measure(grid, cluster.pids, events=events, rounds=rounds, progress=progress)
         return report.to_json()
 
+    tune()
     errors.print(f"Starting {members} members …", style="dim", highlight=False)
     with Cluster.start(members, port=0, heap=heap, register=False) as cluster:
         report = run(main(cluster))
@@ -54,6 +56,7 @@ def bench(
     for label, name in (
         ("worker: journal to result map", "worker"),
         ("journal drain, nothing else", "journal_drain"),
+        ("the same, client as published", "journal_drain_client_as_published"),
         ("inplace_predict, nothing else", "inplace_predict"),
     ):
         figures = report[name]
@@ -71,4 +74,7 @@ def bench(
     console.print("\n[bold]Where the worker's CPU goes, µs per event[/]\n")
     stages = report["worker_stage_us_per_event"]
     print_table(("STAGE", "µs"), [(stage, f"{micros:.2f}") for stage, micros in stages.items()], empty="")
-    console.print(f"\nworker / journal drain: [bold]{report['worker_to_drain_ratio']:.2f}[/]")
+    console.print(
+        f"\nworker / journal drain: [bold]{report['worker_to_drain_ratio']:.2f}[/];"
+        f" / drain with the client as published: [bold]{report['worker_to_drain_as_published_ratio']:.2f}[/]"
+    )

@@ -31,6 +31,7 @@ def worker(
     Example: [bold]gridscore worker --jobs flights[/]
     """
     from pipeline.worker import Worker
+    from pipeline.worker.process import tune
 
     only = [name for name in jobs.split(",") if name] if jobs else None
 
@@ -57,4 +58,5 @@ def worker(
                     raise
             errors.print("Worker stopped.", highlight=False)
 
+    tune()
     run(main())

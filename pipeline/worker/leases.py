@@ -18,7 +18,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from hazelcast.errors import HazelcastError
@@ -214,7 +214,7 @@ class Leases:
         try:
             if expected is None:
                 message = wire.encode_put_if_absent(LEASES_MAP, key, text)
-                decode: Callable[[wire.InboundMessage], bool] = wire.decode_put_if_absent
+                decode: Callable[[Any], bool] = wire.decode_put_if_absent
             else:
                 message = wire.encode_replace_if_same(LEASES_MAP, key, expected, text)
                 decode = wire.decode_replace_if_same

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -61,9 +61,9 @@ class ResultEncoder:
             columns.append([labels[step] for step in steps.tolist()])
         if self._included is None:
             return [encode(make(*row, number, name, now)) for row in zip(*columns, sequences, strict=True)]
-        included = map(self._included, events)
+        included: Iterable[tuple[Any, ...]] = map(self._included, events)
         if self._single:
-            included = ((value,) for value in included)
+            included = ((value,) for value in map(self._included, events))
         return [
             encode(make(*row, number, name, now, *more))
             for row, more in zip(zip(*columns, sequences, strict=True), included, strict=True)

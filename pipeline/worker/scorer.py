@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from pipeline.features import DecodeError, EventDecoder, FeaturePlan
@@ -16,10 +15,11 @@ from pipeline.worker.dead_letters import Rejected
 from pipeline.worker.results import ResultEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from pipeline.features import LookupTable
     from pipeline.grid.copies import Fetcher
+    from pipeline.grid.journal import Page
     from pipeline.job import Job
     from pipeline.models import LoadedModel
     from pipeline.worker.reader import Arrival
@@ -46,8 +46,34 @@ class PartitionBatch:
     texts: list[bytes] = field(default_factory=list)
 
 
-Source = tuple[PartitionBatch, int, bytes, bytes]
-"""Of an event: where its result goes, its sequence, serialized key and bytes."""
+@dataclass(slots=True)
+class _Rows:
+    """The events of a batch in columns, and which of them go to which partition.
+
+    Columns of plain objects rather than a tuple an event: the garbage collector looks at every tuple.
+    """
+
+    events: list[Any] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    values: list[bytes] = field(default_factory=list)
+    spans: list[tuple[PartitionBatch, int]] = field(default_factory=list)
+    """Partitions in order, each with the number of its rows; a partition may come again."""
+
+    def without(self, bad: Collection[int]) -> _Rows:
+        """The rows but for some."""
+        kept = _Rows()
+        begin = 0
+        for batch, count in self.spans:
+            rows = [row for row in range(begin, begin + count) if row not in bad]
+            begin += count
+            kept.spans.append((batch, len(rows)))
+            for row in rows:
+                kept.events.append(self.events[row])
+                kept.sequences.append(self.sequences[row])
+                kept.keys.append(self.keys[row])
+                kept.values.append(self.values[row])
+        return kept
 
 
 @dataclass(slots=True)
@@ -88,8 +114,7 @@ class Scorer:
         clock = time.thread_time_ns
         stage_ns = self._stats.stage_ns
         began = clock()
-        events: list[Any] = []
-        sources: list[Source] = []
+        rows = _Rows()
         rejected: list[Rejected] = []
         batches: dict[int, PartitionBatch] = {}
         for partition, page in arrivals:
@@ -97,57 +122,57 @@ class Scorer:
             if batch is None:
                 batch = batches[partition] = PartitionBatch(partition, page.next)
             batch.next = page.next
-            self._decode(partition, page, batch, events, sources, rejected)
+            self._decode(batch, page, rows, rejected)
         stage_ns["decode"] += clock() - began
 
         for name, fetcher in self._fetchers.items():
-            await self._fetch(active.plan, name, fetcher, events)
+            await self._fetch(active.plan, name, fetcher, rows.events)
 
         began = clock()
-        matrix = self._features(active.plan, events, sources, rejected)
+        rows, matrix = self._features(active.plan, rows, rejected)
         stage_ns["features"] += (after := clock()) - began
-        if events:
+        if rows.events:
             scores = active.model.predict(matrix)
             stage_ns["predict"] += (began := clock()) - after
-            sequences = [source[1] for source in sources]
-            texts = self._encoder.encode(events, scores, sequences, active.model.version)
-            for (batch, _, key, _), text in zip(sources, texts, strict=True):
-                batch.keys.append(key)
-                batch.texts.append(text)
+            texts = self._encoder.encode(rows.events, scores, rows.sequences, active.model.version)
+            begin = 0
+            for batch, count in rows.spans:
+                batch.keys += rows.keys[begin : begin + count]
+                batch.texts += texts[begin : begin + count]
+                begin += count
             stage_ns["encode"] += clock() - began
-        return ScoredBatch(list(batches.values()), rejected, len(events))
+        return ScoredBatch(list(batches.values()), rejected, len(rows.events))
 
-    def _decode(
-        self,
-        partition: int,
-        page: Any,
-        batch: PartitionBatch,
-        events: list[Any],
-        sources: list[Source],
-        rejected: list[Rejected],
-    ) -> None:
+    def _decode(self, batch: PartitionBatch, page: Page, rows: _Rows, rejected: list[Rejected]) -> None:
         if not page.foreign:
             try:
-                decoded = self._decoder.decode_all(page.values)
+                events = self._decoder.decode_all(page.values)
             except DecodeError:
                 pass
             else:
-                events.extend(decoded)
-                sources.extend(zip(repeat(batch), page.sequences, page.keys, page.values))
+                rows.events += events
+                rows.sequences += page.sequences
+                rows.keys += page.keys
+                rows.values += page.values
+                rows.spans.append((batch, len(events)))
                 return
+        before = len(rows.events)
         for position, (sequence, key, value) in enumerate(zip(page.sequences, page.keys, page.values, strict=True)):
             if position in page.foreign:
                 kind = _FOREIGN_TYPES.get(page.foreign[position], f"of Hazelcast type {page.foreign[position]}")
                 reason = f"the value is {kind}; put JSON values (HazelcastJsonValue) or JSON strings"
-                rejected.append(Rejected(partition, sequence, key, value, "decode", reason))
+                rejected.append(Rejected(batch.partition, sequence, key, value, "decode", reason))
                 continue
             try:
                 event = self._decoder.decode(value)
             except DecodeError as error:
-                rejected.append(Rejected(partition, sequence, key, value, "decode", str(error)))
-            else:
-                events.append(event)
-                sources.append((batch, sequence, key, value))
+                rejected.append(Rejected(batch.partition, sequence, key, value, "decode", str(error)))
+                continue
+            rows.events.append(event)
+            rows.sequences.append(sequence)
+            rows.keys.append(key)
+            rows.values.append(value)
+        rows.spans.append((batch, len(rows.events) - before))
 
     async def _fetch(self, plan: FeaturePlan, name: str, fetcher: Fetcher, events: list[Any]) -> None:
         keys = {key for key in plan.keys(events)[name] if key is not None}
@@ -157,25 +182,20 @@ class Scorer:
         for key, payload in entries:
             table.put(key, payload)
 
-    def _features(
-        self,
-        plan: FeaturePlan,
-        events: list[Any],
-        sources: list[Source],
-        rejected: list[Rejected],
-    ) -> Any:
+    def _features(self, plan: FeaturePlan, rows: _Rows, rejected: list[Rejected]) -> tuple[_Rows, Any]:
         try:
-            return plan.matrix(events)
-        except Exception as error:
-            bad = self._culprits(plan, events)
+            return rows, plan.matrix(rows.events)
+        except Exception:
+            bad = self._culprits(plan, rows.events)
             if not bad:
                 raise
-            for position, reason in bad.items():
-                batch, sequence, key, raw = sources[position]
-                rejected.append(Rejected(batch.partition, sequence, key, raw, "features", reason or str(error)))
-            events[:] = [event for i, event in enumerate(events) if i not in bad]
-            sources[:] = [source for i, source in enumerate(sources) if i not in bad]
-            return plan.matrix(events)
+        partitions = [batch.partition for batch, count in rows.spans for _ in range(count)]
+        for row, reason in bad.items():
+            rejected.append(
+                Rejected(partitions[row], rows.sequences[row], rows.keys[row], rows.values[row], "features", reason)
+            )
+        kept = rows.without(bad)
+        return kept, plan.matrix(kept.events)
 
     @staticmethod
     def _culprits(plan: FeaturePlan, events: Sequence[Any]) -> dict[int, str]:
