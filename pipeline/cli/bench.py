@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.options import Json
+from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from pipeline.cli.output import console, errors, print_json, print_table, run
 
 
