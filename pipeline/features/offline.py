@@ -16,7 +16,6 @@ import numpy as np
 from pipeline.errors import ModelError, TableError
 from pipeline.features.events import DecodeError, EventDecoder
 from pipeline.features.lookup_table import LookupTable
-from pipeline.features.operations import number_text
 from pipeline.features.plan import FeaturePlan
 from pipeline.features.program import Program
 
@@ -200,6 +199,8 @@ def read_categories(path: Path | str) -> dict[str, tuple[str, ...]]:
         raise ModelError(f"There is no file `{path}`.")
     import xgboost as xgb
 
+    if path.suffix not in {".json", ".ubj"}:
+        raise ModelError(f"`{path}` is neither a matrix (.parquet) nor a model (.json, .ubj).")
     booster = xgb.Booster()
     try:
         booster.load_model(path)
@@ -289,21 +290,14 @@ def _learn(
         if events:
             with np.errstate(all="ignore"):
                 values = program.run(events)
-            for name, slot in slots.items():
+            for name, (slot, _) in slots.items():
                 found[name].update(values[slot])
         report(done)
+    # Numbers by their size, text by the alphabet.
     return {
-        name: tuple(sorted((text for text in texts if text is not None), key=_order)) for name, texts in found.items()
+        name: tuple(sorted((text for text in found[name] if text is not None), key=float if numeric else str))
+        for name, (_, numeric) in slots.items()
     }
-
-
-def _order(text: str) -> tuple[bool, float, str]:
-    """Numbers by size, then text by the alphabet."""
-    try:
-        number = float(text)
-    except ValueError:
-        return True, 0.0, text
-    return (False, number, text) if number_text(number) == text else (True, 0.0, text)
 
 
 def _parquet_attribute(path: Path) -> str:

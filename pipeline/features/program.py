@@ -72,13 +72,14 @@ class Program:
         """The slot of a feature's values: an array, or a single number."""
         return self._feature(name).slot
 
-    def category_values(self) -> dict[str, int]:
-        """The slots of what is made a category, by feature: lists of strings."""
+    def category_values(self) -> dict[str, tuple[int, bool]]:
+        """The slots of what is made a category, by feature: lists of strings; and whether they are those of numbers."""
         found = {}
         for name, node in self._nodes.items():
             inner = _find(node, "category")
             if inner is not None:
-                found[name] = self._column(inner.args[0]).slot
+                text = inner.args[0]
+                found[name] = self._column(text).slot, text.op in {"string_of_int", "string_of_number"}
         return found
 
     def keys(self, lookup: str) -> int:

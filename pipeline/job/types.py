@@ -153,5 +153,5 @@ class LookupField(FieldType):
             "bool": isinstance(default, bool),
         }[self.type]
         if not fits:
-            raise ValueError(f"`default: {default}` is not a {self.type}")
+            raise ValueError(f"`default: {default}` is not of the type {self.type}")
         return self

@@ -1,0 +1,486 @@
+"""Expressions: what they compute, compared with pandas and with plain Python; what they refuse, and how they say so."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+import re
+import time
+import zoneinfo
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import ExpressionError
+from pipeline.features import EventDecoder, FeaturePlan, LookupTable
+from pipeline.job import Job
+from pipeline.job.expressions import Scope, compile_expression
+from pipeline.job.functions import FUNCTIONS, NAMES, SPECIAL
+from pipeline.job.types import FieldType, LookupField
+
+SCHEMA = {
+    "a": "float?",
+    "b": "float?",
+    "n": "int",
+    "i": "int?",
+    "s": "string?",
+    "r": "string",
+    "f": "bool?",
+    "g": "bool",
+    "t": "timestamp?",
+    "u": {"type": "timestamp", "unit": "ms", "optional": True},
+}
+BASE = {
+    "a": 1.5,
+    "b": -2.0,
+    "n": 7,
+    "i": None,
+    "s": "Ab c",
+    "r": "x",
+    "f": None,
+    "g": True,
+    "t": "2013-03-10T07:30:15.25Z",
+    "u": None,
+}
+LOOKUP = {
+    "map": "lookups.l",
+    "key": "r",
+    "fields": {"x": "float?", "name": "string?", "d": {"type": "float", "default": 5}},
+}
+
+
+def job_of(features: dict[str, object]) -> Job:
+    return Job.model_validate(
+        {
+            "job": "test",
+            "events": "e",
+            "results": "r",
+            "model": "m",
+            "schema": SCHEMA,
+            "lookups": {"l": LOOKUP},
+            "features": features,
+        }
+    )
+
+
+def columns_of(features: dict[str, object], events: list[dict[str, object]], **categories: list[str]) -> np.ndarray:
+    job = job_of(features)
+    decoder = EventDecoder(job)
+    table = LookupTable(job.lookups["l"])
+    table.put("x", '{"x": 2.5, "name": "first"}')
+    plan = FeaturePlan(job, {"l": table}, categories)
+    return plan.matrix(decoder.decode_all([json.dumps({**BASE, **event}).encode() for event in events]))
+
+
+def value_of(expression: str, **event: object) -> float | None:
+    """The value of an expression for one event; None if it is missing."""
+    value = float(columns_of({"v": expression}, [event])[0, 0])
+    return None if math.isnan(value) else value
+
+
+def wrong(expression: str, **more: object) -> list[str]:
+    fields = {name: FieldType.model_validate(kind) for name, kind in SCHEMA.items()}
+    lookups = {"l": {name: LookupField.model_validate(kind) for name, kind in LOOKUP["fields"].items()}}
+    scope = Scope(fields, lookups, ("earlier", "coded"), ("coded",), later=("later",))
+    with pytest.raises(ExpressionError) as caught:
+        compile_expression(expression, scope, category="v", **more)
+    return caught.value.message.splitlines()
+
+
+# ---------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("a + b * 2", -2.5),
+        ("a - -b", -0.5),
+        ("7 // 2 + 7 % -2", 2),
+        ("-7 // 2", -4),
+        ("2 ** 3 ** 2", 512),
+        ("a / 0", None),  # infinite: the model gets a missing value
+        ("-0.0", 0),
+        ("n / 2", 3.5),
+        ("i", None),
+        ("i + 1", None),
+        ("i > 1", 0),
+        ("i != 1", 1),
+        ("i == i", 0),
+        ("not i > 1", 1),
+        ("0 < a < 2", 1),
+        ("0 < a < 1 < n", 0),
+        ("a > 1 and b > 1 or n == 7", 1),
+        ("(a > 1) & ~(b > 1) | (n == 0)", 1),
+        ("a if b < 0 else 9", 1.5),
+        ("a if i > 0 else None", None),
+        ("where(g, 1, 2)", 1),
+        ("f", None),
+        ("g", 1),
+        ("f is None", 1),
+        ("g is None", 0),
+        ("not f", 1),
+        ("1 if f else 2", 2),
+        ("f == True", 0),
+        ("f != True", 1),
+        ("g + g", 2),
+        ("coalesce(f, g)", 1),
+        ("coalesce(f, True) and g", 1),
+        ("(f if g else g) is None", 1),
+        ("coalesce(i, b, 3)", -2),
+        ("coalesce(i, None, 3)", 3),
+        ("isnull(i) + (a is not None)", 2),
+        ("n in (1, 7, -2)", 1),
+        ("b in [1, -2]", 1),
+        ("b not in [1, -2]", 0),
+        ("n in []", 0),
+        ("n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)", 1),
+        ("i not in [1]", 1),
+        ("g in [1]", 1),
+        ('s == "Ab c"', 1),
+        ('"Ab c" != s', 0),
+        ('s < "B" and s <= s', 1),
+        ('s > r or s >= "Z"', 0),
+        ('s in ("x", "Ab c")', 1),
+        ("len(s) + len(string(n))", 5),
+        ('lower(s) == "ab c" and upper(s) == "AB C"', 1),
+        ('strip("  x ") == r', 1),
+        ('startswith(s, "A") + endswith(s, "c") + contains(s, "b ")', 3),
+        ('s + "-" + r == "Ab c-x"', 1),
+        ('number("12.5") + number(" 3 ")', 15.5),
+        ('number("1_000")', None),
+        ('number("many")', None),
+        ('string(a) == "1.5" and string(n) == "7" and string(2.0) == "2"', 1),
+        ('string(g) == "true"', 1),
+        ("string(f) is None", 1),
+        ('string(t) == "2013-03-10T07:30:15.250000Z"', 1),
+        ("string(i) is None", 1),
+        ('coalesce(string(i), "none") == "none"', 1),
+        ('("y" if g else s) == "y"', 1),
+        ("(s if a > 5 else None) is None", 1),
+        ("year(t) * 10000 + month(t) * 100 + day(t)", 20130310),
+        ("hour(t) * 10000 + minute(t) * 100 + second(t)", 73015),
+        ("dayofweek(t)", 6),
+        ("dayofyear(t)", 69),
+        ('hour(t, "America/New_York")', 3),  # half an hour after the clocks went forward
+        ('hour(t, "Asia/Kolkata") * 100 + minute(t, "Asia/Kolkata")', 1300),
+        ("year(u)", None),
+        ('hour(u, "Asia/Tokyo")', None),
+        ("t > u", 0),
+        ("t - u", None),
+        ('t - timestamp("2013-03-10T00:00:00-07:30")', 15.25),
+        ('t >= timestamp("2013-03-10T07:30:00Z")', 1),
+        ("epoch(t) - 1362900615", 0.25),
+        ("abs(b) + sqrt(4) + floor(a) + ceil(a) + sign(b)", 6),
+        ("round(a) + round(2.5) + round(1.25, 1)", 5.2),
+        ("clip(n, 0, 5) + clip(b, 0, 5)", 5),
+        ("min(a, b, n) + max(a, b, n)", 5),
+        ("min(a, i)", None),
+        ("log(exp(1)) + log2(8) + log10(100) + log1p(0) + expm1(0)", 6),
+        ("log(-1)", None),
+        ("log(0)", None),
+        ("hypot(3, 4) + degrees(radians(90))", 95),
+        ("sin(0) + cos(0) + tan(0) + asin(0) + acos(1) + atan(0) + atan2(0, 1)", 1),
+        ("l.x + l.d", 7.5),
+        ('l.name == "first"', 1),
+        ("a +\n  b", -0.5),
+        ("(a\n + b  # both\n)", -0.5),
+        ("1e308 * 10", None),
+        ("1e39", None),  # more than float32 holds
+    ],
+)
+def test_an_expression_gives(expression, expected):
+    found = value_of(expression)
+    assert found == (None if expected is None else pytest.approx(np.float32(expected)))
+
+
+def test_an_event_without_an_entry_gets_what_is_missing():
+    assert value_of("l.x", r="none") is None
+    assert value_of("l.d", r="none") == 5
+    assert value_of('l.name == "first"', r="none") == 0
+    assert value_of('l.name != "first"', r="none") == 1
+    assert value_of("l.name is None", r="none") == 1
+
+
+def test_missing_strings_are_missing_everywhere():
+    for expression in ("len(s)", "number(s)"):
+        assert value_of(expression, s=None) is None
+    for expression in (
+        's == "x"',
+        "s == s",
+        "s < r",
+        "s <= r",
+        "s > r",
+        "s >= r",
+        'contains(s, "")',
+        's in ("x", "")',
+        "lower(s) == r",
+        "s + r == r",
+    ):
+        assert value_of(expression, s=None) == 0
+    for expression in ("s is None", 's != "x"', "s != s", 's not in ["x"]', "upper(s + r) is None"):
+        assert value_of(expression, s=None) == 1
+
+
+def test_features_see_earlier_ones_with_their_defaults():
+    found = columns_of({"x": {"expression": "i", "default": 4}, "y": "x + 1", "a": "a * 2", "z": "a"}, [{}])
+    assert found.tolist() == [[4, 5, 3, 1.5]]  # a field goes before a feature of its name
+
+
+def test_a_default_is_for_what_is_infinite_too():
+    assert columns_of({"v": {"expression": "a / 0", "default": 9}}, [{}])[0, 0] == 9
+    assert columns_of({"v": {"expression": "f", "default": 9}}, [{}])[0, 0] == 9
+    assert columns_of({"v": {"expression": "g", "default": 9}}, [{}])[0, 0] == 1
+    assert columns_of({"v": {"expression": "log(-1)", "default": 2}}, [{}, {}])[:, 0].tolist() == [2, 2]
+
+
+def test_categories_are_codes_of_training_and_unseen_ones_are_missing():
+    events = [{"s": "q"}, {"s": "p"}, {"s": "z"}, {"s": None}]
+    found = columns_of(
+        {"c": "category(s)", "d": {"expression": "category(s)", "default": -1}}, events, c=["p", "q"], d=["q"]
+    )
+    assert np.array_equal(found, [[1, 0], [0, -1], [np.nan, -1], [np.nan, -1]], equal_nan=True)
+
+
+def test_categories_of_numbers_go_by_their_text():
+    events = [{"n": 2**53 + 1, "a": 2.0}, {"n": 5, "a": 2.5}]
+    found = columns_of({"c": "category(n)", "d": "category(a)"}, events, c=["5", str(2**53 + 1)], d=["2", "2.5"])
+    assert found.tolist() == [[1, 0], [0, 1]]
+
+
+def test_constants_alone_make_a_column():
+    found = columns_of(
+        {
+            "one": 1,
+            "text": 'len("abc")',
+            "flag": True,
+            "in": '"a" in ["a"]',
+            "hour": 'hour(timestamp("2013-01-01T05:00:00Z"))',
+        },
+        [{}] * 3,
+    )
+    assert found.tolist() == [[1, 3, 1, 1, 5]] * 3
+
+
+# ---------------------------------------------------------------------- against pandas and Python
+
+numbers = st.one_of(st.none(), st.floats(-1e6, 1e6), st.sampled_from([0.0, -0.0, 1.0, 2.0, 0.5, 1e300, -1e300]))
+# pandas computes constants alone as Python does, which fails for 1 / 0: there, the constants are columns.
+constants = {"one": "1", "half": "0.5", "zero": "0"}
+atoms = st.sampled_from(["a", "b", "c", *constants])
+
+
+def _number_text(inner):
+    return st.one_of(
+        st.builds("({} {} {})".format, inner, st.sampled_from(["+", "-", "*", "/", "//", "%", "**"]), inner),
+        st.builds("(-{})".format, inner),
+        st.builds("{}({})".format, st.sampled_from(["sin", "exp", "log", "sqrt", "abs", "floor", "log1p"]), inner),
+    )
+
+
+number_texts = st.recursive(atoms, _number_text, max_leaves=8)
+comparisons = st.builds(
+    "({} {} {})".format, number_texts, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), number_texts
+)
+bool_texts = st.recursive(
+    comparisons,
+    lambda inner: st.one_of(
+        st.builds("({} {} {})".format, inner, st.sampled_from(["and", "or", "&", "|"]), inner),
+        st.builds("(not {})".format, inner),
+    ),
+    max_leaves=4,
+)
+rows = st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.one_of(number_texts, bool_texts), values=rows)
+def test_numbers_are_those_of_pandas_eval(text, values):
+    frame = pd.DataFrame(values, columns=["a", "b", "c"], dtype=np.float64)
+    with np.errstate(all="ignore"):
+        columns = frame.assign(**{name: float(value) for name, value in constants.items()})
+        expected = columns.eval(text, engine="python").to_numpy(np.float64).astype(np.float32)
+        expected = np.where(np.isfinite(expected), expected, np.float32("nan"))
+    for name, value in constants.items():
+        text = re.sub(rf"\b{name}\b", value, text)
+    job = Job.model_validate(
+        {
+            "job": "t",
+            "events": "e",
+            "results": "r",
+            "model": "m",
+            "schema": dict.fromkeys("abc", "float?"),
+            "features": {"v": text},
+        }
+    )
+    payloads = [json.dumps(dict(zip("abc", row, strict=True))).encode() for row in values]
+    found = FeaturePlan(job, {}, {}).matrix(EventDecoder(job).decode_all(payloads))[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+zones = st.sampled_from(
+    ["America/New_York", "Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe", "Africa/Casablanca", "UTC"]
+)
+moments = st.datetimes(dt.datetime(1975, 1, 1), dt.datetime(2037, 1, 1), timezones=st.just(dt.UTC))  # noqa: DTZ001
+
+
+@settings(max_examples=200, deadline=None)
+@given(moment=moments, zone=zones)
+def test_parts_of_times_are_those_of_datetime(moment, zone):
+    parts = ("year", "month", "day", "hour", "minute", "second", "dayofweek", "dayofyear")
+    found = columns_of(
+        {**{part: f'{part}(t, "{zone}")' for part in parts}, **{f"utc_{part}": f"{part}(t)" for part in parts}},
+        [{"t": moment.isoformat()}],
+    )[0].tolist()
+    for local, got in ((moment.astimezone(zoneinfo.ZoneInfo(zone)), found[:8]), (moment, found[8:])):
+        assert got == [
+            local.year, local.month, local.day, local.hour, local.minute, local.second, local.weekday(), local.timetuple().tm_yday,
+        ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("", "the expression is empty"),
+        ("a +", "not an expression: invalid syntax"),
+        ("1) + (2", "not an expression: unmatched `)`"),
+        ("a b", "not an expression: invalid syntax, at `a b`"),
+        ("aa + b", "there is no event field or earlier feature `aa`, did you mean `a`?"),
+        ("later + 1", "`later` is a feature defined further down: move it up"),
+        ("l + 1", "`l` is a lookup: name one of its fields, as in `l.field` (x, name, d)"),
+        ("year + 1", '`year` is a function: call it, as in `year(time, "America/New_York")`'),
+        ("l.nam", "the lookup `l` has no field `nam`, did you mean `name`?"),
+        ("k.x", "there is no lookup `k`"),
+        ("s.upper", "`s.upper`: `s` is a field of the event, only lookups have fields"),
+        ("s.upper()", "`s.upper()`: only functions can be called; write `upper(s, ...)`"),
+        ("squrt(a)", "there is no function `squrt`, did you mean `sqrt`?"),
+        ("sqrt(a, b)", "`sqrt` takes 1 argument, as in `sqrt(x)`, not 2"),
+        ("clip(a)", "`clip` takes 3 arguments, as in `clip(x, 0, 100)`, not 1"),
+        ("min(a)", "`min` takes 2 to 16 arguments, as in `min(x, y)`, not 1"),
+        ("round(a, digits=2)", "`round` takes no named arguments"),
+        ("round(a, b)", "`round`: argument 2 must be a number that is written out, as in `round(x, 2)`"),
+        ("round(a, 0.5)", "`round`: the number of digits must be a whole number up to 15"),
+        ("contains(s, r)", '`contains`: argument 2 must be a text in quotes, as in `contains(text, "N1")`'),
+        ("len(a)", "`a` is a number: `len` needs a string; `string(x)` makes a string"),
+        ("hour(a)", "`a` is a number: `hour` needs a timestamp"),
+        ('hour(t, "Amerika/New_York")', "`hour`: there is no time zone `Amerika/New_York`, did you mean `America/New_York`?"),
+        ('hour(t, "../../etc/passwd")', "`hour`: there is no time zone `../../etc/passwd`"),
+        ('timestamp("today")', "`timestamp`: `today` is not a time like 2026-01-31T00:00:00Z"),
+        ('timestamp("2013-01-01")', "`timestamp`: `2013-01-01` has no offset from UTC; put `Z` at its end if it is UTC"),
+        ("a + s", "`a + s`: `+` needs two numbers or two strings; `string(a)` makes a string of the other"),
+        ("s * 3", "`s` is a string: `*` needs a number; `number(x)` reads a number from a string"),
+        ("t + 5", "`t + 5`: of two timestamps only the difference, in seconds, can be taken; `epoch(x)` makes a number of one"),
+        ("-s", "`s` is a string: `-` needs a number; `number(x)` reads a number from a string"),
+        ("not a", "`a` is a number: `not` needs true or false; write `!= 0`"),
+        ("s and g", "`s` is a string: `and` needs true or false; write `is not None`, or compare it"),
+        ("1 if a else 2", "`a` is a number: `if` needs true or false; write `!= 0`"),
+        ("a > 1 & b > 1", "`1` is a number: `&` needs true or false; put comparisons in parentheses, or write `and`"),
+        ("s == 1", "`s == 1` compares a string with a number"),
+        ('t > "2013-01-01"', '`t > \'2013-01-01\'` compares a timestamp with a string; write a timestamp as `timestamp("2026-01-31T00:00:00Z")`'),
+        ("a == None", "`a == None`: write `is None` or `is not None`"),
+        ("a is 1", "`a is 1`: `is` can only be followed by `None`; write `==`"),
+        ("a is b", "`a is b`: `is` can only be followed by `None`; write `==`"),
+        ("a + None", "`+` cannot be used with `None`; `x is None` asks whether a value is missing"),
+        ("None", "the whole expression is `None`"),
+        ("None if g else None", "`if`: all values are `None`"),
+        ("coalesce(a, s)", "`coalesce` needs values of one type, but `a` is a number, `s` is a string"),
+        ("1 if g else s", "`if` needs values of one type, but `1` is a number, `s` is a string"),
+        ("a in b", "`b`: `in` needs a list that is written out, as in `x in [1, 2]`"),
+        ('"b" in s', "`s`: `in` needs a list that is written out, as in `x in [1, 2]`; `contains(text, part)` looks inside a string"),
+        ("a in [1, 'x']", "`[1, 'x']`: a list after `in` holds either numbers or strings"),
+        ("a in ['x']", "`a` is a number, the list after `in` holds strings"),
+        ("a in [b]", "`b`: a list after `in` can only hold numbers or strings"),
+        ("t in [1]", "`t` is a timestamp, the list after `in` holds numbers"),
+        ("1 < a in [1]", "`1 < a in [1]`: `in` cannot be chained with another comparison"),
+        ("[1, 2]", "`[1, 2]`: a list can only stand after `in`"),
+        ("category(t)", "`t` is a timestamp: `category` needs a string or a number"),
+        ("category(s) + category(r)", "`category` can be used once in a feature: its categories are kept under the feature's name"),
+        ("category(coded + 1)", "`category` cannot be made of the code of another category: it is known after training only"),
+        ("a @ b", "`a @ b`: this operator cannot be used in an expression"),
+        ("a << 2", "`a << 2`: this operator cannot be used in an expression"),
+        ("lambda: 1", "`lambda: 1`: `lambda` cannot be used in an expression"),
+        ("[x for x in s]", "`[x for x in s]`: a comprehension cannot be used in an expression"),
+        ("s[0]", "`s[0]`: `[...]` after a value cannot be used in an expression"),
+        ("f'{a}'", "`f'{a}'`: an f-string cannot be used in an expression"),
+        ("(y := 5)", "`(y := 5)`: an assignment cannot be used in an expression"),
+        ("{1: 2}", "`{1: 2}`: a dictionary cannot be used in an expression"),
+        ("min(*[1, 2])", "`min(*[1, 2])`: `*` before a value cannot be used in an expression"),
+        ("1j", "`1j`: only numbers, strings, True, False and None can be written out"),
+        ("b'x'", "`b'x'`: only numbers, strings, True, False and None can be written out"),
+        ("...", "`...`: only numbers, strings, True, False and None can be written out"),
+        ("1e999", "the number is too large"),
+        ("__import__('os').system('true')", "only functions can be called"),
+        ("a.__class__", "`a.__class__`: `a` is a field of the event, only lookups have fields"),
+        ("l.__class__", "the lookup `l` has no field `__class__`"),
+        ("().__class__", "`().__class__`: a `.` can only stand between a lookup and its field"),
+        ("open('/etc/passwd')", "there is no function `open`"),
+        ("eval('1')", "there is no function `eval`"),
+        ("a; b", "not an expression"),
+        ("import os", "not an expression"),
+        ("'\\d' == s", "not an expression"),
+    ],
+)  # fmt: skip
+def test_a_wrong_expression_is_told(expression, expected):
+    assert any(expected in line for line in wrong(expression)), wrong(expression)
+
+
+def test_all_that_is_wrong_in_an_expression_is_told_once():
+    assert wrong("aa + squrt(b) + aa + (s > 1)") == [
+        "there is no event field or earlier feature `aa`, did you mean `a`?",
+        "there is no function `squrt`, did you mean `sqrt`?",
+        "`s > 1` compares a string with a number",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("a + " * 2000 + "a", "more than 4000"),
+        ("(" * 1900 + "a" + ")" * 1900, "not an expression"),
+        ("-" * 3000 + "a", "deep"),
+        ("not " * 900 + "g", "deep"),
+        ("sqrt(" * 150 + "a" + ")" * 150, "deep"),
+        ("+".join(["a"] * 200), "nested more than 100 levels deep"),
+        ("+".join(["s"] * 40) + " == s", "more than 16 strings put together"),
+        ("9" * 3990, "too large"),
+        ("9**9**9**9**9 + s", "`+` needs two numbers or two strings"),
+        ("a in [" + "1," * 1500 + "]", "more than 1000 items"),
+        ("a\0b", "not an expression"),
+        ("\ud800", "not an expression"),
+    ],
+)
+def test_nothing_in_an_expression_can_hang_or_crash(expression, expected):
+    began = time.process_time()
+    assert any(expected in line for line in wrong(expression))
+    assert time.process_time() - began < 1
+
+
+def test_a_power_tower_takes_no_time():
+    began = time.process_time()
+    assert value_of("9**9**9**9**9") is None
+    assert time.process_time() - began < 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from("abst(),.'\"+-*/<>=!&|~ \n#0123456789[]{}:@\\lxifelsnotandrNone"), max_size=60))
+def test_any_text_is_compiled_or_refused(text):
+    fields = {name: FieldType.model_validate(kind) for name, kind in SCHEMA.items()}
+    try:
+        compile_expression(text, Scope(fields, {}), category="v")
+    except ExpressionError as error:
+        assert error.message
+
+
+def test_the_documentation_names_every_function():
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "docs" / "expressions.md").read_text()
+    missing = [name for name in NAMES if f"`{name}(" not in text]
+    assert not missing
+    assert len(FUNCTIONS) + len(SPECIAL) == len(NAMES)

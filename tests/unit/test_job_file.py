@@ -1,0 +1,233 @@
+"""The job file: what it gives, and what it says of every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import JobFileError
+from pipeline.job import Job, job_json_schema, load_job, parse_job
+
+FLIGHTS = """\
+job: flights
+events: events.flights
+schema:
+  carrier: string
+  origin: string
+  tailnum: string?
+  dep_delay: float?
+  time_hour: timestamp
+  sent_at: {type: timestamp, unit: ms, optional: true}
+lookups:
+  plane:
+    map: lookups.planes
+    key: tailnum
+    fields: {year: float?, seats: {type: int, default: 0}}
+  weather:
+    map: lookups.weather
+    key: [origin, time_hour]
+    fields: {temp: float?}
+features:
+  dep_delay: dep_delay
+  carrier: category(carrier)
+  plane_age:
+    expression: year(time_hour) - plane.year
+    default: -1
+  temp: weather.temp
+model: flights
+results: results.flights
+result: {include: [carrier, sent_at]}
+decisions:
+  - {decision: late, at_least: 0.7}
+  - {decision: watch, at_least: 0.4}
+  - {decision: on time}
+"""
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(JobFileError) as caught:
+        parse_job(text, "job.yaml")
+    return [line.removeprefix("job.yaml ") for line in caught.value.message.splitlines()]
+
+
+def changed(old: str, new: str) -> str:
+    assert old in FLIGHTS
+    return FLIGHTS.replace(old, new, 1)
+
+
+def test_a_job_file_gives_a_typed_job():
+    job = parse_job(FLIGHTS, "job.yaml")
+    assert job.name == "flights"
+    assert job.feature_names == ("dep_delay", "carrier", "plane_age", "temp")
+    assert job.schema_["dep_delay"].optional
+    assert not job.schema_["carrier"].optional
+    assert job.schema_["sent_at"].unit == "ms"
+    assert job.lookups["weather"].key == ("origin", "time_hour")
+    assert job.lookups["plane"].fields["seats"].default == 0
+    assert job.features["plane_age"].default == -1
+    assert (job.model.name, job.model.alias, job.model.version) == ("flights", "champion", None)
+    assert job.start == "oldest"
+    assert job.decision_steps == ((0.4, 0.7), ("on time", "watch", "late"))
+
+
+def test_a_job_survives_the_grid():
+    job = parse_job(FLIGHTS, "job.yaml")
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+def test_what_the_grid_holds_is_checked_as_well():
+    value = parse_job(FLIGHTS, "job.yaml").to_json()
+    value["features"]["temp"]["expression"] = "weather.tmp"
+    with pytest.raises(ValueError, match=r"the lookup `weather` has no field `tmp`, did you mean `temp`\?"):
+        Job.from_json(value)
+
+
+def test_a_job_cannot_be_changed():
+    job = parse_job(FLIGHTS, "job.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        job.name = "other"
+
+
+def test_the_examples_are_valid():
+    for path in sorted(Path(__file__).parents[2].glob("jobs/*/job.yaml")):
+        assert load_job(path).feature_names
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("features:", "featuers:", "line 19: unknown key `featuers`, did you mean `features`?"),
+        ("    default: -1", "    defualt: -1", "line 24: unknown key `defualt` in `features.plane_age`, did you mean `default`?"),
+        ("    map: lookups.planes", "    mpa: lookups.planes", "line 12: unknown key `mpa` in `lookups.plane`, did you mean `map`?"),
+        ("dep_delay: float?", "dep_delay: flaot?", "line 7: schema field `dep_delay`: `flaot` is not one of `float`, `int`, `string`, `bool` or `timestamp`, did you mean `float`?"),
+        ("carrier: string", "carrier: [string]", "line 4: schema field `carrier`: it must be a mapping (`key: value`), not a list"),
+        ("unit: ms", "unit: ns", "line 9: schema field `sent_at`: `ns` is not one of `iso`, `s` or `ms`"),
+        ("type: timestamp, unit: ms", "type: float, unit: ms", "line 9: schema field `sent_at`: `unit` is for timestamps, this is a float"),
+        ("  origin: string", "  class: string", "line 5: schema field `class`: `class` cannot be a name in expressions: use letters, digits and `_`, no digit first, no Python keyword"),
+        ("default: 0", "default: few", "line 14: lookup `plane`: fields.seats: `default: few` is not of the type int"),
+        ("default: 0", "default: 0.5", "line 14: lookup `plane`: fields.seats: `default: 0.5` is not of the type int"),
+        ("key: tailnum", "key: tailnumber", "line 13: lookup `plane`: key: there is no event field or earlier feature `tailnumber`, did you mean `tailnum`?"),
+        ("key: tailnum", "key: tailnum == 'x'", "line 13: lookup `plane`: key: `tailnum == 'x'` is true or false: a key is a string or a whole number"),
+        ("key: tailnum", "key: {a: b}", "line 13: lookup `plane`: key[1]: it must be a text, not a mapping"),
+        ("key: tailnum", "key: tailnum\n    separator: '-'", "line 11: lookup `plane`: `separator` is for a composite key, which is a list"),
+        ("key: tailnum", "key: tailnum\n    columns: [a, b]", "line 11: lookup `plane`: `columns` names 2, but `key` has 1"),
+        ("map: lookups.planes", "map: events.flights", "line 12: lookup `plane`: map: `events.flights` is the job's event or result map"),
+        ("events: events.flights", "events: gridscore.jobs", "line 2: `events`: `gridscore.jobs`: maps called `gridscore.*` are kept for Gridscore itself"),
+        ("events: events.flights", "events: a map", "line 2: `events`: `a map` cannot be the name of a map: use letters, digits and `_ . : -`"),
+        ("results: results.flights", "results: events.flights", "line 27: `results`: results cannot go to the event map: every result would be an event"),
+        ("job: flights", "job: a/b", "line 1: `job`: `a/b` cannot be a name here: use letters, digits and `_ . -`, a letter or digit first"),
+        ("default: -1", "default: old", "line 24: feature `plane_age`: it must be a number, not `old`"),
+        ("default: -1", "default: .inf", "line 24: feature `plane_age`: it must be a number, not `.inf`"),
+        ("temp: weather.temp", "temp: origin", "line 25: feature `temp`: the value is a string, a feature is a number: use `category(...)` or compare it"),
+        ("temp: weather.temp", "temp: time_hour", "line 25: feature `temp`: the value is a timestamp, a feature is a number: use `epoch(...)` or a part such as `hour(...)`"),
+        ("temp: weather.temp", "temp<: weather.temp", "line 25: feature `temp<`: `temp<` cannot be the name of a feature: use no brackets, quotes, or spaces at its ends"),
+        ("dep_delay: dep_delay\n  car", "dep_delay: temp\n  car", "line 20: feature `dep_delay`: `temp` is a feature defined further down: move it up"),
+        ("model: flights", "model: {name: flights, alias: a, version: 3}", "line 26: `model`: give an `alias` to follow or a fixed `version`, not both"),
+        ("model: flights", "model: {name: flights, version: three}", "line 26: `model.version`: it must be a whole number, not `three`"),
+        ("model: flights", "model: {alias: champion}", "line 26: `model`: the key `name` is missing"),
+        ("[carrier, sent_at]", "[carier]", "line 28: `result.include[1]`: there is no event field `carier`, did you mean `carrier`?"),
+        ("[carrier, sent_at]", "[carrier, carrier]", "line 28: `result.include[2]`: `carrier` is here twice"),
+        ("[carrier, sent_at]", "[score]", "line 28: `result.include[1]`: `score` is a field of every result already; give the event field another name with `json`"),
+        ("at_least: 0.4", "at_least: 0.8", "line 31: `decisions[2]`: `at_least: 0.8` is not below the 0.7 before it: decisions go from high to low"),
+        ("decision: watch, at_least: 0.4", "decision: watch", "line 31: `decisions[2]`: only the last decision, for all lower scores, can be without `at_least`"),
+        ("decision: on time", "decision: on time, at_least: 0", "line 32: `decisions[3]`: the last decision is for all lower scores: leave its `at_least` out"),
+        ("decision: watch", "decision: late", "line 31: `decisions[2]`: the decision `late` is here twice"),
+        ("at_least: 0.7", "at_least: high", "line 30: `decisions[1].at_least`: it must be a number, not `high`"),
+        ("events: events.flights\n", "", "line 1: the key `events` is missing"),
+        ("results: results.flights", "results: results.flights\nstart: middle", "line 28: `start`: `middle` is not one of `oldest` or `latest`"),
+        ("results: results.flights", "results: results.flights\njob: again", "line 28: the key `job` is here twice, first in line 1"),
+        ("job: flights", "job: &a flights", "line 1: anchors and aliases (`&`, `*`) cannot be used here; put the text in quotes if it is one"),
+        ("job: flights", "job: !!python/name:os.system flights", "line 1: tags cannot be used here: `tag:yaml.org,2002:python/name:os.system`"),
+        ("model: flights", "model: [flights", "line 27: not valid YAML: did not find expected ',' or ']'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_line(old, new, expected):
+    assert expected in problems(changed(old, new))
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_lines():
+    text = changed("carrier: string", "carrier: strnig").replace("year(time_hour)", "yaer(time_hour)")
+    text = text.replace("tailnum\n", "tail\n").replace("[carrier, sent_at]", "[carrier, sent]")
+    assert problems(text) == [
+        "line 4: schema field `carrier`: `strnig` is not one of `float`, `int`, `string`, `bool` or `timestamp`, did you mean `string`?",
+        "line 13: lookup `plane`: key: there is no event field or earlier feature `tail`, did you mean `tailnum`?",
+        "line 23: feature `plane_age`: there is no function `yaer`, did you mean `year`?",
+        "line 28: `result.include[2]`: there is no event field `sent`, did you mean `sent_at`?",
+    ]
+
+
+def test_what_depends_on_a_mistake_is_not_told_again():
+    assert len(problems(changed("dep_delay: float?", "dep_delay: flaot"))) == 1
+    assert len(problems(changed("    key: tailnum\n", "    keys: tailnum\n"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "line 1: the file is empty"),
+        ("# nothing\n", "line 1: the file is empty"),
+        ("~", "line 1: the file is empty"),
+        ("- 1\n", "line 1: it must be a mapping (`key: value`), not a list"),
+        ("hello", "line 1: it must be a mapping (`key: value`), not `hello`"),
+        ("a: 1\n---\nb: 2\n", "line 2: a job file is one document: `---` begins a second one"),
+        ("[" * 100, "line 1: nested more than 16 levels deep"),
+        ("a: " + "x" * (1 << 20), "line 1: the file is larger than 1024 KiB"),
+        ("? [a]\n: b", "line 1: a key must be plain text"),
+        ("a: \x00", 'line 1: not valid YAML: unacceptable character #x0000: control characters are not allowed in "job.yaml"'),
+    ],
+)  # fmt: skip
+def test_yaml_that_is_no_job_file(text, expected):
+    found = problems(text)
+    assert any(line.startswith(expected.partition(' in "job')[0]) for line in found), found
+
+
+def test_aliases_cannot_explode():
+    bomb = "a: &a [x, x]\n" + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)
+    )
+    assert problems(bomb) == [
+        "line 1: anchors and aliases (`&`, `*`) cannot be used here; put the text in quotes if it is one"
+    ]
+
+
+def test_many_mistakes_are_cut_short():
+    text = FLIGHTS + "".join(f"unknown{i}: 1\n" for i in range(40))
+    found = problems(text)
+    assert len(found) == 26
+    assert found[-1] == "... and 15 more"
+
+
+def test_a_key_may_be_no_and_a_number_an_expression():
+    job = parse_job(changed("temp: weather.temp", "no: 1\n  yes: true\n  off: 1.50"), "job.yaml")
+    assert [job.features[name].expression for name in ("no", "yes", "off")] == ["1", "True", "1.5"]
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(JobFileError, match="There is no job file"):
+        load_job(tmp_path / "none.yaml")
+    (tmp_path / "job.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(JobFileError, match="not UTF-8 text, at byte 0"):
+        load_job(tmp_path / "job.yaml")
+    with pytest.raises(JobFileError, match="cannot be read: Is a directory"):
+        load_job(tmp_path)
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path):
+    (tmp_path / "job.yaml").write_text(FLIGHTS, encoding="utf-8-sig")
+    assert load_job(tmp_path / "job.yaml").name == "flights"
+
+
+def test_the_json_schema_knows_short_and_long_forms():
+    schema = job_json_schema()
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert set(schema["required"]) == {"job", "events", "schema", "features", "model", "results"}
+    assert schema["additionalProperties"] is False
+    assert "schema_" not in schema["properties"]
+    definitions = schema["$defs"]
+    assert "float?" in definitions["FieldType"]["anyOf"][0]["enum"]
+    assert definitions["Feature"]["anyOf"][0] == {"type": ["string", "number", "boolean"]}
+    assert definitions["ModelRef"]["anyOf"][0] == {"type": "string"}
+    assert definitions["Lookup"]["properties"]["key"]["anyOf"][0]["type"] == ["string", "number"]
+    assert all("description" in value or "$ref" in value for value in schema["properties"].values())

@@ -1,0 +1,323 @@
+"""Features offline: the same bits as live, from CSV and Parquet; categories; and what is said of tables that do not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import xgboost as xgb
+from typer.testing import CliRunner
+
+from pipeline.cli import _commands
+from pipeline.errors import ModelError, TableError
+from pipeline.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix, read_categories
+from pipeline.features.tables import lookup_entries, read_lookup, read_table, rows_as_json
+from pipeline.job import Job
+
+JOB = Job.model_validate(
+    {
+        "job": "test",
+        "events": "e",
+        "results": "r",
+        "model": "m",
+        "schema": {
+            "code": "string",
+            "amount": "float?",
+            "count": "int",
+            "new": "bool?",
+            "at": "timestamp",
+            "ms": {"type": "timestamp", "unit": "ms", "optional": True, "json": "sent-at"},
+        },
+        "lookups": {
+            "shop": {"map": "l1", "key": "code", "fields": {"size": "float?", "kind": "string?"}},
+            "weather": {"map": "l2", "key": ["code", "at"], "fields": {"temp": "float"}},
+            "item": {"map": "l3", "key": "count", "columns": ["id"], "fields": {"price": "float"}},
+        },
+        "features": {
+            "amount": "amount",
+            "code": "category(code)",
+            "kind": "category(shop.kind)",
+            "hour": "hour(at)",
+            "new": "new",
+            "late": "ms - at",
+            "temp": "weather.temp",
+            "price": {"expression": "item.price", "default": -1},
+            "share": "amount / shop.size",
+        },
+    }
+)
+HISTORY = pd.DataFrame(
+    {
+        "code": ["007", "8", "007", "9"],
+        "amount": [1.25, np.nan, 3.1, 0.1],
+        "count": [1, 2, 3, 1],
+        "new": [True, None, False, True],
+        "at": ["2020-01-01T05:00:00Z", "2020-01-01T06:00:00.5Z", "2020-01-01T07:00:00+01:00", "2020-01-02T00:00:00Z"],
+        "sent-at": [1_577_854_800_250, np.nan, 1_577_858_400_000, 1_577_923_200_000],
+        "label": [0, 1, 1, 0],
+    }
+)
+LOOKUPS = {
+    "shop": pd.DataFrame({"code": ["007", "8", None], "size": [10.0, np.nan, 3.0], "kind": ["big", "small", "none"]}),
+    "weather": pd.DataFrame(
+        {"code": ["007", "007"], "at": ["2020-01-01T05:00:00Z", "2020-01-01T06:00:00+00:00"], "temp": [20.5, 21]}
+    ),
+    "item": pd.DataFrame({"id": [1, 2], "price": [9.99, 5.5]}),
+}
+EXPECTED = np.array(
+    [
+        [1.25, 0, 0, 5, 1, 0.25, 20.5, 9.99, 0.125],
+        [np.nan, 1, 1, 6, np.nan, np.nan, np.nan, 5.5, np.nan],
+        [3.1, 0, 0, 6, 0, 0, 21, -1, 0.31],
+        [0.1, 2, np.nan, 0, 1, 0, np.nan, 9.99, np.nan],
+    ],
+    np.float32,
+)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    for name, frame in LOOKUPS.items():
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    HISTORY.to_csv(tmp_path / "history.csv", index=False)
+    (tmp_path / "job.yaml").write_text(json.dumps(JOB.to_json()))
+    return tmp_path
+
+
+def live(job: Job, matrix: OfflineMatrix) -> np.ndarray:
+    """What the stream would see: entries in tables, events as JSON, one at a time."""
+    tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
+    for name, table in tables.items():
+        for key, payload in lookup_entries(LOOKUPS[name], job, name):
+            table.put(key, payload)
+    plan, decoder = FeaturePlan(job, tables, matrix.categories), EventDecoder(job)
+    return np.concatenate([plan.matrix([decoder.decode(raw)]) for raw in rows_as_json(HISTORY, job.schema_)])
+
+
+def test_a_history_gives_what_the_stream_sees_bit_for_bit():
+    matrix = offline_matrix(JOB, HISTORY, LOOKUPS, keep=["label"])
+    assert matrix.names == JOB.feature_names
+    np.testing.assert_array_equal(matrix.values, EXPECTED)
+    assert np.array_equal(matrix.values.view(np.uint32), live(JOB, matrix).view(np.uint32))
+    assert matrix.categories == {"code": ("007", "8", "9"), "kind": ("big", "small")}
+    assert matrix.kept["label"].tolist() == [0, 1, 1, 0]
+    assert matrix.looked_up["shop"] == {"entries": 2, "bad": 0, "events": 4, "missed": 1}
+
+
+def test_csv_and_parquet_give_the_same(directory):
+    typed = HISTORY.assign(
+        at=pd.to_datetime(HISTORY["at"], format="ISO8601", utc=True),
+        **{"sent-at": pd.to_datetime(HISTORY["sent-at"], unit="ms", utc=True)},
+        new=HISTORY["new"].astype("boolean"),
+        amount=HISTORY["amount"].astype("Float64"),
+        code=HISTORY["code"].astype("category"),
+    )
+    typed.to_parquet(directory / "history.parquet")
+    LOOKUPS["weather"].assign(at=pd.to_datetime(LOOKUPS["weather"]["at"], utc=True)).to_parquet(
+        directory / "weather.parquet"
+    )
+    (directory / "weather.csv").unlink()
+    for history in ("history.csv", "history.parquet"):
+        matrix = offline_matrix(JOB, directory / history, directory)
+        np.testing.assert_array_equal(matrix.values, EXPECTED)
+
+
+def test_rows_become_the_json_of_a_producer():
+    first, second, *_ = rows_as_json(HISTORY, JOB.schema_)
+    assert json.loads(first) == {"code": "007", "amount": 1.25, "count": 1, "new": True, "at": "2020-01-01T05:00:00Z", "sent-at": 1577854800250}  # fmt: skip
+    assert json.loads(second)["amount"] is None
+    assert list(lookup_entries(LOOKUPS["item"], JOB, "item")) == [(1, b'{"price":9.99}'), (2, b'{"price":5.5}')]
+    assert [key for key, _ in lookup_entries(LOOKUPS["shop"], JOB, "shop")] == ["007", "8"]
+    assert [key for key, _ in lookup_entries(LOOKUPS["weather"], JOB, "weather")] == [
+        "007|2020-01-01T05:00:00Z",
+        "007|2020-01-01T06:00:00Z",
+    ]
+
+
+def test_categories_of_training_are_used_again():
+    matrix = offline_matrix(JOB, HISTORY, LOOKUPS, {"code": ["9", "8"], "kind": []})
+    np.testing.assert_array_equal(matrix.values[:, 1], [np.nan, 1, np.nan, 0])
+    assert matrix.categories == {"code": ("9", "8"), "kind": ()}
+
+
+def test_categories_of_numbers_are_in_their_order():
+    job = Job.from_json({**JOB.to_json(), "lookups": {}, "features": {"c": {"expression": "category(count)"}}})
+    history = pd.concat([HISTORY.assign(count=n) for n in (10, 9, -2, 100)])
+    assert offline_matrix(job, history).categories == {"c": ("-2", "9", "10", "100")}
+
+
+def test_a_matrix_survives_its_file(tmp_path):
+    matrix = offline_matrix(JOB, HISTORY, LOOKUPS, keep=["label", "code"][:1])
+    matrix.to_parquet(tmp_path / "m.parquet")
+    again = OfflineMatrix.from_parquet(tmp_path / "m.parquet")
+    assert (again.names, again.categories) == (matrix.names, matrix.categories)
+    assert np.array_equal(again.values.view(np.uint32), matrix.values.view(np.uint32))
+    assert again.kept["label"].tolist() == [0, 1, 1, 0]
+    assert list(pd.read_parquet(tmp_path / "m.parquet").columns) == [*JOB.feature_names, "label"]
+    assert read_categories(tmp_path / "m.parquet") == matrix.categories
+
+
+def test_categories_travel_with_the_model(tmp_path):
+    matrix = offline_matrix(JOB, HISTORY, LOOKUPS)
+    booster = xgb.train({"max_depth": 2}, xgb.DMatrix(matrix.values, [0, 1, 1, 0]), 2)
+    matrix.attach(booster)
+    for name in ("m.ubj", "m.json"):
+        booster.save_model(tmp_path / name)
+        loaded = xgb.Booster(model_file=tmp_path / name)
+        assert loaded.feature_names == list(matrix.names)
+        assert json.loads(loaded.attr("gridscore"))["categories"]["code"] == ["007", "8", "9"]
+        assert read_categories(tmp_path / name) == matrix.categories
+
+
+def test_bad_rows_are_named_or_skipped_and_counted():
+    history = HISTORY.assign(count=[1, 2.5, 3, np.nan], code=["007", "8", "007", "9"])
+    with pytest.raises(TableError) as caught:
+        offline_matrix(JOB, history, LOOKUPS)
+    assert caught.value.message == "the history, row 2: field `count`: expected a whole number, got a number."
+    assert "--skip-bad" in caught.value.hint
+    matrix = offline_matrix(JOB, history, LOOKUPS, keep=["label"], skip_bad=True)
+    assert (len(matrix), matrix.skipped, matrix.rows.tolist()) == (2, 2, [0, 2])
+    assert matrix.kept["label"].tolist() == [0, 1]
+    assert matrix.categories["code"] == ("007",)
+
+
+def test_long_histories_are_read_in_parts_and_progress_is_told():
+    history = pd.concat([HISTORY] * 5_000, ignore_index=True)
+    told = []
+    matrix = offline_matrix(JOB, history, LOOKUPS, on_progress=lambda done, total: told.append((done, total)))
+    np.testing.assert_array_equal(matrix.values, np.tile(EXPECTED, (5_000, 1)))
+    assert told[-1] == (40_000, 40_000)
+    assert told == sorted(told)
+
+
+def test_an_empty_history_gives_an_empty_matrix():
+    assert offline_matrix(JOB, HISTORY[:0], LOOKUPS).values.shape == (0, 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, d: (h.drop(columns="amount"), d), "the history has no column `amount`.\nDid you mean `count`?"),
+        (lambda h, d: (h.drop(columns="sent-at"), d), "the history has no column `sent-at`."),
+        (lambda h, d: (h.assign(at=pd.to_datetime(h["at"], utc=True, format="ISO8601").dt.tz_localize(None)), d), "the history: the column `at` has times without a time zone."),
+        (lambda h, d: (h, {}), "There is no table for the lookup `shop`.\nGiven are: none."),
+        (lambda h, d: (h, None), "The job has a lookup `shop`, but no tables of lookups are given."),
+        (lambda h, d: (h, {**d, "item": d["item"].drop(columns="id")}), "the table of the lookup `item` has no column `id`, which is the key of the lookup `item`."),
+        (lambda h, d: (h, {**d, "item": d["item"].drop(columns="price")}), "the table of the lookup `item` has no column `price`."),
+        (lambda h, d: (h.assign(at="2020-01-01 05:00:00"), d), "the history, row 1: field `at`: expected `datetime` with a timezone component."),
+        (lambda h, d: (h.assign(amount="1"), d), "the history, row 1: field `amount`: expected a number or null, got a string."),
+        (lambda h, d: (h.assign(code=[None, *h["code"][1:]]), d), "the history, row 1: field `code`: expected a string, got null."),
+    ],
+)  # fmt: skip
+def test_tables_that_do_not_fit(change, message):
+    history, lookups = change(HISTORY, LOOKUPS)
+    with pytest.raises(TableError, match=re.escape(message)):
+        offline_matrix(JOB, history, lookups)
+
+
+def test_files_that_do_not_fit(directory):
+    with pytest.raises(TableError, match="There is no file"):
+        read_table(directory / "none.csv")
+    (directory / "x.txt").write_text("")
+    with pytest.raises(TableError, match="neither CSV nor Parquet"):
+        read_table(directory / "x.txt")
+    (directory / "empty.csv").write_text("")
+    with pytest.raises(TableError, match=r"empty\.csv` cannot be read: No columns to parse from file"):
+        read_table(directory / "empty.csv")
+    (directory / "bad.parquet").write_text("no")
+    with pytest.raises(TableError, match=r"bad\.parquet` cannot be read"):
+        read_table(directory / "bad.parquet")
+    with pytest.raises(TableError, match=r"bad\.parquet` cannot be read"):
+        read_categories(directory / "bad.parquet")
+    HISTORY.drop(columns="at").to_parquet(directory / "plain.parquet")
+    with pytest.raises(TableError, match="is not a matrix that `gridscore features` made"):
+        read_categories(directory / "plain.parquet")
+    with pytest.raises(ModelError, match="neither a matrix"):
+        read_categories(directory / "job.yaml")
+    (directory / "bad.json").write_text("{}")
+    with pytest.raises(ModelError, match="is not an XGBoost model"):
+        read_categories(directory / "bad.json")
+    (directory / "shop.csv").unlink()
+    with pytest.raises(TableError, match="There is no table for the lookup `shop`"):
+        offline_matrix(JOB, directory / "history.csv", directory)
+    with pytest.raises(TableError, match="a feature has that name"):
+        offline_matrix(JOB, HISTORY, LOOKUPS, keep=["amount"])
+    with pytest.raises(TableError, match="has no column `lable` to keep"):
+        offline_matrix(JOB, HISTORY, LOOKUPS, keep=["lable"])
+
+
+def test_a_key_that_is_an_expression_needs_its_column_named(directory):
+    job = JOB.to_json()
+    job["lookups"]["shop"]["key"] = ["upper(code)"]
+    with pytest.raises(TableError, match=re.escape("Name the columns of the key with `columns` in the lookup.")):
+        offline_matrix(Job.from_json(job), HISTORY, LOOKUPS)
+    job["lookups"]["shop"]["columns"] = ["code"]
+    assert read_lookup(directory / "shop.csv", Job.from_json(job), "shop")["code"].tolist()[0] == "007"
+    assert offline_matrix(Job.from_json(job), HISTORY, LOOKUPS).looked_up["shop"]["missed"] == 1
+
+
+# ---------------------------------------------------------------------- command line
+
+
+@pytest.fixture(scope="module")
+def run():
+    app = _commands()
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_makes_the_matrix(run, directory):
+    output = directory / "m.parquet"
+    done = run(
+        "features",
+        directory / "job.yaml",
+        directory / "history.csv",
+        "--lookups",
+        directory,
+        "--keep",
+        "label",
+        "-o",
+        output,
+    )
+    assert done.exit_code == 0, done.output
+    assert "4 rows of 9 features" in done.output
+    assert "lookup shop: 2 entries; 1 of 4 events had none" in done.output
+    np.testing.assert_array_equal(OfflineMatrix.from_parquet(output).values, EXPECTED)
+    again = run("features", directory / "job.yaml", directory / "history.csv", "--lookups", directory, "--categories-from", output, "--json", "-o", directory / "n.parquet")  # fmt: skip
+    summary = json.loads(again.stdout)
+    assert (summary["rows"], summary["skipped"]) == (4, 0)
+    assert summary["features"][1] == {
+        "name": "code",
+        "missing": 0,
+        "min": 0.0,
+        "mean": 0.75,
+        "max": 2.0,
+        "categories": 3,
+    }
+    assert summary["lookups"]["item"] == {"entries": 2, "bad": 0, "events": 4, "missed": 1}
+    refused = run("features", directory / "job.yaml", directory / "history.csv", "--lookups", directory, "-o", "m.csv")
+    assert "must end in .parquet" in str(refused.exception)
+
+
+def test_the_command_checks_a_job_file(run, directory):
+    done = run("job", "check", directory / "job.yaml")
+    assert done.exit_code == 0
+    assert "is valid" in done.output
+    assert "category(shop.kind)" in done.output
+    assert json.loads(run("job", "check", "--json", directory / "job.yaml").stdout)["valid"] is True
+    (directory / "bad.yaml").write_text("job: x\nevnts: y\n")
+    refused = run("job", "check", "--json", directory / "bad.yaml")
+    assert refused.exit_code == 2
+    found = json.loads(refused.stdout)
+    assert found["valid"] is False
+    assert any(
+        problem.endswith("bad.yaml line 2: unknown key `evnts`, did you mean `events`?")
+        for problem in found["problems"]
+    )
+    assert "did you mean `events`?" in str(run("job", "check", directory / "bad.yaml").exception)
+
+
+def test_the_command_prints_the_json_schema(run):
+    assert json.loads(run("job", "schema").stdout)["title"] == "Gridscore job file"
