@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.demo.report import milliseconds_text
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -76,7 +78,7 @@ def _subtitle(report: Report) -> str:
     if report.quality and report.quality.auc is not None:
         parts.append(f"ROC AUC {report.quality.auc:.3f}")
     if report.latency_ms:
-        parts.append(f"latency p50 {report.latency_ms['p50']:.1f} ms, p99 {report.latency_ms['p99']:.1f} ms")
+        parts.append(f"latency {', '.join(f'{p} {milliseconds_text(report.latency_ms[p])}' for p in ('p50', 'p99'))}")
     return "   ·   ".join(parts)
 
 
@@ -110,6 +112,8 @@ def _calibration(axes: Any, report: Report) -> None:
             markersize=6,
             markerfacecolor="white",
             markeredgewidth=1.6,
+            clip_on=False,
+            zorder=3,
             label=f"live scores (Brier {report.quality.brier:.3f})",
         )
     axes.set(xlabel="predicted: mean score", ylabel="actual: part that was late", xlim=(0, 1), ylim=(0, 1))
@@ -135,11 +139,12 @@ def _latency(axes: Any, report: Report, milliseconds: NDArray[np.float64]) -> No
         # To the left of its line where there is no room to the right.
         near_the_end = np.log(value / low) > 0.7 * np.log(high / low)
         axes.annotate(
-            f" {name}  {value:,.1f} ms ",
+            f" {name}  {milliseconds_text(value)} ",
             (value, top * height),
             fontsize=9,
             va="top",
             ha="right" if near_the_end else "left",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

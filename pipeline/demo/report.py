@@ -170,6 +170,11 @@ def latency_percentiles(latency: NDArray[np.float64]) -> dict[str, float]:
     return {_name(p): round(float(value), 3) for p, value in zip(PERCENTILES, values, strict=True)}
 
 
+def milliseconds_text(value: float) -> str:
+    """Milliseconds for people; seconds where that is what they are."""
+    return f"{value:,.1f} ms" if value < 1000 else f"{value / 1000:,.2f} s"
+
+
 def _name(percentile: float) -> str:
     return "max" if percentile == 100 else f"p{percentile:g}"
 

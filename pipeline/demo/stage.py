@@ -51,7 +51,7 @@ async def clear_stage(grid: Grid, job: Job) -> None:
     ours = earlier is not None and (earlier.job.description, earlier.job.events) == (job.description, job.events)
     if not ours:
         for name in (job.events, job.results):
-            if await grid.has_map(name) and (size := await (await grid.map(name)).size()):
+            if size := await (await grid.map(name)).size():
                 raise JobError(
                     f"The cluster's map `{name}` has {size:,} entries that are not the demo's.",
                     "Run the demo on another cluster (without --members it starts its own), or remove the map.",
@@ -62,10 +62,10 @@ async def clear_stage(grid: Grid, job: Job) -> None:
         await jobs.cancel(job.name)
         await _until_no_worker_has(grid, job.name)
     for name in (job.events, job.results):
-        if await grid.has_map(name):
-            # Not `clear`: that would leave the journal, with every event of the earlier run and its removal.
-            await (await grid.client.get_map(name)).destroy()
-            await grid.client.get_map(name)
+        # Not `clear`: that would leave the journal, with every event of the earlier run and its removal. A map that was
+        # only written to is not in the cluster's list of objects before somebody asks for it, so it is not searched.
+        await (await grid.client.get_map(name)).destroy()
+        await grid.client.get_map(name)
 
 
 async def _until_no_worker_has(grid: Grid, job: str) -> None:

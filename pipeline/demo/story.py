@@ -172,7 +172,7 @@ class _Story:
             at.done(f"Using the cluster `{options.settings.cluster_name}` at {', '.join(options.settings.members)}")
             return options.settings
         self._cluster = self._stack.enter_context(
-            Cluster.start(options.members, heap=options.heap, on_progress=at.progress)
+            Cluster.start(options.members, register=True, heap=options.heap, on_progress=at.progress)
         )
         count = f"{options.members} {'member' if options.members == 1 else 'members'}"
         at.done(f"Hazelcast {self._cluster.version} is up, {count} at {', '.join(self._cluster.addresses)}")

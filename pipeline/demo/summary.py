@@ -10,6 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.demo.report import milliseconds_text
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -45,8 +47,8 @@ def _figures(report: Report) -> Table:
     table.add_row("scored", f"[bold]{scored:,}[/] of {check.events:,} events in {report.seconds:.1f} s")
     table.add_row("throughput", f"[bold]{report.throughput:,.0f}[/] events/s{_pace(report)}")
     if report.latency_ms:
-        latency = "   ".join(f"{name} [bold]{value:,.1f}[/]" for name, value in report.latency_ms.items())
-        table.add_row("latency, ms", f"{latency}   [dim]put to listener[/]")
+        latency = "   ".join(f"{n} [bold]{milliseconds_text(ms)}[/]" for n, ms in report.latency_ms.items())
+        table.add_row("put to listener", latency)
     decisions = "   ".join(f"{escape(name)} [bold]{count:,}[/]" for name, count in sorted(report.decisions.items()))
     table.add_row("decisions", decisions)
     if quality is not None:

@@ -18,6 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.demo.report import milliseconds_text
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -174,9 +176,7 @@ class LiveView:
 
 
 def _ms(value: float) -> str:
-    if math.isnan(value):  # nothing has been seen
-        return "-"
-    return f"{value:.1f} ms" if value < 1000 else f"{value / 1000:.1f} s"
+    return "-" if math.isnan(value) else milliseconds_text(value)
 
 
 def _left(progress: Progress) -> str:
