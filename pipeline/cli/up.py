@@ -61,6 +61,7 @@ def up(
                         errors.print(text, highlight=False)
 
                 cluster = Cluster.start(
+                    register=True,
                     members,
                     port=port,
                     heap=heap,

@@ -67,7 +67,7 @@ class Cluster:
         cluster_name: str | None = None,
         version: str = DEFAULT_VERSION,
         config: Path | None = None,
-        register: bool = True,
+        register: bool = False,
         on_progress: Progress | None = None,
     ) -> Cluster:
         """Start a cluster and return when all its members are in it.

@@ -248,7 +248,7 @@ def test_up_runs_until_ctrl_c_and_a_second_finds_the_first(number):
             assert found["pids"] == state["pids"]
             assert second.wait(10) == 0
         with pytest.raises(MemberError, match="Cluster `first` already runs here"):
-            Cluster.start(heap="256m")
+            Cluster.start(heap="256m", register=True)
         process.send_signal(number)
         assert process.wait(20) == 0
     wait_until_gone(state["pids"], 1)
@@ -262,7 +262,7 @@ def test_up_that_was_killed_is_not_found_and_does_not_hinder_the_next():
         process.wait()
         wait_until_gone([*state["pids"], state["guard"]["pid"]])
         assert running_cluster() is None
-    with Cluster.start(heap="256m", port=0) as cluster:
+    with Cluster.start(heap="256m", port=0, register=True) as cluster:
         assert running_cluster()["pids"] == cluster.pids
 
 
