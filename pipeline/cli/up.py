@@ -61,7 +61,6 @@ def up(
                         errors.print(text, highlight=False)
 
                 cluster = Cluster.start(
-                    register=True,
                     members,
                     port=port,
                     heap=heap,
@@ -69,6 +68,7 @@ def up(
                     version=version,
                     config=config,
                     on_progress=progress,
+                    register=True,
                 )
         except MemberError:
             # Two commands at the same moment: the other one was first.
