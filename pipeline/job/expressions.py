@@ -11,13 +11,13 @@ import datetime as dt
 import difflib
 import math
 import re
-import warnings
 import zoneinfo
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ExpressionError
 from pipeline.job.functions import FUNCTIONS, NAMES, SPECIAL
+from pipeline.job.syntax import name_of, parse, source_of
 from pipeline.job.types import Type
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from pipeline.job.types import FieldType
 
-MAX_LENGTH = 4_000
-MAX_DEPTH = 100
 MAX_CONCATENATIONS = 16
 """Strings put together in one expression; with the size of an event, this bounds what a row can take."""
 MAX_ITEMS = 1_000
@@ -48,21 +46,6 @@ _COMPARISONS = {
     ast.LtE: ("less_equal", "<="),
     ast.Gt: ("greater", ">"),
     ast.GtE: ("greater_equal", ">="),
-}
-_REFUSED = {
-    ast.Lambda: "`lambda`",
-    ast.ListComp: "a comprehension",
-    ast.SetComp: "a comprehension",
-    ast.DictComp: "a comprehension",
-    ast.GeneratorExp: "a comprehension",
-    ast.Dict: "a dictionary",
-    ast.Subscript: "`[...]` after a value",
-    ast.JoinedStr: "an f-string",
-    ast.NamedExpr: "an assignment",
-    ast.Starred: "`*` before a value",
-    ast.Await: "`await`",
-    ast.Yield: "`yield`",
-    ast.Slice: "a slice",
 }
 _A = {Type.NUMBER: "a number", Type.STRING: "a string", Type.BOOL: "true or false", Type.TIMESTAMP: "a timestamp"}
 
@@ -146,54 +129,16 @@ class _Compiler:
         self.problems: list[str] = []
 
     def compile(self) -> Node:
-        tree = self._parse()
-        if tree is None:
-            return _UNKNOWN
+        try:
+            tree = parse(self._text)
+        except ExpressionError as error:
+            return self._wrong(error.message)
         node = self._node(tree)
         if self._concatenations > MAX_CONCATENATIONS:
             self._wrong(f"more than {MAX_CONCATENATIONS} strings put together with `+`")
         if node is _NULL:
             return self._wrong("the whole expression is `None`")
         return node
-
-    def _parse(self) -> ast.expr | None:
-        text = self._text.strip()
-        if not text:
-            self._wrong("the expression is empty")
-            return None
-        if len(text) > MAX_LENGTH:
-            self._wrong(f"the expression has {len(text)} characters, more than {MAX_LENGTH}")
-            return None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # `1if x` and "\d" are mistakes, not warnings
-                # In parentheses, so that an expression can go over several lines of YAML.
-                tree = ast.parse(f"({text}\n)", mode="eval").body
-        except SyntaxError as error:
-            self._wrong(f"not an expression: {self._syntax(error)}")
-            return None
-        except (ValueError, RecursionError, MemoryError, OverflowError, Warning) as error:
-            detail = "too deeply nested" if isinstance(error, RecursionError | MemoryError) else error
-            self._wrong(f"not an expression: {detail}")
-            return None
-        if tree.col_offset == 0 and not isinstance(tree, ast.Tuple):
-            # The only way to begin at our own parenthesis is to close it too early: `1) + (2`.
-            self._wrong("not an expression: unmatched `)`")
-            return None
-        if _depth(tree) > MAX_DEPTH:
-            self._wrong(f"the expression is nested more than {MAX_DEPTH} levels deep")
-            return None
-        return tree
-
-    def _syntax(self, error: SyntaxError) -> str:
-        text = str(error.msg)
-        if "forgot a comma" in text:
-            text = "invalid syntax"
-        place = error.offset - 2 if error.offset else -1
-        line = self._text.strip()
-        if error.lineno == 1 and 0 <= place < len(line) and "\n" not in line:
-            return f"{text}, at `{line[place : place + 20]}`"
-        return text
 
     def _wrong(self, message: str) -> Node:
         self.problems.append(message)
@@ -224,10 +169,9 @@ class _Compiler:
             case ast.Call():
                 return self._call(tree)
             case ast.List() | ast.Tuple() | ast.Set():
-                return self._wrong(f"{_source(tree)}: a list can only stand after `in`")
+                return self._wrong(f"{source_of(tree)}: a list can only stand after `in`")
             case _:
-                what = _REFUSED.get(type(tree), type(tree).__name__)
-                return self._wrong(f"{_source(tree)}: {what} cannot be used in an expression")
+                return self._wrong(f"{source_of(tree)}: {name_of(tree)} cannot be used in an expression")
 
     def _constant(self, tree: ast.Constant) -> Node:
         value = tree.value
@@ -241,11 +185,11 @@ class _Compiler:
             except OverflowError:
                 number = math.inf
             if math.isinf(number):
-                return self._wrong(f"{_source(tree)}: the number is too large")
+                return self._wrong(f"{source_of(tree)}: the number is too large")
             return Node("constant", (), Type.NUMBER, number)
         if isinstance(value, str):
             return Node("constant", (), Type.STRING, value)
-        return self._wrong(f"{_source(tree)}: only numbers, strings, True, False and None can be written out")
+        return self._wrong(f"{source_of(tree)}: only numbers, strings, True, False and None can be written out")
 
     def _bare(self, name: str) -> Node:
         scope = self._scope
@@ -271,7 +215,7 @@ class _Compiler:
 
     def _attribute(self, tree: ast.Attribute) -> Node:
         if not isinstance(tree.value, ast.Name):
-            return self._wrong(f"{_source(tree)}: a `.` can only stand between a lookup and its field")
+            return self._wrong(f"{source_of(tree)}: a `.` can only stand between a lookup and its field")
         lookup, name = tree.value.id, tree.attr
         fields = self._scope.lookups.get(lookup)
         if fields is None:
@@ -309,7 +253,7 @@ class _Compiler:
             b = self._truth(right, tree.right, f"`{sign}`", hint)
             return Node(op, (a, b), Type.BOOL)
         if kind not in _ARITHMETIC:
-            return self._wrong(f"{_source(tree)}: this operator cannot be used in an expression")
+            return self._wrong(f"{source_of(tree)}: this operator cannot be used in an expression")
         op, sign = _ARITHMETIC[kind]
         types = {left.type, right.type} - {Type.UNKNOWN}
         if kind is ast.Add and types == {Type.STRING}:
@@ -320,12 +264,12 @@ class _Compiler:
         if Type.STRING in types and kind is ast.Add:
             odd = tree.right if left.type == Type.STRING else tree.left
             return self._wrong(
-                f"{_source(tree)}: `+` needs two numbers or two strings; "
+                f"{source_of(tree)}: `+` needs two numbers or two strings; "
                 f"`string({ast.unparse(odd)})` makes a string of the other"
             )
         if Type.TIMESTAMP in types:
             return self._wrong(
-                f"{_source(tree)}: of two timestamps only the difference, in seconds, can be taken; "
+                f"{source_of(tree)}: of two timestamps only the difference, in seconds, can be taken; "
                 "`epoch(x)` makes a number of one"
             )
         a, b = self._number(left, tree.left, f"`{sign}`"), self._number(right, tree.right, f"`{sign}`")
@@ -340,12 +284,12 @@ class _Compiler:
                 member = self._member(left, left_tree, right_tree)
                 parts.append(member if isinstance(op, ast.In) else Node("not", (member,), Type.BOOL))
                 if len(tree.ops) > 1:
-                    self._wrong(f"{_source(tree)}: `in` cannot be chained with another comparison")
+                    self._wrong(f"{source_of(tree)}: `in` cannot be chained with another comparison")
                 break
             right = self._node(right_tree)
             if isinstance(op, ast.Is | ast.IsNot):
                 if right is not _NULL or left is _NULL:
-                    self._wrong(f"{_source(tree)}: `is` can only be followed by `None`; write `==`")
+                    self._wrong(f"{source_of(tree)}: `is` can only be followed by `None`; write `==`")
                     break
                 null = self._isnull(left)
                 parts.append(null if isinstance(op, ast.Is) else Node("not", (null,), Type.BOOL))
@@ -375,7 +319,7 @@ class _Compiler:
         if not isinstance(right_tree, ast.List | ast.Tuple | ast.Set):
             hint = "; `contains(text, part)` looks inside a string" if left.type == Type.STRING else ""
             return self._wrong(
-                f"{_source(right_tree)}: `in` needs a list that is written out, as in `x in [1, 2]`{hint}"
+                f"{source_of(right_tree)}: `in` needs a list that is written out, as in `x in [1, 2]`{hint}"
             )
         if len(right_tree.elts) > MAX_ITEMS:
             return self._wrong(f"a list after `in` has more than {MAX_ITEMS} items")
@@ -386,19 +330,19 @@ class _Compiler:
             constant = item.operand if isinstance(item, ast.UnaryOp) and negative else item
             node = self._constant(constant) if isinstance(constant, ast.Constant) else _UNKNOWN
             if node.type not in {Type.NUMBER, Type.STRING} or (negative and node.type != Type.NUMBER):
-                return self._wrong(f"{_source(item)}: a list after `in` can only hold numbers or strings")
+                return self._wrong(f"{source_of(item)}: a list after `in` can only hold numbers or strings")
             types.add(node.type)
             value: Any = node.value
             values.append(-value if negative else value)
         if len(types) > 1:
-            return self._wrong(f"{_source(right_tree)}: a list after `in` holds either numbers or strings")
+            return self._wrong(f"{source_of(right_tree)}: a list after `in` holds either numbers or strings")
         if left.type == Type.BOOL:
             left = _as_number(left)
         if left is _NULL or (types and left.type not in {*types, Type.UNKNOWN}):
             items = next(iter(types), "nothing but item")
-            return self._wrong(f"{_source(left_tree)} is {_a(left)}, the list after `in` holds {items}s")
+            return self._wrong(f"{source_of(left_tree)} is {_a(left)}, the list after `in` holds {items}s")
         if left.type not in {Type.NUMBER, Type.STRING, Type.UNKNOWN}:
-            return self._wrong(f"{_source(left_tree)} is {_A[left.type]}: `in` is for numbers and strings")
+            return self._wrong(f"{source_of(left_tree)} is {_A[left.type]}: `in` is for numbers and strings")
         op = "string_in" if left.type == Type.STRING else "number_in"
         return Node(op, (left,), Type.BOOL, tuple(dict.fromkeys(values)))
 
@@ -409,14 +353,14 @@ class _Compiler:
             hint = ""
             if isinstance(tree.func, ast.Attribute) and tree.func.attr in NAMES:
                 hint = f"; write `{tree.func.attr}({ast.unparse(tree.func.value)}, ...)`"
-            return self._wrong(f"{_source(tree)}: only functions can be called{hint}")
+            return self._wrong(f"{source_of(tree)}: only functions can be called{hint}")
         name = tree.func.id
         if name not in NAMES:
             return self._wrong(f"there is no function `{name}`{_meant(name, NAMES)}")
         if tree.keywords:
             return self._wrong(f"`{name}` takes no named arguments")
         if any(isinstance(arg, ast.Starred) for arg in tree.args):
-            return self._wrong(f"{_source(tree)}: `*` before a value cannot be used in an expression")
+            return self._wrong(f"{source_of(tree)}: `*` before a value cannot be used in an expression")
         args = tree.args
         if name in FUNCTIONS:
             least, most = FUNCTIONS[name].arity
@@ -433,7 +377,7 @@ class _Compiler:
         if name in SPECIAL:
             node = self._node(args[0])
             if node is _NULL:
-                return self._wrong(f"{_source(tree)}: the argument is `None`")
+                return self._wrong(f"{source_of(tree)}: the argument is `None`")
             if name == "isnull":
                 return self._isnull(node)
             return self._string(node) if name == "string" else self._category_of(node, args[0])
@@ -457,7 +401,7 @@ class _Compiler:
                 nodes.append(self._number(node, arg, what))
             elif node.type not in {expected, Type.UNKNOWN}:
                 hint = "; `string(x)` makes a string" if expected == Type.STRING else ""
-                return self._wrong(f"{_source(arg)} is {_a(node)}: {what} needs {_A[expected]}{hint}")
+                return self._wrong(f"{source_of(arg)} is {_a(node)}: {what} needs {_A[expected]}{hint}")
             else:
                 nodes.append(node)
         if name == "timestamp":
@@ -525,7 +469,7 @@ class _Compiler:
             # One may be missing: both become columns that can say so.
             nodes = [n if n.nullable else Node("to_number", (n,), Type.BOOL, None, nullable=True) for n in nodes]
         if len(types) > 1:
-            listed = ", ".join(f"{_source(tree)} is {_a(node)}" for node, tree in zip(nodes, trees, strict=True))
+            listed = ", ".join(f"{source_of(tree)} is {_a(node)}" for node, tree in zip(nodes, trees, strict=True))
             self._wrong(f"{what} needs values of one type, but {listed}")
             return None
         if not types:
@@ -559,7 +503,7 @@ class _Compiler:
                 "`category` can be used once in a feature: its categories are kept under the feature's name"
             )
         if node.type not in {Type.STRING, Type.NUMBER, Type.UNKNOWN}:
-            return self._wrong(f"{_source(tree)} is {_a(node)}: `category` needs a string or a number")
+            return self._wrong(f"{source_of(tree)} is {_a(node)}: `category` needs a string or a number")
         if is_coded(node, self._scope.coded):
             return self._wrong(
                 "`category` cannot be made of the code of another category: it is known after training only"
@@ -578,24 +522,15 @@ class _Compiler:
         hint = "; `number(x)` reads a number from a string" if node.type == Type.STRING else "; use `epoch(x)`"
         if node.type == Type.STRING and what not in {"`+`", "`-`", "`*`", "`/`"}:
             hint = ""
-        return self._wrong(f"{_source(tree)} is {_a(node)}: {what} needs a number{hint}")
+        return self._wrong(f"{source_of(tree)} is {_a(node)}: {what} needs a number{hint}")
 
     def _truth(self, node: Node, tree: ast.expr, what: str, hint: str = "") -> Node:
         if node.type == Type.UNKNOWN and node is not _NULL:
             return node
         if node.type != Type.BOOL:
             hint = hint or ("; write `!= 0`" if node.type == Type.NUMBER else "; write `is not None`, or compare it")
-            return self._wrong(f"{_source(tree)} is {_a(node)}: {what} needs true or false{hint}")
+            return self._wrong(f"{source_of(tree)} is {_a(node)}: {what} needs true or false{hint}")
         return Node("truth", (node,), Type.BOOL) if node.nullable else node
-
-
-def _depth(tree: ast.expr) -> int:
-    """Levels of a syntax tree, counted without recursion: whatever recurses over it later knows that it may."""
-    depth, level = 0, [tree]
-    while level and depth <= MAX_DEPTH:
-        depth += 1
-        level = [child for node in level for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
-    return depth
 
 
 def _as_number(node: Node) -> Node:
@@ -613,11 +548,6 @@ def _fold(op: str, nodes: Sequence[Node], kind: Type = Type.BOOL) -> Node:
 
 def _a(node: Node) -> str:
     return "`None`" if node is _NULL else _A.get(node.type, "not known")
-
-
-def _source(tree: ast.expr) -> str:
-    text = ast.unparse(tree)
-    return f"`{text}`" if len(text) <= 60 else f"`{text[:57]}...`"
 
 
 def _meant(name: str, known: Collection[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
@@ -10,17 +9,14 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import JobFileError
 from pipeline.job.check import Parts, check
-from pipeline.job.document import Document, Problem, read_yaml
+from pipeline.job.document import Problem, read_yaml
+from pipeline.job.problems import dotted, error_of, located, within
 from pipeline.job.types import KINDS, FeatureName, FieldType, JobName, LookupField, MapName, Name, Strict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path as FilePath
 
-    from pipeline.job.document import Path
-
-MAX_PROBLEMS = 25
-"""Problems shown at once."""
 
 _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
@@ -180,7 +176,7 @@ class Job(Strict):
     def _parts_fit(self) -> Job:
         problems = check(_parts(self.schema_, self.lookups, self.features, self, frozenset()))
         if problems:
-            text = "; ".join(f"{_dotted(path)}: {message}" for path, message in problems)
+            text = "; ".join(f"{dotted(path)}: {message}" for path, message in problems)
             raise PydanticCustomError("job_parts", "{text}", {"text": text})
         return self
 
@@ -210,6 +206,19 @@ class Job(Strict):
             ValueError: It is not a job.
         """
         return cls.model_validate(value, by_alias=True, by_name=False)
+
+
+_MODELS: dict[tuple[str, ...], type[Strict]] = {
+    (): Job,
+    ("schema",): FieldType,
+    ("lookups",): Lookup,
+    ("lookups", "fields"): LookupField,
+    ("features",): Feature,
+    ("model",): ModelRef,
+    ("result",): ResultSpec,
+    ("decisions",): Decision,
+}
+"""The models of the parts of a file, by their path without the names that a user gave."""
 
 
 def load_job(path: FilePath | str) -> Job:
@@ -251,12 +260,12 @@ def parse_job(text: str, source: str) -> Job:
         try:
             job = Job.model_validate(document.data, by_alias=True, by_name=False)
         except ValidationError as error:
-            problems += _located(error, document)
-            problems += [Problem(document.line_of(p), _within(p, m)) for p, m in check(_draft(document.data))]
+            problems += located(error, document, _MODELS)
+            problems += [Problem(document.line_of(p), within(p, m)) for p, m in check(_draft(document.data))]
     elif not problems:
         problems.append(Problem(1, "the file is empty"))
     if job is None or problems:
-        raise _error(problems, source)
+        raise error_of(problems, source)
     return job
 
 
@@ -277,9 +286,6 @@ def job_json_schema() -> dict[str, Any]:
     single = {"type": ["string", "number"], "description": key.pop("description"), "title": key.pop("title")}
     definitions["Lookup"]["properties"]["key"] = {"anyOf": [single, key]}
     return {"$schema": _SCHEMA_URL, **schema}
-
-
-# ---------------------------------------------------------------------- problems
 
 
 def _parts(schema: Any, lookups: Any, features: Any, rest: Any, broken: frozenset[str]) -> Parts:
@@ -325,113 +331,3 @@ def _draft(data: Any) -> Parts:
         except ValidationError:
             continue
     return _parts(sections["schema"], sections["lookups"], sections["features"], rest, frozenset(broken))
-
-
-def _located(error: ValidationError, document: Document) -> list[Problem]:
-    found = []
-    for detail in error.errors(include_url=False):
-        if detail["type"] == "job_parts":
-            continue
-        path: Path = tuple(part for part in detail["loc"] if part != "[key]")
-        if detail["type"] == "extra_forbidden":
-            found.append(Problem(document.line_of(path), _unknown_key(path)))
-            continue
-        if path and path[-1] in {"float", "bool", "str"} and path[:-1] in document.lines:
-            path = path[:-1]  # a branch of a union
-        found.append(Problem(document.line_of(path), _within(path, _said(detail, path))))
-    return found
-
-
-def _said(detail: Any, path: Path) -> str:
-    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    if kind == "missing":
-        return f"the key `{path[-1]}` is missing"
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "literal_error":
-        text = str(value)
-        close = difflib.get_close_matches(text, KINDS if path[-1] == "type" else [], n=1)
-        meant = f", did you mean `{close[0]}`?" if close else ""
-        return f"`{text}` is not one of {context['expected'].replace(chr(39), '`')}{meant}"
-    names = {
-        "model_type": "a mapping (`key: value`)",
-        "dict_type": "a mapping (`key: value`)",
-        "model_attributes_type": "a mapping (`key: value`)",
-        "string_type": "a text",
-        "float_type": "a number",
-        "int_type": "a whole number",
-        "int_parsing": "a whole number",
-        "int_from_float": "a whole number",
-        "tuple_type": "a list",
-    }
-    if kind in names:
-        return f"it must be {names[kind]}, not {_shown(value)}"
-    if kind == "too_short":
-        return "it is empty"
-    if kind == "too_long":
-        return f"there are {context.get('actual_length')} of them, at most {context.get('max_length')} are possible"
-    if kind == "string_too_long":
-        return f"it is longer than {context.get('max_length')} characters"
-    if kind == "string_too_short":
-        return "it is empty"
-    return str(detail["msg"][:1].lower() + detail["msg"][1:])
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "empty"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return "a list"
-    text = str(value)
-    return f"`{text}`" if len(text) <= 60 else f"`{text[:57]}...`"
-
-
-def _unknown_key(path: Path) -> str:
-    models: dict[tuple[str, ...], type[Strict]] = {
-        (): Job,
-        ("schema",): FieldType,
-        ("lookups",): Lookup,
-        ("lookups", "fields"): LookupField,
-        ("features",): Feature,
-        ("model",): ModelRef,
-        ("result",): ResultSpec,
-        ("decisions",): Decision,
-    }
-    *parents, key = path
-    # The path without the names that a user gave: lookups, plane, fields, year -> lookups, fields.
-    shape = tuple(str(part) for part in parents[::2])
-    keys = [field.alias or name for name, field in models.get(shape, Job).model_fields.items()]
-    close = difflib.get_close_matches(str(key), keys, n=1)
-    where = f" in `{_dotted(tuple(parents))}`" if parents else ""
-    meant = f", did you mean `{close[0]}`?" if close else f"; possible are {', '.join(f'`{name}`' for name in keys)}"
-    return f"unknown key `{key}`{where}{meant}"
-
-
-def _within(path: Path, message: str) -> str:
-    if path[:1] == ("features",) and len(path) > 1:
-        return f"feature `{path[1]}`: {message}"
-    if path[:1] == ("lookups",) and len(path) > 1:
-        inner = f" {_dotted(path[2:])}:" if len(path) > 2 else ""
-        return f"lookup `{path[1]}`:{inner} {message}"
-    if path[:1] == ("schema",) and len(path) > 1:
-        return f"schema field `{path[1]}`: {message}"
-    if not path or "is missing" in message:
-        return message if len(path) < 2 else f"`{_dotted(path[:-1])}`: {message}"
-    return f"`{_dotted(path)}`: {message}"
-
-
-def _dotted(path: Path) -> str:
-    text = ""
-    for part in path:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def _error(problems: list[Problem], source: str) -> JobFileError:
-    ordered = sorted(set(problems))
-    lines = [f"{source} line {problem.line}: {problem.message}" for problem in ordered[:MAX_PROBLEMS]]
-    if len(ordered) > MAX_PROBLEMS:
-        lines.append(f"... and {len(ordered) - MAX_PROBLEMS} more")
-    return JobFileError("\n".join(lines))

@@ -1,5 +1,7 @@
 """The job file: what it gives, and what it says of every mistake."""
 
+# ruff: noqa: E501 -- messages are compared as a person reads them, in one line
+
 from __future__ import annotations
 
 import json
@@ -231,3 +233,11 @@ def test_the_json_schema_knows_short_and_long_forms():
     assert definitions["ModelRef"]["anyOf"][0] == {"type": "string"}
     assert definitions["Lookup"]["properties"]["key"]["anyOf"][0]["type"] == ["string", "number"]
     assert all("description" in value or "$ref" in value for value in schema["properties"].values())
+
+
+def test_the_documentation_shows_a_valid_job_with_every_key():
+    text = (Path(__file__).parents[2] / "docs" / "job-file.md").read_text()
+    job = parse_job(text.partition("```yaml\n")[2].partition("```")[0], "docs/job-file.md")
+    assert job.decision_steps == ((0.5,), ("on time", "late"))
+    for key in [*job_json_schema()["properties"], *job_json_schema()["$defs"]["Lookup"]["properties"]]:
+        assert f"| `{key}` |" in text, key

@@ -35,9 +35,21 @@ def values(table: LookupTable, key: object) -> dict[str, object]:
 
 def test_an_entry_is_found_by_its_key_with_its_types():
     table = table_of()
-    table.put("k", b'{"year": 2004, "seats": 5, "name": "n", "kind": "x", "big": true, "since": "1970-01-02T00:00:00Z", "last-seen": 1500, "more": []}')  # fmt: skip
+    table.put(
+        "k",
+        b'{"year": 2004, "seats": 5, "name": "n", "kind": "x", "big": true, "since": "1970-01-02T00:00:00Z", '
+        b'"last-seen": 1500, "more": []}',
+    )
     table.put(17, '{"year": 1.5}')
-    assert values(table, "k") == {"year": 2004.0, "seats": 5.0, "name": "n", "kind": "x", "big": 1.0, "since": 86400.0, "seen": 1.5}  # fmt: skip
+    assert values(table, "k") == {
+        "year": 2004.0,
+        "seats": 5.0,
+        "name": "n",
+        "kind": "x",
+        "big": 1.0,
+        "since": 86400.0,
+        "seen": 1.5,
+    }
     assert values(table, 17)["year"] == 1.5
     assert values(table, "17")["name"] is None
     assert len(table) == 2

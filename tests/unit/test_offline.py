@@ -1,4 +1,7 @@
-"""Features offline: the same bits as live, from CSV and Parquet; categories; and what is said of tables that do not fit."""
+"""Features offline: the same bits as live, from CSV and Parquet; categories; and tables that do not fit."""
+
+# ruff: noqa: E501 -- messages are compared as a person reads them, in one line
+# ruff: noqa: PD011 -- these `.values` are those of a matrix, not of pandas
 
 from __future__ import annotations
 
@@ -203,8 +206,8 @@ def test_an_empty_history_gives_an_empty_matrix():
         (lambda h, d: (h.drop(columns="amount"), d), "the history has no column `amount`.\nDid you mean `count`?"),
         (lambda h, d: (h.drop(columns="sent-at"), d), "the history has no column `sent-at`."),
         (lambda h, d: (h.assign(at=pd.to_datetime(h["at"], utc=True, format="ISO8601").dt.tz_localize(None)), d), "the history: the column `at` has times without a time zone."),
-        (lambda h, d: (h, {}), "There is no table for the lookup `shop`.\nGiven are: none."),
-        (lambda h, d: (h, None), "The job has a lookup `shop`, but no tables of lookups are given."),
+        (lambda h, _: (h, {}), "There is no table for the lookup `shop`.\nGiven are: none."),
+        (lambda h, _: (h, None), "The job has a lookup `shop`, but no tables of lookups are given."),
         (lambda h, d: (h, {**d, "item": d["item"].drop(columns="id")}), "the table of the lookup `item` has no column `id`, which is the key of the lookup `item`."),
         (lambda h, d: (h, {**d, "item": d["item"].drop(columns="price")}), "the table of the lookup `item` has no column `price`."),
         (lambda h, d: (h.assign(at="2020-01-01 05:00:00"), d), "the history, row 1: field `at`: expected `datetime` with a timezone component."),
