@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-STOP_SECONDS = 15.0
+STOP_SECONDS = 5.0
+"""How long the module may take to stop in order; much longer only if the cluster that it speaks to is gone as well."""
+
 _TAIL_LINES = 12
 
 

@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hazelcast.errors import HazelcastError
+
 from pipeline.client import Client
 from pipeline.demo.dataset import LATE_MINUTES, events, load_flights
 from pipeline.demo.extras import require_extras
@@ -111,6 +113,8 @@ def run_demo(
             if options.keep_running:
                 story.wait()
             return report
+    except asyncio.CancelledError:  # how a signal other than Ctrl-C ends an event loop
+        raise KeyboardInterrupt from None
     finally:
         with undisturbed():
             stack.close()
@@ -130,7 +134,7 @@ class _Story:
         job = load_job(folder / "job.yaml")
         _make_folder(options.output)
         with step("Starting a Hazelcast cluster") as at:
-            settings = self._settings(at)
+            settings = self._settings(at, run)
         with step("Reading the flights of 2013") as at:
             flights = load_flights()
             stream = flights.stream if options.flights is None else flights.stream.head(options.flights)
@@ -166,9 +170,10 @@ class _Story:
 
     # ------------------------------------------------------------------ cluster and worker
 
-    def _settings(self, at: Step) -> GridSettings:
+    def _settings(self, at: Step, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> GridSettings:
         options = self._options
         if options.settings is not None:
+            run(_reach(options.settings))  # rather now than after the training
             at.done(f"Using the cluster `{options.settings.cluster_name}` at {', '.join(options.settings.members)}")
             return options.settings
         self._cluster = self._stack.enter_context(
@@ -204,9 +209,11 @@ class _Story:
             try:
                 async with await connect(settings, name="gridscore-demo") as grid:
                     return await self._scored(grid, settings, job, flights, stream, model)
-            except GridError:
+            except (GridError, HazelcastError) as error:
                 self._alive()  # a cluster that has died is the cause, not what the connection makes of it
-                raise
+                if isinstance(error, GridError):
+                    raise
+                raise GridError(f"The cluster did not do what it was asked: {error}") from error
 
     async def _scored(
         self,
@@ -305,6 +312,10 @@ class _Story:
             problems=problems,
         )
         return report, scores
+
+
+async def _reach(settings: GridSettings) -> None:
+    await (await connect(settings)).close()
 
 
 async def _push(client: Client, job: Job, model: TrainedModel) -> ModelVersion:

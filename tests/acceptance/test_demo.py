@@ -24,11 +24,11 @@ FLIGHTS = 20_000
 class Demo:
     """A running demo, and all processes that come of it."""
 
-    def __init__(self, folder, home, *arguments):
+    def __init__(self, folder, home, arguments, more):
         self.mark = uuid.uuid4().hex
         self.output = folder / "out"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GRIDSCORE_")}
-        environment |= {"GRIDSCORE_HOME": str(home), MARK: self.mark, "PYTHONUNBUFFERED": "1"}
+        environment |= {"GRIDSCORE_HOME": str(home), MARK: self.mark, "PYTHONUNBUFFERED": "1", **more}
         command = [sys.executable, "-m", "pipeline.cli", "demo", "--heap", "512m", "--output", str(self.output)]
         self.process = subprocess.Popen(
             [*command, *arguments, "--json"],
@@ -77,8 +77,8 @@ class Demo:
 def start(tmp_path, home):
     started = []
 
-    def start_demo(*arguments):
-        demo = Demo(tmp_path, home, *arguments)
+    def start_demo(*arguments, **environment):
+        demo = Demo(tmp_path, home, arguments, environment)
         started.append(demo)
         return demo
 
@@ -135,7 +135,7 @@ def test_second_run_on_a_cluster_that_stays_scores_again(start, cluster):
     "moment",
     [
         "Starting",  # its cluster
-        "Hazelcast 5",
+        "is up",
         "flights:",  # read; now it trains, or looks into the cache
         "in the registry",
         "RUNNING",
@@ -170,7 +170,7 @@ def test_being_killed_leaves_no_process(start, ended_by, code):
 
 
 def test_a_cluster_that_is_not_there_is_an_error_for_people(start):
-    demo = start("--members", "127.0.0.1:1", "--flights", "10")
+    demo = start("--members", "127.0.0.1:1", "--flights", "10", GRIDSCORE_CONNECT_TIMEOUT="0.5")
     demo.finish()
     assert demo.process.returncode == 4
     assert "Traceback" not in demo.said
