@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 from typing import TYPE_CHECKING, Any, Self
@@ -115,12 +114,9 @@ async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
     config = _client_config(settings, addresses, name or f"gridscore-{uuid.uuid4().hex[:8]}")
     where = f"cluster `{settings.cluster_name}` at {', '.join(addresses)}"
     try:
-        async with asyncio.timeout(settings.connect_timeout + 5):
-            return Grid(await transport.start_client(config), settings)
-    except (TimeoutError, IllegalStateError, OSError) as error:
+        return Grid(await transport.start_client(config, settings.connect_timeout), settings)
+    except (TimeoutError, IllegalStateError, OSError):
         _log.debug("connecting failed", exc_info=True)
-        if isinstance(error.__cause__ or error, AuthenticationError):
-            raise ConnectionFailedError(f"The {where} refused this client.", _refusal_hint(settings)) from None
         raise ConnectionFailedError(
             f"No connection to the {where}.",
             "Is a member running there, and is that the cluster's name? `gridscore up` starts one on this machine; "
@@ -143,7 +139,8 @@ def _client_config(settings: GridSettings, addresses: list[str], name: str) -> C
     config.client_name = name
     config.cluster_name = settings.cluster_name
     config.cluster_members = addresses
-    config.cluster_connect_timeout = settings.connect_timeout
+    # A worker waits for a lost cluster as long as it takes; `connect` bounds only the first search.
+    config.cluster_connect_timeout = -1
     config.connection_timeout = min(5.0, settings.connect_timeout)
     config.retry_initial_backoff = 0.2
     config.retry_max_backoff = 2.0

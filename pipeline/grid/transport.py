@@ -11,6 +11,7 @@ is a run of frames up to one with the final flag.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 import time
@@ -29,7 +30,6 @@ from hazelcast.serialization.data import Data
 from pipeline.errors import UnsupportedClientError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
@@ -179,33 +179,44 @@ class _Connection(AsyncioConnection):  # type: ignore[misc]
         return _Protocol(self)
 
     async def close_connection(self, reason: str | None, cause: Exception | None, unsafe: bool = False) -> None:
-        if isinstance(cause, AuthenticationError):
-            self._reactor.refusal = cause
+        if isinstance(cause, AuthenticationError) and not self._reactor.refused.done():
+            self._reactor.refused.set_exception(cause)
         await super().close_connection(reason, cause, unsafe)
 
 
 class _Reactor(AsyncioReactor):  # type: ignore[misc]
-    refusal: AuthenticationError | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: asyncio.Future[None] = self._loop.create_future()
 
     def connection_factory(self, *arguments: Any) -> AsyncioConnection:
         return _Connection.create_and_connect(self._loop, self, *arguments)
 
 
-async def start_client(config: Any) -> HazelcastClient:
+async def start_client(config: Any, seconds: float) -> HazelcastClient:
     """Start a client that uses the connections of this file.
+
+    Args:
+        config: Of the client; it should look for a lost cluster for ever, which `seconds` bounds for the first time.
+        seconds: How long to look for the cluster.
 
     Raises:
         AuthenticationError: A member refused the cluster name or the credentials.
-        IllegalStateError: No member answered in the configured time.
+        TimeoutError: No member answered in time.
     """
     client = HazelcastClient(config)
     reactor = _Reactor()
     client._connection_manager._reactor = reactor  # noqa: SLF001
+    starting = asyncio.ensure_future(client._start())  # noqa: SLF001
     try:
-        await client._start()  # noqa: SLF001
-    except Exception:
-        if reactor.refusal is not None:
-            raise reactor.refusal from None
+        async with asyncio.timeout(seconds):
+            # The client would go on trying a cluster that has refused it.
+            await asyncio.wait((starting, reactor.refused), return_when=asyncio.FIRST_COMPLETED)
+        await (starting if starting.done() else reactor.refused)
+    except BaseException:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await client.shutdown()
         raise
     return client
 

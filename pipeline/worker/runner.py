@@ -54,7 +54,7 @@ _CHECKS_PER_SECOND = 10
 _RETRY_SECONDS = 0.5
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Write:
     """A put-all under way, and the offset that it allows."""
 

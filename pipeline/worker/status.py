@@ -76,6 +76,15 @@ async def living_workers(grid: Grid) -> list[dict[str, Any]]:
     return [r.value for r in records.values() if now - r.value["seen_at"] < GONE_SECONDS * 1000]
 
 
+async def forget_gone_workers(grid: Grid, seconds: float) -> None:
+    """Remove the records of workers that have not been heard of for so long."""
+    records = Records(grid, WORKERS_MAP)
+    now = time.time() * 1000
+    for key, record in (await records.all()).items():
+        if now - record.value["seen_at"] > seconds * 1000:
+            await records.delete(key)
+
+
 async def lag(grid: Grid, record: JobRecord) -> tuple[int | None, int]:
     """Unread events of a job (None if its journal cannot be read), and how many partitions have an owner."""
     leases = await read_records(grid, record.name)

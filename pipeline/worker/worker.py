@@ -20,7 +20,7 @@ from pipeline.job import JobRecord, Jobs, JobState
 from pipeline.job.life import WANTED
 from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.runner import JobRunner
-from pipeline.worker.status import WORKERS_MAP
+from pipeline.worker.status import WORKERS_MAP, forget_gone_workers
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
+FORGET_SECONDS = 60.0
+"""Records of workers that were killed are removed by others after this time."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Worker:
         self._stop_watching: Any = None
         self._main: asyncio.Task[None] | None = None
         self._began = time.time()
+        self._swept_at = 0
         self._notes: set[asyncio.Task[None]] = set()
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
@@ -166,16 +169,20 @@ class Worker:
         _log.info("%s: stopped", name, extra={"action": "job_stop", "job": name})
 
     async def _publish(self) -> None:
+        now = int(time.time() * 1000)
         value = {
             "id": self.id,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "began_at": int(self._began * 1000),
-            "seen_at": int(time.time() * 1000),
+            "seen_at": now,
             "jobs": {name: running.runner.stats.to_json() for name, running in self._running.items()},
         }
         proxy = await self._grid.map(WORKERS_MAP)
         await proxy.set(self.id, HazelcastJsonValue(record_text(value)))
+        if now - self._swept_at > FORGET_SECONDS * 1000:
+            self._swept_at = now
+            await forget_gone_workers(self._grid, FORGET_SECONDS)
 
     async def _stop(self) -> None:
         for name in list(self._running):
