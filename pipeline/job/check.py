@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ExpressionError
 from pipeline.job.expressions import Node, Scope, compile_expression, is_coded
+from pipeline.job.problems import MAX_PROBLEMS
 from pipeline.job.types import Type
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def _check_features(parts: Parts) -> list[tuple[Path, str]]:
     names = list(parts.features)
     coded: set[str] = set()
     for position, (name, feature) in enumerate(parts.features.items()):
+        if len(found) > MAX_PROBLEMS:
+            break  # no more are shown, and each costs a search for what was meant
         scope = Scope(parts.fields, lookups, names[:position], coded, parts.broken, names[position:])
         path = ("features", name, "expression")
         try:

@@ -13,6 +13,7 @@ import math
 import re
 import zoneinfo
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ExpressionError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 MAX_CONCATENATIONS = 16
 """Strings put together in one expression; with the size of an event, this bounds what a row can take."""
 MAX_ITEMS = 1_000
+MAX_PROBLEMS = 5
+"""Problems told of one expression; each costs a search for what was meant."""
 
 _ARITHMETIC = {
     ast.Add: ("add", "+"),
@@ -106,9 +109,12 @@ def compile_expression(text: str, scope: Scope, *, category: str | None = None) 
         ExpressionError: It cannot be used; the message has a line for each reason.
     """
     compiler = _Compiler(text, scope, category)
-    node = compiler.compile()
+    try:
+        node = compiler.compile()
+    except _EnoughError:
+        node = _UNKNOWN
     if compiler.problems:
-        raise ExpressionError("\n".join(dict.fromkeys(compiler.problems)))
+        raise ExpressionError("\n".join(compiler.problems))
     return node
 
 
@@ -117,6 +123,10 @@ def is_coded(node: Node, coded: Collection[str]) -> bool:
     if node.op == "category" or (node.op == "feature" and node.value in coded):
         return True
     return any(is_coded(arg, coded) for arg in node.args)
+
+
+class _EnoughError(Exception):
+    """So much is wrong that no more need be told."""
 
 
 class _Compiler:
@@ -141,7 +151,10 @@ class _Compiler:
         return node
 
     def _wrong(self, message: str) -> Node:
-        self.problems.append(message)
+        if message not in self.problems:
+            self.problems.append(message)
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise _EnoughError
         return _UNKNOWN
 
     # ------------------------------------------------------------------ nodes
@@ -425,7 +438,7 @@ class _Compiler:
                 raise ValueError(zone)  # noqa: TRY301 -- one message for all
             zoneinfo.ZoneInfo(zone)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            meant = _meant(str(zone), zoneinfo.available_timezones())
+            meant = _meant(str(zone), _zones())
             return self._wrong(f"`{name}`: there is no time zone `{zone}`{meant}")
         return Node(name, (Node("local", (node,), Type.TIMESTAMP, zone),), Type.NUMBER)
 
@@ -544,6 +557,11 @@ def _fold(op: str, nodes: Sequence[Node], kind: Type = Type.BOOL) -> Node:
     for node in nodes[1:]:
         result = Node(op, (result, node), kind)
     return result
+
+
+@cache
+def _zones() -> tuple[str, ...]:
+    return tuple(zoneinfo.available_timezones())
 
 
 def _a(node: Node) -> str:

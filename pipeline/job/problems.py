@@ -71,7 +71,7 @@ def _said(detail: Any, path: Path) -> str:
     if kind == "too_short":
         return "it is empty"
     if kind == "too_long":
-        return f"there are {context.get('actual_length')} of them, at most {context.get('max_length')} are possible"
+        return f"there are {len(value)} of them, at most {context.get('max_length')} are possible"
     if kind == "string_too_long":
         return f"it is longer than {context.get('max_length')} characters"
     if kind == "string_too_short":

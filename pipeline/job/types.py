@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import keyword
+import math
 import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictStr, model_validator
 
 MAX_NAME = 64
 
@@ -127,14 +128,13 @@ class LookupField(FieldType):
     As that of an event's field, and with the value to take if there is no entry, or the entry has none.
     """
 
-    default: float | bool | str | None = Field(
+    default: StrictBool | StrictFloat | StrictStr | None = Field(
         default=None, union_mode="left_to_right", description="What to take if there is no entry or no value."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _exact_default(cls, value: Any) -> Any:
-        # Pydantic's float would take "1" and True; the type of a default is compared with the field's below.
         if isinstance(value, dict) and not isinstance(value.get("default"), (int, float, str, type(None))):
             raise ValueError("`default` must be a number, a string, true or false")  # noqa: TRY004 -- pydantic's way
         return value
@@ -147,8 +147,8 @@ class LookupField(FieldType):
         if self.type == "timestamp":
             raise ValueError("a timestamp cannot have a default: use `coalesce` or `is None` in the expression")
         fits = {
-            "float": isinstance(default, float) and not isinstance(default, bool),
-            "int": isinstance(default, float) and not isinstance(default, bool) and default.is_integer(),
+            "float": isinstance(default, float) and math.isfinite(default),
+            "int": isinstance(default, float) and default.is_integer(),
             "string": isinstance(default, str),
             "bool": isinstance(default, bool),
         }[self.type]

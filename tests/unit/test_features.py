@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -275,3 +277,10 @@ def test_large_batches_have_the_same_bits_too():
     for size in (1, 7, 1_024, 8_192):
         parts = [plan.matrix(all_events[start : start + size]) for start in range(0, len(all_events), size)]
         assert np.array_equal(bits(np.concatenate(parts)), bits(whole)), size
+
+
+def test_a_worker_does_without_pandas():
+    script = (
+        "import sys, pipeline.features, pipeline.job; sys.exit('pandas' in sys.modules or 'pyarrow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=False).returncode == 0

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,9 @@ def test_the_examples_are_valid():
         ("  origin: string", "  class: string", "line 5: schema field `class`: `class` cannot be a name in expressions: use letters, digits and `_`, no digit first, no Python keyword"),
         ("default: 0", "default: few", "line 14: lookup `plane`: fields.seats: `default: few` is not of the type int"),
         ("default: 0", "default: 0.5", "line 14: lookup `plane`: fields.seats: `default: 0.5` is not of the type int"),
+        ("default: 0", "default: true", "line 14: lookup `plane`: fields.seats: `default: True` is not of the type int"),
+        ("default: 0", "default: [0]", "line 14: lookup `plane`: fields.seats: `default` must be a number, a string, true or false"),
+        ("default: 0", "default: 1e999", "line 14: lookup `plane`: fields.seats: `default: inf` is not of the type int"),
         ("key: tailnum", "key: tailnumber", "line 13: lookup `plane`: key: there is no event field or earlier feature `tailnumber`, did you mean `tailnum`?"),
         ("key: tailnum", "key: tailnum == 'x'", "line 13: lookup `plane`: key: `tailnum == 'x'` is true or false: a key is a string or a whole number"),
         ("key: tailnum", "key: {a: b}", "line 13: lookup `plane`: key[1]: it must be a text, not a mapping"),
@@ -241,3 +245,19 @@ def test_the_documentation_shows_a_valid_job_with_every_key():
     assert job.decision_steps == ((0.5,), ("on time", "late"))
     for key in [*job_json_schema()["properties"], *job_json_schema()["$defs"]["Lookup"]["properties"]]:
         assert f"| `{key}` |" in text, key
+
+
+def test_a_file_full_of_mistakes_is_read_in_no_time():
+    names = "\n".join(f"  f{i}: {' + '.join(f'nope{i}_{j}' for j in range(60))}" for i in range(900))
+    zones = "\n".join(f'  z{i}: hour(time_hour, "Amerca/Z{i}")' for i in range(90))
+    began = time.process_time()
+    assert len(problems(changed("  temp: weather.temp", f"{names}\n{zones}"))) == 26
+    assert len(problems(changed("  temp: weather.temp", f"{zones}"))) == 26
+    assert time.process_time() - began < 10
+
+
+def test_features_of_features_of_features_cost_what_they_are():
+    doubled = "\n".join(f"  f{i}: f{i - 1} + f{i - 1}" for i in range(1, 900))
+    began = time.process_time()
+    parse_job(changed("  temp: weather.temp", f"  f0: dep_delay\n{doubled}"), "job.yaml")
+    assert time.process_time() - began < 5
