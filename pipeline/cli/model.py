@@ -88,7 +88,7 @@ def push(
     if not is_new and metrics and metrics != version.metrics:
         _say("Its metrics stay as they were; --again makes a new version with these.", style="dim")
     _early_stopping(version)
-    if not alias:
+    if is_new and not alias:
         _say(f"Go live with it: gridscore model promote {name} --version {version.version}", style="dim")
 
 
@@ -119,17 +119,15 @@ def list_(
             model.name,
             v.version,
             ", ".join(model.aliases_of(v.version)),
-            v.objective,
             len(v.features),
             v.trees,
-            _size(v.size),
             _metrics(v),
-            v.created_at,
+            v.created_at[:16].replace("T", " "),
         )
         for model in models
         for v in model.versions
     ]
-    columns = ("MODEL", "VERSION", "ALIASES", "OBJECTIVE", "FEATURES", "TREES", "SIZE", "METRICS", "PUSHED")
+    columns = ("MODEL", "VERSION", "ALIASES", "FEATURES", "TREES", "METRICS", "PUSHED (UTC)")
     print_table(columns, rows, empty="No models. `gridscore model push FILE --name NAME` pushes one.")
 
 
@@ -177,7 +175,7 @@ def show(
         "objective": found.objective,
         "trees": f"{found.trees:,} in {found.rounds:,} rounds",
         "metrics": _metrics(found) or "none",
-        "size": f"{_size(found.size)} in {found.chunks} chunks",
+        "size": f"{_size(found.size)} in {found.chunks} chunk{'s' * (found.chunks > 1)}",
         "sha256": found.sha256,
         "xgboost": found.xgboost_version,
         "pushed": found.created_at,

@@ -18,6 +18,8 @@ _LEAF = -1
 _MAX_CATEGORY = 1 << 24
 """Above it, float32 cannot tell category codes apart."""
 
+MAX_FEATURES = 100_000
+
 NAMES_HINT = (
     "Train on a DataFrame, give names to `xgboost.DMatrix(X, label=y, feature_names=[...])`, or set "
     "`booster.feature_names = [...]` in the order of the columns, and save it again."
@@ -32,19 +34,21 @@ class Description:
         features: Names in the order of the columns; empty if it has none.
         feature_types: As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it has none.
         feature_count: Number of columns that it was trained on.
+        booster: `gbtree` or `dart`.
         objective: As XGBoost names it.
         trees: Number of trees.
         rounds: Number of boosting rounds.
         best_iteration: Where early stopping found the best round, if it was used.
         xgboost_version: That saved it.
         attributes: Texts that its maker attached.
-        categories: Category texts by feature, where training on a DataFrame recorded them.
+        categories: Category texts by feature, where training on a DataFrame recorded them in ASCII.
         highest_category: Highest category code that a split asks for, by column.
     """
 
     features: tuple[str, ...]
     feature_types: tuple[str, ...]
     feature_count: int
+    booster: str
     objective: str
     trees: int
     rounds: int
@@ -77,6 +81,7 @@ def _describe(document: dict[str, Any], source: str) -> Description:
     learner = document["learner"]
     booster = learner["gradient_booster"]
     name = booster["name"]
+    saved_by = _version(document["version"], source)
     if name == "gblinear":
         raise ModelError(
             f"{source} is a linear model (`booster=gblinear`), which XGBoost cannot predict with in place.",
@@ -94,6 +99,8 @@ def _describe(document: dict[str, Any], source: str) -> Description:
     if not trees:
         raise ModelError(f"{source} has no trees.", "Train it for at least one round before saving it.")
     _expect(int(model["gbtree_model_param"]["num_trees"]) == len(trees), "its number of trees is wrong")
+    _expect(1 <= count <= MAX_FEATURES, f"{count} columns, of {MAX_FEATURES} at most")
+    _expect(outputs <= len(trees), f"{outputs} outputs, but only {len(trees)} trees")
     info = _integers(model["tree_info"], "tree_info")
     _expect(len(info) == len(trees), "its tree_info has not one number a tree")
     _expect(bool(((info >= 0) & (info < outputs)).all()), "its tree_info names an output that it does not have")
@@ -107,6 +114,7 @@ def _describe(document: dict[str, Any], source: str) -> Description:
                 "Train it with `multi_strategy=one_output_per_tree`.",
             )
         try:
+            _expect(tree["id"] == number, "its number is another")
             _check_tree(tree, count, highest)
         except (KeyError, TypeError, ValueError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -116,6 +124,7 @@ def _describe(document: dict[str, Any], source: str) -> Description:
     types = _texts(learner.get("feature_types", []), "feature_types")
     _expect(len(features) in (0, count), f"{len(features)} feature names for {count} columns")
     _expect(len(types) in (0, count), f"{len(types)} feature types for {count} columns")
+    _expect(set(types) <= {"float", "int", "i", "q", "c"}, "a feature type that XGBoost does not have")
     attributes = learner.get("attributes", {})
     _texts(list(attributes.values()), "attributes")
     best = attributes.get("best_iteration")
@@ -123,15 +132,28 @@ def _describe(document: dict[str, Any], source: str) -> Description:
         features=features,
         feature_types=types,
         feature_count=count,
+        booster=name,
         objective=str(learner["objective"]["name"]),
         trees=len(trees),
         rounds=_rounds(model, len(trees), outputs),
         best_iteration=int(best) if best is not None and best.isascii() and best.isdecimal() else None,
-        xgboost_version=".".join(str(int(part)) for part in list(document["version"])[:3]),
+        xgboost_version=saved_by,
         attributes=attributes,
         categories=_recorded_categories(model.get("cats"), features, count),
         highest_category=highest,
     )
+
+
+def _version(value: Any, source: str) -> str:
+    parts = _integers(value, "version").tolist()
+    _expect(len(parts) == 3 and min(parts) >= 0 and max(parts) < 1000, "its version is not three numbers")
+    text = ".".join(map(str, parts))
+    if parts < [1, 6, 0]:
+        raise ModelError(
+            f"{source} was saved by XGBoost {text}, which is too old.",
+            "Load it with a newer XGBoost and save it again.",
+        )
+    return text
 
 
 def _rounds(model: dict[str, Any], trees: int, outputs: int) -> int:
@@ -146,16 +168,21 @@ def _rounds(model: dict[str, Any], trees: int, outputs: int) -> int:
 def _check_tree(tree: dict[str, Any], feature_count: int, highest: dict[int, int]) -> None:
     nodes = int(tree["tree_param"]["num_nodes"])
     _expect(nodes >= 1, "it has no nodes")
+    _expect(int(tree["tree_param"].get("size_leaf_vector", 1)) in (0, 1), "its leaves have no size")
     _expect(int(tree["tree_param"]["num_feature"]) == feature_count, "its number of features is not the model's")
     left, right = _integers(tree["left_children"], "left_children"), _integers(tree["right_children"], "right_children")
     features = _integers(tree["split_indices"], "split_indices")
-    for name in ("parents", "split_conditions", "default_left", "base_weights"):
+    parents = _integers(tree["parents"], "parents")
+    for name in ("split_conditions", "default_left", "base_weights", "loss_changes", "sum_hessian"):
         _expect(len(tree[name]) == nodes, f"{name} has not one number a node")
     _expect(len(left) == len(right) == len(features) == nodes, "it has not two children and a feature a node")
+    _expect(len(parents) == nodes, "it has not one parent a node")
+    _expect(bool(((parents[1:] >= 0) & (parents[1:] < nodes)).all()), "a parent is not a node")
     inner = np.flatnonzero(left != _LEAF)
     for children in (left[inner], right[inner]):
         # XGBoost numbers a child after its parent. Whoever follows such numbers comes to a leaf.
         _expect(bool(((children > inner) & (children < nodes)).all()), "a child is not a node below its parent")
+        _expect(bool((parents[children] == inner).all()), "a parent is not the one whose child it is")
     split_on = features[inner]
     _expect(bool(((split_on >= 0) & (split_on < feature_count)).all()), "it splits on a feature that does not exist")
     if "split_type" in tree:
@@ -219,7 +246,8 @@ def _recorded_categories(cats: Any, features: tuple[str, ...], count: int) -> di
             continue
         fits = offsets[0] == 0 and offsets[-1] == len(raw) and bool((np.diff(offsets) >= 0).all())
         _expect(bool(fits), "its recorded categories lie outside of their text")
-        if features:
+        # XGBoost 3.2 counts characters where it cuts bytes: beyond ASCII the texts are not what training had.
+        if features and raw.isascii():
             bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
             found[features[column]] = tuple(raw[start:end].decode() for start, end in bounds)
     return found

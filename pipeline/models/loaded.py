@@ -26,10 +26,12 @@ class LoadedModel:
         version: Which it is.
     """
 
-    def __init__(self, version: ModelVersion, booster: Any) -> None:
+    def __init__(self, version: ModelVersion, booster: Any, description: Description) -> None:
         self.version = version
         self._booster = booster
-        self._predict = booster.inplace_predict
+        self._types = list(description.feature_types) or None
+        # In place, the trees of `dart` are summed in another order (XGBoost 3.2): the last bits would differ.
+        self._predict = self._predict_by_copy if description.booster == "dart" else self._predict_in_place
 
     @classmethod
     def load(cls, version: ModelVersion, payload: bytes) -> LoadedModel:
@@ -58,7 +60,7 @@ class LoadedModel:
                 f"{source} has other features than the grid says of it.", "Push the model again, as a new version."
             )
         booster = parse(payload, source)
-        model = cls(version, booster)
+        model = cls(version, booster, description)
         model._warm_up(description, source)
         return model
 
@@ -68,18 +70,26 @@ class LoadedModel:
         Returns:
             float32 of shape (n,), or (n, k) for a model with k outputs.
         """
-        scores: np.ndarray = self._predict(matrix, validate_features=False)
+        return self._predict(matrix)
+
+    def _predict_in_place(self, matrix: np.ndarray) -> np.ndarray:
+        scores: np.ndarray = self._booster.inplace_predict(matrix, validate_features=False)
+        return scores
+
+    def _predict_by_copy(self, matrix: np.ndarray) -> np.ndarray:
+        import xgboost
+
+        data = xgboost.DMatrix(matrix, feature_types=self._types, enable_categorical=True, nthread=1)
+        scores: np.ndarray = self._booster.predict(data, validate_features=False)
         return scores
 
     def _warm_up(self, description: Description, source: str) -> None:
         """Predict once per batch size, and compare with `Booster.predict` bit for bit."""
         import xgboost
 
-        types = list(description.feature_types) or None
         rows = probe(description, WARM_UP[-1])
         try:
-            data = xgboost.DMatrix(rows, feature_types=types, enable_categorical=True, nthread=1)
-            expected = self._booster.predict(data, validate_features=False)
+            expected = self._predict_by_copy(rows)
             for size in WARM_UP:
                 scores = self.predict(rows[:size])
                 if scores.dtype != np.float32 or scores.tobytes() != expected[:size].tobytes():

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from pipeline.errors import ModelError, ModelMismatchError, UsageError
+from pipeline.models.description import MAX_FEATURES, NAMES_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +23,6 @@ CHUNK = 1 << 20
 MAX_SIZE = 1 << 30
 """Bytes of the largest model taken."""
 
-MAX_FEATURES = 100_000
 MAX_CATEGORIES = 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -138,8 +138,6 @@ def signature(
     Raises:
         ModelError: It has no feature names, or these sources contradict each other or the trees.
     """
-    from pipeline.models.description import NAMES_HINT
-
     names, recorded = description.features, description.categories
     if (text := description.attributes.get("gridscore")) is not None:
         try:
@@ -234,7 +232,9 @@ def difference(wanted: Sequence[str], found: Sequence[str], *, ours: str = "the 
         lines.append(f"  only in {ours}: {_listed(missing, unexpected)}")
     if unexpected:
         lines.append(f"  only in {theirs}: {_listed(unexpected, ())}")
-    if not missing and not unexpected:
+    if not missing and not unexpected and len(wanted) != len(found):
+        lines.append(f"  {ours} has {len(wanted)} names, {theirs} {len(found)}: one is there twice")
+    elif not missing and not unexpected:
         places = [(i, a, b) for i, (a, b) in enumerate(zip(wanted, found, strict=False), 1) if a != b]
         lines.append("  the names are the same, the order is not:")
         lines += [f"  {i:>4}. {ours}: {a}   {theirs}: {b}" for i, a, b in places[:_SHOWN]]

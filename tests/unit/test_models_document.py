@@ -1,0 +1,239 @@
+"""Bytes on their way to XGBoost: whatever they are, they are described or refused, and never end the process."""
+
+import contextlib
+import json
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import xgboost as xgb
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import ModelError
+from pipeline.models.description import describe
+from pipeline.models.document import read_document
+
+NAMES = ["a", "b", "c"]
+
+
+def train(rounds=5, names=NAMES, types=None, **parameters):
+    generator = np.random.default_rng(7)
+    rows = generator.random((200, 3)).astype(np.float32)
+    rows[:, 2] = generator.integers(0, 6, 200)
+    labels = generator.integers(0, 3, 200)
+    data = xgb.DMatrix(rows, labels, feature_names=names, feature_types=types, enable_categorical=True)
+    return xgb.train({"objective": "multi:softprob", "num_class": 3, "nthread": 1, **parameters}, data, rounds)
+
+
+@pytest.fixture(scope="module")
+def booster():
+    return train(types=["float", "q", "c"], max_cat_to_onehot=1)
+
+
+def raw(booster, form):
+    return bytes(booster.save_raw(form))
+
+
+def damaged(booster, change):
+    """The JSON form of a model after a change to its document."""
+    document = json.loads(raw(booster, "json"))
+    change(document["learner"]["gradient_booster"]["model"]["trees"][0], document)
+    return json.dumps(document).encode()
+
+
+def plain(value):
+    """A document without numpy."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+@pytest.mark.parametrize("form", ["ubj", "json"])
+def test_a_model_is_described(booster, form):
+    description = describe(raw(booster, form))
+
+    assert description.features == ("a", "b", "c")
+    assert description.feature_types == ("float", "q", "c")
+    assert description.feature_count == 3
+    assert description.objective == "multi:softprob"
+    assert (description.trees, description.rounds) == (15, 5)
+    assert description.xgboost_version == xgb.__version__
+    assert set(description.highest_category) == {2}
+    assert description.highest_category[2] <= 5
+
+
+def test_both_forms_hold_the_same_document(booster):
+    ubj, text = read_document(raw(booster, "ubj"), "x"), read_document(raw(booster, "json"), "x")
+
+    def structure(tree):
+        return {key: tree[key] for key in ("left_children", "right_children", "split_indices", "categories")}
+
+    trees = [
+        [structure(plain(tree)) for tree in document["learner"]["gradient_booster"]["model"]["trees"]]
+        for document in (ubj, text)
+    ]
+    assert trees[0] == trees[1]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"booster": "dart", "rate_drop": 0.5},
+        {"tree_method": "exact", "gamma": 0.5},
+        {"tree_method": "approx"},
+        {"grow_policy": "lossguide", "max_leaves": 20},
+        {"num_parallel_tree": 3, "subsample": 0.5},
+        {"max_depth": 1},
+    ],
+)
+def test_every_way_to_grow_trees_passes(parameters):
+    for form in ("ubj", "json"):
+        assert describe(raw(train(**parameters), form)).rounds == 5
+
+
+def test_categories_of_a_data_frame_are_found():
+    frame = pd.DataFrame({"x": range(60), "kind": pd.Categorical(["blue", "red", "green"] * 20)})
+    model = xgb.train({"nthread": 1}, xgb.DMatrix(frame, np.arange(60) % 3, enable_categorical=True), 3)
+
+    for form in ("ubj", "json"):
+        assert describe(raw(model, form)).categories == {"kind": ("blue", "green", "red")}
+
+
+def test_categories_that_xgboost_has_recorded_wrongly_are_not_taken():
+    frame = pd.DataFrame({"x": range(60), "kind": pd.Categorical(["blå", "rot", "vert"] * 20)})
+    model = xgb.train({"nthread": 1}, xgb.DMatrix(frame, np.arange(60) % 3, enable_categorical=True), 3)
+
+    assert describe(raw(model, "ubj")).categories == {}
+
+
+def test_numbers_as_categories_of_a_data_frame_are_refused_where_codes_would_be_mistaken():
+    def model(values):
+        frame = pd.DataFrame({"x": range(60), "month": pd.Categorical(values * 20)})
+        return raw(xgb.train({"nthread": 1}, xgb.DMatrix(frame, np.arange(60) % 3, enable_categorical=True), 3), "ubj")
+
+    assert describe(model([0, 1, 2])).categories == {}
+    with pytest.raises(ModelError, match=r"`month` was trained as a category of numbers that are not 0, 1, 2"):
+        describe(model([10, 20, 30]))
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        (b"", "is empty"),
+        (b"{}", "no `learner`"),
+        (b'{"learner": {}}', "not a complete XGBoost model: no 'gradient_booster'"),
+        (b'{"learner": 1}', "no `learner`"),
+        (b'{"a": 1, "a": 2}', "a key is given twice"),
+        (b'{"a": ' + b"[" * 100_000, "nested too deep"),
+        (b'{"a": ' + b"9" * 5_000 + b"}", "damaged"),
+        (b'{"a": "\xff"}', "damaged"),
+        (b"{L", "ends in the middle"),
+        (b"{L" + b"\x7f" * 8, "ends in the middle"),
+        (b"{L" + b"\xff" * 8, "ends in the middle"),
+        (b"{L\0\0\0\0\0\0\0\1a[$d#L\x7f\xff\xff\xff\xff\xff\xff\xff", "ends in the middle"),
+        (b"{L\0\0\0\0\0\0\0\1a[#L\x7f\xff\xff\xff\xff\xff\xff\xff", "an array of"),
+        (b"{L\0\0\0\0\0\0\0\1a" + b"[" * 10_000, "nested too deep"),
+        (b"{L\0\0\0\0\0\0\0\1aH", "an unknown type"),
+        (b"{}trailing", "bytes follow its end"),
+        (b"binf" + b"\0" * 100, "old binary format"),
+        (b"PK\x03\x04abc", "a ZIP archive"),
+        (b"\x1f\x8babc", "compressed"),
+        (b"tree\nversion=v4", "a LightGBM model"),
+        (b"hello", "not XGBoost JSON or UBJ"),
+        (b"[1, 2]", "not XGBoost JSON or UBJ"),
+    ],
+)
+def test_what_is_not_a_model_is_refused(payload, says):
+    with pytest.raises(ModelError, match=says):
+        describe(payload)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_refused_and_told_what_to_do(booster, protocol):
+    with pytest.raises(ModelError, match="a Python pickle") as caught:
+        describe(pickle.dumps(booster, protocol), "model.pkl")
+
+    assert caught.value.message.startswith("model.pkl is")
+    assert "booster.save_model('model.ubj')" in caught.value.hint
+
+
+def test_a_linear_model_is_refused():
+    with warnings.catch_warnings(action="ignore"):  # XGBoost will drop it one day, and says so
+        model = train(booster="gblinear")
+
+    with pytest.raises(ModelError, match="linear model"):
+        describe(raw(model, "ubj"))
+
+
+def test_vector_leaves_are_refused():
+    rows = np.random.default_rng(1).random((50, 2))
+    data = xgb.DMatrix(rows, rows, feature_names=["a", "b"])
+    model = xgb.train({"multi_strategy": "multi_output_tree", "tree_method": "hist", "nthread": 1}, data, 2)
+
+    with pytest.raises(ModelError, match="vector leaves"):
+        describe(raw(model, "ubj"))
+
+
+def test_a_model_without_trees_is_refused():
+    with pytest.raises(ModelError, match="has no trees"):
+        describe(raw(train(rounds=0), "ubj"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t, _: t["left_children"].__setitem__(0, 9999), "a child is not a node below"),
+        (lambda t, _: t["left_children"].__setitem__(0, 0), "a child is not a node below"),
+        (lambda t, _: t["right_children"].__setitem__(0, -7), "a child is not a node below"),
+        (lambda t, _: t["left_children"].__setitem__(0, 1.5), "not a list of integers"),
+        (lambda t, _: t["left_children"].append(-1), "two children and a feature a node"),
+        (lambda t, _: t["split_indices"].__setitem__(0, 77), "a feature that does not exist"),
+        (lambda t, _: t["tree_param"].__setitem__("num_nodes", "0"), "it has no nodes"),
+        (lambda t, _: t["tree_param"].__setitem__("num_nodes", "x"), "invalid literal"),
+        (lambda t, _: t["tree_param"].__setitem__("num_feature", "4"), "not the model's"),
+        (lambda t, _: t["split_conditions"].pop(), "split_conditions has not"),
+        (lambda t, _: t.pop("parents"), "no 'parents'"),
+        (lambda t, _: t.__setitem__("id", 2), "its number is another"),
+        (lambda t, _: t["tree_param"].__setitem__("size_leaf_vector", "-1"), "its leaves have no size"),
+        (lambda _, d: d["learner"]["learner_model_param"].__setitem__("num_class", "2147483647"), "2147483647 outputs"),
+        (
+            lambda _, d: d["learner"]["learner_model_param"].__setitem__("num_feature", "2147483647"),
+            "2147483647 columns",
+        ),
+        (lambda _, d: d["learner"]["feature_types"].__setitem__(0, "x"), "a feature type that"),
+        (lambda _, d: d.__setitem__("version", [1, 5, 9]), "XGBoost 1.5.9, which is too old"),
+        (lambda _, d: d.__setitem__("version", "3.2.0"), "not a list of integers"),
+        (lambda t, _: t["parents"].__setitem__(1, 10**6), "a parent is not a node"),
+        (lambda t, _: t["parents"].__setitem__(2, 1), "a parent is not the one"),
+        (lambda t, _: t.__setitem__("categories_nodes", []), "categorical splits are incomplete"),
+        (lambda t, _: t["categories_sizes"].__setitem__(0, 10**6), "outside of its categories"),
+        (lambda t, _: t["categories_segments"].__setitem__(0, 2**62), "outside of its categories"),
+        (lambda t, _: t["categories"].__setitem__(0, 2**31 - 1), "category code is out of range"),
+        (lambda _, d: d["learner"]["gradient_booster"]["model"]["tree_info"].__setitem__(0, 3), "an output that"),
+        (lambda _, d: d["learner"]["gradient_booster"]["model"]["trees"].pop(), "number of trees is wrong"),
+        (lambda _, d: d["learner"]["gradient_booster"]["model"]["iteration_indptr"].pop(), "does not divide"),
+        (lambda _, d: d["learner"]["feature_names"].pop(), "2 feature names for 3 columns"),
+        (lambda _, d: d["learner"]["feature_names"].__setitem__(0, 1), "not a list of texts"),
+        (lambda _, d: d["learner"]["gradient_booster"].__setitem__("name", "other"), "unknown booster"),
+    ],
+)
+def test_a_tree_that_prediction_could_not_follow_is_refused(booster, change, says):
+    with pytest.raises(ModelError, match=says):
+        describe(damaged(booster, change))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_truncated_or_altered_file_is_described_or_refused(booster, data):
+    payload = bytearray(raw(booster, data.draw(st.sampled_from(["ubj", "json"]))))
+    for _ in range(data.draw(st.integers(0, 3))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    payload = bytes(payload[: data.draw(st.integers(0, len(payload)))])
+
+    with contextlib.suppress(ModelError):
+        describe(payload)
