@@ -207,7 +207,7 @@ def test_a_model_without_trees_is_refused():
         ),
         (lambda _, d: d["learner"]["feature_types"].__setitem__(0, "x"), "a feature type that"),
         (lambda _, d: d.__setitem__("version", [1, 5, 9]), "XGBoost 1.5.9, which is too old"),
-        (lambda _, d: d.__setitem__("version", "3.2.0"), "not a list of integers"),
+        (lambda _, d: d.__setitem__("version", "3.2.0"), "version is not a list"),
         (lambda t, _: t["parents"].__setitem__(1, 10**6), "a parent is not a node"),
         (lambda t, _: t["parents"].__setitem__(2, 1), "a parent is not the one"),
         (lambda t, _: t.__setitem__("categories_nodes", []), "categorical splits are incomplete"),
