@@ -45,12 +45,11 @@ def watch(
         async with connected(members, cluster_name, settings) as grid:
             map_name = await _result_map(grid, target)
             _end_with_signals()
-            if not as_json:
-                errors.print(f"Results of [bold]{map_name}[/] from now on. Ctrl-C ends.", highlight=False)
             from pipeline.results import ResultStream
 
             async with ResultStream(grid, map_name) as results:
                 await results.open()
+                errors.print(f"Results of [bold]{map_name}[/] from now on. Ctrl-C ends.", highlight=False)
                 await _Tail(grid, results, decision, limit, as_json=as_json).follow()
 
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):  # to stop is what Ctrl-C is for here

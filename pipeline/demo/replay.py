@@ -250,6 +250,7 @@ class Replay:
         while not self._arrived.is_set():
             if time.perf_counter() > deadline:
                 return False
+            self._raise_failure()
             alive()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):

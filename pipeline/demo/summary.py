@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -9,8 +13,6 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-
-from pipeline.demo.report import milliseconds_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -47,8 +49,9 @@ def _figures(report: Report) -> Table:
     table.add_row("scored", f"[bold]{scored:,}[/] of {check.events:,} events in {report.seconds:.1f} s")
     table.add_row("throughput", f"[bold]{report.throughput:,.0f}[/] events/s{_pace(report)}")
     if report.latency_ms:
-        latency = "   ".join(f"{n} [bold]{milliseconds_text(ms)}[/]" for n, ms in report.latency_ms.items())
-        table.add_row("put to listener", latency)
+        latency = "  ".join(f"{name} [bold]{value:,.1f}[/]" for name, value in report.latency_ms.items())
+        table.add_row("latency, ms", latency)
+        table.add_row("", "[dim]from just before the put to the listener's call[/]")
     decisions = "   ".join(f"{escape(name)} [bold]{count:,}[/]" for name, count in sorted(report.decisions.items()))
     table.add_row("decisions", decisions)
     if quality is not None:
@@ -94,28 +97,41 @@ def print_next(console: Console, *, own_cluster: bool, running: bool) -> None:
         own_cluster: Whether the demo has started the cluster.
         running: Whether cluster and worker go on running.
     """
+    command = _command()
     if running:
         lines = [
-            ("gridscore jobs", "state, rate and lag of the job"),
-            ("gridscore watch flights", "results as they come"),
-            ("gridscore doctor", "is this cluster fit for jobs?"),
+            (f"{command} jobs", "state, rate and lag of the job"),
+            (f"{command} watch flights", "results as they come"),
+            (f"{command} doctor", "is this cluster fit for jobs?"),
         ]
         head = "Cluster and worker keep running until Ctrl-C. In another terminal:"
     elif own_cluster:
         lines = [
-            ("gridscore demo --keep-running", "the same, and leaves cluster and worker up to look at"),
-            ("gridscore demo --rate 0", "as fast as this machine scores"),
-            ("gridscore up", "a cluster of your own; then submit jobs/flights/job.yaml"),
+            (f"{command} demo --keep-running", "the same, and leaves cluster and worker up to look at"),
+            (f"{command} demo --rate 0", "as fast as this machine scores"),
+            (f"{command} up", "a cluster of your own; then submit jobs/flights/job.yaml"),
         ]
         head = "The demo's cluster is stopped. Next:"
     else:
         lines = [
-            ("gridscore jobs", "the job, waiting for a worker"),
-            ("gridscore worker", "score what you put into events.flights"),
-            ("gridscore watch flights", "results as they come"),
+            (f"{command} jobs", "the job, waiting for a worker"),
+            (f"{command} worker", "score what you put into events.flights"),
+            (f"{command} watch flights", "results as they come"),
         ]
         head = "The job, the model and the results stay in the cluster. Next:"
     console.print(head, highlight=False)
-    width = max(len(command) for command, _ in lines)
-    for command, what in lines:
-        console.print(f"  [bold]{command.ljust(width)}[/]  [dim]{what}[/]", highlight=False, soft_wrap=True)
+    width = max(len(line) for line, _ in lines)
+    for line, what in lines:
+        console.print(f"  [bold]{escape(line.ljust(width))}[/]  [dim]{what}[/]", highlight=False, soft_wrap=True)
+
+
+def _command() -> str:
+    """How `gridscore` is to be typed here: after `make demo` it is in .venv, which is not on the path."""
+    if shutil.which("gridscore"):
+        return "gridscore"
+    script = Path(sys.executable).with_name("gridscore")
+    if not script.exists():
+        return "python -m pipeline.cli"
+    with contextlib.suppress(ValueError):
+        return str(script.relative_to(Path.cwd()))
+    return str(script)

@@ -1,0 +1,102 @@
+"""`gridscore watch`: results as they come, as a person or a script follows them."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.grid import connect
+from pipeline.grid.writer import MapWriter
+
+
+@pytest.fixture
+def watch(cluster, unique):
+    started = []
+    where = ["--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name]
+
+    def start_watch(*arguments, target=f"results.watch-{unique}"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", "watch", target, *arguments, *where],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        started.append(process)
+        return process
+
+    yield start_watch
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def put(grid_settings, unique):
+    """Puts results, as a worker would."""
+
+    def put_results(*results):
+        async def main():
+            async with await connect(grid_settings) as grid:
+                name = f"results.watch-{unique}"
+                await grid.map(name)
+                texts = [(result["key"], json.dumps(value(result)).encode()) for result in results]
+                await MapWriter(grid, name).put(texts)
+
+        asyncio.run(main())
+
+    return put_results
+
+
+def value(result):
+    return {"score": 0.75, "decision": "late", "model": "m", "version": 1, "sequence": 0, "scored_at": 0} | result
+
+
+def wait_until_it_follows(process):
+    line = process.stderr.readline()
+    assert "from now on" in line, line + process.stderr.read()
+
+
+def test_json_is_one_object_a_line_until_the_limit(watch, put):
+    put()  # the map exists
+    process = watch("--json", "--limit", "2")
+    wait_until_it_follows(process)
+    put({"key": "a", "carrier": "UA"}, {"key": "b"})
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    lines = {line["key"]: line for line in map(json.loads, out.splitlines())}
+    assert lines.keys() == {"a", "b"}
+    assert (lines["a"]["score"], lines["a"]["decision"], lines["a"]["carrier"]) == (0.75, "late", "UA")
+
+
+def test_only_the_decision_that_was_asked_for_is_shown(watch, put):
+    put()
+    process = watch("--decision", "on time", "--limit", "1")
+    wait_until_it_follows(process)
+    put({"key": "no"}, {"key": "yes", "decision": "on time", "carrier": "DL"})
+    out, _ = process.communicate(timeout=30)
+    (line,) = out.splitlines()
+    assert line.split()[:2] == ["yes", "0.7500"]
+    assert "carrier=DL" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_it_cleanly(watch, put, number):
+    put()
+    process = watch("--json")
+    wait_until_it_follows(process)
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "Traceback" not in rest
+
+
+def test_a_name_that_is_neither_job_nor_map_is_an_error_for_people(watch):
+    process = watch(target="no-such-job")
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert "There is no job and no map `no-such-job`" in errors
+    assert "Traceback" not in errors
