@@ -12,6 +12,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.grid import GridSettings
 from pipeline.grid import connect as connect_grid
 from pipeline.grid.copies import Fetcher
+from pipeline.grid.journal import Journal
 from pipeline.grid.writer import MapWriter
 from pipeline.job import Job, JobRecord, Jobs, load_job
 from pipeline.job.life import ENDED
@@ -68,8 +69,8 @@ class Client:
     async def submit(self, job: Job | Path | str, *, update: bool = False) -> JobRecord:
         """Submit a job, or the job file at a path.
 
-        Its model must be in the registry, and be for its features: a job that cannot score is refused here, not found
-        out later.
+        A job that could not score is refused here, not found out later: its event map must have a journal, its lookup
+        maps must exist, and its model must be in the registry and be for its features.
 
         Args:
             job: The job or its file.
@@ -77,6 +78,8 @@ class Client:
 
         Raises:
             JobFileError: The file is not a valid job.
+            JournalMissingError: The event map has no journal.
+            MapNotFoundError: A lookup map does not exist.
             ModelError: There is no such model, or it is for other features.
             JobError: Another job of that name is active.
         """
@@ -84,6 +87,9 @@ class Client:
 
         if not isinstance(job, Job):
             job = load_job(Path(job))
+        await Journal(self.grid, job.events).bounds(0)
+        for lookup in job.lookups.values():
+            await self.grid.require_map(lookup.map)
         version = await self.models.resolve(job.model.name, alias=job.model.alias, version=job.model.version)
         check_features(job.feature_names, version)
         current = await self.jobs.find(job.name)
@@ -155,7 +161,7 @@ class Client:
 
 @asynccontextmanager
 async def connect(**settings: Any) -> AsyncIterator[Client]:
-    """Connect to a cluster: `async with connect(members=["host:5701"]) as client`.
+    """A connection to a cluster, for an `async with`: `connect(members=["host:5701"])`.
 
     Args:
         **settings: Fields of `GridSettings`; what is not given comes from `GRIDSCORE_*` or the settings file.

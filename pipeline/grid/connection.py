@@ -11,7 +11,7 @@ from hazelcast.errors import AuthenticationError, ClientNotAllowedInClusterError
 from hazelcast.lifecycle import LifecycleState
 from hazelcast.security import BasicTokenProvider
 
-from pipeline.errors import ConnectionFailedError, GridError
+from pipeline.errors import ConnectionFailedError, GridError, MapNotFoundError
 from pipeline.grid import transport
 
 if TYPE_CHECKING:
@@ -74,6 +74,18 @@ class Grid:
     async def has_map(self, name: str) -> bool:
         """Whether a map of that name exists in the cluster, without creating it."""
         return name in await transport.map_names(self.client)
+
+    async def require_map(self, name: str) -> None:
+        """Refuse a lookup map that does not exist.
+
+        Raises:
+            MapNotFoundError: There is no such map.
+        """
+        if not await self.has_map(name):
+            raise MapNotFoundError(
+                f"The lookup map `{name}` does not exist in the cluster.",
+                "Put the reference data into it first, or correct the name in the job file.",
+            )
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back whenever a member has been connected anew; returns a function that ends it."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import GridError, LookupTooLargeError, MapNotFoundError
+from pipeline.errors import GridError, LookupTooLargeError
 from pipeline.grid import transport, wire
 from pipeline.grid.writer import partition_of
 
@@ -97,11 +97,7 @@ class LiveCopy:
             LookupTooLargeError: It has more entries than the copy may hold.
             GridError: The cluster did not answer.
         """
-        if not await self._grid.has_map(self.map_name):
-            raise MapNotFoundError(
-                f"The lookup map `{self.map_name}` does not exist in the cluster.",
-                "Put the reference data into it first, or correct the name in the job file.",
-            )
+        await self._grid.require_map(self.map_name)
         proxy = await self._grid.map(self.map_name)
         # First the listener, then the load: nothing that changes in between is missed.
         self._registration = await proxy.add_entry_listener(

@@ -342,7 +342,13 @@ class JobRunner:
             stats, losses = self.stats, self._reader.losses
             stats.lost, stats.regressions, stats.partitions = losses.lost, losses.regressions, len(self.leases.held)
             stats.copies = {
-                name: {"entries": len(self._tables[name]), "age": round(copy.age, 1), "loads": copy.loads}
+                name: {
+                    "entries": len(self._tables[name]),
+                    "age": round(copy.age, 1),
+                    "loads": copy.loads,
+                    "bad": self._tables[name].bad,
+                    "missed": self._model.active.plan.missed[name],
+                }
                 for name, copy in self._copies.items()
             }
 

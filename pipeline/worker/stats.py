@@ -23,7 +23,8 @@ class JobStats:
         version: Version of the model in use, 0 if none.
         model_error: Why a newer version is not in use, empty if it is.
         partitions: Held now.
-        copies: Entries, age in seconds and loads of each lookup map's copy.
+        copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries, and events that had no entry
+            since the model went live.
     """
 
     events: int = 0

@@ -26,8 +26,8 @@ def small_ring(tmp_path_factory):
 async def test_events_overwritten_before_anybody_read_are_counted(small_ring, unique, caplog):
     name = f"job-{unique}"
     async with scoring.scoring(small_ring, name) as (client, worker):
-        await client.put_events(f"events.{name}", scoring.events(300))
-        await scoring.all_results(client, name, 300)
+        await client.put_events(f"events.{name}", scoring.events(50))
+        await scoring.all_results(client, name, 50)
         await client.jobs.suspend(name)
         await scoring.until(lambda: not worker.runners)
         await client.put_events(f"events.{name}", {"one-key": {"amount": 1.0, "user": "u1"}})

@@ -187,16 +187,18 @@ async def test_suspend_keeps_the_place_and_resume_goes_on(cluster, unique):
 
 async def test_a_job_that_cannot_run_says_why(cluster, unique):
     name = f"job-{unique}"
-    async with scoring.scoring(cluster, name) as (client, _):
-        await client.cancel(name)
-        await (await client.grid.map(f"lookups.{name}")).destroy()
+    async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
+        await client.put_events(f"lookups.{name}", scoring.customers())
+        await client.push_model(scoring.booster(), name, alias="champion")
         await client.submit(scoring.job(name))
+        await (await client.grid.map(f"lookups.{name}")).destroy()
 
         async def failed():
             record = await client.jobs.get(name)
             return record if record.state == JobState.FAILED else None
 
-        record = await scoring.until(failed)
+        async with Worker(client.grid, [name]):
+            record = await scoring.until(failed)
     assert f"lookup map `lookups.{name}` does not exist" in record.error
 
 
