@@ -68,7 +68,10 @@ def demo(
     )
     screen = errors if as_json else console
 
+    reports: list[Report] = []
+
     def show(report: Report) -> None:
+        reports.append(report)
         if as_json:
             print_json(report.to_json())
         else:
@@ -80,7 +83,8 @@ def demo(
         report = run_demo(options, screen, run, show)
     except KeyboardInterrupt:
         errors.print("Stopped. Nothing of the demo is left running.", highlight=False)
-        raise typer.Exit(130) from None
+        # After the report, to stop is what Ctrl-C is for.
+        raise typer.Exit(130 if not reports else 1 if reports[0].problems else 0) from None
     if report.problems:
         raise typer.Exit(1)
     if not keep_running:

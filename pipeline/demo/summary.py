@@ -101,7 +101,7 @@ def print_next(console: Console, *, own_cluster: bool, running: bool) -> None:
     if running:
         lines = [
             (f"{command} jobs", "state, rate and lag of the job"),
-            (f"{command} watch flights", "results as they come"),
+            (f"{command} model list", "what is in the registry"),
             (f"{command} doctor", "is this cluster fit for jobs?"),
         ]
         head = "Cluster and worker keep running until Ctrl-C. In another terminal:"
