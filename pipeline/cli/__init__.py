@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import GridscoreError
+from pipeline.errors import GridError, GridscoreError
 
 app = typer.Typer(
     name="gridscore",
@@ -76,17 +76,30 @@ def main() -> None:
     try:
         _commands()()
     except GridscoreError as error:
-        from rich.markup import escape
-
-        from pipeline.cli.output import errors
-
-        errors.print(f"[bold red]error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
-        if error.hint:
-            errors.print(escape(error.hint), style="dim", highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        sys.exit(_report(error))
     except BrokenPipeError:
         # The reader of our output has gone, as in `gridscore jobs | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        # The client is imported only by commands that connect; those without it cannot raise its errors.
+        failure = sys.modules.get("hazelcast.errors")
+        if failure is None or not isinstance(error, failure.HazelcastError):
+            raise
+        sys.exit(
+            _report(GridError(f"The cluster did not answer as it should: {error}", "Is it still there? Try again."))
+        )
+
+
+def _report(error: GridscoreError) -> int:
+    """Print an error for people; returns the exit code."""
+    from rich.markup import escape
+
+    from pipeline.cli.output import errors
+
+    errors.print(f"[bold red]error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
+    if error.hint:
+        errors.print(escape(error.hint), style="dim", highlight=False, soft_wrap=True)
+    return error.exit_code

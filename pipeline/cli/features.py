@@ -41,8 +41,9 @@ def features(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pipeline.errors import UsageError
-    from pipeline.features import offline_matrix, read_categories
+    from pipeline.features import offline_matrix
     from pipeline.job import load_job
+    from pipeline.models.inputs import read_categories
 
     if output.suffix != ".parquet":
         raise UsageError(f"The matrix is a Parquet file: `{output}` must end in .parquet.")

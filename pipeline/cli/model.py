@@ -37,7 +37,9 @@ def push(
     categories: Annotated[
         Path | None,
         typer.Option(
-            "--categories", help='JSON file {"feature": ["text of code 0", …]}, if the model has none attached.'
+            "--categories",
+            help="Where the categories are, if the model has none attached: a matrix of `gridscore features`, "
+            'another model, or a JSON file {"feature": ["text of code 0", …]}.',
         ),
     ] = None,
     again: Annotated[

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pipeline.features.events import DecodeError, Event, EventDecoder
 from pipeline.features.lookup_table import LookupTable
-from pipeline.features.offline import ATTRIBUTE, OfflineMatrix, offline_matrix, read_categories
+from pipeline.features.offline import ATTRIBUTE, OfflineMatrix, offline_matrix
 from pipeline.features.plan import FeaturePlan
 
 __all__ = [
@@ -21,5 +21,4 @@ __all__ = [
     "LookupTable",
     "OfflineMatrix",
     "offline_matrix",
-    "read_categories",
 ]

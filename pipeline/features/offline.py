@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import ModelError, TableError
+from pipeline.errors import TableError
 from pipeline.features.events import DecodeError, EventDecoder
 from pipeline.features.lookup_table import LookupTable
 from pipeline.features.plan import FeaturePlan
@@ -183,37 +183,6 @@ def offline_matrix(
             for name, table in filled.items()
         },
     )
-
-
-def read_categories(path: Path | str) -> dict[str, tuple[str, ...]]:
-    """The categories in a matrix (Parquet) or a model (XGBoost JSON or UBJ).
-
-    Raises:
-        TableError: The matrix cannot be read, or has none.
-        ModelError: The model cannot be read, or has none.
-    """
-    path = Path(path)
-    if path.suffix == ".parquet":
-        return _read_attribute(_parquet_attribute(path), path)[1]
-    if not path.is_file():
-        raise ModelError(f"There is no file `{path}`.")
-    import xgboost as xgb
-
-    if path.suffix not in {".json", ".ubj"}:
-        raise ModelError(f"`{path}` is neither a matrix (.parquet) nor a model (.json, .ubj).")
-    booster = xgb.Booster()
-    try:
-        booster.load_model(path)
-    except (xgb.core.XGBoostError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "not a model"
-        raise ModelError(f"`{path}` is not an XGBoost model that can be read: {reason}") from None
-    attribute = booster.attr(ATTRIBUTE)
-    if attribute is None:
-        raise ModelError(
-            f"The model `{path}` has no categories.",
-            "Attach the matrix that it learns from to the Booster, then save it.",
-        )
-    return _read_attribute(attribute, path)[1]
 
 
 class _Reading:

@@ -208,12 +208,18 @@ class LiveCopy:
             message = wire.encode_fetch_entries(self.map_name, pointers, _LOAD_BATCH)
             pointers, entries = await transport.invoke(client, message, partition, wire.decode_fetch_entries)
             for key_data, value_data in entries:
-                key = transport.to_object(client, key_data)
+                key = self._key(key_data)
                 seen.add(key)
                 # What the listener said while we load is newer than what we load.
                 if self._touched is None or key not in self._touched:
                     table.put(key, payload(value_data))
             await self._refuse_if_too_large(len(seen))
+
+    def _key(self, data: bytes) -> Any:
+        try:
+            return transport.to_object(self._grid.client, data)
+        except HazelcastError:
+            return data  # of a type that cannot be read: no event has such a key, but it is there to be counted
 
     async def _refuse_if_too_large(self, size: int) -> None:
         if size > self._max_entries:

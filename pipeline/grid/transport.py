@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import hazelcast
 from hazelcast.asyncio import HazelcastClient
-from hazelcast.errors import AuthenticationError
+from hazelcast.errors import AuthenticationError, HazelcastSerializationError
 from hazelcast.internal.asyncio_invocation import Invocation
 from hazelcast.internal.asyncio_proxy.manager import MAP_SERVICE
 from hazelcast.internal.asyncio_reactor import AsyncioConnection, AsyncioReactor, HazelcastProtocol
@@ -205,6 +205,7 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
         TimeoutError: No member answered in time.
     """
     client = HazelcastClient(config)
+    _refuse_pickle(client)
     reactor = _Reactor()
     client._connection_manager._reactor = reactor  # noqa: SLF001
     starting = asyncio.ensure_future(client._start())  # noqa: SLF001
@@ -219,6 +220,19 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
         await client.shutdown()
         raise
     return client
+
+
+def _refuse_pickle(client: HazelcastClient) -> None:
+    """Take the client's fallback away: it would unpickle, that is run, whatever somebody put into the grid."""
+
+    def read(_input: Any) -> Any:
+        raise HazelcastSerializationError("a pickled Python object, which Gridscore does not read")
+
+    def write(_output: Any, value: Any) -> None:
+        raise HazelcastSerializationError(f"{type(value).__name__} has no form that every client reads")
+
+    serializer = client._serialization_service._python_serializer  # noqa: SLF001
+    serializer.read, serializer.write = read, write
 
 
 def on_connection_opened(client: HazelcastClient, callback: Callable[[object], None]) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.errors import UsageError
+from pipeline.features import ATTRIBUTE, OfflineMatrix
+from pipeline.models.description import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,16 +32,37 @@ def parse_metrics(texts: Iterable[str]) -> dict[str, float]:
 
 
 def read_categories(path: Path) -> dict[str, tuple[str, ...]]:
-    """Categories by feature, from a JSON file.
+    """Categories by feature: from a matrix (Parquet), a model (XGBoost UBJ or JSON), or a JSON object of lists.
 
     Raises:
-        UsageError: There is no such file, or it is not such an object.
+        UsageError: There is no such file, or it has no categories.
+        TableError: It is a Parquet file, but no matrix of ours.
+        ModelError: It is a damaged model.
     """
+    if path.suffix == ".parquet":
+        return OfflineMatrix.from_parquet(path).categories
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[str, ...]])
+        payload = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-    except (msgspec.DecodeError, UnicodeError) as error:
+    try:
+        return msgspec.json.decode(payload, type=dict[str, tuple[str, ...]])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        # Not a plain object of lists: then it is a model, which is checked before XGBoost may see it.
+        attached = describe(payload, str(path)).attributes.get(ATTRIBUTE)
+    if attached is None:
         raise UsageError(
-            f"{path} does not hold categories: {error}.", 'Write {"feature": ["text of code 0", "text of code 1"]}.'
-        ) from None
+            f"The model {path} has no categories.",
+            "Attach the matrix that it learns from to the Booster (OfflineMatrix.attach), then save it.",
+        )
+    try:
+        return msgspec.json.decode(attached, type=_Attached).categories
+    except msgspec.DecodeError as error:
+        raise UsageError(f"The categories attached to {path} cannot be read: {error}.") from None
+
+
+class _Attached(msgspec.Struct):
+    """What `OfflineMatrix.attach` puts into a model."""
+
+    features: tuple[str, ...]
+    categories: dict[str, tuple[str, ...]]

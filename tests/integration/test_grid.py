@@ -1,10 +1,13 @@
 """The grid room against a real member: journal, writes, records, live copies."""
 
 import asyncio
+import pickle
+import struct
 
 import pytest
 import pytest_asyncio
 from hazelcast.core import HazelcastJsonValue
+from hazelcast.errors import HazelcastError
 
 from pipeline.errors import (
     ConflictError,
@@ -274,3 +277,30 @@ async def test_dead_cluster_and_wrong_name_have_their_own_messages(cluster, unus
         await connect(GridSettings.load(members=[f"127.0.0.1:{unused_tcp_port}"], connect_timeout=0.5))
     with pytest.raises(ConnectionFailedError, match=r"`wrong` at .* refused this client"):
         await connect(GridSettings.load(members=cluster.addresses, cluster_name="wrong", connect_timeout=0.5))
+
+
+class Runs:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+async def test_nothing_is_unpickled(grid, unique, capsys):
+    name = f"lookups.pickle-{unique}"
+    text = pickle.dumps(Runs(), 0)
+    data = struct.pack(">iii", 0, -120, len(text)) + text
+    (partition,) = {partition_of(data, grid.partition_count)}
+    await grid.map(name)
+    await MapWriter(grid, name).put_partition(partition, [data], [b"{}"])
+
+    with pytest.raises(HazelcastError, match="pickled Python object"):
+        transport.to_object(grid.client, data)
+    table = DictTable()
+    copy = LiveCopy(grid, name, table, max_entries=10)
+    await copy.start()
+    assert table.entries == {data: b"{}"}
+    await copy.close()
+    with pytest.raises(HazelcastError, match="has no form that every client reads"):
+        await (await grid.map(name)).put("a", Runs())
+    assert capsys.readouterr().out == ""

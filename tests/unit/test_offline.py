@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from pipeline.cli import _commands
 from pipeline.errors import ModelError, TableError
-from pipeline.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix, read_categories
+from pipeline.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix
 from pipeline.features.tables import lookup_entries, read_lookup, read_table, rows_as_json
 from pipeline.job import Job
+from pipeline.models.inputs import read_categories
 
 JOB = Job.model_validate(
     {
@@ -238,11 +239,13 @@ def test_files_that_do_not_fit(directory):
     HISTORY.drop(columns="at").to_parquet(directory / "plain.parquet")
     with pytest.raises(TableError, match="is not a matrix that `gridscore features` made"):
         read_categories(directory / "plain.parquet")
-    with pytest.raises(ModelError, match="neither a matrix"):
+    with pytest.raises(ModelError, match="save_model"):
         read_categories(directory / "job.yaml")
-    (directory / "bad.json").write_text("{}")
-    with pytest.raises(ModelError, match="is not an XGBoost model"):
+    (directory / "bad.json").write_text('{"code": 1}')
+    with pytest.raises(ModelError):
         read_categories(directory / "bad.json")
+    (directory / "good.json").write_text('{"code": ["a", "b"]}')
+    assert read_categories(directory / "good.json") == {"code": ("a", "b")}
     (directory / "shop.csv").unlink()
     with pytest.raises(TableError, match="There is no table for the lookup `shop`"):
         offline_matrix(JOB, directory / "history.csv", directory)
