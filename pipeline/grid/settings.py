@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -20,11 +22,23 @@ from pipeline.errors import SettingsError
 SETTINGS_FILE = Path("gridscore.toml")
 
 
+def _addresses(value: Any) -> Any:
+    """A list as text, as environment variables have it: JSON, or separated by commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("it begins like a JSON list, but is none") from None
+    return [address.strip() for address in value.split(",") if address.strip()]
+
+
 class GridSettings(BaseSettings):
     """Connection settings.
 
-    Every field `x` can be given as an option or keyword, as the environment variable `GRIDSCORE_X` (lists and sets as
-    JSON or comma-separated), or as a line of the settings file: `GRIDSCORE_CONFIG`, else `./gridscore.toml`, else
+    Every field `x` can be given as an option or keyword, as the environment variable `GRIDSCORE_X` (lists separated
+    by commas, or as JSON), or as a line of the settings file: `GRIDSCORE_CONFIG`, else `./gridscore.toml`, else
     `gridscore.toml` in the user's configuration folder. The first place that names a field wins.
 
     TLS and credentials are for Hazelcast Enterprise and are passed through: an open-source cluster has neither, and
@@ -33,7 +47,9 @@ class GridSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GRIDSCORE_", extra="ignore", frozen=True, validate_default=False)
 
-    members: list[str] = Field(default=[], description="Addresses of members, host:port; any one of them will do.")
+    members: Annotated[list[str], NoDecode, BeforeValidator(_addresses)] = Field(
+        default=[], description="Addresses of members, host:port; any one of them will do."
+    )
     cluster_name: str = Field(default="dev", description="Name of the cluster, as in its configuration.")
     connect_timeout: float = Field(default=10.0, gt=0, description="Seconds to look for a cluster before giving up.")
     invocation_timeout: float = Field(
