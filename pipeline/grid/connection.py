@@ -73,7 +73,8 @@ class Grid:
 
     async def has_map(self, name: str) -> bool:
         """Whether a map of that name exists in the cluster, without creating it."""
-        return name in await transport.map_names(self.client)
+        # A map that was destroyed and then filled by a client that still knew it has entries, but no name.
+        return name in await transport.map_names(self.client) or await transport.map_size(self.client, name) > 0
 
     async def require_map(self, name: str) -> None:
         """Refuse a lookup map that does not exist.

@@ -24,7 +24,7 @@ from hazelcast.internal.asyncio_invocation import Invocation
 from hazelcast.internal.asyncio_proxy.manager import MAP_SERVICE
 from hazelcast.internal.asyncio_reactor import AsyncioConnection, AsyncioReactor, HazelcastProtocol
 from hazelcast.protocol.client_message import Frame, InboundMessage, OutboundMessage
-from hazelcast.protocol.codec import client_get_distributed_objects_codec
+from hazelcast.protocol.codec import client_get_distributed_objects_codec, map_size_codec
 from hazelcast.serialization.data import Data
 
 from pipeline.errors import UnsupportedClientError
@@ -260,6 +260,12 @@ def invoke(
     client._invocation_service.invoke(invocation)  # noqa: SLF001
     future: asyncio.Future[Any] = invocation.future
     return future
+
+
+async def map_size(client: HazelcastClient, name: str) -> int:
+    """Number of entries of a map, without making it known by name."""
+    invocation = Invocation(map_size_codec.encode_request(name), response_handler=map_size_codec.decode_response)
+    return int(await client._invocation_service.ainvoke(invocation))  # noqa: SLF001
 
 
 def member_connections(client: HazelcastClient) -> dict[Any, Any]:

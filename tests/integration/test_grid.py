@@ -304,3 +304,15 @@ async def test_nothing_is_unpickled(grid, unique, capsys):
     with pytest.raises(HazelcastError, match="has no form that every client reads"):
         await (await grid.map(name)).put("a", Runs())
     assert capsys.readouterr().out == ""
+
+
+async def test_a_map_exists_by_name_or_by_its_entries(grid, unique):
+    name = f"lookups.exists-{unique}"
+    assert not await grid.has_map(name)
+    writer = MapWriter(grid, name)
+    await writer.put([("a", b"1")])
+    assert await grid.has_map(name)
+    await (await grid.map(name)).destroy()
+    assert not await grid.has_map(name)
+    await writer.put([("a", b"1")])
+    assert await grid.has_map(name)

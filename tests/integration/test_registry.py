@@ -4,17 +4,21 @@ import asyncio
 import hashlib
 import json
 import pickle
+import struct
 
 import numpy as np
 import pytest
 import pytest_asyncio
 import xgboost as xgb
 from hazelcast.core import HazelcastJsonValue
+from hazelcast.protocol.codec import map_put_all_codec
+from hazelcast.serialization.data import Data
 from typer.testing import CliRunner
 
 from pipeline.cli.model import app
 from pipeline.errors import GridError, ModelError, ModelMismatchError, UsageError
-from pipeline.grid import connect
+from pipeline.grid import connect, transport
+from pipeline.grid.writer import partition_of
 from pipeline.models import LoadedModel, Registry
 from pipeline.models import record as record_room
 from pipeline.models.chunks import CHUNKS_MAP
@@ -349,7 +353,12 @@ async def test_a_pickle_in_place_of_a_chunk_is_not_opened(grid, registry, name, 
         def __reduce__(self):
             return (opened.touch, ())
 
-    await (await grid.map(CHUNKS_MAP)).set(await the_only_chunk(grid, name), Bomb())
+    # Our own client would refuse to write it, so it is put as another program would.
+    text = pickle.dumps(Bomb(), 0)
+    key = transport.key_data(grid.client, await the_only_chunk(grid, name))
+    value = Data(struct.pack(">iii", 0, -120, len(text)) + text)
+    message = map_put_all_codec.encode_request(CHUNKS_MAP, [(Data(key), value)], False)
+    await transport.invoke(grid.client, message, partition_of(key, grid.partition_count), lambda _: None)
 
     with pytest.raises(ModelError, match="not what was pushed"):
         await registry.fetch(name, 1)
