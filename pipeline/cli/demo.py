@@ -21,7 +21,7 @@ def demo(
     *,
     rate: Annotated[
         float, typer.Option("--rate", min=0, help="Events per second; 0: as fast as they are scored.")
-    ] = 8000,
+    ] = 5000,
     flights: Annotated[
         int | None, typer.Option("--flights", min=1, help="How many to replay.", show_default="April to December")
     ] = None,

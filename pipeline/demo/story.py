@@ -65,7 +65,7 @@ class DemoOptions:
 
     output: Path
     settings: GridSettings | None = None
-    rate: float = 8000.0
+    rate: float = 5000.0
     flights: int | None = None
     members: int = 1
     heap: str = "2g"

@@ -13,4 +13,4 @@ def tune() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
+    gc.set_threshold(25_000, 50, 100)
