@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.errors import JobError, UsageError
-from pipeline.grid import GridSettings
+from pipeline.grid import GridSettings, or_local_cluster
 from pipeline.grid import connect as connect_grid
 from pipeline.grid.copies import Fetcher
 from pipeline.grid.journal import Journal
@@ -164,13 +164,14 @@ async def connect(**settings: Any) -> AsyncIterator[Client]:
     """A connection to a cluster, for an `async with`: `connect(members=["host:5701"])`.
 
     Args:
-        **settings: Fields of `GridSettings`; what is not given comes from `GRIDSCORE_*` or the settings file.
+        **settings: Fields of `GridSettings`; what is not given comes from `GRIDSCORE_*`, the settings file, or the
+            cluster that `gridscore up` runs on this machine.
 
     Raises:
         ConnectionFailedError: No member answered, or the cluster refused this client.
         SettingsError: The settings are not valid.
     """
-    async with await connect_grid(GridSettings.load(**settings)) as grid:
+    async with await connect_grid(or_local_cluster(GridSettings.load(**settings))) as grid:
         yield Client(grid)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
+from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.grid import Grid
+
+_log = logging.getLogger(__name__)
 
 MAX_WAITING = 1_000_000
 """Results that may wait to be taken before the stream gives up, rather than fill the memory."""
@@ -54,6 +58,9 @@ class ResultStream:
 
     It is an entry listener: it shows every result that is written while the connection stands, and none from before it
     was opened. After a lost connection it goes on, and may have missed some.
+
+    Attributes:
+        skipped: Entries of the map that were no results: not JSON objects, or under keys that cannot be read.
     """
 
     def __init__(self, grid: Grid, map_name: str) -> None:
@@ -62,6 +69,7 @@ class ResultStream:
         self._queue: asyncio.Queue[Result | None] = asyncio.Queue()
         self._registration: str | None = None
         self._overrun = False
+        self.skipped = 0
 
     async def open(self) -> Self:
         """Register the listener. Results written from now on will be seen."""
@@ -70,7 +78,13 @@ class ResultStream:
             if self._queue.qsize() >= MAX_WAITING:
                 self._overrun = True
                 return
-            self._queue.put_nowait(Result(event.key, _decode(event.value.to_string())))
+            try:
+                result = Result(event.key, _decode(event.value.to_string()))
+            except (HazelcastError, msgspec.DecodeError, AttributeError) as error:
+                self.skipped += 1
+                _log.warning("`%s` holds something that is no result: %s", self.map_name, error)
+                return
+            self._queue.put_nowait(result)
 
         self._registration = await listen(self._grid, self.map_name, arrived)
         return self

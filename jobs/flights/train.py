@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import xgboost as xgb
 from sklearn.metrics import roc_auc_score
 
-from pipeline.demo.dataset import load_flights, was_late
+from pipeline.demo.dataset import Flights, load_flights, was_late
 from pipeline.demo.training import lookups_for
 from pipeline.features import offline_matrix
 from pipeline.job import load_job
@@ -63,14 +63,25 @@ def train(job: Job, history: pd.DataFrame, lookups: dict[str, pd.DataFrame]) -> 
     }
 
 
+def write_tables(folder: Path, job: Job, flights: Flights) -> None:
+    """What `gridscore load` puts into the grid: the lookups, and the flights to come, each with its key."""
+    (folder / "lookups").mkdir(parents=True, exist_ok=True)
+    for name, frame in lookups_for(job, flights).items():
+        frame.to_parquet(folder / "lookups" / f"{name}.parquet")
+    flights.stream.to_parquet(folder / "events.parquet")
+
+
 def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("model.ubj"), help="where to save (.ubj or .json)")
     parser.add_argument("--job", type=Path, default=JOB_FILE, help="the job file")
+    parser.add_argument("--tables", type=Path, help="also write lookups/*.parquet and events.parquet to this directory")
     arguments = parser.parse_args()
 
     job, flights = load_job(arguments.job), load_flights()
+    if arguments.tables is not None:
+        write_tables(arguments.tables, job, flights)
     began = time.perf_counter()
     booster, metrics = train(job, flights.training, lookups_for(job, flights))
     booster.save_model(arguments.output)

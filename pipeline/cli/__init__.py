@@ -51,10 +51,11 @@ def root(
 
 def _commands() -> typer.Typer:
     """The app with every command; the modules behind them are light, what they use is imported when they run."""
-    from pipeline.cli import bench, dead_letters, demo, doctor, features, job, jobs, model, up, watch, worker
+    from pipeline.cli import bench, dead_letters, demo, doctor, features, job, jobs, load, model, up, watch, worker
 
     app.command(rich_help_panel="Start here")(up.up)
     app.command(rich_help_panel="Start here")(demo.demo)
+    app.command(rich_help_panel="Jobs")(load.load)
     app.command(rich_help_panel="Jobs")(jobs.submit)
     app.add_typer(jobs.app, name="jobs", rich_help_panel="Jobs")
     app.command(rich_help_panel="Jobs")(jobs.suspend)

@@ -49,20 +49,13 @@ def grid_settings(members: list[str] | None, cluster_name: str | None, file: Pat
     Raises:
         SettingsError: They are not valid.
     """
-    from pipeline.grid import GridSettings
+    from pipeline.grid import GridSettings, or_local_cluster
 
     if file is not None:
         if not file.is_file():
             raise SettingsError(f"--settings: there is no file {file}")
         os.environ["GRIDSCORE_CONFIG"] = str(file)
-    settings = GridSettings.load(members=members, cluster_name=cluster_name)
-    if not settings.members:
-        from pipeline.grid.member import running_cluster
-
-        if (local := running_cluster()) is not None:
-            names = {} if "cluster_name" in settings.model_fields_set else {"cluster_name": local["cluster_name"]}
-            settings = settings.model_copy(update={"members": list(local["members"]), **names})
-    return settings
+    return or_local_cluster(GridSettings.load(members=members, cluster_name=cluster_name))
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from typing import Annotated
 
@@ -44,8 +45,11 @@ def worker(
 
             def stop() -> None:
                 nonlocal stopping
-                if not stopping and task is not None:
-                    stopping = True
+                if stopping:
+                    # Whoever asks twice does not want to wait; the leases then run out by themselves.
+                    os._exit(130)
+                stopping = True
+                if task is not None:
                     task.cancel()
 
             for number in (signal.SIGINT, signal.SIGTERM):

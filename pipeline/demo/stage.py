@@ -70,7 +70,7 @@ async def clear_stage(grid: Grid, job: Job) -> None:
 
 async def _until_no_worker_has(grid: Grid, job: str) -> None:
     deadline = time.monotonic() + _LEAVE_SECONDS
-    while any(job in worker["jobs"] for worker in await living_workers(grid)):
+    while any(job in worker.jobs for worker in await living_workers(grid)):
         if time.monotonic() > deadline:
             raise JobError(f"A worker does not leave the cancelled job `{job}`.", "Stop the worker, and try again.")
         await asyncio.sleep(_LOOK_SECONDS)

@@ -4,8 +4,8 @@ Connecting, the journal protocol, one-put-per-partition writes, compare-and-set 
 maps, the embedded member.
 """
 
-from pipeline.grid.connection import Grid, connect
+from pipeline.grid.connection import Grid, connect, or_local_cluster
 from pipeline.grid.records import Record, Records
 from pipeline.grid.settings import GridSettings
 
-__all__ = ["Grid", "GridSettings", "Record", "Records", "connect"]
+__all__ = ["Grid", "GridSettings", "Record", "Records", "connect", "or_local_cluster"]

@@ -111,6 +111,19 @@ class Grid:
             callback()
 
 
+def or_local_cluster(settings: GridSettings) -> GridSettings:
+    """The settings, or those of the cluster that `gridscore up` runs on this machine if they do not say where."""
+    if settings.members:
+        return settings
+    from pipeline.grid.member import running_cluster
+
+    local = running_cluster()
+    if local is None:
+        return settings
+    names = {} if "cluster_name" in settings.model_fields_set else {"cluster_name": local["cluster_name"]}
+    return settings.model_copy(update={"members": list(local["members"]), **names})
+
+
 async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
     """Connect to the cluster that the settings name.
 

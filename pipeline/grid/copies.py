@@ -232,20 +232,27 @@ class LiveCopy:
 
     def _put(self, event: Any) -> None:
         self.changes += 1
-        key = event.key
+        try:
+            key, text = event.key, _text(event.value)
+        except HazelcastError:
+            return  # of a type that cannot be read; the next check counts it
         if self._touched is not None:
             self._touched.add(key)
         if len(self._table) < self._max_entries:
-            self._table.put(key, _text(event.value))
+            self._table.put(key, text)
         else:
             # The next check finds that the sizes differ, and then fails with the reason.
             self._table.remove(key)
 
     def _removed(self, event: Any) -> None:
         self.changes += 1
+        try:
+            key = event.key
+        except HazelcastError:
+            return
         if self._touched is not None:
-            self._touched.add(event.key)
-        self._table.remove(event.key)
+            self._touched.add(key)
+        self._table.remove(key)
 
     def _all_gone(self, _event: object) -> None:
         self.changes += 1

@@ -6,6 +6,7 @@ keep their order, which matters in what records hold (the features of a job, for
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 
     from pipeline.grid.connection import Grid
 
+_log = logging.getLogger(__name__)
+
 _ATTEMPTS = 50
 
 INDETERMINATE = (IndeterminateOperationStateError, TargetDisconnectedError, OperationTimeoutError)
 """Errors after which a write may or may not have happened."""
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def record_text(value: dict[str, Any]) -> str:
@@ -60,8 +63,14 @@ class Records:
         return None if found is None else _record(key, found)
 
     async def all(self) -> dict[str, Record]:
-        """Every record, by key."""
-        return {key: _record(key, value) for key, value in await (await self._map()).entry_set()}
+        """Every record, by key. What somebody else put there, and is none, is left out with a word in the log."""
+        found = {}
+        for key, value in await (await self._map()).entry_set():
+            try:
+                found[str(key)] = _record(key, value)
+            except GridError as error:
+                _log.warning("%s: %s", self.map_name, error, extra={"action": "foreign_record"})
+        return found
 
     async def create(self, key: str, value: dict[str, Any]) -> Record:
         """Write a record that does not exist yet.
@@ -155,10 +164,14 @@ class Records:
         return await self._grid.map(self.map_name)
 
 
-def _record(key: str, found: Any) -> Record:
+def _record(key: Any, found: Any) -> Record:
     try:
         text = found.to_string()
         value = _decode(text)
     except (AttributeError, msgspec.DecodeError) as error:
-        raise GridError(f"The control record `{key}` is not a JSON object: {error}") from None
+        raise GridError(
+            f"The control record `{key}` is not a JSON object: {error}", "It was not written by Gridscore: remove it."
+        ) from None
+    if not isinstance(key, str):
+        raise GridError(f"The control record `{key}` has a key that is no text.", "It was not written by Gridscore.")
     return Record(key, value, text)

@@ -80,7 +80,7 @@ def member_config(
         config["split-brain-protection"] = {
             name: _protection(dict(protection or {}), len(ports)) for name, protection in protections.items()
         }
-    return yaml.safe_dump({"hazelcast": config}, sort_keys=False)
+    return str(yaml.safe_dump({"hazelcast": config}, sort_keys=False))
 
 
 def template_cluster_name(template: dict[str, Any]) -> str:

@@ -143,7 +143,10 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
             if flags & _FINAL:
                 body = bytes(view[self._start : position])
                 self._start = position
-                connection._builder.on_message(_message(body))  # noqa: SLF001
+                try:
+                    connection._builder.on_message(_message(body))  # noqa: SLF001
+                except Exception:  # noqa: BLE001 -- a listener that cannot take an entry must not cost us the connection
+                    _log.exception("A message of the member could not be handled", extra={"action": "message_failed"})
         self._scanned = position
         if self._start == end:
             self._start = self._scanned = self._end = 0

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import logging
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline.errors import JobError
+from pipeline.errors import GridError, JobError
 from pipeline.grid import transport
 
 if TYPE_CHECKING:
     from pipeline.grid import Grid
+
+_log = logging.getLogger(__name__)
 
 MAX_RAW = 1 << 20
 """Bytes of an event that a dead letter keeps; what is longer is cut, and says so."""
@@ -113,7 +116,12 @@ async def list_letters(grid: Grid, job: str, limit: int) -> tuple[int, list[Dead
     if not await grid.has_map(name):
         return 0, []
     proxy = await grid.map(name)
-    found = [_read(value) for value in await proxy.values()]
+    found = []
+    for value in await proxy.values():
+        try:
+            found.append(_read(value))
+        except GridError as error:
+            _log.warning("%s: %s", name, error, extra={"action": "foreign_record"})
     found.sort(key=lambda dead: dead.at, reverse=True)
     return len(found), found[:limit]
 
@@ -134,4 +142,9 @@ async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:
 
 
 def _read(value: Any) -> DeadLetter:
-    return _decode(value.to_string())
+    try:
+        return _decode(value.to_string())
+    except (AttributeError, msgspec.DecodeError) as error:
+        raise GridError(
+            f"An entry of the dead-letter map is no dead letter: {error}", "It was not written by Gridscore: remove it."
+        ) from None

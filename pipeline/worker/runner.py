@@ -49,6 +49,7 @@ UNACKNOWLEDGED_EVENTS = 32_768
 """Events written and not acknowledged, above which the loop waits."""
 
 COMMIT_SECONDS = 0.5
+STOP_SECONDS = 3.0
 _CLAIM_SECONDS = 2.0
 _CHECKS_PER_SECOND = 10
 _RETRY_SECONDS = 0.5
@@ -135,22 +136,29 @@ class JobRunner:
     async def _stop(self) -> None:
         self._reader.close()
         try:
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(STOP_SECONDS):
                 while any(self._pending.values()):
                     self._room.clear()
                     await self._room.wait()
         except TimeoutError:
             _log.warning("%s: some writes were not acknowledged before the stop", self._job.name)
-        try:
-            if self._grid.is_running:
-                await self.leases.release(self._acknowledged)
-        except HazelcastError as error:
-            _log.warning("%s: the leases could not be given back: %s", self._job.name, error)
         for task in self._tasks:
             task.cancel()
-        await self._model.close()
-        for copy in self._copies.values():
-            await copy.close()
+        try:
+            # A cluster that is gone must not keep us: what is not given back runs out by itself.
+            async with asyncio.timeout(STOP_SECONDS):
+                if self._grid.is_running:
+                    await self.leases.release(self._acknowledged)
+                await self._model.close()
+                for copy in self._copies.values():
+                    await copy.close()
+        except (HazelcastError, TimeoutError) as error:
+            _log.warning(
+                "%s: the leases could not be given back, and run out in %.0f s: %s",
+                self._job.name,
+                self.leases.seconds,
+                str(error) or "the cluster does not answer",
+            )
 
     # ------------------------------------------------------------------ the way of a batch
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pipeline.errors import GridError
+from pipeline.grid import transport
 from pipeline.grid.journal import Journal
 from pipeline.grid.records import Records
+from pipeline.worker.dead_letters import map_of
 from pipeline.worker.leases import read_records
 
 if TYPE_CHECKING:
@@ -30,7 +35,8 @@ class JobStatus:
         workers: Living workers that score for it.
         lag: Events in the journal that no committed offset covers; None if the journal cannot be read.
         partitions: Partitions that have an owner.
-        totals: Sums over the living workers: events, rate, dead_letters, lost, regressions.
+        totals: Sums over the living workers since they began: events, rate, lost, regressions; and dead_letters, those
+            in the grid.
         versions: Model versions in use.
         model_errors: Why a worker does not use the version that is meant.
         lookups: Entries, age and loads of each lookup's copy, the oldest of all workers.
@@ -68,12 +74,37 @@ class JobStatus:
         }
 
 
-async def living_workers(grid: Grid) -> list[dict[str, Any]]:
-    """Records of the workers that were heard of lately."""
+class _JobFigures(msgspec.Struct):
+    """What a worker counts for one job; see `JobStats.to_json`."""
+
+    events: int
+    rate: float
+    lost: int
+    regressions: int
+    version: int
+    model_error: str
+    lookups: dict[str, dict[str, float]]
+
+
+class WorkerRecord(msgspec.Struct):
+    """What a worker says of itself, once a second."""
+
+    id: str
+    seen_at: int
+    jobs: dict[str, _JobFigures]
+
+
+async def living_workers(grid: Grid) -> list[WorkerRecord]:
+    """Records of the workers that were heard of lately. What is no such record is left out."""
     # Their clocks and ours may differ by seconds, so "lately" is generous where a record is from the future.
     now = time.time() * 1000
-    records = await Records(grid, WORKERS_MAP).all()
-    return [r.value for r in records.values() if now - r.value["seen_at"] < GONE_SECONDS * 1000]
+    found = []
+    for record in (await Records(grid, WORKERS_MAP).all()).values():
+        with contextlib.suppress(msgspec.ValidationError):
+            worker = msgspec.convert(record.value, WorkerRecord)
+            if now - worker.seen_at < GONE_SECONDS * 1000:
+                found.append(worker)
+    return found
 
 
 async def forget_gone_workers(grid: Grid, seconds: float) -> None:
@@ -81,7 +112,8 @@ async def forget_gone_workers(grid: Grid, seconds: float) -> None:
     records = Records(grid, WORKERS_MAP)
     now = time.time() * 1000
     for key, record in (await records.all()).items():
-        if now - record.value["seen_at"] > seconds * 1000:
+        seen_at = record.value.get("seen_at")
+        if isinstance(seen_at, int) and now - seen_at > seconds * 1000:
             await records.delete(key)
 
 
@@ -104,18 +136,17 @@ async def lag(grid: Grid, record: JobRecord) -> tuple[int | None, int]:
     return total, sum(1 for lease in leases.values() if lease.owner)
 
 
-async def job_status(grid: Grid, record: JobRecord, workers: list[dict[str, Any]] | None = None) -> JobStatus:
+async def job_status(grid: Grid, record: JobRecord, workers: list[WorkerRecord] | None = None) -> JobStatus:
     """Everything about one job; pass the living workers if they are at hand."""
     workers = await living_workers(grid) if workers is None else workers
-    mine = [worker["jobs"][record.name] for worker in workers if record.name in worker["jobs"]]
+    mine = [worker.jobs[record.name] for worker in workers if record.name in worker.jobs]
     behind, owned = await lag(grid, record)
-    totals = {
-        name: sum(job[name] for job in mine) for name in ("events", "rate", "dead_letters", "lost", "regressions")
-    }
+    totals = {name: sum(getattr(job, name) for job in mine) for name in ("events", "rate", "lost", "regressions")}
+    totals["dead_letters"] = await transport.map_size(grid.client, map_of(record.name))
     lookups: dict[str, dict[str, float]] = {}
     for job in mine:
-        for name, copy in job["lookups"].items():
-            if name not in lookups or copy["age"] > lookups[name]["age"]:
+        for name, copy in job.lookups.items():
+            if name not in lookups or copy.get("age", 0) > lookups[name].get("age", 0):
                 lookups[name] = copy
     return JobStatus(
         record=record,
@@ -123,7 +154,7 @@ async def job_status(grid: Grid, record: JobRecord, workers: list[dict[str, Any]
         lag=behind,
         partitions=owned,
         totals=totals,
-        versions=sorted({int(job["version"]) for job in mine if job["version"]}),
-        model_errors=sorted({job["model_error"] for job in mine if job["model_error"]}),
+        versions=sorted({job.version for job in mine if job.version}),
+        model_errors=sorted({job.model_error for job in mine if job.model_error}),
         lookups=lookups,
     )

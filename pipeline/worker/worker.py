@@ -19,7 +19,7 @@ from pipeline.grid.records import record_text
 from pipeline.job import JobRecord, Jobs, JobState
 from pipeline.job.life import WANTED
 from pipeline.worker.leases import LEASE_SECONDS
-from pipeline.worker.runner import JobRunner
+from pipeline.worker.runner import STOP_SECONDS, JobRunner
 from pipeline.worker.status import WORKERS_MAP, forget_gone_workers
 
 if TYPE_CHECKING:
@@ -188,8 +188,9 @@ class Worker:
         for name in list(self._running):
             await self._end(name)
         try:
-            if self._grid.is_running:
-                await self._stop_watching()
-                await (await self._grid.map(WORKERS_MAP)).delete(self.id)
-        except HazelcastError as error:
-            _log.warning("The worker's record could not be removed: %s", error)
+            async with asyncio.timeout(STOP_SECONDS):
+                if self._grid.is_running:
+                    await self._stop_watching()
+                    await (await self._grid.map(WORKERS_MAP)).delete(self.id)
+        except (HazelcastError, TimeoutError) as error:
+            _log.warning("The worker's record could not be removed: %s", str(error) or "the cluster does not answer")
