@@ -45,7 +45,7 @@ def test_tables_are_loaded_into_the_maps_of_the_job(cluster, tmp_path, unique):
             row = history.iloc[3]
             event = await client.result(f"events.{unique}", f"{row.customer}|3")
             assert (event["customer"], event["amount"]) == (row.customer, row.amount)
-            assert await client.result(f"lookups.{unique}", "ann") == {"age": 38.0, "limit": 200.0}
+            assert await client.result(f"lookups.{unique}", "ann") == {"age": 59.0, "limit": 500.0}
 
     asyncio.run(look())
 
