@@ -15,7 +15,7 @@ from pipeline.grid.copies import Fetcher
 from pipeline.grid.journal import Journal
 from pipeline.grid.writer import MapWriter
 from pipeline.job import Job, JobRecord, Jobs, load_job
-from pipeline.job.life import ENDED
+from pipeline.job.life import CANCELLED, ENDED
 from pipeline.results import ResultStream
 from pipeline.worker import Worker
 from pipeline.worker.leases import delete_records
@@ -93,7 +93,8 @@ class Client:
         version = await self.models.resolve(job.model.name, alias=job.model.alias, version=job.model.version)
         check_features(job.feature_names, version)
         current = await self.jobs.find(job.name)
-        if current is not None and current.state in ENDED:
+        if current is not None and current.state in ENDED and current.error in ("", CANCELLED):
+            # A job that failed goes on where it stopped, once its cause is mended; one that was cancelled begins anew.
             await delete_records(self.grid, job.name)
         return await self.jobs.submit(job, update=update)
 

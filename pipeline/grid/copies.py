@@ -143,7 +143,7 @@ class LiveCopy:
                 pass
             try:
                 await self._check()
-            except (HazelcastError, GridError) as error:
+            except Exception as error:  # noqa: BLE001 -- a copy that is no longer checked would grow stale unseen
                 _log.warning(
                     "The copy of `%s` could not be checked, it is %.0f s old: %s",
                     self.map_name,
@@ -289,9 +289,9 @@ class Fetcher:
         by_data: dict[bytes, Any] = {}
         by_partition: dict[int, list[bytes]] = {}
         for key in keys:
-            data = transport.key_data(client, key)
-            by_data[data] = key
-            by_partition.setdefault(partition_of(data, count), []).append(data)
+            for data in transport.key_forms(client, key):
+                by_data[data] = key
+                by_partition.setdefault(partition_of(data, count), []).append(data)
         calls = [
             transport.invoke(client, wire.encode_get_all(self.map_name, group), partition, wire.decode_get_all)
             for partition, group in by_partition.items()

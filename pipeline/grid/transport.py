@@ -256,10 +256,25 @@ def _version_text(number: int) -> str:
 
 
 def invoke(
-    client: HazelcastClient, message: OutboundMessage, partition: int, decode: Callable[[Any], Any]
+    client: HazelcastClient,
+    message: OutboundMessage,
+    partition: int,
+    decode: Callable[[Any], Any],
+    *,
+    retry_seconds: float | None = None,
 ) -> asyncio.Future[Any]:
-    """Send a request to the owner of a partition; the future holds what `decode` makes of the response."""
-    invocation = Invocation(message, partition_id=partition, response_handler=decode)
+    """Send a request to the owner of a partition; the future holds what `decode` makes of the response.
+
+    Args:
+        client: The client.
+        message: The request.
+        partition: Whose owner to ask.
+        decode: Makes the future's value of the response.
+        retry_seconds: For how long the client may send it again after an error that may pass; as long as is configured
+            if None. With 0, it is sent once: nothing can overtake it or come late.
+    """
+    until = None if retry_seconds is None else time.time() + retry_seconds
+    invocation = Invocation(message, partition_id=partition, response_handler=decode, timeout=until)
     client._invocation_service.invoke(invocation)  # noqa: SLF001
     future: asyncio.Future[Any] = invocation.future
     return future
@@ -305,6 +320,22 @@ def key_data(client: HazelcastClient, key: Any) -> bytes:
         text = key.encode()
         return _STRING_HEADER.pack(0, -11, len(text)) + text
     return to_data(client, key)
+
+
+_INTEGER_KEY = struct.Struct(">iii")
+_LONG_KEY = struct.Struct(">iiq")
+
+
+def key_forms(client: HazelcastClient, key: Any) -> list[bytes]:
+    """The serialized keys that mean this key: a whole number may be an Integer or a Long in the grid."""
+    if type(key) is not int:
+        return [key_data(client, key)]
+    forms = []
+    if -(2**31) <= key < 2**31:
+        forms.append(_INTEGER_KEY.pack(0, -7, key))
+    if -(2**63) <= key < 2**63:
+        forms.append(_LONG_KEY.pack(0, -8, key))
+    return forms
 
 
 def to_object(client: HazelcastClient, data: bytes) -> Any:

@@ -78,6 +78,7 @@ class Page(NamedTuple):
         sequences: Sequence of each entry put (added, updated or loaded); removals are left out.
         keys: Serialized key of each, as it is to be written again.
         values: JSON text of each in UTF-8; a serialized value as a whole where its type is neither JSON nor string.
+        size: Bytes of the answer.
         foreign: Position and Hazelcast type of those that are neither JSON nor string, for their error message.
     """
 
@@ -87,6 +88,7 @@ class Page(NamedTuple):
     keys: list[bytes]
     values: list[bytes]
     foreign: dict[int, int]
+    size: int
 
 
 # frame header and hash, type, 1, factory, class of the item; event type, length of the key
@@ -134,7 +136,7 @@ def decode_read(message: RawMessage) -> Page | None:
                 add_value(body[value_at + 4 : value_at + 4 + max(value_length, 0)])
             add_sequence(sequence)
             add_key(body[key_at : key_at + key_length])
-    return Page(first, following, sequences, keys, values, foreign)
+    return Page(first, following, sequences, keys, values, foreign, len(body))
 
 
 _JSON_HEADER = struct.Struct(">iii")

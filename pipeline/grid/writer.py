@@ -37,19 +37,24 @@ class MapWriter:
         """Make the map known to the cluster by name; a bare write would fill it without that."""
         await self._grid.map(self.map_name)
 
-    def put_partition(self, partition: int, keys: Sequence[bytes], texts: Sequence[bytes]) -> asyncio.Future[None]:
+    def put_partition(
+        self, partition: int, keys: Sequence[bytes], texts: Sequence[bytes], *, once: bool = True
+    ) -> asyncio.Future[None]:
         """Write entries of one partition in one message.
 
-        Sent in the order of the calls, and applied by the member in that order. The future fails if the member did
-        not confirm the write with its backups; then it may or may not have happened.
+        Sent once and in the order of the calls, and applied by the member in that order. The future fails if the member
+        did not confirm the write with its backups; then it may or may not have happened.
 
         Args:
             partition: The partition of every key.
             keys: Serialized keys, as they came from a journal.
             texts: JSON texts in UTF-8.
+            once: Never send it again: a retry would come late, behind writes that were made after it. Without, errors
+                that may pass are retried, and two writes of one key may change places.
         """
         message = wire.encode_put_all_json(self._prefix, keys, texts)
-        return transport.invoke(self._grid.client, message, partition, _nothing)
+        seconds = 0.0 if once else None
+        return transport.invoke(self._grid.client, message, partition, _nothing, retry_seconds=seconds)
 
     def serialize_key(self, key: Any) -> bytes:
         """A key as the grid stores it."""
@@ -72,7 +77,7 @@ class MapWriter:
             texts.append(text)
             count += 1
         if by_partition:
-            writes = [self.put_partition(p, keys, texts) for p, (keys, texts) in by_partition.items()]
+            writes = [self.put_partition(p, keys, texts, once=False) for p, (keys, texts) in by_partition.items()]
             # Wait for all before reporting the first failure: no write may be under way when the caller tries again.
             for outcome in await asyncio.gather(*writes, return_exceptions=True):
                 if isinstance(outcome, BaseException):

@@ -66,6 +66,10 @@ class JobRecord:
         """Name of the job."""
         return self.job.name
 
+    def is_same_run(self, other: JobRecord) -> bool:
+        """Whether both are of one submission or update; a cluster that came back empty counts revisions anew."""
+        return (self.revision, self.submitted_at) == (other.revision, other.submitted_at)
+
     @classmethod
     def from_record(cls, record: Record) -> JobRecord:
         """The typed form of a control record.
@@ -195,20 +199,24 @@ class Jobs:
         """
         return await self._move(name, "cancel", JobState.FAILED, error=CANCELLED)
 
-    async def mark(self, name: str, revision: int, state: JobState, error: str = "") -> None:
-        """Note what a worker has come to, unless the job has changed since.
+    async def mark(self, record: JobRecord, state: JobState, error: str = "") -> None:
+        """Note what a worker has come to, unless the job has changed since its record was read.
 
         Raises:
             JobError: There is no such job.
         """
+        name = record.name
 
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is None:
                 raise JobError(f"There is no job `{name}`.")
-            if current["revision"] != revision or JobState(current["state"]) not in WANTED:
+            same_run = (current["revision"], current["submitted_at"]) == (record.revision, record.submitted_at)
+            if not same_run or JobState(current["state"]) not in WANTED:
                 return current
             if current["state"] == state.value and current["error"] == error:
                 return current
+            if (current["state"], state) == (JobState.RUNNING.value, JobState.STARTING):
+                return current  # another worker scores already
             return {**current, "state": state.value, "error": error, "updated_at": _now()}
 
         await self._records.update(name, change)

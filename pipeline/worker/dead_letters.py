@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import heapq
 import logging
 import zlib
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.errors import GridError, JobError
-from pipeline.grid import transport
+from pipeline.grid import transport, wire
+from pipeline.grid.copies import payload
 
 if TYPE_CHECKING:
     from pipeline.grid import Grid
@@ -67,6 +69,9 @@ class DeadLetter(msgspec.Struct, frozen=True):
         return base64.b64decode(self.raw)
 
 
+_PAGE = 256
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """An event as the scorer rejects it."""
@@ -111,19 +116,24 @@ def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> tuple[str
 
 
 async def list_letters(grid: Grid, job: str, limit: int) -> tuple[int, list[DeadLetter]]:
-    """How many dead letters a job has, and up to `limit` of them, the latest first."""
-    name = map_of(job)
-    if not await grid.has_map(name):
-        return 0, []
-    proxy = await grid.map(name)
-    found = []
-    for value in await proxy.values():
-        try:
-            found.append(_read(value))
-        except GridError as error:
-            _log.warning("%s: %s", name, error, extra={"action": "foreign_record"})
-    found.sort(key=lambda dead: dead.at, reverse=True)
-    return len(found), found[:limit]
+    """How many dead letters a job has, and up to `limit` of them, the latest first.
+
+    Walks the map in pages and keeps no more than the limit: a schema change may have filled it.
+    """
+    name, total, latest = map_of(job), 0, list[DeadLetter]()
+    for partition in range(grid.partition_count):
+        pointers = [wire.FIRST_ENTRY]
+        while pointers[-1][0] >= 0:
+            message = wire.encode_fetch_entries(name, pointers, _PAGE)
+            pointers, entries = await transport.invoke(grid.client, message, partition, wire.decode_fetch_entries)
+            total += len(entries)
+            for _, value in entries:
+                try:
+                    latest.append(_decode(payload(value)))
+                except msgspec.DecodeError as error:
+                    _log.warning("%s: an entry is no dead letter: %s", name, error, extra={"action": "foreign_record"})
+            latest = heapq.nlargest(limit, latest, key=lambda dead: dead.at)
+    return total, latest
 
 
 async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:

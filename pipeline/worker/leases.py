@@ -18,21 +18,23 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from hazelcast.errors import HazelcastError
+from hazelcast.errors import HazelcastError, OperationTimeoutError
 
 from pipeline.grid import transport, wire
 from pipeline.grid.records import INDETERMINATE
 from pipeline.grid.writer import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from pipeline.grid import Grid
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 LEASES_MAP = "gridscore.leases"
 LEASE_SECONDS = 10.0
@@ -94,6 +96,7 @@ class Leases:
         self.worker = worker
         self.seconds = seconds
         self.held: dict[int, Lease] = {}
+        self._under_way: set[asyncio.Task[Any]] = set()
         self._seen: dict[int, tuple[bytes, float]] = {}  # others' records: text, and since when it is the same
         self._keys = [transport.key_data(grid.client, lease_key(job, p)) for p in range(grid.partition_count)]
         self._key_partitions = [partition_of(key, grid.partition_count) for key in self._keys]
@@ -109,6 +112,9 @@ class Leases:
         Raises:
             HazelcastError: The cluster did not answer.
         """
+        return await self._to_the_end(self._claim_all())
+
+    async def _claim_all(self) -> list[Lease]:
         wanted = [p for p in range(self._grid.partition_count) if p not in self.held]
         texts = await self._read(wanted)
         now = time.monotonic()
@@ -118,7 +124,11 @@ class Leases:
             if text is None:
                 free.append((partition, None, None))
                 continue
-            record = _decode(text)
+            try:
+                record = _decode(text)
+            except msgspec.DecodeError as error:
+                _log.error("%s/%d: the lease record cannot be read: %s", self.job, partition, error)
+                continue
             seen, since = self._seen.setdefault(partition, (text, now))
             if seen != text:
                 self._seen[partition] = (text, now)
@@ -146,6 +156,9 @@ class Leases:
         Args:
             offsets: Next sequence to read by partition; none may be smaller than what is committed.
         """
+        return await self._to_the_end(self._commit_all(offsets))
+
+    async def _commit_all(self, offsets: dict[int, int]) -> list[int]:
         now = time.monotonic()
         due = [
             (lease, offsets.get(p, lease.offset))
@@ -162,9 +175,16 @@ class Leases:
     async def _commit(self, lease: Lease, offset: int, *, owner: str | None = None) -> bool:
         record = lease.record
         if offset < record.offset:
-            raise AssertionError(
-                f"{self.job}/{lease.partition}: the offset would go back from {record.offset} to {offset}"
+            # It must never happen. If it does, the grid is right, and whoever claims the partition goes on from there.
+            _log.error(
+                "%s/%d: the offset would go back from %d to %d: dropping the partition",
+                self.job,
+                lease.partition,
+                record.offset,
+                offset,
+                extra={"action": "offset_back"},
             )
+            return False
         owner = self.worker if owner is None else owner
         fresh = LeaseRecord(owner, record.epoch, offset, self._deadline(), record.renewals + 1)
         lease.busy = True
@@ -186,6 +206,8 @@ class Leases:
 
     async def release(self, offsets: dict[int, int]) -> None:
         """Commit and give back every partition."""
+        # A compare-and-set under way changes the text that the next one must compare with: let it end first.
+        await asyncio.gather(*self._under_way, return_exceptions=True)
         leases = list(self.held.values())
         self.held.clear()
         await asyncio.gather(
@@ -206,6 +228,13 @@ class Leases:
         lease.record, lease.text, lease.renewed_at = written.record, written.text, written.renewed_at
         return True
 
+    async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do it even if whoever asked for it is cancelled meanwhile."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
     async def _write(self, partition: int, expected: bytes | None, record: LeaseRecord) -> Lease | None:
         """Compare-and-set one record; None if it was not what was expected."""
         text = _encode(record)
@@ -218,10 +247,19 @@ class Leases:
             else:
                 message = wire.encode_replace_if_same(LEASES_MAP, key, expected, text)
                 decode = wire.decode_replace_if_same
-            done = await transport.invoke(client, message, self._key_partitions[partition], decode)
-        except INDETERMINATE:
+            # A member that hangs must not keep us from renewing what other members hold.
+            seconds = self.seconds / 3
+            async with asyncio.timeout(seconds):
+                done = await transport.invoke(
+                    client, message, self._key_partitions[partition], decode, retry_seconds=seconds
+                )
+        except (*INDETERMINATE, TimeoutError):
             # Whether it happened is not known, so look: no two texts of a record are the same.
-            done = (await self._read([partition])).get(partition) == text
+            try:
+                async with asyncio.timeout(self.seconds / 3):
+                    done = (await self._read([partition])).get(partition) == text
+            except TimeoutError:
+                raise OperationTimeoutError("a member does not answer") from None
         return Lease(partition, record, text, began) if done else None
 
     async def _read(self, partitions: Iterable[int]) -> dict[int, bytes]:

@@ -26,29 +26,36 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PAGE_EVENTS = 512
-"""Events of one read at most. There is no limit in bytes, and every partition may have a page waiting."""
+"""Events of one read at most."""
+
+PAGE_BYTES = 256 * 1024
+"""Bytes that a read should give at most. The protocol has no such limit: it is kept by the size of what came before."""
+
+FIRST_EVENT_BYTES = 64 * 1024
+"""What an event is taken to weigh before one was seen: the first reads ask for few."""
 
 READ_AHEAD_EVENTS = 16_384
-"""Events that may wait to be taken before partitions are no longer read ahead."""
+READ_AHEAD_BYTES = 32 * 1024 * 1024
+"""What may wait to be taken before partitions are no longer read ahead."""
 
 _RETRY_SECONDS = 0.5
 
 
-class Arrival(NamedTuple):
-    """A page of one partition."""
-
-    partition: int
-    page: Page
-
-
-@dataclass(slots=True)
-class _Cursor:
+@dataclass(slots=True, eq=False)
+class Cursor:
     """Where a partition is being read. A new cursor for the same partition makes answers to the old one void."""
 
     partition: int
     position: int
     reading: bool = False
-    waiting: bool = False  # a page of it lies in the inbox
+
+
+class Arrival(NamedTuple):
+    """A page of one partition, and the cursor that read it."""
+
+    partition: int
+    page: Page
+    cursor: Cursor
 
 
 @dataclass(slots=True)
@@ -76,9 +83,11 @@ class JournalReader:
     def __init__(self, grid: Grid, map_name: str, regressed: Callable[[int, int], None]) -> None:
         self._journal = Journal(grid, map_name)
         self._regressed = regressed
-        self._cursors: dict[int, _Cursor] = {}
-        self._inbox: deque[tuple[_Cursor, Page]] = deque()
-        self._inbox_events = 0
+        self._cursors: dict[int, Cursor] = {}
+        self._inbox: deque[tuple[Cursor, Page]] = deque()
+        self._inbox_events = self._inbox_bytes = 0
+        self._event_bytes = float(FIRST_EVENT_BYTES)
+        self._closed = False
         self._arrived = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,10 +98,20 @@ class JournalReader:
         """Oldest and newest sequence of a partition's journal."""
         return await self._journal.bounds(partition)
 
+    def is_current(self, cursor: Cursor) -> bool:
+        """Whether the partition is still read by this cursor: if not, what it read must not be written."""
+        return self._cursors.get(cursor.partition) is cursor
+
+    def reads(self, partition: int) -> bool:
+        """Whether the partition is being read."""
+        return partition in self._cursors
+
     def start(self, partition: int, position: int) -> None:
         """Read a partition from a sequence on, forgetting what was read of it and not taken yet."""
         self.stop(partition)
-        cursor = self._cursors[partition] = _Cursor(partition, position)
+        if self._closed:
+            return
+        cursor = self._cursors[partition] = Cursor(partition, position)
         self._read(cursor)
 
     def stop(self, partition: int) -> None:
@@ -102,12 +121,14 @@ class JournalReader:
             if len(kept) != len(self._inbox):
                 self._inbox = kept
                 self._inbox_events = sum(page.next - page.first for _, page in kept)
+                self._inbox_bytes = sum(page.size for _, page in kept)
 
     def close(self) -> None:
         """Stop reading everything."""
+        self._closed = True
         self._cursors.clear()
         self._inbox.clear()
-        self._inbox_events = 0
+        self._inbox_events = self._inbox_bytes = 0
         for timer in self._timers:
             timer.cancel()
         for task in self._tasks:
@@ -150,19 +171,21 @@ class JournalReader:
             cursor, page = self._inbox.popleft()
             size = page.next - page.first
             self._inbox_events -= size
+            self._inbox_bytes -= page.size
             count += size
-            cursor.waiting = False
-            taken.append(Arrival(cursor.partition, page))
-            if not cursor.reading:
-                self._read(cursor)
+            taken.append(Arrival(cursor.partition, page, cursor))
+            self._read(cursor)
         return taken
 
-    def _read(self, cursor: _Cursor) -> None:
+    def _read(self, cursor: Cursor) -> None:
+        if cursor.reading:
+            return
         cursor.reading = True
-        future = self._journal.read(cursor.partition, cursor.position, PAGE_EVENTS)
+        wanted = max(1, min(PAGE_EVENTS, int(PAGE_BYTES / self._event_bytes)))
+        future = self._journal.read(cursor.partition, cursor.position, wanted)
         future.add_done_callback(lambda done: self._answered(cursor, done))
 
-    def _answered(self, cursor: _Cursor, done: asyncio.Future[Page | None]) -> None:
+    def _answered(self, cursor: Cursor, done: asyncio.Future[Page | None]) -> None:
         cursor.reading = False
         current = self._cursors.get(cursor.partition) is cursor
         if done.cancelled():
@@ -183,15 +206,18 @@ class JournalReader:
             self._count_regression(cursor.partition, cursor.position, page.first)
             return
         cursor.position = page.next
-        cursor.waiting = True
         self._inbox.append((cursor, page))
         self._inbox_events += page.next - page.first
+        self._inbox_bytes += page.size
+        # Heavier events count at once, lighter ones by and by.
+        seen = page.size / (page.next - page.first)
+        self._event_bytes = max(seen, (self._event_bytes + seen) / 2)
         self._arrived.set()
         # Reading ahead keeps the member busy while we score; past the limit, the partition waits to be taken.
-        if self._inbox_events < READ_AHEAD_EVENTS:
+        if self._inbox_events < READ_AHEAD_EVENTS and self._inbox_bytes < READ_AHEAD_BYTES:
             self._read(cursor)
 
-    def _failed(self, cursor: _Cursor, error: BaseException) -> None:
+    def _failed(self, cursor: Cursor, error: BaseException) -> None:
         if isinstance(error, UnsupportedOperationError):
             self._failure = journal_missing(self._journal.map_name)
             self._arrived.set()
@@ -209,7 +235,7 @@ class JournalReader:
         )
         self._later(cursor)
 
-    def _later(self, cursor: _Cursor) -> None:
+    def _later(self, cursor: Cursor) -> None:
         def read() -> None:
             self._timers.discard(timer)
             if self._cursors.get(cursor.partition) is cursor:
@@ -221,7 +247,7 @@ class JournalReader:
         timer = asyncio.get_running_loop().call_later(_RETRY_SECONDS, read)
         self._timers.add(timer)
 
-    async def _look_and_read(self, cursor: _Cursor) -> None:
+    async def _look_and_read(self, cursor: Cursor) -> None:
         try:
             await self.check(cursor.partition)
         except GridscoreError as error:
@@ -230,7 +256,7 @@ class JournalReader:
         if self._cursors.get(cursor.partition) is cursor:
             self._read(cursor)
 
-    def _count_loss(self, cursor: _Cursor, first: int) -> None:
+    def _count_loss(self, cursor: Cursor, first: int) -> None:
         lost = first - cursor.position
         self.losses.lost += lost
         _log.error(

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from pipeline.grid import Grid
     from pipeline.job import Job
+    from pipeline.worker.dead_letters import Rejected
+    from pipeline.worker.leases import Lease
     from pipeline.worker.scorer import PartitionBatch, ScoredBatch
 
 _log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class JobRunner:
         self._job = job
         self._started = started
         self.stats = JobStats()
+        self.is_scoring = False
         self.leases = Leases(grid, job.name, worker, seconds=lease_seconds)
         self._reader = JournalReader(grid, job.events, self._regressed)
         self._tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
@@ -103,6 +106,7 @@ class JobRunner:
         self._dead = MapWriter(grid, dead_letters.map_of(job.name))
         self._pending: dict[int, deque[_Write]] = {}
         self._acknowledged: dict[int, int] = {}  # offsets that may be committed
+        self._restarts: dict[int, object] = {}  # partitions that will be read again, each with what asked for it last
         self._unacknowledged = 0
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -176,9 +180,10 @@ class JobRunner:
                 batch = await self._scorer.score(arrivals, self._model.active)
             except HazelcastError as error:
                 _log.warning("%s: a lookup could not be fetched, trying again: %s", self._job.name, error)
+                for arrival in arrivals:
+                    if self._reader.is_current(arrival.cursor):
+                        self._put_back(arrival.partition)
                 await asyncio.sleep(_RETRY_SECONDS)
-                for partition in {arrival.partition for arrival in arrivals}:
-                    self._put_back(partition)
                 continue
             began = time.thread_time_ns()
             self._write(batch)
@@ -188,11 +193,19 @@ class JobRunner:
 
     def _write(self, batch: ScoredBatch) -> None:
         now = time.monotonic()
-        letters = self._write_dead_letters(batch) if batch.rejected else None
+        parts = []
         for part in batch.partitions:
+            # While lookups were fetched, the partition may have been put back, dropped or begun again.
+            if not self._reader.is_current(part.cursor):
+                continue
             if not self.leases.stands(part.partition, now):
                 self._drop(part.partition)
                 continue
+            parts.append(part)
+        ours = {part.partition for part in parts}
+        rejected = [each for each in batch.rejected if each.partition in ours]
+        letters = self._write_dead_letters(rejected) if rejected else None
+        for part in parts:
             write = _Write(part.next, len(part.keys))
             self._pending.setdefault(part.partition, deque()).append(write)
             if letters is None and not part.keys:
@@ -206,9 +219,9 @@ class JobRunner:
                 self._spawn(self._write_with_letters(part, write, letters))
         self.stats.batches += 1
 
-    def _write_dead_letters(self, batch: ScoredBatch) -> asyncio.Task[int]:
-        entries = [dead_letters.letter(self._grid, self._job.name, self._job.events, r) for r in batch.rejected]
-        for rejected in batch.rejected[:3]:
+    def _write_dead_letters(self, all_rejected: list[Rejected]) -> asyncio.Task[int]:
+        entries = [dead_letters.letter(self._grid, self._job.name, self._job.events, r) for r in all_rejected]
+        for rejected in all_rejected[:3]:
             _log.warning(
                 "%s: an event of partition %d, sequence %d went to the dead letters: %s",
                 self._job.name,
@@ -226,7 +239,7 @@ class JobRunner:
             if part.keys:
                 await self._results.put_partition(part.partition, part.keys, part.texts)
             await asyncio.shield(letters)
-        except HazelcastError as failure:
+        except Exception as failure:  # noqa: BLE001 -- whatever it is, the write is answered, or its partition stalls
             error = failure
         self._finish(part.partition, write, error)
 
@@ -266,10 +279,12 @@ class JobRunner:
             return
         offset = self._acknowledged.get(partition, lease.offset)
         self._reader.stop(partition)
+        restart = self._restarts[partition] = object()
 
         async def read_again() -> None:
             await asyncio.sleep(_RETRY_SECONDS)
-            if self.leases.held.get(partition) is lease:
+            if self._restarts.get(partition) is restart:
+                del self._restarts[partition]
                 self._reader.start(partition, offset)
 
         self._spawn(read_again())
@@ -278,7 +293,11 @@ class JobRunner:
         """Somebody else has the partition, or may have: neither read, write nor commit it any more."""
         _log.warning("%s: partition %d is no longer ours", self._job.name, partition, extra={"action": "lease_lost"})
         self.leases.drop(partition)
+        self._forget(partition)
+
+    def _forget(self, partition: int) -> None:
         self._reader.stop(partition)
+        self._restarts.pop(partition, None)
         self._pending.pop(partition, None)
         self._acknowledged.pop(partition, None)
 
@@ -289,15 +308,32 @@ class JobRunner:
         while True:
             try:
                 taken = await self.leases.claim()
-                await asyncio.gather(*(self._begin(lease.partition, lease.offset) for lease in taken))
+                for lease in taken:
+                    self._restarts[lease.partition] = lease
+                await asyncio.gather(*(self._begin_or_drop(lease) for lease in taken))
             except (HazelcastError, GridError) as error:
                 _log.warning("%s: claiming partitions failed, trying again: %s", self._job.name, error)
-            if first and self.leases.held:
-                first = False
-                self._started()
+            if self.leases.held:
+                self.is_scoring = True
+                if first:
+                    first = False
+                    self._started()
             await asyncio.sleep(_CLAIM_SECONDS)
 
-    async def _begin(self, partition: int, offset: int) -> None:
+    async def _begin_or_drop(self, lease: Lease) -> None:
+        """Begin to read; if that fails, let go of the partition, so that the next claim tries again."""
+        partition = lease.partition
+        try:
+            begun = await self._begin(partition, lease.offset)
+        except (HazelcastError, GridError) as error:
+            _log.warning("%s: partition %d could not be begun: %s", self._job.name, partition, error)
+            begun = False
+        if self._restarts.get(partition) is lease:
+            del self._restarts[partition]
+            if not begun:
+                self._drop(partition)
+
+    async def _begin(self, partition: int, offset: int) -> bool:
         """Read a partition from its committed offset, after comparing that with what the journal still has."""
         oldest, newest = await self._reader.bounds(partition)
         if offset < 0:
@@ -323,19 +359,33 @@ class JobRunner:
                 extra={"action": "regression"},
             )
             if not await self.leases.reset(partition, oldest):
-                return
+                return False
             offset = oldest
+        if partition not in self.leases.held:
+            return False
         self._acknowledged[partition] = offset
         self._reader.start(partition, offset)
+        return True
 
     def _regressed(self, partition: int, oldest: int) -> None:
         """The journal of a partition begins again: so do we, with the lease's consent."""
-        self._pending.pop(partition, None)
+        self._forget(partition)
+        token = self._restarts[partition] = object()
 
         async def restart() -> None:
-            if await self.leases.reset(partition, oldest):
+            try:
+                reset = await self.leases.reset(partition, oldest)
+            except HazelcastError as error:
+                _log.warning("%s: partition %d could not be begun again: %s", self._job.name, partition, error)
+                reset = False
+            if self._restarts.get(partition) is not token:
+                return
+            del self._restarts[partition]
+            if reset:
                 self._acknowledged[partition] = oldest
                 self._reader.start(partition, oldest)
+            else:
+                self._drop(partition)
 
         self._spawn(restart())
 
@@ -345,8 +395,11 @@ class JobRunner:
             for partition in await self.leases.commit(dict(self._acknowledged)):
                 self._drop(partition)
             now = time.monotonic()
-            for partition in [p for p in self.leases.held if not self.leases.stands(p, now)]:
-                self._drop(partition)
+            for partition in list(self.leases.held):
+                # The second is a net: whatever went wrong, a partition that is held is read, or let go.
+                unread = not self._reader.reads(partition) and partition not in self._restarts
+                if unread or not self.leases.stands(partition, now):
+                    self._drop(partition)
             stats, losses = self.stats, self._reader.losses
             stats.lost, stats.regressions, stats.partitions = losses.lost, losses.regressions, len(self.leases.held)
             stats.copies = {

@@ -15,14 +15,14 @@ from pipeline.worker.dead_letters import Rejected
 from pipeline.worker.results import ResultEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from pipeline.features import LookupTable
     from pipeline.grid.copies import Fetcher
     from pipeline.grid.journal import Page
     from pipeline.job import Job
     from pipeline.models import LoadedModel
-    from pipeline.worker.reader import Arrival
+    from pipeline.worker.reader import Arrival, Cursor
     from pipeline.worker.stats import JobStats
 
 _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializable", -55: "a Compact record"}
@@ -42,6 +42,7 @@ class PartitionBatch:
 
     partition: int
     next: int
+    cursor: Cursor
     keys: list[bytes] = field(default_factory=list)
     texts: list[bytes] = field(default_factory=list)
 
@@ -117,19 +118,21 @@ class Scorer:
         rows = _Rows()
         rejected: list[Rejected] = []
         batches: dict[int, PartitionBatch] = {}
-        for partition, page in arrivals:
+        for partition, page, cursor in arrivals:
             batch = batches.get(partition)
             if batch is None:
-                batch = batches[partition] = PartitionBatch(partition, page.next)
+                batch = batches[partition] = PartitionBatch(partition, page.next, cursor)
             batch.next = page.next
             self._decode(batch, page, rows, rejected)
         stage_ns["decode"] += clock() - began
 
-        for name, fetcher in self._fetchers.items():
-            await self._fetch(active.plan, name, fetcher, rows.events)
+        if self._fetchers:
+            rows, keys = self._try(active.plan.keys, rows, rejected, "lookup")
+            for name, fetcher in self._fetchers.items():
+                await self._fetch(name, fetcher, keys[name])
 
         began = clock()
-        rows, matrix = self._features(active.plan, rows, rejected)
+        rows, matrix = self._try(active.plan.matrix, rows, rejected, "features")
         stage_ns["features"] += (after := clock()) - began
         if rows.events:
             scores = active.model.predict(matrix)
@@ -174,35 +177,33 @@ class Scorer:
             rows.values.append(value)
         rows.spans.append((batch, len(rows.events) - before))
 
-    async def _fetch(self, plan: FeaturePlan, name: str, fetcher: Fetcher, events: list[Any]) -> None:
-        keys = {key for key in plan.keys(events)[name] if key is not None}
-        entries = await fetcher.fetch(keys)
+    async def _fetch(self, name: str, fetcher: Fetcher, keys: Sequence[Any]) -> None:
+        entries = await fetcher.fetch({key for key in keys if key is not None})
         table = self._tables[name]
         table.clear()
         for key, payload in entries:
             table.put(key, payload)
 
-    def _features(self, plan: FeaturePlan, rows: _Rows, rejected: list[Rejected]) -> tuple[_Rows, Any]:
+    @staticmethod
+    def _try(
+        compute: Callable[[Sequence[Any]], Any], rows: _Rows, rejected: list[Rejected], stage: str
+    ) -> tuple[_Rows, Any]:
+        """What is computed of the events; those that it cannot be computed of are rejected, one by one."""
         try:
-            return rows, plan.matrix(rows.events)
+            return rows, compute(rows.events)
         except Exception:
-            bad = self._culprits(plan, rows.events)
+            bad: dict[int, str] = {}
+            for position, event in enumerate(rows.events):
+                try:
+                    compute([event])
+                except Exception as error:  # noqa: BLE001 -- whatever it is, it must not stop the others
+                    bad[position] = f"{type(error).__name__}: {error}"
             if not bad:
                 raise
         partitions = [batch.partition for batch, count in rows.spans for _ in range(count)]
         for row, reason in bad.items():
             rejected.append(
-                Rejected(partitions[row], rows.sequences[row], rows.keys[row], rows.values[row], "features", reason)
+                Rejected(partitions[row], rows.sequences[row], rows.keys[row], rows.values[row], stage, reason)
             )
         kept = rows.without(bad)
-        return kept, plan.matrix(kept.events)
-
-    @staticmethod
-    def _culprits(plan: FeaturePlan, events: Sequence[Any]) -> dict[int, str]:
-        bad: dict[int, str] = {}
-        for position, event in enumerate(events):
-            try:
-                plan.matrix([event])
-            except Exception as error:  # noqa: BLE001 -- whatever it is, it must not stop the others
-                bad[position] = f"{type(error).__name__}: {error}"
-        return bad
+        return kept, compute(kept.events)

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, Self
 from hazelcast.core import HazelcastJsonValue
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import GridscoreError
+from pipeline.errors import (
+    GridscoreError,
+    JobError,
+    JournalMissingError,
+    LookupTooLargeError,
+    MapNotFoundError,
+    ModelError,
+    UnsupportedClientError,
+    UsageError,
+)
 from pipeline.grid.records import record_text
 from pipeline.job import JobRecord, Jobs, JobState
 from pipeline.job.life import WANTED
@@ -34,9 +43,21 @@ FORGET_SECONDS = 60.0
 """Records of workers that were killed are removed by others after this time."""
 
 
+PERMANENT = (
+    JobError,
+    JournalMissingError,
+    LookupTooLargeError,
+    MapNotFoundError,
+    ModelError,
+    UnsupportedClientError,
+    UsageError,
+)
+"""Errors that trying again does not heal: the job is FAILED. After any other, it is started again."""
+
+
 @dataclass(slots=True)
 class _Running:
-    revision: int
+    record: JobRecord
     runner: JobRunner
     task: asyncio.Task[None]
 
@@ -92,7 +113,7 @@ class Worker:
                 except (HazelcastError, GridscoreError) as error:
                     if not self._grid.is_running:
                         raise
-                    _log.warning("The cluster did not answer, trying again: %s", error, extra={"action": "retry"})
+                    _log.warning("Looking for jobs failed, trying again: %s", error, extra={"action": "retry"})
                 self._changed.clear()
                 try:
                     async with asyncio.timeout(PUBLISH_SECONDS):
@@ -111,52 +132,52 @@ class Worker:
         }
         for name, running in list(self._running.items()):
             record = wanted.get(name)
-            if record is None or record.revision != running.revision:
+            if record is None or not record.is_same_run(running.record):
                 await self._end(name)
         for name, record in wanted.items():
             if name not in self._running:
                 self._start(record)
+            elif self._running[name].runner.is_scoring and record.state != JobState.RUNNING:
+                self._note(record, JobState.RUNNING)
 
     def _start(self, record: JobRecord) -> None:
-        name, revision = record.name, record.revision
+        name = record.name
         runner = JobRunner(
             self._grid,
             record.job,
             self.id,
-            started=lambda: self._note(name, revision, JobState.RUNNING),
+            started=lambda: self._note(record, JobState.RUNNING),
             lease_seconds=self._lease_seconds,
         )
         task = asyncio.create_task(self._run(record, runner), name=f"job {name}")
-        self._running[name] = _Running(revision, runner, task)
+        self._running[name] = _Running(record, runner, task)
         _log.info("%s: starting", name, extra={"action": "job_start", "job": name})
 
     async def _run(self, record: JobRecord, runner: JobRunner) -> None:
-        name, revision = record.name, record.revision
+        name = record.name
         try:
             if record.state == JobState.NOT_RUNNING:
-                await self._jobs.mark(name, revision, JobState.STARTING)
+                self._note(record, JobState.STARTING)
             await runner.run()
-        except GridscoreError as error:
-            if not self._grid.is_running:
-                return
+        except PERMANENT as error:
             _log.error("%s: failed: %s", name, error, extra={"action": "job_failed"})
-            await self._jobs.mark(name, revision, JobState.FAILED, str(error))
-        except HazelcastError as error:
+            self._note(record, JobState.FAILED, str(error))
+        except (HazelcastError, GridscoreError) as error:
             # The cluster, not the job: the next look at the records starts it again.
             _log.warning("%s: interrupted: %s", name, error, extra={"action": "job_interrupted"})
         except Exception as error:  # noqa: BLE001 -- whatever it is, it ends this job and not the others
             _log.exception("%s: failed", name, extra={"action": "job_failed"})
-            await self._jobs.mark(name, revision, JobState.FAILED, f"{type(error).__name__}: {error}")
+            self._note(record, JobState.FAILED, f"{type(error).__name__}: {error}")
         finally:
             if (running := self._running.get(name)) is not None and running.runner is runner:
                 del self._running[name]
 
-    def _note(self, name: str, revision: int, state: JobState) -> None:
+    def _note(self, record: JobRecord, state: JobState, error: str = "") -> None:
         async def mark() -> None:
             try:
-                await self._jobs.mark(name, revision, state)
-            except (HazelcastError, GridscoreError) as error:
-                _log.warning("%s: the state could not be noted: %s", name, error)
+                await self._jobs.mark(record, state, error)
+            except (HazelcastError, GridscoreError) as failure:
+                _log.warning("%s: the state could not be noted: %s", record.name, failure)
 
         task = asyncio.get_running_loop().create_task(mark())
         self._notes.add(task)

@@ -26,7 +26,9 @@ def load(cluster, *arguments):
 def test_tables_are_loaded_into_the_maps_of_the_job(cluster, tmp_path, unique):
     job = tmp_path / "job.yaml"
     text = (ROOT / "jobs/payments/job.yaml").read_text()
-    job.write_text(text.replace("events.payments", f"events.{unique}").replace("lookups.customers", f"lookups.{unique}"))
+    job.write_text(
+        text.replace("events.payments", f"events.{unique}").replace("lookups.customers", f"lookups.{unique}")
+    )
     history = pd.read_csv(ROOT / "jobs/payments/history.csv").head(100).assign(id=range(100))
     history.to_csv(tmp_path / "history.csv", index=False)
 

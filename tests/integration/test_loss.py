@@ -55,7 +55,7 @@ async def test_a_gap_between_two_reads_is_counted(small_ring, unique, caplog):
         reader = JournalReader(grid, writer.map_name, print)
         reader.start(partition, 2)
         await reader.wait()
-        ((_, page),) = reader.take(100)
+        ((_, page, _),) = reader.take(100)
         assert page.sequences == [5, 6, 7, 8]
         assert page.values == [b"5", b"6", b"7", b"8"]
         assert reader.losses.lost == 3
