@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import sys
@@ -19,6 +21,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EROFS)
+
+
+class _Formatter(logging.Formatter):
+    """Lines of the log as a terminal may show them, whatever was in the data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from pipeline.cli.output import visible
+
+        return visible(super().format(record), layout=True)
 
 
 def _version(value: bool) -> None:
@@ -40,9 +54,9 @@ def root(
     ] = False,
 ) -> None:
     """Set up logging before any command."""
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(message)s", level=logging.DEBUG if verbose else logging.WARNING
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose else logging.WARNING)
     # The client logs a traceback for each address that does not answer; our own error says it once.
     logging.getLogger("hazelcast").setLevel(logging.INFO if verbose else logging.CRITICAL)
     if not verbose:
@@ -75,7 +89,10 @@ def _commands() -> typer.Typer:
 def main() -> None:
     """Run the command line. Errors that a person can act on are printed without a traceback."""
     try:
-        _commands()()
+        try:
+            _commands()()
+        finally:
+            sys.stdout.flush()  # while there is somebody who can tell that it did not work
     except GridscoreError as error:
         sys.exit(_report(error))
     except BrokenPipeError:
@@ -84,6 +101,10 @@ def main() -> None:
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno is None:  # not from the system, so from our own code
+            raise
+        sys.exit(_report(_refused(error)))
     except Exception as error:
         # The client is imported only by commands that connect; those without it cannot raise its errors.
         failure = sys.modules.get("hazelcast.errors")
@@ -94,13 +115,26 @@ def main() -> None:
         )
 
 
+def _refused(error: OSError) -> GridscoreError:
+    """What the system refused, for people."""
+    logging.getLogger(__name__).debug("where it happened", exc_info=error)
+    with contextlib.suppress(OSError, ValueError):  # what could not be written is not tried again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    what = os.strerror(error.errno or 0)
+    if error.filename is not None:
+        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+        return GridscoreError(f"`{place}` cannot be read or written: {what}.")
+    if error.errno in _OUTPUT_ERRORS:
+        return GridscoreError(f"The output cannot be written: {what}.", "Make room, or write it elsewhere.")
+    return GridscoreError(f"The system refused: {what}.", "`gridscore -v COMMAND` shows where.")
+
+
 def _report(error: GridscoreError) -> int:
     """Print an error for people; returns the exit code."""
-    from rich.markup import escape
+    from pipeline.cli.output import errors, safe
 
-    from pipeline.cli.output import errors
-
-    errors.print(f"[bold red]error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
-    if error.hint:
-        errors.print(escape(error.hint), style="dim", highlight=False, soft_wrap=True)
+    with contextlib.suppress(OSError):  # with nowhere to write to, the exit code has to say it
+        errors.print(f"[bold red]error:[/] {safe(error.message, layout=True)}", highlight=False, soft_wrap=True)
+        if error.hint:
+            errors.print(safe(error.hint, layout=True), style="dim", highlight=False, soft_wrap=True)
     return error.exit_code

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, print_json, print_table, run
+from pipeline.cli.output import console, print_json, print_table, run, visible
 
 if TYPE_CHECKING:
     from pipeline.worker.dead_letters import DeadLetter
@@ -46,8 +46,8 @@ def list_(
     if as_json:
         print_json([_plain(dead) for dead in letters])
         return
-    rows = [(dead.id, dead.key, dead.stage, dead.error, dead.at) for dead in letters]
-    print_table(("ID", "KEY", "STAGE", "ERROR", "AT"), rows, empty=f"The job {job} has no dead letters.")
+    rows = [(dead.id, dead.key, dead.stage, dead.at, dead.error) for dead in letters]
+    print_table(("ID", "KEY", "STAGE", "AT", "ERROR"), rows, empty=f"The job {job} has no dead letters.")
     if total > len(letters):
         console.print(f"… and {total - len(letters):,} more (--limit).", style="dim")
 
@@ -78,9 +78,10 @@ def show(
         return
     for name in ("job", "map", "partition", "sequence", "key", "stage", "error", "at", "size"):
         console.print(f"[bold]{name:>10}[/]  ", end="")
-        console.print(str(getattr(dead, name)), markup=False, highlight=False)
+        console.print(visible(getattr(dead, name)), markup=False, highlight=False, soft_wrap=True)
     console.print(f"[bold]{'raw':>10}[/]  ", end="")
-    console.print(dead.raw_bytes.decode(errors="backslashreplace"), markup=False, highlight=False, soft_wrap=True)
+    raw = dead.raw_bytes.decode(errors="backslashreplace")
+    console.print(visible(raw, layout=True), markup=False, highlight=False, soft_wrap=True)
 
 
 def _plain(dead: DeadLetter) -> dict[str, Any]:

@@ -6,10 +6,9 @@ from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, print_json, run
+from pipeline.cli.output import console, print_json, run, safe
 
 if TYPE_CHECKING:
     from pipeline.grid import Grid
@@ -51,12 +50,14 @@ def doctor(
     else:
         for finding in findings:
             console.print(
-                f"{_MARKS[finding.level]}  [bold]{escape(finding.what)}[/]: {escape(finding.detail)}",
+                f"{_MARKS[finding.level]}  [bold]{safe(finding.what)}[/]: {safe(finding.detail, layout=True)}",
                 highlight=False,
                 soft_wrap=True,
             )
             if finding.advice:
-                console.print(f"      {escape(finding.advice)}", style="dim", highlight=False, soft_wrap=True)
+                console.print(
+                    f"      {safe(finding.advice, layout=True)}", style="dim", highlight=False, soft_wrap=True
+                )
     if any(finding.level is Level.FAIL for finding in findings):
         raise typer.Exit(1)
 

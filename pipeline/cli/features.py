@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from pipeline.cli.output import console, errors, print_json, print_table
+from pipeline.cli.output import console, errors, print_json, print_table, safe
 
 if TYPE_CHECKING:
     from pipeline.features import OfflineMatrix
+
+_OUTPUT_HINT = "Make the folder, or name another place with --output."
 
 
 def features(
@@ -40,13 +42,16 @@ def features(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from pipeline.errors import UsageError
+    from pipeline.errors import TableError, UsageError
     from pipeline.features import offline_matrix
     from pipeline.job import load_job
     from pipeline.models.inputs import read_categories
 
     if output.suffix != ".parquet":
         raise UsageError(f"The matrix is a Parquet file: `{output}` must end in .parquet.")
+    if output.is_dir() or not output.parent.is_dir():
+        what = "it is a folder" if output.is_dir() else f"there is no folder `{output.parent}`"
+        raise TableError(f"`{output}` cannot be written: {what}.", _OUTPUT_HINT)
     job = load_job(job_file)
     categories = None if categories_from is None else read_categories(categories_from)
     began = time.perf_counter()
@@ -62,8 +67,16 @@ def features(
             skip_bad=skip_bad,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total, description="features"),
         )
+        if not len(matrix):
+            raise TableError(
+                f"`{history}` has no row that is an event: all {matrix.skipped:,} were left out.",
+                "Without --skip-bad you are told what is wrong with the first.",
+            )
         progress.update(task, description="writing")
-        matrix.to_parquet(output)
+        try:
+            matrix.to_parquet(output)
+        except TableError as error:
+            raise TableError(error.message, error.hint or _OUTPUT_HINT) from None
     summary = _summary(matrix, time.perf_counter() - began)
     if as_json:
         print_json({"output": str(output), **summary})
@@ -76,10 +89,11 @@ def features(
             f"lookup {name}: {lookup['entries']:,} entries{bad}; "
             f"{lookup['missed']:,} of {lookup['events']:,} events had none",
             highlight=False,
+            soft_wrap=True,
         )
     skipped = f", {matrix.skipped:,} bad rows left out" if matrix.skipped else ""
     console.print(
-        f"[bold green]{output}:[/] {len(matrix):,} rows of {len(matrix.names)} features in "
+        f"[bold green]{safe(output)}:[/] {len(matrix):,} rows of {len(matrix.names)} features in "
         f"{summary['seconds']:.1f} s{skipped}.",
         highlight=False,
         soft_wrap=True,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from pipeline.cli.output import console, print_json, print_table
+from pipeline.cli.output import console, print_json, print_table, safe
 
 app = typer.Typer(help="Job files: check one, or get the JSON Schema for an editor.", no_args_is_help=True)
 
@@ -38,16 +38,16 @@ def check(
         return
     model = f"version {job.model.version}" if job.model.version else f"alias `{job.model.alias}`"
     console.print(
-        f"[bold green]{file} is valid.[/] The job `{job.name}` scores `{job.events}` with the model "
+        f"[bold green]{safe(file)} is valid.[/] The job `{job.name}` scores `{job.events}` with the model "
         f"`{job.model.name}` ({model}) into `{job.results}`.",
         highlight=False,
         soft_wrap=True,
     )
     rows = [
-        (name, feature.expression, "" if feature.default is None else f"{feature.default:g}")
+        (name, "" if feature.default is None else f"{feature.default:g}", feature.expression)
         for name, feature in job.features.items()
     ]
-    print_table(("FEATURE", "EXPRESSION", "DEFAULT"), rows, empty="")
+    print_table(("FEATURE", "DEFAULT", "EXPRESSION"), rows, empty="")
 
 
 @app.command()

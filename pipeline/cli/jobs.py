@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, print_json, print_table, run
+from pipeline.cli.output import console, print_json, print_table, run, safe
 
 if TYPE_CHECKING:
-    from pipeline.job import JobRecord
+    from pipeline.job import JobRecord, Jobs
 
 Name = Annotated[str, typer.Argument(help="Name of the job.", show_default=False)]
 
@@ -34,11 +34,19 @@ def submit(
 
     job = load_job(file)
 
-    async def main() -> JobRecord:
+    async def main() -> tuple[JobRecord, bool]:
         async with connected(members, cluster_name, settings) as grid:
-            return await Client(grid).submit(job, update=update)
+            client = Client(grid)
+            before = await _find(client.jobs, job.name)
+            record = await client.submit(job, update=update)
+            return record, before is not None and before.revision == record.revision
 
-    _report(run(main()), "submitted", as_json=as_json, more="\nWorkers pick it up within a second: `gridscore jobs`.")
+    record, unchanged = run(main())
+    if unchanged:
+        _report(record, "is submitted already, unchanged", as_json=as_json, changed=False)
+    else:
+        more = "\nWorkers pick it up within a second: `gridscore jobs`."
+        _report(record, "submitted", as_json=as_json, changed=True, more=more)
 
 
 app = typer.Typer(help="The jobs of the cluster; without a command, lists them.", invoke_without_command=True)
@@ -93,7 +101,8 @@ def jobs(
     for s in statuses:
         for problem in [s.record.error, *s.model_errors]:
             if problem:
-                console.print(f"[yellow]{s.record.name}:[/] {problem}", highlight=False)
+                text = f"[yellow]{safe(s.record.name)}:[/] {safe(problem, layout=True)}"
+                console.print(text, highlight=False, soft_wrap=True)
 
 
 def suspend(
@@ -148,17 +157,40 @@ app.command("cancel")(cancel)
 
 def _move(verb: str, name: str, connection: tuple[Any, Any, Any], *, as_json: bool) -> None:
     from pipeline.job import Jobs
+    from pipeline.job.life import WANTED, JobState
 
-    async def main() -> JobRecord:
+    # What was so already is left as it is, and said to be so.
+    done, already, states = {
+        "suspend": ("suspended", "is suspended already", {JobState.SUSPENDED}),
+        "resume": ("resumed", "is not suspended", WANTED),
+        "cancel": ("cancelled", "has ended already", {JobState.FAILED}),
+    }[verb]
+
+    async def main() -> tuple[JobRecord, bool]:
         async with connected(*connection) as grid:
-            moved: JobRecord = await getattr(Jobs(grid), verb)(name)
-            return moved
+            before = await _find(Jobs(grid), name)
+            return await getattr(Jobs(grid), verb)(name), before is None or before.state not in states
 
-    _report(run(main()), {"suspend": "suspended", "resume": "resumed", "cancel": "cancelled"}[verb], as_json=as_json)
+    record, changed = run(main())
+    _report(record, done if changed else f"{already}, unchanged", as_json=as_json, changed=changed)
 
 
-def _report(record: JobRecord, done: str, *, as_json: bool, more: str = "") -> None:
+async def _find(jobs: Jobs, name: str) -> JobRecord | None:
+    """The job as it is now; None also if its record cannot be read, of which the change itself will complain."""
+    from pipeline.errors import JobError
+
+    try:
+        return await jobs.find(name)
+    except JobError:
+        return None
+
+
+def _report(record: JobRecord, done: str, *, as_json: bool, changed: bool, more: str = "") -> None:
     if as_json:
-        print_json({"name": record.name, "state": record.state.value, "revision": record.revision})
-    else:
-        console.print(f"Job [bold]{record.name}[/] {done}: {record.state.value}, revision {record.revision}.{more}")
+        print_json({"name": record.name, "state": record.state.value, "revision": record.revision, "changed": changed})
+        return
+    console.print(
+        f"Job [bold]{safe(record.name)}[/] {done}: {record.state.value}, revision {record.revision}.{more}",
+        highlight=False,
+        soft_wrap=True,
+    )

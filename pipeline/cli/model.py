@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, errors, print_json, print_table, run
+from pipeline.cli.output import console, errors, print_json, print_table, run, safe, visible
 
 if TYPE_CHECKING:
     from pipeline.models import Added, Model, ModelVersion
@@ -86,7 +86,9 @@ def push(
         return
     what = f"is version {version.version}" if is_new else f"is there already, as version {version.version}"
     pointed = f", now the `{alias}`" if alias else ""
-    _say(f"[bold green]{file}[/] {what} of the model {name}{pointed}.")
+    console.print(
+        f"[bold green]{safe(file)}[/] {what} of the model {safe(name)}{safe(pointed)}.", highlight=False, soft_wrap=True
+    )
     if not is_new and metrics and metrics != version.metrics:
         _say("Its metrics stay as they were; --again makes a new version with these.", style="dim")
     _early_stopping(version)
@@ -123,13 +125,13 @@ def list_(
             ", ".join(model.aliases_of(v.version)),
             len(v.features),
             v.trees,
-            _metrics(v),
             v.created_at[:16].replace("T", " "),
+            _metrics(v),
         )
         for model in models
         for v in model.versions
     ]
-    columns = ("MODEL", "VERSION", "ALIASES", "FEATURES", "TREES", "METRICS", "PUSHED (UTC)")
+    columns = ("MODEL", "VERSION", "ALIASES", "FEATURES", "TREES", "PUSHED (UTC)", "METRICS")
     print_table(columns, rows, empty="No models. `gridscore model push FILE --name NAME` pushes one.")
 
 
@@ -185,8 +187,8 @@ def show(
     }
     width = max(map(len, facts))
     for label, value in facts.items():
-        console.print(f"[bold]{label:>{width}}[/]  ", end="")
-        console.print(str(value), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"[bold]{safe(label):>{width}}[/]  ", end="", highlight=False)
+        console.print(visible(value), markup=False, highlight=False, soft_wrap=True)
     types = found.feature_types or ("",) * len(found.features)
     rows = [
         (number, feature, kind, _shortened(found.categories.get(feature, ())))
@@ -216,6 +218,10 @@ def promote(
     Example: [bold]gridscore model promote late --version 3[/]
     """
     from pipeline.client import Client
+    from pipeline.errors import UsageError
+
+    if (version is None) is not previous:
+        raise UsageError("Give either --version N or --previous.", "`gridscore model list` shows the versions.")
 
     async def main() -> ModelVersion:
         async with connected(members, cluster_name, settings) as grid:
@@ -295,8 +301,4 @@ def _shortened(categories: tuple[str, ...], shown: int = 6) -> str:
 
 
 def _say(text: str, style: str | None = None) -> None:
-    from rich.markup import escape
-
-    console.print(
-        text if text.startswith("[bold green]") else escape(text), style=style, highlight=False, soft_wrap=True
-    )
+    console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)

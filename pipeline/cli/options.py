@@ -53,7 +53,10 @@ def grid_settings(members: list[str] | None, cluster_name: str | None, file: Pat
 
     if file is not None:
         if not file.is_file():
-            raise SettingsError(f"--settings: there is no file {file}")
+            raise SettingsError(
+                f"--settings: there is no file {file}",
+                "Give the path of a TOML file, or leave it out: GRIDSCORE_CONFIG or ./gridscore.toml is read then.",
+            )
         os.environ["GRIDSCORE_CONFIG"] = str(file)
     return or_local_cluster(GridSettings.load(members=members, cluster_name=cluster_name))
 

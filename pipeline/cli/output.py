@@ -1,43 +1,112 @@
-"""What commands print: tables for people, JSON for scripts, notes on the error stream."""
+"""What commands print: tables for people, JSON for scripts, notes on the error stream.
+
+Keys, events, names and messages come from anywhere, and none of them may speak to the terminal or to rich's markup:
+:func:`visible` is for text that is printed as it is, :func:`safe` for text within markup.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleDimensions
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
 
-console = Console()
-errors = Console(stderr=True)
+_PIPE_WIDTH = 10_000
+_CELL = 60
+"""Characters of a cell that stands before others; the last column has room for all."""
+_LAST_CELL = 10
+"""Characters that the last column has at least, however narrow the terminal."""
+
+# What a terminal obeys or hides: C0, DEL, C1, line separators, marks that turn the direction; and lone surrogates,
+# which no stream can encode.
+_CONTROLS = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROL = re.compile(f"[{_CONTROLS}]")
+_NOT_LAYOUT = re.compile(rf"(?![\n\t])[{_CONTROLS}]")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    made = Console(stderr=stderr, emoji=False)
+    if not made.is_terminal:
+        # Whoever reads a pipe wants one line a row, wherever the terminal around it ends.
+        made.size = ConsoleDimensions(_PIPE_WIDTH, 25)
+    return made
+
+
+console = _console()
+errors = _console(stderr=True)
+
+
+def visible(value: Any, *, layout: bool = False) -> str:
+    r"""Text with control characters spelled out, as in `\x1b`.
+
+    Args:
+        value: Whatever is to be shown.
+        layout: Keep newlines and tabs, for text whose lines are its own.
+    """
+    return (_NOT_LAYOUT if layout else _CONTROL).sub(_spelled, str(value))
+
+
+def safe(value: Any, *, layout: bool = False) -> str:
+    """Text for a place within rich's markup, with control characters spelled out."""
+    return escape(visible(value, layout=layout))
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, cut with an ellipsis if it is longer."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """A value as JSON that is safe to look at: what a terminal would obey is escaped, all else is readable."""
+    text = json.dumps(value, indent=indent, default=str, ensure_ascii=False)
+    return _NOT_LAYOUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON, without colours."""
-    sys.stdout.write(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """Print rows under column names; numbers to the right; the text `empty` if there is none."""
+    """Print rows under column names; numbers to the right; the text `empty` if there is none.
+
+    Only the last column is folded where the terminal is narrow, so let it be the one with the long texts.
+    """
     rows = [list(row) for row in rows]
     if not rows:
-        console.print(empty)
+        console.print(visible(empty), markup=False, highlight=False, soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
+    last = len(columns) - 1
+    cells = [[_cell(value, None if i == last else _CELL) for i, value in enumerate(row)] for row in rows]
+    widths = []
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    console.print(table)
+        fixed = index < last or numeric
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=fixed)
+        width = max(cell_len(text) for text in (column, *(row[index] for row in cells)))
+        widths.append(width if fixed else min(width, max(_LAST_CELL, cell_len(column))))
+    for row in cells:
+        table.add_row(*map(Text, row))
+    gap = 2 if sum(widths) + 2 * last <= console.width else 1
+    table.padding = (0, gap, 0, 0)
+    needed = sum(widths) + gap * last
+    if needed > console.width:
+        table.width = needed  # the terminal breaks the lines: better than to leave out figures
+    console.print(table, crop=False)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, length: int | None = None) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -46,7 +115,13 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value)
+    text = str(value)
+    return visible(text if length is None else shorten(text, length))
+
+
+def _spelled(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:

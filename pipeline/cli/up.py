@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from pipeline.cli.output import console, errors, print_json
+from pipeline.cli.output import console, errors, print_json, safe, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,9 +56,9 @@ def up(
             with errors.status("Looking for Hazelcast") as status:
 
                 def progress(text: str) -> None:
-                    status.update(text)
+                    status.update(safe(text))
                     if not errors.is_terminal:
-                        errors.print(text, highlight=False)
+                        errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
                 cluster = Cluster.start(
                     members,
@@ -94,7 +94,7 @@ def _watch(cluster: Cluster, ended: threading.Event) -> None:
             if not any(cluster.alive):
                 raise death
             errors.print(f"[bold yellow]warning:[/] {address} is gone.", highlight=False)
-            errors.print(str(death), markup=False, highlight=False, soft_wrap=True)
+            errors.print(visible(death, layout=True), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -131,17 +131,18 @@ def _report(state: dict[str, Any], *, as_json: bool, already: bool) -> None:
         print_json({**state, "already_running": already})
         return
     count = len(state["members"])
-    what = f"Hazelcast {state['version']}, cluster [bold]{state['cluster_name']}[/]"
+    what = f"Hazelcast {safe(state['version'])}, cluster [bold]{safe(state['cluster_name'])}[/]"
     if already:
         console.print(f"{what} runs already (process {state['owner']['pid']})", highlight=False)
     else:
         console.print(f"{what} is up: {count} {'member' if count == 1 else 'members'}", highlight=False)
     for address, log in zip(state["members"], state["log_files"], strict=True):
-        console.print(f"  [bold]{address}[/]  {log}", highlight=False, soft_wrap=True)
+        console.print(f"  [bold]{safe(address)}[/]  {safe(log)}", highlight=False, soft_wrap=True)
     console.print(
         "Next, in another terminal: [bold]gridscore demo[/] shows it all, [bold]gridscore doctor[/] checks the "
         "cluster, [bold]gridscore submit JOB[/] scores your events.",
         highlight=False,
+        soft_wrap=True,
     )
     if not already:
         console.print("Ctrl-C stops it; its data is in memory only.", highlight=False)

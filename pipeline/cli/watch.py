@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import ClusterName, Members, SettingsFile, connected
-from pipeline.cli.output import console, errors, run
+from pipeline.cli.output import console, errors, json_text, run, safe, shorten, visible
 from pipeline.errors import GridError, MapNotFoundError
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.results import Result, ResultStream
 
 _LINES_A_SECOND = 200
+_KEY, _VALUE, _OTHER, _FIELDS = 48, 60, 200, 40
+"""Characters of a key, of a field and of what is no result, and how many fields, a line shows; `--json` shows all."""
 _META = ("model", "version", "sequence", "scored_at")
 
 
@@ -49,7 +50,7 @@ def watch(
 
             async with ResultStream(grid, map_name) as results:
                 await results.open()
-                errors.print(f"Results of [bold]{map_name}[/] from now on. Ctrl-C ends.", highlight=False)
+                errors.print(f"Results of [bold]{safe(map_name)}[/] from now on. Ctrl-C ends.", highlight=False)
                 await _Tail(grid, results, decision, limit, as_json=as_json).follow()
 
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):  # to stop is what Ctrl-C is for here
@@ -141,7 +142,7 @@ class _Tail:
     def _show(self, result: Result) -> None:
         self._shown += 1
         if self._as_json:
-            sys.stdout.write(json.dumps({"key": result.key, **result.value}, ensure_ascii=False, default=str) + "\n")
+            sys.stdout.write(json_text({"key": result.key, **result.value}) + "\n")
             sys.stdout.flush()
             return
         # No eye follows thousands of lines a second: a terminal shows some of them, and how many more there were.
@@ -153,13 +154,30 @@ class _Tail:
 
     @staticmethod
     def _note(text: str) -> None:
-        errors.print(text, style="dim", highlight=False)
+        errors.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _line(result: Result) -> str:
+    key = visible(shorten(str(result.key), _KEY))
     value = result.value
-    score = value["score"]
-    shown = f"{score:.4f}" if isinstance(score, int | float) else " ".join(f"{each:.4f}" for each in score)
-    rest: dict[str, Any] = {k: v for k, v in value.items() if k not in ("score", "decision", *_META)}
-    more = "  ".join(f"{k}={v}" for k, v in rest.items() if v is not None)
-    return f"{result.key!s:32}  {shown}  {value.get('decision') or '':10}  v{value['version']}  {more}".rstrip()
+    score = _score(value.get("score"))
+    if score is None or "version" not in value:  # another program wrote it
+        return f"{key:32}  {shorten(json_text(value), _OTHER)}"
+    decision = visible(shorten(str(value.get("decision") or ""), _KEY))
+    rest = {k: v for k, v in value.items() if k not in ("score", "decision", *_META) and v is not None}
+    more = "  ".join(f"{_field(k)}={_field(v)}" for k, v in list(rest.items())[:_FIELDS])
+    if len(rest) > _FIELDS:
+        more += f"  … {len(rest) - _FIELDS} more"
+    return f"{key:32}  {score}  {decision:10}  v{_field(value['version'])}  {more}".rstrip()
+
+
+def _score(score: Any) -> str | None:
+    """A number, or several; None if it is neither."""
+    scores = score if isinstance(score, list) else [score]
+    if not scores or not all(isinstance(each, int | float) and not isinstance(each, bool) for each in scores):
+        return None
+    return shorten(" ".join(f"{each:.4f}" if isinstance(each, float) else str(each) for each in scores), _OTHER)
+
+
+def _field(value: Any) -> str:
+    return visible(shorten(json_text(value) if isinstance(value, list | dict | bool) else str(value), _VALUE))

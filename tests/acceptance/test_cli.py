@@ -105,6 +105,16 @@ def test_wrong_settings(gridscore, tmp_path):
     assert "there is no file" in done.stderr
 
 
+def test_promote_wants_one_of_two(gridscore):
+    done = gridscore("model", "promote", "late", code=2)
+    assert "Give either --version N or --previous." in done.stderr
+
+
+def test_an_address_that_is_none(gridscore):
+    done = gridscore("jobs", members=["127.0.0.1:70000"], code=2)
+    assert "`70000` is not a port" in done.stderr
+
+
 def test_a_file_that_is_no_model(gridscore, tmp_path):
     wrong = tmp_path / "model.pkl"
     wrong.write_bytes(b"\x80\x04\x95" + b"x" * 100)
@@ -133,6 +143,9 @@ def test_the_whole_story_by_hand(gridscore, cluster, job_file, tmp_path, unique)
 
     gridscore("model", "push", model, "--name", name, "--alias", "champion")
     gridscore("submit", job_file)
+    again = gridscore("submit", job_file).stdout
+    assert f"Job {name} is submitted already, unchanged: " in again
+    assert ", revision 1." in again
     assert json.loads(gridscore("jobs", "--json").stdout)
     other = tmp_path / "other.ubj"
     train(matrix, "fraud", other, names=["amount", "log_amount", "age", "share_of_limit", "is_abroad", "land"])
@@ -162,9 +175,11 @@ def test_the_whole_story_by_hand(gridscore, cluster, job_file, tmp_path, unique)
         assert "customer" in shown
         (status,) = [s for s in json.loads(gridscore("jobs", "--json").stdout) if s["name"] == name]
         assert (status["state"], status["workers"], status["lag"]) == ("RUNNING", 1, 0)
-        gridscore("jobs", "suspend", name)
-        gridscore("resume", name)
-        gridscore("cancel", name)
+        assert "suspended: SUSPENDED" in gridscore("jobs", "suspend", name).stdout
+        assert "is suspended already, unchanged: SUSPENDED" in gridscore("suspend", name).stdout
+        assert "resumed: " in gridscore("resume", name).stdout
+        assert json.loads(gridscore("resume", name, "--json").stdout)["changed"] is False
+        assert "cancelled: FAILED" in gridscore("cancel", name).stdout
     finally:
         worker.send_signal(signal.SIGINT)
         _, stderr = worker.communicate(timeout=30)

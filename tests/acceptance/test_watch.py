@@ -83,6 +83,20 @@ def test_only_the_decision_that_was_asked_for_is_shown(watch, put):
     assert "carrier=DL" in line
 
 
+def test_what_is_no_result_is_shown_as_it_is(watch, put):
+    put()
+    process = watch("--limit", "3")
+    wait_until_it_follows(process)
+    put({"key": "a", "score": "high"}, {"key": "b\x1b[31m[/bold]", "score": None}, {"key": "c", "note": "x" * 5000})
+    out, rest = process.communicate(timeout=30)
+    assert process.returncode == 0, rest
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert lines.keys() == {"a", r"b\x1b[31m[/bold]", "c"}
+    assert '"score": "high"' in lines["a"]
+    assert "0.7500" in lines["c"]
+    assert len(lines["c"]) < 300
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_it_cleanly(watch, put, number):
     put()

@@ -1,0 +1,152 @@
+"""What commands print: nothing in the data speaks to the terminal or to rich, and tables stay readable."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.cli import output, watch
+from pipeline.cli.output import json_text, print_table, safe, visible
+from pipeline.results import Result
+
+EVIL = "a\x1b[31m\x07\r\n\x9b2J\u202e\x7f[/bold][red]:smile:\udcff"
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """Replaces the console by one of a width; returns what was printed."""
+
+    def made(width):
+        file = io.StringIO()
+        monkeypatch.setattr(
+            output, "console", Console(file=file, width=width, emoji=False, force_terminal=True, color_system=None)
+        )
+        return file.getvalue
+
+    return made
+
+
+def test_controls_are_spelled_out():
+    assert visible(EVIL) == r"a\x1b[31m\x07\x0d\x0a\x9b2J\u202e\x7f[/bold][red]:smile:\udcff"
+    assert visible("a\n\tb\r", layout=True) == "a\n\tb\\x0d"
+    assert visible("grün, 東京, 🙂, \\x1b") == "grün, 東京, 🙂, \\x1b"
+
+
+def test_json_is_still_the_same_value():
+    text = json_text({EVIL: EVIL}, indent=2)
+    assert json.loads(text) == {EVIL: EVIL}
+    assert visible(text, layout=True) == text
+    assert json_text("grün") == '"grün"'
+
+
+def test_a_table_shows_what_is_in_the_data(screen):
+    printed = screen(120)
+    print_table(("KEY", "ERROR"), [(EVIL, "[/bold] [b] :x:"), ("[red]", 1.5)], empty="")
+    text = printed()
+    assert visible(EVIL) in text
+    assert "[/bold] [b] :x:" in text
+    assert "[red]" in text
+
+
+def test_an_empty_table_says_so_with_any_name(screen):
+    printed = screen(80)
+    print_table(("A",), [], empty="The job [/x] has none.")
+    assert printed() == "The job [/x] has none.\n"
+
+
+def test_a_narrow_terminal_folds_the_last_column_only(screen):
+    printed = screen(80)
+    columns = ("JOB", "STATE", "WORKERS", "PARTITIONS", "EVENTS", "MODEL")
+    print_table(columns, [("flights-of-2013", "NOT_RUNNING", 1, 271, 12_345_678, "word " * 12)], empty="")
+    lines = printed().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == list(columns)
+    assert lines[1].split()[:5] == ["flights-of-2013", "NOT_RUNNING", "1", "271", "12,345,678"]
+    assert " ".join(lines[1:]).count("word") == 12
+
+
+def test_a_terminal_too_narrow_for_the_figures_loses_none(screen):
+    printed = screen(20)
+    print_table(("JOB", "EVENTS", "LAG"), [("flights-of-2013", 12_345_678, 99_999)], empty="")
+    assert printed().splitlines()[1].split() == ["flights-of-2013", "12,345,678", "99,999"]
+
+
+def test_long_keys_are_cut(screen):
+    printed = screen(200)
+    print_table(("KEY", "ERROR"), [("k" * 1000, "e" * 100)], empty="")
+    row = printed().splitlines()[1]
+    assert row.startswith("k" * 59 + "… ")
+    assert "e" * 100 in row
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ({"score": 0.5, "version": 1, "decision": "late"}, "key                               0.5000  late        v1"),
+        ({"score": [0.25, 1.0], "version": 1}, "key                               0.2500 1.0000              v1"),
+        ({"x": 1}, 'key                               {"x": 1}'),
+        ({"score": None, "version": 1}, 'key                               {"score": null, "version": 1}'),
+        ({"score": "high", "version": 1}, 'key                               {"score": "high", "version": 1}'),
+        ({"score": ["a"], "version": 1}, 'key                               {"score": ["a"], "version": 1}'),
+        ({"score": [], "version": 1}, 'key                               {"score": [], "version": 1}'),
+        ({"score": True, "version": 1}, 'key                               {"score": true, "version": 1}'),
+        ({"score": 0.5}, 'key                               {"score": 0.5}'),
+        ({}, "key                               {}"),
+    ],
+)
+def test_watch_shows_results_and_what_is_none(value, line):
+    assert watch._line(Result("key", value)) == line
+
+
+def test_watch_shows_anything_in_one_short_line():
+    value = {"score": 10**400, "version": [1], "decision": {"a": EVIL}, "long": "x" * 10_000, EVIL: [EVIL] * 99}
+    for each in (value, {"x": "y" * 10_000}):
+        line = watch._line(Result(EVIL * 50, each))
+        assert line == visible(line)
+        assert len(line) < 1_000
+
+
+def test_safe_text_is_not_markup(screen):
+    printed = screen(80)
+    data = "[/bold] [x] end\\"
+    output.console.print(f"[bold]{safe(data)}[/] ok", highlight=False)
+    assert printed() == "[/bold] [x] end\\ ok\n"
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def gridscore(*arguments, stdout=subprocess.PIPE):
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        env={**os.environ, "COLUMNS": "40"},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_that_cannot_be_written_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        done = gridscore("job", "schema", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: The output cannot be written: No space left on device.\n")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_errors_neither_fold_in_a_pipe_nor_reach_the_terminal(tmp_path):
+    done = gridscore("job", "check", str(tmp_path / "no\x1b[31m [/bold] file with a name of more than forty letters"))
+    assert done.returncode == 2
+    assert r"no\x1b[31m [/bold] file with a name of more than forty letters" in done.stderr.splitlines()[0]
