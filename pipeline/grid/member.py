@@ -88,6 +88,8 @@ class Cluster:
         """
         if not 1 <= members <= 16:
             raise UsageError(f"A cluster of {members} members is not one for a single machine.", "Take 1 to 16.")
+        if port is not None and not 0 <= port <= 65535:
+            raise UsageError(f"{port} is not a port.", "Take one from 1024 to 65535.")
         heap_bytes = parse_heap(heap)
         progress = on_progress or (lambda _: None)
         template = load_template(config)
@@ -236,9 +238,7 @@ def _check_memory(members: int, heap: int) -> None:
 
 def _home() -> Path:
     named = os.environ.get("GRIDSCORE_HOME")
-    folder = Path(named) if named else platformdirs.user_state_path("gridscore")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(named) if named else platformdirs.user_state_path("gridscore")
 
 
 def _state_file() -> Path:
@@ -256,11 +256,21 @@ def _read_state() -> dict[str, Any] | None:
 @contextlib.contextmanager
 def _registration() -> Any:
     """Only one at a time registers a cluster."""
+    lock = FileLock(_home() / "cluster.lock", timeout=START_SECONDS + 30)
     try:
-        with FileLock(_home() / "cluster.lock", timeout=START_SECONDS + 30):
-            yield
+        _home().mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
         raise MemberError("Another start is under way on this machine and does not come to an end.") from None
+    except OSError as error:
+        raise MemberError(
+            f"`{_home()}` cannot be the folder of logs and state: {error.strerror or error}.",
+            "Set GRIDSCORE_HOME to a folder that you may write to, or unset it.",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _log_folder(cluster_name: str) -> Path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import platformdirs
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -34,6 +36,32 @@ def _addresses(value: Any) -> Any:
     return [address.strip() for address in value.split(",") if address.strip()]
 
 
+def _address(text: str) -> str:
+    """An address as the client takes it: host:port, or a host alone, for the ports from 5701 on."""
+    text = text.strip()
+    example = "write it as 10.0.0.5:5701 or hazelcast.example.com:5701"
+    if bracketed := re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", text):
+        host, port = bracketed[1], bracketed[2]
+    elif text.count(":") > 1:
+        host, port = text, None
+    else:
+        host, colon, port = text.partition(":")
+        port = port if colon else None
+    if not host:
+        raise ValueError(f"`{text}` has no host: {example}")
+    if bracketed or ":" in host:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ValueError(f"`{text}` is not an address: {example}, IPv6 as [::1]:5701") from None
+    elif not re.fullmatch(r"[\w.-]+", host):
+        raise ValueError(f"`{text}` is not an address: {example}")
+    if port is not None and not (re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
+        what = f"`{port}` is not a port" if port else "the port is missing"
+        raise ValueError(f"`{text}`: {what}: {example}")
+    return text
+
+
 class GridSettings(BaseSettings):
     """Connection settings.
 
@@ -47,7 +75,7 @@ class GridSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GRIDSCORE_", extra="ignore", frozen=True, validate_default=False)
 
-    members: Annotated[list[str], NoDecode, BeforeValidator(_addresses)] = Field(
+    members: Annotated[list[Annotated[str, AfterValidator(_address)]], NoDecode, BeforeValidator(_addresses)] = Field(
         default=[], description="Addresses of members, host:port; any one of them will do."
     )
     cluster_name: str = Field(default="dev", description="Name of the cluster, as in its configuration.")
@@ -89,14 +117,28 @@ class GridSettings(BaseSettings):
             SettingsError: A value is not of its type, a key of the file is unknown, or a named file does not exist.
         """
         given = {name: value for name, value in options.items() if value not in (None, [], ())}
+        file = None
         try:
-            _refuse_unknown_keys(settings_file())
+            file = settings_file()
+            _refuse_unknown_keys(file)
             settings = cls(**given)
         except ValidationError as error:
-            lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+            lines = [
+                f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors(include_input=False)
+            ]
             raise SettingsError("The connection settings are not valid: " + "; ".join(lines)) from None
         except tomllib.TOMLDecodeError as error:
-            raise SettingsError(f"The settings file {settings_file()} is not valid TOML: {error}") from None
+            raise SettingsError(f"The settings file {file} is not valid TOML: {error}") from None
+        except UnicodeDecodeError:
+            raise SettingsError(
+                f"The settings file {file} is not UTF-8 text.", 'It is a TOML file: `members = ["10.0.0.5:5701"]`.'
+            ) from None
+        except OSError as error:
+            raise SettingsError(
+                f"The settings file {file or error.filename} cannot be read: {error.strerror}.",
+                "Make it readable, or name another with GRIDSCORE_CONFIG or --settings.",
+            ) from None
         settings._check_files()
         return settings
 
@@ -124,7 +166,9 @@ def settings_file() -> Path | None:
     if named := os.environ.get("GRIDSCORE_CONFIG"):
         path = Path(named)
         if not path.is_file():
-            raise SettingsError(f"GRIDSCORE_CONFIG: there is no file {path}")
+            raise SettingsError(
+                f"GRIDSCORE_CONFIG: there is no file {path}", "Set it to the path of a TOML file, or unset it."
+            )
         return path
     for path in (SETTINGS_FILE, platformdirs.user_config_path("gridscore") / SETTINGS_FILE.name):
         if path.is_file():

@@ -123,11 +123,13 @@ def test_a_port_that_someone_listens_on_is_not_free():
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "not json"])
 def test_a_broken_state_file_is_no_cluster(content):
+    member._home().mkdir(exist_ok=True)
     member._state_file().write_text(content, encoding="utf-8")
     assert running_cluster() is None
 
 
 def test_a_state_whose_process_number_was_given_to_another_is_no_cluster():
+    member._home().mkdir(exist_ok=True)
     create_time = psutil.Process().create_time()
     state = {"members": ["127.0.0.1:1"], "owner": {}, "pids": [os.getpid()]}
     for created, found in ((create_time, True), (create_time - 100, False)):
@@ -135,6 +137,20 @@ def test_a_state_whose_process_number_was_given_to_another_is_no_cluster():
         member._state_file().write_text(text, encoding="utf-8")
         assert (running_cluster() is not None) is found
     member._state_file().unlink()
+
+
+def test_a_home_that_is_a_file_is_told(monkeypatch, tmp_path):
+    (tmp_path / "home").write_text("x")
+    monkeypatch.setenv("GRIDSCORE_HOME", str(tmp_path / "home"))
+    assert running_cluster() is None
+    with pytest.raises(MemberError, match="home` cannot be the folder") as caught, member._registration():
+        pass
+    assert "GRIDSCORE_HOME" in caught.value.hint
+
+
+def test_a_port_that_is_none_is_told():
+    with pytest.raises(UsageError, match="70000 is not a port"):
+        member.Cluster.start(port=70_000)
 
 
 @pytest.mark.parametrize(
