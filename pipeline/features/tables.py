@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.job import FieldType, Job
 
+_NUMBER = re.compile(r"\s*[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf(inity)?)\s*", re.ASCII | re.IGNORECASE)
 _SUFFIXES = (".csv", ".parquet")
 
 
@@ -41,6 +43,9 @@ def read_table(path: Path | str, *, types: Mapping[str, Any] | None = None) -> p
     """
     path = Path(path)
     name = path.name.lower()
+    if path.is_dir() or not path.exists():
+        what = f"`{path}` is a folder, not a table." if path.is_dir() else f"There is no file `{path}`."
+        raise TableError(what, "Give the path of a CSV or Parquet file.")
     try:
         if name.endswith(".parquet"):
             frame = pd.read_parquet(path)
@@ -48,11 +53,12 @@ def read_table(path: Path | str, *, types: Mapping[str, Any] | None = None) -> p
             frame = pd.read_csv(path, dtype=types or None, low_memory=False)
         else:
             raise TableError(f"`{path}` is neither CSV nor Parquet.", "Name it .csv, .csv.gz or .parquet.")
-    except FileNotFoundError:
-        raise TableError(f"There is no file `{path}`.") from None
     except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise TableError(f"`{path}` cannot be read: {reason}.") from None
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise TableError(
+            f"`{path}` cannot be read: {reason}.",
+            "Is it what its name says? Save it again, as CSV in UTF-8 with a line of column names, or as Parquet.",
+        ) from None
     return frame
 
 
@@ -60,9 +66,12 @@ def read_history(path: Path | str, job: Job) -> pd.DataFrame:
     """Read a history of events: each field of the schema is a column.
 
     Raises:
-        TableError: It cannot be read.
+        TableError: It cannot be read, or has no rows.
     """
-    return read_table(path, types=_text_columns(job.schema_))
+    frame = read_table(path, types=_text_columns(job.schema_))
+    if frame.empty:
+        raise TableError(f"`{path}` has no rows.", "Give a history with at least one event.")
+    return _with_numbers(frame, _number_columns(job.schema_)) if _is_csv(path) else frame
 
 
 def read_lookup(path: Path | str, job: Job, name: str) -> pd.DataFrame:
@@ -74,8 +83,13 @@ def read_lookup(path: Path | str, job: Job, name: str) -> pd.DataFrame:
     lookup = job.lookups[name]
     types = _text_columns(lookup.fields)
     nodes = compile_keys(lookup, job.schema_)
-    types |= {column: str for column, node in zip(lookup.key_columns, nodes, strict=True) if node.type != Type.NUMBER}
-    return read_table(path, types=types)
+    keys = dict(zip(lookup.key_columns, nodes, strict=True))
+    types |= {column: str for column, node in keys.items() if node.type != Type.NUMBER}
+    frame = read_table(path, types=types)
+    if not _is_csv(path):
+        return frame
+    numbers = _number_columns(lookup.fields) | {column for column, node in keys.items() if node.type == Type.NUMBER}
+    return _with_numbers(frame, numbers - types.keys())
 
 
 def find_lookup(directory: Path, name: str) -> Path:
@@ -155,6 +169,34 @@ def _text_columns(fields: Mapping[str, FieldType]) -> dict[str, Any]:
         if kind.type == "string" or (kind.type == "timestamp" and kind.unit == "iso")
     ]
     return {column: str for name, kind in text for column in {name, kind.json_name or name}}
+
+
+def _number_columns(fields: Mapping[str, FieldType]) -> set[str]:
+    numbers = {column for name, kind in fields.items() if kind.type != "bool" for column in (name, kind.json_name)}
+    return numbers - {"", *_text_columns(fields)}
+
+
+def _is_csv(path: Path | str) -> bool:
+    return not str(path).lower().endswith(".parquet")
+
+
+def _with_numbers(frame: pd.DataFrame, columns: set[str]) -> pd.DataFrame:
+    """Numbers of a CSV file cell by cell, where one that is none made pandas take its whole column for text."""
+    for column in columns & set(frame.columns):
+        series = frame[column]
+        if not pd.api.types.is_numeric_dtype(series.dtype):
+            cells = [_number(cell) for cell in _python(series)]
+            frame[column] = pd.Series(cells, index=series.index, dtype=object)
+    return frame
+
+
+def _number(cell: Any) -> Any:
+    if not isinstance(cell, str) or not _NUMBER.fullmatch(cell):
+        return cell
+    try:
+        return int(cell)
+    except ValueError:
+        return float(cell)
 
 
 def _column(frame: pd.DataFrame, name: str, kind: FieldType, source: str) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.errors import ExpressionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -20,6 +22,8 @@ _DAY = 86_400.0
 _BLOCK = 900.0
 """Offsets from UTC change on the quarter of an hour, everywhere since 1972: one look-up a block is enough."""
 _CACHED = 100_000
+_NO_ZONES = frozenset(("localtime", "Factory"))
+"""Files beside the time zones that are none: what the machine is set to, and what it was delivered with."""
 _FIRST, _END = -62_135_596_800.0, 253_402_300_800.0
 """Years 1 to 9999, outside of which a time has no parts."""
 
@@ -29,6 +33,10 @@ class _Offsets(dict[float, float]):
 
     def __init__(self, zone: str) -> None:
         super().__init__()
+        if zone in _NO_ZONES:
+            raise ExpressionError(
+                f"`{zone}` is not a time zone that means the same everywhere.", "Name one, such as Europe/Berlin."
+            )
         self._zone = zoneinfo.ZoneInfo(zone)
 
     def __missing__(self, block: float) -> float:

@@ -15,9 +15,10 @@ import xgboost as xgb
 from typer.testing import CliRunner
 
 from pipeline.cli import _commands
-from pipeline.errors import ModelError, TableError
+from pipeline.errors import ExpressionError, ModelError, TableError
 from pipeline.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix
 from pipeline.features.tables import lookup_entries, read_lookup, read_table, rows_as_json
+from pipeline.features.times import to_local
 from pipeline.job import Job
 from pipeline.models.inputs import read_categories
 
@@ -188,6 +189,42 @@ def test_bad_rows_are_named_or_skipped_and_counted():
     assert matrix.categories["code"] == ("007",)
 
 
+def test_one_bad_cell_of_a_csv_makes_one_bad_row(directory):
+    lines = (directory / "history.csv").read_text().splitlines()
+    assert lines[3].startswith("007,3.1,3,")
+    lines[3] = lines[3].replace("3.1,3,", "3.1,three,")
+    lines[2] = lines[2].replace("8,,2,", "8,much,2,")
+    (directory / "history.csv").write_text("\n".join(lines))
+    with pytest.raises(TableError, match=re.escape("row 2: field `amount`: expected a number or null, got a string")):
+        offline_matrix(JOB, directory / "history.csv", directory)
+    matrix = offline_matrix(JOB, directory / "history.csv", directory, skip_bad=True)
+    assert (matrix.rows.tolist(), matrix.skipped) == ([0, 3], 2)
+    np.testing.assert_array_equal(matrix.values[:, [0, 3, 5, 7]], EXPECTED[[0, 3]][:, [0, 3, 5, 7]])
+
+
+def test_one_bad_cell_of_a_lookup_leaves_the_other_entries(directory):
+    (directory / "item.csv").write_text("id,price\n1,9.99\nx,7\n2,5.5\n")
+    matrix = offline_matrix(JOB, directory / "history.csv", directory)
+    np.testing.assert_array_equal(matrix.values, EXPECTED)
+    (directory / "item.csv").write_text("id,price\n1,9.99\n2,cheap\n")
+    matrix = offline_matrix(JOB, directory / "history.csv", directory)
+    np.testing.assert_array_equal(matrix.values[:, 7], np.float32([9.99, -1, -1, 9.99]))
+    assert matrix.looked_up["item"]["bad"] == 1
+
+
+def test_a_file_without_rows_is_told(directory):
+    (directory / "history.csv").write_text("code,amount\n")
+    with pytest.raises(TableError, match="has no rows"):
+        offline_matrix(JOB, directory / "history.csv", directory)
+
+
+def test_zones_that_differ_from_machine_to_machine_are_none():
+    for zone in ("localtime", "Factory"):
+        with pytest.raises(ExpressionError, match=f"`{zone}` is not a time zone"):
+            to_local(zone)
+    assert to_local("Europe/Berlin")(np.array([0.0])) == [3600.0]
+
+
 def test_long_histories_are_read_in_parts_and_progress_is_told():
     history = pd.concat([HISTORY] * 5_000, ignore_index=True)
     told = []
@@ -305,6 +342,24 @@ def test_the_command_makes_the_matrix(run, directory):
     assert summary["lookups"]["item"] == {"entries": 2, "bad": 0, "events": 4, "missed": 1}
     refused = run("features", directory / "job.yaml", directory / "history.csv", "--lookups", directory, "-o", "m.csv")
     assert "must end in .parquet" in str(refused.exception)
+
+
+def test_the_command_says_what_to_do_about_files(run, directory):
+    def refusal(history, output, *more):
+        done = run("features", directory / "job.yaml", history, "--lookups", directory, "-o", output, *more)
+        assert isinstance(done.exception, TableError)
+        return str(done.exception)
+
+    history, output = directory / "history.csv", directory / "m.parquet"
+    assert "There is no file" in refusal(directory / "nofile", output)
+    assert "is a folder" in refusal(directory, output)
+    assert "--output" in refusal(history, directory / "nowhere" / "m.parquet")
+    (directory / "bad.parquet").write_text("no")
+    assert "Save it again" in refusal(directory / "bad.parquet", output)
+    lines = history.read_text().splitlines()
+    history.write_text("\n".join([lines[0], lines[1].replace(",1,", ",one,", 1)]))
+    assert "all 1 were left out" in refusal(history, output, "--skip-bad")
+    assert not output.exists()
 
 
 def test_the_command_checks_a_job_file(run, directory):
