@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ModelError, UsageError
-from pipeline.models.description import describe
+from pipeline.job.types import FeatureName
+from pipeline.models.description import NAMES_HINT, describe
 from pipeline.models.document import SAVE_HINT
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.version import CHUNK, MAX_SIZE, ModelVersion, check_expected, signature
@@ -58,6 +60,7 @@ class Candidate:
             raise _too_large(source, len(payload))
         description = describe(payload, source)
         features, chosen = signature(description, categories, source)
+        _check_names(features, source)
         check_expected(expected, features, name)
         sha256 = hashlib.sha256(payload).hexdigest()
         try:
@@ -113,9 +116,9 @@ def read_model(model: Any) -> tuple[bytes, str]:
                 raise _too_large(str(path), size)
             return path.read_bytes(), str(path)
         except FileNotFoundError:
-            raise ModelError(f"There is no file {path}.") from None
+            raise ModelError(f"There is no file {path}.", SAVE_HINT) from None
         except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+            raise ModelError(f"{path} cannot be read: {error.strerror}.", SAVE_HINT) from None
     import xgboost
 
     try:
@@ -130,6 +133,19 @@ def read_model(model: Any) -> tuple[bytes, str]:
         f"A {type(model).__name__} is not a model that Gridscore takes.",
         "Give an XGBoost Booster, or the path of a file that `booster.save_model('model.ubj')` wrote.",
     )
+
+
+def _check_names(features: Sequence[str], source: str) -> None:
+    """Refuse names that no job file can have: no job could ever score with the model."""
+    adapter = TypeAdapter(FeatureName)
+    for name in features:
+        try:
+            adapter.validate_python(name)
+        except ValidationError as error:
+            problem = error.errors(include_input=False)[0]["msg"].removeprefix("Value error, ")
+            raise ModelError(
+                f"{source} has a feature `{name}` that no job file can name: {problem}.", NAMES_HINT
+            ) from None
 
 
 def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -223,3 +223,19 @@ def test_expected_features_are_checked_for_every_job():
 
     with pytest.raises(ModelMismatchError, match=r"(?s)1 submitted job\..*Job `other`:\n  only in the job: x"):
         candidate(booster, expected={"fits": NAMES, "other": ["a", "b", "x"]})
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\nb", " a", "a`", "x" * 65])
+def test_a_feature_that_no_job_file_can_name_is_refused(name):
+    booster = train(2)
+    raw = bytes(booster.save_raw("json")).replace(
+        b'"feature_names":["a"', b'"feature_names":[' + json.dumps(name).encode()
+    )
+    with pytest.raises(ModelError, match="that no job file can name"):
+        candidate(raw)
+
+
+def test_a_model_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(ModelError, match="There is no file") as caught:
+        candidate(tmp_path / "none.ubj")
+    assert "save_model" in caught.value.hint
