@@ -14,7 +14,7 @@ def bench(
     *,
     events: Annotated[int, typer.Option("--events", min=1_000, max=900_000, help="Events to score.")] = 300_000,
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=50, help="How often each is measured, in turn.")] = 5,
-    members: Annotated[int, typer.Option("--members", min=1, max=8, help="Members; with two, a backup each.")] = 2,
+    members: Annotated[int, typer.Option("--members", min=1, max=8, help="Members; with two, a backup each.")] = 1,
     heap: Annotated[str, typer.Option("--heap", help="Heap of each member.")] = "2g",
     as_json: Json = False,
 ) -> None:
@@ -42,7 +42,7 @@ def bench(
         return report.to_json()
 
     tune()
-    errors.print(f"Starting {members} members …", style="dim", highlight=False)
+    errors.print(f"Starting {members} member{'s' if members > 1 else ''} …", style="dim", highlight=False)
     with Cluster.start(members, port=0, heap=heap, register=False) as cluster:
         report = run(main(cluster))
     if as_json:

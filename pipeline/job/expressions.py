@@ -434,7 +434,8 @@ class _Compiler:
 
     def _part(self, name: str, node: Node, zone: Any) -> Node:
         try:
-            if not isinstance(zone, str) or not re.fullmatch(r"[A-Za-z0-9_+/-]{1,64}", zone):
+            # `localtime` is another zone on another machine: the stream and training would not see the same.
+            if not isinstance(zone, str) or not re.fullmatch(r"[A-Za-z0-9_+/-]{1,64}", zone) or zone in _NOT_ZONES:
                 raise ValueError(zone)  # noqa: TRY301 -- one message for all
             zoneinfo.ZoneInfo(zone)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
@@ -559,9 +560,12 @@ def _fold(op: str, nodes: Sequence[Node], kind: Type = Type.BOOL) -> Node:
     return result
 
 
+_NOT_ZONES = {"localtime", "Factory"}
+
+
 @cache
 def _zones() -> tuple[str, ...]:
-    return tuple(zoneinfo.available_timezones())
+    return tuple(zoneinfo.available_timezones() - _NOT_ZONES)
 
 
 def _a(node: Node) -> str:

@@ -221,6 +221,7 @@ def check_expected(expected: Mapping[str, Sequence[str]] | None, features: tuple
 
 
 _SHOWN = 10
+_NAME_SHOWN = 80
 
 
 def difference(wanted: Sequence[str], found: Sequence[str], *, ours: str = "the job", theirs: str = "the model") -> str:
@@ -247,7 +248,9 @@ def _listed(names: Sequence[str], others: Sequence[str]) -> str:
     shown = []
     for name in names[:_SHOWN]:
         close = difflib.get_close_matches(name, others, n=1)
-        shown.append(f"{name} (is it `{close[0]}`?)" if close else name)
+        # A model may have names of any length; a message may not.
+        short = name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}…"
+        shown.append(f"{short} (is it `{close[0]}`?)" if close else short)
     more = f" … and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(shown) + more
 
