@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import UsageError
 from pipeline.grid import GridSettings, or_local_cluster
 from pipeline.grid import connect as connect_grid
 from pipeline.grid.copies import Fetcher
@@ -152,7 +152,7 @@ class Client:
         return Worker(self.grid, jobs)
 
     async def cancel(self, name: str) -> JobRecord:
-        """End a job for good, and forget how far it had come.
+        """End a job for good; submitted again, it begins anew.
 
         Raises:
             JobError: There is no such job.
@@ -183,18 +183,14 @@ def json_text(key: Any, value: Any) -> bytes:
         UsageError: It cannot be JSON, or is too large.
     """
     try:
-        text = (
-            value.encode()
-            if isinstance(value, str)
-            else value
-            if isinstance(value, bytes)
-            else msgspec.json.encode(value)
-        )
+        if isinstance(value, bytes):
+            text = value
+        elif isinstance(value, str):
+            text = value.encode()
+        else:
+            text = msgspec.json.encode(value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"The event `{key}` cannot be written as JSON: {error}") from None
     if len(text) > MAX_EVENT:
         raise UsageError(f"The event `{key}` has {len(text):,} bytes; the limit is {MAX_EVENT:,}.")
     return text
-
-
-__all__ = ["Client", "JobError", "connect", "json_text"]

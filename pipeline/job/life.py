@@ -226,11 +226,12 @@ class Jobs:
         return await self._records.watch(callback)
 
     async def _move(self, name: str, verb: str, to: JobState, error: str = "") -> JobRecord:
-        unknown = await self._unknown(name)
+        if await self._records.get(name) is None:
+            raise await self._unknown(name)
 
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is None:
-                raise unknown
+                raise JobError(f"There is no job `{name}`.")
             state = JobState(current["state"])
             if state == to or (to == JobState.NOT_RUNNING and state in WANTED):
                 return current

@@ -24,6 +24,7 @@ import msgspec
 from hazelcast.errors import HazelcastError, OperationTimeoutError
 
 from pipeline.grid import transport, wire
+from pipeline.grid.copies import Fetcher
 from pipeline.grid.records import INDETERMINATE
 from pipeline.grid.writer import partition_of
 
@@ -276,8 +277,6 @@ def lease_key(job: str, partition: int) -> str:
 
 async def read_texts(grid: Grid, job: str, partitions: Iterable[int]) -> dict[int, bytes]:
     """Exact texts of the records that exist, by partition of the job."""
-    from pipeline.grid.copies import Fetcher
-
     keys = {lease_key(job, p): p for p in partitions}
     return {keys[key]: text for key, text in await Fetcher(grid, LEASES_MAP).fetch(keys)}
 

@@ -248,8 +248,7 @@ class JobRunner:
 
     def _finish(self, partition: int, write: _Write, error: BaseException | None) -> None:
         """A write was answered: move the offset that may be committed, or put the partition back."""
-        if write.events or error is not None:
-            self._unacknowledged -= write.events
+        self._unacknowledged -= write.events
         pending = self._pending.get(partition)
         self._room.set()
         if pending is None or write not in pending:
