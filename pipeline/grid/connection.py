@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,12 +31,14 @@ class Grid:
     Attributes:
         client: The Hazelcast client underneath, for what this class does not offer.
         name: What this client is called in the cluster's own views.
+        clock: Monotonic seconds, by which leases are timed; a stub of a cluster may have a clock of its own.
     """
 
     def __init__(self, client: HazelcastClient, settings: GridSettings) -> None:
         self.client = client
         self.settings = settings
         self.name: str = client.name
+        self.clock: Callable[[], float] = time.monotonic
         self._maps: dict[str, Any] = {}
         self._on_reconnect: list[Callable[[], None]] = []
         self._was_disconnected = False

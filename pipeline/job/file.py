@@ -11,7 +11,18 @@ from pipeline.errors import JobFileError
 from pipeline.job.check import Parts, check
 from pipeline.job.document import Problem, read_yaml
 from pipeline.job.problems import dotted, error_of, located, within
-from pipeline.job.types import KINDS, FeatureName, FieldType, JobName, LookupField, MapName, Name, Strict
+from pipeline.job.types import (
+    KINDS,
+    Duration,
+    FeatureName,
+    FieldType,
+    JobName,
+    LookupField,
+    MapName,
+    Name,
+    Strict,
+    seconds_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -171,6 +182,28 @@ class Job(Strict):
     start: Literal["oldest", "latest"] = Field(
         default="oldest", description="Where to begin in the journal when there are no committed offsets."
     )
+    on_loss: Literal["rescan", "continue", "halt"] = Field(
+        default="rescan",
+        description="When the journal has lost events before they were read: `rescan` finds those without a result in "
+        "the event map and scores them; `continue` only counts them; `halt` fails the job.",
+    )
+    retain: Literal["all"] | Duration = Field(
+        default="all",
+        description="How long scored events and their results are kept, as `1h`; `all` keeps them for good.",
+    )
+    audit: Literal["off"] | Duration = Field(
+        default="1h", description="How often the cluster is asked for events that have no result, as `1h`; or `off`."
+    )
+    peak_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e9,
+        allow_inf_nan=False,
+        description="Events per second at the worst of times; with it, the journal's capacity is checked.",
+    )
+    headroom: Duration = Field(
+        default="30s", description="How long the journal should hold events at the peak rate that nobody reads."
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Job:
@@ -179,6 +212,21 @@ class Job(Strict):
             text = "; ".join(f"{dotted(path)}: {message}" for path, message in problems)
             raise PydanticCustomError("job_parts", "{text}", {"text": text})
         return self
+
+    @property
+    def retain_seconds(self) -> float | None:
+        """How long scored events and their results are kept; None: for good."""
+        return None if self.retain == "all" else seconds_of(self.retain)
+
+    @property
+    def audit_seconds(self) -> float | None:
+        """Pause between two audits; None: there are none."""
+        return None if self.audit == "off" else seconds_of(self.audit)
+
+    @property
+    def headroom_seconds(self) -> float:
+        """How long the journal should hold events at the peak rate that nobody reads."""
+        return seconds_of(self.headroom)
 
     @property
     def feature_names(self) -> tuple[str, ...]:

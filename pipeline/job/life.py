@@ -48,7 +48,9 @@ class JobRecord:
     Attributes:
         job: The job file.
         state: Where it is in its life.
-        revision: Counts submissions and updates of this name; workers start anew when it changes.
+        revision: Counts submissions, updates and restarts of this name; workers start anew when it changes.
+        restarts: Counts the restarts of this submission that set the offsets anew.
+        begin: Where the last of them begins: `oldest`, `latest` or an RFC 3339 time; empty if there was none.
         error: Why it FAILED, empty otherwise.
         submitted_at: When it was submitted first, RFC 3339.
         updated_at: When state or revision changed last, RFC 3339.
@@ -60,6 +62,8 @@ class JobRecord:
     error: str
     submitted_at: str
     updated_at: str
+    restarts: int = 0
+    begin: str = ""
 
     @property
     def name(self) -> str:
@@ -86,6 +90,8 @@ class JobRecord:
                 error=str(value["error"]),
                 submitted_at=str(value["submitted_at"]),
                 updated_at=str(value["updated_at"]),
+                restarts=int(value.get("restarts", 0)),
+                begin=str(value.get("begin", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise JobError(
@@ -142,7 +148,7 @@ class Jobs:
                     "its offsets would mean nothing there.",
                     "Cancel it first, or give this one another name.",
                 )
-            fresh["submitted_at"] = current["submitted_at"]
+            fresh |= {key: current[key] for key in ("submitted_at", "restarts", "begin") if key in current}
             if JobState(current["state"]) == JobState.SUSPENDED:
                 fresh["state"] = JobState.SUSPENDED.value
             return fresh
@@ -190,6 +196,35 @@ class Jobs:
             JobError: There is no such job, or it was cancelled.
         """
         return await self._move(name, "resume", JobState.NOT_RUNNING)
+
+    async def restart(self, name: str, begin: str = "committed") -> JobRecord:
+        """Let workers start anew, from another place in the journal; also a job that is suspended or FAILED.
+
+        Events that have a result are scored again: results are idempotent, listeners see them once more.
+
+        Args:
+            name: Of the job.
+            begin: `committed`, to go on from the committed offsets; `oldest` or `latest`; or a time (RFC 3339), to
+                begin at the first event that was scored then or later.
+
+        Raises:
+            JobError: There is no such job, it was cancelled, or `begin` is none of these.
+        """
+        begin = _begin(begin)
+        if await self._records.get(name) is None:
+            raise await self._unknown(name)
+
+        def change(current: dict[str, Any] | None) -> dict[str, Any]:
+            if current is None:
+                raise JobError(f"There is no job `{name}`.")
+            if JobState(current["state"]) in ENDED and current["error"] in ("", CANCELLED):
+                raise JobError(f"The job `{name}` has ended: it cannot restart.", "Submit it again.")
+            fresh = {**current, "state": JobState.NOT_RUNNING.value, "revision": current["revision"] + 1, "error": ""}
+            if begin != "committed":
+                fresh |= {"restarts": current.get("restarts", 0) + 1, "begin": begin}
+            return {**fresh, "updated_at": _now()}
+
+        return JobRecord.from_record(await self._records.update(name, change))
 
     async def cancel(self, name: str) -> JobRecord:
         """End a job for good; as in Jet, it is FAILED then, with the reason.
@@ -251,6 +286,21 @@ class Jobs:
             return JobError(f"There is no job `{name}`.", f"Did you mean `{close[0]}`?")
         listed = ", ".join(names) or "none"
         return JobError(f"There is no job `{name}`.", f"Jobs of this cluster: {listed}.")
+
+
+def _begin(text: str) -> str:
+    """A place to begin, times in UTC."""
+    if text in ("committed", "oldest", "latest"):
+        return text
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise JobError(
+            f"`{text}` is no place to begin.", "Say oldest, latest, committed, or a time as 2026-01-31T12:00:00Z."
+        ) from None
+    if moment.tzinfo is None:
+        raise JobError(f"`{text}` has no time zone.", f"Write {text}Z for UTC, or an offset as +01:00.")
+    return moment.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _now() -> str:

@@ -64,6 +64,20 @@ def _job_name(value: str) -> str:
     return value
 
 
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _duration(value: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}[smhd]", value):
+        raise ValueError(f"`{value}` is no time span: write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`")
+    return value
+
+
+def seconds_of(duration: str) -> float:
+    """Seconds of a :data:`Duration`."""
+    return int(duration[:-1]) * _SECONDS[duration[-1]]
+
+
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_name)]
 """A name that expressions can use."""
 FeatureName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_feature_name)]
@@ -72,6 +86,8 @@ MapName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_ma
 """The name of a map in the cluster."""
 JobName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_job_name)]
 """The name of a job or a model."""
+Duration = Annotated[str, AfterValidator(_duration)]
+"""A time span: a whole number and `s`, `m`, `h` or `d`; see :func:`seconds_of`."""
 
 
 class Strict(BaseModel):
