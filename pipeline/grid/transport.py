@@ -1,9 +1,9 @@
 """The client's private parts, all in this file: its connections, its invocations, its serialization.
 
 hazelcast-python-client is pinned to 5.7.x (see `check_client_version`) because of it. The connection here parses what
-the socket gives in one pass, from one buffer that is reused. The client's own reader keeps every byte until it has
-caught up with the stream, and its own writer copies its largest write so far with each small one; neither is fit for a
-stream that never pauses.
+the socket gives in one pass, from one buffer that is reused, and sends by an `Outbox`. The client's own reader keeps
+every byte until it has caught up with the stream, and its own writer copies its largest write so far with each small
+one; neither is fit for a stream that never pauses.
 
 Frames of the protocol are little-endian: `int32 length (of the whole frame), uint16 flags`, then the content. A message
 is a run of frames up to one with the final flag.
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import struct
 import time
 from typing import TYPE_CHECKING, Any
 
 import hazelcast
 from hazelcast.asyncio import HazelcastClient
-from hazelcast.errors import AuthenticationError, HazelcastSerializationError
+from hazelcast.errors import AuthenticationError, HazelcastError, HazelcastSerializationError
 from hazelcast.internal.asyncio_invocation import Invocation
 from hazelcast.internal.asyncio_proxy.manager import MAP_SERVICE
 from hazelcast.internal.asyncio_reactor import AsyncioConnection, AsyncioReactor, HazelcastProtocol
@@ -28,6 +29,7 @@ from hazelcast.protocol.codec import client_get_distributed_objects_codec, map_s
 from hazelcast.serialization.data import Data
 
 from pipeline.errors import UnsupportedClientError
+from pipeline.grid.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +40,9 @@ SUPPORTED_CLIENT = "5.7."
 
 MAX_MESSAGE = 1 << 30
 """Bytes of one message above which we do not believe that the other side is a member."""
+
+HOLD_SECONDS = 20.0
+"""How long the system may hold bytes that a member does not confirm; see `hold_at_most`."""
 
 _BUFFER = 1 << 20
 _MIN_READ = 1 << 16
@@ -65,6 +70,13 @@ def check_client_version() -> None:
         )
 
 
+class NotSentError(HazelcastError):  # type: ignore[misc]
+    """The request was not sent: the time until which it might be had come."""
+
+    def __init__(self) -> None:
+        super().__init__("it was not sent in time")
+
+
 class RawMessage(InboundMessage):  # type: ignore[misc]  # the client is untyped
     """A response that stays in one piece: `body` is every frame as it came."""
 
@@ -85,23 +97,46 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
         self._start = 0  # of the message being received
         self._scanned = 0  # frames before here are whole
         self._end = 0  # of the bytes received
-        self._pieces: list[bytes] = []
-        self._flush_scheduled = False
+        self._outbox: Outbox | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        # With TLS only the transport can write; elsewhere than on POSIX, sockets cannot be shared like this.
+        if os.name == "posix" and transport.get_extra_info("ssl_object") is None:
+            file = transport.get_extra_info("socket").fileno()
+            self._outbox = Outbox(self._conn._loop, file, transport.abort)  # noqa: SLF001
+            self._outbox.hold_at_most(self._conn._reactor.hold_seconds)  # noqa: SLF001
+        super().connection_made(transport)
+
+    def hold_at_most(self, seconds: float) -> None:
+        """See `Outbox`."""
+        if self._outbox is not None:
+            self._outbox.hold_at_most(seconds)
 
     def write(self, buf: bytes | bytearray) -> None:
-        self._pieces.append(bytes(buf))
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._conn._loop.call_soon(self._flush)  # noqa: SLF001
+        if self._outbox is not None:
+            self._outbox.write(bytes(buf))
+        elif self._transport is not None and not self._transport.is_closing():
+            self._transport.write(bytes(buf))
+        self._count(len(buf))
 
-    def _do_write(self) -> None:
-        pieces, self._pieces = self._pieces, []
-        if not pieces or self._transport is None or self._transport.is_closing():
-            return
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._transport.write(data)
+    def write_until(self, buf: bytes | bytearray, until: float, expired: Callable[[], None]) -> None:
+        """See `Outbox`; where there is none, the bound is looked at here and no later."""
+        if self._outbox is not None:
+            self._outbox.write_until(bytes(buf), until, expired)
+            self._count(len(buf))
+        elif time.monotonic() < until:
+            self.write(buf)
+        else:
+            expired()
+
+    def _count(self, size: int) -> None:
         self._conn._update_write_time(time.time())  # noqa: SLF001
-        self._conn._update_sent(len(data))  # noqa: SLF001
+        self._conn._update_sent(size)  # noqa: SLF001
+
+    def close(self) -> None:
+        if self._outbox is not None:
+            self._outbox.close()
+        super().close()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 -- the hint is no better than ours
         if len(self._buffer) - self._end < _MIN_READ:
@@ -157,6 +192,8 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> bool:
+        if self._outbox is not None:
+            self._outbox.close()
         # An expected close (ours) needs no warning, unlike in the client.
         if self._conn.live:
             return bool(super().connection_lost(exc))
@@ -177,9 +214,23 @@ def _message(body: bytes) -> InboundMessage:
     return message
 
 
+class _BoundedMessage(OutboundMessage):  # type: ignore[misc]
+    """A request that may be sent only before a time of the monotonic clock; else `expired` is called."""
+
+    __slots__ = ("expired", "until")
+
+
 class _Connection(AsyncioConnection):  # type: ignore[misc]
     def _create_protocol(self) -> _Protocol:
         return _Protocol(self)
+
+    def send_message(self, message: OutboundMessage) -> bool:
+        if type(message) is not _BoundedMessage:
+            return bool(super().send_message(message))
+        if not self.live or self._proto is None:
+            return False
+        self._proto.write_until(message.buf, message.until, message.expired)
+        return True
 
     async def close_connection(self, reason: str | None, cause: Exception | None, unsafe: bool = False) -> None:
         if isinstance(cause, AuthenticationError) and not self._reactor.refused.done():
@@ -190,6 +241,7 @@ class _Connection(AsyncioConnection):  # type: ignore[misc]
 class _Reactor(AsyncioReactor):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
+        self.hold_seconds = HOLD_SECONDS
         self.refused: asyncio.Future[None] = self._loop.create_future()
 
     def connection_factory(self, *arguments: Any) -> AsyncioConnection:
@@ -243,6 +295,19 @@ def on_connection_opened(client: HazelcastClient, callback: Callable[[object], N
     client._connection_manager.add_listener(on_connection_opened=callback)  # noqa: SLF001
 
 
+def hold_at_most(client: HazelcastClient, seconds: float) -> None:
+    """Give a connection up when its member has not confirmed bytes for so long; never longer than was said before.
+
+    Bytes that the system holds for a member that cannot be reached are delivered when it can be reached again, however
+    late. Whoever may write only for some time needs a bound.
+    """
+    manager = client._connection_manager  # noqa: SLF001
+    reactor = manager._reactor  # noqa: SLF001
+    reactor.hold_seconds = min(reactor.hold_seconds, seconds)
+    for connection in manager.active_connections.values():
+        connection._proto.hold_at_most(reactor.hold_seconds)  # noqa: SLF001
+
+
 def server_versions(client: HazelcastClient) -> dict[str, str]:
     """Hazelcast version of each connected member, by address."""
     return {
@@ -262,6 +327,7 @@ def invoke(
     decode: Callable[[Any], Any],
     *,
     retry_seconds: float | None = None,
+    until: float | None = None,
 ) -> asyncio.Future[Any]:
     """Send a request to the owner of a partition; the future holds what `decode` makes of the response.
 
@@ -272,10 +338,18 @@ def invoke(
         decode: Makes the future's value of the response.
         retry_seconds: For how long the client may send it again after an error that may pass; as long as is configured
             if None. With 0, it is sent once: nothing can overtake it or come late.
+        until: Of the monotonic clock: when it must no longer be sent. The future then fails with `NotSentError`.
     """
-    until = None if retry_seconds is None else time.time() + retry_seconds
-    invocation = Invocation(message, partition_id=partition, response_handler=decode, timeout=until)
-    client._invocation_service.invoke(invocation)  # noqa: SLF001
+    service = client._invocation_service  # noqa: SLF001
+    if until is not None:
+        bounded = _BoundedMessage(message.buf, message.retryable, message.contains_data)
+        bounded.until = until
+        message = bounded
+    timeout = None if retry_seconds is None else time.time() + retry_seconds
+    invocation = Invocation(message, partition_id=partition, response_handler=decode, timeout=timeout)
+    if until is not None:
+        message.expired = lambda: service._complete_with_error(invocation, NotSentError())  # noqa: SLF001
+    service.invoke(invocation)
     future: asyncio.Future[Any] = invocation.future
     return future
 

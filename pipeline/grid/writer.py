@@ -38,7 +38,13 @@ class MapWriter:
         await self._grid.map(self.map_name)
 
     def put_partition(
-        self, partition: int, keys: Sequence[bytes], texts: Sequence[bytes], *, once: bool = True
+        self,
+        partition: int,
+        keys: Sequence[bytes],
+        texts: Sequence[bytes],
+        *,
+        once: bool = True,
+        until: float | None = None,
     ) -> asyncio.Future[None]:
         """Write entries of one partition in one message.
 
@@ -51,10 +57,11 @@ class MapWriter:
             texts: JSON texts in UTF-8.
             once: Never send it again: a retry would come late, behind writes that were made after it. Without, errors
                 that may pass are retried, and two writes of one key may change places.
+            until: Of the monotonic clock: when it must no longer be sent; the future then fails.
         """
         message = wire.encode_put_all_json(self._prefix, keys, texts)
         seconds = 0.0 if once else None
-        return transport.invoke(self._grid.client, message, partition, _nothing, retry_seconds=seconds)
+        return transport.invoke(self._grid.client, message, partition, _nothing, retry_seconds=seconds, until=until)
 
     def serialize_key(self, key: Any) -> bytes:
         """A key as the grid stores it."""

@@ -1,0 +1,157 @@
+"""The outbox of a connection: what is written in one turn of the event loop, sent in one call, and nothing too late.
+
+A process may be paused at any moment, and sends what it had in hand when it goes on. Whoever may write only until a
+certain time (see `worker.leases`) must therefore have the clock read last of all, right before the system takes the
+bytes: not when a write is asked for, and not before it waits in the buffer of a transport. So the outbox sends by
+itself, and drops what has run out, with a word to whoever wrote it. What the system has taken it may hold for a while,
+too, when the other side does not answer: `hold_at_most` bounds that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+SEND_BYTES = 1 << 20
+"""Bytes after which no further piece is joined into one call."""
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Bytes that may be sent only before `until`, of the monotonic clock."""
+
+    data: bytes
+    until: float = math.inf
+    expired: Callable[[], None] = _nothing
+    begun: bool = False
+
+
+class Outbox:
+    """Sends on the socket of a transport, beside it; the transport itself must not write.
+
+    Args:
+        loop: The event loop.
+        file: Of the transport's socket; it is duplicated, so the transport may close its own.
+        broken: Called when nothing can be sent any more: the connection is to be aborted.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, file: int, broken: Callable[[], None]) -> None:
+        self._loop = loop
+        self._socket = socket.socket(fileno=os.dup(file))
+        self._socket.setblocking(False)
+        self._broken = broken
+        self._pieces: deque[_Piece] = deque()
+        self._scheduled = False
+        self._waiting = False  # for the socket to take more
+        self._closed = False
+
+    def hold_at_most(self, seconds: float) -> None:
+        """Let the system give the connection up when the other side has not confirmed bytes for so long.
+
+        Where the system cannot (only Linux can), nothing happens.
+        """
+        option = getattr(socket, "TCP_USER_TIMEOUT", None)
+        if option is not None:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, option, max(1, int(seconds * 1000)))
+
+    def write(self, data: bytes) -> None:
+        """Send, in the order of the calls, in the next turn of the event loop."""
+        self._append(_Piece(data))
+
+    def write_until(self, data: bytes, until: float, expired: Callable[[], None]) -> None:
+        """Send, but not once `until` (of the monotonic clock) has come; then `expired` is called instead."""
+        self._append(_Piece(data, until, expired))
+
+    def close(self) -> None:
+        """Send no more. A second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            if self._waiting:
+                self._loop.remove_writer(self._socket.fileno())
+            self._socket.close()
+            self._pieces.clear()
+
+    def _append(self, piece: _Piece) -> None:
+        self._pieces.append(piece)
+        if not self._scheduled and not self._waiting:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if not self._closed and not self._waiting:
+            self._send()
+
+    def _writable(self) -> None:
+        self._loop.remove_writer(self._socket.fileno())
+        self._waiting = False
+        self._send()
+
+    def _send(self) -> None:
+        """Send until there is nothing left, or the socket takes no more."""
+        while self._pieces and not self._waiting and not self._closed:
+            batch = self._take()
+            if not batch:
+                continue
+            data = batch[0].data if len(batch) == 1 else b"".join([piece.data for piece in batch])
+            until = min([piece.until for piece in batch])
+            try:
+                # From here to the system's taking the bytes lie two calls; nothing in them waits.
+                if time.monotonic() >= until:
+                    self._pieces.extendleft(reversed(batch))
+                    continue
+                sent = self._socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self._give_up()
+                return
+            if sent < len(data):
+                self._keep(batch, sent)
+
+    def _take(self) -> list[_Piece]:
+        """What to send next; what has run out is dropped."""
+        pieces, batch, size = self._pieces, list[_Piece](), 0
+        now = time.monotonic()
+        while pieces and size < SEND_BYTES:
+            piece = pieces.popleft()
+            if now < piece.until:
+                batch.append(piece)
+                size += len(piece.data)
+            elif piece.begun:
+                # Half of it is there already. Without the rest, the other side drops it together with the connection.
+                self._give_up()
+                return []
+            else:
+                piece.expired()
+        return batch
+
+    def _keep(self, batch: list[_Piece], sent: int) -> None:
+        """Keep what was not sent, and go on when the socket takes more."""
+        while sent >= len(batch[0].data):
+            sent -= len(batch.pop(0).data)
+        if sent:
+            batch[0].data = batch[0].data[sent:]
+            batch[0].begun = True
+        self._pieces.extendleft(reversed(batch))
+        self._waiting = True
+        self._loop.add_writer(self._socket.fileno(), self._writable)
+
+    def _give_up(self) -> None:
+        self._broken()
+        self.close()
