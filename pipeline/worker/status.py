@@ -1,11 +1,15 @@
-"""What a job is doing now, as seen from outside: lag from offsets and journals, rates from the workers' records."""
+"""What jobs and workers are doing now, seen from outside: lag from offsets and journals, figures from their records.
+
+A `Lookout` looks again and again. Which workers live it sees by records that change: it compares no clocks but at its
+first look.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,16 +18,109 @@ from pipeline.errors import GridError
 from pipeline.grid import transport
 from pipeline.grid.journal import Journal
 from pipeline.grid.records import Records
+from pipeline.job import Jobs
 from pipeline.worker.dead_letters import map_of
-from pipeline.worker.leases import read_records
+from pipeline.worker.leases import LeaseRecord, read_records
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.grid import Grid
+    from pipeline.grid.records import Record
     from pipeline.job import JobRecord
 
 WORKERS_MAP = "gridscore.workers"
+RESCANS_MAP = "gridscore.rescans"
+ACKNOWLEDGED_MAP = "gridscore.acknowledged"
 GONE_SECONDS = 5.0
 """A worker whose record has not changed for this long is not counted as living."""
+
+_COUNTERS = ("events", "rate", "skipped", "rescued", "taken", "given")
+_LOSSES = ("lost", "regressions")
+
+
+class JobFigures(msgspec.Struct, frozen=True):
+    """What a worker says of one job, see `JobStats.to_json`; what its version does not say is as if it were nothing.
+
+    Attributes:
+        events: Scored since the worker began.
+        rate: Events per second, of the last few seconds.
+        lost: Events that this worker found overwritten before they were read.
+        regressions: Journals that this worker found begun again.
+        version: Version of the model in use, 0 if none.
+        model_error: Why another version is not in use.
+        lookups: Of each lookup's copy: entries, age in seconds, loads, bad entries, error of the last bad one.
+        dead_letters: Sent there since the worker began.
+        partitions: Held now.
+        rebalances: How often partitions came or went.
+        taken: Partitions that came.
+        given: Partitions that were given back.
+        skipped: Events whose result stood already when their partition was taken over.
+        rescued: Events that a rescan found without a result, and that were scored.
+        committed_at: When the last offset was committed, in milliseconds of the worker's clock; 0 if none was.
+        latency_ms: From the arrival of an event at the worker to the acknowledgement of its result: p50, p99, max.
+    """
+
+    events: int = 0
+    rate: float = 0.0
+    lost: int = 0
+    regressions: int = 0
+    version: int = 0
+    model_error: str = ""
+    lookups: dict[str, dict[str, Any]] = {}
+    dead_letters: int = 0
+    partitions: int = 0
+    rebalances: int = 0
+    taken: int = 0
+    given: int = 0
+    skipped: int = 0
+    rescued: int = 0
+    committed_at: int = 0
+    latency_ms: dict[str, float | None] = {}
+
+
+class WorkerRecord(msgspec.Struct, frozen=True):
+    """What a worker says of itself, once a second."""
+
+    id: str
+    seen_at: int
+    jobs: dict[str, JobFigures]
+    host: str = ""
+    pid: int = 0
+    began_at: int = 0
+
+    def commit_age(self, job: str) -> float | None:
+        """Seconds from its last commit for a job to its last record, by its own clock; None if it has made none."""
+        at = self.jobs[job].committed_at
+        return max(0.0, (self.seen_at - at) / 1000) if at else None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far one partition of a job has come.
+
+    Attributes:
+        owner: Worker that holds its lease; empty if nobody does.
+        stamp: Changes whenever the lease record does.
+        offset: The committed offset; -1 if nobody has begun.
+        unread: Events in the journal that the offset does not cover.
+        full: Part of the ring that unread events fill, 0 to 1; 0 while the ring has not gone round yet.
+    """
+
+    owner: str
+    stamp: tuple[int, int]
+    offset: int
+    unread: int
+    full: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rescan:
+    """A partition that waits for being rescanned."""
+
+    partition: int
+    reason: str
+    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +132,18 @@ class JobStatus:
         workers: Living workers that score for it.
         lag: Events in the journal that no committed offset covers; None if the journal cannot be read.
         partitions: Partitions that have an owner.
-        totals: Sums over the living workers since they began: events, rate, lost, regressions; and dead_letters, those
-            in the grid.
+        totals: Sums over the living workers since they began: events, rate, skipped, rescued, taken, given; lost and
+            regressions, of the job's partitions since it was submitted; rebalances, of the worker that saw most of
+            them; and dead_letters, those in the grid.
         versions: Model versions in use.
         model_errors: Why a worker does not use the version that is meant.
-        lookups: Entries, age and loads of each lookup's copy, the oldest of all workers.
+        lookups: Entries, age, loads and errors of each lookup's copy, the oldest of all workers.
+        figures: What each living worker says, by its identity.
+        positions: Partition by partition; empty if the journal cannot be read.
+        rescans: Partitions that wait for a rescan.
+        acknowledged: Losses and regressions that somebody has said to know of.
+        commit_age: Seconds since the last commit of any worker; None if there was none.
+        idle_workers: Living workers that do not score for it.
     """
 
     record: JobRecord
@@ -49,7 +153,26 @@ class JobStatus:
     totals: dict[str, float]
     versions: list[int]
     model_errors: list[str]
-    lookups: dict[str, dict[str, float]]
+    lookups: dict[str, dict[str, Any]]
+    figures: Mapping[str, JobFigures]
+    positions: tuple[Position, ...] = ()
+    rescans: tuple[Rescan, ...] = ()
+    acknowledged: Mapping[str, int] = field(default_factory=dict)
+    commit_age: float | None = None
+    idle_workers: int = 0
+
+    @property
+    def latency_ms(self) -> dict[str, float | None]:
+        """p50, p99 and max of the slowest worker; None where nothing was scored lately."""
+        found: dict[str, float | None] = {}
+        for name in ("p50", "p99", "max"):
+            values = [value for each in self.figures.values() if (value := each.latency_ms.get(name)) is not None]
+            found[name] = max(values, default=None)
+        return found
+
+    def lag_of(self, worker: str) -> int:
+        """Unread events of the partitions that a worker owns."""
+        return sum(position.unread for position in self.positions if position.owner == worker)
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -67,6 +190,9 @@ class JobStatus:
             "partitions": self.partitions,
             "lag": self.lag,
             **self.totals,
+            "latency_ms": self.latency_ms,
+            "commit_age": self.commit_age,
+            "rescans": len(self.rescans),
             "model": record.job.model.name,
             "model_versions": self.versions,
             "model_errors": self.model_errors,
@@ -74,37 +200,76 @@ class JobStatus:
         }
 
 
-class _JobFigures(msgspec.Struct):
-    """What a worker counts for one job; see `JobStats.to_json`."""
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What one look has shown.
 
-    events: int
-    rate: float
-    lost: int
-    regressions: int
-    version: int
-    model_error: str
-    lookups: dict[str, dict[str, float]]
+    Attributes:
+        at: When, in seconds of the monotonic clock.
+        jobs: Every job that was asked for, by name.
+        workers: The living workers, by identity.
+    """
+
+    at: float
+    jobs: list[JobStatus]
+    workers: list[WorkerRecord]
 
 
-class WorkerRecord(msgspec.Struct):
-    """What a worker says of itself, once a second."""
+class Lookout:
+    """Looks at a cluster's jobs and workers again and again.
 
-    id: str
-    seen_at: int
-    jobs: dict[str, _JobFigures]
+    Args:
+        grid: The connection.
+        job: The only job to look at; all if None.
+    """
+
+    def __init__(self, grid: Grid, job: str | None = None) -> None:
+        self._grid = grid
+        self._job = job
+        self._changed: dict[str, tuple[int, float]] = {}  # what each worker's record said, and since when
+
+    async def look(self) -> Overview:
+        """Look once.
+
+        Raises:
+            JobError: There is no such job.
+            HazelcastError: The cluster did not answer.
+        """
+        jobs = Jobs(self._grid)
+        records = await jobs.all() if self._job is None else [await jobs.get(self._job)]
+        workers = self._living(await _workers(self._grid))
+        shared = await _Shared.read(self._grid)
+        statuses = [await _status(self._grid, record, workers, shared) for record in records]
+        return Overview(time.monotonic(), statuses, workers)
+
+    def _living(self, workers: list[WorkerRecord]) -> list[WorkerRecord]:
+        now = time.monotonic()
+        before, self._changed = self._changed, {}
+        living = []
+        for worker in workers:
+            seen_at, since = before.get(worker.id, (worker.seen_at, now if _is_recent(worker) else float("-inf")))
+            self._changed[worker.id] = (worker.seen_at, now if worker.seen_at != seen_at else since)
+            if now - self._changed[worker.id][1] < GONE_SECONDS:
+                living.append(worker)
+        return living
 
 
 async def living_workers(grid: Grid) -> list[WorkerRecord]:
     """Records of the workers that were heard of lately. What is no such record is left out."""
-    # Their clocks and ours may differ by seconds, so "lately" is generous where a record is from the future.
-    now = time.time() * 1000
+    return [worker for worker in await _workers(grid) if _is_recent(worker)]
+
+
+async def _workers(grid: Grid) -> list[WorkerRecord]:
     found = []
-    for record in (await Records(grid, WORKERS_MAP).all()).values():
+    for _, record in sorted((await Records(grid, WORKERS_MAP).all()).items()):
         with contextlib.suppress(msgspec.ValidationError):
-            worker = msgspec.convert(record.value, WorkerRecord)
-            if now - worker.seen_at < GONE_SECONDS * 1000:
-                found.append(worker)
+            found.append(msgspec.convert(record.value, WorkerRecord))
     return found
+
+
+def _is_recent(worker: WorkerRecord) -> bool:
+    # Its clock and ours may differ by seconds, so a record from the future is as good as one of this moment.
+    return time.time() * 1000 - worker.seen_at < GONE_SECONDS * 1000
 
 
 async def forget_gone_workers(grid: Grid, seconds: float) -> None:
@@ -117,44 +282,122 @@ async def forget_gone_workers(grid: Grid, seconds: float) -> None:
             await records.delete(key)
 
 
+async def acknowledge(grid: Grid, status: JobStatus) -> dict[str, int]:
+    """Note that somebody knows of the losses that a job has had up to now; returns their numbers."""
+    numbers = {name: int(status.totals[name]) for name in _LOSSES}
+    value = {**numbers, "submitted_at": status.record.submitted_at}
+    await Records(grid, ACKNOWLEDGED_MAP).update(status.record.name, lambda _current: value)
+    return numbers
+
+
 async def lag(grid: Grid, record: JobRecord) -> tuple[int | None, int]:
     """Unread events of a job (None if its journal cannot be read), and how many partitions have an owner."""
-    leases = await read_records(grid, record.name)
-    journal = Journal(grid, record.job.events)
-    try:
-        bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
-    except GridError:
+    positions = await _positions(grid, record, await read_records(grid, record.name))
+    if positions is None:
         return None, 0
-    total = 0
-    for partition, (oldest, newest) in enumerate(bounds):
-        lease = leases.get(partition)
-        begun = lease is not None and lease.offset >= 0
-        if begun:
-            total += max(0, newest + 1 - max(lease.offset if lease else 0, oldest))
-        elif record.job.start == "oldest":
-            total += newest + 1 - oldest
-    return total, sum(1 for lease in leases.values() if lease.owner)
+    return sum(position.unread for position in positions), sum(1 for position in positions if position.owner)
 
 
 async def job_status(grid: Grid, record: JobRecord, workers: list[WorkerRecord] | None = None) -> JobStatus:
     """Everything about one job; pass the living workers if they are at hand."""
     workers = await living_workers(grid) if workers is None else workers
-    mine = [worker.jobs[record.name] for worker in workers if record.name in worker.jobs]
-    behind, owned = await lag(grid, record)
-    totals = {name: sum(getattr(job, name) for job in mine) for name in ("events", "rate", "lost", "regressions")}
-    totals["dead_letters"] = await transport.map_size(grid.client, map_of(record.name))
-    lookups: dict[str, dict[str, float]] = {}
-    for job in mine:
-        for name, copy in job.lookups.items():
-            if name not in lookups or copy.get("age", 0) > lookups[name].get("age", 0):
-                lookups[name] = copy
+    return await _status(grid, record, workers, await _Shared.read(grid))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Records that are read once for all jobs."""
+
+    rescans: Mapping[str, Record]
+    acknowledged: Mapping[str, Record]
+
+    @classmethod
+    async def read(cls, grid: Grid) -> _Shared:
+        return cls(await Records(grid, RESCANS_MAP).all(), await Records(grid, ACKNOWLEDGED_MAP).all())
+
+    def rescans_of(self, job: str) -> tuple[Rescan, ...]:
+        found = []
+        for key, record in self.rescans.items():
+            name, _, partition = key.rpartition("/")
+            if name == job and partition.isdecimal():
+                at = record.value.get("at")
+                reason = str(record.value.get("reason", ""))
+                found.append(Rescan(int(partition), reason, at if isinstance(at, int) else 0))
+        return tuple(sorted(found, key=lambda rescan: rescan.partition))
+
+    def acknowledged_of(self, job: JobRecord) -> dict[str, int]:
+        record = self.acknowledged.get(job.name)
+        # A job that was submitted anew counts from nothing, and what was acknowledged before says nothing of it.
+        if record is None or record.value.get("submitted_at") != job.submitted_at:
+            return {}
+        return {name: count for name in _LOSSES if isinstance(count := record.value.get(name), int)}
+
+
+async def _positions(grid: Grid, record: JobRecord, leases: Mapping[int, LeaseRecord]) -> tuple[Position, ...] | None:
+    journal = Journal(grid, record.job.events)
+    try:
+        bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
+    except GridError:
+        return None
+    begin = record.begin or record.job.start
+    return tuple(
+        _position(leases.get(partition), oldest, newest, begin, record.restarts)
+        for partition, (oldest, newest) in enumerate(bounds)
+    )
+
+
+def _position(lease: LeaseRecord | None, oldest: int, newest: int, begin: str, run: int) -> Position:
+    held = newest + 1 - oldest
+    # After a restart a worker sets the offset anew; until then the old one says nothing.
+    begun = lease is not None and lease.offset >= 0 and getattr(lease, "run", run) == run
+    if begun and lease is not None:
+        unread = max(0, newest + 1 - max(lease.offset, oldest))
+    else:
+        unread = 0 if begin == "latest" else held
+    return Position(
+        owner=lease.owner if lease is not None else "",
+        stamp=(lease.epoch, lease.renewals) if lease is not None else (0, 0),
+        offset=lease.offset if lease is not None else -1,
+        unread=unread,
+        full=unread / held if oldest > 0 and held else 0.0,
+    )
+
+
+async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], shared: _Shared) -> JobStatus:
+    name = record.name
+    mine = {worker.id: worker.jobs[name] for worker in workers if name in worker.jobs}
+    leases = await read_records(grid, name)
+    positions = await _positions(grid, record, leases)
+    totals: dict[str, float] = {key: sum(getattr(each, key) for each in mine.values()) for key in _COUNTERS}
+    totals["rebalances"] = max((each.rebalances for each in mine.values()), default=0)
+    totals |= _losses(leases, mine)
+    totals["dead_letters"] = await transport.map_size(grid.client, map_of(name))
+    lookups: dict[str, dict[str, Any]] = {}
+    for each in mine.values():
+        for lookup, copy in each.lookups.items():
+            if lookup not in lookups or copy.get("age", 0) > lookups[lookup].get("age", 0):
+                lookups[lookup] = copy
+    ages = [age for worker in workers if name in worker.jobs and (age := worker.commit_age(name)) is not None]
     return JobStatus(
         record=record,
         workers=len(mine),
-        lag=behind,
-        partitions=owned,
+        lag=None if positions is None else sum(position.unread for position in positions),
+        partitions=sum(1 for position in positions or () if position.owner),
         totals=totals,
-        versions=sorted({job.version for job in mine if job.version}),
-        model_errors=sorted({job.model_error for job in mine if job.model_error}),
+        versions=sorted({each.version for each in mine.values() if each.version}),
+        model_errors=sorted({each.model_error for each in mine.values() if each.model_error}),
         lookups=lookups,
+        figures=mine,
+        positions=positions or (),
+        rescans=shared.rescans_of(name),
+        acknowledged=shared.acknowledged_of(record),
+        commit_age=min(ages, default=None),
+        idle_workers=len(workers) - len(mine),
     )
+
+
+def _losses(leases: Mapping[int, LeaseRecord], mine: Mapping[str, JobFigures]) -> dict[str, float]:
+    """Losses of the job's partitions: their leases outlive the workers that counted them."""
+    if all(name in LeaseRecord.__struct_fields__ for name in _LOSSES):
+        return {name: sum(getattr(lease, name) for lease in leases.values()) for name in _LOSSES}
+    return {name: sum(getattr(each, name) for each in mine.values()) for name in _LOSSES}

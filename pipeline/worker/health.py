@@ -1,0 +1,268 @@
+"""Whether a job is well: what a few looks at it, seconds apart, say together.
+
+A rule that may be broken for a moment in the best of worlds (a worker is replaced, a spike comes) counts only if it was
+broken at every look.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from pipeline.job.life import CANCELLED, WANTED, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.worker.status import JobStatus
+
+TREND_SECONDS = 3.5
+"""Looks that lie closer together say nothing of a trend: offsets are committed twice a second, records once."""
+
+LATE_SECONDS = 10.0
+"""Growing lag is no problem as long as working it off would take less than this."""
+
+LOOKUP_OLD_SECONDS = 660.0
+"""A copy of a lookup map is loaded anew every ten minutes at least; one that is older could not be."""
+
+NEARLY_FULL = 0.8
+"""Part of a partition's journal that unread events may fill before it is worth a word."""
+
+
+class Level(StrEnum):
+    """How bad it is."""
+
+    PROBLEM = "problem"
+    """The job is not well."""
+
+    NOTE = "note"
+    """Worth knowing; the job is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is worth saying of a job.
+
+    Attributes:
+        level: How bad it is.
+        code: For scripts.
+        text: What it is, one sentence.
+        advice: What to do, one sentence; empty if nothing.
+    """
+
+    level: Level
+    code: str
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A job's status, and when it was taken, in seconds of the monotonic clock."""
+
+    at: float
+    status: JobStatus
+
+
+def is_well(findings: Sequence[Finding]) -> bool:
+    """Whether there is no problem among them."""
+    return not any(finding.level is Level.PROBLEM for finding in findings)
+
+
+def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> list[Finding]:
+    """What there is to say of a job, problems first.
+
+    Args:
+        looks: At the same job, the latest last. Trends need some over `TREND_SECONDS`; without them only what stands
+            now is judged.
+        late_seconds: Growing lag is a problem if working it off, at the present rate, would take longer.
+    """
+    now = looks[-1].status
+    # An update or a restart in between begins anew: what was before says nothing.
+    looks = [look for look in looks if look.status.record.is_same_run(now.record)]
+    if now.record.state == JobState.FAILED:
+        found = _failed(now)
+    elif now.record.state in WANTED:
+        found = [*_scored_for(looks), *_keeps_up(looks, late_seconds), *_losses(looks), *_inputs(now)]
+    else:
+        found = [*_asleep(now), *_losses(looks)]
+    if now.totals["dead_letters"]:
+        found.append(
+            _note(
+                "dead_letters",
+                f"{_count(now.totals['dead_letters'], 'event')} could not be scored.",
+                f"`gridscore dead-letters list {now.record.name}` says why; `dead-letters replay` brings them back.",
+            )
+        )
+    return sorted(found, key=lambda finding: finding.level is Level.NOTE)
+
+
+def _failed(now: JobStatus) -> list[Finding]:
+    name, error = now.record.name, now.record.error
+    if error == CANCELLED:
+        return [_note("cancelled", "Cancelled by a user.", "Submitted again, it begins anew.")]
+    return [_problem("failed", f"The job failed: {error}", f"Mend the cause, then `gridscore resume {name}`.")]
+
+
+def _asleep(now: JobStatus) -> list[Finding]:
+    if now.record.state != JobState.SUSPENDED:
+        return []
+    resume = f"`gridscore resume {now.record.name}` goes on from the committed offsets."
+    full = max((position.full for position in now.positions), default=0.0)
+    if full >= NEARLY_FULL:
+        text = (
+            f"Suspended, and unread events fill {full:.0%} of a partition's journal: the oldest are overwritten next."
+        )
+        return [_problem("journal_full", text, resume)]
+    return [_note("suspended", "Suspended by a user.", resume)]
+
+
+def _scored_for(looks: Sequence[Look]) -> list[Finding]:
+    """Is there a worker, and are all partitions in the hands of one that lives?"""
+    now = looks[-1].status
+    if _always(looks, lambda status: not status.workers):
+        if now.idle_workers:
+            text = f"No worker scores for it; {_count(now.idle_workers, 'worker')} of the cluster {_do(now)} not."
+            return [_problem("no_worker", text, "Were they started with --jobs, without this one? See their logs.")]
+        return [_problem("no_worker", "No worker is running.", "Start one, anywhere: `gridscore worker`.")]
+    if _always(looks, lambda status: status.record.state != JobState.RUNNING):
+        text = "It is starting: models and lookups are being loaded, no event is scored yet."
+        return [_problem("starting", text, "If this lasts, the worker's log says what it waits for.")]
+    orphans = _orphans(looks)
+    if orphans:
+        text = f"{_count(len(orphans), 'partition')} of {len(now.positions)} {'has' if len(orphans) == 1 else 'have'} "
+        text += "no living owner: their events wait."
+        return [_problem("no_owner", text, "Another worker takes them over within the lease time; is one able to?")]
+    return []
+
+
+def _orphans(looks: Sequence[Look]) -> list[int]:
+    """Partitions that no living worker has held at any look, and whose record nobody has changed meanwhile."""
+    orphans = []
+    for partition, position in enumerate(looks[-1].status.positions):
+        if all(
+            partition < len(look.status.positions)
+            and look.status.positions[partition].owner not in look.status.figures
+            and look.status.positions[partition].stamp == position.stamp
+            for look in looks
+        ):
+            orphans.append(partition)
+    return orphans
+
+
+def _keeps_up(looks: Sequence[Look], late_seconds: float) -> list[Finding]:
+    first, last = looks[0], looks[-1]
+    now = last.status
+    if now.lag is None:
+        text = f"The journal of `{now.record.job.events}` cannot be read."
+        return [_problem("no_journal", text, f"`gridscore doctor` checks the cluster for the job {now.record.name}.")]
+    found = []
+    full = max((position.full for position in now.positions), default=0.0)
+    if full >= NEARLY_FULL:
+        text = f"Unread events fill {full:.0%} of a partition's journal: producers have to wait, or events are lost."
+        found.append(_note("journal_nearly_full", text, "More workers, or a larger journal, would give it room."))
+    if last.at - first.at < TREND_SECONDS or not _always(looks, lambda status: status.lag is not None):
+        return found
+    lags = [look.status.lag or 0 for look in looks]
+    pairs = list(zip(first.status.positions, now.positions, strict=False))
+    committed = sum(after.offset - max(before.offset, 0) for before, after in pairs if after.offset > before.offset)
+    rate = committed / (last.at - first.at)
+    running = _always(looks, lambda status: bool(status.workers) and status.record.state == JobState.RUNNING)
+    if lags[0] and lags[-1] and all(before.offset == after.offset for before, after in pairs):
+        if running:
+            text = f"Nothing was committed in {last.at - first.at:.0f} s, though {_count(lags[-1], 'event')} wait."
+            found.append(_problem("stuck", text, "The workers' logs say what they wait for."))
+    elif rate > 0 and _grows(lags) and lags[-1] / rate > late_seconds:
+        text = (
+            f"Lag grows: {lags[0]:,} to {lags[-1]:,} events in {last.at - first.at:.0f} s, while {rate:,.0f} a second "
+            f"were scored; working it off would take {lags[-1] / rate:,.0f} s."
+        )
+        found.append(_problem("lag", text, "Start more workers: `gridscore worker --processes auto`."))
+    return found
+
+
+def _grows(lags: Sequence[int]) -> bool:
+    """Whether all of the later half lies above all of the earlier: single steps up and down are only sampling."""
+    half = len(lags) // 2
+    return half > 0 and min(lags[-half:]) > max(lags[:half])
+
+
+def _losses(looks: Sequence[Look]) -> list[Finding]:
+    """Loss is sticky; what has been made good, or is known, is no problem any more."""
+    now = looks[-1].status
+    name, rescans = now.record.name, now.record.job.on_loss == "rescan"
+    found = []
+    waiting = {(rescan.partition, rescan.at) for rescan in now.rescans}
+    for look in looks:
+        waiting &= {(rescan.partition, rescan.at) for rescan in look.status.rescans}
+    if waiting:
+        reasons = ", ".join(sorted({rescan.reason for rescan in now.rescans if rescan.reason})) or "unknown reason"
+        text = f"{_count(len(waiting), 'partition')} must be searched for events without a result ({reasons})."
+        advice = "Workers do it by themselves, beside scoring."
+        if now.record.state not in WANTED:
+            advice = "Workers do it once the job runs."
+        found.append(_problem("rescan", text, advice))
+    lost, regressions = (int(now.totals[key]) for key in ("lost", "regressions"))
+    news = [lost - now.acknowledged.get("lost", 0), regressions - now.acknowledged.get("regressions", 0)]
+    what = _loss_text(lost, regressions)
+    if not what:
+        return found
+    if rescans:
+        if not now.rescans:
+            text = f"{what}; the event map was rescanned, and events that it still had were scored."
+            found.append(_note("loss_settled", text))
+    elif max(news) > 0:
+        advice = f"`gridscore audit {name}` finds events without a result; `gridscore status {name} --acknowledge` "
+        found.append(_problem("loss", f"{what}.", f"{advice}notes that you know."))
+    else:
+        found.append(_note("loss_acknowledged", f"{what}, and somebody has acknowledged it."))
+    return found
+
+
+def _loss_text(lost: int, regressions: int) -> str:
+    parts = []
+    if lost:
+        parts.append(f"{_count(lost, 'event')} {'was' if lost == 1 else 'were'} overwritten before they were read")
+    if regressions:
+        parts.append(f"journals have begun again {_count(regressions, 'time')}")
+    text = ", and ".join(parts)
+    return text[:1].upper() + text[1:]
+
+
+def _inputs(now: JobStatus) -> list[Finding]:
+    """Models that were refused, and lookups that are old or have bad entries."""
+    using = ", ".join(f"v{version}" for version in now.versions) or "none"
+    advice = "Push a model that fits the job, or promote another version: `gridscore model list`."
+    found = [
+        _problem("model", f"A model version is refused, {using} goes on: {error}", advice) for error in now.model_errors
+    ]
+    for name, copy in now.lookups.items():
+        age, bad, error = copy.get("age", 0), copy.get("bad", 0), copy.get("error", "")
+        if age > LOOKUP_OLD_SECONDS:
+            text = f"The copy of the lookup `{name}` was last known to be right {age / 60:,.0f} minutes ago."
+            found.append(_problem("lookup_old", text, "The worker's log says why it cannot be loaded anew."))
+        if bad:
+            text = f"{_count(bad, 'entry', 'entries')} of the lookup `{name}` cannot be read, and count as missing"
+            found.append(_note("lookup_bad", f"{text}: {error}" if error else f"{text}.", "Put them again, corrected."))
+    return found
+
+
+def _always(looks: Sequence[Look], rule: Callable[[JobStatus], bool]) -> bool:
+    return all(rule(look.status) for look in looks)
+
+
+def _problem(code: str, text: str, advice: str = "") -> Finding:
+    return Finding(Level.PROBLEM, code, text, advice)
+
+
+def _note(code: str, text: str, advice: str = "") -> Finding:
+    return Finding(Level.NOTE, code, text, advice)
+
+
+def _count(number: float, one: str, many: str = "") -> str:
+    return f"{number:,.0f} {one if number == 1 else many or one + 's'}"
+
+
+def _do(now: JobStatus) -> str:
+    return "does" if now.idle_workers == 1 else "do"
