@@ -13,23 +13,22 @@ from pipeline.grid import GridSettings, or_local_cluster
 from pipeline.grid import connect as connect_grid
 from pipeline.grid.copies import Fetcher
 from pipeline.grid.journal import Journal
-from pipeline.grid.writer import MapWriter
 from pipeline.job import Job, JobRecord, Jobs, load_job
 from pipeline.job.life import CANCELLED, ENDED
+from pipeline.producer import Producer
 from pipeline.results import ResultStream
 from pipeline.worker import Worker
 from pipeline.worker.leases import delete_records
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 
     from pipeline.grid import Grid
     from pipeline.models import ModelVersion, Registry
+    from pipeline.worker.room import Waiting
 
 MAX_EVENT = 1 << 20
 """Bytes of one event that we put."""
-
-_CHUNK = 2_000
 
 
 class Client:
@@ -38,6 +37,7 @@ class Client:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.jobs = Jobs(grid)
+        self._producers: dict[str, Producer] = {}
 
     @property
     def models(self) -> Registry:
@@ -46,25 +46,41 @@ class Client:
 
         return Registry(self.grid)
 
-    async def put_events(self, map_name: str, events: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> int:
-        """Put events, or lookup entries, into a map; returns how many.
+    async def put_events(
+        self, map_name: str, events: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, max_wait: float | None = None
+    ) -> int:
+        """Put events, or lookup entries, into a map; returns how many, when the cluster has confirmed all of them.
+
+        Where a job reads the map, it waits as long as an event would overwrite one that the job has not scored yet.
+        For the confirmation of single events, or to see when it waits, use a `producer`.
 
         Args:
             map_name: The event map, or a lookup map.
             events: Keys with JSON objects (dictionaries, or JSON text as bytes or str).
+            max_wait: Seconds that a job may keep events from being put; for ever if None.
 
         Raises:
             UsageError: An event is not JSON, or is larger than a mebibyte.
-            HazelcastError: The cluster did not confirm; some may have been written, and writing again does no harm.
+            BackPressureError: A job has not scored for `max_wait` seconds; what there is room for has been put.
+            GridError: The cluster did not confirm; some may have been written, and writing again does no harm.
         """
         pairs = events.items() if hasattr(events, "items") else events
-        writer, count, chunk = MapWriter(self.grid, map_name), 0, []
-        for key, value in pairs:
-            chunk.append((key, json_text(key, value)))
-            if len(chunk) == _CHUNK:
-                count += await writer.put(chunk)
-                chunk = []
-        return count + await writer.put(chunk)
+        texts = ((key, json_text(key, value)) for key, value in pairs)
+        if max_wait is not None:
+            return await self.producer(map_name, max_wait=max_wait).put(texts)
+        if map_name not in self._producers:
+            self._producers[map_name] = self.producer(map_name)
+        return await self._producers[map_name].put(texts)
+
+    def producer(
+        self,
+        map_name: str,
+        *,
+        max_wait: float | None = None,
+        on_wait: Callable[[Waiting | None], None] | None = None,
+    ) -> Producer:
+        """A producer of events, for whoever puts for long: see `Producer`."""
+        return Producer(self.grid, map_name, max_wait=max_wait, on_wait=on_wait)
 
     async def submit(self, job: Job | Path | str, *, update: bool = False) -> JobRecord:
         """Submit a job, or the job file at a path.

@@ -72,6 +72,12 @@ class JournalMissingError(GridError):
     """A map has no event journal."""
 
 
+class BackPressureError(GridError):
+    """Events could not be put for longer than the caller would wait: they would overwrite some that nobody has read."""
+
+    exit_code = 8
+
+
 class LookupTooLargeError(GridError):
     """A lookup map has more entries than a local copy may hold."""
 

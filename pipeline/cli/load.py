@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, errors, print_json, run
+from pipeline.cli.output import console, errors, print_json, run, visible
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pipeline.job import Job
+    from pipeline.worker.room import Waiting
 
 _AT_ONCE = 5_000
 
@@ -33,6 +34,10 @@ def load(
         list[str] | None,
         typer.Option("--key", help="Column that makes the event's key; repeatable: joined by `|`.", metavar="COLUMN"),
     ] = None,
+    max_wait: Annotated[
+        float | None,
+        typer.Option("--max-wait", min=0.0, metavar="SECONDS", help="Give up when a job has made no room for so long."),
+    ] = None,
     members: Members = None,
     cluster_name: ClusterName = None,
     settings: SettingsFile = None,
@@ -42,6 +47,8 @@ def load(
 
     The files are those of `gridscore features`, and become the very entries that it computes with. Loading again
     writes the same entries again, which does no harm.
+
+    Events wait, and say so, where they would overwrite some that a job has not scored yet.
 
     Example: [bold]gridscore load job.yaml --lookups lookups/ --events history.csv --key id[/]
     """
@@ -63,7 +70,7 @@ def load(
         history = tables.read_history(events, job)
         loads.append((job.events, len(history), _events(history, job, key or [], str(events))))
 
-    counts = run(_put(loads, (members, cluster_name, settings)))
+    counts = run(_put(loads, (members, cluster_name, settings), max_wait))
     if as_json:
         print_json(counts)
         return
@@ -79,19 +86,34 @@ def _events(history: pd.DataFrame, job: Job, key: list[str], source: str) -> Ite
     return zip(keys, tables.rows_as_json(history, job.schema_, source), strict=True)
 
 
-async def _put(loads: list[tuple[str, int, Iterable[tuple[Any, bytes]]]], connection: tuple[Any, Any, Any]) -> Any:
-    from rich.progress import Progress
+async def _put(
+    loads: list[tuple[str, int, Iterable[tuple[Any, bytes]]]], connection: tuple[Any, Any, Any], max_wait: float | None
+) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from pipeline.grid.writer import MapWriter
+    from pipeline.producer import Producer
 
     counts: dict[str, int] = {}
     async with connected(*connection) as grid:
-        with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[waiting]}", style="yellow", markup=False),
+        )
+        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
             for name, total, entries in loads:
-                task = progress.add_task(name, total=total)
-                writer, rest = MapWriter(grid, name), iter(entries)
-                counts[name] = 0
+                task = progress.add_task(visible(name), total=total, waiting="")
+
+                def waits(waiting: Waiting | None, task: Any = task) -> None:
+                    progress.update(task, waiting=visible(waiting or ""))
+
+                producer, rest = Producer(grid, name, max_wait=max_wait, on_wait=waits), iter(entries)
                 while chunk := list(islice(rest, _AT_ONCE)):
-                    counts[name] += await writer.put(chunk)
-                    progress.update(task, completed=counts[name])
+                    await producer.send(chunk)
+                    progress.update(task, completed=producer.acknowledged)
+                await producer.flush()
+                progress.update(task, completed=producer.acknowledged)
+                counts[name] = producer.acknowledged
     return counts

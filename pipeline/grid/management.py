@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import struct
 import time
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from hazelcast.errors import HazelcastError
-from hazelcast.protocol.builtin import StringCodec
+from hazelcast.protocol.builtin import CodecUtil, StringCodec
 from hazelcast.protocol.client_message import (
     REQUEST_HEADER_SIZE,
     RESPONSE_HEADER_SIZE,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.grid.connection import Grid
 
 _GET_MEMBER_CONFIG = 0x200500
+_GET_TIMED_MEMBER_STATE = 0x200B00
 _GET_CLUSTER_METADATA = 0x200E00
 _ANSWER_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
@@ -122,6 +124,38 @@ async def ask_members(grid: Grid) -> list[MemberReport]:
     )
 
 
+async def first_config(grid: Grid) -> MemberConfig | None:
+    """The configuration of a member that tells it, of those connected now; None if none does."""
+    for connection in transport.member_connections(grid.client).values():
+        if (config := (await _ask(grid, "", connection)).config) is not None:
+            return config
+    return None
+
+
+async def is_safe(grid: Grid, members: int) -> bool:
+    """Whether so many members are in the cluster, and each says that its partitions have all their backups.
+
+    They find it out once a second. One that cannot be asked is not safe.
+    """
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            states = await asyncio.gather(
+                *(
+                    _request(grid, connection, _GET_TIMED_MEMBER_STATE, _decode_state)
+                    for connection in transport.member_connections(grid.client).values()
+                )
+            )
+    except (HazelcastError, OSError, TimeoutError):
+        return False
+    return len(states) == members and all(state and _says_safe(json.loads(state), members) for state in states)
+
+
+def _says_safe(state: dict[str, Any], members: int) -> bool:
+    timed = state["timedMemberState"]
+    partitions: dict[str, Any] = timed["memberState"]["memberPartitionState"]
+    return len(timed["memberList"]) == members and bool(partitions["memberStateSafe"])
+
+
 def _address(member: Any) -> str:
     return f"{member.address.host}:{member.address.port}"
 
@@ -151,6 +185,12 @@ async def _clock(grid: Grid, connection: Any) -> tuple[float, float]:
 async def _request(grid: Grid, connection: Any, kind: int, decode: Callable[[InboundMessage], Any]) -> Any:
     message = OutboundMessage(create_initial_buffer(REQUEST_HEADER_SIZE, kind, True), True)
     return await transport.ask(grid.client, message, connection, decode)
+
+
+def _decode_state(message: InboundMessage) -> str | None:
+    message.next_frame()
+    state: str | None = CodecUtil.decode_nullable(message, StringCodec.decode)
+    return state
 
 
 def _decode_config(message: InboundMessage) -> str:

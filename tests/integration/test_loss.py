@@ -30,9 +30,9 @@ async def test_events_overwritten_before_anybody_read_are_counted(small_ring, un
         await scoring.all_results(client, name, 50)
         await client.jobs.suspend(name)
         await scoring.until(lambda: not worker.runners)
-        await client.put_events(f"events.{name}", {"one-key": {"amount": 1.0, "user": "u1"}})
-        for number in range(10):
-            await client.put_events(f"events.{name}", {"one-key": {"amount": float(number), "user": "u1"}})
+        another = MapWriter(client.grid, f"events.{name}")  # a producer that is not ours, and does not wait
+        for number in range(11):
+            await another.put([("one-key", b'{"amount": %d, "user": "u1"}' % number)])
         await client.jobs.resume(name)
         stats = await scoring.until(
             lambda: name in worker.runners and worker.runners[name].stats.lost and worker.runners[name].stats
