@@ -1,4 +1,4 @@
-"""`gridscore submit`, `jobs`, `suspend`, `resume`, `cancel`: the life of jobs in a cluster."""
+"""`gridscore submit`, `jobs`, `suspend`, `resume`, `restart`, `cancel`: the life of jobs in a cluster."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipeline.cli.output import console, print_json, print_table, run, safe
 
 if TYPE_CHECKING:
     from pipeline.job import JobRecord, Jobs
+    from pipeline.worker.status import JobStatus
 
 Name = Annotated[str, typer.Argument(help="Name of the job.", show_default=False)]
 
@@ -150,9 +151,104 @@ def cancel(
     _move("cancel", name, (members, cluster_name, settings), as_json=as_json)
 
 
+def restart(
+    name: Name,
+    *,
+    begin: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="PLACE",
+            help="oldest, latest, committed, a time (2026-01-31T12:00:00Z), or how long ago (90s, 15m, 2h, 1d).",
+        ),
+    ] = "committed",
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Start a job anew from another place in the journal: score events again, or leave some out.
+
+    Scoring again is safe: a result takes the place of the one before it, and listeners see it once more. A job that is
+    suspended or FAILED runs afterwards. A time means the first event that was scored then or later.
+
+    Example: [bold]gridscore restart flights --from 2h[/]
+    """
+    from pipeline.job import Jobs
+    from pipeline.worker.status import job_status
+
+    place = _place(begin)
+
+    async def main() -> tuple[JobRecord, JobStatus]:
+        async with connected(members, cluster_name, settings) as grid:
+            jobs = Jobs(grid)
+            before = await job_status(grid, await jobs.get(name))
+            return await jobs.restart(name, place), before
+
+    record, before = run(main())
+    figures = replay_figures(before, place)
+    if as_json:
+        print_json(
+            {"name": record.name, "state": record.state.value, "revision": record.revision, "from": place, **figures}
+        )
+        return
+    _report(record, f"restarted from {safe(record.begin or place)}", as_json=False, changed=True)
+    console.print(_what_happens(figures, exact=place in _PLACES), highlight=False, soft_wrap=True)
+    if not before.workers and not before.idle_workers:
+        console.print("No worker is running; `gridscore worker` starts one.", style="yellow", highlight=False)
+
+
 app.command("suspend")(suspend)
 app.command("resume")(resume)
+app.command("restart")(restart)
 app.command("cancel")(cancel)
+
+_PLACES = ("oldest", "latest", "committed")
+
+
+def _place(text: str) -> str:
+    """Where to begin; `2h` and `2h ago` as a time."""
+    import datetime as dt
+    import re
+
+    from pipeline.errors import UsageError
+    from pipeline.job.types import seconds_of
+
+    text = text.strip()
+    if text in _PLACES:
+        return text
+    if found := re.fullmatch(r"([1-9][0-9]{0,8}[smhd])( ago)?", text):
+        try:
+            moment = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds_of(found[1]))
+        except OverflowError:
+            raise UsageError(f"--from: `{text}` was before there were computers.", "Say oldest.") from None
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return text  # a time, or the error that the restart itself gives
+
+
+def replay_figures(before: JobStatus, place: str) -> dict[str, int]:
+    """What a restart means, by what the journal holds now: events that are read, are scored again, are left out.
+
+    Args:
+        before: The job as it was.
+        place: Where it begins: `oldest`, `latest`, `committed`, or a time, of which the journal itself knows nothing:
+            the figures are at most, then.
+    """
+    unread = before.lag or 0
+    if place == "latest":
+        return {"to_read": 0, "scored_again": 0, "left_out": unread}
+    if place == "committed":
+        return {"to_read": unread, "scored_again": 0, "left_out": 0}
+    held = sum(position.held for position in before.positions)
+    return {"to_read": held, "scored_again": held - unread, "left_out": 0}
+
+
+def _what_happens(figures: dict[str, int], *, exact: bool) -> str:
+    about = "About" if exact else "At most"
+    if figures["left_out"]:
+        return f"About {figures['left_out']:,} events that nobody has read yet are left out."
+    text = f"{about} {figures['to_read']:,} events are read from there"
+    return f"{text}, {figures['scored_again']:,} of them scored before." if figures["scored_again"] else f"{text}."
 
 
 def _move(verb: str, name: str, connection: tuple[Any, Any, Any], *, as_json: bool) -> None:

@@ -103,13 +103,15 @@ class Position:
         owner: Worker that holds its lease; empty if nobody does.
         stamp: Changes whenever the lease record does.
         offset: The committed offset; -1 if nobody has begun.
-        unread: Events in the journal that the offset does not cover.
+        held: Entries of the journal.
+        unread: Those that the offset does not cover.
         full: Part of the ring that unread events fill, 0 to 1; 0 while the ring has not gone round yet.
     """
 
     owner: str
     stamp: tuple[int, int]
     offset: int
+    held: int
     unread: int
     full: float
 
@@ -358,6 +360,7 @@ def _position(lease: LeaseRecord | None, oldest: int, newest: int, begin: str, r
         owner=lease.owner if lease is not None else "",
         stamp=(lease.epoch, lease.renewals) if lease is not None else (0, 0),
         offset=lease.offset if lease is not None else -1,
+        held=held,
         unread=unread,
         full=unread / held if oldest > 0 and held else 0.0,
     )

@@ -1,0 +1,329 @@
+"""What `gridscore top` shows: jobs, workers and what is wrong, fitted into the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Group
+from rich.text import Text
+
+from pipeline.cli.output import duration_text, milliseconds_text, visible
+from pipeline.job import JobState
+from pipeline.worker.health import Level, is_well
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from rich.console import RenderableType
+
+    from pipeline.worker.health import Finding
+    from pipeline.worker.status import JobFigures, JobStatus, Overview, WorkerRecord
+
+_NAME_WIDTH = 8
+"""Characters of its first column that a table keeps, however narrow the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: Its head.
+        value: What it shows of a row.
+        width: Characters that it takes even if the figures are short, so that nothing jumps about.
+        keep: The smaller, the sooner the column is left out where the terminal is narrow; 99 never is.
+        left: Whether its texts begin at the left.
+    """
+
+    title: str
+    value: Callable[[Any], str | Text]
+    width: int = 0
+    keep: int = 99
+    left: bool = False
+
+
+@dataclass(slots=True)
+class Scene:
+    """What there is to show at a moment.
+
+    Attributes:
+        cluster: What stands above.
+        clock: Time of day.
+        overview: The last look that succeeded; None before the first.
+        findings: Of each of its jobs, by name.
+        silence: Since when the cluster does not answer; empty if it does.
+    """
+
+    cluster: str
+    clock: str
+    overview: Overview | None = None
+    findings: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    silence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one worker does for one job."""
+
+    worker: WorkerRecord
+    job: str
+    figures: JobFigures | None
+    lag: int
+
+
+def board(scene: Scene, width: int, height: int | None = None, *, hint: str = "") -> RenderableType:
+    """Everything, in so many columns and lines; without a height, all of it.
+
+    Args:
+        scene: What to show.
+        width: Of the terminal.
+        height: Of the terminal.
+        hint: How to leave, at the right of the first line.
+    """
+    lines: list[Text] = [_head(scene, width, hint)]
+    if scene.silence:
+        lines.append(Text(scene.silence, "bold yellow", no_wrap=True, overflow="ellipsis"))
+    overview = scene.overview
+    if overview is None:
+        return Group(*lines)
+    said = _findings(scene, overview)
+    jobs = list(overview.jobs)
+    shares = _shares(overview)
+    # Heads and blank lines are 6; people look for what is wrong first, then for jobs, then for single workers.
+    room = 10_000 if height is None else max(4, height - len(lines) - 6)
+    shown_said, room = _cut(len(said), room, least=min(len(jobs), room // 3) + 1)
+    shown_jobs, room = _cut(len(jobs), room, least=1)
+    shown_shares, _ = _cut(len(shares), room, least=0)
+    dim = bool(scene.silence)
+    lines.append(Text())
+    if jobs:
+        lines += table([*_job_columns(scene, overview)], jobs[:shown_jobs], width, dim=dim)
+        lines += _more(len(jobs) - shown_jobs, "job")
+    else:
+        lines.append(Text("No jobs. `gridscore submit FILE` submits one.", "yellow"))
+    lines.append(Text())
+    if shares:
+        lines += table(_WORKER_COLUMNS, shares[:shown_shares], width, dim=dim)
+        lines += _more(len(shares) - shown_shares, "row")
+    else:
+        lines.append(Text("No workers. `gridscore worker` starts one, anywhere.", "yellow"))
+    if said:
+        lines.append(Text())
+        lines += said[:shown_said]
+        lines += _more(len(said) - shown_said, "finding")
+    return Group(*lines)
+
+
+def table(columns: Sequence[Column], rows: Sequence[Any], width: int, *, dim: bool = False) -> list[Text]:
+    """Lines of a table that is no wider than asked for, if at all possible: columns that matter less are left out."""
+    cells = [[_cell(column.value(row)) for column in columns] for row in rows]
+    widths = [
+        max(column.width, cell_len(column.title), *(cell_len(row[index].plain) for row in cells))
+        if cells
+        else max(column.width, cell_len(column.title))
+        for index, column in enumerate(columns)
+    ]
+    kept = list(range(len(columns)))
+    gap = 2
+    while _needed(kept, widths, gap, shrunk=True) > width:
+        if gap == 2 and _needed(kept, widths, 1, shrunk=True) <= width:
+            gap = 1
+            break
+        least = min(kept[1:], key=lambda index: (columns[index].keep, -index), default=None)
+        if least is None or columns[least].keep == 99:
+            gap = 1
+            break
+        kept.remove(least)
+    excess = _needed(kept, widths, gap, shrunk=False) - width
+    if excess > 0:
+        widths[0] = max(_NAME_WIDTH, widths[0] - excess)
+    lines = [_line([Text(columns[i].title, "bold") for i in kept], kept, columns, widths, gap)]
+    for row in cells:
+        lines.append(_line([row[i] for i in kept], kept, columns, widths, gap))
+        if dim:
+            lines[-1].stylize("dim")
+    return lines
+
+
+def compact(number: float) -> str:
+    """A count in at most seven characters: `999,999`, `1.23M`, `4.56G`."""
+    if abs(number) < 999_999.5:
+        return f"{number:,.0f}"
+    for unit, size in (("M", 1e6), ("G", 1e9)):
+        if abs(number) < 999.5 * size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number / 1e12:.3g}T"
+
+
+def _head(scene: Scene, width: int, hint: str) -> Text:
+    parts = [scene.cluster]
+    if scene.overview is not None:
+        jobs, workers = len(scene.overview.jobs), len(scene.overview.workers)
+        parts.append(f"{jobs} {'job' if jobs == 1 else 'jobs'}")
+        parts.append(f"{workers} {'worker' if workers == 1 else 'workers'}")
+    left = f"gridscore top  {visible(' · '.join(parts))}"
+    right = f"{hint}  {scene.clock}" if hint else scene.clock
+    if cell_len(left) + cell_len(right) + 2 > width:
+        right = scene.clock
+    space = min(width, 200) - cell_len(right)  # in a pipe, a line is as long as what it says
+    left = set_cell_size(left, max(space - 2, 8)) if cell_len(left) > space - 2 else left
+    text = Text(left.ljust(max(space, 0)), no_wrap=True)
+    text.stylize("bold", 0, 13)
+    return text.append(right, "dim")
+
+
+def _findings(scene: Scene, overview: Overview) -> list[Text]:
+    lines = []
+    for level in (Level.PROBLEM, Level.NOTE):
+        for status in overview.jobs:
+            for finding in scene.findings.get(status.record.name, ()):
+                if finding.level is level:
+                    style = "red" if level is Level.PROBLEM else "yellow"
+                    line = Text(f"{visible(status.record.name)}: ", f"bold {style}", no_wrap=True, overflow="ellipsis")
+                    line.append(visible(finding.text), "not bold")
+                    if finding.advice:
+                        line.append(f" {visible(finding.advice)}", "dim not bold")
+                    lines.append(line)
+    return lines
+
+
+def _shares(overview: Overview) -> list[_Share]:
+    lags = {status.record.name: status for status in overview.jobs}
+    shares = []
+    for worker in overview.workers:
+        mine = [
+            _Share(worker, name, figures, lags[name].lag_of(worker.id))
+            for name, figures in sorted(worker.jobs.items())
+            if name in lags
+        ]
+        shares += mine or [_Share(worker, "-", None, 0)]
+    return shares
+
+
+def _cut(wanted: int, room: int, *, least: int) -> tuple[int, int]:
+    """How many of the lines wanted are shown, and the room that is left; one line says that there are more."""
+    if wanted <= room - least:
+        return wanted, room - wanted
+    shown = max(least, room - least - 1) if room > least else max(0, room - 1)
+    shown = min(shown, wanted)
+    return shown, max(0, room - shown - 1)
+
+
+def _more(left_out: int, what: str) -> list[Text]:
+    if left_out <= 0:
+        return []
+    return [Text(f"… {left_out:,} more {what if left_out == 1 else what + 's'}", "dim")]
+
+
+def _needed(kept: Sequence[int], widths: Sequence[int], gap: int, *, shrunk: bool) -> int:
+    first = min(widths[0], _NAME_WIDTH * 2) if shrunk else widths[0]
+    return first + sum(widths[index] for index in kept[1:]) + gap * (len(kept) - 1)
+
+
+def _line(cells: list[Text], kept: list[int], columns: Sequence[Column], widths: Sequence[int], gap: int) -> Text:
+    line = Text(no_wrap=True, overflow="crop")
+    for place, (index, cell) in enumerate(zip(kept, cells, strict=True)):
+        fitting = cell.copy()
+        fitting.truncate(widths[index], overflow="ellipsis")
+        if place:
+            line.append(" " * gap)
+        pad = " " * (widths[index] - cell_len(fitting.plain))
+        if columns[index].left:
+            line.append_text(fitting).append(pad)
+        else:
+            line.append(pad).append_text(fitting)
+    line.rstrip()
+    return line
+
+
+def _cell(value: str | Text) -> Text:
+    return value if isinstance(value, Text) else Text(visible(value))
+
+
+def _warn(number: float) -> Text:
+    """A count that should be nothing."""
+    return Text(compact(number), "yellow" if number else "")
+
+
+def _age(seconds: float | None) -> str:
+    return "never" if seconds is None else duration_text(seconds)
+
+
+def _versions(numbers: Sequence[int]) -> str:
+    return ",".join(f"v{number}" for number in numbers) or "-"
+
+
+def _job_columns(scene: Scene, overview: Overview) -> list[Column]:
+    living = {worker.id for worker in overview.workers}
+
+    def state(status: JobStatus) -> Text:
+        name = status.record.state
+        if not is_well(scene.findings.get(status.record.name, ())):
+            return Text(name.value, "bold red")
+        return Text(name.value, "green" if name == JobState.RUNNING else "yellow")
+
+    def owned(status: JobStatus) -> Text:
+        count = sum(1 for position in status.positions if position.owner in living)
+        wanted = status.record.state == JobState.RUNNING and count < len(status.positions)
+        return Text(f"{count}/{len(status.positions)}", "yellow" if wanted else "")
+
+    def lag(status: JobStatus) -> str:
+        return "?" if status.lag is None else compact(status.lag)
+
+    return [
+        Column("JOB", lambda s: s.record.name, left=True),
+        Column("STATE", state, 8, left=True),
+        Column("WORKERS", lambda s: compact(s.workers), keep=30),
+        Column("OWNED", owned, 7, keep=90),
+        Column("EVENTS/S", lambda s: compact(s.totals["rate"]), 7),
+        Column("LAG", lag, 7),
+        Column("P50", lambda s: milliseconds_text(s.latency_ms["p50"]), 7, keep=40),
+        Column("P99", lambda s: milliseconds_text(s.latency_ms["p99"]), 7, keep=80),
+        Column("COMMIT", lambda s: _age(s.commit_age), 6, keep=50),
+        Column("LOST", lambda s: _warn(s.totals["lost"]), 4, keep=95),
+        Column("DEAD", lambda s: _warn(s.totals["dead_letters"]), 4, keep=94),
+        Column("MODEL", lambda s: _versions(s.versions), keep=70, left=True),
+        Column("REBALANCES", lambda s: compact(s.totals["rebalances"]), keep=25),
+        Column("SKIPPED", lambda s: compact(s.totals["skipped"]), keep=15),
+        Column("RESCUED", lambda s: compact(s.totals["rescued"]), keep=20),
+        Column("EVENTS", lambda s: compact(s.totals["events"]), 7, keep=10),
+    ]
+
+
+def _of(share: _Share, name: str) -> str:
+    return "-" if share.figures is None else compact(getattr(share.figures, name))
+
+
+def _latency(share: _Share, name: str) -> str:
+    return milliseconds_text(share.figures.latency_ms.get(name) if share.figures is not None else None)
+
+
+def _place(share: _Share) -> str:
+    worker = share.worker
+    return f"{worker.host}:{worker.pid}" if worker.host else worker.id
+
+
+_WORKER_COLUMNS = [
+    Column("WORKER", _place, left=True),
+    Column("JOB", lambda s: s.job, left=True, keep=60),
+    Column("OWNED", lambda s: _of(s, "partitions"), 5),
+    Column("EVENTS/S", lambda s: _of(s, "rate"), 7),
+    Column("LAG", lambda s: "-" if s.figures is None else compact(s.lag), 7),
+    Column("P50", lambda s: _latency(s, "p50"), 7, keep=40),
+    Column("P99", lambda s: _latency(s, "p99"), 7, keep=80),
+    Column("COMMIT", lambda s: _age(s.worker.commit_age(s.job)) if s.figures is not None else "-", 6, keep=50),
+    Column("LOST", lambda s: "-" if s.figures is None else _warn(s.figures.lost), 4, keep=64),
+    Column("DEAD", lambda s: _of(s, "dead_letters"), 4, keep=62),
+    Column("MODEL", lambda s: "-" if s.figures is None else _versions([s.figures.version]), keep=70, left=True),
+    Column("REBALANCES", lambda s: _of(s, "rebalances"), keep=45),
+    Column("SKIPPED", lambda s: _of(s, "skipped"), keep=15),
+    Column("RESCUED", lambda s: _of(s, "rescued"), keep=20),
+    Column("EVENTS", lambda s: _of(s, "events"), 7, keep=10),
+    Column("UP", lambda s: _up(s.worker), 6, keep=12),
+]
+
+
+def _up(worker: WorkerRecord) -> str:
+    return duration_text(max(0, worker.seen_at - worker.began_at) / 1000) if worker.began_at else "-"
