@@ -1,0 +1,225 @@
+"""The stub cluster: members, maps and clients in this process, and what may go wrong between them."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections import Counter
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from hazelcast.asyncio import HazelcastClient
+
+from pipeline.grid import Grid, GridSettings
+from pipeline.grid.connection import _client_config
+from pipeline.grid.transport import _refuse_pickle, check_client_version
+from pipeline.testing.member import Member
+from pipeline.testing.network import Link, StubReactor
+from pipeline.testing.store import Change, Partition, Ring
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping
+
+    from hazelcast.core import Address
+
+    from pipeline.testing.faults import Fault
+    from pipeline.testing.messages import Request
+
+JOURNALS = {"events.*": 1_000, "results.*": 1_000}
+_FIRST_PORT = 5701
+
+
+def no_latency() -> float:
+    """A network that takes no time."""
+    return 0.0
+
+
+class StubCluster:
+    """A Hazelcast cluster in this process, for the real client and everything above it.
+
+    Args:
+        partitions: How many; fewer than a real cluster's 271 make small tests quick.
+        journals: Events that the journal of *a partition* keeps, by map name or pattern; other maps have none.
+        unsafe: Names or patterns of maps without a backup: a killed member takes its partitions of them along.
+        members: How many.
+        latency: Gives the seconds that the next message takes.
+        loop: On whose time the members work; on that of each client if None.
+        seed: Of what is drawn at random: identities.
+
+    Attributes:
+        faults: What is to go wrong; the first that matches a request is used up by it.
+        requests: How many requests of each name there were.
+    """
+
+    def __init__(
+        self,
+        partitions: int = 13,
+        *,
+        journals: Mapping[str, int] | None = None,
+        unsafe: tuple[str, ...] = (),
+        members: int = 1,
+        latency: Callable[[], float] = no_latency,
+        loop: asyncio.AbstractEventLoop | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.random = random.Random(seed)  # noqa: S311 -- identities of a test
+        self.name = "stub"
+        self.id = self.new_uuid()
+        self.partitions = partitions
+        self.latency = latency
+        self.loop = loop
+        self.view = 1
+        self.names: set[str] = set()
+        self.links: list[Link] = []
+        self.faults: list[Fault] = []
+        self.requests: Counter[str] = Counter()
+        self._journals = dict(JOURNALS if journals is None else journals)
+        self._unsafe = unsafe
+        self._maps: dict[str, list[Partition]] = {}
+        self._refused: set[str] = set()
+        self._ports = iter(range(_FIRST_PORT, 2**16))
+        self.members = [Member(self, next(self._ports)) for _ in range(members)]
+        self._owners = [self.members[p % members] for p in range(partitions)]
+
+    # ------------------------------------------------------------------ clients
+
+    async def connect(self, name: str = "stub-client") -> Grid:
+        """Connect a client of that name, on the running event loop."""
+        check_client_version()
+        addresses = [f"{member.address.host}:{member.address.port}" for member in self.members]
+        settings = GridSettings(members=addresses, cluster_name=self.name)
+        client = HazelcastClient(_client_config(settings, addresses, name))
+        _refuse_pickle(client)
+        client._connection_manager._reactor = StubReactor(self, name)  # noqa: SLF001
+        await client._start()  # noqa: SLF001
+        return Grid(client, settings)
+
+    def cut(self, client: str = "*") -> None:
+        """Break the connections of the clients of that name or pattern, and refuse new ones until `heal`."""
+        self._refused.add(client)
+        for link in self._links_of(client):
+            link.cut()
+
+    def hang(self, client: str = "*") -> None:
+        """Deliver nothing to or from the clients of that name or pattern until `heal`, without telling them."""
+        for link in self._links_of(client):
+            link.hang()
+
+    def heal(self) -> None:
+        """End every cut and every silence of the network."""
+        self._refused.clear()
+        for link in list(self.links):
+            link.heal()
+
+    def kill_client(self, client: str) -> None:
+        """The process of a client is gone. What it has sent still arrives; nothing is delivered to it any more."""
+        for link in self._links_of(client):
+            link.die()
+
+    def listening(self, address: Address, client: str) -> Member:
+        """The member at an address, for a client that wants to connect.
+
+        Raises:
+            ConnectionRefusedError: There is none, or the client is cut off.
+        """
+        if not any(fnmatchcase(client, pattern) for pattern in self._refused):
+            for member in self.members:
+                if member.address == address:
+                    return member
+        raise ConnectionRefusedError(f"{client} cannot reach {address}")
+
+    def disconnected(self, link: Link) -> None:
+        """A connection has ended."""
+        if link in self.links:
+            self.links.remove(link)
+        link.member.disconnected(link)
+
+    def _links_of(self, client: str) -> list[Link]:
+        return [link for link in self.links if fnmatchcase(link.client, client)]
+
+    # ------------------------------------------------------------------ faults
+
+    def fault_for(self, request: Request, map_name: str, link: Link) -> Fault | None:
+        """The fault that a request meets, used up by it."""
+        self.requests[request.name] += 1
+        for fault in self.faults:
+            if fault.matches(request.name, map_name, request.partition, link.client):
+                fault.times -= 1
+                if not fault.times:
+                    self.faults.remove(fault)
+                return fault
+        return None
+
+    def regress(self, map_name: str, partition: int, changes: int | None = None) -> None:
+        """The owner of a partition died: a map loses its newest changes there, or everything, and its journal too.
+
+        Args:
+            map_name: The map.
+            partition: The partition.
+            changes: How many; everything if None, and the journal begins at 0 again.
+        """
+        self.partition(map_name, partition).lose(changes)
+        self.owner(partition).send_away(map_name, partition)
+
+    def kill_member(self, index: int = 0) -> None:
+        """A member dies, and others take over what it owned, less the maps without a backup."""
+        dead = self.members.pop(index)
+        lost = [p for p, owner in enumerate(self._owners) if owner is dead]
+        for turn, number in enumerate(lost):
+            self._owners[number] = self.members[turn % len(self.members)]
+            for name, partitions in self._maps.items():
+                if any(fnmatchcase(name, pattern) for pattern in self._unsafe):
+                    partitions[number].lose()
+        for link in [link for link in self.links if link.member is dead]:
+            link.cut()
+        self._publish_views()
+
+    def start_member(self) -> None:
+        """Another member joins, and takes over its share of the partitions."""
+        member = Member(self, next(self._ports))
+        self.members.append(member)
+        for number in range(len(self.members) - 1, self.partitions, len(self.members)):
+            for name in self._maps:
+                self._owners[number].send_away(name, number)
+            self._owners[number] = member
+        self._publish_views()
+
+    def _publish_views(self) -> None:
+        self.view += 1
+        for member in self.members:
+            member.publish_views()
+
+    # ------------------------------------------------------------------ maps, for members and for tests
+
+    def owner(self, partition: int) -> Member:
+        """The member that serves a partition."""
+        return self._owners[partition]
+
+    def partition(self, map_name: str, number: int) -> Partition:
+        """A partition of a map, which comes to be."""
+        if map_name not in self._maps:
+            capacity = self._capacity(map_name)
+            self._maps[map_name] = [
+                Partition(None if capacity is None else Ring(capacity), self._announcer(map_name, p))
+                for p in range(self.partitions)
+            ]
+        return self._maps[map_name][number]
+
+    def destroy(self, map_name: str) -> None:
+        """Forget a map."""
+        self._maps.pop(map_name, None)
+        self.names.discard(map_name)
+
+    def new_uuid(self) -> uuid.UUID:
+        """An identity."""
+        return uuid.UUID(int=self.random.getrandbits(128))
+
+    def _capacity(self, map_name: str) -> int | None:
+        for pattern, capacity in self._journals.items():
+            if fnmatchcase(map_name, pattern):
+                return capacity
+        return None
+
+    def _announcer(self, map_name: str, number: int) -> Callable[[Change], None]:
+        return lambda change: self._owners[number].changed(map_name, number, change)
