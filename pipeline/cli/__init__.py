@@ -65,7 +65,23 @@ def root(
 
 def _commands() -> typer.Typer:
     """The app with every command; the modules behind them are light, what they use is imported when they run."""
-    from pipeline.cli import bench, dead_letters, demo, doctor, features, job, jobs, load, model, up, watch, worker
+    from pipeline.cli import (
+        bench,
+        dead_letters,
+        demo,
+        doctor,
+        features,
+        job,
+        jobs,
+        load,
+        model,
+        soak,
+        status,
+        top,
+        up,
+        watch,
+        worker,
+    )
 
     app.command(rich_help_panel="Start here")(up.up)
     app.command(rich_help_panel="Start here")(demo.demo)
@@ -74,6 +90,7 @@ def _commands() -> typer.Typer:
     app.add_typer(jobs.app, name="jobs", rich_help_panel="Jobs")
     app.command(rich_help_panel="Jobs")(jobs.suspend)
     app.command(rich_help_panel="Jobs")(jobs.resume)
+    app.command(rich_help_panel="Jobs")(jobs.restart)
     app.command(rich_help_panel="Jobs")(jobs.cancel)
     app.add_typer(job.app, name="job", rich_help_panel="Jobs")
     app.command(rich_help_panel="Scoring")(worker.worker)
@@ -81,8 +98,11 @@ def _commands() -> typer.Typer:
     app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="Scoring")
     app.add_typer(model.app, name="model", rich_help_panel="Models and features")
     app.command(rich_help_panel="Models and features")(features.features)
+    app.command(rich_help_panel="Health")(top.top)
+    app.command(rich_help_panel="Health")(status.status)
     app.command(rich_help_panel="Health")(doctor.doctor)
     app.command(rich_help_panel="Health")(bench.bench)
+    app.command(rich_help_panel="Health")(soak.soak)
     return app
 
 

@@ -1,0 +1,414 @@
+"""The checker of a soak: what should have come out, computed again offline, against what did.
+
+It takes nobody's word. Expected scores come from the ledger, by the offline features and XGBoost itself; what was
+written comes from the result map's own journal; who owned a partition when, from the lease records as they were seen.
+
+Judged are:
+
+1. *Lost*: an acknowledged event that has no result. The map shows it for the newest event of a key, the journal for
+   those that were replaced since.
+2. *Wrong*: a result, anywhere, that is not bit for bit the expected one, of no acknowledged event, under another key;
+   or one in the map that is not that of its key's newest event.
+3. *Late*: a write by an owner whose time was over. In a partition's journal, epochs never go down; nor is there a lower
+   epoch behind a position at which the journal ended when a lease record was known to have a higher one.
+4. *Double*: an event of one sequence written twice. Each has a cause. Whoever leaves in order, or gives partitions to
+   others, causes none; one who is killed, cut off or paused, at most what was written since the last commit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pipeline.job import Job
+    from pipeline.soak.evidence import Acknowledged, Evidence, Incident, Mark, Result, Write
+
+EXAMPLES = 5
+"""Cases of each kind that are spelled out."""
+
+COMMIT_MS = 2_500
+"""What a worker writes between two commits, at most, in milliseconds: it commits twice a second, on a machine that is
+fully loaded, and whose clock of `scored_at` runs from before the write."""
+
+_UNDER_WAY_MS = 1_000
+"""How long after a fault something scored before it may still be written."""
+
+_AFTERMATH_MS = 30_000
+"""How long after a fault something may still be its consequence."""
+
+UNORDERLY = ("worker-kill", "pause", "cut", "hold", "member-kill", "crash")
+"""Faults that may cause doubles."""
+
+
+@dataclass(slots=True)
+class Finding:
+    """How often something was found, with some examples.
+
+    Attributes:
+        count: How often.
+        examples: The first few, for people.
+    """
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(example)
+
+
+@dataclass(slots=True)
+class Doubles:
+    """Events written twice because of one fault.
+
+    Attributes:
+        cause: The kind of the fault; `rebalance` if the partition changed its owner while both lived, `unexplained` if
+            there was no fault.
+        incident: Its number in the plan; None without a fault.
+        count: How many writes too many.
+        bound: How many there may be.
+    """
+
+    cause: str
+    incident: int | None
+    count: int = 0
+    bound: int = 0
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What came out.
+
+    Attributes:
+        acknowledged: Events in the ledger.
+        keys: Different keys among them.
+        writes: Writes to the result map that are known.
+        notices: Notifications that the listener had.
+        lost: Acknowledged events without a result.
+        lost_numbers: Their numbers.
+        wrong: Results that are not as they should be.
+        late: Writes by an owner whose time was over; None if results do not say their epoch.
+        doubles: Events written twice, by fault.
+        doubled_notices: Notifications of an event and sequence that the listener had had already.
+        unexplained_notices: Those of them that no double write explains, and no member's death.
+        rescued: Writes for events that were found in the map, not in the journal.
+        replaced_unseen: Events replaced by later ones, whose own write is not known because of a gap in the record.
+        takeover_ms: How long the partitions of each killed worker had no owner, at most, as far as it was seen.
+        gaps: Writes that the record lacks.
+        crashes: Workers that ended by themselves, or did not stop in order.
+    """
+
+    acknowledged: int = 0
+    keys: int = 0
+    writes: int = 0
+    notices: int = 0
+    lost: Finding = field(default_factory=Finding)
+    lost_numbers: list[int] = field(default_factory=list)
+    wrong: Finding = field(default_factory=Finding)
+    late: Finding | None = field(default_factory=Finding)
+    doubles: list[Doubles] = field(default_factory=list)
+    doubled_notices: int = 0
+    unexplained_notices: Finding = field(default_factory=Finding)
+    rescued: int = 0
+    replaced_unseen: int = 0
+    takeover_ms: dict[int, int] = field(default_factory=dict)
+    gaps: int = 0
+    crashes: list[str] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is not as it must be, a line each; empty if all is well."""
+        found = []
+        if not self.acknowledged:
+            found.append("No event was acknowledged: nothing was tested.")
+        if self.lost.count:
+            found.append(f"{self.lost.count:,} acknowledged events have no result.")
+        if self.wrong.count:
+            found.append(f"{self.wrong.count:,} results are wrong.")
+        if self.late is None:
+            found.append("Results do not say their epoch, so late writes could not be looked for.")
+        elif self.late.count:
+            found.append(f"{self.late.count:,} results were written by an owner whose time was over.")
+        for doubles in self.doubles:
+            if doubles.count > doubles.bound:
+                fault = "" if doubles.incident is None else f" (fault {doubles.incident})"
+                found.append(
+                    f"{doubles.count:,} events were written twice by {doubles.cause}{fault}; "
+                    f"{doubles.bound:,} at most may be."
+                )
+        if self.unexplained_notices.count:
+            found.append(f"{self.unexplained_notices.count:,} doubled notifications have no cause.")
+        return found + self.crashes
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all is as it must be."""
+        return not self.problems
+
+
+def expected_scores(
+    job: Job, model: Any, lookups: Mapping[str, Mapping[str, Any]], ledger: Iterable[Acknowledged]
+) -> dict[int, float]:
+    """Score of each event by its number, from its JSON, by the offline features and `Booster.predict`.
+
+    Args:
+        job: Whose features.
+        model: The Booster that was pushed.
+        lookups: The entries of each lookup, by name and key.
+        ledger: The events; one that was acknowledged twice counts once.
+
+    Returns:
+        Scores as JSON has them: float32 values as floats.
+    """
+    import msgspec
+    import pandas as pd
+    import xgboost
+
+    from pipeline.features import offline_matrix
+
+    texts = {each.number: each.text for each in ledger}
+    if not texts:
+        return {}
+    frame = pd.DataFrame([msgspec.json.decode(text) for text in texts.values()])
+    tables = {}
+    for name, entries in lookups.items():
+        (column,) = job.lookups[name].key_columns
+        tables[name] = pd.DataFrame([{column: key, **value} for key, value in entries.items()])
+    matrix = offline_matrix(job, frame, tables)
+    scores = model.predict(xgboost.DMatrix(matrix.values, feature_names=list(matrix.names)))
+    return dict(zip(texts, scores.tolist(), strict=True))
+
+
+def check(evidence: Evidence, expected: Mapping[int, float]) -> Verdict:
+    """Judge a run.
+
+    Args:
+        evidence: Of the run.
+        expected: Score of each event in the ledger, by number.
+    """
+    return _Check(evidence, expected).verdict
+
+
+class _Check:
+    def __init__(self, evidence: Evidence, expected: Mapping[int, float]) -> None:
+        self._evidence = evidence
+        self._expected = expected
+        self._keys = {each.number: each.key for each in evidence.ledger}
+        self._newest: dict[str, int] = {}
+        for each in evidence.ledger:
+            self._newest[each.key] = max(self._newest.get(each.key, -1), each.number)
+        self.verdict = Verdict(
+            acknowledged=len(self._keys),
+            keys=len(self._newest),
+            writes=len(evidence.writes),
+            notices=len(evidence.notices),
+            gaps=evidence.gaps,
+            crashes=[each.note for each in evidence.incidents if each.kind == "crash"],
+        )
+        self._lost()
+        self._wrong()
+        self._late()
+        doubled = _Causes(evidence).doubles(self.verdict)
+        self._doubled_notices(doubled)
+        self._takeovers()
+
+    def _lost(self) -> None:
+        verdict, evidence = self.verdict, self._evidence
+        written = {write.result.n for write in evidence.writes}
+        written.update(notice.result.n for notice in evidence.notices)
+        for number, key in self._keys.items():
+            if self._newest[key] == number:
+                missing = key not in evidence.results
+            else:
+                missing = number not in written
+                if missing and evidence.gaps:
+                    verdict.replaced_unseen += 1
+                    continue
+            if missing:
+                verdict.lost_numbers.append(number)
+                verdict.lost.add(f"event {number} under `{key}`")
+
+    def _wrong(self) -> None:
+        evidence, wrong = self._evidence, self.verdict.wrong
+        for write in evidence.writes:
+            if why := self._fault_of(write.key, write.result):
+                wrong.add(f"`{write.key}` in the journal: {why}")
+        for notice in evidence.notices:
+            if why := self._fault_of(notice.key, notice.result):
+                wrong.add(f"`{notice.key}` as notified: {why}")
+        for key, result in evidence.results.items():
+            if why := self._fault_of(key, result):
+                wrong.add(f"`{key}` in the map: {why}")
+            elif result.n not in evidence.doubt and result.n != (newest := self._newest.get(key, -1)):
+                wrong.add(f"`{key}` in the map: of event {result.n}, but event {newest} was put after it")
+
+    def _fault_of(self, key: str, result: Result) -> str:
+        """What is wrong with a result; empty if nothing is."""
+        if result.n in self._evidence.doubt:
+            return ""
+        expected = self._expected.get(result.n)
+        if expected is None:
+            return f"event {result.n} was never acknowledged"
+        if self._keys[result.n] != key:
+            return f"event {result.n} is `{self._keys[result.n]}`"
+        # Both are float32 values as float64: equal if and only if their bits are.
+        return "" if result.score == expected else f"score {result.score!r} instead of {expected!r}"
+
+    def _late(self) -> None:
+        evidence = self._evidence
+        if any(write.result.epoch is None for write in evidence.writes):
+            self.verdict.late = None
+            return
+        late = self.verdict.late
+        assert late is not None  # noqa: S101 -- for the type checker
+        by_partition = _by_partition(evidence.writes)
+        marks = defaultdict(list)
+        for mark in evidence.marks:
+            marks[mark.partition].append(mark)
+        for partition, writes in by_partition.items():
+            fences = sorted(marks[partition], key=lambda mark: mark.position)
+            highest, passed = -1, 0
+            for write in writes:
+                while passed < len(fences) and fences[passed].position < write.position:
+                    highest = max(highest, fences[passed].epoch)
+                    passed += 1
+                epoch = write.result.epoch or 0
+                if epoch < highest:
+                    late.add(
+                        f"partition {partition}, position {write.position}: epoch {epoch} after {highest} "
+                        f"(event {write.result.n})"
+                    )
+                highest = max(highest, epoch)
+
+    def _doubled_notices(self, doubled: Counter[tuple[str, int, int]]) -> None:
+        """Compare what the listener had twice with what was written twice."""
+        verdict, evidence = self.verdict, self._evidence
+        seen: Counter[tuple[str, int, int]] = Counter()
+        deaths = [(each.at, each.until) for each in evidence.incidents if each.kind == "member-kill"]
+        for notice in evidence.notices:
+            event = (notice.key, notice.result.n, notice.result.sequence)
+            seen[event] += 1
+            if seen[event] == 1:
+                continue
+            verdict.doubled_notices += 1
+            if seen[event] - 1 <= doubled[event]:
+                continue
+            # A write that a member told of and took to its grave is made again.
+            if not any(at - 1_000 <= notice.at <= until + _AFTERMATH_MS for at, until in deaths):
+                verdict.unexplained_notices.add(f"event {notice.result.n} under `{notice.key}`")
+
+    def _takeovers(self) -> None:
+        """How long it took until the last partition of a killed worker had another owner."""
+        marks = self._evidence.marks
+        for incident in self._evidence.incidents:
+            if incident.kind not in ("worker-kill", "crash"):
+                continue
+            owned: dict[int, Mark] = {}
+            longest = None
+            for mark in marks:
+                if mark.at <= incident.at:
+                    owned[mark.partition] = mark
+                elif (before := owned.get(mark.partition)) and _pid(before.owner) == incident.pid:
+                    longest = max(longest or 0, mark.at - incident.at)
+                    del owned[mark.partition]
+            if longest is not None:
+                self.verdict.takeover_ms[incident.number] = longest
+
+
+class _Causes:
+    """Finds for each event that was written twice whose fault it was."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence = evidence
+        self._owners: dict[tuple[int, int], int] = {}
+        for mark in evidence.marks:
+            if (pid := _pid(mark.owner)) is not None:
+                self._owners[mark.partition, mark.epoch] = pid
+        self._found: dict[tuple[str, int | None], Doubles] = {}
+        self._blamed: dict[tuple[str, int | None], Incident | None] = {}
+
+    def doubles(self, verdict: Verdict) -> Counter[tuple[str, int, int]]:
+        """Count them into the verdict; returns how often too many each event was written, by key, number, sequence."""
+        counts: Counter[tuple[str, int, int]] = Counter()
+        for writes in _by_partition(self._evidence.writes).values():
+            earlier: dict[tuple[str, int, int], Write] = {}
+            newest: dict[int, Write] = {}
+            for write in writes:
+                result = write.result
+                event = (write.key, result.n, result.sequence)
+                # An event that was put twice has two sequences, and a result for each. One that was found in the map
+                # has none: it should not have had a result.
+                before = newest.get(result.n) if result.sequence < 0 else earlier.get(event)
+                verdict.rescued += result.sequence < 0
+                earlier[event] = newest[result.n] = write
+                if before is not None:
+                    counts[event] += 1
+                    self._blame(before, write)
+        for place, doubles in self._found.items():
+            doubles.bound = self._bound(self._blamed[place])
+        verdict.doubles = sorted(self._found.values(), key=lambda each: (each.cause, each.incident or 0))
+        return counts
+
+    def _blame(self, before: Write, write: Write) -> None:
+        incident, cause = self._cause(before, write)
+        place = (cause, None if incident is None else incident.number)
+        self._found.setdefault(place, Doubles(*place)).count += 1
+        self._blamed[place] = incident
+
+    def _cause(self, before: Write, write: Write) -> tuple[Incident | None, str]:
+        first, second = before.result, write.result
+        owner = self._owners.get((write.partition, first.epoch if first.epoch is not None else -1))
+        moved = first.epoch != second.epoch
+        until = second.scored_at
+        near = [
+            each
+            for each in self._evidence.incidents
+            if each.at - COMMIT_MS <= until and first.scored_at <= each.until + _AFTERMATH_MS and each.at >= 0
+        ]
+        # First what was done to the owner itself, then what was done to all.
+        own = [each for each in near if each.pid is not None and each.pid == owner]
+        if not moved:
+            own = [each for each in own if each.kind != "leave"]
+        members = [each for each in near if each.kind == "member-kill" or (each.worker is None)]
+        strangers = [each for each in near if owner is None and each.pid is not None]
+        for candidates in (own, members, strangers):
+            if candidates:
+                # The last one that began before the second write.
+                incident = max(candidates, key=lambda each: each.at)
+                return incident, incident.kind
+        return None, "rebalance" if moved else "unexplained"
+
+    def _bound(self, incident: Incident | None) -> int:
+        """One uncommitted batch: what those that the fault hit had written since their last commit."""
+        if incident is None or incident.kind not in UNORDERLY:
+            return 0
+        began = incident.at - COMMIT_MS
+        count = 0
+        for write in self._evidence.writes:
+            if began <= write.result.scored_at <= incident.at + _UNDER_WAY_MS:
+                owner = self._owners.get(
+                    (write.partition, write.result.epoch if write.result.epoch is not None else -1)
+                )
+                count += incident.pid is None or owner is None or owner == incident.pid
+        return count
+
+
+def _by_partition(writes: Sequence[Write]) -> dict[int, list[Write]]:
+    """Writes of each partition, in their order."""
+    found: dict[int, list[Write]] = defaultdict(list)
+    for write in writes:
+        found[write.partition].append(write)
+    return found
+
+
+def _pid(worker: str) -> int | None:
+    """Process of a worker, from its identity: host, process and a random part."""
+    match = re.fullmatch(r".*-(\d+)-[0-9a-f]+", worker)
+    return int(match[1]) if match else None

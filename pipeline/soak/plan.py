@@ -1,0 +1,181 @@
+"""The plan of a soak: which fault happens when, to whom and for how long; the same for a seed, always."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from pipeline.errors import UsageError
+
+KINDS = {
+    "worker-kill": "a worker is killed with -9, and another one started in its place",
+    "pause": "a worker is stopped for longer than its lease (SIGSTOP), and goes on (SIGCONT)",
+    "leave": "a worker is asked to stop (SIGTERM), and another one started in its place",
+    "member-kill": "a member is killed with -9, and started again",
+    "cut": "nothing goes between a worker and the members for longer than its lease, then the connections are reset",
+    "hold": "what goes between a worker and the members is held for less than half of its lease, then goes on",
+}
+
+WARM_UP_SECONDS = 3.0
+_BACK_SECONDS = 4.0
+"""What a worker is given, after its fault is over, before the next one may be done to it."""
+
+_MEMBER_BACK_SECONDS = 14.0
+"""What a member takes to start and to have its partitions back, about; the trial waits for it in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        number: Counts the faults of a plan from 0, in the order of their times.
+        kind: One of `KINDS`.
+        at: Seconds from the beginning of the load; the earliest, for it waits until its victim is well.
+        seconds: How long it lasts: until the worker or member is started again, or goes on.
+        worker: The slot of the worker it is done to.
+        member: The index of the member it is done to; for a cut, the one member that the worker is cut from, or None
+            for all of them.
+    """
+
+    number: int
+    kind: str
+    at: float
+    seconds: float
+    worker: int | None = None
+    member: int | None = None
+
+    def __str__(self) -> str:
+        whom = f"worker {self.worker}" if self.worker is not None else f"member {self.member}"
+        if self.worker is not None and self.member is not None:
+            whom += f", member {self.member}"
+        return f"{self.kind} of {whom} for {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many faults of each kind."""
+
+    worker_kills: int = 20
+    pauses: int = 5
+    leaves: int = 5
+    member_kills: int = 6
+    cuts: int = 3
+    holds: int = 2
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.worker_kills + self.pauses + self.leaves + self.member_kills + self.cuts + self.holds
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A schedule of faults, made from a seed.
+
+    Attributes:
+        seed: From which it was made, together with what follows.
+        seconds: Over which the faults are spread, from the beginning of the load; longer than what was asked for if
+            they need longer.
+        lease: Lease time of the workers, in seconds.
+        faults: In the order of their times.
+    """
+
+    seed: int
+    seconds: float
+    lease: float
+    faults: tuple[Fault, ...]
+
+    @classmethod
+    def make(cls, seed: int, counts: Counts, *, seconds: float, lease: float, workers: int, members: int) -> Self:
+        """Draw a plan.
+
+        At most half of the workers suffer at a time, one member is down at a time, and workers and members suffer
+        independently of each other.
+
+        Args:
+            seed: Any number. The same seed with the same other arguments gives the same plan.
+            counts: How many faults of each kind.
+            seconds: Over which to spread them.
+            lease: Lease time of the workers, in seconds.
+            workers: How many there are.
+            members: How many there are; those that cannot be killed count as well, for cuts.
+
+        Raises:
+            UsageError: There are too few workers or members for these faults.
+        """
+        if counts.total > counts.member_kills and workers < 2:
+            raise UsageError("Faults of workers need two workers at least.", "Raise --workers.")
+        if counts.member_kills and members < 3:
+            raise UsageError(
+                "Killing members needs three of them: fewer have no majority left.",
+                "Take --members 3, or --member-kills 0.",
+            )
+        draw = random.Random(seed)  # noqa: S311 -- it is to be repeated
+        found = _worker_faults(draw, counts, seconds, lease, workers, members)
+        found += _member_faults(draw, counts.member_kills, seconds, members)
+        found.sort(key=lambda fault: fault["at"])
+        faults = tuple(Fault(number, **fault) for number, fault in enumerate(found))
+        end = max((fault.at + fault.seconds for fault in faults), default=0.0)
+        return cls(seed, round(max(seconds, end + _BACK_SECONDS), 1), lease, faults)
+
+    def lines(self) -> list[str]:
+        """The plan for people, a line a fault."""
+        return [f"{fault.at:7.1f} s  {fault}" for fault in self.faults]
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return asdict(self)
+
+
+def _worker_faults(
+    draw: random.Random, counts: Counts, seconds: float, lease: float, workers: int, members: int
+) -> list[dict[str, Any]]:
+    kinds = ["worker-kill"] * counts.worker_kills + ["pause"] * counts.pauses + ["leave"] * counts.leaves
+    kinds += ["cut"] * counts.cuts + ["hold"] * counts.holds
+    draw.shuffle(kinds)
+    gap = (seconds - WARM_UP_SECONDS) / max(1, len(kinds))
+    suffering = max(1, workers // 2)
+    busy_until = [0.0] * workers
+    faults: list[dict[str, Any]] = []
+    at = WARM_UP_SECONDS
+    cuts = 0
+    for index, kind in enumerate(kinds):
+        at = max(at, WARM_UP_SECONDS + gap * (index + draw.uniform(0.0, 0.8)))
+        # So many others must be well again first.
+        at = max(at, sorted(busy_until, reverse=True)[suffering - 1])
+        worker = draw.choice([slot for slot in range(workers) if busy_until[slot] <= at])
+        length = round(_length(draw, kind, lease), 2)
+        faults.append({"kind": kind, "at": round(at, 2), "seconds": length, "worker": worker})
+        if kind == "cut":
+            # The first is from all members, the next from one: then the worker lives on with half of its grid.
+            if cuts % 2:
+                faults[-1]["member"] = draw.randrange(members)
+            cuts += 1
+        busy_until[worker] = at + length + _BACK_SECONDS
+    return faults
+
+
+def _length(draw: random.Random, kind: str, lease: float) -> float:
+    """How long a fault lasts, in seconds."""
+    if kind == "worker-kill":
+        # Now and then nobody comes back before the others have noticed.
+        return draw.choice((draw.uniform(0.0, 1.5), draw.uniform(lease, 2 * lease)))
+    if kind == "leave":
+        return draw.uniform(0.0, lease)
+    if kind == "hold":
+        return draw.uniform(0.1, 0.4) * lease
+    return draw.uniform(1.5, 3.0) * lease  # a pause or a cut, well past the lease
+
+
+def _member_faults(draw: random.Random, kills: int, seconds: float, members: int) -> list[dict[str, Any]]:
+    faults: list[dict[str, Any]] = []
+    gap = (seconds - WARM_UP_SECONDS) / max(1, kills)
+    at = WARM_UP_SECONDS
+    for index in range(kills):
+        at = max(at, WARM_UP_SECONDS + gap * (index + draw.uniform(0.0, 0.5)))
+        length = round(draw.uniform(0.5, 8.0), 2)
+        faults.append({"kind": "member-kill", "at": round(at, 2), "seconds": length, "member": draw.randrange(members)})
+        at += length + _MEMBER_BACK_SECONDS
+    return faults

@@ -1,0 +1,172 @@
+"""The recorder of a soak: the result map's journal as it grows, and whose each partition was when.
+
+A round reads every lease record, then asks where each partition's result journal ends, then reads up to there. If a
+lease had epoch 7 and the journal, asked afterwards, ended at 120, then whatever stands behind 120 was written later: a
+result of epoch 6 there was written by an owner whose time was over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from hazelcast.errors import HazelcastError
+
+from pipeline.errors import GridError
+from pipeline.grid import transport, wire
+from pipeline.grid.copies import payload
+from pipeline.grid.journal import Journal
+from pipeline.soak.evidence import JOURNAL, JOURNAL_END, MARKS, RESULTS, LineFile
+from pipeline.worker.leases import read_records
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+    from pathlib import Path
+
+    from pipeline.grid import Grid
+
+_log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 1.0
+_PAGE = 512
+_AT_ONCE = 64
+"""Partitions that are read at the same time."""
+
+_END_ATTEMPTS = 20
+_RETRY_SECONDS = 1.0
+
+
+class Recorder:
+    """Writes down the result map's journal of one job, and its leases.
+
+    Args:
+        grid: The connection.
+        job: Name of the job; its results are in `results.JOB`.
+        folder: Where the files go.
+    """
+
+    def __init__(self, grid: Grid, job: str, folder: Path) -> None:
+        self._grid = grid
+        self._job = job
+        self._map_name = f"results.{job}"
+        self._folder = folder
+        self._reader = Journal(grid, self._map_name)
+        self._journal = LineFile(folder / JOURNAL)
+        self._marks = LineFile(folder / MARKS)
+        self._positions = [0] * grid.partition_count
+        self._epochs: dict[int, tuple[int, str]] = {}
+        self._limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def run(self) -> None:
+        """Record until cancelled. Members may come and go meanwhile."""
+        while True:
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(20):
+                    await self._round()
+            except (HazelcastError, GridError, TimeoutError) as error:
+                _log.warning("A round was not finished: %s", error or "the cluster does not answer")
+            self._journal.flush()
+            self._marks.flush()
+            await asyncio.sleep(max(0.1, began + ROUND_SECONDS - time.monotonic()))
+
+    async def finish(self) -> None:
+        """A last round, then the whole journal and the whole map as they are now."""
+        await self._again(self._round)
+        self._journal.close()
+        self._marks.close()
+        await self._again(self._journal_as_it_is)
+        await self._again(self._results_as_they_are)
+
+    async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
+        for attempt in range(_END_ATTEMPTS):
+            try:
+                await work()
+            except (HazelcastError, GridError):
+                if attempt == _END_ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    async def _round(self) -> None:
+        leases = await read_records(self._grid, self._job)
+        bounds = await asyncio.gather(*(self._reader.bounds(p) for p in range(self._grid.partition_count)))
+        now = b"%d" % (time.time_ns() // 1_000_000)
+        for partition, record in leases.items():
+            seen = (record.epoch, record.owner)
+            if self._epochs.get(partition) != seen:
+                self._epochs[partition] = seen
+                fields = (partition, record.epoch, record.owner, bounds[partition][1])
+                self._marks.add(now, *(str(each).encode() for each in fields))
+        await _all(self._read(p, newest) for p, (_, newest) in enumerate(bounds))
+
+    async def _read(self, partition: int, newest: int) -> None:
+        before = self._positions[partition]
+        if newest + 1 < before:
+            # The member that was read is dead, and its backup had less. At the end, all that is there is read again.
+            _log.warning("Partition %d: its journal ends at %d, before %d", partition, newest, before)
+            self._positions[partition] = newest + 1
+        async with self._limit:
+            while self._positions[partition] <= newest:
+                page = await self._reader.read(partition, self._positions[partition], _PAGE)
+                if page is None:
+                    return
+                self._write(self._journal, partition, page)
+                self._positions[partition] = page.next
+
+    @staticmethod
+    def _write(file: LineFile, partition: int, page: wire.Page) -> None:
+        where = b"%d" % partition
+        for sequence, key, value in zip(page.sequences, page.keys, page.values, strict=True):
+            file.add(where, b"%d" % sequence, key[12:], value)
+
+    async def _journal_as_it_is(self) -> None:
+        path = self._folder / JOURNAL_END
+        path.unlink(missing_ok=True)
+        file = LineFile(path)
+
+        async def read(partition: int) -> None:
+            async with self._limit:
+                position, newest = await self._reader.bounds(partition)
+                while position <= newest:
+                    page = await self._reader.read(partition, position, _PAGE)
+                    if page is None:
+                        return
+                    self._write(file, partition, page)
+                    position = page.next
+
+        try:
+            await _all(read(p) for p in range(self._grid.partition_count))
+        finally:
+            file.close()
+
+    async def _results_as_they_are(self) -> None:
+        path = self._folder / RESULTS
+        path.unlink(missing_ok=True)
+        file = LineFile(path)
+
+        async def read(partition: int) -> None:
+            async with self._limit:
+                pointers = [wire.FIRST_ENTRY]
+                while pointers[-1][0] >= 0:
+                    message = wire.encode_fetch_entries(self._map_name, pointers, _PAGE)
+                    pointers, entries = await transport.invoke(
+                        self._grid.client, message, partition, wire.decode_fetch_entries
+                    )
+                    for key, value in entries:
+                        file.add(key[12:], payload(value))
+
+        try:
+            await _all(read(p) for p in range(self._grid.partition_count))
+        finally:
+            file.close()
+
+
+async def _all(work: Iterable[Awaitable[None]]) -> None:
+    """Wait for all of it before the first failure is raised: nothing may still be reading when it is tried again."""
+    for outcome in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome

@@ -1,0 +1,119 @@
+"""What a soak has shown: the figures, as JSON and as rows of a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.soak.plan import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.soak.checker import Verdict
+    from pipeline.soak.evidence import Incident
+    from pipeline.soak.plan import Plan
+    from pipeline.soak.producer import Progress
+
+
+@dataclass(slots=True)
+class Report:
+    """A run and its verdict.
+
+    Attributes:
+        seed: From which it can be repeated.
+        plan: What was to be done.
+        verdict: What came out.
+        incidents: What was done.
+        producer: The producer's own figures.
+        load_seconds: How long events were put.
+        settled_in: Seconds from the last event to the last result.
+        seconds: Of the whole run.
+        gone_from_cluster: Of the lost events, how many the cluster itself has lost; None if none is lost.
+        folder: Where logs and records are; None if they were removed.
+    """
+
+    seed: int
+    plan: Plan
+    verdict: Verdict
+    incidents: Sequence[Incident]
+    producer: Progress
+    load_seconds: float
+    settled_in: float
+    seconds: float
+    gone_from_cluster: int | None
+    folder: Path | None
+
+    @property
+    def done(self) -> dict[str, int]:
+        """How many faults of each kind were done."""
+        counts = Counter(incident.kind for incident in self.incidents)
+        return {kind: counts[kind] for kind in KINDS}
+
+    @property
+    def doubles(self) -> dict[str, int]:
+        """Events written twice, by the kind of fault."""
+        found: Counter[str] = Counter()
+        for each in self.verdict.doubles:
+            found[each.cause] += each.count
+        return dict(sorted(found.items()))
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The figures for people."""
+        verdict = self.verdict
+        takeovers = list(verdict.takeover_ms.values())
+        rate = verdict.acknowledged / self.load_seconds if self.load_seconds else 0
+        late = "not known: results do not say their epoch" if verdict.late is None else f"{verdict.late.count:,}"
+        rows = [
+            ("events acknowledged", f"{verdict.acknowledged:,} ({verdict.keys:,} keys) in {self.load_seconds:.0f} s"),
+            ("rate", f"{rate:,.0f} events/s; longest acknowledgement {self.producer.longest:.1f} s"),
+            ("puts made again", f"{self.producer.retries:,}"),
+            ("faults", ", ".join(f"{count} {kind}" for kind, count in self.done.items() if count) or "none"),
+            ("last results after", f"{self.settled_in:.1f} s"),
+            ("writes, notifications", f"{verdict.writes:,}, {verdict.notices:,}"),
+            ("lost", f"{verdict.lost.count:,}"),
+            ("wrong", f"{verdict.wrong.count:,}"),
+            ("written by an expired owner", late),
+            ("found by a rescan", f"{verdict.rescued:,}"),
+            ("written twice", ", ".join(f"{n:,} by {cause}" for cause, n in self.doubles.items()) or "0"),
+            ("notified twice", f"{verdict.doubled_notices:,}"),
+        ]
+        if takeovers:
+            rows.append(("longest takeover after a kill", f"{max(takeovers) / 1000:.1f} s"))
+        if self.gone_from_cluster:
+            rows.append(("lost by the cluster itself", f"{self.gone_from_cluster:,}"))
+        return rows
+
+    def examples(self) -> list[str]:
+        """Some cases of what is wrong."""
+        verdict = self.verdict
+        findings = {
+            "lost": verdict.lost,
+            "wrong": verdict.wrong,
+            "late": verdict.late,
+            "notified twice": verdict.unexplained_notices,
+        }
+        return [f"{what}: {example}" for what, finding in findings.items() if finding for example in finding.examples]
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        verdict = asdict(self.verdict)
+        del verdict["lost_numbers"]
+        return {
+            "seed": self.seed,
+            "passed": self.verdict.is_good,
+            "problems": self.verdict.problems,
+            "load_seconds": round(self.load_seconds, 1),
+            "seconds": round(self.seconds, 1),
+            "events_per_s": round(self.verdict.acknowledged / self.load_seconds) if self.load_seconds else 0,
+            "settled_in": self.settled_in,
+            "faults_done": self.done,
+            "doubles_by_cause": self.doubles,
+            "verdict": verdict,
+            "gone_from_cluster": self.gone_from_cluster,
+            "producer": {**asdict(self.producer), "doubt": len(self.producer.doubt)},
+            "plan": self.plan.to_json(),
+            "folder": None if self.folder is None else str(self.folder),
+        }

@@ -1,0 +1,300 @@
+"""The checker of a soak passes what is right, and fails each single thing that is not."""
+
+import msgspec
+import pytest
+
+from pipeline.soak.checker import check, expected_scores
+from pipeline.soak.evidence import (
+    INCIDENTS,
+    JOURNAL,
+    JOURNAL_END,
+    LEDGER,
+    MARKS,
+    NOTICES,
+    RESULTS,
+    Evidence,
+    Incident,
+    LineFile,
+)
+from pipeline.soak.workload import booster, customers, event, soak_job
+
+KILLED, HEIR, LEFT = 101, 102, 103
+
+
+class Run:
+    """A run as its files have it: a hundred events in ten partitions, scored by the owner of epoch 1 and noticed once.
+
+    Event n scores n / 128, is put at second n, scored half a second later, and event 50 replaces event 10.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.ledger = {n: (f"e{10 if n == 50 else n}", n * 1000) for n in range(100)}
+        self.writes = [self.write(n) for n in range(100)]
+        self.notices = list(self.writes)
+        self.results = {key: n for n, (key, _) in self.ledger.items()}
+        self.scores = {}
+        self.marks = [(0, p, 1, f"host-{KILLED}-abcdef", -1) for p in range(10)]
+        self.incidents = []
+        self.seen = []
+
+    def write(self, n, *, epoch=1, after=500, **changes):
+        key, at = self.ledger[n]
+        result = {"n": n, "score": n / 128, "sequence": n // 10, "version": 1, "epoch": epoch, "scored_at": at + after}
+        return n % 10, key, {**result, **changes}
+
+    def check(self):
+        partitions = {}
+        for name, writes in ((JOURNAL_END, self.writes), (JOURNAL, [*self.writes, *self.seen])):
+            partitions = {}
+            file = LineFile(self.folder / name)
+            for partition, key, result in writes:
+                position = partitions.get(partition, -1) + 1
+                partitions[partition] = position
+                file.add(b"%d" % partition, b"%d" % position, key.encode(), msgspec.json.encode(result))
+            file.close()
+        self._save(LEDGER, [(at, n, key, "{}") for n, (key, at) in self.ledger.items()])
+        self._save(NOTICES, [(r["scored_at"], key, msgspec.json.encode(r).decode()) for _, key, r in self.notices])
+        self._save(MARKS, self.marks)
+        self._save(INCIDENTS, [(msgspec.json.encode(each).decode(),) for each in self.incidents])
+        results = {key: self.write(n)[2] | self.scores.get(key, {}) for key, n in self.results.items()}
+        self._save(RESULTS, [(key, msgspec.json.encode(result).decode()) for key, result in results.items()])
+        return check(Evidence.load(self.folder), {n: n / 128 for n in self.ledger})
+
+    def _save(self, name, rows):
+        file = LineFile(self.folder / name)
+        for row in rows:
+            file.add(*(str(cell).encode() for cell in row))
+        file.close()
+
+
+@pytest.fixture
+def ran(tmp_path):
+    return Run(tmp_path)
+
+
+def test_a_run_in_which_all_went_well_passes(ran):
+    verdict = ran.check()
+    assert verdict.problems == []
+    assert (verdict.acknowledged, verdict.keys, verdict.writes, verdict.notices) == (100, 99, 100, 100)
+
+
+def test_a_run_without_events_proves_nothing(ran):
+    ran.ledger, ran.writes, ran.notices, ran.results = {}, [], [], {}
+    assert "nothing was tested" in ran.check().problems[0]
+
+
+def test_an_event_without_a_result_is_lost(ran):
+    del ran.results["e42"]
+    verdict = ran.check()
+    assert verdict.lost_numbers == [42]
+    assert verdict.problems == ["1 acknowledged events have no result."]
+
+
+def test_an_event_that_was_replaced_before_it_was_scored_is_lost(ran):
+    ran.writes = [write for write in ran.writes if write[2]["n"] != 10]
+    ran.notices = [notice for notice in ran.notices if notice[2]["n"] != 10]
+    assert ran.check().lost_numbers == [10]
+
+
+def test_a_listener_that_missed_some_shows_no_loss(ran):
+    ran.notices = ran.notices[:60]
+    assert ran.check().is_good
+
+
+@pytest.mark.parametrize("where", ["writes", "notices", "scores"])
+def test_a_score_that_differs_in_the_last_bit_is_wrong(ran, where):
+    wrong = 42 / 128 + 2**-54
+    assert wrong != 42 / 128
+    if where == "scores":
+        ran.scores["e42"] = {"score": wrong}
+    else:
+        ran.__dict__[where] = [ran.write(42, score=wrong) if w[2]["n"] == 42 else w for w in ran.__dict__[where]]
+    verdict = ran.check()
+    assert verdict.wrong.count == 1
+    assert "42" in verdict.wrong.examples[0]
+    assert not verdict.is_good
+
+
+def test_a_result_of_an_event_that_nobody_put_is_wrong(ran):
+    ran.writes.append((3, "e7777", {**ran.write(3)[2], "n": 7777, "sequence": 99}))
+    assert ran.check().wrong.count == 1
+
+
+def test_a_result_under_anothers_key_is_wrong(ran):
+    ran.writes[42] = (2, "e41", ran.write(42)[2])
+    assert ran.check().wrong.count == 1
+
+
+def test_an_old_result_that_stands_where_a_new_event_was_put_is_wrong(ran):
+    ran.results["e10"] = 10
+    verdict = ran.check()
+    assert verdict.wrong.examples == ["`e10` in the map: of event 10, but event 50 was put after it"]
+    assert not verdict.is_good
+
+
+def test_an_event_in_doubt_may_have_a_result_or_not(ran):
+    del ran.ledger[99]
+    del ran.results["e99"]
+    ran.check()
+    evidence = Evidence.load(ran.folder, {99})
+    assert check(evidence, {n: n / 128 for n in ran.ledger}).is_good
+
+
+def test_a_lower_epoch_behind_a_higher_one_is_a_late_write(ran):
+    ran.writes[95] = ran.write(95, epoch=2)
+    ran.ledger[105] = ("e105", 105_000)
+    ran.results["e105"] = 105
+    ran.writes.append(ran.write(105, epoch=1))
+    verdict = ran.check()
+    assert verdict.late.count == 1
+    assert "epoch 1 after 2" in verdict.late.examples[0]
+    assert not verdict.is_good
+
+
+def test_a_write_after_the_lease_was_seen_with_another_is_late_even_if_that_one_has_written_nothing(ran):
+    # Partition 5 was taken with epoch 2 when its journal ended at position 6, yet epoch 1 goes on to write.
+    ran.marks.append((70_000, 5, 2, f"host-{HEIR}-abcdef", 6))
+    verdict = ran.check()
+    assert verdict.late.count == 3
+    assert not verdict.is_good
+
+
+def test_a_write_that_was_under_way_when_the_lease_passed_on_is_not_late(ran):
+    ran.marks.append((70_000, 5, 2, f"host-{HEIR}-abcdef", 9))
+    assert ran.check().is_good
+
+
+def test_results_without_an_epoch_do_not_pass(ran):
+    del ran.writes[42][2]["epoch"]
+    assert "epoch" in ran.check().problems[0]
+
+
+def killed(ran, kind="worker-kill", at=60_600, pid=KILLED, number=0):
+    """At that time worker 101 was killed, and worker 102 went on with epoch 2 in the partitions that it had."""
+    ran.incidents.append(Incident(number, kind, at, at + 1_000, worker=0, pid=pid))
+    ran.marks += [(at + 4_000, p, 2, f"host-{HEIR}-abcdef", 5 + (p == 0)) for p in range(10)]
+    ran.writes = [ran.write(n, epoch=1 if n <= 60 else 2) for n in range(100)]
+
+
+def twice(ran, n, **changes):
+    """Event n is written again, right behind the first time."""
+    position = next(i for i, write in enumerate(ran.writes) if write[2]["n"] == n)
+    ran.writes.insert(position + 1, ran.write(n, **changes))
+
+
+def test_doubles_of_one_uncommitted_batch_are_allowed_after_a_kill(ran):
+    killed(ran)
+    for n in (59, 60):
+        twice(ran, n, epoch=2, after=6_000)
+    verdict = ran.check()
+    assert [(each.cause, each.incident, each.count) for each in verdict.doubles] == [("worker-kill", 0, 2)]
+    assert verdict.doubles[0].bound >= 2
+    assert verdict.is_good
+    assert verdict.takeover_ms == {0: 4_000}
+
+
+def test_doubles_of_what_had_long_been_committed_are_too_many(ran):
+    killed(ran)
+    for n in range(40, 61):
+        twice(ran, n, epoch=2, after=66_000 - n * 1000)
+    verdict = ran.check()
+    assert verdict.doubles[0].count == 21 > verdict.doubles[0].bound
+    assert not verdict.is_good
+
+
+@pytest.mark.parametrize("kind", ["leave", None])
+def test_no_double_is_allowed_when_partitions_move_in_order(ran, kind):
+    killed(ran, kind=kind or "leave")
+    if kind is None:
+        ran.incidents.clear()
+    twice(ran, 60, epoch=2, after=6_000)
+    verdict = ran.check()
+    assert [(each.cause, each.bound) for each in verdict.doubles] == [(kind or "rebalance", 0)]
+    assert not verdict.is_good
+
+
+def test_a_double_under_one_epoch_without_a_fault_is_unexplained(ran):
+    twice(ran, 60, after=700)
+    verdict = ran.check()
+    assert [each.cause for each in verdict.doubles] == ["unexplained"]
+    assert not verdict.is_good
+
+
+def test_a_double_is_not_blamed_on_what_was_done_to_another_worker(ran):
+    killed(ran)
+    ran.incidents[0] = Incident(0, "worker-kill", 60_600, 61_600, worker=1, pid=LEFT)
+    twice(ran, 60, epoch=2, after=6_000)
+    verdict = ran.check()
+    assert [each.cause for each in verdict.doubles] == ["rebalance"]
+
+
+def test_an_event_found_in_the_map_though_it_had_its_result_is_a_double(ran):
+    twice(ran, 60, sequence=-1, after=900)
+    verdict = ran.check()
+    assert verdict.rescued == 1
+    assert sum(each.count for each in verdict.doubles) == 1
+
+
+def test_an_event_that_was_put_twice_has_two_results_and_no_double(ran):
+    twice(ran, 60, sequence=77)
+    assert ran.check().is_good
+
+
+def test_a_notification_that_came_twice_though_it_was_written_once_has_no_cause(ran):
+    ran.notices.append(ran.notices[42])
+    verdict = ran.check()
+    assert verdict.doubled_notices == 1
+    assert verdict.problems == ["1 doubled notifications have no cause."]
+
+
+def test_a_notification_that_came_twice_around_a_members_death_has_one(ran):
+    ran.incidents.append(Incident(0, "member-kill", 42_100, 48_000, member=1))
+    ran.notices.append(ran.notices[42])
+    assert ran.check().is_good
+
+
+def test_a_write_that_died_with_its_member_and_was_made_again_is_a_double_of_that_death(ran):
+    ran.incidents.append(Incident(0, "member-kill", 99_100, 104_000, member=1))
+    ran.seen.append(ran.write(99, after=200))
+    verdict = ran.check()
+    assert [(each.cause, each.count) for each in verdict.doubles] == [("member-kill", 1)]
+    assert verdict.is_good
+
+
+def test_a_write_that_stands_elsewhere_after_its_member_died_is_one_write(ran):
+    ran.seen.append(ran.writes[99])
+    assert ran.check().is_good
+
+
+def test_a_worker_that_ended_by_itself_is_a_problem(ran):
+    ran.incidents.append(Incident(-1, "crash", 5_000, 5_100, worker=0, pid=KILLED, note="Worker 0 ended by itself"))
+    assert ran.check().problems == ["Worker 0 ended by itself"]
+
+
+def test_a_line_that_a_killed_process_left_unfinished_is_ignored(ran):
+    ran.check()
+    with (ran.folder / LEDGER).open("ab") as file:
+        file.write(b"99000\t777\te777")
+    assert check(Evidence.load(ran.folder), {n: n / 128 for n in ran.ledger}).is_good
+
+
+def test_expected_scores_are_those_of_the_model_on_the_offline_features():
+    import numpy as np
+    import xgboost as xgb
+
+    from pipeline.soak.evidence import Acknowledged
+
+    job, people = soak_job("x"), customers(7)
+    model = booster(7, job.feature_names)
+    ledger = [Acknowledged(0, *event(7, n)) for n in range(300)]
+    scores = expected_scores(job, model, {"customer": people}, [*ledger, ledger[5]])
+    rows = []
+    for each in ledger:
+        value = msgspec.json.decode(each.text)
+        person = people.get(value["user"], {"age": np.nan, "limit": np.nan})
+        amount = value["amount"]
+        home = float(value["country"] == "DE")
+        rows.append([amount, np.log1p(amount), person["age"], amount / person["limit"], home])
+    matrix = xgb.DMatrix(np.array(rows).astype(np.float32), feature_names=list(job.feature_names))
+    assert scores == dict(enumerate(model.predict(matrix).tolist()))

@@ -1,0 +1,83 @@
+"""A plan of faults, and the events, are the same for a seed, and keep the rules that make a verdict possible."""
+
+import itertools
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.soak.plan import KINDS, Counts, Plan
+from pipeline.soak.producer import MAX_IN_FLIGHT
+from pipeline.soak.workload import UPDATE_DISTANCE, block, customers, event
+
+
+def plan(seed=1, counts=None, **changes):
+    given = {"seconds": 300.0, "lease": 5.0, "workers": 4, "members": 3, **changes}
+    return Plan.make(seed, counts or Counts(), **given)
+
+
+def test_a_seed_gives_one_plan():
+    assert plan(5) == plan(5)
+    assert plan(5).lines() == plan(5).lines()
+    assert plan(5) != plan(6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_fault_is_there_and_no_worker_suffers_two_at_once(seed):
+    made = plan(seed)
+    kinds = [fault.kind for fault in made.faults]
+    assert {kind: kinds.count(kind) for kind in KINDS} == {
+        "worker-kill": 20,
+        "pause": 5,
+        "leave": 5,
+        "member-kill": 6,
+        "cut": 3,
+        "hold": 2,
+    }
+    assert [fault.number for fault in made.faults] == list(range(41))
+    assert [fault.at for fault in made.faults] == sorted(fault.at for fault in made.faults)
+    spans = [(f.at, f.at + f.seconds, f.worker) for f in made.faults if f.worker is not None]
+    for at, _, worker in spans:
+        others = [each for each in spans if each[0] <= at < each[1]]
+        assert len(others) <= 2
+        assert [each[2] for each in others].count(worker) == 1
+    members = [fault for fault in made.faults if fault.kind == "member-kill"]
+    for first, second in itertools.pairwise(members):
+        assert first.at + first.seconds < second.at
+    for fault in made.faults:
+        if fault.kind in ("pause", "cut"):
+            assert fault.seconds > 5.0
+        if fault.kind == "hold":
+            assert fault.seconds < 2.5
+    assert made.seconds >= max(fault.at + fault.seconds for fault in made.faults)
+
+
+def test_faults_that_need_longer_get_it():
+    assert plan(seconds=10.0).seconds > 60
+
+
+@pytest.mark.parametrize(
+    ("counts", "changes"),
+    [(Counts(member_kills=1), {"members": 2}), (Counts(member_kills=0), {"workers": 1})],
+)
+def test_faults_that_would_leave_nobody_are_refused(counts, changes):
+    with pytest.raises(UsageError):
+        plan(counts=counts, **changes)
+
+
+def test_events_are_the_same_for_a_seed_whoever_asks():
+    first = [event(3, n) for n in range(12_000, 12_100)]
+    block.cache_clear()
+    assert first == [event(3, n) for n in range(12_000, 12_100)]
+    assert first != [event(4, n) for n in range(12_000, 12_100)]
+    assert customers(3) == customers(3)
+
+
+def test_an_event_replaces_only_what_is_long_acknowledged():
+    newest, replaced = {}, 0
+    for index in range(40):
+        for each in block(3, index):
+            if each.key in newest:
+                replaced += 1
+                assert each.number - newest[each.key] >= UPDATE_DISTANCE > 2 * MAX_IN_FLIGHT
+            newest[each.key] = each.number
+    assert replaced > 3_000
