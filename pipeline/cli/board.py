@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def board(scene: Scene, width: int, height: int | None = None, *, hint: str = ""
     overview = scene.overview
     if overview is None:
         return Group(*lines)
-    said = _findings(scene, overview)
+    said = _findings(scene, overview, width)
     jobs = list(overview.jobs)
     shares = _shares(overview)
     # Heads and blank lines are 6; people look for what is wrong first, then for jobs, then for single workers.
@@ -112,7 +113,7 @@ def board(scene: Scene, width: int, height: int | None = None, *, hint: str = ""
     if said:
         lines.append(Text())
         lines += said[:shown_said]
-        lines += _more(len(said) - shown_said, "finding")
+        lines += _more(len(said) - shown_said, "line")
     return Group(*lines)
 
 
@@ -167,26 +168,35 @@ def _head(scene: Scene, width: int, hint: str) -> Text:
     right = f"{hint}  {scene.clock}" if hint else scene.clock
     if cell_len(left) + cell_len(right) + 2 > width:
         right = scene.clock
-    space = min(width, 200) - cell_len(right)  # in a pipe, a line is as long as what it says
+    # In a pipe there is no right side: a line is as long as what it says.
+    space = min(width, cell_len(left) + 2 + cell_len(right) if width > 1_000 else width) - cell_len(right)
     left = set_cell_size(left, max(space - 2, 8)) if cell_len(left) > space - 2 else left
     text = Text(left.ljust(max(space, 0)), no_wrap=True)
     text.stylize("bold", 0, 13)
     return text.append(right, "dim")
 
 
-def _findings(scene: Scene, overview: Overview) -> list[Text]:
-    lines = []
-    for level in (Level.PROBLEM, Level.NOTE):
+def _findings(scene: Scene, overview: Overview, width: int) -> list[Text]:
+    lines: list[Text] = []
+    for level, style in ((Level.PROBLEM, "red"), (Level.NOTE, "yellow")):
         for status in overview.jobs:
             for finding in scene.findings.get(status.record.name, ()):
                 if finding.level is level:
-                    style = "red" if level is Level.PROBLEM else "yellow"
-                    line = Text(f"{visible(status.record.name)}: ", f"bold {style}", no_wrap=True, overflow="ellipsis")
-                    line.append(visible(finding.text), "not bold")
-                    if finding.advice:
-                        line.append(f" {visible(finding.advice)}", "dim not bold")
-                    lines.append(line)
+                    lines += _said(visible(status.record.name), finding, style, width)
     return lines
+
+
+def _said(name: str, finding: Finding, style: str, width: int) -> list[Text]:
+    """A finding in lines: its advice behind it if both fit, else below."""
+    text, advice = f"{name}: {visible(finding.text)}", visible(finding.advice)
+    if cell_len(text) + cell_len(advice) < width:
+        line = Text(text, style).append(f" {advice}", "default dim")
+        line.stylize("bold", 0, len(name) + 1)
+        line.rstrip()
+        return [line]
+    lines = [Text(each, style) for each in textwrap.wrap(text, width, subsequent_indent="  ")]
+    lines[0].stylize("bold", 0, len(name) + 1)
+    return [*lines, *(Text(f"  {each}", "dim") for each in textwrap.wrap(advice, max(width - 2, 10)))]
 
 
 def _shares(overview: Overview) -> list[_Share]:
