@@ -18,7 +18,7 @@ from pipeline.job.life import CANCELLED, ENDED
 from pipeline.producer import Producer
 from pipeline.results import ResultStream
 from pipeline.worker import Worker
-from pipeline.worker.leases import delete_records
+from pipeline.worker.leases import begin_anew
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
@@ -111,7 +111,7 @@ class Client:
         current = await self.jobs.find(job.name)
         if current is not None and current.state in ENDED and current.error in ("", CANCELLED):
             # A job that failed goes on where it stopped, once its cause is mended; one that was cancelled begins anew.
-            await delete_records(self.grid, job.name)
+            await begin_anew(self.grid, job.name)
         return await self.jobs.submit(job, update=update)
 
     async def push_model(

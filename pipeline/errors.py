@@ -98,6 +98,10 @@ class JobError(GridscoreError):
     exit_code = 6
 
 
+class EventsLostError(JobError):
+    """The journal has lost events before they were read, and the job says to halt then."""
+
+
 class ModelError(GridscoreError):
     """A model cannot be read, is not what it says it is, or does not fit its job."""
 

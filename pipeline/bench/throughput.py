@@ -23,9 +23,11 @@ from pipeline.features import EventDecoder, FeaturePlan, LookupTable
 from pipeline.grid import transport, wire
 from pipeline.grid.journal import Journal
 from pipeline.grid.writer import MapWriter
+from pipeline.job import JobRecord, JobState
 from pipeline.models import Registry
 from pipeline.worker import JobRunner
-from pipeline.worker.leases import delete_records
+from pipeline.worker.leases import begin_anew
+from pipeline.worker.members import Members
 from pipeline.worker.runner import BATCH_EVENTS
 from pipeline.worker.stats import STAGES
 
@@ -179,7 +181,8 @@ def matrix_of(job: Job, values: Sequence[bytes]) -> np.ndarray[Any, Any]:
 async def score(grid: Grid, pids: Sequence[int], job: Job, count: int) -> Run:
     """One worker from the oldest event to the last result acknowledged; from when it held all its partitions."""
     started = asyncio.Event()
-    runner = JobRunner(grid, job, "bench", started=started.set)
+    record = JobRecord(job, JobState.RUNNING, 1, "", "", "")
+    runner = JobRunner(grid, record, Members(grid, "bench"), started=started.set)
     task = asyncio.create_task(runner.run())
     waiter = asyncio.create_task(started.wait())
     try:
@@ -199,7 +202,7 @@ async def score(grid: Grid, pids: Sequence[int], job: Job, count: int) -> Run:
         waiter.cancel()
         task.cancel()
         await asyncio.gather(task, waiter, return_exceptions=True)
-        await delete_records(grid, job.name)
+        await begin_anew(grid, job.name)
         await (await grid.map(job.results)).destroy()
 
 

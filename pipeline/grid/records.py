@@ -134,10 +134,18 @@ class Records:
         """Remove the record if it exists."""
         await (await self._map()).delete(key)
 
-    async def watch(self, callback: Callable[[], None]) -> Callable[[], Any]:
+    async def remove(self, record: Record) -> bool:
+        """Remove a record if it is still what it was; whether it was."""
+        return bool(await (await self._map()).remove_if_same(record.key, HazelcastJsonValue(record.raw)))
+
+    async def watch(self, callback: Callable[[], None], *, updates: bool = True) -> Callable[[], Any]:
         """Call back after any change, by an entry listener; returns a coroutine function that ends it.
 
         Listeners may miss changes while the connection is down: look at the records from time to time, too.
+
+        Args:
+            callback: What to call.
+            updates: Also when a record has changed, not only when one has come or gone.
         """
         proxy = await self._map()
 
@@ -145,7 +153,10 @@ class Records:
             callback()
 
         registration = await proxy.add_entry_listener(
-            include_value=False, added_func=changed, updated_func=changed, removed_func=changed
+            include_value=False,
+            added_func=changed,
+            updated_func=changed if updates else None,
+            removed_func=changed,
         )
 
         async def stop() -> None:

@@ -23,7 +23,11 @@ from hazelcast.protocol.client_message import (
     OutboundMessage,
     create_initial_buffer,
 )
-from hazelcast.protocol.codec import map_get_all_codec, map_put_if_absent_codec, map_replace_if_same_codec
+from hazelcast.protocol.codec import (
+    map_get_all_codec,
+    map_put_if_absent_codec,
+    map_replace_if_same_codec,
+)
 from hazelcast.serialization.data import Data
 
 if TYPE_CHECKING:
@@ -233,3 +237,7 @@ def encode_put_if_absent(name: str, key: bytes, text: bytes) -> OutboundMessage:
 def decode_put_if_absent(message: InboundMessage) -> bool:
     """Whether there was nothing under the key, and now is the text."""
     return map_put_if_absent_codec.decode_response(message) is None
+
+
+def decode_nothing(_message: InboundMessage) -> None:
+    """A response that says only that it was done."""

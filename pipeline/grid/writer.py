@@ -61,7 +61,8 @@ class MapWriter:
         """
         message = wire.encode_put_all_json(self._prefix, keys, texts)
         seconds = 0.0 if once else None
-        return transport.invoke(self._grid.client, message, partition, _nothing, retry_seconds=seconds, until=until)
+        client = self._grid.client
+        return transport.invoke(client, message, partition, wire.decode_nothing, retry_seconds=seconds, until=until)
 
     def serialize_key(self, key: Any) -> bytes:
         """A key as the grid stores it."""
@@ -90,7 +91,3 @@ class MapWriter:
                 if isinstance(outcome, BaseException):
                     raise outcome
         return count
-
-
-def _nothing(_message: object) -> None:
-    return None

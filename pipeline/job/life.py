@@ -132,7 +132,8 @@ class Jobs:
             }
             if current is None:
                 return fresh
-            fresh["revision"] = current["revision"] + 1
+            # Counted on, so that partitions know a restart that they have not seen from one that they have.
+            fresh |= {"revision": current["revision"] + 1, "restarts": current.get("restarts", 0)}
             if JobState(current["state"]) in ENDED:
                 return fresh
             if current["spec"] == fresh["spec"]:
@@ -148,7 +149,7 @@ class Jobs:
                     "its offsets would mean nothing there.",
                     "Cancel it first, or give this one another name.",
                 )
-            fresh |= {key: current[key] for key in ("submitted_at", "restarts", "begin") if key in current}
+            fresh |= {"submitted_at": current["submitted_at"], "begin": current.get("begin", "")}
             if JobState(current["state"]) == JobState.SUSPENDED:
                 fresh["state"] = JobState.SUSPENDED.value
             return fresh

@@ -21,6 +21,8 @@ from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from pipeline.grid import Grid
 
 _log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     @property
     def id(self) -> str:
         """Its key in the dead-letter map."""
-        return f"{self.partition}-{self.sequence}-{zlib.crc32(self.raw.encode()):08x}"
+        return f"{self.partition}-{self.sequence}-{zlib.crc32((self.key_data + self.raw).encode()):08x}"
 
     @property
     def raw_bytes(self) -> bytes:
@@ -115,25 +117,36 @@ def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> tuple[str
     return dead.id, _encode(dead)
 
 
-async def list_letters(grid: Grid, job: str, limit: int) -> tuple[int, list[DeadLetter]]:
-    """How many dead letters a job has, and up to `limit` of them, the latest first.
+async def walk_letters(grid: Grid, job: str) -> AsyncIterator[DeadLetter]:
+    """Every dead letter of a job, in no order; walks the map in pages: a schema change may have filled it.
 
-    Walks the map in pages and keeps no more than the limit: a schema change may have filled it.
+    Raises:
+        HazelcastError: The cluster did not answer.
     """
-    name, total, latest = map_of(job), 0, list[DeadLetter]()
+    name = map_of(job)
     for partition in range(grid.partition_count):
         pointers = [wire.FIRST_ENTRY]
         while pointers[-1][0] >= 0:
             message = wire.encode_fetch_entries(name, pointers, _PAGE)
             pointers, entries = await transport.invoke(grid.client, message, partition, wire.decode_fetch_entries)
-            total += len(entries)
             for _, value in entries:
                 try:
-                    latest.append(_decode(payload(value)))
+                    yield _decode(payload(value))
                 except msgspec.DecodeError as error:
                     _log.warning("%s: an entry is no dead letter: %s", name, error, extra={"action": "foreign_record"})
-            latest = heapq.nlargest(limit, latest, key=lambda dead: dead.at)
-    return total, latest
+
+
+async def list_letters(grid: Grid, job: str, limit: int) -> tuple[int, list[DeadLetter]]:
+    """How many entries a job's dead-letter map has, and up to `limit` dead letters, the latest first."""
+    latest: list[tuple[str, str, DeadLetter]] = []
+    async for dead in walk_letters(grid, job):
+        entry = (dead.at, dead.id, dead)
+        if len(latest) < limit:
+            heapq.heappush(latest, entry)
+        else:
+            heapq.heappushpop(latest, entry)
+    total = await transport.map_size(grid.client, map_of(job))
+    return total, [dead for _, _, dead in sorted(latest, key=lambda entry: entry[:2], reverse=True)]
 
 
 async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:

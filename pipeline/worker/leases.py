@@ -1,35 +1,45 @@
 """Leases: which worker scores which partition, and how far it has come.
 
 One record per job and partition, in the control map `gridscore.leases`, holds owner, epoch, deadline and offset, and is
-changed only by compare-and-set:
+changed only by compare-and-set on its exact bytes:
 
-1. *Claim*: a record without an owner, or one that has not changed for a whole lease time *as this process saw it*, is
-   taken with the next epoch. Clocks of different machines are never compared; the deadline in the record is for people.
+1. *Claim*: a record without an owner, or one that has not changed for its owner's whole lease time *as this process
+   watched it*, is taken with the next epoch. Clocks of different machines are never compared; the deadline in the
+   record is for people.
 2. *Renew and commit*: owner and epoch stay, offset and deadline move. The offset never goes back.
-3. *Release*: the owner is taken out, so that the next one need not wait.
+3. *Release*: the owner is taken out, so that the next one need not wait, nor doubt what was written.
+4. *Reset*: the offset is set anew, with the next epoch, because the journal or a user wants it so.
+
+Records are never deleted while their job exists, so epochs only grow.
 
 A lease stands, for its owner, until a lease time (less a margin) after it *began* its last successful change. A failed
 compare-and-set means that somebody else has taken it: the partition is dropped at once.
+
+The record of a partition lies in that very partition: a member that does not answer keeps results from being written
+and leases from being taken alike. Watching must have been without a break: a record that nobody could change, because
+its member did not answer, has not run out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 from hazelcast.errors import HazelcastError, OperationTimeoutError
+from msgspec.structs import replace
 
+from pipeline.errors import ConflictError
 from pipeline.grid import transport, wire
-from pipeline.grid.copies import Fetcher
+from pipeline.grid.copies import payload
 from pipeline.grid.records import INDETERMINATE
-from pipeline.grid.writer import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from pipeline.grid import Grid
 
@@ -38,7 +48,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 LEASES_MAP = "gridscore.leases"
-LEASE_SECONDS = 10.0
+LEASE_SECONDS = 5.0
+_ATTEMPTS = 10
 _MARGIN = 0.2
 """Part of the lease time that the owner does not use, for writes that are under way and clocks that run unevenly."""
 
@@ -47,11 +58,17 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     """What the grid knows of one partition of a job.
 
     Attributes:
-        owner: Worker that holds the lease; empty if nobody does.
-        epoch: Counts the owners; never goes back.
+        owner: Worker that holds the lease; empty if nobody does, and all that was written is committed.
+        epoch: Counts the owners and resets; never goes back. Every result names the epoch that it was written in.
         offset: Next sequence to read; -1 if nobody has begun.
         deadline: When the lease ends unless renewed, in milliseconds since 1970; for people.
         renewals: Counts the changes, so that no two texts of a record are the same.
+        lease: Lease time of the owner, in milliseconds.
+        origin: Epoch since which sequences are those of the journal as it is: older results say nothing about it.
+        lost: Events that were overwritten before they were read, since the job was submitted.
+        regressions: Times that the journal began again, since the job was submitted.
+        run: Number of the job's restart that the offset follows.
+        doubt: Sequence before which results may stand that the offset does not cover.
     """
 
     owner: str
@@ -59,26 +76,56 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     offset: int
     deadline: int
     renewals: int
+    lease: int = 0
+    origin: int = 0
+    lost: int = 0
+    regressions: int = 0
+    run: int = 0
+    doubt: int = 0
 
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(LeaseRecord).decode
+_NOBODY = LeaseRecord("", 0, -1, 0, 0)
 
 
-@dataclass(slots=True)
+class Progress(NamedTuple):
+    """How far a partition has come: the next sequence to read, and how many events before it were lost in all."""
+
+    offset: int
+    lost: int
+
+
+@dataclass(slots=True, eq=False)
 class Lease:
-    """A partition that this worker holds: the record, its exact text, and until when it may be relied on."""
+    """A partition that this worker holds.
+
+    Attributes:
+        partition: Which.
+        record: As it was last written.
+        text: Its exact bytes.
+        renewed_at: When the last successful change began.
+        clean: Whether the one before had released it: then `doubt` is known.
+        doubt: Sequence before which results may stand that the offset does not cover.
+    """
 
     partition: int
     record: LeaseRecord
     text: bytes
     renewed_at: float
+    clean: bool = True
+    doubt: int = 0
     busy: bool = False
 
-    @property
-    def offset(self) -> int:
-        """The committed offset."""
-        return self.record.offset
+
+@dataclass(slots=True)
+class _Sight:
+    """Somebody else's record: as it was seen last, since when it is the same, and when it was looked at."""
+
+    record: LeaseRecord
+    text: bytes | None
+    since: float
+    looked: float
 
 
 class Leases:
@@ -98,133 +145,218 @@ class Leases:
         self.seconds = seconds
         self.held: dict[int, Lease] = {}
         self._under_way: set[asyncio.Task[Any]] = set()
-        self._seen: dict[int, tuple[bytes, float]] = {}  # others' records: text, and since when it is the same
-        self._keys = [transport.key_data(grid.client, lease_key(job, p)) for p in range(grid.partition_count)]
-        self._key_partitions = [partition_of(key, grid.partition_count) for key in self._keys]
+        self._sights: dict[int, _Sight] = {}
+        self._keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
+
+    def until(self, partition: int) -> float:
+        """Until when, of the grid's clock, this worker may write for the partition; minus infinity if it may not."""
+        lease = self.held.get(partition)
+        return lease.renewed_at + self.seconds * (1 - _MARGIN) if lease is not None else float("-inf")
 
     def stands(self, partition: int, now: float) -> bool:
-        """Whether this worker may write for the partition at `now` (of the monotonic clock)."""
-        lease = self.held.get(partition)
-        return lease is not None and now < lease.renewed_at + self.seconds * (1 - _MARGIN)
+        """Whether this worker may write for the partition at `now`, of the grid's clock."""
+        return now < self.until(partition)
 
-    async def claim(self) -> list[Lease]:
-        """Take every partition that is free, or whose owner has not been heard of for a lease time.
+    # ------------------------------------------------------------------ others' leases
+
+    async def look(self, partitions: Iterable[int]) -> None:
+        """Read records that are not held. Those whose member does not answer in time are as they were seen last.
+
+        Raises:
+            HazelcastError: No record at all could be read.
+        """
+        wanted = [p for p in partitions if p not in self.held]
+        texts = await self._read(wanted)
+        now = self._grid.clock()
+        for partition, text in texts.items():
+            sight = self._sights.get(partition)
+            if sight is not None and sight.text == text:
+                if now - sight.looked > self.seconds / 2:
+                    sight.since = now  # while nobody looked, or could look, nobody may have been able to renew
+                sight.looked = now
+                continue
+            try:
+                record = _NOBODY if text is None else _decode(text)
+            except msgspec.DecodeError as error:
+                _log.error("%s/%d: the lease record cannot be read: %s", self.job, partition, error)
+                continue
+            self._sights[partition] = _Sight(record, text, now, now)
+
+    def owners(self) -> dict[int, str]:
+        """Owner by partition, as far as is known: of what is held, and of what was seen last."""
+        owners = {p: sight.record.owner for p, sight in self._sights.items()}
+        return owners | dict.fromkeys(self.held, self.worker)
+
+    def claimable(self) -> list[int]:
+        """Partitions seen that are free, or have run out while they were watched."""
+        now = self._grid.clock()
+        free = []
+        for partition, sight in self._sights.items():
+            owner = sight.record.owner
+            lease = sight.record.lease / 1000 or self.seconds
+            if owner in ("", self.worker) or (sight.looked - sight.since >= lease and now - sight.looked < lease / 2):
+                free.append(partition)
+        return free
+
+    async def claim(self, partitions: Iterable[int]) -> list[Lease]:
+        """Take partitions that are claimable; returns those that were taken before anybody else did.
 
         Raises:
             HazelcastError: The cluster did not answer.
         """
-        return await self._to_the_end(self._claim_all())
+        return await self._to_the_end(self._claim_all([p for p in partitions if p not in self.held]))
 
-    async def _claim_all(self) -> list[Lease]:
-        wanted = [p for p in range(self._grid.partition_count) if p not in self.held]
-        texts = await self._read(wanted)
-        now = time.monotonic()
-        free: list[tuple[int, LeaseRecord | None, bytes | None]] = []
-        for partition in wanted:
-            text = texts.get(partition)
-            if text is None:
-                free.append((partition, None, None))
-                continue
-            try:
-                record = _decode(text)
-            except msgspec.DecodeError as error:
-                _log.error("%s/%d: the lease record cannot be read: %s", self.job, partition, error)
-                continue
-            seen, since = self._seen.setdefault(partition, (text, now))
-            if seen != text:
-                self._seen[partition] = (text, now)
-                since = now
-            if record.owner in ("", self.worker) or now - since >= self.seconds:
-                free.append((partition, record, text))
-        claims = await asyncio.gather(*(self._claim(*candidate) for candidate in free))
-        taken = [lease for lease in claims if lease is not None]
-        for lease in taken:
-            self._seen.pop(lease.partition, None)
-            self.held[lease.partition] = lease
+    async def _claim_all(self, partitions: list[int]) -> list[Lease]:
+        claims = await asyncio.gather(*(self._claim(p) for p in partitions), return_exceptions=True)
+        taken = []
+        for partition, claim in zip(partitions, claims, strict=True):
+            # Whatever it is now, it is not what was seen.
+            self._sights.pop(partition, None)
+            if isinstance(claim, Lease):
+                self.held[partition] = claim
+                taken.append(claim)
+        for claim in claims:
+            if isinstance(claim, BaseException) and not taken:
+                raise claim
         return taken
 
-    async def _claim(self, partition: int, record: LeaseRecord | None, text: bytes | None) -> Lease | None:
-        epoch, offset, renewals = (record.epoch, record.offset, record.renewals) if record else (0, -1, 0)
-        fresh = LeaseRecord(self.worker, epoch + 1, offset, self._deadline(), renewals + 1)
-        return await self._write(partition, text, fresh)
+    async def _claim(self, partition: int) -> Lease | None:
+        sight = self._sights[partition]
+        record = sight.record
+        fresh = replace(self._next(record), owner=self.worker, epoch=record.epoch + 1)
+        written = await self._write(partition, sight.text, fresh)
+        if written is not None:
+            written.clean, written.doubt = not record.owner, record.doubt
+        return written
 
-    async def commit(self, offsets: dict[int, int]) -> list[int]:
+    # ------------------------------------------------------------------ one's own
+
+    async def commit(self, progress: Mapping[int, Progress]) -> list[int]:
         """Write offsets and renew; returns partitions that are lost because somebody else has taken them.
 
         Also renews, unchanged, every held lease that has used up a third of its time. A partition whose write has an
         unknown fate stays held: it is read back by the next call, and stops standing by itself if that takes too long.
 
         Args:
-            offsets: Next sequence to read by partition; none may be smaller than what is committed.
+            progress: By partition; no offset may be smaller than what is committed.
         """
-        return await self._to_the_end(self._commit_all(offsets))
+        return await self._to_the_end(self._commit_all(progress))
 
-    async def _commit_all(self, offsets: dict[int, int]) -> list[int]:
-        now = time.monotonic()
-        due = [
-            (lease, offsets.get(p, lease.offset))
-            for p, lease in self.held.items()
-            if not lease.busy
-            and (offsets.get(p, lease.offset) != lease.offset or now - lease.renewed_at > self.seconds / 3)
-        ]
-        outcomes = await asyncio.gather(*(self._commit(lease, offset) for lease, offset in due))
+    async def _commit_all(self, progress: Mapping[int, Progress]) -> list[int]:
+        now = self._grid.clock()
+        due = []
+        for partition, lease in self.held.items():
+            record = lease.record
+            there = progress.get(partition) or Progress(record.offset, record.lost)
+            moved = there != (record.offset, record.lost)
+            if not lease.busy and (moved or now - lease.renewed_at > self.seconds / 3):
+                due.append((lease, there))
+        outcomes = await asyncio.gather(*(self._commit(lease, there) for lease, there in due))
         lost = [lease.partition for (lease, _), kept in zip(due, outcomes, strict=True) if not kept]
         for partition in lost:
             self.drop(partition)
         return lost
 
-    async def _commit(self, lease: Lease, offset: int, *, owner: str | None = None) -> bool:
+    async def _commit(self, lease: Lease, there: Progress, *, owner: str | None = None) -> bool:
         record = lease.record
-        if offset < record.offset:
+        if there.offset < record.offset:
             # It must never happen. If it does, the grid is right, and whoever claims the partition goes on from there.
             _log.error(
                 "%s/%d: the offset would go back from %d to %d: dropping the partition",
                 self.job,
                 lease.partition,
                 record.offset,
-                offset,
+                there.offset,
                 extra={"action": "offset_back"},
             )
             return False
         owner = self.worker if owner is None else owner
-        fresh = LeaseRecord(owner, record.epoch, offset, self._deadline(), record.renewals + 1)
-        lease.busy = True
+        doubt = lease.doubt if there.offset < lease.doubt else 0
+        fresh = replace(self._next(record), owner=owner, offset=there.offset, lost=there.lost, doubt=doubt)
         try:
-            written = await self._write(lease.partition, lease.text, fresh)
+            return await self._change(lease, fresh)
         except HazelcastError as error:
             _log.warning("%s/%d: the commit failed: %s", self.job, lease.partition, error, extra={"action": "commit"})
             return True  # not known to be lost; `stands` ends it in time
-        finally:
-            lease.busy = False
-        if written is None:
-            return False
-        lease.record, lease.text, lease.renewed_at = written.record, written.text, written.renewed_at
-        return True
 
     def drop(self, partition: int) -> None:
         """Forget a partition at once, without a word to the grid."""
         self.held.pop(partition, None)
 
-    async def release(self, offsets: dict[int, int]) -> None:
-        """Commit and give back every partition."""
+    async def release(self, progress: Mapping[int, Progress]) -> None:
+        """Commit partitions and give them back. All that was written for them must have been acknowledged.
+
+        Args:
+            progress: Of the partitions to give back.
+        """
         # A compare-and-set under way changes the text that the next one must compare with: let it end first.
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        leases = list(self.held.values())
-        self.held.clear()
-        await asyncio.gather(
-            *(self._commit(lease, offsets.get(lease.partition, lease.offset), owner="") for lease in leases)
-        )
+        leases = [self.held.pop(partition) for partition in progress if partition in self.held]
+        await self._to_the_end(self._release_all(leases, progress))
 
-    async def reset(self, partition: int, offset: int) -> bool:
-        """Set the offset back after the journal itself went back; False if the lease is lost."""
+    async def _release_all(self, leases: list[Lease], progress: Mapping[int, Progress]) -> None:
+        await asyncio.gather(*(self._commit(lease, progress[lease.partition], owner="") for lease in leases))
+
+    async def reset(self, partition: int, offset: int, *, run: int | None = None, regressed: bool = False) -> bool:
+        """Set the offset anew, with the next epoch; False if the lease is lost.
+
+        Args:
+            partition: A held one.
+            offset: To go on from; it may be smaller than what is committed.
+            run: Number of the restart that wants it.
+            regressed: The journal has begun again: counted.
+        """
+        return await self._to_the_end(self._reset(partition, offset, run, regressed=regressed))
+
+    async def _reset(self, partition: int, offset: int, run: int | None, *, regressed: bool) -> bool:
         lease = self.held.get(partition)
+        while lease is not None and lease.busy:
+            await asyncio.sleep(0.01)
+            lease = self.held.get(partition)
         if lease is None:
             return False
         record = lease.record
-        fresh = LeaseRecord(self.worker, record.epoch, offset, self._deadline(), record.renewals + 1)
-        written = await self._write(partition, lease.text, fresh)
-        if written is None:
+        fresh = replace(
+            self._next(record),
+            epoch=record.epoch + 1,
+            origin=record.epoch + 1,
+            offset=offset,
+            doubt=0,
+            regressions=record.regressions + regressed,
+            run=record.run if run is None else run,
+        )
+        if not await self._change(lease, fresh):
             self.drop(partition)
+            return False
+        lease.doubt = 0
+        return True
+
+    async def begin_anew(self, partitions: Iterable[int]) -> list[int]:
+        """Let partitions begin as if nobody had; returns those whose record was changed by somebody in between."""
+        await self.look(partitions)
+        sights = {p: self._sights[p] for p in partitions if p in self._sights and self._sights[p].text is not None}
+        changes = []
+        for partition, sight in sights.items():
+            epoch, renewals = sight.record.epoch + 1, sight.record.renewals + 1
+            fresh = replace(_NOBODY, owner=sight.record.owner, epoch=epoch, origin=epoch, renewals=renewals)
+            changes.append(self._write(partition, sight.text, replace(fresh, lease=sight.record.lease)))
+        written = await asyncio.gather(*changes)
+        return [partition for partition, lease in zip(sights, written, strict=True) if lease is None]
+
+    # ------------------------------------------------------------------ records
+
+    def _next(self, record: LeaseRecord) -> LeaseRecord:
+        """The record, renewed by this worker."""
+        deadline = int((time.time() + self.seconds) * 1000)
+        return replace(record, deadline=deadline, renewals=record.renewals + 1, lease=int(self.seconds * 1000))
+
+    async def _change(self, lease: Lease, record: LeaseRecord) -> bool:
+        lease.busy = True
+        try:
+            written = await self._write(lease.partition, lease.text, record)
+        finally:
+            lease.busy = False
+        if written is None:
             return False
         lease.record, lease.text, lease.renewed_at = written.record, written.text, written.renewed_at
         return True
@@ -240,7 +372,7 @@ class Leases:
         """Compare-and-set one record; None if it was not what was expected."""
         text = _encode(record)
         client, key = self._grid.client, self._keys[partition]
-        began = time.monotonic()
+        began = self._grid.clock()
         try:
             if expected is None:
                 message = wire.encode_put_if_absent(LEASES_MAP, key, text)
@@ -251,43 +383,82 @@ class Leases:
             # A member that hangs must not keep us from renewing what other members hold.
             seconds = self.seconds / 3
             async with asyncio.timeout(seconds):
-                done = await transport.invoke(
-                    client, message, self._key_partitions[partition], decode, retry_seconds=seconds
-                )
+                done = await transport.invoke(client, message, partition, decode, retry_seconds=seconds)
         except (*INDETERMINATE, TimeoutError):
             # Whether it happened is not known, so look: no two texts of a record are the same.
-            try:
-                async with asyncio.timeout(self.seconds / 3):
-                    done = (await self._read([partition])).get(partition) == text
-            except TimeoutError:
+            found = await self._read([partition])
+            if partition not in found:
                 raise OperationTimeoutError("a member does not answer") from None
+            done = found[partition] == text
         return Lease(partition, record, text, began) if done else None
 
-    async def _read(self, partitions: Iterable[int]) -> dict[int, bytes]:
-        return await read_texts(self._grid, self.job, partitions)
-
-    def _deadline(self) -> int:
-        return int((time.time() + self.seconds) * 1000)
+    async def _read(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
+        return await _read_texts(self._grid, self._keys, partitions, self.seconds / 3)
 
 
-def lease_key(job: str, partition: int) -> str:
-    """Key of the record of a job's partition."""
-    return f"{job}/{partition}"
+def lease_key(job: str, partition: int, partition_count: int) -> bytes:
+    """Serialized key of the record of a job's partition: a string that lies in that partition, by its explicit hash."""
+    text = f"{job}/{partition}".encode()
+    return struct.pack(">iii", partition + partition_count, -11, len(text)) + text
 
 
-async def read_texts(grid: Grid, job: str, partitions: Iterable[int]) -> dict[int, bytes]:
-    """Exact texts of the records that exist, by partition of the job."""
-    keys = {lease_key(job, p): p for p in partitions}
-    return {keys[key]: text for key, text in await Fetcher(grid, LEASES_MAP).fetch(keys)}
+async def _read_texts(
+    grid: Grid, keys: list[bytes], partitions: Iterable[int], seconds: float
+) -> dict[int, bytes | None]:
+    """Exact texts of records by partition, None where there is none; without those that did not come in time."""
+    futures = {
+        transport.invoke(
+            grid.client, wire.encode_get_all(LEASES_MAP, [keys[p]]), p, wire.decode_get_all, retry_seconds=seconds
+        ): p
+        for p in partitions
+    }
+    if not futures:
+        return {}
+    done, late = await asyncio.wait(futures, timeout=seconds)
+    for future in late:
+        future.cancel()
+    texts: dict[int, bytes | None] = {}
+    failure: BaseException = OperationTimeoutError("no member answers")
+    for future in done:
+        error = future.exception()
+        if error is not None:
+            failure = error
+            continue
+        entries = future.result()
+        texts[futures[future]] = payload(entries[0][1]) if entries else None
+    if not texts:
+        raise failure
+    return texts
 
 
-async def read_records(grid: Grid, job: str) -> dict[int, LeaseRecord]:
-    """Every record of a job, by partition."""
-    texts = await read_texts(grid, job, range(grid.partition_count))
-    return {partition: _decode(text) for partition, text in texts.items()}
+async def read_records(
+    grid: Grid, job: str, partitions: Iterable[int] | None = None, *, seconds: float = 10.0
+) -> dict[int, LeaseRecord]:
+    """Records of a job, by partition; of all partitions, or of some.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
+    wanted = list(range(grid.partition_count) if partitions is None else partitions)
+    texts = await _read_texts(grid, keys, wanted, seconds)
+    if len(texts) < len(set(wanted)):
+        raise OperationTimeoutError("a member does not answer")
+    return {partition: _decode(text) for partition, text in texts.items() if text is not None}
 
 
-async def delete_records(grid: Grid, job: str) -> None:
-    """Forget how far a job has come."""
-    proxy = await grid.map(LEASES_MAP)
-    await asyncio.gather(*(proxy.delete(lease_key(job, p)) for p in range(grid.partition_count)))
+async def begin_anew(grid: Grid, job: str) -> None:
+    """Forget how far a job has come. Whoever still holds a partition finds out at its next commit, and lets it go.
+
+    Epochs are counted on: a result of before is never taken for one of after.
+
+    Raises:
+        ConflictError: Workers kept changing the records: the job is still running.
+        HazelcastError: The cluster did not answer.
+    """
+    leases, changed = Leases(grid, job, ""), list(range(grid.partition_count))
+    for _ in range(_ATTEMPTS):
+        changed = await leases.begin_anew(changed)
+        if not changed:
+            return
+    raise ConflictError(f"Workers are still committing for the job `{job}`.", "Suspend or cancel it first.")

@@ -1,7 +1,9 @@
 """The reader: one long-poll read of the journal in flight per partition, and what has arrived, in order, until taken.
 
 A read parks at the member until there is something: no polling, no timer. What arrives while a batch is being scored
-is the next batch. Every answer is compared with what was asked for: a gap is counted loss, a step back a regression.
+is the next batch. Every answer is compared with what was asked for: a gap is loss, a step back a regression. A page
+that is not simply the next one (there is a gap before it, or its events may have results already) is looked into before
+it can be taken; other partitions go on meanwhile.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError, UnsupportedOperationError
 
@@ -18,7 +20,7 @@ from pipeline.errors import GridscoreError
 from pipeline.grid.journal import Journal, journal_missing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from pipeline.grid import Grid
     from pipeline.grid.journal import Page
@@ -43,32 +45,38 @@ _RETRY_SECONDS = 0.5
 
 @dataclass(slots=True, eq=False)
 class Cursor:
-    """Where a partition is being read. A new cursor for the same partition makes answers to the old one void."""
+    """Where a partition is being read. A new cursor for the same partition makes answers to the old one void.
+
+    Attributes:
+        partition: Which.
+        position: Next sequence to read.
+        epoch: Of the lease under which it is read.
+        doubt: Sequence before which events may have results already, written by somebody before us.
+    """
 
     partition: int
     position: int
+    epoch: int = 0
+    doubt: int = 0
     reading: bool = False
 
 
 class Arrival(NamedTuple):
-    """A page of one partition, and the cursor that read it."""
+    """A page of one partition.
+
+    Attributes:
+        partition: Which.
+        page: What was read.
+        cursor: That read it.
+        lost: Events that were overwritten before they were read, just before this page.
+        at: When it arrived, of the grid's clock.
+    """
 
     partition: int
     page: Page
     cursor: Cursor
-
-
-@dataclass(slots=True)
-class LossCount:
-    """What the sequences showed.
-
-    Attributes:
-        lost: Events overwritten before they were read.
-        regressions: Times that a journal began again below what had been read.
-    """
-
-    lost: int = 0
-    regressions: int = 0
+    lost: int
+    at: float
 
 
 class JournalReader:
@@ -77,14 +85,24 @@ class JournalReader:
     Args:
         grid: The connection.
         map_name: The event map.
-        regressed: Called with a partition and the sequence at which its journal has begun again.
+        regressed: Called with a partition and the sequence at which its journal has begun again; it is not read on.
+        look_into: Called with a cursor, a page in doubt or behind a gap, and the size of the gap; gives the page to
+            take instead. If it fails, the page is read again.
     """
 
-    def __init__(self, grid: Grid, map_name: str, regressed: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        map_name: str,
+        regressed: Callable[[int, int], None],
+        look_into: Callable[[Cursor, Page, int], Awaitable[Page]],
+    ) -> None:
+        self._grid = grid
         self._journal = Journal(grid, map_name)
         self._regressed = regressed
+        self._look_into = look_into
         self._cursors: dict[int, Cursor] = {}
-        self._inbox: deque[tuple[Cursor, Page]] = deque()
+        self._inbox: deque[Arrival] = deque()
         self._inbox_events = self._inbox_bytes = 0
         self._event_bytes = float(FIRST_EVENT_BYTES)
         self._closed = False
@@ -92,7 +110,6 @@ class JournalReader:
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: GridscoreError | None = None
-        self.losses = LossCount()
 
     async def bounds(self, partition: int) -> tuple[int, int]:
         """Oldest and newest sequence of a partition's journal."""
@@ -106,22 +123,52 @@ class JournalReader:
         """Whether the partition is being read."""
         return partition in self._cursors
 
-    def start(self, partition: int, position: int) -> None:
-        """Read a partition from a sequence on, forgetting what was read of it and not taken yet."""
+    def cursor(self, partition: int) -> Cursor | None:
+        """The cursor by which a partition is read now; None if it is not read."""
+        return self._cursors.get(partition)
+
+    def start(self, partition: int, position: int, *, epoch: int = 0, doubt: int = 0) -> None:
+        """Read a partition from a sequence on, forgetting what was read of it and not taken yet.
+
+        Args:
+            partition: Which.
+            position: The sequence.
+            epoch: Of the lease under which it is read.
+            doubt: Sequence before which events may have results already.
+        """
         self.stop(partition)
         if self._closed:
             return
-        cursor = self._cursors[partition] = Cursor(partition, position)
+        cursor = self._cursors[partition] = Cursor(partition, position, epoch, doubt)
         self._read(cursor)
 
     def stop(self, partition: int) -> None:
         """Stop reading a partition. The parked read stays at the member; its answer will be ignored."""
         if self._cursors.pop(partition, None) is not None:
-            kept = deque((c, page) for c, page in self._inbox if c.partition != partition)
+            kept = deque(arrival for arrival in self._inbox if arrival.partition != partition)
             if len(kept) != len(self._inbox):
                 self._inbox = kept
-                self._inbox_events = sum(page.next - page.first for _, page in kept)
-                self._inbox_bytes = sum(page.size for _, page in kept)
+                self._inbox_events = sum(arrival.page.next - arrival.page.first for arrival in kept)
+                self._inbox_bytes = sum(arrival.page.size for arrival in kept)
+
+    def insert(self, partition: int, page: Page) -> bool:
+        """Let events that were found elsewhere be taken after what has arrived; False if the partition is not read.
+
+        Args:
+            partition: Which.
+            page: Its own sequences do not matter: it moves no offset.
+        """
+        cursor = self._cursors.get(partition)
+        if cursor is None:
+            return False
+        there = page._replace(first=cursor.position, next=cursor.position)
+        self._append(Arrival(partition, there, cursor, 0, self._grid.clock()))
+        return True
+
+    def fail(self, error: GridscoreError) -> None:
+        """Let whoever waits for events get this error instead."""
+        self._failure = error
+        self._arrived.set()
 
     def close(self) -> None:
         """Stop reading everything."""
@@ -142,7 +189,7 @@ class JournalReader:
         before = cursor.position
         oldest, newest = await self._journal.bounds(partition)
         if self._cursors.get(partition) is cursor and newest + 1 < before:
-            self._count_regression(partition, before, oldest)
+            self._begin_again(partition, before, oldest)
 
     async def wait(self) -> None:
         """Return when something has arrived.
@@ -168,13 +215,14 @@ class JournalReader:
         taken: list[Arrival] = []
         count = 0
         while self._inbox and count < max_events:
-            cursor, page = self._inbox.popleft()
+            arrival = self._inbox.popleft()
+            page = arrival.page
             size = page.next - page.first
             self._inbox_events -= size
             self._inbox_bytes -= page.size
             count += size
-            taken.append(Arrival(cursor.partition, page, cursor))
-            self._read(cursor)
+            taken.append(arrival)
+            self._read(arrival.cursor)
         return taken
 
     def _read(self, cursor: Cursor) -> None:
@@ -199,28 +247,46 @@ class JournalReader:
         page = done.result()
         if page is None:
             self._later(cursor)
-            return
-        if page.first > cursor.position:
-            self._count_loss(cursor, page.first)
         elif page.first < cursor.position:
-            self._count_regression(cursor.partition, cursor.position, page.first)
+            self._begin_again(cursor.partition, cursor.position, page.first)
+        elif page.first > cursor.position or page.first < cursor.doubt:
+            cursor.reading = True
+            self._spawn(self._take_in(cursor, page, page.first - cursor.position))
+        else:
+            self._accept(cursor, page, 0)
+
+    async def _take_in(self, cursor: Cursor, page: Page, gap: int) -> None:
+        """Take a page that has to be looked into first."""
+        try:
+            page = await self._look_into(cursor, page, gap)
+        except (GridscoreError, HazelcastError) as error:
+            cursor.reading = False
+            if self._cursors.get(cursor.partition) is cursor:
+                self._failed(cursor, error)
             return
+        cursor.reading = False
+        if self._cursors.get(cursor.partition) is cursor:
+            self._accept(cursor, page, gap)
+
+    def _accept(self, cursor: Cursor, page: Page, gap: int) -> None:
         cursor.position = page.next
-        self._inbox.append((cursor, page))
-        self._inbox_events += page.next - page.first
-        self._inbox_bytes += page.size
         # Heavier events count at once, lighter ones by and by.
         seen = page.size / (page.next - page.first)
         self._event_bytes = max(seen, (self._event_bytes + seen) / 2)
-        self._arrived.set()
+        self._append(Arrival(cursor.partition, page, cursor, gap, self._grid.clock()))
         # Reading ahead keeps the member busy while we score; past the limit, the partition waits to be taken.
         if self._inbox_events < READ_AHEAD_EVENTS and self._inbox_bytes < READ_AHEAD_BYTES:
             self._read(cursor)
 
+    def _append(self, arrival: Arrival) -> None:
+        self._inbox.append(arrival)
+        self._inbox_events += arrival.page.next - arrival.page.first
+        self._inbox_bytes += arrival.page.size
+        self._arrived.set()
+
     def _failed(self, cursor: Cursor, error: BaseException) -> None:
         if isinstance(error, UnsupportedOperationError):
-            self._failure = journal_missing(self._journal.map_name)
-            self._arrived.set()
+            self.fail(journal_missing(self._journal.map_name))
             return
         if isinstance(error, HazelcastClientNotActiveError):
             return
@@ -240,9 +306,7 @@ class JournalReader:
             self._timers.discard(timer)
             if self._cursors.get(cursor.partition) is cursor:
                 # The owner may have changed, and a new owner's journal may be behind: look before parking again.
-                task = asyncio.get_running_loop().create_task(self._look_and_read(cursor))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._spawn(self._look_and_read(cursor))
 
         timer = asyncio.get_running_loop().call_later(_RETRY_SECONDS, read)
         self._timers.add(timer)
@@ -256,21 +320,7 @@ class JournalReader:
         if self._cursors.get(cursor.partition) is cursor:
             self._read(cursor)
 
-    def _count_loss(self, cursor: Cursor, first: int) -> None:
-        lost = first - cursor.position
-        self.losses.lost += lost
-        _log.error(
-            "`%s` partition %d: %d events were overwritten before they were read (expected sequence %d, got %d)",
-            self._journal.map_name,
-            cursor.partition,
-            lost,
-            cursor.position,
-            first,
-            extra={"action": "lost", "lost": lost, "partition": cursor.partition},
-        )
-
-    def _count_regression(self, partition: int, position: int, oldest: int) -> None:
-        self.losses.regressions += 1
+    def _begin_again(self, partition: int, position: int, oldest: int) -> None:
         _log.error(
             "`%s` partition %d: its journal begins again at %d, %d had been read; the map has lost writes",
             self._journal.map_name,
@@ -281,3 +331,8 @@ class JournalReader:
         )
         self.stop(partition)
         self._regressed(partition, oldest)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -22,13 +22,14 @@ class ResultEncoder:
     """Encodes results of one job.
 
     A result is a JSON object: `score` (a number, or a list of numbers for a model with several outputs), `decision` (if
-    the job has decisions), `model` and `version` (that made it), `sequence` (of the event in its partition's journal),
+    the job has decisions), `model` and `version` (that made it), `sequence` (of the event in its journal; -1
+    for an event that a rescan found in the map), `epoch` (of the lease that it was written under; see `leases`),
     `scored_at` (milliseconds since 1970), and the event fields that the job includes.
     """
 
     def __init__(self, job: Job) -> None:
         self._include = tuple(job.result.include)
-        fields: list[Any] = ["score", "sequence", "version", "model", "scored_at"]
+        fields: list[Any] = ["score", "sequence", "epoch", "version", "model", "scored_at"]
         thresholds, self._labels = job.decision_steps
         # Scores are float32: compared as such, a score that prints as the threshold reaches it.
         self._thresholds = np.array(thresholds, dtype=np.float32)
@@ -41,7 +42,12 @@ class ResultEncoder:
         self._single = len(self._include) == 1
 
     def encode(
-        self, events: Sequence[Any], scores: NDArray[np.float32], sequences: Sequence[int], version: ModelVersion
+        self,
+        events: Sequence[Any],
+        scores: NDArray[np.float32],
+        sequences: Sequence[int],
+        epochs: Sequence[int],
+        version: ModelVersion,
     ) -> list[bytes]:
         """JSON texts of the results of a batch.
 
@@ -49,6 +55,7 @@ class ResultEncoder:
             events: Decoded events.
             scores: Shape (n,) or (n, outputs).
             sequences: Of the events.
+            epochs: Of the leases under which they will be written.
             version: That made the scores.
         """
         number, name, now = version.version, version.name, time.time_ns() // 1_000_000
@@ -60,11 +67,11 @@ class ResultEncoder:
             labels = self._labels
             columns.append([labels[step] for step in steps.tolist()])
         if self._included is None:
-            return [encode(make(*row, number, name, now)) for row in zip(*columns, sequences, strict=True)]
+            return [encode(make(*row, number, name, now)) for row in zip(*columns, sequences, epochs, strict=True)]
         included: Iterable[tuple[Any, ...]] = map(self._included, events)
         if self._single:
             included = ((value,) for value in map(self._included, events))
         return [
             encode(make(*row, number, name, now, *more))
-            for row, more in zip(zip(*columns, sequences, strict=True), included, strict=True)
+            for row, more in zip(zip(*columns, sequences, epochs, strict=True), included, strict=True)
         ]

@@ -1,13 +1,14 @@
-"""The scoring loop of one job in one worker: take, score, write, commit; and what has to happen beside it.
+"""The scoring loop of one job in one worker: take, score, write. Which partitions it scores is its group's affair.
 
 The way of a batch, in order. Nothing overtakes:
 
 1. *Take* what has arrived while the last batch was scored (`reader`).
 2. *Score* it with the model that is active now (`scorer`); a new model becomes active only between two batches.
 3. *Check* that the lease of each partition still stands; drop those that do not, unwritten (`leases`).
-4. *Write* one put-all a partition, in order, without waiting for the answers of the last batch.
-5. When a partition's write and the batch's dead letters are acknowledged, its offset may be *committed*; a task does
-   this a few times a second for all partitions. A write that failed puts its partition back to the committed offset.
+4. *Write* one put-all a partition, in order, without waiting for the answers of the last batch. It is sent only as
+   long as the lease stands (`grid.outbox`).
+5. When a partition's write and the batch's dead letters are acknowledged, its offset may be *committed* (`offsets`);
+   the group does this a few times a second. A write that failed puts its partition back to what is acknowledged.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
 
-from pipeline.errors import GridError, GridscoreError
+from pipeline.errors import GridscoreError
 from pipeline.features import LookupTable
 from pipeline.grid.copies import Fetcher, LiveCopy
 from pipeline.grid.writer import MapWriter
 from pipeline.worker import dead_letters
-from pipeline.worker.leases import LEASE_SECONDS, Leases
+from pipeline.worker.group import Group
+from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.live_model import LiveModel
-from pipeline.worker.reader import JournalReader
+from pipeline.worker.offsets import Write
+from pipeline.worker.rescan import Rescanner
 from pipeline.worker.scorer import Scorer
 from pipeline.worker.stats import JobStats
 
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.grid import Grid
-    from pipeline.job import Job
+    from pipeline.job import JobRecord
     from pipeline.worker.dead_letters import Rejected
-    from pipeline.worker.leases import Lease
+    from pipeline.worker.members import Members
     from pipeline.worker.scorer import PartitionBatch, ScoredBatch
 
 _log = logging.getLogger(__name__)
@@ -50,20 +51,9 @@ BATCH_EVENTS = 4_096
 UNACKNOWLEDGED_EVENTS = 32_768
 """Events written and not acknowledged, above which the loop waits."""
 
-COMMIT_SECONDS = 0.5
-STOP_SECONDS = 3.0
-_CLAIM_SECONDS = 2.0
-_CHECKS_PER_SECOND = 10
+CLOSE_SECONDS = 3.0
+_STATS_SECONDS = 0.5
 _RETRY_SECONDS = 0.5
-
-
-@dataclass(slots=True, eq=False)
-class _Write:
-    """A put-all under way, and the offset that it allows."""
-
-    next: int
-    events: int
-    done: bool = False
 
 
 class JobRunner:
@@ -71,28 +61,32 @@ class JobRunner:
 
     Args:
         grid: The connection.
-        job: What to do.
-        worker: Identity of the worker.
-        started: Called once, when the first batch could be scored.
+        record: What to do.
+        members: Who else scores.
+        joined: Called once, when the job could be scored for: this worker takes part in the group from then on.
+        started: Called once, when the first partitions are held.
         lease_seconds: How long partitions of a killed worker wait for a new owner.
     """
 
     def __init__(
         self,
         grid: Grid,
-        job: Job,
-        worker: str,
+        record: JobRecord,
+        members: Members,
         *,
+        joined: Callable[[], Any] = lambda: None,
         started: Callable[[], Any] = lambda: None,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
+        job = record.job
         self._grid = grid
         self._job = job
+        self._joined = joined
         self._started = started
         self.stats = JobStats()
+        self.has_joined = False
         self.is_scoring = False
-        self.leases = Leases(grid, job.name, worker, seconds=lease_seconds)
-        self._reader = JournalReader(grid, job.events, self._regressed)
+        self.group = Group(grid, record, members, self.stats, seconds=lease_seconds)
         self._tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
         self._copies = {
             name: LiveCopy(grid, lookup.map, self._tables[name], max_entries=lookup.max_entries)
@@ -104,76 +98,61 @@ class JobRunner:
         self._model = LiveModel(grid, job, self._tables, self.stats)
         self._results = MapWriter(grid, job.results)
         self._dead = MapWriter(grid, dead_letters.map_of(job.name))
-        self._pending: dict[int, deque[_Write]] = {}
-        self._acknowledged: dict[int, int] = {}  # offsets that may be committed
-        self._restarts: dict[int, object] = {}  # partitions that will be read again, each with what asked for it last
-        self._unacknowledged = 0
-        self._room = asyncio.Event()
+        self._rescanner = Rescanner(grid, job, self.group, self.stats)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
         """Score until cancelled; then finish the writes under way, commit, and give the leases back.
 
         Raises:
-            GridscoreError: The job cannot go on: no journal, a lookup map that is missing or too large, no model.
+            GridscoreError: The job cannot go on: no journal, a lookup map that is missing or too large, no model, or
+                lost events and `on_loss: halt`.
         """
         try:
             await self._prepare()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._score())
-                group.create_task(self._claim())
-                group.create_task(self._commit())
-                group.create_task(self._check())
-                group.create_task(self._model.follow())
+            async with asyncio.TaskGroup() as tasks:
+                for work in (self._score, self.group.run, self._rescanner.run, self._model.follow, self._watch):
+                    tasks.create_task(work())
+                await self.group.first_taken.wait()
+                self.is_scoring = True
+                self._started()
         except ExceptionGroup as failures:
             raise _first(failures) from None
         finally:
             await asyncio.shield(self._stop())
 
     async def _prepare(self) -> None:
-        await self._reader.bounds(0)  # a map without a journal is best found at once
+        await self.group.reader.bounds(0)  # a map without a journal is best found at once
         await self._results.prepare()
         for copy in self._copies.values():
             await copy.start()
         await self._model.start()
+        self.has_joined = True
+        self._joined()
 
     async def _stop(self) -> None:
-        self._reader.close()
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                while any(self._pending.values()):
-                    self._room.clear()
-                    await self._room.wait()
-        except TimeoutError:
-            _log.warning("%s: some writes were not acknowledged before the stop", self._job.name)
+        self.has_joined = False
+        await self.group.leave()
         for task in self._tasks:
             task.cancel()
         try:
-            # A cluster that is gone must not keep us: what is not given back runs out by itself.
-            async with asyncio.timeout(STOP_SECONDS):
-                if self._grid.is_running:
-                    await self.leases.release(self._acknowledged)
+            # A cluster that is gone must not keep us.
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await self._model.close()
                 for copy in self._copies.values():
                     await copy.close()
         except (HazelcastError, TimeoutError) as error:
-            _log.warning(
-                "%s: the leases could not be given back, and run out in %.0f s: %s",
-                self._job.name,
-                self.leases.seconds,
-                str(error) or "the cluster does not answer",
-            )
+            _log.warning("%s: not everything could be closed: %s", self._job.name, error or "no answer")
 
     # ------------------------------------------------------------------ the way of a batch
 
     async def _score(self) -> None:
+        group, reader, offsets = self.group, self.group.reader, self.group.offsets
         while True:
-            await self._reader.wait()
-            while self._unacknowledged > UNACKNOWLEDGED_EVENTS:
-                self._room.clear()
-                await self._room.wait()
-            arrivals = self._reader.take(BATCH_EVENTS)
-            arrivals = [arrival for arrival in arrivals if arrival.partition in self.leases.held]
+            await reader.wait()
+            while offsets.unacknowledged > UNACKNOWLEDGED_EVENTS:
+                await offsets.change()
+            arrivals = [arrival for arrival in reader.take(BATCH_EVENTS) if arrival.partition in group.held]
             if not arrivals:
                 continue
             try:
@@ -181,8 +160,8 @@ class JobRunner:
             except HazelcastError as error:
                 _log.warning("%s: a lookup could not be fetched, trying again: %s", self._job.name, error)
                 for arrival in arrivals:
-                    if self._reader.is_current(arrival.cursor):
-                        self._put_back(arrival.partition)
+                    if reader.is_current(arrival.cursor):
+                        group.put_back(arrival.partition)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             began = time.thread_time_ns()
@@ -192,32 +171,34 @@ class JobRunner:
             await asyncio.sleep(0)
 
     def _write(self, batch: ScoredBatch) -> None:
-        now = time.monotonic()
+        group, now = self.group, self._grid.clock()
         parts = []
         for part in batch.partitions:
             # While lookups were fetched, the partition may have been put back, dropped or begun again.
-            if not self._reader.is_current(part.cursor):
+            if not group.reader.is_current(part.cursor):
                 continue
-            if not self.leases.stands(part.partition, now):
-                self._drop(part.partition)
+            if not group.leases.stands(part.partition, now):
+                _log.warning("%s: the lease of partition %d has run out", self._job.name, part.partition)
+                group.drop(part.partition)
                 continue
             parts.append(part)
         ours = {part.partition for part in parts}
         rejected = [each for each in batch.rejected if each.partition in ours]
         letters = self._write_dead_letters(rejected) if rejected else None
         for part in parts:
-            write = _Write(part.next, len(part.keys))
-            self._pending.setdefault(part.partition, deque()).append(write)
-            if letters is None and not part.keys:
-                self._finish(part.partition, write, None)
-                continue
-            self._unacknowledged += write.events
-            if letters is None:
-                future = self._results.put_partition(part.partition, part.keys, part.texts)
-                future.add_done_callback(partial(self._answered, part.partition, write))
-            else:
+            write = Write(part.partition, part.next, len(part.keys), part.lost, part.at)
+            group.offsets.sent(write)
+            if letters is not None:
                 self._spawn(self._write_with_letters(part, write, letters))
+            elif part.keys:
+                self._put(part).add_done_callback(partial(self._answered, write))
+            else:
+                self._finish(write, None)
         self.stats.batches += 1
+
+    def _put(self, part: PartitionBatch) -> asyncio.Future[None]:
+        until = self.group.leases.until(part.partition)
+        return self._results.put_partition(part.partition, part.keys, part.texts, until=until)
 
     def _write_dead_letters(self, all_rejected: list[Rejected]) -> asyncio.Task[int]:
         entries = [dead_letters.letter(self._grid, self._job.name, self._job.events, r) for r in all_rejected]
@@ -233,194 +214,55 @@ class JobRunner:
         self.stats.dead += len(entries)
         return self._spawn(self._dead.put(entries))
 
-    async def _write_with_letters(self, part: PartitionBatch, write: _Write, letters: asyncio.Task[int]) -> None:
+    async def _write_with_letters(self, part: PartitionBatch, write: Write, letters: asyncio.Task[int]) -> None:
         error: BaseException | None = None
         try:
             if part.keys:
-                await self._results.put_partition(part.partition, part.keys, part.texts)
+                await self._put(part)
             await asyncio.shield(letters)
         except Exception as failure:  # noqa: BLE001 -- whatever it is, the write is answered, or its partition stalls
             error = failure
-        self._finish(part.partition, write, error)
+        self._finish(write, error)
 
-    def _answered(self, partition: int, write: _Write, done: asyncio.Future[None]) -> None:
-        self._finish(partition, write, done.exception())
+    def _answered(self, write: Write, done: asyncio.Future[None]) -> None:
+        self._finish(write, done.exception())
 
-    def _finish(self, partition: int, write: _Write, error: BaseException | None) -> None:
+    def _finish(self, write: Write, error: BaseException | None) -> None:
         """A write was answered: move the offset that may be committed, or put the partition back."""
-        self._unacknowledged -= write.events
-        pending = self._pending.get(partition)
-        self._room.set()
-        if pending is None or write not in pending:
+        offsets = self.group.offsets
+        if not offsets.answered(write):
             return  # the partition was dropped or put back in the meantime
         if error is not None:
             if not isinstance(error, HazelcastClientNotActiveError):
                 _log.warning(
                     "%s: a write to partition %d was not acknowledged, reading it again: %s",
                     self._job.name,
-                    partition,
+                    write.partition,
                     error,
                     extra={"action": "write_failed"},
                 )
-            self._put_back(partition)
+            self.group.put_back(write.partition)
             return
-        write.done = True
-        while pending and pending[0].done:
-            finished = pending.popleft()
-            self._acknowledged[partition] = finished.next
-            self.stats.events += finished.events
-
-    def _put_back(self, partition: int) -> None:
-        """Read a partition again from what is acknowledged: results are idempotent, so nothing is scored twice."""
-        self._pending.pop(partition, None)
-        lease = self.leases.held.get(partition)
-        if lease is None:
-            return
-        offset = self._acknowledged.get(partition, lease.offset)
-        self._reader.stop(partition)
-        restart = self._restarts[partition] = object()
-
-        async def read_again() -> None:
-            await asyncio.sleep(_RETRY_SECONDS)
-            if self._restarts.get(partition) is restart:
-                del self._restarts[partition]
-                self._reader.start(partition, offset)
-
-        self._spawn(read_again())
-
-    def _drop(self, partition: int) -> None:
-        """Somebody else has the partition, or may have: neither read, write nor commit it any more."""
-        _log.warning("%s: partition %d is no longer ours", self._job.name, partition, extra={"action": "lease_lost"})
-        self.leases.drop(partition)
-        self._forget(partition)
-
-    def _forget(self, partition: int) -> None:
-        self._reader.stop(partition)
-        self._restarts.pop(partition, None)
-        self._pending.pop(partition, None)
-        self._acknowledged.pop(partition, None)
+        self.stats.events += offsets.acknowledge(write)
+        self.stats.wrote(write.arrived_at, self._grid.clock())
 
     # ------------------------------------------------------------------ beside it
 
-    async def _claim(self) -> None:
-        first = True
+    async def _watch(self) -> None:
+        """Keep the figures of the lookups' copies current."""
         while True:
-            try:
-                taken = await self.leases.claim()
-                for lease in taken:
-                    self._restarts[lease.partition] = lease
-                await asyncio.gather(*(self._begin_or_drop(lease) for lease in taken))
-            except (HazelcastError, GridError) as error:
-                _log.warning("%s: claiming partitions failed, trying again: %s", self._job.name, error)
-            if self.leases.held:
-                self.is_scoring = True
-                if first:
-                    first = False
-                    self._started()
-            await asyncio.sleep(_CLAIM_SECONDS)
-
-    async def _begin_or_drop(self, lease: Lease) -> None:
-        """Begin to read; if that fails, let go of the partition, so that the next claim tries again."""
-        partition = lease.partition
-        try:
-            begun = await self._begin(partition, lease.offset)
-        except (HazelcastError, GridError) as error:
-            _log.warning("%s: partition %d could not be begun: %s", self._job.name, partition, error)
-            begun = False
-        if self._restarts.get(partition) is lease:
-            del self._restarts[partition]
-            if not begun:
-                self._drop(partition)
-
-    async def _begin(self, partition: int, offset: int) -> bool:
-        """Read a partition from its committed offset, after comparing that with what the journal still has."""
-        oldest, newest = await self._reader.bounds(partition)
-        if offset < 0:
-            offset = oldest if self._job.start == "oldest" else newest + 1
-        elif offset < oldest:
-            self._reader.losses.lost += oldest - offset
-            _log.error(
-                "%s: partition %d lost %d events, overwritten while nobody read",
-                self._job.name,
-                partition,
-                oldest - offset,
-                extra={"action": "lost", "lost": oldest - offset},
-            )
-            offset = oldest
-        elif offset > newest + 1:
-            self._reader.losses.regressions += 1
-            _log.error(
-                "%s: the journal of partition %d ends at %d, but %d was committed: it has begun again",
-                self._job.name,
-                partition,
-                newest,
-                offset,
-                extra={"action": "regression"},
-            )
-            if not await self.leases.reset(partition, oldest):
-                return False
-            offset = oldest
-        if partition not in self.leases.held:
-            return False
-        self._acknowledged[partition] = offset
-        self._reader.start(partition, offset)
-        return True
-
-    def _regressed(self, partition: int, oldest: int) -> None:
-        """The journal of a partition begins again: so do we, with the lease's consent."""
-        self._forget(partition)
-        token = self._restarts[partition] = object()
-
-        async def restart() -> None:
-            try:
-                reset = await self.leases.reset(partition, oldest)
-            except HazelcastError as error:
-                _log.warning("%s: partition %d could not be begun again: %s", self._job.name, partition, error)
-                reset = False
-            if self._restarts.get(partition) is not token:
-                return
-            del self._restarts[partition]
-            if reset:
-                self._acknowledged[partition] = oldest
-                self._reader.start(partition, oldest)
-            else:
-                self._drop(partition)
-
-        self._spawn(restart())
-
-    async def _commit(self) -> None:
-        while True:
-            await asyncio.sleep(COMMIT_SECONDS)
-            for partition in await self.leases.commit(dict(self._acknowledged)):
-                self._drop(partition)
-            now = time.monotonic()
-            for partition in list(self.leases.held):
-                # The second is a net: whatever went wrong, a partition that is held is read, or let go.
-                unread = not self._reader.reads(partition) and partition not in self._restarts
-                if unread or not self.leases.stands(partition, now):
-                    self._drop(partition)
-            stats, losses = self.stats, self._reader.losses
-            stats.lost, stats.regressions, stats.partitions = losses.lost, losses.regressions, len(self.leases.held)
-            stats.copies = {
+            self.stats.copies = {
                 name: {
                     "entries": len(self._tables[name]),
                     "age": round(copy.age, 1),
                     "loads": copy.loads,
                     "bad": self._tables[name].bad,
+                    "error": self._tables[name].last_error if self._tables[name].bad else "",
                     "missed": self._model.active.plan.missed[name],
                 }
                 for name, copy in self._copies.items()
             }
-
-    async def _check(self) -> None:
-        """Compare the journals with our positions, a few partitions at a time: a parked read would never tell."""
-        while True:
-            for partition in range(self._grid.partition_count):
-                await asyncio.sleep(1 / _CHECKS_PER_SECOND)
-                try:
-                    await self._reader.check(partition)
-                except GridscoreError as error:
-                    _log.debug("%s: checking partition %d failed: %s", self._job.name, partition, error)
+            await asyncio.sleep(_STATS_SECONDS)
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(coroutine)

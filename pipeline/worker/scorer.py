@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from pipeline.features import DecodeError, EventDecoder, FeaturePlan
@@ -38,11 +39,23 @@ class ActiveModel:
 
 @dataclass(slots=True)
 class PartitionBatch:
-    """What one batch has for one partition: results to write, then the offset to go on from."""
+    """What one batch has for one partition: results to write, then the offset to go on from.
+
+    Attributes:
+        partition: Which.
+        next: The offset.
+        cursor: That read it.
+        at: When the first of its pages arrived, of the grid's clock.
+        lost: Events that were overwritten before they were read.
+        keys: Serialized keys of the results.
+        texts: JSON texts of the results.
+    """
 
     partition: int
     next: int
     cursor: Cursor
+    at: float
+    lost: int = 0
     keys: list[bytes] = field(default_factory=list)
     texts: list[bytes] = field(default_factory=list)
 
@@ -118,11 +131,12 @@ class Scorer:
         rows = _Rows()
         rejected: list[Rejected] = []
         batches: dict[int, PartitionBatch] = {}
-        for partition, page, cursor in arrivals:
+        for partition, page, cursor, lost, at in arrivals:
             batch = batches.get(partition)
             if batch is None:
-                batch = batches[partition] = PartitionBatch(partition, page.next, cursor)
+                batch = batches[partition] = PartitionBatch(partition, page.next, cursor, at)
             batch.next = page.next
+            batch.lost += lost
             self._decode(batch, page, rows, rejected)
         stage_ns["decode"] += clock() - began
 
@@ -137,7 +151,8 @@ class Scorer:
         if rows.events:
             scores = active.model.predict(matrix)
             stage_ns["predict"] += (began := clock()) - after
-            texts = self._encoder.encode(rows.events, scores, rows.sequences, active.model.version)
+            epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
+            texts = self._encoder.encode(rows.events, scores, rows.sequences, epochs, active.model.version)
             begin = 0
             for batch, count in rows.spans:
                 batch.keys += rows.keys[begin : begin + count]

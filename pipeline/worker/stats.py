@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 STAGES = ("decode", "features", "predict", "encode", "write")
+
+_LATENCY_WRITES = 2_048
+_LATENCY_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -17,14 +23,21 @@ class JobStats:
         events: Scored, results acknowledged.
         dead: Sent to the dead letters.
         batches: Micro-batches.
-        lost: Events overwritten before they were read.
-        regressions: Journals that began again.
+        lost: Events that this worker found overwritten before they were read.
+        regressions: Journals that this worker found begun again.
+        skipped: Events whose results stood already when they were read a second time.
+        rescued: Events that a rescan found without a result, and that were scored.
+        rescans: Rescans of held partitions that are to be done.
+        partitions: Held now.
+        rebalances: How often partitions came or went.
+        taken: Partitions that came.
+        given: Partitions that were given back.
+        committed_at: When offsets were committed last, in milliseconds since 1970; 0 if never.
         stage_ns: CPU nanoseconds of the event loop's thread, by stage.
         version: Version of the model in use, 0 if none.
         model_error: Why a newer version is not in use, empty if it is.
-        partitions: Held now.
-        copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries, and events that had no entry
-            since the model went live.
+        copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and what is wrong with the last,
+            and events that had no entry since the model went live.
     """
 
     events: int = 0
@@ -32,12 +45,20 @@ class JobStats:
     batches: int = 0
     lost: int = 0
     regressions: int = 0
+    skipped: int = 0
+    rescued: int = 0
+    rescans: int = 0
+    partitions: int = 0
+    rebalances: int = 0
+    taken: int = 0
+    given: int = 0
+    committed_at: int = 0
     stage_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     version: int = 0
     model_error: str = ""
-    partitions: int = 0
-    copies: dict[str, dict[str, float]] = field(default_factory=dict)
+    copies: dict[str, dict[str, Any]] = field(default_factory=dict)
     _window: list[tuple[float, int]] = field(default_factory=list)
+    _latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LATENCY_WRITES))
 
     def rate(self) -> float:
         """Events per second over the last few calls; call it once a second."""
@@ -47,8 +68,20 @@ class JobStats:
         (since, then), (until, last) = self._window[0], self._window[-1]
         return (last - then) / (until - since) if until > since else 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """For the worker's record."""
+    def wrote(self, arrived_at: float, now: float) -> None:
+        """A write was acknowledged, of events that had arrived at `arrived_at`."""
+        self._latencies.append((now, now - arrived_at))
+
+    def latency_ms(self, now: float) -> dict[str, float]:
+        """From arrival to acknowledgement, of the latest writes; empty if there were none lately."""
+        latest = [latency * 1000 for at, latency in self._latencies if now - at < _LATENCY_SECONDS]
+        if not latest:
+            return {}
+        p50, p99 = np.percentile(latest, [50, 99])
+        return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "max": round(max(latest), 2)}
+
+    def to_json(self, now: float) -> dict[str, Any]:
+        """For the worker's record; `now` is of the grid's clock."""
         return {
             "events": self.events,
             "dead_letters": self.dead,
@@ -56,9 +89,17 @@ class JobStats:
             "rate": round(self.rate(), 1),
             "lost": self.lost,
             "regressions": self.regressions,
+            "skipped": self.skipped,
+            "rescued": self.rescued,
+            "rescans": self.rescans,
+            "partitions": self.partitions,
+            "rebalances": self.rebalances,
+            "taken": self.taken,
+            "given": self.given,
+            "committed_at": self.committed_at,
+            "latency_ms": self.latency_ms(now),
             "version": self.version,
             "model_error": self.model_error,
-            "partitions": self.partitions,
             "stage_us_per_event": {s: round(ns / 1000 / max(self.events, 1), 3) for s, ns in self.stage_ns.items()},
             "lookups": self.copies,
         }

@@ -24,11 +24,13 @@ from pipeline.errors import (
     UnsupportedClientError,
     UsageError,
 )
+from pipeline.grid import transport
 from pipeline.grid.records import record_text
 from pipeline.job import JobRecord, Jobs, JobState
 from pipeline.job.life import WANTED
 from pipeline.worker.leases import LEASE_SECONDS
-from pipeline.worker.runner import STOP_SECONDS, JobRunner
+from pipeline.worker.members import Members
+from pipeline.worker.runner import JobRunner
 from pipeline.worker.status import WORKERS_MAP, forget_gone_workers
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
+STOP_SECONDS = 3.0
 FORGET_SECONDS = 60.0
 """Records of workers that were killed are removed by others after this time."""
 
@@ -80,12 +83,14 @@ class Worker:
         self._jobs = Jobs(grid)
         self._running: dict[str, _Running] = {}
         self._changed = asyncio.Event()
+        self._beat_now = asyncio.Event()
         self._stop_watching: Any = None
         self._main: asyncio.Task[None] | None = None
         self._began = time.time()
         self._swept_at = 0
         self._notes: set[asyncio.Task[None]] = set()
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._members = Members(grid, self.id)
 
     async def __aenter__(self) -> Self:
         self._main = asyncio.create_task(self.run(), name=f"worker {self.id}")
@@ -103,25 +108,54 @@ class Worker:
 
     async def run(self) -> None:
         """Find jobs and score for them until cancelled; then stop them cleanly."""
-        self._stop_watching = await self._jobs.watch(self._changed.set)
-        self._changed.set()
+        # What the system holds for a member that cannot be reached must not be delivered after the lease.
+        transport.hold_at_most(self._grid.client, self._lease_seconds / 2)
         try:
-            while True:
-                try:
-                    await self._reconcile()
-                    await self._publish()
-                except (HazelcastError, GridscoreError) as error:
-                    if not self._grid.is_running:
-                        raise
-                    _log.warning("Looking for jobs failed, trying again: %s", error, extra={"action": "retry"})
-                self._changed.clear()
-                try:
-                    async with asyncio.timeout(PUBLISH_SECONDS):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
+            self._stop_watching = await self._jobs.watch(self._changed.set)
+            await self._members.watch(self._beat_now.set)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_jobs())
+                tasks.create_task(self._beat())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         finally:
             await asyncio.shield(self._stop())
+
+    async def _follow_jobs(self) -> None:
+        while True:
+            self._changed.clear()
+            try:
+                await self._reconcile()
+            except (HazelcastError, GridscoreError) as error:
+                if not self._grid.is_running:
+                    raise
+                _log.warning("Looking for jobs failed, trying again: %s", error, extra={"action": "retry"})
+            try:
+                async with asyncio.timeout(PUBLISH_SECONDS):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _beat(self) -> None:
+        """Say that we live, and see who else does; whatever else takes its time, this does not wait for it."""
+        known: dict[str, set[str]] = {}
+        while True:
+            self._beat_now.clear()
+            try:
+                await self._publish()
+                await self._members.look()
+            except (HazelcastError, GridscoreError) as error:
+                _log.warning("The other workers could not be seen: %s", error, extra={"action": "retry"})
+            for name, running in self._running.items():
+                who = self._members.group(name)
+                if known.get(name) != who:
+                    known[name] = who
+                    running.runner.group.wake()
+            try:
+                async with asyncio.timeout(PUBLISH_SECONDS):
+                    await self._beat_now.wait()
+            except TimeoutError:
+                pass
 
     async def _reconcile(self) -> None:
         """Start, stop and restart runners so that they are what the job records want."""
@@ -144,8 +178,9 @@ class Worker:
         name = record.name
         runner = JobRunner(
             self._grid,
-            record.job,
-            self.id,
+            record,
+            self._members,
+            joined=self._beat_now.set,
             started=lambda: self._note(record, JobState.RUNNING),
             lease_seconds=self._lease_seconds,
         )
@@ -197,7 +232,8 @@ class Worker:
             "pid": os.getpid(),
             "began_at": int(self._began * 1000),
             "seen_at": now,
-            "jobs": {name: running.runner.stats.to_json() for name, running in self._running.items()},
+            "groups": [name for name, running in self._running.items() if running.runner.has_joined],
+            "jobs": {name: running.runner.stats.to_json(self._grid.clock()) for name, running in self._running.items()},
         }
         proxy = await self._grid.map(WORKERS_MAP)
         await proxy.set(self.id, HazelcastJsonValue(record_text(value)))
@@ -206,12 +242,14 @@ class Worker:
             await forget_gone_workers(self._grid, FORGET_SECONDS)
 
     async def _stop(self) -> None:
-        for name in list(self._running):
-            await self._end(name)
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 if self._grid.is_running:
-                    await self._stop_watching()
+                    # First of all, so that the others make room for what we are about to give back.
                     await (await self._grid.map(WORKERS_MAP)).delete(self.id)
+                    await self._members.close()
+                    if self._stop_watching is not None:
+                        await self._stop_watching()
         except (HazelcastError, TimeoutError) as error:
             _log.warning("The worker's record could not be removed: %s", str(error) or "the cluster does not answer")
+        await asyncio.gather(*(self._end(name) for name in list(self._running)))

@@ -76,14 +76,14 @@ def predict(model, rows):
 
 
 @asynccontextmanager
-async def scoring(cluster, name, *, mode="copy", model=None, **worker):
-    """A client, with the job submitted and a worker that scores for it."""
+async def scoring(cluster, name, *, mode="copy", model=None, file=None, **worker):
+    """A client, with the job submitted and a worker that scores for it; another job file, if it is given."""
     from pipeline.worker import Worker
 
     async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
         await client.put_events(f"lookups.{name}", customers())
         await client.push_model(model or booster(), name, alias="champion")
-        await client.submit(job(name, mode))
+        await client.submit(job(name, mode) if file is None else parse_job(file, "test"))
         async with Worker(client.grid, [name], **worker) as scorer:
             yield client, scorer
 

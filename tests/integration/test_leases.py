@@ -1,4 +1,4 @@
-"""Leases on a real member: claim, commit, expire, fence."""
+"""Leases on a real member: claim, commit, expire, fence, release, reset."""
 
 import asyncio
 
@@ -6,7 +6,8 @@ import pytest_asyncio
 import scoring
 
 from pipeline.grid import connect
-from pipeline.worker.leases import Leases, delete_records, read_records
+from pipeline.grid.writer import partition_of
+from pipeline.worker.leases import Leases, Progress, begin_anew, lease_key, read_records
 
 
 @pytest_asyncio.fixture
@@ -15,70 +16,119 @@ async def grid(grid_settings):
         yield grid
 
 
+async def claim_all(leases, grid):
+    """Look, and take whatever can be taken."""
+    await leases.look(range(grid.partition_count))
+    return await leases.claim(leases.claimable())
+
+
+def everywhere(grid, offset):
+    return dict.fromkeys(range(grid.partition_count), Progress(offset, 0))
+
+
+async def test_a_record_lies_in_the_partition_that_it_is_of(grid, unique):
+    for partition in (0, 1, 17, grid.partition_count - 1):
+        key = lease_key(unique, partition, grid.partition_count)
+        assert partition_of(key, grid.partition_count) == partition
+    leases = Leases(grid, unique, "one")
+    assert len(await claim_all(leases, grid)) == grid.partition_count
+    assert len(await read_records(grid, unique)) == grid.partition_count
+    assert (await read_records(grid, unique, [3, 9])).keys() == {3, 9}
+
+
 async def test_a_lease_is_claimed_once_and_goes_on_where_it_was_committed(grid, unique):
     first, second = Leases(grid, unique, "first"), Leases(grid, unique, "second")
 
-    taken = await first.claim()
+    taken = await claim_all(first, grid)
     assert len(taken) == grid.partition_count
-    assert {lease.offset for lease in taken} == {-1}
-    assert await second.claim() == []
+    assert {lease.record.offset for lease in taken} == {-1}
+    assert all(lease.clean for lease in taken)
+    assert await claim_all(second, grid) == []
 
-    assert await first.commit({3: 17}) == []
-    await first.release({3: 18, 4: 5})
-    taken = {lease.partition: lease for lease in await second.claim()}
-    assert (taken[3].offset, taken[4].offset, taken[5].offset) == (18, 5, -1)
+    assert await first.commit({3: Progress(17, 2)}) == []
+    first.held[4].doubt = 9
+    await first.release({3: Progress(18, 2), 4: Progress(5, 0)})
+    taken = {lease.partition: lease for lease in await claim_all(second, grid)}
+    assert taken.keys() == {3, 4}
+    assert [(taken[p].record.offset, taken[p].record.lost, taken[p].doubt) for p in (3, 4)] == [(18, 2, 0), (5, 0, 9)]
     assert taken[3].record.epoch == 2
+    assert taken[3].clean
+
+
+async def test_of_two_that_claim_at_once_one_gets_each_partition(grid, unique):
+    workers = [Leases(grid, unique, f"worker{n}") for n in range(3)]
+    for worker in workers:
+        await worker.look(range(grid.partition_count))
+    await asyncio.gather(*(worker.claim(worker.claimable()) for worker in workers))
+    held = [partition for worker in workers for partition in worker.held]
+    assert sorted(held) == list(range(grid.partition_count))
 
 
 async def test_a_silent_owner_loses_its_leases_after_the_lease_time_and_cannot_commit(grid, unique):
-    first, second = Leases(grid, unique, "first", seconds=0.5), Leases(grid, unique, "second", seconds=0.5)
-    await first.claim()
-    await first.commit(dict.fromkeys(range(grid.partition_count), 10))
+    first, second = Leases(grid, unique, "first", seconds=0.6), Leases(grid, unique, "second", seconds=5.0)
+    await claim_all(first, grid)
+    await first.commit(everywhere(grid, 10))
 
     async def taken_over():
-        await second.claim()
+        await claim_all(second, grid)
         return len(second.held) == grid.partition_count
 
-    began = asyncio.get_running_loop().time()
+    began = grid.clock()
     await scoring.until(taken_over)
-    assert asyncio.get_running_loop().time() - began >= 0.5
+    # It is the owner's lease time that counts, not that of the one who waits for it.
+    assert 0.6 <= grid.clock() - began < 5.0
+    assert not any(lease.clean for lease in second.held.values())
 
-    now = asyncio.get_running_loop().time()
-    assert not any(first.stands(partition, now) for partition in range(grid.partition_count))
-    lost = await first.commit(dict.fromkeys(range(grid.partition_count), 11))
+    assert not any(first.stands(partition, grid.clock()) for partition in range(grid.partition_count))
+    lost = await first.commit(everywhere(grid, 11))
     assert sorted(lost) == list(range(grid.partition_count))
     assert not first.held
     records = await read_records(grid, unique)
     assert {(r.owner, r.epoch, r.offset) for r in records.values()} == {("second", 2, 10)}
 
 
+async def test_a_lease_that_nobody_watched_has_not_run_out(grid, unique):
+    first, second = Leases(grid, unique, "first", seconds=0.4), Leases(grid, unique, "second", seconds=0.4)
+    await claim_all(first, grid)
+    await second.look(range(grid.partition_count))
+    await asyncio.sleep(0.6)  # as long as a pause of the watcher, or a member that did not answer
+    await second.look(range(grid.partition_count))
+    assert second.claimable() == []
+
+
 async def test_an_owner_that_renews_keeps_its_leases(grid, unique):
-    first, second = Leases(grid, unique, "first", seconds=0.6), Leases(grid, unique, "second", seconds=0.6)
-    await first.claim()
-    loop = asyncio.get_running_loop()
-    end = loop.time() + 2.0
-    while loop.time() < end:
+    first, second = Leases(grid, unique, "first", seconds=1.0), Leases(grid, unique, "second", seconds=1.0)
+    await claim_all(first, grid)
+    end = grid.clock() + 2.5
+    while grid.clock() < end:
         assert await first.commit({}) == []
-        assert await second.claim() == []
+        assert await claim_all(second, grid) == []
     assert len(first.held) == grid.partition_count
 
 
-async def test_an_offset_never_goes_back(grid, unique, caplog):
+async def test_an_offset_never_goes_back_but_by_a_reset(grid, unique, caplog):
     leases = Leases(grid, unique, "one")
-    await leases.claim()
-    await leases.commit({0: 10})
+    await claim_all(leases, grid)
+    await leases.commit({0: Progress(10, 0), 1: Progress(10, 3)})
 
-    assert await leases.commit({0: 9}) == [0]
+    assert await leases.commit({0: Progress(9, 0)}) == [0]
 
     assert 0 not in leases.held
     assert (await read_records(grid, unique))[0].offset == 10
     assert "would go back from 10 to 9" in caplog.text
 
+    assert await leases.reset(1, 4, regressed=True)
+    record = (await read_records(grid, unique))[1]
+    assert (record.offset, record.epoch, record.origin, record.lost, record.regressions) == (4, 2, 2, 3, 1)
+    assert not await leases.reset(0, 4)
 
-async def test_forgotten_records_begin_anew(grid, unique):
+
+async def test_a_job_that_begins_anew_counts_its_epochs_on_and_whoever_held_it_finds_out(grid, unique):
     leases = Leases(grid, unique, "one")
-    await leases.claim()
-    await leases.release({0: 10})
-    await delete_records(grid, unique)
+    await claim_all(leases, grid)
+    await leases.commit({0: Progress(10, 1)})
+    await begin_anew(grid, unique)
 
-    assert await read_records(grid, unique) == {}
+    record = (await read_records(grid, unique))[0]
+    assert (record.offset, record.lost, record.epoch, record.origin) == (-1, 0, 2, 2)
+    assert sorted(await leases.commit(everywhere(grid, 12))) == list(range(grid.partition_count))

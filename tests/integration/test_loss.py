@@ -1,5 +1,8 @@
 """Loss is counted, never silent: a ring that overflows while nobody reads, and while somebody does."""
 
+from contextlib import asynccontextmanager
+
+import msgspec
 import pytest
 import scoring
 import yaml
@@ -8,8 +11,11 @@ from pipeline.grid import connect
 from pipeline.grid.member import Cluster
 from pipeline.grid.settings import GridSettings
 from pipeline.grid.template import template_file
-from pipeline.grid.writer import MapWriter
+from pipeline.grid.writer import MapWriter, partition_of
+from pipeline.job import JobState
+from pipeline.worker.leases import read_records
 from pipeline.worker.reader import JournalReader
+from pipeline.worker.rescan import pending
 
 
 @pytest.fixture(scope="module")
@@ -23,44 +29,97 @@ def small_ring(tmp_path_factory):
         yield cluster
 
 
-async def test_events_overwritten_before_anybody_read_are_counted(small_ring, unique, caplog):
-    name = f"job-{unique}"
-    async with scoring.scoring(small_ring, name) as (client, worker):
+async def as_it_is(_cursor, page, _gap):
+    return page
+
+
+def reader_of(grid, map_name, regressed=print):
+    return JournalReader(grid, map_name, regressed, as_it_is)
+
+
+@asynccontextmanager
+async def overrun(cluster, name, on_loss):
+    """A job that has scored 50 events and is suspended while more overrun the ring of partition 7; and its worker."""
+    text = scoring.JOB.format(name=name, mode="copy") + f"on_loss: {on_loss}\naudit: off\n"
+    async with scoring.scoring(cluster, name, file=text) as (client, worker):
         await client.put_events(f"events.{name}", scoring.events(50))
         await scoring.all_results(client, name, 50)
         await client.jobs.suspend(name)
         await scoring.until(lambda: not worker.runners)
-        another = MapWriter(client.grid, f"events.{name}")  # a producer that is not ours, and does not wait
-        for number in range(11):
-            await another.put([("one-key", b'{"amount": %d, "user": "u1"}' % number)])
+        # Past our own back-pressure, as a producer that is not ours would.
+        writer, data = MapWriter(client.grid, f"events.{name}"), scoring.events(5_000, begin=50)
+        same = [key for key in data if partition_of(writer.serialize_key(key), client.grid.partition_count) == 7]
+        for key in same:
+            await writer.put([(key, msgspec.json.encode(data[key]))])
+        assert len(same) > 5
+        yield client, worker, same
+
+
+async def lost(client, name):
+    records = await read_records(client.grid, name)
+    return {partition: record.lost for partition, record in records.items() if record.lost}
+
+
+async def test_events_overwritten_before_anybody_read_are_found_in_the_map_and_scored(small_ring, unique, caplog):
+    name = f"job-{unique}"
+    async with overrun(small_ring, name, "rescan") as (client, worker, same):
         await client.jobs.resume(name)
-        stats = await scoring.until(
-            lambda: name in worker.runners and worker.runners[name].stats.lost and worker.runners[name].stats
-        )
-        assert stats.lost == 7
-    assert "lost 7 events, overwritten while nobody read" in caplog.text
+        await scoring.all_results(client, name, 50 + len(same))
+        assert await scoring.until(lambda: lost(client, name)) == {7: len(same) - 4}
+
+        async def settled():
+            return not await pending(client.grid, name)
+
+        await scoring.until(settled)
+        assert worker.runners[name].stats.rescued == len(same) - 4
+        results = await scoring.all_results(client, name, 50 + len(same))
+        assert sorted(results[key]["sequence"] for key in same)[: len(same) - 3] == [-1] * (len(same) - 4) + [
+            min(results[key]["sequence"] for key in same if results[key]["sequence"] >= 0)
+        ]
+    assert f"lost {len(same) - 4} events" in caplog.text
 
 
-async def test_a_gap_between_two_reads_is_counted(small_ring, unique, caplog):
+async def test_with_continue_they_are_only_counted(small_ring, unique):
+    name = f"job-{unique}"
+    async with overrun(small_ring, name, "continue") as (client, worker, same):
+        await client.jobs.resume(name)
+        assert await scoring.until(lambda: lost(client, name)) == {7: len(same) - 4}
+        assert len(await scoring.all_results(client, name, 54)) == 54
+        assert await pending(client.grid, name) == {}
+        assert worker.runners[name].stats.rescued == 0
+
+
+async def test_with_halt_the_job_fails_and_goes_on_behind_the_gap_when_resumed(small_ring, unique):
+    name = f"job-{unique}"
+    async with overrun(small_ring, name, "halt") as (client, _, same):
+        await client.jobs.resume(name)
+
+        async def failed():
+            record = await client.jobs.get(name)
+            return record if record.state == JobState.FAILED else None
+
+        record = await scoring.until(failed)
+        assert f"lost {len(same) - 4} events before they were read" in record.error
+        await client.jobs.resume(name)
+        assert len(await scoring.all_results(client, name, 54)) == 54
+        assert await lost(client, name) == {7: len(same) - 4}
+
+
+async def test_a_gap_between_two_reads_is_counted(small_ring, unique):
     settings = GridSettings.load(members=small_ring.addresses, cluster_name=small_ring.cluster_name)
     async with await connect(settings) as grid:
         writer = MapWriter(grid, f"events.{unique}")
         for number in range(9):
             await writer.put([("key", b"%d" % number)])
-        (partition,) = [
-            p
-            for p in range(grid.partition_count)
-            if (await JournalReader(grid, writer.map_name, print).bounds(p))[1] >= 0
-        ]
-        reader = JournalReader(grid, writer.map_name, print)
+        partition = partition_of(writer.serialize_key("key"), grid.partition_count)
+        reader = reader_of(grid, writer.map_name)
         reader.start(partition, 2)
         await reader.wait()
-        ((_, page, _),) = reader.take(100)
-        assert page.sequences == [5, 6, 7, 8]
-        assert page.values == [b"5", b"6", b"7", b"8"]
-        assert reader.losses.lost == 3
+        (arrival,) = reader.take(100)
+        assert arrival.page.sequences == [5, 6, 7, 8]
+        assert arrival.page.values == [b"5", b"6", b"7", b"8"]
+        assert arrival.lost == 3
         reader.close()
-    assert "3 events were overwritten before they were read (expected sequence 2, got 5)" in caplog.text
 
 
 async def test_a_journal_that_begins_again_is_noticed_by_a_parked_reader(small_ring, unique, caplog):
@@ -68,14 +127,13 @@ async def test_a_journal_that_begins_again_is_noticed_by_a_parked_reader(small_r
     async with await connect(settings) as grid:
         writer = MapWriter(grid, f"events.{unique}")
         await writer.put([("key", b"1")])
+        partition = partition_of(writer.serialize_key("key"), grid.partition_count)
         regressions = []
-        reader = JournalReader(grid, writer.map_name, lambda partition, oldest: regressions.append((partition, oldest)))
-        (partition,) = [p for p in range(grid.partition_count) if (await reader.bounds(p))[1] >= 0]
+        reader = reader_of(grid, writer.map_name, lambda partition, oldest: regressions.append((partition, oldest)))
 
         reader.start(partition, 50)  # as if 50 events had been read from a journal that has died since
         await reader.check(partition)
 
         assert regressions == [(partition, 0)]
-        assert reader.losses.regressions == 1
         reader.close()
     assert "its journal begins again at 0" in caplog.text

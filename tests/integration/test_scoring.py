@@ -206,7 +206,7 @@ async def test_two_workers_do_not_score_the_same_partition(cluster, unique):
     name = f"job-{unique}"
     async with scoring.scoring(cluster, name) as (client, first):
         everything = client.grid.partition_count
-        await scoring.until(lambda: first.runners and len(first.runners[name].leases.held) == everything)
+        await scoring.until(lambda: first.runners and len(first.runners[name].group.held) == everything)
         async with Worker(client.grid, [name]) as second:
             await scoring.until(lambda: second.runners)
             await client.put_events(f"events.{name}", scoring.events(300))

@@ -22,18 +22,18 @@ async def test_a_write_of_unknown_fate_is_made_again(cluster, unique, mode, monk
     name, model = f"job-{unique}", scoring.booster()
     put, calls = MapWriter.put_partition, 0
 
-    def sometimes(self, partition, keys, texts, *, once=True):
+    def sometimes(self, partition, keys, texts, **how):
         nonlocal calls
         if not self.map_name.startswith("results."):
-            return put(self, partition, keys, texts, once=once)
+            return put(self, partition, keys, texts, **how)
         calls += 1
         if calls % 5 == 1:  # half of these have happened, half have not
             if calls % 2:
-                put(self, partition, keys, texts, once=once).add_done_callback(lambda done: done.exception())
+                put(self, partition, keys, texts, **how).add_done_callback(lambda done: done.exception())
             future = asyncio.get_running_loop().create_future()
             future.set_exception(TargetDisconnectedError("as if the connection had been lost"))
             return future
-        return put(self, partition, keys, texts, once=once)
+        return put(self, partition, keys, texts, **how)
 
     monkeypatch.setattr(MapWriter, "put_partition", sometimes)
     async with scoring.scoring(cluster, name, mode=mode, model=model) as (client, worker):
@@ -47,7 +47,7 @@ async def test_a_write_of_unknown_fate_is_made_again(cluster, unique, mode, monk
             return sum(max(record.offset, 0) for record in records.values()) == 600
 
         await scoring.until(committed)
-        assert len(worker.runners[name].leases.held) == client.grid.partition_count
+        assert len(worker.runners[name].group.held) == client.grid.partition_count
     assert calls > 5
     expected = scoring.predict(model, scoring.expected_rows(events.values()))
     got = np.array([results[key]["score"] for key in events], dtype=np.float32)

@@ -1,0 +1,422 @@
+"""The part of one worker in the group of a job: which partitions it holds, from joining to leaving.
+
+There is no leader. Each worker sees who lives (`members`) and who holds what (`leases`), and knows by the same rule how
+many partitions it should hold (`assignment`). It takes what is free up to that, and gives back what is above.
+
+A partition is *taken* in this order:
+
+1. Its lease is claimed, with the next epoch.
+2. The committed offset is compared with its journal. A journal that ends before it has begun again: the offset is
+   reset, and counted. A restart of the job that the partition has not seen sets the offset, too.
+3. If the owner before did not release it, results may stand up to the journal's end as it is now: it is in doubt.
+4. It is read from the offset on. Events in doubt whose results stand are passed over.
+
+It is *committed* a few times a second: what is acknowledged becomes the offset by compare-and-set, which also renews
+the lease. A failed compare-and-set means that somebody else has it: it is dropped, unwritten results and all.
+
+It is *given back* within one budget of time, in this order:
+
+1. It is no longer read; what was read and not written is forgotten.
+2. The writes under way are waited for.
+3. Offset and owner are written in one compare-and-set: who takes it next goes on without doubt and without waiting.
+
+What cannot be done within the budget is left: the lease then runs out, as after a crash. Partitions that do not move
+are not touched by any of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import zlib
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from hazelcast.errors import HazelcastError
+
+from pipeline.errors import EventsLostError, GridError, GridscoreError
+from pipeline.worker import rescan
+from pipeline.worker.assignment import quota
+from pipeline.worker.leases import Leases, Progress
+from pipeline.worker.offsets import Offsets
+from pipeline.worker.reader import JournalReader
+from pipeline.worker.restart import restart_position
+from pipeline.worker.standing import without_standing
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from pipeline.grid import Grid
+    from pipeline.grid.journal import Page
+    from pipeline.job import JobRecord
+    from pipeline.worker.leases import Lease
+    from pipeline.worker.members import Members
+    from pipeline.worker.reader import Cursor
+    from pipeline.worker.stats import JobStats
+
+_log = logging.getLogger(__name__)
+
+COMMIT_SECONDS = 0.5
+GIVE_BACK_SECONDS = 4.0
+_RELEASE_SECONDS = 1.5
+"""Part of the budget that is kept for the compare-and-set."""
+
+_TURN_SECONDS = 1.0
+_HUNGRY_TURN_SECONDS = 0.2
+_HUNGRY_SECONDS = 15.0
+_LOOK_ALL_SECONDS = 5.0
+_CHECKS_PER_SECOND = 10
+_RETRY_SECONDS = 0.5
+
+
+class Group:
+    """Takes, commits and gives back partitions of one job.
+
+    Args:
+        grid: The connection.
+        record: The job.
+        members: Who lives.
+        stats: Where to count.
+        seconds: Lease time.
+    """
+
+    def __init__(self, grid: Grid, record: JobRecord, members: Members, stats: JobStats, *, seconds: float) -> None:
+        self._grid = grid
+        self._record = record
+        self._job = record.job
+        self._members = members
+        self._stats = stats
+        self.leases = Leases(grid, record.name, members.worker, seconds=seconds)
+        self.offsets = Offsets()
+        self.reader = JournalReader(grid, self._job.events, self._regressed, self._look_into)
+        self._beginning: dict[int, object] = {}  # partitions that will be read, each with what asked for it last
+        self._giving: set[int] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._wake = asyncio.Event()
+        self._who: set[str] = set()
+        self._who_since = float("-inf")
+        self._looked_all = float("-inf")
+        self.first_taken = asyncio.Event()
+
+    @property
+    def held(self) -> Collection[int]:
+        """Partitions that this worker holds."""
+        return self.leases.held.keys()
+
+    def wake(self) -> None:
+        """Look at once who lives and who holds what."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Take part until cancelled; call `leave` then."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._balance())
+            group.create_task(self._commit())
+            group.create_task(self._check())
+
+    async def leave(self) -> None:
+        """Give everything back."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._grid.is_running:
+            await self._give_back(list(self.held))
+        self.reader.close()
+
+    # ------------------------------------------------------------------ taking
+
+    async def _balance(self) -> None:
+        while True:
+            self._wake.clear()
+            hungry = False
+            try:
+                hungry = await self._turn()
+            except (HazelcastError, GridError) as error:
+                _log.warning("%s: claiming partitions failed, trying again: %s", self._job.name, error)
+            if self.held:
+                self.first_taken.set()
+            # Whoever has too little looks often, but not for ever: others may have good reasons.
+            often = hungry and self._grid.clock() - self._who_since < _HUNGRY_SECONDS
+            try:
+                async with asyncio.timeout(_HUNGRY_TURN_SECONDS if often else _TURN_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _turn(self) -> bool:
+        """Look, and take or give what is to be; whether something is missing still."""
+        leases, count, now = self.leases, self._grid.partition_count, self._grid.clock()
+        who = self._members.group(self._job.name)
+        if who != self._who:
+            self._who, self._who_since, self._looked_all = who, now, float("-inf")
+        mine = self._quota()
+        if now - self._looked_all >= _LOOK_ALL_SECONDS or len(leases.held) < mine:
+            await leases.look(range(count))
+            self._looked_all = now
+        else:
+            # The leases of those who live need no watching.
+            await leases.look(p for p, owner in leases.owners().items() if not self._members.is_fresh(owner))
+        mine = self._quota()
+        room = mine - len(leases.held)
+        if room > 0:
+            # Each begins elsewhere, so that several do not go for the same.
+            start = zlib.crc32(self._members.worker.encode()) % count
+            free = sorted(leases.claimable(), key=lambda partition: (partition - start) % count)
+            if taken := await leases.claim(free[:room]):
+                self._stats.taken += len(taken)
+                self._stats.rebalances += 1
+                await self._begin_all(taken)
+        elif room < 0 and not self._giving:
+            # What came last goes first: it is the least settled.
+            self._spawn(self._give_back([p for p in leases.held if p not in self._beginning][room:]))
+        return len(leases.held) < mine
+
+    def _quota(self) -> int:
+        held = Counter(self.leases.owners().values())
+        return quota(self._members.worker, {name: held[name] for name in self._who}, self._grid.partition_count)
+
+    async def _begin_all(self, taken: Sequence[Lease]) -> None:
+        """Read what was taken. What cannot be begun is let go, so that the next turn takes it again."""
+        for lease in taken:
+            self._beginning[lease.partition] = lease
+        begun = dict(zip(taken, await asyncio.gather(*map(self._begin, taken)), strict=True))
+        # An offset that nobody has written yet is written before it is relied on: "latest" must not move.
+        fresh = {
+            lease.partition: Progress(offset, lease.record.lost)
+            for lease, offset in begun.items()
+            if offset is not None and lease.record.offset < 0
+        }
+        if fresh:
+            await self.leases.commit(fresh)
+        for lease, offset in begun.items():
+            partition = lease.partition
+            if self._beginning.get(partition) is not lease:
+                continue
+            del self._beginning[partition]
+            if offset is None or lease.record.offset < 0 or partition not in self.leases.held:
+                self.drop(partition)
+            else:
+                self._read(lease, offset)
+
+    async def _begin(self, lease: Lease) -> int | None:
+        """Where to begin with a partition that was taken; None if it cannot be begun."""
+        partition, record = lease.partition, lease.record
+        try:
+            oldest, newest = await self.reader.bounds(partition)
+            if self._record.begin and record.run != self._record.restarts:
+                offset = await restart_position(self._grid, self._record, partition, oldest, newest)
+                return offset if await self.leases.reset(partition, offset, run=self._record.restarts) else None
+            if record.offset < 0:
+                return oldest if self._job.start == "oldest" else newest + 1
+            if record.offset > newest + 1:
+                self._log_regression(partition, record.offset, newest)
+                return oldest if await self._begin_again(partition, oldest) else None
+        except (HazelcastError, GridError) as error:
+            _log.warning("%s: partition %d could not be begun: %s", self._job.name, partition, error)
+            return None
+        if not lease.clean:
+            lease.doubt = max(lease.doubt, newest + 1)
+        return record.offset
+
+    def _read(self, lease: Lease, offset: int) -> None:
+        self.offsets.begin(lease.partition, Progress(offset, lease.record.lost))
+        self.reader.start(lease.partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
+
+    # ------------------------------------------------------------------ committing
+
+    async def _commit(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_SECONDS)
+            for partition in await self.leases.commit(self.offsets.committable()):
+                self._lost_lease(partition)
+            self._stats.committed_at = int(time.time() * 1000)
+            now, busy = self._grid.clock(), self._beginning.keys() | self._giving
+            for partition in list(self.held):
+                # The second is a net: whatever went wrong, a partition that is held is read, or let go.
+                unread = not self.reader.reads(partition) and partition not in busy
+                if unread or not self.leases.stands(partition, now):
+                    self._lost_lease(partition)
+            self._stats.partitions = len(self.held)
+
+    # ------------------------------------------------------------------ giving back
+
+    async def _give_back(self, partitions: Collection[int]) -> None:
+        """Commit and release partitions, within the budget."""
+        for partition in partitions:
+            self.reader.stop(partition)
+            self._beginning.pop(partition, None)
+        self._giving.update(partitions)
+        deadline = asyncio.get_running_loop().time() + GIVE_BACK_SECONDS
+        try:
+            async with asyncio.timeout_at(deadline - _RELEASE_SECONDS):
+                await self.offsets.settle(partitions)
+        except TimeoutError:
+            _log.warning("%s: some writes were not acknowledged before the partitions were given back", self._job.name)
+        progress = {}
+        for partition in partitions:
+            lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
+            if lease is not None and self.offsets.settled(partition) and lease.record.offset >= 0:
+                progress[partition] = there or Progress(lease.record.offset, lease.record.lost)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.leases.release(progress)
+                self._stats.given += len(progress)
+                self._stats.rebalances += bool(progress)
+        except (HazelcastError, TimeoutError) as error:
+            _log.warning(
+                "%s: %d partitions could not be given back, their leases run out in %.0f s: %s",
+                self._job.name,
+                len(progress),
+                self.leases.seconds,
+                str(error) or "the cluster does not answer",
+            )
+        for partition in partitions:
+            self.drop(partition)
+        self._giving.difference_update(partitions)
+
+    def drop(self, partition: int) -> None:
+        """Neither read, write nor commit a partition any more, without a word to the grid."""
+        self.leases.drop(partition)
+        self.reader.stop(partition)
+        self.offsets.forget(partition)
+        self._beginning.pop(partition, None)
+
+    def _lost_lease(self, partition: int) -> None:
+        _log.warning("%s: partition %d is no longer ours", self._job.name, partition, extra={"action": "lease_lost"})
+        self.drop(partition)
+
+    # ------------------------------------------------------------------ trouble
+
+    def put_back(self, partition: int) -> None:
+        """Read a partition again from what is acknowledged: the fate of a write is not known, so it is looked up."""
+        lease = self.leases.held.get(partition)
+        if lease is None or self.offsets.acknowledged(partition) is None:
+            return
+        offset, written = self.offsets.rewind(partition)
+        lease.doubt = max(lease.doubt, written)
+        self.reader.stop(partition)
+        if partition in self._giving:
+            return
+        token = self._beginning[partition] = object()
+
+        async def read_again() -> None:
+            await asyncio.sleep(_RETRY_SECONDS)
+            if self._beginning.get(partition) is token:
+                del self._beginning[partition]
+                self.reader.start(partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
+
+        self._spawn(read_again())
+
+    async def _look_into(self, cursor: Cursor, page: Page, gap: int) -> Page:
+        """A page behind a gap, or in doubt: count and act on loss, pass over what has its result."""
+        partition = cursor.partition
+        if gap:
+            self._stats.lost += gap
+            _log.error(
+                "%s: partition %d lost %d events: they were overwritten before they were read (expected sequence %d, "
+                "got %d)",
+                self._job.name,
+                partition,
+                gap,
+                cursor.position,
+                page.first,
+                extra={"action": "lost", "lost": gap, "partition": partition},
+            )
+            await self._act_on_loss(partition, "gap")
+            if self._job.on_loss == "halt":
+                await self._halt(partition, page.first, gap)
+        if page.first < cursor.doubt:
+            lease = self.leases.held.get(partition)
+            origin = lease.record.origin if lease is not None else 0
+            before = len(page.keys)
+            page = await without_standing(self._grid, self._job.results, partition, page, origin)
+            self._stats.skipped += before - len(page.keys)
+        return page
+
+    async def _act_on_loss(self, partition: int, reason: str) -> None:
+        if self._job.on_loss == "rescan":
+            # Written before the offset passes the gap, so that it outlives us.
+            await rescan.request(self._grid, self._job.name, [partition], reason)
+
+    async def _halt(self, partition: int, first: int, gap: int) -> None:
+        """Fail the job; resumed, it goes on behind the gap."""
+        try:
+            async with asyncio.timeout(GIVE_BACK_SECONDS):
+                await self.offsets.settle([partition])
+                there = self.offsets.acknowledged(partition)
+                if there is not None:
+                    await self.leases.commit({partition: Progress(first, there.lost + gap)})
+                    self.offsets.begin(partition, Progress(first, there.lost + gap))
+        except (HazelcastError, TimeoutError) as error:
+            _log.warning("%s: the gap could not be committed: %s", self._job.name, error or "no answer")
+        self.reader.fail(
+            EventsLostError(
+                f"Partition {partition} of `{self._job.events}` lost {gap} events before they were read, and the job "
+                "says `on_loss: halt`.",
+                f"`gridscore resume {self._job.name}` goes on behind the gap; give the journal more capacity, or the "
+                "job more workers.",
+            )
+        )
+
+    def _regressed(self, partition: int, oldest: int) -> None:
+        """The journal of a partition begins again: so do we, with the lease's consent."""
+        lease = self.leases.held.get(partition)
+        self.offsets.forget(partition)
+        token = self._beginning[partition] = object()
+
+        async def restart() -> None:
+            try:
+                begun = lease is not None and await self._begin_again(partition, oldest)
+            except (HazelcastError, GridError) as error:
+                _log.warning("%s: partition %d could not be begun again: %s", self._job.name, partition, error)
+                begun = False
+            if self._beginning.get(partition) is not token:
+                return
+            del self._beginning[partition]
+            if begun and lease is not None:
+                self._read(lease, oldest)
+            else:
+                self._lost_lease(partition)
+
+        self._spawn(restart())
+
+    async def _begin_again(self, partition: int, oldest: int) -> bool:
+        self._stats.regressions += 1
+        await self._act_on_loss(partition, "regression")
+        if not await self.leases.reset(partition, oldest, regressed=True):
+            return False
+        if self._job.on_loss == "halt":
+            self.reader.fail(
+                EventsLostError(
+                    f"The journal of partition {partition} of `{self._job.events}` has begun again: its map has lost "
+                    "writes, and the job says `on_loss: halt`.",
+                    f"`gridscore resume {self._job.name}` reads what the journal has now; give the map a backup-count.",
+                )
+            )
+        return True
+
+    def _log_regression(self, partition: int, offset: int, newest: int) -> None:
+        _log.error(
+            "%s: the journal of partition %d ends at %d, but %d was committed: it has begun again",
+            self._job.name,
+            partition,
+            newest,
+            offset,
+            extra={"action": "regression"},
+        )
+
+    async def _check(self) -> None:
+        """Compare the journals with our positions, a few partitions at a time: a parked read would never tell."""
+        while True:
+            for partition in range(self._grid.partition_count):
+                await asyncio.sleep(1 / _CHECKS_PER_SECOND)
+                try:
+                    await self.reader.check(partition)
+                except GridscoreError as error:
+                    _log.debug("%s: checking partition %d failed: %s", self._job.name, partition, error)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

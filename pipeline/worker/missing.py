@@ -1,0 +1,95 @@
+"""Events without a result: found in the event map itself, a partition at a time, whatever the journal still has.
+
+Dead letters are no missing results: an event that is one, with the same bytes, is left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.grid import transport, wire
+from pipeline.grid.copies import payload
+from pipeline.worker.dead_letters import MAX_RAW, walk_letters
+from pipeline.worker.standing import results_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+
+    from pipeline.grid import Grid
+    from pipeline.job import Job
+
+_PAGE = 512
+
+
+class Event(NamedTuple):
+    """An entry of the event map: serialized key and value."""
+
+    key: bytes
+    value: bytes
+
+
+class Rejection(NamedTuple):
+    """What tells a dead letter's event: its key, and a checksum of its bytes as far as they are kept."""
+
+    key: bytes
+    checksum: int
+
+
+async def rejections(grid: Grid, job: Job) -> set[Rejection]:
+    """The events that are dead letters of a job.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    return {
+        Rejection(base64.b64decode(letter.key_data), zlib.crc32(letter.raw_bytes))
+        async for letter in walk_letters(grid, job.name)
+    }
+
+
+async def without_result(
+    grid: Grid, job: Job, partition: int, rejected: Collection[Rejection]
+) -> AsyncIterator[list[Event]]:
+    """Events of a partition that have no result now, a page of the event map at a time; pages may be empty.
+
+    They may only wait for their turn in the journal.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    pointers = [wire.FIRST_ENTRY]
+    while pointers[-1][0] >= 0:
+        message = wire.encode_fetch_entries(job.events, pointers, _PAGE)
+        pointers, entries = await transport.invoke(grid.client, message, partition, wire.decode_fetch_entries)
+        yield await _still_without(grid, job, partition, [Event(*entry) for entry in entries], rejected)
+
+
+async def still_without_result(
+    grid: Grid, job: Job, partition: int, events: list[Event], rejected: Collection[Rejection]
+) -> list[Event]:
+    """Those of some events that have no result now and are in the event map, with the values they have now.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    if not events:
+        return []
+    message = wire.encode_get_all(job.events, [event.key for event in events])
+    now = await transport.invoke(grid.client, message, partition, wire.decode_get_all)
+    return await _still_without(grid, job, partition, [Event(*entry) for entry in now], rejected)
+
+
+async def _still_without(
+    grid: Grid, job: Job, partition: int, events: list[Event], rejected: Collection[Rejection]
+) -> list[Event]:
+    results = await results_of(grid, job.results, partition, [event.key for event in events])
+    without = [event for event in events if event.key not in results]
+    return [event for event in without if not rejected or rejection_of(event) not in rejected]
+
+
+def rejection_of(event: Event) -> Rejection:
+    """What would tell an event among the dead letters."""
+    raw = payload(event.value) or event.value
+    return Rejection(event.key, zlib.crc32(raw[:MAX_RAW]))

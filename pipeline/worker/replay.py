@@ -1,0 +1,164 @@
+"""Bringing dead letters back: the event goes into its map again, under its own key bytes, and is scored like a new one.
+
+For each dead letter, in order:
+
+1. Look at what the event map has under the key now.
+2. *Refuse* if the dead letter does not hold the whole event, or if a newer event has taken the key.
+3. Write the event, by compare-and-set against what was seen: nothing that came between is overwritten.
+4. When that is acknowledged, with its backup, remove the dead letter.
+
+A crash between 3 and 4 leaves the dead letter, and the event is scored once too often at worst: results are idempotent.
+An event that fails again makes a dead letter of its own, with a new sequence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hazelcast.protocol.codec import map_put_if_absent_codec, map_replace_if_same_codec
+from hazelcast.serialization.data import Data
+
+from pipeline.errors import GridError, JobError
+from pipeline.grid import transport, wire
+from pipeline.grid.copies import payload
+from pipeline.grid.records import INDETERMINATE
+from pipeline.grid.writer import MapWriter, partition_of
+from pipeline.job import Jobs
+from pipeline.job.life import ENDED
+from pipeline.worker.dead_letters import get_letter, map_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from pipeline.grid import Grid
+    from pipeline.worker.dead_letters import DeadLetter
+
+_ATTEMPTS = 5
+_AT_ONCE = 32
+_NO_TEXT = bytes(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What became of a dead letter.
+
+    Attributes:
+        id: Of the dead letter.
+        key: Of its event, as text.
+        refusal: Why it was left as it is; empty if its event is in the event map again.
+    """
+
+    id: str
+    key: str = ""
+    refusal: str = ""
+
+
+async def letter_ids(grid: Grid, job: str) -> list[str]:
+    """The dead letters of a job, by partition and sequence."""
+    name = map_of(job)
+    if not await grid.has_map(name):
+        return []
+    return sorted(map(str, await (await grid.map(name)).key_set()), key=_place)
+
+
+async def replay(grid: Grid, job: str, ids: Sequence[str], *, force: bool = False) -> AsyncIterator[Replayed]:
+    """Bring dead letters back; yields each as it is done, in no order.
+
+    Args:
+        grid: The connection.
+        job: Whose they are.
+        ids: Of the dead letters.
+        force: Take the place of a newer event that has the key meanwhile.
+
+    Raises:
+        JobError: There is no such job, or it has ended and would not score them.
+        HazelcastError: The cluster did not answer; what was not yielded may or may not have been done.
+    """
+    record = await Jobs(grid).get(job)
+    if record.state in ENDED:
+        raise JobError(
+            f"The job `{job}` is {record.state}: nobody would score the events.", "Submit or resume it first."
+        )
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(letter_id: str) -> Replayed:
+        async with limit:
+            return await _replay(grid, job, letter_id, force=force)
+
+    tasks = [asyncio.create_task(one(letter_id)) for letter_id in ids]
+    try:
+        for done in asyncio.as_completed(tasks):
+            yield await done
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _replay(grid: Grid, job: str, letter_id: str, *, force: bool) -> Replayed:
+    try:
+        dead = await get_letter(grid, job, letter_id)
+    except JobError as error:
+        return Replayed(letter_id, refusal=error.message)
+    except GridError as error:
+        return Replayed(letter_id, refusal=error.message)
+    refusal = _unfit(dead) or await _put(grid, dead, force=force)
+    if refusal:
+        return Replayed(letter_id, dead.key, refusal)
+    await (await grid.map(map_of(job))).delete(letter_id)
+    return Replayed(letter_id, dead.key)
+
+
+def _unfit(dead: DeadLetter) -> str:
+    """Why an event cannot be put from its dead letter; empty if it can."""
+    try:
+        raw, key = dead.raw_bytes, base64.b64decode(dead.key_data, validate=True)
+    except (binascii.Error, ValueError):
+        return "the dead letter is damaged"
+    if len(raw) < dead.size:
+        return f"only {len(raw):,} of the event's {dead.size:,} bytes were kept; put it again from where it came"
+    if len(key) < 8:
+        return "the dead letter has no key"
+    if not raw or raw.startswith(_NO_TEXT):  # serialized by Hazelcast: no text begins like that
+        return "its value is neither JSON nor a string, which no job can score; put it again as JSON"
+    return ""
+
+
+async def _put(grid: Grid, dead: DeadLetter, *, force: bool) -> str:
+    """Put the event under its key; returns why not, or nothing."""
+    raw, key = dead.raw_bytes, base64.b64decode(dead.key_data)
+    partition = partition_of(key, grid.partition_count)
+    writer = MapWriter(grid, dead.map)
+    await writer.prepare()
+    if force:
+        await writer.put_partition(partition, [key], [raw], once=False)
+        return ""
+    for _ in range(_ATTEMPTS):
+        now = await transport.invoke(grid.client, wire.encode_get_all(dead.map, [key]), partition, wire.decode_get_all)
+        if now and payload(now[0][1]) != raw:
+            return "a newer event has its key; --force would overwrite that"
+        try:
+            if await _compare_and_put(grid, dead.map, partition, key, now[0][1] if now else None, raw):
+                return ""
+        except INDETERMINATE:
+            continue  # done or not: to do it once more does no harm, and looking first keeps what came meanwhile
+    return "others keep writing its key, or the cluster keeps changing; try again"
+
+
+async def _compare_and_put(grid: Grid, name: str, partition: int, key: bytes, now: bytes | None, raw: bytes) -> bool:
+    """Write if the map still has what was seen; the same value again is an event again, of the same type."""
+    if now is None:
+        message = map_put_if_absent_codec.encode_request(name, Data(key), Data(wire.json_data(raw)), 0, -1)
+        return bool(await transport.invoke(grid.client, message, partition, wire.decode_put_if_absent))
+    message = map_replace_if_same_codec.encode_request(name, Data(key), Data(now), Data(now), 0)
+    return bool(await transport.invoke(grid.client, message, partition, wire.decode_replace_if_same))
+
+
+def _place(letter_id: str) -> tuple[int, int, str]:
+    partition, sequence, *_ = (*letter_id.replace("--", "-", 1).split("-"), "", "")
+    numbers = [int(each) if each.isdecimal() else -1 for each in (partition, sequence)]
+    return numbers[0], numbers[1], letter_id

@@ -1,0 +1,195 @@
+"""Rescans: a partition whose journal has lost events is searched for those that have no result, and they are scored.
+
+A request is a record in the control map `gridscore.rescans`, under job and partition: whoever holds the partition does
+it, and takes the request away when nothing is missing any more. So a request outlives the worker that made it.
+
+What has no result may only be waiting in the journal. The owner therefore looks, reads the journal to where it ended
+then, and looks again: what is missing still was lost. It takes the ordinary way from there, behind what has arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from hazelcast.errors import HazelcastError
+
+from pipeline.errors import ConflictError, GridError
+from pipeline.grid.copies import payload
+from pipeline.grid.journal import Journal, Page
+from pipeline.grid.records import Records
+from pipeline.worker.missing import Event, rejections, still_without_result, without_result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.grid import Grid
+    from pipeline.grid.records import Record
+    from pipeline.job import Job
+    from pipeline.worker.group import Group
+    from pipeline.worker.missing import Rejection
+    from pipeline.worker.stats import JobStats
+
+_log = logging.getLogger(__name__)
+
+RESCANS_MAP = "gridscore.rescans"
+LOOK_SECONDS = 2.0
+_WAIT_SECONDS = 0.1
+_PATIENCE_SECONDS = 20.0
+"""How long what was found is waited for, before the request is left for later."""
+
+_AT_ONCE = 512
+
+
+class _NotNowError(Exception):
+    """The partition is no longer ours, or does not come on."""
+
+
+async def request(grid: Grid, job: str, partitions: Iterable[int], reason: str) -> None:
+    """Ask for partitions to be rescanned.
+
+    Args:
+        grid: The connection.
+        job: Name of the job.
+        partitions: Which.
+        reason: Why, for people: `gap`, `regression`, `audit`.
+
+    Raises:
+        GridError: The request could not be written.
+        HazelcastError: The cluster did not answer.
+    """
+    records = Records(grid, RESCANS_MAP)
+    value = {"reason": reason, "at": int(time.time() * 1000)}
+    for partition in partitions:
+        try:
+            await records.update(f"{job}/{partition}", lambda _: value)
+        except ConflictError:
+            _log.debug("somebody else asks for %s/%d to be rescanned, too", job, partition)
+
+
+async def pending(grid: Grid, job: str) -> dict[int, Record]:
+    """Requests for a job that are not done yet, by partition.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    found = {}
+    for key, record in (await Records(grid, RESCANS_MAP).all()).items():
+        name, _, partition = key.rpartition("/")
+        if name == job and partition.isdecimal():
+            found[int(partition)] = record
+    return found
+
+
+async def forget(grid: Grid, job: str) -> None:
+    """Take a job's requests away: it begins anew."""
+    for record in (await pending(grid, job)).values():
+        await Records(grid, RESCANS_MAP).remove(record)
+
+
+class Rescanner:
+    """Does what is requested for the partitions that a worker holds, one after the other, beside the scoring.
+
+    Args:
+        grid: The connection.
+        job: The job.
+        group: That holds the partitions.
+        stats: Where to count.
+    """
+
+    def __init__(self, grid: Grid, job: Job, group: Group, stats: JobStats) -> None:
+        self._grid = grid
+        self._job = job
+        self._group = group
+        self._stats = stats
+        self._journal = Journal(grid, job.events)
+
+    async def run(self) -> None:
+        """Look for requests until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                requests = await pending(self._grid, self._job.name)
+                self._stats.rescans = sum(1 for partition in requests if partition in self._group.held)
+                for partition, record in requests.items():
+                    if partition in self._group.held:
+                        await self._rescan(partition, record)
+            except (HazelcastError, GridError) as error:
+                _log.warning("%s: a rescan failed, trying again: %s", self._job.name, error)
+
+    async def _rescan(self, partition: int, record: Record) -> None:
+        try:
+            rejected = await rejections(self._grid, self._job)
+            while await self._pass(partition, rejected):
+                pass
+        except _NotNowError:
+            _log.info("%s: the rescan of partition %d is left for later", self._job.name, partition)
+            return
+        await Records(self._grid, RESCANS_MAP).remove(record)
+        self._stats.rescans -= 1
+
+    async def _pass(self, partition: int, rejected: set[Rejection]) -> int:
+        """Look through the partition once, and score what is missing; returns how many events that was."""
+        grid, job = self._grid, self._job
+        found = 0
+        waiting: list[Event] = []
+        async for page in without_result(grid, job, partition, rejected):
+            waiting += page
+            if len(waiting) >= _AT_ONCE:
+                found += await self._score(partition, waiting, rejected)
+                waiting = []
+        return found + await self._score(partition, waiting, rejected)
+
+    async def _score(self, partition: int, events: list[Event], rejected: set[Rejection]) -> int:
+        """Score those of some events that are missing, and return when they have results, or are dead letters."""
+        if not events:
+            return 0
+        _, newest = await self._journal.bounds(partition)
+        deadline = self._grid.clock() + _PATIENCE_SECONDS
+        while not self._come_to(partition, newest + 1):
+            await self._wait(partition, deadline)
+        missing = await still_without_result(self._grid, self._job, partition, events, rejected)
+        if not missing:
+            return 0
+        _log.warning(
+            "%s: %d events of partition %d had no result, scoring them",
+            self._job.name,
+            len(missing),
+            partition,
+            extra={"action": "rescued", "events": len(missing), "partition": partition},
+        )
+        dead = self._stats.dead
+        if not self._group.reader.insert(partition, page_of(missing)):
+            raise _NotNowError
+        left = missing
+        while left:
+            await self._wait(partition, deadline)
+            if self._stats.dead != dead:
+                dead = self._stats.dead
+                rejected |= await rejections(self._grid, self._job)
+            left = await still_without_result(self._grid, self._job, partition, left, rejected)
+        self._stats.rescued += len(missing)
+        return len(missing)
+
+    async def _wait(self, partition: int, deadline: float) -> None:
+        if self._grid.clock() > deadline or partition not in self._group.held:
+            raise _NotNowError
+        await asyncio.sleep(_WAIT_SECONDS)
+
+    def _come_to(self, partition: int, offset: int) -> bool:
+        there = self._group.offsets.acknowledged(partition)
+        return there is not None and there.offset >= offset
+
+
+def page_of(events: list[Event]) -> Page:
+    """Events as a page of a journal would have them, but for their sequences."""
+    values, foreign = [], {}
+    for position, (_, value) in enumerate(events):
+        text = payload(value)
+        values.append(text or value)
+        if not text:
+            foreign[position] = int.from_bytes(value[4:8], "big", signed=True)
+    keys = [event.key for event in events]
+    return Page(0, 0, [-1] * len(keys), keys, values, foreign, sum(map(len, values)))
