@@ -66,6 +66,7 @@ def root(
 def _commands() -> typer.Typer:
     """The app with every command; the modules behind them are light, what they use is imported when they run."""
     from pipeline.cli import (
+        audit,
         bench,
         dead_letters,
         demo,
@@ -96,6 +97,7 @@ def _commands() -> typer.Typer:
     app.command(rich_help_panel="Scoring")(worker.worker)
     app.command(rich_help_panel="Scoring")(watch.watch)
     app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="Scoring")
+    app.command(rich_help_panel="Scoring")(audit.audit)
     app.add_typer(model.app, name="model", rich_help_panel="Models and features")
     app.command(rich_help_panel="Models and features")(features.features)
     app.command(rich_help_panel="Health")(top.top)

@@ -333,9 +333,10 @@ async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
             since = time.time() - record.value.get("began_at", 0) / 1000
             if since < pause and clock() - seen[1] < pause:
                 continue
-            value = {**record.value, **_noted(worker)}
-            record = await records.replace(record, value)
-            await records.replace(record, {**value, **await _outcome(grid, job)})
+            await records.replace(record, {**record.value, **_noted(worker)})
+            outcome = await _outcome(grid, job)
+            # It may have taken longer than the pause, and another worker have begun the next one.
+            await records.update(job.name, lambda now, outcome=outcome: {**(now or {}), **outcome})  # type: ignore[misc]
         except ConflictError:
             continue  # another worker was first
         except (HazelcastError, GridError) as error:

@@ -173,7 +173,7 @@ class RingReaders:
 
 def _has_begun(record: JobRecord, lease: LeaseRecord) -> bool:
     """Whether the offset is of the job's last restart, and there is one."""
-    return lease.offset >= 0 and getattr(lease, "run", record.restarts) >= record.restarts
+    return lease.offset >= 0 and lease.run >= record.restarts
 
 
 def _begin(record: JobRecord) -> str:
