@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -237,23 +237,27 @@ class Faults:
                 await self._slots[fault.worker].until_started()
             self.now[fault.number] = str(fault)
             self._tell(str(fault))
-            incident = {"number": fault.number, "kind": fault.kind, "worker": fault.worker, "member": fault.member}
+            incident: dict[str, Any] = {
+                "number": fault.number,
+                "kind": fault.kind,
+                "worker": fault.worker,
+                "member": fault.member,
+            }
             if fault.worker is not None:
                 incident["pid"] = self._slots[fault.worker].pid
             at = _now()
+            note = ""
             try:
-                await self._do(fault)
+                if fault.worker is None:
+                    note = await self._kill_member(fault.member or 0, fault.seconds)
+                else:
+                    await self._harm(self._slots[fault.worker], fault)
             finally:
                 del self.now[fault.number]
             self.done += 1
-            self._note(Incident(at=at, until=_now(), **incident))  # type: ignore[arg-type]
+            self._note(Incident(at=at, until=_now(), note=note, **incident))
 
-    async def _do(self, fault: Fault) -> None:
-        if fault.worker is None:
-            assert fault.member is not None  # noqa: S101 -- for the type checker
-            await self._kill_member(fault.member, fault.seconds)
-            return
-        slot = self._slots[fault.worker]
+    async def _harm(self, slot: WorkerSlot, fault: Fault) -> None:
         if fault.kind == "worker-kill":
             await slot.kill()
             await asyncio.sleep(fault.seconds)
@@ -269,11 +273,13 @@ class Faults:
         elif fault.kind == "hold":
             await slot.network.hold(fault.seconds)
 
-    async def _kill_member(self, index: int, seconds: float) -> None:
+    async def _kill_member(self, index: int, seconds: float) -> str:
+        """Kill it, start it again, and wait until every partition has its backup; says how long that took."""
         if self._cluster is None:
             raise GridscoreError("The members are not ours to kill.")
         await asyncio.to_thread(self._cluster.kill, index)
         await asyncio.sleep(seconds)
+        started = time.monotonic()
         for attempt in range(_RESTARTS):
             try:
                 await asyncio.to_thread(self._cluster.restart, index)
@@ -283,7 +289,9 @@ class Faults:
                 if attempt == _RESTARTS - 1:
                     raise
                 await asyncio.sleep(1.0)
+        back = time.monotonic()
         await self.until_safe()
+        return f"started again in {back - started:.1f} s, safe {time.monotonic() - back:.1f} s after that"
 
     async def _watch(self) -> None:
         """See workers that end without having been asked to, and start others."""

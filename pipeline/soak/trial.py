@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hazelcast.protocol.codec import map_delete_codec
+from hazelcast.serialization.data import Data
+
 from pipeline.client import Client
 from pipeline.demo.leash import LeashedProcess
 from pipeline.errors import GridscoreError, MemberError, UsageError
@@ -36,7 +39,7 @@ from pipeline.soak.proxy import Network
 from pipeline.soak.report import Report
 from pipeline.soak.workload import booster, customers, soak_job
 from pipeline.worker.dead_letters import map_of
-from pipeline.worker.leases import delete_records
+from pipeline.worker.leases import LEASES_MAP, lease_key
 from pipeline.worker.status import lag
 
 if TYPE_CHECKING:
@@ -375,13 +378,27 @@ async def _clear(grid: Grid, job: Job) -> None:
     client = Client(grid)
     with contextlib.suppress(GridscoreError):
         await client.cancel(job.name)
-    await delete_records(grid, job.name)
+    await _forget_leases(grid, job.name)
     for name in (job.events, job.results, map_of(job.name), *(lookup.map for lookup in job.lookups.values())):
         await (await grid.map(name)).destroy()
     with contextlib.suppress(GridscoreError):
         await client.models.delete(job.model.name, 1)
     await Records(grid, MODELS_MAP).delete(job.model.name)
     await Records(grid, JOBS_MAP).delete(job.name)
+
+
+async def _forget_leases(grid: Grid, job: str) -> None:
+    """Remove the lease records of a job that is gone. Proxies do not find them: their keys carry their partition."""
+    count = grid.partition_count
+    keys = [Data(lease_key(job, partition, count)) for partition in range(count)]
+    await asyncio.gather(
+        *(
+            transport.invoke(
+                grid.client, map_delete_codec.encode_request(LEASES_MAP, key, 0), partition, lambda _: None
+            )
+            for partition, key in enumerate(keys)
+        )
+    )
 
 
 def _refuse_death(child: LeashedProcess, name: str) -> None:
