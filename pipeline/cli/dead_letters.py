@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, print_json, print_table, run, visible
+from pipeline.cli.output import console, errors, print_json, print_table, run, visible
 
 if TYPE_CHECKING:
     from pipeline.worker.dead_letters import DeadLetter
+    from pipeline.worker.replay import Replayed
 
 app = typer.Typer(help="Events that could not be scored, each with its error and its bytes.", no_args_is_help=True)
 
@@ -82,6 +84,64 @@ def show(
     console.print(f"[bold]{'raw':>10}[/]  ", end="")
     raw = dead.raw_bytes.decode(errors="backslashreplace")
     console.print(visible(raw, layout=True), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def replay(
+    job: JobName,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Dead letters, as `list` shows them.")
+    ] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All dead letters of the job.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Put an event back even if a newer one has its key meanwhile.")
+    ] = False,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Put events back into the event map, under their own keys, to be scored once their cause is mended.
+
+    A dead letter is removed when the cluster has confirmed its event. One that fails again makes a new dead letter.
+    Refused, and left as they are: dead letters that hold only a part of a large event, and those whose key has a newer
+    event meanwhile, unless --force is given. The exit code is 1 if any was refused.
+
+    Example: [bold]gridscore dead-letters replay flights --all[/]
+    """
+    from pipeline.errors import UsageError
+    from pipeline.worker.replay import letter_ids
+    from pipeline.worker.replay import replay as bring_back
+
+    if everything == bool(ids):
+        raise UsageError("Say which dead letters: their IDs, or --all.", f"`gridscore dead-letters list {job}`")
+
+    async def main() -> list[Replayed]:
+        async with connected(members, cluster_name, settings) as grid:
+            wanted = await letter_ids(grid, job) if everything else list(dict.fromkeys(ids or ()))
+            columns = (TextColumn("Putting events back"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+                task, done = bar.add_task("", total=len(wanted)), []
+                async for each in bring_back(grid, job, wanted, force=force):
+                    done.append(each)
+                    bar.advance(task)
+            return done
+
+    done = run(main())
+    refused = sorted((each for each in done if each.refusal), key=lambda each: each.id)
+    if as_json:
+        plain = [{"id": each.id, "key": each.key, "reason": each.refusal} for each in refused]
+        print_json({"replayed": len(done) - len(refused), "refused": plain})
+    elif not done:
+        console.print(f"The job {visible(job)} has no dead letters.", markup=False, highlight=False)
+    else:
+        if refused:
+            print_table(("ID", "KEY", "REFUSED BECAUSE"), [(r.id, r.key, r.refusal) for r in refused], empty="")
+        put = len(done) - len(refused)
+        console.print(f"{put:,} of {len(done):,} events are in the event map again.", highlight=False)
+    if refused:
+        raise typer.Exit(1)
 
 
 def _plain(dead: DeadLetter) -> dict[str, Any]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pipeline.worker.dead_letters import DeadLetter
 
 _ATTEMPTS = 5
-_AT_ONCE = 32
+_AT_ONCE = 64
 _NO_TEXT = bytes(4)
 
 
@@ -83,28 +83,21 @@ async def replay(grid: Grid, job: str, ids: Sequence[str], *, force: bool = Fals
         raise JobError(
             f"The job `{job}` is {record.state}: nobody would score the events.", "Submit or resume it first."
         )
-    limit = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(letter_id: str) -> Replayed:
-        async with limit:
-            return await _replay(grid, job, letter_id, force=force)
-
-    tasks = [asyncio.create_task(one(letter_id)) for letter_id in ids]
-    try:
-        for done in asyncio.as_completed(tasks):
-            yield await done
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    for begin in range(0, len(ids), _AT_ONCE):
+        tasks = [asyncio.create_task(_replay(grid, job, each, force=force)) for each in ids[begin : begin + _AT_ONCE]]
+        try:
+            for done in asyncio.as_completed(tasks):
+                yield await done
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _replay(grid: Grid, job: str, letter_id: str, *, force: bool) -> Replayed:
     try:
         dead = await get_letter(grid, job, letter_id)
-    except JobError as error:
-        return Replayed(letter_id, refusal=error.message)
-    except GridError as error:
+    except (JobError, GridError) as error:  # there is none, or it is no dead letter
         return Replayed(letter_id, refusal=error.message)
     refusal = _unfit(dead) or await _put(grid, dead, force=force)
     if refusal:
