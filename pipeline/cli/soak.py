@@ -127,7 +127,7 @@ def soak(
     )
     try:
         report = run(_run(options))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         errors.print("Stopped. Nothing of the soak is left running.", highlight=False)
         raise typer.Exit(130) from None
     if as_json:
@@ -153,11 +153,8 @@ async def _run(options: SoakOptions) -> Report:
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    try:
-        with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
-            return await run_soak(options, _watcher(bar, options))
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+        return await run_soak(options, _watcher(bar, options))
 
 
 def _watcher(bar: Progress, options: SoakOptions) -> Callable[[Status, str | None], None]:

@@ -23,6 +23,7 @@ class Report:
     """A run and its verdict.
 
     Attributes:
+        job: Name of the job, unlike that of any other run.
         seed: From which it can be repeated.
         plan: What was to be done.
         verdict: What came out.
@@ -35,6 +36,7 @@ class Report:
         folder: Where logs and records are; None if they were removed.
     """
 
+    job: str
     seed: int
     plan: Plan
     verdict: Verdict
@@ -102,6 +104,7 @@ class Report:
         verdict = asdict(self.verdict)
         del verdict["lost_numbers"]
         return {
+            "job": self.job,
             "seed": self.seed,
             "passed": self.verdict.is_good,
             "problems": self.verdict.problems,

@@ -149,12 +149,21 @@ class _Trial:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise UsageError(f"The folder `{folder}` is not empty.", "Name a new one.")
-        async with AsyncExitStack() as stack:
-            showing = asyncio.create_task(self._show(folder))
-            stack.callback(showing.cancel)
-            report = await self._in(stack, folder)
-        if options.folder is None and not report.verdict.problems:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        kept = options.folder is not None
+        try:
+            async with AsyncExitStack() as stack:
+                showing = asyncio.create_task(self._show(folder))
+                stack.callback(showing.cancel)
+                report = await self._in(stack, folder)
+            kept = kept or not report.verdict.is_good
+        except GridscoreError:
+            kept = True
+            self._say(f"logs and records: {folder}")
+            raise
+        finally:
+            if not kept:
+                await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+        if not kept:
             report.folder = None
         return report
 
@@ -215,6 +224,7 @@ class _Trial:
                 f"Not all faults were done, or not all events put, after {options.limit:.0f} seconds."
             )
         return Report(
+            job=self._name,
             seed=options.seed,
             plan=plan,
             verdict=verdict,
@@ -255,7 +265,7 @@ class _Trial:
         finally:
             if not own:
                 self._phase("taking away what was put into the cluster")
-                await asyncio.shield(_clear(grid, job))
+                await asyncio.shield(clear(grid, job))
 
     async def _slot(
         self, stack: AsyncExitStack, index: int, addresses: list[str], settings: GridSettings, folder: Path
@@ -374,7 +384,8 @@ class _Trial:
             self._watch(self._status, None)
 
 
-async def _clear(grid: Grid, job: Job) -> None:
+async def clear(grid: Grid, job: Job) -> None:
+    """Take away all that a soak has put into a cluster. Its workers have ended."""
     client = Client(grid)
     with contextlib.suppress(GridscoreError):
         await client.cancel(job.name)
