@@ -1,0 +1,202 @@
+"""Whether a job is well: each rule, when it holds, and above all when it does not."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.job import JobRecord, JobState, parse_job
+from pipeline.job.life import CANCELLED
+from pipeline.worker.health import Level, Look, examine, is_well
+from pipeline.worker.status import JobFigures, JobStatus, Position, Rescan
+
+JOB = """\
+job: flights
+events: events.flights
+schema: {amount: float}
+features: {amount: amount}
+model: late
+results: results.flights
+on_loss: ON_LOSS
+"""
+
+
+def record(state=JobState.RUNNING, error="", on_loss="rescan", revision=1):
+    job = parse_job(JOB.replace("ON_LOSS", on_loss), "test")
+    return JobRecord(job, state, revision, error, "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z")
+
+
+def position(owner="a", stamp=1, offset=100, unread=0, full=0.0):
+    return Position(owner, (1, stamp), offset, held=1000, unread=unread, full=full)
+
+
+def status(positions=None, job=None, workers=("a",), **changes):
+    positions = [position()] * 4 if positions is None else positions
+    totals = dict.fromkeys(("events", "rate", "lost", "regressions", "rebalances", "dead_letters"), 0)
+    totals |= changes.pop("totals", {})
+    fields = {
+        "record": job or record(),
+        "workers": len(workers),
+        "lag": sum(each.unread for each in positions),
+        "partitions": sum(1 for each in positions if each.owner),
+        "totals": totals,
+        "versions": [1],
+        "model_errors": [],
+        "lookups": {},
+        "figures": {worker: JobFigures() for worker in workers},
+        "positions": tuple(positions),
+    }
+    return JobStatus(**(fields | changes))
+
+
+def codes(*looks, level=Level.PROBLEM, **options):
+    """Codes of the findings of looks that are one second apart."""
+    found = examine([Look(float(at), each) for at, each in enumerate(looks)], **options)
+    assert is_well(found) == (not any(each.level is Level.PROBLEM for each in found))
+    assert all(each.text for each in found)
+    return [each.code for each in found if each.level is level]
+
+
+def moving(lags, rate):
+    """Looks at a job whose lag is so much, second by second, while so many events a second are scored."""
+    return [status([position(stamp=at, offset=1000 + at * rate, unread=lag)]) for at, lag in enumerate(lags)]
+
+
+def test_a_job_at_rest_is_well():
+    assert codes(*[status()] * 6) == []
+    assert codes(status()) == []
+
+
+def test_no_worker_at_any_look():
+    nobody = status(workers=())
+    assert codes(nobody) == ["no_worker"]
+    assert codes(*[nobody] * 6)[0] == "no_worker"
+
+
+def test_a_worker_that_was_missing_for_a_moment_is_no_problem():
+    assert codes(status(workers=()), status(), status()) == []
+    assert codes(status(), status(workers=())) == []
+
+
+def test_workers_that_do_not_score_for_it_are_named():
+    (finding,) = examine([Look(0.0, status(workers=(), idle_workers=3))])
+    assert "3 workers of the cluster do not" in finding.text
+
+
+def test_a_job_that_is_starting_is_not_well_yet():
+    starting = status(job=record(JobState.STARTING))
+    assert codes(starting, starting) == ["starting"]
+    assert codes(starting, status()) == []
+
+
+def test_partitions_that_nobody_living_owns():
+    lost = [position(owner="dead"), position(owner=""), position(), position()]
+    (finding,) = examine([Look(float(at), status(lost)) for at in range(6)])
+    assert (finding.code, finding.text.split(",")[0][:16]) == ("no_owner", "2 partitions of ")
+
+
+def test_partitions_on_their_way_are_no_problem():
+    before, after = [position(owner="dead", stamp=1)], [position(owner="dead", stamp=2)]
+    assert codes(status(before), status(after)) == []  # somebody changes the record
+    assert codes(status([position(owner="")]), status([position(owner="a")])) == []
+
+
+@pytest.mark.parametrize("lags", [[100, 200, 300, 400, 500, 600], [100, 150, 120, 400, 380, 500]])
+def test_lag_that_grows_beyond_what_can_be_worked_off(lags):
+    assert codes(*moving(lags, rate=10)) == ["lag"]
+
+
+@pytest.mark.parametrize(
+    ("lags", "rate"),
+    [
+        ([0, 5000, 4000, 3000, 2000, 1000], 1000),  # a spike that is being worked off
+        ([100, 200, 300, 400, 500, 600], 1000),  # grows, and would be gone within a second
+        ([900, 100, 800, 200, 850, 150], 10),  # up and down
+        ([600, 600, 600, 600, 600, 600], 10),  # stands
+        ([0, 0, 0, 0, 0, 600], 10),  # has only begun
+    ],
+)
+def test_lag_that_is_no_problem(lags, rate):
+    assert codes(*moving(lags, rate)) == []
+
+
+def test_how_late_is_too_late_can_be_said():
+    lags = [100, 200, 300, 400, 500, 600]
+    assert codes(*moving(lags, rate=100)) == []
+    assert codes(*moving(lags, rate=100), late_seconds=5) == ["lag"]
+
+
+def test_looks_close_together_say_nothing_of_a_trend():
+    looks = [Look(at / 10, each) for at, each in enumerate(moving([100, 200, 300, 400, 500, 600], rate=1))]
+    assert is_well(examine(looks))
+
+
+def test_nothing_committed_though_events_wait():
+    assert codes(*moving([50] * 6, rate=0)) == ["stuck"]
+    assert codes(*moving([0, 50, 50, 50, 50, 50], rate=0)) == []  # they have only just come
+    assert codes(*moving([0] * 6, rate=0)) == []
+
+
+def test_a_restart_in_between_begins_anew():
+    before = [replace(each, record=record(revision=1)) for each in moving([50] * 4, rate=0)]
+    assert codes(*before, replace(before[-1], record=record(revision=2))) == []
+
+
+def test_a_journal_that_cannot_be_read():
+    assert codes(status(positions=[], lag=None)) == ["no_journal"]
+
+
+def test_a_journal_that_is_nearly_full_is_a_note_while_somebody_reads_it():
+    full = [position(full=0.9)]
+    assert codes(status(full), level=Level.NOTE) == ["journal_nearly_full"]
+    assert codes(status(full)) == []
+
+
+def test_suspended_jobs_are_well_until_their_events_are_overwritten():
+    asleep = record(JobState.SUSPENDED)
+    assert codes(status(job=asleep, workers=())) == []
+    assert codes(status(job=asleep, workers=()), level=Level.NOTE) == ["suspended"]
+    assert codes(status([position(full=0.9)], job=asleep, workers=())) == ["journal_full"]
+
+
+def test_a_failed_job_says_why_and_a_cancelled_one_is_as_it_should_be():
+    (finding,) = examine([Look(0.0, status(job=record(JobState.FAILED, "the map is gone"), workers=()))])
+    assert finding.code == "failed"
+    assert "the map is gone" in finding.text
+    assert codes(status(job=record(JobState.FAILED, CANCELLED), workers=())) == []
+
+
+def test_loss_is_settled_when_no_rescan_is_left():
+    lost = {"lost": 7}
+    waits = (Rescan(3, "gap", 5),)
+    assert codes(*[status(totals=lost, rescans=waits)] * 2) == ["rescan"]
+    assert codes(status(totals=lost, rescans=waits), status(totals=lost)) == []
+    assert codes(status(totals=lost), level=Level.NOTE) == ["loss_settled"]
+    assert (
+        codes(status(rescans=(Rescan(3, "gap", 5),)), status(rescans=(Rescan(3, "gap", 6),))) == []
+    )  # done, and again
+
+
+def test_loss_that_nobody_makes_good_stays_until_it_is_acknowledged():
+    def lossy(**acknowledged):
+        return status(job=record(on_loss="continue"), totals={"lost": 7, "regressions": 1}, acknowledged=acknowledged)
+
+    assert codes(lossy()) == ["loss"]
+    assert codes(lossy(lost=7)) == ["loss"]
+    assert codes(lossy(lost=7, regressions=1)) == []
+    assert codes(lossy(lost=7, regressions=1), level=Level.NOTE) == ["loss_acknowledged"]
+    assert codes(lossy(lost=6, regressions=1)) == ["loss"]
+    (finding,) = examine([Look(0.0, lossy())])
+    assert finding.text == "7 events were overwritten before they were read, and journals have begun again 1 time."
+
+
+def test_models_that_are_refused_and_lookups_that_are_old():
+    lookups = {"plane": {"age": 700.0, "bad": 0}, "airport": {"age": 3.0, "bad": 2, "error": "the entry of 'X': no"}}
+    found = examine([Look(0.0, status(model_errors=["version 2: other features"], lookups=lookups))])
+    assert [each.code for each in found] == ["model", "lookup_old", "lookup_bad"]
+    assert "v1 goes on: version 2: other features" in found[0].text
+    assert "`plane` was last known to be right 12 minutes ago" in found[1].text
+    assert found[2].text.endswith("count as missing: the entry of 'X': no")
+
+
+def test_dead_letters_are_worth_a_note():
+    assert codes(status(totals={"dead_letters": 3}), level=Level.NOTE) == ["dead_letters"]
