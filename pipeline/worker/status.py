@@ -20,7 +20,8 @@ from pipeline.grid.journal import Journal
 from pipeline.grid.records import Records
 from pipeline.job import Jobs
 from pipeline.worker.dead_letters import map_of
-from pipeline.worker.leases import LeaseRecord, read_records
+from pipeline.worker.leases import read_records
+from pipeline.worker.rescan import RESCANS_MAP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from pipeline.grid import Grid
     from pipeline.grid.records import Record
     from pipeline.job import JobRecord
+    from pipeline.worker.leases import LeaseRecord
 
 WORKERS_MAP = "gridscore.workers"
-RESCANS_MAP = "gridscore.rescans"
 ACKNOWLEDGED_MAP = "gridscore.acknowledged"
 GONE_SECONDS = 5.0
 """A worker whose record has not changed for this long is not counted as living."""
@@ -351,7 +352,7 @@ async def _positions(grid: Grid, record: JobRecord, leases: Mapping[int, LeaseRe
 def _position(lease: LeaseRecord | None, oldest: int, newest: int, begin: str, run: int) -> Position:
     held = newest + 1 - oldest
     # After a restart a worker sets the offset anew; until then the old one says nothing.
-    begun = lease is not None and lease.offset >= 0 and getattr(lease, "run", run) == run
+    begun = lease is not None and lease.offset >= 0 and lease.run == run
     if begun and lease is not None:
         unread = max(0, newest + 1 - max(lease.offset, oldest))
     else:
@@ -373,7 +374,8 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
     positions = await _positions(grid, record, leases)
     totals: dict[str, float] = {key: sum(getattr(each, key) for each in mine.values()) for key in _COUNTERS}
     totals["rebalances"] = max((each.rebalances for each in mine.values()), default=0)
-    totals |= _losses(leases, mine)
+    # Of the partitions: their leases outlive the workers that counted.
+    totals |= {key: sum(getattr(lease, key) for lease in leases.values()) for key in _LOSSES}
     totals["dead_letters"] = await transport.map_size(grid.client, map_of(name))
     lookups: dict[str, dict[str, Any]] = {}
     for each in mine.values():
@@ -397,10 +399,3 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
         commit_age=min(ages, default=None),
         idle_workers=len(workers) - len(mine),
     )
-
-
-def _losses(leases: Mapping[int, LeaseRecord], mine: Mapping[str, JobFigures]) -> dict[str, float]:
-    """Losses of the job's partitions: their leases outlive the workers that counted them."""
-    if all(name in LeaseRecord.__struct_fields__ for name in _LOSSES):
-        return {name: sum(getattr(lease, name) for lease in leases.values()) for name in _LOSSES}
-    return {name: sum(getattr(each, name) for each in mine.values()) for name in _LOSSES}
