@@ -26,6 +26,7 @@ from hazelcast.protocol.client_message import (
 from hazelcast.protocol.codec import (
     map_get_all_codec,
     map_put_if_absent_codec,
+    map_remove_if_same_codec,
     map_replace_if_same_codec,
 )
 from hazelcast.serialization.data import Data
@@ -241,3 +242,14 @@ def decode_put_if_absent(message: InboundMessage) -> bool:
 
 def decode_nothing(_message: InboundMessage) -> None:
     """A response that says only that it was done."""
+
+
+def encode_remove_if_same(name: str, key: bytes, value: bytes) -> OutboundMessage:
+    """`Map.RemoveIfSame`: removes a serialized key if its value is this serialized one, byte by byte."""
+    message: OutboundMessage = map_remove_if_same_codec.encode_request(name, Data(key), Data(value), 0)
+    return message
+
+
+def decode_remove_if_same(message: InboundMessage) -> bool:
+    """Whether the value was what was expected, and now is gone."""
+    return bool(map_remove_if_same_codec.decode_response(message))
