@@ -37,12 +37,16 @@ def doctor(
     Example: [bold]gridscore doctor --job jobs/flights/job.yaml[/]
     """
     from pipeline.grid.doctor import Level, examine
+    from pipeline.worker.capacity import examine_capacity
 
     named = _load(job) if job else None
 
     async def main() -> list[Finding]:
         async with connected(members, cluster_name, settings) as grid:
-            return await examine(grid, *map(_needs, [named] if named else await _submitted(grid)))
+            jobs = [named] if named else await _submitted(grid)
+            found = await examine(grid, *map(_needs, jobs))
+            capacities = [await examine_capacity(grid, each) for each in jobs]
+            return found + [finding for finding in capacities if finding is not None]
 
     findings: list[Finding] = run(main())
     if as_json:

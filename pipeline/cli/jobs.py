@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, print_json, print_table, run, safe
+from pipeline.cli.output import console, errors, print_json, print_table, run, safe
 
 if TYPE_CHECKING:
     from pipeline.job import JobRecord, Jobs
@@ -32,17 +32,21 @@ def submit(
     """
     from pipeline.client import Client
     from pipeline.job import load_job
+    from pipeline.worker.capacity import warnings
 
     job = load_job(file)
 
-    async def main() -> tuple[JobRecord, bool]:
+    async def main() -> tuple[JobRecord, bool, list[str]]:
         async with connected(members, cluster_name, settings) as grid:
             client = Client(grid)
             before = await _find(client.jobs, job.name)
             record = await client.submit(job, update=update)
-            return record, before is not None and before.revision == record.revision
+            unchanged = before is not None and before.revision == record.revision
+            return record, unchanged, await warnings(grid, job)
 
-    record, unchanged = run(main())
+    record, unchanged, told = run(main())
+    for warning in told:
+        errors.print(f"[yellow]warning:[/] {safe(warning)}", highlight=False, soft_wrap=True)
     if unchanged:
         _report(record, "is submitted already, unchanged", as_json=as_json, changed=False)
     else:

@@ -17,6 +17,7 @@ from pipeline.grid.member import Cluster
 from pipeline.grid.template import template_file
 from pipeline.grid.writer import MapWriter
 from pipeline.worker import Worker
+from pipeline.worker.capacity import warnings
 
 RING = 16
 PARTITIONS = 271
@@ -190,3 +191,11 @@ async def test_capacity_is_as_configured_or_what_can_be_seen(small_ring, unique,
             await client.put_events(name, {"key": {"amount": number}})
         assert await journal_capacity(client.grid, name) == Capacity(RING, PARTITIONS, Source.SEEN)
         assert await journal_capacity(client.grid, f"lookups.{unique}") is None
+
+
+async def test_whoever_submits_a_job_is_warned_of_a_ring_that_is_too_small(small_ring, unique):
+    async with connect(members=small_ring.addresses, cluster_name=small_ring.cluster_name) as client:
+        job = scoring.job(unique).model_copy(update={"peak_rate": 1_000.0})
+        (warning,) = await warnings(client.grid, job)
+        assert "4.3 s at the peak of 1,000 events/s" in warning
+        assert "capacity: 31000" in warning

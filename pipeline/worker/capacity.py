@@ -1,0 +1,74 @@
+"""Whether the journal of a job's events holds as much as the job says that it must."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pipeline.grid.capacity import Source, journal_capacity
+from pipeline.grid.doctor import Finding, Level
+
+if TYPE_CHECKING:
+    from pipeline.grid import Grid
+    from pipeline.grid.capacity import Capacity
+    from pipeline.job import Job
+
+
+async def examine_capacity(grid: Grid, job: Job) -> Finding | None:
+    """How long the journal lasts at the job's peak rate; None if the job states none, or the map has no journal.
+
+    Raises:
+        GridError: The cluster did not answer.
+    """
+    if job.peak_rate is None:
+        return None
+    capacity = await journal_capacity(grid, job.events)
+    return None if capacity is None else judge(job, job.peak_rate, capacity)
+
+
+async def warnings(grid: Grid, job: Job) -> list[str]:
+    """What to say to whoever submits a job.
+
+    Raises:
+        GridError: The cluster did not answer.
+    """
+    finding = await examine_capacity(grid, job)
+    if finding is None or finding.level is Level.OK:
+        return []
+    return [f"{finding.what}: {finding.detail}. {finding.advice}"]
+
+
+def judge(job: Job, peak_rate: float, capacity: Capacity) -> Finding:
+    """Compare a capacity with a peak rate, in events per second, and the headroom that the job wants."""
+    # An event that is removed later is two entries: at a steady rate as many go as come.
+    entries = 1 if job.retain_seconds is None else 2
+    lasts = capacity.total / (peak_rate * entries)
+    holds = "holds" if capacity.source is Source.CONFIGURED else "seems to hold"
+    detail = (
+        f"its journal {holds} {capacity.total:,} entries, {capacity.partition:,} in each of {capacity.partitions} "
+        f"partitions: {_seconds(lasts)} at the peak of {peak_rate:,.0f} events/s of the job {job.name}"
+    )
+    if entries == 2:
+        detail += ", removals included"
+    what = f"event map {job.events}"
+    if lasts >= job.headroom_seconds:
+        return Finding(Level.OK, what, detail)
+    needed = _rounded_up(peak_rate * entries * job.headroom_seconds, capacity.partitions)
+    return Finding(
+        Level.WARN,
+        what,
+        f"{detail}, less than its headroom of {_seconds(job.headroom_seconds)}",
+        f"Set `event-journal: {{capacity: {needed}}}` for it in the members' hazelcast.yaml and restart them; or state "
+        "another `peak_rate` or `headroom` in the job file.",
+    )
+
+
+def _rounded_up(entries: float, partitions: int) -> int:
+    """The next capacity with two figures that gives each partition its part, after rounding down."""
+    least = math.ceil(entries / partitions) * partitions
+    step: int = 10 ** max(0, len(str(least)) - 2)
+    return math.ceil(least / step) * step
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
