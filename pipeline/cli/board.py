@@ -92,10 +92,11 @@ def board(scene: Scene, width: int, height: int | None = None, *, hint: str = ""
     said = _findings(scene, overview, width)
     jobs = list(overview.jobs)
     shares = _shares(overview)
-    # Heads and blank lines are 6; people look for what is wrong first, then for jobs, then for single workers.
-    room = 10_000 if height is None else max(4, height - len(lines) - 6)
-    shown_said, room = _cut(len(said), room, least=min(len(jobs), room // 3) + 1)
-    shown_jobs, room = _cut(len(jobs), room, least=1)
+    # Heads and blank lines are 6; the rest is shared, so that each of the three parts keeps some of it.
+    room = 10_000 if height is None else max(6, height - len(lines) - 6)
+    for_jobs, for_shares = min(len(jobs), room // 3), min(len(shares), room // 3)
+    shown_said, room = _cut(len(said), room, least=for_jobs + for_shares)
+    shown_jobs, room = _cut(len(jobs), room, least=for_shares)
     shown_shares, _ = _cut(len(shares), room, least=0)
     dim = bool(scene.silence)
     lines.append(Text())
@@ -213,11 +214,13 @@ def _shares(overview: Overview) -> list[_Share]:
 
 
 def _cut(wanted: int, room: int, *, least: int) -> tuple[int, int]:
-    """How many of the lines wanted are shown, and the room that is left; one line says that there are more."""
+    """How many of the lines wanted are shown, and the room that is left, of which `least` is for others.
+
+    Where some are left out, one line says so.
+    """
     if wanted <= room - least:
         return wanted, room - wanted
-    shown = max(least, room - least - 1) if room > least else max(0, room - 1)
-    shown = min(shown, wanted)
+    shown = max(0, room - least - 1)
     return shown, max(0, room - shown - 1)
 
 
