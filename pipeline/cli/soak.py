@@ -34,10 +34,10 @@ def soak(
         bool, typer.Option("--full", help="500,000 events, 41 faults, about ten minutes; the rest is as you say.")
     ] = False,
     events: Annotated[
-        int | None, typer.Option("--events", min=100, help="Events at least.", show_default="60000")
+        int | None, typer.Option("--events", min=100, help="Events at least.", show_default="60000; full: 500000")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", min=10, help="Events per second.", show_default="1500")
+        float | None, typer.Option("--rate", min=10, help="Events per second.", show_default="1500; full: 2000")
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=32, help="Worker processes.")] = 4,
     seed: Annotated[
@@ -56,8 +56,11 @@ def soak(
         ),
     ] = None,
     heap: Annotated[
-        str, typer.Option("--heap", metavar="SIZE", help="Java heap of each member that is started.")
-    ] = "768m",
+        str | None,
+        typer.Option(
+            "--heap", metavar="SIZE", help="Java heap of each member that is started.", show_default="768m; full: 1536m"
+        ),
+    ] = None,
     worker_kills: Annotated[
         int | None, typer.Option(min=0, help="kill -9 of a worker.", rich_help_panel=_FAULTS)
     ] = None,
@@ -97,7 +100,8 @@ def soak(
     from pipeline.soak.plan import Counts
     from pipeline.soak.trial import SoakOptions
 
-    own = not members or (len(members) == 1 and members[0].isdigit())
+    # Only a cluster that is named here is used: one that the environment happens to name is not for this.
+    own = settings is None if not members else len(members) == 1 and members[0].isdigit()
     count = int(members[0]) if members and own else 3
     found = None if own else grid_settings(members, cluster_name, settings)
     default = Counts() if full else Counts(worker_kills=5, pauses=2, leaves=2, member_kills=1, cuts=1, holds=1)
@@ -115,12 +119,12 @@ def soak(
     options = SoakOptions(
         seed=secrets.randbelow(1_000_000) if seed is None else seed,
         events=(500_000 if full else 60_000) if events is None else events,
-        rate=1_500.0 if rate is None else rate,
+        rate=(2_000.0 if full else 1_500.0) if rate is None else rate,
         workers=workers,
         lease=lease,
         counts=counts,
         members=count,
-        heap=heap,
+        heap=heap or ("1536m" if full else "768m"),
         settings=found,
         folder=keep,
         limit=duration,

@@ -8,7 +8,7 @@ Judged are:
 1. *Lost*: an acknowledged event that has no result. The map shows it for the newest event of a key, the journal for
    those that were replaced since.
 2. *Wrong*: a result, anywhere, that is not bit for bit the expected one, of no acknowledged event, under another key;
-   or one in the map that is not that of its key's newest event.
+   or one in the map that is not that of the event that is in the event map.
 3. *Late*: a write by an owner whose time was over. In a partition's journal, epochs never go down; nor is there a lower
    epoch behind a position at which the journal ended when a lease record was known to have a higher one.
 4. *Double*: an event of one sequence written twice. Each has a cause. Whoever leaves in order, or gives partitions to
@@ -92,12 +92,14 @@ class Verdict:
         writes: Writes to the result map that are known.
         notices: Notifications that the listener had.
         lost: Acknowledged events without a result.
-        lost_numbers: Their numbers.
         wrong: Results that are not as they should be.
         late: Writes by an owner whose time was over; None if results do not say their epoch.
         doubles: Events written twice, by fault.
         doubled_notices: Notifications of an event and sequence that the listener had had already.
         unexplained_notices: Those of them that no double write explains, and no member's death.
+        gone: Acknowledged events that nothing replaced, and that the cluster itself has no more; they are lost as well.
+        returned: Keys whose event in the event map is an earlier one than the last that was put: a put of unknown fate
+            was made again, and its first try came late.
         rescued: Writes for events that were found in the map, not in the journal.
         replaced_unseen: Events replaced by later ones, whose own write is not known because of a gap in the record.
         takeover_ms: How long the partitions of each killed worker had no owner, at most, as far as it was seen.
@@ -110,12 +112,13 @@ class Verdict:
     writes: int = 0
     notices: int = 0
     lost: Finding = field(default_factory=Finding)
-    lost_numbers: list[int] = field(default_factory=list)
     wrong: Finding = field(default_factory=Finding)
     late: Finding | None = field(default_factory=Finding)
     doubles: list[Doubles] = field(default_factory=list)
     doubled_notices: int = 0
     unexplained_notices: Finding = field(default_factory=Finding)
+    gone: Finding = field(default_factory=Finding)
+    returned: int = 0
     rescued: int = 0
     replaced_unseen: int = 0
     takeover_ms: dict[int, int] = field(default_factory=dict)
@@ -130,6 +133,8 @@ class Verdict:
             found.append("No event was acknowledged: nothing was tested.")
         if self.lost.count:
             found.append(f"{self.lost.count:,} acknowledged events have no result.")
+        if self.gone.count:
+            found.append(f"{self.gone.count:,} acknowledged events are no longer in the cluster: it has lost them.")
         if self.wrong.count:
             found.append(f"{self.wrong.count:,} results are wrong.")
         if self.late is None:
@@ -204,14 +209,22 @@ class _Check:
         self._newest: dict[str, int] = {}
         for each in evidence.ledger:
             self._newest[each.key] = max(self._newest.get(each.key, -1), each.number)
+        # Whatever the order of the acknowledgements was: what is scored is what the event map has.
+        there = {key: evidence.events[key] for key in self._newest if key in evidence.events}
+        returned = sum(number < self._newest[key] for key, number in there.items())
+        gone = [key for key in self._newest if key not in there]
+        self._newest |= there
         self.verdict = Verdict(
             acknowledged=len(self._keys),
             keys=len(self._newest),
             writes=len(evidence.writes),
             notices=len(evidence.notices),
+            returned=returned,
             gaps=evidence.gaps,
             crashes=[each.note for each in evidence.incidents if each.kind == "crash"],
         )
+        for key in gone:
+            self.verdict.gone.add(f"event {self._newest[key]} under `{key}`")
         self._lost()
         self._wrong()
         self._late()
@@ -232,7 +245,6 @@ class _Check:
                     verdict.replaced_unseen += 1
                     continue
             if missing:
-                verdict.lost_numbers.append(number)
                 verdict.lost.add(f"event {number} under `{key}`")
 
     def _wrong(self) -> None:
@@ -247,7 +259,7 @@ class _Check:
             if why := self._fault_of(key, result):
                 wrong.add(f"`{key}` in the map: {why}")
             elif result.n not in evidence.doubt and result.n != (newest := self._newest.get(key, -1)):
-                wrong.add(f"`{key}` in the map: of event {result.n}, but event {newest} was put after it")
+                wrong.add(f"`{key}` in the map: of event {result.n}, but event {newest} is in the event map")
 
     def _fault_of(self, key: str, result: Result) -> str:
         """What is wrong with a result; empty if nothing is."""

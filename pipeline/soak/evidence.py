@@ -10,6 +10,7 @@ killed process has left unfinished is ignored.
 | journal.tsv, journal-end.tsv | recorder | partition, sequence in the result map's journal, key, JSON of the result |
 | marks.tsv | recorder | milliseconds, partition, epoch, owner, where the result map's journal ended after that |
 | results.tsv | recorder | key, JSON of the result: the map at the end |
+| events.tsv | recorder | key, JSON of the event: the map at the end |
 | incidents.tsv | the trial | JSON of each fault as it was done |
 """
 
@@ -31,6 +32,7 @@ JOURNAL = "journal.tsv"
 JOURNAL_END = "journal-end.tsv"
 MARKS = "marks.tsv"
 RESULTS = "results.tsv"
+EVENTS = "events.tsv"
 INCIDENTS = "incidents.tsv"
 
 _FLUSH_BYTES = 1 << 16
@@ -95,6 +97,11 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     epoch: int | None = None
 
 
+class _Event(msgspec.Struct):
+    n: int
+
+
+_event = msgspec.json.Decoder(_Event).decode
 _result = msgspec.json.Decoder(Result).decode
 
 
@@ -185,6 +192,7 @@ class Evidence:
         marks: Epochs and owners of the partitions as they were seen to change.
         incidents: What was done to workers and members.
         results: The result map at the end.
+        events: The event map at the end: number of the event by key.
         gaps: Writes that the recorder knows to have missed in the journal, even at the end.
     """
 
@@ -196,6 +204,7 @@ class Evidence:
     marks: list[Mark] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
     results: dict[str, Result] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
     gaps: int = 0
 
     @classmethod
@@ -223,6 +232,7 @@ class Evidence:
             ],
             incidents=[msgspec.json.decode(text, type=Incident) for (text,) in lines(folder / INCIDENTS)],
             results={key.decode(): _result(text) for key, text in lines(folder / RESULTS)},
+            events={key.decode(): _event(text).n for key, text in lines(folder / EVENTS)},
             gaps=gaps,
         )
 

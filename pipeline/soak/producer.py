@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 PROGRESS = "producer.json"
 MAX_IN_FLIGHT = 4_000
-"""Events put and not acknowledged, above which nothing new is put: no event replaces one that is still under way."""
+"""Events put and not acknowledged, above which nothing new is put."""
 
 _CHUNK_SECONDS = 0.04
 _RETRY_SECONDS = 0.25
@@ -89,6 +89,7 @@ class Producer:
         self._seed, self._rate = seed, rate
         self._in_flight: set[int] = set()
         self._room = asyncio.Event()
+        self._turns: dict[int, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.progress = Progress()
 
@@ -133,15 +134,18 @@ class Producer:
     async def _put_group(self, partition: int, group: list[tuple[bytes, Event]]) -> None:
         keys, texts = [key for key, _ in group], [each.text for _, each in group]
         began = time.monotonic()
-        while True:
-            try:
-                await self._writer.put_partition(partition, keys, texts)
-                break
-            except HazelcastError as error:
-                # Whether it happened is not known, or it did not: the same again does no harm.
-                self.progress.retries += 1
-                _log.info("A put to partition %d is made again: %s", partition, error)
-                await asyncio.sleep(_RETRY_SECONDS)
+        # One put a partition at a time: a member that retries one may apply another before it, and an event that
+        # replaces another must come after it.
+        async with self._turns.setdefault(partition, asyncio.Lock()):
+            while True:
+                try:
+                    await self._writer.put_partition(partition, keys, texts)
+                    break
+                except HazelcastError as error:
+                    # Whether it happened is not known, or it did not: the same again does no harm.
+                    self.progress.retries += 1
+                    _log.info("A put to partition %d is made again: %s", partition, error)
+                    await asyncio.sleep(_RETRY_SECONDS)
         at = b"%d" % (time.time_ns() // 1_000_000)
         for _, each in group:
             self._ledger.add(at, b"%d" % each.number, each.key.encode(), each.text)

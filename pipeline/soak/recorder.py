@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hazelcast.errors import HazelcastError
@@ -18,7 +19,7 @@ from pipeline.errors import GridError
 from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
 from pipeline.grid.journal import Journal
-from pipeline.soak.evidence import JOURNAL, JOURNAL_END, MARKS, RESULTS, LineFile
+from pipeline.soak.evidence import EVENTS, JOURNAL, JOURNAL_END, MARKS, RESULTS, LineFile
 from pipeline.worker.leases import read_records
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Recorder:
 
     Args:
         grid: The connection.
-        job: Name of the job; its results are in `results.JOB`.
+        job: Name of the job; its events are in `events.JOB`, its results in `results.JOB`.
         folder: Where the files go.
     """
 
@@ -73,12 +74,13 @@ class Recorder:
             await asyncio.sleep(max(0.1, began + ROUND_SECONDS - time.monotonic()))
 
     async def finish(self) -> None:
-        """A last round, then the whole journal and the whole map as they are now."""
+        """A last round, then the whole journal and both maps as they are now."""
         await self._again(self._round)
         self._journal.close()
         self._marks.close()
         await self._again(self._journal_as_it_is)
-        await self._again(self._results_as_they_are)
+        await self._again(partial(self._entries_as_they_are, self._map_name, RESULTS))
+        await self._again(partial(self._entries_as_they_are, f"events.{self._job}", EVENTS))
 
     async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
         for attempt in range(_END_ATTEMPTS):
@@ -143,8 +145,8 @@ class Recorder:
         finally:
             file.close()
 
-    async def _results_as_they_are(self) -> None:
-        path = self._folder / RESULTS
+    async def _entries_as_they_are(self, map_name: str, name: str) -> None:
+        path = self._folder / name
         path.unlink(missing_ok=True)
         file = LineFile(path)
 
@@ -152,7 +154,7 @@ class Recorder:
             async with self._limit:
                 pointers = [wire.FIRST_ENTRY]
                 while pointers[-1][0] >= 0:
-                    message = wire.encode_fetch_entries(self._map_name, pointers, _PAGE)
+                    message = wire.encode_fetch_entries(map_name, pointers, _PAGE)
                     pointers, entries = await transport.invoke(
                         self._grid.client, message, partition, wire.decode_fetch_entries
                     )

@@ -32,7 +32,6 @@ class Report:
         load_seconds: How long events were put.
         settled_in: Seconds from the last event to the last result.
         seconds: Of the whole run.
-        gone_from_cluster: Of the lost events, how many the cluster itself has lost; None if none is lost.
         folder: Where logs and records are; None if they were removed.
     """
 
@@ -45,7 +44,6 @@ class Report:
     load_seconds: float
     settled_in: float
     seconds: float
-    gone_from_cluster: int | None
     folder: Path | None
 
     @property
@@ -84,8 +82,8 @@ class Report:
         ]
         if takeovers:
             rows.append(("longest takeover after a kill", f"{max(takeovers) / 1000:.1f} s"))
-        if self.gone_from_cluster:
-            rows.append(("lost by the cluster itself", f"{self.gone_from_cluster:,}"))
+        if verdict.gone.count:
+            rows.append(("gone from the cluster", f"{verdict.gone.count:,}"))
         return rows
 
     def examples(self) -> list[str]:
@@ -93,6 +91,7 @@ class Report:
         verdict = self.verdict
         findings = {
             "lost": verdict.lost,
+            "gone": verdict.gone,
             "wrong": verdict.wrong,
             "late": verdict.late,
             "notified twice": verdict.unexplained_notices,
@@ -101,8 +100,6 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
-        verdict = asdict(self.verdict)
-        del verdict["lost_numbers"]
         return {
             "job": self.job,
             "seed": self.seed,
@@ -114,8 +111,7 @@ class Report:
             "settled_in": self.settled_in,
             "faults_done": self.done,
             "doubles_by_cause": self.doubles,
-            "verdict": verdict,
-            "gone_from_cluster": self.gone_from_cluster,
+            "verdict": asdict(self.verdict),
             "producer": {**asdict(self.producer), "doubt": len(self.producer.doubt)},
             "plan": self.plan.to_json(),
             "folder": None if self.folder is None else str(self.folder),

@@ -23,14 +23,13 @@ from pipeline.client import Client
 from pipeline.demo.leash import LeashedProcess
 from pipeline.errors import GridscoreError, MemberError, UsageError
 from pipeline.grid import connect, transport
-from pipeline.grid.copies import Fetcher
 from pipeline.grid.member import Cluster
 from pipeline.grid.records import Records
 from pipeline.grid.settings import GridSettings
 from pipeline.job.life import JOBS_MAP
 from pipeline.models.registry import MODELS_MAP
 from pipeline.soak import listener
-from pipeline.soak.checker import Verdict, check, expected_scores
+from pipeline.soak.checker import check, expected_scores
 from pipeline.soak.evidence import LEDGER, Evidence, lines
 from pipeline.soak.faults import Faults, WorkerSlot
 from pipeline.soak.plan import Counts, Plan
@@ -87,7 +86,7 @@ class SoakOptions:
     lease: float = 5.0
     counts: Counts = field(default_factory=Counts)
     members: int = 3
-    heap: str = "768m"
+    heap: str = "1536m"
     settings: GridSettings | None = None
     folder: Path | None = None
     limit: float = 1_800.0
@@ -174,7 +173,7 @@ class _Trial:
         if settings is None:
             self._phase(f"starting {options.members} members")
             cluster = await self._start_cluster()
-            stack.push_async_callback(asyncio.to_thread, cluster.stop)
+            stack.push_async_callback(asyncio.to_thread, _stop_cluster, cluster, folder)
             settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
         elif options.counts.member_kills:
             raise UsageError("Members of a cluster that is not ours are not killed.", "Take --member-kills 0.")
@@ -233,7 +232,6 @@ class _Trial:
             load_seconds=load_seconds,
             settled_in=settled_in,
             seconds=time.monotonic() - self._began,
-            gone_from_cluster=await self._gone(grid, verdict, evidence),
             folder=folder,
         )
 
@@ -359,15 +357,6 @@ class _Trial:
         self._say(f"no end: {before[0]:,} results of {keys:,}, {before[1]} events unread")
         return round(time.monotonic() - began, 1)
 
-    async def _gone(self, grid: Grid, verdict: Verdict, evidence: Evidence) -> int | None:
-        """How many of the lost events the cluster itself does not have any more; None if none is lost."""
-        if not verdict.lost_numbers:
-            return None
-        lost = set(verdict.lost_numbers)
-        keys = {each.key for each in evidence.ledger if each.number in lost}
-        there = {key for key, _ in await Fetcher(grid, self._job.events).fetch(keys)}
-        return len(keys - there)
-
     # ------------------------------------------------------------------ the watcher
 
     def _phase(self, phase: str) -> None:
@@ -382,6 +371,14 @@ class _Trial:
             await asyncio.sleep(_LOOK_SECONDS)
             self._status.acknowledged = read_progress(folder).acknowledged
             self._watch(self._status, None)
+
+
+def _stop_cluster(cluster: Cluster, folder: Path) -> None:
+    """Stop the members; their logs, which go with them, are kept with the workers'."""
+    for log in cluster.log_files:
+        with contextlib.suppress(OSError):
+            shutil.copy(log, folder)
+    cluster.stop()
 
 
 async def clear(grid: Grid, job: Job) -> None:

@@ -18,7 +18,7 @@ UPDATE_SHARE = 0.15
 """Part of the events that replace an earlier one under its key: the result must follow."""
 
 UPDATE_DISTANCE = 10_000
-"""How many events earlier the replaced one was put: long acknowledged, see `producer.MAX_IN_FLIGHT`."""
+"""How many events earlier the replaced one was put."""
 
 BLOCK = 1_000
 _COUNTRIES = ("DE", "FR", "US", None)

@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.soak.checker import check, expected_scores
 from pipeline.soak.evidence import (
+    EVENTS,
     INCIDENTS,
     JOURNAL,
     JOURNAL_END,
@@ -33,6 +34,7 @@ class Run:
         self.writes = [self.write(n) for n in range(100)]
         self.notices = list(self.writes)
         self.results = {key: n for n, (key, _) in self.ledger.items()}
+        self.events = dict(self.results)
         self.scores = {}
         self.marks = [(0, p, 1, f"host-{KILLED}-abcdef", -1) for p in range(10)]
         self.incidents = []
@@ -55,6 +57,7 @@ class Run:
             file.close()
         self._save(LEDGER, [(at, n, key, "{}") for n, (key, at) in self.ledger.items()])
         self._save(NOTICES, [(r["scored_at"], key, msgspec.json.encode(r).decode()) for _, key, r in self.notices])
+        self._save(EVENTS, [(key, f'{{"n":{n}}}') for key, n in self.events.items()])
         self._save(MARKS, self.marks)
         self._save(INCIDENTS, [(msgspec.json.encode(each).decode(),) for each in self.incidents])
         results = {key: self.write(n)[2] | self.scores.get(key, {}) for key, n in self.results.items()}
@@ -80,21 +83,21 @@ def test_a_run_in_which_all_went_well_passes(ran):
 
 
 def test_a_run_without_events_proves_nothing(ran):
-    ran.ledger, ran.writes, ran.notices, ran.results = {}, [], [], {}
+    ran.ledger, ran.writes, ran.notices, ran.results, ran.events = {}, [], [], {}, {}
     assert "nothing was tested" in ran.check().problems[0]
 
 
 def test_an_event_without_a_result_is_lost(ran):
     del ran.results["e42"]
     verdict = ran.check()
-    assert verdict.lost_numbers == [42]
+    assert verdict.lost.examples == ["event 42 under `e42`"]
     assert verdict.problems == ["1 acknowledged events have no result."]
 
 
 def test_an_event_that_was_replaced_before_it_was_scored_is_lost(ran):
     ran.writes = [write for write in ran.writes if write[2]["n"] != 10]
     ran.notices = [notice for notice in ran.notices if notice[2]["n"] != 10]
-    assert ran.check().lost_numbers == [10]
+    assert ran.check().lost.examples == ["event 10 under `e10`"]
 
 
 def test_a_listener_that_missed_some_shows_no_loss(ran):
@@ -129,8 +132,23 @@ def test_a_result_under_anothers_key_is_wrong(ran):
 def test_an_old_result_that_stands_where_a_new_event_was_put_is_wrong(ran):
     ran.results["e10"] = 10
     verdict = ran.check()
-    assert verdict.wrong.examples == ["`e10` in the map: of event 10, but event 50 was put after it"]
+    assert verdict.wrong.examples == ["`e10` in the map: of event 10, but event 50 is in the event map"]
     assert not verdict.is_good
+
+
+def test_a_result_follows_the_event_map_even_where_a_late_put_has_brought_an_earlier_event_back(ran):
+    ran.results["e10"] = ran.events["e10"] = 10
+    verdict = ran.check()
+    assert verdict.returned == 1
+    assert verdict.is_good
+    ran.results["e10"] = 50
+    assert ran.check().wrong.count == 1
+
+
+def test_an_event_that_the_cluster_has_lost_is_a_problem_even_if_it_was_scored(ran):
+    del ran.events["e42"]
+    verdict = ran.check()
+    assert verdict.problems == ["1 acknowledged events are no longer in the cluster: it has lost them."]
 
 
 def test_an_event_in_doubt_may_have_a_result_or_not(ran):
@@ -144,7 +162,7 @@ def test_an_event_in_doubt_may_have_a_result_or_not(ran):
 def test_a_lower_epoch_behind_a_higher_one_is_a_late_write(ran):
     ran.writes[95] = ran.write(95, epoch=2)
     ran.ledger[105] = ("e105", 105_000)
-    ran.results["e105"] = 105
+    ran.results["e105"] = ran.events["e105"] = 105
     ran.writes.append(ran.write(105, epoch=1))
     verdict = ran.check()
     assert verdict.late.count == 1
