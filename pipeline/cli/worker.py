@@ -64,7 +64,7 @@ async def _score(only: list[str] | None, lease: float, connection: tuple[Any, An
     from pipeline.worker.processes import hold_leash, say_ready
 
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    stopping = False
+    stopping = signals = False
 
     def stop() -> None:
         nonlocal stopping
@@ -73,9 +73,12 @@ async def _score(only: list[str] | None, lease: float, connection: tuple[Any, An
             task.cancel()
 
     def signalled() -> None:
-        if stopping:
+        nonlocal signals
+        if signals:
             # Whoever asks twice does not want to wait; the leases then run out by themselves.
             os._exit(130)
+        # The leash does not count: a service manager signals the parent, which lets go, and us at the same moment.
+        signals = True
         stop()
 
     _on_signals(signalled)
