@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 from collections import deque
@@ -182,6 +183,8 @@ class WorkerProcesses:
             began = loop.time()
             code = child.exit_code = await self._live(child)
             if self._stopping.is_set():
+                if code == -signal.SIGTERM:  # somebody signalled all of us before it could listen
+                    child.exit_code = 0
                 return
             if not self._connected.is_set():
                 self._never_began(child, code)

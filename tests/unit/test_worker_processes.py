@@ -128,6 +128,15 @@ async def test_one_place_that_fails_does_not_end_the_others(crew, tmp_path):
     await two.end()
 
 
+async def test_all_may_be_signalled_at_once(crew):
+    two = crew(WORKER, 2)
+    await two.until(lambda: len(two.lines) == 2)
+    two.workers.stop()
+    for pid in two.workers.pids:
+        os.kill(pid, signal.SIGTERM)
+    assert await two.end() == 0
+
+
 async def test_asked_twice_none_is_waited_for(crew):
     two = crew(HANGS, 2)
     await two.until(lambda: len(two.workers.pids) == 2)
