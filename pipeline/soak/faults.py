@@ -79,7 +79,11 @@ class WorkerSlot:
         return self._process
 
     def start(self) -> None:
-        """Start a worker. Call it from the main thread: on Linux, the worker ends with the thread that started it."""
+        """Start a worker, in place of one that has ended.
+
+        Call it from the main thread: on Linux, the worker ends with the thread that has started it.
+        """
+        self.stop()
         detours = [f"{address}={port}" for address, port in self.network.detours.items()]
         self._log = self._folder / f"worker-{self.index}-{self._started}.log"
         self._process = LeashedProcess(detour.__name__, [*detours, *self._arguments], self._log)
