@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections import Counter
+from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from hazelcast.asyncio import HazelcastClient
 
+from pipeline.client import Client
 from pipeline.grid import Grid, GridSettings
 from pipeline.grid.connection import _client_config
 from pipeline.grid.transport import _refuse_pickle, check_client_version
 from pipeline.testing.member import Member
 from pipeline.testing.network import Link, StubReactor
-from pipeline.testing.store import Change, Partition, Ring
+from pipeline.testing.store import Partition, Ring
+from pipeline.testing.virtual_time import VirtualLoop
+from pipeline.worker import Worker
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from hazelcast.core import Address
 
     from pipeline.testing.faults import Fault
     from pipeline.testing.messages import Request
+    from pipeline.testing.store import Change
 
 JOURNALS = {"events.*": 1_000, "results.*": 1_000}
 _FIRST_PORT = 5701
@@ -38,6 +43,8 @@ def no_latency() -> float:
 class StubCluster:
     """A Hazelcast cluster in this process, for the real client and everything above it.
 
+    An asynchronous context manager, which closes every connection that was made to it.
+
     Args:
         partitions: How many; fewer than a real cluster's 271 make small tests quick.
         journals: Events that the journal of *a partition* keeps, by map name or pattern; other maps have none.
@@ -50,6 +57,7 @@ class StubCluster:
     Attributes:
         faults: What is to go wrong; the first that matches a request is used up by it.
         requests: How many requests of each name there were.
+        on_change: Called with map, partition and change whenever an entry has changed.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class StubCluster:
         self.links: list[Link] = []
         self.faults: list[Fault] = []
         self.requests: Counter[str] = Counter()
+        self.on_change: Callable[[str, int, Change], None] = lambda _map_name, _partition, _change: None
         self._journals = dict(JOURNALS if journals is None else journals)
         self._unsafe = unsafe
         self._maps: dict[str, list[Partition]] = {}
@@ -81,6 +90,52 @@ class StubCluster:
         self._ports = iter(range(_FIRST_PORT, 2**16))
         self.members = [Member(self, next(self._ports)) for _ in range(members)]
         self._owners = [self.members[p % members] for p in range(partitions)]
+        self._grids: list[Grid] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for grid in self._grids:
+            await grid.close()
+        self._grids.clear()
+
+    # ------------------------------------------------------------------ for tests of jobs
+
+    async def client(self, name: str = "test") -> Client:
+        """The Python door to this cluster."""
+        return Client(await self.connect(name))
+
+    @asynccontextmanager
+    async def worker(self, name: str = "worker", **options: Any) -> AsyncIterator[Worker]:
+        """A worker that scores for the submitted jobs while this is entered.
+
+        Args:
+            name: Of its connection, for faults to name it.
+            options: Of `Worker`.
+        """
+        async with Worker(await self.connect(name), **options) as worker:
+            yield worker
+
+    async def results(self, map_name: str, count: int, *, seconds: float = 10.0) -> dict[Any, dict[str, Any]]:
+        """Results by key, once there are so many.
+
+        Args:
+            map_name: The job's result map.
+            count: How many to wait for.
+            seconds: How long.
+
+        Raises:
+            TimeoutError: There were fewer in that time.
+        """
+        proxy = await (await self.connect("results")).map(map_name)
+        changed = asyncio.Event()
+        await proxy.add_entry_listener(added_func=lambda _event: changed.set())
+        async with asyncio.timeout(seconds):
+            while await proxy.size() < count:
+                await changed.wait()
+                changed.clear()
+        return {key: value.loads() for key, value in await proxy.entry_set()}
 
     # ------------------------------------------------------------------ clients
 
@@ -93,7 +148,11 @@ class StubCluster:
         _refuse_pickle(client)
         client._connection_manager._reactor = StubReactor(self, name)  # noqa: SLF001
         await client._start()  # noqa: SLF001
-        return Grid(client, settings)
+        grid = Grid(client, settings)
+        if isinstance(loop := asyncio.get_running_loop(), VirtualLoop):
+            grid.clock = loop.time
+        self._grids.append(grid)
+        return grid
 
     def cut(self, client: str = "*") -> None:
         """Break the connections of the clients of that name or pattern, and refuse new ones until `heal`."""
@@ -222,4 +281,8 @@ class StubCluster:
         return None
 
     def _announcer(self, map_name: str, number: int) -> Callable[[Change], None]:
-        return lambda change: self._owners[number].changed(map_name, number, change)
+        def announce(change: Change) -> None:
+            self.on_change(map_name, number, change)
+            self._owners[number].changed(map_name, number, change)
+
+        return announce

@@ -27,6 +27,9 @@ _EPOCH = 1_700_000_000.0
 _TURNS = 200_000
 """Steps without any time passing after which we say that something spins."""
 
+_CANCELLATIONS = 1_000
+"""How often what does not want to end is cancelled."""
+
 _VIRTUAL = ("pipeline.", "hazelcast.internal.asyncio_")
 
 
@@ -39,11 +42,13 @@ class _NoSelector:
 
     def __init__(self, clock: VirtualTime) -> None:
         self._clock = clock
+        self.stepping = False
 
     def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise NothingLeftError
-        self._clock.now += timeout
+        if not self.stepping:
+            if timeout is None:
+                raise NothingLeftError
+            self._clock.now += timeout
         return []
 
     def close(self) -> None:
@@ -56,6 +61,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     Attributes:
         name: Of the process that it stands for.
         skew: Seconds by which the wall clock of that process is ahead of others.
+        paused: Whether nothing of the process runs while time goes on.
+        ended: Whether it is only being cleared away: nobody is told of errors.
     """
 
     # What asyncio's own base class has, and its type stubs do not know.
@@ -72,6 +79,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.name = name
         self.skew = skew
         self.paused = False
+        self.ended = False
 
     def time(self) -> float:
         """Seconds of the clock that all loops share."""
@@ -98,16 +106,19 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._thread_id = threading.get_ident()
         before = events._get_running_loop()  # noqa: SLF001
         events._set_running_loop(self)  # noqa: SLF001
+        self._selector.stepping = True
         try:
             self._run_once()
         finally:
+            self._selector.stepping = False
             events._set_running_loop(before)  # noqa: SLF001
             self._thread_id = None
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Keep what went wrong where nobody waited for it, to be looked at."""
-        self._clock.unhandled.append((self.name, context))
-        super().call_exception_handler(context)
+        if not self.ended:
+            self._clock.unhandled.append((self.name, context))
+            super().call_exception_handler(context)
 
     def _process_events(self, event_list: list[Any]) -> None:
         """There are none."""
@@ -128,6 +139,7 @@ class VirtualTime:
         self.now = _BEGIN
         self.unhandled: list[tuple[str, dict[str, Any]]] = []
         self._loops: list[VirtualLoop] = []
+        self._abandoned: dict[VirtualLoop, set[asyncio.Task[Any]]] = {}
 
     def loop(self, name: str, *, skew: float = 0.0) -> VirtualLoop:
         """A loop for another process."""
@@ -138,6 +150,8 @@ class VirtualTime:
     def abandon(self, loop: VirtualLoop) -> None:
         """Let nothing of a process run any more."""
         self._loops.remove(loop)
+        # Its tasks are kept: one that is collected before its end would go on to clean up.
+        self._abandoned[loop] = asyncio.all_tasks(loop)
 
     def run(self, coroutine: Coroutine[Any, Any, _T], loop: VirtualLoop, *, seconds: float = 3_600.0) -> _T:
         """Run a coroutine on a loop to its end, while the other loops run as well.
@@ -203,16 +217,22 @@ class VirtualTime:
                 module.time = time  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Close every loop; what still runs there is cancelled first."""
-        for loop in list(self._loops):
-            loop.paused = False
-            tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
-            for task in tasks:
-                task.cancel()
-            with contextlib.suppress(NothingLeftError):
-                self.run_until(lambda tasks=tasks: all(task.done() for task in tasks), seconds=60.0)  # type: ignore[misc]
+        """Close every loop, the abandoned ones as well; what is not done there is cancelled, and no time passes."""
+        loops = (*self._loops, *self._abandoned)
+        for loop in loops:
+            loop.ended = True
+            for _ in range(_CANCELLATIONS):
+                tasks = asyncio.all_tasks(loop)
+                if not tasks:
+                    break
+                for task in tasks:
+                    task.cancel()
+                while loop.due() <= self.now:
+                    loop.step()
+        for loop in loops:
             loop.close()
-            self._loops.remove(loop)
+        self._loops.clear()
+        self._abandoned.clear()
 
 
 class _Clock:

@@ -1,0 +1,214 @@
+"""A worker group in a world where everything goes wrong: what is promised holds at every moment, and in the end.
+
+Hypothesis draws what happens: events put, workers started, stopped, killed and paused, the network cut, members that do
+not answer or answer wrongly, journals that overflow or begin again. The machine tells of everything that it did when it
+finds something, and makes it as short as it can.
+
+`GRIDSCORE_SIMULATION_EXAMPLES` and `GRIDSCORE_SIMULATION_STEPS` set how many such stories are told, and how long they
+are: by default, the same few that suit a test run; with the first set, others each time. Making a story short takes
+many runs of it; `GRIDSCORE_SIMULATION_SHRINK=0` shows it as it was found.
+"""
+
+import logging
+import os
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from world import World
+
+from pipeline.testing import Fault
+
+EXAMPLES = int(os.environ.get("GRIDSCORE_SIMULATION_EXAMPLES", "25"))
+STEPS = int(os.environ.get("GRIDSCORE_SIMULATION_STEPS", "25"))
+SHRINK = os.environ.get("GRIDSCORE_SIMULATION_SHRINK", "1") == "1"
+PARTITIONS = 8
+RING = 32
+MOST_WORKERS = 4
+
+OUTCOMES = st.sampled_from(["timeout", "indeterminate", "unacknowledged", "disconnect", "duplicate"])
+REQUESTS = st.sampled_from(
+    [
+        ("Map.PutAll", "results.*"),
+        ("Map.ReplaceIfSame", "gridscore.leases"),
+        ("Map.PutIfAbsent", "gridscore.leases"),
+        ("Map.GetAll", "gridscore.leases"),
+        ("Map.GetAll", "results.*"),
+        ("Map.EventJournalRead", "events.*"),
+        ("Map.EventJournalSubscribe", "events.*"),
+        ("Map.*", "gridscore.*"),
+        ("Map.*", "*"),
+    ]
+)
+AMOUNTS = st.integers(0, 999).map(float)
+SECONDS = st.sampled_from([0.002, 0.1, 0.6, 1.0, 2.5, 6.0, 15.0])
+
+
+class GroupMachine(RuleBasedStateMachine):
+    """Does to a group of workers what Hypothesis thinks of."""
+
+    def __init__(self):
+        super().__init__()
+        self.world = None
+        self.keys = 0
+        self.is_cut = False
+
+    @initialize(seed=st.integers(0, 2**16), workers=st.integers(1, 3))
+    def begin(self, seed, workers):
+        self.world = World(PARTITIONS, RING, seed=seed)
+        for _ in range(workers):
+            self.world.start()
+        # Until somebody has begun, there are no offsets, and nobody can tell what is overwritten.
+        self.world.settle()
+
+    # ---------------------------------------------------------------- events
+
+    @rule(amounts=st.lists(AMOUNTS, min_size=1, max_size=20))
+    def put_new(self, amounts):
+        self.world.put({f"e{self.keys + i}": amount for i, amount in enumerate(amounts)})
+        self.keys += len(amounts)
+
+    @precondition(lambda self: self.keys)
+    @rule(data=st.data(), amounts=st.lists(AMOUNTS, min_size=1, max_size=10))
+    def put_again(self, data, amounts):
+        keys = data.draw(st.lists(st.integers(0, self.keys - 1), min_size=len(amounts), max_size=len(amounts)))
+        self.world.put({f"e{key}": amount for key, amount in zip(keys, amounts, strict=True)})
+
+    @rule(amount=AMOUNTS)
+    def flood(self, amount):
+        """More than every ring holds, at once."""
+        count = PARTITIONS * RING * 2
+        self.world.put({f"e{self.keys + i}": amount for i in range(count)})
+        self.keys += count
+
+    @rule(seconds=SECONDS)
+    def let_time_pass(self, seconds):
+        self.world.advance(seconds)
+
+    # ---------------------------------------------------------------- workers
+
+    @precondition(lambda self: len(self.world.workers) < MOST_WORKERS)
+    @rule()
+    def start_a_worker(self):
+        self.world.start()
+
+    def _one(self, data, names):
+        return data.draw(st.sampled_from(sorted(names)))
+
+    @precondition(lambda self: self.world.living())
+    @rule(data=st.data())
+    def stop_a_worker(self, data):
+        self.world.stop(self._one(data, self.world.living()))
+
+    @precondition(lambda self: self.world.workers)
+    @rule(data=st.data())
+    def kill_a_worker(self, data):
+        self.world.kill(self._one(data, self.world.workers))
+
+    @precondition(lambda self: self.world.living())
+    @rule(data=st.data())
+    def pause_a_worker(self, data):
+        self.world.pause(self._one(data, self.world.living()))
+
+    @precondition(lambda self: any(process.paused for process in self.world.workers.values()))
+    @rule(data=st.data())
+    def resume_a_worker(self, data):
+        self.world.resume(self._one(data, [name for name, p in self.world.workers.items() if p.paused]))
+
+    # ---------------------------------------------------------------- network and members
+
+    @rule(data=st.data(), quietly=st.booleans())
+    def cut(self, data, quietly):
+        client = self._one(data, ["w*", *self.world.workers])
+        (self.world.cluster.hang if quietly else self.world.cluster.cut)(client)
+        self.is_cut = True
+
+    @precondition(lambda self: self.is_cut)
+    @rule()
+    def heal(self):
+        self.world.cluster.heal()
+        self.is_cut = False
+
+    @rule(
+        outcome=OUTCOMES,
+        applied=st.booleans(),
+        request=REQUESTS,
+        partition=st.none() | st.integers(0, PARTITIONS - 1),
+        times=st.integers(1, 4),
+    )
+    def fail_requests(self, outcome, applied, request, partition, times):
+        name, map_name = request
+        fault = Fault(outcome, applied=applied or outcome == "duplicate", request=name, map=map_name, client="w*")
+        fault.partition, fault.times = partition, times
+        self.world.cluster.faults.append(fault)
+
+    @rule(partition=st.integers(0, PARTITIONS - 1), seconds=st.sampled_from([0.3, 2.0, 7.0]))
+    def stall_a_partition(self, partition, seconds):
+        self.world.cluster.faults.append(Fault("delay", partition=partition, seconds=seconds, client="w*"))
+
+    @rule(partition=st.integers(0, PARTITIONS - 1), changes=st.none() | st.integers(1, 6))
+    def lose_writes(self, partition, changes):
+        self.world.regress(partition, changes)
+
+    # ---------------------------------------------------------------- what must hold
+
+    @invariant()
+    def nothing_is_broken(self):
+        if self.world is not None:
+            self.world.check()
+
+    def teardown(self):
+        world = self.world
+        if world is None:
+            return
+        try:
+            world.check()
+            world.cluster.heal()
+            world.cluster.faults.clear()
+            for name, process in world.workers.items():
+                if process.paused:
+                    world.resume(name)
+            if not world.living():
+                world.start()
+            world.settle()
+            world.check()
+            world.check_unhandled()
+            assert not world.ledger.duplicates(), f"written twice: {world.ledger.duplicates()}"
+        finally:
+            world.close()
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """Nothing but trouble happens here: a log of it is long, and slow."""
+    before = {name: logging.getLogger(name).level for name in ("hazelcast", "pipeline")}
+    for name in before:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    yield
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def test_a_group_keeps_its_promises_whatever_happens():
+    run_state_machine_as_test(
+        GroupMachine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            derandomize="GRIDSCORE_SIMULATION_EXAMPLES" not in os.environ,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+            report_multiple_bugs=False,
+            phases=[Phase.generate, Phase.shrink] if SHRINK else [Phase.generate],
+        ),
+    )
