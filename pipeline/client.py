@@ -17,7 +17,7 @@ from pipeline.job import Job, JobRecord, Jobs, load_job
 from pipeline.job.life import CANCELLED, ENDED
 from pipeline.producer import Producer
 from pipeline.results import ResultStream
-from pipeline.worker import Worker
+from pipeline.worker import Worker, rescan
 from pipeline.worker.leases import begin_anew
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class Client:
         if current is not None and current.state in ENDED and current.error in ("", CANCELLED):
             # A job that failed goes on where it stopped, once its cause is mended; one that was cancelled begins anew.
             await begin_anew(self.grid, job.name)
+            await rescan.forget(self.grid, job.name)
         return await self.jobs.submit(job, update=update)
 
     async def push_model(

@@ -41,11 +41,13 @@ class Grid:
         self.clock: Callable[[], float] = time.monotonic
         self._maps: dict[str, Any] = {}
         self._on_reconnect: list[Callable[[], None]] = []
+        self._on_member_change: list[Callable[[], None]] = []
         self._was_disconnected = False
         self._closing = False
         client.lifecycle_service.add_listener(self._lifecycle_changed)
         # A member that leaves takes its undelivered events along, even if others stay connected.
         transport.on_connection_opened(client, self._connection_opened)
+        client.cluster_service.add_listener(self._members_changed, self._members_changed)
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,6 +98,11 @@ class Grid:
         self._on_reconnect.append(callback)
         return lambda: self._on_reconnect.remove(callback)
 
+    def on_member_change(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back whenever a member has come or gone; returns a function that ends it."""
+        self._on_member_change.append(callback)
+        return lambda: self._on_member_change.remove(callback)
+
     async def close(self) -> None:
         """Close the connection. A second call does nothing."""
         self._closing = True
@@ -108,6 +115,10 @@ class Grid:
         elif state == LifecycleState.CONNECTED and self._was_disconnected:
             self._was_disconnected = False
             _log.info("Connected to the cluster again", extra={"action": "reconnected"})
+
+    def _members_changed(self, _member: object) -> None:
+        for callback in list(self._on_member_change):
+            callback()
 
     def _connection_opened(self, _connection: object) -> None:
         for callback in list(self._on_reconnect):

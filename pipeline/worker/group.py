@@ -67,6 +67,7 @@ _HUNGRY_TURN_SECONDS = 0.2
 _HUNGRY_SECONDS = 15.0
 _LOOK_ALL_SECONDS = 5.0
 _CHECKS_PER_SECOND = 10
+_ASK_ALL_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 
 
@@ -96,13 +97,24 @@ class Group:
         self._wake = asyncio.Event()
         self._who: set[str] = set()
         self._who_since = float("-inf")
-        self._looked_all = float("-inf")
+        self._looked_all = self._asked_all = float("-inf")
         self.first_taken = asyncio.Event()
 
     @property
     def held(self) -> Collection[int]:
         """Partitions that this worker holds."""
         return self.leases.held.keys()
+
+    @property
+    def standing(self) -> Collection[int]:
+        """Partitions that this worker may write for now."""
+        now = self._grid.clock()
+        return [partition for partition in self.held if self.leases.stands(partition, now)]
+
+    def come_to(self, partition: int) -> int | None:
+        """Next sequence of a partition to read, all before it being acknowledged; None if it is not scored here."""
+        there = self.offsets.acknowledged(partition)
+        return None if there is None else there.offset
 
     def wake(self) -> None:
         """Look at once who lives and who holds what."""
@@ -228,15 +240,15 @@ class Group:
     async def _commit(self) -> None:
         while True:
             await asyncio.sleep(COMMIT_SECONDS)
-            for partition in await self.leases.commit(self.offsets.committable()):
-                self._lost_lease(partition)
+            lost = await self.leases.commit(self.offsets.committable())
             self._stats.committed_at = int(time.time() * 1000)
             now, busy = self._grid.clock(), self._beginning.keys() | self._giving
             for partition in list(self.held):
                 # The second is a net: whatever went wrong, a partition that is held is read, or let go.
                 unread = not self.reader.reads(partition) and partition not in busy
                 if unread or not self.leases.stands(partition, now):
-                    self._lost_lease(partition)
+                    lost.append(partition)
+            self._lose(lost)
             self._stats.partitions = len(self.held)
 
     # ------------------------------------------------------------------ giving back
@@ -282,9 +294,18 @@ class Group:
         self.offsets.forget(partition)
         self._beginning.pop(partition, None)
 
-    def _lost_lease(self, partition: int) -> None:
-        _log.warning("%s: partition %d is no longer ours", self._job.name, partition, extra={"action": "lease_lost"})
-        self.drop(partition)
+    def _lose(self, partitions: Collection[int]) -> None:
+        if partitions:
+            _log.warning(
+                "%s: %d partitions are no longer ours: %s",
+                self._job.name,
+                len(partitions),
+                _listed(partitions),
+                extra={"action": "lease_lost"},
+            )
+            self._stats.rebalances += 1
+        for partition in partitions:
+            self.drop(partition)
 
     # ------------------------------------------------------------------ trouble
 
@@ -338,6 +359,10 @@ class Group:
         if self._job.on_loss == "rescan":
             # Written before the offset passes the gap, so that it outlives us.
             await rescan.request(self._grid, self._job.name, [partition], reason)
+            if reason == "regression" and self._grid.clock() - self._asked_all > _ASK_ALL_SECONDS:
+                # What befell this journal befell others, and may not show: where new events have covered it already.
+                self._asked_all = self._grid.clock()
+                await rescan.request(self._grid, self._job.name, range(self._grid.partition_count), reason)
 
     async def _halt(self, partition: int, first: int, gap: int) -> None:
         """Fail the job; resumed, it goes on behind the gap."""
@@ -377,7 +402,7 @@ class Group:
             if begun and lease is not None:
                 self._read(lease, oldest)
             else:
-                self._lost_lease(partition)
+                self._lose([partition])
 
         self._spawn(restart())
 
@@ -407,16 +432,40 @@ class Group:
         )
 
     async def _check(self) -> None:
-        """Compare the journals with our positions, a few partitions at a time: a parked read would never tell."""
-        while True:
-            for partition in range(self._grid.partition_count):
-                await asyncio.sleep(1 / _CHECKS_PER_SECOND)
-                try:
-                    await self.reader.check(partition)
-                except GridscoreError as error:
-                    _log.debug("%s: checking partition %d failed: %s", self._job.name, partition, error)
+        """Compare the journals with our positions, a few partitions at a time: a parked read would never tell.
+
+        After a member has come or gone all at once: the sooner a journal that has begun again is found, the fewer new
+        events can have covered its tracks.
+        """
+        changed = asyncio.Event()
+        stop_watching = self._grid.on_member_change(changed.set)
+        try:
+            while True:
+                for partition in range(self._grid.partition_count):
+                    try:
+                        async with asyncio.timeout(1 / _CHECKS_PER_SECOND):
+                            await changed.wait()
+                    except TimeoutError:
+                        await self._check_one(partition)
+                        continue
+                    changed.clear()
+                    await asyncio.gather(*map(self._check_one, range(self._grid.partition_count)))
+        finally:
+            stop_watching()
+
+    async def _check_one(self, partition: int) -> None:
+        try:
+            await self.reader.check(partition)
+        except GridscoreError as error:
+            _log.debug("%s: checking partition %d failed: %s", self._job.name, partition, error)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _listed(partitions: Collection[int]) -> str:
+    """A few of the partitions, for the log."""
+    some = ", ".join(map(str, sorted(partitions)[:10]))
+    return some if len(partitions) <= 10 else f"{some}, …"

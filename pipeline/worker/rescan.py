@@ -62,11 +62,14 @@ async def request(grid: Grid, job: str, partitions: Iterable[int], reason: str) 
     """
     records = Records(grid, RESCANS_MAP)
     value = {"reason": reason, "at": int(time.time() * 1000)}
-    for partition in partitions:
+
+    async def ask(partition: int) -> None:
         try:
             await records.update(f"{job}/{partition}", lambda _: value)
         except ConflictError:
             _log.debug("somebody else asks for %s/%d to be rescanned, too", job, partition)
+
+    await asyncio.gather(*map(ask, partitions))
 
 
 async def pending(grid: Grid, job: str) -> dict[int, Record]:
@@ -148,7 +151,7 @@ class Rescanner:
             return 0
         _, newest = await self._journal.bounds(partition)
         deadline = self._grid.clock() + _PATIENCE_SECONDS
-        while not self._come_to(partition, newest + 1):
+        while (self._group.come_to(partition) or 0) <= newest:
             await self._wait(partition, deadline)
         missing = await still_without_result(self._grid, self._job, partition, events, rejected)
         if not missing:
@@ -177,10 +180,6 @@ class Rescanner:
         if self._grid.clock() > deadline or partition not in self._group.held:
             raise _NotNowError
         await asyncio.sleep(_WAIT_SECONDS)
-
-    def _come_to(self, partition: int, offset: int) -> bool:
-        there = self._group.offsets.acknowledged(partition)
-        return there is not None and there.offset >= offset
 
 
 def page_of(events: list[Event]) -> Page:

@@ -26,11 +26,13 @@ from pipeline.features import LookupTable
 from pipeline.grid.copies import Fetcher, LiveCopy
 from pipeline.grid.writer import MapWriter
 from pipeline.worker import dead_letters
+from pipeline.worker.audit import audit_on_schedule
 from pipeline.worker.group import Group
 from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.live_model import LiveModel
 from pipeline.worker.offsets import Write
 from pipeline.worker.rescan import Rescanner
+from pipeline.worker.retention import Retention
 from pipeline.worker.scorer import Scorer
 from pipeline.worker.stats import JobStats
 
@@ -81,6 +83,7 @@ class JobRunner:
         job = record.job
         self._grid = grid
         self._job = job
+        self._worker = members.worker
         self._joined = joined
         self._started = started
         self.stats = JobStats()
@@ -99,6 +102,8 @@ class JobRunner:
         self._results = MapWriter(grid, job.results)
         self._dead = MapWriter(grid, dead_letters.map_of(job.name))
         self._rescanner = Rescanner(grid, job, self.group, self.stats)
+        self._retention = Retention(grid, job, lambda: self.group.standing, self.group.come_to)
+        self._failures: list[BaseException] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
@@ -111,8 +116,11 @@ class JobRunner:
         try:
             await self._prepare()
             async with asyncio.TaskGroup() as tasks:
-                for work in (self._score, self.group.run, self._rescanner.run, self._model.follow, self._watch):
+                for work in (self._score, self.group.run, self._model.follow, self._watch):
                     tasks.create_task(work())
+                tasks.create_task(self._rescanner.run())
+                tasks.create_task(self._retention.run())
+                tasks.create_task(audit_on_schedule(self._grid, self._job, self._worker))
                 await self.group.first_taken.wait()
                 self.is_scoring = True
                 self._started()
@@ -234,13 +242,7 @@ class JobRunner:
             return  # the partition was dropped or put back in the meantime
         if error is not None:
             if not isinstance(error, HazelcastClientNotActiveError):
-                _log.warning(
-                    "%s: a write to partition %d was not acknowledged, reading it again: %s",
-                    self._job.name,
-                    write.partition,
-                    error,
-                    extra={"action": "write_failed"},
-                )
+                self._failures.append(error)
             self.group.put_back(write.partition)
             return
         self.stats.events += offsets.acknowledge(write)
@@ -249,8 +251,17 @@ class JobRunner:
     # ------------------------------------------------------------------ beside it
 
     async def _watch(self) -> None:
-        """Keep the figures of the lookups' copies current."""
+        """Keep the figures of the lookups' copies current, and say what went wrong with writes, all in one."""
         while True:
+            if failures := self._failures:
+                self._failures = []
+                _log.warning(
+                    "%s: %d writes were not acknowledged, their partitions are read again: %s",
+                    self._job.name,
+                    len(failures),
+                    failures[-1],
+                    extra={"action": "write_failed"},
+                )
             self.stats.copies = {
                 name: {
                     "entries": len(self._tables[name]),
