@@ -376,8 +376,10 @@ class _Causes:
 
     def _cause(self, before: Write, write: Write) -> tuple[Incident | None, str]:
         first, second = before.result, write.result
-        owner = self._owners.get((write.partition, first.epoch if first.epoch is not None else -1))
-        moved = first.epoch != second.epoch
+        epochs = [result.epoch if result.epoch is not None else -1 for result in (first, second)]
+        # Of two owners, something has happened to the earlier one, whichever of them was the first to write.
+        owner = self._owners.get((write.partition, min(epochs)))
+        moved = epochs[0] != epochs[1]
         until = second.scored_at
         near = [
             each

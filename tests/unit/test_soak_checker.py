@@ -239,6 +239,14 @@ def test_a_double_under_one_epoch_without_a_fault_is_unexplained(ran):
     assert not verdict.is_good
 
 
+def test_a_double_of_a_late_write_is_blamed_on_what_was_done_to_its_writer(ran):
+    killed(ran, kind="pause")
+    twice(ran, 61, epoch=1, after=200)
+    verdict = ran.check()
+    assert [each.cause for each in verdict.doubles] == ["pause"]
+    assert verdict.late.count == 1
+
+
 def test_a_double_is_not_blamed_on_what_was_done_to_another_worker(ran):
     killed(ran)
     ran.incidents[0] = Incident(0, "worker-kill", 60_600, 61_600, worker=1, pid=LEFT)
