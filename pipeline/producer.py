@@ -152,6 +152,11 @@ class Producer:
         self.repeated = 0
         self.waited = 0.0
 
+    @property
+    def capacity(self) -> Capacity | None:
+        """Capacity of the journal, once something was put; None if the map has none."""
+        return self._capacity
+
     async def put(self, entries: Iterable[tuple[Any, bytes]]) -> int:
         """Put entries, and return how many when the cluster has confirmed all of them.
 

@@ -1,16 +1,28 @@
-"""`gridscore bench`: how fast a worker is on this machine, beside what limits it."""
+"""`gridscore bench`: how fast a worker is on this machine, beside what limits it; and what it does with a spike."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from pipeline.cli.output import console, errors, print_json, print_table, run
 
+if TYPE_CHECKING:
+    from pipeline.bench.spike import Spike
 
+_BAR = 30
+
+
+app = typer.Typer(help="How fast a worker is on this machine.", invoke_without_command=True)
+
+
+@app.callback()
 def bench(
+    context: typer.Context,
     *,
     events: Annotated[int, typer.Option("--events", min=1_000, max=900_000, help="Events to score.")] = 300_000,
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=50, help="How often each is measured, in turn.")] = 5,
@@ -25,6 +37,8 @@ def bench(
 
     Example: [bold]gridscore bench --events 300000 --rounds 5[/]
     """
+    if context.invoked_subcommand is not None:
+        return
     from pipeline.bench.throughput import measure
     from pipeline.grid import GridSettings, connect
     from pipeline.grid.member import Cluster
@@ -78,3 +92,98 @@ def bench(
         f"\nworker / journal drain: [bold]{report['worker_to_drain_ratio']:.2f}[/];"
         f" / drain with the client as published: [bold]{report['worker_to_drain_as_published_ratio']:.2f}[/]"
     )
+
+
+@app.command()
+def spike(
+    *,
+    rate: Annotated[
+        float, typer.Option("--rate", min=10, max=50_000, help="Sustained events per second; the spike is ten times.")
+    ] = 3_000,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, max=60, help="How long the spike lasts.")] = 10,
+    after: Annotated[float, typer.Option("--after", min=5, max=600, help="How long the rate goes on after it.")] = 30,
+    members: Annotated[int, typer.Option("--members", min=1, max=8, help="Members; with two, a backup each.")] = 1,
+    heap: Annotated[str, typer.Option("--heap", help="Heap of each member.")] = "2g",
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the curve into this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put ten times the sustained rate for some seconds, and see what becomes of lag and latency.
+
+    Starts members and a worker process of its own and ends them. The work is that of `gridscore bench`. Latency is from
+    when an event was due to the listener that sees its result.
+
+    Example: [bold]gridscore bench spike --rate 3000[/]
+    """
+    from pipeline.bench import spike as bench_spike
+    from pipeline.demo.leash import LeashedProcess
+    from pipeline.errors import GridscoreError
+    from pipeline.grid import GridSettings, connect
+    from pipeline.grid.member import Cluster
+    from pipeline.worker.process import tune
+
+    async def main(cluster: Cluster, log: Path) -> Spike:
+        settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
+        arguments = ["worker", "--cluster-name", cluster.cluster_name]
+        for address in cluster.addresses:
+            arguments += ["--members", address]
+        async with await connect(settings) as grid:
+            job = await bench_spike.prepare(grid)
+            with LeashedProcess("pipeline.cli", arguments, log) as worker, errors.status("starting") as status:
+
+                def alive() -> None:
+                    if worker.exit_code is not None:
+                        raise GridscoreError(f"The worker ended. Its last lines:\n{worker.last_lines()}")
+
+                return await bench_spike.measure(
+                    grid, job, rate=rate, seconds=seconds, after=after, alive=alive, progress=status.update
+                )
+
+    if plot is not None:
+        from pipeline.bench import spike_plot
+    tune()
+    errors.print(f"Starting {members} member{'s' if members > 1 else ''} …", style="dim", highlight=False)
+    with (
+        tempfile.TemporaryDirectory(prefix="gridscore-bench-") as folder,
+        Cluster.start(members, port=0, heap=heap, register=False) as cluster,
+    ):
+        report = run(main(cluster, Path(folder) / "worker.log"))
+    if plot is not None:
+        spike_plot.save(plot, report)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print_spike(report)
+
+
+def _print_spike(report: Spike) -> None:
+    import numpy as np
+
+    console.print(
+        f"\n[bold]{report.rate:,.0f} events/s, {report.peak:,.0f}/s from {report.began:.0f} s to {report.ended:.0f} s"
+        "[/]; latency from due to listener\n",
+        highlight=False,
+    )
+    rows, step = [], round(1 / float(report.times[0]))
+    for end in range(step, len(report.times) + 1, step):
+        second = slice(end - step, end)
+        lag = float(report.lag[second].max())
+        bar = "█" * round(_BAR * lag / max(1, report.max_lag)) or ("▏" if lag else "")
+        p50, p99 = (None if np.isnan(values[end - 1]) else values[end - 1] for values in (report.p50, report.p99))
+        rows.append((f"{report.times[end - 1]:.0f}", int(report.put[second].mean()), p50, p99, int(lag), bar))
+    print_table(("SECOND", "PUT/S", "P50 ms", "P99 ms", "LAG", ""), rows, empty="")
+
+    def after(seconds: float | None) -> str:
+        return "not within the time measured" if seconds is None else f"{seconds:.1f} s after the spike"
+
+    rate = f", at {report.drain_rate:,.0f} events/s" if report.drain_rate is not None else ""
+    ring = f"{report.max_lag / report.capacity:.0%} of the journal's {report.capacity:,}" if report.capacity else ""
+    for name, value in (
+        ("put in the spike", f"{report.put_peak:,.0f} events/s"),
+        ("largest lag", f"{report.max_lag:,} events, {ring}"),
+        ("worked off", after(report.worked_off) + rate),
+        ("p99 before", f"{report.normal_p99:.1f} ms, at worst {report.worst_p99:.1f} ms"),
+        ("p99 no worse than that", after(report.back_to_normal)),
+        ("producer waited", f"{report.waited:.1f} s"),
+        ("events without a result", f"{report.lost:,}"),
+    ):
+        console.print(f"{name:>26}  [bold]{value}[/]", highlight=False)
