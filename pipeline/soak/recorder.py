@@ -20,7 +20,7 @@ from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
 from pipeline.grid.journal import Journal
 from pipeline.soak.evidence import EVENTS, JOURNAL, JOURNAL_END, MARKS, RESULTS, LineFile
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

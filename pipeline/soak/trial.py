@@ -38,7 +38,7 @@ from pipeline.soak.proxy import Network
 from pipeline.soak.report import Report
 from pipeline.soak.workload import booster, customers, soak_job
 from pipeline.worker.dead_letters import map_of
-from pipeline.worker.leases import LEASES_MAP, lease_key
+from pipeline.worker.lease_records import LEASES_MAP, lease_key
 from pipeline.worker.status import lag
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from pipeline.grid.records import Records
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED, WANTED
 from pipeline.worker import antijoin, rescan
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 from pipeline.worker.missing import Event, rejection_of, rejections, still_without_result, without_result
 
 if TYPE_CHECKING:

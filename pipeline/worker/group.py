@@ -65,7 +65,9 @@ _RELEASE_SECONDS = 1.5
 _TURN_SECONDS = 1.0
 _HUNGRY_TURN_SECONDS = 0.2
 _HUNGRY_SECONDS = 15.0
-_LOOK_ALL_SECONDS = 5.0
+_LOOK_ALL_SECONDS = 2.0
+"""Less than half of a lease, so that a lease is watched without a break before its owner is suspected."""
+
 _CHECKS_PER_SECOND = 10
 _ASK_ALL_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
@@ -174,11 +176,12 @@ class Group:
         if room > 0:
             # Each begins elsewhere, so that several do not go for the same.
             start = zlib.crc32(self._members.worker.encode()) % count
-            free = sorted(leases.claimable(), key=lambda partition: (partition - start) % count)
-            if taken := await leases.claim(free[:room]):
-                self._stats.taken += len(taken)
-                self._stats.rebalances += 1
-                await self._begin_all(taken)
+            for there in (leases.free(), leases.expired()):
+                there.sort(key=lambda partition: (partition - start) % count)
+                if taken := await leases.claim(there[: max(0, mine - len(leases.held))]):
+                    self._stats.taken += len(taken)
+                    self._stats.rebalances += 1
+                    await self._begin_all(taken)
         elif room < 0 and not self._giving:
             # What came last goes first: it is the least settled.
             self._spawn(self._give_back([p for p in leases.held if p not in self._beginning][room:]))
@@ -220,6 +223,9 @@ class Group:
                 offset = await restart_position(self._grid, self._record, partition, oldest, newest)
                 return offset if await self.leases.reset(partition, offset, run=self._record.restarts) else None
             if record.offset < 0:
+                if self._job.start == "oldest" and oldest > 0:
+                    # What was overwritten before anybody began is not counted, but it is not left, either.
+                    await self._act_on_loss(partition, "begin")
                 return oldest if self._job.start == "oldest" else newest + 1
             if record.offset > newest + 1:
                 self._log_regression(partition, record.offset, newest)
@@ -268,7 +274,8 @@ class Group:
         progress = {}
         for partition in partitions:
             lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
-            if lease is not None and self.offsets.settled(partition) and lease.record.offset >= 0:
+            settled = lease is not None and not lease.unsettled and self.offsets.settled(partition)
+            if lease is not None and settled and lease.record.offset >= 0:
                 progress[partition] = there or Progress(lease.record.offset, lease.record.lost)
         try:
             async with asyncio.timeout_at(deadline):
@@ -316,16 +323,28 @@ class Group:
             return
         offset, written = self.offsets.rewind(partition)
         lease.doubt = max(lease.doubt, written)
+        lease.unsettled = True
         self.reader.stop(partition)
         if partition in self._giving:
             return
         token = self._beginning[partition] = object()
 
         async def read_again() -> None:
-            await asyncio.sleep(_RETRY_SECONDS)
+            settled = False
+            while not settled and self._beginning.get(partition) is token:
+                await asyncio.sleep(_RETRY_SECONDS)
+                try:
+                    settled = await self.leases.settle(partition)
+                except HazelcastError as error:
+                    _log.debug("%s: partition %d does not settle yet: %s", self._job.name, partition, error)
+                    continue
+                if not settled:
+                    break
             if self._beginning.get(partition) is token:
                 del self._beginning[partition]
-                self.reader.start(partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
+                if settled:
+                    lease.unsettled = False
+                    self.reader.start(partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
 
         self._spawn(read_again())
 

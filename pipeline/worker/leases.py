@@ -3,9 +3,9 @@
 One record per job and partition, in the control map `gridscore.leases`, holds owner, epoch, deadline and offset, and is
 changed only by compare-and-set on its exact bytes:
 
-1. *Claim*: a record without an owner, or one that has not changed for its owner's whole lease time *as this process
-   watched it*, is taken with the next epoch. Clocks of different machines are never compared; the deadline in the
-   record is for people.
+1. *Claim*: a record without an owner is taken with the next epoch. So is one that has not changed for its owner's
+   whole lease time *as this process watched it*, but in two steps: it is changed, which shuts its owner out, and after
+   a while taken. Clocks of different machines are never compared; the deadline in the record is for people.
 2. *Renew and commit*: owner and epoch stay, offset and deadline move. The offset never goes back.
 3. *Release*: the owner is taken out, so that the next one need not wait, nor doubt what was written.
 4. *Reset*: the offset is set anew, with the next epoch, because the journal or a user wants it so.
@@ -17,16 +17,17 @@ compare-and-set means that somebody else has taken it: the partition is dropped 
 
 The record of a partition lies in that very partition: a member that does not answer keeps results from being written
 and leases from being taken alike. Watching must have been without a break: a record that nobody could change, because
-its member did not answer, has not run out.
+its member did not answer, has not run out. The two steps are there because a member does not refuse a write while the
+partition moves to another member: it holds it, tries it again every half of a second, and says nothing. Once the first
+step has been written, so has everything before it that is still to be written, within `SETTLE_SECONDS`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -35,8 +36,16 @@ from msgspec.structs import replace
 
 from pipeline.errors import ConflictError
 from pipeline.grid import transport, wire
-from pipeline.grid.copies import payload
 from pipeline.grid.records import INDETERMINATE
+from pipeline.worker.lease_records import (
+    LEASES_MAP,
+    NOBODY,
+    LeaseRecord,
+    decode,
+    encode,
+    lease_key,
+    read_texts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -47,46 +56,14 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-LEASES_MAP = "gridscore.leases"
 LEASE_SECONDS = 5.0
+SETTLE_SECONDS = 1.0
+"""How long a member may take with writes that it held while a partition moved, once the partition takes writes again:
+it tries every 500 ms (`hazelcast.invocation.retry.pause.millis`)."""
+
 _ATTEMPTS = 10
 _MARGIN = 0.2
 """Part of the lease time that the owner does not use, for writes that are under way and clocks that run unevenly."""
-
-
-class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """What the grid knows of one partition of a job.
-
-    Attributes:
-        owner: Worker that holds the lease; empty if nobody does, and all that was written is committed.
-        epoch: Counts the owners and resets; never goes back. Every result names the epoch that it was written in.
-        offset: Next sequence to read; -1 if nobody has begun.
-        deadline: When the lease ends unless renewed, in milliseconds since 1970; for people.
-        renewals: Counts the changes, so that no two texts of a record are the same.
-        lease: Lease time of the owner, in milliseconds.
-        origin: Epoch since which sequences are those of the journal as it is: older results say nothing about it.
-        lost: Events that were overwritten before they were read, since the job was submitted.
-        regressions: Times that the journal began again, since the job was submitted.
-        run: Number of the job's restart that the offset follows.
-        doubt: Sequence before which results may stand that the offset does not cover.
-    """
-
-    owner: str
-    epoch: int
-    offset: int
-    deadline: int
-    renewals: int
-    lease: int = 0
-    origin: int = 0
-    lost: int = 0
-    regressions: int = 0
-    run: int = 0
-    doubt: int = 0
-
-
-_encode = msgspec.json.Encoder(order="deterministic").encode
-_decode = msgspec.json.Decoder(LeaseRecord).decode
-_NOBODY = LeaseRecord("", 0, -1, 0, 0)
 
 
 class Progress(NamedTuple):
@@ -107,6 +84,7 @@ class Lease:
         renewed_at: When the last successful change began.
         clean: Whether the one before had released it: then `doubt` is known.
         doubt: Sequence before which results may stand that the offset does not cover.
+        unsettled: Whether a write of unknown fate may still come.
     """
 
     partition: int
@@ -115,7 +93,8 @@ class Lease:
     renewed_at: float
     clean: bool = True
     doubt: int = 0
-    busy: bool = False
+    unsettled: bool = False
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(slots=True)
@@ -176,7 +155,7 @@ class Leases:
                 sight.looked = now
                 continue
             try:
-                record = _NOBODY if text is None else _decode(text)
+                record = NOBODY if text is None else decode(text)
             except msgspec.DecodeError as error:
                 _log.error("%s/%d: the lease record cannot be read: %s", self.job, partition, error)
                 continue
@@ -187,19 +166,25 @@ class Leases:
         owners = {p: sight.record.owner for p, sight in self._sights.items()}
         return owners | dict.fromkeys(self.held, self.worker)
 
-    def claimable(self) -> list[int]:
-        """Partitions seen that are free, or have run out while they were watched."""
+    def free(self) -> list[int]:
+        """Partitions seen that nobody holds."""
+        return [partition for partition, sight in self._sights.items() if not sight.record.owner]
+
+    def expired(self) -> list[int]:
+        """Partitions seen whose owner has let them run out while they were watched, or was this worker."""
         now = self._grid.clock()
-        free = []
+        found = []
         for partition, sight in self._sights.items():
-            owner = sight.record.owner
             lease = sight.record.lease / 1000 or self.seconds
-            if owner in ("", self.worker) or (sight.looked - sight.since >= lease and now - sight.looked < lease / 2):
-                free.append(partition)
-        return free
+            watched = sight.looked - sight.since >= lease and now - sight.looked < lease / 2
+            if sight.record.owner and (watched or sight.record.owner == self.worker):
+                found.append(partition)
+        return found
 
     async def claim(self, partitions: Iterable[int]) -> list[Lease]:
-        """Take partitions that are claimable; returns those that were taken before anybody else did.
+        """Take partitions that are free or expired; returns those that were taken before anybody else did.
+
+        What is expired takes `SETTLE_SECONDS`.
 
         Raises:
             HazelcastError: The cluster did not answer.
@@ -222,9 +207,15 @@ class Leases:
 
     async def _claim(self, partition: int) -> Lease | None:
         sight = self._sights[partition]
-        record = sight.record
+        record, text = sight.record, sight.text
+        if record.owner:
+            announced = await self._write(partition, text, replace(record, renewals=record.renewals + 1))
+            if announced is None:
+                return None
+            record, text = announced.record, announced.text
+            await asyncio.sleep(SETTLE_SECONDS)
         fresh = replace(self._next(record), owner=self.worker, epoch=record.epoch + 1)
-        written = await self._write(partition, sight.text, fresh)
+        written = await self._write(partition, text, fresh)
         if written is not None:
             written.clean, written.doubt = not record.owner, record.doubt
         return written
@@ -249,7 +240,7 @@ class Leases:
             record = lease.record
             there = progress.get(partition) or Progress(record.offset, record.lost)
             moved = there != (record.offset, record.lost)
-            if not lease.busy and (moved or now - lease.renewed_at > self.seconds / 3):
+            if not lease.changing.locked() and (moved or now - lease.renewed_at > self.seconds / 3):
                 due.append((lease, there))
         outcomes = await asyncio.gather(*(self._commit(lease, there) for lease, there in due))
         lost = [lease.partition for (lease, _), kept in zip(due, outcomes, strict=True) if not kept]
@@ -270,14 +261,31 @@ class Leases:
                 extra={"action": "offset_back"},
             )
             return False
-        owner = self.worker if owner is None else owner
         doubt = lease.doubt if there.offset < lease.doubt else 0
-        fresh = replace(self._next(record), owner=owner, offset=there.offset, lost=there.lost, doubt=doubt)
+        owner = self.worker if owner is None else owner
         try:
-            return await self._change(lease, fresh)
+            return await self._change(
+                lease,
+                lambda now: replace(self._next(now), owner=owner, offset=there.offset, lost=there.lost, doubt=doubt),
+            )
         except HazelcastError as error:
             _log.warning("%s/%d: the commit failed: %s", self.job, lease.partition, error, extra={"action": "commit"})
             return True  # not known to be lost; `stands` ends it in time
+
+    async def settle(self, partition: int) -> bool:
+        """Return when no write from before this call can come any more; False if the lease is lost.
+
+        Raises:
+            HazelcastError: The cluster did not answer: call it again.
+        """
+        return await self._to_the_end(self._settle(partition))
+
+    async def _settle(self, partition: int) -> bool:
+        lease = self.held.get(partition)
+        if lease is None or not await self._change(lease, self._next):
+            return False
+        await asyncio.sleep(SETTLE_SECONDS)
+        return self.held.get(partition) is lease
 
     def drop(self, partition: int) -> None:
         """Forget a partition at once, without a word to the grid."""
@@ -309,24 +317,19 @@ class Leases:
         return await self._to_the_end(self._reset(partition, offset, run, regressed=regressed))
 
     async def _reset(self, partition: int, offset: int, run: int | None, *, regressed: bool) -> bool:
+        def change(record: LeaseRecord) -> LeaseRecord:
+            return replace(
+                self._next(record),
+                epoch=record.epoch + 1,
+                origin=record.epoch + 1,
+                offset=offset,
+                doubt=0,
+                regressions=record.regressions + regressed,
+                run=record.run if run is None else run,
+            )
+
         lease = self.held.get(partition)
-        while lease is not None and lease.busy:
-            await asyncio.sleep(0.01)
-            lease = self.held.get(partition)
-        if lease is None:
-            return False
-        record = lease.record
-        fresh = replace(
-            self._next(record),
-            epoch=record.epoch + 1,
-            origin=record.epoch + 1,
-            offset=offset,
-            doubt=0,
-            regressions=record.regressions + regressed,
-            run=record.run if run is None else run,
-        )
-        if not await self._change(lease, fresh):
-            self.drop(partition)
+        if lease is None or not await self._change(lease, change):
             return False
         lease.doubt = 0
         return True
@@ -338,7 +341,7 @@ class Leases:
         changes = []
         for partition, sight in sights.items():
             epoch, renewals = sight.record.epoch + 1, sight.record.renewals + 1
-            fresh = replace(_NOBODY, owner=sight.record.owner, epoch=epoch, origin=epoch, renewals=renewals)
+            fresh = replace(NOBODY, owner=sight.record.owner, epoch=epoch, origin=epoch, renewals=renewals)
             changes.append(self._write(partition, sight.text, replace(fresh, lease=sight.record.lease)))
         written = await asyncio.gather(*changes)
         return [partition for partition, lease in zip(sights, written, strict=True) if lease is None]
@@ -350,16 +353,16 @@ class Leases:
         deadline = int((time.time() + self.seconds) * 1000)
         return replace(record, deadline=deadline, renewals=record.renewals + 1, lease=int(self.seconds * 1000))
 
-    async def _change(self, lease: Lease, record: LeaseRecord) -> bool:
-        lease.busy = True
-        try:
-            written = await self._write(lease.partition, lease.text, record)
-        finally:
-            lease.busy = False
-        if written is None:
-            return False
-        lease.record, lease.text, lease.renewed_at = written.record, written.text, written.renewed_at
-        return True
+    async def _change(self, lease: Lease, change: Callable[[LeaseRecord], LeaseRecord]) -> bool:
+        """Change the record of a held lease; False, and the partition is dropped, if somebody else has."""
+        async with lease.changing:
+            written = await self._write(lease.partition, lease.text, change(lease.record))
+            if written is None:
+                if self.held.get(lease.partition) is lease:
+                    self.drop(lease.partition)
+                return False
+            lease.record, lease.text, lease.renewed_at = written.record, written.text, written.renewed_at
+            return True
 
     async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Do it even if whoever asked for it is cancelled meanwhile."""
@@ -370,7 +373,7 @@ class Leases:
 
     async def _write(self, partition: int, expected: bytes | None, record: LeaseRecord) -> Lease | None:
         """Compare-and-set one record; None if it was not what was expected."""
-        text = _encode(record)
+        text = encode(record)
         client, key = self._grid.client, self._keys[partition]
         began = self._grid.clock()
         try:
@@ -393,58 +396,7 @@ class Leases:
         return Lease(partition, record, text, began) if done else None
 
     async def _read(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
-        return await _read_texts(self._grid, self._keys, partitions, self.seconds / 3)
-
-
-def lease_key(job: str, partition: int, partition_count: int) -> bytes:
-    """Serialized key of the record of a job's partition: a string that lies in that partition, by its explicit hash."""
-    text = f"{job}/{partition}".encode()
-    return struct.pack(">iii", partition + partition_count, -11, len(text)) + text
-
-
-async def _read_texts(
-    grid: Grid, keys: list[bytes], partitions: Iterable[int], seconds: float
-) -> dict[int, bytes | None]:
-    """Exact texts of records by partition, None where there is none; without those that did not come in time."""
-    futures = {
-        transport.invoke(
-            grid.client, wire.encode_get_all(LEASES_MAP, [keys[p]]), p, wire.decode_get_all, retry_seconds=seconds
-        ): p
-        for p in partitions
-    }
-    if not futures:
-        return {}
-    done, late = await asyncio.wait(futures, timeout=seconds)
-    for future in late:
-        future.cancel()
-    texts: dict[int, bytes | None] = {}
-    failure: BaseException = OperationTimeoutError("no member answers")
-    for future in done:
-        error = future.exception()
-        if error is not None:
-            failure = error
-            continue
-        entries = future.result()
-        texts[futures[future]] = payload(entries[0][1]) if entries else None
-    if not texts:
-        raise failure
-    return texts
-
-
-async def read_records(
-    grid: Grid, job: str, partitions: Iterable[int] | None = None, *, seconds: float = 10.0
-) -> dict[int, LeaseRecord]:
-    """Records of a job, by partition; of all partitions, or of some.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
-    keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
-    wanted = list(range(grid.partition_count) if partitions is None else partitions)
-    texts = await _read_texts(grid, keys, wanted, seconds)
-    if len(texts) < len(set(wanted)):
-        raise OperationTimeoutError("a member does not answer")
-    return {partition: _decode(text) for partition, text in texts.items() if text is not None}
+        return await read_texts(self._grid, self._keys, partitions, self.seconds / 3)
 
 
 async def begin_anew(grid: Grid, job: str) -> None:

@@ -75,6 +75,10 @@ class Offsets:
         """The write is no longer under way; False if nobody waits for it any more."""
         self.unacknowledged -= write.events
         self._changed.set()
+        return self.awaits(write)
+
+    def awaits(self, write: Write) -> bool:
+        """Whether the write is still to be made: its partition has been neither let go nor put back."""
         there = self._partitions.get(write.partition)
         return there is not None and write in there.pending
 

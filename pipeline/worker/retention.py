@@ -37,7 +37,7 @@ from pipeline.grid.journal import Journal
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED
 from pipeline.worker.dead_letters import map_of
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 from pipeline.worker.missing import Event, rejection_of, rejections
 from pipeline.worker.standing import ResultOrigin
 

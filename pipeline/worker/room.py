@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from pipeline.grid.journal import Journal
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pipeline.grid import Grid
     from pipeline.job import JobRecord
-    from pipeline.worker.leases import LeaseRecord
+    from pipeline.worker.lease_records import LeaseRecord
 
 JOBS_SECONDS = 0.25
 """For how long the list of jobs is believed."""

@@ -5,8 +5,9 @@ The way of a batch, in order. Nothing overtakes:
 1. *Take* what has arrived while the last batch was scored (`reader`).
 2. *Score* it with the model that is active now (`scorer`); a new model becomes active only between two batches.
 3. *Check* that the lease of each partition still stands; drop those that do not, unwritten (`leases`).
-4. *Write* one put-all a partition, in order, without waiting for the answers of the last batch. It is sent only as
-   long as the lease stands (`grid.outbox`).
+4. *Write* one put-all a partition, without waiting for the answers of the last batch. A partition has one under way,
+   and what is next collects behind it: members may change the order of two. It is sent only as long as the lease
+   stands (`grid.outbox`).
 5. When a partition's write and the batch's dead letters are acknowledged, its offset may be *committed* (`offsets`);
    the group does this a few times a second. A write that failed puts its partition back to what is acknowledged.
 """
@@ -16,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
 
@@ -56,6 +58,14 @@ UNACKNOWLEDGED_EVENTS = 32_768
 CLOSE_SECONDS = 3.0
 _STATS_SECONDS = 0.5
 _RETRY_SECONDS = 0.5
+
+
+class _Waiting(NamedTuple):
+    """Results of a partition that are being written, or wait for those before them; and the batch's dead letters."""
+
+    part: PartitionBatch
+    write: Write
+    letters: asyncio.Task[int] | None
 
 
 class JobRunner:
@@ -103,6 +113,7 @@ class JobRunner:
         self._dead = MapWriter(grid, dead_letters.map_of(job.name))
         self._rescanner = Rescanner(grid, job, self.group, self.stats)
         self._retention = Retention(grid, job, lambda: self.group.standing, self.group.come_to)
+        self._lanes: dict[int, deque[_Waiting]] = {}
         self._failures: list[BaseException] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -196,17 +207,46 @@ class JobRunner:
         for part in parts:
             write = Write(part.partition, part.next, len(part.keys), part.lost, part.at)
             group.offsets.sent(write)
-            if letters is not None:
-                self._spawn(self._write_with_letters(part, write, letters))
-            elif part.keys:
-                self._put(part).add_done_callback(partial(self._answered, write))
-            else:
-                self._finish(write, None)
+            lane = self._lanes.setdefault(part.partition, deque())
+            lane.append(_Waiting(part, write, letters))
+            if len(lane) == 1:
+                self._send(part.partition)
         self.stats.batches += 1
 
-    def _put(self, part: PartitionBatch) -> asyncio.Future[None]:
-        until = self.group.leases.until(part.partition)
-        return self._results.put_partition(part.partition, part.keys, part.texts, until=until)
+    def _send(self, partition: int) -> None:
+        """Write what has collected for a partition, in one message."""
+        lane = self._lanes[partition]
+        first = lane[0]
+        waiting = [first]
+        while len(lane) > len(waiting) and (after := lane[len(waiting)]).part.cursor is first.part.cursor:
+            waiting.append(after)
+        keys, texts = first.part.keys, first.part.texts
+        if len(waiting) > 1:
+            keys = [key for each in waiting for key in each.part.keys]
+            texts = [text for each in waiting for text in each.part.texts]
+        letters = [each.letters for each in waiting if each.letters is not None]
+        answered = partial(self._answered, partition, len(waiting))
+        if keys and self.group.offsets.awaits(first.write):
+            until = self.group.leases.until(partition)
+            put = self._results.put_partition(partition, keys, texts, until=until)
+            if not letters:
+                put.add_done_callback(answered)
+                return
+        else:
+            put = asyncio.get_running_loop().create_future()
+            put.set_result(None)
+        self._spawn(_all_of(put, letters)).add_done_callback(answered)
+
+    def _answered(self, partition: int, count: int, done: asyncio.Future[None]) -> None:
+        """A message was answered: so are the writes in it, and the next may be sent."""
+        lane = self._lanes[partition]
+        error = HazelcastClientNotActiveError() if done.cancelled() else done.exception()
+        for _ in range(count):
+            self._finish(lane.popleft().write, error)
+        if lane:
+            self._send(partition)
+        else:
+            del self._lanes[partition]
 
     def _write_dead_letters(self, all_rejected: list[Rejected]) -> asyncio.Task[int]:
         entries = [dead_letters.letter(self._grid, self._job.name, self._job.events, r) for r in all_rejected]
@@ -221,19 +261,6 @@ class JobRunner:
             )
         self.stats.dead += len(entries)
         return self._spawn(self._dead.put(entries))
-
-    async def _write_with_letters(self, part: PartitionBatch, write: Write, letters: asyncio.Task[int]) -> None:
-        error: BaseException | None = None
-        try:
-            if part.keys:
-                await self._put(part)
-            await asyncio.shield(letters)
-        except Exception as failure:  # noqa: BLE001 -- whatever it is, the write is answered, or its partition stalls
-            error = failure
-        self._finish(write, error)
-
-    def _answered(self, write: Write, done: asyncio.Future[None]) -> None:
-        self._finish(write, done.exception())
 
     def _finish(self, write: Write, error: BaseException | None) -> None:
         """A write was answered: move the offset that may be committed, or put the partition back."""
@@ -280,6 +307,13 @@ class JobRunner:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _all_of(put: asyncio.Future[None], letters: Sequence[asyncio.Task[int]]) -> None:
+    """Wait for results and dead letters; the letters are others' as well, and go on whatever becomes of us."""
+    await put
+    for each in letters:
+        await asyncio.shield(each)
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -20,7 +20,7 @@ from pipeline.grid.journal import Journal
 from pipeline.grid.records import Records
 from pipeline.job import Jobs
 from pipeline.worker.dead_letters import map_of
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 from pipeline.worker.rescan import RESCANS_MAP
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.grid import Grid
     from pipeline.grid.records import Record
     from pipeline.job import JobRecord
-    from pipeline.worker.leases import LeaseRecord
+    from pipeline.worker.lease_records import LeaseRecord
 
 WORKERS_MAP = "gridscore.workers"
 ACKNOWLEDGED_MAP = "gridscore.acknowledged"

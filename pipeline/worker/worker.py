@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
 STOP_SECONDS = 3.0
+_RETRY_SECONDS = 0.5
 FORGET_SECONDS = 60.0
 """Records of workers that were killed are removed by others after this time."""
 
@@ -96,10 +97,13 @@ class Worker:
         self._main = asyncio.create_task(self.run(), name=f"worker {self.id}")
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._main is not None:
             self._main.cancel()
-            await asyncio.gather(self._main, return_exceptions=True)
+            (ended,) = await asyncio.gather(self._main, return_exceptions=True)
+            # It ended before it was told to. What goes wrong in the caller's block comes first.
+            if isinstance(ended, Exception) and kind is None:
+                raise ended
 
     @property
     def runners(self) -> dict[str, JobRunner]:
@@ -111,8 +115,7 @@ class Worker:
         # What the system holds for a member that cannot be reached must not be delivered after the lease.
         transport.hold_at_most(self._grid.client, self._lease_seconds / 2)
         try:
-            self._stop_watching = await self._jobs.watch(self._changed.set)
-            await self._members.watch(self._beat_now.set)
+            await self._watch()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_jobs())
                 tasks.create_task(self._beat())
@@ -120,6 +123,21 @@ class Worker:
             raise failures.exceptions[0] from None
         finally:
             await asyncio.shield(self._stop())
+
+    async def _watch(self) -> None:
+        """Register the listeners, however often the connection breaks meanwhile."""
+        while True:
+            try:
+                if self._stop_watching is None:
+                    self._stop_watching = await self._jobs.watch(self._changed.set)
+                await self._members.watch(self._beat_now.set)
+            except HazelcastError as error:
+                if not self._grid.is_running:
+                    raise
+                _log.warning("Watching jobs and workers failed, trying again: %s", error, extra={"action": "retry"})
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
 
     async def _follow_jobs(self) -> None:
         while True:

@@ -15,7 +15,7 @@ from pipeline.job.life import JOBS_MAP
 from pipeline.models.registry import MODELS_MAP
 from pipeline.soak.trial import clear
 from pipeline.soak.workload import soak_job
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 
 
 def command(cluster, *options):

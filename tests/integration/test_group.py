@@ -8,7 +8,7 @@ import scoring
 
 from pipeline.client import connect
 from pipeline.worker import Worker
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 
 
 @asynccontextmanager

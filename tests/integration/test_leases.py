@@ -7,7 +7,8 @@ import scoring
 
 from pipeline.grid import connect
 from pipeline.grid.writer import partition_of
-from pipeline.worker.leases import Leases, Progress, begin_anew, lease_key, read_records
+from pipeline.worker.lease_records import lease_key, read_records
+from pipeline.worker.leases import Leases, Progress, begin_anew
 
 
 @pytest_asyncio.fixture
@@ -19,7 +20,7 @@ async def grid(grid_settings):
 async def claim_all(leases, grid):
     """Look, and take whatever can be taken."""
     await leases.look(range(grid.partition_count))
-    return await leases.claim(leases.claimable())
+    return await leases.claim([*leases.free(), *leases.expired()])
 
 
 def everywhere(grid, offset):
@@ -59,7 +60,7 @@ async def test_of_two_that_claim_at_once_one_gets_each_partition(grid, unique):
     workers = [Leases(grid, unique, f"worker{n}") for n in range(3)]
     for worker in workers:
         await worker.look(range(grid.partition_count))
-    await asyncio.gather(*(worker.claim(worker.claimable()) for worker in workers))
+    await asyncio.gather(*(worker.claim(worker.free()) for worker in workers))
     held = [partition for worker in workers for partition in worker.held]
     assert sorted(held) == list(range(grid.partition_count))
 
@@ -93,7 +94,7 @@ async def test_a_lease_that_nobody_watched_has_not_run_out(grid, unique):
     await second.look(range(grid.partition_count))
     await asyncio.sleep(0.6)  # as long as a pause of the watcher, or a member that did not answer
     await second.look(range(grid.partition_count))
-    assert second.claimable() == []
+    assert second.expired() == []
 
 
 async def test_an_owner_that_renews_keeps_its_leases(grid, unique):

@@ -13,7 +13,7 @@ from pipeline.grid.settings import GridSettings
 from pipeline.grid.template import template_file
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job import JobState
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 from pipeline.worker.reader import JournalReader
 from pipeline.worker.rescan import pending
 

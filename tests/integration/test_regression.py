@@ -9,7 +9,7 @@ import yaml
 
 from pipeline.grid.member import Cluster
 from pipeline.grid.template import template_file
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 from pipeline.worker.rescan import pending
 
 

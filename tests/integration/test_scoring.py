@@ -13,7 +13,7 @@ from pipeline.errors import JobError, ModelMismatchError
 from pipeline.job import JobState
 from pipeline.worker import Worker
 from pipeline.worker.dead_letters import list_letters
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 
 
 @pytest.mark.parametrize("mode", ["copy", "fetch"])

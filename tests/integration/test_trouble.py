@@ -13,7 +13,7 @@ from pipeline.grid.member import Cluster
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job import parse_job
 from pipeline.worker import Worker
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 from pipeline.worker.reader import JournalReader
 
 

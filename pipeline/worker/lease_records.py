@@ -1,0 +1,106 @@
+"""The records of leases as they lie in the grid: their form, where they lie, and how they are read."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING
+
+import msgspec
+from hazelcast.errors import OperationTimeoutError
+
+from pipeline.grid import transport, wire
+from pipeline.grid.copies import payload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.grid import Grid
+
+LEASES_MAP = "gridscore.leases"
+
+
+class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+    """What the grid knows of one partition of a job.
+
+    Attributes:
+        owner: Worker that holds the lease; empty if nobody does, and all that was written is committed.
+        epoch: Counts the owners and resets; never goes back. Every result names the epoch that it was written in.
+        offset: Next sequence to read; -1 if nobody has begun.
+        deadline: When the lease ends unless renewed, in milliseconds since 1970; for people.
+        renewals: Counts the changes, so that no two texts of a record are the same.
+        lease: Lease time of the owner, in milliseconds.
+        origin: Epoch since which sequences are those of the journal as it is: older results say nothing about it.
+        lost: Events that were overwritten before they were read, since the job was submitted.
+        regressions: Times that the journal began again, since the job was submitted.
+        run: Number of the job's restart that the offset follows.
+        doubt: Sequence before which results may stand that the offset does not cover.
+    """
+
+    owner: str
+    epoch: int
+    offset: int
+    deadline: int
+    renewals: int
+    lease: int = 0
+    origin: int = 0
+    lost: int = 0
+    regressions: int = 0
+    run: int = 0
+    doubt: int = 0
+
+
+encode = msgspec.json.Encoder(order="deterministic").encode
+decode = msgspec.json.Decoder(LeaseRecord).decode
+NOBODY = LeaseRecord("", 0, -1, 0, 0)
+
+
+def lease_key(job: str, partition: int, partition_count: int) -> bytes:
+    """Serialized key of the record of a job's partition: a string that lies in that partition, by its explicit hash."""
+    text = f"{job}/{partition}".encode()
+    return struct.pack(">iii", partition + partition_count, -11, len(text)) + text
+
+
+async def read_texts(
+    grid: Grid, keys: list[bytes], partitions: Iterable[int], seconds: float
+) -> dict[int, bytes | None]:
+    """Exact texts of records by partition, None where there is none; without those that did not come in time."""
+    futures = {
+        transport.invoke(
+            grid.client, wire.encode_get_all(LEASES_MAP, [keys[p]]), p, wire.decode_get_all, retry_seconds=seconds
+        ): p
+        for p in partitions
+    }
+    if not futures:
+        return {}
+    done, late = await asyncio.wait(futures, timeout=seconds)
+    for future in late:
+        future.cancel()
+    texts: dict[int, bytes | None] = {}
+    failure: BaseException = OperationTimeoutError("no member answers")
+    for future in done:
+        error = future.exception()
+        if error is not None:
+            failure = error
+            continue
+        entries = future.result()
+        texts[futures[future]] = payload(entries[0][1]) if entries else None
+    if not texts:
+        raise failure
+    return texts
+
+
+async def read_records(
+    grid: Grid, job: str, partitions: Iterable[int] | None = None, *, seconds: float = 10.0
+) -> dict[int, LeaseRecord]:
+    """Records of a job, by partition; of all partitions, or of some.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
+    wanted = list(range(grid.partition_count) if partitions is None else partitions)
+    texts = await read_texts(grid, keys, wanted, seconds)
+    if len(texts) < len(set(wanted)):
+        raise OperationTimeoutError("a member does not answer")
+    return {partition: decode(text) for partition, text in texts.items() if text is not None}
