@@ -44,7 +44,6 @@ def audit(
 
     from pipeline.job import Jobs
     from pipeline.worker.audit import audit as run_audit
-    from pipeline.worker.audit import began_at_latest
 
     async def main() -> tuple[Audit, bool]:
         async with connected(members, cluster_name, settings) as grid:
@@ -57,7 +56,7 @@ def audit(
                     bar.update(task, description=what, completed=done, total=total)
 
                 found = await run_audit(grid, record, repair=repair, patience=patience, progress=progress)
-            return found, began_at_latest(record)
+            return found, record.begins_late
 
     found, at_latest = run(main())
     if as_json:

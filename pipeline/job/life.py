@@ -70,6 +70,11 @@ class JobRecord:
         """Name of the job."""
         return self.job.name
 
+    @property
+    def begins_late(self) -> bool:
+        """Whether events that were put before the job began are not to be scored."""
+        return (self.begin or self.job.start) != "oldest"
+
     def is_same_run(self, other: JobRecord) -> bool:
         """Whether both are of one submission or update; a cluster that came back empty counts revisions anew."""
         return (self.revision, self.submitted_at) == (other.revision, other.submitted_at)

@@ -294,14 +294,9 @@ async def audit(
         HazelcastError: The cluster did not answer.
     """
     if repair is None:
-        repair = not began_at_latest(record)
+        repair = not record.begins_late
     repair = repair and record.state not in ENDED
     return await _Auditor(grid, record, most, progress).run(repair=repair, patience=patience)
-
-
-def began_at_latest(record: JobRecord) -> bool:
-    """Whether events that were put before the job began are not to be scored."""
-    return (record.begin or record.job.start) != "oldest"
 
 
 async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:

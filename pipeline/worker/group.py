@@ -35,10 +35,10 @@ from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import EventsLostError, GridError, GridscoreError
-from pipeline.worker import rescan
+from pipeline.errors import GridError, GridscoreError
 from pipeline.worker.assignment import quota
 from pipeline.worker.leases import Leases, Progress
+from pipeline.worker.losses import Losses
 from pipeline.worker.offsets import Offsets
 from pipeline.worker.reader import JournalReader
 from pipeline.worker.restart import restart_position
@@ -69,7 +69,6 @@ _LOOK_ALL_SECONDS = 2.0
 """Less than half of a lease, so that a lease is watched without a break before its owner is suspected."""
 
 _CHECKS_PER_SECOND = 10
-_ASK_ALL_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 
 
@@ -93,13 +92,14 @@ class Group:
         self.leases = Leases(grid, record.name, members.worker, seconds=seconds)
         self.offsets = Offsets()
         self.reader = JournalReader(grid, self._job.events, self._regressed, self._look_into)
+        self._losses = Losses(grid, record, stats, self.leases, self.offsets, self.reader.fail)
         self._beginning: dict[int, object] = {}  # partitions that will be read, each with what asked for it last
         self._giving: set[int] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._who: set[str] = set()
         self._who_since = float("-inf")
-        self._looked_all = self._asked_all = float("-inf")
+        self._looked_all = float("-inf")
         self.first_taken = asyncio.Event()
 
     @property
@@ -225,10 +225,17 @@ class Group:
             if record.offset < 0:
                 if self._job.start == "oldest" and oldest > 0:
                     # What was overwritten before anybody began is not counted, but it is not left, either.
-                    await self._act_on_loss(partition, "begin")
+                    await self._losses.begin(partition)
                 return oldest if self._job.start == "oldest" else newest + 1
             if record.offset > newest + 1:
-                self._log_regression(partition, record.offset, newest)
+                _log.error(
+                    "%s: the journal of partition %d ends at %d, but %d was committed: it has begun again",
+                    self._job.name,
+                    partition,
+                    newest,
+                    record.offset,
+                    extra={"action": "regression"},
+                )
                 return oldest if await self._begin_again(partition, oldest) else None
         except (HazelcastError, GridError) as error:
             _log.warning("%s: partition %d could not be begun: %s", self._job.name, partition, error)
@@ -349,23 +356,10 @@ class Group:
         self._spawn(read_again())
 
     async def _look_into(self, cursor: Cursor, page: Page, gap: int) -> Page:
-        """A page behind a gap, or in doubt: count and act on loss, pass over what has its result."""
+        """A page behind a gap, or in doubt: act on the loss, pass over what has its result."""
         partition = cursor.partition
         if gap:
-            self._stats.lost += gap
-            _log.error(
-                "%s: partition %d lost %d events: they were overwritten before they were read (expected sequence %d, "
-                "got %d)",
-                self._job.name,
-                partition,
-                gap,
-                cursor.position,
-                page.first,
-                extra={"action": "lost", "lost": gap, "partition": partition},
-            )
-            await self._act_on_loss(partition, "gap")
-            if self._job.on_loss == "halt":
-                await self._halt(partition, page.first, gap)
+            await self._losses.gap(partition, cursor.position, page.first)
         if page.first < cursor.doubt:
             lease = self.leases.held.get(partition)
             origin = lease.record.origin if lease is not None else 0
@@ -373,35 +367,6 @@ class Group:
             page = await without_standing(self._grid, self._job.results, partition, page, origin)
             self._stats.skipped += before - len(page.keys)
         return page
-
-    async def _act_on_loss(self, partition: int, reason: str) -> None:
-        if self._job.on_loss == "rescan":
-            # Written before the offset passes the gap, so that it outlives us.
-            await rescan.request(self._grid, self._job.name, [partition], reason)
-            if reason == "regression" and self._grid.clock() - self._asked_all > _ASK_ALL_SECONDS:
-                # What befell this journal befell others, and may not show: where new events have covered it already.
-                self._asked_all = self._grid.clock()
-                await rescan.request(self._grid, self._job.name, range(self._grid.partition_count), reason)
-
-    async def _halt(self, partition: int, first: int, gap: int) -> None:
-        """Fail the job; resumed, it goes on behind the gap."""
-        try:
-            async with asyncio.timeout(GIVE_BACK_SECONDS):
-                await self.offsets.settle([partition])
-                there = self.offsets.acknowledged(partition)
-                if there is not None:
-                    await self.leases.commit({partition: Progress(first, there.lost + gap)})
-                    self.offsets.begin(partition, Progress(first, there.lost + gap))
-        except (HazelcastError, TimeoutError) as error:
-            _log.warning("%s: the gap could not be committed: %s", self._job.name, error or "no answer")
-        self.reader.fail(
-            EventsLostError(
-                f"Partition {partition} of `{self._job.events}` lost {gap} events before they were read, and the job "
-                "says `on_loss: halt`.",
-                f"`gridscore resume {self._job.name}` goes on behind the gap; give the journal more capacity, or the "
-                "job more workers.",
-            )
-        )
 
     def _regressed(self, partition: int, oldest: int) -> None:
         """The journal of a partition begins again: so do we, with the lease's consent."""
@@ -426,29 +391,11 @@ class Group:
         self._spawn(restart())
 
     async def _begin_again(self, partition: int, oldest: int) -> bool:
-        self._stats.regressions += 1
-        await self._act_on_loss(partition, "regression")
+        await self._losses.regression(partition)
         if not await self.leases.reset(partition, oldest, regressed=True):
             return False
-        if self._job.on_loss == "halt":
-            self.reader.fail(
-                EventsLostError(
-                    f"The journal of partition {partition} of `{self._job.events}` has begun again: its map has lost "
-                    "writes, and the job says `on_loss: halt`.",
-                    f"`gridscore resume {self._job.name}` reads what the journal has now; give the map a backup-count.",
-                )
-            )
+        self._losses.after_regression(partition)
         return True
-
-    def _log_regression(self, partition: int, offset: int, newest: int) -> None:
-        _log.error(
-            "%s: the journal of partition %d ends at %d, but %d was committed: it has begun again",
-            self._job.name,
-            partition,
-            newest,
-            offset,
-            extra={"action": "regression"},
-        )
 
     async def _check(self) -> None:
         """Compare the journals with our positions, a few partitions at a time: a parked read would never tell.

@@ -125,6 +125,7 @@ class Leases:
         self.held: dict[int, Lease] = {}
         self._under_way: set[asyncio.Task[Any]] = set()
         self._sights: dict[int, _Sight] = {}
+        self._failures: list[HazelcastError] = []
         self._keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
 
     def until(self, partition: int) -> float:
@@ -243,6 +244,16 @@ class Leases:
             if not lease.changing.locked() and (moved or now - lease.renewed_at > self.seconds / 3):
                 due.append((lease, there))
         outcomes = await asyncio.gather(*(self._commit(lease, there) for lease, there in due))
+        if failures := self._failures:
+            self._failures = []
+            _log.warning(
+                "%s: %d of %d commits failed: %s",
+                self.job,
+                len(failures),
+                len(due),
+                failures[-1],
+                extra={"action": "commit_failed"},
+            )
         lost = [lease.partition for (lease, _), kept in zip(due, outcomes, strict=True) if not kept]
         for partition in lost:
             self.drop(partition)
@@ -269,7 +280,7 @@ class Leases:
                 lambda now: replace(self._next(now), owner=owner, offset=there.offset, lost=there.lost, doubt=doubt),
             )
         except HazelcastError as error:
-            _log.warning("%s/%d: the commit failed: %s", self.job, lease.partition, error, extra={"action": "commit"})
+            self._failures.append(error)
             return True  # not known to be lost; `stands` ends it in time
 
     async def settle(self, partition: int) -> bool:

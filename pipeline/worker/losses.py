@@ -1,0 +1,147 @@
+"""What a worker does about loss, as its job says: `on_loss: rescan`, `continue` or `halt`.
+
+Losses are counted in the lease records, together with the offset that passes them, and so exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from hazelcast.errors import HazelcastError
+
+from pipeline.errors import EventsLostError
+from pipeline.worker import rescan
+from pipeline.worker.leases import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.errors import GridscoreError
+    from pipeline.grid import Grid
+    from pipeline.job import JobRecord
+    from pipeline.worker.leases import Leases
+    from pipeline.worker.offsets import Offsets
+    from pipeline.worker.stats import JobStats
+
+_log = logging.getLogger(__name__)
+
+_HALT_SECONDS = 4.0
+_ASK_ALL_SECONDS = 10.0
+
+
+class Losses:
+    """Acts on the losses of one job's partitions.
+
+    Args:
+        grid: The connection.
+        record: The job.
+        stats: Where to count.
+        leases: Of the partitions.
+        offsets: Of the partitions.
+        fail: Ends the job with an error.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        record: JobRecord,
+        stats: JobStats,
+        leases: Leases,
+        offsets: Offsets,
+        fail: Callable[[GridscoreError], None],
+    ) -> None:
+        self._grid = grid
+        self._job = record.job
+        # A rescan cannot tell what was put before the job began: a job that is not to score that has none.
+        self._rescans = record.job.on_loss == "rescan" and not record.begins_late
+        self._stats = stats
+        self._leases = leases
+        self._offsets = offsets
+        self._fail = fail
+        self._asked_all = float("-inf")
+
+    async def begin(self, partition: int) -> None:
+        """Events were overwritten before anybody began: they are nobody's loss, but they are not left, either.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        if self._rescans:
+            await rescan.request(self._grid, self._job.name, [partition], "begin")
+
+    async def gap(self, partition: int, expected: int, first: int) -> None:
+        """Events were overwritten before they were read.
+
+        Args:
+            partition: Of the event map.
+            expected: Sequence that was to be read.
+            first: Sequence that was read instead.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        lost = first - expected
+        self._stats.lost += lost
+        _log.error(
+            "%s: partition %d lost %d events, overwritten before they were read (expected sequence %d, got %d)",
+            self._job.name,
+            partition,
+            lost,
+            expected,
+            first,
+            extra={"action": "lost", "lost": lost, "partition": partition},
+        )
+        if self._rescans:
+            # Written before the offset passes the gap, so that it outlives us.
+            await rescan.request(self._grid, self._job.name, [partition], "gap")
+        elif self._job.on_loss == "halt":
+            await self._pass(partition, first, lost)
+            self._fail(
+                EventsLostError(
+                    f"Partition {partition} of `{self._job.events}` lost {lost} events before they were read, and the "
+                    "job says `on_loss: halt`.",
+                    f"`gridscore resume {self._job.name}` goes on behind the gap; give the journal more capacity, or "
+                    "the job more workers.",
+                )
+            )
+
+    async def regression(self, partition: int) -> None:
+        """A journal has begun again.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        self._stats.regressions += 1
+        if not self._rescans:
+            return
+        await rescan.request(self._grid, self._job.name, [partition], "regression")
+        if self._grid.clock() - self._asked_all > _ASK_ALL_SECONDS:
+            # What befell this journal befell others, and may not show: where new events have covered it already.
+            self._asked_all = self._grid.clock()
+            await rescan.request(self._grid, self._job.name, range(self._grid.partition_count), "regression")
+
+    def after_regression(self, partition: int) -> None:
+        """The offset was set to where the journal begins now."""
+        if self._job.on_loss == "halt":
+            self._fail(
+                EventsLostError(
+                    f"The journal of partition {partition} of `{self._job.events}` has begun again: its map has lost "
+                    "writes, and the job says `on_loss: halt`.",
+                    f"`gridscore resume {self._job.name}` reads what the journal has now; give the map a backup-count.",
+                )
+            )
+
+    async def _pass(self, partition: int, first: int, lost: int) -> None:
+        """Commit past a gap, so that the job, resumed, goes on behind it."""
+        try:
+            async with asyncio.timeout(_HALT_SECONDS):
+                await self._offsets.settle([partition])
+                there = self._offsets.acknowledged(partition)
+                if there is not None:
+                    behind = Progress(first, there.lost + lost)
+                    await self._leases.commit({partition: behind})
+                    self._offsets.begin(partition, behind)
+        except (HazelcastError, TimeoutError) as error:
+            _log.warning("%s: the gap could not be committed: %s", self._job.name, error or "no answer")
