@@ -148,7 +148,7 @@ class RingReaders:
 
     async def _read_leases(self, partitions: Collection[int]) -> None:
         names = list(self._jobs)
-        answers = await asyncio.gather(*(read_records(self._grid, name) for name in names))
+        answers = await asyncio.gather(*(read_records(self._grid, name, partitions) for name in names))
         for name, records in zip(names, answers, strict=True):
             self._leases.setdefault(name, {}).update((p, records.get(p)) for p in partitions)
 
@@ -162,6 +162,9 @@ class RingReaders:
                 # all of them. Once begun it has an offset, so nothing of this is kept.
                 at_the_end = partition in known and _begin(record) == "latest"
                 offset = newest + 1 if at_the_end else oldest
+                known.pop(partition, None)
+            elif lease.offset > newest + 1:
+                offset = oldest  # the journal has begun again, and the offset will follow
                 known.pop(partition, None)
             else:
                 offset = lease.offset
