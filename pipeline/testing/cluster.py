@@ -161,7 +161,11 @@ class StubCluster:
             link.cut()
 
     def hang(self, client: str = "*") -> None:
-        """Deliver nothing to or from the clients of that name or pattern until `heal`, without telling them."""
+        """Deliver nothing to or from the clients of that name or pattern until `heal`, without telling them.
+
+        New connections of theirs are not made either.
+        """
+        self._refused.add(client)
         for link in self._links_of(client):
             link.hang()
 

@@ -8,6 +8,9 @@ from typing import Literal
 
 Outcome = Literal["timeout", "indeterminate", "unacknowledged", "disconnect", "silence", "duplicate", "delay"]
 
+ANSWERED = frozenset(("unacknowledged", "duplicate", "delay"))
+"""Outcomes with an answer: such a request takes effect, whatever the fault says."""
+
 
 @dataclass(slots=True)
 class Fault:
@@ -22,7 +25,7 @@ class Fault:
             `silence`: no answer, as long as the connection lives;
             `duplicate`: the answer, twice;
             `delay`: the answer, but only after the partition has stood still for `seconds`.
-        applied: Whether the request takes effect before that.
+        applied: Whether the request takes effect before that; one that is answered always does.
         request: Which requests, a pattern of their names, such as `Map.PutAll`; `messages.NAMES` lists them.
         map: On which maps, a pattern.
         partition: On which partition; any if None.

@@ -19,6 +19,7 @@ from hazelcast.protocol.codec.custom.address_codec import AddressCodec
 from hazelcast.protocol.codec.custom.distributed_object_info_codec import DistributedObjectInfoCodec
 from hazelcast.protocol.codec.custom.member_info_codec import MemberInfoCodec
 
+from pipeline.testing.faults import ANSWERED
 from pipeline.testing.messages import Reply, Request, boolean, done, error, uuid_bytes
 from pipeline.testing.operations import OPERATIONS
 from pipeline.testing.store import CLEAR_ALL, Change, Ring
@@ -115,7 +116,8 @@ class Member:
 
     def _execute(self, link: Link, request: Request, map_name: str, fault: Fault | None) -> None:
         outcome = fault.outcome if fault is not None else ""
-        reply = self._answer(link, request, map_name) if fault is None or fault.applied else None
+        applied = fault is None or fault.applied or outcome in ANSWERED
+        reply = self._answer(link, request, map_name) if applied else None
         match outcome:
             case "timeout":
                 link.answer(error(request.correlation, "OperationTimeout", "a fault of the stub"))

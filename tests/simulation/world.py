@@ -17,6 +17,7 @@ import xgboost as xgb
 from hazelcast.errors import HazelcastError
 
 from pipeline.client import Client
+from pipeline.grid.writer import partition_of
 from pipeline.job import parse_job
 from pipeline.testing import StubCluster
 from pipeline.testing.virtual_time import VirtualTime
@@ -186,7 +187,12 @@ class Process:
         return self.loop.paused
 
     async def _main(self):
-        grid = await self.world.cluster.connect(self.name)
+        while True:
+            try:
+                grid = await self.world.cluster.connect(self.name)
+                break
+            except HazelcastError:
+                await asyncio.sleep(1.0)  # the network broke just then
         stop = self.loop.create_task(self._stop.wait())
         while not self.stopping:
             worker = Worker(grid, ["sim"], lease_seconds=LEASE_SECONDS)
@@ -251,6 +257,15 @@ class World:
             self.ledger.amounts[key].add(amount)
         self.ask(self.client.put_events("events.sim", {key: {"amount": amount} for key, amount in events.items()}))
         self.acknowledged.update(events)
+
+    def flood(self, partition, amount, count):
+        """So many events for one partition."""
+        keys, number = [], 0
+        while len(keys) < count:
+            number += 1
+            if partition_of(_data(key := f"f{self.time.now:.4f}-{number}"), self.partitions) == partition:
+                keys.append(key)
+        self.put(dict.fromkeys(keys, amount))
 
     def start(self):
         self.started += 1
@@ -344,13 +359,18 @@ class World:
                 key, amount = _text(key_data), json.loads(_text(value))["amount"]
                 result = results.get(key_data)
                 got = None if result is None else json.loads(_text(result))
-                if partition in self.ledger.unseen:
+                if self._begun_again_unseen(partition):
                     continue  # sequences do not show that it began again and went on: the audit does
                 # Where the grid or the ring has lost events of a key, the result of another of its events may stand.
                 right = self.ledger.amounts[key] if self.is_disturbed(partition) else {amount}
                 if got is None or not any(np.isclose(got["score"], score_of(each)) for each in right):
                     found.append((partition, key, amount, got))
         return found
+
+    def _begun_again_unseen(self, partition):
+        lease = self.ledger.leases.get(partition)
+        newest = self.cluster.partition("events.sim", partition).ring.newest
+        return partition in self.ledger.unseen and lease is not None and newest + 1 >= lease["offset"]
 
     def is_disturbed(self, partition):
         lease = self.ledger.leases.get(partition)

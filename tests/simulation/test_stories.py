@@ -1,0 +1,167 @@
+"""What is promised of a worker group, a story each, in virtual time: who takes over, when, and what does not move."""
+
+import logging
+from collections import Counter
+
+import pytest
+from world import World
+
+from pipeline.testing import Fault
+
+PARTITIONS = 24
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def world():
+    world = World(PARTITIONS, ring=256)
+    yield world
+    world.close()
+
+
+def put(world, name, count=240):
+    world.put({f"{name}{i}": float(i % 1000) for i in range(count)})
+
+
+def settled(world):
+    world.settle()
+    world.check()
+    world.check_unhandled()
+
+
+def moved(before, after):
+    return {partition for partition in after if before.get(partition) != after[partition]}
+
+
+def seconds_until(world, condition, most=60.0):
+    began = world.time.now
+    assert world.time.run_until(condition, seconds=most)
+    return world.time.now - began
+
+
+def test_a_worker_that_joins_gets_its_share_and_nothing_else_moves(world):
+    world.start()
+    settled(world)
+    for workers in (2, 3, 4, 5):
+        before = world.owners()
+        name = world.start()
+        put(world, name)
+        settled(world)
+        after = world.owners()
+        changed = moved(before, after)
+        assert {after[partition] for partition in changed} == {name}
+        assert len(changed) == PARTITIONS // workers
+    assert not world.ledger.duplicates()
+
+
+def test_a_worker_that_leaves_gives_its_share_away_and_nothing_else_moves(world):
+    names = [world.start() for _ in range(4)]
+    settled(world)
+    for name in names[:3]:
+        before = world.owners()
+        put(world, name)
+        world.stop(name)
+        settled(world)
+        assert moved(before, world.owners()) == {p for p, owner in before.items() if owner == name}
+    assert not world.ledger.duplicates()
+
+
+def test_partitions_of_a_worker_that_left_are_taken_at_once(world):
+    first, second = world.start(), world.start()
+    settled(world)
+    world.stop(first)
+    assert seconds_until(world, lambda: set(world.owners().values()) == {second}) < 2.0
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+def test_partitions_of_a_worker_that_died_are_taken_within_ten_seconds(world, how):
+    first, second = world.start(), world.start()
+    settled(world)
+    put(world, "before")
+    getattr(world, how)(first)
+    put(world, "after")
+    assert seconds_until(world, lambda: set(world.owners().values()) == {second}) < 10.0
+    settled(world)
+    assert not world.ledger.duplicates()
+
+
+def test_a_worker_that_was_paused_past_its_lease_writes_nothing_more_of_before(world):
+    first, _second = world.start(), world.start()
+    settled(world)
+    put(world, "before")
+    world.pause(first)
+    put(world, "meanwhile")
+    world.advance(30.0)
+    put(world, "more")
+    world.resume(first)
+    settled(world)  # the ledger has compared every result with the lease of its moment
+    assert not world.ledger.duplicates()
+
+
+def test_all_workers_at_once_may_die(world):
+    for _ in range(3):
+        world.start()
+    settled(world)
+    put(world, "before")
+    for name in list(world.workers):
+        world.kill(name)
+    put(world, "meanwhile")
+    world.start()
+    settled(world)
+    assert not world.ledger.duplicates()
+
+
+def test_what_was_overwritten_unread_is_counted_and_scored_all_the_same(world):
+    name = world.start()
+    settled(world)
+    world.stop(name)
+    world.advance(10.0)
+    put(world, "flood", PARTITIONS * 256 * 2)
+    world.start()
+    settled(world)
+    lost = sum(lease["lost"] for lease in world.ledger.leases.values())
+    gone = sum(max(0, world.cluster.partition("events.sim", p).ring.oldest) for p in range(PARTITIONS))
+    assert lost == gone > 0
+
+
+def test_a_journal_that_began_again_is_counted_and_read_from_its_beginning(world):
+    world.start()
+    put(world, "before")
+    settled(world)
+    world.regress(3)
+    put(world, "after", 48)
+    settled(world)
+    assert world.ledger.leases[3]["regressions"] == 1
+    assert Counter(lease["regressions"] for lease in world.ledger.leases.values())[1] == 1
+
+
+def test_a_network_that_is_silent_for_longer_than_the_lease_costs_nothing_but_time(world):
+    first, second = world.start(), world.start()
+    settled(world)
+    put(world, "before")
+    world.cluster.hang(first)
+    put(world, "meanwhile")
+    assert seconds_until(world, lambda: set(world.owners().values()) == {second}) < 10.0
+    world.advance(20.0)
+    world.cluster.heal()
+    settled(world)
+    assert not world.ledger.duplicates()
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("outcome", ["timeout", "indeterminate", "unacknowledged", "disconnect"])
+def test_writes_whose_fate_is_unknown_are_looked_up_and_not_guessed(world, outcome, applied):
+    world.start()
+    settled(world)
+    world.cluster.faults.append(
+        Fault(outcome, applied=applied, request="Map.PutAll", map="results.*", client="w*", times=10)
+    )
+    put(world, "events")
+    settled(world)
+    assert not world.ledger.duplicates()
