@@ -70,10 +70,12 @@ async def test_killed_with_9_it_takes_its_processes_along_a_stopped_one_too(clus
     try:
         while b"under load" not in (line := await soak.stderr.readline()):
             assert line, "it ended"
-        children = psutil.Process(soak.pid).children(recursive=True)
+        async with asyncio.timeout(30):
+            # Two workers, the listener and, a moment later, the producer.
+            while len(children := psutil.Process(soak.pid).children(recursive=True)) < 4:
+                await asyncio.sleep(0.05)
         workers = [child for child in children if "pipeline.soak.detour" in " ".join(child.cmdline())]
         assert len(workers) == 2
-        assert len(children) >= 4
         os.kill(workers[0].pid, signal.SIGSTOP)
     finally:
         soak.kill()
