@@ -1,4 +1,4 @@
-"""`gridscore bench`: how fast a worker is on this machine, beside what limits it; and what it does with a spike."""
+"""`gridscore bench`: how fast a worker is, beside what limits it; what a spike does to it; what a group costs."""
 
 from __future__ import annotations
 
@@ -187,3 +187,105 @@ def _print_spike(report: Spike) -> None:
         ("events without a result", f"{report.lost:,}"),
     ):
         console.print(f"{name:>26}  [bold]{value}[/]", highlight=False)
+
+
+@app.command()
+def group(
+    *,
+    events: Annotated[int, typer.Option("--events", min=1_000, max=900_000, help="Events of a backlog.")] = 300_000,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=50, help="How often each is measured, in turn.")] = 3,
+    rate: Annotated[
+        float, typer.Option("--rate", min=10, max=50_000, help="Events per second while workers join and leave.")
+    ] = 2_000,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, max=600, help="How long idle workers are watched.")
+    ] = 10,
+    members: Annotated[int, typer.Option("--members", min=1, max=8, help="Members; with two, a backup each.")] = 1,
+    heap: Annotated[str, typer.Option("--heap", help="Heap of each member.")] = "2g",
+    as_json: Json = False,
+) -> None:
+    """Measure what a worker group costs: one worker and two, an idle job, coordination, and workers that come and go.
+
+    Starts members and worker processes of its own and ends them. The work is that of `gridscore bench`.
+
+    Example: [bold]gridscore bench group --rounds 3[/]
+    """
+    from pipeline.bench import group as bench_group
+    from pipeline.grid import GridSettings, connect
+    from pipeline.grid.member import Cluster
+    from pipeline.worker.process import tune
+
+    async def main(cluster: Cluster, folder: Path) -> Any:
+        settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
+        async with await connect(settings) as grid:
+            with errors.status("starting") as status:
+                report = await bench_group.measure(
+                    grid,
+                    cluster.pids,
+                    folder,
+                    events=events,
+                    rounds=rounds,
+                    rate=rate,
+                    seconds=seconds,
+                    progress=status.update,
+                )
+        return report.to_json()
+
+    tune()
+    errors.print(f"Starting {members} member{'s' if members > 1 else ''} …", style="dim", highlight=False)
+    with (
+        tempfile.TemporaryDirectory(prefix="gridscore-bench-") as folder,
+        Cluster.start(members, port=0, heap=heap, register=False) as cluster,
+    ):
+        report = run(main(cluster, Path(folder)))
+    if as_json:
+        print_json(report)
+    else:
+        _print_group(report)
+
+
+def _print_group(report: dict[str, Any]) -> None:
+    def text(figures: dict[str, float] | None, form: str = ",.1f") -> str:
+        if figures is None:
+            return "-"
+        low, high = (format(figures[name], form) for name in ("min", "max"))
+        return f"{figures['median']:{form}} ({low} to {high})"
+
+    console.print(
+        f"\n[bold]{report['partitions']} partitions, {report['events']:,} events, rounds: {report['rounds']}, members:"
+        f" {report['members']}, cores: {report['cores']}; medians (lowest to highest)[/]\n"
+        f"Cores that others used meanwhile: {text(report['cores_used_by_others'], '.2f')}\n",
+        highlight=False,
+    )
+    rows = [
+        (
+            workers,
+            text(figures["events_per_s"], ",.0f"),
+            text(figures["worker_cpu_us_per_event"]),
+            text(figures["member_cpu_us_per_event"]),
+            text(report["idle_percent_of_a_core"][workers], ".2f"),
+        )
+        for workers, figures in report["throughput"].items()
+    ]
+    columns = ("WORKERS", "EVENTS/S", "WORKERS' CPU µs/EVENT", "MEMBERS' CPU µs/EVENT", "IDLE, % OF A CORE EACH")
+    print_table(columns, rows, empty="")
+    coordination, rebalance = report["coordination"], report["rebalance"]
+    console.print(
+        f"\ntwo workers / one: [bold]{text(report['throughput_ratio'], '.2f')}[/]\n"
+        f"coordination: [bold]{coordination['percent']:.2f} %[/] of a busy worker's CPU; a commit round of"
+        f" {report['partitions']} partitions takes {text(coordination['commit_round_ms'], '.2f')} ms of CPU\n\n"
+        f"[bold]A worker joins and leaves, at {rebalance['events_per_s']:,.0f} events/s: the longest time from due to"
+        " listener in each partition[/]\n",
+        highlight=False,
+    )
+    rows = [
+        (name, text(phase["seconds"]), *(text(phase[which]) for which in ("p50_ms", "p99_ms", "max_ms")))
+        for name, phase in rebalance["phases"].items()
+    ]
+    print_table(("", "SECONDS", "P50 ms", "P99 ms", "MAX ms"), rows, empty="")
+    console.print(
+        f"\npartitions moved: {text(rebalance['moved'], '.0f')}, not moved: {text(rebalance['not_moved'], '.0f')};"
+        f" of these with another epoch: [bold]{rebalance['not_moved_epoch_changed']}[/];"
+        f" results seen twice: [bold]{rebalance['results_repeated']}[/]",
+        highlight=False,
+    )
