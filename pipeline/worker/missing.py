@@ -63,7 +63,8 @@ async def without_result(
     while pointers[-1][0] >= 0:
         message = wire.encode_fetch_entries(job.events, pointers, _PAGE)
         pointers, entries = await transport.invoke(grid.client, message, partition, wire.decode_fetch_entries)
-        yield await _still_without(grid, job, partition, [Event(*entry) for entry in entries], rejected)
+        results = await results_of(grid, job.results, partition, [key for key, _ in entries])
+        yield _kept([Event(*entry) for entry in entries if entry[0] not in results], rejected)
 
 
 async def still_without_result(
@@ -71,22 +72,23 @@ async def still_without_result(
 ) -> list[Event]:
     """Those of some events that have no result now and are in the event map, with the values they have now.
 
+    The values are read last of all: what is put under the same key later comes behind them in the journal, too.
+
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    if not events:
+    keys = [event.key for event in events]
+    results = await results_of(grid, job.results, partition, keys)
+    without = [key for key in keys if key not in results]
+    if not without:
         return []
-    message = wire.encode_get_all(job.events, [event.key for event in events])
+    message = wire.encode_get_all(job.events, without)
     now = await transport.invoke(grid.client, message, partition, wire.decode_get_all)
-    return await _still_without(grid, job, partition, [Event(*entry) for entry in now], rejected)
+    return _kept([Event(*entry) for entry in now], rejected)
 
 
-async def _still_without(
-    grid: Grid, job: Job, partition: int, events: list[Event], rejected: Collection[Rejection]
-) -> list[Event]:
-    results = await results_of(grid, job.results, partition, [event.key for event in events])
-    without = [event for event in events if event.key not in results]
-    return [event for event in without if not rejected or rejection_of(event) not in rejected]
+def _kept(events: list[Event], rejected: Collection[Rejection]) -> list[Event]:
+    return [event for event in events if not rejected or rejection_of(event) not in rejected]
 
 
 def rejection_of(event: Event) -> Rejection:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,7 @@ from pipeline.errors import GridscoreError
 from pipeline.grid.journal import Journal, journal_missing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from pipeline.grid import Grid
     from pipeline.grid.journal import Page
@@ -105,6 +106,7 @@ class JournalReader:
         self._inbox: deque[Arrival] = deque()
         self._inbox_events = self._inbox_bytes = 0
         self._event_bytes = float(FIRST_EVENT_BYTES)
+        self._noted: dict[int, set[bytes]] = {}
         self._closed = False
         self._arrived = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
@@ -150,6 +152,15 @@ class JournalReader:
                 self._inbox = kept
                 self._inbox_events = sum(arrival.page.next - arrival.page.first for arrival in kept)
                 self._inbox_bytes = sum(arrival.page.size for arrival in kept)
+
+    @contextmanager
+    def note_keys(self, partition: int) -> Iterator[set[bytes]]:
+        """The serialized keys that arrive of a partition while it is entered."""
+        noted = self._noted[partition] = set()
+        try:
+            yield noted
+        finally:
+            del self._noted[partition]
 
     def insert(self, partition: int, page: Page) -> bool:
         """Let events that were found elsewhere be taken after what has arrived; False if the partition is not read.
@@ -279,6 +290,8 @@ class JournalReader:
             self._read(cursor)
 
     def _append(self, arrival: Arrival) -> None:
+        if self._noted and arrival.partition in self._noted:
+            self._noted[arrival.partition].update(arrival.page.keys)
         self._inbox.append(arrival)
         self._inbox_events += arrival.page.next - arrival.page.first
         self._inbox_bytes += arrival.page.size

@@ -153,7 +153,12 @@ class Rescanner:
         deadline = self._grid.clock() + _PATIENCE_SECONDS
         while (self._group.come_to(partition) or 0) <= newest:
             await self._wait(partition, deadline)
-        missing = await still_without_result(self._grid, self._job, partition, events, rejected)
+        # An event that is put under the same key meanwhile has its turn, and must not be followed by the older one.
+        with self._group.reader.note_keys(partition) as arrived:
+            missing = await still_without_result(self._grid, self._job, partition, events, rejected)
+            missing = [event for event in missing if event.key not in arrived]
+            if missing and not self._group.reader.insert(partition, page_of(missing)):
+                raise _NotNowError
         if not missing:
             return 0
         _log.warning(
@@ -164,8 +169,6 @@ class Rescanner:
             extra={"action": "rescued", "events": len(missing), "partition": partition},
         )
         dead = self._stats.dead
-        if not self._group.reader.insert(partition, page_of(missing)):
-            raise _NotNowError
         left = missing
         while left:
             await self._wait(partition, deadline)
