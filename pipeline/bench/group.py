@@ -4,14 +4,15 @@ Workers are processes as the command starts them; everything is measured from ou
 
 1. *Throughput*: the workers hold all partitions in equal parts and have scored some events already. They are suspended,
    the backlog is put, and they go on: the clock runs from there until the result map holds all results. Afterwards all
-   offsets must be committed, under the same leases. One and two workers take turns.
+   offsets must be committed, under the same leases. One and two workers take turns. Where others use the machine, two
+   workers get more of it than one; what they do with it is CPU per event.
 2. *Idle*: CPU of each worker process while the job runs and no event comes, as per cent of a core.
 3. *Coordination*, of one worker that holds all partitions and commits every one of them twice a second. Added up: CPU
    of the event loop's thread for such commit rounds, made in this process by the worker's own `Leases`; and all that an
    idle worker uses (heartbeats, looking at members and leases, following jobs and models, its own figures), less the
    renewals that it makes and that such commits make needless, each as dear as a commit. As per cent of the CPU that the
-   one worker of part 1 used in the same time. Not in it: noting each write's offset and looking at the clock of its
-   lease, which are done with the writes.
+   one worker of part 1 used in the same time, and of a core: where others keep the worker from its core, the first says
+   more about them. Not in it: noting each write's offset and looking at the clock of its lease, done with the writes.
 4. *Rebalance*: while events come at a steady rate a second worker joins, and leaves. For each partition, the longest
    time from when an event was due to its result at a listener, of what waited meanwhile; and the same right before,
    over as long a time. Partitions that do not move must keep the epoch of their lease, in the records and in results.
@@ -81,6 +82,11 @@ class Run:
     def rate(self) -> float:
         """Events per second."""
         return self.events / self.seconds
+
+    @property
+    def cpu(self) -> float:
+        """CPU microseconds per event, of workers and members."""
+        return (self.worker_cpu + self.member_cpu) * 1e6 / self.events
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +170,14 @@ class Report:
                 for workers, runs in self.runs.items()
             },
             "throughput_ratio": _spread(ratios, 3),
+            "cpu_per_event_ratio": _spread((b.cpu / a.cpu for a, b in zip(one, two, strict=True)), 3),
             "idle_percent_of_a_core": {str(workers): _spread(each, 2) for workers, each in self.idle.items()},
             "coordination": {
                 "commit_round_ms": _spread((seconds * 1e3 for seconds in self.commits), 2),
                 "idle_renewals_per_s": _spread(self.renewals, 0),
                 "cpu_ms_per_s": round(coordination * 1e3, 2),
                 "worker_cpu_ms_per_s": round(usage * 1e3, 1),
+                "percent_of_a_core": round(coordination * 100, 2),
                 "percent": round(coordination / usage * 100, 2),
             },
             "rebalance": {

@@ -271,9 +271,11 @@ def _print_group(report: dict[str, Any]) -> None:
     print_table(columns, rows, empty="")
     coordination, rebalance = report["coordination"], report["rebalance"]
     console.print(
-        f"\ntwo workers / one: [bold]{text(report['throughput_ratio'], '.2f')}[/]\n"
-        f"coordination: [bold]{coordination['percent']:.2f} %[/] of a busy worker's CPU; a commit round of"
-        f" {report['partitions']} partitions takes {text(coordination['commit_round_ms'], '.2f')} ms of CPU\n\n"
+        f"\ntwo workers / one: [bold]{text(report['throughput_ratio'], '.2f')}[/] in events/s,"
+        f" {text(report['cpu_per_event_ratio'], '.2f')} in CPU per event, members included\n"
+        f"coordination: [bold]{coordination['percent']:.2f} %[/] of a busy worker's CPU,"
+        f" {coordination['percent_of_a_core']:.2f} % of a core; a commit round of {report['partitions']} partitions"
+        f" takes {text(coordination['commit_round_ms'], '.2f')} ms of CPU\n\n"
         f"[bold]A worker joins and leaves, at {rebalance['events_per_s']:,.0f} events/s: the longest time from due to"
         " listener in each partition[/]\n",
         highlight=False,
