@@ -205,8 +205,12 @@ class GroupMachine(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def _quiet():
-    """Nothing but trouble happens here: a log of it is long, and slow."""
-    before = {name: logging.getLogger(name).level for name in ("hazelcast", "pipeline")}
+    """Nothing but trouble happens here: a log of it is long, and slow.
+
+    What a collected future has to say may come while an expression is parsed, and to show a traceback is to parse again,
+    which CPython 3.11 answers with a SystemError.
+    """
+    before = {name: logging.getLogger(name).level for name in ("hazelcast", "pipeline", "asyncio")}
     for name in before:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     yield

@@ -384,7 +384,9 @@ class World:
             if self.is_balanced() and not self.wrong() and not self._rescans():
                 return
         owners = Counter(self.owners().values())
-        assert self.is_balanced(), f"unbalanced: {owners}, living: {self.living()}"
+        job = self.ask(self.client.jobs.get("sim"))
+        assert job.state == "RUNNING", f"the job is {job.state}: {job.error}"
+        assert self.is_balanced(), f"unbalanced: {owners}, living: {self.living()}, {self.time.unhandled}"
         assert not self._rescans(), f"rescans are left: {self._rescans()}"
         wrong = self.wrong()
         assert not wrong, f"{len(wrong)} results are wrong or missing, of partition, key, amount: {wrong[:5]}"
