@@ -27,7 +27,7 @@ from world import World
 
 from pipeline.testing import Fault
 
-EXAMPLES = int(os.environ.get("GRIDSCORE_SIMULATION_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("GRIDSCORE_SIMULATION_EXAMPLES", "40"))
 STEPS = int(os.environ.get("GRIDSCORE_SIMULATION_STEPS", "25"))
 SHRINK = os.environ.get("GRIDSCORE_SIMULATION_SHRINK", "1") == "1"
 PARTITIONS = 8
@@ -207,8 +207,8 @@ class GroupMachine(RuleBasedStateMachine):
 def _quiet():
     """Nothing but trouble happens here: a log of it is long, and slow.
 
-    What a collected future has to say may come while an expression is parsed, and to show a traceback is to parse again,
-    which CPython 3.11 answers with a SystemError.
+    What a collected future has to say may come while an expression is parsed; to show a traceback is to parse again, and
+    CPython 3.11 answers that with a SystemError.
     """
     before = {name: logging.getLogger(name).level for name in ("hazelcast", "pipeline", "asyncio")}
     for name in before:
