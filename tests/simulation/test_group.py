@@ -207,8 +207,8 @@ class GroupMachine(RuleBasedStateMachine):
 def _quiet():
     """Nothing but trouble happens here: a log of it is long, and slow.
 
-    What a collected future has to say may come while an expression is parsed; to show a traceback is to parse again, and
-    CPython 3.11 answers that with a SystemError.
+    What a collected future has to say may come while an expression is parsed. To show a traceback is to parse again,
+    and CPython 3.11 answers that with a SystemError.
     """
     before = {name: logging.getLogger(name).level for name in ("hazelcast", "pipeline", "asyncio")}
     for name in before:
