@@ -25,7 +25,7 @@ from pipeline.grid.writer import MapWriter
 from pipeline.job import Jobs
 from pipeline.models import Registry
 from pipeline.producer import Producer
-from pipeline.worker.leases import read_records
+from pipeline.worker.lease_records import read_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -38,6 +38,7 @@ class Grid:
         self.client = client
         self.settings = settings
         self.name: str = client.name
+        self.parked_reads: dict[Any, Any] = {}  # of journals, see `journal`
         self.clock: Callable[[], float] = time.monotonic
         self._maps: dict[str, Any] = {}
         self._on_reconnect: list[Callable[[], None]] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hazelcast.errors import HazelcastError, UnsupportedOperationError
@@ -11,9 +13,34 @@ from pipeline.grid import transport, wire
 from pipeline.grid.wire import Page
 
 if TYPE_CHECKING:
-    import asyncio
-
     from pipeline.grid.connection import Grid
+
+
+class _Parked:
+    """A read that waits at the member, and those who wait for it here."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        self.waiting: set[asyncio.Future[Page | None]] = set()
+
+    def wait(self) -> asyncio.Future[Page | None]:
+        future: asyncio.Future[Page | None] = asyncio.get_running_loop().create_future()
+        self.waiting.add(future)
+        future.add_done_callback(self.waiting.discard)
+        return future
+
+    def answer(self, done: asyncio.Future[Page | None]) -> None:
+        error = None if done.cancelled() else done.exception()
+        for future in list(self.waiting):
+            if future.done():
+                continue
+            if done.cancelled():
+                future.cancel()
+            elif error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(done.result())
 
 
 class Journal:
@@ -24,6 +51,7 @@ class Journal:
 
     def __init__(self, grid: Grid, map_name: str) -> None:
         self._client = grid.client
+        self._parked: dict[tuple[str, int, int], _Parked] = grid.parked_reads
         self.map_name = map_name
 
     async def bounds(self, partition: int) -> tuple[int, int]:
@@ -46,16 +74,28 @@ class Journal:
     def read(self, partition: int, start: int, max_size: int) -> asyncio.Future[Page | None]:
         """Read from a sequence on; waits at the member until there is something to read.
 
-        The member keeps a waiting read until something is put: it ends only with the connection. The answer's first
-        sequence is `start`, unless that has been overwritten (then it is later) or was never written (then earlier).
+        The member keeps a waiting read until something is put: it ends only with the connection. So whoever reads from
+        where another read of this connection still waits shares that one, and one that is no longer wanted (cancel the
+        future) is there for the next. The answer's first sequence is `start`, unless that has been overwritten (then it
+        is later) or was never written (then earlier).
 
         Args:
             partition: To read.
             start: First sequence wanted.
             max_size: Events at most. There is no limit in bytes, so keep it modest.
         """
-        message = wire.encode_read(self.map_name, start, 1, max_size)
-        return transport.invoke(self._client, message, partition, wire.decode_read)
+        key = (self.map_name, partition, start)
+        parked = self._parked.get(key)
+        if parked is None:
+            parked = self._parked[key] = _Parked()
+            message = wire.encode_read(self.map_name, start, 1, max_size)
+            future = transport.invoke(self._client, message, partition, wire.decode_read)
+            future.add_done_callback(partial(self._answered, key, parked))
+        return parked.wait()
+
+    def _answered(self, key: tuple[str, int, int], parked: _Parked, done: asyncio.Future[Page | None]) -> None:
+        del self._parked[key]
+        parked.answer(done)
 
 
 def journal_missing(map_name: str) -> JournalMissingError:

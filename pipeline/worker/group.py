@@ -45,7 +45,7 @@ from pipeline.worker.restart import restart_position
 from pipeline.worker.standing import without_standing
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection
 
     from pipeline.grid import Grid
     from pipeline.grid.journal import Page
@@ -65,10 +65,11 @@ _RELEASE_SECONDS = 1.5
 _TURN_SECONDS = 1.0
 _HUNGRY_TURN_SECONDS = 0.2
 _HUNGRY_SECONDS = 15.0
-_LOOK_ALL_SECONDS = 2.0
+_LOOK_ALL_SECONDS = 1.5
 """Less than half of a lease, so that a lease is watched without a break before its owner is suspected."""
 
 _CHECKS_PER_SECOND = 10
+_RESTART_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
 
 
@@ -125,9 +126,8 @@ class Group:
     async def run(self) -> None:
         """Take part until cancelled; call `leave` then."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._balance())
-            group.create_task(self._commit())
-            group.create_task(self._check())
+            for loop in (self._balance, self._commit, self._check):
+                group.create_task(_for_ever(loop))
 
     async def leave(self) -> None:
         """Give everything back."""
@@ -148,10 +148,9 @@ class Group:
                 hungry = await self._turn()
             except (HazelcastError, GridError) as error:
                 _log.warning("%s: claiming partitions failed, trying again: %s", self._job.name, error)
-            if self.held:
-                self.first_taken.set()
             # Whoever has too little looks often, but not for ever: others may have good reasons.
             often = hungry and self._grid.clock() - self._who_since < _HUNGRY_SECONDS
+            often = often or any(not self._members.is_fresh(owner) for owner in self.leases.others())
             try:
                 async with asyncio.timeout(_HUNGRY_TURN_SECONDS if often else _TURN_SECONDS):
                     await self._wake.wait()
@@ -172,74 +171,84 @@ class Group:
             # The leases of those who live need no watching.
             await leases.look(p for p, owner in leases.owners().items() if not self._members.is_fresh(owner))
         mine = self._quota()
-        room = mine - len(leases.held)
-        if room > 0:
-            # Each begins elsewhere, so that several do not go for the same.
-            start = zlib.crc32(self._members.worker.encode()) % count
-            for there in (leases.free(), leases.expired()):
-                there.sort(key=lambda partition: (partition - start) % count)
-                if taken := await leases.claim(there[: max(0, mine - len(leases.held))]):
-                    self._stats.taken += len(taken)
-                    self._stats.rebalances += 1
-                    await self._begin_all(taken)
-        elif room < 0 and not self._giving:
+        room = mine - len(leases.held) - len(self.leases.claiming)
+        # Each begins elsewhere, so that several do not go for the same.
+        start = zlib.crc32(self._members.worker.encode()) % count
+        free, expired = (
+            sorted(there, key=lambda partition: (partition - start) % count)
+            for there in (leases.free(), leases.expired())
+        )
+        # What nobody scores any more is taken by whoever has watched it, though it be too much: a newcomer, for whom
+        # there may be room, would have to watch it first. It then gets its share, in order.
+        expired = expired[: max(room - len(free), -(-len(expired) // len(who)))]
+        if claims := [*free[: max(0, room)], *expired]:
+            self._spawn(self._take(claims))
+            await asyncio.sleep(0)  # until they are under way
+        elif room < 0 and not self._giving and not leases.claiming:
             # What came last goes first: it is the least settled.
             self._spawn(self._give_back([p for p in leases.held if p not in self._beginning][room:]))
         return len(leases.held) < mine
+
+    async def _take(self, partitions: Collection[int]) -> None:
+        taken = await self.leases.claim(partitions, self._taken)
+        if taken:
+            self._stats.taken += len(taken)
+            self._stats.rebalances += 1
+            self.wake()
+
+    def _taken(self, lease: Lease) -> None:
+        self._beginning[lease.partition] = lease
+        self._spawn(self._begin(lease))
 
     def _quota(self) -> int:
         held = Counter(self.leases.owners().values())
         return quota(self._members.worker, {name: held[name] for name in self._who}, self._grid.partition_count)
 
-    async def _begin_all(self, taken: Sequence[Lease]) -> None:
-        """Read what was taken. What cannot be begun is let go, so that the next turn takes it again."""
-        for lease in taken:
-            self._beginning[lease.partition] = lease
-        begun = dict(zip(taken, await asyncio.gather(*map(self._begin, taken)), strict=True))
-        # An offset that nobody has written yet is written before it is relied on: "latest" must not move.
-        fresh = {
-            lease.partition: Progress(offset, lease.record.lost)
-            for lease, offset in begun.items()
-            if offset is not None and lease.record.offset < 0
-        }
-        if fresh:
-            await self.leases.commit(fresh)
-        for lease, offset in begun.items():
-            partition = lease.partition
-            if self._beginning.get(partition) is not lease:
-                continue
+    async def _begin(self, lease: Lease) -> None:
+        """Read what was taken. What cannot be begun is let go, so that it is taken again."""
+        partition, offset = lease.partition, None
+        try:
+            # A member that hangs must not keep the partition from being let go. A restart may search its whole journal.
+            async with asyncio.timeout(_RESTART_SECONDS if self._record.begin else self.leases.seconds):
+                offset = await self._position(lease)
+        except (HazelcastError, GridError, TimeoutError) as error:
+            _log.warning("%s: partition %d could not be begun: %s", self._job.name, partition, error or "no answer")
+        if self._beginning.get(partition) is lease:
             del self._beginning[partition]
-            if offset is None or lease.record.offset < 0 or partition not in self.leases.held:
+            if offset is None or self.leases.held.get(partition) is not lease:
                 self.drop(partition)
             else:
                 self._read(lease, offset)
+                self.first_taken.set()
 
-    async def _begin(self, lease: Lease) -> int | None:
-        """Where to begin with a partition that was taken; None if it cannot be begun."""
+    async def _position(self, lease: Lease) -> int | None:
+        """Where to begin with a partition that was taken; None if it cannot be begun.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+            GridError: The same, of the journal.
+        """
         partition, record = lease.partition, lease.record
-        try:
-            oldest, newest = await self.reader.bounds(partition)
-            if self._record.begin and record.run != self._record.restarts:
-                offset = await restart_position(self._grid, self._record, partition, oldest, newest)
-                return offset if await self.leases.reset(partition, offset, run=self._record.restarts) else None
-            if record.offset < 0:
-                if self._job.start == "oldest" and oldest > 0:
-                    # What was overwritten before anybody began is not counted, but it is not left, either.
-                    await self._losses.begin(partition)
-                return oldest if self._job.start == "oldest" else newest + 1
-            if record.offset > newest + 1:
-                _log.error(
-                    "%s: the journal of partition %d ends at %d, but %d was committed: it has begun again",
-                    self._job.name,
-                    partition,
-                    newest,
-                    record.offset,
-                    extra={"action": "regression"},
-                )
-                return oldest if await self._begin_again(partition, oldest) else None
-        except (HazelcastError, GridError) as error:
-            _log.warning("%s: partition %d could not be begun: %s", self._job.name, partition, error)
-            return None
+        oldest, newest = await self.reader.bounds(partition)
+        if self._record.begin and record.run < self._record.restarts:
+            offset = await restart_position(self._grid, self._record, partition, oldest, newest)
+            return offset if await self.leases.reset(partition, offset, run=self._record.restarts) else None
+        if record.offset < 0:
+            if self._job.start == "oldest" and oldest > 0:
+                await self._losses.begin(partition)
+            offset = oldest if self._job.start == "oldest" else newest + 1
+            # Written before it is relied on: "latest" must not move.
+            return offset if await self.leases.place(partition, offset) else None
+        if record.offset > newest + 1:
+            _log.error(
+                "%s: the journal of partition %d ends at %d, but %d was committed: it has begun again",
+                self._job.name,
+                partition,
+                newest,
+                record.offset,
+                extra={"action": "regression"},
+            )
+            return oldest if await self._begin_again(partition, oldest) else None
         if not lease.clean:
             lease.doubt = max(lease.doubt, newest + 1)
         return record.offset
@@ -272,6 +281,14 @@ class Group:
             self.reader.stop(partition)
             self._beginning.pop(partition, None)
         self._giving.update(partitions)
+        try:
+            await self._release(partitions)
+        finally:
+            for partition in partitions:
+                self.drop(partition)
+            self._giving.difference_update(partitions)
+
+    async def _release(self, partitions: Collection[int]) -> None:
         deadline = asyncio.get_running_loop().time() + GIVE_BACK_SECONDS
         try:
             async with asyncio.timeout_at(deadline - _RELEASE_SECONDS):
@@ -297,9 +314,6 @@ class Group:
                 self.leases.seconds,
                 str(error) or "the cluster does not answer",
             )
-        for partition in partitions:
-            self.drop(partition)
-        self._giving.difference_update(partitions)
 
     def drop(self, partition: int) -> None:
         """Neither read, write nor commit a partition any more, without a word to the grid."""
@@ -338,22 +352,26 @@ class Group:
 
         async def read_again() -> None:
             settled = False
-            while not settled and self._beginning.get(partition) is token:
-                await asyncio.sleep(_RETRY_SECONDS)
-                try:
-                    settled = await self.leases.settle(partition)
-                except HazelcastError as error:
-                    _log.debug("%s: partition %d does not settle yet: %s", self._job.name, partition, error)
-                    continue
-                if not settled:
-                    break
-            if self._beginning.get(partition) is token:
-                del self._beginning[partition]
-                if settled:
-                    lease.unsettled = False
-                    self.reader.start(partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
+            try:
+                settled = await self._settle(partition, token)
+            finally:
+                if self._beginning.get(partition) is token:
+                    del self._beginning[partition]
+                    if settled:
+                        lease.unsettled = False
+                        self.reader.start(partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
 
         self._spawn(read_again())
+
+    async def _settle(self, partition: int, token: object) -> bool:
+        """Return when no write from before can come any more; False if the partition is no longer to be read."""
+        while self._beginning.get(partition) is token:
+            await asyncio.sleep(_RETRY_SECONDS)
+            try:
+                return await self.leases.settle(partition)
+            except HazelcastError as error:
+                _log.debug("%s: partition %d does not settle yet: %s", self._job.name, partition, error)
+        return False
 
     async def _look_into(self, cursor: Cursor, page: Page, gap: int) -> Page:
         """A page behind a gap, or in doubt: act on the loss, pass over what has its result."""
@@ -371,22 +389,27 @@ class Group:
     def _regressed(self, partition: int, oldest: int) -> None:
         """The journal of a partition begins again: so do we, with the lease's consent."""
         lease = self.leases.held.get(partition)
+        if lease is not None:
+            # What is under way is of the journal that was, and must have come before anything of the new one does.
+            lease.unsettled = lease.unsettled or not self.offsets.settled(partition)
         self.offsets.forget(partition)
         token = self._beginning[partition] = object()
 
         async def restart() -> None:
+            begun = False
             try:
-                begun = lease is not None and await self._begin_again(partition, oldest)
+                if lease is not None and (not lease.unsettled or await self._settle(partition, token)):
+                    lease.unsettled = False
+                    begun = await self._begin_again(partition, oldest)
             except (HazelcastError, GridError) as error:
                 _log.warning("%s: partition %d could not be begun again: %s", self._job.name, partition, error)
-                begun = False
-            if self._beginning.get(partition) is not token:
-                return
-            del self._beginning[partition]
-            if begun and lease is not None:
-                self._read(lease, oldest)
-            else:
-                self._lose([partition])
+            finally:
+                if self._beginning.get(partition) is token:
+                    del self._beginning[partition]
+                    if begun and lease is not None:
+                        self._read(lease, oldest)
+                    else:
+                        self._lose([partition])
 
         self._spawn(restart())
 
@@ -429,6 +452,17 @@ class Group:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _for_ever(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop; should something within it be cancelled that nobody wanted to end, that is a failure."""
+    try:
+        await loop()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and not task.cancelling():
+            raise RuntimeError("a part of the worker group ended unasked") from None
+        raise
 
 
 def _listed(partitions: Collection[int]) -> str:

@@ -35,6 +35,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
         regressions: Times that the journal began again, since the job was submitted.
         run: Number of the job's restart that the offset follows.
         doubt: Sequence before which results may stand that the offset does not cover.
+        heir: Worker that is about to take a lease that has run out; empty if none is.
     """
 
     owner: str
@@ -48,6 +49,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     regressions: int = 0
     run: int = 0
     doubt: int = 0
+    heir: str = ""
 
 
 encode = msgspec.json.Encoder(order="deterministic").encode

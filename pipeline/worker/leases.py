@@ -123,6 +123,7 @@ class Leases:
         self.worker = worker
         self.seconds = seconds
         self.held: dict[int, Lease] = {}
+        self.claiming: set[int] = set()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._sights: dict[int, _Sight] = {}
         self._failures: list[HazelcastError] = []
@@ -149,6 +150,8 @@ class Leases:
         texts = await self._read(wanted)
         now = self._grid.clock()
         for partition, text in texts.items():
+            if partition in self.held or partition in self.claiming:
+                continue  # it was taken, or is being taken, since it was asked for
             sight = self._sights.get(partition)
             if sight is not None and sight.text == text:
                 if now - sight.looked > self.seconds / 2:
@@ -167,6 +170,10 @@ class Leases:
         owners = {p: sight.record.owner for p, sight in self._sights.items()}
         return owners | dict.fromkeys(self.held, self.worker)
 
+    def others(self) -> set[str]:
+        """The owners of what was seen and is not held; not those of free partitions."""
+        return {sight.record.owner for sight in self._sights.values()} - {"", self.worker}
+
     def free(self) -> list[int]:
         """Partitions seen that nobody holds."""
         return [partition for partition, sight in self._sights.items() if not sight.record.owner]
@@ -176,49 +183,55 @@ class Leases:
         now = self._grid.clock()
         found = []
         for partition, sight in self._sights.items():
-            lease = sight.record.lease / 1000 or self.seconds
+            record = sight.record
+            lease = record.lease / 1000 or self.seconds
             watched = sight.looked - sight.since >= lease and now - sight.looked < lease / 2
-            if sight.record.owner and (watched or sight.record.owner == self.worker):
+            if record.owner and (watched or self.worker in (record.owner, record.heir)):
                 found.append(partition)
         return found
 
-    async def claim(self, partitions: Iterable[int]) -> list[Lease]:
+    async def claim(self, partitions: Iterable[int], taken: Callable[[Lease], None] = lambda _: None) -> list[Lease]:
         """Take partitions that are free or expired; returns those that were taken before anybody else did.
 
         What is expired takes `SETTLE_SECONDS`.
 
-        Raises:
-            HazelcastError: The cluster did not answer.
+        Args:
+            partitions: Which.
+            taken: Called with each lease as soon as it is held: a member that is slow delays only its own.
         """
-        return await self._to_the_end(self._claim_all([p for p in partitions if p not in self.held]))
+        # Whatever comes of it, it is then not what was seen.
+        wanted = {p: self._sights.pop(p) for p in partitions if p in self._sights}
+        self.claiming.update(wanted)
+        return await self._to_the_end(self._claim_all(wanted, taken))
 
-    async def _claim_all(self, partitions: list[int]) -> list[Lease]:
-        claims = await asyncio.gather(*(self._claim(p) for p in partitions), return_exceptions=True)
-        taken = []
-        for partition, claim in zip(partitions, claims, strict=True):
-            # Whatever it is now, it is not what was seen.
-            self._sights.pop(partition, None)
-            if isinstance(claim, Lease):
-                self.held[partition] = claim
-                taken.append(claim)
-        for claim in claims:
-            if isinstance(claim, BaseException) and not taken:
-                raise claim
-        return taken
+    async def _claim_all(self, sights: Mapping[int, _Sight], taken: Callable[[Lease], None]) -> list[Lease]:
+        try:
+            claims = await asyncio.gather(*(self._claim(p, sight, taken) for p, sight in sights.items()))
+        finally:
+            self.claiming.difference_update(sights)
+        self._tell("claims", len(claims))
+        return [lease for lease in claims if lease is not None]
 
-    async def _claim(self, partition: int) -> Lease | None:
-        sight = self._sights[partition]
+    async def _claim(self, partition: int, sight: _Sight, taken: Callable[[Lease], None]) -> Lease | None:
         record, text = sight.record, sight.text
-        if record.owner:
-            announced = await self._write(partition, text, replace(record, renewals=record.renewals + 1))
-            if announced is None:
-                return None
-            record, text = announced.record, announced.text
-            await asyncio.sleep(SETTLE_SECONDS)
-        fresh = replace(self._next(record), owner=self.worker, epoch=record.epoch + 1)
-        written = await self._write(partition, text, fresh)
+        try:
+            if record.owner:
+                if record.heir != self.worker:
+                    heir = replace(record, heir=self.worker, renewals=record.renewals + 1)
+                    announced = await self._write(partition, text, heir)
+                    if announced is None:
+                        return None
+                    record, text = announced.record, announced.text
+                await asyncio.sleep(SETTLE_SECONDS)
+            fresh = replace(self._next(record), owner=self.worker, epoch=record.epoch + 1)
+            written = await self._write(partition, text, fresh)
+        except HazelcastError as error:
+            self._failures.append(error)
+            return None
         if written is not None:
             written.clean, written.doubt = not record.owner, record.doubt
+            self.held[partition] = written
+            taken(written)
         return written
 
     # ------------------------------------------------------------------ one's own
@@ -244,16 +257,7 @@ class Leases:
             if not lease.changing.locked() and (moved or now - lease.renewed_at > self.seconds / 3):
                 due.append((lease, there))
         outcomes = await asyncio.gather(*(self._commit(lease, there) for lease, there in due))
-        if failures := self._failures:
-            self._failures = []
-            _log.warning(
-                "%s: %d of %d commits failed: %s",
-                self.job,
-                len(failures),
-                len(due),
-                failures[-1],
-                extra={"action": "commit_failed"},
-            )
+        self._tell("commits", len(due))
         lost = [lease.partition for (lease, _), kept in zip(due, outcomes, strict=True) if not kept]
         for partition in lost:
             self.drop(partition)
@@ -273,12 +277,15 @@ class Leases:
             )
             return False
         doubt = lease.doubt if there.offset < lease.doubt else 0
-        owner = self.worker if owner is None else owner
+
+        def change(now: LeaseRecord) -> LeaseRecord:
+            renewed = replace(self._next(now), owner=self.worker if owner is None else owner)
+            if now.epoch != record.epoch:
+                return renewed  # it was reset while we waited for our turn: the offset is of before
+            return replace(renewed, offset=there.offset, lost=there.lost, doubt=doubt)
+
         try:
-            return await self._change(
-                lease,
-                lambda now: replace(self._next(now), owner=owner, offset=there.offset, lost=there.lost, doubt=doubt),
-            )
+            return await self._change(lease, change)
         except HazelcastError as error:
             self._failures.append(error)
             return True  # not known to be lost; `stands` ends it in time
@@ -298,6 +305,17 @@ class Leases:
         await asyncio.sleep(SETTLE_SECONDS)
         return self.held.get(partition) is lease
 
+    async def place(self, partition: int, offset: int) -> bool:
+        """Write the first offset of a partition that nobody has begun; False if the lease is lost.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        lease = self.held.get(partition)
+        return lease is not None and await self._to_the_end(
+            self._change(lease, lambda now: replace(self._next(now), offset=offset))
+        )
+
     def drop(self, partition: int) -> None:
         """Forget a partition at once, without a word to the grid."""
         self.held.pop(partition, None)
@@ -309,12 +327,15 @@ class Leases:
             progress: Of the partitions to give back.
         """
         # A compare-and-set under way changes the text that the next one must compare with: let it end first.
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        # To wait does not cancel what is waited for, should the caller's time be over.
+        if self._under_way:
+            await asyncio.wait(set(self._under_way))
         leases = [self.held.pop(partition) for partition in progress if partition in self.held]
         await self._to_the_end(self._release_all(leases, progress))
 
     async def _release_all(self, leases: list[Lease], progress: Mapping[int, Progress]) -> None:
         await asyncio.gather(*(self._commit(lease, progress[lease.partition], owner="") for lease in leases))
+        self._tell("releases", len(leases))
 
     async def reset(self, partition: int, offset: int, *, run: int | None = None, regressed: bool = False) -> bool:
         """Set the offset anew, with the next epoch; False if the lease is lost.
@@ -346,23 +367,28 @@ class Leases:
         return True
 
     async def begin_anew(self, partitions: Iterable[int]) -> list[int]:
-        """Let partitions begin as if nobody had; returns those whose record was changed by somebody in between."""
+        """Let partitions begin as if nobody had; returns those whose record could not be read, or changed meanwhile."""
+        partitions = list(partitions)
+        for partition in partitions:
+            self._sights.pop(partition, None)
         await self.look(partitions)
-        sights = {p: self._sights[p] for p in partitions if p in self._sights and self._sights[p].text is not None}
+        unseen = [p for p in partitions if p not in self._sights]
+        sights = {p: self._sights[p] for p in partitions if p not in unseen and self._sights[p].text is not None}
         changes = []
         for partition, sight in sights.items():
             epoch, renewals = sight.record.epoch + 1, sight.record.renewals + 1
             fresh = replace(NOBODY, owner=sight.record.owner, epoch=epoch, origin=epoch, renewals=renewals)
             changes.append(self._write(partition, sight.text, replace(fresh, lease=sight.record.lease)))
         written = await asyncio.gather(*changes)
-        return [partition for partition, lease in zip(sights, written, strict=True) if lease is None]
+        return unseen + [partition for partition, lease in zip(sights, written, strict=True) if lease is None]
 
     # ------------------------------------------------------------------ records
 
     def _next(self, record: LeaseRecord) -> LeaseRecord:
         """The record, renewed by this worker."""
         deadline = int((time.time() + self.seconds) * 1000)
-        return replace(record, deadline=deadline, renewals=record.renewals + 1, lease=int(self.seconds * 1000))
+        lease = int(self.seconds * 1000)
+        return replace(record, deadline=deadline, renewals=record.renewals + 1, lease=lease, heir="")
 
     async def _change(self, lease: Lease, change: Callable[[LeaseRecord], LeaseRecord]) -> bool:
         """Change the record of a held lease; False, and the partition is dropped, if somebody else has."""
@@ -374,6 +400,20 @@ class Leases:
                 return False
             lease.record, lease.text, lease.renewed_at = written.record, written.text, written.renewed_at
             return True
+
+    def _tell(self, what: str, count: int) -> None:
+        """Say once what has failed many times."""
+        failures, self._failures = self._failures, []
+        if failures:
+            _log.warning(
+                "%s: %d of %d %s failed: %s",
+                self.job,
+                len(failures),
+                count,
+                what,
+                failures[-1],
+                extra={"action": "lease_failed"},
+            )
 
     async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Do it even if whoever asked for it is cancelled meanwhile."""
@@ -416,7 +456,7 @@ async def begin_anew(grid: Grid, job: str) -> None:
     Epochs are counted on: a result of before is never taken for one of after.
 
     Raises:
-        ConflictError: Workers kept changing the records: the job is still running.
+        ConflictError: Records could not be read, or workers kept changing them.
         HazelcastError: The cluster did not answer.
     """
     leases, changed = Leases(grid, job, ""), list(range(grid.partition_count))
@@ -424,4 +464,8 @@ async def begin_anew(grid: Grid, job: str) -> None:
         changed = await leases.begin_anew(changed)
         if not changed:
             return
-    raise ConflictError(f"Workers are still committing for the job `{job}`.", "Suspend or cancel it first.")
+    raise ConflictError(
+        f"{len(changed)} lease records of the job `{job}` could not be set anew: members do not answer, or workers "
+        "are still committing.",
+        "Cancel the job if it is running, and try again.",
+    )

@@ -57,6 +57,7 @@ class LiveModel:
 
     async def follow(self) -> None:
         """Exchange the model whenever another version is meant, until cancelled."""
+        told = ""
         while True:
             try:
                 async with asyncio.timeout(POLL_SECONDS):
@@ -67,8 +68,12 @@ class LiveModel:
             try:
                 await self._exchange()
             except (GridscoreError, HazelcastError) as error:
-                # The version is remembered as refused below; here the registry itself did not answer.
-                _log.warning("%s: the model could not be looked up: %s", self._job.name, error)
+                # The version is remembered as refused below; here the registry itself did not answer, or has no such.
+                if str(error) != told:
+                    _log.warning("%s: the model could not be looked up: %s", self._job.name, error)
+                told = str(error)
+            else:
+                told = ""
 
     async def close(self) -> None:
         """Stop watching the registry."""

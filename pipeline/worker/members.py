@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.grid.records import Records
+from pipeline.grid.records import Record, Records
 from pipeline.worker.status import WORKERS_MAP
 
 if TYPE_CHECKING:
@@ -85,6 +85,17 @@ class Members:
         """Whether a worker was heard of just now: its leases need no watching."""
         sight = self._sights.get(worker)
         return sight is not None and self._grid.clock() - sight.since < SUSPECT_SECONDS
+
+    async def forget(self, seconds: float) -> None:
+        """Remove the records that have not changed for so long as we watched.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        now = self._grid.clock()
+        for name, sight in list(self._sights.items()):
+            if name != self.worker and now - sight.since > seconds:
+                await self._records.remove(Record(name, {}, sight.raw))
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Call back when a worker has come or gone; `look` then tells who."""

@@ -42,6 +42,7 @@ READ_AHEAD_BYTES = 32 * 1024 * 1024
 """What may wait to be taken before partitions are no longer read ahead."""
 
 _RETRY_SECONDS = 0.5
+_TELL_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +61,7 @@ class Cursor:
     epoch: int = 0
     doubt: int = 0
     reading: bool = False
+    parked: asyncio.Future[Page | None] | None = None
 
 
 class Arrival(NamedTuple):
@@ -106,6 +108,8 @@ class JournalReader:
         self._inbox: deque[Arrival] = deque()
         self._inbox_events = self._inbox_bytes = 0
         self._event_bytes = float(FIRST_EVENT_BYTES)
+        self._failed_reads = 0
+        self._told_at = float("-inf")
         self._noted: dict[int, set[bytes]] = {}
         self._closed = False
         self._arrived = asyncio.Event()
@@ -145,8 +149,11 @@ class JournalReader:
         self._read(cursor)
 
     def stop(self, partition: int) -> None:
-        """Stop reading a partition. The parked read stays at the member; its answer will be ignored."""
-        if self._cursors.pop(partition, None) is not None:
+        """Stop reading a partition. The parked read stays at the member, for whoever reads from there next."""
+        cursor = self._cursors.pop(partition, None)
+        if cursor is not None:
+            if cursor.parked is not None:
+                cursor.parked.cancel()
             kept = deque(arrival for arrival in self._inbox if arrival.partition != partition)
             if len(kept) != len(self._inbox):
                 self._inbox = kept
@@ -184,7 +191,8 @@ class JournalReader:
     def close(self) -> None:
         """Stop reading everything."""
         self._closed = True
-        self._cursors.clear()
+        for partition in list(self._cursors):
+            self.stop(partition)
         self._inbox.clear()
         self._inbox_events = self._inbox_bytes = 0
         for timer in self._timers:
@@ -241,11 +249,12 @@ class JournalReader:
             return
         cursor.reading = True
         wanted = max(1, min(PAGE_EVENTS, int(PAGE_BYTES / self._event_bytes)))
-        future = self._journal.read(cursor.partition, cursor.position, wanted)
-        future.add_done_callback(lambda done: self._answered(cursor, done))
+        cursor.parked = self._journal.read(cursor.partition, cursor.position, wanted)
+        cursor.parked.add_done_callback(lambda done: self._answered(cursor, done))
 
     def _answered(self, cursor: Cursor, done: asyncio.Future[Page | None]) -> None:
         cursor.reading = False
+        cursor.parked = None
         current = self._cursors.get(cursor.partition) is cursor
         if done.cancelled():
             return
@@ -303,15 +312,17 @@ class JournalReader:
             return
         if isinstance(error, HazelcastClientNotActiveError):
             return
-        level = logging.WARNING if isinstance(error, HazelcastError) else logging.ERROR
-        _log.log(
-            level,
-            "Reading `%s` partition %d failed, trying again: %s",
-            self._journal.map_name,
-            cursor.partition,
-            error or type(error).__name__,
-            extra={"action": "read_failed"},
-        )
+        self._failed_reads += 1
+        now = self._grid.clock()
+        if now - self._told_at > _TELL_SECONDS:
+            _log.warning(
+                "Reading `%s` failed in %d partitions, trying again: %s",
+                self._journal.map_name,
+                self._failed_reads,
+                error or type(error).__name__,
+                extra={"action": "read_failed"},
+            )
+            self._failed_reads, self._told_at = 0, now
         self._later(cursor)
 
     def _later(self, cursor: Cursor) -> None:

@@ -275,16 +275,6 @@ def _is_recent(worker: WorkerRecord) -> bool:
     return time.time() * 1000 - worker.seen_at < GONE_SECONDS * 1000
 
 
-async def forget_gone_workers(grid: Grid, seconds: float) -> None:
-    """Remove the records of workers that have not been heard of for so long."""
-    records = Records(grid, WORKERS_MAP)
-    now = time.time() * 1000
-    for key, record in (await records.all()).items():
-        seen_at = record.value.get("seen_at")
-        if isinstance(seen_at, int) and now - seen_at > seconds * 1000:
-            await records.delete(key)
-
-
 async def acknowledge(grid: Grid, status: JobStatus) -> dict[str, int]:
     """Note that somebody knows of the losses that a job has had up to now; returns their numbers."""
     numbers = {name: int(status.totals[name]) for name in _LOSSES}

@@ -31,7 +31,7 @@ from pipeline.job.life import WANTED
 from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.members import Members
 from pipeline.worker.runner import JobRunner
-from pipeline.worker.status import WORKERS_MAP, forget_gone_workers
+from pipeline.worker.status import WORKERS_MAP
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -42,6 +42,9 @@ _log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
 STOP_SECONDS = 3.0
+CRASHES, CRASH_SECONDS = 3, 60.0
+"""A job that meets so many errors of unknown kinds in one worker within this time is FAILED."""
+
 _RETRY_SECONDS = 0.5
 FORGET_SECONDS = 60.0
 """Records of workers that were killed are removed by others after this time."""
@@ -85,6 +88,8 @@ class Worker:
         self._running: dict[str, _Running] = {}
         self._changed = asyncio.Event()
         self._beat_now = asyncio.Event()
+        self._crashes: dict[str, list[float]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._stop_watching: Any = None
         self._main: asyncio.Task[None] | None = None
         self._began = time.time()
@@ -220,7 +225,12 @@ class Worker:
             _log.warning("%s: interrupted: %s", name, error, extra={"action": "job_interrupted"})
         except Exception as error:  # noqa: BLE001 -- whatever it is, it ends this job and not the others
             _log.exception("%s: failed", name, extra={"action": "job_failed"})
-            self._note(record, JobState.FAILED, f"{type(error).__name__}: {error}")
+            # It may be this worker's own trouble, and FAILED ends the job for all: so not at once.
+            now = self._grid.clock()
+            crashes = self._crashes[name] = [at for at in self._crashes.get(name, []) if now - at < CRASH_SECONDS]
+            crashes.append(now)
+            if len(crashes) >= CRASHES:
+                self._note(record, JobState.FAILED, f"{type(error).__name__}: {error}")
         finally:
             if (running := self._running.get(name)) is not None and running.runner is runner:
                 del self._running[name]
@@ -239,7 +249,10 @@ class Worker:
     async def _end(self, name: str) -> None:
         running = self._running.pop(name)
         running.task.cancel()
-        await asyncio.gather(running.task, return_exceptions=True)
+        self._ending.add(running.task)
+        running.task.add_done_callback(self._ending.discard)
+        # To wait does not cancel it a second time, should we be told to stop meanwhile: it is giving things back.
+        await asyncio.wait({running.task})
         _log.info("%s: stopped", name, extra={"action": "job_stop", "job": name})
 
     async def _publish(self) -> None:
@@ -257,7 +270,7 @@ class Worker:
         await proxy.set(self.id, HazelcastJsonValue(record_text(value)))
         if now - self._swept_at > FORGET_SECONDS * 1000:
             self._swept_at = now
-            await forget_gone_workers(self._grid, FORGET_SECONDS)
+            await self._members.forget(FORGET_SECONDS)
 
     async def _stop(self) -> None:
         try:
@@ -270,4 +283,9 @@ class Worker:
                         await self._stop_watching()
         except (HazelcastError, TimeoutError) as error:
             _log.warning("The worker's record could not be removed: %s", str(error) or "the cluster does not answer")
-        await asyncio.gather(*(self._end(name) for name in list(self._running)))
+        for name in list(self._running):
+            running = self._running.pop(name)
+            running.task.cancel()
+            self._ending.add(running.task)
+        if self._ending:
+            await asyncio.wait(set(self._ending))

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 
 import pytest
 import scoring
@@ -34,16 +35,16 @@ async def test_the_figures_are_those_of_the_workers_and_the_grid(cluster, unique
         await (await client.grid.map(f"events.{name}")).put("bad", HazelcastJsonValue("{"))
 
         def balanced(status):
-            return status.totals["events"] == 500 and status.workers == 2 and status.partitions == count
+            # The workers' records are up to a second behind the leases.
+            owned = Counter(position.owner for position in status.positions)
+            told = {worker: figures.partitions for worker, figures in status.figures.items()}
+            shared = status.workers == 2 and status.partitions == count and owned == told
+            return status.totals["events"] == 500 and shared
 
         overview = await settled(lookout, lambda s: balanced(s) and s.lag == 0 and s.commit_age is not None)
         (status,) = overview.jobs
         assert {worker.id for worker in overview.workers} >= {first.id, second.id}
         assert status.figures.keys() == {first.id, second.id}
-        owners = [position.owner for position in status.positions]
-        assert {owner: owners.count(owner) for owner in set(owners)} == {
-            worker: figures.partitions for worker, figures in status.figures.items()
-        }
         assert status.totals["dead_letters"] == 1
         assert status.totals["lost"] == status.totals["regressions"] == 0
         assert status.versions == [1]
