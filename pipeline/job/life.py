@@ -110,6 +110,7 @@ class Jobs:
 
     def __init__(self, grid: Grid) -> None:
         self._records = Records(grid, JOBS_MAP)
+        self._parsed: dict[str, tuple[str, JobRecord]] = {}  # workers look every second, and jobs seldom change
 
     async def submit(self, job: Job, *, update: bool = False) -> JobRecord:
         """Put a job into the cluster.
@@ -179,13 +180,18 @@ class Jobs:
 
     async def all(self) -> list[JobRecord]:
         """Every job, by name. Records that cannot be read are left out."""
-        found = []
-        for _, record in sorted((await self._records.all()).items()):
+        parsed: dict[str, tuple[str, JobRecord]] = {}
+        for name, record in sorted((await self._records.all()).items()):
+            before = self._parsed.get(name)
+            if before is not None and before[0] == record.raw:
+                parsed[name] = before
+                continue
             try:
-                found.append(JobRecord.from_record(record))
+                parsed[name] = (record.raw, JobRecord.from_record(record))
             except JobError:
                 continue
-        return found
+        self._parsed = parsed
+        return [job for _, job in parsed.values()]
 
     async def suspend(self, name: str) -> JobRecord:
         """Stop scoring and keep the offsets; does nothing to a suspended job.
