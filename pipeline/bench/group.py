@@ -8,11 +8,12 @@ Workers are processes as the command starts them; everything is measured from ou
    workers get more of it than one; what they do with it is CPU per event.
 2. *Idle*: CPU of each worker process while the job runs and no event comes, as per cent of a core.
 3. *Coordination*, of one worker that holds all partitions and commits every one of them twice a second. Added up: CPU
-   of the event loop's thread for such commit rounds, made in this process by the worker's own `Leases`; and all that an
-   idle worker uses (heartbeats, looking at members and leases, following jobs and models, its own figures), less the
-   renewals that it makes and that such commits make needless, each as dear as a commit. As per cent of the CPU that the
-   one worker of part 1 used in the same time, and of a core: where others keep the worker from its core, the first says
-   more about them. Not in it: noting each write's offset and looking at the clock of its lease, done with the writes.
+   of the event loop's thread for such commit rounds, made in this process by the worker's own `Leases` in between
+   decoding and predicting, as a core that has slept takes longer; and all that an idle worker uses (heartbeats, looking
+   at members and leases, following jobs and models, its own figures), less the renewals that it makes and that such
+   commits make needless, each as dear as a commit. As per cent of the CPU that the one worker of part 1 used in as long
+   a time, and of a core: where others keep the worker from its core, the first says more about them. Not in it: noting
+   each write's offset and looking at the clock of its lease, done with the writes.
 4. *Rebalance*: while events come at a steady rate a second worker joins, and leaves. For each partition, the longest
    time from when an event was due to its result at a listener, of what waited meanwhile; and the same right before,
    over as long a time. Partitions that do not move must keep the epoch of their lease, in the records and in results.
@@ -32,7 +33,7 @@ import psutil
 from pipeline.bench import card
 from pipeline.bench.crew import Crew, Usage
 from pipeline.bench.steady import SteadyLoad
-from pipeline.bench.throughput import fill
+from pipeline.bench.throughput import fill, matrix_of
 from pipeline.errors import GridscoreError
 from pipeline.grid import transport
 from pipeline.grid.writer import MapWriter
@@ -41,6 +42,7 @@ from pipeline.models import Registry
 from pipeline.worker.group import COMMIT_SECONDS
 from pipeline.worker.leases import Leases, Progress
 from pipeline.worker.offsets import Offsets
+from pipeline.worker.runner import BATCH_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -61,6 +63,9 @@ SETTLE_SECONDS = 3.0
 
 _AFTER_SECONDS = 1.0
 """Part of a rebalance behind the last partition's change of owner."""
+
+_FIRST_EVENTS = 20_000
+"""Scored by the first worker before anything is measured."""
 
 _LOOK_SECONDS = 0.1
 _LAST_LOOK_SECONDS = 0.02
@@ -239,17 +244,21 @@ async def measure(
     """
     report = Report(len(members), grid.partition_count, events, rounds, rate)
     job = card.card_job("bench-group", "results.bench-group")
-    await Registry(grid).push(card.booster(job), job.model.name, alias="champion")
+    booster = card.booster(job)
+    await Registry(grid).push(booster, job.model.name, alias="champion")
+    booster.set_param({"nthread": 1})
     progress("putting the first events")
-    await fill(grid, events, lambda _: None)
+    first = min(events, _FIRST_EVENTS)
+    await fill(grid, first, lambda _: None)
     await Jobs(grid).submit(job)
     bench = _Bench(grid, job, members, Crew(grid, job.name, folder), report, seconds)
     try:
-        await bench.throughput(progress)
+        # The backlogs come last: with as many events in their heap members collect garbage for long.
+        await bench.rebalances(first, progress)
         await asyncio.to_thread(bench.crew.close)
         progress("commit rounds")
-        await bench.commits()
-        await bench.rebalances(progress)
+        await bench.commits(booster)
+        await bench.throughput(progress)
     finally:
         bench.crew.close()
     return report
@@ -270,7 +279,6 @@ class _Bench:
         progress("starting a worker")
         self.crew.start(LEASE_SECONDS)
         await self.crew.balanced()
-        await self._scored(self.report.events)
         for number in range(self.report.rounds):
             # One, two; two, one; and so on: none always has the warmer members.
             for workers in (1, 2) if number % 2 == 0 else (2, 1):
@@ -328,8 +336,9 @@ class _Bench:
 
     # ------------------------------------------------------------------ coordination
 
-    async def commits(self) -> None:
-        """Commit rounds of all partitions, as often as a worker makes them."""
+    async def commits(self, booster: Any) -> None:
+        """Commit rounds of all partitions, as often as a worker makes them; in between, its work without the grid."""
+        values = [text for _, text in card.events(BATCH_EVENTS)]
         leases = Leases(self.grid, "bench-commits", "bench")
         await leases.look(range(self.grid.partition_count))
         await leases.claim(leases.free())
@@ -340,7 +349,10 @@ class _Bench:
             offset += 100
             for partition in leases.held:
                 offsets.begin(partition, Progress(offset, 0))
-            await asyncio.sleep(COMMIT_SECONDS)
+            until = time.perf_counter() + COMMIT_SECONDS
+            while time.perf_counter() < until:
+                booster.inplace_predict(matrix_of(self.job, values), validate_features=False)
+                await asyncio.sleep(0)
             began = time.thread_time()
             lost = await leases.commit(offsets.committable())
             self.report.commits.append(time.thread_time() - began)
@@ -349,10 +361,11 @@ class _Bench:
 
     # ------------------------------------------------------------------ idle, and rebalances
 
-    async def rebalances(self, progress: Callable[[str], None]) -> None:
+    async def rebalances(self, events: int, progress: Callable[[str], None]) -> None:
         progress("starting a worker")
         self.crew.start()
         await self.crew.balanced()
+        await self._scored(events)
         for number in range(self.report.rounds):
             which = f"round {number + 1} of {self.report.rounds}"
             progress(f"{which}: an idle worker")
