@@ -47,6 +47,7 @@ _SUBSCRIBE = 82176
 _READ = 82432
 _FETCH_ENTRIES = 79872
 _PUT_ALL = 76800
+_REPLACE_IF_SAME = 66816
 
 
 def encode_subscribe(name: str) -> OutboundMessage:
@@ -216,12 +217,21 @@ def decode_get_all(message: InboundMessage) -> list[tuple[bytes, bytes]]:
     return [(bytes(key.buffer), bytes(value.buffer)) for key, value in map_get_all_codec.decode_response(message)]
 
 
-def encode_replace_if_same(name: str, key: bytes, expected: bytes, text: bytes) -> OutboundMessage:
+def replace_if_same_prefix(name: str, key: bytes) -> bytes:
+    """What every `Map.ReplaceIfSame` of a serialized key begins with."""
+    buffer = create_initial_buffer(REQUEST_HEADER_SIZE + _LONG.size, _REPLACE_IF_SAME)
+    StringCodec.encode(buffer, name)
+    DataCodec.encode(buffer, Data(key))
+    return bytes(buffer)
+
+
+def encode_replace_if_same(prefix: bytes, expected: bytes, text: bytes) -> OutboundMessage:
     """`Map.ReplaceIfSame`: a compare-and-set from one JSON text to another."""
-    message: OutboundMessage = map_replace_if_same_codec.encode_request(
-        name, Data(key), Data(json_data(expected)), Data(json_data(text)), 0
-    )
-    return message
+    before, after = json_data(expected), json_data(text)
+    buffer = bytearray(prefix)
+    buffer += _FRAME.pack(len(before) + 6, 0) + before
+    buffer += _FRAME.pack(len(after) + 6, _FINAL) + after
+    return OutboundMessage(buffer, False, True)
 
 
 def decode_replace_if_same(message: InboundMessage) -> bool:

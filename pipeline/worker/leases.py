@@ -25,9 +25,11 @@ step has been written, so has everything before it that is still to be written, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -48,7 +50,7 @@ from pipeline.worker.lease_records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from pipeline.grid import Grid
 
@@ -60,6 +62,9 @@ LEASE_SECONDS = 5.0
 SETTLE_SECONDS = 1.0
 """How long a member may take with writes that it held while a partition moved, once the partition takes writes again:
 it tries every 500 ms (`hazelcast.invocation.retry.pause.millis`)."""
+
+_ANSWER = 0.25
+"""Part of the lease time that a member may take to answer; a compare-and-set of unknown fate takes it twice."""
 
 _ATTEMPTS = 10
 _MARGIN = 0.2
@@ -107,6 +112,14 @@ class _Sight:
     looked: float
 
 
+class _Change(NamedTuple):
+    """A record to be written if the one there is the expected text; if there is none, if that is None."""
+
+    partition: int
+    expected: bytes | None
+    record: LeaseRecord
+
+
 class Leases:
     """The leases of one job, as one worker holds them.
 
@@ -128,6 +141,7 @@ class Leases:
         self._sights: dict[int, _Sight] = {}
         self._failures: list[HazelcastError] = []
         self._keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
+        self._prefixes = [wire.replace_if_same_prefix(LEASES_MAP, key) for key in self._keys]
 
     def until(self, partition: int) -> float:
         """Until when, of the grid's clock, this worker may write for the partition; minus infinity if it may not."""
@@ -245,9 +259,6 @@ class Leases:
         Args:
             progress: By partition; no offset may be smaller than what is committed.
         """
-        return await self._to_the_end(self._commit_all(progress))
-
-    async def _commit_all(self, progress: Mapping[int, Progress]) -> list[int]:
         now = self._grid.clock()
         due = []
         for partition, lease in self.held.items():
@@ -255,40 +266,51 @@ class Leases:
             there = progress.get(partition) or Progress(record.offset, record.lost)
             moved = there != (record.offset, record.lost)
             if not lease.changing.locked() and (moved or now - lease.renewed_at > self.seconds / 3):
-                due.append((lease, there))
-        outcomes = await asyncio.gather(*(self._commit(lease, there) for lease, there in due))
-        self._tell("commits", len(due))
-        lost = [lease.partition for (lease, _), kept in zip(due, outcomes, strict=True) if not kept]
+                due.append((lease, record, there))
+        return await self._to_the_end(self._commit_all(due))
+
+    async def _commit_all(self, due: Sequence[tuple[Lease, LeaseRecord, Progress]]) -> list[int]:
+        # What was changed since it was looked at, as by a reset, has its turn next time.
+        same = [(lease, there) for lease, seen, there in due if lease.record is seen and not lease.changing.locked()]
+        lost = await self._commit_these(same, self.worker)
+        self._tell("commits", len(same))
+        return lost
+
+    async def _commit_these(self, due: Sequence[tuple[Lease, Progress]], owner: str) -> list[int]:
+        """Write offsets and owner; returns partitions that are lost. Nobody may be changing these leases."""
+        lost, leases, changes = [], [], []
+        for lease, there in due:
+            record = lease.record
+            if there.offset < record.offset:
+                # It must never happen. If it does, the grid is right, and whoever takes the partition goes on from it.
+                _log.error(
+                    "%s/%d: the offset would go back from %d to %d: dropping the partition",
+                    self.job,
+                    lease.partition,
+                    record.offset,
+                    there.offset,
+                    extra={"action": "offset_back"},
+                )
+                lost.append(lease.partition)
+                continue
+            await lease.changing.acquire()
+            doubt = lease.doubt if there.offset < lease.doubt else 0
+            fresh = replace(self._next(record), owner=owner, offset=there.offset, lost=there.lost, doubt=doubt)
+            leases.append(lease)
+            changes.append(_Change(lease.partition, lease.text, fresh))
+
+        def written(position: int, outcome: Lease | HazelcastError | None) -> None:
+            lease = leases[position]
+            if isinstance(outcome, HazelcastError):
+                self._failures.append(outcome)  # not known to be lost; `stands` ends it in time
+            elif not self._adopt(lease, outcome):
+                lost.append(lease.partition)
+            lease.changing.release()
+
+        await self._write_all(changes, written)
         for partition in lost:
             self.drop(partition)
         return lost
-
-    async def _commit(self, lease: Lease, there: Progress, *, owner: str | None = None) -> bool:
-        record = lease.record
-        if there.offset < record.offset:
-            # It must never happen. If it does, the grid is right, and whoever claims the partition goes on from there.
-            _log.error(
-                "%s/%d: the offset would go back from %d to %d: dropping the partition",
-                self.job,
-                lease.partition,
-                record.offset,
-                there.offset,
-                extra={"action": "offset_back"},
-            )
-            return False
-        doubt = lease.doubt if there.offset < lease.doubt else 0
-
-        def change(now: LeaseRecord) -> LeaseRecord:
-            renewed = replace(self._next(now), owner=self.worker if owner is None else owner)
-            if now.epoch != record.epoch:
-                return renewed  # it was reset while we waited for our turn: the offset is of before
-            return replace(renewed, offset=there.offset, lost=there.lost, doubt=doubt)
-
-        try:
-            return await self._change(lease, change)
-        except HazelcastError as error:
-            self._failures.append(error)
-            return True  # not known to be lost; `stands` ends it in time
 
     async def settle(self, partition: int) -> bool:
         """Return when no write from before this call can come any more; False if the lease is lost.
@@ -334,7 +356,10 @@ class Leases:
         await self._to_the_end(self._release_all(leases, progress))
 
     async def _release_all(self, leases: list[Lease], progress: Mapping[int, Progress]) -> None:
-        await asyncio.gather(*(self._commit(lease, progress[lease.partition], owner="") for lease in leases))
+        for lease in leases:
+            async with lease.changing:
+                pass  # nobody can begin another change: it is no longer held
+        await self._commit_these([(lease, progress[lease.partition]) for lease in leases], "")
         self._tell("releases", len(leases))
 
     async def reset(self, partition: int, offset: int, *, run: int | None = None, regressed: bool = False) -> bool:
@@ -394,12 +419,18 @@ class Leases:
         """Change the record of a held lease; False, and the partition is dropped, if somebody else has."""
         async with lease.changing:
             written = await self._write(lease.partition, lease.text, change(lease.record))
-            if written is None:
-                if self.held.get(lease.partition) is lease:
-                    self.drop(lease.partition)
-                return False
-            lease.record, lease.text, lease.renewed_at = written.record, written.text, written.renewed_at
-            return True
+            kept = self._adopt(lease, written)
+            if not kept and self.held.get(lease.partition) is lease:
+                self.drop(lease.partition)
+            return kept
+
+    @staticmethod
+    def _adopt(lease: Lease, written: Lease | None) -> bool:
+        """Take over what was written; False if it was not."""
+        if written is None:
+            return False
+        lease.record, lease.text, lease.renewed_at = written.record, written.text, written.renewed_at
+        return True
 
     def _tell(self, what: str, count: int) -> None:
         """Say once what has failed many times."""
@@ -423,31 +454,78 @@ class Leases:
         return await asyncio.shield(task)
 
     async def _write(self, partition: int, expected: bytes | None, record: LeaseRecord) -> Lease | None:
-        """Compare-and-set one record; None if it was not what was expected."""
-        text = encode(record)
-        client, key = self._grid.client, self._keys[partition]
-        began = self._grid.clock()
-        try:
-            if expected is None:
-                message = wire.encode_put_if_absent(LEASES_MAP, key, text)
+        """Compare-and-set one record; None if it was not what was expected.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        outcomes: list[Lease | HazelcastError | None] = []
+        await self._write_all([_Change(partition, expected, record)], lambda _, outcome: outcomes.append(outcome))
+        (outcome,) = outcomes
+        if isinstance(outcome, HazelcastError):
+            raise outcome
+        return outcome
+
+    async def _write_all(
+        self, changes: Sequence[_Change], written: Callable[[int, Lease | HazelcastError | None], None]
+    ) -> None:
+        """Compare-and-set records of different partitions, all at once: many are committed, twice a second.
+
+        Args:
+            changes: What to write.
+            written: Called once for each, with its position, as soon as its outcome is known: the lease as written,
+                None if the record was not what was expected, or an error.
+        """
+        client, began = self._grid.client, self._grid.clock()
+        seconds = self.seconds * _ANSWER
+        unknown: list[int] = []
+        futures: list[asyncio.Future[Any]] = []
+        leases: list[Lease] = []
+
+        def answered(position: int, future: asyncio.Future[Any]) -> None:
+            # A member that hangs must not keep us from renewing what other members hold: each as it is answered.
+            error = TimeoutError() if future.cancelled() else future.exception()
+            if error is None:
+                written(position, leases[position] if future.result() else None)
+            elif isinstance(error, (*INDETERMINATE, TimeoutError)):
+                unknown.append(position)
+            elif isinstance(error, HazelcastError):
+                written(position, error)
+            else:
+                _log.error("a compare-and-set failed", exc_info=error)
+                written(position, HazelcastError(str(error)))
+
+        for position, change in enumerate(changes):
+            text = encode(change.record)
+            leases.append(Lease(change.partition, change.record, text, began))
+            if change.expected is None:
+                message = wire.encode_put_if_absent(LEASES_MAP, self._keys[change.partition], text)
                 decode: Callable[[Any], bool] = wire.decode_put_if_absent
             else:
-                message = wire.encode_replace_if_same(LEASES_MAP, key, expected, text)
+                message = wire.encode_replace_if_same(self._prefixes[change.partition], change.expected, text)
                 decode = wire.decode_replace_if_same
-            # A member that hangs must not keep us from renewing what other members hold.
-            seconds = self.seconds / 3
-            async with asyncio.timeout(seconds):
-                done = await transport.invoke(client, message, partition, decode, retry_seconds=seconds)
-        except (*INDETERMINATE, TimeoutError):
+            future = transport.invoke(client, message, change.partition, decode, retry_seconds=seconds)
+            future.add_done_callback(partial(answered, position))
+            futures.append(future)
+        if futures:
+            _, late = await asyncio.wait(futures, timeout=seconds)
+            for future in late:
+                future.cancel()
+            await asyncio.sleep(0)  # until the last are answered
+        if unknown:
             # Whether it happened is not known, so look: no two texts of a record are the same.
-            found = await self._read([partition])
-            if partition not in found:
-                raise OperationTimeoutError("a member does not answer") from None
-            done = found[partition] == text
-        return Lease(partition, record, text, began) if done else None
+            found: dict[int, bytes | None] = {}
+            with contextlib.suppress(HazelcastError):
+                found = await self._read([changes[position].partition for position in unknown])
+            for position in unknown:
+                lease = leases[position]
+                if lease.partition not in found:
+                    written(position, OperationTimeoutError("a member does not answer"))
+                else:
+                    written(position, lease if found[lease.partition] == lease.text else None)
 
     async def _read(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
-        return await read_texts(self._grid, self._keys, partitions, self.seconds / 3)
+        return await read_texts(self._grid, self._keys, partitions, self.seconds * _ANSWER)
 
 
 async def begin_anew(grid: Grid, job: str) -> None:
