@@ -47,13 +47,21 @@ class Outbox:
         loop: The event loop.
         file: Of the transport's socket; it is duplicated, so the transport may close its own.
         broken: Called when nothing can be sent any more: the connection is to be aborted.
+        sent: Called with the number of bytes that the system has taken.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, file: int, broken: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        file: int,
+        broken: Callable[[], None],
+        sent: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._loop = loop
         self._socket = socket.socket(fileno=os.dup(file))
         self._socket.setblocking(False)
         self._broken = broken
+        self._sent = sent
         self._pieces: deque[_Piece] = deque()
         self._scheduled = False
         self._waiting = False  # for the socket to take more
@@ -121,6 +129,7 @@ class Outbox:
             except OSError:
                 self._give_up()
                 return
+            self._sent(sent)
             if sent < len(data):
                 self._keep(batch, sent)
 

@@ -103,7 +103,7 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
         # With TLS only the transport can write; elsewhere than on POSIX, sockets cannot be shared like this.
         if os.name == "posix" and transport.get_extra_info("ssl_object") is None:
             file = transport.get_extra_info("socket").fileno()
-            self._outbox = Outbox(self._conn._loop, file, transport.abort)  # noqa: SLF001
+            self._outbox = Outbox(self._conn._loop, file, transport.abort, self._count)  # noqa: SLF001
             self._outbox.hold_at_most(self._conn._reactor.hold_seconds)  # noqa: SLF001
         super().connection_made(transport)
 
@@ -117,13 +117,12 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
             self._outbox.write(bytes(buf))
         elif self._transport is not None and not self._transport.is_closing():
             self._transport.write(bytes(buf))
-        self._count(len(buf))
+            self._count(len(buf))
 
     def write_until(self, buf: bytes | bytearray, until: float, expired: Callable[[], None]) -> None:
         """See `Outbox`; where there is none, the bound is looked at here and no later."""
         if self._outbox is not None:
             self._outbox.write_until(bytes(buf), until, expired)
-            self._count(len(buf))
         elif time.monotonic() < until:
             self.write(buf)
         else:
