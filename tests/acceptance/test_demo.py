@@ -147,7 +147,9 @@ def test_ctrl_c_leaves_no_process(start, moment):
     demo.wait_until_it_says(moment)
     demo.process.send_signal(signal.SIGINT)
     demo.finish()
-    assert demo.process.returncode == 130, demo.said
+    # To a shell both are 130. Python ends by the signal itself if the interruption came while it ran a string of code
+    # (as data classes do when they are imported), however well it was handled (`unhandled_keyboard_interrupt`).
+    assert demo.process.returncode in (130, -signal.SIGINT), demo.said
     assert "Nothing of the demo is left running" in demo.said
     assert "Traceback" not in demo.said
     assert demo.processes() == []

@@ -177,7 +177,7 @@ async def test_what_is_none_of_our_results_stays(cluster, unique):
 
 def test_it_takes_more_time_while_it_does_not_keep_up(caplog):
     class Nothing:
-        clock = client = None
+        clock = client = parked_reads = None
 
     old = Retention(Nothing(), scoring.job("job"), set, lambda _: None)
     shares = []

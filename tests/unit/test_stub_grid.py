@@ -1,6 +1,7 @@
 """The stub cluster as users meet it: a job tested end to end, and what it can make go wrong; and virtual time."""
 
 import asyncio
+import logging
 import struct
 
 import numpy as np
@@ -225,6 +226,7 @@ async def test_a_request_that_the_stub_does_not_know_is_refused():
 
 
 async def test_a_page_may_be_answered_twice(caplog):
+    caplog.set_level(logging.WARNING, logger="hazelcast")  # commands that ran before in this process turn it down
     async with StubCluster() as cluster:
         grid = await cluster.connect()
         key, partition = place(grid, "k")
