@@ -52,7 +52,7 @@ _CHUNK_EVENTS = 2_000
 _MESSAGE_EVENTS = 1_000
 _MESSAGE_BYTES = 1 << 20
 _LOOK_EARLY = 3 / 4
-_LOOK_SECONDS = 0.2  # offsets are committed twice a second
+_LOOK_SECONDS = 0.2  # offsets are committed once a second
 _RETRY_SECONDS = 0.25
 
 

@@ -7,7 +7,7 @@ Workers are processes as the command starts them; everything is measured from ou
    offsets must be committed, under the same leases. One and two workers take turns. Where others use the machine, two
    workers get more of it than one; what they do with it is CPU per event.
 2. *Idle*: CPU of each worker process while the job runs and no event comes, as per cent of a core.
-3. *Coordination*, of one worker that holds all partitions and commits every one of them twice a second. Added up: CPU
+3. *Coordination*, of one worker that holds all partitions and commits every one of them once a second. Added up: CPU
    of the event loop's thread for such commit rounds, made in this process by the worker's own `Leases` in between
    decoding and predicting, as a core that has slept takes longer; and all that an idle worker uses (heartbeats, looking
    at members and leases, following jobs and models, its own figures), less the renewals that it makes and that such

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 EXAMPLES = 5
 """Cases of each kind that are spelled out."""
 
-COMMIT_MS = 2_500
-"""What a worker writes between two commits, at most, in milliseconds: it commits twice a second, on a machine that is
+COMMIT_MS = 3_000
+"""What a worker writes between two commits, at most, in milliseconds: it commits once a second, on a machine that is
 fully loaded, and whose clock of `scored_at` runs from before the write."""
 
 _UNDER_WAY_MS = 1_000

@@ -11,7 +11,7 @@ A partition is *taken* in this order:
 3. If the owner before did not release it, results may stand up to the journal's end as it is now: it is in doubt.
 4. It is read from the offset on. Events in doubt whose results stand are passed over.
 
-It is *committed* a few times a second: what is acknowledged becomes the offset by compare-and-set, which also renews
+It is *committed* once a second: what is acknowledged becomes the offset by compare-and-set, which also renews
 the lease. A failed compare-and-set means that somebody else has it: it is dropped, unwritten results and all.
 
 It is *given back* within one budget of time, in this order:
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-COMMIT_SECONDS = 0.5
+COMMIT_SECONDS = 1.0
 GIVE_BACK_SECONDS = 4.0
 _RELEASE_SECONDS = 1.5
 """Part of the budget that is kept for the compare-and-set."""
@@ -68,7 +68,7 @@ _HUNGRY_SECONDS = 15.0
 _LOOK_ALL_SECONDS = 1.5
 """Less than half of a lease, so that a lease is watched without a break before its owner is suspected."""
 
-_CHECKS_PER_SECOND = 10
+_CHECKS_PER_SECOND = 5
 _RESTART_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.worker.status import JobStatus
 
 TREND_SECONDS = 3.5
-"""Looks that lie closer together say nothing of a trend: offsets are committed twice a second, records once."""
+"""Looks that lie closer together say nothing of a trend: offsets and records are written once a second."""
 
 LATE_SECONDS = 10.0
 """Growing lag is no problem as long as working it off would take less than this."""

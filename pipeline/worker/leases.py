@@ -469,7 +469,7 @@ class Leases:
     async def _write_all(
         self, changes: Sequence[_Change], written: Callable[[int, Lease | HazelcastError | None], None]
     ) -> None:
-        """Compare-and-set records of different partitions, all at once: many are committed, twice a second.
+        """Compare-and-set records of different partitions, all at once: many are committed, once a second.
 
         Args:
             changes: What to write.

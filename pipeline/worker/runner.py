@@ -9,7 +9,7 @@ The way of a batch, in order. Nothing overtakes:
    and what is next collects behind it: members may change the order of two. It is sent only as long as the lease
    stands (`grid.outbox`).
 5. When a partition's write and the batch's dead letters are acknowledged, its offset may be *committed* (`offsets`);
-   the group does this a few times a second. A write that failed puts its partition back to what is acknowledged.
+   the group does this once a second. A write that failed puts its partition back to what is acknowledged.
 """
 
 from __future__ import annotations
