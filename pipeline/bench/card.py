@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 USERS = 1_000
 MERCHANTS = 100
+FEATURES = 12
 TREES = 100
 DEPTH = 6
 
@@ -56,12 +57,17 @@ results: {results}
 """
 
 
+def job_text(name: str, results: str, model: str = "bench-card") -> str:
+    """The job file of this work, in YAML."""
+    return _JOB.format(name=name, results=results, model=model)
+
+
 def card_job(name: str, results: str, model: str = "bench-card") -> Job:
-    """The job file of this work."""
-    return parse_job(_JOB.format(name=name, results=results, model=model), "the benchmark's job")
+    """The job of this work."""
+    return parse_job(job_text(name, results, model), "the benchmark's job")
 
 
-def users() -> dict[str, dict[str, float]]:
+def users(count: int = USERS) -> dict[str, dict[str, float]]:
     """The entries of the first lookup map."""
     draw = random.Random(1)  # noqa: S311 -- the same data in every run
     return {
@@ -71,7 +77,7 @@ def users() -> dict[str, dict[str, float]]:
             "tenure": float(draw.randint(0, 4000)),
             "risk": round(draw.random(), 4),
         }
-        for i in range(USERS)
+        for i in range(count)
     }
 
 
@@ -89,18 +95,24 @@ def merchants() -> dict[str, dict[str, float]]:
     }
 
 
-def events(count: int) -> Iterator[tuple[str, bytes]]:
-    """Keys and JSON texts of about 90 bytes."""
-    draw = random.Random(3)  # noqa: S311 -- the same data in every run
+def events(count: int, first: int = 0, users: int = USERS) -> Iterator[tuple[str, bytes]]:
+    """Keys and JSON texts of about 90 bytes.
+
+    Args:
+        count: How many.
+        first: Number of the first; its key is `e` and the number.
+        users: Entries of the first lookup map.
+    """
+    draw = random.Random(3 + first)  # noqa: S311 -- the same data in every run
     encode = msgspec.json.encode
-    for i in range(count):
+    for i in range(first, first + count):
         yield (
             f"e{i}",
             encode(
                 {
                     "id": 10_000_000 + i,
                     "amount": round(draw.lognormvariate(3, 1), 2),
-                    "user": f"u{draw.randrange(USERS)}",
+                    "user": f"u{draw.randrange(users)}",
                     "merchant": f"m{draw.randrange(MERCHANTS)}",
                     "ts": 1_700_000_000_000 + i * 37,
                 }
@@ -108,7 +120,7 @@ def events(count: int) -> Iterator[tuple[str, bytes]]:
         )
 
 
-def booster(job: Job) -> Any:
+def booster(job: Job, trees: int = TREES) -> Any:
     """A model for the job's features: its size is that of a real one, its opinions are noise."""
     import xgboost as xgb
 
@@ -118,4 +130,4 @@ def booster(job: Job) -> Any:
     labels = (rows[:, 0] * rows[:, 5] + rows[:, 7] * 40 + draw.normal(size=len(rows)) * 500 > 0).astype(int)
     matrix = xgb.DMatrix(rows, labels, feature_names=list(job.feature_names))
     parameters = {"max_depth": DEPTH, "objective": "binary:logistic", "nthread": 2, "seed": 5}
-    return xgb.train(parameters, matrix, num_boost_round=TREES)
+    return xgb.train(parameters, matrix, num_boost_round=trees)

@@ -1,0 +1,1 @@
+"""The systems that are compared: a file each, behind the interface in `base`."""
