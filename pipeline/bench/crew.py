@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from pipeline.demo.leash import LeashedProcess
 from pipeline.errors import GridscoreError
 from pipeline.grid.records import Records
+from pipeline.leash import LeashedProcess
 from pipeline.worker.lease_records import read_records
 from pipeline.worker.status import WORKERS_MAP
 

@@ -115,10 +115,10 @@ def spike(
     Example: [bold]gridscore bench spike --rate 3000[/]
     """
     from pipeline.bench import spike as bench_spike
-    from pipeline.demo.leash import LeashedProcess
     from pipeline.errors import GridscoreError
     from pipeline.grid import GridSettings, connect
     from pipeline.grid.member import Cluster
+    from pipeline.leash import LeashedProcess
     from pipeline.worker.process import tune
 
     async def main(cluster: Cluster, log: Path) -> Spike:

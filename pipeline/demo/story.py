@@ -16,7 +16,6 @@ from hazelcast.errors import HazelcastError
 from pipeline.client import Client
 from pipeline.demo.dataset import LATE_MINUTES, events, load_flights
 from pipeline.demo.extras import require_extras
-from pipeline.demo.leash import LeashedProcess
 from pipeline.demo.plot import save_plot
 from pipeline.demo.replay import STALLED_SECONDS, Replay
 from pipeline.demo.report import Report, check_results, judge, latency_percentiles
@@ -28,6 +27,7 @@ from pipeline.errors import GridError, JobError, ModelError, UsageError
 from pipeline.grid import GridSettings, connect
 from pipeline.grid.member import Cluster
 from pipeline.job import load_job
+from pipeline.leash import LeashedProcess
 from pipeline.worker.status import job_status
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from pipeline.demo.leash import LeashedProcess
 from pipeline.errors import GridscoreError, MemberError
 from pipeline.grid.management import is_safe
+from pipeline.leash import LeashedProcess
 from pipeline.soak import detour
 from pipeline.soak.evidence import INCIDENTS, Incident, LineFile
 

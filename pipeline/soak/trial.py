@@ -20,13 +20,13 @@ from hazelcast.protocol.codec import map_delete_codec
 from hazelcast.serialization.data import Data
 
 from pipeline.client import Client
-from pipeline.demo.leash import LeashedProcess
 from pipeline.errors import GridscoreError, MemberError, UsageError
 from pipeline.grid import connect, transport
 from pipeline.grid.member import Cluster
 from pipeline.grid.records import Records
 from pipeline.grid.settings import GridSettings
 from pipeline.job.life import JOBS_MAP
+from pipeline.leash import LeashedProcess
 from pipeline.models.registry import MODELS_MAP
 from pipeline.soak import listener
 from pipeline.soak.checker import check, expected_scores

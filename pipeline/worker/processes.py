@@ -18,11 +18,11 @@ import contextlib
 import os
 import signal
 import subprocess
-import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline import leash
 from pipeline.errors import GridscoreError
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ GIVE_UP = 5
 
 _HELD_LINES = 200
 _LINE_BYTES = 1 << 20
-_HAD_TO_END = 70  # EX_SOFTWARE
 
 
 class WorkersFailedError(GridscoreError):
@@ -71,17 +70,7 @@ def core_count() -> int:
 
 def hold_leash(stop: Callable[[], object]) -> None:
     """In a child: call `stop`, from a thread, when the parent lets go or is gone; end the process if that is no use."""
-
-    def follow() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(0, 4096):
-                pass
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: we are ending already
-            stop()
-        threading.Event().wait(STOP_SECONDS)
-        os._exit(_HAD_TO_END)
-
-    threading.Thread(target=follow, name="leash", daemon=True).start()
+    leash.hold(stop, STOP_SECONDS)
 
 
 def say_ready() -> None:

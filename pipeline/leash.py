@@ -17,13 +17,14 @@ import threading
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 STOP_SECONDS = 5.0
 """How long the module may take to stop in order; much longer only if the cluster that it speaks to is gone as well."""
 
 _TAIL_LINES = 12
+_HAD_TO_END = 70  # EX_SOFTWARE
 
 
 class LeashedProcess:
@@ -75,17 +76,28 @@ class LeashedProcess:
         self.stop()
 
 
+def hold(stop: Callable[[], object], seconds: float) -> None:
+    """In a child: call `stop`, from a thread, when standard input ends; end the process if that is no use.
+
+    Args:
+        stop: Makes the process end in order.
+        seconds: How long that may take.
+    """
+
+    def follow() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: we are ending already
+            stop()
+        threading.Event().wait(seconds)
+        os._exit(_HAD_TO_END)
+
+    threading.Thread(target=follow, name="leash", daemon=True).start()
+
+
 def main() -> None:
     """In the child: run the module that the arguments name, as `python -m` would, until standard input ends."""
-    threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+    hold(lambda: os.kill(os.getpid(), signal.SIGTERM), STOP_SECONDS)
     module, sys.argv = sys.argv[1], sys.argv[1:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def _stop_at_end_of_input() -> None:
-    with contextlib.suppress(OSError):
-        while os.read(0, 4096):
-            pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    threading.Event().wait(STOP_SECONDS)
-    os._exit(70)
