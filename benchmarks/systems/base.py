@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from benchmarks.work import Work
@@ -52,6 +52,11 @@ class System(abc.ABC):
         share: The part of the work's events that a throughput run takes; less than 1 for what would take minutes.
         in_grid: Whether events come from, and results go to, the maps of the bed; if not, the CPU of `service_pids`
             takes the place of the members'.
+        takes_backlog: Whether it can work off what lies there already. If not (a listener, a web server), it is never
+            started with `backlog`: for throughput it is started for live events, and the harness sends `share` of the
+            work's events by `send`, with up to 2,000 of them outstanding as `watch` tells; a run of the same kind that
+            finds the saturation for latencies. Where it has events in the grid, they go to a map of its own: others
+            have their backlog in `work.job.events`, and would read these, too.
     """
 
     name: str
@@ -59,6 +64,7 @@ class System(abc.ABC):
     tuning: str
     share: float = 1.0
     in_grid: bool = True
+    takes_backlog: bool = True
 
     def __init__(self, bed: Bed) -> None:
         self.bed = bed
@@ -81,6 +87,21 @@ class System(abc.ABC):
     @abc.abstractmethod
     async def results(self) -> int:
         """Results of this run that are there by now, as seen from outside; cheap enough to ask 50 times a second."""
+
+    @abc.abstractmethod
+    async def scores(self, numbers: Collection[int]) -> dict[int, float]:
+        """The field `score` of the results of these events in this run, by number; without those that have none.
+
+        Called between the last result and `stop`, with some hundred numbers. They are compared with offline scores, as
+        float32, bit by bit: this is what shows that the work was done.
+        """
+
+    async def stages(self) -> dict[str, float]:
+        """CPU microseconds per event of this run, by stage; nothing if the system does not know.
+
+        Called between the last result and `stop`.
+        """
+        return {}
 
     @abc.abstractmethod
     async def stop(self) -> None:

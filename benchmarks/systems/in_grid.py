@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from benchmarks.systems.base import System
 from pipeline.errors import GridscoreError
-from pipeline.grid import transport
+from pipeline.grid import transport, wire
+from pipeline.grid.copies import payload
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.results import listen
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from benchmarks.systems.base import Bed
+
+
+class _Result(msgspec.Struct):
+    score: float
+
+
+_decode = msgspec.json.Decoder(_Result).decode
 
 
 class InGrid(System):
@@ -37,6 +47,23 @@ class InGrid(System):
     async def results(self) -> int:
         """Entries of the map of results."""
         return await transport.map_size(self.bed.grid.client, self.results_map)
+
+    async def scores(self, numbers: Collection[int]) -> dict[int, float]:
+        """From the map of results."""
+        grid = self.bed.grid
+        by_partition: dict[int, list[bytes]] = {}
+        for number in numbers:
+            key = transport.key_data(grid.client, f"e{number}")
+            by_partition.setdefault(partition_of(key, grid.partition_count), []).append(key)
+        asked = [
+            transport.invoke(grid.client, wire.encode_get_all(self.results_map, keys), partition, wire.decode_get_all)
+            for partition, keys in by_partition.items()
+        ]
+        return {
+            int(transport.to_object(grid.client, key)[1:]): _decode(payload(value)).score
+            for entries in await asyncio.gather(*asked)
+            for key, value in entries
+        }
 
     async def watch(self, seen: Callable[[int], None]) -> None:
         """Listen on the map of results, over the connection of the bed."""
