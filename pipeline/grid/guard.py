@@ -6,9 +6,11 @@ signals do not reach it or them, because it leads its own session.
 
 Requests come as JSON lines on its standard input, answers leave on its standard output:
 
-    {"start": 0, "command": [...], "log": "..."}  ->  {"started": 0, "pid": 123}
-    {"kill": 0}                                   ->  (the exit follows)
-    (any member ended)                            ->  {"exited": 0, "code": -9}
+    {"start": 0, "command": [...], "environment": {...}, "log": "..."}  ->  {"started": 0, "pid": 123}
+    {"kill": 0}                                                         ->  (the exit follows)
+    (any member ended)                                                  ->  {"exited": 0, "code": -9}
+
+A member's environment is ours and what the request adds to it.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ def _serve(
         with open(request["log"], "ab") as log:  # noqa: PTH123 -- no import that the start does not need
             members[index] = subprocess.Popen(
                 request["command"],
+                env=os.environ | request["environment"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

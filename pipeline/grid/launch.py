@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -20,7 +21,7 @@ from pipeline.grid.ports import user_of
 from pipeline.grid.template import member_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 START_SECONDS = 120.0
@@ -59,6 +60,21 @@ class PortTakenError(MemberError):
     """A member found its port in use."""
 
 
+@dataclass(frozen=True, slots=True)
+class MemberExtras:
+    """What members run with besides what every member has.
+
+    Attributes:
+        jars: More for the class path; folders of classes, too.
+        environment: Variables that are set, or set anew, for the members and their children.
+        properties: Of the Java runtime, by name. Hazelcast takes `hz.…` as a setting that goes before its YAML.
+    """
+
+    jars: Sequence[Path] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
 class Launch:
     """The members' processes: started, watched and stopped by a guard that outlives a crash of ours."""
 
@@ -73,9 +89,11 @@ class Launch:
         cluster_name: str,
         heap: str,
         version: str,
+        extras: MemberExtras,
     ) -> None:
         self.java, self.jars, self.folder, self.ports = java, jars, folder, ports
         self.cluster_name, self.heap, self.version = cluster_name, heap, version
+        self.extras = extras
         self.pids: dict[int, int] = {}
         self.exits: dict[int, int] = {}
         self._log_starts = dict.fromkeys(range(len(ports)), 0)
@@ -127,7 +145,8 @@ class Launch:
         with self._changed:
             self.pids.pop(index, None)
             self.exits.pop(index, None)
-        self._ask({"start": index, "command": self._command(index), "log": str(log)})
+        environment = dict(self.extras.environment)
+        self._ask({"start": index, "command": self._command(index), "environment": environment, "log": str(log)})
 
     def kill(self, index: int) -> None:
         """Kill one member and wait until it is gone."""
@@ -216,8 +235,9 @@ class Launch:
             f"-XX:ErrorFile={self.folder / f'member-{index}-crash.log'}",
             f"-Dhazelcast.config={self.folder / f'member-{index}.yaml'}",
             *_HAZELCAST_PROPERTIES,
+            *(f"-D{name}={value}" for name, value in self.extras.properties.items()),
             "-cp",
-            os.pathsep.join(map(str, self.jars)),
+            os.pathsep.join(map(str, [*self.jars, *self.extras.jars])),
             "com.hazelcast.core.server.HazelcastMemberStarter",
         ]
 

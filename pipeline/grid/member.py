@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import MemberError, UsageError
 from pipeline.grid.artifacts import DEFAULT_VERSION, java_executable, member_jars
-from pipeline.grid.launch import START_SECONDS, Launch, PortTakenError, count_of, death
+from pipeline.grid.launch import START_SECONDS, Launch, MemberExtras, PortTakenError, count_of, death
 from pipeline.grid.ports import HOST, choose_ports
 from pipeline.grid.template import load_template, template_cluster_name
 
@@ -68,6 +68,7 @@ class Cluster:
         version: str = DEFAULT_VERSION,
         config: Path | None = None,
         register: bool = False,
+        extras: MemberExtras | None = None,
         on_progress: Progress | None = None,
     ) -> Cluster:
         """Start a cluster and return when all its members are in it.
@@ -80,6 +81,7 @@ class Cluster:
             version: Hazelcast's version.
             config: A member configuration in YAML to adjust and use instead of ours.
             register: Whether :func:`running_cluster` finds it; there is at most one that is.
+            extras: What the members run with besides what every member has.
             on_progress: Called with a line for people as the start goes on.
 
         Raises:
@@ -116,6 +118,7 @@ class Cluster:
                     cluster_name=name,
                     heap=heap,
                     version=version,
+                    extras=extras or MemberExtras(),
                 )
                 try:
                     launch.start_all(progress)
