@@ -101,6 +101,10 @@ class Lease:
     unsettled: bool = False
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    def adopt(self, written: _Written) -> None:
+        """Take over what was written."""
+        self.record, self.text, self.renewed_at = written
+
 
 @dataclass(slots=True)
 class _Sight:
@@ -118,6 +122,22 @@ class _Change(NamedTuple):
     partition: int
     expected: bytes | None
     record: LeaseRecord
+
+
+class _Written(NamedTuple):
+    """A record as it was written, its exact bytes, and when that began."""
+
+    record: LeaseRecord
+    text: bytes
+    began: float
+
+
+class _Due(NamedTuple):
+    """A lease to be committed, how far its partition has come, and the record that this is about; any if None."""
+
+    lease: Lease
+    there: Progress
+    seen: LeaseRecord | None
 
 
 class Leases:
@@ -235,18 +255,18 @@ class Leases:
                     announced = await self._write(partition, text, heir)
                     if announced is None:
                         return None
-                    record, text = announced.record, announced.text
+                    record, text, _ = announced
                 await asyncio.sleep(SETTLE_SECONDS)
-            fresh = replace(self._next(record), owner=self.worker, epoch=record.epoch + 1)
+            fresh = self._next(record, owner=self.worker, epoch=record.epoch + 1)
             written = await self._write(partition, text, fresh)
         except HazelcastError as error:
             self._failures.append(error)
             return None
-        if written is not None:
-            written.clean, written.doubt = not record.owner, record.doubt
-            self.held[partition] = written
-            taken(written)
-        return written
+        if written is None:
+            return None
+        lease = self.held[partition] = Lease(partition, *written, clean=not record.owner, doubt=record.doubt)
+        taken(lease)
+        return lease
 
     # ------------------------------------------------------------------ one's own
 
@@ -266,21 +286,27 @@ class Leases:
             there = progress.get(partition) or Progress(record.offset, record.lost)
             moved = there != (record.offset, record.lost)
             if not lease.changing.locked() and (moved or now - lease.renewed_at > self.seconds / 3):
-                due.append((lease, record, there))
+                due.append(_Due(lease, there, record))
         return await self._to_the_end(self._commit_all(due))
 
-    async def _commit_all(self, due: Sequence[tuple[Lease, LeaseRecord, Progress]]) -> list[int]:
-        # What was changed since it was looked at, as by a reset, has its turn next time.
-        same = [(lease, there) for lease, seen, there in due if lease.record is seen and not lease.changing.locked()]
-        lost = await self._commit_these(same, self.worker)
-        self._tell("commits", len(same))
+    async def _commit_all(self, due: Sequence[_Due]) -> list[int]:
+        # What is being changed has its turn next time: its member may be slow, and the others' need not wait for it.
+        idle = [each for each in due if not each.lease.changing.locked()]
+        lost = await self._commit_these(idle, self.worker)
+        self._tell("commits", len(idle))
         return lost
 
-    async def _commit_these(self, due: Sequence[tuple[Lease, Progress]], owner: str) -> list[int]:
-        """Write offsets and owner; returns partitions that are lost. Nobody may be changing these leases."""
+    async def _commit_these(self, due: Iterable[_Due], owner: str) -> list[int]:
+        """Write offsets and owner; returns partitions that are lost."""
         lost, leases, changes = [], [], []
-        for lease, there in due:
+        # In one order, so that a commit and a release never wait for each other.
+        for lease, there, seen in sorted(due, key=_partition_of):
+            await lease.changing.acquire()
             record = lease.record
+            if seen is not None and record is not seen:
+                # It was changed since it was looked at, as by a reset: it has its turn next time.
+                lease.changing.release()
+                continue
             if there.offset < record.offset:
                 # It must never happen. If it does, the grid is right, and whoever takes the partition goes on from it.
                 _log.error(
@@ -291,26 +317,28 @@ class Leases:
                     there.offset,
                     extra={"action": "offset_back"},
                 )
-                lost.append(lease.partition)
+                lost.append(lease)
+                lease.changing.release()
                 continue
-            await lease.changing.acquire()
             doubt = lease.doubt if there.offset < lease.doubt else 0
-            fresh = replace(self._next(record), owner=owner, offset=there.offset, lost=there.lost, doubt=doubt)
+            fresh = self._next(record, owner=owner, offset=there.offset, lost=there.lost, doubt=doubt)
             leases.append(lease)
             changes.append(_Change(lease.partition, lease.text, fresh))
 
-        def written(position: int, outcome: Lease | HazelcastError | None) -> None:
+        def written(position: int, outcome: _Written | HazelcastError | None) -> None:
             lease = leases[position]
             if isinstance(outcome, HazelcastError):
                 self._failures.append(outcome)  # not known to be lost; `stands` ends it in time
-            elif not self._adopt(lease, outcome):
-                lost.append(lease.partition)
+            elif outcome is None:
+                lost.append(lease)
+            else:
+                lease.adopt(outcome)
             lease.changing.release()
 
         await self._write_all(changes, written)
-        for partition in lost:
-            self.drop(partition)
-        return lost
+        for lease in lost:
+            self._lose(lease)
+        return [lease.partition for lease in lost if lease.partition not in self.held]
 
     async def settle(self, partition: int) -> bool:
         """Return when no write from before this call can come any more; False if the lease is lost.
@@ -335,12 +363,17 @@ class Leases:
         """
         lease = self.held.get(partition)
         return lease is not None and await self._to_the_end(
-            self._change(lease, lambda now: replace(self._next(now), offset=offset))
+            self._change(lease, lambda now: self._next(now, offset=offset))
         )
 
     def drop(self, partition: int) -> None:
         """Forget a partition at once, without a word to the grid."""
         self.held.pop(partition, None)
+
+    def _lose(self, lease: Lease) -> None:
+        """Forget a lease that somebody else has taken; a newer one of the same partition stays."""
+        if self.held.get(lease.partition) is lease:
+            self.drop(lease.partition)
 
     async def release(self, progress: Mapping[int, Progress]) -> None:
         """Commit partitions and give them back. All that was written for them must have been acknowledged.
@@ -356,10 +389,7 @@ class Leases:
         await self._to_the_end(self._release_all(leases, progress))
 
     async def _release_all(self, leases: list[Lease], progress: Mapping[int, Progress]) -> None:
-        for lease in leases:
-            async with lease.changing:
-                pass  # nobody can begin another change: it is no longer held
-        await self._commit_these([(lease, progress[lease.partition]) for lease in leases], "")
+        await self._commit_these([_Due(lease, progress[lease.partition], None) for lease in leases], "")
         self._tell("releases", len(leases))
 
     async def reset(self, partition: int, offset: int, *, run: int | None = None, regressed: bool = False) -> bool:
@@ -375,8 +405,8 @@ class Leases:
 
     async def _reset(self, partition: int, offset: int, run: int | None, *, regressed: bool) -> bool:
         def change(record: LeaseRecord) -> LeaseRecord:
-            return replace(
-                self._next(record),
+            return self._next(
+                record,
                 epoch=record.epoch + 1,
                 origin=record.epoch + 1,
                 offset=offset,
@@ -392,45 +422,56 @@ class Leases:
         return True
 
     async def begin_anew(self, partitions: Iterable[int]) -> list[int]:
-        """Let partitions begin as if nobody had; returns those whose record could not be read, or changed meanwhile."""
+        """Let partitions begin as if nobody had; returns those whose record could not be read or written, or changed.
+
+        Raises:
+            HazelcastError: No record at all could be read.
+        """
         partitions = list(partitions)
         for partition in partitions:
             self._sights.pop(partition, None)
         await self.look(partitions)
-        unseen = [p for p in partitions if p not in self._sights]
-        sights = {p: self._sights[p] for p in partitions if p not in unseen and self._sights[p].text is not None}
+        left = [p for p in partitions if p not in self._sights]
         changes = []
-        for partition, sight in sights.items():
-            epoch, renewals = sight.record.epoch + 1, sight.record.renewals + 1
-            fresh = replace(NOBODY, owner=sight.record.owner, epoch=epoch, origin=epoch, renewals=renewals)
-            changes.append(self._write(partition, sight.text, replace(fresh, lease=sight.record.lease)))
-        written = await asyncio.gather(*changes)
-        return unseen + [partition for partition, lease in zip(sights, written, strict=True) if lease is None]
+        for partition in partitions:
+            sight = self._sights.get(partition)
+            if sight is None or sight.text is None:
+                continue
+            record, epoch = sight.record, sight.record.epoch + 1
+            fresh = replace(
+                NOBODY,
+                owner=record.owner,
+                epoch=epoch,
+                origin=epoch,
+                renewals=record.renewals + 1,
+                lease=record.lease,
+            )
+            changes.append(_Change(partition, sight.text, fresh))
+
+        def written(position: int, outcome: _Written | HazelcastError | None) -> None:
+            if not isinstance(outcome, _Written):
+                left.append(changes[position].partition)
+
+        await self._write_all(changes, written)
+        return left
 
     # ------------------------------------------------------------------ records
 
-    def _next(self, record: LeaseRecord) -> LeaseRecord:
-        """The record, renewed by this worker."""
+    def _next(self, record: LeaseRecord, **changes: Any) -> LeaseRecord:
+        """The record, renewed by this worker, with changes."""
         deadline = int((time.time() + self.seconds) * 1000)
         lease = int(self.seconds * 1000)
-        return replace(record, deadline=deadline, renewals=record.renewals + 1, lease=lease, heir="")
+        return replace(record, deadline=deadline, renewals=record.renewals + 1, lease=lease, heir="", **changes)
 
     async def _change(self, lease: Lease, change: Callable[[LeaseRecord], LeaseRecord]) -> bool:
         """Change the record of a held lease; False, and the partition is dropped, if somebody else has."""
         async with lease.changing:
             written = await self._write(lease.partition, lease.text, change(lease.record))
-            kept = self._adopt(lease, written)
-            if not kept and self.held.get(lease.partition) is lease:
-                self.drop(lease.partition)
-            return kept
-
-    @staticmethod
-    def _adopt(lease: Lease, written: Lease | None) -> bool:
-        """Take over what was written; False if it was not."""
-        if written is None:
-            return False
-        lease.record, lease.text, lease.renewed_at = written.record, written.text, written.renewed_at
-        return True
+            if written is None:
+                self._lose(lease)
+                return False
+            lease.adopt(written)
+            return True
 
     def _tell(self, what: str, count: int) -> None:
         """Say once what has failed many times."""
@@ -453,13 +494,13 @@ class Leases:
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
 
-    async def _write(self, partition: int, expected: bytes | None, record: LeaseRecord) -> Lease | None:
+    async def _write(self, partition: int, expected: bytes | None, record: LeaseRecord) -> _Written | None:
         """Compare-and-set one record; None if it was not what was expected.
 
         Raises:
             HazelcastError: The cluster did not answer.
         """
-        outcomes: list[Lease | HazelcastError | None] = []
+        outcomes: list[_Written | HazelcastError | None] = []
         await self._write_all([_Change(partition, expected, record)], lambda _, outcome: outcomes.append(outcome))
         (outcome,) = outcomes
         if isinstance(outcome, HazelcastError):
@@ -467,26 +508,26 @@ class Leases:
         return outcome
 
     async def _write_all(
-        self, changes: Sequence[_Change], written: Callable[[int, Lease | HazelcastError | None], None]
+        self, changes: Sequence[_Change], written: Callable[[int, _Written | HazelcastError | None], None]
     ) -> None:
         """Compare-and-set records of different partitions, all at once: many are committed, once a second.
 
         Args:
             changes: What to write.
-            written: Called once for each, with its position, as soon as its outcome is known: the lease as written,
+            written: Called once for each, with its position, as soon as its outcome is known: what was written,
                 None if the record was not what was expected, or an error.
         """
         client, began = self._grid.client, self._grid.clock()
         seconds = self.seconds * _ANSWER
         unknown: list[int] = []
         futures: list[asyncio.Future[Any]] = []
-        leases: list[Lease] = []
+        records: list[_Written] = []
 
         def answered(position: int, future: asyncio.Future[Any]) -> None:
             # A member that hangs must not keep us from renewing what other members hold: each as it is answered.
             error = TimeoutError() if future.cancelled() else future.exception()
             if error is None:
-                written(position, leases[position] if future.result() else None)
+                written(position, records[position] if future.result() else None)
             elif isinstance(error, (*INDETERMINATE, TimeoutError)):
                 unknown.append(position)
             elif isinstance(error, HazelcastError):
@@ -497,7 +538,7 @@ class Leases:
 
         for position, change in enumerate(changes):
             text = encode(change.record)
-            leases.append(Lease(change.partition, change.record, text, began))
+            records.append(_Written(change.record, text, began))
             if change.expected is None:
                 message = wire.encode_put_if_absent(LEASES_MAP, self._keys[change.partition], text)
                 decode: Callable[[Any], bool] = wire.decode_put_if_absent
@@ -518,14 +559,18 @@ class Leases:
             with contextlib.suppress(HazelcastError):
                 found = await self._read([changes[position].partition for position in unknown])
             for position in unknown:
-                lease = leases[position]
-                if lease.partition not in found:
+                partition, record = changes[position].partition, records[position]
+                if partition not in found:
                     written(position, OperationTimeoutError("a member does not answer"))
                 else:
-                    written(position, lease if found[lease.partition] == lease.text else None)
+                    written(position, record if found[partition] == record.text else None)
 
     async def _read(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
         return await read_texts(self._grid, self._keys, partitions, self.seconds * _ANSWER)
+
+
+def _partition_of(due: _Due) -> int:
+    return due.lease.partition
 
 
 async def begin_anew(grid: Grid, job: str) -> None:
