@@ -1,0 +1,262 @@
+"""A real Kafka broker on this machine: one node in KRaft mode, a child process, without Docker or an installed Java."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+from filelock import FileLock
+
+from pipeline.errors import MemberError
+from pipeline.grid import guard
+from pipeline.grid.artifacts import cache_folder, java_executable
+from pipeline.grid.ports import HOST, choose_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VERSION = "4.1.0"
+START_SECONDS = 120.0
+
+_TAIL_LINES = 12
+_ASK_SECONDS = 1.0
+
+_JVM_OPTIONS = [
+    # Those of Kafka's own start script.
+    "-XX:+UseG1GC",
+    "-XX:MaxGCPauseMillis=20",
+    "-XX:InitiatingHeapOccupancyPercent=35",
+    "-XX:+ExplicitGCInvokesConcurrent",
+    "-XX:+ExitOnOutOfMemoryError",
+    "-Djava.awt.headless=true",
+    "-Djava.net.preferIPv4Stack=true",
+]
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@{host}:{controller}
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller}
+advertised.listeners=PLAINTEXT://{host}:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+offsets.topic.num.partitions=1
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+# A deleted topic's files go soon, not after a minute.
+log.segment.delete.delay.ms=1000
+"""
+
+
+class Broker:
+    """A broker, running as a child process of this one. A context manager: leaving it stops it.
+
+    It also ends when this process ends, whatever way. Make one with :meth:`start`. Topics must be created before they
+    are used.
+
+    Attributes:
+        address: Where it listens, `host:port`.
+        log_file: What it prints.
+    """
+
+    def __init__(self, folder: Path, ports: tuple[int, int], java: Path, jars: list[Path], heap: str) -> None:
+        port, controller = ports
+        self.address = f"{HOST}:{port}"
+        self.log_file = folder / "broker.log"
+        settings = folder / "server.properties"
+        settings.write_text(
+            _PROPERTIES.format(host=HOST, port=port, controller=controller, data=folder / "data"), encoding="utf-8"
+        )
+        self._java = [str(java), *_JVM_OPTIONS, "-cp", os.pathsep.join(map(str, jars))]
+        self._folder, self._settings, self._heap = folder, settings, heap
+        self._guard: subprocess.Popen[str] | None = None
+        self._pid: int | None = None
+        self._ended = threading.Event()
+
+    @classmethod
+    def start(cls, folder: Path, *, heap: str = "1g", on_progress: Callable[[str], None] | None = None) -> Broker:
+        """Start a broker and return when it answers.
+
+        Args:
+            folder: For its data, its settings and its log. It must exist, and is left as it is in the end.
+            heap: Java heap, as `512m` or `1g`.
+            on_progress: Called with a line for people as the start goes on.
+
+        Raises:
+            MemberError: It did not come up; the message says why.
+        """
+        progress = on_progress or (lambda _: None)
+        java, jars = java_executable(), broker_jars(progress)
+        progress(f"Starting a Kafka {VERSION} broker")
+        port, controller = choose_ports(2, 0)
+        broker = cls(folder, (port, controller), java, jars, heap)
+        try:
+            broker._format()
+            broker._run()
+            broker._wait()
+        except BaseException:
+            broker.stop()
+            raise
+        return broker
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        if self._pid is None:
+            raise MemberError("The Kafka broker has not been started.")
+        return self._pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._pid is not None and not self._ended.is_set()
+
+    def last_lines(self) -> str:
+        """The end of its log."""
+        try:
+            lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            lines = []
+        return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it logged nothing)"
+
+    def stop(self) -> None:
+        """Stop it and wait until it is gone. A second call does nothing."""
+        child, self._guard = self._guard, None
+        if child is None:
+            return
+        with contextlib.suppress(OSError):
+            if child.stdin:
+                child.stdin.close()  # which is how the guard knows
+        try:
+            child.wait(guard.STOP_SECONDS + 5)
+        except subprocess.TimeoutExpired:
+            if self._pid is not None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    psutil.Process(self._pid).kill()
+            child.kill()
+            child.wait()
+        if child.stdout:
+            child.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _format(self) -> None:
+        """Give the data folder its identity, without which a broker does not start."""
+        cluster = secrets.token_urlsafe(16)
+        done = subprocess.run(
+            [*self._java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", self._settings],
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            raise MemberError(f"The Kafka broker's data folder could not be made:\n{done.stdout}{done.stderr}")
+
+    def _run(self) -> None:
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", guard.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+        assert self._guard.stdin is not None  # noqa: S101 -- for the type checker
+        assert self._guard.stdout is not None  # noqa: S101 -- for the type checker
+        command = [*self._java, f"-Xms{self._heap}", f"-Xmx{self._heap}", "kafka.Kafka", str(self._settings)]
+        request = {"start": 0, "command": command, "environment": {}, "log": str(self.log_file)}
+        self._guard.stdin.write(json.dumps(request) + "\n")
+        self._guard.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._guard.stdout.readline() or "{}")
+        if "pid" not in answer:
+            raise MemberError(f"The Kafka broker could not be started: {answer.get('error', 'its guard has ended')}")
+        self._pid = answer["pid"]
+        threading.Thread(target=self._follow, args=(self._guard.stdout,), name="broker-guard", daemon=True).start()
+
+    def _follow(self, answers: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for _ in answers:  # that the broker has ended is all that there is still to be said
+                break
+        self._ended.set()
+
+    def _wait(self) -> None:
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import AdminClient
+
+        admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0, "reconnect.backoff.max.ms": 200})
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            if not self.alive:
+                raise MemberError(f"The Kafka broker ended. Its last lines:\n{self.last_lines()}")
+            try:
+                admin.list_topics(timeout=_ASK_SECONDS)
+            except KafkaException:
+                if time.monotonic() > deadline:
+                    raise MemberError(
+                        f"The Kafka broker does not answer after {START_SECONDS:.0f} s. "
+                        f"Its last lines:\n{self.last_lines()}"
+                    ) from None
+            else:
+                return
+
+
+def broker_jars(on_progress: Callable[[str], None]) -> list[Path]:
+    """The jars of a broker, which are downloaded once.
+
+    Raises:
+        MemberError: They are not in the cache and cannot be downloaded.
+    """
+    folder = cache_folder() / f"kafka-{VERSION}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            on_progress(f"Getting Kafka {VERSION} (about 90 MB, only once)")
+            _download(folder)
+    return sorted(folder.glob("*.jar"))
+
+
+def _download(folder: Path) -> None:
+    from jgo.constants import MAVEN_CENTRAL_URL
+    from jgo.env import EnvironmentBuilder, LinkStrategy
+    from jgo.maven import MavenContext
+
+    # An interrupted download must not look whole the next time: the jars are gathered beside, and renamed at once.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        maven = MavenContext(
+            repo_cache=Path(temporary) / "repository", local_repos=[], remote_repos={"central": MAVEN_CENTRAL_URL}
+        )
+        builder = EnvironmentBuilder(maven, cache_dir=Path(temporary) / "envs", link_strategy=LinkStrategy.COPY)
+        gathered = Path(temporary) / "gathered"
+        gathered.mkdir()
+        try:
+            environment = builder.from_endpoint(f"org.apache.kafka:kafka_2.13:{VERSION}")
+            for jar in Path(environment.path).rglob("*.jar"):
+                jar.rename(gathered / jar.name)
+        except Exception as error:  # jgo lets those of requests and the file system through
+            raise MemberError(
+                f"Kafka {VERSION} could not be downloaded: {str(error).strip() or type(error).__name__}",
+                "It comes from Maven Central: try again, or set HTTPS_PROXY.",
+            ) from error
+        gathered.rename(folder)
