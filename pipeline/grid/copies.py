@@ -16,6 +16,7 @@ from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError, LookupTooLargeError
 from pipeline.grid import transport, wire
+from pipeline.grid.entries import walk
 from pipeline.grid.writer import partition_of
 
 if TYPE_CHECKING:
@@ -202,11 +203,8 @@ class LiveCopy:
         self._loaded_at = self._right_at = began
 
     async def _load_partition(self, partition: int, seen: set[Any]) -> None:
-        client, table = self._grid.client, self._table
-        pointers: list[tuple[int, int]] = [wire.FIRST_ENTRY]
-        while pointers[-1][0] >= 0:
-            message = wire.encode_fetch_entries(self.map_name, pointers, _LOAD_BATCH)
-            pointers, entries = await transport.invoke(client, message, partition, wire.decode_fetch_entries)
+        table = self._table
+        async for entries in walk(self._grid, self.map_name, partition, _LOAD_BATCH):
             for key_data, value_data in entries:
                 key = self._key(key_data)
                 seen.add(key)

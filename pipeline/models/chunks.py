@@ -7,7 +7,8 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ModelError
-from pipeline.grid import transport, wire
+from pipeline.grid import transport
+from pipeline.grid.entries import values_of
 from pipeline.grid.records import INDETERMINATE
 from pipeline.grid.writer import partition_of
 from pipeline.models.version import CHUNK
@@ -98,17 +99,11 @@ class Chunks:
 
     async def _get(self, key: str) -> bytes | None:
         # The client would unpickle what somebody else may have put there, so only a byte array is looked into.
-        client = self._grid.client
-        data = transport.key_data(client, key)
-        found = await transport.invoke(
-            client,
-            wire.encode_get_all(CHUNKS_MAP, [data]),
-            partition_of(data, self._grid.partition_count),
-            wire.decode_get_all,
-        )
-        if not found:
+        data = transport.key_data(self._grid.client, key)
+        partition = partition_of(data, self._grid.partition_count)
+        value = (await values_of(self._grid, CHUNKS_MAP, partition, [data])).get(data)
+        if value is None:
             return None
-        value: bytes = found[0][1]
         return value[12:] if int.from_bytes(value[4:8], "big", signed=True) == _BYTE_ARRAY else b""
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError
-from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
-from pipeline.grid.journal import Journal
+from pipeline.grid.entries import walk
+from pipeline.grid.journal import Journal, Page
 from pipeline.soak.evidence import EVENTS, JOURNAL, JOURNAL_END, MARKS, RESULTS, LineFile
 from pipeline.worker.lease_records import read_records
 
@@ -120,7 +120,7 @@ class Recorder:
                 self._positions[partition] = page.next
 
     @staticmethod
-    def _write(file: LineFile, partition: int, page: wire.Page) -> None:
+    def _write(file: LineFile, partition: int, page: Page) -> None:
         where = b"%d" % partition
         for sequence, key, value in zip(page.sequences, page.keys, page.values, strict=True):
             file.add(where, b"%d" % sequence, key[12:], value)
@@ -152,12 +152,7 @@ class Recorder:
 
         async def read(partition: int) -> None:
             async with self._limit:
-                pointers = [wire.FIRST_ENTRY]
-                while pointers[-1][0] >= 0:
-                    message = wire.encode_fetch_entries(map_name, pointers, _PAGE)
-                    pointers, entries = await transport.invoke(
-                        self._grid.client, message, partition, wire.decode_fetch_entries
-                    )
+                async for entries in walk(self._grid, map_name, partition, _PAGE):
                     for key, value in entries:
                         file.add(key[12:], payload(value))
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.errors import GridError, JobError
-from pipeline.grid import transport, wire
+from pipeline.grid import transport
 from pipeline.grid.copies import payload
+from pipeline.grid.entries import walk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -125,10 +126,7 @@ async def walk_letters(grid: Grid, job: str) -> AsyncIterator[DeadLetter]:
     """
     name = map_of(job)
     for partition in range(grid.partition_count):
-        pointers = [wire.FIRST_ENTRY]
-        while pointers[-1][0] >= 0:
-            message = wire.encode_fetch_entries(name, pointers, _PAGE)
-            pointers, entries = await transport.invoke(grid.client, message, partition, wire.decode_fetch_entries)
+        async for entries in walk(grid, name, partition, _PAGE):
             for _, value in entries:
                 try:
                     yield _decode(payload(value))

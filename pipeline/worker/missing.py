@@ -9,8 +9,8 @@ import base64
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
+from pipeline.grid.entries import values_of, walk
 from pipeline.worker.dead_letters import MAX_RAW, walk_letters
 from pipeline.worker.standing import results_of
 
@@ -59,10 +59,7 @@ async def without_result(
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    pointers = [wire.FIRST_ENTRY]
-    while pointers[-1][0] >= 0:
-        message = wire.encode_fetch_entries(job.events, pointers, _PAGE)
-        pointers, entries = await transport.invoke(grid.client, message, partition, wire.decode_fetch_entries)
+    async for entries in walk(grid, job.events, partition, _PAGE):
         results = await results_of(grid, job.results, partition, [key for key, _ in entries])
         yield _kept([Event(*entry) for entry in entries if entry[0] not in results], rejected)
 
@@ -79,12 +76,8 @@ async def still_without_result(
     """
     keys = [event.key for event in events]
     results = await results_of(grid, job.results, partition, keys)
-    without = [key for key in keys if key not in results]
-    if not without:
-        return []
-    message = wire.encode_get_all(job.events, without)
-    now = await transport.invoke(grid.client, message, partition, wire.decode_get_all)
-    return _kept([Event(*entry) for entry in now], rejected)
+    now = await values_of(grid, job.events, partition, [key for key in keys if key not in results])
+    return _kept([Event(*entry) for entry in now.items()], rejected)
 
 
 def _kept(events: list[Event], rejected: Collection[Rejection]) -> list[Event]:

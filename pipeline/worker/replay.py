@@ -25,6 +25,7 @@ from hazelcast.serialization.data import Data
 from pipeline.errors import GridError, JobError
 from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
+from pipeline.grid.entries import values_of
 from pipeline.grid.records import INDETERMINATE
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job import Jobs
@@ -131,11 +132,11 @@ async def _put(grid: Grid, dead: DeadLetter, *, force: bool) -> str:
         await writer.put_partition(partition, [key], [raw], once=False)
         return ""
     for _ in range(_ATTEMPTS):
-        now = await transport.invoke(grid.client, wire.encode_get_all(dead.map, [key]), partition, wire.decode_get_all)
-        if now and payload(now[0][1]) != raw:
+        now = (await values_of(grid, dead.map, partition, [key])).get(key)
+        if now is not None and payload(now) != raw:
             return "a newer event has its key; --force would overwrite that"
         try:
-            if await _compare_and_put(grid, dead.map, partition, key, now[0][1] if now else None, raw):
+            if await _compare_and_put(grid, dead.map, partition, key, now, raw):
                 return ""
         except INDETERMINATE:
             continue  # done or not: to do it once more does no harm, and looking first keeps what came meanwhile

@@ -33,6 +33,7 @@ from pipeline.errors import GridError
 from pipeline.grid import transport, wire
 from pipeline.grid.capacity import journal_capacity
 from pipeline.grid.copies import payload
+from pipeline.grid.entries import values_of, walk
 from pipeline.grid.journal import Journal
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED
@@ -159,25 +160,31 @@ class Retention:
 
     async def _partition(self, partition: int, cutoff: int, others: list[Job]) -> None:
         """Step 1, and the other steps for each part of what it finds."""
-        pointers = [wire.FIRST_ENTRY]
         old: list[tuple[bytes, bytes]] = []
-        while pointers[-1][0] >= 0 and partition in self._held():
-            began = time.perf_counter()
-            message = wire.encode_fetch_entries(self._job.results, pointers, _PAGE)
-            pointers, entries = await transport.invoke(self._grid.client, message, partition, wire.decode_fetch_entries)
+        began = time.perf_counter()
+        async for entries in walk(self._grid, self._job.results, partition, _PAGE):
             old += [(key, value) for key, value in entries if _is_old(value, cutoff)]
             spent = time.perf_counter() - began
-            while len(old) >= self._chunk or (old and pointers[-1][0] < 0):
+            while len(old) >= self._chunk:
                 spent += await self._remove(partition, dict(old[: self._chunk]), others)
                 del old[: self._chunk]
-            await asyncio.sleep(spent * (1 - self._share) / self._share)
+            await self._pause(spent)
+            if partition not in self._held():
+                return
+            began = time.perf_counter()
+        if old:
+            await self._pause(await self._remove(partition, dict(old), others))
+
+    async def _pause(self, spent: float) -> None:
+        """Leave the worker's time to others, so that what was spent is our share of it."""
+        await asyncio.sleep(spent * (1 - self._share) / self._share)
 
     async def _remove(self, partition: int, old: dict[bytes, bytes], others: list[Job]) -> float:
         """Steps 2 to 6; returns the seconds that were not spent waiting."""
         began = time.perf_counter()
-        events = await self._values(self._job.events, partition, list(old))
+        events = await values_of(self._grid, self._job.events, partition, old)
         for job in others:
-            scored = await self._values(job.results, partition, list(events))
+            scored = await values_of(self._grid, job.results, partition, events)
             for key in [key for key in events if key not in scored]:
                 del events[key], old[key]
         if not old:
@@ -186,7 +193,7 @@ class Retention:
         waited = time.perf_counter()
         await self._scored_past(partition, newest, others)
         waited = time.perf_counter() - waited
-        now = await self._values(self._job.results, partition, list(old))
+        now = await values_of(self._grid, self._job.results, partition, old)
         letters = await self._rejected()
         same = [
             key
@@ -233,12 +240,6 @@ class Retention:
             self._letters = await rejections(self._grid, self._job) if size else set()
             self._letters_size, self._letters_at = size, now
         return self._letters
-
-    async def _values(self, name: str, partition: int, keys: list[bytes]) -> dict[bytes, bytes]:
-        if not keys:
-            return {}
-        message = wire.encode_get_all(name, keys)
-        return dict(await transport.invoke(self._grid.client, message, partition, wire.decode_get_all))
 
     async def _remove_same(
         self, name: str, partition: int, keys: list[bytes], values: dict[bytes, bytes]

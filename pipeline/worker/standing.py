@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
+from pipeline.grid.entries import values_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -44,11 +44,8 @@ async def results_of(grid: Grid, map_name: str, partition: int, keys: Sequence[b
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    if not keys:
-        return {}
-    message = wire.encode_get_all(map_name, list(dict.fromkeys(keys)))
     found = {}
-    for key, value in await transport.invoke(grid.client, message, partition, wire.decode_get_all):
+    for key, value in (await values_of(grid, map_name, partition, keys)).items():
         try:
             found[key] = _decode(payload(value))
         except msgspec.DecodeError:

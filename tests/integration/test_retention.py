@@ -109,16 +109,16 @@ async def test_an_event_that_is_put_meanwhile_is_not_removed(cluster, unique, mo
 async def test_a_newer_version_that_became_a_dead_letter_stays(cluster, unique, monkeypatch):
     name = f"job-{unique}"
     async with scored(cluster, name, 3, "1h") as (client, _, old):
-        real = old._values
+        real = retention.values_of
         bad = {"e1": {"amount": "much", "user": "u1"}}
 
-        async def with_a_bad_put(map_name, *arguments):
+        async def with_a_bad_put(grid, map_name, *arguments):
             if map_name == f"events.{name}":
-                monkeypatch.setattr(old, "_values", real)
+                monkeypatch.setattr(retention, "values_of", real)
                 await client.put_events(f"events.{name}", bad)
-            return await real(map_name, *arguments)
+            return await real(grid, map_name, *arguments)
 
-        monkeypatch.setattr(old, "_values", with_a_bad_put)
+        monkeypatch.setattr(retention, "values_of", with_a_bad_put)
         await old.round()
         assert await client.result(f"events.{name}", "e1") == bad["e1"]
 
