@@ -23,7 +23,7 @@ from pipeline.grid.records import Records
 from pipeline.worker.missing import Event, rejections, still_without_result, without_result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pipeline.grid import Grid
     from pipeline.grid.records import Record
@@ -78,8 +78,13 @@ async def pending(grid: Grid, job: str) -> dict[int, Record]:
     Raises:
         HazelcastError: The cluster did not answer.
     """
+    return requests_of(job, await Records(grid, RESCANS_MAP).all())
+
+
+def requests_of(job: str, records: Mapping[str, Record]) -> dict[int, Record]:
+    """The requests for a job among those for all, by partition."""
     found = {}
-    for key, record in (await Records(grid, RESCANS_MAP).all()).items():
+    for key, record in records.items():
         name, _, partition = key.rpartition("/")
         if name == job and partition.isdecimal():
             found[int(partition)] = record

@@ -21,7 +21,7 @@ from pipeline.grid.records import Records
 from pipeline.job import Jobs
 from pipeline.worker.dead_letters import map_of
 from pipeline.worker.lease_records import read_records
-from pipeline.worker.rescan import RESCANS_MAP
+from pipeline.worker.rescan import RESCANS_MAP, requests_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -310,13 +310,10 @@ class _Shared:
 
     def rescans_of(self, job: str) -> tuple[Rescan, ...]:
         found = []
-        for key, record in self.rescans.items():
-            name, _, partition = key.rpartition("/")
-            if name == job and partition.isdecimal():
-                at = record.value.get("at")
-                reason = str(record.value.get("reason", ""))
-                found.append(Rescan(int(partition), reason, at if isinstance(at, int) else 0))
-        return tuple(sorted(found, key=lambda rescan: rescan.partition))
+        for partition, record in sorted(requests_of(job, self.rescans).items()):
+            at = record.value.get("at")
+            found.append(Rescan(partition, str(record.value.get("reason", "")), at if isinstance(at, int) else 0))
+        return tuple(found)
 
     def acknowledged_of(self, job: JobRecord) -> dict[str, int]:
         record = self.acknowledged.get(job.name)
