@@ -1,0 +1,149 @@
+"""What Jet's Python processes run for each batch: decode to columns, features, scores, results.
+
+Jet copies this file to the members, with `settings.json` beside it: `files`, the folder of the work; `version` and
+`model`, for the results; and `dictionary`, whether lookups are made here.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import xgboost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_CUSTOMER = ("age", "mean_amount", "tenure", "risk")
+_SHOP = ("category", "fraud_rate", "mean_amount", "days")
+_HOUR, _DAY = 3_600_000, 86_400_000
+
+_settings = json.loads(Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))
+_files = Path(_settings["files"])
+_features: list[str] = json.loads((_files / "features.json").read_text(encoding="utf-8"))
+_model = xgboost.Booster({"nthread": 1}, model_file=_files / "model.ubj")
+_tail = f',"version":{_settings["version"]},"model":"{_settings["model"]}"}}'
+
+
+class Event(msgspec.Struct, gc=False):
+    """The fields that features are made of; others are skipped."""
+
+    amount: float
+    user: str
+    merchant: str
+    ts: int
+
+
+class Customer(msgspec.Struct, gc=False):
+    """An entry of one lookup."""
+
+    age: float
+    mean_amount: float
+    tenure: float
+    risk: float
+
+
+class Shop(msgspec.Struct, gc=False):
+    """An entry of the other."""
+
+    category: float
+    fraud_rate: float
+    mean_amount: float
+    days: float
+
+
+class Row(msgspec.Struct, array_like=True, gc=False):
+    """A line of input."""
+
+    key: str
+    event: Event
+
+
+class RichRow(msgspec.Struct, array_like=True, gc=False):
+    """A line of input with what was looked up."""
+
+    key: str
+    event: Event
+    customer: Customer | None
+    shop: Shop | None
+
+
+class _Table:
+    """A lookup as one array, and the row of each key in it; the last row is for keys that are not there."""
+
+    def __init__(self, name: str, fields: tuple[str, ...]) -> None:
+        entries = json.loads((_files / f"{name}.json").read_text(encoding="utf-8"))
+        self._rows = {key: row for row, key in enumerate(entries)}
+        values = [[entry[field] for field in fields] for entry in entries.values()]
+        self._values = np.array([*values, [np.nan] * len(fields)])
+
+    def columns(self, keys: list[str]) -> Any:
+        try:
+            rows = list(map(self._rows.__getitem__, keys))
+        except KeyError:
+            rows = [self._rows.get(key, -1) for key in keys]
+        return self._values[rows].T
+
+
+def _columns(entries: list[Any], fields: tuple[str, ...]) -> Any:
+    try:
+        values = list(map(attrgetter(*fields), entries))
+    except AttributeError:
+        missing, get = (np.nan,) * len(fields), attrgetter(*fields)
+        values = [missing if entry is None else get(entry) for entry in entries]
+    return np.array(values).T
+
+
+if _settings["dictionary"]:
+    _customers, _shops = _Table("customer", _CUSTOMER), _Table("shop", _SHOP)
+    _decode: Any = msgspec.json.Decoder(list[Row]).decode
+else:
+    _decode = msgspec.json.Decoder(list[RichRow]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def transform_list(lines: Iterable[str]) -> list[str]:
+    """Results of a batch, in order."""
+    rows = _decode(f"[{','.join(lines)}]")
+    events = [row.event for row in rows]
+    amount = np.array([event.amount for event in events])
+    ts = np.array([event.ts for event in events])
+    if _settings["dictionary"]:
+        customer = _customers.columns([event.user for event in events])
+        shop = _shops.columns([event.merchant for event in events])
+    else:
+        customer = _columns([row.customer for row in rows], _CUSTOMER)
+        shop = _columns([row.shop for row in rows], _SHOP)
+    age, customer_mean, tenure, risk = customer
+    category, fraud_rate, shop_mean, days = shop
+    known = (
+        amount,
+        np.log1p(amount),
+        ts // _HOUR % 24,
+        (ts // _DAY + 3) % 7,
+        age,
+        amount / customer_mean,
+        tenure,
+        risk,
+        category,
+        fraud_rate,
+        amount / shop_mean,
+        days,
+    )
+    matrix = np.empty((len(rows), len(_features)), np.float32)
+    for number, column in enumerate(known):
+        matrix[:, number] = column
+    more = len(_features) - len(known)
+    if more:  # `more_i: amount * (i + 1) + customer.age`
+        matrix[:, len(known) :] = amount[:, None] * np.arange(1.0, more + 1) + age[:, None]
+    scores = _encode(_model.inplace_predict(matrix, validate_features=False).tolist()).decode()[1:-1].split(",")
+    return [f'{row.key}\t{{"score":{score}{_tail}' for row, score in zip(rows, scores, strict=True)]
+
+
+# What is here stays: the collector need not look at it again.
+gc.freeze()
