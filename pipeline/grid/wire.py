@@ -225,9 +225,8 @@ def replace_if_same_prefix(name: str, key: bytes) -> bytes:
     return bytes(buffer)
 
 
-def encode_replace_if_same(prefix: bytes, expected: bytes, text: bytes) -> OutboundMessage:
-    """`Map.ReplaceIfSame`: a compare-and-set from one JSON text to another."""
-    before, after = json_data(expected), json_data(text)
+def encode_replace_if_same(prefix: bytes, before: bytes, after: bytes) -> OutboundMessage:
+    """`Map.ReplaceIfSame`: a compare-and-set from one serialized value to another."""
     buffer = bytearray(prefix)
     buffer += _FRAME.pack(len(before) + 6, 0) + before
     buffer += _FRAME.pack(len(after) + 6, _FINAL) + after

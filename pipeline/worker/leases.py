@@ -543,7 +543,8 @@ class Leases:
                 message = wire.encode_put_if_absent(LEASES_MAP, self._keys[change.partition], text)
                 decode: Callable[[Any], bool] = wire.decode_put_if_absent
             else:
-                message = wire.encode_replace_if_same(self._prefixes[change.partition], change.expected, text)
+                before, after = wire.json_data(change.expected), wire.json_data(text)
+                message = wire.encode_replace_if_same(self._prefixes[change.partition], before, after)
                 decode = wire.decode_replace_if_same
             future = transport.invoke(client, message, change.partition, decode, retry_seconds=seconds)
             future.add_done_callback(partial(answered, position))

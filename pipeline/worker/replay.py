@@ -19,9 +19,6 @@ import binascii
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hazelcast.protocol.codec import map_put_if_absent_codec, map_replace_if_same_codec
-from hazelcast.serialization.data import Data
-
 from pipeline.errors import GridError, JobError
 from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
@@ -146,9 +143,9 @@ async def _put(grid: Grid, dead: DeadLetter, *, force: bool) -> str:
 async def _compare_and_put(grid: Grid, name: str, partition: int, key: bytes, now: bytes | None, raw: bytes) -> bool:
     """Write if the map still has what was seen; the same value again is an event again, of the same type."""
     if now is None:
-        message = map_put_if_absent_codec.encode_request(name, Data(key), Data(wire.json_data(raw)), 0, -1)
+        message = wire.encode_put_if_absent(name, key, raw)
         return bool(await transport.invoke(grid.client, message, partition, wire.decode_put_if_absent))
-    message = map_replace_if_same_codec.encode_request(name, Data(key), Data(now), Data(now), 0)
+    message = wire.encode_replace_if_same(wire.replace_if_same_prefix(name, key), now, now)
     return bool(await transport.invoke(grid.client, message, partition, wire.decode_replace_if_same))
 
 
