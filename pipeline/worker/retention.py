@@ -228,7 +228,7 @@ class Retention:
 
     async def _others_past(self, partition: int, newest: int, others: list[Job]) -> bool:
         for job in others:
-            lease = (await read_records(self._grid, job.name)).get(partition)
+            lease = (await read_records(self._grid, job.name, [partition])).get(partition)
             if lease is None or lease.offset <= newest:
                 return False
         return True
