@@ -20,7 +20,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 HOST = "127.0.0.1"
 _CLOSE_SECONDS = 5.0
@@ -230,25 +230,18 @@ class Network:
 
     async def hold(self, seconds: float, member: int | None = None) -> None:
         """Hold all bytes for so long, to and from one member or all, and then let them go on."""
-        gates = self._chosen(member)
-        try:
-            for gate in gates:
-                gate.hold()
-            await asyncio.sleep(seconds)
-        finally:
-            for gate in gates:
-                gate.release()
+        await self._shut(seconds, member, Gate.release)
 
     async def cut(self, seconds: float, member: int | None = None) -> None:
         """Let nothing through for so long, to and from one member or all, and then reset every connection."""
-        gates = self._chosen(member)
+        await self._shut(seconds, member, Gate.reset)
+
+    async def _shut(self, seconds: float, member: int | None, end: Callable[[Gate], None]) -> None:
+        gates = self._gates if member is None else [self._gates[member]]
         try:
             for gate in gates:
                 gate.hold()
             await asyncio.sleep(seconds)
         finally:
             for gate in gates:
-                gate.reset()
-
-    def _chosen(self, member: int | None) -> list[Gate]:
-        return self._gates if member is None else [self._gates[member]]
+                end(gate)

@@ -247,13 +247,17 @@ class Worker:
         task.add_done_callback(self._notes.discard)
 
     async def _end(self, name: str) -> None:
-        running = self._running.pop(name)
-        running.task.cancel()
-        self._ending.add(running.task)
-        running.task.add_done_callback(self._ending.discard)
         # To wait does not cancel it a second time, should we be told to stop meanwhile: it is giving things back.
-        await asyncio.wait({running.task})
+        await asyncio.wait({self._cancel(name)})
         _log.info("%s: stopped", name, extra={"action": "job_stop", "job": name})
+
+    def _cancel(self, name: str) -> asyncio.Task[None]:
+        """Let a job go; it is among those that are ending until it has."""
+        task = self._running.pop(name).task
+        task.cancel()
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
 
     async def _publish(self) -> None:
         now = int(time.time() * 1000)
@@ -284,8 +288,6 @@ class Worker:
         except (HazelcastError, TimeoutError) as error:
             _log.warning("The worker's record could not be removed: %s", str(error) or "the cluster does not answer")
         for name in list(self._running):
-            running = self._running.pop(name)
-            running.task.cancel()
-            self._ending.add(running.task)
+            self._cancel(name)
         if self._ending:
             await asyncio.wait(set(self._ending))
