@@ -1,0 +1,102 @@
+"""CPU and time of a measurement: of those who score, of the members, of this process, and of everybody else."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was used within a window. The system counts CPU in steps of 10 ms a process.
+
+    Attributes:
+        seconds: Length of the window.
+        scorers: CPU seconds of those who score, children among them.
+        services: CPU seconds of the members, or of what takes their place.
+        harness: CPU seconds of this process.
+        others_cores: Cores that everybody else on the machine used.
+    """
+
+    seconds: float
+    scorers: float
+    services: float
+    harness: float
+    others_cores: float
+
+    @property
+    def harness_cores(self) -> float:
+        """Cores that this process used."""
+        return self.harness / self.seconds
+
+
+class Meter:
+    """Counts from when it was made.
+
+    Args:
+        scorers: Process ids. Their children count with them, those that are born later, too.
+        services: Process ids. Their children do not: the members' are the scorers of some systems.
+    """
+
+    def __init__(self, scorers: Sequence[int], services: Sequence[int]) -> None:
+        self._scorers = scorers
+        self._services = services
+        self._began = _busy()
+        self._scorers_before = {pid: _cpu([pid]) for pid in _families(scorers)}
+        self._services_before = _cpu(services)
+        self._harness_before = time.process_time()
+        self._began_at = time.perf_counter()
+
+    def read(self, seconds: float | None = None) -> Usage:
+        """What has been used since.
+
+        Args:
+            seconds: Length of the window, if it is known better than by the clock now.
+        """
+        passed = time.perf_counter() - self._began_at
+        harness = time.process_time() - self._harness_before
+        families = _families(self._scorers)
+        scorers = sum(max(0.0, _cpu([pid]) - self._scorers_before.get(pid, 0.0)) for pid in families)
+        services = _cpu(self._services) - self._services_before
+        others = _busy() - self._began - scorers - services - harness
+        return Usage(seconds or passed, scorers, services, harness, max(0.0, others) / passed)
+
+
+def resident_bytes(pids: Iterable[int]) -> int:
+    """The most memory that any of these processes has resident."""
+    sizes = [0]
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sizes.append(psutil.Process(pid).memory_info().rss)
+    return max(sizes)
+
+
+def _families(pids: Sequence[int]) -> list[int]:
+    """The processes and their children and children's children, each once."""
+    found = dict.fromkeys(pids)
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= dict.fromkeys(child.pid for child in psutil.Process(pid).children(recursive=True))
+    return list(found)
+
+
+def _cpu(pids: Iterable[int]) -> float:
+    seconds = 0.0
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = psutil.Process(pid).cpu_times()
+            seconds += times.user + times.system
+    return seconds
+
+
+def _busy() -> float:
+    """CPU seconds of the whole machine; what a system does not tell apart is nothing."""
+    times = psutil.cpu_times()
+    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
