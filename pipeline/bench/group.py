@@ -71,6 +71,7 @@ _LOOK_SECONDS = 0.1
 _LAST_LOOK_SECONDS = 0.02
 _LAST = 0.9
 _STALLED_SECONDS = 60.0
+_TEXTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,8 +390,12 @@ class _Bench:
             self.report.renewals.append(sum(after[p].renewals - before[p].renewals for p in before) / seconds)
         self.report.others.append(others)
 
+    def _steady_load(self) -> SteadyLoad:
+        texts = [text for _, text in card.events(_TEXTS)]
+        return SteadyLoad(self.grid, self.job, texts, self.report.rate, self.crew.check)
+
     async def _join(self) -> None:
-        async with SteadyLoad(self.grid, self.job, self.report.rate, self.crew.check) as load:
+        async with self._steady_load() as load:
             await self.crew.stay_balanced(SETTLE_SECONDS + self.seconds)
             before = await self.crew.balanced()
             started = time.perf_counter()
@@ -403,7 +408,7 @@ class _Bench:
         self.report.repeated.append(load.repeated)
 
     async def _leave(self) -> None:
-        async with SteadyLoad(self.grid, self.job, self.report.rate, self.crew.check) as load:
+        async with self._steady_load() as load:
             await self.crew.stay_balanced(SETTLE_SECONDS + self.seconds)
             before = await self.crew.balanced()
             began = time.perf_counter()

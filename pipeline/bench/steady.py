@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 import numpy as np
 
-from pipeline.bench import card
 from pipeline.errors import GridscoreError
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.producer import Producer
 from pipeline.results import listen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from pipeline.job import Job
 
 _TICK_SECONDS = 0.01
-_TEXTS = 10_000
 _LATE_SECONDS = 60.0
 _numbers = itertools.count()
 
@@ -47,6 +45,7 @@ class SteadyLoad:
     Args:
         grid: The connection.
         job: Which reads the events and writes the results.
+        texts: JSON texts of the events, taken again and again.
         rate: Events per second.
         check: Raises if there is no use in waiting.
 
@@ -54,9 +53,10 @@ class SteadyLoad:
         repeated: Results that were seen once more.
     """
 
-    def __init__(self, grid: Grid, job: Job, rate: float, check: Callable[[], None]) -> None:
+    def __init__(self, grid: Grid, job: Job, texts: Sequence[bytes], rate: float, check: Callable[[], None]) -> None:
         self._grid = grid
         self._job = job
+        self._texts = texts
         self._rate = rate
         self._check = check
         self._prefix = f"load{next(_numbers)}-"
@@ -68,7 +68,6 @@ class SteadyLoad:
 
     async def __aenter__(self) -> Self:
         self._registration = await listen(self._grid, self._job.results, self._arrived)
-        self._texts = [text for _, text in card.events(_TEXTS)]
         self._start = time.perf_counter()
         self._task = asyncio.create_task(self._run())
         return self
@@ -92,11 +91,11 @@ class SteadyLoad:
             self._seen.append((time.perf_counter(), key, event.value.to_string()))
 
     async def _run(self) -> None:
-        producer = Producer(self._grid, self._job.events)
+        producer, texts = Producer(self._grid, self._job.events), self._texts
         while not self._stop:
             due = int((time.perf_counter() - self._start) * self._rate)
             numbers = range(self._put, due)
-            await producer.send((f"{self._prefix}{n}", self._texts[n % _TEXTS]) for n in numbers)
+            await producer.send((f"{self._prefix}{n}", texts[n % len(texts)]) for n in numbers)
             self._put = due
             await asyncio.sleep(_TICK_SECONDS)
         await producer.flush()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli import bench_job
 from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from pipeline.cli.output import console, errors, print_json, print_table, run
 
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 _BAR = 30
 
 
-app = typer.Typer(help="How fast a worker is on this machine.", invoke_without_command=True)
+app = typer.Typer(
+    help="How fast a worker is on this machine, or your own job on your cluster.",
+    invoke_without_command=True,
+)
+app.command()(bench_job.job)
 
 
 @app.callback()
@@ -66,28 +71,16 @@ def bench(
         f"\n[bold]{events:,} events, {rounds} rounds, {members} member{'s' if members > 1 else ''}, one worker process;"
         " medians (lowest to highest)[/]\n"
     )
-    rows = []
-    for label, name in (
-        ("worker: journal to result map", "worker"),
-        ("journal drain, nothing else", "journal_drain"),
-        ("the same, client as published", "journal_drain_client_as_published"),
-        ("inplace_predict, nothing else", "inplace_predict"),
-    ):
-        figures = report[name]
-        spread = f"{figures['events_per_s_min']:,} to {figures['events_per_s_max']:,}"
-        rows.append(
-            (
-                label,
-                figures["events_per_s"],
-                spread,
-                f"{figures['cpu_us_per_event']:.2f}",
-                f"{figures['member_cpu_us_per_event']:.2f}",
-            )
-        )
-    print_table(("", "EVENTS/S", "SPREAD", "CPU µs/EVENT", "MEMBERS' CPU µs/EVENT"), rows, empty="")
-    console.print("\n[bold]Where the worker's CPU goes, µs per event[/]\n")
-    stages = report["worker_stage_us_per_event"]
-    print_table(("STAGE", "µs"), [(stage, f"{micros:.2f}") for stage, micros in stages.items()], empty="")
+    bench_job.print_figures(
+        report,
+        (
+            ("worker: journal to result map", "worker"),
+            ("journal drain, nothing else", "journal_drain"),
+            ("the same, client as published", "journal_drain_client_as_published"),
+            ("inplace_predict, nothing else", "inplace_predict"),
+        ),
+    )
+    bench_job.print_stages(report["worker_stage_us_per_event"])
     console.print(
         f"\nworker / journal drain: [bold]{report['worker_to_drain_ratio']:.2f}[/];"
         f" / drain with the client as published: [bold]{report['worker_to_drain_as_published_ratio']:.2f}[/]"

@@ -42,7 +42,11 @@ _CLOCK_SAMPLES = 3
 
 @dataclass(frozen=True)
 class MapConfig:
-    """How a map is configured; the defaults are Hazelcast's."""
+    """How a map is configured; the defaults are Hazelcast's.
+
+    Attributes:
+        followers: What else learns of each entry that is put, in the words of the configuration: `map-store`, for one.
+    """
 
     pattern: str = "default"
     backups: int = 1
@@ -52,6 +56,7 @@ class MapConfig:
     max_idle: int = 0
     eviction: str = "NONE"
     protection: str | None = None
+    followers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,10 @@ def _map_config(element: ET.Element) -> MapConfig:
     journal = element.find("event-journal")
     has_journal = journal is not None and journal.get("enabled", "true") == "true"
     eviction = element.find("eviction")
+    store = element.find("map-store")
+    followers = [name for name in ("wan-replication-ref", "entry-listeners") if element.find(name) is not None]
+    if store is not None and store.get("enabled", "true") == "true":
+        followers.append("map-store")
     return MapConfig(
         pattern=element.get("name", ""),
         backups=int(element.findtext("backup-count", "1")),
@@ -221,6 +230,7 @@ def _map_config(element: ET.Element) -> MapConfig:
         max_idle=int(element.findtext("max-idle-seconds", "0")),
         eviction=eviction.get("eviction-policy", "NONE") if eviction is not None else "NONE",
         protection=element.findtext("split-brain-protection-ref"),
+        followers=tuple(followers),
     )
 
 
