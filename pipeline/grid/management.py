@@ -46,6 +46,7 @@ class MapConfig:
 
     Attributes:
         followers: What else learns of each entry that is put, in the words of the configuration: `map-store`, for one.
+        parses_json: Whether each replica parses every JSON value that is put, to keep what it found for predicates.
     """
 
     pattern: str = "default"
@@ -57,6 +58,7 @@ class MapConfig:
     eviction: str = "NONE"
     protection: str | None = None
     followers: tuple[str, ...] = ()
+    parses_json: bool = True
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,7 @@ def _map_config(element: ET.Element) -> MapConfig:
         eviction=eviction.get("eviction-policy", "NONE") if eviction is not None else "NONE",
         protection=element.findtext("split-brain-protection-ref"),
         followers=tuple(followers),
+        parses_json=element.findtext("metadata-policy", "CREATE_ON_UPDATE") != "OFF",
     )
 
 

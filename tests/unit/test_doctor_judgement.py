@@ -60,6 +60,23 @@ def test_backups(backups, members, level):
     assert doctor._backups("map", MapConfig(backups=backups), members).level is level
 
 
+@pytest.mark.parametrize("policy", ["", "<metadata-policy>CREATE_ON_UPDATE</metadata-policy>"])
+def test_members_that_parse_every_value_are_slow(policy):
+    config = MemberConfig.parse(f'<hazelcast><map name="events.*">{policy}</map></hazelcast>').map("events.a")
+
+    (finding,) = doctor._parsing("map", config)
+
+    assert finding.level is Level.WARN
+    assert "metadata-policy" in finding.advice
+
+
+def test_members_that_leave_values_alone_are_as_they_should_be():
+    off = "<metadata-policy>OFF</metadata-policy>"
+    config = MemberConfig.parse(f'<hazelcast><map name="events.*">{off}</map></hazelcast>').map("events.a")
+
+    assert doctor._parsing("map", config) == []
+
+
 def test_expiry_on_a_journalled_map_fails():
     assert doctor._expiry("map", MapConfig()) == []
     (finding,) = doctor._expiry("map", MapConfig(time_to_live=60, eviction="LRU"))
