@@ -17,7 +17,7 @@ from pipeline.leash import LeashedProcess
 from pipeline.models import Registry
 from pipeline.worker.lease_records import read_records
 from pipeline.worker.leases import begin_anew
-from pipeline.worker.status import WORKERS_MAP
+from pipeline.worker.members import WORKERS_MAP
 
 if TYPE_CHECKING:
     from benchmarks.systems.base import Bed

@@ -14,7 +14,7 @@ from pipeline.errors import GridscoreError
 from pipeline.grid.records import Records
 from pipeline.leash import LeashedProcess
 from pipeline.worker.lease_records import read_records
-from pipeline.worker.status import WORKERS_MAP
+from pipeline.worker.members import WORKERS_MAP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -118,22 +118,35 @@ class Crew:
             await asyncio.sleep(_LOOK_SECONDS)
         raise GridscoreError(f"The partitions are not in equal parts after {_WAIT_SECONDS:.0f} s.")
 
-    @contextlib.asynccontextmanager
-    async def suspended(self) -> AsyncIterator[Callable[[], None]]:
-        """Suspend all of them, as SIGSTOP does, until what is given is called, or the block or this process ends."""
-        processes = [psutil.Process(pid) for pid in self.pids]
+    def suspended(self) -> contextlib.AbstractAsyncContextManager[Callable[[], None]]:
+        """Suspend all of them, see `suspended`."""
+        return suspended(self.pids, self._folder)
 
-        def resume() -> None:
-            for process in processes:
-                process.resume()
 
-        with LeashedProcess("pipeline.bench.pause", list(map(str, self.pids)), self._folder / "pause.log") as pause:
-            deadline = time.monotonic() + _WAIT_SECONDS
-            while any(process.status() != psutil.STATUS_STOPPED for process in processes):
-                if pause.exit_code is not None or time.monotonic() > deadline:
-                    raise GridscoreError(f"The workers could not be suspended:\n{pause.last_lines()}")
-                await asyncio.sleep(_LOOK_SECONDS)
-            yield resume
+@contextlib.asynccontextmanager
+async def suspended(pids: Sequence[int], folder: Path) -> AsyncIterator[Callable[[], None]]:
+    """Suspend processes, as SIGSTOP does, until what is given is called, or the block or this process ends.
+
+    Args:
+        pids: Their process ids.
+        folder: For a log.
+
+    Raises:
+        GridscoreError: They could not be.
+    """
+    processes = [psutil.Process(pid) for pid in pids]
+
+    def resume() -> None:
+        for process in processes:
+            process.resume()
+
+    with LeashedProcess("pipeline.bench.pause", list(map(str, pids)), folder / "pause.log") as pause:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while any(process.status() != psutil.STATUS_STOPPED for process in processes):
+            if pause.exit_code is not None or time.monotonic() > deadline:
+                raise GridscoreError(f"The workers could not be suspended:\n{pause.last_lines()}")
+            await asyncio.sleep(_LOOK_SECONDS)
+        yield resume
 
 
 class Usage:

@@ -1,0 +1,339 @@
+"""A whole benchmark: which systems are measured on which work, in which order, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks import latency, throughput
+from benchmarks.ground import ground
+from benchmarks.limits import Limits
+from benchmarks.outcome import Latency, Saturation, Spike, Status, SystemNote, Throughput, WorkNote
+from benchmarks.systems import NotAvailableError, system_class
+from benchmarks.throughput import Measured
+from benchmarks.work import WORKS
+from pipeline.errors import GridscoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
+    from benchmarks.display import Display
+    from benchmarks.ground import Ground
+    from benchmarks.outcome import Outcome
+    from benchmarks.systems.base import System
+    from benchmarks.work import Work
+    from pipeline.grid.launch import MemberExtras
+
+PARTS = ("throughput", "limits", "latency", "spike", "growth")
+QUICK_PARTS = ("throughput", "limits", "latency")
+
+OTHER_WORKS_SYSTEMS = ("gridscore", "by-hand", "jet-dictionary", "jet-replicated", "jet-imap")
+"""On works other than the first, unless others are asked for."""
+
+LIVE_QUICK_SYSTEMS = ("gridscore", "jet-dictionary")
+SPIKE_SYSTEMS = ("gridscore", "jet-dictionary", "kafka")
+
+RATES = (500.0, 2_000.0, 10_000.0)
+QUICK_RATES = (500.0, 2_000.0)
+SATURATION_PARTS = (0.5, 0.8)
+
+_SETUP_SECONDS = 40.0
+_RUN_SECONDS = 9.0
+_LIMITS_SECONDS = 14.0
+_LIVE_SECONDS = 5.0
+_SATURATION_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for.
+
+    Attributes:
+        quick: Less of everything.
+        works: Names, in order.
+        systems: Names, in order.
+        all_systems: The systems were not chosen one by one.
+        rounds: Of throughput, that count.
+        parts: Of `PARTS`.
+        members: Of the cluster.
+        heap: Of each member.
+        events: Of a throughput run, instead of the work's own number.
+    """
+
+    quick: bool
+    works: Sequence[str]
+    systems: Sequence[str]
+    all_systems: bool
+    rounds: int
+    parts: Sequence[str]
+    members: int
+    heap: str
+    events: int | None = None
+
+    def systems_on(self, work: str) -> list[str]:
+        """Names of those that are measured on a work."""
+        first = work == self.works[0]
+        return [name for name in self.systems if first or not self.all_systems or name in OTHER_WORKS_SYSTEMS]
+
+    def rounds_on(self, work: str) -> int:
+        """Rounds that count; fewer on other works than the first."""
+        return self.rounds if work == self.works[0] else min(self.rounds, 3)
+
+    def live_parts(self, work: str) -> list[str]:
+        """Parts with live events, which only the first work has."""
+        return [part for part in ("latency", "spike") if part in self.parts and work == self.works[0]]
+
+    @property
+    def steady_seconds(self) -> tuple[float, float]:
+        """Warm-up, and what counts, of one rate."""
+        return (2.0, 6.0) if self.quick else (3.0, 20.0)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Events per second."""
+        return QUICK_RATES if self.quick else RATES
+
+    def live_systems(self, part: str, names: Sequence[str]) -> list[str]:
+        """Those of the systems that a part with live events measures."""
+        if not self.all_systems:
+            return list(names)
+        chosen = LIVE_QUICK_SYSTEMS if self.quick else SPIKE_SYSTEMS if part == "spike" else tuple(names)
+        return [name for name in names if name in chosen]
+
+    def seconds(self) -> float:
+        """How long it should take, about."""
+        total = 0.0
+        for work in self.works:
+            names = self.systems_on(work)
+            rounds = self.rounds_on(work) + 1
+            if "throughput" in self.parts:
+                total += rounds * _RUN_SECONDS * len(names)
+            if "limits" in self.parts:
+                total += rounds * _LIMITS_SECONDS
+            if "latency" in self.live_parts(work):
+                live = len(self.live_systems("latency", names))
+                each = sum(self.steady_seconds) + _LIVE_SECONDS
+                total += live * len(self.rates) * each
+                if not self.quick:
+                    total += live * (len(SATURATION_PARTS) * each + _SATURATION_SECONDS + _LIVE_SECONDS)
+            if "spike" in self.live_parts(work):
+                total += len(self.live_systems("spike", names)) * (latency.spike_seconds() + _LIVE_SECONDS)
+            if total:
+                total += _SETUP_SECONDS
+        if "growth" in self.parts:
+            from benchmarks.growth import expected_seconds
+
+            total += expected_seconds(quick=self.quick)
+        return total
+
+
+class Session:
+    """Runs what is asked for, and notes what comes of it.
+
+    Args:
+        options: What is asked for.
+        outcome: Where it is noted.
+        save: Called whenever something was.
+        display: For people.
+    """
+
+    def __init__(self, options: Options, outcome: Outcome, save: Callable[[], None], display: Display) -> None:
+        self._options = options
+        self._outcome = outcome
+        self._save = save
+        self._display = display
+        self._classes: dict[str, type[System]] = {}
+        self._unavailable: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Measure everything. What fails is noted; only what is no system's fault is raised.
+
+        Raises:
+            GridscoreError: A cluster did not come up.
+        """
+        options = self._options
+        if set(options.parts) - {"growth"}:
+            self._look_for_systems()
+            for name in options.works:
+                if set(options.parts) & {"throughput", "limits"} or options.live_parts(name):
+                    await self._work(WORKS[name])
+        if "growth" in options.parts:
+            from benchmarks.growth import measure
+
+            await measure(options.members, options.heap, self._outcome, self._save, self._display, quick=options.quick)
+
+    def _look_for_systems(self) -> None:
+        for name in self._options.systems:
+            try:
+                found = self._classes[name] = system_class(name)
+                note = SystemNote(name, found.title, found.tuning, found.share, found.in_grid, found.takes_backlog)
+            except NotAvailableError as error:
+                self._unavailable[name] = str(error)
+                note = SystemNote(name, name, "")
+                self._display.note(f"{name}: not available: {error}")
+            self._outcome.systems.append(note)
+
+    async def _work(self, work: Work) -> None:
+        options, display = self._options, self._display
+        count = options.events or work.count
+        self._outcome.works.append(
+            WorkNote(work.name, work.title, count, work.features, work.trees, work.event_bytes, work.users)
+        )
+        display.say(f"{work.name}: starting members")
+        async with ground(
+            work, count, members=options.members, heap=options.heap, progress=display.say, extras=self._extras
+        ) as place:
+            self._outcome.versions["hazelcast"] = place.cluster.version
+            self._outcome.settings["partitions"] = place.bed.grid.partition_count
+            backlog = bool(set(options.parts) & {"throughput", "limits"})
+            if backlog:
+                await place.fill()
+            async with self._systems(place) as prepared:
+                if backlog:
+                    await self._rounds(place, prepared)
+                    await place.clear()
+                if options.live_parts(work.name):
+                    await self._live(place, {each.system.name: each.system for each in prepared if not each.failure})
+
+    def _extras(self, folder: Path) -> MemberExtras | None:
+        """What the members run with: more than usual if Jet is to be measured."""
+        jets = [name for name in self._classes if name.startswith("jet-")]
+        if not jets:
+            return None
+        from benchmarks.systems.jet import member_extras
+
+        try:
+            return member_extras(folder / "jet", self._display.say)
+        except GridscoreError as error:
+            for name in jets:
+                self._unavailable[name] = str(error)
+                del self._classes[name]
+            self._display.note(f"Jet: not available: {error}")
+            return None
+
+    @asynccontextmanager
+    async def _systems(self, place: Ground) -> AsyncIterator[list[Measured]]:
+        """The systems for a work, prepared; closed when it is left. Those that are not to be had are noted."""
+        work = place.bed.work
+        made: list[System] = []
+        prepared: list[Measured] = []
+        try:
+            for name in self._options.systems_on(work.name):
+                if name in self._unavailable:
+                    self._missing(work.name, name, Status.NOT_AVAILABLE, self._unavailable[name])
+                    continue
+                self._display.say(f"{work.name}: preparing {name}")
+                try:
+                    system = self._classes[name](place.bed)
+                    made.append(system)
+                    await system.prepare()
+                except Exception as error:  # noqa: BLE001 -- whatever it is, it is this system's own
+                    self._missing(work.name, name, Status.FAILED, _reason(error))
+                    continue
+                prepared.append(Measured(system, max(1, round(place.count * system.share))))
+            yield prepared
+        finally:
+            for system in made:
+                self._display.say(f"{work.name}: closing {system.name}")
+                try:
+                    await system.close()
+                except Exception as error:  # noqa: BLE001 -- the others must be closed, too
+                    self._display.note(f"{system.name} could not be closed: {_reason(error)}")
+
+    def _missing(self, work: str, name: str, status: Status, reason: str) -> None:
+        outcome, options = self._outcome, self._options
+        self._display.note(f"{work}: {name}: {status}: {reason}")
+        if "throughput" in options.parts:
+            outcome.throughput.append(Throughput(work, name, status, reason))
+        if "latency" in options.live_parts(work) and name in options.live_systems("latency", [name]):
+            outcome.saturation.append(Saturation(work, name, status, reason))
+            outcome.latency += [Latency(work, name, rate, None, status, reason) for rate in options.rates]
+        if "spike" in options.live_parts(work) and name in options.live_systems("spike", [name]):
+            outcome.spikes.append(Spike(work, name, status, reason))
+
+    async def _rounds(self, place: Ground, prepared: list[Measured]) -> None:
+        """Rounds of throughput and limits; the first does not count."""
+        options, work = self._options, place.bed.work.name
+        limits = Limits(place) if "limits" in options.parts else None
+        systems = prepared if "throughput" in options.parts else []
+        rounds = options.rounds_on(work)
+        for number in range(rounds + 1):
+            which = f"{work}: round {number} of {rounds}" if number else f"{work}: warming up"
+            turn = number % max(1, len(systems))
+            for measured in systems[turn:] + systems[:turn]:
+                if measured.failure:
+                    continue
+                with self._display.step(f"{which}: {measured.system.name}", _RUN_SECONDS):
+                    await throughput.run(place, measured, number)
+                self._display.note(f"{which}: {_said(measured, counts=number > 0)}")
+            if limits is not None:
+                with self._display.step(f"{which}: limits", _LIMITS_SECONDS):
+                    await limits.run(number)
+            if number:
+                kept = [each for each in self._outcome.throughput if each.work != work or not _is_measured(each)]
+                found = [each.outcome(work) for each in systems] + (limits.outcome() if limits else [])
+                self._outcome.throughput[:] = kept + found
+                self._save()
+
+    async def _live(self, place: Ground, systems: dict[str, System]) -> None:
+        """Latency at each rate in turn, of all systems one after the other, and the spike."""
+        options, outcome, work = self._options, self._outcome, place.bed.work.name
+        texts = place.texts[: 1 << 16]
+        warm_up, seconds = options.steady_seconds
+        each = warm_up + seconds + _LIVE_SECONDS
+        if "latency" in options.parts:
+            names = options.live_systems("latency", list(systems))
+            cases: list[tuple[str, float, float | None]] = [(n, rate, None) for rate in options.rates for n in names]
+            if not options.quick:
+                for name in names:
+                    with self._display.step(f"{work}: saturation of {name}", _SATURATION_SECONDS + _LIVE_SECONDS):
+                        found = await latency.saturation(systems[name], work, texts, _SATURATION_SECONDS)
+                    outcome.saturation.append(found)
+                    self._display.note(f"{work}: {name}: saturation {found.events_per_s:,.0f} events/s {found.reason}")
+                    if found.status == Status.MEASURED:
+                        cases += [(name, part * found.events_per_s, part) for part in SATURATION_PARTS]
+            for name, rate, part in cases:
+                with self._display.step(f"{work}: {name} at {rate:,.0f} events/s", each):
+                    lately = await latency.steady(
+                        systems[name], work, texts, rate, warm_up=warm_up, seconds=seconds, part=part
+                    )
+                outcome.latency.append(lately)
+                self._display.note(f"{work}: {name} at {rate:,.0f} events/s: {_latency_said(lately)}")
+                self._save()
+        if "spike" in options.parts:
+            for name in options.live_systems("spike", list(systems)):
+                with self._display.step(f"{work}: a spike for {name}", latency.spike_seconds() + _LIVE_SECONDS):
+                    outcome.spikes.append(await latency.spike(systems[name], work, texts, warm_up=warm_up))
+                self._save()
+
+
+def _is_measured(found: Throughput) -> bool:
+    return found.expected_events > 0
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, GridscoreError) else f"{type(error).__name__}: {error}"
+
+
+def _said(measured: Measured, *, counts: bool) -> str:
+    name = measured.system.name
+    if measured.failure:
+        return f"{name}: FAILED: {measured.failure}"
+    wrong = f" WRONG: {measured.wrong}" if measured.wrong else ""
+    if not counts:
+        return f"{name}: done{wrong}"
+    run = measured.runs[-1]
+    return (
+        f"{name}: {run.events_per_s:,.0f} events/s, CPU {run.scorer_cpu_us_per_event:.1f} +"
+        f" {run.service_cpu_us_per_event:.1f} µs an event{wrong}"
+    )
+
+
+def _latency_said(found: Latency) -> str:
+    if found.status != Status.MEASURED:
+        return f"{found.status}: {found.reason}"
+    if found.p50_ms is None or found.p99_ms is None:
+        return "nothing was seen"
+    return f"p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms{', saturated' if found.saturated else ''}"
