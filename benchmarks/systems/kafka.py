@@ -274,10 +274,10 @@ class KafkaConsumer(_Kafka):
     name = "kafka-consumer"
     title = "Kafka topic to topic, a plain consumer loop"
     tuning = (
-        f"One broker (KRaft, 1 GB of heap), {PARTITIONS} partitions, acks=all. A confluent-kafka consumer takes one event "
-        "as soon as it comes and with it all that are there, up to 4,096, and prefetches 100,000. Scored as one batch, "
-        "with one thread. Results go to the partition of their event, by an idempotent producer that lingers 1 ms. "
-        "Offsets are committed once a second, after a flush: at least once."
+        f"One broker (KRaft, 1 GB of heap), {PARTITIONS} partitions, acks=all. A confluent-kafka consumer takes one "
+        "event as soon as it comes and with it all that are there, up to 4,096, and prefetches 100,000. They are "
+        "scored as one batch, with one thread. Results go to the partition of their event, by an idempotent "
+        "producer that lingers 1 ms. Offsets are committed once a second, after a flush: at least once."
     )
     module = "benchmarks.systems.kafka_loop"
 
@@ -289,9 +289,9 @@ class QuixStreams(_Kafka):
     title = "Kafka topic to topic, Quix Streams"
     tuning = (
         f"Quix Streams {QUIX_VERSION} on the same broker, topics and client settings. Its documented way, a function "
-        "applied to each event, would be a prediction an event; instead a sink gathers events, and at each checkpoint "
-        "scores them as one batch, writes and flushes the results, before offsets are committed. A checkpoint is every "
-        "4,096 events or 20 ms."
+        "applied to each event, would be a prediction an event; instead a sink gathers events, and at each "
+        "checkpoint scores them as one batch, writes and flushes the results, before offsets are committed. A "
+        "checkpoint is every 4,096 events or 20 ms."
     )
     module = "benchmarks.systems.quix_loop"
 
