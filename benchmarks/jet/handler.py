@@ -1,13 +1,16 @@
 """What Jet's Python processes run for each batch: decode to columns, features, scores, results.
 
 Jet copies this file to the members, with `settings.json` beside it: `files`, the folder of the work; `version` and
-`model`, for the results; and `dictionary`, whether lookups are made here.
+`model`, for the results; `dictionary`, whether lookups are made here; `ready`, an empty folder, and `processes`, how
+many there will be.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
+import time
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +25,13 @@ if TYPE_CHECKING:
 _CUSTOMER = ("age", "mean_amount", "tenure", "risk")
 _SHOP = ("category", "fraud_rate", "mean_amount", "days")
 _HOUR, _DAY = 3_600_000, 86_400_000
+_TOGETHER_SECONDS = 30.0
 
 _settings = json.loads(Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))
 _files = Path(_settings["files"])
 _features: list[str] = json.loads((_files / "features.json").read_text(encoding="utf-8"))
 _model = xgboost.Booster({"nthread": 1}, model_file=_files / "model.ubj")
+_ready = Path(_settings["ready"])
 _tail = f',"version":{_settings["version"]},"model":"{_settings["model"]}"}}'
 
 
@@ -105,10 +110,15 @@ if _settings["dictionary"]:
 else:
     _decode = msgspec.json.Decoder(list[RichRow]).decode
 _encode = msgspec.json.Encoder().encode
+_begun = False
 
 
 def transform_list(lines: Iterable[str]) -> list[str]:
     """Results of a batch, in order."""
+    global _begun  # noqa: PLW0603 -- Jet calls a function of a module, and nothing else
+    if not _begun:
+        _wait_for_others()
+        _begun = True
     rows = _decode(f"[{','.join(lines)}]")
     events = [row.event for row in rows]
     amount = np.array([event.amount for event in events])
@@ -145,5 +155,13 @@ def transform_list(lines: Iterable[str]) -> list[str]:
     return [f'{row.key}\t{{"score":{score}{_tail}' for row, score in zip(rows, scores, strict=True)]
 
 
+def _wait_for_others() -> None:
+    """Wait until all processes are up: one that starts still would take the cores from those that score already."""
+    until = time.monotonic() + _TOGETHER_SECONDS
+    while len(list(_ready.iterdir())) < _settings["processes"] and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+(_ready / str(os.getpid())).touch()
 # What is here stays: the collector need not look at it again.
 gc.freeze()

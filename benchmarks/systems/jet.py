@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -216,24 +217,17 @@ class _Jet(InGrid):
     def __init__(self, bed: Bed) -> None:
         super().__init__(bed)
         self._jobs: _Jobs | None = None
+        self._handler = bed.folder / self.name
+        self._processes_wanted = PARALLELISM * len(bed.member_pids)
 
     async def prepare(self) -> None:
-        """Write the handler, and start the client that submits jobs; it copies lookups to replicated maps, if need be.
+        """Start the client that submits jobs; it copies lookups to replicated maps, if need be.
 
         Raises:
             GridscoreError: The client does not start.
         """
-        work = self.bed.work
-        handler = self.bed.folder / self.name
-        handler.mkdir(parents=True)
-        (handler / "handler.py").write_bytes((_SOURCES / "handler.py").read_bytes())
-        settings = {
-            "files": str(self.bed.files),
-            "dictionary": self.variant == "dictionary",
-            "model": work.job.model.name,
-            "version": 1,
-        }
-        (handler / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        self._handler.mkdir(parents=True)
+        shutil.copy(_SOURCES / "handler.py", self._handler)
         jars = await asyncio.to_thread(_jars, self.bed.progress)
         self._jobs = await _Jobs.start(
             [*member_jars(VERSION), *jars],
@@ -241,22 +235,32 @@ class _Jet(InGrid):
                 self.bed.cluster_name,
                 ",".join(self.bed.addresses),
                 self.variant,
-                str(handler),
+                str(self._handler),
                 self.events_map,
                 self.results_map,
-                *(name for name, _ in work.lookups.values()),
+                *(name for name, _ in self.bed.work.lookups.values()),
             ],
             self.bed.folder / f"{self.name}.log",
         )
         await self._jobs.answer()
 
     async def start(self, *, backlog: bool) -> None:
-        """Submit the job; for live events, wait until all its Python processes are connected."""
+        """Submit the job, with its handler; for live events, wait until all its Python processes are connected."""
         assert self._jobs is not None  # noqa: S101 -- `prepare` comes first
+        settings = {
+            "files": str(self.bed.files),
+            "dictionary": self.variant == "dictionary",
+            "model": self.bed.work.job.model.name,
+            "version": 1,
+            "ready": tempfile.mkdtemp(dir=self.bed.folder),
+            "processes": self._processes_wanted,
+        }
+        (self._handler / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         await self._jobs.ask(f"start {'START_FROM_OLDEST' if backlog else 'START_FROM_CURRENT'}")
         if not backlog:
-            wanted = PARALLELISM * len(self.bed.member_pids)
-            await self._wait("Jet's Python processes do not start.", lambda: sum(self._connected()) == wanted)
+            await self._wait(
+                "Jet's Python processes do not start.", lambda: sum(self._connected()) == self._processes_wanted
+            )
 
     async def stop(self) -> None:
         """Cancel the job, and wait until its Python processes are gone."""
