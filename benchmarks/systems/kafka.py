@@ -104,7 +104,7 @@ class _Kafka(System):
         deadline = time.monotonic() + _WAIT_SECONDS
         while not all("ready" in loop.log_file.read_text(encoding="utf-8").split() for loop in self._loops):
             await self._pause(deadline)
-        self._before = 0
+        self._before, self._error = 0, None
         if not backlog:
             await self._warm_up(deadline)
 
@@ -176,12 +176,14 @@ class _Kafka(System):
 
     async def close(self) -> None:
         """End everything."""
-        with contextlib.suppress(KafkaException):
-            await self.stop()
-        if self._broker is not None:
-            broker, self._broker = self._broker, None
-            self._producer = self._admin = None
-            await asyncio.to_thread(broker.stop)
+        try:
+            with contextlib.suppress(KafkaException):
+                await self.stop()
+        finally:
+            if self._broker is not None:
+                broker, self._broker = self._broker, None
+                self._producer = self._admin = None
+                await asyncio.to_thread(broker.stop)
 
     def pids(self) -> list[int]:
         """The loops."""
