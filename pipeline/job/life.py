@@ -71,9 +71,14 @@ class JobRecord:
         return self.job.name
 
     @property
+    def beginning(self) -> str:
+        """Where a partition begins that has no offset yet: `oldest`, `latest` or, after a restart, an RFC 3339 time."""
+        return self.begin or self.job.start
+
+    @property
     def begins_late(self) -> bool:
         """Whether events that were put before the job began are not to be scored."""
-        return (self.begin or self.job.start) != "oldest"
+        return self.beginning != "oldest"
 
     def is_same_run(self, other: JobRecord) -> bool:
         """Whether both are of one submission or update; a cluster that came back empty counts revisions anew."""

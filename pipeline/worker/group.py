@@ -230,7 +230,7 @@ class Group:
         """
         partition, record = lease.partition, lease.record
         oldest, newest = await self.reader.bounds(partition)
-        if self._record.begin and record.run < self._record.restarts:
+        if self._record.begin and not record.has_begun(self._record):
             offset = await restart_position(self._grid, self._record, partition, oldest, newest)
             return offset if await self.leases.reset(partition, offset, run=self._record.restarts) else None
         if record.offset < 0:

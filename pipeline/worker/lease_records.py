@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipeline.grid import Grid
+    from pipeline.job import JobRecord
 
 LEASES_MAP = "gridscore.leases"
 
@@ -50,6 +51,10 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     run: int = 0
     doubt: int = 0
     heir: str = ""
+
+    def has_begun(self, job: JobRecord) -> bool:
+        """Whether the offset says something: after a restart a worker sets it anew, and until then it does not."""
+        return self.offset >= 0 and (not job.begin or self.run >= job.restarts)
 
 
 encode = msgspec.json.Encoder(order="deterministic").encode

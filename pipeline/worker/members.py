@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.grid.records import Record, Records
-from pipeline.worker.status import WORKERS_MAP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,11 +19,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+WORKERS_MAP = "gridscore.workers"
+
 SUSPECT_SECONDS = 2.2
 """A worker whose record has not changed for so long has missed two changes: its leases are watched."""
 
 GONE_SECONDS = 4.0
-"""A worker whose record has not changed for so long takes no part in the group."""
+"""A worker whose record has not changed for so long takes no part in the group, and is not counted as living.
+
+Long enough to miss three changes, and shorter than a lease is by default: when its partitions can be taken, the others
+have shared them out among themselves already.
+"""
 
 
 @dataclass(slots=True)

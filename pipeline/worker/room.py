@@ -157,10 +157,10 @@ class RingReaders:
         for name, record in self._jobs.items():
             known = self._leases.get(name, {})
             lease = known.get(partition)
-            if lease is None or not _has_begun(record, lease):
+            if lease is None or not lease.has_begun(record):
                 # Who begins at the newest event cannot miss any that is there; as long as we do not know, it may miss
                 # all of them. Once begun it has an offset, so nothing of this is kept.
-                at_the_end = partition in known and _begin(record) == "latest"
+                at_the_end = partition in known and record.beginning == "latest"
                 offset = newest + 1 if at_the_end else oldest
                 known.pop(partition, None)
             elif lease.offset > newest + 1:
@@ -172,12 +172,3 @@ class RingReaders:
             if count > worst.count or not worst.job:
                 worst = Unread(count, name, record.state.value, lease is not None and bool(lease.owner))
         return worst
-
-
-def _has_begun(record: JobRecord, lease: LeaseRecord) -> bool:
-    """Whether the offset is of the job's last restart, and there is one."""
-    return lease.offset >= 0 and lease.run >= record.restarts
-
-
-def _begin(record: JobRecord) -> str:
-    return record.begin or record.job.start

@@ -21,6 +21,7 @@ from pipeline.grid.records import Records
 from pipeline.job import Jobs
 from pipeline.worker.dead_letters import map_of
 from pipeline.worker.lease_records import read_records
+from pipeline.worker.members import GONE_SECONDS, WORKERS_MAP
 from pipeline.worker.rescan import RESCANS_MAP, requests_of
 
 if TYPE_CHECKING:
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
     from pipeline.job import JobRecord
     from pipeline.worker.lease_records import LeaseRecord
 
-WORKERS_MAP = "gridscore.workers"
 ACKNOWLEDGED_MAP = "gridscore.acknowledged"
-GONE_SECONDS = 5.0
-"""A worker whose record has not changed for this long is not counted as living."""
 
 _COUNTERS = ("events", "rate", "skipped", "rescued", "taken", "given")
 _LOSSES = ("lost", "regressions")
@@ -329,21 +327,17 @@ async def _positions(grid: Grid, record: JobRecord, leases: Mapping[int, LeaseRe
         bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
     except GridError:
         return None
-    begin = record.begin or record.job.start
     return tuple(
-        _position(leases.get(partition), oldest, newest, begin, record.restarts)
-        for partition, (oldest, newest) in enumerate(bounds)
+        _position(record, leases.get(partition), oldest, newest) for partition, (oldest, newest) in enumerate(bounds)
     )
 
 
-def _position(lease: LeaseRecord | None, oldest: int, newest: int, begin: str, run: int) -> Position:
+def _position(record: JobRecord, lease: LeaseRecord | None, oldest: int, newest: int) -> Position:
     held = newest + 1 - oldest
-    # After a restart a worker sets the offset anew; until then the old one says nothing.
-    begun = lease is not None and lease.offset >= 0 and lease.run == run
-    if begun and lease is not None:
+    if lease is not None and lease.has_begun(record):
         unread = max(0, newest + 1 - max(lease.offset, oldest))
     else:
-        unread = 0 if begin == "latest" else held
+        unread = 0 if record.beginning == "latest" else held
     return Position(
         owner=lease.owner if lease is not None else "",
         stamp=(lease.epoch, lease.renewals) if lease is not None else (0, 0),

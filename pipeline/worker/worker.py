@@ -29,9 +29,8 @@ from pipeline.grid.records import record_text
 from pipeline.job import JobRecord, Jobs, JobState
 from pipeline.job.life import WANTED
 from pipeline.worker.leases import LEASE_SECONDS
-from pipeline.worker.members import Members
+from pipeline.worker.members import WORKERS_MAP, Members
 from pipeline.worker.runner import JobRunner
-from pipeline.worker.status import WORKERS_MAP
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -12,7 +12,8 @@ from pipeline.grid import Records, transport
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job import Jobs
 from pipeline.worker.dead_letters import list_letters, map_of
-from pipeline.worker.status import WORKERS_MAP, job_status, living_workers
+from pipeline.worker.members import WORKERS_MAP
+from pipeline.worker.status import job_status, living_workers
 
 UNKNOWN_TYPE = struct.pack(">ii", 0, 1234) + b"whatever"
 

@@ -14,7 +14,8 @@ from pipeline.grid.records import record_text
 from pipeline.job import JobState
 from pipeline.worker import Worker, rescan
 from pipeline.worker.health import Look, examine, is_well
-from pipeline.worker.status import WORKERS_MAP, Lookout, acknowledge
+from pipeline.worker.members import WORKERS_MAP
+from pipeline.worker.status import Lookout, acknowledge
 
 
 async def settled(lookout, condition):
@@ -100,7 +101,7 @@ async def test_a_worker_is_gone_when_its_record_stands_still(cluster, unique, mo
         # The clock of one is an hour behind: nobody knows at first whether it lives.
         assert await living(0, ours=now, theirs=now - 3600) == {ours}
         assert await living(1, theirs=now - 3599) == {ours, theirs}
-        assert await living(5.5) == {theirs}
+        assert await living(4.5) == {theirs}
         assert await living(7, ours=now + 1) == {ours}
         for worker in (ours, theirs):
             await proxy.delete(worker)

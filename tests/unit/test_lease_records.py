@@ -1,0 +1,36 @@
+"""Lease records: when an offset says something of the job as it is now."""
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.job import JobRecord, JobState, parse_job
+from pipeline.worker.lease_records import NOBODY
+
+JOB = """\
+job: payments
+events: events.payments
+schema: {amount: float}
+features: {amount: amount}
+model: payments
+results: results.payments
+"""
+
+
+@pytest.mark.parametrize(
+    ("offset", "run", "restarts", "begin", "begun"),
+    [
+        (-1, 0, 0, "", False),
+        (0, 0, 0, "", True),
+        (7, 0, 1, "latest", False),
+        (7, 1, 1, "latest", True),
+        (7, 1, 2, "oldest", False),
+        # The job was seen before its last restart, the lease after it.
+        (7, 2, 1, "oldest", True),
+        # Restarts of an earlier submission are counted, and nothing is to begin elsewhere because of them.
+        (7, 0, 3, "", True),
+        (-1, 0, 3, "", False),
+    ],
+)
+def test_an_offset_says_something_if_it_follows_the_last_restart(offset, run, restarts, begin, begun):
+    job = JobRecord(parse_job(JOB, "test"), JobState.RUNNING, 4, "", "", "", restarts=restarts, begin=begin)
+    assert replace(NOBODY, offset=offset, run=run).has_begun(job) is begun
