@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
+class NotNowError(Exception):
+    """Whoever waits for a partition to come to some offset waits in vain: it is no longer ours, or does not come on."""
+
+
 @dataclass(slots=True, eq=False)
 class Write:
     """A put-all under way, and what it allows to be committed.

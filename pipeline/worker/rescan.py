@@ -21,6 +21,7 @@ from pipeline.grid.copies import payload
 from pipeline.grid.journal import Journal, Page
 from pipeline.grid.records import Records
 from pipeline.worker.missing import Event, rejections, still_without_result, without_result
+from pipeline.worker.offsets import NotNowError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -41,10 +42,6 @@ _PATIENCE_SECONDS = 20.0
 """How long what was found is waited for, before the request is left for later."""
 
 _AT_ONCE = 512
-
-
-class _NotNowError(Exception):
-    """The partition is no longer ours, or does not come on."""
 
 
 async def request(grid: Grid, job: str, partitions: Iterable[int], reason: str) -> None:
@@ -132,7 +129,7 @@ class Rescanner:
             rejected = await rejections(self._grid, self._job)
             while await self._pass(partition, rejected):
                 pass
-        except _NotNowError:
+        except NotNowError:
             _log.info("%s: the rescan of partition %d is left for later", self._job.name, partition)
             return
         await Records(self._grid, RESCANS_MAP).remove(record)
@@ -163,7 +160,7 @@ class Rescanner:
             missing = await still_without_result(self._grid, self._job, partition, events, rejected)
             missing = [event for event in missing if event.key not in arrived]
             if missing and not self._group.reader.insert(partition, page_of(missing)):
-                raise _NotNowError
+                raise NotNowError
         if not missing:
             return 0
         _log.warning(
@@ -186,7 +183,7 @@ class Rescanner:
 
     async def _wait(self, partition: int, deadline: float) -> None:
         if self._grid.clock() > deadline or partition not in self._group.held:
-            raise _NotNowError
+            raise NotNowError
         await asyncio.sleep(_WAIT_SECONDS)
 
 

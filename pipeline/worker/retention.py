@@ -40,6 +40,7 @@ from pipeline.job.life import ENDED
 from pipeline.worker.dead_letters import map_of
 from pipeline.worker.lease_records import read_records
 from pipeline.worker.missing import Event, rejection_of, rejections
+from pipeline.worker.offsets import NotNowError
 from pipeline.worker.standing import ResultOrigin
 
 if TYPE_CHECKING:
@@ -67,10 +68,6 @@ _WAIT_SECONDS = 0.05
 _LETTERS_SECONDS = 60.0
 
 _origin = msgspec.json.Decoder(ResultOrigin).decode
-
-
-class _NotNowError(Exception):
-    """The partition is no longer ours, or does not come on."""
 
 
 class Retention:
@@ -152,7 +149,7 @@ class Retention:
         for partition in sorted(self._held()):
             try:
                 await self._partition(partition, int((time.time() - longest) * 1000), others)
-            except _NotNowError:
+            except NotNowError:
                 continue
         if self.removed > before:
             _log.info("%s: %d old events removed", self._job.name, self.removed - before, extra={"action": "retention"})
@@ -203,7 +200,7 @@ class Retention:
         ]
         for start in range(0, len(same), _AT_ONCE):
             if partition not in self._held():
-                raise _NotNowError
+                raise NotNowError
             some = same[start : start + _AT_ONCE]
             there = [key for key in some if key in events]
             gone = dict(zip(there, await self._remove_same(self._job.events, partition, there, events), strict=True))
@@ -219,11 +216,11 @@ class Retention:
         while True:
             offset = self._acknowledged(partition)
             if offset is None or partition not in self._held():
-                raise _NotNowError
+                raise NotNowError
             if offset > newest and await self._others_past(partition, newest, others):
                 return
             if self._grid.clock() > deadline:
-                raise _NotNowError
+                raise NotNowError
             await asyncio.sleep(_WAIT_SECONDS)
 
     async def _others_past(self, partition: int, newest: int, others: list[Job]) -> bool:
