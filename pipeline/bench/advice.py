@@ -39,8 +39,8 @@ def advice(job: Job, trees: int, worker: Mapping[str, Any], stages: Mapping[str,
         text += f"Each batch asks the grid for its lookups ({names}): with `mode: copy`, each worker has them at hand."
     elif idle > IDLE:
         text += (
-            f"It waits {idle:.0%} of the time, for the members or the network: look at the members' CPU and the way to "
-            "them first."
+            f"It waits {idle:.0%} of the time, for the members, the network or a free core: look there first, not at "
+            "the job."
         )
     else:
         text += _LOOK_AT[stage].format(

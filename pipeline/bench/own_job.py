@@ -22,7 +22,8 @@ from pipeline.bench.rounds import drain, figures, predict, put_events, score, sc
 from pipeline.bench.samples import MAX_BYTES, bounded, featured, from_grid, keys
 from pipeline.bench.steady import SteadyLoad
 from pipeline.bench.temporary import place, removed_afterwards
-from pipeline.errors import EventsLostError, GridscoreError, MapNotFoundError
+from pipeline.errors import EventsLostError, GridError, GridscoreError, MapNotFoundError
+from pipeline.grid import transport
 from pipeline.grid.capacity import Source
 from pipeline.grid.member import running_cluster
 from pipeline.grid.writer import MapWriter
@@ -30,12 +31,13 @@ from pipeline.job.file import ModelRef
 from pipeline.models import LoadedModel, Registry, check_features
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from pipeline.bench.rounds import Run
     from pipeline.bench.samples import Samples
     from pipeline.bench.temporary import Place
     from pipeline.grid import Grid
+    from pipeline.grid.capacity import Capacity
     from pipeline.job import Job
     from pipeline.models import ModelVersion
 
@@ -44,6 +46,7 @@ WARM_UP_SECONDS = 1.0
 
 _START_SECONDS = 30.0
 _LOOK_SECONDS = 0.02
+_LOST_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,14 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class _Measured:
+    drains: list[Run]
+    predictions: list[Run]
+    workers: list[Run]
+    latency: Latency
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What was measured, and on what."""
 
@@ -97,15 +108,13 @@ class Report:
     events: int
     members: int
     partitions: int
-    drains: list[Run]
-    predictions: list[Run]
-    workers: list[Run]
-    latency: Latency
+    measured: _Measured
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Medians with their spread, for scripts and for the tables."""
-        worker, stages = figures(self.workers), stage_figures(self.workers)
+        measured = self.measured
+        worker, stages = figures(measured.workers), stage_figures(measured.workers)
         return {
             "job": self.job.name,
             "model": self.model.name,
@@ -115,16 +124,16 @@ class Report:
             "members": self.members,
             "partitions": self.partitions,
             "events": self.events,
-            "rounds": len(self.workers),
+            "rounds": len(measured.workers),
             "samples": len(self.samples.texts),
             "samples_from": self.samples.origin,
             "samples_left_out": self.samples.bad,
             "mean_event_bytes": round(self.samples.mean_bytes, 1),
             "worker": worker,
-            "journal_drain": figures(self.drains),
-            "inplace_predict": figures(self.predictions),
+            "journal_drain": figures(measured.drains),
+            "inplace_predict": figures(measured.predictions),
             "worker_stage_us_per_event": stages,
-            "latency": self.latency.to_json(),
+            "latency": measured.latency.to_json(),
             "advice": advice(self.job, self.model.trees, worker, stages),
             "notes": self.notes,
         }
@@ -180,25 +189,15 @@ async def measure(
         notes.append("the members do not tell their configuration: the journal may hold more than was assumed")
     own = _own(job, where, model.version)
     async with removed_afterwards(grid, own, say):
-        names = keys(events, where.capacity, MapWriter(grid, own.events).serialize_key)
-        await put_events(
-            grid,
-            own.events,
-            zip(names, cycle(samples.texts), strict=False),
-            lambda done: progress(f"putting events: {done:,} of {events:,}"),
+        measured = await _unless_lost(
+            grid, _measured(grid, own, where.capacity, samples, matrix, model, events, request, progress)
         )
-        drains, predictions, workers = [], [], []
-        for number in range(request.rounds + 1):
-            name = f"round {number} of {request.rounds}" if number else "warming up"
-            progress(f"{name}: journal drain")
-            drains.append((await drain(grid, own.events, request.member_pids, events))[0])
-            progress(f"{name}: prediction")
-            predictions.append(predict(model.predict, matrix, events, request.member_pids))
-            progress(f"{name}: worker")
-            workers.append(await score(grid, request.member_pids, own, events, own.name))
-        progress(f"latency at {request.rate:,.0f} events/s")
-        latency = await _latency(grid, own, samples, request, notes)
         progress("removing what was put")
+    if measured.latency.seconds < request.seconds:
+        notes.append(
+            f"latency over {measured.latency.seconds:.1f} s instead of {request.seconds:.0f}: more than "
+            f"{MAX_BYTES >> 20} MiB of events would be put"
+        )
     return Report(
         job,
         model.version,
@@ -206,12 +205,57 @@ async def measure(
         events,
         sum(not member.lite_member for member in grid.members),
         grid.partition_count,
-        drains[1:],
-        predictions[1:],
-        workers[1:],
-        latency,
+        measured,
         notes,
     )
+
+
+async def _unless_lost(grid: Grid, work: Coroutine[Any, Any, _Measured]) -> _Measured:
+    """Do the work; give it up when the cluster is gone for long, for which a worker would wait as long as it takes."""
+    task = asyncio.create_task(work)
+    seen_at = time.monotonic()
+    try:
+        while not task.done():
+            await asyncio.wait((task,), timeout=_LOST_SECONDS / 10)
+            if transport.member_connections(grid.client):
+                seen_at = time.monotonic()
+            elif time.monotonic() - seen_at > _LOST_SECONDS:
+                raise GridError("The cluster has gone away meanwhile.", "Try again when it is back.")
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _measured(
+    grid: Grid,
+    own: Job,
+    capacity: Capacity,
+    samples: Samples,
+    matrix: np.ndarray[Any, Any],
+    model: LoadedModel,
+    events: int,
+    request: Request,
+    progress: Callable[[str], None],
+) -> _Measured:
+    await put_events(
+        grid,
+        own.events,
+        zip(keys(events, capacity, MapWriter(grid, own.events).serialize_key), cycle(samples.texts), strict=False),
+        lambda done: progress(f"putting events: {done:,} of {events:,}"),
+    )
+    drains, predictions, workers = [], [], []
+    for number in range(request.rounds + 1):
+        name = f"round {number} of {request.rounds}" if number else "warming up"
+        progress(f"{name}: journal drain")
+        drains.append((await drain(grid, own.events, request.member_pids, events))[0])
+        progress(f"{name}: prediction")
+        predictions.append(predict(model.predict, matrix, events, request.member_pids))
+        progress(f"{name}: worker")
+        workers.append(await score(grid, request.member_pids, own, events, own.name))
+    progress(f"latency at {request.rate:,.0f} events/s")
+    latency = await _latency(grid, own, samples, request)
+    return _Measured(drains[1:], predictions[1:], workers[1:], latency)
 
 
 async def _require_lookups(grid: Grid, job: Job) -> None:
@@ -253,13 +297,8 @@ def _own(job: Job, where: Place, version: ModelVersion) -> Job:
     )
 
 
-async def _latency(grid: Grid, own: Job, samples: Samples, request: Request, notes: list[str]) -> Latency:
+async def _latency(grid: Grid, own: Job, samples: Samples, request: Request) -> Latency:
     seconds = min(request.seconds, max(1.0, MAX_BYTES / samples.mean_bytes / request.rate))
-    if seconds < request.seconds:
-        notes.append(
-            f"latency over {seconds:.1f} s instead of {request.seconds:.0f}: more than {MAX_BYTES >> 20} MiB of events "
-            "would be put"
-        )
     newest = own.model_copy(update={"start": "latest"})
     async with scoring(grid, newest, own.name) as (runner, check):
         deadline = time.monotonic() + _START_SECONDS

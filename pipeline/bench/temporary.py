@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.grid.management import MemberConfig
     from pipeline.job import Job
 
-REMOVE_SECONDS = 20.0
+REMOVE_SECONDS = 10.0
 """How long removing what was made may take: a cluster that has gone must not keep us."""
 
 _ATTEMPTS = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,7 +80,10 @@ def job(
                     )
 
     tune()
-    report = run(main()).to_json()
+    try:
+        report = run(main()).to_json()
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None  # `kill` ended it, as Ctrl-C would
     if as_json:
         print_json(report)
     else:
