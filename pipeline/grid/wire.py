@@ -9,6 +9,8 @@ Frames are little-endian (see `transport`); serialized data (`Data`) inside them
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from hazelcast.protocol.builtin import DataCodec, EntryListCodec, StringCodec
@@ -162,18 +164,25 @@ def put_all_prefix(name: str) -> bytes:
     return bytes(buffer)
 
 
+# Sizes repeat: what stands before a key or text of some size is made once, and looked up after that.
+@lru_cache(maxsize=4096)
+def _key_header(size: int) -> bytes:
+    return _FRAME.pack(size + 6, 0)
+
+
+@lru_cache(maxsize=4096)
+def _value_header(size: int) -> bytes:
+    return _FRAME.pack(size + 18, 0) + _JSON_HEADER.pack(0, -130, size)
+
+
+_END_FINAL = bytes(END_FINAL_FRAME_BUF)
+
+
 def encode_put_all_json(prefix: bytes, keys: Sequence[bytes], texts: Sequence[bytes]) -> OutboundMessage:
     """`Map.PutAll` of entries of one partition: serialized keys as they are, JSON texts as JSON values."""
-    pieces: list[bytes] = [prefix]
-    add, frame, value_header = pieces.append, _FRAME.pack, _JSON_HEADER.pack
-    for key, text in zip(keys, texts, strict=True):
-        size = len(text)
-        add(frame(len(key) + 6, 0))
-        add(key)
-        add(frame(size + 18, 0) + value_header(0, -130, size))
-        add(text)
-    add(bytes(END_FINAL_FRAME_BUF))
-    return OutboundMessage(bytearray().join(pieces), False)
+    key_headers, value_headers = map(_key_header, map(len, keys)), map(_value_header, map(len, texts))
+    entries = zip(key_headers, keys, value_headers, texts, strict=True)
+    return OutboundMessage(bytearray().join(chain((prefix,), chain.from_iterable(entries), (_END_FINAL,))), False)
 
 
 FIRST_ENTRY = (2**31 - 1, -1)

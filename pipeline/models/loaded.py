@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.errors import ModelError
 from pipeline.models.description import describe
+from pipeline.models.predictor import Predictor
 from pipeline.models.version import signature
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class LoadedModel:
         self._booster = booster
         self._types = list(description.feature_types) or None
         # In place, the trees of `dart` are summed in another order (XGBoost 3.2): the last bits would differ.
-        self._predict = self._predict_by_copy if description.booster == "dart" else self._predict_in_place
+        self._predict = self._predict_by_copy if description.booster == "dart" else Predictor(booster).predict
 
     @classmethod
     def load(cls, version: ModelVersion, payload: bytes) -> LoadedModel:
@@ -71,10 +72,6 @@ class LoadedModel:
             float32 of shape (n,), or (n, k) for a model with k outputs.
         """
         return self._predict(matrix)
-
-    def _predict_in_place(self, matrix: np.ndarray) -> np.ndarray:
-        scores: np.ndarray = self._booster.inplace_predict(matrix, validate_features=False)
-        return scores
 
     def _predict_by_copy(self, matrix: np.ndarray) -> np.ndarray:
         import xgboost
