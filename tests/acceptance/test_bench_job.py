@@ -96,7 +96,9 @@ def test_a_job_that_has_events(own):
     assert asyncio.run(own.traces()) == []
 
 
-def test_a_history_and_another_version(own):
+def test_a_history_another_version_and_fetched_lookups(own):
+    own.write(lambda text: text.replace("key: user", "key: user\n    mode: fetch"))
+
     async def prepare():
         await own.load()
         async with own.client() as client:
