@@ -1,24 +1,30 @@
 # What one does in a checkout. Needs only Python 3.11 or newer and make; everything else goes into .venv.
 #   make demo [ARGS="--flights 20000"]   real flights scored live on a real cluster, with one command
+#   make bench [QUICK=1] [ARGS="--works card"]   Gridscore beside its peers and its limits, in an hour, or in ten minutes
 #   make test [TESTS="tests/unit -x"]    set up, then all gates and tests
 
 # Another interpreter: make PYTHON=/path/to/python3.12 demo
 PYTHON ?=
 ARGS ?=
+QUICK ?=
 TESTS ?=
 
 BIN := .venv/bin
 # A stamp is made last, so a failed installation is tried again; it is older than pyproject.toml when that has changed.
 DEMO_STAMP := .venv/.installed-demo
+BENCH_STAMP := .venv/.installed-bench
 DEV_STAMP := .venv/.installed-dev
 
-.PHONY: help demo test lint clean
+.PHONY: help demo bench test lint clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
 
 demo: $(DEMO_STAMP) ## Score real flights live, on a real cluster
 	@$(BIN)/python -m pipeline.cli demo $(ARGS)
+
+bench: $(BENCH_STAMP) ## Measure Gridscore beside what one would use instead (QUICK=1: in ten minutes)
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 test: lint ## Check style and types, then run all tests
 	$(BIN)/python -m pytest $(TESTS)
@@ -50,9 +56,14 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]' || { $(FAILED); }
 	@touch $@
 
+$(BENCH_STAMP): pyproject.toml | $(BIN)/python
+	@echo "Installing what the benchmark needs into .venv (a few minutes the first time, never again)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,demo]' || { $(FAILED); }
+	@touch $(DEMO_STAMP) $@
+
 $(DEV_STAMP): pyproject.toml | $(BIN)/python
 	@echo "Installing what the tests need into .venv (a few minutes the first time, never again)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo,dev]' || { $(FAILED); }
-	@touch $(DEMO_STAMP) $@
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,demo,dev]' || { $(FAILED); }
+	@touch $(DEMO_STAMP) $(BENCH_STAMP) $@
 
 FAILED = echo "error: the installation did not succeed; see above. Is a package index reachable? Then run make again." >&2; exit 1

@@ -29,7 +29,7 @@ OUTSTANDING = 2_000
 """Events sent and not answered, at most, in a closed loop."""
 
 BEHIND_SECONDS = 2.0
-"""How far results may fall behind before a rate is given up."""
+"""How far results may fall behind before a steady rate is given up."""
 
 STALLED_SECONDS = 30.0
 """How long nothing may come back in a closed loop."""
@@ -50,7 +50,7 @@ class Sights:
         sent: When it was sent; NaN if it was not.
         seen: When its result was seen first; NaN if it was not.
         usage: From the end of the warm-up to the last look.
-        behind: Results fell behind by more than `BEHIND_SECONDS`, and the rest was not sent.
+        behind: Results fell too far behind: what was not sent then was not sent at all.
     """
 
     due: NDArray[np.float64]
@@ -99,14 +99,21 @@ def _undisturbed() -> Iterator[None]:
         gc.unfreeze()
 
 
-async def open_loop(system: System, texts: Sequence[bytes], due: NDArray[np.float64], warm_up: float) -> Sights:
-    """Send each event when it is due, and wait for what was sent, up to `BEHIND_SECONDS`.
+async def open_loop(
+    system: System,
+    texts: Sequence[bytes],
+    due: NDArray[np.float64],
+    warm_up: float,
+    behind_seconds: float = BEHIND_SECONDS,
+) -> Sights:
+    """Send each event when it is due, and wait for what was sent.
 
     Args:
         system: Started for live events.
         texts: Of the events; they are taken again and again.
         due: See `schedule`.
         warm_up: Seconds after which usage counts.
+        behind_seconds: How far results may fall behind before the rest is not sent, and not waited for.
 
     Raises:
         GridscoreError: The system has ended.
@@ -143,14 +150,14 @@ async def open_loop(system: System, texts: Sequence[bytes], due: NDArray[np.floa
                 await system.check()
                 if meter is None and passed >= warm_up:
                     meter = Meter(system.pids(), system.service_pids())
-                if came < np.searchsorted(due, passed - BEHIND_SECONDS):
+                if came < np.searchsorted(due, passed - behind_seconds):
                     behind = True
                     break
             if number < count:
                 await asyncio.sleep(max(_TICK_SECONDS, due_at[number] - (clock() - start)))
         if not behind:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEHIND_SECONDS):
+                async with asyncio.timeout(behind_seconds):
                     await all_came.wait()
         if meter is None:
             meter = Meter(system.pids(), system.service_pids())

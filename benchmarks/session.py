@@ -40,10 +40,12 @@ QUICK_RATES = (500.0, 2_000.0)
 SATURATION_PARTS = (0.5, 0.8)
 
 _SETUP_SECONDS = 40.0
-_RUN_SECONDS = 9.0
-_LIMITS_SECONDS = 14.0
+_RUN_SECONDS = 4.0
+_RUN_EVENTS_PER_S = 60_000.0
 _LIVE_SECONDS = 5.0
 _SATURATION_SECONDS = 4.0
+_PART_SECONDS = 10.0
+"""At a part of the saturation: less than at a fixed rate, as it is for every system."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ class Options:
         """Parts with live events, which only the first work has."""
         return [part for part in ("latency", "spike") if part in self.parts and work == self.works[0]]
 
+    def run_seconds(self, work: str) -> float:
+        """How long one run should take, about."""
+        return _RUN_SECONDS + (self.events or WORKS[work].count) / _RUN_EVENTS_PER_S
+
     @property
     def steady_seconds(self) -> tuple[float, float]:
         """Warm-up, and what counts, of one rate."""
@@ -109,15 +115,16 @@ class Options:
             names = self.systems_on(work)
             rounds = self.rounds_on(work) + 1
             if "throughput" in self.parts:
-                total += rounds * _RUN_SECONDS * len(names)
+                total += rounds * self.run_seconds(work) * len(names)
             if "limits" in self.parts:
-                total += rounds * _LIMITS_SECONDS
+                total += rounds * self.run_seconds(work)
             if "latency" in self.live_parts(work):
                 live = len(self.live_systems("latency", names))
                 each = sum(self.steady_seconds) + _LIVE_SECONDS
                 total += live * len(self.rates) * each
                 if not self.quick:
-                    total += live * (len(SATURATION_PARTS) * each + _SATURATION_SECONDS + _LIVE_SECONDS)
+                    parts = len(SATURATION_PARTS) * (each - self.steady_seconds[1] + _PART_SECONDS)
+                    total += live * (parts + _SATURATION_SECONDS + _LIVE_SECONDS)
             if "spike" in self.live_parts(work):
                 total += len(self.live_systems("spike", names)) * (latency.spike_seconds() + _LIVE_SECONDS)
             if total:
@@ -170,9 +177,9 @@ class Session:
                 found = self._classes[name] = system_class(name)
                 note = SystemNote(name, found.title, found.tuning, found.share, found.in_grid, found.takes_backlog)
             except NotAvailableError as error:
-                self._unavailable[name] = str(error)
+                self._unavailable[name] = _reason(error)
                 note = SystemNote(name, name, "")
-                self._display.note(f"{name}: not available: {error}")
+                self._display.note(f"{name}: not available: {_reason(error)}")
             self._outcome.systems.append(note)
 
     async def _work(self, work: Work) -> None:
@@ -208,9 +215,9 @@ class Session:
             return member_extras(folder / "jet", self._display.say)
         except GridscoreError as error:
             for name in jets:
-                self._unavailable[name] = str(error)
+                self._unavailable[name] = _reason(error)
                 del self._classes[name]
-            self._display.note(f"Jet: not available: {error}")
+            self._display.note(f"Jet: not available: {_reason(error)}")
             return None
 
     @asynccontextmanager
@@ -258,18 +265,18 @@ class Session:
         options, work = self._options, place.bed.work.name
         limits = Limits(place) if "limits" in options.parts else None
         systems = prepared if "throughput" in options.parts else []
-        rounds = options.rounds_on(work)
+        rounds, seconds = options.rounds_on(work), options.run_seconds(work)
         for number in range(rounds + 1):
             which = f"{work}: round {number} of {rounds}" if number else f"{work}: warming up"
             turn = number % max(1, len(systems))
             for measured in systems[turn:] + systems[:turn]:
                 if measured.failure:
                     continue
-                with self._display.step(f"{which}: {measured.system.name}", _RUN_SECONDS):
+                with self._display.step(f"{which}: {measured.system.name}", seconds):
                     await throughput.run(place, measured, number)
                 self._display.note(f"{which}: {_said(measured, counts=number > 0)}")
             if limits is not None:
-                with self._display.step(f"{which}: limits", _LIMITS_SECONDS):
+                with self._display.step(f"{which}: limits", seconds):
                     await limits.run(number)
             if number:
                 kept = [each for each in self._outcome.throughput if each.work != work or not _is_measured(each)]
@@ -282,7 +289,6 @@ class Session:
         options, outcome, work = self._options, self._outcome, place.bed.work.name
         texts = place.texts[: 1 << 16]
         warm_up, seconds = options.steady_seconds
-        each = warm_up + seconds + _LIVE_SECONDS
         if "latency" in options.parts:
             names = options.live_systems("latency", list(systems))
             cases: list[tuple[str, float, float | None]] = [(n, rate, None) for rate in options.rates for n in names]
@@ -295,9 +301,10 @@ class Session:
                     if found.status == Status.MEASURED:
                         cases += [(name, part * found.events_per_s, part) for part in SATURATION_PARTS]
             for name, rate, part in cases:
-                with self._display.step(f"{work}: {name} at {rate:,.0f} events/s", each):
+                counted = seconds if part is None else _PART_SECONDS
+                with self._display.step(f"{work}: {name} at {rate:,.0f} events/s", warm_up + counted + _LIVE_SECONDS):
                     lately = await latency.steady(
-                        systems[name], work, texts, rate, warm_up=warm_up, seconds=seconds, part=part
+                        systems[name], work, texts, rate, warm_up=warm_up, seconds=counted, part=part
                     )
                 outcome.latency.append(lately)
                 self._display.note(f"{work}: {name} at {rate:,.0f} events/s: {_latency_said(lately)}")
@@ -314,7 +321,8 @@ def _is_measured(found: Throughput) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, GridscoreError) else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, GridscoreError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
 
 
 def _said(measured: Measured, *, counts: bool) -> str:

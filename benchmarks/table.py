@@ -18,8 +18,11 @@ OURS = "gridscore"
 
 def show(outcome: Outcome, console: Console) -> None:
     """Print what there is; ratios are Gridscore's figure divided by the other's, round by round."""
+    order = [system.name for system in outcome.systems] + list(TITLES)
     for work in outcome.works:
-        found = [each for each in outcome.throughput if each.work == work.name]
+        found = sorted(
+            (each for each in outcome.throughput if each.work == work.name), key=lambda each: order.index(each.system)
+        )
         if found:
             ours = outcome.throughput_of(work.name, OURS)
             console.print(
@@ -36,7 +39,14 @@ def show(outcome: Outcome, console: Console) -> None:
     if outcome.latency:
         console.print("\n[bold]Latency[/] from due to seen, ms\n", highlight=False)
         percentiles = ("", "EVENTS/S", "P50", "P90", "P99", "P99.9", "MAX", "SENT LATE P99", "HARNESS CORES", "")
-        latency = sorted(outcome.latency, key=lambda each: (each.part_of_saturation or 0, each.rate_per_s))
+        latency = sorted(
+            outcome.latency,
+            key=lambda each: (
+                each.part_of_saturation or 0,
+                each.rate_per_s if each.part_of_saturation is None else 0,
+                order.index(each.system),
+            ),
+        )
         print_table(percentiles, [_latency(each) for each in latency], empty="")
     if outcome.saturation:
         console.print("\n[bold]Live[/], with 2,000 events on their way\n", highlight=False)
