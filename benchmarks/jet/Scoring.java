@@ -13,6 +13,7 @@ import com.hazelcast.jet.python.PythonTransforms;
 import com.hazelcast.jet.Util;
 import com.hazelcast.map.EventJournalMapEvent;
 import com.hazelcast.map.IMap;
+import java.util.concurrent.CompletableFuture;
 
 /**
  * The pipeline: journal of events, lookups, {@code mapUsingPython}, map of results.
@@ -65,14 +66,24 @@ record Scoring(String variant, String handler, String events, String results, St
     }
 
     private static StreamStage<String> imap(StreamStage<String> stage, String name, String field) {
-        // As mapUsingIMap, which has no more than four requests under way.
+        // As mapUsingIMap, which has no more than four requests under way, and hands every answer to another thread.
         return stage.mapUsingServiceAsync(
                 ServiceFactories.<String, HazelcastJsonValue>iMapService(name),
                 CONCURRENT_GETS,
                 false,
-                (IMap<String, HazelcastJsonValue> map, String text) -> map.getAsync(value(text, field))
-                        .thenApply(entry -> text + "," + entry)
-                        .toCompletableFuture());
+                (IMap<String, HazelcastJsonValue> map, String text) -> {
+                    CompletableFuture<String> joined = new CompletableFuture<>();
+                    map.getAsync(value(text, field)).whenCompleteAsync(
+                            (entry, error) -> {
+                                if (error == null) {
+                                    joined.complete(text + "," + entry);
+                                } else {
+                                    joined.completeExceptionally(error);
+                                }
+                            },
+                            Runnable::run);
+                    return joined;
+                });
     }
 
     /** The value of a string field, found without parsing the rest: values of these events have no escapes. */

@@ -96,6 +96,8 @@ def member_extras(folder: Path, progress: Callable[[str], None] = lambda _: None
             # More threads only take the cores from Python and from each other.
             "hz.jet.cooperative-thread-count": "2",
             "hz.jet.edge-defaults.queue-size": "1024",
+            # With a common pool of one, as on two cores, Hazelcast starts a thread for every answer that it waits for.
+            "java.util.concurrent.ForkJoinPool.common.parallelism": "2",
         },
     )
 
