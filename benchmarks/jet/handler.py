@@ -22,8 +22,6 @@ import xgboost
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_CUSTOMER = ("age", "mean_amount", "tenure", "risk")
-_SHOP = ("category", "fraud_rate", "mean_amount", "days")
 _HOUR, _DAY = 3_600_000, 86_400_000
 _TOGETHER_SECONDS = 30.0
 
@@ -81,9 +79,10 @@ class RichRow(msgspec.Struct, array_like=True, gc=False):
 class _Table:
     """A lookup as one array, and the row of each key in it; the last row is for keys that are not there."""
 
-    def __init__(self, name: str, fields: tuple[str, ...]) -> None:
+    def __init__(self, name: str, kind: type[Customer | Shop]) -> None:
         entries = json.loads((_files / f"{name}.json").read_text(encoding="utf-8"))
         self._rows = {key: row for row, key in enumerate(entries)}
+        fields = kind.__struct_fields__
         values = [[entry[field] for field in fields] for entry in entries.values()]
         self._values = np.array([*values, [np.nan] * len(fields)])
 
@@ -95,17 +94,17 @@ class _Table:
         return self._values[rows].T
 
 
-def _columns(entries: list[Any], fields: tuple[str, ...]) -> Any:
-    try:
-        values = list(map(attrgetter(*fields), entries))
-    except AttributeError:
-        missing, get = (np.nan,) * len(fields), attrgetter(*fields)
-        values = [missing if entry is None else get(entry) for entry in entries]
-    return np.array(values).T
+def _columns(entries: list[Any], kind: type[Customer | Shop]) -> list[Any]:
+    """The fields of entries, of which some may be missing."""
+    if None in entries:
+        missing = kind(*(np.nan for _ in kind.__struct_fields__))
+        entries = [missing if entry is None else entry for entry in entries]
+    fields = map(attrgetter, kind.__struct_fields__)
+    return [np.fromiter(map(field, entries), np.float64, len(entries)) for field in fields]
 
 
 if _settings["dictionary"]:
-    _customers, _shops = _Table("customer", _CUSTOMER), _Table("shop", _SHOP)
+    _customers, _shops = _Table("customer", Customer), _Table("shop", Shop)
     _decode: Any = msgspec.json.Decoder(list[Row]).decode
 else:
     _decode = msgspec.json.Decoder(list[RichRow]).decode
@@ -121,14 +120,14 @@ def transform_list(lines: Iterable[str]) -> list[str]:
         _begun = True
     rows = _decode(f"[{','.join(lines)}]")
     events = [row.event for row in rows]
-    amount = np.array([event.amount for event in events])
-    ts = np.array([event.ts for event in events])
+    amount = np.fromiter([event.amount for event in events], np.float64, len(events))
+    ts = np.fromiter([event.ts for event in events], np.int64, len(events))
     if _settings["dictionary"]:
         customer = _customers.columns([event.user for event in events])
         shop = _shops.columns([event.merchant for event in events])
     else:
-        customer = _columns([row.customer for row in rows], _CUSTOMER)
-        shop = _columns([row.shop for row in rows], _SHOP)
+        customer = _columns([row.customer for row in rows], Customer)
+        shop = _columns([row.shop for row in rows], Shop)
     age, customer_mean, tenure, risk = customer
     category, fraud_rate, shop_mean, days = shop
     known = (
