@@ -1,0 +1,112 @@
+"""How much work an event makes for a worker, in counts and not in time: a guard that a noisy machine does not disturb.
+
+A backlog is worked off on a stub cluster, and what our code and the client do meanwhile is counted. The bounds are what
+was counted when they were written and a tenth or two: whoever lowers a count lowers its bound.
+"""
+
+import asyncio
+import sys
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import hazelcast
+import msgspec
+import pytest
+
+import pipeline
+from pipeline.bench import card
+from pipeline.grid import wire
+from pipeline.grid.writer import MapWriter
+from pipeline.job import JobRecord, JobState
+from pipeline.models import Registry
+from pipeline.testing import StubCluster
+from pipeline.worker.members import Members
+from pipeline.worker.runner import JobRunner
+
+EVENTS = 16_000
+PARTITIONS = 8
+COUNTED = (str(Path(pipeline.__file__).parent), str(Path(hazelcast.__file__).parent))
+STUB = str(Path(pipeline.__file__).parent / "testing")
+NETWORK = str(Path(STUB) / "network.py")
+
+
+async def work_off(cluster, profile):
+    """Score a backlog with one worker; returns the requests that it took."""
+    grid = await cluster.connect("worker")
+    job = card.card_job("bench", "results.bench")
+    await Registry(grid).push(card.booster(job, trees=5), job.model.name, alias="champion")
+    for name, entries in (("lookups.bench-users", card.users()), ("lookups.bench-merchants", card.merchants())):
+        await MapWriter(grid, name).put((key, msgspec.json.encode(value)) for key, value in entries.items())
+    await MapWriter(grid, "events.bench").put(card.events(EVENTS))
+    started = asyncio.Event()
+    runner = JobRunner(
+        grid, JobRecord(job, JobState.RUNNING, 1, "", "", ""), Members(grid, "worker"), started=started.set
+    )
+    task = asyncio.create_task(runner.run())
+    await started.wait()
+    before = cluster.requests.copy()
+    sys.setprofile(profile)
+    try:
+        while runner.stats.events < EVENTS:
+            assert not task.done(), task
+            await asyncio.sleep(0.001)
+    finally:
+        sys.setprofile(None)
+    requests = cluster.requests - before
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return requests
+
+
+@pytest.fixture(scope="module")
+def counts():
+    """Requests by name, and calls by kind, of a worker that works a backlog off."""
+    calls = Counter()
+
+    def called(frame, kind, _argument):
+        if kind in {"call", "c_call"} and frame.f_code.co_filename.startswith(COUNTED):
+            while frame is not None and not frame.f_code.co_filename.startswith(STUB):
+                frame = frame.f_back
+            # What the stub does to be a member does not count; what its network delivers to us does.
+            if frame is None or frame.f_code.co_filename == NETWORK:
+                calls[kind] += 1
+
+    async def main():
+        journals = {"events.*": EVENTS, "results.*": EVENTS}
+        async with StubCluster(partitions=PARTITIONS, journals=journals) as cluster:
+            return await work_off(cluster, called)
+
+    requests = asyncio.run(main())
+    return requests, calls
+
+
+def test_many_events_share_a_request(counts):
+    requests, _ = counts
+    assert requests["Map.PutAll"] / EVENTS <= 1 / 250
+    assert requests["Map.EventJournalRead"] / EVENTS <= 1 / 250
+
+
+def test_no_python_function_is_called_for_each_event(counts):
+    _, calls = counts
+    assert calls["call"] / EVENTS <= 0.6
+
+
+def test_an_event_takes_few_calls_from_python_to_c(counts):
+    _, calls = counts
+    assert calls["c_call"] / EVENTS <= 12.7
+
+
+def test_a_put_all_is_made_without_copies_of_keys_and_texts():
+    keys = [b"\0\0\0\0\xff\xff\xff\xf5" + len(key).to_bytes(4, "big") + key.encode() for key, _ in card.events(512)]
+    texts = [b'{"score":0.25,"note":"' + b"x" * 2_000 + b'"}' for _ in keys]
+    prefix = wire.put_all_prefix("results.bench")
+    wire.encode_put_all_json(prefix, keys, texts)
+    tracemalloc.start()
+    try:
+        message = wire.encode_put_all_json(prefix, keys, texts)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = len(message.buf)
+    assert peak <= 1.25 * size
