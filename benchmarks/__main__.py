@@ -38,7 +38,7 @@ def bench(
         str | None, typer.Option("--only", metavar="A,B", help="Of throughput, limits, latency, spike and growth.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="For results.")] = Path("benchmarks/results"),
-    events: Annotated[int | None, typer.Option("--events", min=1_000, max=900_000, help="Of a throughput run.")] = None,
+    events: Annotated[int | None, typer.Option("--events", min=10_000, max=900_000, help="Of a throughput run.")] = None,
     members: Annotated[int, typer.Option("--members", min=1, max=8, help="With two or more, a backup each.")] = 2,
     heap: Annotated[str, typer.Option("--heap", help="Of each member.")] = "3g",
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from benchmarks import latency, throughput
@@ -33,7 +33,7 @@ OTHER_WORKS_SYSTEMS = ("gridscore", "by-hand", "jet-dictionary", "jet-replicated
 """On works other than the first, unless others are asked for."""
 
 LIVE_QUICK_SYSTEMS = ("gridscore", "jet-dictionary")
-SPIKE_SYSTEMS = ("gridscore", "jet-dictionary", "kafka")
+SPIKE_SYSTEMS = ("gridscore", "jet-dictionary", "kafka-consumer")
 
 RATES = (500.0, 2_000.0, 10_000.0)
 QUICK_RATES = (500.0, 2_000.0)
@@ -165,7 +165,7 @@ class Session:
             self._look_for_systems()
             for name in options.works:
                 if set(options.parts) & {"throughput", "limits"} or options.live_parts(name):
-                    await self._work(WORKS[name])
+                    await self._work(replace(WORKS[name], count=options.events or WORKS[name].count))
         if "growth" in options.parts:
             from benchmarks.growth import measure
 
@@ -184,13 +184,12 @@ class Session:
 
     async def _work(self, work: Work) -> None:
         options, display = self._options, self._display
-        count = options.events or work.count
         self._outcome.works.append(
-            WorkNote(work.name, work.title, count, work.features, work.trees, work.event_bytes, work.users)
+            WorkNote(work.name, work.title, work.count, work.features, work.trees, work.event_bytes, work.users)
         )
         display.say(f"{work.name}: starting members")
         async with ground(
-            work, count, members=options.members, heap=options.heap, progress=display.say, extras=self._extras
+            work, work.count, members=options.members, heap=options.heap, progress=display.say, extras=self._extras
         ) as place:
             self._outcome.versions["hazelcast"] = place.cluster.version
             self._outcome.settings["partitions"] = place.bed.grid.partition_count

@@ -19,9 +19,10 @@ SYSTEMS = {
     "jet-dictionary": ("benchmarks.systems.jet", "JetDictionary"),
     "jet-replicated": ("benchmarks.systems.jet", "JetReplicated"),
     "jet-imap": ("benchmarks.systems.jet", "JetIMap"),
-    "kafka": ("benchmarks.systems.kafka", "Kafka"),
-    "listener": ("benchmarks.systems.listener", "Listener"),
-    "http": ("benchmarks.systems.http", "Http"),
+    "kafka-consumer": ("benchmarks.systems.kafka", "KafkaConsumer"),
+    "quix-streams": ("benchmarks.systems.kafka", "QuixStreams"),
+    "entry-listener": ("benchmarks.systems.listener", "EntryListener"),
+    "fastapi": ("benchmarks.systems.http", "FastApi"),
 }
 """Module and class, by name, in the order of tables."""
 

@@ -31,9 +31,9 @@ def test_only_the_first_work_has_all_systems_and_live_events():
 
 
 def test_who_names_systems_gets_them():
-    named = options(systems=("listener", "kafka"), all_systems=False, quick=True)
-    assert named.systems_on("wide") == ["listener", "kafka"]
-    assert named.live_systems("latency", ["listener", "kafka"]) == ["listener", "kafka"]
+    named = options(systems=("entry-listener", "fastapi"), all_systems=False, quick=True)
+    assert named.systems_on("wide") == ["entry-listener", "fastapi"]
+    assert named.live_systems("latency", ["entry-listener", "fastapi"]) == ["entry-listener", "fastapi"]
 
 
 def test_a_missing_package_makes_one_system_unavailable(monkeypatch):
