@@ -38,7 +38,9 @@ def bench(
         str | None, typer.Option("--only", metavar="A,B", help="Of throughput, limits, latency, spike and growth.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="For results.")] = Path("benchmarks/results"),
-    events: Annotated[int | None, typer.Option("--events", min=10_000, max=900_000, help="Of a throughput run.")] = None,
+    events: Annotated[
+        int | None, typer.Option("--events", min=10_000, max=900_000, help="Of a throughput run.")
+    ] = None,
     members: Annotated[int, typer.Option("--members", min=1, max=8, help="With two or more, a backup each.")] = 2,
     heap: Annotated[str, typer.Option("--heap", help="Of each member.")] = "3g",
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
@@ -120,11 +122,18 @@ def _measure(options: Options, out: Path) -> tuple[Outcome, Path]:
 
 async def _until_ended(session: Coroutine[Any, Any, None]) -> None:
     """Let SIGTERM do what Ctrl-C does: what was started is ended on the way out."""
-    task = asyncio.current_task()
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    loop.set_exception_handler(_complain)
     if task is not None:
         with contextlib.suppress(NotImplementedError):  # Windows
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+            loop.add_signal_handler(signal.SIGTERM, task.cancel)
     await session
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """As usual, but not of a gathering that nobody waits for any more because we were told to end."""
+    if not isinstance(context.get("exception"), asyncio.CancelledError):
+        loop.default_exception_handler(context)
 
 
 def _chosen(option: str, text: str | None, known: Iterable[str], otherwise: tuple[str, ...]) -> tuple[str, ...]:

@@ -63,6 +63,10 @@ class Ground:
         """Take the backlog away, journal and all."""
         await destroy(self.bed.grid, self.bed.work.job.events)
 
+    async def forget(self) -> None:
+        """Take results away that a system has left which failed."""
+        await destroy(self.bed.grid, self.bed.work.job.results)
+
     def _said(self, done: int) -> None:
         self.bed.progress(f"putting events: {done:,} of {self.count:,}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
@@ -10,6 +11,7 @@ from hdrh.histogram import HdrHistogram
 
 from benchmarks.load import OUTSTANDING, closed_loop, open_loop, schedule
 from benchmarks.outcome import Latency, Saturation, Spike, SpikeBin, Status
+from benchmarks.throughput import RUN_SECONDS
 from pipeline.errors import GridscoreError
 
 if TYPE_CHECKING:
@@ -129,13 +131,16 @@ async def _live(
 ) -> Found:
     """A run with live events, from start to stop."""
     try:
-        await system.start(backlog=False)
-        try:
-            return await measure()
-        finally:
-            await system.stop()
+        async with asyncio.timeout(RUN_SECONDS):
+            try:
+                await system.start(backlog=False)
+                return await measure()
+            finally:
+                await system.stop()
     except GridscoreError as error:
         return failed(str(error))
+    except TimeoutError:
+        return failed(f"It took longer than {RUN_SECONDS:.0f} s.")
     except Exception as error:  # noqa: BLE001 -- whatever it is, the other systems are still to be measured
         return failed(f"{type(error).__name__}: {error}")
 

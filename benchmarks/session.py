@@ -242,11 +242,14 @@ class Session:
             yield prepared
         finally:
             for system in made:
-                self._display.say(f"{work.name}: closing {system.name}")
-                try:
-                    await system.close()
-                except Exception as error:  # noqa: BLE001 -- the others must be closed, too
-                    self._display.note(f"{system.name} could not be closed: {_reason(error)}")
+                await self._close(work.name, system)
+
+    async def _close(self, work: str, system: System) -> None:
+        self._display.say(f"{work}: closing {system.name}")
+        try:
+            await system.close()
+        except Exception as error:  # noqa: BLE001 -- the others must be closed, too
+            self._display.note(f"{system.name} could not be closed: {_reason(error)}")
 
     def _missing(self, work: str, name: str, status: Status, reason: str) -> None:
         outcome, options = self._outcome, self._options
@@ -274,6 +277,9 @@ class Session:
                 with self._display.step(f"{which}: {measured.system.name}", seconds):
                     await throughput.run(place, measured, number)
                 self._display.note(f"{which}: {_said(measured, counts=number > 0)}")
+                if measured.failure:
+                    await self._close(work, measured.system)
+                    await place.forget()
             if limits is not None:
                 with self._display.step(f"{which}: limits", seconds):
                     await limits.run(number)

@@ -34,6 +34,9 @@ FIRST = 0.1
 SAMPLE = 500
 """Scores that are compared in each run."""
 
+RUN_SECONDS = 300.0
+"""After which a run is given up."""
+
 _LOOK_SECONDS = 0.02
 _MIDDLE_LOOK_SECONDS = 0.1
 _LAST = 0.85
@@ -76,11 +79,21 @@ async def run(ground: Ground, measured: Measured, number: int) -> None:
         measured: Where it is noted.
         number: Of the round; 0 for the one that does not count.
     """
+    try:
+        async with asyncio.timeout(RUN_SECONDS):
+            await _run(ground, measured, number)
+    except GridscoreError as error:
+        measured.failure = str(error)
+    except TimeoutError:
+        measured.failure = f"A run took longer than {RUN_SECONDS:.0f} s."
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the other systems are still to be measured
+        measured.failure = f"{type(error).__name__}: {error}"
+
+
+async def _run(ground: Ground, measured: Measured, number: int) -> None:
     system, expected = measured.system, measured.expected
-    began = False
     try:
         await system.start(backlog=system.takes_backlog)
-        began = True
         if system.takes_backlog:
             events, usage = await worked_off(system, expected)
         else:
@@ -90,13 +103,8 @@ async def run(ground: Ground, measured: Measured, number: int) -> None:
         if number:
             stages = _stages(await system.stages(), events, usage)
             measured.runs.append(run_of(number, events, usage, stages))
-    except GridscoreError as error:
-        measured.failure = str(error)
-    except Exception as error:  # noqa: BLE001 -- whatever it is, the other systems are still to be measured
-        measured.failure = f"{type(error).__name__}: {error}"
     finally:
-        if began:
-            await _stop(measured)
+        await system.stop()
 
 
 def run_of(number: int, events: int, usage: Usage, stages: dict[str, float]) -> Run:
@@ -181,10 +189,3 @@ def _stages(stages: dict[str, float], events: int, usage: Usage) -> dict[str, fl
     if not stages:
         return {}
     return {**stages, REST: usage.scorers * 1e6 / events - sum(stages.values())}
-
-
-async def _stop(measured: Measured) -> None:
-    try:
-        await measured.system.stop()
-    except Exception as error:  # noqa: BLE001 -- see above
-        measured.failure = measured.failure or f"It did not stop: {type(error).__name__}: {error}"
