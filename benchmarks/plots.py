@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks import view
+from benchmarks.markdown import number
 from benchmarks.outcome import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    from benchmarks.outcome import Outcome, Throughput
+    from benchmarks.outcome import Outcome
 
-THEMES = {
-    "": {"text": "#1f2328", "grid": "#d8dee4"},
-    "-dark": {"text": "#e6edf3", "grid": "#30363d"},
-}
-"""Colours by what is behind the name of a file; the ground is transparent."""
+_TEXT, _GRID = "#1f2328", "#d8dee4"
+
+THEMES = {"": {}, "-dark": {_TEXT: "#e6edf3", _GRID: "#30363d"}}
+"""By what is behind the name of a file: what takes the place of which colour. The ground is transparent."""
 
 _COLOURS = (
-    "#e4572e", "#8b949e", "#2f81f7", "#1b9e9e", "#8957e5", "#2da44e", "#bf8700", "#d2539c", "#6e7781", "#a0522d",
+    "#e4572e", "#8b949e", "#2f81f7", "#1b9e9e", "#8957e5", "#2da44e", "#bf8700", "#d2539c", "#a0522d", "#6e7781",
 )  # fmt: skip
 """Visible on white and on black; by the place of a system."""
 
@@ -36,7 +38,11 @@ _WORKER, _MEMBERS = "#e4572e", "#2f81f7"
 _BAR, _PANEL = 0.34, 3.0
 """Inches: height of a bar, of a panel."""
 
-_THROUGHPUT = "events_per_s"
+_MOST_TIMES = 12.0
+"""What costs more times the least is cut off: all others would be slivers."""
+
+_SHOWN = 1.15
+"""Room for the figure at the end of the longest bar."""
 
 
 def draw(outcome: Outcome, folder: Path) -> list[Path]:
@@ -44,22 +50,28 @@ def draw(outcome: Outcome, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, plot in PLOTS.items():
-        for suffix, theme in THEMES.items():
+        drawn = _svg(plot, outcome) if name in view.plots(outcome) else ""
+        for suffix, colours in THEMES.items():
             path = folder / f"{name}{suffix}.svg"
-            if name not in view.plots(outcome):
+            if not drawn:
                 path.unlink(missing_ok=True)
                 continue
-            with mpl.rc_context(_style(theme)):
-                figure = plot(outcome)
-                FigureCanvasSVG(figure)
-                # Without a date, and with names that are the same each time, the same figures give the same file.
-                figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-            path.write_text(
-                "\n".join(line.rstrip() for line in path.read_text(encoding="utf-8").splitlines()) + "\n",
-                encoding="utf-8",
-            )
+            text = drawn
+            for light, dark in colours.items():
+                text = text.replace(light, dark)
+            path.write_text(text, encoding="utf-8")
             written.append(path)
     return written
+
+
+def _svg(plot: Callable[[Outcome], Figure], outcome: Outcome) -> str:
+    """The same each time for the same figures: without a date, and with names that do not change."""
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure = plot(outcome)
+        FigureCanvasSVG(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 def _throughput(outcome: Outcome) -> Figure:
@@ -67,35 +79,34 @@ def _throughput(outcome: Outcome) -> Figure:
     figure = Figure(figsize=(10, 1.2 + _BAR * len(found)), layout="constrained")
     rate, cpu = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(found))
+    costs = [spread.median for each in found if (spread := each.spread("cpu_us_per_event")) is not None]
+    widest = _SHOWN * max(cost for cost in costs if cost <= _MOST_TIMES * min(costs))
+    most = 0.0
     for place, each in zip(places, found, strict=True):
-        spread = each.spread(_THROUGHPUT)
-        if spread is None:
-            continue
         colour = _colour(outcome, each.system)
-        rate.barh(place, spread.median, color=colour, height=0.7)
-        rate.plot([spread.low, spread.high], [place, place], color=mpl.rcParams["text.color"], linewidth=1.2)
         scorers, services = each.spread("scorer_cpu_us_per_event"), each.spread("service_cpu_us_per_event")
-        if scorers is not None and services is not None:
-            cpu.barh(place, scorers.median, color=colour, height=0.7)
-            cpu.barh(place, services.median, left=scorers.median, color=colour, alpha=0.45, height=0.7)
+        spread, whole = each.spread("events_per_s"), each.spread("cpu_us_per_event")
+        if spread is None or whole is None or scorers is None or services is None:
+            continue
+        most = max(most, spread.high)
+        rate.barh(place, spread.median, color=colour, height=0.7)
+        rate.plot([spread.low, spread.high], [place, place], color=_TEXT, linewidth=1.2)
+        rate.text(spread.high, place, f"  {number(spread.median)}", va="center")
+        cpu.barh(place, min(scorers.median, widest), color=colour, height=0.7)
+        rest = max(0.0, min(services.median, widest - scorers.median))
+        cpu.barh(place, rest, left=scorers.median, color=colour, alpha=0.45, height=0.7)
+        cut = "" if whole.median <= widest else " (cut)"
+        cpu.text(min(whole.median, widest), place, f"  {number(whole.median)}{cut}", va="center")
     rate.set_yticks(places, [each.system for each in found])
     rate.invert_yaxis()
-    rate.set(title="Throughput; the line is from lowest to highest round", xlabel="events per second", xlim=(0, None))
-    rate.xaxis.set_major_formatter(_THOUSANDS)
-    cpu.set(
-        title="CPU; strong: scoring processes, pale: members or broker",
-        xlabel="microseconds per event, logarithmic" if _is_wide(found) else "microseconds per event",
-        xscale="log" if _is_wide(found) else "linear",
-    )
+    rate.set(title="Throughput; the line is from lowest to highest round", xlabel="events per second")
+    rate.set_xlim(0, _SHOWN * most)
+    rate.xaxis.set_major_formatter(_SHORT)
+    cpu.set(title="CPU; strong: scoring processes, pale: members or broker", xlabel="microseconds per event")
+    cpu.set_xlim(0, 1.2 * widest)
     for axes in (rate, cpu):
         axes.grid(visible=False, axis="y")
     return figure
-
-
-def _is_wide(found: list[Throughput]) -> bool:
-    """Whether costs differ so much that most bars would be slivers."""
-    costs = [spread.median for each in found if (spread := each.spread("cpu_us_per_event")) is not None]
-    return max(costs) > 30 * min(costs)
 
 
 def _stages(outcome: Outcome) -> Figure:
@@ -104,9 +115,9 @@ def _stages(outcome: Outcome) -> Figure:
     figure = Figure(figsize=(10, 1.4 + _BAR * len(works)), layout="constrained")
     axes = figure.subplots()
     places, left = np.arange(len(works)), np.zeros(len(works))
-    for number, name in enumerate(names):
+    for place, name in enumerate(names):
         micros = np.array([each.stage_us_per_event.get(name, 0.0) for each in works])
-        axes.barh(places, micros, left=left, label=name, color=_COLOURS[number % len(_COLOURS)], height=0.7)
+        axes.barh(places, micros, left=left, label=name, color=_COLOURS[place % len(_COLOURS)], height=0.7)
         left += micros
     axes.set_yticks(places, [each.work for each in works])
     axes.invert_yaxis()
@@ -137,7 +148,7 @@ def _latency(outcome: Outcome) -> Figure:
             labels.setdefault(each.system, line)
         axes.set(title=f"{rate:,.0f} events/s", xlabel="percentile", yscale="log")
         axes.set_xticks([_nines(mark) for mark in marks], [f"{mark:g}" for mark in marks])
-        axes.yaxis.set_major_formatter(_THOUSANDS)
+        _decades(axes)
     panels[0].set_ylabel("from due to seen, milliseconds")
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5)
     return figure
@@ -164,7 +175,7 @@ def _spike(outcome: Outcome) -> Figure:
         ylabel="from due to seen, milliseconds",
         yscale="log",
     )
-    axes.yaxis.set_major_formatter(_THOUSANDS)
+    _decades(axes)
     figure.legend(loc="outside lower center", ncols=6)
     return figure
 
@@ -176,7 +187,7 @@ def _growth(outcome: Outcome) -> Figure:
         if (measured := [each for each in points if each.status == Status.MEASURED])
     }
     figure = Figure(figsize=(10, 2 * _PANEL - 0.5), layout="constrained")
-    panels = figure.subplots(2, len(series), squeeze=False, sharey="row")
+    panels = figure.subplots(2, len(series), squeeze=False)
     for column, (name, points) in enumerate(series.items()):
         values = [each.value for each in points]
         cpu, rate = panels[0][column], panels[1][column]
@@ -188,9 +199,10 @@ def _growth(outcome: Outcome) -> Figure:
         rate.plot(values, [each.events_per_s for each in points], color=_WORKER, marker="o", markersize=4)
         cpu.set(title=name, ylim=(0, None))
         rate.set(xlabel=name, ylim=(0, None))
-        rate.yaxis.set_major_formatter(_THOUSANDS)
+        rate.yaxis.set_major_formatter(_SHORT)
         for axes in (cpu, rate):
             axes.set_xscale("log")
+            axes.margins(x=0.15)
             axes.xaxis.set_major_locator(FixedLocator(values))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(_SHORT)
@@ -219,35 +231,40 @@ def _colour(outcome: Outcome, system: str) -> str:
     return _COLOURS[view.rank(outcome, system) % len(_COLOURS)]
 
 
+def _decades(axes: Axes) -> None:
+    """Milliseconds on a logarithmic axis: 1, 2, 5, 10 and so on."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(_THOUSANDS)
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def _short(value: float, _position: int | None = None) -> str:
-    for size, unit in ((1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e6, "M"), (1e4, "k")):
         if value >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
+            return f"{value / (1e3 if unit == 'k' else size):g}{unit}"
+    return f"{value:,.10g}"
 
 
 _SHORT = FuncFormatter(_short)
 _THOUSANDS = FuncFormatter(lambda value, _position: f"{value:,.10g}")
 
 
-def _style(theme: dict[str, str]) -> dict[str, object]:
-    return {
-        "svg.fonttype": "none",  # text stays text: small files
-        "svg.hashsalt": "gridscore",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.grid.which": "major",
-        "axes.axisbelow": True,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 10,
-        "axes.facecolor": "none",
-        "legend.frameon": False,
-        "text.color": theme["text"],
-        "axes.labelcolor": theme["text"],
-        "axes.edgecolor": theme["text"],
-        "xtick.color": theme["text"],
-        "ytick.color": theme["text"],
-        "grid.color": theme["grid"],
-    }
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text: small files
+    "svg.hashsalt": "gridscore",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "text.color": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "axes.edgecolor": _TEXT,
+    "xtick.color": _TEXT,
+    "ytick.color": _TEXT,
+    "grid.color": _GRID,
+}
