@@ -68,7 +68,7 @@ def judge(outcome: Outcome) -> list[Verdict]:
 
 
 def _throughput(outcome: Outcome, system: str, floor: float, what: str = "Events/s") -> Verdict:
-    floor_of, wanted = f"{what} beside {title_of(outcome, system)}", f"at least {floor} times as many"
+    floor_of, wanted = f"{what} beside `{system}`", f"at least {floor} times as many"
     pair = _pair(outcome, system)
     ratio = pair and pair[0].ratio(pair[1])
     if not ratio:
@@ -84,7 +84,7 @@ def _throughput(outcome: Outcome, system: str, floor: float, what: str = "Events
 
 
 def _cpu(outcome: Outcome) -> Verdict:
-    floor, wanted = f"CPU per event, all processes, beside {title_of(outcome, JET)}", f"at most {CPU} of it"
+    floor, wanted = f"CPU per event, all processes, beside `{JET}`", f"at most {CPU} of it"
     pair = _pair(outcome, JET)
     ratio = pair and pair[0].ratio(pair[1], "cpu_us_per_event")
     if not ratio:
@@ -95,7 +95,7 @@ def _cpu(outcome: Outcome) -> Verdict:
 
 
 def _latency(outcome: Outcome, rate: float, name: str, field: str, factor: float) -> Verdict:
-    floor = f"{name} from due to seen at {rate:,.0f} events/s, beside {title_of(outcome, JET)}"
+    floor = f"{name} from due to seen at {rate:,.0f} events/s, beside `{JET}`"
     wanted = "at most as long" if factor == 1 else f"at most {factor} times as long"
     ours, theirs = view.latency(outcome, view.OURS, rate), view.latency(outcome, JET, rate)
     if ours is None or theirs is None:
@@ -126,15 +126,7 @@ def _ours_is_bad(outcome: Outcome) -> bool | None:
 def _why(outcome: Outcome, system: str) -> str:
     """Why two cannot be compared; empty if one was not asked for."""
     found = (outcome.throughput_of(view.WORK, name) for name in (view.OURS, system))
-    return "; ".join(
-        f"{title_of(outcome, each.system)}: {each.status}" for each in found if each and each.status != Status.MEASURED
-    )
-
-
-def title_of(outcome: Outcome, system: str) -> str:
-    """For people; the name itself if nothing is known of it."""
-    note = view.note_of(outcome, system)
-    return note.title if note else system
+    return "; ".join(f"`{each.system}`: {each.status}" for each in found if each and each.status != Status.MEASURED)
 
 
 def _is_spread(ratio: Spread) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "full.json"
-"""The outcome that the committed page is generated from."""
+"""The outcome that the committed page is generated from: a copy of `latest.json` after a whole `make bench`."""
 
 PAGE = ROOT / "docs" / "performance.md"
 README = ROOT / "README.md"

@@ -8,6 +8,7 @@ from benchmarks import judgement, view
 from benchmarks.limits import TITLES
 from benchmarks.markdown import DASH, NOT_MEASURED, number, spread_text, table
 from benchmarks.outcome import Status
+from pipeline.bench.rounds import REST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,7 @@ STAGES = {
     "predict": "XGBoost, one thread",
     "encode": "scores to the JSON of results",
     "write": "results to put-all messages, one for each partition, and their acknowledgements",
+    REST: "what is left of the process: reads of the journal, TCP, leases and offsets",
 }
 """What each does; what has no line here is shown without one."""
 
@@ -74,7 +76,7 @@ def limits(outcome: Outcome, work: str) -> str:
         columns,
         (
             (
-                TITLES.get(each.system, judgement.title_of(outcome, each.system)).removeprefix("limit: "),
+                TITLES.get(each.system, each.system).removeprefix("limit: "),
                 spread_text(each.spread("events_per_s")),
                 DASH if ours is None or each is ours else spread_text(ours.ratio(each)),
                 spread_text(each.spread("scorer_cpu_us_per_event")),

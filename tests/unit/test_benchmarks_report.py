@@ -164,8 +164,8 @@ def test_throughput_has_every_system_beside_ours(outcome):
 def test_limits_are_beside_the_loop_by_hand_and_ours(outcome):
     found = rows(sections.limits(outcome, "card"))
 
-    assert list(found)[2:] == ["drain the journal", "a loop written by hand", "Gridscore, one worker process"]
-    assert found["a loop written by hand"][1] == "0.733 (0.667\N{EN DASH}0.800)"
+    assert list(found)[2:] == ["drain the journal", "by-hand", "gridscore"]
+    assert found["by-hand"][1] == "0.733 (0.667\N{EN DASH}0.800)"
 
 
 def test_stages_are_of_each_work(outcome):
@@ -177,9 +177,9 @@ def test_stages_are_of_each_work(outcome):
 
 def test_floors_are_judged_both_ways(outcome):
     # Throughput: 2.00 times, and 0.73 of the loop in the median, but 0.67 in one round
-    assert verdict(outcome, "Events/s beside Jet, a dictionary").text == "reached"
-    assert verdict(outcome, "Events/s beside a loop").text == "reached"
-    assert verdict(outcome, "Events/s beside a loop").found == "0.733 (0.667\N{EN DASH}0.800) times"
+    assert verdict(outcome, "Events/s beside `jet-dictionary`").text == "reached"
+    assert verdict(outcome, "Events/s beside `by-hand`").text == "reached"
+    assert verdict(outcome, "Events/s beside `by-hand`").found == "0.733 (0.667\N{EN DASH}0.800) times"
     # CPU: 10 of 16
     assert verdict(outcome, "CPU").found == "0.625 of it"
     assert verdict(outcome, "CPU").reached
@@ -206,13 +206,13 @@ def test_the_median_decides_and_rounds_are_told(outcome, rates, text):
     outcome.throughput = [throughput("gridscore", rates), throughput("jet-dictionary", [50_000, 60_000, 55_000])]
 
     # Then
-    assert verdict(outcome, "Events/s beside Jet, a dictionary").text == text
+    assert verdict(outcome, "Events/s beside `jet-dictionary`").text == text
 
 
 def test_what_was_not_measured_is_not_judged(outcome, empty):
-    assert verdict(outcome, "Events/s beside Jet, mapUsingIMap").text == "not measured in this run"
-    assert "failed" in verdict(outcome, "Events/s beside Jet, mapUsingIMap").found
-    assert verdict(outcome, "Events/s beside jet-replicated").reached is None
+    assert verdict(outcome, "Events/s beside `jet-imap`").text == "not measured in this run"
+    assert "failed" in verdict(outcome, "Events/s beside `jet-imap`").found
+    assert verdict(outcome, "Events/s beside `jet-replicated`").reached is None
     empty.throughput, empty.latency = [], []
     assert {each.reached for each in judgement.judge(empty)} == {None}
 
@@ -220,7 +220,7 @@ def test_what_was_not_measured_is_not_judged(outcome, empty):
 def test_no_floor_is_reached_by_wrong_scores(outcome):
     outcome.throughput[1] = throughput("gridscore", [900_000] * 3, status=Status.WRONG, reason="1 of 500")
 
-    assert verdict(outcome, "Events/s beside Jet, a dictionary").reached is False
+    assert verdict(outcome, "Events/s beside `jet-dictionary`").reached is False
     assert verdict(outcome, "CPU").reached is False
 
 
@@ -327,6 +327,19 @@ def test_the_paragraph_goes_between_its_markers():
     )
     with pytest.raises(report.UsageError, match="no place"):
         report.with_paragraph("nothing", "new")
+
+
+def test_the_command_writes_a_page_and_leaves_the_readme_alone(empty, tmp_path):
+    # Given
+    readme = report.README.read_bytes()
+    empty.save(tmp_path / "mine.json")
+
+    # When
+    report.main(tmp_path / "mine.json", tmp_path / "pages" / "mine.md")
+
+    # Then
+    assert "from `mine.json`" in (tmp_path / "pages" / "mine.md").read_text()
+    assert report.README.read_bytes() == readme
 
 
 def test_what_is_no_outcome_is_said(tmp_path):
