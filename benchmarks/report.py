@@ -132,7 +132,7 @@ def paragraph(outcome: Outcome | None) -> str:
     verdicts = [each for each in judgement.judge(outcome)[:-1] if each.reached is not None]
     reached = sum(1 for each in verdicts if each.reached)
     said = [*_ratios_said(outcome), *_latency_said(outcome)]
-    figures = f" On {outcome.machine.cores} cores shared by all of it, Gridscore {', '.join(said)}." if said else ""
+    figures = f" On {outcome.machine.cores} cores shared by all of it, Gridscore {'; it '.join(said)}." if said else ""
     floors = f" Of the {len(verdicts)} floors it set itself, {reached} were reached." if verdicts else ""
     return _wrapped(
         f"{makes}.{figures}{floors} [Performance](docs/performance.md) has all figures with their spread, where each"
