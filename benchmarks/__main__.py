@@ -42,7 +42,7 @@ def bench(
         int | None, typer.Option("--events", min=10_000, max=900_000, help="Of a throughput run.")
     ] = None,
     members: Annotated[int, typer.Option("--members", min=1, max=8, help="With two or more, a backup each.")] = 2,
-    heap: Annotated[str, typer.Option("--heap", help="Of each member.")] = "3g",
+    heap: Annotated[str, typer.Option("--heap", help="Of each member.")] = "4g",
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Measure Gridscore beside its peers and its limits, and print the ratios.

@@ -1,7 +1,7 @@
 """Growth: what an event costs Gridscore when one thing grows: events, jobs, features, partitions, workers.
 
-A point is measured from the first tenth of the results on. Several workers hold their partitions in equal parts before
-anything is put: they are suspended while the backlog is, and then go on together.
+A point is measured as a run of throughput is. Several workers hold their partitions in equal parts before anything is
+put: they are suspended while the backlog is, and then go on together.
 """
 
 from __future__ import annotations

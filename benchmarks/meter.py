@@ -41,16 +41,20 @@ class Meter:
     """Counts from when it was made.
 
     Args:
-        scorers: Process ids. Their children count with them, those that are born later, too.
+        scorers: Process ids. Their children count with them, but for those that are born later.
         services: Process ids. Their children do not: the members' are the scorers of some systems.
     """
 
     def __init__(self, scorers: Sequence[int], services: Sequence[int]) -> None:
-        self._scorers = scorers
+        self._scorers = _families(scorers)
         self._services = services
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from now. Making a meter takes a while on a busy machine, as it looks for children; this does not."""
         self._began = _busy()
-        self._scorers_before = {pid: _cpu([pid]) for pid in _families(scorers)}
-        self._services_before = _cpu(services)
+        self._scorers_before = _cpu(self._scorers)
+        self._services_before = _cpu(self._services)
         self._harness_before = time.process_time()
         self._began_at = time.perf_counter()
 
@@ -62,8 +66,7 @@ class Meter:
         """
         passed = time.perf_counter() - self._began_at
         harness = time.process_time() - self._harness_before
-        families = _families(self._scorers)
-        scorers = sum(max(0.0, _cpu([pid]) - self._scorers_before.get(pid, 0.0)) for pid in families)
+        scorers = max(0.0, _cpu(self._scorers) - self._scorers_before)
         services = _cpu(self._services) - self._services_before
         others = _busy() - self._began - scorers - services - harness
         return Usage(seconds or passed, scorers, services, harness, max(0.0, others) / passed)

@@ -43,7 +43,7 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One run of a throughput measurement: from the first tenth of its results to all of them.
+    """One run of a throughput measurement: from the first tenth of its results to the beginning of the last.
 
     Attributes:
         round: From 1; the same round of another system was measured next to it.

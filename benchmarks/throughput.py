@@ -1,6 +1,7 @@
 """Throughput: how fast a system works off the work's events, what that costs, and whether its scores are right.
 
-A run is measured from the first tenth of its results to all of them: what a system needs to begin is not in it. In each
+A run is measured from the first tenth of its results to the beginning of the last: what a system needs to begin is
+not in it, and what it has under way then is made up for by what it has under way at the end. In each
 round every system has a run, in an order that goes round, so that none always has the warmer members, and a neighbour's
 noise hits all of them. The first round is not counted: it is there for the members' just-in-time compiler.
 """
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from benchmarks.meter import Usage
     from benchmarks.systems.base import System
 
-FIRST = 0.1
-"""Part of the results before the window."""
+FIRST, LAST = 0.1, 0.9
+"""Parts of the results at which the window begins and ends."""
 
 SAMPLE = 500
 """Scores that are compared in each run."""
@@ -39,7 +40,7 @@ RUN_SECONDS = 300.0
 
 _LOOK_SECONDS = 0.02
 _MIDDLE_LOOK_SECONDS = 0.1
-_LAST = 0.85
+_MIDDLE = 0.7
 _BEGIN_SECONDS = 90.0
 _STALLED_SECONDS = 30.0
 
@@ -132,15 +133,20 @@ async def worked_off(system: System, expected: int, look: Callable[[], None] = l
     Raises:
         GridscoreError: It ended, or no results came for long.
     """
-    meter, before, began_at = None, 0, 0.0
+    meter, before, window = None, None, None
     last, last_at, patience = -1, time.monotonic(), _BEGIN_SECONDS
     while True:
         size = await system.results()
-        now = time.perf_counter()
+        if meter is None:
+            meter = Meter(system.pids(), system.service_pids()) if size else None
+        elif before is None:
+            if size >= expected * FIRST:
+                meter.begin()
+                before = size
+        elif window is None and size >= expected * LAST:
+            window = size - before, meter.read()
         if size >= expected:
             break
-        if meter is None and size >= expected * FIRST:
-            meter, before, began_at = Meter(system.pids(), system.service_pids()), size, now
         look()
         await system.check()
         if size != last:
@@ -151,11 +157,11 @@ async def worked_off(system: System, expected: int, look: Callable[[], None] = l
                 f"It came to {size:,} of {expected:,} results, and then to no more for {patience:.0f} s."
             )
         # Looking costs the members: in the middle there is nothing to see.
-        middle = expected * FIRST <= size < expected * _LAST
+        middle = expected * FIRST <= size < expected * _MIDDLE
         await asyncio.sleep(_MIDDLE_LOOK_SECONDS if middle else _LOOK_SECONDS)
-    if meter is None:
+    if window is None:
         raise GridscoreError(f"All {expected:,} results came between two looks.", "Take more events.")
-    return size - before, meter.read(now - began_at)
+    return window
 
 
 async def _check(ground: Ground, measured: Measured, number: int) -> None:

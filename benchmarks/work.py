@@ -39,7 +39,7 @@ class Work:
 
     name: str
     title: str
-    count: int = 300_000
+    count: int = 900_000
     features: int = 12
     trees: int = card.TREES
     event_bytes: int = 90
