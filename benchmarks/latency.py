@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from itertools import pairwise, zip_longest
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from hdrh.histogram import HdrHistogram
@@ -21,9 +21,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.load import Sights
+    from benchmarks.meter import Usage
     from benchmarks.systems.base import System
 
 Found = TypeVar("Found")
+
+WARM_UP_RATE = 2_000.0
+PAUSE_SECONDS = 1.0
+"""Between two rates, without events: what one leaves behind is not the other's."""
+
+SETTLE_SECONDS = 1.0
+"""Of a rate, before it counts."""
 
 SPIKE_RATE = 1_000.0
 SPIKE_FACTOR = 10.0
@@ -66,33 +74,52 @@ async def saturation(system: System, work: str, texts: Sequence[bytes], seconds:
     return await _live(system, measure, lambda reason: Saturation(work, system.name, Status.FAILED, reason))
 
 
+class Rate(NamedTuple):
+    """A steady rate.
+
+    Attributes:
+        per_s: Events per second.
+        seconds: That count.
+        part: Of the system's saturation, if the rate is one.
+    """
+
+    per_s: float
+    seconds: float
+    part: float | None = None
+
+
 async def steady(
-    system: System,
-    work: str,
-    texts: Sequence[bytes],
-    rate: float,
-    *,
-    warm_up: float,
-    seconds: float,
-    part: float | None = None,
-) -> Latency:
-    """Latency at a steady rate, open loop; what goes wrong is noted.
+    system: System, work: str, texts: Sequence[bytes], rates: Sequence[Rate], *, warm_up: float, most: float
+) -> list[Latency]:
+    """Latency at steady rates, open loop, in one run; what goes wrong is noted.
 
     Args:
         system: Prepared, with no run under way.
         work: Name of the work.
         texts: Of the events.
-        rate: Events per second.
-        warm_up: Seconds at this rate that do not count.
-        seconds: That count.
-        part: Of the system's saturation, if the rate is one.
+        rates: One after the other, with a pause between; what comes after one that is too much is not measured.
+        warm_up: Seconds before the first, at `WARM_UP_RATE` or half of `most`.
+        most: The system's saturation in events per second, if it is known; else infinite.
     """
 
-    async def measure() -> Latency:
-        due = schedule((rate, warm_up + seconds))
-        return _latency(system.name, work, rate, part, await open_loop(system, texts, due, warm_up), warm_up)
+    async def measure() -> list[Latency]:
+        phases, marks, begin = [(min(WARM_UP_RATE, most / 2), warm_up)], list[float](), warm_up
+        for rate in rates:
+            phases += [(0.0, PAUSE_SECONDS), (rate.per_s, SETTLE_SECONDS + rate.seconds)]
+            marks.append(begin + PAUSE_SECONDS + SETTLE_SECONDS)
+            begin += PAUSE_SECONDS + SETTLE_SECONDS + rate.seconds
+        sights = await open_loop(system, texts, schedule(*phases), marks)
+        return [
+            _latency(system.name, work, rate, sights, mark, usage)
+            if usage is not None
+            else _not_reached(system.name, work, rate)
+            for rate, mark, usage in zip_longest(rates, marks, sights.usages)
+        ]
 
-    return await _live(system, measure, lambda reason: Latency(work, system.name, rate, part, Status.FAILED, reason))
+    def failed(reason: str) -> list[Latency]:
+        return [Latency(work, system.name, rate.per_s, rate.part, Status.FAILED, reason) for rate in rates]
+
+    return await _live(system, measure, failed)
 
 
 async def spike(system: System, work: str, texts: Sequence[bytes], *, warm_up: float) -> Spike:
@@ -104,7 +131,7 @@ async def spike(system: System, work: str, texts: Sequence[bytes], *, warm_up: f
             (SPIKE_RATE * SPIKE_FACTOR, SPIKE_SECONDS),
             (SPIKE_RATE, SPIKE_AFTER_SECONDS),
         )
-        sights = await open_loop(system, texts, due, warm_up, SPIKE_BEHIND_SECONDS)
+        sights = await open_loop(system, texts, due, [], SPIKE_BEHIND_SECONDS)
         bins = bins_of(due - warm_up, sights.latency_ms)
         begin, end = SPIKE_BEFORE_SECONDS, SPIKE_BEFORE_SECONDS + SPIKE_SECONDS
         before = [each.p99_ms for each in bins if each.begin_s < begin and each.p99_ms is not None]
@@ -145,12 +172,18 @@ async def _live(
         return failed(f"{type(error).__name__}: {error}")
 
 
-def _latency(name: str, work: str, rate: float, part: float | None, sights: Sights, warm_up: float) -> Latency:
-    counts = sights.due >= warm_up
+def _not_reached(name: str, work: str, rate: Rate) -> Latency:
+    return Latency(
+        work, name, rate.per_s, rate.part, Status.MEASURED, "a lower rate was too much already", saturated=True
+    )
+
+
+def _latency(name: str, work: str, rate: Rate, sights: Sights, begin: float, usage: Usage) -> Latency:
+    counts = (sights.due >= begin) & (sights.due < begin + rate.seconds)
     sent = counts & ~np.isnan(sights.sent)
     latency = sights.latency_ms[counts & ~np.isnan(sights.seen)]
     histogram = histogram_of(latency)
-    usage, seen = sights.usage, len(latency)
+    seen = len(latency)
 
     def at(percentile: float) -> float | None:
         return histogram.get_value_at_percentile(percentile) / 1e3 if seen else None
@@ -159,10 +192,10 @@ def _latency(name: str, work: str, rate: float, part: float | None, sights: Sigh
     return Latency(
         work=work,
         system=name,
-        rate_per_s=rate,
-        part_of_saturation=part,
+        rate_per_s=rate.per_s,
+        part_of_saturation=rate.part,
         status=Status.MEASURED,
-        saturated=sights.behind,
+        saturated=sights.behind and seen < counts.sum(),
         seconds=usage.seconds,
         due=int(sent.sum()),
         seen=seen,

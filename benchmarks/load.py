@@ -49,14 +49,14 @@ class Sights:
         due: When each was due; seconds from the beginning.
         sent: When it was sent; NaN if it was not.
         seen: When its result was seen first; NaN if it was not.
-        usage: From the end of the warm-up to the last look.
+        usages: From each mark to the next, or to the end; there are fewer than marks if it ended before.
         behind: Results fell too far behind: what was not sent then was not sent at all.
     """
 
     due: NDArray[np.float64]
     sent: NDArray[np.float64]
     seen: NDArray[np.float64]
-    usage: Usage
+    usages: list[Usage]
     behind: bool
 
     @property
@@ -77,11 +77,11 @@ def schedule(*phases: tuple[float, float]) -> NDArray[np.float64]:
     """When each event is due, in seconds.
 
     Args:
-        phases: Events per second, and for how many seconds.
+        phases: Events per second, which may be 0, and for how many seconds.
     """
     parts, begin = [np.empty(0)], 0.0
     for rate, seconds in phases:
-        parts.append(begin + np.arange(round(rate * seconds)) / rate)
+        parts.append(begin + np.arange(round(rate * seconds)) / max(rate, 1e-9))
         begin += seconds
     return np.concatenate(parts)
 
@@ -103,7 +103,7 @@ async def open_loop(
     system: System,
     texts: Sequence[bytes],
     due: NDArray[np.float64],
-    warm_up: float,
+    marks: Sequence[float],
     behind_seconds: float = BEHIND_SECONDS,
 ) -> Sights:
     """Send each event when it is due, and wait for what was sent.
@@ -112,7 +112,7 @@ async def open_loop(
         system: Started for live events.
         texts: Of the events; they are taken again and again.
         due: See `schedule`.
-        warm_up: Seconds after which usage counts.
+        marks: Seconds at which usage is counted anew, rising.
         behind_seconds: How far results may fall behind before the rest is not sent, and not waited for.
 
     Raises:
@@ -134,10 +134,10 @@ async def open_loop(
                 all_came.set()
 
     await system.watch(seen)
+    meter, usages = Meter(system.pids(), system.service_pids()), list[Usage]()
     with _undisturbed():
         start = clock() + _LEAD_SECONDS
-        meter: Meter | None = None
-        look_at, behind = start + _LOOK_SECONDS, False
+        look_at, behind, marked = start + _LOOK_SECONDS, False, 0
         while number < count:
             now = clock()
             passed = now - start
@@ -148,23 +148,27 @@ async def open_loop(
             if now >= look_at:
                 look_at = now + _LOOK_SECONDS
                 await system.check()
-                if meter is None and passed >= warm_up:
-                    meter = Meter(system.pids(), system.service_pids())
+                if marked < len(marks) and passed >= marks[marked]:
+                    if marked:
+                        usages.append(meter.read())
+                    meter.begin()
+                    marked += 1
                 if came < np.searchsorted(due, passed - behind_seconds):
                     behind = True
                     break
             if number < count:
-                await asyncio.sleep(max(_TICK_SECONDS, due_at[number] - (clock() - start)))
+                # Not until the next is due: there may be none for long, and a mark before it.
+                wait = min(due_at[number] - (clock() - start), _LOOK_SECONDS)
+                await asyncio.sleep(max(_TICK_SECONDS, wait))
         if not behind:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(behind_seconds):
                     await all_came.wait()
-        if meter is None:
-            meter = Meter(system.pids(), system.service_pids())
-        usage = meter.read()
+        if marked:
+            usages.append(meter.read())
     columns = [np.array(column) for column in (sent_at, seen_at)]
     sent, seen_ = (np.where(column > 0, column - start, np.nan) for column in columns)
-    return Sights(due, sent, seen_, usage, behind or came < number)
+    return Sights(due, sent, seen_, usages, behind or came < number)
 
 
 async def closed_loop(
@@ -184,7 +188,7 @@ async def closed_loop(
     """
     clock, send, size = time.perf_counter, system.send, len(texts)
     number = came = 0
-    began = window_at = clock()
+    began = clock()
     end = clock() + warm_up + seconds
     last_came, last_at, look_at = 0, began, began
     answered = asyncio.Event()
@@ -201,15 +205,16 @@ async def closed_loop(
         return came >= count if count is not None else clock() >= end
 
     await system.watch(seen)
+    meter, before = Meter(system.pids(), system.service_pids()), -1
     with _undisturbed():
-        meter, before = None, 0
         while not over():
             while number - came < OUTSTANDING and (count is None or number < count):
                 send(number, texts[number % size])
                 number += 1
             now = clock()
-            if meter is None and (came >= count / 10 if count is not None else now - began >= warm_up):
-                meter, before, window_at = Meter(system.pids(), system.service_pids()), came, now
+            if before < 0 and (came >= count / 10 if count is not None else now - began >= warm_up):
+                meter.begin()
+                before = came
             if now >= look_at:
                 look_at = now + _LOOK_SECONDS
                 await system.check()
@@ -221,7 +226,7 @@ async def closed_loop(
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await answered.wait()
-        ended = clock()
-        if meter is None or came == before:
+        usage = meter.read()
+        if before < 0 or came == before:
             raise GridscoreError("No results came within the time.")
-        return Closed(came - before, meter.read(ended - window_at))
+        return Closed(came - before, usage)

@@ -58,18 +58,14 @@ class Meter:
         self._harness_before = time.process_time()
         self._began_at = time.perf_counter()
 
-    def read(self, seconds: float | None = None) -> Usage:
-        """What has been used since.
-
-        Args:
-            seconds: Length of the window, if it is known better than by the clock now.
-        """
+    def read(self) -> Usage:
+        """What has been used since."""
         passed = time.perf_counter() - self._began_at
         harness = time.process_time() - self._harness_before
         scorers = max(0.0, _cpu(self._scorers) - self._scorers_before)
         services = _cpu(self._services) - self._services_before
         others = _busy() - self._began - scorers - services - harness
-        return Usage(seconds or passed, scorers, services, harness, max(0.0, others) / passed)
+        return Usage(passed, scorers, services, harness, max(0.0, others) / passed)
 
 
 def resident_bytes(pids: Iterable[int]) -> int:

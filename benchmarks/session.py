@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ class Options:
     @property
     def steady_seconds(self) -> tuple[float, float]:
         """Warm-up, and what counts, of one rate."""
-        return (2.0, 6.0) if self.quick else (3.0, 20.0)
+        return (8.0, 6.0) if self.quick else (12.0, 20.0)
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -120,11 +121,12 @@ class Options:
                 total += rounds * self.run_seconds(work)
             if "latency" in self.live_parts(work):
                 live = len(self.live_systems("latency", names))
-                each = sum(self.steady_seconds) + _LIVE_SECONDS
-                total += live * len(self.rates) * each
+                warm_up, seconds = self.steady_seconds
+                rates = [latency.Rate(rate, seconds) for rate in self.rates]
                 if not self.quick:
-                    parts = len(SATURATION_PARTS) * (each - self.steady_seconds[1] + _PART_SECONDS)
-                    total += live * (parts + _SATURATION_SECONDS + _LIVE_SECONDS)
+                    rates += [latency.Rate(0, _PART_SECONDS, part) for part in SATURATION_PARTS]
+                    total += live * (_SATURATION_SECONDS + _LIVE_SECONDS)
+                total += live * _latency_seconds(warm_up, rates)
             if "spike" in self.live_parts(work):
                 total += len(self.live_systems("spike", names)) * (latency.spike_seconds() + _LIVE_SECONDS)
             if total:
@@ -290,35 +292,39 @@ class Session:
                 self._save()
 
     async def _live(self, place: Ground, systems: dict[str, System]) -> None:
-        """Latency at each rate in turn, of all systems one after the other, and the spike."""
+        """Latency at all rates, of one system after the other, and the spike."""
         options, outcome, work = self._options, self._outcome, place.bed.work.name
         texts = place.texts[: 1 << 16]
         warm_up, seconds = options.steady_seconds
         if "latency" in options.parts:
-            names = options.live_systems("latency", list(systems))
-            cases: list[tuple[str, float, float | None]] = [(n, rate, None) for rate in options.rates for n in names]
-            if not options.quick:
-                for name in names:
+            for name in options.live_systems("latency", list(systems)):
+                rates, most = [latency.Rate(rate, seconds) for rate in options.rates], math.inf
+                if not options.quick:
                     with self._display.step(f"{work}: saturation of {name}", _SATURATION_SECONDS + _LIVE_SECONDS):
                         found = await latency.saturation(systems[name], work, texts, _SATURATION_SECONDS)
                     outcome.saturation.append(found)
                     self._display.note(f"{work}: {name}: saturation {found.events_per_s:,.0f} events/s {found.reason}")
                     if found.status == Status.MEASURED:
-                        cases += [(name, part * found.events_per_s, part) for part in SATURATION_PARTS]
-            for name, rate, part in cases:
-                counted = seconds if part is None else _PART_SECONDS
-                with self._display.step(f"{work}: {name} at {rate:,.0f} events/s", warm_up + counted + _LIVE_SECONDS):
-                    lately = await latency.steady(
-                        systems[name], work, texts, rate, warm_up=warm_up, seconds=counted, part=part
-                    )
-                outcome.latency.append(lately)
-                self._display.note(f"{work}: {name} at {rate:,.0f} events/s: {_latency_said(lately)}")
+                        most = found.events_per_s
+                        rates += [latency.Rate(part * most, _PART_SECONDS, part) for part in SATURATION_PARTS]
+                rates.sort(key=lambda rate: rate.per_s)
+                with self._display.step(f"{work}: latency of {name}", _latency_seconds(warm_up, rates)):
+                    measured = await latency.steady(systems[name], work, texts, rates, warm_up=warm_up, most=most)
+                outcome.latency += measured
+                for lately in measured:
+                    said = _latency_said(lately)
+                    self._display.note(f"{work}: {name} at {lately.rate_per_s:,.0f} events/s: {said}")
                 self._save()
         if "spike" in options.parts:
             for name in options.live_systems("spike", list(systems)):
                 with self._display.step(f"{work}: a spike for {name}", latency.spike_seconds() + _LIVE_SECONDS):
                     outcome.spikes.append(await latency.spike(systems[name], work, texts, warm_up=warm_up))
                 self._save()
+
+
+def _latency_seconds(warm_up: float, rates: Sequence[latency.Rate]) -> float:
+    pauses = len(rates) * (latency.PAUSE_SECONDS + latency.SETTLE_SECONDS)
+    return _LIVE_SECONDS + warm_up + pauses + sum(rate.seconds for rate in rates)
 
 
 def _is_measured(found: Throughput) -> bool:

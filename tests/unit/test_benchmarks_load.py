@@ -45,19 +45,26 @@ def test_a_schedule_goes_from_rate_to_rate():
     assert (np.diff(due) > 0).all()
 
 
+def test_a_schedule_may_pause():
+    due = schedule((10.0, 1.0), (0.0, 2.0), (10.0, 1.0))
+    assert len(due) == 20
+    assert due[10] == pytest.approx(3.0)
+
+
 async def test_every_event_is_sent_once_and_never_early():
     echo, due = Echo(), schedule((1_000.0, 0.3))
-    sights = await open_loop(echo, [b"a", b"b"], due, 0.1)
+    sights = await open_loop(echo, [b"a", b"b"], due, [0.05, 0.2])
     assert echo.sent == [(number, b"ab"[number % 2 : number % 2 + 1]) for number in range(300)]
     assert (sights.sent >= sights.due).all()
     assert (sights.seen > sights.sent).all()
     assert (sights.latency_ms > 0).all()
+    assert len(sights.usages) == 2
     assert not sights.behind
 
 
 async def test_a_system_that_falls_behind_is_given_up():
     echo = Echo(lost=range(10, 10_000))
-    sights = await open_loop(echo, [b"a"], schedule((1_000.0, 10.0)), 0.0, behind_seconds=0.2)
+    sights = await open_loop(echo, [b"a"], schedule((1_000.0, 10.0)), [], behind_seconds=0.2)
     assert sights.behind
     assert len(echo.sent) < 10_000
     assert np.isnan(sights.latency_ms[10:]).all()
