@@ -49,7 +49,7 @@ def bench(
 
     Example: python -m benchmarks --quick --systems gridscore,jet-dictionary
     """
-    from benchmarks.session import PARTS, QUICK_PARTS, Options
+    from benchmarks.session import PARTS, QUICK_EVENTS, QUICK_PARTS, Options
     from benchmarks.systems import SYSTEMS
     from benchmarks.work import WORKS
 
@@ -62,7 +62,7 @@ def bench(
         parts=_chosen("--only", only, PARTS, QUICK_PARTS if quick else PARTS),
         members=members,
         heap=heap,
-        events=events,
+        events=events or (QUICK_EVENTS if quick else None),
     )
     outcome, file = _measure(options, out)
     if as_json:

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pipeline.bench.rounds import destroy, put_events
 from pipeline.errors import GridscoreError
 from pipeline.features import EventDecoder, FeaturePlan, LookupTable
 from pipeline.grid import GridSettings, connect
+from pipeline.grid.launch import MemberExtras
 from pipeline.grid.member import Cluster
 from pipeline.grid.writer import MapWriter
 from pipeline.worker.runner import BATCH_EVENTS
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from benchmarks.work import Work
     from pipeline.grid import Grid
-    from pipeline.grid.launch import MemberExtras
 
 
 @dataclass
@@ -107,7 +107,9 @@ async def ground(
         texts = [text for _, text in work.events(count)] if offline else []
         matrix = matrix_of(work, lookups, texts)
         expected = scores_of(booster, matrix)
-        more = extras(folder)
+        more = extras(folder) or MemberExtras()
+        # A member that runs for long has touched its heap; the first touch of a page costs as much as an event.
+        more = replace(more, environment={"JDK_JAVA_OPTIONS": "-XX:+AlwaysPreTouch", **more.environment})
         # Not in a thread: who is cancelled there leaves members behind that nobody knows of.
         with Cluster.start(members, port=0, heap=heap, config=config, extras=more, on_progress=progress) as cluster:
             settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)

@@ -37,8 +37,8 @@ LEASE_SECONDS = 120.0
 """Longer than the workers are suspended; leases of that length are renewed by the same commits."""
 
 _WARM_UP_EVENTS = 50_000
-_PUT_PER_SECOND = 30_000.0
-_SCORED_PER_SECOND = 60_000.0
+_PUT_PER_SECOND = 80_000.0
+_SCORED_PER_SECOND = 120_000.0
 _SETUP_SECONDS = 20.0
 _BYTES_PER_EVENT = 700
 """Of heap on each member, an event with its result, on two members; generously."""
@@ -63,7 +63,7 @@ class Point:
 
     series: str
     value: int
-    events: int = 100_000
+    events: int = 300_000
     jobs: int = 1
     features: int = 12
     partitions: int = 271
@@ -93,10 +93,10 @@ def points(*, quick: bool) -> list[Point]:
         ]
     return [
         *(Point("events", count, events=count) for count in (100_000, 300_000, 1_000_000, 5_000_000)),
-        *(Point("jobs", count, jobs=count) for count in (1, 4, 16)),
+        *(Point("jobs", count, jobs=count, events=100_000) for count in (1, 4, 16)),
         *(Point("features", count, features=count) for count in (12, 50, 200, 500)),
         *(Point("partitions", count, partitions=count) for count in (271, 1_999)),
-        *(Point("workers", count, workers=count, events=300_000) for count in (1, 2, 4, 8)),
+        *(Point("workers", count, workers=count) for count in (1, 2, 4, 8)),
     ]
 
 

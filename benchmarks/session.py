@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PARTS = ("throughput", "limits", "latency", "spike", "growth")
 QUICK_PARTS = ("throughput", "limits", "latency")
 
+QUICK_EVENTS = 450_000
+"""Of a throughput run, if quick."""
+
 OTHER_WORKS_SYSTEMS = ("gridscore", "by-hand", "jet-dictionary", "jet-replicated", "jet-imap")
 """On works other than the first, unless others are asked for."""
 
@@ -42,10 +45,10 @@ SATURATION_PARTS = (0.5, 0.8)
 
 _SETUP_SECONDS = 40.0
 _RUN_SECONDS = 4.0
-_RUN_EVENTS_PER_S = 60_000.0
+_RUN_EVENTS_PER_S = 90_000.0
 _LIVE_SECONDS = 5.0
 _SATURATION_SECONDS = 4.0
-_PART_SECONDS = 10.0
+_PART_SECONDS = 8.0
 """At a part of the saturation: less than at a fixed rate, as it is for every system."""
 
 
@@ -95,7 +98,7 @@ class Options:
     @property
     def steady_seconds(self) -> tuple[float, float]:
         """Warm-up, and what counts, of one rate."""
-        return (8.0, 6.0) if self.quick else (12.0, 20.0)
+        return (8.0, 6.0) if self.quick else (10.0, 12.0)
 
     @property
     def rates(self) -> tuple[float, ...]:

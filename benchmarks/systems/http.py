@@ -44,7 +44,7 @@ class FastApi(System):
         "are kept. The handler takes and returns bytes, without pydantic, and runs in the event loop, without a "
         "thread; one XGBoost thread. It cannot take batches: each event is a request and a prediction."
     )
-    share = 0.03
+    share = 0.005
     in_grid = False
     takes_backlog = False
 

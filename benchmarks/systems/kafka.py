@@ -297,6 +297,7 @@ class QuixStreams(_Kafka):
         "checkpoint is every 4,096 events or 20 ms."
     )
     module = "benchmarks.systems.quix_loop"
+    share = 0.3
 
     async def prepare(self) -> None:
         """Install Quix Streams, if it is not there yet; start the broker, and put the backlog into its topic."""

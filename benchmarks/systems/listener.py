@@ -32,7 +32,7 @@ class EntryListener(InGrid):
         "for them, by `set`, which does not send the value before it back. Its map of events has no journal. It "
         "cannot take batches: each event is a prediction and a put."
     )
-    share = 0.1
+    share = 0.01
     takes_backlog = False
 
     def __init__(self, bed: Bed) -> None:

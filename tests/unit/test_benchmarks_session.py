@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.session import PARTS, QUICK_PARTS, Options
+from benchmarks.session import PARTS, QUICK_EVENTS, QUICK_PARTS, Options
 from benchmarks.systems import SYSTEMS, NotAvailableError, system_class
 from benchmarks.throughput import worked_off, wrong_scores
 from benchmarks.work import WORKS
@@ -20,7 +20,7 @@ def options(**changes):
 
 def test_it_takes_an_hour_and_ten_minutes_if_quick():
     assert options().seconds() < 3_600
-    assert options(quick=True, works=("card",), rounds=3, parts=QUICK_PARTS).seconds() < 600
+    assert options(quick=True, works=("card",), rounds=3, parts=QUICK_PARTS, events=QUICK_EVENTS).seconds() < 600
 
 
 def test_only_the_first_work_has_all_systems_and_live_events():
