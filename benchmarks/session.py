@@ -33,7 +33,7 @@ QUICK_PARTS = ("throughput", "limits", "latency")
 QUICK_EVENTS = 450_000
 """Of a throughput run, if quick."""
 
-OTHER_WORKS_SYSTEMS = ("gridscore", "by-hand", "jet-dictionary", "jet-replicated", "jet-imap")
+OTHER_WORKS_SYSTEMS = ("gridscore", "gridscore-cores", "by-hand", "jet-dictionary", "jet-replicated", "jet-imap")
 """On works other than the first, unless others are asked for."""
 
 LIVE_QUICK_SYSTEMS = ("gridscore", "jet-dictionary")

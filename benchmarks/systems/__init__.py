@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SYSTEMS = {
     "gridscore": ("benchmarks.systems.gridscore", "Gridscore"),
+    "gridscore-cores": ("benchmarks.systems.gridscore", "GridscoreCores"),
     "by-hand": ("benchmarks.systems.by_hand", "ByHand"),
     "jet-dictionary": ("benchmarks.systems.jet", "JetDictionary"),
     "jet-replicated": ("benchmarks.systems.jet", "JetReplicated"),

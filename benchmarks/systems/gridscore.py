@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ class Gridscore(InGrid):
         self._lease = lease
         results = self.results_map
         self._names = {
-            "bench" if i == 0 else f"bench-{i}": results if i == 0 else f"{results}-{i}" for i in range(jobs)
+            self.name if i == 0 else f"{self.name}-{i}": results if i == 0 else f"{results}-{i}" for i in range(jobs)
         }
         self._jobs = Jobs(bed.grid)
         self._workers: list[LeashedProcess] = []
@@ -61,7 +62,9 @@ class Gridscore(InGrid):
 
         booster = xgb.Booster(model_file=str(self.bed.files / "model.ubj"))
         await Registry(self.bed.grid).push(booster, self.bed.work.job.model.name, alias="champion")
-        arguments = ["worker", "--cluster-name", self.bed.cluster_name, "--lease", str(self._lease)]
+        # Workers of another system are in the same cluster: each takes its own jobs only.
+        jobs = ",".join(self._names)
+        arguments = ["worker", "--jobs", jobs, "--cluster-name", self.bed.cluster_name, "--lease", str(self._lease)]
         for address in self.bed.addresses:
             arguments += ["--members", address]
         for number in range(self._count):
@@ -166,3 +169,17 @@ class Gridscore(InGrid):
             if time.monotonic() > deadline:
                 raise GridscoreError(f"{otherwise}, after {_WAIT_SECONDS:.0f} s.")
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+class GridscoreCores(Gridscore):
+    """A worker process for each core, as `gridscore worker --processes auto` starts them."""
+
+    name = "gridscore-cores"
+    title = "Gridscore, a worker process for each core"
+    tuning = (
+        "As `gridscore` otherwise. Jet, too, has Python processes for each core; the hand-written loop and the Kafka"
+        " consumer are one process."
+    )
+
+    def __init__(self, bed: Bed) -> None:
+        super().__init__(bed, workers=os.cpu_count() or 1)
