@@ -381,16 +381,24 @@ class Leases:
         Args:
             progress: Of the partitions to give back.
         """
+        origins = {partition: lease.record.origin for partition, lease in self.held.items() if partition in progress}
         # A compare-and-set under way changes the text that the next one must compare with: let it end first.
         # To wait does not cancel what is waited for, should the caller's time be over.
         if self._under_way:
             await asyncio.wait(set(self._under_way))
-        leases = [self.held.pop(partition) for partition in progress if partition in self.held]
-        await self._to_the_end(self._release_all(leases, progress))
+        due = []
+        for partition, origin in origins.items():
+            if (lease := self.held.pop(partition, None)) is not None:
+                record = lease.record
+                # If it was reset meanwhile, what had been done before no longer counts.
+                as_it_was = record.origin == origin
+                there = progress[partition] if as_it_was else Progress(record.offset, record.lost)
+                due.append(_Due(lease, there, None))
+        await self._to_the_end(self._release_all(due))
 
-    async def _release_all(self, leases: list[Lease], progress: Mapping[int, Progress]) -> None:
-        await self._commit_these([_Due(lease, progress[lease.partition], None) for lease in leases], "")
-        self._tell("releases", len(leases))
+    async def _release_all(self, due: list[_Due]) -> None:
+        await self._commit_these(due, "")
+        self._tell("releases", len(due))
 
     async def reset(self, partition: int, offset: int, *, run: int | None = None, regressed: bool = False) -> bool:
         """Set the offset anew, with the next epoch; False if the lease is lost.

@@ -56,6 +56,20 @@ async def test_a_lease_is_claimed_once_and_goes_on_where_it_was_committed(grid, 
     assert taken[3].clean
 
 
+async def test_a_reset_under_way_is_not_undone_by_a_release(grid, unique):
+    leases = Leases(grid, unique, "one")
+    await claim_all(leases, grid)
+    assert await leases.commit({3: Progress(17, 0)}) == []
+
+    reset = asyncio.create_task(leases.reset(3, 5))
+    await asyncio.sleep(0)  # its write is on its way
+    await leases.release({3: Progress(20, 0)})
+
+    assert await reset
+    record = (await read_records(grid, unique, [3]))[3]
+    assert (record.owner, record.offset) == ("", 5)
+
+
 async def test_of_two_that_claim_at_once_one_gets_each_partition(grid, unique):
     workers = [Leases(grid, unique, f"worker{n}") for n in range(3)]
     for worker in workers:
