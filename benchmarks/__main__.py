@@ -72,6 +72,7 @@ def bench(
 
         show(outcome, console)
         errors.print(f"\nWritten to {file}.", highlight=False)
+        errors.print(f"A page of it: python -m benchmarks.report {file} --to PAGE", highlight=False)
 
 
 def _measure(options: Options, out: Path) -> tuple[Outcome, Path]:
