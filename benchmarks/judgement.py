@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 
 JET = "jet-dictionary"
 
-SINGLE = "by-hand"
-"""One process, and beside one process of ours; the others use all cores, and are beside as many of ours."""
-
-CORES = "gridscore-cores"
-
 THROUGHPUT = ((JET, 1.3), ("jet-replicated", 1.5), ("jet-imap", 2.5), ("by-hand", 0.7))
 """At least so many times the events a second of each."""
 
@@ -73,11 +68,11 @@ def judge(outcome: Outcome) -> list[Verdict]:
 
 
 def _throughput(outcome: Outcome, system: str, floor: float, what: str = "Events/s") -> Verdict:
-    floor_of, wanted = f"{what} beside `{system}`, of `{_ours(outcome, system)}`", f"at least {floor} times as many"
+    floor_of, wanted = f"{what} beside `{system}`", f"at least {floor} times as many"
     pair = _pair(outcome, system)
     ratio = pair and pair[0].ratio(pair[1])
     if not ratio:
-        return Verdict(floor_of, wanted, _why(outcome, system), _ours_is_bad(outcome, system))
+        return Verdict(floor_of, wanted, _why(outcome, system), _ours_is_bad(outcome))
     reached = ratio.median >= floor
     return Verdict(
         floor_of,
@@ -89,12 +84,11 @@ def _throughput(outcome: Outcome, system: str, floor: float, what: str = "Events
 
 
 def _cpu(outcome: Outcome) -> Verdict:
-    ours = _ours(outcome, JET)
-    floor, wanted = f"CPU per event, all processes, beside `{JET}`, of `{ours}`", f"at most {CPU} of it"
+    floor, wanted = f"CPU per event, all processes, beside `{JET}`", f"at most {CPU} of it"
     pair = _pair(outcome, JET)
     ratio = pair and pair[0].ratio(pair[1], "cpu_us_per_event")
     if not ratio:
-        return Verdict(floor, wanted, _why(outcome, JET), _ours_is_bad(outcome, JET))
+        return Verdict(floor, wanted, _why(outcome, JET), _ours_is_bad(outcome))
     reached = ratio.median <= CPU
     every = _is_spread(ratio) and (ratio.high <= CPU if reached else ratio.low > CPU)
     return Verdict(floor, wanted, f"{spread_text(ratio)} of it", reached, every)
@@ -103,7 +97,7 @@ def _cpu(outcome: Outcome) -> Verdict:
 def _latency(outcome: Outcome, rate: float, name: str, field: str, factor: float) -> Verdict:
     floor = f"{name} from due to seen at {rate:,.0f} events/s, beside `{JET}`"
     wanted = "at most as long" if factor == 1 else f"at most {factor} times as long"
-    ours, theirs = view.latency(outcome, _ours(outcome, JET), rate), view.latency(outcome, JET, rate)
+    ours, theirs = view.latency(outcome, view.OURS, rate), view.latency(outcome, JET, rate)
     if ours is None or theirs is None:
         return Verdict(floor, wanted, "", None)
     mine, other = getattr(ours, field), getattr(theirs, field)
@@ -117,27 +111,21 @@ def _latency(outcome: Outcome, rate: float, name: str, field: str, factor: float
 
 def _pair(outcome: Outcome, system: str) -> tuple[Throughput, Throughput] | None:
     """Ours and another, if both can be compared: scores of both are right, and no round failed."""
-    ours, theirs = (outcome.throughput_of(view.WORK, name) for name in (_ours(outcome, system), system))
+    ours, theirs = (outcome.throughput_of(view.WORK, name) for name in (view.OURS, system))
     if ours is None or theirs is None or {ours.status, theirs.status} != {Status.MEASURED}:
         return None
     return ours, theirs
 
 
-def _ours(outcome: Outcome, system: str) -> str:
-    """Which of ours is beside a system."""
-    several = system != SINGLE and outcome.throughput_of(view.WORK, CORES) is not None
-    return CORES if several else view.OURS
-
-
-def _ours_is_bad(outcome: Outcome, system: str) -> bool | None:
+def _ours_is_bad(outcome: Outcome) -> bool | None:
     """False (not reached) if ours was tried and failed, None if there is nothing to judge."""
-    ours = outcome.throughput_of(view.WORK, _ours(outcome, system))
+    ours = outcome.throughput_of(view.WORK, view.OURS)
     return False if ours is not None and ours.status in {Status.FAILED, Status.WRONG} else None
 
 
 def _why(outcome: Outcome, system: str) -> str:
     """Why two cannot be compared; empty if one was not asked for."""
-    found = (outcome.throughput_of(view.WORK, name) for name in (_ours(outcome, system), system))
+    found = (outcome.throughput_of(view.WORK, name) for name in (view.OURS, system))
     return "; ".join(f"`{each.system}`: {each.status}" for each in found if each and each.status != Status.MEASURED)
 
 

@@ -132,11 +132,12 @@ def paragraph(outcome: Outcome | None) -> str:
     verdicts = [each for each in judgement.judge(outcome)[:-1] if each.reached is not None]
     reached = sum(1 for each in verdicts if each.reached)
     said = [*_ratios_said(outcome), *_latency_said(outcome)]
-    figures = f" On {outcome.machine.cores} cores shared by all of it, Gridscore {'; it '.join(said)}." if said else ""
+    where = f"In a run of {duration(outcome.seconds)} on {outcome.machine.cores} cores shared by all of it"
+    figures = f" {where}, Gridscore {'; it '.join(said)}." if said else ""
     floors = f" Of the {len(verdicts)} floors it set itself, {reached} were reached." if verdicts else ""
     return _wrapped(
-        f"{makes}.{figures}{floors} [Performance](docs/performance.md) has all figures with their spread, where each"
-        " microsecond goes, what is not shown, and what was tried."
+        f"{makes}.{figures}{floors} [Performance](docs/performance.md) has all figures with their spread, how far"
+        " runs differ, where each microsecond goes, what is not shown, and what was tried."
     )
 
 

@@ -177,8 +177,8 @@ class GridscoreCores(Gridscore):
     name = "gridscore-cores"
     title = "Gridscore, a worker process for each core"
     tuning = (
-        "As `gridscore` otherwise. Jet, too, has Python processes for each core; the hand-written loop and the Kafka"
-        " consumer are one process."
+        "As `gridscore` otherwise. Here to be seen: on cores that the members need as well, a second process takes what"
+        " they lack. The floors are about one."
     )
 
     def __init__(self, bed: Bed) -> None:

@@ -209,15 +209,6 @@ def test_the_median_decides_and_rounds_are_told(outcome, rates, text):
     assert verdict(outcome, "Events/s beside `jet-dictionary`").text == text
 
 
-def test_peers_with_many_processes_are_beside_as_many_of_ours(outcome):
-    # Given
-    outcome.throughput += [throughput("gridscore-cores", [300_000, 310_000, 290_000])]
-
-    # Then
-    assert "of `gridscore-cores`" in verdict(outcome, "Events/s beside `jet-dictionary`").floor
-    assert "of `gridscore`" in verdict(outcome, "Events/s beside `by-hand`").floor
-
-
 def test_what_was_not_measured_is_not_judged(outcome, empty):
     assert verdict(outcome, "Events/s beside `jet-imap`").text == "not measured in this run"
     assert "failed" in verdict(outcome, "Events/s beside `jet-imap`").found
