@@ -39,7 +39,7 @@ def bench(
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="For results.")] = Path("benchmarks/results"),
     events: Annotated[
-        int | None, typer.Option("--events", min=10_000, max=900_000, help="Of a throughput run.")
+        int | None, typer.Option("--events", min=100_000, max=900_000, help="Of a throughput run.")
     ] = None,
     members: Annotated[int, typer.Option("--members", min=1, max=8, help="With two or more, a backup each.")] = 2,
     heap: Annotated[str, typer.Option("--heap", help="Of each member.")] = "4g",

@@ -41,6 +41,7 @@ RUN_SECONDS = 300.0
 _LOOK_SECONDS = 0.02
 _MIDDLE_LOOK_SECONDS = 0.1
 _MIDDLE = 0.7
+_LONG_EVENTS = 300_000
 _BEGIN_SECONDS = 90.0
 _STALLED_SECONDS = 30.0
 
@@ -138,7 +139,9 @@ async def worked_off(system: System, expected: int, look: Callable[[], None] = l
     while True:
         size = await system.results()
         if meter is None:
-            meter = Meter(system.pids(), system.service_pids()) if size else None
+            if size:
+                meter = Meter(system.pids(), system.service_pids())
+                continue
         elif before is None:
             if size >= expected * FIRST:
                 meter.begin()
@@ -156,8 +159,8 @@ async def worked_off(system: System, expected: int, look: Callable[[], None] = l
             raise GridscoreError(
                 f"It came to {size:,} of {expected:,} results, and then to no more for {patience:.0f} s."
             )
-        # Looking costs the members: in the middle there is nothing to see.
-        middle = expected * FIRST <= size < expected * _MIDDLE
+        # Looking costs the members: in the middle of a long run there is nothing to see.
+        middle = expected >= _LONG_EVENTS and expected * FIRST <= size < expected * _MIDDLE
         await asyncio.sleep(_MIDDLE_LOOK_SECONDS if middle else _LOOK_SECONDS)
     if window is None:
         raise GridscoreError(f"All {expected:,} results came between two looks.", "Take more events.")

@@ -13,7 +13,7 @@ from benchmarks.limits import NAMES
 from benchmarks.outcome import Outcome, Status
 
 BENCH = [sys.executable, "-m", "benchmarks", "--quick", "--systems", "gridscore,by-hand", "--members", "1"]
-SMALL = ["--events", "10000", "--rounds", "1", "--heap", "512m"]
+SMALL = ["--events", "150000", "--rounds", "1", "--heap", "512m"]
 
 
 @pytest.mark.timeout(300)
@@ -34,7 +34,7 @@ def test_a_small_run(tmp_path, unique):
     for each in outcome.throughput:
         assert each.status == Status.MEASURED, each.reason
         (run,) = each.runs
-        assert 0 < run.events <= 10_000
+        assert 0 < run.events <= 150_000
         assert run.seconds > 0
         assert each.is_limit == (each.checked_scores == 0)
     assert set(outcome.throughput_of("card", "gridscore").stage_us_per_event) > {"decode", "predict", "write"}
