@@ -195,7 +195,7 @@ def _latency(name: str, work: str, rate: Rate, sights: Sights, begin: float, usa
         rate_per_s=rate.per_s,
         part_of_saturation=rate.part,
         status=Status.MEASURED,
-        saturated=sights.behind and seen < counts.sum(),
+        saturated=sights.behind and seen < int(counts.sum()),
         seconds=usage.seconds,
         due=int(sent.sum()),
         seen=seen,

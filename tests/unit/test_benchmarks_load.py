@@ -2,17 +2,21 @@
 
 import asyncio
 
+import msgspec
 import numpy as np
 import pytest
 
+from benchmarks import latency
 from benchmarks.latency import bins_of, histogram_of, seconds_until_normal
 from benchmarks.load import closed_loop, open_loop, schedule
-from benchmarks.outcome import SpikeBin
+from benchmarks.outcome import Latency, SpikeBin
 from pipeline.errors import GridscoreError
 
 
 class Echo:
     """Sees every result a moment after its event was sent; `lost` events never."""
+
+    name = "echo"
 
     def __init__(self, lost=()):
         self.sent = []
@@ -28,6 +32,11 @@ class Echo:
 
     async def check(self):
         pass
+
+    async def start(self, *, backlog):
+        assert not backlog
+
+    stop = check
 
     def pids(self):
         return []
@@ -107,3 +116,20 @@ def test_normal_is_what_stays_normal():
     assert seconds_until_normal(bins(5.0, 5.0, 5.0), 0.0, 6.0) == 0.0
     assert seconds_until_normal(bins(50.0, 5.0, 5.0), 0.0, 6.0) is None
     assert seconds_until_normal(bins(5.0, 5.0, None, 5.0), 0.0, 6.0) is None
+
+
+@pytest.mark.parametrize("lost", [range(0), range(900, 10_000)])
+async def test_a_rate_that_is_too_much_is_marked_and_what_comes_after_it_is_not_measured(lost, monkeypatch):
+    # Given
+    for name in ("PAUSE_SECONDS", "SETTLE_SECONDS"):
+        monkeypatch.setattr(latency, name, 0.3)
+    rates = [latency.Rate(1_000.0, 0.5), latency.Rate(2_000.0, 0.5)]
+
+    # When
+    found = await latency.steady(Echo(lost=lost), "card", [b"a"], rates, warm_up=0.2, most=1_000.0)
+
+    # Then
+    assert [each.status for each in found] == ["measured", "measured"]
+    assert [each.rate_per_s for each in found] == [1_000.0, 2_000.0]
+    assert found[-1].saturated is bool(lost)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=list[Latency]) == found
