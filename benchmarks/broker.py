@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from filelock import FileLock
 from pipeline.errors import MemberError
 from pipeline.grid import guard
 from pipeline.grid.artifacts import cache_folder, java_executable
+from pipeline.grid.launch import start_guard
 from pipeline.grid.ports import HOST, choose_ports
 
 if TYPE_CHECKING:
@@ -175,15 +175,7 @@ class Broker:
             raise MemberError(f"The Kafka broker's data folder could not be made:\n{done.stdout}{done.stderr}")
 
     def _run(self) -> None:
-        self._guard = subprocess.Popen(
-            [sys.executable, "-I", guard.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
+        self._guard = start_guard()
         assert self._guard.stdin is not None  # noqa: S101 -- for the type checker
         assert self._guard.stdout is not None  # noqa: S101 -- for the type checker
         command = [*self._java, f"-Xms{self._heap}", f"-Xmx{self._heap}", "kafka.Kafka", str(self._settings)]

@@ -15,37 +15,26 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from benchmarks.features import Work
+from benchmarks.systems.kafka_settings import BATCH_EVENTS, CONSUMER, PRODUCER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from confluent_kafka import KafkaError, Message
 
-BATCH_EVENTS = 4_096
 COMMIT_SECONDS = 1.0
 UNACKNOWLEDGED = 100_000
 
 _IDLE_SECONDS = 0.2
 _POLL_SECONDS = 0.005
 
-CONSUMER = {
+_CONSUMER = {
+    **CONSUMER,
     "auto.offset.reset": "earliest",
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
-    "fetch.min.bytes": 1,
-    "fetch.wait.max.ms": 100,
-    "queued.min.messages": 100_000,
-    "max.partition.fetch.bytes": 4 << 20,
-    "check.crcs": False,
 }
-PRODUCER = {
-    "acks": "all",
-    "enable.idempotence": True,
-    "linger.ms": 1,
-    "batch.size": 1 << 20,
-    "queue.buffering.max.messages": 1_000_000,
-    "delivery.report.only.error": True,
-}
+_PRODUCER = {**PRODUCER, "delivery.report.only.error": True}
 
 
 class Loop:
@@ -60,8 +49,8 @@ class Loop:
     """
 
     def __init__(self, broker: str, group: str, events: str, results: str, work: Work) -> None:
-        self._consumer = Consumer({**CONSUMER, "bootstrap.servers": broker, "group.id": group})
-        self._producer = Producer({**PRODUCER, "bootstrap.servers": broker, "on_delivery": self._failed})
+        self._consumer = Consumer({**_CONSUMER, "bootstrap.servers": broker, "group.id": group})
+        self._producer = Producer({**_PRODUCER, "bootstrap.servers": broker, "on_delivery": self._failed})
         self._events, self._results, self._work = events, results, work
         self._offsets: dict[int, int] = {}
         self._error: KafkaError | None = None

@@ -15,24 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.features import Work
+from benchmarks.systems.kafka_settings import BATCH_EVENTS, CONSUMER, PRODUCER
 
-BATCH_EVENTS = 4_096
 COMMIT_SECONDS = 0.02
-
-CONSUMER = {
-    "fetch.min.bytes": 1,
-    "fetch.wait.max.ms": 100,
-    "queued.min.messages": 100_000,
-    "max.partition.fetch.bytes": 4 << 20,
-    "check.crcs": False,
-}
-PRODUCER = {
-    "acks": "all",
-    "enable.idempotence": True,
-    "linger.ms": 1,
-    "batch.size": 1 << 20,
-    "queue.buffering.max.messages": 1_000_000,
-}
 
 
 def run(broker: str, group: str, events: str, results: str, work: Work) -> None:

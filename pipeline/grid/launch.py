@@ -56,6 +56,20 @@ _HAZELCAST_PROPERTIES = [
 ]
 
 
+def start_guard() -> subprocess.Popen[str]:
+    """Start a guard: it starts and ends processes as it is asked to on its standard input, and ends them with us."""
+    return subprocess.Popen(
+        # The file, not the module: importing this package would take the guard half a second and 100 MB.
+        [sys.executable, "-I", guard.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
+
+
 class PortTakenError(MemberError):
     """A member found its port in use."""
 
@@ -107,16 +121,7 @@ class Launch:
                 instance_name=f"{cluster_name}-{index}",
             )
             (folder / f"member-{index}.yaml").write_text(text, encoding="utf-8")
-        self._guard = subprocess.Popen(
-            # The file, not the module: importing this package would take the guard half a second and 100 MB.
-            [sys.executable, "-I", guard.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
+        self._guard = start_guard()
         self.guard_pid = self._guard.pid
         self._listener = threading.Thread(target=self._listen, name="gridscore-guard", daemon=True)
         self._listener.start()
