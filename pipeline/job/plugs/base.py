@@ -1,0 +1,42 @@
+"""What the settings of all sources and of all sinks have."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.job.types import Duration, JobName, MapName, Strict
+
+
+class SourceSettings(Strict):
+    """Settings of a source: where its events go. Each plug adds its `kind` and its own."""
+
+    to: MapName = Field(description="The event map; or any other, without back-pressure if it has no journal.")
+    name: JobName | None = Field(
+        default=None, description="Name of the source, under which it keeps its positions and dead letters."
+    )
+    max_wait: Duration | None = Field(
+        default=None, description="How long a job that does not score may keep events waiting; for ever if not given."
+    )
+
+
+class SinkSettings(Strict):
+    """Settings of a sink: which results it delivers. Each plug adds its `kind` and its own."""
+
+    results: MapName = Field(description="The result map.")
+    name: JobName | None = Field(
+        default=None,
+        description="Name of the sink: all its processes share the work, and its offsets and dead letters.",
+    )
+    start: Literal["oldest", "latest"] = Field(default="oldest", description="Where the first process begins.")
+    on_loss: Literal["rescan", "continue", "halt"] = Field(
+        default="rescan",
+        description="What to do when results were overwritten before they were read: deliver once more what the map "
+        "holds of the partition, go on, or stop.",
+    )
+    only: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=16,
+        description="Deliver only results with these values: `decision: decline`. All of them if empty.",
+    )

@@ -1,0 +1,1 @@
+"""The sinks room: one file a plug, each of which brings results to where applications act on them."""

@@ -1,0 +1,94 @@
+"""What a source promises, and what it may rely on.
+
+The runner (`pipeline.sources.runner`) drives a source so:
+
+1. `open`.
+2. It iterates `batches`, and puts the entries of each into the map, in order; several batches may be under way.
+3. When every entry of a batch *and of all batches before it* is confirmed by the grid with its backups, and its poison
+   is in the dead letters, it calls `acknowledge` with the batch. This is the only moment at which a source may
+   move its position for good. After a crash, what was not acknowledged is read again: at least once into the grid, and
+   once under each key, as keys follow from where an event came from.
+4. `close`, whatever happened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pipeline.errors import GridscoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+
+class SourceInterruptedError(GridscoreError):
+    """The other side is away, or refuses for now. Trying again may heal it: the runner opens the source anew."""
+
+    exit_code = 3
+
+
+class Poison(NamedTuple):
+    """Something that is no event: it goes to the dead letters of the source.
+
+    Attributes:
+        origin: Where it came from, for people and as an identity: `clicks/3@1042`.
+        key: The key that it would have had.
+        raw: Its bytes.
+        error: Why it is no event.
+    """
+
+    origin: str
+    key: Any
+    raw: bytes
+    error: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a source has read in one go.
+
+    Attributes:
+        entries: Keys (`str` or `int`) and JSON texts in UTF-8, in order. A text of None removes the key's event (a
+            tombstone).
+        poison: What was no event.
+        position: For the source itself: what `acknowledge` needs to know.
+    """
+
+    entries: Sequence[tuple[Any, bytes | None]]
+    poison: Sequence[Poison] = field(default_factory=tuple)
+    position: Any = None
+
+
+class Source(Protocol):
+    """Reads from one place. Made anew for each attempt."""
+
+    async def open(self) -> None:
+        """Connect, and find out what can be found out: credentials, names, permissions.
+
+        Raises:
+            SourceInterruptedError: It cannot now, and may later.
+            GridscoreError: It cannot, and trying again would not heal it: one message for people.
+        """
+
+    def batches(self) -> AsyncIterator[Batch]:
+        """What there is, from the position on; waits for more. Ends only when a finite source is at its end.
+
+        The runner asks for no further batch while the grid has no room: a source that is pushed to must wait, or
+        refuse.
+
+        Raises:
+            SourceInterruptedError: As `open`.
+            GridscoreError: As `open`.
+        """
+        ...
+
+    async def acknowledge(self, batch: Batch) -> None:
+        """The grid has everything of this batch and of those before it.
+
+        Raises:
+            SourceInterruptedError: As `open`.
+        """
+
+    async def close(self) -> None:
+        """Let everything go; what was not acknowledged stays unread. Raises nothing."""
