@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipeline.job.types import Duration, JobName, MapName, Strict
 
@@ -22,9 +22,14 @@ class SourceSettings(Strict):
 
 
 class SinkSettings(Strict):
-    """Settings of a sink: which results it delivers. Each plug adds its `kind` and its own."""
+    """Settings of a sink: which results it delivers. Each plug adds its `kind` and its own.
 
-    results: MapName = Field(description="The result map.")
+    In a job file and on the command line the map is called `from`, which Python keeps for itself.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    results: MapName = Field(alias="from", description="The result map.")
     name: JobName | None = Field(
         default=None,
         description="Name of the sink: all its processes share the work, and its offsets and dead letters.",
