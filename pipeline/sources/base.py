@@ -53,11 +53,14 @@ class Batch:
             tombstone).
         poison: What was no event.
         position: For the source itself: what `acknowledge` needs to know.
+        map_name: The map to put them into, if it is not the source's `to`. A source that names maps must have checked
+            that its settings allow them.
     """
 
     entries: Sequence[tuple[Any, bytes | None]]
     poison: Sequence[Poison] = field(default_factory=tuple)
     position: Any = None
+    map_name: str | None = None
 
 
 class Source(Protocol):
