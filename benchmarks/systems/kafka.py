@@ -17,12 +17,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # its own door
 from filelock import FileLock
 
-from benchmarks.broker import Broker
 from benchmarks.features import Result
 from benchmarks.systems.base import System
 from pipeline.errors import GridscoreError
 from pipeline.grid.artifacts import cache_folder
 from pipeline.leash import LeashedProcess
+from pipeline.testing.kafka import Broker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

@@ -1,4 +1,7 @@
-"""A real Kafka broker on this machine: one node in KRaft mode, a child process, without Docker or an installed Java."""
+"""A real Kafka broker on this machine: one node in KRaft mode, a child process, without Docker or an installed Java.
+
+For tests and benchmarks of what speaks Kafka: `with Broker.start(folder) as broker:`. It can be killed, and restarted.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from pipeline.grid.launch import start_guard
 from pipeline.grid.ports import HOST, choose_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 VERSION = "4.1.0"
 START_SECONDS = 120.0
@@ -46,10 +49,10 @@ _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller}
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller}
-advertised.listeners=PLAINTEXT://{host}:{port}
+listeners=CONTROLLER://{host}:{controller},{listeners}
+advertised.listeners={listeners}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,SSL:SSL
 log.dirs={data}
 auto.create.topics.enable=false
 offsets.topic.num.partitions=1
@@ -64,6 +67,21 @@ group.initial.rebalance.delay.ms=0
 log.segment.delete.delay.ms=1000
 """
 
+_USERS = """\
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_plaintext.plain.sasl.jaas.config=\
+org.apache.kafka.common.security.plain.PlainLoginModule required {users};
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+# Those who come by the plain address, the broker among them.
+super.users=User:ANONYMOUS
+allow.everyone.if.no.acl.found=true
+"""
+
+_CERTIFICATE = """\
+listener.name.ssl.ssl.keystore.type=PEM
+listener.name.ssl.ssl.keystore.location={certificate}
+"""
+
 
 class Broker:
     """A broker, running as a child process of this one. A context manager: leaving it stops it.
@@ -72,31 +90,63 @@ class Broker:
     are used.
 
     Attributes:
-        address: Where it listens, `host:port`.
+        address: Where it listens, `host:port`; who comes here may do everything.
+        sasl_address: Where it listens to its users, by SASL PLAIN without TLS; they may do what no ACL denies. Empty if
+            it has none.
+        tls_address: Where it listens by TLS; empty if it has no certificate.
         log_file: What it prints.
     """
 
-    def __init__(self, folder: Path, ports: tuple[int, int], java: Path, jars: list[Path], heap: str) -> None:
-        port, controller = ports
+    def __init__(
+        self,
+        folder: Path,
+        command: list[str],
+        *,
+        heap: str,
+        users: Mapping[str, str],
+        certificate: Path | None,
+    ) -> None:
+        port, controller, sasl_port, tls_port = choose_ports(4, 0)
         self.address = f"{HOST}:{port}"
+        self.sasl_address = f"{HOST}:{sasl_port}" if users else ""
+        self.tls_address = f"{HOST}:{tls_port}" if certificate else ""
         self.log_file = folder / "broker.log"
-        settings = folder / "server.properties"
-        settings.write_text(
-            _PROPERTIES.format(host=HOST, port=port, controller=controller, data=folder / "data"), encoding="utf-8"
+        addresses = {"PLAINTEXT": self.address, "SASL_PLAINTEXT": self.sasl_address, "SSL": self.tls_address}
+        text = _PROPERTIES.format(
+            host=HOST,
+            controller=controller,
+            data=folder / "data",
+            listeners=",".join(f"{name}://{address}" for name, address in addresses.items() if address),
         )
-        self._java = [str(java), *_JVM_OPTIONS, "-cp", os.pathsep.join(map(str, jars))]
-        self._folder, self._settings, self._heap = folder, settings, heap
+        if users:
+            text += _USERS.format(users=" ".join(f'user_{name}="{password}"' for name, password in users.items()))
+        if certificate:
+            text += _CERTIFICATE.format(certificate=certificate)
+        self._settings = folder / "server.properties"
+        self._settings.write_text(text, encoding="utf-8")
+        self._java, self._heap = command, heap
         self._guard: subprocess.Popen[str] | None = None
         self._pid: int | None = None
-        self._ended = threading.Event()
+        self._error = ""
+        self._changed = threading.Condition()
 
     @classmethod
-    def start(cls, folder: Path, *, heap: str = "1g", on_progress: Callable[[str], None] | None = None) -> Broker:
+    def start(
+        cls,
+        folder: Path,
+        *,
+        heap: str = "1g",
+        users: Mapping[str, str] | None = None,
+        certificate: Path | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> Broker:
         """Start a broker and return when it answers.
 
         Args:
             folder: For its data, its settings and its log. It must exist, and is left as it is in the end.
             heap: Java heap, as `512m` or `1g`.
+            users: Passwords by name, for `sasl_address`.
+            certificate: For `tls_address`: a PEM file with a private key (PKCS #8) and its chain of certificates.
             on_progress: Called with a line for people as the start goes on.
 
         Raises:
@@ -105,8 +155,8 @@ class Broker:
         progress = on_progress or (lambda _: None)
         java, jars = java_executable(), broker_jars(progress)
         progress(f"Starting a Kafka {VERSION} broker")
-        port, controller = choose_ports(2, 0)
-        broker = cls(folder, (port, controller), java, jars, heap)
+        command = [str(java), *_JVM_OPTIONS, "-cp", os.pathsep.join(map(str, jars))]
+        broker = cls(folder, command, heap=heap, users=users or {}, certificate=certificate)
         try:
             broker._format()
             broker._run()
@@ -116,17 +166,33 @@ class Broker:
             raise
         return broker
 
+    def kill(self) -> None:
+        """Kill it at once, as a power failure would, and wait until it is gone."""
+        self._ask({"kill": 0})
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._pid is None, guard.STOP_SECONDS):
+                raise MemberError("The Kafka broker cannot be killed.")
+
+    def restart(self) -> None:
+        """Start it again at its addresses, after `kill`, and return when it answers.
+
+        Raises:
+            MemberError: It did not come up.
+        """
+        self._launch()
+        self._wait()
+
     @property
     def pid(self) -> int:
         """Its process id."""
         if self._pid is None:
-            raise MemberError("The Kafka broker has not been started.")
+            raise MemberError("The Kafka broker does not run.")
         return self._pid
 
     @property
     def alive(self) -> bool:
         """Whether it runs."""
-        return self._pid is not None and not self._ended.is_set()
+        return self._pid is not None
 
     def last_lines(self) -> str:
         """The end of its log."""
@@ -176,23 +242,35 @@ class Broker:
 
     def _run(self) -> None:
         self._guard = start_guard()
-        assert self._guard.stdin is not None  # noqa: S101 -- for the type checker
-        assert self._guard.stdout is not None  # noqa: S101 -- for the type checker
+        threading.Thread(target=self._follow, args=(self._guard.stdout,), name="broker-guard", daemon=True).start()
+        self._launch()
+
+    def _launch(self) -> None:
         command = [*self._java, f"-Xms{self._heap}", f"-Xmx{self._heap}", "kafka.Kafka", str(self._settings)]
-        request = {"start": 0, "command": command, "environment": {}, "log": str(self.log_file)}
+        self._error = ""
+        self._ask({"start": 0, "command": command, "environment": {}, "log": str(self.log_file)})
+        with self._changed:
+            self._changed.wait_for(lambda: self._pid is not None or self._error, START_SECONDS)
+            if self._pid is None:
+                raise MemberError(f"The Kafka broker could not be started: {self._error or 'its guard hangs'}")
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        if self._guard is None or self._guard.stdin is None:
+            raise MemberError("The Kafka broker has been stopped.")
         self._guard.stdin.write(json.dumps(request) + "\n")
         self._guard.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._guard.stdout.readline() or "{}")
-        if "pid" not in answer:
-            raise MemberError(f"The Kafka broker could not be started: {answer.get('error', 'its guard has ended')}")
-        self._pid = answer["pid"]
-        threading.Thread(target=self._follow, args=(self._guard.stdout,), name="broker-guard", daemon=True).start()
 
     def _follow(self, answers: Any) -> None:
         with contextlib.suppress(OSError, ValueError):
-            for _ in answers:  # that the broker has ended is all that there is still to be said
-                break
-        self._ended.set()
+            for line in answers:
+                answer = json.loads(line)
+                with self._changed:
+                    self._pid = answer.get("pid")  # an exit has none, and neither has a start that failed
+                    self._error = answer.get("error", "it has ended")
+                    self._changed.notify_all()
+        with self._changed:
+            self._pid, self._error = None, "its guard has ended"
+            self._changed.notify_all()
 
     def _wait(self) -> None:
         from confluent_kafka import KafkaException
