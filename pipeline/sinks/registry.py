@@ -1,16 +1,15 @@
-"""Which sinks there are: one line for each. Nothing of a sink is imported before it is asked for.
+"""The kinds of sinks, by name. One line a plug; nothing is imported before somebody asks for it.
 
-A new sink needs its settings in `pipeline/job/plugs/<kind>_sink.py`, its plug in `pipeline/sinks/`, a line here, and an
-extra in `pyproject.toml` if it needs a library.
+A new sink needs its settings in `pipeline/job/plugs/<kind>_sink.py`, its plug in `pipeline/sinks/<kind>.py`, a line here,
+and an extra in `pyproject.toml` if it needs a library.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from pipeline.errors import UsageError
+from pipeline.job.plugs.kinds import PlugKind
 
 if TYPE_CHECKING:
     from pipeline.grid import Grid
@@ -18,35 +17,26 @@ if TYPE_CHECKING:
     from pipeline.sinks.base import Sink
 
 
-class Kind(NamedTuple):
-    """A kind of sink.
-
-    Attributes:
-        settings: Where its settings are: `module:class`.
-        plug: Where the sink is: `module:class`.
-        extra: Of the distribution, that has its libraries; empty if it needs none.
-    """
-
-    settings: str
-    plug: str
-    extra: str = ""
+def _kind(name: str, title: str, extra: str, summary: str) -> PlugKind:
+    """A kind whose settings are `pipeline.job.plugs.NAME_sink:TITLESinkSettings`, and whose class is TITLESink."""
+    settings = f"pipeline.job.plugs.{name}_sink:{title}SinkSettings"
+    return PlugKind(name, settings, f"pipeline.sinks.{name}:{title}Sink", summary, extra)
 
 
-KINDS: dict[str, Kind] = {
-    "files": Kind("pipeline.job.plugs.files_sink:FilesSinkSettings", "pipeline.sinks.files:FilesSink"),
-    "kafka": Kind("pipeline.job.plugs.kafka_sink:KafkaSinkSettings", "pipeline.sinks.kafka:KafkaSink", "kafka"),
-    "postgres": Kind(
-        "pipeline.job.plugs.postgres_sink:PostgresSinkSettings", "pipeline.sinks.postgres:PostgresSink", "postgres"
-    ),
-    "webhook": Kind(
-        "pipeline.job.plugs.webhook_sink:WebhookSinkSettings", "pipeline.sinks.webhook:WebhookSink", "webhook"
-    ),
+KINDS: dict[str, PlugKind] = {
+    kind.name: kind
+    for kind in (
+        _kind("kafka", "Kafka", "kafka", "A topic of a Kafka cluster."),
+        _kind("postgres", "Postgres", "postgres", "A table of a PostgreSQL database."),
+        _kind("webhook", "Webhook", "webhook", "Calls to a web server, each signed."),
+        _kind("files", "Files", "", "JSON lines or Parquet files in a folder."),
+    )
 }
 
 
 def available() -> list[str]:
     """The kinds of sinks that this version has."""
-    return [kind for kind in KINDS if importlib.util.find_spec(KINDS[kind].settings.partition(":")[0]) is not None]
+    return [name for name, kind in KINDS.items() if kind.exists]
 
 
 def settings_class(kind: str) -> type[SinkSettings]:
@@ -55,7 +45,7 @@ def settings_class(kind: str) -> type[SinkSettings]:
     Raises:
         UsageError: There is no such kind.
     """
-    return cast("type[SinkSettings]", _load(_kind(kind).settings))
+    return cast("type[SinkSettings]", _of(kind).settings_class())
 
 
 def make(kind: str, grid: Grid, name: str, settings: SinkSettings) -> Sink:
@@ -64,25 +54,10 @@ def make(kind: str, grid: Grid, name: str, settings: SinkSettings) -> Sink:
     Raises:
         UsageError: There is no such kind, or its libraries are not installed.
     """
-    there = _kind(kind)
-    try:
-        plug: Any = _load(there.plug)
-        return cast("Sink", plug(grid, name, settings))
-    except ModuleNotFoundError as error:
-        if not there.extra or (error.name or "").partition(".")[0] == "pipeline":
-            raise
-        raise UsageError(
-            f"The sink `{kind}` needs the extra `{there.extra}`: the module `{error.name}` is not installed.",
-            f"pip install 'gridscore[{there.extra}]'",
-        ) from None
+    return cast("Sink", _of(kind).make(grid, name, settings))
 
 
-def _kind(kind: str) -> Kind:
+def _of(kind: str) -> PlugKind:
     if kind not in KINDS:
         raise UsageError(f"There is no sink `{kind}`.", f"Sinks are: {', '.join(available())}.")
     return KINDS[kind]
-
-
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)

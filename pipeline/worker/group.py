@@ -1,4 +1,4 @@
-"""The part of one worker in the group of a job: which partitions it holds, from joining to leaving.
+"""The part of one worker in a group, of a job or a sink: which partitions it holds, from joining to leaving.
 
 There is no leader. Each worker sees who lives (`members`) and who holds what (`leases`), and knows by the same rule how
 many partitions it should hold (`assignment`). It takes what is free up to that, and gives back what is above.
@@ -9,7 +9,7 @@ A partition is *taken* in this order:
 2. The committed offset is compared with its journal. A journal that ends before it has begun again: the offset is
    reset, and counted. A restart of the job that the partition has not seen sets the offset, too.
 3. If the owner before did not release it, results may stand up to the journal's end as it is now: it is in doubt.
-4. It is read from the offset on. Events in doubt whose results stand are passed over.
+4. It is read from the offset on. What is in doubt is looked over first: a job passes over events whose results stand.
 
 It is *committed* once a second: what is acknowledged becomes the offset by compare-and-set, which also renews
 the lease. A failed compare-and-set means that somebody else has it: it is dropped, unwritten results and all.
@@ -41,19 +41,17 @@ from pipeline.worker.leases import Leases, Progress
 from pipeline.worker.losses import Losses
 from pipeline.worker.offsets import Offsets
 from pipeline.worker.reader import JournalReader
-from pipeline.worker.restart import restart_position
-from pipeline.worker.standing import without_standing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from pipeline.grid import Grid
     from pipeline.grid.journal import Page
-    from pipeline.job import JobRecord
     from pipeline.worker.leases import Lease
     from pipeline.worker.members import Members
     from pipeline.worker.reader import Cursor
-    from pipeline.worker.stats import JobStats
+    from pipeline.worker.stats import GroupStats
+    from pipeline.worker.subscription import Subscriber, Subscription
 
 _log = logging.getLogger(__name__)
 
@@ -74,26 +72,37 @@ _RETRY_SECONDS = 0.5
 
 
 class Group:
-    """Takes, commits and gives back partitions of one job.
+    """Takes, commits and gives back partitions of one map.
 
     Args:
         grid: The connection.
-        record: The job.
+        subscription: What is read.
+        subscriber: Who reads it.
         members: Who lives.
         stats: Where to count.
         seconds: Lease time.
     """
 
-    def __init__(self, grid: Grid, record: JobRecord, members: Members, stats: JobStats, *, seconds: float) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        subscription: Subscription,
+        subscriber: Subscriber,
+        members: Members,
+        stats: GroupStats,
+        *,
+        seconds: float,
+    ) -> None:
         self._grid = grid
-        self._record = record
-        self._job = record.job
+        self._subscription = subscription
+        self._subscriber = subscriber
+        self._name = subscription.group
         self._members = members
         self._stats = stats
-        self.leases = Leases(grid, record.name, members.worker, seconds=seconds)
+        self.leases = Leases(grid, subscription.group, members.worker, seconds=seconds)
         self.offsets = Offsets()
-        self.reader = JournalReader(grid, self._job.events, self._regressed, self._look_into)
-        self._losses = Losses(grid, record, stats, self.leases, self.offsets, self.reader.fail)
+        self.reader = JournalReader(grid, subscription.map, self._regressed, self._look_into)
+        self._losses = Losses(grid, subscription, stats, self.leases, self.offsets, self.reader.fail)
         self._beginning: dict[int, object] = {}  # partitions that will be read, each with what asked for it last
         self._giving: set[int] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -115,7 +124,7 @@ class Group:
         return [partition for partition in self.held if self.leases.stands(partition, now)]
 
     def come_to(self, partition: int) -> int | None:
-        """Next sequence of a partition to read, all before it being acknowledged; None if it is not scored here."""
+        """Next sequence of a partition to read, all before it being acknowledged; None if it is not read here."""
         there = self.offsets.acknowledged(partition)
         return None if there is None else there.offset
 
@@ -147,7 +156,7 @@ class Group:
             try:
                 hungry = await self._turn()
             except (HazelcastError, GridError) as error:
-                _log.warning("%s: claiming partitions failed, trying again: %s", self._job.name, error)
+                _log.warning("%s: claiming partitions failed, trying again: %s", self._name, error)
             # Whoever has too little looks often, but not for ever: others may have good reasons.
             often = hungry and self._grid.clock() - self._who_since < _HUNGRY_SECONDS
             often = often or any(not self._members.is_fresh(owner) for owner in self.leases.others())
@@ -160,7 +169,7 @@ class Group:
     async def _turn(self) -> bool:
         """Look, and take or give what is to be; whether something is missing still."""
         leases, count, now = self.leases, self._grid.partition_count, self._grid.clock()
-        who = self._members.group(self._job.name)
+        who = self._members.group(self._name)
         if who != self._who:
             self._who, self._who_since, self._looked_all = who, now, float("-inf")
         mine = self._quota()
@@ -209,10 +218,12 @@ class Group:
         partition, offset = lease.partition, None
         try:
             # A member that hangs must not keep the partition from being let go. A restart may search its whole journal.
-            async with asyncio.timeout(_RESTART_SECONDS if self._record.begin else self.leases.seconds):
+            async with asyncio.timeout(_RESTART_SECONDS if self._subscription.begin else self.leases.seconds):
                 offset = await self._position(lease)
+            if offset is not None:
+                offset = await self._subscriber.take_over(lease, offset)
         except (HazelcastError, GridError, TimeoutError) as error:
-            _log.warning("%s: partition %d could not be begun: %s", self._job.name, partition, error or "no answer")
+            _log.warning("%s: partition %d could not be begun: %s", self._name, partition, error or "no answer")
         if self._beginning.get(partition) is lease:
             del self._beginning[partition]
             if offset is None or self.leases.held.get(partition) is not lease:
@@ -228,28 +239,28 @@ class Group:
             HazelcastError: The cluster did not answer.
             GridError: The same, of the journal.
         """
-        partition, record = lease.partition, lease.record
+        partition, record, wanted = lease.partition, lease.record, self._subscription
         oldest, newest = await self.reader.bounds(partition)
-        if self._record.begin and not record.has_begun(self._record):
-            offset = await restart_position(self._grid, self._record, partition, oldest, newest)
-            return offset if await self.leases.reset(partition, offset, run=self._record.restarts) else None
+        if wanted.begin and not record.has_begun(wanted):
+            offset = await self._subscriber.position_at(partition, oldest, newest)
+            return offset if await self.leases.reset(partition, offset, run=wanted.restarts) else None
         if record.offset < 0:
-            if self._job.start == "oldest" and oldest > 0:
+            if wanted.start == "oldest" and oldest > 0:
                 await self._losses.begin(partition)
-            offset = oldest if self._job.start == "oldest" else newest + 1
+            offset = oldest if wanted.start == "oldest" else newest + 1
             # Written before it is relied on: "latest" must not move.
             return offset if await self.leases.place(partition, offset) else None
         if record.offset > newest + 1:
             _log.error(
                 "%s: the journal of partition %d ends at %d, but %d was committed: it has begun again",
-                self._job.name,
+                self._name,
                 partition,
                 newest,
                 record.offset,
                 extra={"action": "regression"},
             )
             return oldest if await self._begin_again(partition, oldest) else None
-        if not lease.clean:
+        if lease.before:
             lease.doubt = max(lease.doubt, newest + 1)
         return record.offset
 
@@ -294,7 +305,7 @@ class Group:
             async with asyncio.timeout_at(deadline - _RELEASE_SECONDS):
                 await self.offsets.settle(partitions)
         except TimeoutError:
-            _log.warning("%s: some writes were not acknowledged before the partitions were given back", self._job.name)
+            _log.warning("%s: some writes were not acknowledged before the partitions were given back", self._name)
         progress = {}
         for partition in partitions:
             lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
@@ -309,7 +320,7 @@ class Group:
         except (HazelcastError, TimeoutError) as error:
             _log.warning(
                 "%s: %d partitions could not be given back, their leases run out in %.0f s: %s",
-                self._job.name,
+                self._name,
                 len(progress),
                 self.leases.seconds,
                 str(error) or "the cluster does not answer",
@@ -326,7 +337,7 @@ class Group:
         if partitions:
             _log.warning(
                 "%s: %d partitions are no longer ours: %s",
-                self._job.name,
+                self._name,
                 len(partitions),
                 _listed(partitions),
                 extra={"action": "lease_lost"},
@@ -370,20 +381,18 @@ class Group:
             try:
                 return await self.leases.settle(partition)
             except HazelcastError as error:
-                _log.debug("%s: partition %d does not settle yet: %s", self._job.name, partition, error)
+                _log.debug("%s: partition %d does not settle yet: %s", self._name, partition, error)
         return False
 
     async def _look_into(self, cursor: Cursor, page: Page, gap: int) -> Page:
-        """A page behind a gap, or in doubt: act on the loss, pass over what has its result."""
+        """A page behind a gap, or in doubt: act on the loss, pass over what was done before us."""
         partition = cursor.partition
         if gap:
             await self._losses.gap(partition, cursor.position, page.first)
         if page.first < cursor.doubt:
             lease = self.leases.held.get(partition)
             origin = lease.record.origin if lease is not None else 0
-            before = len(page.keys)
-            page = await without_standing(self._grid, self._job.results, partition, page, origin)
-            self._stats.skipped += before - len(page.keys)
+            page = await self._subscriber.look_over(partition, page, origin)
         return page
 
     def _regressed(self, partition: int, oldest: int) -> None:
@@ -402,7 +411,7 @@ class Group:
                     lease.unsettled = False
                     begun = await self._begin_again(partition, oldest)
             except (HazelcastError, GridError) as error:
-                _log.warning("%s: partition %d could not be begun again: %s", self._job.name, partition, error)
+                _log.warning("%s: partition %d could not be begun again: %s", self._name, partition, error)
             finally:
                 if self._beginning.get(partition) is token:
                     del self._beginning[partition]
@@ -446,7 +455,7 @@ class Group:
         try:
             await self.reader.check(partition)
         except GridscoreError as error:
-            _log.debug("%s: checking partition %d failed: %s", self._job.name, partition, error)
+            _log.debug("%s: checking partition %d failed: %s", self._name, partition, error)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

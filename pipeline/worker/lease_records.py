@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import Grid
     from pipeline.job import JobRecord
+    from pipeline.worker.subscription import Subscription
 
 LEASES_MAP = "gridscore.leases"
 
@@ -52,7 +53,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     doubt: int = 0
     heir: str = ""
 
-    def has_begun(self, job: JobRecord) -> bool:
+    def has_begun(self, job: JobRecord | Subscription) -> bool:
         """Whether the offset says something: after a restart a worker sets it anew, and until then it does not."""
         return self.offset >= 0 and (not job.begin or self.run >= job.restarts)
 

@@ -87,7 +87,7 @@ class Lease:
         record: As it was last written.
         text: Its exact bytes.
         renewed_at: When the last successful change began.
-        clean: Whether the one before had released it: then `doubt` is known.
+        before: Worker that held it and did not release it; empty if it was released: then `doubt` is known.
         doubt: Sequence before which results may stand that the offset does not cover.
         unsettled: Whether a write of unknown fate may still come.
     """
@@ -96,7 +96,7 @@ class Lease:
     record: LeaseRecord
     text: bytes
     renewed_at: float
-    clean: bool = True
+    before: str = ""
     doubt: int = 0
     unsettled: bool = False
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -264,7 +264,7 @@ class Leases:
             return None
         if written is None:
             return None
-        lease = self.held[partition] = Lease(partition, *written, clean=not record.owner, doubt=record.doubt)
+        lease = self.held[partition] = Lease(partition, *written, before=record.owner, doubt=record.doubt)
         taken(lease)
         return lease
 

@@ -1,4 +1,4 @@
-"""What a worker does about loss, as its job says: `on_loss: rescan`, `continue` or `halt`.
+"""What a group does about loss, as its job or sink says: `on_loss: rescan`, `continue` or `halt`.
 
 Losses are counted in the lease records, together with the offset that passes them, and so exactly once.
 """
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from pipeline.errors import GridscoreError
     from pipeline.grid import Grid
-    from pipeline.job import JobRecord
     from pipeline.worker.leases import Leases
     from pipeline.worker.offsets import Offsets
-    from pipeline.worker.stats import JobStats
+    from pipeline.worker.stats import GroupStats
+    from pipeline.worker.subscription import Subscription
 
 _log = logging.getLogger(__name__)
 
@@ -32,30 +32,29 @@ _ASK_ALL_SECONDS = 10.0
 
 
 class Losses:
-    """Acts on the losses of one job's partitions.
+    """Acts on the losses of one group's partitions.
 
     Args:
         grid: The connection.
-        record: The job.
+        subscription: What the group reads.
         stats: Where to count.
         leases: Of the partitions.
         offsets: Of the partitions.
-        fail: Ends the job with an error.
+        fail: Ends the reading with an error.
     """
 
     def __init__(
         self,
         grid: Grid,
-        record: JobRecord,
-        stats: JobStats,
+        subscription: Subscription,
+        stats: GroupStats,
         leases: Leases,
         offsets: Offsets,
         fail: Callable[[GridscoreError], None],
     ) -> None:
         self._grid = grid
-        self._job = record.job
-        # A rescan cannot tell what was put before the job began: a job that is not to score that has none.
-        self._rescans = record.job.on_loss == "rescan" and not record.begins_late
+        self._subscription = subscription
+        self._name = subscription.group
         self._stats = stats
         self._leases = leases
         self._offsets = offsets
@@ -68,8 +67,8 @@ class Losses:
         Raises:
             HazelcastError: The cluster did not answer.
         """
-        if self._rescans:
-            await rescan.request(self._grid, self._job.name, [partition], "begin")
+        if self._subscription.rescans:
+            await rescan.request(self._grid, self._name, [partition], "begin")
 
     async def gap(self, partition: int, expected: int, first: int) -> None:
         """Events were overwritten before they were read.
@@ -86,24 +85,24 @@ class Losses:
         self._stats.lost += lost
         _log.error(
             "%s: partition %d lost %d events, overwritten before they were read (expected sequence %d, got %d)",
-            self._job.name,
+            self._name,
             partition,
             lost,
             expected,
             first,
             extra={"action": "lost", "lost": lost, "partition": partition},
         )
-        if self._rescans:
+        if self._subscription.rescans:
             # Written before the offset passes the gap, so that it outlives us.
-            await rescan.request(self._grid, self._job.name, [partition], "gap")
-        elif self._job.on_loss == "halt":
+            await rescan.request(self._grid, self._name, [partition], "gap")
+        elif self._subscription.on_loss == "halt":
             await self._pass(partition, first, lost)
             self._fail(
                 EventsLostError(
-                    f"Partition {partition} of `{self._job.events}` lost {lost} events before they were read, and the "
-                    "job says `on_loss: halt`.",
-                    f"`gridscore resume {self._job.name}` goes on behind the gap; give the journal more capacity, or "
-                    "the job more workers.",
+                    f"Partition {partition} of `{self._subscription.map}` lost {lost} events before they were read, "
+                    f"and `{self._name}` says `on_loss: halt`.",
+                    f"{self._subscription.again} goes on behind the gap; give the journal more capacity, or start more "
+                    "processes to read it.",
                 )
             )
 
@@ -114,27 +113,27 @@ class Losses:
             HazelcastError: The cluster did not answer.
         """
         self._stats.regressions += 1
-        if not self._rescans:
+        if not self._subscription.rescans:
             return
-        await rescan.request(self._grid, self._job.name, [partition], "regression")
+        await rescan.request(self._grid, self._name, [partition], "regression")
         if self._grid.clock() - self._asked_all > _ASK_ALL_SECONDS:
             # What befell this journal befell others, and may not show: where new events have covered it already.
             self._asked_all = self._grid.clock()
-            await rescan.request(self._grid, self._job.name, range(self._grid.partition_count), "regression")
+            await rescan.request(self._grid, self._name, range(self._grid.partition_count), "regression")
 
     def after_regression(self, partition: int) -> None:
         """The offset was set to where the journal begins now."""
-        if self._job.on_loss == "halt":
+        if self._subscription.on_loss == "halt":
             self._fail(
                 EventsLostError(
-                    f"The journal of partition {partition} of `{self._job.events}` has begun again: its map has lost "
-                    "writes, and the job says `on_loss: halt`.",
-                    f"`gridscore resume {self._job.name}` reads what the journal has now; give the map a backup-count.",
+                    f"The journal of partition {partition} of `{self._subscription.map}` has begun again: its map has "
+                    f"lost writes, and `{self._name}` says `on_loss: halt`.",
+                    f"{self._subscription.again} reads what the journal has now; give the map a backup-count.",
                 )
             )
 
     async def _pass(self, partition: int, first: int, lost: int) -> None:
-        """Commit past a gap, so that the job, resumed, goes on behind it."""
+        """Commit past a gap, so that what is started again goes on behind it."""
         try:
             async with asyncio.timeout(_HALT_SECONDS):
                 await self._offsets.settle([partition])
@@ -144,4 +143,4 @@ class Losses:
                     await self._leases.commit({partition: behind})
                     self._offsets.begin(partition, behind)
         except (HazelcastError, TimeoutError) as error:
-            _log.warning("%s: the gap could not be committed: %s", self._job.name, error or "no answer")
+            _log.warning("%s: the gap could not be committed: %s", self._name, error or "no answer")

@@ -45,11 +45,12 @@ class Members:
     Args:
         grid: The connection.
         worker: Identity of this worker; it lives, whatever its record says.
+        map_name: Where the records are: those of processes that share groups with this one.
     """
 
-    def __init__(self, grid: Grid, worker: str) -> None:
+    def __init__(self, grid: Grid, worker: str, map_name: str = WORKERS_MAP) -> None:
         self._grid = grid
-        self._records = Records(grid, WORKERS_MAP)
+        self._records = Records(grid, map_name)
         self._sights: dict[str, _Sight] = {}
         self._looked = float("-inf")
         self._stop: Callable[[], Any] | None = None

@@ -1,10 +1,11 @@
-"""Rescans: a partition whose journal has lost events is searched for those that have no result, and they are scored.
+"""Rescans: a partition whose journal has lost events is searched for them in the map itself.
 
-A request is a record in the control map `gridscore.rescans`, under job and partition: whoever holds the partition does
-it, and takes the request away when nothing is missing any more. So a request outlives the worker that made it.
+A request is a record in the control map `gridscore.rescans`, under group and partition: whoever holds the partition
+does it, and takes the request away when nothing is missing any more. So a request outlives the process that made it.
 
-What has no result may only be waiting in the journal. The owner therefore looks, reads the journal to where it ended
-then, and looks again: what is missing still was lost. It takes the ordinary way from there, behind what has arrived.
+What is missing differs. A job misses events that have no result, and scores them. What has none may only be waiting in
+the journal: the owner therefore looks, reads the journal to where it ended then, and looks again: what is missing still
+was lost. It takes the ordinary way from there, behind what has arrived.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pipeline.worker.missing import Event, rejections, still_without_result, wit
 from pipeline.worker.offsets import NotNowError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from pipeline.grid import Grid
     from pipeline.grid.records import Record
     from pipeline.job import Job
     from pipeline.worker.group import Group
     from pipeline.worker.missing import Rejection
-    from pipeline.worker.stats import JobStats
+    from pipeline.worker.stats import GroupStats, JobStats
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +45,12 @@ _PATIENCE_SECONDS = 20.0
 _AT_ONCE = 512
 
 
-async def request(grid: Grid, job: str, partitions: Iterable[int], reason: str) -> None:
+async def request(grid: Grid, group: str, partitions: Iterable[int], reason: str) -> None:
     """Ask for partitions to be rescanned.
 
     Args:
         grid: The connection.
-        job: Name of the job.
+        group: Name of the group.
         partitions: Which.
         reason: Why, for people: `gap`, `regression`, `audit`.
 
@@ -62,40 +63,84 @@ async def request(grid: Grid, job: str, partitions: Iterable[int], reason: str) 
 
     async def ask(partition: int) -> None:
         try:
-            await records.update(f"{job}/{partition}", lambda _: value)
+            await records.update(f"{group}/{partition}", lambda _: value)
         except ConflictError:
-            _log.debug("somebody else asks for %s/%d to be rescanned, too", job, partition)
+            _log.debug("somebody else asks for %s/%d to be rescanned, too", group, partition)
 
     await asyncio.gather(*map(ask, partitions))
 
 
-async def pending(grid: Grid, job: str) -> dict[int, Record]:
-    """Requests for a job that are not done yet, by partition.
+async def pending(grid: Grid, group: str) -> dict[int, Record]:
+    """Requests for a group that are not done yet, by partition.
 
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    return requests_of(job, await Records(grid, RESCANS_MAP).all())
+    return requests_of(group, await Records(grid, RESCANS_MAP).all())
 
 
-def requests_of(job: str, records: Mapping[str, Record]) -> dict[int, Record]:
-    """The requests for a job among those for all, by partition."""
+def requests_of(group: str, records: Mapping[str, Record]) -> dict[int, Record]:
+    """The requests for a group among those for all, by partition."""
     found = {}
     for key, record in records.items():
         name, _, partition = key.rpartition("/")
-        if name == job and partition.isdecimal():
+        if name == group and partition.isdecimal():
             found[int(partition)] = record
     return found
 
 
-async def forget(grid: Grid, job: str) -> None:
-    """Take a job's requests away: it begins anew."""
-    for record in (await pending(grid, job)).values():
+async def forget(grid: Grid, group: str) -> None:
+    """Take a group's requests away: it begins anew."""
+    for record in (await pending(grid, group)).values():
         await Records(grid, RESCANS_MAP).remove(record)
 
 
 class Rescanner:
-    """Does what is requested for the partitions that a worker holds, one after the other, beside the scoring.
+    """Does what is requested for the partitions that a process holds, one after the other, beside its other work.
+
+    Args:
+        grid: The connection.
+        group: That holds the partitions.
+        name: Of the group.
+        stats: Where to count.
+        rescan: Finds what a partition is missing, and returns when it is made good; raises `NotNowError` to leave it
+            for later.
+    """
+
+    def __init__(
+        self, grid: Grid, group: Group, name: str, stats: GroupStats, rescan: Callable[[int], Awaitable[None]]
+    ) -> None:
+        self._grid = grid
+        self._group = group
+        self._name = name
+        self._stats = stats
+        self._rescan = rescan
+
+    async def run(self) -> None:
+        """Look for requests until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                requests = await pending(self._grid, self._name)
+                self._stats.rescans = sum(1 for partition in requests if partition in self._group.held)
+                for partition, record in requests.items():
+                    if partition in self._group.held:
+                        await self._do(partition, record)
+            except (HazelcastError, GridError) as error:
+                _log.warning("%s: a rescan failed, trying again: %s", self._name, error)
+
+    async def _do(self, partition: int, record: Record) -> None:
+        try:
+            await self._rescan(partition)
+        except NotNowError:
+            _log.info("%s: the rescan of partition %d is left for later", self._name, partition)
+            return
+        await Records(self._grid, RESCANS_MAP).remove(record)
+        self._stats.rescans -= 1
+
+
+class MissingResults:
+    """Finds the events of a job that have no result, and has them scored.
 
     Args:
         grid: The connection.
@@ -111,29 +156,16 @@ class Rescanner:
         self._stats = stats
         self._journal = Journal(grid, job.events)
 
-    async def run(self) -> None:
-        """Look for requests until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                requests = await pending(self._grid, self._job.name)
-                self._stats.rescans = sum(1 for partition in requests if partition in self._group.held)
-                for partition, record in requests.items():
-                    if partition in self._group.held:
-                        await self._rescan(partition, record)
-            except (HazelcastError, GridError) as error:
-                _log.warning("%s: a rescan failed, trying again: %s", self._job.name, error)
+    async def rescan(self, partition: int) -> None:
+        """Return when no event of a partition is without a result.
 
-    async def _rescan(self, partition: int, record: Record) -> None:
-        try:
-            rejected = await rejections(self._grid, self._job)
-            while await self._pass(partition, rejected):
-                pass
-        except NotNowError:
-            _log.info("%s: the rescan of partition %d is left for later", self._job.name, partition)
-            return
-        await Records(self._grid, RESCANS_MAP).remove(record)
-        self._stats.rescans -= 1
+        Raises:
+            NotNowError: It is no longer ours, or what was found is not scored for too long.
+            HazelcastError: The cluster did not answer.
+        """
+        rejected = await rejections(self._grid, self._job)
+        while await self._pass(partition, rejected):
+            pass
 
     async def _pass(self, partition: int, rejected: set[Rejection]) -> int:
         """Look through the partition once, and score what is missing; returns how many events that was."""
@@ -187,8 +219,8 @@ class Rescanner:
         await asyncio.sleep(_WAIT_SECONDS)
 
 
-def page_of(events: list[Event]) -> Page:
-    """Events as a page of a journal would have them, but for their sequences."""
+def page_of(events: list[Event], sequence: int = -1) -> Page:
+    """Events as a page of a journal would have them, but for their sequences: all have the same."""
     values, foreign = [], {}
     for position, (_, value) in enumerate(events):
         text = payload(value)
@@ -196,4 +228,4 @@ def page_of(events: list[Event]) -> Page:
         if not text:
             foreign[position] = int.from_bytes(value[4:8], "big", signed=True)
     keys = [event.key for event in events]
-    return Page(0, 0, [-1] * len(keys), keys, values, foreign, sum(map(len, values)))
+    return Page(0, 0, [sequence] * len(keys), keys, values, foreign, sum(map(len, values)))

@@ -33,17 +33,22 @@ from pipeline.worker.group import Group
 from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.live_model import LiveModel
 from pipeline.worker.offsets import Write
-from pipeline.worker.rescan import Rescanner
+from pipeline.worker.rescan import MissingResults, Rescanner
+from pipeline.worker.restart import restart_position
 from pipeline.worker.retention import Retention
 from pipeline.worker.scorer import Scorer
+from pipeline.worker.standing import without_standing
 from pipeline.worker.stats import JobStats
+from pipeline.worker.subscription import Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.grid import Grid
+    from pipeline.grid.journal import Page
     from pipeline.job import JobRecord
     from pipeline.worker.dead_letters import Rejected
+    from pipeline.worker.leases import Lease
     from pipeline.worker.members import Members
     from pipeline.worker.scorer import PartitionBatch, ScoredBatch
 
@@ -99,7 +104,8 @@ class JobRunner:
         self.stats = JobStats()
         self.has_joined = False
         self.is_scoring = False
-        self.group = Group(grid, record, members, self.stats, seconds=lease_seconds)
+        subscriber = _Scoring(grid, record, self.stats)
+        self.group = Group(grid, subscription_of(record), subscriber, members, self.stats, seconds=lease_seconds)
         self._tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
         self._copies = {
             name: LiveCopy(grid, lookup.map, self._tables[name], max_entries=lookup.max_entries)
@@ -111,7 +117,8 @@ class JobRunner:
         self._model = LiveModel(grid, job, self._tables, self.stats)
         self._results = MapWriter(grid, job.results)
         self._dead = MapWriter(grid, dead_letters.map_of(job.name))
-        self._rescanner = Rescanner(grid, job, self.group, self.stats)
+        missing = MissingResults(grid, job, self.group, self.stats)
+        self._rescanner = Rescanner(grid, self.group, job.name, self.stats, missing.rescan)
         self._retention = Retention(grid, job, lambda: self.group.standing, self.group.come_to)
         self._lanes: dict[int, deque[_Waiting]] = {}
         self._failures: list[BaseException] = []
@@ -307,6 +314,40 @@ class JobRunner:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def subscription_of(record: JobRecord) -> Subscription:
+    """What the group of a job reads."""
+    job = record.job
+    return Subscription(
+        job.name,
+        job.events,
+        job.start,
+        job.on_loss,
+        begin=record.begin,
+        restarts=record.restarts,
+        again=f"`gridscore resume {job.name}`",
+    )
+
+
+class _Scoring:
+    """What a job does with partitions that come: events whose results stand are not scored again."""
+
+    def __init__(self, grid: Grid, record: JobRecord, stats: JobStats) -> None:
+        self._grid = grid
+        self._record = record
+        self._stats = stats
+
+    async def position_at(self, partition: int, oldest: int, newest: int) -> int:
+        return await restart_position(self._grid, self._record, partition, oldest, newest)
+
+    async def take_over(self, _lease: Lease, offset: int) -> int:
+        return offset
+
+    async def look_over(self, partition: int, page: Page, origin: int) -> Page:
+        rest = await without_standing(self._grid, self._record.job.results, partition, page, origin)
+        self._stats.skipped += len(page.keys) - len(rest.keys)
+        return rest
 
 
 async def _all_of(put: asyncio.Future[None], letters: Sequence[asyncio.Task[int]]) -> None:

@@ -1,4 +1,4 @@
-"""What a worker counts, per job, and publishes in the grid."""
+"""What a process counts, per job or sink, and publishes in the grid."""
 
 from __future__ import annotations
 
@@ -16,36 +16,27 @@ _LATENCY_SECONDS = 10.0
 
 
 @dataclass(slots=True)
-class JobStats:
-    """Counters of one job in one worker, since it began.
+class GroupStats:
+    """Counters of one group in one process, since it began.
 
     Attributes:
-        events: Scored, results acknowledged.
+        events: Scored or delivered, and acknowledged.
         dead: Sent to the dead letters.
-        batches: Micro-batches.
-        lost: Events that this worker found overwritten before they were read.
-        regressions: Journals that this worker found begun again.
-        skipped: Events whose results stood already when they were read a second time.
-        rescued: Events that a rescan found without a result, and that were scored.
+        lost: Events that this process found overwritten before they were read.
+        regressions: Journals that this process found begun again.
+        rescued: Events that a rescan found, and that were scored or delivered.
         rescans: Rescans of held partitions that are to be done.
         partitions: Held now.
         rebalances: How often partitions came or went.
         taken: Partitions that came.
         given: Partitions that were given back.
         committed_at: When offsets were committed last, in milliseconds since 1970; 0 if never.
-        stage_ns: CPU nanoseconds of the event loop's thread, by stage.
-        version: Version of the model in use, 0 if none.
-        model_error: Why a newer version is not in use, empty if it is.
-        copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and what is wrong with the last,
-            and events that had no entry since the model went live.
     """
 
     events: int = 0
     dead: int = 0
-    batches: int = 0
     lost: int = 0
     regressions: int = 0
-    skipped: int = 0
     rescued: int = 0
     rescans: int = 0
     partitions: int = 0
@@ -53,12 +44,7 @@ class JobStats:
     taken: int = 0
     given: int = 0
     committed_at: int = 0
-    stage_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
-    version: int = 0
-    model_error: str = ""
-    copies: dict[str, dict[str, Any]] = field(default_factory=dict)
     _window: list[tuple[float, int]] = field(default_factory=list)
-    _latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LATENCY_WRITES))
 
     def rate(self) -> float:
         """Events per second over the last few calls; call it once a second."""
@@ -67,6 +53,29 @@ class JobStats:
         del self._window[:-6]
         (since, then), (until, last) = self._window[0], self._window[-1]
         return (last - then) / (until - since) if until > since else 0.0
+
+
+@dataclass(slots=True)
+class JobStats(GroupStats):
+    """Counters of one job in one worker, since it began.
+
+    Attributes:
+        batches: Micro-batches.
+        skipped: Events whose results stood already when they were read a second time.
+        stage_ns: CPU nanoseconds of the event loop's thread, by stage.
+        version: Version of the model in use, 0 if none.
+        model_error: Why a newer version is not in use, empty if it is.
+        copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and what is wrong with the last,
+            and events that had no entry since the model went live.
+    """
+
+    batches: int = 0
+    skipped: int = 0
+    stage_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
+    version: int = 0
+    model_error: str = ""
+    copies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LATENCY_WRITES))
 
     def wrote(self, arrived_at: float, now: float) -> None:
         """A write was acknowledged, of events that had arrived at `arrived_at`."""

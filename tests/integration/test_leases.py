@@ -43,7 +43,7 @@ async def test_a_lease_is_claimed_once_and_goes_on_where_it_was_committed(grid, 
     taken = await claim_all(first, grid)
     assert len(taken) == grid.partition_count
     assert {lease.record.offset for lease in taken} == {-1}
-    assert all(lease.clean for lease in taken)
+    assert not any(lease.before for lease in taken)
     assert await claim_all(second, grid) == []
 
     assert await first.commit({3: Progress(17, 2)}) == []
@@ -53,7 +53,7 @@ async def test_a_lease_is_claimed_once_and_goes_on_where_it_was_committed(grid, 
     assert taken.keys() == {3, 4}
     assert [(taken[p].record.offset, taken[p].record.lost, taken[p].doubt) for p in (3, 4)] == [(18, 2, 0), (5, 0, 9)]
     assert taken[3].record.epoch == 2
-    assert taken[3].clean
+    assert not taken[3].before
 
 
 async def test_a_reset_under_way_is_not_undone_by_a_release(grid, unique):
@@ -92,7 +92,7 @@ async def test_a_silent_owner_loses_its_leases_after_the_lease_time_and_cannot_c
     await scoring.until(taken_over)
     # It is the owner's lease time that counts, not that of the one who waits for it.
     assert 0.6 <= grid.clock() - began < 5.0
-    assert not any(lease.clean for lease in second.held.values())
+    assert all(lease.before == "first" for lease in second.held.values())
 
     assert not any(first.stands(partition, grid.clock()) for partition in range(grid.partition_count))
     lost = await first.commit(everywhere(grid, 11))
