@@ -10,7 +10,8 @@ QUICK ?=
 TESTS ?=
 
 BIN := .venv/bin
-# A stamp is made last, so a failed installation is tried again; it is older than pyproject.toml when that has changed.
+# A stamp is made last, so a failed installation is tried again; it is older than what it was made of when that has changed.
+MADE_OF := pyproject.toml hatch_build.py $(wildcard pipeline/*/_*.c)
 DEMO_STAMP := .venv/.installed-demo
 BENCH_STAMP := .venv/.installed-bench
 DEV_STAMP := .venv/.installed-dev
@@ -35,7 +36,7 @@ lint: $(DEV_STAMP) ## Check style and types only
 	$(BIN)/python -m mypy
 
 clean: ## Remove .venv and everything that was built
-	rm -rf .venv build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist out pipeline/*/_*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -51,17 +52,17 @@ $(BIN)/python:
 	"$$found" -m venv .venv || { rm -rf .venv; \
 	  echo "error: $$found cannot make an environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
-$(DEMO_STAMP): pyproject.toml | $(BIN)/python
+$(DEMO_STAMP): $(MADE_OF) | $(BIN)/python
 	@echo "Installing what the demo needs into .venv (a few minutes the first time, never again)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]' || { $(FAILED); }
 	@touch $@
 
-$(BENCH_STAMP): pyproject.toml | $(BIN)/python
+$(BENCH_STAMP): $(MADE_OF) | $(BIN)/python
 	@echo "Installing what the benchmark needs into .venv (a few minutes the first time, never again)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,demo]' || { $(FAILED); }
 	@touch $(DEMO_STAMP) $@
 
-$(DEV_STAMP): pyproject.toml | $(BIN)/python
+$(DEV_STAMP): $(MADE_OF) | $(BIN)/python
 	@echo "Installing what the tests need into .venv (a few minutes the first time, never again)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,demo,dev]' || { $(FAILED); }
 	@touch $(DEMO_STAMP) $(BENCH_STAMP) $@

@@ -29,6 +29,7 @@ from hazelcast.protocol.codec import client_get_distributed_objects_codec, map_s
 from hazelcast.serialization.data import Data
 
 from pipeline.errors import UnsupportedClientError
+from pipeline.grid.cutting import find_message
 from pipeline.grid.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -161,26 +162,23 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
         connection = self._conn
         connection._update_read_time(time.time())  # noqa: SLF001
         connection._update_received(nbytes)  # noqa: SLF001
-        buffer, view, header = self._buffer, self._view, _FRAME.unpack_from
-        position, end = self._scanned, self._end
-        while end - position >= 6:
-            length, flags = header(buffer, position)
-            if not 6 <= length <= MAX_MESSAGE:
-                self._abort(f"a frame of {length} bytes")
+        position, end, view = self._scanned, self._end, self._view
+        while True:
+            position, whole, length = find_message(view, position, end, MAX_MESSAGE)
+            if length < 0:
+                self._abort("something that is no frame")
                 return
-            if position + length > end:
-                if position + length - self._start > MAX_MESSAGE:
-                    self._abort("a message larger than 1 GiB")
-                    return
+            if position + length - self._start > MAX_MESSAGE:
+                self._abort("a message larger than 1 GiB")
+                return
+            if not whole:
                 break
-            position += length
-            if flags & _FINAL:
-                body = bytes(view[self._start : position])
-                self._start = position
-                try:
-                    connection._builder.on_message(_message(body))  # noqa: SLF001
-                except Exception:  # noqa: BLE001 -- a listener that cannot take an entry must not cost us the connection
-                    _log.exception("A message of the member could not be handled", extra={"action": "message_failed"})
+            body = bytes(view[self._start : position])
+            self._start = position
+            try:
+                connection._builder.on_message(_message(body))  # noqa: SLF001
+            except Exception:  # noqa: BLE001 -- a listener that cannot take an entry must not cost us the connection
+                _log.exception("A message of the member could not be handled", extra={"action": "message_failed"})
         self._scanned = position
         if self._start == end:
             self._start = self._scanned = self._end = 0

@@ -9,8 +9,6 @@ Frames are little-endian (see `transport`); serialized data (`Data`) inside them
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
-from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from hazelcast.protocol.builtin import DataCodec, EntryListCodec, StringCodec
@@ -32,6 +30,8 @@ from hazelcast.protocol.codec import (
     map_replace_if_same_codec,
 )
 from hazelcast.serialization.data import Data
+
+from pipeline.grid.cutting import cut_items, join_entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -99,20 +99,11 @@ class Page(NamedTuple):
     size: int
 
 
-# frame header and hash, type, 1, factory, class of the item; event type, length of the key
-_ITEM = struct.Struct(">6x17xii")
-# length of the value; its hash, type and, if it is text, length of the text
-_VALUE = struct.Struct(">i4xii")
-_LENGTH = struct.Struct(">i")
-_PUT_KINDS = frozenset((1, 4, 512))
-_TEXT_TYPES = frozenset((-130, -11))
-
-
 def decode_read(message: RawMessage) -> Page | None:
     """Cut a response into a page; None if nothing was read.
 
-    The layout of an item is in the shared notes on Hazelcast: type, kind of event, then key, new value and old value,
-    each with its length in front.
+    Raises:
+        ValueError: An item is not whole.
     """
     body = message.body
     length = _INT.unpack_from(body, 0)[0]
@@ -121,29 +112,8 @@ def decode_read(message: RawMessage) -> Page | None:
         return None  # the next sequence is not to be trusted here: the member answers 0
     following = _LONG.unpack_from(body, 10 + RESPONSE_HEADER_SIZE)[0]
     first = following - count
-    sequences: list[int] = []
-    keys: list[bytes] = []
-    values: list[bytes] = []
-    foreign: dict[int, int] = {}
-    position = length + 6  # past the begin frame of the list
-    unpack_length, unpack_item, unpack_value = _INT.unpack_from, _ITEM.unpack_from, _VALUE.unpack_from
-    add_sequence, add_key, add_value = sequences.append, keys.append, values.append
-    for sequence in range(first, following):
-        (length,) = unpack_length(body, position)
-        kind, key_length = unpack_item(body, position)
-        key_at = position + 31
-        position += length
-        if kind in _PUT_KINDS:
-            value_at = key_at + key_length
-            value_length, type_id, text_length = unpack_value(body, value_at)
-            if type_id in _TEXT_TYPES and value_length >= 12:
-                value_at += 16
-                add_value(body[value_at : value_at + text_length])
-            else:
-                foreign[len(values)] = type_id if value_length >= 8 else 0
-                add_value(body[value_at + 4 : value_at + 4 + max(value_length, 0)])
-            add_sequence(sequence)
-            add_key(body[key_at : key_at + key_length])
+    # past the begin frame of the list
+    sequences, keys, values, foreign = cut_items(body, length + 6, first, count)
     return Page(first, following, sequences, keys, values, foreign, len(body))
 
 
@@ -164,25 +134,12 @@ def put_all_prefix(name: str) -> bytes:
     return bytes(buffer)
 
 
-# Sizes repeat: what stands before a key or text of some size is made once, and looked up after that.
-@lru_cache(maxsize=4096)
-def _key_header(size: int) -> bytes:
-    return _FRAME.pack(size + 6, 0)
-
-
-@lru_cache(maxsize=4096)
-def _value_header(size: int) -> bytes:
-    return _FRAME.pack(size + 18, 0) + _JSON_HEADER.pack(0, -130, size)
-
-
 _END_FINAL = bytes(END_FINAL_FRAME_BUF)
 
 
-def encode_put_all_json(prefix: bytes, keys: Sequence[bytes], texts: Sequence[bytes]) -> OutboundMessage:
+def encode_put_all_json(prefix: bytes, keys: list[bytes], texts: list[bytes]) -> OutboundMessage:
     """`Map.PutAll` of entries of one partition: serialized keys as they are, JSON texts as JSON values."""
-    key_headers, value_headers = map(_key_header, map(len, keys)), map(_value_header, map(len, texts))
-    entries = zip(key_headers, keys, value_headers, texts, strict=True)
-    return OutboundMessage(bytearray().join(chain((prefix,), chain.from_iterable(entries), (_END_FINAL,))), False)
+    return OutboundMessage(join_entries(prefix, keys, texts, _END_FINAL), False)
 
 
 FIRST_ENTRY = (2**31 - 1, -1)

@@ -6,11 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import mmh3
+from hazelcast.protocol.codec import map_delete_codec
+from hazelcast.serialization.data import Data
 
 from pipeline.grid import transport, wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from pipeline.grid.connection import Grid
 
@@ -40,8 +42,8 @@ class MapWriter:
     def put_partition(
         self,
         partition: int,
-        keys: Sequence[bytes],
-        texts: Sequence[bytes],
+        keys: list[bytes],
+        texts: list[bytes],
         *,
         once: bool = True,
         until: float | None = None,
@@ -63,6 +65,14 @@ class MapWriter:
         seconds = 0.0 if once else None
         client = self._grid.client
         return transport.invoke(client, message, partition, wire.decode_nothing, retry_seconds=seconds, until=until)
+
+    def remove(self, partition: int, key: bytes) -> asyncio.Future[None]:
+        """Remove an entry; sent once, and applied in the order of the calls, as `put_partition` is.
+
+        The future fails if the member did not confirm it with its backups; then it may or may not have happened.
+        """
+        message = map_delete_codec.encode_request(self.map_name, Data(key), 0)  # of no thread: nobody locks keys
+        return transport.invoke(self._grid.client, message, partition, wire.decode_nothing, retry_seconds=0.0)
 
     def serialize_key(self, key: Any) -> bytes:
         """A key as the grid stores it."""

@@ -1,0 +1,9 @@
+from typing import TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+def find_message(buffer: Buffer, position: int, end: int, largest: int, /) -> tuple[int, bool, int]: ...
+def cut_items(
+    body: Buffer, position: int, first: int, count: int, /
+) -> tuple[list[int], list[bytes], list[bytes], dict[int, int]]: ...
+def join_entries(prefix: Buffer, keys: list[bytes], texts: list[bytes], suffix: Buffer, /) -> bytearray: ...
