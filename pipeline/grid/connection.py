@@ -71,6 +71,11 @@ class Grid:
         """Whether the client has neither been closed nor given up on the cluster."""
         return bool(self.client.lifecycle_service.is_running())
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to the cluster now, as far as the client knows."""
+        return self.is_running and not self._was_disconnected
+
     async def map(self, name: str) -> Any:
         """The map of that name. Creating the proxy creates the map in the cluster if it does not exist."""
         if name not in self._maps:

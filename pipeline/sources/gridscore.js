@@ -1,0 +1,127 @@
+// Sends what happens on a web page to a Gridscore HTTP source.
+//
+//   <script src="https://events.example.com/gridscore.js" data-map="events.clicks" data-clicks></script>
+//   <script>gridscore.track({ action: "search", words: 3 });</script>
+//
+// Events are sent in batches: a second after the first, or as soon as there are fifty. A batch has a key from its first
+// try to its last, so an event is there once, however often it was sent. What is left when the page is hidden goes as a
+// beacon. With `data-clicks`, clicks on links, buttons and elements with `data-track` are sent by themselves.
+"use strict";
+(() => {
+  const script = document.currentScript;
+  const map = script.dataset.map;
+  if (!map) throw new Error("gridscore.js: say where events go: <script src=… data-map=\"events.clicks\">");
+  const address = new URL(`events/${encodeURIComponent(map)}`, script.src).href;
+
+  const DELAY = 1000; // milliseconds that an event may wait for others
+  const BATCH_EVENTS = 50;
+  const BATCH_BYTES = 48 * 1024; // browsers carry 64 KiB of beacons for a page that goes
+  const MAX_WAITING = 1000; // events; the oldest are given up when there are more
+  const MAX_PAUSE = 30000;
+
+  const id = () => [...crypto.getRandomValues(new Uint8Array(16))].map((b) => b.toString(16).padStart(2, "0")).join("");
+  const size = (text) => new TextEncoder().encode(text).length;
+  const session = (() => {
+    try {
+      const kept = sessionStorage.getItem("gridscore.session") || id();
+      sessionStorage.setItem("gridscore.session", kept);
+      return kept;
+    } catch {
+      return id(); // storage may be forbidden
+    }
+  })();
+
+  const state = { sent: 0, refused: 0, dropped: 0 };
+  let waiting = []; // texts of events that are in no batch yet
+  let waitingBytes = 0;
+  let batches = []; // { key, texts, tries }; the first may be under way
+  let timer = null;
+  let sending = false;
+
+  function track(event) {
+    const text = JSON.stringify({ ...event, session, page: location.pathname, time: new Date().toISOString() });
+    if (size(text) > BATCH_BYTES) throw new Error("gridscore.js: the event is too large");
+    if (waitingBytes + size(text) > BATCH_BYTES) close();
+    waiting.push(text);
+    waitingBytes += size(text) + 1;
+    if (waiting.length >= BATCH_EVENTS) close();
+    while (batches.length > 1 && count() > MAX_WAITING) state.dropped += batches.splice(1, 1)[0].texts.length;
+    if (batches.length) send();
+    else if (timer === null) timer = setTimeout(flush, DELAY);
+  }
+
+  const count = () => waiting.length + batches.reduce((sum, batch) => sum + batch.texts.length, 0);
+
+  function close() {
+    if (waiting.length) batches.push({ key: id(), texts: waiting, tries: 0 });
+    waiting = [];
+    waitingBytes = 0;
+  }
+
+  function flush() {
+    timer = null;
+    close();
+    send();
+  }
+
+  const target = (batch) => `${address}?key=${batch.key}`;
+  const body = (batch) => `[${batch.texts.join(",")}]`;
+
+  async function send() {
+    if (sending) return;
+    sending = true;
+    while (batches.length) {
+      const batch = batches[0];
+      let pause = Math.min(MAX_PAUSE, 500 * 2 ** batch.tries++) * (0.5 + Math.random() / 2);
+      try {
+        // Plain text needs no question beforehand, which a browser asks before it sends JSON to another origin.
+        const answer = await fetch(target(batch), {
+          method: "POST",
+          body: body(batch),
+          headers: { "Content-Type": "text/plain;charset=UTF-8" },
+          credentials: "omit",
+          keepalive: true,
+        });
+        if (answer.status !== 408 && answer.status !== 429 && answer.status < 500) {
+          const { accepted = 0 } = await answer.json().catch(() => ({}));
+          state.sent += accepted;
+          state.refused += batch.texts.length - accepted;
+          if (batches[0] === batch) batches.shift(); // a beacon may have taken it along
+          continue;
+        }
+        pause = Math.max(pause, 1000 * (Number(answer.headers.get("Retry-After")) || 0));
+      } catch {
+        // No connection, or no answer: it may have arrived or not, and goes once more under the same key.
+      }
+      await new Promise((resolve) => setTimeout(resolve, pause));
+    }
+    sending = false;
+  }
+
+  function leave() {
+    clearTimeout(timer);
+    timer = null;
+    close();
+    // What is under way goes, too: nobody will be here to see whether it has arrived.
+    batches = batches.filter((batch) => !navigator.sendBeacon(target(batch), body(batch)));
+    if (batches.length) send();
+  }
+
+  addEventListener("pagehide", leave);
+  document.addEventListener("visibilitychange", () => document.visibilityState === "hidden" && leave());
+
+  if ("clicks" in script.dataset) {
+    document.addEventListener(
+      "click",
+      (click) => {
+        const element = click.target instanceof Element && click.target.closest("[data-track], a, button");
+        if (!element) return;
+        const target = element.dataset.track || element.id || element.getAttribute("href") || element.textContent.trim();
+        track({ action: "click", target: target.slice(0, 200), x: Math.round(click.pageX), y: Math.round(click.pageY) });
+      },
+      { capture: true },
+    );
+  }
+
+  window.gridscore = { track, flush, session, state };
+})();

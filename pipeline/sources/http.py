@@ -1,0 +1,149 @@
+"""The HTTP source: web pages, tills and anything else that can post JSON.
+
+A request is answered when the grid has confirmed its events with their backups, and not before: 202 means that they are
+there. So nothing has to be remembered here, and nothing is lost when this process dies: whoever got no answer sends
+again, and as events have keys, sending again changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from pipeline.errors import SettingsError, UsageError
+from pipeline.job.types import seconds_of
+from pipeline.sources.http_app import EventsApp
+from pipeline.sources.http_intake import Intake
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator
+
+    from pipeline.grid import Grid
+    from pipeline.job.plugs.http_source import HttpSourceSettings
+    from pipeline.sources.base import Batch
+
+_log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 1_000
+"""Requests at once; more are told to come back."""
+CLOSE_SECONDS = 5
+"""Time for answers to leave when the source is closed."""
+
+
+class HttpSource:
+    """Listens, and gives what is posted to the runner.
+
+    Args:
+        grid: The connection.
+        name: Of the source.
+        settings: Its settings.
+
+    Attributes:
+        address: Where it listens, once it is open: `http://127.0.0.1:8080`.
+    """
+
+    def __init__(self, grid: Grid, name: str, settings: HttpSourceSettings) -> None:
+        self._grid, self._name, self._settings = grid, name, settings
+        self._intake = Intake(settings.max_waiting, settings.max_waiting_bytes, seconds_of(settings.patience))
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self.address = ""
+
+    async def open(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            SettingsError: The certificate or its key cannot be used.
+            UsageError: The address cannot be listened on.
+        """
+        settings = self._settings
+        app = EventsApp(self._grid, settings, settings.token, self._intake)
+        config = uvicorn.Config(
+            app.asgi(),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+            ssl_certfile=settings.certificate,
+            ssl_keyfile=settings.private_key,
+        )
+        self._load(config)
+        listening = self._listen()
+        host, port = listening.getsockname()[:2]
+        self.address = f"http{'s' if config.is_ssl else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+        self._server = _Server(config)
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve([listening]))
+        _log.info("Events are taken at %s/events/%s", self.address, settings.to, extra={"action": "listening"})
+        if not settings.token and not ipaddress.ip_address(host).is_loopback:
+            _log.warning("Anybody who reaches %s may send events: there is no token", self.address)
+
+    def batches(self) -> AsyncIterator[Batch]:
+        """What is posted, until the source is closed."""
+        return self._intake.batches()
+
+    async def acknowledge(self, batch: Batch) -> None:
+        """Answer the requests whose events are all in the grid now."""
+        self._intake.acknowledge(batch)
+
+    async def close(self) -> None:
+        """Listen no longer; what is not confirmed is answered with 503."""
+        self._intake.close()
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await asyncio.gather(self._serving, return_exceptions=True)
+            self._server = self._serving = None
+
+    @staticmethod
+    def _load(config: uvicorn.Config) -> None:
+        certificate, key = config.ssl_certfile, config.ssl_keyfile
+        for path in (certificate, key):
+            if path is not None and not Path(path).is_file():
+                raise SettingsError(f"For TLS: there is no file {path}.")
+        try:
+            config.load()
+        except ssl.SSLError as error:
+            raise SettingsError(
+                f"The certificate {certificate} and the key {key} cannot be used: {error.reason or error}.",
+                "Both are PEM files, and the key is the one that the certificate was made for.",
+            ) from None
+
+    def _listen(self) -> socket.socket:
+        host, port = self._settings.host, self._settings.port
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listening = socket.socket(family, kind, protocol)
+            try:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listening.bind(address)
+                listening.setblocking(False)
+            except OSError:
+                listening.close()
+                raise
+        except OSError as error:
+            raise UsageError(
+                f"The source cannot listen on {host}:{port}: {error.strerror}.",
+                "Is something else listening there? --port names another port, --host another address.",
+            ) from None
+        return listening
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        # Signals are for whoever runs the source.
+        yield

@@ -1,0 +1,157 @@
+"""From the bytes of a request to events with keys, and what is wrong with those that are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from ulid import ULID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+MAX_KEY = 512
+"""Characters of a key."""
+
+
+class EventError(NamedTuple):
+    """Why something in a request is no event.
+
+    Attributes:
+        place: Among the events of the request, from 0.
+        error: For people.
+        too_large: Whether it is its size.
+    """
+
+    place: int
+    error: str
+    too_large: bool = False
+
+
+@dataclass(slots=True)
+class Taken:
+    """Events of a request, with their keys, in order; and what was none."""
+
+    entries: list[tuple[str, bytes]] = field(default_factory=list)
+    errors: list[EventError] = field(default_factory=list)
+
+
+class EventReader:
+    """Checks that texts are JSON objects in UTF-8, and finds their keys.
+
+    Args:
+        key_field: The field that is the key; keys are made (ULIDs) if None.
+        max_event: Bytes of one event.
+    """
+
+    def __init__(self, key_field: str | None, max_event: int) -> None:
+        # A field that is not declared is checked and passed over, which is much faster than making a dictionary.
+        fields: list[Any] = [] if key_field is None else [("key", str | int | None, None)]
+        form = msgspec.defstruct("_Event", fields, rename={"key": key_field or "key"}, gc=False)
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(form).decode
+        self._key_field = key_field
+        self._max_event = max_event
+
+    def read(self, texts: Iterable[bytes], first: int = 0, prefix: str | None = None, *, single: bool = False) -> Taken:
+        """Events of texts.
+
+        Args:
+            texts: JSON texts.
+            first: Index of the first in the request.
+            prefix: Key that the request gives: as it is if it is for a single event, else with the index behind it.
+            single: Whether the request is one event.
+        """
+        taken = Taken()
+        entries, errors = taken.entries, taken.errors
+        decode, key_field, limit = self._decode, self._key_field, self._max_event
+        for index, text in enumerate(texts, first):
+            if len(text) > limit:
+                errors.append(EventError(index, f"the event has more than {limit:,} bytes", too_large=True))
+                continue
+            try:
+                event = decode(text)
+                if not text.isascii():
+                    text.decode()  # the decoder passes over texts of other fields without a look
+                if prefix is not None:
+                    key = prefix if single else f"{prefix}-{index}"
+                elif key_field is None:
+                    key = str(ULID())
+                else:
+                    key = self._key(event.key)
+            except (ValueError, RecursionError) as error:
+                errors.append(EventError(index, _reason(error, key_field)))
+                continue
+            entries.append((key, text))
+        return taken
+
+    def _key(self, key: Any) -> str:
+        if key is None:
+            raise ValueError(f"the field `{self._key_field}`, which is the key, is not there")
+        text = str(key)
+        if not text or len(text) > MAX_KEY:
+            raise ValueError(f"the field `{self._key_field}` cannot be a key: it needs 1 to {MAX_KEY} characters")
+        return text
+
+
+def _reason(error: Exception, key_field: str | None) -> str:
+    if isinstance(error, RecursionError):
+        return "the JSON is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "the text is not UTF-8"
+    if isinstance(error, msgspec.ValidationError):
+        if "$." in str(error):
+            return f"the field `{key_field}` cannot be a key: a string or a whole number is wanted"
+        return "an event is a JSON object"
+    if isinstance(error, msgspec.DecodeError):
+        return f"not JSON: {error}"
+    return str(error)
+
+
+_array = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def array_texts(body: bytes) -> list[bytes]:
+    """The texts of the elements of a JSON array.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return [bytes(raw) for raw in _array.decode(body)]
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a JSON array: {error}") from None
+
+
+class Lines:
+    """Cuts a stream of bytes into lines, as it arrives. Lines without anything but blanks are passed over.
+
+    Of a line that is longer than it may be only the beginning is kept, one byte more than the limit, so that the reader
+    sees that it is too long.
+    """
+
+    def __init__(self, max_line: int) -> None:
+        self._max_line = max_line
+        self._rest = b""
+        self._skipping = False
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that are whole now."""
+        if self._skipping:
+            _, newline, chunk = chunk.partition(b"\n")
+            if not newline:
+                return []
+            self._skipping = False
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        lines = [stripped for line in lines if (stripped := line.strip())]
+        if len(self._rest) > self._max_line:
+            lines.append(self._rest[: self._max_line + 1])
+            self._rest, self._skipping = b"", True
+        return lines
+
+    def end(self) -> list[bytes]:
+        """The last line, if it has no end."""
+        rest, self._rest = self._rest.strip(), b""
+        return [rest] if rest else []
