@@ -1,48 +1,59 @@
-"""The kinds of sources, by name. One line a plug; nothing is imported before somebody asks for it."""
+"""The kinds of sources, by name. One line a plug; nothing of it is imported before somebody asks for it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pipeline.errors import UsageError
 from pipeline.job.plugs.kinds import PlugKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pipeline.grid import Grid
     from pipeline.job.plugs.base import SourceSettings
     from pipeline.sources.base import Source
 
 
-def _kind(name: str, title: str, extra: str, summary: str) -> PlugKind:
-    """A kind whose settings are `pipeline.job.plugs.NAME_source:TITLESourceSettings`, and whose class is TITLESource."""
+def _kind(name: str, title: str, summary: str, extra: str = "") -> PlugKind:
+    """A kind: its settings are `pipeline.job.plugs.NAME_source:TITLESourceSettings`, its class is `TITLESource`."""
     settings = f"pipeline.job.plugs.{name}_source:{title}SourceSettings"
-    return PlugKind(settings, f"pipeline.sources.{name}:{title}Source", extra, summary)
+    return PlugKind(name, settings, f"pipeline.sources.{name}:{title}Source", summary, extra)
 
 
-KINDS: dict[str, PlugKind] = {
-    "kafka": _kind("kafka", "Kafka", "kafka", "Topics of a Kafka cluster."),
-    "http": _kind("http", "Http", "http", "Events that others post: web pages, tills, anything that speaks HTTP."),
-    "logfile": _kind("logfile", "Logfile", "logfile", "Log files, followed as they grow and are rotated."),
-    "mqtt": _kind("mqtt", "Mqtt", "mqtt", "Topics of an MQTT broker."),
-    "table": _kind("table", "Table", "", "Rows of CSV, Parquet or JSON lines files."),
-    "postgres": _kind("postgres", "Postgres", "postgres", "Rows of a PostgreSQL query or table."),
-}
+_ALL = (
+    _kind("kafka", "Kafka", "Messages of Kafka topics.", extra="kafka"),
+    _kind("http", "Http", "What others post: web pages, tills, anything that speaks HTTP.", extra="http"),
+    _kind("logfile", "Logfile", "Lines of log files, as they grow and are rotated.", extra="logfile"),
+    _kind("mqtt", "Mqtt", "Messages of an MQTT broker's topics.", extra="mqtt"),
+    _kind("table", "Table", "Rows of CSV, Parquet and JSON lines files."),
+    _kind("postgres", "Postgres", "Rows of a PostgreSQL query or table.", extra="postgres"),
+)
+KINDS: dict[str, PlugKind] = {kind.name: kind for kind in _ALL}
 
 
-def kind_of(settings: SourceSettings) -> str:
-    """The kind that settings are for."""
-    return str(settings.kind)  # type: ignore[attr-defined]  # each plug adds its own, with its only value
+def available() -> list[str]:
+    """The kinds of sources that this version has."""
+    return [name for name, kind in KINDS.items() if kind.exists]
 
 
-def source_class(kind: str) -> Callable[[Grid, str, SourceSettings], Source]:
-    """The class of a kind.
+def settings_class(kind: str) -> type[SourceSettings]:
+    """The settings of a kind of source.
 
     Raises:
-        UsageError: There is no such kind, or its extra is not installed.
+        UsageError: There is no such kind.
     """
+    return cast("type[SourceSettings]", _of(kind).settings_class())
+
+
+def make(kind: str, grid: Grid, name: str, settings: SourceSettings) -> Source:
+    """A source, not opened yet.
+
+    Raises:
+        UsageError: There is no such kind, or its libraries are not installed.
+    """
+    return cast("Source", _of(kind).make(grid, name, settings))
+
+
+def _of(kind: str) -> PlugKind:
     if kind not in KINDS:
-        raise UsageError(f"`{kind}` is no kind of source.", f"There are: {', '.join(KINDS)}.")
-    made: Callable[[Grid, str, SourceSettings], Source] = KINDS[kind].plug_class()
-    return made
+        raise UsageError(f"There is no source `{kind}`.", f"Sources are: {', '.join(available())}.")
+    return KINDS[kind]

@@ -15,41 +15,41 @@ class PlugKind:
     """One kind of source or sink.
 
     Attributes:
+        name: What people call it.
         settings: Path of its settings model, `package.module:Class`.
-        plug: Path of its class, called with the connection, its name and its settings.
-        extra: Of the distribution, which installs what it needs; empty if nothing but Gridscore is.
+        plug: Path of its class.
         summary: What it is for, one line.
+        extra: Of the distribution, that has its libraries; empty if it needs none.
     """
 
+    name: str
     settings: str
     plug: str
+    summary: str
     extra: str = ""
-    summary: str = ""
 
     @property
     def exists(self) -> bool:
-        """Whether its settings can be imported."""
+        """Whether this version has it."""
         return find_spec(self.settings.partition(":")[0]) is not None
 
-    def settings_class(self) -> type[Any]:
+    def settings_class(self) -> Any:
         """Its settings model."""
-        kind: type[Any] = _load(self.settings)
-        return kind
+        return _load(self.settings)
 
-    def plug_class(self) -> Any:
-        """Its class.
+    def make(self, grid: Any, name: str, settings: Any) -> Any:
+        """One of its kind, not opened yet.
 
         Raises:
             UsageError: Its extra is not installed.
         """
         try:
-            return _load(self.plug)
+            return _load(self.plug)(grid, name, settings)
         except ModuleNotFoundError as error:
             if not self.extra or (error.name or "").partition(".")[0] == "pipeline":
                 raise
             raise UsageError(
-                f"The kind `{self.plug.partition(':')[0].rpartition('.')[2]}` needs the extra `{self.extra}`: the "
-                f"module `{error.name}` is not installed.",
+                f"`{self.name}` needs the extra `{self.extra}`: the module `{error.name}` is not installed.",
                 f"pip install 'gridscore[{self.extra}]'",
             ) from None
 
