@@ -5,8 +5,8 @@ it into a partition between two looks at what is unread there. Several producers
 put, so the free part is for what others put unseen: with the figures here, five at once can never overrun a ring.
 
 Events go as one put-all a partition, one under way in each partition and the next collecting behind it, so that two
-writes of one key never change places. A put whose fate is unknown is made again: the same key and value, so nothing but
-another entry in the journal comes of it.
+writes of one key never change places; nor do a put and a removal. A put whose fate is unknown is made again: the same
+key and value, so nothing but another entry in the journal comes of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.worker.room import RingReaders, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from pipeline.grid import Grid
     from pipeline.grid.capacity import Capacity
@@ -56,23 +56,60 @@ _LOOK_SECONDS = 0.2  # offsets are committed once a second
 _RETRY_SECONDS = 0.25
 
 
-@dataclass(slots=True, eq=False)
-class _Batch:
-    """What one call put: how much of it is not acknowledged yet, and what went wrong."""
+class Taken:
+    """What one call has taken. It goes its way; `confirmed` waits for the end of it."""
 
-    open: int = 0
-    error: Exception | None = None
-    dropped: bool = False
-    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    __slots__ = ("_answered", "count", "dropped", "error", "open")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.open = 0  # not acknowledged yet
+        self.error: Exception | None = None
+        self.dropped = False
+        self._answered: asyncio.Event = asyncio.Event()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether nothing of it waits or is under way."""
+        return not self.open
+
+    async def confirmed(self) -> None:
+        """Wait until the cluster has confirmed all of it.
+
+        Raises:
+            BackPressureError: A partition was full for longer than `max_wait`; the entries for others have been put.
+            GridError: The cluster did not confirm a put. Putting the same again does no harm.
+        """
+        while self.open:
+            await self._answered.wait()
+        if self.error is not None:
+            raise self.error
+
+    def drop(self) -> None:
+        """Put no more of it than is under way."""
+        self.dropped = True
+
+    def opened(self, count: int) -> None:
+        """So many more wait."""
+        self.open += count
+        self._answered.clear()
+
+    def closed(self, count: int, error: Exception | None) -> None:
+        """So many are answered, or given up."""
+        self.error = self.error or error
+        self.open -= count
+        if not self.open:
+            self._answered.set()
 
 
 @dataclass(slots=True)
 class _Segment:
-    """Entries of one call in one partition."""
+    """Entries of one call in one partition, to be put or to be removed; the texts of the latter are empty."""
 
-    batch: _Batch
+    batch: Taken
     keys: list[bytes]
     texts: list[bytes]
+    removes: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -142,10 +179,10 @@ class Producer:
         self._partitions = [_Partition(number) for number in range(grid.partition_count)]
         self._due: set[_Partition] = set()
         self._looking: asyncio.Task[None] | None = None
-        self._retries: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._events = self._bytes = 0  # that wait or are under way
         self._room = asyncio.Event()
-        self._sent = _Batch()
+        self._sent = Taken()
         self._said_at = float("-inf")
         self._waiting_since: float | None = None
         self.acknowledged = 0
@@ -157,28 +194,41 @@ class Producer:
         """Capacity of the journal, once something was put; None if the map has none."""
         return self._capacity
 
-    async def put(self, entries: Iterable[tuple[Any, bytes]]) -> int:
+    async def put(self, entries: Iterable[tuple[Any, bytes | None]]) -> int:
         """Put entries, and return how many when the cluster has confirmed all of them.
 
         Args:
-            entries: Keys of any type that Hazelcast serializes, with JSON texts in UTF-8.
+            entries: Keys of any type that Hazelcast serializes, with JSON texts in UTF-8; None removes the entry.
 
         Raises:
             BackPressureError: A partition was full for longer than `max_wait`; the entries for others have been put.
             GridError: The cluster did not confirm a put. Putting the same again does no harm.
         """
-        batch = _Batch()
+        taken = await self.take(entries)
         try:
-            count = await self._take(entries, batch)
-            await self._answered_all(batch)
+            await taken.confirmed()
         except asyncio.CancelledError:
-            batch.dropped = True
+            taken.drop()
             raise
-        if batch.error is not None:
-            raise batch.error
-        return count
+        return taken.count
 
-    async def send(self, entries: Iterable[tuple[Any, bytes]]) -> int:
+    async def take(self, entries: Iterable[tuple[Any, bytes | None]]) -> Taken:
+        """Take entries, as `put`, and return when all of them are on their way: in the order of such calls.
+
+        Where one of them has failed already, the rest is not taken; `Taken.confirmed` says what was wrong.
+
+        Raises:
+            GridError: The journal's capacity could not be found out.
+        """
+        taken = Taken()
+        try:
+            await self._take(entries, taken)
+        except BaseException:
+            taken.drop()
+            raise
+        return taken
+
+    async def send(self, entries: Iterable[tuple[Any, bytes | None]]) -> int:
         """Put entries without waiting for their confirmation, which `flush` does; returns how many were taken.
 
         Raises:
@@ -197,14 +247,12 @@ class Producer:
             BackPressureError: As `put`.
             GridError: As `put`.
         """
-        batch, self._sent = self._sent, _Batch()
-        await self._answered_all(batch)
-        if batch.error is not None:
-            raise batch.error
+        sent, self._sent = self._sent, Taken()
+        await sent.confirmed()
 
     # ------------------------------------------------------------------ what waits
 
-    async def _take(self, entries: Iterable[tuple[Any, bytes]], batch: _Batch) -> int:
+    async def _take(self, entries: Iterable[tuple[Any, bytes | None]], batch: Taken) -> int:
         await self._prepare()
         rest, count = iter(entries), 0
         while chunk := list(islice(rest, _CHUNK_EVENTS)):
@@ -216,27 +264,30 @@ class Producer:
             for partition in self._enqueue(chunk, batch):
                 self._pump(partition)
             count += len(chunk)
+            batch.count += len(chunk)
             await asyncio.sleep(0)  # lets the messages go out and the answers come in
         return count
 
-    def _enqueue(self, chunk: list[tuple[Any, bytes]], batch: _Batch) -> list[_Partition]:
+    def _enqueue(self, chunk: list[tuple[Any, bytes | None]], batch: Taken) -> list[_Partition]:
         count, serialize, size = self._grid.partition_count, self._writer.serialize_key, 0
         segments: dict[int, _Segment] = {}
         for key, text in chunk:
             data = serialize(key)
             number = partition_of(data, count)
             segment = segments.get(number)
-            if segment is None:
-                segment = segments[number] = _Segment(batch, [], [])
+            removes = text is None
+            if segment is None or segment.removes is not removes:
+                segment = segments[number] = _Segment(batch, [], [], removes)
+                self._partitions[number].queue.append(segment)
             segment.keys.append(data)
-            segment.texts.append(text)
-            size += len(text)
+            if text is not None:
+                segment.texts.append(text)
+                size += len(text)
+            else:
+                segment.texts.append(b"")
         self._events += len(chunk)
         self._bytes += size
-        batch.open += len(chunk)
-        batch.answered.clear()
-        for number, segment in segments.items():
-            self._partitions[number].queue.append(segment)
+        batch.opened(len(chunk))
         return [self._partitions[number] for number in segments]
 
     def _prepare(self) -> asyncio.Future[None]:
@@ -256,24 +307,15 @@ class Producer:
             self._limit = max(1, ring - max(1, int(ring * RESERVE)))
             self._step = max(1, int(ring * STEP))
 
-    @staticmethod
-    async def _answered_all(batch: _Batch) -> None:
-        while batch.open:
-            await batch.answered.wait()
-
     def _close(self, segment: _Segment, error: Exception | None = None) -> None:
         """The entries of a segment are answered, or given up."""
-        batch, count = segment.batch, len(segment.keys)
+        count = len(segment.keys)
         if error is None:
             self.acknowledged += count
-        else:
-            batch.error = batch.error or error
-        batch.open -= count
         self._events -= count
         self._bytes -= sum(map(len, segment.texts))
         self._room.set()
-        if not batch.open:
-            batch.answered.set()
+        segment.batch.closed(count, error)
 
     # ------------------------------------------------------------------ what is under way
 
@@ -295,11 +337,21 @@ class Producer:
         partition.spent += len(keys)
         if self._capacity is not None and partition.spent >= partition.allowance * _LOOK_EARLY:
             self._look_at(partition)  # early, so that the answer is there when it is needed
-        put = self._writer.put_partition(partition.number, keys, texts)
+        if parts[0].removes:
+            put: asyncio.Future[None] = self._spawn(self._remove(partition.number, keys))
+        else:
+            put = self._writer.put_partition(partition.number, keys, texts)
         put.add_done_callback(partial(self._answered, partition, parts))
 
+    async def _remove(self, partition: int, keys: list[bytes]) -> None:
+        """Remove entries, and wait for every answer: what comes next must not overtake any of them."""
+        removals = [self._writer.remove(partition, key) for key in keys]
+        for answer in await asyncio.gather(*removals, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+
     def _next(self, partition: _Partition, room: int) -> list[_Segment]:
-        """Take up to so many events off the queue, and no more bytes than a message should have."""
+        """Take up to so many events off the queue, and no more bytes than a message should have: puts or removals."""
         parts: list[_Segment] = []
         queue, size = partition.queue, 0
         while queue:
@@ -307,6 +359,8 @@ class Producer:
             if segment.batch.dropped:
                 self._close(queue.popleft(), GridError("The put was cancelled."))
                 continue
+            if parts and parts[0].removes is not segment.removes:
+                break
             count = 0
             for text in islice(segment.texts, max(0, room)):
                 if size and size + len(text) > _MESSAGE_BYTES:
@@ -318,7 +372,7 @@ class Producer:
                 room -= count
                 continue
             if count:
-                parts.append(_Segment(segment.batch, segment.keys[:count], segment.texts[:count]))
+                parts.append(_Segment(segment.batch, segment.keys[:count], segment.texts[:count], segment.removes))
                 del segment.keys[:count], segment.texts[:count]
             break
         return parts
@@ -362,9 +416,13 @@ class Producer:
             partition.busy = False
             self._pump(partition)
 
-        task = asyncio.get_running_loop().create_task(again())
-        self._retries.add(task)
-        task.add_done_callback(self._retries.discard)
+        self._spawn(again())
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     # ------------------------------------------------------------------ room in the rings
 
