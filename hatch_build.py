@@ -46,8 +46,9 @@ def _compile(root: Path) -> list[str]:
     from setuptools.command.build_ext import build_ext
 
     flags = [] if sys.platform == "win32" else ["-O3", "-std=c11", "-fvisibility=hidden"]
+    libraries = [] if sys.platform == "win32" else ["m"]
     extensions = [
-        Extension(".".join(source.with_suffix("").parts), [str(source)], extra_compile_args=flags)
+        Extension(".".join(source.with_suffix("").parts), [str(source)], extra_compile_args=flags, libraries=libraries)
         for source in sorted(path.relative_to(root) for path in (root / "pipeline").rglob("_*.c"))
     ]
     before = Path.cwd()

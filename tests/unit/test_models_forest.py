@@ -1,0 +1,177 @@
+"""The compiled forest gives XGBoost's own bits, and leaves alone what it was not made for."""
+
+import json
+
+import numpy as np
+import pytest
+import xgboost as xgb
+
+from pipeline import compiled
+from pipeline.models.candidate import Candidate
+from pipeline.models.document import read_document
+from pipeline.models.forest import Forest
+from pipeline.models.loaded import LoadedModel
+from pipeline.models.predictor import Predictor
+
+FEATURES = 7
+
+pytestmark = pytest.mark.skipif(
+    compiled.compiled("pipeline.models._forest") is None, reason="the forest is not compiled here"
+)  # where it must be, `test_compiled` fails
+
+
+def rows(count, seed=3, missing=0.1):
+    generator = np.random.default_rng(seed)
+    values = (generator.normal(size=(count, FEATURES)) * 10.0 ** generator.integers(-3, 4, FEATURES)).astype(np.float32)
+    values[generator.random(values.shape) < missing] = np.nan
+    return values
+
+
+def train(rounds=30, missing=0.1, **parameters):
+    generator = np.random.default_rng(5)
+    values = rows(2_000, 1, missing)
+    labels = (np.nansum(values, axis=1) > generator.normal(size=2_000)).astype(float)
+    options = {"objective": "binary:logistic", "nthread": 1, **parameters}
+    return xgb.train(options, xgb.DMatrix(values, label=labels), rounds)
+
+
+def forest_of(booster, form="ubj"):
+    return Forest.of(read_document(bytes(booster.save_raw(form)), "the model"))
+
+
+def assert_same_bits(booster, values):
+    forest = forest_of(booster)
+    assert forest is not None
+    assert forest.predict(values).tobytes() == Predictor(booster).predict(values).tobytes()
+
+
+OBJECTIVES = [
+    "binary:logistic",
+    "reg:logistic",
+    "reg:squarederror",
+    "reg:absoluteerror",
+    "reg:pseudohubererror",
+    "reg:squaredlogerror",
+    "binary:logitraw",
+    "rank:pairwise",
+    "rank:ndcg",
+    "rank:map",
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("missing", [0.0, 0.1])
+def test_every_objective_gives_the_same_bits(objective, missing):
+    booster = train(objective=objective, missing=missing)
+    for count in (1, 3, 4, 15, 16, 17, 63, 64, 65, 200, 1_000):
+        assert_same_bits(booster, rows(count, seed=count, missing=missing))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"max_depth": 1},
+        {"max_depth": 12, "min_child_weight": 0},
+        {"grow_policy": "lossguide", "max_depth": 0, "max_leaves": 12},
+        {"num_parallel_tree": 3, "subsample": 0.5},
+        {"base_score": 0.03},
+        {"scale_pos_weight": 20},
+        {"gamma": 1e9},  # trees that are a single leaf
+        {"tree_method": "exact"},
+    ],
+)
+def test_every_form_of_trees_gives_the_same_bits(parameters):
+    assert_same_bits(train(**parameters), rows(500))
+
+
+def test_infinite_and_tiny_values_and_those_of_the_thresholds_themselves_go_the_same_way():
+    booster = train()
+    thresholds = booster.trees_to_dataframe().query("Feature != 'Leaf'")["Split"].to_numpy(np.float32)
+    special = np.array([np.inf, -np.inf, 0.0, -0.0, 1e-45, 3.4e38, np.nan], np.float32)
+    pool = np.concatenate([special, thresholds, np.nextafter(thresholds, np.float32(np.inf))])
+    assert_same_bits(booster, np.random.default_rng(2).choice(pool, (3_000, FEATURES)))
+
+
+def test_the_logistic_function_gives_the_same_bits_for_margins_of_any_size():
+    document = json.loads(bytes(train(rounds=40).save_raw("json")))
+    generator = np.random.default_rng(8)
+    for tree in document["learner"]["gradient_booster"]["model"]["trees"]:
+        scale = 10.0 ** generator.integers(-6, 2)
+        tree["split_conditions"] = [
+            float(np.float32(generator.normal() * scale)) if left == -1 else condition
+            for condition, left in zip(tree["split_conditions"], tree["left_children"], strict=True)
+        ]
+    booster = xgb.Booster({"nthread": 1}, model_file=bytearray(json.dumps(document).encode()))
+    values = rows(200_000)
+    assert len(np.unique(Predictor(booster).predict(values))) > 1_000
+    assert_same_bits(booster, values)
+
+
+def test_a_model_saved_as_json_is_the_same_forest():
+    booster = train()
+    values = rows(100)
+    assert forest_of(booster, "json").predict(values).tobytes() == forest_of(booster, "ubj").predict(values).tobytes()
+
+
+def categorical():
+    generator = np.random.default_rng(5)
+    values = rows(500, missing=0)
+    values[:, 0] = generator.integers(0, 5, 500)
+    types = ["c", *["float"] * (FEATURES - 1)]
+    data = xgb.DMatrix(values, label=values[:, 0] % 2, feature_types=types, enable_categorical=True)
+    return xgb.train({"max_cat_to_onehot": 1}, data, 3)
+
+
+def several_outputs():
+    labels = np.random.default_rng(5).integers(0, 3, 500)
+    return xgb.train({"objective": "multi:softprob", "num_class": 3}, xgb.DMatrix(rows(500), label=labels), 3)
+
+
+def uneven():
+    """A tree that cuts one row off at each level."""
+    values = np.repeat(np.arange(30, dtype=np.float32)[:, None], FEATURES, axis=1)
+    parameters = {"tree_method": "exact", "max_depth": 40, "min_child_weight": 0, "reg_lambda": 0, "base_score": 0}
+    return xgb.train(parameters, xgb.DMatrix(values, label=3.0 ** values[:, 0]), 1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        categorical,
+        several_outputs,
+        lambda: train(booster="dart"),
+        lambda: train(objective="count:poisson"),
+        uneven,
+    ],
+    ids=["categories", "several outputs", "dart", "another transformation", "deep trees"],
+)
+def test_other_models_are_left_to_xgboost(make):
+    assert forest_of(make()) is None
+
+
+def test_a_matrix_with_other_columns_is_refused():
+    with pytest.raises(ValueError, match="3 columns, but the model has 7 features"):
+        forest_of(train()).predict(np.zeros((2, 3), np.float32))
+
+
+def test_a_loaded_model_uses_it():
+    booster = train()
+    booster.feature_names = [f"f{each}" for each in range(FEATURES)]
+    checked = Candidate.check(booster, "m", metrics=None, categories=None, expected=None)
+    model = LoadedModel.load(checked.version, checked.payload)
+    assert model.is_compiled
+    values = rows(333)
+    assert model.predict(values).tobytes() == Predictor(booster).predict(values).tobytes()
+
+
+def test_other_bits_and_xgboost_is_taken_instead(monkeypatch, caplog):
+    booster = train()
+    booster.feature_names = [f"f{each}" for each in range(FEATURES)]
+    checked = Candidate.check(booster, "m", metrics=None, categories=None, expected=None)
+    right = Forest.predict
+    monkeypatch.setattr(Forest, "predict", lambda forest, matrix: np.nextafter(right(forest, matrix), np.float32(2)))
+    model = LoadedModel.load(checked.version, checked.payload)
+    assert not model.is_compiled
+    assert "other bits than XGBoost" in caplog.text
+    values = rows(50)
+    assert model.predict(values).tobytes() == Predictor(booster).predict(values).tobytes()
