@@ -4,6 +4,7 @@ What a program needs is here:
 
 * `connect` to a cluster, and through the `Client` put events, push models, submit jobs, and iterate over results;
 * `load_job` and `offline_matrix`, to train on exactly the features that the stream will see;
+* `verify_webhook`, for whoever receives results by a web hook;
 * `Cluster`, to start real members from Python;
 * `GridscoreError`, the root of every error that a person can act on.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.grid.member import Cluster
     from pipeline.job import Job, load_job
     from pipeline.results import Result, ResultStream
+    from pipeline.sinks.signature import verify_webhook
     from pipeline.worker import Worker
 
 _HOMES = {
@@ -36,6 +38,7 @@ _HOMES = {
     "connect": "pipeline.client",
     "load_job": "pipeline.job",
     "offline_matrix": "pipeline.features",
+    "verify_webhook": "pipeline.sinks.signature",
 }
 
 __all__ = [
@@ -51,6 +54,7 @@ __all__ = [
     "connect",
     "load_job",
     "offline_matrix",
+    "verify_webhook",
 ]
 
 

@@ -1,0 +1,62 @@
+"""Settings of the web hook sink: where results are posted, how they are signed, and how long it is tried."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from pipeline.job.plugs.base import SinkSettings
+from pipeline.job.types import Duration  # noqa: TC001 -- pydantic reads it
+
+
+def _url(value: str) -> str:
+    if not re.match(r"https?://|\$\{", value):
+        # The value may hold a password, so it is not shown.
+        raise ValueError("this is no address of a web hook: write it as https://shop.example.com/decisions")
+    return value
+
+
+def _from_environment(value: str) -> str:
+    if not re.fullmatch(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}", value):
+        raise ValueError("a secret is not written here: write ${NAME}, and put it into the environment variable NAME")
+    return value
+
+
+Url = Annotated[str, Field(max_length=2_000), AfterValidator(_url)]
+SecretName = Annotated[str, AfterValidator(_from_environment)]
+
+
+class WebhookSinkSettings(SinkSettings):
+    """Results that are posted to a web hook, signed as Standard Webhooks are."""
+
+    kind: Literal["webhook"] = "webhook"
+    url: Url = Field(description="Where to post: https://…; may hold `${NAME}`, an environment variable.")
+    secret: tuple[SecretName, ...] = Field(
+        min_length=1,
+        max_length=4,
+        description="What requests are signed with: `${NAME}`, an environment variable that holds `whsec_` and 24 to "
+        "64 bytes in Base64. Several while one replaces the other.",
+    )
+    headers: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=16,
+        description="Further headers: `Authorization: Bearer ${NAME}`.",
+    )
+    batch: int = Field(
+        default=1, ge=1, le=10_000, description="Results of a request at most; with more than 1, the body is a list."
+    )
+    connections: int = Field(
+        default=8, ge=1, le=256, description="Requests under way at most, to this host from this process."
+    )
+    timeout: Duration = Field(default="10s", description="How long an answer may take.")
+    deadline: Duration = Field(
+        default="1m", description="How long a result is tried again before it goes to the dead letters."
+    )
+    allow_private: bool = Field(
+        default=False, description="Also post to private, loopback, link-local and other addresses that are not public."
+    )
+    ca_file: str | None = Field(
+        default=None, description="File with the certificates (PEM) that the host's is checked against."
+    )

@@ -1,0 +1,77 @@
+"""Which addresses a web hook may be at: those of the public network, unless more is allowed.
+
+A name is looked up by whoever owns it, and may give another address each time. So what counts is the address that a
+socket is about to connect to, and it is looked at there, in whatever way it was written.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class ForbiddenAddressError(OSError):
+    """An address that is not public."""
+
+
+def is_public(address: str) -> bool:
+    """Whether an address belongs to the public network; what is not an address in its plain form does not."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    inner = _inner(found) if isinstance(found, ipaddress.IPv6Address) else ()
+    if inner:
+        return all(is_public(str(each)) for each in inner)
+    return found.is_global and not (found.is_multicast or found.is_reserved or found.is_unspecified)
+
+
+def _inner(address: ipaddress.IPv6Address) -> Sequence[ipaddress.IPv4Address]:
+    """The IPv4 addresses that an IPv6 address leads to. A gateway would take us there."""
+    if address.ipv4_mapped is not None:
+        return [address.ipv4_mapped]
+    if address.sixtofour is not None:
+        return [address.sixtofour]
+    if address.teredo is not None:
+        return list(address.teredo)
+    if address in _NAT64 or not int(address) >> 32:  # the latter: IPv4-compatible, of old
+        return [ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)]
+    return []
+
+
+class Gate:
+    """Makes the sockets of connections, and none to a forbidden address.
+
+    Attributes:
+        refused: Forbidden addresses that were asked for.
+    """
+
+    def __init__(self, *, allow_private: bool) -> None:
+        self._allow_private = allow_private
+        self.refused: set[str] = set()
+
+    def check(self, address: str) -> None:
+        """Refuse an address that is not public.
+
+        Raises:
+            ForbiddenAddressError: It is not.
+        """
+        if not self._allow_private and not is_public(address):
+            self.refused.add(address)
+            raise ForbiddenAddressError(f"{address} is not a public address")
+
+    def socket(self, info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:
+        """A socket for what `getaddrinfo` gave.
+
+        Raises:
+            ForbiddenAddressError: It would lead to an address that is not public.
+        """
+        family, kind, protocol, _, address = info
+        self.check(str(address[0]))
+        return socket.socket(family, kind, protocol)
