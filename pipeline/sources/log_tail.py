@@ -1,0 +1,247 @@
+"""One log file that is read as it grows, record by record."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+
+from pipeline.sources.log_formats import is_open, without_bom
+from pipeline.sources.log_places import HEAD_BYTES, Fingerprint, Place, digest
+
+if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
+    from pipeline.sources.log_formats import LogFormat
+
+CHUNK = 1 << 18
+KEPT_OF_LONG = 4_096
+"""Bytes of a line that is too long, which go to the dead letters."""
+
+_GZIP = b"\x1f\x8b"
+PACKED_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+class Record(NamedTuple):
+    """A line, or several of one CSV record.
+
+    Attributes:
+        offset: Of its first byte in the file, unpacked.
+        line: Number of its first line, from 1.
+        raw: Its bytes without the line end.
+        too_long: Whether it was longer than a line may be; then these are its first bytes.
+    """
+
+    offset: int
+    line: int
+    raw: bytes
+    too_long: bool = False
+
+
+def open_log(path: Path) -> tuple[BinaryIO, bool]:
+    """A file to be read, and whether it is packed.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    raw = path.open("rb", buffering=0)
+    packed = raw.read(2) == _GZIP
+    raw.seek(0)
+    if packed:
+        return cast("BinaryIO", gzip.open(cast("BinaryIO", raw), "rb")), True
+    return raw, False
+
+
+class Tail:
+    """Reads one file from a place on.
+
+    Args:
+        path: Where it is now; the source changes it when the file is renamed.
+        stream: The file.
+        packed: Whether it is packed.
+        place: Where to go on.
+        form: The format of its records.
+        header: Whether its first record is a header.
+        delimiter: Of a format that has one.
+        max_line: Bytes of a record at most.
+
+    Attributes:
+        head: Its first `HEAD_BYTES`, as they were when it was opened.
+        broken: Why it cannot be read any further; empty if it can.
+        gone: Whether it is no longer where we look.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        stream: BinaryIO,
+        place: Place,
+        form: LogFormat,
+        *,
+        packed: bool,
+        header: bool,
+        delimiter: str,
+        max_line: int,
+    ) -> None:
+        self.path = path
+        self.packed = packed
+        self.form = form
+        self._place = place
+        self._stream = stream
+        self._header = header
+        self._delimiter = delimiter
+        self._max_line = max_line
+        self._offset, self._line = place.offset, place.line
+        self._seen = Fingerprint.of(stream, place.offset)
+        # Somewhere in a line we go on with the next: the rest of one that was too long, or that was taken unfinished.
+        self._skipping = place.offset > 0 and not self._seen.last.endswith(b"\n")
+        self._rest = b""
+        self._finished = place.finished
+        self.broken = ""
+        self.gone = False
+        stream.seek(0)
+        self.head = stream.read(HEAD_BYTES)
+        stream.seek(place.offset)
+
+    @property
+    def identity(self) -> str:
+        """Of the file."""
+        return self._place.identity
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        """Device and inode of the file."""
+        return self._place.device, self._place.inode
+
+    @property
+    def offset(self) -> int:
+        """Bytes that have been taken, unpacked."""
+        return self._offset
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is packed and was read to its end."""
+        return self._finished
+
+    @property
+    def place(self) -> Place:
+        """How far it has been taken."""
+        return Place(
+            identity=self._place.identity,
+            path=str(self.path),
+            device=self._place.device,
+            inode=self._place.inode,
+            generation=self._place.generation,
+            offset=self._offset,
+            line=self._line,
+            head=digest(self._seen.head),
+            last=digest(self._seen.last),
+            finished=self._finished,
+        )
+
+    def is_same(self, stat: os.stat_result) -> bool:
+        """Whether the file still begins with what has been read of it: it was not truncated, or written anew."""
+        if self.packed:
+            return True
+        if stat.st_size < self._offset + len(self._rest):
+            return False
+        here = self._stream.tell()
+        self._stream.seek(0)
+        same = self._stream.read(len(self._seen.head)) == self._seen.head
+        if same and self._offset > HEAD_BYTES:
+            self._stream.seek(self._offset - len(self._seen.last))
+            same = self._stream.read(len(self._seen.last)) == self._seen.last
+        self._stream.seek(here)
+        return same
+
+    def read(self, size: int = CHUNK, *, to_end: bool = False) -> list[Record]:
+        """The next records; empty if there is no whole one now.
+
+        Args:
+            size: Bytes to read at once, about.
+            to_end: Take what stands at the end without a line end, too.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        while True:
+            try:
+                chunk = self._stream.read(size)
+            except PACKED_ERRORS as error:
+                # It is being packed right now, or it is broken: the source looks at it again when it has changed.
+                self.broken = str(error)
+                return []
+            if not chunk and self.packed:
+                to_end = self._finished = True
+            records = self._cut(self._rest + chunk, to_end=to_end and not chunk)
+            if records or not chunk:
+                return records
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._stream.close()
+
+    def _cut(self, data: bytes, *, to_end: bool) -> list[Record]:
+        """Records of what was read, from the offset on; the rest is kept."""
+        start = 0
+        if self._skipping:
+            start = data.find(b"\n") + 1
+            if not start:
+                self._take(data)
+                self._rest = b""
+                return []
+            self._skipping = False
+            self._line += 1
+        end = len(data) if to_end else data.rfind(b"\n") + 1
+        too_long = len(data) - end > self._max_line
+        pieces = data[start:end].split(b"\n")
+        if not pieces[-1]:
+            pieces.pop()
+        records: list[Record] = []
+        offset, index = self._offset + start, 0
+        while index < len(pieces):
+            count = self._lines_of_record(pieces, index, flush=to_end or too_long) if self.form.quoted else 1
+            if not count:
+                end = offset - self._offset
+                break
+            raw = pieces[index] if count == 1 else b"\n".join(pieces[index : index + count])
+            self._add(records, offset, raw)
+            offset += len(raw) + 1
+            self._line += count
+            index += count
+        if too_long:
+            records.append(Record(self._offset + end, self._line + 1, data[end : end + KEPT_OF_LONG], too_long=True))
+            self._skipping, end = True, len(data)
+        self._take(data[:end])
+        self._rest = data[end:]
+        return records
+
+    def _add(self, records: list[Record], offset: int, raw: bytes) -> None:
+        raw = raw.removesuffix(b"\r")
+        if offset == 0:
+            raw = without_bom(raw)
+            if self._header:
+                return
+        if len(raw) > self._max_line:
+            records.append(Record(offset, self._line + 1, raw[:KEPT_OF_LONG], too_long=True))
+        elif raw and not raw.isspace():
+            records.append(Record(offset, self._line + 1, raw))
+
+    def _lines_of_record(self, pieces: list[bytes], index: int, *, flush: bool) -> int:
+        """Lines of the record that begins there; 0 if it is not known yet where it ends."""
+        first = pieces[index]
+        if b'"' not in first or not is_open(first, self._delimiter):
+            return 1
+        size = len(first)
+        for last in range(index + 1, len(pieces)):
+            size += 1 + len(pieces[last])
+            if size > self._max_line:
+                return 1  # a quote that never ends: the line is bad, the following ones are not
+            if b'"' in pieces[last] and not is_open(b"\n".join(pieces[index : last + 1]), self._delimiter):
+                return last + 1 - index
+        return 1 if flush else 0
+
+    def _take(self, data: bytes) -> None:
+        self._seen.add(data)
+        self._offset += len(data)
