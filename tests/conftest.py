@@ -56,3 +56,17 @@ def grid_settings(cluster):
 def unique():
     """A piece of a name that no other test has: `events.flights-{unique}`."""
     return uuid.uuid4().hex[:8]
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory):
+    """A Kafka broker (see `kafka_server`). Topics outlive a test: take names from `unique`."""
+    kafka_server = pytest.importorskip("kafka_server", exc_type=ImportError)
+    try:
+        started = kafka_server.start(tmp_path_factory.mktemp("kafka"))
+    except MemberError as error:
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            raise
+        pytest.skip(f"no broker: {error}")
+    with started.broker:
+        yield started

@@ -1,0 +1,66 @@
+"""Settings of the Kafka source and sink, and what needs no broker."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import UsageError
+from pipeline.job.plugs.kafka_sink import KafkaSinkSettings
+from pipeline.job.plugs.kafka_source import KafkaSourceSettings
+from pipeline.kafka import Complaints, client_settings
+
+SOURCE = {"to": "events.x", "brokers": ["kafka:9092"], "topic": "clicks"}
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ({"brokers": ["kafka"]}, "no broker"),
+        ({"brokers": []}, "at least 1"),
+        ({"topic": "a b"}, "name of a topic"),
+        ({"key": "field:"}, "no key"),
+        ({"key": "random"}, "no key"),
+        ({"start": "yesterday"}, "no start"),
+        ({"start": "2026-01-31T12:00:00"}, "no time zone"),
+        ({"format": "avro"}, "go together"),
+        ({"registry": "http://r:8081"}, "go together"),
+        ({"format": "avro", "registry": "http://user:secret@r:8081"}, "without user and password"),
+        ({"key_field": "k", "headers_field": "k"}, "cannot be the same"),
+        ({"set": {"group.id": "x"}}, "use `group`"),
+        ({"set": {"enable.auto.commit": "true"}}, "set by Gridscore"),
+        ({"max_event": 1}, "greater than or equal"),
+        ({"topics": "x"}, "not permitted"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(more, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        KafkaSourceSettings(**{**SOURCE, **more})
+
+
+def test_defaults_say_once_under_each_origin():
+    settings = KafkaSourceSettings(**SOURCE)
+    assert (settings.key, settings.start, settings.format) == ("origin", "oldest", "json")
+    assert settings.named_key is None
+    assert settings.start_time is None
+    assert KafkaSourceSettings(**SOURCE, key="field:id").named_key == "id"
+    assert KafkaSourceSettings(**SOURCE, start="2026-01-31T12:00:00Z").start_time.year == 2026
+
+
+def test_the_sink_keeps_what_it_relies_on():
+    with pytest.raises(ValidationError, match="use `transactions`"):
+        KafkaSinkSettings(results="results.x", brokers=["k:1"], topic="t", set={"transactional.id": "x"})
+
+
+def test_secrets_come_from_the_environment_when_the_client_is_made(monkeypatch):
+    monkeypatch.setenv("KAFKA_PASSWORD", "hush")
+    given = {"sasl.password": "${KAFKA_PASSWORD}", "sasl.username": "a${KAFKA_PASSWORD}b"}
+    made = client_settings(["a:1", "b:2"], given, {}, Complaints("t"))
+    assert made["sasl.password"] == "hush"
+    assert made["sasl.username"] == "ahushb"
+    assert made["bootstrap.servers"] == "a:1,b:2"
+
+
+def test_a_secret_that_is_not_there_is_named():
+    with pytest.raises(UsageError, match="NO_SUCH_SECRET is not set"):
+        client_settings(["a:1"], {"sasl.password": "${NO_SUCH_SECRET}"}, {}, Complaints("t"))
