@@ -77,6 +77,7 @@ def _commands() -> typer.Typer:
         load,
         model,
         soak,
+        source,
         status,
         top,
         up,
@@ -94,6 +95,7 @@ def _commands() -> typer.Typer:
     app.command(rich_help_panel="Jobs")(jobs.restart)
     app.command(rich_help_panel="Jobs")(jobs.cancel)
     app.add_typer(job.app, name="job", rich_help_panel="Jobs")
+    app.add_typer(source.app, name="source", rich_help_panel="Scoring")
     app.command(rich_help_panel="Scoring")(worker.worker)
     app.command(rich_help_panel="Scoring")(watch.watch)
     app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="Scoring")

@@ -1,4 +1,4 @@
-"""`gridscore dead-letters`: events that could not be scored."""
+"""`gridscore dead-letters`: events that could not be scored, and what sources read that is no event."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Events that could not be scored, each with its error and its bytes.", no_args_is_help=True)
 
-JobName = Annotated[str, typer.Argument(help="Name of the job.", show_default=False)]
+JobName = Annotated[str, typer.Argument(help="Name of the job, or of the source.", show_default=False)]
 
 
 @app.command("list")
@@ -35,12 +35,13 @@ def list_(
     Example: [bold]gridscore dead-letters list flights[/]
     """
     from pipeline.job import Jobs
+    from pipeline.sources.status import is_known
     from pipeline.worker.dead_letters import list_letters
 
     async def main() -> tuple[int, list[DeadLetter]]:
         async with connected(members, cluster_name, settings) as grid:
             total, letters = await list_letters(grid, job, limit)
-            if not letters:
+            if not letters and not await is_known(grid, job):
                 await Jobs(grid).get(job)  # a misspelt name is an error, not an empty list
             return total, letters
 
@@ -49,7 +50,7 @@ def list_(
         print_json([_plain(dead) for dead in letters])
         return
     rows = [(dead.id, dead.key, dead.stage, dead.at, dead.error) for dead in letters]
-    print_table(("ID", "KEY", "STAGE", "AT", "ERROR"), rows, empty=f"The job {job} has no dead letters.")
+    print_table(("ID", "KEY", "STAGE", "AT", "ERROR"), rows, empty=f"{job} has no dead letters.")
     if total > len(letters):
         console.print(f"… and {total - len(letters):,} more (--limit).", style="dim")
 
@@ -78,7 +79,8 @@ def show(
     if as_json:
         print_json(_plain(dead))
         return
-    for name in ("job", "map", "partition", "sequence", "key", "stage", "error", "at", "size"):
+    names = ("partition", "sequence") if not dead.origin else ("origin",)
+    for name in ("job", "map", *names, "key", "stage", "error", "at", "size"):
         console.print(f"[bold]{name:>10}[/]  ", end="")
         console.print(visible(getattr(dead, name)), markup=False, highlight=False, soft_wrap=True)
     console.print(f"[bold]{'raw':>10}[/]  ", end="")
@@ -134,7 +136,7 @@ def replay(
         plain = [{"id": each.id, "key": each.key, "reason": each.refusal} for each in refused]
         print_json({"replayed": len(done) - len(refused), "refused": plain})
     elif not done:
-        console.print(f"The job {visible(job)} has no dead letters.", markup=False, highlight=False)
+        console.print(f"{visible(job)} has no dead letters.", markup=False, highlight=False)
     else:
         if refused:
             print_table(("ID", "KEY", "REFUSED BECAUSE"), [(r.id, r.key, r.refusal) for r in refused], empty="")

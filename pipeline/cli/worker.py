@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pipeline.cli.options import ClusterName, Members, SettingsFile, connected
 from pipeline.cli.output import errors, run, visible
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from pipeline.cli.signals import on_signals
 
 _MAX_PROCESSES = 512
 
@@ -81,7 +78,7 @@ async def _score(only: list[str] | None, lease: float, connection: tuple[Any, An
         signals = True
         stop()
 
-    _on_signals(signalled)
+    on_signals(lambda _name: signalled())
     if leashed:
         hold_leash(lambda: loop.call_soon_threadsafe(stop))
     try:
@@ -120,7 +117,7 @@ async def _supervise(command: list[str], count: int) -> int:
             errors.print("Stopping; once more to stop at once.", highlight=False)
         workers.stop()
 
-    _on_signals(stop)
+    on_signals(lambda _name: stop())
     errors.print(f"Starting {_times(count, 'worker process', 'worker processes')}. Ctrl-C stops.", highlight=False)
     code = await workers.run()
     if told and not code:
@@ -162,16 +159,3 @@ def _count(text: str) -> int:
 
 def _times(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
-
-
-def _on_signals(handler: Callable[[], None]) -> None:
-    """Call the handler, in the event loop, for every signal that asks us to end."""
-    loop = asyncio.get_running_loop()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
-        number = getattr(signal, name, None)
-        if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
-            continue  # not of this system, or nohup wants us to go on
-        try:
-            loop.add_signal_handler(number, handler)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))

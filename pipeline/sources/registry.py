@@ -35,6 +35,12 @@ def available() -> list[str]:
     return [name for name, kind in KINDS.items() if kind.exists]
 
 
+def kind_of(settings: SourceSettings) -> str:
+    """The kind that settings are for: each plug's have a field for it, with one value."""
+    kind: str = settings.kind  # type: ignore[attr-defined]
+    return kind
+
+
 def settings_class(kind: str) -> type[SourceSettings]:
     """The settings of a kind of source.
 

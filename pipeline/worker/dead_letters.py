@@ -2,12 +2,15 @@
 
 They lie in the map `dead-letters.<job>` as JSON values, under a key made of partition, sequence and content, so that
 one event met twice (after a crash, say) is one dead letter.
+
+What a source reads and is no event lies there, too, under the name of the source: it has an origin, and no sequence.
 """
 
 from __future__ import annotations
 
 import base64
 import datetime as dt
+import hashlib
 import heapq
 import logging
 import zlib
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError, JobError
 from pipeline.grid import transport
@@ -33,20 +37,21 @@ MAX_RAW = 1 << 20
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """An event that could not be scored.
+    """An event that could not be scored, or something that a source has read and is no event.
 
     Attributes:
-        job: That could not score it.
+        job: That could not score it; or the source.
         map: The event map.
-        partition: Of the event map.
-        sequence: In that partition's journal.
+        partition: Of the event map; -1 if a source has read it.
+        sequence: In that partition's journal; -1 if a source has read it.
         key: The event's key, as text.
         key_data: The serialized key, base64.
-        stage: Where it failed: `decode`, `lookup` or `features`.
+        stage: Where it failed: `decode`, `lookup` or `features`; or `source`.
         error: Why.
         raw: The event's bytes, base64.
         size: Of the event, bytes; `raw` is cut to a mebibyte.
         at: When, RFC 3339.
+        origin: Where a source has read it; empty for an event of a job.
     """
 
     job: str
@@ -60,10 +65,13 @@ class DeadLetter(msgspec.Struct, frozen=True):
     raw: str
     size: int
     at: str
+    origin: str = ""
 
     @property
     def id(self) -> str:
         """Its key in the dead-letter map."""
+        if self.origin:
+            return hashlib.sha256(f"{self.origin}\n{self.raw}".encode()).hexdigest()[:16]
         return f"{self.partition}-{self.sequence}-{zlib.crc32((self.key_data + self.raw).encode()):08x}"
 
     @property
@@ -71,6 +79,9 @@ class DeadLetter(msgspec.Struct, frozen=True):
         """The event's bytes."""
         return base64.b64decode(self.raw)
 
+
+SOURCE_STAGE = "source"
+"""Stage of what a source has read."""
 
 _PAGE = 256
 
@@ -113,9 +124,55 @@ def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> tuple[str
         error=rejected.error[:4000],
         raw=base64.b64encode(rejected.raw[:MAX_RAW]).decode(),
         size=len(rejected.raw),
-        at=dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        at=_now(),
     )
     return dead.id, _encode(dead)
+
+
+def letter_of_source(
+    grid: Grid, source: str, map_name: str, *, origin: str, key: Any, raw: bytes, error: str
+) -> tuple[str, bytes]:
+    """Key and JSON text of the dead letter of what a source has read and is no event.
+
+    Args:
+        grid: The connection.
+        source: Its name.
+        map_name: Where the event would have gone.
+        origin: Where it came from; it says which letters are the same.
+        key: The key that the event would have had.
+        raw: Its bytes.
+        error: Why it is no event.
+    """
+    text = str(key).encode(errors="replace").decode()
+    dead = DeadLetter(
+        job=source,
+        map=map_name,
+        partition=-1,
+        sequence=-1,
+        key=text[:1000],
+        key_data=base64.b64encode(_serialized(grid, key)).decode(),
+        stage=SOURCE_STAGE,
+        error=error.encode(errors="replace").decode()[:4000],
+        raw=base64.b64encode(raw[:MAX_RAW]).decode(),
+        size=len(raw),
+        at=_now(),
+        origin=origin.encode(errors="replace").decode()[:1000],
+    )
+    return dead.id, _encode(dead)
+
+
+def _serialized(grid: Grid, key: Any) -> bytes:
+    """The serialized key; nothing if it has no form that every client reads."""
+    if not isinstance(key, str | int) or isinstance(key, bool):
+        return b""
+    try:
+        return transport.key_data(grid.client, key)
+    except (UnicodeEncodeError, HazelcastError, OverflowError):
+        return b""
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def walk_letters(grid: Grid, job: str) -> AsyncIterator[DeadLetter]:

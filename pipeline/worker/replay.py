@@ -9,6 +9,8 @@ For each dead letter, in order:
 
 A crash between 3 and 4 leaves the dead letter, and the event is scored once too often at worst: results are idempotent.
 An event that fails again makes a dead letter of its own, with a new sequence.
+
+What a source has read comes back in the same way, as the bytes that it was, if these are JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import binascii
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from pipeline.errors import GridError, JobError
 from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
@@ -27,7 +31,7 @@ from pipeline.grid.records import INDETERMINATE
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED
-from pipeline.worker.dead_letters import get_letter, map_of
+from pipeline.worker.dead_letters import SOURCE_STAGE, get_letter, list_letters, map_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -73,11 +77,16 @@ async def replay(grid: Grid, job: str, ids: Sequence[str], *, force: bool = Fals
         force: Take the place of a newer event that has the key meanwhile.
 
     Raises:
-        JobError: There is no such job, or it has ended and would not score them.
+        JobError: There is neither such a job, nor dead letters of a source of that name; or the job has ended and would
+            not score them.
         HazelcastError: The cluster did not answer; what was not yielded may or may not have been done.
     """
-    record = await Jobs(grid).get(job)
-    if record.state in ENDED:
+    record = await Jobs(grid).find(job)
+    if record is None:
+        _, letters = await list_letters(grid, job, 1)
+        if not letters or letters[0].stage != SOURCE_STAGE:
+            await Jobs(grid).get(job)  # says that there is none
+    elif record.state in ENDED:
         raise JobError(
             f"The job `{job}` is {record.state}: nobody would score the events.", "Submit or resume it first."
         )
@@ -114,6 +123,11 @@ def _unfit(dead: DeadLetter) -> str:
         return f"only {len(raw):,} of the event's {dead.size:,} bytes were kept; put it again from where it came"
     if len(key) < 8:
         return "the dead letter has no key"
+    if dead.stage == SOURCE_STAGE:
+        try:
+            msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return "its bytes are no JSON, so no job could score it; put it again as JSON"
     if not raw or raw.startswith(_NO_TEXT):  # serialized by Hazelcast: no text begins like that
         return "its value is neither JSON nor a string, which no job can score; put it again as JSON"
     return ""

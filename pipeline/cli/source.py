@@ -1,0 +1,224 @@
+"""`gridscore source`: runs sources, which put what they read into event maps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from pipeline.cli.output import console, errors, print_json, print_table, run, visible
+from pipeline.cli.plugs import PlugGroup, command_of
+from pipeline.cli.signals import on_signals
+from pipeline.sources import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pipeline.job.plugs.base import SourceSettings
+    from pipeline.sources.runner import SourceRunner
+    from pipeline.sources.status import SourceRecord
+
+_SHOW_SECONDS = 0.25
+
+
+class _Sources(PlugGroup):
+    def kinds(self) -> list[str]:
+        return registry.available()
+
+    def make(self, kind: str) -> Callable[..., None]:
+        plug = registry.KINDS[kind]
+
+        def start(settings: Any, connection: tuple[Any, Any, Any]) -> None:
+            _run({"": settings}, connection)
+
+        text = (
+            f"{plug.summary}\n\nRuns until its end, Ctrl-C or SIGTERM. A text may say ${{NAME}}, which is taken from "
+        )
+        return command_of(plug.settings_class(), start, help_text=f"{text}the environment, and never shown.")
+
+
+app = typer.Typer(
+    cls=_Sources, help="Read events from where they arise, and put them into event maps.", no_args_is_help=True
+)
+
+
+@app.command("run")
+def run_(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Sources of its section `sources`; else all.")
+    ] = None,
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Run sources of a job file, all in this process, until their end, Ctrl-C or SIGTERM.
+
+    Example: [bold]gridscore source run job.yaml clicks[/]
+    """
+    from pipeline.errors import UsageError
+    from pipeline.job import load_job
+
+    sources = getattr(load_job(job_file), "sources", {})
+    unknown = [name for name in names or () if name not in sources]
+    if unknown or not sources:
+        there = f"There are: {', '.join(sources)}." if sources else "Its section `sources` is empty, or missing."
+        raise UsageError(f"{job_file} has no source{f' `{unknown[0]}`' if unknown else ''}.", there)
+    _run({name: sources[name] for name in names or sources}, (members, cluster_name, settings))
+
+
+@app.command("list")
+def list_(
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """List the sources that run now, wherever they do.
+
+    Example: [bold]gridscore source list --json[/]
+    """
+    import msgspec
+
+    from pipeline.sources.status import running_sources
+
+    async def main() -> list[SourceRecord]:
+        async with connected(members, cluster_name, settings) as grid:
+            return await running_sources(grid)
+
+    found = run(main())
+    if as_json:
+        print_json([msgspec.structs.asdict(each) for each in found])
+        return
+    columns = ("NAME", "KIND", "MAP", "HOST", "PID", "STATE", "EVENTS", "EVENTS/S", "POISON", "WAITED s", "LAST ERROR")
+    rows = [
+        (s.name, s.kind, s.map, s.host, str(s.pid), s.state, s.events, s.rate, s.poison, s.waited, s.error)
+        for s in found
+    ]
+    print_table(columns, rows, empty="No source is running.")
+
+
+@app.command()
+def forget(
+    name: Annotated[str, typer.Argument(help="Name of the source.", show_default=False)],
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Forget the positions that a source keeps in the grid: at its next start, it begins anew. Stop it first.
+
+    Sources that keep their positions elsewhere, as Kafka's consumer groups do, are not touched.
+
+    Example: [bold]gridscore source forget access-log[/]
+    """
+    from pipeline.sources.position import forget_all
+
+    async def main() -> int:
+        async with connected(members, cluster_name, settings) as grid:
+            return await forget_all(grid, name)
+
+    count = run(main())
+    console.print(f"{visible(name)}: {count:,} positions forgotten.", markup=False, highlight=False)
+
+
+def _run(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]) -> None:
+    """Run sources until all have ended."""
+    code = run(_main(sources, connection))
+    if code:
+        raise typer.Exit(code)
+
+
+async def _main(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]) -> int:
+    from pipeline.sources.runner import runner_of
+
+    # What changes is worth a line for whoever runs a source, and rare.
+    logging.getLogger("pipeline.sources").setLevel(min(logging.INFO, logging.getLogger().level))
+    signals: list[str] = []
+    runners: list[SourceRunner] = []
+    task = asyncio.current_task()
+
+    def stop(name: str) -> None:
+        if signals:
+            os._exit(130)  # whoever asks twice does not want to wait; what is not acknowledged is read again
+        signals.append(name)
+        for each in runners:
+            each.stop()
+        if not runners and task is not None:
+            task.cancel()  # while it connects
+
+    on_signals(stop)
+    try:
+        async with connected(*connection) as grid:
+            runners += [runner_of(grid, settings, name or None) for name, settings in sources.items()]
+            for each in runners:
+                text = f"{each.name}: {each.stats.kind} to {each.stats.map}. Ctrl-C stops it."
+                errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+            await _all(runners)
+    except asyncio.CancelledError:
+        if not signals:
+            raise
+    for each in runners:
+        stats = each.stats
+        poison = f", {stats.poison:,} to the dead letters" if stats.poison else ""
+        text = f"{each.name}: {stats.events:,} events{poison}."
+        errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+    return 130 if "SIGINT" in signals else 0
+
+
+async def _all(runners: list[SourceRunner]) -> None:
+    """Run them, and show how they do; one that cannot go on stops the others, in good order."""
+    tasks = {asyncio.create_task(each.run()) for each in runners}
+    showing = asyncio.create_task(_show(runners))
+    try:
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if pending:
+            for each in runners:
+                each.stop()
+            await asyncio.wait(pending)
+        for task in (*done, *pending):
+            task.result()
+    finally:
+        for task in (*tasks, showing):
+            task.cancel()
+        await asyncio.gather(*tasks, showing, return_exceptions=True)
+
+
+async def _show(runners: list[SourceRunner]) -> None:
+    """A line a source on a terminal, until cancelled."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    if not errors.is_terminal:
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TextColumn("{task.fields[trouble]}", style="yellow", markup=False),
+    )
+    with Progress(*columns, console=errors, transient=True) as progress:
+        lines = [progress.add_task(visible(each.name), total=None, figures="", trouble="") for each in runners]
+        rates, before = [0.0] * len(runners), [each.stats.events for each in runners]
+        step = 0
+        while True:
+            if step % 4 == 0:
+                rates = [
+                    (each.stats.events - last) / (4 * _SHOW_SECONDS) for each, last in zip(runners, before, strict=True)
+                ]
+                before = [each.stats.events for each in runners]
+            step += 1
+            for line, each, rate in zip(lines, runners, rates, strict=True):
+                stats = each.stats
+                poison = f", {stats.poison:,} dead letters" if stats.poison else ""
+                trouble = stats.waiting or (stats.error if stats.state == "interrupted" else "")
+                progress.update(
+                    line, figures=f"{stats.events:,} events, {rate:,.0f}/s{poison}", trouble=visible(trouble)
+                )
+            await asyncio.sleep(_SHOW_SECONDS)

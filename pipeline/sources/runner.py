@@ -1,0 +1,371 @@
+"""The runner: drives a source as `pipeline.sources.base` says, and begins again as long as that may heal it.
+
+Two tasks an attempt, in one direction:
+
+1. *Read*: ask the source for a batch, hand its poison to the dead letters and its entries to the producer of its map,
+   and go on to the next, while it is under way. Nothing is asked for while the producer has no room.
+2. *Acknowledge*: strictly in order, when a batch and its poison are confirmed.
+
+Producers outlive an attempt. What an attempt has left in their queues is dropped, and what is under way stays in front
+of what comes next: however often a source begins again, writes of one key never change places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hazelcast.errors import HazelcastError
+
+from pipeline.errors import ConnectionFailedError, GridError, GridscoreError
+from pipeline.grid.writer import MapWriter
+from pipeline.job.plugs.environment import Hidden, from_environment
+from pipeline.job.types import seconds_of
+from pipeline.producer import Producer
+from pipeline.sources import registry
+from pipeline.sources.base import SourceInterruptedError
+from pipeline.sources.status import Publisher, SourceStats
+from pipeline.worker.dead_letters import letter_of_source, map_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from pipeline.grid import Grid
+    from pipeline.job.plugs.base import SourceSettings
+    from pipeline.producer import Taken
+    from pipeline.sources.base import Batch, Source
+    from pipeline.worker.room import Waiting
+
+_log = logging.getLogger(__name__)
+
+UNDER_WAY = 1_000
+"""Batches that may be under way; events are limited by the producer."""
+
+SETTLE_SECONDS = 5.0
+"""How long what is under way is waited for when a source stops or is interrupted."""
+
+CLOSE_SECONDS = 5.0
+SAY_SECONDS = 10.0
+"""Pause between two lines in the log about dead letters."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds before the first new attempt, and at most. Each is twice as long as the one before, less up to a half."""
+
+
+class _UnderWay(NamedTuple):
+    """A batch on its way into the grid."""
+
+    batch: Batch
+    taken: Taken
+    letters: asyncio.Task[int] | None
+
+
+class SourceRunner:
+    """Runs one source until it is at its end, is told to stop, or cannot go on.
+
+    Args:
+        grid: The connection.
+        name: Of the source.
+        make: Makes the source, anew for each attempt.
+        kind: Of the source, for people.
+        to: The event map.
+        max_wait: Seconds that events may wait for room; for ever if None.
+        hidden: What errors must not show.
+
+    Attributes:
+        stats: What it has done up to now.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        name: str,
+        make: Callable[[], Source],
+        *,
+        kind: str,
+        to: str,
+        max_wait: float | None = None,
+        hidden: Hidden | None = None,
+    ) -> None:
+        self._grid = grid
+        self._make = make
+        self._max_wait = max_wait
+        self._hidden = hidden or Hidden()
+        self._to = to
+        self._producers: dict[str, Producer] = {}
+        self._waiting: dict[str, Waiting] = {}
+        self._dead = MapWriter(grid, map_of(name))
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._said = ""
+        self._acknowledged = 0  # batches of this attempt
+        self._room = asyncio.Semaphore(UNDER_WAY)
+        self._poison_unsaid = 0
+        self._poison_said_at = float("-inf")
+        self.name = name
+        self.stats = SourceStats(name, kind, to)
+
+    def stop(self) -> None:
+        """Read no more; `run` returns when what is under way is confirmed and acknowledged, or after some seconds."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Run; when it is cancelled, everything is let go at once.
+
+        Raises:
+            GridscoreError: It cannot go on, and beginning again would not heal it.
+        """
+        publisher = Publisher(self._grid, self.stats)
+        publishing = self._spawn(publisher.run())
+        try:
+            await self._attempts()
+        except GridscoreError as error:
+            self.stats.failed(self._hidden.hide(str(error)))
+            raise self._without_secrets(error) from None
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+            await asyncio.shield(publisher.close())
+
+    # ------------------------------------------------------------------ attempts
+
+    async def _attempts(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            self._acknowledged = 0
+            try:
+                await self._attempt()
+            except (GridscoreError, HazelcastError) as error:
+                if not self._may_heal(error):
+                    raise
+                failures = 1 if self._acknowledged else failures + 1
+                await self._pause(error, failures)
+            else:
+                return
+
+    def _may_heal(self, error: Exception) -> bool:
+        if isinstance(error, SourceInterruptedError):
+            return True
+        # Errors of the grid that are more than "it did not answer" have classes of their own.
+        of_the_grid = isinstance(error, HazelcastError) or type(error) in (GridError, ConnectionFailedError)
+        return of_the_grid and self._grid.is_running
+
+    async def _pause(self, error: Exception, failures: int) -> None:
+        """Wait before the next attempt: exponentially longer, with jitter, so that many sources do not come at once."""
+        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16))
+        seconds = random.uniform(longest / 2, longest)  # noqa: S311 -- no secret
+        text = self._hidden.hide(str(error) or type(error).__name__)
+        stats = self.stats
+        stats.interruptions += 1
+        stats.failed(text)
+        stats.state = "interrupted"
+        if text != self._said:
+            self._said = text
+            _log.warning("%s: interrupted, trying again: %s", self.name, text, extra={"action": "source_interrupted"})
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    def _going_on(self) -> None:
+        if self._said:
+            self._said = ""
+            _log.info("%s: going on", self.name, extra={"action": "source_going_on"})
+
+    # ------------------------------------------------------------------ one attempt
+
+    async def _attempt(self) -> None:
+        source = self._make()
+        self._room = asyncio.Semaphore(UNDER_WAY)
+        lane: asyncio.Queue[_UnderWay | None] = asyncio.Queue()
+        under_way: set[Taken] = set()
+        stopping = self._spawn(self._stopping.wait())
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            if not await self._unless_stopped(source.open(), stopping):
+                return
+            self.stats.state = "running"
+            self._going_on()
+            reading = self._spawn(self._read(source, lane, under_way))
+            acknowledging = self._spawn(self._acknowledge(source, lane, under_way))
+            tasks += [reading, acknowledging]
+            await asyncio.wait({reading, acknowledging, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await self._finish(reading, acknowledging, stopping, lane)
+        finally:
+            for task in (*tasks, stopping):
+                task.cancel()
+            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+            for taken in under_way:
+                taken.drop()
+            await self._close(source)
+
+    async def _finish(
+        self,
+        reading: asyncio.Task[None],
+        acknowledging: asyncio.Task[None],
+        stopping: asyncio.Task[Any],
+        lane: asyncio.Queue[_UnderWay | None],
+    ) -> None:
+        """One of the three is done: acknowledge what can be, and raise what went wrong first."""
+        if acknowledging.done():
+            acknowledging.result()
+        at_the_end = reading.done() and not reading.cancelled() and reading.exception() is None
+        reading.cancel()
+        (failure,) = await asyncio.gather(reading, return_exceptions=True)
+        if isinstance(failure, Exception) and not isinstance(failure, GridscoreError | HazelcastError):
+            raise failure  # we do not know what happened, so nothing more is acknowledged
+        lane.put_nowait(None)
+        if at_the_end:
+            await asyncio.wait({acknowledging, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({acknowledging}, timeout=SETTLE_SECONDS)
+        if isinstance(failure, Exception):
+            raise failure
+        if acknowledging.done():
+            acknowledging.result()
+        elif not at_the_end or self._stopping.is_set():
+            _log.warning(
+                "%s: stopped before everything was confirmed; that is read again at the next start",
+                self.name,
+                extra={"action": "source_unsettled"},
+            )
+
+    async def _unless_stopped(self, opening: Coroutine[Any, Any, None], stopping: asyncio.Task[Any]) -> bool:
+        """Whether it was done before we were told to stop."""
+        task = self._spawn(opening)
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                return True
+            return False
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _read(self, source: Source, lane: asyncio.Queue[_UnderWay | None], under_way: set[Taken]) -> None:
+        batches = source.batches()
+        try:
+            async for batch in batches:
+                to = batch.map_name or self._to
+                letters = self._spawn(self._bury(batch, to)) if batch.poison else None
+                taken = await self._producer(to).take(batch.entries)
+                under_way.add(taken)
+                lane.put_nowait(_UnderWay(batch, taken, letters))
+                await self._room.acquire()
+        finally:
+            # Whoever iterates a generator has to close it, or it goes on holding things until it is collected.
+            if isinstance(batches, AsyncGenerator):
+                await batches.aclose()
+
+    async def _acknowledge(self, source: Source, lane: asyncio.Queue[_UnderWay | None], under_way: set[Taken]) -> None:
+        stats = self.stats
+        while (each := await lane.get()) is not None:
+            await each.taken.confirmed()
+            if each.letters is not None:
+                await each.letters
+            await source.acknowledge(each.batch)
+            under_way.discard(each.taken)
+            self._room.release()
+            self._acknowledged += 1
+            stats.events += each.taken.count
+            stats.poison += len(each.batch.poison)
+
+    async def _bury(self, batch: Batch, to: str) -> int:
+        letters = [
+            letter_of_source(self._grid, self.name, to, origin=p.origin, key=p.key, raw=p.raw, error=p.error)
+            for p in batch.poison
+        ]
+        self._poison_unsaid += len(letters)
+        now = self._grid.clock()
+        if now - self._poison_said_at >= SAY_SECONDS:
+            _log.warning(
+                "%s: %d went to the dead letters; %s: %s",
+                self.name,
+                self._poison_unsaid,
+                batch.poison[0].origin,
+                batch.poison[0].error,
+                extra={"action": "dead_letter"},
+            )
+            self._poison_said_at, self._poison_unsaid = now, 0
+        return await self._dead.put(letters)
+
+    async def _close(self, source: Source) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await source.close()
+        except Exception as error:  # noqa: BLE001 -- what went wrong before matters more
+            text = self._hidden.hide(str(error) or type(error).__name__)
+            _log.warning("%s: closing failed: %s", self.name, text, extra={"action": "source_close_failed"})
+
+    # ------------------------------------------------------------------ room in the grid
+
+    def _producer(self, map_name: str) -> Producer:
+        producer = self._producers.get(map_name)
+        if producer is None:
+
+            def on_wait(waiting: Waiting | None) -> None:
+                self._waits(map_name, waiting)
+
+            producer = Producer(self._grid, map_name, max_wait=self._max_wait, on_wait=on_wait)
+            self._producers[map_name] = producer
+        return producer
+
+    def _waits(self, map_name: str, waiting: Waiting | None) -> None:
+        """A producer waits for room, which it logs itself, or waits no longer."""
+        stats = self.stats
+        if waiting is not None:
+            self._waiting[map_name] = waiting
+        else:
+            self._waiting.pop(map_name, None)
+            if not self._waiting:
+                _log.info("%s: there is room again, going on", self.name, extra={"action": "source_going_on"})
+        stats.waiting = str(next(iter(self._waiting.values()), ""))
+        stats.waited = sum(each.waited for each in self._producers.values())
+        if stats.state in ("running", "waiting"):
+            stats.state = "waiting" if stats.waiting else "running"
+
+    def _without_secrets(self, error: GridscoreError) -> GridscoreError:
+        error.message, error.hint = self._hidden.hide(error.message), self._hidden.hide(error.hint)
+        error.args = (error.message,)
+        return error
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> SourceRunner:
+    """The runner of a source as its settings say.
+
+    Args:
+        grid: The connection.
+        settings: Of one of the kinds in the registry.
+        name: Of the source, if its settings have none.
+
+    Raises:
+        SettingsError: An environment variable that the settings name is not set.
+        UsageError: There is no such kind, or its libraries are not installed.
+    """
+    kind = registry.kind_of(settings)
+    called = settings.name or name or f"{kind}-{settings.to}".replace(":", "-")[:64]
+    filled, hidden = from_environment(settings)
+
+    def make() -> Source:
+        return registry.make(kind, grid, called, filled)
+
+    return SourceRunner(
+        grid,
+        called,
+        make,
+        kind=kind,
+        to=filled.to,
+        max_wait=seconds_of(filled.max_wait) if filled.max_wait is not None else None,
+        hidden=hidden,
+    )
