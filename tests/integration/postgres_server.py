@@ -1,0 +1,28 @@
+"""Fixtures: a real PostgreSQL server for the session, and a database of its own for a test."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pipeline.testing.postgres import PostgresServer, PostgresServerError
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """A server. Who kills it starts it again."""
+    try:
+        started = PostgresServer.start(tmp_path_factory.mktemp("postgres"))
+    except PostgresServerError as error:
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            raise
+        pytest.skip(f"no PostgreSQL: {error}")
+    with started:
+        yield started
+
+
+@pytest.fixture
+def database(postgres, unique):
+    """Address of an empty database."""
+    return postgres.create_database(f"test_{unique}")
