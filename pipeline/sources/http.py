@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1_000
 """Requests at once; more are told to come back."""
-CLOSE_SECONDS = 5
+CLOSE_SECONDS = 3
 """Time for answers to leave when the source is closed."""
 
 
@@ -81,7 +81,7 @@ class HttpSource:
             ssl_keyfile=settings.private_key,
         )
         self._load(config)
-        listening = self._listen()
+        listening = self._listen(config)
         host, port = listening.getsockname()[:2]
         self.address = f"http{'s' if config.is_ssl else ''}://{f'[{host}]' if ':' in host else host}:{port}"
         self._server = _Server(config)
@@ -120,7 +120,7 @@ class HttpSource:
                 "Both are PEM files, and the key is the one that the certificate was made for.",
             ) from None
 
-    def _listen(self) -> socket.socket:
+    def _listen(self, config: uvicorn.Config) -> socket.socket:
         host, port = self._settings.host, self._settings.port
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
@@ -130,6 +130,7 @@ class HttpSource:
             try:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listening.bind(address)
+                listening.listen(config.backlog)  # or two could be bound to one port
                 listening.setblocking(False)
             except OSError:
                 listening.close()

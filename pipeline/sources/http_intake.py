@@ -15,7 +15,7 @@ from pipeline.errors import BackPressureError, GridError, GridscoreError
 from pipeline.sources.base import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
 _BATCH_EVENTS = 4_000
 
@@ -139,14 +139,17 @@ class Intake:
 
     # ------------------------------------------------------------------ the runner
 
-    async def batches(self) -> AsyncIterator[Batch]:
-        """What has been offered, for one map at a time; waits for more until we close."""
-        while not self.closed.is_set():
-            if not self._pieces:
-                self._arrived.clear()
-                await self._arrived.wait()
-                continue
-            yield self._next()
+    async def batches(self) -> AsyncGenerator[Batch, None]:
+        """What has been offered, for one map at a time; waits for more. When nobody iterates any more, we end."""
+        try:
+            while not self.closed.is_set():
+                if not self._pieces:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+                    continue
+                yield self._next()
+        finally:
+            self.end()
 
     def _next(self) -> Batch:
         map_name = self._pieces[0].ticket.map_name
@@ -177,15 +180,25 @@ class Intake:
         self.bytes -= size
         self._room.set()
 
-    def close(self) -> None:
-        """Take nothing more; every request that still waits is told that it has to ask again."""
+    def end(self) -> None:
+        """Take nothing more. Who waits for what nobody has taken is told to ask again; the rest may be confirmed."""
         self.closed.set()
-        error = GridError(
-            "This source was stopped before the grid had everything.", "Send it again, under the same keys."
-        )
-        for ticket in self._open:
-            ticket.error = error
-            ticket.moved.set()
-        self._open.clear()
+        for piece in self._pieces:
+            self._release(len(piece.entries), piece.size)
+            self._give_up(piece.ticket)
+        self._pieces.clear()
         self._arrived.set()
         self._room.set()
+
+    def close(self) -> None:
+        """Nothing will be confirmed any more."""
+        self.end()
+        for ticket in list(self._open):
+            self._give_up(ticket)
+
+    def _give_up(self, ticket: Ticket) -> None:
+        ticket.error = GridError(
+            "This source was stopped before the grid had everything.", "Send it again, under the same keys."
+        )
+        ticket.moved.set()
+        self._open.discard(ticket)

@@ -1,0 +1,99 @@
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.sources.http_events import MAX_KEY, EventReader, Lines, array_texts
+
+LIMIT = 1 << 20
+
+
+def read(texts, key_field=None, **options):
+    return EventReader(key_field, options.pop("max_event", LIMIT)).read(texts, **options)
+
+
+def test_keys_come_from_a_field_as_text():
+    taken = read([b'{"id": "a"}', b'{"x": [{}], "id": 12345678901}'], "id")
+    assert taken.entries == [("a", b'{"id": "a"}'), ("12345678901", b'{"x": [{}], "id": 12345678901}')]
+    assert not taken.errors
+
+
+def test_keys_are_made_if_nobody_gives_them():
+    keys = [key for key, _ in read([b"{}"] * 100).entries]
+    assert len(set(keys)) == 100
+    assert all(len(key) == 26 for key in keys)
+
+
+def test_a_request_can_give_the_key():
+    assert [key for key, _ in read([b'{"id": 1}'], "id", prefix="k", single=True).entries] == ["k"]
+    assert [key for key, _ in read([b"{}", b"x", b"{}"], prefix="k", first=5).entries] == ["k-5", "k-7"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (b"", "not JSON"),
+        (b"[]", "an event is a JSON object"),
+        (b"7", "an event is a JSON object"),
+        (b'{"id": 1} {}', "not JSON"),
+        (b'{"id": 1,}', "not JSON"),
+        (b'{"id": NaN}', "not JSON"),
+        (b'{"id": 1, "x": "\xff"}', "not UTF-8"),
+        (b"{}", "the field `id`, which is the key, is not there"),
+        (b'{"id": null}', "is not there"),
+        (b'{"id": 1.5}', "a string or a whole number is wanted"),
+        (b'{"id": true}', "a string or a whole number is wanted"),
+        (b'{"id": ""}', "cannot be a key"),
+        (b'{"id": "' + b"k" * (MAX_KEY + 1) + b'"}', "cannot be a key"),
+        (b'{"id": 1, "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "nested too deeply"),
+        (b'{"id": 1, "x": "' + b"x" * LIMIT + b'"}', "more than 1,048,576 bytes"),
+    ],
+)
+def test_what_is_no_event_harms_no_neighbour(text, error):
+    taken = read([b'{"id": 1}', text, b'{"id": 2}'], "id")
+    assert [key for key, _ in taken.entries] == ["1", "2"]
+    [found] = taken.errors
+    assert found.place == 1
+    assert error in found.error
+
+
+@given(st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line)), st.lists(st.integers(1, 20)))
+def test_lines_are_the_same_however_they_arrive(texts, sizes):
+    stream, lines, found = b"\n".join(texts), Lines(100), []
+    for size in sizes:
+        found += lines.feed(stream[:size])
+        stream = stream[size:]
+    found += lines.feed(stream) + lines.end()
+    assert found == [text.strip() for text in texts if text.strip()]
+
+
+@given(st.integers(11, 60), st.integers(1, 25), st.booleans())
+def test_of_a_line_that_is_too_long_only_the_beginning_is_kept(length, size, ends):
+    stream, lines, found, kept = b"a" * length + b"\nok" + (b"\n" if ends else b""), Lines(10), [], 0
+    while stream:
+        found += lines.feed(stream[:size])
+        stream = stream[size:]
+        kept = max(kept, len(lines._rest))
+    found += lines.end()
+    assert len(found) == 2
+    assert len(found[0]) > 10
+    assert found[1] == b"ok"
+    assert kept <= 10
+
+
+def test_elements_of_an_array_are_texts_as_they_were_sent():
+    assert array_texts(b' [{"a": 1.0},\n{ }, "x" ] ') == [b'{"a": 1.0}', b"{ }", b'"x"']
+    assert array_texts(b"[]") == []
+
+
+@pytest.mark.parametrize("body", [b"[", b"{}", b"[1,]", b"[" * 100_000])
+def test_what_is_no_array_is_refused(body):
+    with pytest.raises(ValueError, match=r"array|nested"):
+        array_texts(body)
+
+
+def test_the_decoder_checks_what_it_passes_over():
+    # `read` relies on it: fields that are not declared must still be JSON.
+    form = msgspec.defstruct("Form", [])
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(b'{"a": {"b": [1, 2, }}', type=form)
