@@ -110,3 +110,18 @@ class ModelError(GridscoreError):
 
 class ModelMismatchError(ModelError):
     """A model's features are not the job's. The message shows the difference."""
+
+
+def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure to report of several: the first that people can read, else the first."""
+    flat: list[BaseException] = []
+
+    def walk(group: BaseExceptionGroup[BaseException]) -> None:
+        for error in group.exceptions:
+            if isinstance(error, BaseExceptionGroup):
+                walk(error)
+            else:
+                flat.append(error)
+
+    walk(failures)
+    return next((error for error in flat if isinstance(error, GridscoreError)), flat[0])

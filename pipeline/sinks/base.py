@@ -2,7 +2,7 @@
 
 A sink is a worker group on the result map's journal. The runner (`pipeline.sinks.runner`) drives each process of it so:
 
-1. `open`.
+1. `open`; after an interruption, anew.
 2. `taken`, when partitions came; `dropped`, when they went.
 3. `deliver`, one delivery at a time, results of a partition in the order of its journal. When it returns, the
    destination has the delivery for good, and the offset may be committed.
@@ -38,7 +38,8 @@ class Delivered(NamedTuple):
         text: The result's JSON text, as it stands in the map.
         value: The same, decoded.
         partition: Of the result map.
-        sequence: In that partition's journal; -1 if a rescan found it in the map.
+        sequence: In that partition's journal. If a rescan found it in the map, that of the journal's end when the map
+            was looked at: it is as new as that.
         epoch: Of the sink's lease. It grows with every owner, so that (`epoch`, `sequence`) grows with time: of two
             results of a key, the one with the larger pair is the newer, even if it comes first.
     """
@@ -75,10 +76,15 @@ class Delivery:
 
 
 class Sink(Protocol):
-    """Delivers to one place.
+    """Delivers to one place. Its methods are never called while another of them is under way.
+
+    A sink whose `open` was interrupted is closed, and made anew for the next attempt.
 
     Attributes:
         max_results: Results of one delivery at most.
+
+    A sink may have an attribute `linger`: seconds for which the runner collects results to fill a delivery. Without it,
+    what is there is delivered at once.
     """
 
     max_results: int

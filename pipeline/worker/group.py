@@ -332,6 +332,7 @@ class Group:
         self.reader.stop(partition)
         self.offsets.forget(partition)
         self._beginning.pop(partition, None)
+        self._subscriber.dropped(partition)
 
     def _lose(self, partitions: Collection[int]) -> None:
         if partitions:

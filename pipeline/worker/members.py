@@ -1,4 +1,4 @@
-"""The living workers of a cluster, as this process observes them: one whose record goes on changing lives.
+"""The living workers of a cluster, as this process observes them: one whose record goes on changing lives. So it does.
 
 Clocks are not compared. Who is taken for dead and is not loses nothing but his partitions, and those only after their
 leases have run out.
@@ -6,16 +6,26 @@ leases have run out.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import socket
+import time
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.grid.records import Record, Records
+from hazelcast.core import HazelcastJsonValue
+from hazelcast.errors import HazelcastError
+
+from pipeline.errors import GridscoreError
+from pipeline.grid.records import Record, Records, record_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pipeline.grid import Grid
+    from pipeline.worker.group import Group
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +40,15 @@ GONE_SECONDS = 4.0
 Long enough to miss three changes, and shorter than a lease is by default: when its partitions can be taken, the others
 have shared them out among themselves already.
 """
+
+PUBLISH_SECONDS = 1.0
+FORGET_SECONDS = 60.0
+"""Records of processes that were killed are removed by others after this time."""
+
+
+def new_identity() -> str:
+    """A name for a process in its groups, that no other has: host, process, and something by chance."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
 @dataclass(slots=True)
@@ -50,6 +69,7 @@ class Members:
 
     def __init__(self, grid: Grid, worker: str, map_name: str = WORKERS_MAP) -> None:
         self._grid = grid
+        self.map_name = map_name
         self._records = Records(grid, map_name)
         self._sights: dict[str, _Sight] = {}
         self._looked = float("-inf")
@@ -112,3 +132,87 @@ class Members:
         if self._stop is not None:
             stop, self._stop = self._stop, None
             await stop()
+
+
+class Membership:
+    """One process's part in its groups: says once a second that it lives, and sees who else does.
+
+    Args:
+        grid: The connection.
+        members: Who lives; this process among them.
+        value: Gives what else to say: `groups`, those that it takes part in, and whatever is for people.
+        groups: Those to wake when their members have changed, by name.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        members: Members,
+        value: Callable[[], dict[str, Any]],
+        groups: Callable[[], Mapping[str, Group]],
+    ) -> None:
+        self._grid = grid
+        self._members = members
+        self._value = value
+        self._groups = groups
+        self._now = asyncio.Event()
+        self._began = time.time()
+        self._swept_at = 0
+
+    def soon(self) -> None:
+        """Say and look at once."""
+        self._now.set()
+
+    async def watch(self) -> None:
+        """Look at once whenever somebody has come or gone.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        await self._members.watch(self.soon)
+
+    async def run(self) -> None:
+        """Say that we live, and see who else does, until cancelled; whatever else takes time, this does not wait."""
+        known: dict[str, set[str]] = {}
+        while True:
+            self._now.clear()
+            try:
+                await self._publish()
+                await self._members.look()
+            except (HazelcastError, GridscoreError) as error:
+                _log.warning("The other processes could not be seen: %s", error, extra={"action": "retry"})
+            for name, group in self._groups().items():
+                who = self._members.group(name)
+                if known.get(name) != who:
+                    known[name] = who
+                    group.wake()
+            try:
+                async with asyncio.timeout(PUBLISH_SECONDS):
+                    await self._now.wait()
+            except TimeoutError:
+                pass
+
+    async def leave(self) -> None:
+        """Take our record away, so that the others make room for what we are about to give back.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        await (await self._grid.map(self._members.map_name)).delete(self._members.worker)
+        await self._members.close()
+
+    async def _publish(self) -> None:
+        now = int(time.time() * 1000)
+        value = {
+            "id": self._members.worker,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "began_at": int(self._began * 1000),
+            "seen_at": now,
+            **self._value(),
+        }
+        proxy = await self._grid.map(self._members.map_name)
+        await proxy.set(self._members.worker, HazelcastJsonValue(record_text(value)))
+        if now - self._swept_at > FORGET_SECONDS * 1000:
+            self._swept_at = now
+            await self._members.forget(FORGET_SECONDS)

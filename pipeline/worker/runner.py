@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
 
-from pipeline.errors import GridscoreError
+from pipeline.errors import first_of
 from pipeline.features import LookupTable
 from pipeline.grid.copies import Fetcher, LiveCopy
 from pipeline.grid.writer import MapWriter
@@ -39,7 +39,7 @@ from pipeline.worker.retention import Retention
 from pipeline.worker.scorer import Scorer
 from pipeline.worker.standing import without_standing
 from pipeline.worker.stats import JobStats
-from pipeline.worker.subscription import Subscription
+from pipeline.worker.subscription import subscription_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -143,7 +143,7 @@ class JobRunner:
                 self.is_scoring = True
                 self._started()
         except ExceptionGroup as failures:
-            raise _first(failures) from None
+            raise first_of(failures) from None
         finally:
             await asyncio.shield(self._stop())
 
@@ -316,20 +316,6 @@ class JobRunner:
         return task
 
 
-def subscription_of(record: JobRecord) -> Subscription:
-    """What the group of a job reads."""
-    job = record.job
-    return Subscription(
-        job.name,
-        job.events,
-        job.start,
-        job.on_loss,
-        begin=record.begin,
-        restarts=record.restarts,
-        again=f"`gridscore resume {job.name}`",
-    )
-
-
 class _Scoring:
     """What a job does with partitions that come: events whose results stand are not scored again."""
 
@@ -344,6 +330,9 @@ class _Scoring:
     async def take_over(self, _lease: Lease, offset: int) -> int:
         return offset
 
+    def dropped(self, partition: int) -> None:
+        """Nothing is to be done."""
+
     async def look_over(self, partition: int, page: Page, origin: int) -> Page:
         rest = await without_standing(self._grid, self._record.job.results, partition, page, origin)
         self._stats.skipped += len(page.keys) - len(rest.keys)
@@ -355,18 +344,3 @@ async def _all_of(put: asyncio.Future[None], letters: Sequence[asyncio.Task[int]
     await put
     for each in letters:
         await asyncio.shield(each)
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure to report of several: the first that people can read, else the first."""
-    flat: list[BaseException] = []
-
-    def walk(group: Sequence[BaseException]) -> None:
-        for error in group:
-            if isinstance(error, BaseExceptionGroup):
-                walk(error.exceptions)
-            else:
-                flat.append(error)
-
-    walk(failures.exceptions)
-    return next((error for error in flat if isinstance(error, GridscoreError)), flat[0])

@@ -23,6 +23,7 @@ from pipeline.worker.dead_letters import map_of
 from pipeline.worker.lease_records import read_records
 from pipeline.worker.members import GONE_SECONDS, WORKERS_MAP
 from pipeline.worker.rescan import RESCANS_MAP, requests_of
+from pipeline.worker.subscription import subscription_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.grid.records import Record
     from pipeline.job import JobRecord
     from pipeline.worker.lease_records import LeaseRecord
+    from pipeline.worker.subscription import Subscription
 
 ACKNOWLEDGED_MAP = "gridscore.acknowledged"
 
@@ -283,10 +285,10 @@ async def acknowledge(grid: Grid, status: JobStatus) -> dict[str, int]:
 
 async def lag(grid: Grid, record: JobRecord) -> tuple[int | None, int]:
     """Unread events of a job (None if its journal cannot be read), and how many partitions have an owner."""
-    positions = await _positions(grid, record, await read_records(grid, record.name))
-    if positions is None:
+    there = await positions(grid, subscription_of(record), await read_records(grid, record.name))
+    if there is None:
         return None, 0
-    return sum(position.unread for position in positions), sum(1 for position in positions if position.owner)
+    return sum(position.unread for position in there), sum(1 for position in there if position.owner)
 
 
 async def job_status(grid: Grid, record: JobRecord, workers: list[WorkerRecord] | None = None) -> JobStatus:
@@ -321,23 +323,33 @@ class _Shared:
         return {name: count for name in _LOSSES if isinstance(count := record.value.get(name), int)}
 
 
-async def _positions(grid: Grid, record: JobRecord, leases: Mapping[int, LeaseRecord]) -> tuple[Position, ...] | None:
-    journal = Journal(grid, record.job.events)
+async def positions(
+    grid: Grid, subscription: Subscription, leases: Mapping[int, LeaseRecord]
+) -> tuple[Position, ...] | None:
+    """How far each partition of a group has come, in their order; None if the journal cannot be read.
+
+    Args:
+        grid: The connection.
+        subscription: What the group reads.
+        leases: Its lease records, by partition.
+    """
+    journal = Journal(grid, subscription.map)
     try:
         bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
     except GridError:
         return None
     return tuple(
-        _position(record, leases.get(partition), oldest, newest) for partition, (oldest, newest) in enumerate(bounds)
+        _position(subscription, leases.get(partition), oldest, newest)
+        for partition, (oldest, newest) in enumerate(bounds)
     )
 
 
-def _position(record: JobRecord, lease: LeaseRecord | None, oldest: int, newest: int) -> Position:
+def _position(subscription: Subscription, lease: LeaseRecord | None, oldest: int, newest: int) -> Position:
     held = newest + 1 - oldest
-    if lease is not None and lease.has_begun(record):
+    if lease is not None and lease.has_begun(subscription):
         unread = max(0, newest + 1 - max(lease.offset, oldest))
     else:
-        unread = 0 if record.beginning == "latest" else held
+        unread = 0 if subscription.beginning == "latest" else held
     return Position(
         owner=lease.owner if lease is not None else "",
         stamp=(lease.epoch, lease.renewals) if lease is not None else (0, 0),
@@ -352,7 +364,7 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
     name = record.name
     mine = {worker.id: worker.jobs[name] for worker in workers if name in worker.jobs}
     leases = await read_records(grid, name)
-    positions = await _positions(grid, record, leases)
+    there = await positions(grid, subscription_of(record), leases)
     totals: dict[str, float] = {key: sum(getattr(each, key) for each in mine.values()) for key in _COUNTERS}
     totals["rebalances"] = max((each.rebalances for each in mine.values()), default=0)
     # Of the partitions: their leases outlive the workers that counted.
@@ -367,14 +379,14 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
     return JobStatus(
         record=record,
         workers=len(mine),
-        lag=None if positions is None else sum(position.unread for position in positions),
-        partitions=sum(1 for position in positions or () if position.owner),
+        lag=None if there is None else sum(position.unread for position in there),
+        partitions=sum(1 for position in there or () if position.owner),
         totals=totals,
         versions=sorted({each.version for each in mine.values() if each.version}),
         model_errors=sorted({each.model_error for each in mine.values() if each.model_error}),
         lookups=lookups,
         figures=mine,
-        positions=positions or (),
+        positions=there or (),
         rescans=shared.rescans_of(name),
         acknowledged=shared.acknowledged_of(record),
         commit_age=min(ages, default=None),

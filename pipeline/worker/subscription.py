@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from pipeline.grid.journal import Page
+    from pipeline.job import JobRecord
     from pipeline.worker.leases import Lease
 
 
@@ -35,7 +36,26 @@ class Subscription:
     @property
     def rescans(self) -> bool:
         """Whether loss is made good by a rescan: it cannot tell what was put before a late beginning, so not then."""
-        return self.on_loss == "rescan" and (self.begin or self.start) == "oldest"
+        return self.on_loss == "rescan" and self.beginning == "oldest"
+
+    @property
+    def beginning(self) -> str:
+        """Where a partition begins that has no offset yet: `oldest`, `latest` or, after a restart, an RFC 3339 time."""
+        return self.begin or self.start
+
+
+def subscription_of(record: JobRecord) -> Subscription:
+    """What the group of a job reads."""
+    job = record.job
+    return Subscription(
+        job.name,
+        job.events,
+        job.start,
+        job.on_loss,
+        begin=record.begin,
+        restarts=record.restarts,
+        again=f"`gridscore resume {job.name}`",
+    )
 
 
 class Subscriber(Protocol):
@@ -58,6 +78,9 @@ class Subscriber(Protocol):
             HazelcastError: The cluster did not answer: the partition is let go, and taken again.
         """
         ...
+
+    def dropped(self, partition: int) -> None:
+        """A partition is no longer held; perhaps it never came to be read."""
 
     async def look_over(self, partition: int, page: Page, origin: int) -> Page:
         """The part of a page that is to be taken, as it may have been done by somebody before us.

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
-import time
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from hazelcast.core import HazelcastJsonValue
 from hazelcast.errors import HazelcastError
 
 from pipeline.errors import (
@@ -25,29 +20,25 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.grid import transport
-from pipeline.grid.records import record_text
 from pipeline.job import JobRecord, Jobs, JobState
 from pipeline.job.life import WANTED
 from pipeline.worker.leases import LEASE_SECONDS
-from pipeline.worker.members import WORKERS_MAP, Members
+from pipeline.worker.members import PUBLISH_SECONDS, Members, Membership, new_identity
 from pipeline.worker.runner import JobRunner
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pipeline.grid import Grid
+    from pipeline.worker.group import Group
 
 _log = logging.getLogger(__name__)
 
-PUBLISH_SECONDS = 1.0
 STOP_SECONDS = 3.0
 CRASHES, CRASH_SECONDS = 3, 60.0
 """A job that meets so many errors of unknown kinds in one worker within this time is FAILED."""
 
 _RETRY_SECONDS = 0.5
-FORGET_SECONDS = 60.0
-"""Records of workers that were killed are removed by others after this time."""
-
 
 PERMANENT = (
     JobError,
@@ -86,16 +77,14 @@ class Worker:
         self._jobs = Jobs(grid)
         self._running: dict[str, _Running] = {}
         self._changed = asyncio.Event()
-        self._beat_now = asyncio.Event()
         self._crashes: dict[str, list[float]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._stop_watching: Any = None
         self._main: asyncio.Task[None] | None = None
-        self._began = time.time()
-        self._swept_at = 0
         self._notes: set[asyncio.Task[None]] = set()
-        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.id = new_identity()
         self._members = Members(grid, self.id)
+        self._membership = Membership(grid, self._members, self._says, self._groups)
 
     async def __aenter__(self) -> Self:
         self._main = asyncio.create_task(self.run(), name=f"worker {self.id}")
@@ -122,7 +111,7 @@ class Worker:
             await self._watch()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_jobs())
-                tasks.create_task(self._beat())
+                tasks.create_task(self._membership.run())
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
@@ -134,7 +123,7 @@ class Worker:
             try:
                 if self._stop_watching is None:
                     self._stop_watching = await self._jobs.watch(self._changed.set)
-                await self._members.watch(self._beat_now.set)
+                await self._membership.watch()
             except HazelcastError as error:
                 if not self._grid.is_running:
                     raise
@@ -155,27 +144,6 @@ class Worker:
             try:
                 async with asyncio.timeout(PUBLISH_SECONDS):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
-
-    async def _beat(self) -> None:
-        """Say that we live, and see who else does; whatever else takes its time, this does not wait for it."""
-        known: dict[str, set[str]] = {}
-        while True:
-            self._beat_now.clear()
-            try:
-                await self._publish()
-                await self._members.look()
-            except (HazelcastError, GridscoreError) as error:
-                _log.warning("The other workers could not be seen: %s", error, extra={"action": "retry"})
-            for name, running in self._running.items():
-                who = self._members.group(name)
-                if known.get(name) != who:
-                    known[name] = who
-                    running.runner.group.wake()
-            try:
-                async with asyncio.timeout(PUBLISH_SECONDS):
-                    await self._beat_now.wait()
             except TimeoutError:
                 pass
 
@@ -202,7 +170,7 @@ class Worker:
             self._grid,
             record,
             self._members,
-            joined=self._beat_now.set,
+            joined=self._membership.soon,
             started=lambda: self._note(record, JobState.RUNNING),
             lease_seconds=self._lease_seconds,
         )
@@ -258,30 +226,21 @@ class Worker:
         task.add_done_callback(self._ending.discard)
         return task
 
-    async def _publish(self) -> None:
-        now = int(time.time() * 1000)
-        value = {
-            "id": self.id,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "began_at": int(self._began * 1000),
-            "seen_at": now,
+    def _groups(self) -> dict[str, Group]:
+        return {name: running.runner.group for name, running in self._running.items()}
+
+    def _says(self) -> dict[str, Any]:
+        """What its record says of this worker's jobs."""
+        return {
             "groups": [name for name, running in self._running.items() if running.runner.has_joined],
             "jobs": {name: running.runner.stats.to_json(self._grid.clock()) for name, running in self._running.items()},
         }
-        proxy = await self._grid.map(WORKERS_MAP)
-        await proxy.set(self.id, HazelcastJsonValue(record_text(value)))
-        if now - self._swept_at > FORGET_SECONDS * 1000:
-            self._swept_at = now
-            await self._members.forget(FORGET_SECONDS)
 
     async def _stop(self) -> None:
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 if self._grid.is_running:
-                    # First of all, so that the others make room for what we are about to give back.
-                    await (await self._grid.map(WORKERS_MAP)).delete(self.id)
-                    await self._members.close()
+                    await self._membership.leave()
                     if self._stop_watching is not None:
                         await self._stop_watching()
         except (HazelcastError, TimeoutError) as error:

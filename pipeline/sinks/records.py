@@ -1,0 +1,115 @@
+"""The sinks of a cluster: what each reads and to where it delivers, as the first of its processes said."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UsageError
+from pipeline.grid.records import Records
+from pipeline.job import Jobs
+from pipeline.worker.subscription import Subscription
+
+if TYPE_CHECKING:
+    from pipeline.grid import Grid
+    from pipeline.grid.records import Record
+    from pipeline.job.plugs.base import SinkSettings
+
+SINKS_MAP = "gridscore.sinks"
+PROCESSES_MAP = "gridscore.sink-processes"
+
+
+def group_of(name: str) -> str:
+    """Name of a sink's group; no job can be called so."""
+    return f"sink:{name}"
+
+
+def subscription_of(name: str, settings: SinkSettings) -> Subscription:
+    """What the group of a sink reads."""
+    again = "The same command, given again,"
+    return Subscription(group_of(name), settings.results, settings.start, settings.on_loss, again=again)
+
+
+@dataclass(frozen=True, slots=True)
+class SinkRecord:
+    """What the grid knows of a sink.
+
+    Attributes:
+        name: Of the sink.
+        kind: Of the sink.
+        map: The result map.
+        start: Where it began: `oldest` or `latest`.
+        created_at: When its first process was started, RFC 3339.
+    """
+
+    name: str
+    kind: str
+    map: str
+    start: str
+    created_at: str
+
+    @classmethod
+    def from_record(cls, record: Record) -> SinkRecord:
+        """The typed form of a control record; what is missing is empty."""
+        value = record.value
+        kind, map_name, start, created_at = (str(value.get(key, "")) for key in ("kind", "map", "start", "created_at"))
+        return cls(record.key, kind, map_name, start, created_at)
+
+    @property
+    def subscription(self) -> Subscription:
+        """What its group reads, as far as its lag is concerned."""
+        return Subscription(group_of(self.name), self.map, "latest" if self.start == "latest" else "oldest", "continue")
+
+
+async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> None:
+    """Make a sink known, before its first process reads anything.
+
+    Raises:
+        UsageError: Its name is that of a job, or of a sink that does something else.
+        GridError: The record could not be written.
+        HazelcastError: The cluster did not answer.
+    """
+    if await Jobs(grid).find(name) is not None:
+        raise UsageError(
+            f"`{name}` is a job: a sink of that name would share its dead letters.",
+            "Give the sink another name with --name.",
+        )
+
+    def change(current: dict[str, Any] | None) -> dict[str, Any]:
+        if current is None:
+            now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            return {"kind": kind, "map": settings.results, "start": settings.start, "created_at": now}
+        if (current.get("kind"), current.get("map")) != (kind, settings.results):
+            raise UsageError(
+                f"There is a sink `{name}` already: it delivers `{current.get('map')}` to {current.get('kind')}, and "
+                "its offsets would mean nothing here.",
+                f"Give this one another name with --name; or forget that one: `gridscore sink forget {name}`.",
+            )
+        return current
+
+    await Records(grid, SINKS_MAP).update(name, change)
+
+
+async def all_sinks(grid: Grid) -> list[SinkRecord]:
+    """The sinks that were ever started, and not forgotten, by name.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    return [SinkRecord.from_record(record) for _, record in sorted((await Records(grid, SINKS_MAP).all()).items())]
+
+
+async def find_sink(grid: Grid, name: str) -> SinkRecord | None:
+    """The sink of that name, or None.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    record = await Records(grid, SINKS_MAP).get(name)
+    return None if record is None else SinkRecord.from_record(record)
+
+
+def default_name(kind: str, map_name: str) -> str:
+    """What a sink is called that was not given a name: after its kind and its map."""
+    return f"{kind}-{map_name.replace(':', '-')}"[:64]

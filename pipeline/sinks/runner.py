@@ -1,0 +1,381 @@
+"""One process of a sink: takes results from the journals of its partitions, and has them delivered.
+
+Which partitions it has is its group's affair, as in scoring. The way of a delivery, in order:
+
+1. *Collect* what has arrived: what is there, or as much as the sink wants at once (`collector`).
+2. *Check* that the lease of each partition still stands; drop those that do not, undelivered.
+3. *Deliver*. A destination that is away is tried again, with growing pauses, for as long as the leases stand; they are
+   renewed meanwhile. Between two attempts nothing is under way, and a partition can be given back.
+4. *Set aside* what is refused: to the dead letters of the sink.
+5. Only then the offsets may be *committed*; the group does this once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hazelcast.errors import HazelcastError
+
+from pipeline.errors import first_of
+from pipeline.grid import transport
+from pipeline.grid.writer import MapWriter
+from pipeline.sinks.base import Delivery, SinkInterruptedError
+from pipeline.sinks.collector import Collector
+from pipeline.sinks.moves import Moves
+from pipeline.sinks.records import PROCESSES_MAP, group_of, register, subscription_of
+from pipeline.sinks.rescan import DeliverAgain
+from pipeline.sinks.stats import DELIVERING, WAITING, SinkStats
+from pipeline.worker import dead_letters
+from pipeline.worker.dead_letters import Rejected
+from pipeline.worker.group import Group
+from pipeline.worker.leases import LEASE_SECONDS
+from pipeline.worker.members import Members, Membership, new_identity
+from pipeline.worker.offsets import Write
+from pipeline.worker.rescan import Rescanner
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+    from pipeline.grid import Grid
+    from pipeline.grid.journal import Page
+    from pipeline.job.plugs.base import SinkSettings
+    from pipeline.sinks.base import Refused, Sink
+    from pipeline.sinks.collector import Part
+    from pipeline.worker.leases import Lease
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 15.0
+STOP_SECONDS = 3.0
+CLOSE_SECONDS = 3.0
+_RETRY_SECONDS = 0.5
+
+
+class SinkRunner:
+    """Delivers the results of one map until cancelled, together with other processes of the same name.
+
+    Args:
+        grid: The connection; it stays open afterwards.
+        name: Of the sink.
+        kind: Of the sink.
+        settings: What to deliver.
+        make: Makes the sink; called anew for every attempt to open it.
+        lease_seconds: How long partitions of a killed process wait for a new owner.
+
+    Attributes:
+        id: Identity of this process.
+        stats: What it has done.
+        group: Its part in the group.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        name: str,
+        kind: str,
+        settings: SinkSettings,
+        make: Callable[[], Sink],
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self._grid = grid
+        self._name = name
+        self._kind = kind
+        self._settings = settings
+        self._make = make
+        self._lease_seconds = lease_seconds
+        self.id = new_identity()
+        self.stats = SinkStats()
+        members = Members(grid, self.id, PROCESSES_MAP)
+        subscription = subscription_of(name, settings)
+        self._moves = Moves(self._taken, self._dropped)
+        self.group = Group(grid, subscription, _Delivering(self._moves), members, self.stats, seconds=lease_seconds)
+        self._membership = Membership(grid, members, self._says, lambda: {subscription.group: self.group})
+        self._again = DeliverAgain(grid, settings.results, self.group, self.stats)
+        self._rescanner = Rescanner(grid, self.group, subscription.group, self.stats, self._again.rescan)
+        self._collector = Collector(grid, settings.only, self.group.reader.is_current)
+        self._dead = MapWriter(grid, dead_letters.map_of(name))
+        self._sink: Sink | None = None
+        self._calling = asyncio.Lock()
+        self._joined = False
+        self._deliveries: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Deliver until cancelled; then finish the delivery under way, commit, and give the leases back.
+
+        Raises:
+            GridscoreError: The sink cannot go on: no journal, another sink of that name, lost results and
+                `on_loss: halt`, or what its destination says.
+        """
+        # What the system holds for a member that cannot be reached must not be delivered after the lease.
+        transport.hold_at_most(self._grid.client, self._lease_seconds / 2)
+        await register(self._grid, self._name, self._kind, self._settings)
+        await self.group.reader.bounds(0)  # a map without a journal is best found at once
+        try:
+            await self._watch()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._membership.run())
+                await self._open()
+                self._joined = True
+                self._membership.soon()
+                # Not one of the group's: what is under way is finished when the others have been cancelled.
+                self._deliveries = asyncio.create_task(self._deliver_for_ever(), name=f"deliveries of {self._name}")
+                for work in (self.group.run, self._moves.run, self._rescanner.run, self._until_deliveries_end):
+                    tasks.create_task(work())
+        except ExceptionGroup as failures:
+            raise first_of(failures) from None
+        finally:
+            await asyncio.shield(self._stop())
+
+    async def _watch(self) -> None:
+        """Register the listener, however often the connection breaks meanwhile."""
+        while True:
+            try:
+                await self._membership.watch()
+            except HazelcastError as error:
+                if not self._grid.is_running:
+                    raise
+                _log.warning("Watching other processes failed, trying again: %s", error, extra={"action": "retry"})
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    async def _open(self) -> None:
+        pauses = _Pauses(self._name, self.stats)
+        while True:
+            sink = self._make()
+            try:
+                await sink.open()
+            except SinkInterruptedError as error:
+                await sink.close()
+                await pauses.wait(error)
+            except BaseException:
+                await sink.close()
+                raise
+            else:
+                self._sink = sink
+                pauses.over()
+                return
+
+    async def _until_deliveries_end(self) -> None:
+        if self._deliveries is not None:
+            await asyncio.shield(self._deliveries)
+
+    async def _stop(self) -> None:
+        self._joined = False
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                if self._grid.is_running:
+                    await self._membership.leave()
+        except (HazelcastError, TimeoutError) as error:
+            _log.warning("%s: its record could not be removed: %s", self._name, error or "the cluster does not answer")
+        # Waits for the delivery under way, as long as there is time.
+        await self.group.leave()
+        if self._deliveries is not None:
+            self._deliveries.cancel()
+            await asyncio.wait({self._deliveries})
+        if self._sink is not None:
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self._moves.tell_dropped()
+                    await self._sink.close()
+            except (SinkInterruptedError, TimeoutError) as error:
+                _log.warning("%s: it could not be closed: %s", self._name, error or "no answer")
+
+    # ------------------------------------------------------------------ the way of a delivery
+
+    async def _deliver_for_ever(self) -> None:
+        sink = self._sink
+        assert sink is not None  # noqa: S101 -- it was opened before
+        while True:
+            await self._collect(sink.max_results, getattr(sink, "linger", 0.0))
+            await self._deliver(self._collector.take(sink.max_results))
+
+    async def _collect(self, most: int, linger: float) -> None:
+        """Return when there is something to deliver: as much as is wanted, or what has come while it was waited for."""
+        collector, reader, held = self._collector, self.group.reader, self.group.held
+        if collector.is_empty:
+            await reader.wait()
+        elif room := collector.room(most):
+            collector.add([arrival for arrival in reader.take(room) if arrival.partition in held])
+        try:
+            async with asyncio.timeout(linger):
+                while room := collector.room(most):
+                    await reader.wait()
+                    collector.add([arrival for arrival in reader.take(room) if arrival.partition in held])
+                    if not linger:
+                        return
+        except TimeoutError:
+            return
+
+    async def _deliver(self, parts: dict[int, Part]) -> None:
+        """Deliver, however often it takes, what is still ours."""
+        offsets, pauses = self.group.offsets, _Pauses(self._name, self.stats)
+        while parts := {partition: part for partition, part in parts.items() if self._is_ours(partition, part)}:
+            writes = [
+                Write(partition, part.next, len(part.results), part.lost, part.at) for partition, part in parts.items()
+            ]
+            for write in writes:
+                offsets.sent(write)
+            done = False
+            try:
+                await self._bring(parts)
+                done = True
+            except (SinkInterruptedError, HazelcastError) as error:
+                failure = error
+            finally:
+                for write in writes:
+                    if not offsets.answered(write):
+                        continue  # the partition was dropped in the meantime
+                    if done:
+                        self.stats.events += offsets.acknowledge(write)
+                    else:
+                        # Nothing is under way until the next attempt, so that the partition can be given back.
+                        offsets.rewind(write.partition)
+            if done:
+                pauses.over()
+                for part in parts.values():
+                    self.stats.filtered += part.filtered
+                    if part.rescued:
+                        self._again.delivered(part.cursor, part.rescued)
+                return
+            await pauses.wait(failure)
+
+    def _is_ours(self, partition: int, part: Part) -> bool:
+        group = self.group
+        if not group.reader.is_current(part.cursor):
+            return False
+        if group.leases.stands(partition, self._grid.clock()):
+            return True
+        _log.warning("%s: the lease of partition %d has run out", self._name, partition)
+        group.drop(partition)
+        return False
+
+    async def _bring(self, parts: Mapping[int, Part]) -> None:
+        """Deliver once, and set aside what is no result, or is refused.
+
+        Raises:
+            SinkInterruptedError: The destination is away.
+            HazelcastError: The dead letters could not be written.
+            GridscoreError: The destination can never take it.
+        """
+        results = [result for part in parts.values() for result in part.results]
+        rejected = [each for part in parts.values() for each in part.rejected]
+        if results:
+            async with self._calling:
+                until = min(map(self.group.leases.until, parts))
+                delivery = Delivery(results, {partition: part.next for partition, part in parts.items()}, until)
+                refused = await self._opened.deliver(delivery)
+            self.stats.deliveries += 1
+            rejected += _letters_of(refused, parts)
+        if rejected:
+            await self._set_aside(rejected)
+
+    async def _set_aside(self, rejected: Sequence[Rejected]) -> None:
+        await self._dead.put(
+            dead_letters.letter(self._grid, self._name, self._settings.results, each) for each in rejected
+        )
+        self.stats.dead += len(rejected)
+        for each in rejected[:3]:
+            _log.warning(
+                "%s: a result of partition %d, sequence %d went to the dead letters: %s",
+                self._name,
+                each.partition,
+                each.sequence,
+                each.error,
+                extra={"action": "dead_letter"},
+            )
+
+    # ------------------------------------------------------------------ what the sink is told
+
+    @property
+    def _opened(self) -> Sink:
+        assert self._sink is not None  # noqa: S101 -- nothing is read before it is opened
+        return self._sink
+
+    async def _taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:
+        return await self._insist(lambda: self._opened.taken(partitions))
+
+    async def _dropped(self, partitions: Collection[int]) -> None:
+        await self._insist(lambda: self._opened.dropped(partitions))
+
+    async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Call until the destination is there."""
+        pauses = _Pauses(self._name, self.stats)
+        while True:
+            try:
+                async with self._calling:
+                    answer = await call()
+            except SinkInterruptedError as error:
+                await pauses.wait(error)
+            else:
+                pauses.over()
+                return answer
+
+    def _says(self) -> dict[str, Any]:
+        """What its record says of this process."""
+        groups = [group_of(self._name)] if self._joined else []
+        return {"groups": groups, "sink": self._name, "kind": self._kind, **self.stats.to_json()}
+
+
+class _Delivering:
+    """What a sink does with partitions that come: whatever may have been delivered before is delivered again."""
+
+    def __init__(self, moves: Moves) -> None:
+        self._moves = moves
+
+    async def position_at(self, _partition: int, _oldest: int, newest: int) -> int:
+        return newest + 1
+
+    async def take_over(self, lease: Lease, offset: int) -> int:
+        return await self._moves.take_over(lease, offset)
+
+    def dropped(self, partition: int) -> None:
+        self._moves.dropped(partition)
+
+    async def look_over(self, _partition: int, page: Page, _origin: int) -> Page:
+        return page
+
+
+class _Pauses:
+    """Growing pauses between attempts, and what is said of them."""
+
+    def __init__(self, name: str, stats: SinkStats) -> None:
+        self._name = name
+        self._stats = stats
+        self._seconds = 0.0
+        self._said = ""
+
+    async def wait(self, error: Exception) -> None:
+        """Wait before the next attempt."""
+        text = str(error) or type(error).__name__
+        self._stats.state, self._stats.error = WAITING, text
+        self._stats.interruptions += 1
+        if text != self._said:
+            self._said = text
+            _log.warning("%s: waiting for its destination: %s", self._name, text, extra={"action": "interrupted"})
+        longest = min(LONGEST_PAUSE_SECONDS, self._seconds * 2) or FIRST_PAUSE_SECONDS
+        self._seconds = longest
+        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 -- so that processes come one by one
+
+    def over(self) -> None:
+        """An attempt has succeeded."""
+        self._stats.state, self._stats.error = DELIVERING, ""
+        if self._said:
+            self._said, self._seconds = "", 0.0
+            _log.warning("%s: delivering again", self._name, extra={"action": "healed"})
+
+
+def _letters_of(refused: Sequence[Refused], parts: Mapping[int, Part]) -> list[Rejected]:
+    """What is refused, with the serialized keys that the dead letters keep."""
+    found = []
+    for result, error in refused:
+        part = parts[result.partition]
+        key = part.keys[part.results.index(result)]
+        found.append(Rejected(result.partition, result.sequence, key, result.text, "deliver", error))
+    return found

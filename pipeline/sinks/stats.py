@@ -1,0 +1,50 @@
+"""What a process of a sink counts, and publishes in the grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.worker.stats import GroupStats
+
+STARTING, DELIVERING, WAITING = "STARTING", "DELIVERING", "WAITING"
+"""States of a process: it opens its destination, delivers, or waits until its destination can be reached again."""
+
+
+@dataclass(slots=True)
+class SinkStats(GroupStats):
+    """Counters of one process of a sink, since it began.
+
+    Attributes:
+        state: One of `STARTING`, `DELIVERING` and `WAITING`.
+        error: Why it waits; empty if it does not.
+        deliveries: Made.
+        filtered: Results that were not to be delivered.
+        interruptions: Times that a destination could not be reached.
+    """
+
+    state: str = STARTING
+    error: str = ""
+    deliveries: int = 0
+    filtered: int = 0
+    interruptions: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """For the process's record."""
+        return {
+            "state": self.state,
+            "error": self.error,
+            "delivered": self.events,
+            "rate": round(self.rate(), 1),
+            "deliveries": self.deliveries,
+            "filtered": self.filtered,
+            "dead_letters": self.dead,
+            "interruptions": self.interruptions,
+            "lost": self.lost,
+            "regressions": self.regressions,
+            "rescued": self.rescued,
+            "rescans": self.rescans,
+            "partitions": self.partitions,
+            "rebalances": self.rebalances,
+            "committed_at": self.committed_at,
+        }
