@@ -16,7 +16,7 @@ from pipeline.grid.journal import Journal
 from pipeline.job import Job, JobRecord, Jobs, load_job
 from pipeline.job.life import CANCELLED, ENDED
 from pipeline.producer import Producer
-from pipeline.results import ResultStream
+from pipeline.results import ResultStream, Start
 from pipeline.worker import Worker, rescan
 from pipeline.worker.leases import begin_anew
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import Grid
     from pipeline.models import ModelVersion, Registry
+    from pipeline.results import Result
     from pipeline.worker.room import Waiting
 
 MAX_EVENT = 1 << 20
@@ -153,9 +154,33 @@ class Client:
             if record.state not in ENDED and (record.job.model.name, record.job.model.alias) == (model, alias)
         }
 
-    async def results(self, map_name: str) -> ResultStream:
-        """Results of a map as they are written from now on: `async for result in await client.results(...)`."""
-        return await ResultStream(self.grid, map_name).open()
+    async def results(
+        self,
+        map_name: str,
+        *,
+        start: Start = "latest",
+        where: Mapping[str, Any] | Callable[[Result], bool] | None = None,
+        on_result: Callable[[Result], Any] | None = None,
+        journal: bool = True,
+    ) -> ResultStream:
+        """Results of a map as they are written: `async for result in await client.results(...)`.
+
+        None is missed that the map's journal still holds, whatever happens to the connection: see `ResultStream`.
+
+        Args:
+            map_name: The result map.
+            start: `latest` for what is written from now on, `oldest`, or the `position` of an earlier stream.
+            where: Only results with these values (`{"decision": "decline"}`), or of which a function says True.
+            on_result: Called with every result, instead of an iteration; may be a coroutine function.
+            journal: Whether to read the map's journal; without it, the stream is a plain entry listener.
+
+        Raises:
+            JournalMissingError: The map has no journal.
+            UsageError: The position is of another map or cluster.
+            GridError: The cluster did not answer.
+        """
+        stream = ResultStream(self.grid, map_name, start=start, where=where, on_result=on_result, journal=journal)
+        return await stream.open()
 
     async def result(self, map_name: str, key: Any) -> dict[str, Any] | None:
         """The result under a key now, or None."""

@@ -7,13 +7,14 @@ import contextlib
 import signal
 import sys
 import time
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.options import ClusterName, Members, SettingsFile, connected
 from pipeline.cli.output import console, errors, json_text, run, safe, shorten, visible
-from pipeline.errors import GridError, MapNotFoundError
+from pipeline.errors import GridError, JournalMissingError, MapNotFoundError
 
 if TYPE_CHECKING:
     from pipeline.grid import Grid
@@ -25,12 +26,26 @@ _KEY, _VALUE, _OTHER, _FIELDS = 48, 60, 200, 40
 _META = ("model", "version", "sequence", "scored_at")
 
 
+class Start(StrEnum):
+    """Where to begin."""
+
+    oldest = "oldest"
+    latest = "latest"
+
+
 def watch(
     target: Annotated[str, typer.Argument(metavar="JOB|MAP", help="A job, or a result map.", show_default=False)],
     *,
     decision: Annotated[
         str | None, typer.Option("--decision", metavar="NAME", help="Only results with this decision.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="FIELD=VALUE", help="Only results with this value; may be given again."),
+    ] = None,
+    start: Annotated[
+        Start, typer.Option("--from", help="Where to begin: with the oldest results that the journal holds, or now.")
+    ] = Start.latest,
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="End after so many results.")] = None,
     members: Members = None,
     cluster_name: ClusterName = None,
@@ -41,20 +56,43 @@ def watch(
 
     Example: [bold]gridscore watch flights --decision late[/]
     """
+    wanted = dict(map(_pair, only or ()))
+    if decision is not None:
+        wanted["decision"] = decision
 
     async def main() -> None:
         async with connected(members, cluster_name, settings) as grid:
             map_name = await _result_map(grid, target)
             _end_with_signals()
-            from pipeline.results import ResultStream
-
-            async with ResultStream(grid, map_name) as results:
-                await results.open()
-                errors.print(f"Results of [bold]{safe(map_name)}[/] from now on. Ctrl-C ends.", highlight=False)
-                await _Tail(grid, results, decision, limit, as_json=as_json).follow()
+            async with await _opened(grid, map_name, start) as results:
+                begin = "from now on" if start is Start.latest else "from the oldest on"
+                errors.print(f"Results of [bold]{safe(map_name)}[/] {begin}. Ctrl-C ends.", highlight=False)
+                await _Tail(grid, results, wanted, limit, as_json=as_json).follow()
 
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):  # to stop is what Ctrl-C is for here
         run(main())
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(f"`{text}` is not FIELD=VALUE.", param_hint="--only")
+    return name, value
+
+
+async def _opened(grid: Grid, map_name: str, start: Start) -> ResultStream:
+    """The map's results, by an entry listener if it has no journal."""
+    from pipeline.results import ResultStream
+
+    try:
+        return await ResultStream(grid, map_name, start=start.value).open()
+    except JournalMissingError:
+        if start is not Start.latest:
+            raise
+    errors.print(
+        f"{map_name} has no journal: some results may be missed when a connection is lost.", style="dim", markup=False
+    )
+    return await ResultStream(grid, map_name, journal=False).open()
 
 
 async def _result_map(grid: Grid, target: str) -> str:
@@ -88,11 +126,11 @@ class _Tail:
     """Prints what a stream of results gives, and at which rate."""
 
     def __init__(
-        self, grid: Grid, results: ResultStream, decision: str | None, limit: int | None, *, as_json: bool
+        self, grid: Grid, results: ResultStream, wanted: dict[str, str], limit: int | None, *, as_json: bool
     ) -> None:
         self._grid = grid
         self._results = results
-        self._decision = decision
+        self._wanted = wanted
         self._left = limit
         self._as_json = as_json
         self._live = not as_json and console.is_terminal
@@ -113,7 +151,7 @@ class _Tail:
         try:
             async for result in self._results:
                 self._seen += 1
-                if self._decision is not None and result.decision != self._decision:
+                if self._wanted and not _fits(result.value, self._wanted):
                     continue
                 self._show(result)
                 if self._left is not None:
@@ -127,6 +165,8 @@ class _Tail:
             if not self._as_json:
                 seconds = max(time.monotonic() - began, 1e-9)
                 self._note(f"{self._shown:,} results shown of {self._seen:,}, {self._seen / seconds:,.0f}/s")
+                if self._results.lost:
+                    self._note(f"{self._results.lost:,} results were overwritten before they were read")
 
     async def _tick(self) -> None:
         """Once a second, say what was left out, and see whether more can come."""
@@ -155,6 +195,14 @@ class _Tail:
     @staticmethod
     def _note(text: str) -> None:
         errors.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _fits(value: dict[str, Any], wanted: dict[str, str]) -> bool:
+    """Whether fields have these values, as they are written in JSON."""
+    return all(
+        name in value and text in (value[name], None if isinstance(value[name], str) else json_text(value[name]))
+        for name, text in wanted.items()
+    )
 
 
 def _line(result: Result) -> str:

@@ -38,13 +38,12 @@ def watch(cluster, unique):
 def put(grid_settings, unique):
     """Puts results, as a worker would."""
 
-    def put_results(*results):
+    def put_results(*results, target=f"results.watch-{unique}"):
         async def main():
             async with await connect(grid_settings) as grid:
-                name = f"results.watch-{unique}"
-                await grid.map(name)
+                await grid.map(target)
                 texts = [(result["key"], json.dumps(value(result)).encode()) for result in results]
-                await MapWriter(grid, name).put(texts)
+                await MapWriter(grid, target).put(texts)
 
         asyncio.run(main())
 
@@ -81,6 +80,24 @@ def test_only_the_decision_that_was_asked_for_is_shown(watch, put):
     (line,) = out.splitlines()
     assert line.split()[:2] == ["yes", "0.7500"]
     assert "carrier=DL" in line
+
+
+def test_it_begins_with_the_oldest_and_shows_only_what_was_asked_for(watch, put):
+    put({"key": "a", "user": "u1", "late": True}, {"key": "b", "user": "u2", "late": True}, {"key": "c", "user": "u1"})
+    process = watch("--from", "oldest", "--only", "user=u1", "--only", "late=true", "--limit", "1", "--json")
+    out, rest = process.communicate(timeout=30)
+    assert process.returncode == 0, rest
+    assert [json.loads(line)["key"] for line in out.splitlines()] == ["a"]
+
+
+def test_a_map_without_a_journal_is_watched_all_the_same(watch, put, unique):
+    put(target=f"lookups.watch-{unique}")
+    process = watch("--limit", "1", target=f"lookups.watch-{unique}")
+    assert "has no journal" in process.stderr.readline()
+    wait_until_it_follows(process)
+    put({"key": "a"}, target=f"lookups.watch-{unique}")
+    out, _ = process.communicate(timeout=30)
+    assert out.split()[0] == "a"
 
 
 def test_what_is_no_result_is_shown_as_it_is(watch, put):
