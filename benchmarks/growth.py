@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import yaml
 
 from benchmarks.ground import ground
-from benchmarks.meter import resident_bytes
 from benchmarks.outcome import Growth, Status
 from benchmarks.systems.gridscore import Gridscore
 from benchmarks.throughput import worked_off
 from benchmarks.work import WORKS
 from pipeline.bench.crew import suspended
+from pipeline.bench.meter import resident_bytes
 from pipeline.bench.rounds import put_events
 from pipeline.errors import GridscoreError
 from pipeline.grid.template import load_template

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from benchmarks.meter import Meter
 from benchmarks.outcome import Run, Status, Throughput
+from pipeline.bench.meter import Meter
 from pipeline.bench.rounds import PAGE, destroy
 from pipeline.errors import GridscoreError
 from pipeline.grid.journal import Journal
@@ -20,7 +20,7 @@ from pipeline.worker.runner import BATCH_EVENTS
 
 if TYPE_CHECKING:
     from benchmarks.ground import Ground
-    from benchmarks.meter import Usage
+    from pipeline.bench.meter import Usage
 
 NAMES = ("limit-drain", "limit-put", "limit-predict")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.meter import Meter, Usage
+from pipeline.bench.meter import Meter, Usage
 from pipeline.errors import GridscoreError
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.load import closed_loop
-from benchmarks.meter import Meter
 from benchmarks.outcome import Run, Status, Throughput
+from pipeline.bench.meter import Meter
 from pipeline.bench.rounds import REST
 from pipeline.errors import GridscoreError
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from benchmarks.ground import Ground
-    from benchmarks.meter import Usage
     from benchmarks.systems.base import System
+    from pipeline.bench.meter import Usage
 
 FIRST, LAST = 0.1, 0.9
 """Parts of the results at which the window begins and ends."""

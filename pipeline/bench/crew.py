@@ -147,36 +147,3 @@ async def suspended(pids: Sequence[int], folder: Path) -> AsyncIterator[Callable
                 raise GridscoreError(f"The workers could not be suspended:\n{pause.last_lines()}")
             await asyncio.sleep(_LOOK_SECONDS)
         yield resume
-
-
-class Usage:
-    """CPU and time from when it was made: of worker processes, of members, and of everybody else on the machine.
-
-    Args:
-        workers: Process ids.
-        members: Process ids.
-    """
-
-    def __init__(self, workers: Sequence[int], members: Sequence[int]) -> None:
-        self._workers = [psutil.Process(pid) for pid in workers]
-        self._members = [psutil.Process(pid) for pid in members]
-        self._began = self._now()
-
-    def _now(self) -> tuple[float, list[float], float, float]:
-        machine = psutil.cpu_times()
-        busy = sum(getattr(machine, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
-        workers, members = ([_cpu(p) for p in processes] for processes in (self._workers, self._members))
-        ours = sum(workers) + sum(members) + time.process_time()
-        return time.perf_counter(), workers, sum(members), busy - ours
-
-    def read(self) -> tuple[float, list[float], float, float]:
-        """Seconds; CPU seconds of each worker; CPU seconds of the members; cores that everybody else has used."""
-        (began, workers, members, others), now = self._began, self._now()
-        seconds = now[0] - began
-        each = [after - before for before, after in zip(workers, now[1], strict=True)]
-        return seconds, each, now[2] - members, max(0.0, now[3] - others) / seconds
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)

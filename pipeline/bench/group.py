@@ -31,7 +31,8 @@ import numpy as np
 import psutil
 
 from pipeline.bench import card
-from pipeline.bench.crew import Crew, Usage
+from pipeline.bench.crew import Crew
+from pipeline.bench.meter import Meter
 from pipeline.bench.steady import SteadyLoad
 from pipeline.bench.throughput import fill, matrix_of
 from pipeline.errors import GridscoreError
@@ -299,14 +300,14 @@ class _Bench:
         before = await self.crew.balanced()
         async with self.crew.suspended() as resume:
             await MapWriter(self.grid, self.job.events).put(card.events(count))
-            usage = Usage(self.crew.pids, self.members)
+            meter = Meter(self.crew.pids, self.members)
             resume()
             await self._scored(count)
-            seconds, cpu, member_cpu, others = usage.read()
+            usage = meter.read()
         await self._committed(before, count)
         if measured:
-            self.report.others.append(others)
-        return Run(count, seconds, sum(cpu), member_cpu, others)
+            self.report.others.append(usage.others_cores)
+        return Run(count, usage.seconds, usage.scorers, usage.services, usage.others_cores)
 
     async def _scored(self, count: int) -> None:
         """Return when the result map has so many entries. Looking costs the members, so it is done often at the end."""
@@ -381,14 +382,14 @@ class _Bench:
     async def _idle(self) -> None:
         await asyncio.sleep(SETTLE_SECONDS)
         before = await self.crew.balanced()
-        usage = Usage(self.crew.pids, self.members)
+        meter = Meter(self.crew.pids, self.members)
         await asyncio.sleep(self.seconds)
-        seconds, cpu, _, others = usage.read()
-        self.report.idle[len(cpu)].extend(each / seconds * 100 for each in cpu)
-        if len(cpu) == 1:
+        usage = meter.read()
+        self.report.idle[len(usage.each)].extend(cpu / usage.seconds * 100 for cpu in usage.each)
+        if len(usage.each) == 1:
             after = await self.crew.balanced()
-            self.report.renewals.append(sum(after[p].renewals - before[p].renewals for p in before) / seconds)
-        self.report.others.append(others)
+            self.report.renewals.append(sum(after[p].renewals - before[p].renewals for p in before) / usage.seconds)
+        self.report.others.append(usage.others_cores)
 
     def _steady_load(self) -> SteadyLoad:
         texts = [text for _, text in card.events(_TEXTS)]

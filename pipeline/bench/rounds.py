@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
+from pipeline.bench.meter import Meter
 from pipeline.errors import GridscoreError
 from pipeline.features import EventDecoder
 from pipeline.grid.journal import Journal
@@ -57,34 +56,15 @@ class Run:
         """Events per second."""
         return self.events / self.seconds
 
+    @classmethod
+    def of(cls, events: int, meter: Meter, stages: dict[str, float] | None = None) -> Run:
+        """What a meter has counted of this process and the members."""
+        used = meter.read()
+        return cls(events, used.seconds, used.harness, used.services if meter.has_services else None, stages or {})
+
     def micros(self, seconds: float) -> float:
         """Microseconds per event."""
         return seconds * 1e6 / self.events
-
-
-class Meter:
-    """Time and CPU of this process and the members, from when it was made.
-
-    Args:
-        pids: Processes of the members; none if they are not on this machine.
-    """
-
-    def __init__(self, pids: Sequence[int]) -> None:
-        self._members = [psutil.Process(pid) for pid in pids]
-        self._began, self._cpu, self._member_cpu = time.perf_counter(), time.process_time(), self._members_cpu()
-
-    def _members_cpu(self) -> float:
-        return float(sum(t.user + t.system for t in (member.cpu_times() for member in self._members)))
-
-    def read(self, events: int, stages: dict[str, float] | None = None) -> Run:
-        """What has been used since."""
-        return Run(
-            events,
-            time.perf_counter() - self._began,
-            time.process_time() - self._cpu,
-            self._members_cpu() - self._member_cpu if self._members else None,
-            stages or {},
-        )
 
 
 async def put_events(
@@ -120,7 +100,7 @@ async def drain(grid: Grid, map_name: str, pids: Sequence[int], expected: int) -
     journal = Journal(grid, map_name)
     bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
     values: list[bytes] = []
-    meter = Meter(pids)
+    meter = Meter([], pids)
 
     async def read(partition: int, position: int, newest: int) -> None:
         while position <= newest:
@@ -130,7 +110,7 @@ async def drain(grid: Grid, map_name: str, pids: Sequence[int], expected: int) -
                 position = page.next
 
     await asyncio.gather(*(read(p, oldest, newest) for p, (oldest, newest) in enumerate(bounds)))
-    run = meter.read(len(values))
+    run = Run.of(len(values), meter)
     if len(values) != expected:
         raise GridscoreError(
             f"The journal holds {len(values):,} of {expected:,} events.",
@@ -156,13 +136,13 @@ def predict(
     if len(matrix) < min(BATCH_EVENTS, count):
         matrix = np.tile(matrix, (-(-BATCH_EVENTS // len(matrix)), 1))
     done = begin = 0
-    meter = Meter(pids)
+    meter = Meter([], pids)
     while done < count:
         batch = matrix[begin : begin + min(BATCH_EVENTS, count - done)]
         predictor(batch)
         done += len(batch)
         begin = begin + len(batch) if begin + len(batch) < len(matrix) else 0
-    return meter.read(done)
+    return Run.of(done, meter)
 
 
 @asynccontextmanager
@@ -208,12 +188,13 @@ async def score(grid: Grid, pids: Sequence[int], job: Job, count: int, worker: s
     async with scoring(grid, job, worker) as (runner, check):
         stats = runner.stats
         before, stages = stats.events + stats.dead, dict(stats.stage_ns)
-        meter = Meter(pids)
+        meter = Meter([], pids)
         while stats.events + stats.dead < count:
             check()
             await asyncio.sleep(0.005)
-        run = meter.read(
+        run = Run.of(
             stats.events + stats.dead - before,
+            meter,
             {stage: (stats.stage_ns[stage] - stages[stage]) / 1e9 for stage in STAGES},
         )
     await begin_anew(grid, job.name)

@@ -16,9 +16,9 @@ from hazelcast.protocol.builtin import FixSizedTypesCodec
 from hazelcast.protocol.client_message import RESPONSE_HEADER_SIZE
 
 from pipeline.bench import card
+from pipeline.bench.meter import Meter
 from pipeline.bench.rounds import (
     PAGE,
-    Meter,
     Run,
     destroy,
     drain,
@@ -71,7 +71,7 @@ async def drain_as_published(grid: Grid, pids: Sequence[int]) -> Run:
         journal = Journal(grid, _EVENTS)
         bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
         count = 0
-        meter = Meter(pids)
+        meter = Meter([], pids)
 
         async def read(partition: int, position: int, newest: int) -> None:
             nonlocal count
@@ -81,7 +81,7 @@ async def drain_as_published(grid: Grid, pids: Sequence[int]) -> Run:
                 count += got
 
         await asyncio.gather(*(read(p, oldest, newest) for p, (oldest, newest) in enumerate(bounds)))
-        return meter.read(count)
+        return Run.of(count, meter)
     finally:
         await client.shutdown()
 

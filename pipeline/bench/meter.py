@@ -23,6 +23,7 @@ class Usage:
         services: CPU seconds of the members, or of what takes their place.
         harness: CPU seconds of this process.
         others_cores: Cores that everybody else on the machine used.
+        each: CPU seconds of each that scores, without its children.
     """
 
     seconds: float
@@ -30,6 +31,7 @@ class Usage:
     services: float
     harness: float
     others_cores: float
+    each: tuple[float, ...] = ()
 
     @property
     def harness_cores(self) -> float:
@@ -41,19 +43,27 @@ class Meter:
     """Counts from when it was made.
 
     Args:
-        scorers: Process ids. Their children count with them, but for those that are born later.
+        scorers: Process ids, other than this process's own. Their children count with them, but for those that are born
+            later.
         services: Process ids. Their children do not: the members' are the scorers of some systems.
     """
 
     def __init__(self, scorers: Sequence[int], services: Sequence[int]) -> None:
+        self._each = list(scorers)
         self._scorers = _families(scorers)
         self._services = services
         self.begin()
+
+    @property
+    def has_services(self) -> bool:
+        """Whether any service is counted."""
+        return bool(self._services)
 
     def begin(self) -> None:
         """Count from now. Making a meter takes a while on a busy machine, as it looks for children; this does not."""
         self._began = _busy()
         self._scorers_before = _cpu(self._scorers)
+        self._each_before = [_cpu([pid]) for pid in self._each]
         self._services_before = _cpu(self._services)
         self._harness_before = time.process_time()
         self._began_at = time.perf_counter()
@@ -65,7 +75,8 @@ class Meter:
         scorers = max(0.0, _cpu(self._scorers) - self._scorers_before)
         services = _cpu(self._services) - self._services_before
         others = _busy() - self._began - scorers - services - harness
-        return Usage(passed, scorers, services, harness, max(0.0, others) / passed)
+        each = tuple(_cpu([pid]) - before for pid, before in zip(self._each, self._each_before, strict=True))
+        return Usage(passed, scorers, services, harness, max(0.0, others) / passed, each)
 
 
 def resident_bytes(pids: Iterable[int]) -> int:
