@@ -78,6 +78,22 @@ class BackPressureError(GridError):
     exit_code = 8
 
 
+class NoResultError(GridError):
+    """The result of an event did not come in time, or cannot come any more.
+
+    Args:
+        message: As of every error.
+        hint: As of every error.
+        put: Whether the cluster has confirmed the event, so that it will be scored.
+    """
+
+    exit_code = 9
+
+    def __init__(self, message: str, hint: str = "", *, put: bool = False) -> None:
+        super().__init__(message, hint)
+        self.put = put
+
+
 class LookupTooLargeError(GridError):
     """A lookup map has more entries than a local copy may hold."""
 
