@@ -1,0 +1,169 @@
+"""Settings of plugs: as commands take them, and with what the environment has."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import typer
+from pydantic import Field, SecretStr
+from typer.testing import CliRunner
+
+from pipeline.cli.plugs import command_of
+from pipeline.errors import GridscoreError, SettingsError, UsageError
+from pipeline.job.plugs.base import SinkSettings, SourceSettings
+from pipeline.job.plugs.environment import from_environment
+from pipeline.job.types import Duration, Strict
+from pipeline.sinks import registry as sinks
+from pipeline.sources import registry as sources
+
+
+class Inner(Strict):
+    user: str = ""
+
+
+class Settings(SourceSettings):
+    """Anything that a plug may have."""
+
+    kind: Literal["some"] = "some"
+    brokers: tuple[str, ...] = Field(min_length=1, description="Where they are [host:port].")
+    options: dict[str, str] = Field(default_factory=dict, description="Passed on.")
+    counts: dict[str, int] = Field(default_factory=dict, description="Numbers.")
+    secret: SecretStr | None = Field(default=None, description="A secret.")
+    every: Duration = Field(default="5s", description="A time.")
+    start: Literal["oldest", "latest"] = Field(default="oldest", description="A choice.")
+    tls: bool = Field(default=True, description="A flag.")
+    port: int = Field(default=1883, ge=1, description="A number.")
+    place: Path | None = Field(default=None, description="A path.")
+    inner: Inner = Inner()
+
+
+class Named(SinkSettings):
+    """One whose field has another name for people."""
+
+    kind: Literal["named"] = "named"
+
+
+def run(model, *arguments):
+    """The settings that a command gets; its output if it does not."""
+    got = []
+    app = typer.Typer(rich_markup_mode="rich")
+    app.command("some")(command_of(model, lambda *given: got.append(given), help_text="Help."))
+    done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+    if isinstance(done.exception, GridscoreError):
+        raise done.exception
+    return got[0] if got else done.output
+
+
+def test_each_field_is_an_option():
+    settings, connection = run(
+        Settings,
+        *("--to", "events.x", "--brokers", "a:1", "--brokers", "b:2", "--options", "k=v=w", "--options", "l="),
+        *("--counts", "n=3", "--secret", "s", "--every", "2m", "--start", "latest", "--no-tls", "--port", "7"),
+        *("--place", "some/file", "--max-wait", "30s", "--members", "h:5701", "--cluster-name", "c"),
+    )
+    assert settings.brokers == ("a:1", "b:2")
+    assert settings.options == {"k": "v=w", "l": ""}
+    assert settings.counts == {"n": 3}
+    assert settings.secret.get_secret_value() == "s"
+    assert (settings.every, settings.start, settings.tls, settings.port) == ("2m", "latest", False, 7)
+    assert (settings.place, settings.max_wait) == (Path("some/file"), "30s")
+    assert connection == (["h:5701"], "c", None)
+
+
+def test_what_is_not_given_is_left_to_the_model():
+    settings, _ = run(Settings, "--to", "events.x", "--brokers", "a:1")
+    assert settings.model_fields_set == {"to", "brokers"}
+    assert settings.tls is True
+
+
+def test_an_alias_is_the_name_for_people():
+    settings, _ = run(Named, "--from", "results.x")
+    assert settings.results == "results.x"
+    with pytest.raises(UsageError, match="--from: it must be given"):
+        run(Named)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--to: it must be given.\n--brokers: it must be given."),
+        (("--to", "gridscore.x", "--brokers", "a"), "--to: `gridscore.x`: maps called"),
+        (("--to", "e", "--brokers", "a", "--options", "k"), "--options: `k` is not KEY=VALUE."),
+        (("--to", "e", "--brokers", "a", "--options", "k=1", "--options", "k=2"), "--options: `k` is given twice."),
+        (("--to", "e", "--brokers", "a", "--start", "soon"), "--start: input should be 'oldest' or 'latest'"),
+        (("--to", "e", "--brokers", "a", "--port", "0"), "--port: input should be greater than or equal to 1"),
+        (("--to", "e", "--brokers", "a", "--every", "soon"), "--every: `soon` is no time span"),
+    ],
+)
+def test_what_is_wrong_is_said_by_the_name_of_the_option(arguments, said):
+    with pytest.raises(UsageError) as caught:
+        run(Settings, *arguments)
+    assert caught.value.message.startswith(said)
+
+
+def test_help_says_what_each_is_for():
+    said = run(Settings, "--help")
+    for text in ("[host:port]. Repeatable. [required]", "KEY=VALUE", "[oldest|latest]", "[default: 5s]", "--no-tls"):
+        assert text in said
+    assert "Undefined" not in said
+
+
+def test_texts_are_taken_from_the_environment_and_hidden():
+    settings = Settings(
+        to="events.x",
+        brokers=("${HOST}:1", "b"),
+        options={"password": "a${PASS}b"},
+        secret=SecretStr("${PASS}"),
+        inner=Inner(user="${WHO}"),
+    )
+    made, hidden = from_environment(settings, {"HOST": "broker", "PASS": "hunter2", "WHO": "me"})
+    assert made.brokers == ("broker:1", "b")
+    assert made.options == {"password": "ahunter2b"}
+    assert made.secret.get_secret_value() == "hunter2"
+    assert made.inner.user == "me"
+    assert settings.options == {"password": "a${PASS}b"}
+    assert hidden.hide("no hunter2 at broker, me") == "no ${PASS} at ${HOST}, me"  # too short to be hidden
+
+
+def test_a_secret_that_was_given_is_hidden_too():
+    settings = Settings(to="events.x", brokers=("a",), secret=SecretStr("hunter2"))
+    made, hidden = from_environment(settings, {})
+    assert made is settings
+    assert hidden.hide("wrong: hunter2") == "wrong: **********"
+
+
+@pytest.mark.parametrize(("text", "said"), [("${NONE}", "NONE is not set"), ("${no name}", "does not name")])
+def test_a_variable_that_is_not_there_is_an_error_that_says_where(text, said):
+    settings = Settings(to="events.x", brokers=("a",), options={"password": text})
+    with pytest.raises(SettingsError, match=said) as caught:
+        from_environment(settings, {})
+    assert "`options.password`" in caught.value.message
+
+
+@pytest.mark.parametrize("registry", [sources, sinks])
+def test_every_kind_that_is_there_has_settings_that_make_a_command(registry):
+    assert registry.available()
+    for kind in registry.available():
+        model = registry.settings_class(kind)
+        assert model.model_fields["kind"].default == kind
+        assert "--name" in run(model, "--help")
+
+
+@pytest.mark.parametrize("registry", [sources, sinks])
+def test_an_unknown_kind_is_refused_with_those_that_there_are(registry):
+    with pytest.raises(UsageError, match="`tape`"):
+        registry.settings_class("tape")
+
+
+def test_no_plug_is_imported_before_it_is_wanted():
+    code = (
+        "import sys, pipeline.cli as c; c._commands(); "
+        "print([m for m in sys.modules if m.startswith(('pipeline.job.plugs.', 'pydantic'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "_source" not in done.stdout
+    assert "_sink" not in done.stdout
