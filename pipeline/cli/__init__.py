@@ -39,7 +39,9 @@ def _version(value: bool) -> None:
     if value:
         from importlib.metadata import version
 
-        typer.echo(f"gridscore {version('gridscore')}")
+        from pipeline.compiled import describe
+
+        typer.echo(f"gridscore {version('gridscore')} ({describe()})")
         raise typer.Exit
 
 
@@ -76,6 +78,7 @@ def _commands() -> typer.Typer:
         jobs,
         load,
         model,
+        sink,
         soak,
         source,
         status,
@@ -96,6 +99,7 @@ def _commands() -> typer.Typer:
     app.command(rich_help_panel="Jobs")(jobs.cancel)
     app.add_typer(job.app, name="job", rich_help_panel="Jobs")
     app.add_typer(source.app, name="source", rich_help_panel="Scoring")
+    app.add_typer(sink.app, name="sink", rich_help_panel="Scoring")
     app.command(rich_help_panel="Scoring")(worker.worker)
     app.command(rich_help_panel="Scoring")(watch.watch)
     app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="Scoring")
