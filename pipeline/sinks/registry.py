@@ -39,6 +39,11 @@ def available() -> list[str]:
     return [name for name, kind in KINDS.items() if kind.exists]
 
 
+def kind_of(settings: SinkSettings) -> str:
+    """The kind that settings are for."""
+    return str(settings.kind)  # type: ignore[attr-defined]  # each plug adds its own, with its only value
+
+
 def settings_class(kind: str) -> type[SinkSettings]:
     """The settings of a kind of sink.
 

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import first_of
+from pipeline.errors import GridscoreError, first_of
 from pipeline.grid import transport
 from pipeline.grid.writer import MapWriter
+from pipeline.job.plugs.environment import Hidden, from_environment
+from pipeline.sinks import registry
 from pipeline.sinks.base import Delivery, SinkInterruptedError
 from pipeline.sinks.collector import Collector
 from pipeline.sinks.moves import Moves
-from pipeline.sinks.records import PROCESSES_MAP, group_of, register, subscription_of
+from pipeline.sinks.records import PROCESSES_MAP, default_name, group_of, register, subscription_of
 from pipeline.sinks.rescan import DeliverAgain
 from pipeline.sinks.stats import DELIVERING, WAITING, SinkStats
 from pipeline.worker import dead_letters
@@ -65,10 +67,14 @@ class SinkRunner:
         kind: Of the sink.
         settings: What to deliver.
         make: Makes the sink; called anew for every attempt to open it.
+        hidden: What errors must not show.
         lease_seconds: How long partitions of a killed process wait for a new owner.
 
     Attributes:
         id: Identity of this process.
+        name: Of the sink.
+        kind: Of the sink.
+        map: The result map.
         stats: What it has done.
         group: Its part in the group.
     """
@@ -81,11 +87,14 @@ class SinkRunner:
         settings: SinkSettings,
         make: Callable[[], Sink],
         *,
+        hidden: Hidden | None = None,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._grid = grid
-        self._name = name
-        self._kind = kind
+        self._hidden = hidden or Hidden()
+        self.name = name
+        self.kind = kind
+        self.map = settings.results
         self._settings = settings
         self._make = make
         self._lease_seconds = lease_seconds
@@ -114,7 +123,7 @@ class SinkRunner:
         """
         # What the system holds for a member that cannot be reached must not be delivered after the lease.
         transport.hold_at_most(self._grid.client, self._lease_seconds / 2)
-        await register(self._grid, self._name, self._kind, self._settings)
+        await register(self._grid, self.name, self.kind, self._settings)
         await self.group.reader.bounds(0)  # a map without a journal is best found at once
         try:
             await self._watch()
@@ -124,11 +133,14 @@ class SinkRunner:
                 self._joined = True
                 self._membership.soon()
                 # Not one of the group's: what is under way is finished when the others have been cancelled.
-                self._deliveries = asyncio.create_task(self._deliver_for_ever(), name=f"deliveries of {self._name}")
+                self._deliveries = asyncio.create_task(self._deliver_for_ever(), name=f"deliveries of {self.name}")
                 for work in (self.group.run, self._moves.run, self._rescanner.run, self._until_deliveries_end):
                     tasks.create_task(work())
         except ExceptionGroup as failures:
-            raise first_of(failures) from None
+            error = first_of(failures)
+            if isinstance(error, GridscoreError):
+                error.message, error.hint = self._hidden.hide(error.message), self._hidden.hide(error.hint)
+            raise error from None
         finally:
             await asyncio.shield(self._stop())
 
@@ -146,7 +158,7 @@ class SinkRunner:
                 return
 
     async def _open(self) -> None:
-        pauses = _Pauses(self._name, self.stats)
+        pauses = _Pauses(self.name, self.stats, self._hidden)
         while True:
             sink = self._make()
             try:
@@ -173,7 +185,7 @@ class SinkRunner:
                 if self._grid.is_running:
                     await self._membership.leave()
         except (HazelcastError, TimeoutError) as error:
-            _log.warning("%s: its record could not be removed: %s", self._name, error or "the cluster does not answer")
+            _log.warning("%s: its record could not be removed: %s", self.name, error or "the cluster does not answer")
         # Waits for the delivery under way, as long as there is time.
         await self.group.leave()
         if self._deliveries is not None:
@@ -185,7 +197,7 @@ class SinkRunner:
                     await self._moves.tell_dropped()
                     await self._sink.close()
             except (SinkInterruptedError, TimeoutError) as error:
-                _log.warning("%s: it could not be closed: %s", self._name, error or "no answer")
+                _log.warning("%s: it could not be closed: %s", self.name, error or "no answer")
 
     # ------------------------------------------------------------------ the way of a delivery
 
@@ -215,7 +227,7 @@ class SinkRunner:
 
     async def _deliver(self, parts: dict[int, Part]) -> None:
         """Deliver, however often it takes, what is still ours."""
-        offsets, pauses = self.group.offsets, _Pauses(self._name, self.stats)
+        offsets, pauses = self.group.offsets, _Pauses(self.name, self.stats, self._hidden)
         while parts := {partition: part for partition, part in parts.items() if self._is_ours(partition, part)}:
             writes = [
                 Write(partition, part.next, len(part.results), part.lost, part.at) for partition, part in parts.items()
@@ -252,7 +264,7 @@ class SinkRunner:
             return False
         if group.leases.stands(partition, self._grid.clock()):
             return True
-        _log.warning("%s: the lease of partition %d has run out", self._name, partition)
+        _log.warning("%s: the lease of partition %d has run out", self.name, partition)
         group.drop(partition)
         return False
 
@@ -272,19 +284,23 @@ class SinkRunner:
                 delivery = Delivery(results, {partition: part.next for partition, part in parts.items()}, until)
                 refused = await self._opened.deliver(delivery)
             self.stats.deliveries += 1
-            rejected += _letters_of(refused, parts)
+            rejected += [self._letter_of(each, parts) for each in refused]
         if rejected:
             await self._set_aside(rejected)
 
+    def _letter_of(self, refused: Refused, parts: Mapping[int, Part]) -> Rejected:
+        """What is refused, with the serialized key that the dead letters keep."""
+        result, part = refused.result, parts[refused.result.partition]
+        key, error = part.keys[part.results.index(result)], self._hidden.hide(refused.error)
+        return Rejected(result.partition, result.sequence, key, result.text, "deliver", error)
+
     async def _set_aside(self, rejected: Sequence[Rejected]) -> None:
-        await self._dead.put(
-            dead_letters.letter(self._grid, self._name, self._settings.results, each) for each in rejected
-        )
+        await self._dead.put(dead_letters.letter(self._grid, self.name, self.map, each) for each in rejected)
         self.stats.dead += len(rejected)
         for each in rejected[:3]:
             _log.warning(
                 "%s: a result of partition %d, sequence %d went to the dead letters: %s",
-                self._name,
+                self.name,
                 each.partition,
                 each.sequence,
                 each.error,
@@ -306,7 +322,7 @@ class SinkRunner:
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Call until the destination is there."""
-        pauses = _Pauses(self._name, self.stats)
+        pauses = _Pauses(self.name, self.stats, self._hidden)
         while True:
             try:
                 async with self._calling:
@@ -319,8 +335,8 @@ class SinkRunner:
 
     def _says(self) -> dict[str, Any]:
         """What its record says of this process."""
-        groups = [group_of(self._name)] if self._joined else []
-        return {"groups": groups, "sink": self._name, "kind": self._kind, **self.stats.to_json()}
+        groups = [group_of(self.name)] if self._joined else []
+        return {"groups": groups, "sink": self.name, "kind": self.kind, **self.stats.to_json()}
 
 
 class _Delivering:
@@ -345,7 +361,8 @@ class _Delivering:
 class _Pauses:
     """Growing pauses between attempts, and what is said of them."""
 
-    def __init__(self, name: str, stats: SinkStats) -> None:
+    def __init__(self, name: str, stats: SinkStats, hidden: Hidden) -> None:
+        self._hidden = hidden
         self._name = name
         self._stats = stats
         self._seconds = 0.0
@@ -353,7 +370,7 @@ class _Pauses:
 
     async def wait(self, error: Exception) -> None:
         """Wait before the next attempt."""
-        text = str(error) or type(error).__name__
+        text = self._hidden.hide(str(error) or type(error).__name__)
         self._stats.state, self._stats.error = WAITING, text
         self._stats.interruptions += 1
         if text != self._said:
@@ -371,11 +388,26 @@ class _Pauses:
             _log.warning("%s: delivering again", self._name, extra={"action": "healed"})
 
 
-def _letters_of(refused: Sequence[Refused], parts: Mapping[int, Part]) -> list[Rejected]:
-    """What is refused, with the serialized keys that the dead letters keep."""
-    found = []
-    for result, error in refused:
-        part = parts[result.partition]
-        key = part.keys[part.results.index(result)]
-        found.append(Rejected(result.partition, result.sequence, key, result.text, "deliver", error))
-    return found
+def runner_of(
+    grid: Grid, settings: SinkSettings, name: str | None = None, *, lease_seconds: float = LEASE_SECONDS
+) -> SinkRunner:
+    """The runner of a sink as its settings say.
+
+    Args:
+        grid: The connection.
+        settings: Of one of the kinds in the registry.
+        name: Of the sink, if its settings have none.
+        lease_seconds: How long partitions of a killed process wait for a new owner.
+
+    Raises:
+        SettingsError: An environment variable that the settings name is not set.
+        UsageError: There is no such kind, or its libraries are not installed.
+    """
+    kind = registry.kind_of(settings)
+    called = settings.name or name or default_name(kind, settings.results)
+    filled, hidden = from_environment(settings)
+
+    def make() -> Sink:
+        return registry.make(kind, grid, called, filled)
+
+    return SinkRunner(grid, called, kind, filled, make, hidden=hidden, lease_seconds=lease_seconds)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.worker.stats import GroupStats
 
-STARTING, DELIVERING, WAITING = "STARTING", "DELIVERING", "WAITING"
+STARTING, DELIVERING, WAITING = "starting", "delivering", "waiting"
 """States of a process: it opens its destination, delivers, or waits until its destination can be reached again."""
 
 
@@ -16,7 +16,7 @@ class SinkStats(GroupStats):
     """Counters of one process of a sink, since it began.
 
     Attributes:
-        state: One of `STARTING`, `DELIVERING` and `WAITING`.
+        state: `starting`, `delivering` or `waiting`.
         error: Why it waits; empty if it does not.
         deliveries: Made.
         filtered: Results that were not to be delivered.

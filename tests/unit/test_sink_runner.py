@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -25,14 +26,23 @@ async def until(condition, seconds=20.0):
             await asyncio.sleep(0.01)
 
 
-@asynccontextmanager
-async def sinking(cluster, received, *, name="list", process="one", settings=None, lease_seconds=5.0, **options):
-    """A process of a sink, on a connection of its own; gives its runner."""
+async def runner_of(cluster, received, *, name="list", process="one", settings=None, **options):
+    """A process of a sink, on a connection of its own."""
     grid = await cluster.connect(process)
     settings = settings or SinkSettings(results=MAP)
-    runner = SinkRunner(
-        grid, name, "list", settings, lambda: ListSink(received, process, **options), lease_seconds=lease_seconds
-    )
+    return SinkRunner(grid, name, "list", settings, lambda: ListSink(received, process, **options))
+
+
+async def failure_of(cluster, received, **options):
+    """Run a process of a sink until it ends by itself."""
+    async with asyncio.timeout(20):
+        await (await runner_of(cluster, received, **options)).run()
+
+
+@asynccontextmanager
+async def sinking(cluster, received, **options):
+    """Run a process of a sink meanwhile."""
+    runner = await runner_of(cluster, received, **options)
     task = asyncio.create_task(runner.run())
     try:
         yield runner
@@ -140,11 +150,11 @@ async def test_a_destination_that_is_away_gets_the_same_again():
         received.then(ABORT(after=5), ABORT(after=2))
         await put(grid, scores(50))
         async with sinking(cluster, received) as runner:
-            await until(lambda: runner.stats.state == "WAITING")
+            await until(lambda: runner.stats.state == "waiting")
             assert "away" in runner.stats.error
             assert runner.stats.events == 0
             await until(lambda: runner.stats.events == 50)
-            assert (runner.stats.state, runner.stats.error, runner.stats.interruptions) == ("DELIVERING", "", 2)
+            assert (runner.stats.state, runner.stats.error, runner.stats.interruptions) == ("delivering", "", 2)
         assert len(received.results) == 57
         assert len(received.newest()) == 50
 
@@ -154,9 +164,10 @@ async def test_nothing_is_committed_before_it_is_delivered():
         grid, received, resume = await cluster.connect("user"), Received(), asyncio.Event()
         received.then(PAUSE(resume))
         await put(grid, scores(30))
-        async with sinking(cluster, received):
+        async with sinking(cluster, received) as runner:
             await until(lambda: not received.faults)
-            await asyncio.sleep(1.2)  # the group commits once a second
+            paused_at = time.time() * 1000
+            await until(lambda: runner.stats.committed_at > paused_at)
             assert not any(offset > 0 for offset in (await offsets(grid)).values())
             resume.set()
             await until(lambda: len(received.results) == 30)
@@ -195,8 +206,7 @@ async def test_what_cannot_heal_stops_the_sink_with_its_message():
         received.then(ABORT(for_good=True))
         await put(grid, scores(30))
         with pytest.raises(GridscoreError, match="takes nothing any more"):
-            async with sinking(cluster, received) as runner:
-                await until(lambda: runner.stats.partitions == 13 and not received.faults)
+            await failure_of(cluster, received)
         assert sum((await offsets(grid)).values()) == 0
 
 
@@ -271,8 +281,7 @@ async def test_with_halt_a_sink_stops_at_a_loss_and_goes_on_behind_it():
             await until(lambda: len(received.results) == 5)
         await put(grid, scores(50, 5))
         with pytest.raises(EventsLostError, match=r"sink:list|given again"):
-            async with sinking(cluster, received, process="two", settings=settings):
-                await asyncio.sleep(10)
+            await failure_of(cluster, received, process="two", settings=settings)
         async with sinking(cluster, received, process="three", settings=settings):
             await until(lambda: received.results[-1].key == "k54")
 
@@ -295,11 +304,9 @@ async def test_a_name_is_of_one_sink_and_of_no_job():
             await until(lambda: runner.stats.partitions == 13)
         assert [(sink.name, sink.kind, sink.map) for sink in await all_sinks(grid)] == [("list", "list", MAP)]
         with pytest.raises(UsageError, match="already"):
-            async with sinking(cluster, received, settings=SinkSettings(results="results.other")):
-                await asyncio.sleep(5)
+            await failure_of(cluster, received, settings=SinkSettings(results="results.other"))
         with pytest.raises(JournalMissingError):
-            async with sinking(cluster, received, name="none", settings=SinkSettings(results="without")):
-                await asyncio.sleep(5)
+            await failure_of(cluster, received, name="none", settings=SinkSettings(results="without"))
 
 
 async def test_the_same_partition_is_that_of_the_event():

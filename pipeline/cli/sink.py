@@ -1,0 +1,216 @@
+"""`gridscore sink`: runs sinks, which bring results to where applications act on them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from pipeline.cli.output import console, errors, print_json, print_table, run, visible
+from pipeline.cli.plugs import PlugGroup, command_of
+from pipeline.cli.signals import on_signals
+from pipeline.sinks import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pipeline.job.plugs.base import SinkSettings
+    from pipeline.sinks.runner import SinkRunner
+    from pipeline.sinks.status import SinkStatus
+
+_SHOW_SECONDS = 0.5
+
+
+class _Sinks(PlugGroup):
+    def kinds(self) -> list[str]:
+        return registry.available()
+
+    def make(self, kind: str) -> Callable[..., None]:
+        plug = registry.KINDS[kind]
+
+        def start(settings: Any, connection: tuple[Any, Any, Any]) -> None:
+            _run({"": settings}, connection)
+
+        text = (
+            f"{plug.summary}\n\nRuns until Ctrl-C or SIGTERM. Start it several times, anywhere, and its processes "
+            "share the work. A text may say ${NAME}, which is taken from the environment, and never shown."
+        )
+        return command_of(plug.settings_class(), start, help_text=text)
+
+
+app = typer.Typer(cls=_Sinks, help="Bring results to where applications act on them.", no_args_is_help=True)
+
+
+@app.command("run")
+def run_(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Sinks of its section `sinks`; else all.")
+    ] = None,
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Run sinks of a job file, all in this process, until Ctrl-C or SIGTERM.
+
+    Example: [bold]gridscore sink run job.yaml alerts[/]
+    """
+    from pipeline.errors import UsageError
+    from pipeline.job import load_job
+
+    job = load_job(job_file)
+    unknown = [name for name in names or () if name not in job.sinks]
+    if unknown or not job.sinks:
+        there = f"There are: {', '.join(job.sinks)}." if job.sinks else "Its section `sinks` is empty, or missing."
+        raise UsageError(f"{job_file} has no sink{f' `{unknown[0]}`' if unknown else ''}.", there)
+    _run({f"{job.name}-{name}"[:64]: job.sinks[name] for name in names or job.sinks}, (members, cluster_name, settings))
+
+
+@app.command("list")
+def list_(
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """List the sinks, running or not: how far each has come, and what it waits for.
+
+    The lag is what the journal holds beyond the committed offsets.
+
+    Example: [bold]gridscore sink list --json[/]
+    """
+    from pipeline.sinks.status import sink_statuses
+
+    async def main() -> list[SinkStatus]:
+        async with connected(members, cluster_name, settings) as grid:
+            return await sink_statuses(grid)
+
+    found = run(main())
+    if as_json:
+        print_json([each.to_json() for each in found])
+        return
+    columns = ("NAME", "KIND", "MAP", "STATE", "PROCESSES", "LAG", "RESULTS/S", "LOST", "DEAD LETTERS", "WAITS FOR")
+    rows = [
+        (
+            each.record.name,
+            each.record.kind,
+            each.record.map,
+            each.state,
+            len(each.processes),
+            each.lag,
+            each.rate,
+            each.lost,
+            each.dead_letters,
+            each.error,
+        )
+        for each in found
+    ]
+    print_table(columns, rows, empty="There are no sinks.")
+
+
+@app.command()
+def forget(
+    name: Annotated[str, typer.Argument(help="Name of the sink.", show_default=False)],
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Forget how far a sink has come: when it is started again, it begins anew. Stop it first. Its dead letters stay.
+
+    Example: [bold]gridscore sink forget alerts[/]
+    """
+    from pipeline.sinks import status
+
+    async def main() -> None:
+        async with connected(members, cluster_name, settings) as grid:
+            await status.forget(grid, name)
+
+    run(main())
+    console.print(f"{visible(name)}: forgotten.", markup=False, highlight=False)
+
+
+def _run(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any]) -> None:
+    """Run sinks until told to stop."""
+    code = run(_main(sinks, connection))
+    if code:
+        raise typer.Exit(code)
+
+
+async def _main(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any]) -> int:
+    from pipeline.sinks.runner import runner_of
+
+    signals: list[str] = []
+    runners: list[SinkRunner] = []
+    task = asyncio.current_task()
+
+    def stop(name: str) -> None:
+        if signals:
+            os._exit(130)  # whoever asks twice does not want to wait; what is not committed is delivered again
+        signals.append(name)
+        if task is not None:
+            task.cancel()
+
+    on_signals(stop)
+    try:
+        async with connected(*connection) as grid:
+            runners += [runner_of(grid, settings, name or None) for name, settings in sinks.items()]
+            for each in runners:
+                _say(f"{each.name}: {each.map} to {each.kind}. Ctrl-C stops it.")
+            await _all(runners)
+    except asyncio.CancelledError:
+        if not signals:
+            raise
+    for each in runners:
+        dead = f", {each.stats.dead:,} to the dead letters" if each.stats.dead else ""
+        _say(f"{each.name}: {each.stats.events:,} results delivered{dead}.")
+    return 130 if "SIGINT" in signals else 0
+
+
+async def _all(runners: list[SinkRunner]) -> None:
+    """Run them, and show how they do, until cancelled; one that cannot go on stops the others, in good order."""
+    tasks = [asyncio.create_task(each.run()) for each in runners]
+    showing = asyncio.create_task(_show(runners))
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in (*tasks, showing):
+            task.cancel()
+        await asyncio.gather(*tasks, showing, return_exceptions=True)
+
+
+async def _show(runners: list[SinkRunner]) -> None:
+    """A line a sink on a terminal, until cancelled."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    if not errors.is_terminal:
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TextColumn("{task.fields[trouble]}", style="yellow", markup=False),
+    )
+    with Progress(*columns, console=errors, transient=True) as progress:
+        lines = [progress.add_task(visible(each.name), total=None, figures="", trouble="") for each in runners]
+        before = [each.stats.events for each in runners]
+        while True:
+            await asyncio.sleep(_SHOW_SECONDS)
+            for position, each in enumerate(runners):
+                stats = each.stats
+                rate, before[position] = (stats.events - before[position]) / _SHOW_SECONDS, stats.events
+                dead = f", {stats.dead:,} dead letters" if stats.dead else ""
+                figures = f"{stats.events:,} results, {rate:,.0f}/s{dead}, {stats.partitions} partitions"
+                progress.update(lines[position], figures=figures, trouble=visible(stats.error))
+
+
+def _say(text: str) -> None:
+    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)

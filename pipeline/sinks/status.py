@@ -1,0 +1,172 @@
+"""What sinks are doing now, seen from outside: lag from offsets and journals, figures from their processes' records."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipeline.errors import JobError
+from pipeline.grid import transport
+from pipeline.grid.records import Records
+from pipeline.sinks.records import PROCESSES_MAP, SINKS_MAP, all_sinks, find_sink, group_of
+from pipeline.worker import rescan
+from pipeline.worker.dead_letters import map_of
+from pipeline.worker.lease_records import read_records
+from pipeline.worker.leases import begin_anew
+from pipeline.worker.members import GONE_SECONDS
+from pipeline.worker.status import positions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.grid import Grid
+    from pipeline.sinks.records import SinkRecord
+    from pipeline.worker.status import Position
+
+
+class SinkProcess(msgspec.Struct, frozen=True):
+    """What one process of a sink says of itself, once a second; see `SinkStats`.
+
+    Attributes:
+        id: Of the process.
+        seen_at: Milliseconds of its clock, when it was written.
+        sink: Name of the sink.
+        state: `starting`, `delivering` or `waiting` (for its destination).
+        error: Why it waits.
+        delivered: Results since it began.
+        rate: Results per second, of the last few seconds.
+        dead_letters: What it refused, since it began.
+        interruptions: How often its destination was away.
+        partitions: Held now.
+    """
+
+    id: str
+    seen_at: int
+    sink: str
+    host: str = ""
+    pid: int = 0
+    began_at: int = 0
+    state: str = ""
+    error: str = ""
+    delivered: int = 0
+    rate: float = 0.0
+    filtered: int = 0
+    dead_letters: int = 0
+    interruptions: int = 0
+    rescued: int = 0
+    partitions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """A sink and its figures.
+
+    Attributes:
+        record: The sink.
+        lag: Results in the journal that no committed offset covers; None if the journal cannot be read.
+        lost: Results that were overwritten before they were read, in all.
+        dead_letters: Those in the grid.
+        rescans: Partitions that wait for a rescan.
+        positions: Partition by partition; empty if the journal cannot be read.
+        processes: Those that live.
+    """
+
+    record: SinkRecord
+    lag: int | None
+    lost: int
+    dead_letters: int
+    rescans: int
+    positions: Sequence[Position]
+    processes: Sequence[SinkProcess]
+
+    @property
+    def state(self) -> str:
+        """`stopped` if no process lives; `waiting` if any waits."""
+        states = {process.state for process in self.processes}
+        return next((state for state in ("waiting", "delivering", "starting") if state in states), "stopped")
+
+    @property
+    def error(self) -> str:
+        """Why a process waits."""
+        return next((process.error for process in self.processes if process.error), "")
+
+    @property
+    def rate(self) -> float:
+        """Results per second, of all processes."""
+        return round(sum(process.rate for process in self.processes), 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "name": self.record.name,
+            "kind": self.record.kind,
+            "map": self.record.map,
+            "state": self.state,
+            "error": self.error,
+            "lag": self.lag,
+            "rate": self.rate,
+            "lost": self.lost,
+            "dead_letters": self.dead_letters,
+            "rescans": self.rescans,
+            "partitions": sum(1 for position in self.positions if position.owner),
+            "offsets": [position.offset for position in self.positions],
+            "processes": [msgspec.to_builtins(process) for process in self.processes],
+        }
+
+
+async def sink_statuses(grid: Grid) -> list[SinkStatus]:
+    """Every sink that is known, by name.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    processes, requests = await _living(grid), await Records(grid, rescan.RESCANS_MAP).all()
+    found = []
+    for record in await all_sinks(grid):
+        leases = await read_records(grid, group_of(record.name))
+        there = await positions(grid, record.subscription, leases)
+        found.append(
+            SinkStatus(
+                record=record,
+                lag=None if there is None else sum(position.unread for position in there),
+                lost=sum(lease.lost for lease in leases.values()),
+                dead_letters=await transport.map_size(grid.client, map_of(record.name)),
+                rescans=len(rescan.requests_of(group_of(record.name), requests)),
+                positions=there or (),
+                processes=[process for process in processes if process.sink == record.name],
+            )
+        )
+    return found
+
+
+async def forget(grid: Grid, name: str) -> None:
+    """Forget a sink: a sink of that name then begins anew. Its dead letters stay.
+
+    Raises:
+        JobError: There is no such sink, or it is running.
+        ConflictError: Its processes keep changing its leases.
+        HazelcastError: The cluster did not answer.
+    """
+    if await find_sink(grid, name) is None:
+        raise JobError(f"There is no sink `{name}`.", "`gridscore sink list` lists them.")
+    living = [process for process in await _living(grid) if process.sink == name]
+    if living:
+        raise JobError(f"The sink `{name}` is running: {living[0].host}, process {living[0].pid}.", "Stop it first.")
+    await begin_anew(grid, group_of(name))
+    await rescan.forget(grid, group_of(name))
+    await Records(grid, SINKS_MAP).delete(name)
+
+
+async def _living(grid: Grid) -> list[SinkProcess]:
+    found = []
+    for _, record in sorted((await Records(grid, PROCESSES_MAP).all()).items()):
+        with contextlib.suppress(msgspec.ValidationError):
+            process = msgspec.convert(record.value, SinkProcess)
+            # Its clock and ours may differ by seconds, so a record from the future is as good as one of this moment.
+            if time.time() * 1000 - process.seen_at < GONE_SECONDS * 1000:
+                found.append(process)
+    return found
