@@ -1,12 +1,13 @@
 """The features room: from events to the float32 matrix that a model scores; live and offline, with the same code.
 
-It offers :class:`EventDecoder` (JSON to typed events), :class:`LookupTable` (entries of a lookup map in columns),
+It offers :class:`EventDecoder` (JSON to :class:`EventColumns`), :class:`LookupTable` (a lookup map in columns),
 :class:`FeaturePlan` (events to matrix), and :func:`offline_matrix` (a history to the same matrix). How a table becomes
 the JSON that a producer puts into the grid is in `features.tables`.
 """
 
 from __future__ import annotations
 
+from pipeline.features.columns import EventColumns
 from pipeline.features.events import DecodeError, Event, EventDecoder
 from pipeline.features.lookup_table import LookupTable
 from pipeline.features.offline import ATTRIBUTE, OfflineMatrix, offline_matrix
@@ -16,6 +17,7 @@ __all__ = [
     "ATTRIBUTE",
     "DecodeError",
     "Event",
+    "EventColumns",
     "EventDecoder",
     "FeaturePlan",
     "LookupTable",

@@ -1,4 +1,4 @@
-"""Events: from the JSON of a journal entry to a typed struct, strictly, at the speed of msgspec."""
+"""Events: from the JSON of journal entries to typed values, strictly, as msgspec understands it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from pipeline.compiled import compiled
 from pipeline.errors import GridscoreError
+from pipeline.features.columns import EventColumns, StructCells
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pipeline.job import FieldType, Job
 
@@ -28,6 +30,8 @@ _TYPES: dict[str, Any] = {
     "s": _INT | float,
     "ms": _INT | float,
 }
+_KINDS = {"float": 0, "int": 1, "string": 2, "bool": 3, "iso": 4, "s": 5, "ms": 5}
+"""How the compiled module numbers the kinds of values."""
 _WORDS = {
     "float": "a number",
     "int": "a whole number",
@@ -98,7 +102,10 @@ class EventDecoder:
 
     def __init__(self, job: Job) -> None:
         self.event_type = struct_type("Event", job.schema_)
+        self._schema = job.schema_
         self._decode = msgspec.json.Decoder(self.event_type).decode
+        module = compiled("pipeline.features._columns")
+        self._cells = None if module is None else module.Decoder(tuple(map(_cell, job.schema_.items()))).decode
 
     def decode(self, payload: bytes) -> Event:
         """Decode one event.
@@ -111,13 +118,38 @@ class EventDecoder:
         except (ValueError, RecursionError) as error:
             raise DecodeError(reason_of(error)) from None
 
-    def decode_all(self, payloads: Iterable[bytes]) -> list[Event]:
-        """Decode many events, at half the cost of one by one.
+    def decode_all(self, payloads: Iterable[bytes]) -> EventColumns:
+        """Decode many events, far faster than one by one.
 
         Raises:
-            DecodeError: One of them cannot be decoded; `decode` tells which.
+            DecodeError: One of them cannot be decoded; `decode_good` tells which.
         """
+        events, bad = self.decode_good(list(payloads))
+        for reason in bad.values():
+            raise DecodeError(reason)
+        return events
+
+    def decode_good(self, payloads: Sequence[bytes]) -> tuple[EventColumns, dict[int, str]]:
+        """Decode those of many events that can be decoded; and for each other, by its position, why it cannot."""
+        bad: dict[int, str] = {}
+
+        def decode(position: int) -> Event | None:
+            try:
+                return self._decode(payloads[position])
+            except (ValueError, RecursionError) as error:
+                bad[position] = reason_of(error)
+                return None
+
+        if self._cells is not None:
+            return EventColumns(self._schema, self._cells(payloads, decode)), bad
         try:
-            return list(map(self._decode, payloads))
-        except (ValueError, RecursionError) as error:
-            raise DecodeError(reason_of(error)) from None
+            events = list(map(self._decode, payloads))
+        except (ValueError, RecursionError):
+            events = [event for position in range(len(payloads)) if (event := decode(position)) is not None]
+        return EventColumns(self._schema, StructCells(self._schema, events)), bad
+
+
+def _cell(field: tuple[str, FieldType]) -> tuple[str, bytes, int, bool]:
+    name, kind = field
+    number = _KINDS[kind.unit if kind.type == "timestamp" else kind.type]
+    return name, (kind.json_name or name).encode(), number, kind.optional

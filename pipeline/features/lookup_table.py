@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.features.columns import EventColumns
     from pipeline.job import Lookup, LookupField
 
 _FIRST_CAPACITY = 1_024
@@ -113,6 +114,10 @@ class LookupTable:
     def rows(self, keys: Sequence[Any]) -> NDArray[np.intp]:
         """The row of each key; 0 is that of missing entries."""
         return np.fromiter(map(self._index.get, keys, repeat(0)), np.intp, len(keys))
+
+    def rows_of(self, events: EventColumns, field: str) -> NDArray[np.intp]:
+        """The row of each event whose field is the key, as `rows` has it."""
+        return events.rows(field, self._index)
 
     def column(self, name: str) -> Any:
         """The values of a field by row: float64 (timestamps as seconds), or a list of strings.

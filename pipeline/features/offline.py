@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import TableError
-from pipeline.features.events import DecodeError, EventDecoder
+from pipeline.features.events import EventDecoder
 from pipeline.features.lookup_table import LookupTable
 from pipeline.features.plan import FeaturePlan
 from pipeline.features.program import Program
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from pipeline.features.events import Event
+    from pipeline.features.columns import EventColumns
     from pipeline.job import Job
 
 ATTRIBUTE = "gridscore"
@@ -195,33 +195,22 @@ class _Reading:
         self._source = source
         self._skip_bad = skip_bad
 
-    def batches(self) -> Iterator[tuple[int, list[int], list[Event]]]:
+    def batches(self) -> Iterator[tuple[int, list[int], EventColumns]]:
         """Rows read so far; then the positions of this batch's rows and their events."""
         from pipeline.features import tables
 
         for start in range(0, len(self._frame), _BATCH):
             part = self._frame.iloc[start : start + _BATCH]
             payloads = list(tables.rows_as_json(part, self._schema, self._source))
+            events, bad = self._decoder.decode_good(payloads)
+            if bad and not self._skip_bad:
+                position, reason = next(iter(bad.items()))
+                raise TableError(
+                    f"{self._source}, row {start + position + 1}: {reason}.",
+                    "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",
+                )
             end = start + len(payloads)
-            try:
-                yield end, list(range(start, end)), self._decoder.decode_all(payloads)
-            except DecodeError:
-                positions, events = self._good(start, payloads)
-                yield end, positions, events
-
-    def _good(self, start: int, payloads: Sequence[bytes]) -> tuple[list[int], list[Event]]:
-        positions, events = [], []
-        for position, payload in enumerate(payloads, start):
-            try:
-                events.append(self._decoder.decode(payload))
-                positions.append(position)
-            except DecodeError as error:
-                if not self._skip_bad:
-                    raise TableError(
-                        f"{self._source}, row {position + 1}: {error.message}.",
-                        "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",
-                    ) from None
-        return positions, events
+            yield end, [start + row for row in range(len(payloads)) if row not in bad], events
 
 
 def _fill(job: Job, name: str, lookups: Any) -> LookupTable:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.features.columns import EventColumns
 from pipeline.features.program import Program
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class FeaturePlan:
 
     def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]]) -> None:
         self.names = job.feature_names
+        self._schema = job.schema_
         self._program = Program(job, tables, categories)
         self._slots = [self._program.feature(name) for name in self.names]
         self._lookup_slots = list(self._program.lookup_slots.items())
@@ -49,29 +51,30 @@ class FeaturePlan:
         self.looked_up = dict.fromkeys(job.lookups, 0)
         self.missed = dict.fromkeys(job.lookups, 0)
 
-    def keys(self, events: Sequence[Event]) -> dict[str, list[Any]]:
+    def keys(self, events: EventColumns | Sequence[Event]) -> dict[str, list[Any]]:
         """The keys that each lookup is asked for, in the order of the events; None where an event has none."""
         if not events:
             return {name: [] for name in self._key_slots}
         with np.errstate(all="ignore"):
-            values = self._key_program.run(events)
+            values = self._key_program.run(EventColumns.of(self._schema, events))
         return {
             name: list(values[slot]) if name in self._used else [None] * len(events)
             for name, slot in self._key_slots.items()
         }
 
-    def matrix(self, events: Sequence[Event]) -> NDArray[np.float32]:
+    def matrix(self, events: EventColumns | Sequence[Event]) -> NDArray[np.float32]:
         """The features of these events: a row an event, in C order."""
+        events = EventColumns.of(self._schema, events)
         count = len(events)
         if count == 0:
             return np.empty((0, len(self._slots)), np.float32)
         if count == 1:
             # In places numpy takes an array of one item for a number; `power` has a short cut for those, and its last
             # bit may differ: a row alone is computed as one of two.
-            return self._compute((events[0], events[0]), 1)[:1]
+            return self._compute(events.take((0, 0)), 1)[:1]
         return self._compute(events, count)
 
-    def _compute(self, events: Sequence[Event], count: int) -> NDArray[np.float32]:
+    def _compute(self, events: EventColumns, count: int) -> NDArray[np.float32]:
         out = np.empty((len(events), len(self._slots)), np.float32)
         with np.errstate(all="ignore"):
             values = self._program.run(events)

@@ -5,9 +5,7 @@ Nothing of an expression's text is left here: a step is a function of ours and t
 
 from __future__ import annotations
 
-import datetime as dt
 from itertools import repeat
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,9 +19,9 @@ from pipeline.job.types import Type
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pipeline.features.events import Event
+    from pipeline.features.columns import EventColumns
     from pipeline.features.lookup_table import LookupTable
-    from pipeline.job import FieldType, Job
+    from pipeline.job import Job
 
 _NAN = float("nan")
 
@@ -33,6 +31,10 @@ class _Ref(NamedTuple):
 
     slot: int
     scalar: bool = False
+
+
+_COUNT = _Ref(0, scalar=True)
+_EVENTS = _Ref(1)
 
 
 class _Step(NamedTuple):
@@ -59,11 +61,9 @@ class Program:
         self._tables = tables
         self._categories = categories
         self._nodes = compile_features(job.features, job.schema_, job.lookups)
-        self._values: list[Any] = [None]  # slot 0 is the number of rows
+        self._values: list[Any] = [None, None]  # the number of rows, and the events
         self._steps: list[_Step] = []
         self._memo: dict[Any, _Ref] = {}
-        self._fields: list[str] = []
-        self._field_slots: list[int] = []
         self.lookup_slots: dict[str, int] = {}
 
     # ------------------------------------------------------------------ outputs
@@ -86,13 +86,11 @@ class Program:
         """The slot of the keys of a lookup: a list of strings or integers, None where there is none."""
         return self._keys(lookup).slot
 
-    def run(self, events: Sequence[Event]) -> list[Any]:
+    def run(self, events: EventColumns) -> list[Any]:
         """The values of all slots for these events."""
         values = self._values.copy()
-        values[0] = len(events)
-        # A pass a field is faster than one pass that makes a tuple an event: the garbage collector looks at tuples.
-        for slot, field in zip(self._field_slots, self._fields, strict=True):
-            values[slot] = list(map(attrgetter(field), events))
+        values[_COUNT.slot] = len(events)
+        values[_EVENTS.slot] = events
         for run, args, out in self._steps:
             values[out] = run(*[values[arg] for arg in args])
         return values
@@ -150,23 +148,20 @@ class Program:
         memo = ("column", ref.slot)
         if memo not in self._memo:
             fill = _repeat if node.type == Type.STRING else _fill
-            self._memo[memo] = self._step(fill, ref, _Ref(0))
+            self._memo[memo] = self._step(fill, ref, _COUNT)
         return self._memo[memo]
 
     def _raw(self, name: str) -> _Ref:
         """The values of a field as decoded."""
         memo = ("raw", name)
         if memo not in self._memo:
-            slot = self._slot()
-            self._fields.append(name)
-            self._field_slots.append(slot)
-            self._memo[memo] = _Ref(slot)
+            self._memo[memo] = self._step(lambda events: events.objects(name), _EVENTS)
         return self._memo[memo]
 
     def _field(self, name: str) -> _Ref:
-        raw = self._raw(name)
-        kind = self._job.schema_[name]
-        return raw if kind.type == "string" else self._step(_reader(kind), raw)
+        if self._job.schema_[name].type == "string":
+            return self._raw(name)
+        return self._step(lambda events: events.column(name), _EVENTS)
 
     def _feature(self, name: str) -> _Ref:
         memo = ("feature", name)
@@ -182,10 +177,17 @@ class Program:
         memo = ("rows", lookup)
         table = self._tables[lookup]
         if memo not in self._memo:
-            self._memo[memo] = self._step(table.rows, self._keys(lookup))
+            self._memo[memo] = self._rows(lookup, table)
             self.lookup_slots[lookup] = self._memo[memo].slot
         gather = table.gather
         return self._step(lambda rows: gather(field, rows), self._memo[memo])
+
+    def _rows(self, lookup: str, table: LookupTable) -> _Ref:
+        nodes = compile_keys(self._job.lookups[lookup], self._job.schema_)
+        if len(nodes) == 1 and (nodes[0].op == "int_field" or (nodes[0].op, nodes[0].type) == ("field", Type.STRING)):
+            field = str(nodes[0].value)
+            return self._step(lambda events: table.rows_of(events, field), _EVENTS)
+        return self._step(table.rows, self._keys(lookup))
 
     def _keys(self, name: str) -> _Ref:
         memo = ("keys", name)
@@ -240,35 +242,6 @@ def _fill(value: Any, count: int) -> Any:
 
 def _repeat(value: Any, count: int) -> list[Any]:
     return [value] * count
-
-
-def _reader(kind: FieldType) -> Callable[[Sequence[Any]], Any]:
-    """A function from decoded values to a column."""
-    if kind.type == "timestamp":
-        return _times if kind.unit == "iso" else _millis if kind.unit == "ms" else _numbers
-    return _bools if kind.type == "bool" and not kind.optional else _numbers
-
-
-def _numbers(column: Sequence[Any]) -> Any:
-    try:
-        return np.fromiter(column, np.float64, len(column))
-    except TypeError:
-        return np.array(column, np.float64)  # twice as slow, but None is NaN to it
-
-
-def _millis(column: Sequence[Any]) -> Any:
-    return _numbers(column) / 1000.0
-
-
-def _bools(column: Sequence[Any]) -> Any:
-    return np.fromiter(column, np.bool_, len(column))
-
-
-def _times(column: Sequence[Any]) -> Any:
-    try:
-        return np.fromiter(map(dt.datetime.timestamp, column), np.float64, len(column))
-    except TypeError:
-        return np.fromiter([_NAN if t is None else t.timestamp() for t in column], np.float64, len(column))
 
 
 def _or_default(default: float) -> Callable[[Any], Any]:

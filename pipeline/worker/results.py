@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from itertools import repeat
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,10 +12,11 @@ import numpy as np
 from pipeline.compiled import compiled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
+    from pipeline.features import EventColumns
     from pipeline.job import Job
     from pipeline.models import ModelVersion
 
@@ -47,7 +47,7 @@ class ResultEncoder:
 
     def encode(
         self,
-        events: Sequence[Any],
+        events: EventColumns,
         scores: NDArray[np.float32],
         sequences: list[int],
         epochs: list[int],
@@ -64,7 +64,7 @@ class ResultEncoder:
         """
         steps = np.searchsorted(self._thresholds, scores, side="right") if self._labels else None
         now = time.time_ns() // 1_000_000
-        included = [list(map(attrgetter(field), events)) for field in self._include]
+        included = [events.objects(field) for field in self._include]
         if _fast:
             return self._zip(scores, steps, sequences, epochs, version, now, included)
         return self._encode_each(scores, steps, sequences, epochs, version, now, included)

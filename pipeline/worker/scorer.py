@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from pipeline.features import DecodeError, EventDecoder, FeaturePlan
+from pipeline.features import EventDecoder, FeaturePlan
 from pipeline.worker.dead_letters import Rejected
 from pipeline.worker.results import ResultEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from pipeline.features import LookupTable
+    from pipeline.features import EventColumns, LookupTable
     from pipeline.grid.copies import Fetcher
     from pipeline.grid.journal import Page
     from pipeline.job import Job
@@ -67,26 +67,30 @@ class _Rows:
     Columns of plain objects rather than a tuple an event: the garbage collector looks at every tuple.
     """
 
-    events: list[Any] = field(default_factory=list)
     sequences: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
     spans: list[tuple[PartitionBatch, int]] = field(default_factory=list)
     """Partitions in order, each with the number of its rows; a partition may come again."""
 
-    def without(self, bad: Collection[int]) -> _Rows:
-        """The rows but for some."""
+    def without(self, bad: Mapping[int, str], stage: str, rejected: list[Rejected]) -> _Rows:
+        """The rows but for some, which are rejected for the reasons given."""
+        if not bad:
+            return self
         kept = _Rows()
         begin = 0
         for batch, count in self.spans:
-            rows = [row for row in range(begin, begin + count) if row not in bad]
+            rows = range(begin, begin + count)
             begin += count
-            kept.spans.append((batch, len(rows)))
+            good = [row for row in rows if row not in bad]
+            kept.spans.append((batch, len(good)))
+            kept.sequences += map(self.sequences.__getitem__, good)
+            kept.keys += map(self.keys.__getitem__, good)
+            kept.values += map(self.values.__getitem__, good)
             for row in rows:
-                kept.events.append(self.events[row])
-                kept.sequences.append(self.sequences[row])
-                kept.keys.append(self.keys[row])
-                kept.values.append(self.values[row])
+                if row in bad:
+                    event = self.sequences[row], self.keys[row], self.values[row]
+                    rejected.append(Rejected(batch.partition, *event, stage, bad[row]))
         return kept
 
 
@@ -137,60 +141,31 @@ class Scorer:
                 batch = batches[partition] = PartitionBatch(partition, page.next, cursor, at)
             batch.next = page.next
             batch.lost += lost
-            self._decode(batch, page, rows, rejected)
+            _append(rows, batch, page, rejected)
+        events, bad = self._decoder.decode_good(rows.values)
+        rows = rows.without(bad, "decode", rejected)
         stage_ns["decode"] += clock() - began
 
         if self._fetchers:
-            rows, keys = self._try(active.plan.keys, rows, rejected, "lookup")
+            events, rows, keys = _try(active.plan.keys, events, rows, rejected, "lookup")
             for name, fetcher in self._fetchers.items():
                 await self._fetch(name, fetcher, keys[name])
 
         began = clock()
-        rows, matrix = self._try(active.plan.matrix, rows, rejected, "features")
+        events, rows, matrix = _try(active.plan.matrix, events, rows, rejected, "features")
         stage_ns["features"] += (after := clock()) - began
-        if rows.events:
+        if events:
             scores = active.model.predict(matrix)
             stage_ns["predict"] += (began := clock()) - after
             epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
-            texts = self._encoder.encode(rows.events, scores, rows.sequences, epochs, active.model.version)
+            texts = self._encoder.encode(events, scores, rows.sequences, epochs, active.model.version)
             begin = 0
             for batch, count in rows.spans:
                 batch.keys += rows.keys[begin : begin + count]
                 batch.texts += texts[begin : begin + count]
                 begin += count
             stage_ns["encode"] += clock() - began
-        return ScoredBatch(list(batches.values()), rejected, len(rows.events))
-
-    def _decode(self, batch: PartitionBatch, page: Page, rows: _Rows, rejected: list[Rejected]) -> None:
-        if not page.foreign:
-            try:
-                events = self._decoder.decode_all(page.values)
-            except DecodeError:
-                pass
-            else:
-                rows.events += events
-                rows.sequences += page.sequences
-                rows.keys += page.keys
-                rows.values += page.values
-                rows.spans.append((batch, len(events)))
-                return
-        before = len(rows.events)
-        for position, (sequence, key, value) in enumerate(zip(page.sequences, page.keys, page.values, strict=True)):
-            if position in page.foreign:
-                kind = _FOREIGN_TYPES.get(page.foreign[position], f"of Hazelcast type {page.foreign[position]}")
-                reason = f"the value is {kind}; put JSON values (HazelcastJsonValue) or JSON strings"
-                rejected.append(Rejected(batch.partition, sequence, key, value, "decode", reason))
-                continue
-            try:
-                event = self._decoder.decode(value)
-            except DecodeError as error:
-                rejected.append(Rejected(batch.partition, sequence, key, value, "decode", str(error)))
-                continue
-            rows.events.append(event)
-            rows.sequences.append(sequence)
-            rows.keys.append(key)
-            rows.values.append(value)
-        rows.spans.append((batch, len(rows.events) - before))
+        return ScoredBatch(list(batches.values()), rejected, len(events))
 
     async def _fetch(self, name: str, fetcher: Fetcher, keys: Sequence[Any]) -> None:
         entries = await fetcher.fetch({key for key in keys if key is not None})
@@ -199,26 +174,35 @@ class Scorer:
         for key, payload in entries:
             table.put(key, payload)
 
-    @staticmethod
-    def _try(
-        compute: Callable[[Sequence[Any]], Any], rows: _Rows, rejected: list[Rejected], stage: str
-    ) -> tuple[_Rows, Any]:
-        """What is computed of the events; those that it cannot be computed of are rejected, one by one."""
-        try:
-            return rows, compute(rows.events)
-        except Exception:
-            bad: dict[int, str] = {}
-            for position, event in enumerate(rows.events):
-                try:
-                    compute([event])
-                except Exception as error:  # noqa: BLE001 -- whatever it is, it must not stop the others
-                    bad[position] = f"{type(error).__name__}: {error}"
-            if not bad:
-                raise
-        partitions = [batch.partition for batch, count in rows.spans for _ in range(count)]
-        for row, reason in bad.items():
-            rejected.append(
-                Rejected(partitions[row], rows.sequences[row], rows.keys[row], rows.values[row], stage, reason)
-            )
-        kept = rows.without(bad)
-        return kept, compute(kept.events)
+
+def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejected]) -> None:
+    """Take the events of a page, but for those that are no JSON in the first place."""
+    taken = _Rows(page.sequences, page.keys, page.values, [(batch, len(page.values))])
+    foreign = {}
+    for position, number in page.foreign.items():
+        kind = _FOREIGN_TYPES.get(number, f"of Hazelcast type {number}")
+        foreign[position] = f"the value is {kind}; put JSON values (HazelcastJsonValue) or JSON strings"
+    taken = taken.without(foreign, "decode", rejected)
+    rows.sequences += taken.sequences
+    rows.keys += taken.keys
+    rows.values += taken.values
+    rows.spans += taken.spans
+
+
+def _try(
+    compute: Callable[[EventColumns], Any], events: EventColumns, rows: _Rows, rejected: list[Rejected], stage: str
+) -> tuple[EventColumns, _Rows, Any]:
+    """What is computed of the events; those that it cannot be computed of are rejected, one by one."""
+    try:
+        return events, rows, compute(events)
+    except Exception:
+        bad: dict[int, str] = {}
+        for position in range(len(events)):
+            try:
+                compute(events.take((position,)))
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it must not stop the others
+                bad[position] = f"{type(error).__name__}: {error}"
+        if not bad:
+            raise
+    events = events.without(bad)
+    return events, rows.without(bad, stage, rejected), compute(events)

@@ -16,6 +16,7 @@ import pytest
 
 import pipeline
 from pipeline.bench import card
+from pipeline.compiled import MODULES, compiled
 from pipeline.grid import wire
 from pipeline.grid.writer import MapWriter
 from pipeline.job import JobRecord, JobState
@@ -94,7 +95,7 @@ def test_no_python_function_is_called_for_each_event(counts):
 
 def test_an_event_takes_few_calls_from_python_to_c(counts):
     _, calls = counts
-    assert calls["c_call"] / EVENTS <= 12.7
+    assert calls["c_call"] / EVENTS <= (5.0 if all(map(compiled, MODULES)) else 12.7)
 
 
 def test_a_put_all_is_made_without_copies_of_keys_and_texts():
