@@ -1,0 +1,124 @@
+"""`gridscore source`: log files into a map, watched, stopped and begun anew."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.client import connect
+
+GRIDSCORE = [sys.executable, "-m", "pipeline.cli"]
+
+
+@pytest.fixture
+def environment(cluster):
+    return {
+        **os.environ,
+        "GRIDSCORE_MEMBERS": json.dumps(cluster.addresses),
+        "GRIDSCORE_CLUSTER_NAME": cluster.cluster_name,
+    }
+
+
+@pytest.fixture
+def gridscore(environment):
+    def run(*arguments, code=0):
+        done = subprocess.run(
+            [*GRIDSCORE, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == code, (done.stdout, done.stderr)
+        return done
+
+    return run
+
+
+@pytest.fixture
+def source(environment, tmp_path):
+    """Starts `gridscore source`; its output goes to a file."""
+    started = []
+
+    def start(*arguments):
+        log = tmp_path / f"source-{len(started)}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen([*GRIDSCORE, "source", *arguments], env=environment, stdout=file, stderr=file)
+        started.append(process)
+        return process, log
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("nothing came of it")
+
+
+def size(cluster, name):
+    async def look():
+        async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
+            return await (await client.grid.map(name)).size()
+
+    return asyncio.run(look())
+
+
+def test_a_source_is_run_watched_stopped_and_begun_anew(cluster, gridscore, source, tmp_path, unique):
+    path, name = tmp_path / "app.log", f"log-{unique}"
+    path.write_text("".join(f'{{"n": {n}}}\n' for n in range(100)) + "this is no JSON\n")
+    options = ("logfile", "--to", f"events.{unique}", "--path", str(path), "--name", name)
+    process, log = source(*options)
+
+    def listed():
+        found = [each for each in json.loads(gridscore("source", "list", "--json").stdout) if each["name"] == name]
+        return found[0] if found and found[0]["events"] == 100 else None
+
+    found = until(listed)
+    assert (found["kind"], found["map"], found["poison"], found["pid"]) == (
+        "logfile",
+        f"events.{unique}",
+        1,
+        process.pid,
+    )
+    assert name in gridscore("source", "list").stdout
+    letters = json.loads(gridscore("dead-letters", "list", name, "--json").stdout)
+    assert letters[0]["text"] == "this is no JSON"
+    shown = gridscore("dead-letters", "show", name, letters[0]["id"]).stdout
+    assert "origin" in shown
+    assert "sequence" not in shown
+    assert "no JSON" in gridscore("dead-letters", "replay", name, "--all", code=1).stdout
+
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert f"{name}: 100 events, 1 to the dead letters." in log.read_text()
+    assert name not in gridscore("source", "list").stdout
+
+    with path.open("a") as file:
+        file.write('{"n": 100}\n')
+    process, log = source(*options)
+    until(lambda: size(cluster, f"events.{unique}") == 101)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert f"{name}: 1 events." in log.read_text()
+
+    assert "positions forgotten" in gridscore("source", "forget", name).stdout
+    again = gridscore("source", *options, "--until-end")
+    assert f"{name}: 101 events, 1 to the dead letters." in again.stderr
+    assert size(cluster, f"events.{unique}") == 101
+
+
+def test_what_is_wrong_is_said_before_anything_is_read(gridscore):
+    missing = gridscore("source", "logfile", "--to", "events.x", "--path", "${NOT_THERE}/x", code=2)
+    assert "the environment variable NOT_THERE is not set" in missing.stderr
+    assert "--path: it must be given." in gridscore("source", "logfile", "--to", "events.x", code=2).stderr
+    assert "No such command" in gridscore("source", "tape", code=2).stderr
+    assert "There is no job `nobody`" in gridscore("dead-letters", "list", "nobody", code=6).stderr
