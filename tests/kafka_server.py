@@ -71,11 +71,13 @@ class Kafka:
             AclOperation.ALL,
             AclPermissionType.DENY,
         )
-        AdminClient(self.common).create_acls([acl])[acl].result(30)
+        admin = AdminClient(self.common)  # which must live as long as its answers are waited for
+        admin.create_acls([acl])[acl].result(30)
 
     def delete_records(self, topic: str, partition: int, before: int) -> None:
         place = TopicPartition(topic, partition, before)
-        for answer in AdminClient(self.common).delete_records([place]).values():
+        admin = AdminClient(self.common)
+        for answer in admin.delete_records([place]).values():
             answer.result(30)
 
     def produce(self, topic: str, messages: list[tuple[Any, Any]], *, partition: int = -1, headers: Any = None) -> None:

@@ -328,7 +328,9 @@ class KafkaSource:
                 self._owned[number] = self._assignments
                 self._acknowledged.pop(number, None)
                 self._committed.pop(number, None)
-            self._ready().seek(TopicPartition(self._topic, number, low))
+            # A seek does not wake a partition that has failed.
+            self._ready().incremental_unassign([TopicPartition(self._topic, number)])
+            self._ready().incremental_assign([TopicPartition(self._topic, number, low)])
         except KafkaException as error:
             raise failure(error.args[0], self._topic, SourceInterruptedError) from None
 
@@ -393,7 +395,7 @@ class KafkaSource:
             if each.offset < 0:
                 each.offset = OFFSET_BEGINNING
             next(mine for mine in partitions if mine.partition == each.partition).offset = each.offset
-        self._assign(consumer, partitions)
+        consumer.incremental_assign(partitions)
         with self._changed:
             for each in partitions:
                 self._assignments += 1
@@ -401,12 +403,6 @@ class KafkaSource:
                 self._acknowledged.pop(each.partition, None)
                 self._committed.pop(each.partition, None)
         _log.info("%s: partitions %s came", self._topic, _numbers(partitions), extra={"action": "source_assigned"})
-
-    def _assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        if "cooperative" in self._settings.set.get("partition.assignment.strategy", "cooperative"):
-            consumer.incremental_assign(partitions)
-        else:
-            consumer.assign(partitions)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         with self._changed:

@@ -63,6 +63,8 @@ transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+# For those who want to see soon what becomes of a consumer that has died.
+group.min.session.timeout.ms=500
 # A deleted topic's files go soon, not after a minute.
 log.segment.delete.delay.ms=1000
 """

@@ -14,6 +14,7 @@ _OURS = {
     "auto.offset.reset": "use `start`",
     "enable.auto.commit": "positions are committed when the grid has the events",
     "enable.auto.offset.store": "positions are committed when the grid has the events",
+    "partition.assignment.strategy": "partitions move one by one (cooperative-sticky)",
     "enable.idempotence": "the sink relies on it",
     "acks": "the sink waits for all replicas",
     "request.required.acks": "the sink waits for all replicas",
