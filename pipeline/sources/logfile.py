@@ -18,6 +18,7 @@ from watchfiles import awatch
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Batch, Poison
+from pipeline.sources.keys import key_of
 from pipeline.sources.log_files import LogFiles
 from pipeline.sources.log_formats import seconds_of_time
 from pipeline.sources.log_places import Places
@@ -217,21 +218,6 @@ class LogfileSource:
             if fixed.is_dir():
                 folders.add(fixed)
         return folders
-
-
-def key_of(fields: dict[str, Any], names: tuple[str, ...]) -> str | int:
-    """The key that fields make.
-
-    Raises:
-        ValueError: One is not there, or is no text and no whole number.
-    """
-    parts = []
-    for name in names:
-        part = fields.get(name)
-        if isinstance(part, bool) or not isinstance(part, (str, int)) or part == "":
-            raise ValueError(f"The field `{name}` makes the key, and is {'missing' if part is None else 'no key'}.")
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else "|".join(map(str, parts))
 
 
 class _Pace:
