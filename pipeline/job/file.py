@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 from pipeline.errors import JobFileError
 from pipeline.job.check import Parts, check
 from pipeline.job.document import Problem, read_yaml
+from pipeline.job.plugs import sections
+from pipeline.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
 from pipeline.job.problems import dotted, error_of, located, within
 from pipeline.job.types import (
     KINDS,
@@ -204,6 +206,21 @@ class Job(Strict):
     headroom: Duration = Field(
         default="30s", description="How long the journal should hold events at the peak rate that nobody reads."
     )
+    sources: dict[JobName, AnySource] = Field(
+        default={},
+        max_length=64,
+        description="Where events come from, for `gridscore source run`; to the job's event map if nothing is said.",
+    )
+    sinks: dict[JobName, AnySink] = Field(
+        default={},
+        max_length=64,
+        description="Where results go, for `gridscore sink run`; from the job's result map if nothing is said.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _maps_of_plugs(cls, value: Any) -> Any:
+        return sections.with_maps(value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Job:
@@ -333,6 +350,10 @@ def job_json_schema() -> dict[str, Any]:
     key = definitions["Lookup"]["properties"]["key"]
     single = {"type": ["string", "number"], "description": key.pop("description"), "title": key.pop("title")}
     definitions["Lookup"]["properties"]["key"] = {"anyOf": [single, key]}
+    for section in sections.SECTIONS:
+        schema["properties"][section]["additionalProperties"] = sections.json_schema(section, definitions)
+    for unused in ("SourceSettings", "SinkSettings"):
+        definitions.pop(unused, None)
     return {"$schema": _SCHEMA_URL, **schema}
 
 

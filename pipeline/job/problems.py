@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobFileError
 from pipeline.job.document import Problem
+from pipeline.job.plugs.sections import SECTIONS, class_of
 from pipeline.job.types import KINDS
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def located(error: ValidationError, document: Document, models: Models) -> list[
             continue
         path: Path = tuple(part for part in detail["loc"] if part != "[key]")
         if detail["type"] == "extra_forbidden":
-            found.append(Problem(document.line_of(path), _unknown_key(path, models)))
+            found.append(Problem(document.line_of(path), _unknown_key(path, _model_at(path[:-1], document, models))))
             continue
         if path and path[-1] in {"float", "bool", "str"} and path[:-1] in document.lines:
             path = path[:-1]  # a branch of a union
@@ -90,14 +91,21 @@ def _shown(value: Any) -> str:
     return f"`{text}`" if len(text) <= 60 else f"`{text[:57]}...`"
 
 
-def _unknown_key(path: Path, models: Models) -> str:
-    *parents, key = path
+def _model_at(path: Path, document: Document, models: Models) -> type[BaseModel] | None:
+    """The model of the part of a file at a path; None for a part within a plug's settings."""
+    if path and path[0] in SECTIONS:
+        return class_of(str(path[0]), document.data[path[0]][path[1]]) if len(path) == 2 else None
     # The path without the names that a user gave: lookups, plane, fields, year -> lookups, fields.
-    shape = tuple(str(part) for part in parents[::2])
-    keys = [field.alias or name for name, field in models[shape].model_fields.items()]
+    return models[tuple(str(part) for part in path[::2])]
+
+
+def _unknown_key(path: Path, model: type[BaseModel] | None) -> str:
+    *parents, key = path
+    keys = [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
     close = difflib.get_close_matches(str(key), keys, n=1)
     where = f" in `{dotted(tuple(parents))}`" if parents else ""
-    meant = f", did you mean `{close[0]}`?" if close else f"; possible are {', '.join(f'`{name}`' for name in keys)}"
+    possible = f"; possible are {', '.join(f'`{name}`' for name in keys)}" if keys else ""
+    meant = f", did you mean `{close[0]}`?" if close else possible
     return f"unknown key `{key}`{where}{meant}"
 
 
@@ -108,6 +116,9 @@ def within(path: Path, message: str) -> str:
     if path[:1] == ("lookups",) and len(path) > 1:
         inner = f" {dotted(path[2:])}:" if len(path) > 2 else ""
         return f"lookup `{path[1]}`:{inner} {message}"
+    if path and path[0] in SECTIONS and len(path) > 1:
+        inner = f" `{dotted(path[2:])}`:" if len(path) > 2 and "is missing" not in message else ""
+        return f"{SECTIONS[str(path[0])]} `{path[1]}`:{inner} {message}"
     if path[:1] == ("schema",) and len(path) > 1:
         return f"schema field `{path[1]}`: {message}"
     if not path or "is missing" in message:

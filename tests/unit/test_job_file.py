@@ -247,6 +247,96 @@ def test_the_documentation_shows_a_valid_job_with_every_key():
         assert f"| `{key}` |" in text, key
 
 
+PLUGS = (
+    FLIGHTS
+    + """\
+sources:
+  clicks: {kind: kafka, brokers: ["k:9092"], topic: clicks}
+sinks:
+  history:
+    kind: files
+    folder: /data
+    max_seconds: 5m
+  other: {kind: files, folder: x, from: results.other}
+"""
+)
+
+
+def test_sources_and_sinks_have_the_maps_of_their_job():
+    job = parse_job(PLUGS, "job.yaml")
+    assert job.sources["clicks"].to == "events.flights"
+    assert {name: sink.results for name, sink in job.sinks.items()} == {
+        "history": "results.flights",
+        "other": "results.other",
+    }
+    assert job.sinks["history"].max_seconds == "5m"
+    assert parse_job(FLIGHTS, "job.yaml").sinks == {}
+
+
+def test_sources_and_sinks_survive_the_grid():
+    job = parse_job(PLUGS, "job.yaml")
+    assert job.to_json()["sinks"]["other"] == {"kind": "files", "folder": "x", "from": "results.other"}
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+    assert not {"sources", "sinks"} & parse_job(FLIGHTS, "job.yaml").to_json().keys()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            "kind: files\n",
+            "kind: file\n",
+            "line 37: sink `history`: `kind`: `file` is no kind of sink, did you mean `files`?",
+        ),
+        (
+            "kind: kafka",
+            "kind: kafak",
+            "line 34: source `clicks`: `kind`: `kafak` is no kind of source, did you mean `kafka`?",
+        ),
+        ("    kind: files\n", "", "line 36: sink `history`: the key `kind` is missing"),
+        (
+            "max_seconds",
+            "max_second",
+            "line 39: unknown key `max_second` in `sinks.history`, did you mean `max_seconds`?",
+        ),
+        ("max_seconds: 5m", "max_seconds: 5", "line 39: sink `history`: `max_seconds`: it must be a text, not `5`"),
+        (
+            "max_seconds: 5m",
+            "format: csv",
+            "line 39: sink `history`: `format`: `csv` is not one of `parquet` or `jsonl`",
+        ),
+        (
+            "max_seconds: 5m",
+            "gzip: true",
+            "line 36: sink `history`: `gzip` is for `format: jsonl`; Parquet is compressed within",
+        ),
+        (
+            "from: results.other",
+            "frm: results.other",
+            "line 40: unknown key `frm` in `sinks.other`, did you mean `from`?",
+        ),
+        ("    folder: /data\n", "", "line 36: sink `history`: the key `folder` is missing"),
+        (
+            "  history:\n",
+            "  hi story:\n",
+            "line 36: sink `hi story`: `hi story` cannot be a name here: use letters, digits and `_ . -`, a letter or digit first",
+        ),
+    ],
+)
+def test_a_mistake_in_a_source_or_sink_has_its_line(old, new, problem):
+    assert old in PLUGS
+    assert problems(PLUGS.replace(old, new, 1)) == [problem]
+
+
+def test_the_schema_knows_every_kind():
+    schema = job_json_schema()
+    for section, kind in (("sources", "KafkaSourceSettings"), ("sinks", "FilesSinkSettings")):
+        assert {"$ref": f"#/$defs/{kind}"} in schema["properties"][section]["additionalProperties"]["oneOf"]
+        assert "kind" in schema["$defs"][kind]["required"]
+    assert "from" in schema["$defs"]["FilesSinkSettings"]["properties"]
+    assert "from" not in schema["$defs"]["FilesSinkSettings"]["required"]
+
+
 def test_a_file_full_of_mistakes_is_read_in_no_time():
     names = "\n".join(f"  f{i}: {' + '.join(f'nope{i}_{j}' for j in range(60))}" for i in range(900))
     zones = "\n".join(f'  z{i}: hour(time_hour, "Amerca/Z{i}")' for i in range(90))
