@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import bench_job
+from pipeline.cli import bench_job, bench_plugs
 from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from pipeline.cli.output import console, errors, print_json, print_table, run
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 app.command()(bench_job.job)
+app.command()(bench_plugs.sources)
 
 
 @app.callback()

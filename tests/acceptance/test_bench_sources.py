@@ -1,0 +1,25 @@
+"""`gridscore bench sources`, with a few events: what it says, not how fast it is."""
+
+import json
+import subprocess
+import sys
+
+
+def bench(*arguments):
+    command = [sys.executable, "-m", "pipeline.cli", "bench", "sources", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_sources_are_measured_on_a_cluster_of_its_own():
+    done = bench("memory", "logfile", "http", "--events", "5000", "--rounds", "1", "--heap", "256m", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["events"], report["members"], report["unavailable"]) == (5_000, 1, {})
+    assert set(report["sources"]) == {"memory", "logfile", "http"}
+    assert all(figures["events_per_s"] > 0 for figures in report["sources"].values())
+
+
+def test_an_unknown_kind_is_refused_before_anything_is_started():
+    done = bench("tape")
+    assert done.returncode == 2
+    assert "There are: memory" in done.stderr
