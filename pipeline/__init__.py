@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.client import Client, connect
-    from pipeline.errors import GridscoreError
+    from pipeline.errors import GridscoreError, NoResultError
     from pipeline.features import OfflineMatrix, offline_matrix
     from pipeline.grid import GridSettings
     from pipeline.grid.member import Cluster
@@ -31,6 +31,7 @@ _HOMES = {
     "GridSettings": "pipeline.grid",
     "GridscoreError": "pipeline.errors",
     "Job": "pipeline.job",
+    "NoResultError": "pipeline.errors",
     "OfflineMatrix": "pipeline.features",
     "Result": "pipeline.results",
     "ResultStream": "pipeline.results",
@@ -47,6 +48,7 @@ __all__ = [
     "GridSettings",
     "GridscoreError",
     "Job",
+    "NoResultError",
     "OfflineMatrix",
     "Result",
     "ResultStream",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pipeline.answers import Answers
 from pipeline.errors import UsageError
 from pipeline.grid import GridSettings, or_local_cluster
 from pipeline.grid import connect as connect_grid
@@ -39,6 +41,7 @@ class Client:
         self.grid = grid
         self.jobs = Jobs(grid)
         self._producers: dict[str, Producer] = {}
+        self._answers: dict[tuple[str, str | None], asyncio.Task[Answers]] = {}
 
     @property
     def models(self) -> Registry:
@@ -182,6 +185,66 @@ class Client:
         stream = ResultStream(self.grid, map_name, start=start, where=where, on_result=on_result, journal=journal)
         return await stream.open()
 
+    async def score(
+        self,
+        events: str,
+        key: Any,
+        event: Any,
+        *,
+        results: str | None = None,
+        timeout: float = 2.0,  # noqa: ASYNC109 -- its error says what has become of the event
+    ) -> Result:
+        """Put an event and wait for its result: that of this very event, not an older one that stands under its key.
+
+        Any number of tasks may do so at once: they share one reader of the results. It is for answers to single
+        questions; to score many events, put them and iterate over `results`.
+
+        Args:
+            events: The event map.
+            key: Of the event.
+            event: A dictionary, or JSON text as bytes or str.
+            results: The result map; that of the only job that reads the event map if None.
+            timeout: Seconds to wait.
+
+        Raises:
+            NoResultError: It did not come in time. Its attribute `put` says whether the event has been put.
+            UsageError: The event is not JSON or too large; or no job reads the map, or several do.
+            JournalMissingError: One of the maps has no journal.
+            GridError: The cluster did not confirm the event, or the connection was closed.
+        """
+        answers = await self._answers_of(events, results)
+        return await answers.score(key, json_text(key, event), timeout)
+
+    async def _answers_of(self, events: str, results: str | None) -> Answers:
+        opening = self._answers.get((events, results))
+        if opening is None or (opening.done() and not _alive(opening)):
+            opening = asyncio.get_running_loop().create_task(self._open_answers(events, results))
+            self._answers[events, results] = opening
+        return await asyncio.shield(opening)
+
+    async def _open_answers(self, events: str, results: str | None) -> Answers:
+        if results is None:
+            active = [record for record in await self.jobs.all() if record.state not in ENDED]
+            found = sorted({record.job.results for record in active if record.job.events == events})
+            if len(found) != 1:
+                raise UsageError(
+                    f"{'No job reads' if not found else 'Several jobs read'} `{events}`, so it does not say where its "
+                    "results are.",
+                    "Name the result map: `results=`." if found else "Submit the job first.",
+                )
+            results = found[0]
+        if events not in self._producers:
+            self._producers[events] = self.producer(events)
+        return await Answers(self.grid, self._producers[events], results).open()
+
+    def stop_waiting(self) -> None:
+        """End what `score` reads in the background. `connect` does it at its end."""
+        for opening in self._answers.values():
+            opening.cancel()
+            if _alive(opening):
+                opening.result().close()
+        self._answers.clear()
+
     async def result(self, map_name: str, key: Any) -> dict[str, Any] | None:
         """The result under a key now, or None."""
         for _, text in await Fetcher(self.grid, map_name).fetch([key]):
@@ -215,7 +278,16 @@ async def connect(**settings: Any) -> AsyncIterator[Client]:
         SettingsError: The settings are not valid.
     """
     async with await connect_grid(or_local_cluster(GridSettings.load(**settings))) as grid:
-        yield Client(grid)
+        client = Client(grid)
+        try:
+            yield client
+        finally:
+            client.stop_waiting()
+
+
+def _alive(opening: asyncio.Task[Answers]) -> bool:
+    """Whether it was opened, and still reads."""
+    return opening.done() and not opening.cancelled() and opening.exception() is None and opening.result().alive
 
 
 def json_text(key: Any, value: Any) -> bytes:
