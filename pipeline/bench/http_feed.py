@@ -1,4 +1,4 @@
-"""Posts events to an HTTP source, in a process of its own: `python -m pipeline.bench.http_feed HOST:PORT PATH EVENTS`."""
+"""Posts events to an HTTP source, in its own process: `python -m pipeline.bench.http_feed HOST:PORT PATH COUNT`."""
 
 from __future__ import annotations
 

@@ -138,9 +138,12 @@ async def _run(grid: Grid, pids: Sequence[int], load: Load, to: str, events: int
             await _until(running, runner, lambda: stats.state == "running")
             if load.feed is not None:
                 feeder = stack.enter_context(LeashedProcess(*load.feed, log))
+            from_the_open = Meter([], pids)
             await _until(running, runner, lambda: stats.events > 0)
             meter.begin()
             before = stats.events
+            if before > events // 2:  # so few that most are there at the first look
+                meter, before = from_the_open, 0
             await _until(running, runner, lambda: stats.events + stats.poison >= events)
             run = Run.of(stats.events - before, meter)
         except GridscoreError as error:
