@@ -234,7 +234,8 @@ class MqttLink:
             if self._five and reason.value == _TAKEN_OVER:
                 self._fail(_taken_over(self._settings, self._client_id))
             else:
-                self._fail(SourceInterruptedError(f"The connection to {self._settings.broker} is lost: {reason}."))
+                why = f": {reason}" if reason.value != _REFUSED else ""  # 0x80 says nothing
+                self._fail(SourceInterruptedError(f"The connection to {self._settings.broker} is lost{why}."))
         self._let_go()
 
     def _fail(self, error: GridscoreError) -> None:

@@ -1,5 +1,6 @@
 """What integration tests share: servers of others, each started for the first test that wants it."""
 
+from mqtt_server import certificates, guarded_mqtt, mosquitto, mqtt
 from postgres_server import database, postgres
 
-__all__ = ["database", "postgres"]
+__all__ = ["certificates", "database", "guarded_mqtt", "mosquitto", "mqtt", "postgres"]
