@@ -65,7 +65,7 @@ def run_(
     from pipeline.errors import UsageError
     from pipeline.job import load_job
 
-    sources = getattr(load_job(job_file), "sources", {})
+    sources = load_job(job_file).sources
     unknown = [name for name in names or () if name not in sources]
     if unknown or not sources:
         there = f"There are: {', '.join(sources)}." if sources else "Its section `sources` is empty, or missing."

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from pipeline.client import connect
 
+ROOT = Path(__file__).parents[2]
 GRIDSCORE = [sys.executable, "-m", "pipeline.cli"]
 
 
@@ -114,6 +116,29 @@ def test_a_source_is_run_watched_stopped_and_begun_anew(cluster, gridscore, sour
     again = gridscore("source", *options, "--until-end")
     assert f"{name}: 101 events, 1 to the dead letters." in again.stderr
     assert size(cluster, f"events.{unique}") == 101
+
+
+def test_sources_of_a_job_file_are_run_together(cluster, gridscore, environment, tmp_path, unique):
+    job = tmp_path / "job.yaml"
+    text = (ROOT / "jobs/payments/job.yaml").read_text().replace("events.payments", f"events.{unique}")
+    job.write_text(
+        text
+        + "\nsources:\n"
+        + "".join(
+            f"  {name}-{unique}: {{kind: logfile, path: ['${{LOGS}}/{name}.log'], until_end: true, key: [n]}}\n"
+            for name in ("one", "two")
+        )
+    )
+    for name, first in (("one", 0), ("two", 100)):
+        (tmp_path / f"{name}.log").write_text("".join(f'{{"n": "{n}"}}\n' for n in range(first, first + 50)))
+    environment["LOGS"] = str(tmp_path)
+    only = gridscore("source", "run", str(job), f"two-{unique}")
+    assert f"two-{unique}: 50 events." in only.stderr
+    both = gridscore("source", "run", str(job))
+    assert f"one-{unique}: 50 events." in both.stderr
+    assert f"two-{unique}: 0 events." in both.stderr
+    assert size(cluster, f"events.{unique}") == 100
+    assert "has no source `three`" in gridscore("source", "run", str(job), "three", code=2).stderr
 
 
 def test_what_is_wrong_is_said_before_anything_is_read(gridscore):
