@@ -120,15 +120,14 @@ class Collector:
             key, text, sequence = page.keys[position], page.values[position], page.sequences[position]
             try:
                 value = _decode(text)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 reason = f"it is no result, which is a JSON object: {error}"
                 part.rejected.append(Rejected(partition, sequence, key, text, "decode", reason))
                 continue
             if only and not all(name in value and _as_text(value[name]) == wanted for name, wanted in only):
                 part.filtered += 1
                 continue
-            plain = key[12:].decode() if key[4:8] == _STRING else self._plain(key)
-            add(Delivered(plain, text, value, partition, sequence, epoch))
+            add(Delivered(self._plain(key), text, value, partition, sequence, epoch))
             add_key(key)
         whole = end == len(page.keys)
         if page.first == page.next:  # of a rescan: it moves no offset, but what came before it has
@@ -139,6 +138,8 @@ class Collector:
 
     def _plain(self, key: bytes) -> str | int | float:
         try:
+            if key[4:8] == _STRING:
+                return key[12:].decode()
             found = transport.to_object(self._client, key)
         except Exception:  # noqa: BLE001 -- whatever the client cannot read is known by its bytes
             return key.hex()

@@ -214,7 +214,7 @@ async def test_what_is_refused_or_no_result_goes_to_the_dead_letters_and_its_nei
     async with StubCluster() as cluster:
         grid, received = await cluster.connect("user"), Received(refuses={"k3"})
         await put(grid, scores(30))
-        await MapWriter(grid, MAP).put([("list", b"[1]"), ("text", b'"x"')])
+        await MapWriter(grid, MAP).put([("list", b"[1]"), ("text", b'{"x":"\xff"}')])
         async with sinking(cluster, received) as runner:
             await until(lambda: runner.stats.dead == 3 and len(received.results) == 29)
         assert sum((await offsets(grid)).values()) == 32
