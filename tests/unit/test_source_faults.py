@@ -1,0 +1,100 @@
+"""Sources while the cluster fails: whatever it does with puts and removals, keys stay in order and nothing is lost."""
+
+import json
+import random
+
+import pytest
+
+from pipeline import producer
+from pipeline.grid import transport
+from pipeline.grid.journal import Journal
+from pipeline.grid.writer import partition_of
+from pipeline.sources import runner as runners
+from pipeline.sources.base import Poison
+from pipeline.sources.runner import SourceRunner
+from pipeline.testing import Fault, StubCluster
+from pipeline.testing.sources import AbortedError, Script
+from pipeline.worker.dead_letters import list_letters
+
+EVENTS = "events.x"
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr(runners, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(producer, "_RETRY_SECONDS", 0.01)
+
+
+def faults(draw):
+    for _ in range(12):
+        yield Fault(
+            draw.choice(("timeout", "indeterminate", "disconnect", "delay")),
+            applied=draw.random() < 0.5,
+            request=draw.choice(("Map.PutAll", "Map.Delete")),
+            map=EVENTS,
+            times=draw.randrange(1, 4),
+            seconds=0.01,
+        )
+
+
+async def put_under(client, key):
+    data = transport.key_data(client.grid.client, key)
+    partition = partition_of(data, client.grid.partition_count)
+    oldest, newest = await Journal(client.grid, EVENTS).bounds(partition)
+    found = []
+    while oldest <= newest:
+        page = await Journal(client.grid, EVENTS).read(partition, oldest, 500)
+        pairs = zip(page.keys, page.values, strict=True)
+        found += [json.loads(value)["v"] for each, value in pairs if bytes(each) == data]
+        oldest = page.next
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_keys_stay_in_order_and_nothing_is_lost(seed):
+    draw = random.Random(seed)
+    expected, items = {}, []
+    for n in range(300):
+        key = f"k{draw.randrange(6)}"
+        if draw.random() < 0.2:
+            items.append((key, None))
+            expected.pop(key, None)
+        else:
+            items.append((key, json.dumps({"v": n}).encode()))
+            expected[key] = n
+        if draw.random() < 0.02:
+            items.append(draw.choice((Script.INTERRUPT, Script.ABORT)))
+    script = Script(items, size=draw.choice((1, 7, 40)))
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        cluster.faults.extend(faults(draw))
+        while script.acknowledged < sum(1 for _ in items):
+            try:
+                await SourceRunner(client.grid, "test", script.source, kind="script", to=EVENTS).run()
+                break
+            except AbortedError:
+                continue
+
+        grid_map = await client.grid.map(EVENTS)
+        found = {key: json.loads(value.to_string())["v"] for key, value in await grid_map.entry_set()}
+        assert found == expected
+        assert script.in_order
+        for key in {key for key, text in (item for item in items if isinstance(item, tuple)) if text is not None}:
+            mine = [json.loads(i[1])["v"] for i in items if isinstance(i, tuple) and i[0] == key and i[1] is not None]
+            seen = await put_under(client, key)
+            # Each at least once, and the first time in order.
+            assert list(dict.fromkeys(seen)) == mine
+
+
+async def test_dead_letters_that_could_not_be_written_are_written_before_anything_is_acknowledged():
+    script = Script([Poison("a:1", "k", b"bad", "it is no event"), ("a", b"1")])
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        cluster.faults.append(
+            Fault("indeterminate", applied=False, request="Map.PutAll", map="dead-letters.*", times=1)
+        )
+        runner = SourceRunner(client.grid, "test", script.source, kind="script", to=EVENTS)
+        await runner.run()
+        assert (await list_letters(client.grid, "test", 10))[0] == 1
+        assert script.positions == [1, 2]
+        assert runner.stats.interruptions == 1
