@@ -27,12 +27,21 @@ typedef union {
     PyObject *object;
 } Cell;
 
+/* A row of a lookup that was found for a text. It stands as long as the index that it was found in has its version. */
+typedef struct {
+    uint64_t version;
+    Py_ssize_t row;
+    unsigned char length;
+    char text[31];
+} Found;
+
 typedef struct {
     PyObject *attribute; /* str: of the struct that msgspec makes */
     PyObject *key;       /* bytes; msgspec allows none that has escapes in JSON */
     char kind, optional;
     Py_ssize_t next; /* the field that followed this one last time */
     PyObject **texts; /* strings seen of late, by hash: most come again */
+    Found *found;     /* and their rows */
 } Field;
 
 typedef struct {
@@ -56,7 +65,8 @@ static PyTypeObject DecoderType, CellsType;
 static PyObject *epoch, *timestamp_name;
 
 #define TEXTS 1024 /* remembered by field */
-#define LONGEST_TEXT 32
+#define ROWS 4096
+#define LONGEST_TEXT 31
 
 static inline uint64_t hash_of(const char *text, size_t length)
 {
@@ -576,28 +586,62 @@ static PyObject *cells_numbers(PyObject *object, PyObject *argument)
     return array;
 }
 
+/* The row that an index has for a value; -1 with an exception set. */
+static Py_ssize_t row_of(const Cells *self, Py_ssize_t row, Py_ssize_t column, PyObject *index)
+{
+    PyObject *key = object_of(self, row, column);
+    if (!key)
+        return -1;
+    PyObject *value = PyDict_GetItemWithError(index, key);
+    Py_DECREF(key);
+    if (!value)
+        return PyErr_Occurred() ? -1 : 0;
+    return PyLong_AsSsize_t(value);
+}
+
 static PyObject *cells_rows(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Cells *self = (Cells *)object;
     Py_ssize_t column;
-    if (count != 2 || !PyDict_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "rows takes a field and a dict");
+    if (count != 3 || !PyDict_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "rows takes a field, a dict, and its version");
         return NULL;
     }
     if (!column_of(self, args[0], &column))
         return NULL;
+    uint64_t version = PyLong_AsUnsignedLongLong(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    Field *field = &self->decoder->fields[column];
+    if (!field->found && !(field->found = PyMem_Calloc(ROWS, sizeof(Found)))) /* no version is 0 */
+        return PyErr_NoMemory();
     PyObject *array = PyByteArray_FromStringAndSize(NULL, self->rows * (Py_ssize_t)sizeof(Py_ssize_t));
     if (!array)
         return NULL;
-    Py_ssize_t *found = (Py_ssize_t *)PyByteArray_AS_STRING(array);
-    for (Py_ssize_t row = 0; row < self->rows; row++) {
-        PyObject *key = object_of(self, row, column);
-        PyObject *value = key ? PyDict_GetItemWithError(args[1], key) : NULL;
-        found[row] = value ? PyLong_AsSsize_t(value) : 0;
-        Py_XDECREF(key);
-        if ((!value || found[row] == -1) && PyErr_Occurred()) {
+    Py_ssize_t *rows = (Py_ssize_t *)PyByteArray_AS_STRING(array);
+    for (Py_ssize_t row = 0, at = column; row < self->rows; row++, at += self->decoder->count) {
+        const char *text = NULL;
+        size_t length = 0;
+        Found *found = NULL;
+        if (version && self->tags[at] == IS_TEXT && self->cells[at].text.length <= LONGEST_TEXT) {
+            text = PyBytes_AS_STRING(self->texts[row]) + self->cells[at].text.begin;
+            length = self->cells[at].text.length;
+            found = &field->found[(hash_of(text, length) + version) & (ROWS - 1)];
+            if (found->version == version && found->length == length && memcmp(found->text, text, length) == 0) {
+                rows[row] = found->row;
+                continue;
+            }
+        }
+        rows[row] = row_of(self, row, column, args[1]);
+        if (rows[row] == -1 && PyErr_Occurred()) {
             Py_DECREF(array);
             return NULL;
+        }
+        if (found) {
+            found->version = version;
+            found->row = rows[row];
+            found->length = (unsigned char)length;
+            memcpy(found->text, text, length);
         }
     }
     return array;
@@ -735,6 +779,7 @@ static void decoder_dealloc(Decoder *self)
         for (size_t j = 0; self->fields[i].texts && j < TEXTS; j++)
             Py_XDECREF(self->fields[i].texts[j]);
         PyMem_Free(self->fields[i].texts);
+        PyMem_Free(self->fields[i].found);
     }
     PyMem_Free(self->fields);
     PyMem_Free(self->slots);

@@ -37,8 +37,8 @@ class Cells(Protocol):
     def numbers(self, field: int, /) -> bytearray | NDArray[Any]:
         """The values as float64, times as seconds; NaN where there is none."""
 
-    def rows(self, field: int, index: dict[Any, int], /) -> bytearray | NDArray[Any]:
-        """What the index has for each value as `intp`; 0 if nothing."""
+    def rows(self, field: int, index: dict[Any, int], version: int, /) -> bytearray | NDArray[Any]:
+        """What the index has for each value as `intp`, or had at the same version; 0 if nothing."""
 
     def take(self, rows: Iterable[int], /) -> Cells:
         """The cells of some rows."""
@@ -94,9 +94,15 @@ class EventColumns:
             return numbers / 1000.0
         return numbers.astype(np.bool_) if kind.type == "bool" and not kind.optional else numbers
 
-    def rows(self, name: str, index: dict[Any, int]) -> NDArray[np.intp]:
-        """What an index has for the values of a field, as decoded; 0 if nothing."""
-        found: NDArray[np.intp] = np.frombuffer(self._cells.rows(self._positions[name], index), np.intp)
+    def rows(self, name: str, index: dict[Any, int], version: int) -> NDArray[np.intp]:
+        """What an index has for the values of a field, as decoded; 0 if nothing.
+
+        Args:
+            name: Of the field.
+            index: Of rows by key.
+            version: A number above 0 that no other index has or had, nor this one when it was different.
+        """
+        found: NDArray[np.intp] = np.frombuffer(self._cells.rows(self._positions[name], index, version), np.intp)
         return found
 
 
@@ -126,7 +132,7 @@ class StructCells:
         except TypeError:
             return np.array(values, np.float64)  # twice as slow, but None is NaN to it
 
-    def rows(self, field: int, index: dict[Any, int], /) -> NDArray[np.intp]:
+    def rows(self, field: int, index: dict[Any, int], _version: int, /) -> NDArray[np.intp]:
         """See :class:`Cells`."""
         return np.fromiter(map(index.get, self.objects(field), repeat(0)), np.intp, len(self._events))
 

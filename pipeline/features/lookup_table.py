@@ -7,7 +7,7 @@ is held by key at row 0 too, counted, and harms no other.
 from __future__ import annotations
 
 import datetime as dt
-from itertools import repeat
+from itertools import count, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.features.columns import EventColumns
     from pipeline.job import Lookup, LookupField
 
+_versions = count(1)
 _FIRST_CAPACITY = 1_024
 _NAN = float("nan")
 
@@ -45,6 +46,7 @@ class LookupTable:
         self._decode = msgspec.json.Decoder(entry_type).decode
         self._values = _tuple_getter(tuple(lookup.fields))
         self._index: dict[Hashable, int] = {}
+        self._version = next(_versions)  # of the index
         self._free: list[int] = []
         self._used = 1
         self._capacity = _FIRST_CAPACITY
@@ -86,10 +88,12 @@ class LookupTable:
                 if row is not None:
                     self._free.append(row)
             self._index[key] = 0
+            self._version = next(_versions)
             return
         if not row:
             self.bad -= row == 0
             self._index[key] = row = self._new_row()
+            self._version = next(_versions)
         for column, value in zip(self._columns, values, strict=True):
             column[row] = value
 
@@ -99,6 +103,7 @@ class LookupTable:
             row = self._index.pop(key, None)
         except TypeError:
             row = self._index.pop(f"\0{key!r}", None)
+        self._version = next(_versions)
         if row:
             self._free.append(row)
         elif row == 0:
@@ -107,6 +112,7 @@ class LookupTable:
     def clear(self) -> None:
         """Forget all entries."""
         self._index.clear()
+        self._version = next(_versions)
         self._free.clear()
         self._used = 1
         self.bad = 0
@@ -117,7 +123,7 @@ class LookupTable:
 
     def rows_of(self, events: EventColumns, field: str) -> NDArray[np.intp]:
         """The row of each event whose field is the key, as `rows` has it."""
-        return events.rows(field, self._index)
+        return events.rows(field, self._index, self._version)
 
     def column(self, name: str) -> Any:
         """The values of a field by row: float64 (timestamps as seconds), or a list of strings.

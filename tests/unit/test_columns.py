@@ -164,7 +164,7 @@ def exactly(column: EventColumns) -> list[object]:
     for name, kind in JOB.schema_.items():
         found.append([(type(value), repr(value)) for value in column.objects(name)])
         if kind.type in {"string", "int"}:
-            found.append(column.rows(name, INDEX).tolist())
+            found.append(column.rows(name, INDEX, 1).tolist())
         if kind.type != "string":
             numbers = column.column(name)
             found.append((numbers.dtype, numbers.tobytes()))
@@ -242,6 +242,28 @@ def test_features_have_the_same_bits(twins):
     assert fast == pure == structs
 
 
+def test_rows_that_are_remembered_are_forgotten_when_their_table_changes(twins):
+    draw = random.Random(4)
+    keys = ["", "x", "é", "ab", "k" * 31, "k" * 32, *(f"k{number}" for number in range(30))]
+    payloads = [json.dumps({"a": 1, "s": key}, ensure_ascii=False).encode() for key in keys * 2]
+    columns = [decoder.decode_all(payloads) for decoder in twins]
+    held = [LookupTable(JOB.lookups["one"]) for _ in range(2)]
+    for number in range(1_000):
+        table, key = draw.choice(held), draw.choice(keys)
+        match draw.randrange(12):
+            case 0 | 1 | 2:
+                table.remove(key)
+            case 3:
+                table.put(key, "bad")
+            case 4 if number % 10 == 0:
+                table.clear()
+            case _:
+                table.put(key, f'{{"x": {number}}}')
+        for table in held:
+            expected = table.rows(keys * 2).tolist()
+            assert [table.rows_of(column, "s").tolist() for column in columns] == [expected, expected]
+
+
 def test_keys_that_come_in_another_order_or_twice_are_found(twins):
     draw = random.Random(3)
     items = ['"a":1', '"s":"x"', '"n":2', '"x1":1', '"x2":"y"', '"b":2.5']
@@ -291,8 +313,8 @@ def test_what_is_asked_for_wrongly_is_an_error_and_no_crash():
             call()
     for call in (
         lambda: cells.numbers(1),
-        lambda: cells.rows(0, []),
-        lambda: cells.rows(1, {"x": "y"}),
+        lambda: cells.rows(0, [], 1),
+        lambda: cells.rows(1, {"x": "y"}, 1),
         type(cells),
         lambda: module.Decoder((1,)),
         lambda: module.Decoder([("a", b"a", 0, False)]),
