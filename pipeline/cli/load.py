@@ -1,7 +1,8 @@
-"""`gridscore load`: tables into a job's lookup maps, rows of a history into its event map."""
+"""`gridscore load`: tables into a job's lookup maps, rows of a history, a file or a query into any map."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,27 +14,73 @@ from pipeline.cli.output import console, errors, print_json, run, visible
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     import pandas as pd
+    from rich.progress import Progress
 
-    from pipeline.job import Job
+    from pipeline.grid import Grid
+    from pipeline.job import FieldType, Job
+    from pipeline.sources.loading import Loaded
+    from pipeline.sources.tables import ColumnKind
     from pipeline.worker.room import Waiting
 
 _AT_ONCE = 5_000
+_KINDS = ("string", "int", "float", "bool")
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
 def load(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)],
+    job_file: Annotated[
+        Path | None, typer.Argument(metavar="[JOB]", help="The job file; not needed with --to.", show_default=False)
+    ] = None,
     *,
     lookups: Annotated[
         Path | None, typer.Option("--lookups", help="Directory with a CSV or Parquet file for each lookup.")
     ] = None,
-    events: Annotated[Path | None, typer.Option("--events", help="Events as rows: CSV or Parquet.")] = None,
+    events: Annotated[Path | None, typer.Option("--events", help="Events as rows: CSV, Parquet or JSON lines.")] = None,
+    rows: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="FILE", help="Rows, however many: CSV, Parquet or JSON lines; repeatable."),
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option("--query", metavar="SQL", help="Rows of a query; with --database.")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            metavar="URL",
+            help="A PostgreSQL database, postgresql://…; ${NAME} is taken from the environment.",
+        ),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="MAP", help="Map for the rows of --from or --query.")
+    ] = None,
+    lookup: Annotated[
+        str | None, typer.Option("--lookup", metavar="NAME", help="The same: map and key of a lookup of the job.")
+    ] = None,
     key: Annotated[
         list[str] | None,
-        typer.Option("--key", help="Column that makes the event's key; repeatable: joined by `|`.", metavar="COLUMN"),
+        typer.Option("--key", help="Column that makes the key; repeatable: joined by `|`.", metavar="COLUMN"),
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="COLUMN=TYPE",
+            help="What a column of CSV holds, where it should not be guessed: string, int, float or bool; repeatable.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the last load of this file or query ended.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="ROWS", help="Put so many rows at most.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and count them.")
+    ] = False,
     max_wait: Annotated[
         float | None,
         typer.Option("--max-wait", min=0.0, metavar="SECONDS", help="Give up when a job has made no room for so long."),
@@ -43,23 +90,65 @@ def load(
     settings: SettingsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Put tables into the maps that a job reads: its lookups, its events, or both (lookups first).
+    """Put tables into the maps that a job reads: its lookups, its events, or both (lookups first); or into any map.
 
-    The files are those of `gridscore features`, and become the very entries that it computes with. Loading again
-    writes the same entries again, which does no harm.
+    The files of --lookups and --events are those of `gridscore features`, and become the very entries that it computes
+    with. Those of --from and --query may be of any size, and can be resumed: they go on after what the cluster has
+    confirmed. Loading again writes the same entries again, which does no harm.
 
     Events wait, and say so, where they would overwrite some that a job has not scored yet.
 
     Example: [bold]gridscore load job.yaml --lookups lookups/ --events history.csv --key id[/]
+
+    Example: [bold]gridscore load --from clicks.jsonl --to events.clicks --key id --resume[/]
     """
-    from pipeline.features import tables
     from pipeline.job import load_job
 
+    job = None if job_file is None else load_job(job_file)
+    if events is not None and events.name.lower().endswith(_JSON_LINES):
+        rows, events = [*(rows or []), events], None
+    connection = (members, cluster_name, settings)
+    if rows or query is not None:
+        if lookups is not None or events is not None:
+            raise UsageError("--from and --query go without --lookups and --events.", "Load one after the other.")
+        target = _target(job, to, lookup, key)
+        plan = _Plan(rows or [], query, database, replace(target, kinds={**target.kinds, **_kinds(column)}))
+        how = {"limit": limit, "skip_bad": skip_bad, "max_wait": max_wait}
+        counts = run(_put_rows(plan, connection, resume, how))
+    else:
+        if given := [name for name, value in (("--to", to), ("--lookup", lookup), ("--database", database)) if value]:
+            raise UsageError(f"{given[0]} needs rows to load.", "Give --from FILE or --query SQL.")
+        if resume or limit is not None or skip_bad:
+            raise UsageError("--resume, --limit and --skip-bad are for --from and --query.", "Leave them out.")
+        counts = run(_put(_tables(job, lookups, events, key), connection, max_wait))
+    if as_json:
+        print_json(counts)
+        return
+    for name, count in counts.items():
+        if isinstance(count, int):
+            console.print(f"{name}: {count:,} entries", highlight=False)
+            continue
+        more = f", {count['passed']:,} passed over as loaded before" if count["passed"] else ""
+        more += f", {count['skipped']:,} left out that cannot be read" if count["skipped"] else ""
+        console.print(f"{name}: {count['rows']:,} entries{more}", highlight=False)
+
+
+# ---------------------------------------------------------------------- whole tables, checked before anything is put
+
+
+def _tables(
+    job: Job | None, lookups: Path | None, events: Path | None, key: list[str] | None
+) -> list[tuple[str, int, Iterable[tuple[Any, bytes]]]]:
+    from pipeline.features import tables
+
     if lookups is None and events is None:
-        raise UsageError("There is nothing to load.", "Give --lookups DIR, --events FILE --key COLUMN, or both.")
+        raise UsageError(
+            "There is nothing to load.", "Give --lookups DIR, --events FILE --key COLUMN, --from FILE or --query SQL."
+        )
     if (events is None) != (not key):
         raise UsageError("Events need a key, and a key needs events.", "Give --events FILE --key COLUMN.")
-    job = load_job(job_file)
+    if job is None:
+        raise UsageError("--lookups and --events are those of a job.", "Give its file: gridscore load JOB …")
     # Read everything before anything is put: a wrong file should not leave half a load behind.
     loads: list[tuple[str, int, Iterable[tuple[Any, bytes]]]] = []
     if lookups is not None:
@@ -69,13 +158,7 @@ def load(
     if events is not None:
         history = tables.read_history(events, job)
         loads.append((job.events, len(history), _events(history, job, key or [], str(events))))
-
-    counts = run(_put(loads, (members, cluster_name, settings), max_wait))
-    if as_json:
-        print_json(counts)
-        return
-    for name, count in counts.items():
-        console.print(f"{name}: {count:,} entries", highlight=False)
+    return loads
 
 
 def _events(history: pd.DataFrame, job: Job, key: list[str], source: str) -> Iterator[tuple[str, bytes]]:
@@ -89,20 +172,13 @@ def _events(history: pd.DataFrame, job: Job, key: list[str], source: str) -> Ite
 async def _put(
     loads: list[tuple[str, int, Iterable[tuple[Any, bytes]]]], connection: tuple[Any, Any, Any], max_wait: float | None
 ) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn
 
     from pipeline.producer import Producer
 
     counts: dict[str, int] = {}
     async with connected(*connection) as grid:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[waiting]}", style="yellow", markup=False),
-        )
-        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        with _progress(MofNCompleteColumn()) as progress:
             for name, total, entries in loads:
                 task = progress.add_task(visible(name), total=total, waiting="")
 
@@ -117,3 +193,157 @@ async def _put(
                 progress.update(task, completed=producer.acknowledged)
                 counts[name] = producer.acknowledged
     return counts
+
+
+def _progress(count: Any) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        count,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[waiting]}", style="yellow", markup=False),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+
+
+# ---------------------------------------------------------------------- rows, one after the other
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where rows go, what makes their keys, and what their columns hold."""
+
+    map: str
+    key: tuple[str, ...]
+    separator: str
+    kinds: Mapping[str, ColumnKind]
+    required: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is loaded."""
+
+    files: list[Path]
+    query: str | None
+    database: str | None
+    target: _Target
+
+    def __post_init__(self) -> None:
+        if self.files and self.query is not None:
+            raise UsageError("--from and --query are two things to load.", "Load one after the other.")
+        if (self.query is None) != (self.database is None):
+            raise UsageError("--query and --database belong together.", "Give both.")
+
+
+def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] | None) -> _Target:
+    if to is not None and lookup is not None:
+        raise UsageError("--to and --lookup are two places.", "Give one of them.")
+    if lookup is not None:
+        if job is None or lookup not in job.lookups:
+            known = ", ".join(f"`{name}`" for name in job.lookups) if job is not None else ""
+            raise UsageError(
+                f"There is no lookup `{lookup}`.",
+                f"The job has {known or 'none'}." if job is not None else "Give the job file: gridscore load JOB …",
+            )
+        return _lookup_target(job, lookup)
+    if to is None and job is None:
+        raise UsageError("Where should the rows go?", "Give --to MAP, or the file of the job whose events they are.")
+    if not key:
+        raise UsageError("Rows need a key.", "Give --key COLUMN; repeat it for a key of several columns.")
+    if job is None or (to is not None and to != job.events):
+        return _Target(_checked(to or ""), tuple(key), "|", {})
+    fields = job.schema_
+    required = tuple(kind.json_name or name for name, kind in fields.items() if not kind.optional)
+    return _Target(job.events, tuple(key), "|", _kinds_of(fields), required)
+
+
+def _lookup_target(job: Job, name: str) -> _Target:
+    from pipeline.job.check import compile_keys
+    from pipeline.job.types import Type
+
+    lookup = job.lookups[name]
+    nodes = compile_keys(lookup, job.schema_)
+    kinds: dict[str, ColumnKind] = _kinds_of(lookup.fields)
+    for column, node in zip(lookup.key_columns, nodes, strict=True):
+        kinds[column] = "int" if len(nodes) == 1 and node.type == Type.NUMBER else "string"
+    return _Target(lookup.map, tuple(lookup.key_columns), lookup.separator, kinds)
+
+
+def _checked(name: str) -> str:
+    from pydantic import TypeAdapter, ValidationError
+
+    from pipeline.job.types import MapName
+
+    try:
+        return str(TypeAdapter(MapName).validate_python(name))
+    except ValidationError as error:
+        raise UsageError(f"--to: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+
+
+def _kinds_of(fields: Mapping[str, FieldType]) -> dict[str, ColumnKind]:
+    """What columns hold; times are texts as they are written, or numbers."""
+    kinds: dict[str, ColumnKind] = {}
+    for name, kind in fields.items():
+        if kind.type != "timestamp":
+            kinds[kind.json_name or name] = kind.type
+        else:
+            kinds[kind.json_name or name] = "string" if kind.unit == "iso" else "float"
+    return kinds
+
+
+def _kinds(texts: list[str] | None) -> dict[str, ColumnKind]:
+    kinds: dict[str, Any] = {}
+    for text in texts or []:
+        name, _, kind = text.rpartition("=")
+        if not name or kind not in _KINDS:
+            raise UsageError(f"--column: `{text}` is not COLUMN=TYPE.", f"Types are {', '.join(_KINDS)}.")
+        kinds[name] = kind
+    return kinds
+
+
+async def _put_rows(plan: _Plan, connection: tuple[Any, Any, Any], resume: bool, how: Mapping[str, Any]) -> Any:
+    from rich.progress import TextColumn
+
+    from pipeline.sources.loading import Load
+    from pipeline.sources.tables import TableFile
+
+    target = plan.target
+    files: list[TableFile | None] = [
+        TableFile(path, target.key, separator=target.separator, kinds=target.kinds, required=target.required)
+        for path in plan.files
+    ]
+    counts: dict[str, Any] = {}
+    async with connected(*connection) as grid:
+        with _progress(TextColumn("{task.fields[rows]} rows")) as progress:
+            for file in files or [None]:
+                name = target.map if file is None or len(files) == 1 else str(file.path)
+                task = progress.add_task(visible(name), total=None, waiting="", rows="0")
+
+                def shows(loaded: Loaded, task: Any = task) -> None:
+                    total = loaded.size or None
+                    progress.update(task, completed=loaded.done, total=total, rows=f"{loaded.rows:,}")
+
+                def waits(waiting: Waiting | None, task: Any = task) -> None:
+                    progress.update(task, waiting=visible(waiting or ""))
+
+                load = Load(grid, target.map, **how, on_progress=shows, on_wait=waits)
+                if file is not None:
+                    loaded = await load.file(file, resume=resume)
+                else:
+                    loaded = await _put_query(grid, plan, load, resume=resume)
+                counts[name] = {"rows": loaded.rows, "passed": loaded.passed, "skipped": loaded.skipped}
+    return counts
+
+
+async def _put_query(grid: Grid, plan: _Plan, load: Any, *, resume: bool) -> Any:
+    from pipeline.sources.query import QueryRows
+
+    target = plan.target
+    rows = QueryRows(grid, plan.query or "", plan.database or "", target.map, target.key, target.separator)
+    async with rows:
+        return await load.query(plan.query or "", rows.chunks(), resume=resume)

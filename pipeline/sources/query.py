@@ -1,0 +1,81 @@
+"""Rows of a PostgreSQL query for a load: read once, in order, each with its number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from pipeline.errors import GridError, UsageError
+from pipeline.job.plugs.environment import from_environment
+from pipeline.sources.base import SourceInterruptedError
+from pipeline.sources.tables import BadRow, Row
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from pipeline.grid import Grid
+    from pipeline.sources.base import Source
+
+
+class QueryRows:
+    """A query's rows. An asynchronous context manager: connected within it.
+
+    Args:
+        grid: The connection to the cluster.
+        query: A SELECT.
+        database: Address of the database; `${NAME}` in it is taken from the environment.
+        to: The map.
+        key: Columns of the key.
+        separator: What joins them.
+
+    Raises:
+        UsageError: Settings are not valid, or the extra `postgres` is not installed.
+    """
+
+    def __init__(self, grid: Grid, query: str, database: str, to: str, key: Sequence[str], separator: str) -> None:
+        from pydantic import ValidationError
+
+        from pipeline.job.plugs.postgres_source import PostgresSourceSettings
+        from pipeline.sources import registry
+
+        try:
+            settings = PostgresSourceSettings(
+                to=to, database=database, query=query, key=tuple(key), separator=separator
+            )
+        except ValidationError as error:
+            detail = error.errors(include_url=False, include_input=False)[0]
+            raise UsageError(f"{detail['loc'][0] if detail['loc'] else 'The query'}: {detail['msg']}.") from None
+        settings, _ = from_environment(settings)
+        self._source: Source = registry.make("postgres", grid, "load", settings)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._source.open()
+        except BaseException as error:
+            await self._source.close()
+            if isinstance(error, SourceInterruptedError):
+                raise GridError(error.message, "Is the server there? Try again.") from None
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._source.close()
+
+    async def chunks(self) -> AsyncIterator[Sequence[Row | BadRow]]:
+        """The rows.
+
+        Raises:
+            GridscoreError: The database did not answer as it should.
+        """
+        number = 0
+        try:
+            async for batch in self._source.batches():
+                chunk: list[Row | BadRow] = []
+                for key, text in batch.entries:
+                    number += 1
+                    chunk.append(Row(number, key, text or b"null"))
+                for poison in batch.poison:
+                    number += 1
+                    chunk.append(BadRow(number, poison.error.rstrip(".")))
+                yield chunk
+        except SourceInterruptedError as error:
+            raise GridError(error.message, "What was read is in the map. Go on with --resume.") from None
