@@ -1,4 +1,4 @@
-"""`gridscore dead-letters`: events that could not be scored, and what sources read that is no event."""
+"""`gridscore dead-letters`: what could not be scored or delivered, and what sources read that is no event."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Events that could not be scored, each with its error and its bytes.", no_args_is_help=True)
 
-JobName = Annotated[str, typer.Argument(help="Name of the job, or of the source.", show_default=False)]
+JobName = Annotated[str, typer.Argument(help="Name of the job, source or sink.", show_default=False)]
 
 
 @app.command("list")
@@ -30,18 +30,19 @@ def list_(
     settings: SettingsFile = None,
     as_json: Json = False,
 ) -> None:
-    """List the dead letters of a job, the latest first.
+    """List the dead letters of a job, a source or a sink, the latest first.
 
     Example: [bold]gridscore dead-letters list flights[/]
     """
     from pipeline.job import Jobs
+    from pipeline.sinks.records import find_sink
     from pipeline.sources.status import is_known
     from pipeline.worker.dead_letters import list_letters
 
     async def main() -> tuple[int, list[DeadLetter]]:
         async with connected(members, cluster_name, settings) as grid:
             total, letters = await list_letters(grid, job, limit)
-            if not letters and not await is_known(grid, job):
+            if not letters and not await is_known(grid, job) and await find_sink(grid, job) is None:
                 await Jobs(grid).get(job)  # a misspelt name is an error, not an empty list
             return total, letters
 
@@ -106,6 +107,9 @@ def replay(
 ) -> None:
     """Put events back into the event map, under their own keys, to be scored once their cause is mended.
 
+    Those of a sink are results: they are put back into the result map, so that it delivers them again. Other sinks and
+    the listeners of that map get them once more, too.
+
     A dead letter is removed when the cluster has confirmed its event. One that fails again makes a new dead letter.
     Refused, and left as they are: dead letters that hold only a part of a large event, and those whose key has a newer
     event meanwhile, unless --force is given. The exit code is 1 if any was refused.
@@ -113,6 +117,7 @@ def replay(
     Example: [bold]gridscore dead-letters replay flights --all[/]
     """
     from pipeline.errors import UsageError
+    from pipeline.sinks.records import find_sink
     from pipeline.worker.replay import letter_ids
     from pipeline.worker.replay import replay as bring_back
 
@@ -125,7 +130,8 @@ def replay(
             columns = (TextColumn("Putting events back"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
                 task, done = bar.add_task("", total=len(wanted)), []
-                async for each in bring_back(grid, job, wanted, force=force):
+                of_job = await find_sink(grid, job) is None
+                async for each in bring_back(grid, job, wanted, force=force, of_job=of_job):
                     done.append(each)
                     bar.advance(task)
             return done

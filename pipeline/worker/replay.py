@@ -67,7 +67,9 @@ async def letter_ids(grid: Grid, job: str) -> list[str]:
     return sorted(map(str, await (await grid.map(name)).key_set()), key=_place)
 
 
-async def replay(grid: Grid, job: str, ids: Sequence[str], *, force: bool = False) -> AsyncIterator[Replayed]:
+async def replay(
+    grid: Grid, job: str, ids: Sequence[str], *, force: bool = False, of_job: bool = True
+) -> AsyncIterator[Replayed]:
     """Bring dead letters back; yields each as it is done, in no order.
 
     Args:
@@ -75,6 +77,7 @@ async def replay(grid: Grid, job: str, ids: Sequence[str], *, force: bool = Fals
         job: Whose they are.
         ids: Of the dead letters.
         force: Take the place of a newer event that has the key meanwhile.
+        of_job: Whether they are a job's, which must not have ended; a sink has no such state.
 
     Raises:
         JobError: There is neither such a job, nor dead letters of a source of that name; or the job has ended and would
