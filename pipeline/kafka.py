@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
-from pipeline.errors import GridscoreError, UsageError
+from pipeline.errors import GridscoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -139,35 +138,15 @@ class Complaints:
 def client_settings(
     brokers: Sequence[str], given: Mapping[str, str], ours: Mapping[str, Any], complaints: Complaints
 ) -> dict[str, Any]:
-    """Properties of a client: ours, over which go those that were given.
-
-    Raises:
-        UsageError: An environment variable that they name is not set.
-    """
+    """Properties of a client: ours, over which go those that were given."""
     return {
         "bootstrap.servers": ",".join(brokers),
         # What it has to say comes as errors and complaints; its log would say it again, each second.
         "log_level": 0,
         "error_cb": complaints,
         **ours,
-        **{name: from_environment(value, f"set {name}") for name, value in given.items()},
+        **given,
     }
-
-
-def from_environment(text: str, place: str) -> str:
-    """A text with its `${NAME}` replaced by environment variables.
-
-    Raises:
-        UsageError: One is not set.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise UsageError(f"{place}: the environment variable {match[1]} is not set.", f"Set {match[1]}.")
-        return found
-
-    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", value, text)
 
 
 def made(kind: Callable[[dict[str, Any]], _Client], settings: dict[str, Any], topic: str) -> _Client:

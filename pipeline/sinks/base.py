@@ -84,7 +84,8 @@ class Sink(Protocol):
         max_results: Results of one delivery at most.
 
     A sink may have an attribute `linger`: seconds for which the runner collects results to fill a delivery. Without it,
-    what is there is delivered at once.
+    what is there is delivered at once. One that has an attribute `identity` is given that of its process before `open`:
+    it is what `taken` names it by in other processes.
     """
 
     max_results: int

@@ -161,6 +161,8 @@ class SinkRunner:
         pauses = _Pauses(self.name, self.stats, self._hidden)
         while True:
             sink = self._make()
+            if hasattr(sink, "identity"):
+                sink.identity = self.id
             try:
                 await sink.open()
             except SinkInterruptedError as error:

@@ -13,7 +13,7 @@ import httpx
 import msgspec
 from fastavro.schema import SchemaParseException, UnknownType
 
-from pipeline.kafka import KafkaRefusedError, from_environment
+from pipeline.kafka import KafkaRefusedError
 from pipeline.sources.base import SourceInterruptedError
 from pipeline.sources.kafka_messages import NoEventError
 
@@ -42,14 +42,16 @@ class AvroReader:
     def __init__(self, settings: KafkaSourceSettings) -> None:
         assert settings.registry is not None  # noqa: S101 -- the settings go together
         self._url = settings.registry.rstrip("/")
-        user = from_environment(settings.registry_user, "registry_user")
-        password = from_environment(settings.registry_password, "registry_password")
+        user = settings.registry_user
         try:
             verify = _trusted(settings.registry_ca)
         except OSError as error:
             raise KafkaRefusedError(f"registry_ca: {settings.registry_ca} cannot be read: {error}") from None
         self._client = httpx.Client(
-            auth=(user, password) if user else None, verify=verify, timeout=_SECONDS, follow_redirects=False
+            auth=(user, settings.registry_password) if user else None,
+            verify=verify,
+            timeout=_SECONDS,
+            follow_redirects=False,
         )
         self._schemas: dict[int, Any] = {}
         self._unknown: dict[int, tuple[float, str]] = {}

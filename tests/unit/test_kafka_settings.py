@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from pipeline.errors import UsageError
 from pipeline.job.plugs.kafka_sink import KafkaSinkSettings
 from pipeline.job.plugs.kafka_source import KafkaSourceSettings
 from pipeline.kafka import Complaints, client_settings
@@ -52,15 +51,8 @@ def test_the_sink_keeps_what_it_relies_on():
         KafkaSinkSettings(results="results.x", brokers=["k:1"], topic="t", set={"transactional.id": "x"})
 
 
-def test_secrets_come_from_the_environment_when_the_client_is_made(monkeypatch):
-    monkeypatch.setenv("KAFKA_PASSWORD", "hush")
-    given = {"sasl.password": "${KAFKA_PASSWORD}", "sasl.username": "a${KAFKA_PASSWORD}b"}
-    made = client_settings(["a:1", "b:2"], given, {}, Complaints("t"))
-    assert made["sasl.password"] == "hush"
-    assert made["sasl.username"] == "ahushb"
+def test_what_is_given_goes_over_what_is_ours():
+    made = client_settings(["a:1", "b:2"], {"linger.ms": "7"}, {"linger.ms": 2, "acks": "all"}, Complaints("t"))
+    assert made["linger.ms"] == "7"
+    assert made["acks"] == "all"
     assert made["bootstrap.servers"] == "a:1,b:2"
-
-
-def test_a_secret_that_is_not_there_is_named():
-    with pytest.raises(UsageError, match="NO_SUCH_SECRET is not set"):
-        client_settings(["a:1"], {"sasl.password": "${NO_SUCH_SECRET}"}, {}, Complaints("t"))

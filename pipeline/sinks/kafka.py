@@ -1,0 +1,230 @@
+"""The Kafka sink: results as messages of a topic, under the key of the event, with headers to tell repetitions by.
+
+All calls of the producer that may wait are made in one thread. A delivery is done when every message of it has been
+confirmed by all replicas in sync; with transactions, when its transaction is committed (see `kafka_transactions`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from pipeline.kafka import Complaints, client_settings, failure, made, partitions_of, permanent
+from pipeline.sinks.base import Refused, SinkInterruptedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from pipeline.grid import Grid
+    from pipeline.job.plugs.kafka_sink import KafkaSinkSettings
+    from pipeline.sinks.base import Delivered, Delivery
+    from pipeline.sinks.kafka_transactions import Transactions
+
+_PRODUCER: dict[str, Any] = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "linger.ms": 2,
+    "queue.buffering.max.messages": 1_000_000,
+    "delivery.report.only.error": True,
+    # As Java's clients do, so that a key has one partition whoever writes it.
+    "partitioner": "murmur2_random",
+}
+_TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD}
+_LOOK_SECONDS = 0.05
+_CLOSE_SECONDS = 2.0
+_HEADERS = ("decision", "model", "version")
+
+
+class KafkaSink:
+    """Produces to one topic.
+
+    Args:
+        grid: The connection to the cluster.
+        name: Of the sink.
+        settings: Where to.
+
+    Attributes:
+        max_results: Results of one delivery at most.
+        identity: Of this process, as `taken` names it; set before `open`.
+    """
+
+    def __init__(self, grid: Grid, name: str, settings: KafkaSinkSettings) -> None:
+        self._grid = grid
+        self._name = name
+        self._settings = settings
+        self._topic = settings.topic
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-sink")
+        self._complaints = Complaints(self._topic)
+        self._producer: Producer | None = None
+        self._transactions: Transactions | None = None
+        self.max_results = settings.max_results
+        self.identity = uuid.uuid4().hex
+
+    # ------------------------------------------------------------------ what the runner calls
+
+    async def open(self) -> None:
+        """Find the topic; with transactions, the topic of positions, which is made if it is not there.
+
+        Raises:
+            SinkInterruptedError: No broker answers.
+            KafkaRefusedError: No such topic; or credentials, a certificate, rights or settings are wrong.
+        """
+        await self._in_thread(self._open)
+
+    async def taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:
+        """With transactions: fence whoever held them before, and find how far he came.
+
+        Raises:
+            SinkInterruptedError: Kafka is away.
+            KafkaRefusedError: Kafka refuses us.
+        """
+        if self._transactions is None:
+            return {}
+        transactions = self._transactions
+        found = await self._in_thread(lambda: transactions.take_over(partitions))
+        return await transactions.verified(found, self._grid, self._settings.results)
+
+    async def dropped(self, partitions: Collection[int]) -> None:
+        """Nothing to do: what was delivered is in Kafka."""
+
+    async def deliver(self, delivery: Delivery) -> Sequence[Refused]:
+        """Produce, and wait until all of it is confirmed, or committed.
+
+        Raises:
+            SinkInterruptedError: Kafka did not confirm in time.
+            KafkaRefusedError: Kafka refuses us.
+        """
+        refused: Sequence[Refused] = await self._in_thread(lambda: self._deliver(delivery))
+        return refused
+
+    async def close(self) -> None:
+        """Let the producer go; what is not confirmed is given up."""
+        with contextlib.suppress(Exception):
+            await self._in_thread(self._discard)
+        self._thread.shutdown(wait=False)
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    # ------------------------------------------------------------------ in the thread
+
+    def _open(self) -> None:
+        settings = self._settings
+        common = client_settings(settings.brokers, settings.set, {}, self._complaints)
+        partitions_of(common, self._topic, SinkInterruptedError)
+        if settings.transactions:
+            from pipeline.sinks.kafka_transactions import Transactions
+
+            self._transactions = Transactions(common, self._topic, self._name, self.identity)
+            self._transactions.prepare()
+
+    def _ready(self) -> Producer:
+        if self._producer is None:
+            more = self._transactions.settings if self._transactions is not None else {}
+            common = client_settings(self._settings.brokers, self._settings.set, _PRODUCER, self._complaints)
+            self._producer = made(Producer, {**common, **more}, self._topic)
+            if self._transactions is not None:
+                try:
+                    self._transactions.begin_with(self._producer)
+                except BaseException:
+                    self._discard()
+                    raise
+        return self._producer
+
+    def _discard(self) -> None:
+        """Let the producer go, with what it has not sent."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.purge()
+            if self._transactions is not None:
+                with contextlib.suppress(KafkaException):  # there may be none, or another process has fenced us
+                    producer.abort_transaction(_CLOSE_SECONDS)
+            producer.flush(_CLOSE_SECONDS)
+
+    def _deliver(self, delivery: Delivery) -> list[Refused]:
+        producer = self._ready()  # before the look at the lease: who fences us does so after its end
+        if time.monotonic() >= delivery.until:
+            raise SinkInterruptedError("The leases ran out before Kafka was ready.")
+        try:
+            return self._send(producer, delivery)
+        except KafkaException as error:
+            self._discard()
+            self._complaints.check(SinkInterruptedError)
+            raise failure(error.args[0], self._topic, SinkInterruptedError) from None
+        except BaseException:
+            self._discard()
+            raise
+
+    def _send(self, producer: Producer, delivery: Delivery) -> list[Refused]:
+        refused: list[Refused] = []
+
+        def produce(results: Sequence[Delivered]) -> list[Delivered]:
+            return self._produce(producer, results, delivery.until, refused)
+
+        if self._transactions is not None:
+            too_large = self._transactions.deliver(producer, delivery, produce)
+        else:
+            # The broker refuses a whole batch: which of its messages are too large is found one by one.
+            too_large = [result for result in produce(delivery.results) if produce([result])]
+        refused += [Refused(result, "the topic takes no message of this size") for result in too_large]
+        return list({id(each.result): each for each in refused}.values())
+
+    def _produce(
+        self, producer: Producer, results: Sequence[Delivered], until: float, refused: list[Refused]
+    ) -> list[Delivered]:
+        """Produce and wait; returns what came back as too large, and adds to `refused` what was not even sent."""
+        failed: list[tuple[Delivered, KafkaError]] = []
+
+        def report(result: Delivered, error: KafkaError | None, _message: object) -> None:
+            if error is not None:
+                failed.append((result, error))
+
+        produce, topic = producer.produce, self._topic
+        for result in results:
+            key = result.key.encode() if isinstance(result.key, str) else str(result.key).encode()
+            while True:
+                try:
+                    produce(topic, result.text, key, on_delivery=partial(report, result), headers=headers_of(result))
+                    break
+                except BufferError:
+                    producer.poll(_LOOK_SECONDS)
+                    self._look(until)
+                except KafkaException as error:
+                    if error.args[0].code() not in _TOO_LARGE:
+                        raise
+                    refused.append(Refused(result, f"it has {len(result.text):,} bytes: too large for Kafka's client"))
+                    break
+        while producer.flush(min(_LOOK_SECONDS * 4, max(0.0, until - time.monotonic()))):
+            self._look(until)
+        for _, wrong in failed:
+            if wrong.code() not in _TOO_LARGE:
+                raise permanent(wrong, self._topic) or SinkInterruptedError(f"Kafka: {wrong.str()}")
+        return [result for result, _ in failed]
+
+    def _look(self, until: float) -> None:
+        """Whether it is still worth waiting."""
+        if self._complaints.refusal is not None:
+            raise self._complaints.refusal
+        if time.monotonic() >= until:
+            trouble = self._complaints.trouble
+            raise SinkInterruptedError(f"Kafka does not confirm what is sent{f': {trouble}' if trouble else '.'}")
+
+
+def headers_of(result: Delivered) -> list[tuple[str, str | bytes | None]]:
+    """Headers of a message: what decides, and what repetitions are told by."""
+    value = result.value
+    made: list[tuple[str, str | bytes | None]] = [
+        ("gridscore.id", hashlib.blake2b(result.text, digest_size=12).hexdigest()),
+        ("gridscore.epoch", str(result.epoch)),
+        ("gridscore.sequence", str(result.sequence)),
+    ]
+    made += [(f"gridscore.{name}", str(value[name])) for name in _HEADERS if name in value]
+    return made
