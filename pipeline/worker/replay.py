@@ -77,19 +77,19 @@ async def replay(
         job: Whose they are.
         ids: Of the dead letters.
         force: Take the place of a newer event that has the key meanwhile.
-        of_job: Whether they are a job's, which must not have ended; a sink has no such state.
+        of_job: Whether they are a job's, which must not have ended, or a source's; not a sink's.
 
     Raises:
         JobError: There is neither such a job, nor dead letters of a source of that name; or the job has ended and would
             not score them.
         HazelcastError: The cluster did not answer; what was not yielded may or may not have been done.
     """
-    record = await Jobs(grid).find(job)
-    if record is None:
+    record = await Jobs(grid).find(job) if of_job else None
+    if record is None and of_job:
         _, letters = await list_letters(grid, job, 1)
         if not letters or letters[0].stage != SOURCE_STAGE:
             await Jobs(grid).get(job)  # says that there is none
-    elif record.state in ENDED:
+    elif record is not None and record.state in ENDED:
         raise JobError(
             f"The job `{job}` is {record.state}: nobody would score the events.", "Submit or resume it first."
         )
