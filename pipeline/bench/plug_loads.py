@@ -1,7 +1,8 @@
-"""Loads to measure sources with: those that need no server but what this distribution has."""
+"""Loads to measure sources with: events in memory, in files, in brokers, and from those who send them."""
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from itertools import islice
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.bench import card
 from pipeline.bench.plugs import Load, UnavailableError
+from pipeline.errors import MemberError
 from pipeline.grid.ports import choose_ports
 from pipeline.sources.base import Batch
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BATCH = 2_000
+_TOPIC, _PARTITIONS = "bench", 6
 
 
 class _FromMemory:
@@ -70,6 +73,55 @@ async def http(folder: Path, events: int, to: str) -> AsyncIterator[Load]:  # no
     (port,) = choose_ports(1, 0)
     settings = HttpSourceSettings(to=to, port=port, key_field="id")
     yield Load(settings, feed=("pipeline.bench.http_feed", [f"127.0.0.1:{port}", f"/events/{to}", str(events)]))
+
+
+@asynccontextmanager
+async def kafka(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
+    """A topic of some partitions on a broker of its own."""
+    from pipeline.job.plugs.kafka_source import KafkaSourceSettings
+    from pipeline.testing.kafka import Broker
+
+    _need("confluent_kafka", "kafka")
+    try:
+        broker = await asyncio.to_thread(Broker.start, folder)
+    except MemberError as error:
+        raise UnavailableError(str(error)) from None
+    with broker:
+        await asyncio.to_thread(_produce, broker.address, events)
+        yield Load(KafkaSourceSettings(to=to, brokers=(broker.address,), topic=_TOPIC))
+
+
+def _produce(address: str, events: int) -> None:
+    from confluent_kafka import Producer
+    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.cimpl import NewTopic
+
+    admin = AdminClient({"bootstrap.servers": address})  # what it was asked for ends with it, so it has a name
+    for created in admin.create_topics([NewTopic(_TOPIC, _PARTITIONS)]).values():
+        created.result(30)
+    producer = Producer({"bootstrap.servers": address, "linger.ms": 50, "queue.buffering.max.messages": 1_000_000})
+    for key, text in card.events(events):
+        producer.produce(_TOPIC, text, key)
+    if producer.flush(60):
+        raise UnavailableError("The broker did not take all messages in a minute.")
+
+
+@asynccontextmanager
+async def mqtt(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
+    """Messages with QoS 1, published by another process to a broker of its own."""
+    from pipeline.job.plugs.mqtt_source import MqttSourceSettings
+
+    _need("aiomqtt", "mqtt")
+    from pipeline.testing.mqtt import MqttBroker
+
+    try:
+        broker = await asyncio.to_thread(MqttBroker.start, folder)
+    except MemberError as error:
+        raise UnavailableError(str(error)) from None
+    with broker:
+        port = broker.url.rpartition(":")[2]
+        settings = MqttSourceSettings(to=to, broker=broker.url, topic=(f"{_TOPIC}/#",), key=("id",))
+        yield Load(settings, feed=("pipeline.bench.mqtt_feed", [port, _TOPIC, str(events)]))
 
 
 def _need(module: str, extra: str) -> None:

@@ -39,6 +39,8 @@ LOADERS = {
     "memory": "pipeline.bench.plug_loads:memory",
     "logfile": "pipeline.bench.plug_loads:logfile",
     "http": "pipeline.bench.plug_loads:http",
+    "kafka": "pipeline.bench.plug_loads:kafka",
+    "mqtt": "pipeline.bench.plug_loads:mqtt",
 }
 
 STALLED_SECONDS = 60.0
