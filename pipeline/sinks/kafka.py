@@ -38,6 +38,7 @@ _PRODUCER: dict[str, Any] = {
     "partitioner": "murmur2_random",
 }
 _TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD}
+_SPOILT = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # noqa: SLF001 -- how the library names its constants
 _LOOK_SECONDS = 0.05
 _CLOSE_SECONDS = 2.0
 _HEADERS = ("decision", "model", "version")
@@ -143,11 +144,12 @@ class KafkaSink:
         """Let the producer go, with what it has not sent."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            producer.purge()
-            if self._transactions is not None:
-                with contextlib.suppress(KafkaException):  # there may be none, or another process has fenced us
+            with contextlib.suppress(KafkaException):  # there may be no transaction, or another process has fenced us
+                producer.purge()
+                if self._transactions is not None:
                     producer.abort_transaction(_CLOSE_SECONDS)
-            producer.flush(_CLOSE_SECONDS)
+            with contextlib.suppress(KafkaException):
+                producer.flush(_CLOSE_SECONDS)
 
     def _deliver(self, delivery: Delivery) -> list[Refused]:
         producer = self._ready()  # before the look at the lease: who fences us does so after its end
@@ -204,10 +206,12 @@ class KafkaSink:
                     break
         while producer.flush(min(_LOOK_SECONDS * 4, max(0.0, until - time.monotonic()))):
             self._look(until)
+        too_large = [result for result, wrong in failed if wrong.code() in _TOO_LARGE]
         for _, wrong in failed:
-            if wrong.code() not in _TOO_LARGE:
+            # What is too large spoils a transaction, and with it what waits behind.
+            if wrong.code() not in _TOO_LARGE and not (too_large and wrong.code() in _SPOILT):
                 raise permanent(wrong, self._topic) or SinkInterruptedError(f"Kafka: {wrong.str()}")
-        return [result for result, _ in failed]
+        return too_large
 
     def _look(self, until: float) -> None:
         """Whether it is still worth waiting."""
