@@ -52,6 +52,7 @@ class LogFiles:
         self._form = format_of(settings)
         self._tails: dict[_Inode, Tail] = {}
         self._waiting: dict[_Inode, int] = {}  # files that could not be read, with their size then
+        self._followed = {(place.device, place.inode) for place in places.values()}
         self._first = True
         self.problems: list[tuple[str, str]] = []
         self._at_end = settings.start == "latest" and not places
@@ -170,6 +171,8 @@ class LogFiles:
             kept = self._follow(found, stream, packed=packed)
         except PACKED_ERRORS as error:
             _log.info("%s cannot be unpacked, or not yet: %s", found.path, error, extra={"action": "log_packed"})
+            if self._settings.until_end:
+                self.problems.append((str(found.path), f"The file cannot be unpacked: {error}"))
             self._waiting[found.inode] = found.stat.st_size
         except ValueError as error:
             self._waiting[found.inode] = found.stat.st_size
@@ -206,6 +209,7 @@ class LogFiles:
             max_line=self._settings.max_line,
         )
         self._tails[found.inode] = tail
+        self._followed.add(found.inode)
         self._places[place.identity] = tail.place
         return True
 
@@ -224,8 +228,9 @@ class LogFiles:
             return own[-1]
         for place in list(self._places.values()):
             tail = live.get(place.identity)
-            if tail is not None and (place.device, place.inode) != found.inode:
-                if _is_copy(stream, head, found, tail, packed=packed):
+            if tail is not None:
+                # What we have followed once is no copy, even if it begins again as it did before it was truncated.
+                if found.inode not in self._followed and _is_copy(stream, head, found, tail, packed=packed):
                     return None
             elif tail is None and place.is_of(stream, head):
                 _log.info("%s goes on where %s was", found.path, place.path, extra={"action": "log_recognized"})

@@ -47,9 +47,10 @@ def open_log(path: Path) -> tuple[BinaryIO, bool]:
     """
     raw = path.open("rb", buffering=0)
     packed = raw.read(2) == _GZIP
-    raw.seek(0)
     if packed:
-        return cast("BinaryIO", gzip.open(cast("BinaryIO", raw), "rb")), True
+        raw.close()
+        return cast("BinaryIO", gzip.open(path, "rb")), True
+    raw.seek(0)
     return raw, False
 
 

@@ -109,8 +109,7 @@ class LogfileSource:
         """See `Source.close`."""
         if self._watch is not None:
             self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+            await asyncio.gather(self._watch, return_exceptions=True)
         if self._files is not None:
             await self._in_thread(self._files.close)
 
@@ -200,9 +199,7 @@ class LogfileSource:
                     await asyncio.sleep(LOOK_SECONDS)
                     continue
                 recursive = any("**" in pattern for pattern in self._settings.path)
-                async for _ in awatch(
-                    *folders, watch_filter=None, debounce=100, step=10, recursive=recursive, raise_interrupt=False
-                ):
+                async for _ in awatch(*folders, watch_filter=None, debounce=100, step=10, recursive=recursive):
                     self._changed.set()
         except (OSError, RuntimeError) as error:  # too many watches, or a file system without them
             _log.info("Changes of files are not told, looking every %g s: %s", LOOK_SECONDS, error)
