@@ -6,8 +6,11 @@ import collections
 import json
 import logging
 import random
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from contextlib import asynccontextmanager
 
@@ -17,12 +20,15 @@ import trustme
 from aiohttp import web
 from pydantic import ValidationError
 
+from pipeline.client import Client
 from pipeline.errors import GridscoreError, UsageError
+from pipeline.grid import connect
 from pipeline.job.plugs.webhook_sink import WebhookSinkSettings
 from pipeline.sinks import webhook
 from pipeline.sinks.base import Delivered, Delivery, Refused, SinkInterruptedError
 from pipeline.sinks.signature import verify_webhook
 from pipeline.sinks.webhook import WebhookSink
+from pipeline.worker.dead_letters import map_of
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 
@@ -450,3 +456,91 @@ async def test_settings_that_cannot_be(monkeypatch):
     with pytest.raises(UsageError, match="address of the web hook is none"):
         async with opened("${ADDRESS}"):
             pass
+
+
+# ---------------------------------------------------------------------- as a command, with real members
+
+
+@pytest.fixture
+def sink(cluster):
+    """Starts `gridscore sink webhook` processes."""
+    started = []
+
+    def start(*arguments):
+        where = ["--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name]
+        command = [sys.executable, "-m", "pipeline.cli", "sink", "webhook", *arguments, *where]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+async def test_every_result_is_posted_though_a_process_is_killed_and_what_is_refused_is_a_dead_letter(
+    grid_settings, unique, receiver, sink
+):
+    name, refusing = f"results.hook-{unique}", "k5"
+    receiver.answer = lambda _number, results: status(422 if any(r["key"] == refusing for r in results) else 200)
+    arguments = ["--from", name, "--name", f"hook-{unique}", "--url", receiver.url, "--secret", "${HOOK_SECRET}"]
+    arguments += ["--allow-private", "--batch", "20", "--only", "decision=decline"]
+    expected = {f"k{number}" for number in range(0, 4_000, 2)}
+    async with await connect(grid_settings) as grid:
+        client = Client(grid)
+
+        async def put(begin, end):
+            results = {
+                f"k{number}": {"score": 0.5, "decision": "approve" if number % 2 else "decline", "scored_at": number}
+                for number in range(begin, end)
+            }
+            results[refusing] = {"score": 0.5, "decision": "decline", "scored_at": begin}
+            await client.put_events(name, results)
+
+        def came():
+            return {result["key"] for result in receiver.results}
+
+        await put(0, 1_000)
+        first = sink(*arguments)
+        await until(lambda: len(came()) >= 500)
+        second = sink(*arguments)
+        await put(1_000, 2_000)
+        await until(lambda: len(came()) >= 1_000)
+        first.kill()
+        await put(2_000, 4_000)
+        await until(lambda: came() == expected, seconds=60)
+        letters = await dead_letters(grid, f"hook-{unique}", 3)
+        second.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(second.wait) == 0, second.stdout.read()
+    assert {(letter["stage"], letter["sequence"] >= 0) for letter in letters} == {("deliver", True)}
+    assert all("422" in letter["error"] for letter in letters)
+    # What came twice, because nobody knew whether it had been taken, can be told from what did not.
+    assert len({each["id"] for each in receiver.results}) == len(expected)
+
+
+async def dead_letters(grid, name, count):
+    letters = await grid.map(map_of(name))
+    await until(letters.size, count)
+    return [value.loads() for _, value in await letters.entry_set()]
+
+
+async def until(condition, wanted=True, seconds=30):
+    async with asyncio.timeout(seconds):
+        while True:
+            value = condition()
+            if asyncio.iscoroutine(value):
+                value = await value
+            if value == wanted:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_a_hook_at_a_private_address_is_one_clear_message(unique, receiver, sink):
+    process = sink("--from", f"results.{unique}", "--url", receiver.url, "--secret", "${HOOK_SECRET}")
+    out, _ = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 1
+    assert "127.0.0.1, which is not an address of the public network" in " ".join(out.split())
+    assert "--allow-private" in out
+    assert "Traceback" not in out
