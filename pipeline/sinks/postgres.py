@@ -37,6 +37,9 @@ ERAS_MAP = "gridscore.eras"
 _LAST_SECONDS = 0.25
 """A statement is not begun when less than this is left of the leases."""
 _BIGINT = 1 << 63
+# Classes: cardinality, data exception, integrity constraint, check option, program limit (a key too long for an index,
+# for one), and what a trigger raises.
+_BAD_ROW = ("21", "22", "23", "44", "54", "P0")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -62,6 +65,7 @@ class PostgresSink:
         self._upsert = self._table.upsert().encode()
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._era = 0
+        self._in_doubt = False  # whether the last delivery failed for the form of the table, or what belongs to it
 
     async def open(self) -> None:
         """Connect; make the table, or check it."""
@@ -101,12 +105,17 @@ class PostgresSink:
                 await self._write(entries, delivery.until, refused)
             except psycopg.Error as error:
                 await self._let_go()
-                if isinstance(error, psycopg.ProgrammingError):
+                if isinstance(error, psycopg.ProgrammingError) and not self._in_doubt:
+                    self._in_doubt = True
                     await self.open()  # says what has become of the table, if it is that
+                    raise SinkInterruptedError(
+                        f"The table `{self._settings.table}` at {self._place} has changed.", "It is tried again."
+                    ) from None
                 raise failure(error, self._place, SinkInterruptedError) from None
             except BaseException:
                 await self._let_go()  # what is under way must not stand in the way of what comes
                 raise
+            self._in_doubt = False
         return refused
 
     async def close(self) -> None:
@@ -163,8 +172,10 @@ class PostgresSink:
                     milliseconds = str(max(1, int((until - time.monotonic()) * 1_000)))
                     await connection.execute("SELECT set_config('statement_timeout', %s, true)", [milliseconds])
                     await connection.execute(self._upsert, [rows])
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
-            raise _BadRowError(" ".join((error.diag.message_primary or str(error)).split())) from None
+        except psycopg.Error as error:
+            if (error.sqlstate or "").startswith(_BAD_ROW):
+                raise _BadRowError(" ".join((error.diag.message_primary or str(error)).split())) from None
+            raise
         except TimeoutError:
             raise SinkInterruptedError(
                 f"PostgreSQL at {self._place} did not answer before the leases of the sink end.",

@@ -17,8 +17,10 @@ from pipeline.errors import UsageError
 from pipeline.grid import connect
 from pipeline.job.plugs.postgres_sink import PostgresSinkSettings
 from pipeline.postgres import PostgresError
+from pipeline.producer import Producer
 from pipeline.sinks.base import Delivered, Delivery, SinkInterruptedError
 from pipeline.sinks.postgres import ERAS_MAP, PostgresSink
+from pipeline.sinks.runner import runner_of
 
 
 def result(key, sequence=0, *, epoch=1, partition=0, **fields):
@@ -40,7 +42,7 @@ def delivery(*results, seconds=30.0):
 
 
 def settings(database, **more):
-    return PostgresSinkSettings(results="results.x", database=database, **{"table": "scores", **more})
+    return PostgresSinkSettings(**{"results": "results.x", "database": database, "table": "scores", **more})
 
 
 @pytest.fixture
@@ -124,6 +126,13 @@ class TestTables:
 
         assert [each.result.key for each in refused] == ["x" * 21]
         assert rows(postgres, database, "SELECT key, score, note FROM scores") == [("ann", 0.5, "x")]
+
+    async def test_a_table_that_was_dropped_is_made_again(self, opened, postgres, database):
+        sink = await opened(settings(database))
+        rows(postgres, database, "DROP TABLE scores")
+        with pytest.raises(SinkInterruptedError, match="has changed"):
+            await sink.deliver(delivery(result("ann")))
+        assert await sink.deliver(delivery(result("ann"))) == []
 
     async def test_two_processes_may_make_the_table_at_once(self, opened, database):
         await asyncio.gather(*(opened(settings(database)) for _ in range(8)))
@@ -260,6 +269,28 @@ class TestBadRows:
         assert {each.result.key for each in refused} == {"one", 2**70, 2, 3}
         assert rows(postgres, database, "SELECT key FROM scores ORDER BY key") == [(1,), (4,)]
 
+    async def test_a_key_that_no_index_takes(self, opened, postgres, database):
+        sink = await opened(settings(database))
+        refused = await sink.deliver(delivery(result("a"), result(random.randbytes(5_000).hex())))
+        assert ["index" in each.error for each in refused] == [True]
+        assert rows(postgres, database, "SELECT key FROM scores") == [("a",)]
+
+    async def test_a_trigger_of_the_users(self, opened, postgres, database):
+        sink = await opened(settings(database))
+        rows(
+            postgres,
+            database,
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "IF NEW.key = 'b' THEN RAISE 'not b'; ELSIF NEW.key = 'c' THEN PERFORM nothing; END IF; RETURN NEW; "
+            "END $$; CREATE TRIGGER t BEFORE INSERT ON scores FOR EACH ROW EXECUTE FUNCTION f()",
+        )
+        refused = await sink.deliver(delivery(result("a"), result("b")))
+        assert [(each.result.key, "not b" in each.error) for each in refused] == [("b", True)]
+        with pytest.raises(SinkInterruptedError, match="has changed"):
+            await sink.deliver(delivery(result("c")))
+        with pytest.raises(PostgresError, match="nothing"):
+            await sink.deliver(delivery(result("c")))
+
     async def test_a_constraint_of_the_users(self, opened, postgres, database):
         sink = await opened(settings(database, columns="typed"))
         rows(postgres, database, "ALTER TABLE scores ADD CHECK (score < 1)")
@@ -322,3 +353,33 @@ class TestTrouble:
 
         assert interrupted
         assert dict(rows(postgres, database, "SELECT key, score FROM scores")) == scores
+
+
+class TestProcesses:
+    async def test_two_share_the_work_while_one_is_stopped_and_the_server_is_killed(
+        self, grid, grid_settings, postgres, database, unique
+    ):
+        name = f"results.{unique}"
+        wanted = settings(database, results=name, columns="typed", batch=200)
+        async with await connect(grid_settings) as other:
+            runners = [asyncio.create_task(runner_of(each, wanted).run()) for each in (grid, other)]
+            producer, expected = Producer(grid, name), {}
+            for turn in range(10):
+                for key in (f"customer-{number}" for number in range(500)):
+                    expected[key] = random.random()
+                texts = [(key, result(key, turn, score=score).text) for key, score in expected.items()]
+                await producer.put(texts)
+                if turn in (2, 6):
+                    await asyncio.to_thread(postgres.kill)
+                    await asyncio.to_thread(postgres.restart)
+                if turn == 4:
+                    runners.pop().cancel()
+            async with asyncio.timeout(60):
+                found = {}
+                while found != expected:
+                    assert not runners[0].done(), runners[0].exception()
+                    await asyncio.sleep(0.1)
+                    if rows(postgres, database, "SELECT to_regclass('scores') IS NOT NULL") == [(True,)]:
+                        found = dict(rows(postgres, database, "SELECT key, score FROM scores"))
+            runners[0].cancel()
+            await asyncio.wait(runners)
