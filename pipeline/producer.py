@@ -271,8 +271,8 @@ class Producer:
     def _enqueue(self, chunk: list[tuple[Any, bytes | None]], batch: Taken) -> list[_Partition]:
         count, serialize, size = self._grid.partition_count, self._writer.serialize_key, 0
         segments: dict[int, _Segment] = {}
-        for key, text in chunk:
-            data = serialize(key)
+        serialized = [serialize(key) for key, _ in chunk]  # before anything is queued: a key may have no form
+        for data, (_, text) in zip(serialized, chunk, strict=True):
             number = partition_of(data, count)
             segment = segments.get(number)
             removes = text is None

@@ -24,7 +24,7 @@ _CONNECTION = {"members": Members, "cluster_name": ClusterName, "settings": Sett
 
 
 def command_of(
-    model: type[BaseModel], run: Callable[[Any, tuple[Any, Any, Any]], None], *, help_text: str
+    model: type[BaseModel], run: Callable[[Any, tuple[Any, Any, Any]], None], *, help_text: str, example: str = ""
 ) -> Callable[..., None]:
     """A function for typer, with an option for each field of a plug's settings, and those of the connection.
 
@@ -35,6 +35,7 @@ def command_of(
         model: The settings.
         run: Called with the settings, and members, cluster name and settings file as `connected` takes them.
         help_text: Of the command.
+        example: The words of the command, for an example of it.
     """
     fields = {name: field for name, field in model.model_fields.items() if name not in _NOT_OPTIONS}
 
@@ -48,8 +49,14 @@ def command_of(
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
-    command.__doc__ = help_text
+    command.__doc__ = f"{help_text}\n\nExample: [bold]{_example(example, fields)}[/]" if example else help_text
     return command
+
+
+def _example(command: str, fields: Mapping[str, FieldInfo]) -> str:
+    """The shortest command line that can work, with the names of values for the values."""
+    needed = [(option_of(name, field), name) for name, field in fields.items() if field.is_required()]
+    return " ".join((command, *(f"{option} {name.upper()}" for option, name in needed)))
 
 
 def option_of(name: str, field: FieldInfo) -> str:

@@ -39,7 +39,8 @@ class _Sources(PlugGroup):
         text = (
             f"{plug.summary}\n\nRuns until its end, Ctrl-C or SIGTERM. A text may say ${{NAME}}, which is taken from "
         )
-        return command_of(plug.settings_class(), start, help_text=f"{text}the environment, and never shown.")
+        text += "the environment, and never shown."
+        return command_of(plug.settings_class(), start, help_text=text, example=f"gridscore source {kind}")
 
 
 app = typer.Typer(

@@ -194,13 +194,14 @@ async def walk_letters(grid: Grid, job: str) -> AsyncIterator[DeadLetter]:
 async def list_letters(grid: Grid, job: str, limit: int) -> tuple[int, list[DeadLetter]]:
     """How many entries a job's dead-letter map has, and up to `limit` dead letters, the latest first."""
     latest: list[tuple[str, str, DeadLetter]] = []
+    # Counted first: of letters that come meanwhile, the list may have more than the count says, and never less.
+    total = await transport.map_size(grid.client, map_of(job))
     async for dead in walk_letters(grid, job):
         entry = (dead.at, dead.id, dead)
         if len(latest) < limit:
             heapq.heappush(latest, entry)
         else:
             heapq.heappushpop(latest, entry)
-    total = await transport.map_size(grid.client, map_of(job))
     return total, [dead for _, _, dead in sorted(latest, key=lambda entry: entry[:2], reverse=True)]
 
 
