@@ -144,7 +144,9 @@ class Till:
         import aiomqtt
 
         try:
-            async with aiomqtt.Client(self._via.hostname or "localhost", self._via.port or 1883) as broker:
+            async with aiomqtt.Client(
+                self._via.hostname or "localhost", self._via.port or 1883, protocol=aiomqtt.ProtocolVersion.V5
+            ) as broker:
                 for event in events:
                     topic = f"tills/{json.loads(event)['merchant']}/purchases"
                     await broker.publish(topic, event, qos=1)

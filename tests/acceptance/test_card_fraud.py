@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pipeline.testing.mqtt import MqttBroker, available
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "jobs/card-fraud"
 COMMANDS = {"gridscore": [sys.executable, "-m", "pipeline.cli"], "python": [sys.executable]}
@@ -68,15 +70,6 @@ class Shell:
             time.sleep(0.1)
 
 
-@pytest.fixture
-def shell(tmp_path):
-    environment = {**os.environ, "COLUMNS": "100", "GRIDSCORE_HOME": str(tmp_path / "home")}
-    shell = Shell(tmp_path, environment)
-    yield shell
-    for name in reversed(list(shell.running)):
-        shell.stop(name)
-
-
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -86,6 +79,11 @@ def number_of(receipt):
     return re.search(r"m00-\w+", receipt.stdout)[0]
 
 
+def states(shell, kind):
+    sources = json.loads(shell.run("gridscore source list --json").stdout)
+    return [each["state"] for each in sources if each["kind"] == kind]
+
+
 def answers(address):
     try:
         return httpx.get(f"{address}/healthz").status_code == 200
@@ -93,8 +91,20 @@ def answers(address):
         return False
 
 
-@pytest.mark.usefixtures("cluster")  # tells whether a member can be had here
-def test_from_nothing_to_a_receipt(shell, tmp_path):
+@pytest.fixture(scope="module")
+def shop(cluster, tmp_path_factory):  # noqa: ARG001 -- the cluster tells whether a member can be had here
+    """What stands after the commands of the README: the shell, the address of the source, and what the till printed."""
+    folder = tmp_path_factory.mktemp("card-fraud")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRIDSCORE_")}
+    shell = Shell(folder, {**environment, "COLUMNS": "100", "GRIDSCORE_HOME": str(folder / "home")})
+    try:
+        yield shell, *follow_the_readme(shell)
+    finally:
+        for name in reversed(list(shell.running)):
+            shell.stop(name)
+
+
+def follow_the_readme(shell):
     text = (EXAMPLE / "README.md").read_text()
     block = re.findall(r"## From nothing to a receipt.*?```sh\n(.*?)```", text, re.DOTALL)[0]
     port = free_port()
@@ -117,7 +127,11 @@ def test_from_nothing_to_a_receipt(shell, tmp_path):
             done = shell.run(line)
             assert done.returncode == 0, (line, done.stderr)
 
-    approved, declined = receipts
+    return address, receipts
+
+
+def test_a_receipt_says_what_was_decided(shop):
+    _, _, (approved, declined) = shop
     assert approved.returncode == 0, approved.stderr
     assert "APPROVED" in approved.stdout
     assert re.search(r"Amount +24\.90 EUR", approved.stdout)
@@ -127,10 +141,12 @@ def test_from_nothing_to_a_receipt(shell, tmp_path):
     assert "DECLINED" in declined.stdout
     assert "890.00 EUR" in declined.stdout
 
-    # Nobody scores: the till decides by itself, and says so.
+
+def test_without_an_answer_the_till_decides_by_itself_and_says_so(shop):
+    shell, address, _ = shop
     assert shell.stop("worker") == 0
-    till = f"python jobs/card-fraud/till.py c0012 {{}} --via {address} --timeout 0.5"
-    below, above = shell.run(till.format("20.00")), shell.run(till.format("60.00"))
+    till = f"python jobs/card-fraud/till.py c0012 {{}} --via {address} --timeout {{}}"
+    below, above = shell.run(till.format("20.00", 0.5)), shell.run(till.format("60.00", 0.5))
     assert (below.returncode, above.returncode) == (0, 1)
     for receipt in (below, above):
         assert "OFFLINE by the till" in receipt.stdout
@@ -139,23 +155,48 @@ def test_from_nothing_to_a_receipt(shell, tmp_path):
     nobody = shell.run(f"python jobs/card-fraud/till.py c0012 5 --via http://127.0.0.1:{free_port()} --timeout 0.5")
     assert nobody.returncode == 0
     assert "not sent in 0.5 s" in nobody.stdout
-
-    # Somebody does again: what could not be sent goes along, and all of them are scored.
-    journal = tmp_path / "till-offline.ndjson"
+    journal = shell.folder / "till-offline.ndjson"
     [kept] = [json.loads(line)["purchase"] for line in journal.read_text().splitlines()]
     assert kept == number_of(nobody)
+
+    # A worker is there again: what could not be sent goes along with the next, and all of them are scored.
     shell.start("worker", "gridscore worker")
-    again = shell.run(till.format("24.90").replace("--timeout 0.5", "--timeout 30"))
+    again = shell.run(till.format("24.90", 30))
     assert "online in" in again.stdout
     assert not journal.exists()
     for receipt in (below, above, nobody):
         result = httpx.get(f"{address}/results/results.purchases/{number_of(receipt)}?wait=20s", timeout=30).json()
         assert result["card"] == "c0012"
 
+
+def test_purchases_go_by_mqtt_too(shop, tmp_path):
+    shell, address, _ = shop
+    if not available():
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            pytest.fail("no MQTT broker")
+        pytest.skip("no MQTT broker: install mosquitto")
+    text = (EXAMPLE / "README.md").read_text()
+    block = re.findall(r"## By MQTT.*?```sh\n(.*?)```", text, re.DOTALL)[0]
+    with MqttBroker.start(tmp_path) as broker:
+        _, source, till = block.replace("mqtt://localhost:1883", broker.url).splitlines()
+        shell.start("mqtt", source.removesuffix("&"))
+        try:
+            # A broker forgets what nobody has subscribed to.
+            shell.until(lambda: "running" in states(shell, "mqtt"), "mqtt")
+            receipt = shell.run(f"{till.replace('http://127.0.0.1:8080', address)} --timeout 30")
+        finally:
+            code = shell.stop("mqtt")
+    assert "online in" in receipt.stdout, (receipt.stderr, shell.log("mqtt"))
+    assert (receipt.returncode, code) == (0, 0), shell.log("mqtt")
+
+
+def test_the_source_says_where_it_listens_and_stops_when_told(shop):
+    shell, address, _ = shop
+    assert f"{address}/events/events.purchases" in shell.log("source")
     assert shell.stop("source") == 0, shell.log("source")
 
 
-def test_the_till_wants_a_real_amount(shell):
-    done = shell.run("python jobs/card-fraud/till.py c0012 24.905")
+def test_the_till_wants_a_real_amount(tmp_path):
+    done = Shell(tmp_path, dict(os.environ)).run("python jobs/card-fraud/till.py c0012 24.905")
     assert done.returncode == 2
     assert "is no amount" in done.stderr
