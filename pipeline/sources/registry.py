@@ -24,7 +24,6 @@ _ALL = (
     _kind("http", "Http", "What others post: web pages, tills, anything that speaks HTTP.", extra="http"),
     _kind("logfile", "Logfile", "Lines of log files, as they grow and are rotated.", extra="logfile"),
     _kind("mqtt", "Mqtt", "Messages of an MQTT broker's topics.", extra="mqtt"),
-    _kind("table", "Table", "Rows of CSV, Parquet and JSON lines files."),
     _kind("postgres", "Postgres", "Rows of a PostgreSQL query or table.", extra="postgres"),
 )
 KINDS: dict[str, PlugKind] = {kind.name: kind for kind in _ALL}
