@@ -38,6 +38,8 @@ typedef struct {
 typedef struct {
     PyObject *attribute; /* str: of the struct that msgspec makes */
     PyObject *key;       /* bytes; msgspec allows none that has escapes in JSON */
+    const char *text;    /* of the key */
+    Py_ssize_t length;
     char kind, optional;
     Py_ssize_t next; /* the field that followed this one last time */
     PyObject **texts; /* strings seen of late, by hash: most come again */
@@ -82,10 +84,39 @@ static inline uint64_t hash_of(const char *text, size_t length)
     return hash ^ (hash >> 29) ^ (hash >> 47);
 }
 
+/* `memcmp` for short texts, without the call. */
+static inline int is_same(const char *a, const char *b, size_t length)
+{
+    uint64_t x, y;
+    uint32_t u, v;
+    if (length >= 8) {
+        for (size_t at = 0;; at = at + 16 <= length ? at + 8 : length - 8) {
+            memcpy(&x, a + at, 8);
+            memcpy(&y, b + at, 8);
+            if (x != y || at + 8 == length)
+                return x == y;
+        }
+    }
+    if (length >= 4) {
+        memcpy(&u, a, 4);
+        memcpy(&v, b, 4);
+        if (u != v)
+            return 0;
+        memcpy(&u, a + length - 4, 4);
+        memcpy(&v, b + length - 4, 4);
+        return u == v;
+    }
+    while (length > 0 && *a == *b)
+        a++, b++, length--;
+    return length == 0;
+}
+
 /* ------------------------------------------------------------------ reading a text */
 
 static const double POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+
+#define LONGEST_NUMBER 64
 
 static inline int is_digit(char c) { return (unsigned char)(c - '0') < 10; }
 
@@ -105,15 +136,13 @@ static const char *read_number(const char *p, int kind, Cell *cell, unsigned cha
     p += negative;
     if (!is_digit(*p) || (*p == '0' && is_digit(p[1])))
         return NULL;
-    uint64_t mantissa = 0;
-    int digits = 0, fraction = 0, exponent = 0;
-    for (; is_digit(*p); p++) {
-        digits += digits > 0 || *p != '0';
-        if (digits <= 19)
-            mantissa = mantissa * 10 + (uint64_t)(*p - '0');
-        if (p - begin > 60)
-            return NULL;
-    }
+    const char *start = p;
+    uint64_t mantissa = 0; /* wrong from the 20th digit on, and not used then */
+    int exponent = 0;
+    Py_ssize_t fraction = 0;
+    for (; is_digit(*p); p++)
+        mantissa = mantissa * 10 + (uint64_t)(*p - '0');
+    Py_ssize_t digits = *start == '0' ? 0 : p - start;
     int whole = *p != '.' && *p != 'e' && *p != 'E';
     if (whole) {
         if (negative && mantissa == 0)
@@ -129,15 +158,15 @@ static const char *read_number(const char *p, int kind, Cell *cell, unsigned cha
         if (kind == INT)
             return NULL;
         if (*p == '.') {
-            const char *point = p++;
-            for (; is_digit(*p); p++) {
-                digits += digits > 0 || *p != '0';
-                if (digits <= 19)
-                    mantissa = mantissa * 10 + (uint64_t)(*p - '0');
-                if (p - begin > 60)
-                    return NULL;
-            }
-            fraction = (int)(p - point) - 1;
+            start = ++p;
+            if (digits == 0)
+                while (*p == '0')
+                    p++;
+            digits -= p - start;
+            for (; is_digit(*p); p++)
+                mantissa = mantissa * 10 + (uint64_t)(*p - '0');
+            fraction = p - start;
+            digits += fraction;
             if (fraction == 0)
                 return NULL;
         }
@@ -145,7 +174,7 @@ static const char *read_number(const char *p, int kind, Cell *cell, unsigned cha
             p++;
             int minus = *p == '-';
             p += *p == '-' || *p == '+';
-            const char *start = p;
+            start = p;
             for (; is_digit(*p) && p - start < 4; p++)
                 exponent = exponent * 10 + (*p - '0');
             if (p == start || is_digit(*p))
@@ -154,7 +183,9 @@ static const char *read_number(const char *p, int kind, Cell *cell, unsigned cha
                 exponent = -exponent;
         }
     }
-    exponent -= fraction;
+    if (p - begin >= LONGEST_NUMBER)
+        return NULL;
+    exponent -= (int)fraction;
     double value;
     /* Both are exact, so their product or quotient is what is nearest to the decimal number. */
     if (FLT_EVAL_METHOD == 0 && digits <= 19 && mantissa <= (UINT64_C(1) << 53) && exponent >= -22 && exponent <= 22) {
@@ -162,9 +193,9 @@ static const char *read_number(const char *p, int kind, Cell *cell, unsigned cha
         value = exponent < 0 ? value / POWERS[-exponent] : value * POWERS[exponent];
         value = negative ? -value : value;
     } else {
-        char copy[80], *stop;
+        char copy[LONGEST_NUMBER], *stop;
         size_t length = (size_t)(p - begin);
-        if (length >= sizeof copy || exponent < -280 || exponent > 240) /* nowhere near 0 or infinity */
+        if (exponent < -280 || exponent > 240) /* nowhere near 0 or infinity */
             return NULL;
         memcpy(copy, begin, length);
         copy[length] = 0;
@@ -316,7 +347,7 @@ static const char *skip_value(const char *p, const char *end)
 
 static inline int is_key(const Field *field, const char *p, Py_ssize_t length)
 {
-    return PyBytes_GET_SIZE(field->key) == length && memcmp(PyBytes_AS_STRING(field->key), p, (size_t)length) == 0;
+    return field->length == length && is_same(field->text, p, (size_t)length);
 }
 
 static Py_ssize_t field_of(const Decoder *self, const char *key, Py_ssize_t length)
@@ -343,9 +374,7 @@ static int read_event(Decoder *self, const char *text, Py_ssize_t size, Cell *ce
             if (*p != '"')
                 return 0;
             const char *key = ++p;
-            Py_ssize_t found = *following, length = 0;
-            if (found >= 0)
-                length = PyBytes_GET_SIZE(self->fields[found].key);
+            Py_ssize_t found = *following, length = found < 0 ? 0 : self->fields[found].length;
             if (found >= 0 && end - p > length && p[length] == '"' && is_key(&self->fields[found], p, length)) {
                 p += length;
             } else {
@@ -451,7 +480,7 @@ static PyObject *text_object(Field *field, const char *text, size_t length)
             return PyErr_NoMemory();
         place = &field->texts[hash_of(text, length) & (TEXTS - 1)];
         if (*place && (size_t)PyUnicode_GET_LENGTH(*place) == length &&
-            memcmp(PyUnicode_DATA(*place), text, length) == 0)
+            is_same(PyUnicode_DATA(*place), text, length))
             return Py_NewRef(*place);
     }
     PyObject *made = PyUnicode_New((Py_ssize_t)length, 127);
@@ -627,7 +656,7 @@ static PyObject *cells_rows(PyObject *object, PyObject *const *args, Py_ssize_t 
             text = PyBytes_AS_STRING(self->texts[row]) + self->cells[at].text.begin;
             length = self->cells[at].text.length;
             found = &field->found[(hash_of(text, length) + version) & (ROWS - 1)];
-            if (found->version == version && found->length == length && memcmp(found->text, text, length) == 0) {
+            if (found->version == version && found->length == length && is_same(found->text, text, length)) {
                 rows[row] = found->row;
                 continue;
             }
@@ -801,14 +830,18 @@ static int set_field(Decoder *self, Py_ssize_t i, PyObject *definition)
         PyErr_SetString(PyExc_ValueError, "no such kind of field");
         return 0;
     }
+    if (PyBytes_GET_SIZE(key) == 0) {
+        PyErr_SetString(PyExc_ValueError, "a field has no name");
+        return 0;
+    }
     field->attribute = Py_NewRef(attribute);
     field->key = Py_NewRef(key);
     field->kind = (char)kind;
     field->optional = (char)optional;
     field->next = -1;
-    const char *text = PyBytes_AS_STRING(key);
-    Py_ssize_t length = PyBytes_GET_SIZE(key);
-    size_t slot = hash_of(text, (size_t)length) & self->mask;
+    field->text = PyBytes_AS_STRING(key);
+    field->length = PyBytes_GET_SIZE(key);
+    size_t slot = hash_of(field->text, (size_t)field->length) & self->mask;
     while (self->slots[slot] >= 0)
         slot = (slot + 1) & self->mask;
     self->slots[slot] = i;

@@ -10,7 +10,7 @@ import random
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.compiled import compiled
@@ -114,7 +114,9 @@ numbers = (
 )
 times = st.sampled_from(TIMES) | st.datetimes().map(lambda time: f'"{time.isoformat()}Z"')
 strings = (
-    st.sampled_from(STRINGS) | st.text().map(json.dumps) | st.text().map(lambda s: json.dumps(s, ensure_ascii=False))
+    st.sampled_from(STRINGS)
+    | st.text(max_size=12).map(json.dumps)
+    | st.text(max_size=12).map(lambda s: json.dumps(s, ensure_ascii=False))
 )
 values = numbers | strings | times | st.sampled_from(OTHER)
 RIGHT = {
@@ -180,7 +182,7 @@ def assert_same(twins: tuple[EventDecoder, EventDecoder], payloads: list[bytes])
     assert exactly(fast.without({0})) == exactly(pure[1:])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(payloads=st.lists(texts() | st.binary(max_size=20), max_size=8))
 def test_the_compiled_decoder_reads_what_its_twin_reads(twins, payloads):
     assert_same(twins, payloads)
@@ -298,6 +300,24 @@ def test_nothing_is_leaked(twins):
     assert work(200) - before < 2_000_000
 
 
+def test_names_and_texts_of_any_length_are_told_apart():
+    module = compiled("pipeline.features._columns")
+    if module is None:
+        pytest.skip("the inner loops are not compiled")
+    for length in range(1, 40):
+        name = b"abcdefgh" * 5
+        name = name[:length]
+        others = [name[:at] + b"_" + name[at + 1 :] for at in range(length)] + [name[:-1], name + b"i"]
+        decode = module.Decoder((("a", name, 2, True),)).decode
+        texts = [b'{"%b":"%b"}' % pair for other in others for pair in [(name, name), (other, name), (name, other)]]
+        cells = decode(texts, lambda _: None)
+        expected = [text.decode() for other in others for text in (name, b"", other)]
+        assert [text or "" for text in cells.objects(0)] == expected
+        index = {text: row for row, text in enumerate(expected, 1)}
+        rows = np.frombuffer(cells.rows(0, index, length), np.intp).tolist()
+        assert rows == [index.get(text, 0) for text in cells.objects(0)]
+
+
 def test_what_is_asked_for_wrongly_is_an_error_and_no_crash():
     module = compiled("pipeline.features._columns")
     if module is None:
@@ -323,6 +343,8 @@ def test_what_is_asked_for_wrongly_is_an_error_and_no_crash():
             call()
     with pytest.raises(ValueError, match="kind"):
         module.Decoder((("a", b"a", 9, False),))
+    with pytest.raises(ValueError, match="name"):
+        module.Decoder((("a", b"", 0, False),))
     with pytest.raises(AttributeError):
         module.Decoder((("a", b"a", 0, False),)).decode([b""], lambda _: 5)
     assert np.frombuffer(cells.numbers(0)).tolist() == [1.0]
