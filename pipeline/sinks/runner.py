@@ -209,6 +209,8 @@ class SinkRunner:
         while True:
             await self._collect(sink.max_results, getattr(sink, "linger", 0.0))
             await self._deliver(self._collector.take(sink.max_results))
+            # Let the event loop read on and renew the leases, however quick the destination is.
+            await asyncio.sleep(0)
 
     async def _collect(self, most: int, linger: float) -> None:
         """Return when there is something to deliver: as much as is wanted, or what has come while it was waited for."""
@@ -230,7 +232,7 @@ class SinkRunner:
     async def _deliver(self, parts: dict[int, Part]) -> None:
         """Deliver, however often it takes, what is still ours."""
         offsets, pauses = self.group.offsets, _Pauses(self.name, self.stats, self._hidden)
-        while parts := {partition: part for partition, part in parts.items() if self._is_ours(partition, part)}:
+        while parts := self._ours(parts):
             writes = [
                 Write(partition, part.next, len(part.results), part.lost, part.at) for partition, part in parts.items()
             ]
@@ -260,15 +262,17 @@ class SinkRunner:
                 return
             await pauses.wait(failure)
 
-    def _is_ours(self, partition: int, part: Part) -> bool:
-        group = self.group
-        if not group.reader.is_current(part.cursor):
-            return False
-        if group.leases.stands(partition, self._grid.clock()):
-            return True
-        _log.warning("%s: the lease of partition %d has run out", self.name, partition)
-        group.drop(partition)
-        return False
+    def _ours(self, parts: Mapping[int, Part]) -> dict[int, Part]:
+        """Those of the partitions that may be delivered still; whose lease has run out is dropped."""
+        group, now = self.group, self._grid.clock()
+        current = {partition: part for partition, part in parts.items() if group.reader.is_current(part.cursor)}
+        ended = [partition for partition in current if not group.leases.stands(partition, now)]
+        if ended:
+            _log.warning("%s: the leases of %d partitions have run out", self.name, len(ended))
+        for partition in ended:
+            group.drop(partition)
+            del current[partition]
+        return current
 
     async def _bring(self, parts: Mapping[int, Part]) -> None:
         """Deliver once, and set aside what is no result, or is refused.
