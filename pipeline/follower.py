@@ -12,9 +12,11 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from hazelcast.errors import HazelcastError
 from hazelcast.lifecycle import LifecycleState
 
 from pipeline.errors import GridError, GridscoreError
+from pipeline.grid.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 _TAKE = 1_024
 _CHECK_SECONDS = 10.0
+_RETRY_SECONDS = 0.5
+_REMEMBER = 64  # entries of a partition; what backups lack is what was under way
 
 
 class Follower:
@@ -49,8 +53,12 @@ class Follower:
         self._grid = grid
         self.map_name = map_name
         self._reader = JournalReader(grid, map_name, self._regressed, self._look_into)
+        self._journal = Journal(grid, map_name)
         self._cursors: dict[int, Cursor] = {}
+        self._limits: dict[Cursor, int] = {}  # of former cursors: how far what they have read moves a position
         self._taken: dict[int, int] = {}
+        self._seen: dict[int, dict[int, int]] = {}  # the last entries taken of a partition: their hashes
+        self._resuming: set[asyncio.Task[None]] = set()
         self._ends: list[Any] = []
         self._checking: asyncio.Task[None] | None = None
         self._closed = False
@@ -97,13 +105,13 @@ class Follower:
             arrivals = self._reader.take(_TAKE)
             if arrivals:
                 for arrival in arrivals:
-                    self._taken[arrival.partition] = arrival.page.next
+                    self._remember(arrival)
                 return arrivals
 
     def move(self, arrival: Arrival, position: int) -> None:
         """Everything before a sequence was seen, of the partition that an arrival is of."""
-        if self._reader.is_current(arrival.cursor):
-            self.positions[arrival.partition] = position
+        partition, position = arrival.partition, min(position, self._limits.get(arrival.cursor, position))
+        self.positions[partition] = max(self.positions[partition], position)
 
     @property
     def closed(self) -> bool:
@@ -121,9 +129,24 @@ class Follower:
             end()
         if self._checking is not None:
             self._checking.cancel()
+        for task in self._resuming:
+            task.cancel()
+
+    def _remember(self, arrival: Arrival) -> None:
+        page = arrival.page
+        self._taken[arrival.partition] = page.next
+        self._seen[arrival.partition] = {
+            sequence: hash((key, text))
+            for sequence, key, text in zip(
+                page.sequences[-_REMEMBER:], page.keys[-_REMEMBER:], page.values[-_REMEMBER:], strict=True
+            )
+        }
 
     def _start(self, partition: int, position: int) -> None:
         self.positions[partition] = self._taken[partition] = position
+        self._read(partition, position)
+
+    def _read(self, partition: int, position: int) -> None:
         self._reader.start(partition, position)
         cursor = self._reader.cursor(partition)
         if cursor is not None:
@@ -140,11 +163,46 @@ class Follower:
             )
         return page
 
-    def _regressed(self, partition: int, oldest: int) -> None:
-        # What was read and not taken has been dropped.
-        self.lost += self._cursors[partition].position - self._taken[partition]
-        self._note_regression(partition, self._taken[partition], oldest)
+    def _regressed(self, partition: int, _oldest: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._resume(partition))
+        self._resuming.add(task)
+        task.add_done_callback(self._resuming.discard)
+
+    async def _resume(self, partition: int) -> None:
+        """Read on in a journal that ends before where we were: it has begun again, or is only a few entries behind.
+
+        Reads do not wait for backups. So when a member is killed, we may have read what its backup has not, and its
+        writer then puts once more: it is the same journal all the same, if it holds what we have seen last.
+        """
+        while True:
+            try:
+                oldest, last, same = await self._compare(partition)
+            except (GridscoreError, HazelcastError) as error:
+                _log.debug("`%s` partition %d: %s", self.map_name, partition, error)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            break
+        former, taken = self._cursors[partition], self._taken[partition]
+        if same:
+            self._limits[former] = self._taken[partition] = last + 1
+            self.positions[partition] = min(self.positions[partition], last + 1)
+            self._read(partition, last + 1)
+            return
+        self.lost += former.position - taken  # was read and not taken, and is dropped
+        self._limits[former] = 0
+        self._note_regression(partition, taken, oldest)
         self._start(partition, oldest)
+
+    async def _compare(self, partition: int) -> tuple[int, int, bool]:
+        """Oldest sequence, last one that we have seen, and whether what stands there is what we have seen."""
+        oldest, newest = await self._journal.bounds(partition)
+        last = min(self._taken[partition], newest + 1) - 1
+        seen = self._seen.get(partition, {}).get(last)
+        if seen is None or last < oldest:
+            return oldest, last, False
+        page = await self._journal.read(partition, last, 1)
+        same = page is not None and page.sequences[:1] == [last] and hash((page.keys[0], page.values[0])) == seen
+        return oldest, last, same
 
     def _note_regression(self, partition: int, position: int, oldest: int) -> None:
         self.regressions += 1

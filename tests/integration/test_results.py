@@ -123,6 +123,32 @@ async def test_a_position_that_the_journal_has_not_reached_is_a_regression(clien
     assert "begins again" in caplog.text
 
 
+async def test_a_journal_that_is_a_little_behind_is_read_on_and_one_that_begins_again_from_its_beginning(
+    client, unique
+):
+    """As after a kill: what was read before the backup had it is not there, and is put once more."""
+    name, key = f"results.{unique}", "key"
+    async with await client.results(name) as stream:
+        for number in range(5):
+            await client.put_events(name, {key: {"score": number}})
+        assert [result.score for result in await take(stream, 5)] == [0, 1, 2, 3, 4]
+        follower = stream._journal.follower
+        partition = partition_of(MapWriter(client.grid, name).serialize_key(key), 271)
+        position = stream.position
+        # The journal is said to be behind, and its last entry is what was taken last.
+        follower._reader._begin_again(partition, 7, 0)
+        await client.put_events(name, {key: {"score": 5}})
+        assert [result.score for result in await take(stream, 1)] == [5]
+        assert (stream.lost, stream.regressions) == (0, 0)
+        assert stream.position["sequences"][partition] == position["sequences"][partition] + 1 == 6
+        # What stands there now is not what was taken.
+        follower._seen[partition] = {5: 0}
+        follower._reader._begin_again(partition, 7, 0)
+        assert [result.score for result in await take(stream, 6)] == [0, 1, 2, 3, 4, 5]
+        assert (stream.lost, stream.regressions) == (0, 1)
+        assert stream.position["sequences"][partition] == 6
+
+
 async def test_a_map_without_a_journal_is_listened_to_only_if_that_is_asked_for(client, unique):
     name = f"lookups.{unique}"
     with pytest.raises(JournalMissingError):
