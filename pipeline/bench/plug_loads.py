@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 _BATCH = 2_000
 _TOPIC, _PARTITIONS = "bench", 6
+_TABLE = """
+    CREATE TABLE bench AS
+    SELECT 10000000 + i AS id, round((random() * 100)::numeric, 2)::float8 AS amount, 'u' || i % 10000 AS user,
+        'm' || i % 1000 AS merchant, 1700000000000 + i * 37 AS ts
+    FROM generate_series(1, {count}::bigint) AS i
+"""
 
 
 class _FromMemory:
@@ -122,6 +128,23 @@ async def mqtt(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
         port = broker.url.rpartition(":")[2]
         settings = MqttSourceSettings(to=to, broker=broker.url, topic=(f"{_TOPIC}/#",), key=("id",))
         yield Load(settings, feed=("pipeline.bench.mqtt_feed", [port, _TOPIC, str(events)]))
+
+
+@asynccontextmanager
+async def postgres(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
+    """Rows of a table on a server of its own."""
+    from pipeline.job.plugs.postgres_source import PostgresSourceSettings
+
+    _need("psycopg", "postgres")
+    from pipeline.testing.postgres import PostgresServer, PostgresServerError
+
+    try:
+        server = await asyncio.to_thread(PostgresServer.start, folder)
+    except PostgresServerError as error:
+        raise UnavailableError(str(error)) from None
+    with server:
+        await asyncio.to_thread(server.execute, _TABLE.format(count=events))
+        yield Load(PostgresSourceSettings(to=to, database=server.url(), table="bench", key=("id",)))
 
 
 def _need(module: str, extra: str) -> None:

@@ -41,6 +41,7 @@ LOADERS = {
     "http": "pipeline.bench.plug_loads:http",
     "kafka": "pipeline.bench.plug_loads:kafka",
     "mqtt": "pipeline.bench.plug_loads:mqtt",
+    "postgres": "pipeline.bench.plug_loads:postgres",
 }
 
 STALLED_SECONDS = 60.0
