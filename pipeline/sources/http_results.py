@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
+
+from hazelcast.errors import HazelcastError
 
 from pipeline.grid.copies import Fetcher
 
@@ -49,7 +52,8 @@ async def find_result(grid: Grid, map_name: str, key: str, wait: float) -> bytes
                 pass  # a listener may have missed it while a member was changed: a last look tells
             found = await _now(grid, map_name, key)
     finally:
-        if grid.is_running:
+        # A listener that is left behind costs a little; the result is there all the same.
+        with contextlib.suppress(HazelcastError):
             await asyncio.shield(asyncio.ensure_future(proxy.remove_entry_listener(registration)))
     return found
 
