@@ -409,6 +409,6 @@ async def test_those_who_wait_are_told_when_the_connection_is_closed(cluster, un
         waiting = asyncio.create_task(
             client.score(f"events.{unique}", "k", {}, results=f"results.{unique}", timeout=60)
         )
-        await scoring.until(lambda: any(a.done() and a.result()._waiting for a in client._answers.values()))
+        assert await scoring.until((await client.grid.map(f"events.{unique}")).size) == 1
     with pytest.raises(GridError):
         await waiting
