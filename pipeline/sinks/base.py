@@ -82,6 +82,7 @@ class Sink(Protocol):
 
     Attributes:
         max_results: Results of one delivery at most.
+        identity: Of this process, as `taken` calls those that held partitions before; the runner sets it before `open`.
 
     A sink may have an attribute `linger`: seconds for which the runner collects results to fill a delivery. Without it,
     what is there is delivered at once. One that has an attribute `identity` is given that of its process before `open`:
@@ -89,6 +90,7 @@ class Sink(Protocol):
     """
 
     max_results: int
+    identity: str
 
     async def open(self) -> None:
         """Connect, and find out what can be found out: credentials, names, the form of a table.

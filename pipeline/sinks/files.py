@@ -63,6 +63,7 @@ class FilesSink:
         self._settings = settings
         self._folder = Path(settings.folder)
         self._types: dict[str, str] = {}
+        self.identity = ""
         self.max_results = settings.max_results
         self.linger = seconds_of(settings.max_seconds)
 

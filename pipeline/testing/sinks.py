@@ -50,6 +50,7 @@ class Received:
         faults: What is to happen to the next deliveries: `ABORT`, `PAUSE`, or None for nothing.
         refuses: Keys of results that it does not take.
         held: Partitions by the process that was told of them last, each with the one that it took them over from.
+        identities: Of the processes that have opened it.
     """
 
     results: list[Delivered] = field(default_factory=list)
@@ -57,6 +58,7 @@ class Received:
     faults: deque[ABORT | PAUSE | None] = field(default_factory=deque)
     refuses: set[object] = field(default_factory=set)
     held: dict[str, dict[int, str]] = field(default_factory=dict)
+    identities: set[str] = field(default_factory=set)
 
     def then(self, *faults: ABORT | PAUSE | None) -> None:
         """Say what is to happen to the next deliveries."""
@@ -97,12 +99,11 @@ class ListSink:
         self._positions = dict(positions or {})
         self.max_results = max_results
         self.linger = linger
-        self.calls = 0
-        self.is_open = False
+        self.identity = ""
 
     async def open(self) -> None:
         """Nothing can be wrong."""
-        self.is_open = True
+        self._received.identities.add(self.identity)
 
     async def taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:
         """Note who held them; gives the positions that it was made with."""
@@ -136,7 +137,6 @@ class ListSink:
 
     async def close(self) -> None:
         """Nothing is kept open."""
-        self.is_open = False
 
     def _keep(self, results: Iterable[Delivered]) -> None:
         self._received.results += [each for each in results if each.key not in self._received.refuses]

@@ -240,6 +240,8 @@ async def test_two_processes_share_the_partitions():
                 await put(grid, scores(100, 100))
                 await until(lambda: len(received.results) == 200)
                 assert two.stats.events > 0
+                assert one.id != two.id
+                assert {one.id, two.id} == received.identities
             await put(grid, scores(100, 200))
             await until(lambda: len(received.results) == 300)
         assert len(received.newest()) == 300
