@@ -45,7 +45,7 @@ _REFUSED: Sequence[tuple[str, str, str]] = (
         "Grant it CONNECT on the database, and LOGIN.",
     ),
     (
-        r"certificate|root\.crt|does not match host name|tlsv1|ssl alert|SSL error",
+        r"certificate|root\.crt|does not match host name|(tls|ssl)v\d+ alert",
         "The TLS connection to PostgreSQL at {place} is not trusted: {text}",
         "Name its authority by `?sslmode=verify-full&sslrootcert=FILE`, and the host as the certificate calls it.",
     ),

@@ -1,0 +1,87 @@
+"""Settings of the PostgreSQL source and sink, and the SQL that is made of them: nothing but names gets into it."""
+
+import psycopg
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import UsageError
+from pipeline.job.plugs.postgres_sink import PostgresSinkSettings
+from pipeline.job.plugs.postgres_source import PostgresSourceSettings
+from pipeline.postgres import PostgresError, failure, place_of
+from pipeline.sinks.base import SinkInterruptedError
+from pipeline.sinks.postgres_table import ResultTable
+from pipeline.sources.postgres_trigger import statements
+
+
+def sink(**more):
+    return PostgresSinkSettings(**{"from": "results.x", "database": "postgresql://db/x", "table": "scores", **more})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"table": 'scores"; DROP TABLE x; --'},
+        {"table": "a.b.c"},
+        {"table": ""},
+        {"columns": "typed", "column": {'a"b': "text"}},
+        {"columns": "typed", "column": {"a": "text DEFAULT f()"}},
+        {"columns": "typed", "column": {"a": "text; DROP TABLE x"}},
+        {"columns": "typed", "column": {"key": "text"}},
+        {"columns": "typed", "column": {"sink_epoch": "text"}},
+        {"column": {"a": "text"}},
+        {"database": ""},
+    ],
+)
+def test_what_is_no_name_or_type_is_refused(more):
+    with pytest.raises(ValidationError):
+        sink(**more)
+
+
+def test_names_are_quoted_and_types_kept():
+    table = ResultTable(
+        sink(table="Shop.order", columns="typed", column={"user": "numeric(12, 2)", "at": "text[]"}), ""
+    )
+    assert table.statement().startswith('CREATE TABLE IF NOT EXISTS "Shop"."order" ("key" text PRIMARY KEY, ')
+    assert '"user" numeric(12, 2), "at" text[], "sink_era" bigint' in table.statement()
+    assert table.upsert().count("%s") == 1
+
+
+def test_a_trigger_tells_the_columns_of_the_key():
+    made = statements("shop.orders", "changes", ("shop", "id"))
+    assert "json_build_object('shop', OLD.\"shop\", 'id', OLD.\"id\")" in made
+    assert 'ON "shop"."orders"' in made
+
+
+@pytest.mark.parametrize("channel", ["a'b", 'a"b', "a b", ""])
+def test_a_channel_is_a_name(channel):
+    with pytest.raises(ValidationError):
+        PostgresSourceSettings(to="m", database="d", table="t", key=("id",), notify=channel)
+
+
+def test_a_place_shows_no_secret():
+    assert place_of("postgresql://user:secret@db.example.com:6543/shop?sslmode=require") == "db.example.com:6543/shop"
+    assert place_of("host=db dbname=shop password=secret") == "db:5432/shop"
+    with pytest.raises(UsageError):
+        place_of("postgresql://db/shop?nothing=1")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (psycopg.errors.AdminShutdown("x"), SinkInterruptedError),
+        (psycopg.errors.DeadlockDetected("x"), SinkInterruptedError),
+        (psycopg.errors.TooManyConnections("x"), SinkInterruptedError),
+        (psycopg.errors.ReadOnlySqlTransaction("x"), SinkInterruptedError),
+        (psycopg.errors.QueryCanceled("x"), SinkInterruptedError),
+        (psycopg.OperationalError("server closed the connection unexpectedly"), SinkInterruptedError),
+        (psycopg.OperationalError("SSL error: unexpected eof while reading"), SinkInterruptedError),
+        (psycopg.OperationalError("FATAL: the database system is starting up"), SinkInterruptedError),
+        (psycopg.OperationalError("SSL error: tlsv1 alert unknown ca"), PostgresError),
+        (psycopg.errors.InsufficientPrivilege("x"), PostgresError),
+        (psycopg.errors.UndefinedColumn("x"), PostgresError),
+        (psycopg.OperationalError('FATAL: database "x" does not exist'), PostgresError),
+        (psycopg.OperationalError("SSL error: certificate verify failed"), PostgresError),
+    ],
+)
+def test_what_may_heal_is_told_from_what_does_not(error, kind):
+    assert type(failure(error, "db:5432/x", SinkInterruptedError)) is kind
