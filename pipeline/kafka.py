@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # its own door
 
 from pipeline.errors import GridscoreError
 
@@ -185,6 +185,23 @@ def partitions_of(settings: dict[str, Any], topic: str, interrupted: _Interrupte
     except KafkaException as error:
         complaints.check(interrupted)
         raise failure(error.args[0], topic, interrupted) from None
+
+
+def largest_message(settings: dict[str, Any], topic: str, otherwise: int) -> int:
+    """Bytes of the largest message, or batch of messages, that a topic takes. Blocks.
+
+    Args:
+        settings: Of a client.
+        topic: The topic.
+        otherwise: What to give if Kafka does not tell: not every user may ask.
+    """
+    admin = made(AdminClient, settings, topic)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    try:
+        found = admin.describe_configs([resource], request_timeout=ANSWER_SECONDS)[resource].result()
+        return int(found["max.message.bytes"].value)
+    except (KafkaException, KeyError, ValueError):
+        return otherwise
 
 
 def _plain(error: KafkaError) -> str:

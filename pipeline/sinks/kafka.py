@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import time
 import uuid
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from pipeline.kafka import Complaints, client_settings, failure, made, partitions_of, permanent
+from pipeline.kafka import Complaints, client_settings, failure, largest_message, made, partitions_of, permanent
 from pipeline.sinks.base import Refused, SinkInterruptedError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaE
 _SPOILT = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # noqa: SLF001 -- how the library names its constants
 _LOOK_SECONDS = 0.05
 _CLOSE_SECONDS = 2.0
-_HEADERS = ("decision", "model", "version")
+_BATCH_BYTES = 1_000_000
 
 
 class KafkaSink:
@@ -66,6 +67,7 @@ class KafkaSink:
         self._complaints = Complaints(self._topic)
         self._producer: Producer | None = None
         self._transactions: Transactions | None = None
+        self._batch_bytes = _BATCH_BYTES
         self.max_results = settings.max_results
         self.identity = uuid.uuid4().hex
 
@@ -121,6 +123,7 @@ class KafkaSink:
         settings = self._settings
         common = client_settings(settings.brokers, settings.set, {}, self._complaints)
         partitions_of(common, self._topic, SinkInterruptedError)
+        self._batch_bytes = max(1, min(_BATCH_BYTES, largest_message(common, self._topic, _BATCH_BYTES) * 9 // 10))
         if settings.transactions:
             from pipeline.sinks.kafka_transactions import Transactions
 
@@ -130,7 +133,8 @@ class KafkaSink:
     def _ready(self) -> Producer:
         if self._producer is None:
             more = self._transactions.settings if self._transactions is not None else {}
-            common = client_settings(self._settings.brokers, self._settings.set, _PRODUCER, self._complaints)
+            ours = {**_PRODUCER, "batch.size": self._batch_bytes}
+            common = client_settings(self._settings.brokers, self._settings.set, ours, self._complaints)
             self._producer = made(Producer, {**common, **more}, self._topic)
             if self._transactions is not None:
                 try:
@@ -152,11 +156,11 @@ class KafkaSink:
                 producer.flush(_CLOSE_SECONDS)
 
     def _deliver(self, delivery: Delivery) -> list[Refused]:
-        producer = self._ready()  # before the look at the lease: who fences us does so after its end
+        self._ready()  # before the look at the lease: who fences us does so after its end
         if time.monotonic() >= delivery.until:
             raise SinkInterruptedError("The leases ran out before Kafka was ready.")
         try:
-            return self._send(producer, delivery)
+            return self._send(delivery)
         except KafkaException as error:
             self._discard()
             self._complaints.check(SinkInterruptedError)
@@ -165,14 +169,14 @@ class KafkaSink:
             self._discard()
             raise
 
-    def _send(self, producer: Producer, delivery: Delivery) -> list[Refused]:
+    def _send(self, delivery: Delivery) -> list[Refused]:
         refused: list[Refused] = []
 
         def produce(results: Sequence[Delivered]) -> list[Delivered]:
-            return self._produce(producer, results, delivery.until, refused)
+            return self._produce(self._ready(), results, delivery.until, refused)
 
         if self._transactions is not None:
-            too_large = self._transactions.deliver(producer, delivery, produce)
+            too_large = self._transactions.deliver(self._ready, delivery, produce, self._discard)
         else:
             # The broker refuses a whole batch: which of its messages are too large is found one by one.
             too_large = [result for result in produce(delivery.results) if produce([result])]
@@ -206,6 +210,8 @@ class KafkaSink:
                     break
         while producer.flush(min(_LOOK_SECONDS * 4, max(0.0, until - time.monotonic()))):
             self._look(until)
+            if failed and self._transactions is not None:
+                break  # the transaction is spoilt: what waits is not sent before it is aborted
         too_large = [result for result, wrong in failed if wrong.code() in _TOO_LARGE]
         for _, wrong in failed:
             # What is too large spoils a transaction, and with it what waits behind.
@@ -225,10 +231,20 @@ class KafkaSink:
 def headers_of(result: Delivered) -> list[tuple[str, str | bytes | None]]:
     """Headers of a message: what decides, and what repetitions are told by."""
     value = result.value
-    made: list[tuple[str, str | bytes | None]] = [
+    said = _said(*map(_text, (value.get("decision"), value.get("model"), value.get("version"))))
+    return [
         ("gridscore.id", hashlib.blake2b(result.text, digest_size=12).hexdigest()),
         ("gridscore.epoch", str(result.epoch)),
         ("gridscore.sequence", str(result.sequence)),
+        *said,
     ]
-    made += [(f"gridscore.{name}", str(value[name])) for name in _HEADERS if name in value]
-    return made
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+@functools.lru_cache(1_024)
+def _said(*values: str | None) -> tuple[tuple[str, str], ...]:
+    pairs = zip(("decision", "model", "version"), values, strict=True)
+    return tuple((f"gridscore.{name}", value) for name, value in pairs if value is not None)

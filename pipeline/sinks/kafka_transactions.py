@@ -126,35 +126,38 @@ class Transactions:
 
     def deliver(
         self,
-        producer: Producer,
+        ready: Callable[[], Producer],
         delivery: Delivery,
         produce: Callable[[Sequence[Delivered]], list[Delivered]],
+        discard: Callable[[], None],
     ) -> list[Delivered]:
         """Deliver in one transaction; returns what is too large for the topic.
 
         Args:
-            producer: That `begin_with` was called with.
+            ready: Gives the producer, for which `begin_with` was called.
             delivery: What to deliver.
             produce: Produces results and waits; returns what came back as too large.
+            discard: Aborts the transaction and lets the producer go; `ready` makes another.
 
         Raises:
-            KafkaException: It was not committed, or nobody knows; the producer is to be let go, and another made.
+            KafkaException: It was not committed, or nobody knows; the producer is to be let go.
         """
         self._find_done()
         results = [result for result in delivery.results if _identity_of(result) not in self._done]
         refused: list[Delivered] = []
         while True:
+            producer = ready()
             producer.begin_transaction()
             too_large = produce(results)
             if not too_large:
                 break
             # What is refused spoils its transaction, and its batch: it is found one by one, in transactions of its own.
-            producer.abort_transaction(ANSWER_SECONDS)
+            discard()
             for result in too_large:
-                producer.begin_transaction()
+                ready().begin_transaction()
                 if produce([result]):
                     refused.append(result)
-                producer.abort_transaction(ANSWER_SECONDS)
+                discard()
             spoilt = {id(result) for result in refused}
             results = [result for result in results if id(result) not in spoilt]
         self._attempts += 1
