@@ -51,7 +51,7 @@ def run(model, *arguments):
     """The settings that a command gets; its output if it does not."""
     got = []
     app = typer.Typer(rich_markup_mode="rich")
-    app.command("some")(command_of(model, lambda *given: got.append(given), help_text="Help."))
+    app.command("some")(command_of(model, lambda *given: got.append(given), help_text="Help.", example="some"))
     done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
     if isinstance(done.exception, GridscoreError):
         raise done.exception
@@ -109,6 +109,7 @@ def test_help_says_what_each_is_for():
     said = run(Settings, "--help")
     for text in ("[host:port]. Repeatable. [required]", "KEY=VALUE", "[oldest|latest]", "[default: 5s]", "--no-tls"):
         assert text in said
+    assert "Example: some --to TO --brokers BROKERS" in said
     assert "Undefined" not in said
 
 
