@@ -117,7 +117,7 @@ async def mqtt(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     """Messages with QoS 1, published by another process to a broker of its own."""
     from pipeline.job.plugs.mqtt_source import MqttSourceSettings
 
-    _need("aiomqtt", "mqtt")
+    _need("paho", "mqtt")
     from pipeline.testing.mqtt import MqttBroker
 
     try:

@@ -6,6 +6,7 @@ under the same key.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from pipeline.sources.base import Batch, Poison
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from pipeline.grid import Grid
     from pipeline.job.plugs.mqtt_source import MqttSourceSettings
 
-_BATCH = 2_000
+_UNDER_WAY = 2
+"""Batches on their way into the grid. What comes meanwhile is the next one: many small batches would cost far more."""
 
 
 class MqttSource:
@@ -29,6 +31,7 @@ class MqttSource:
         self._client_id = settings.client_id or f"gridscore-{name}"
         self._decoder = MessageDecoder(settings)
         self._link: MqttLink | None = None
+        self._room = asyncio.Semaphore(_UNDER_WAY)
 
     async def open(self) -> None:
         """See `Source.open`."""
@@ -41,10 +44,12 @@ class MqttSource:
         link, decode = self._opened, self._decoder.decode
         while True:
             await link.wait()
+            await self._room.acquire()
+            link.check()
             entries: list[tuple[Any, bytes]] = []
             poison: list[Poison] = []
             numbers: list[int] = []
-            for message in link.take(_BATCH):
+            for message in link.take():
                 if message.qos:
                     numbers.append(message.mid)
                 event = decode(message)
@@ -56,6 +61,7 @@ class MqttSource:
 
     async def acknowledge(self, batch: Batch) -> None:
         """See `Source.acknowledge`."""
+        self._room.release()
         self._opened.acknowledge(batch.position)
 
     async def close(self) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections import deque
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -67,7 +66,7 @@ class MqttLink:
         self._lost: GridscoreError | None = None
         self._received = self._in_flight = 0
         self._paused = self._closing = False
-        self._messages: deque[mqtt.MQTTMessage] = deque()
+        self._messages: list[mqtt.MQTTMessage] = []
 
     async def connect(self) -> None:
         """Connect, and take up our session.
@@ -150,12 +149,16 @@ class MqttLink:
         while self._lost is None and not self._messages:
             self._arrived.clear()
             await self._arrived.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what `wait` does, if the connection is lost already."""
         if self._lost is not None:
             raise self._lost
 
-    def take(self, count: int) -> list[mqtt.MQTTMessage]:
-        """Up to so many of the messages that have come."""
-        taken = [self._messages.popleft() for _ in range(min(count, len(self._messages)))]
+    def take(self) -> list[mqtt.MQTTMessage]:
+        """The messages that have come."""
+        taken, self._messages = self._messages, []
         self._go_on()
         return taken
 

@@ -102,7 +102,7 @@ class MqttSourceSettings(SourceSettings):
     )
     keep_alive: int = Field(default=60, ge=5, le=3600, description="Seconds between signs of life.")
     in_flight: int = Field(
-        default=2_000, ge=1, le=65_535, description="Messages at most that are not acknowledged to the broker."
+        default=5_000, ge=1, le=65_535, description="Messages at most that are not acknowledged to the broker."
     )
     max_message: int = Field(default=1 << 18, ge=16, le=1 << 20, description="Bytes of a message at most.")
 
