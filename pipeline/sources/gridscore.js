@@ -34,7 +34,7 @@
   const state = { sent: 0, refused: 0, dropped: 0 };
   let waiting = []; // texts of events that are in no batch yet
   let waitingBytes = 0;
-  let batches = []; // { key, texts, tries }; the first may be under way
+  const batches = []; // { key, texts, tries, left }; the first may be under way, all may have left as beacons
   let timer = null;
   let sending = false;
 
@@ -86,7 +86,7 @@
           const { accepted = 0 } = await answer.json().catch(() => ({}));
           state.sent += accepted;
           state.refused += batch.texts.length - accepted;
-          if (batches[0] === batch) batches.shift(); // a beacon may have taken it along
+          batches.shift();
           continue;
         }
         pause = Math.max(pause, 1000 * (Number(answer.headers.get("Retry-After")) || 0));
@@ -102,13 +102,19 @@
     clearTimeout(timer);
     timer = null;
     close();
-    // What is under way goes, too: nobody will be here to see whether it has arrived.
-    batches = batches.filter((batch) => !navigator.sendBeacon(target(batch), body(batch)));
-    if (batches.length) send();
+    // What is under way goes, too: nobody may be here to see whether it has arrived.
+    for (const batch of batches) batch.left ||= navigator.sendBeacon(target(batch), body(batch));
+  }
+
+  function comeBack() {
+    // A beacon has no answer that we could see: what is not known to be there goes once more, under the same key.
+    for (const batch of batches) batch.left = false;
+    send();
   }
 
   addEventListener("pagehide", leave);
-  document.addEventListener("visibilitychange", () => document.visibilityState === "hidden" && leave());
+  addEventListener("pageshow", comeBack);
+  document.addEventListener("visibilitychange", () => (document.visibilityState === "hidden" ? leave() : comeBack()));
 
   if ("clicks" in script.dataset) {
     document.addEventListener(

@@ -196,3 +196,14 @@ async def test_a_page_waits_as_long_as_it_is_told_to(opened):
     await page.wait_for_function("gridscore.state.sent === 120")
     assert not answers
     assert sorted(event["i"] for event in seen.events.values()) == list(range(120))
+
+
+async def test_what_a_lost_beacon_took_along_goes_again_when_the_page_comes_back(opened):
+    page, _, seen = opened
+    await page.evaluate("() => { navigator.sendBeacon = () => true }")
+    await page.click("#cup")
+    await page.evaluate("dispatchEvent(new Event('pagehide'))")
+    assert not seen.events
+    await page.evaluate("dispatchEvent(new Event('pageshow'))")
+    await page.wait_for_function("gridscore.state.sent === 1")
+    assert seen.targets == ["cup"]
