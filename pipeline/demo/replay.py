@@ -207,7 +207,7 @@ class Replay:
                 fits = partial(self._fits, partition, len(part))
                 if not await self._until(fits, alive):
                     return False
-                keys, texts, positions = zip(*part, strict=True)
+                keys, texts, positions = map(list, zip(*part, strict=True))
                 self._unscored[partition] += len(part)
                 progress.put += len(part)
                 now = time.perf_counter()

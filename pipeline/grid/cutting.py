@@ -83,6 +83,8 @@ def _cut_items(
     Raises:
         ValueError: An item is longer than what is there, or its parts are longer than it.
     """
+    if position < 0:
+        raise ValueError(_MALFORMED)
     view = bytes(body)
     size = len(view)
     sequences: list[int] = []
