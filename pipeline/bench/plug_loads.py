@@ -77,7 +77,7 @@ async def http(folder: Path, events: int, to: str) -> AsyncIterator[Load]:  # no
 
     _need("uvicorn", "http")
     (port,) = choose_ports(1, 0)
-    settings = HttpSourceSettings(to=to, port=port, key_field="id")
+    settings = HttpSourceSettings(to=to, port=port, key=("id",))
     yield Load(settings, feed=("pipeline.bench.http_feed", [f"127.0.0.1:{port}", f"/events/{to}", str(events)]))
 
 

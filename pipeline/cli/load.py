@@ -64,10 +64,10 @@ def load(
         list[str] | None,
         typer.Option("--key", help="Column that makes the key; repeatable: joined by `|`.", metavar="COLUMN"),
     ] = None,
-    column: Annotated[
+    types: Annotated[
         list[str] | None,
         typer.Option(
-            "--column",
+            "--types",
             metavar="COLUMN=TYPE",
             help="What a column of CSV holds, where it should not be guessed: string, int, float or bool; repeatable.",
         ),
@@ -82,8 +82,8 @@ def load(
         bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and count them.")
     ] = False,
     max_wait: Annotated[
-        float | None,
-        typer.Option("--max-wait", min=0.0, metavar="SECONDS", help="Give up when a job has made no room for so long."),
+        str | None,
+        typer.Option("--max-wait", metavar="TIME", help="Give up when a job has made no room for so long, as 30s."),
     ] = None,
     members: Members = None,
     cluster_name: ClusterName = None,
@@ -104,6 +104,7 @@ def load(
     """
     from pipeline.job import load_job
 
+    patience = None if max_wait is None else _seconds(max_wait)
     job = None if job_file is None else load_job(job_file)
     if events is not None and events.name.lower().endswith(_JSON_LINES):
         rows, events = [*(rows or []), events], None
@@ -112,15 +113,15 @@ def load(
         if lookups is not None or events is not None:
             raise UsageError("--from and --query go without --lookups and --events.", "Load one after the other.")
         target = _target(job, to, lookup, key)
-        plan = _Plan(rows or [], query, database, replace(target, kinds={**target.kinds, **_kinds(column)}))
-        how = {"limit": limit, "skip_bad": skip_bad, "max_wait": max_wait}
+        plan = _Plan(rows or [], query, database, replace(target, kinds={**target.kinds, **_kinds(types)}))
+        how = {"limit": limit, "skip_bad": skip_bad, "max_wait": patience}
         counts = run(_put_rows(plan, connection, resume, how))
     else:
         if given := [name for name, value in (("--to", to), ("--lookup", lookup), ("--database", database)) if value]:
             raise UsageError(f"{given[0]} needs rows to load.", "Give --from FILE or --query SQL.")
         if resume or limit is not None or skip_bad:
             raise UsageError("--resume, --limit and --skip-bad are for --from and --query.", "Leave them out.")
-        counts = run(_put(_tables(job, lookups, events, key), connection, max_wait))
+        counts = run(_put(_tables(job, lookups, events, key), connection, patience))
     if as_json:
         print_json(counts)
         return
@@ -275,14 +276,24 @@ def _lookup_target(job: Job, name: str) -> _Target:
 
 
 def _checked(name: str) -> str:
-    from pydantic import TypeAdapter, ValidationError
-
     from pipeline.job.types import MapName
 
+    return _valid(MapName, "--to", name)
+
+
+def _seconds(text: str) -> float:
+    from pipeline.job.types import Duration, seconds_of
+
+    return seconds_of(_valid(Duration, "--max-wait", text))
+
+
+def _valid(kind: Any, option: str, text: str) -> str:
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        return str(TypeAdapter(MapName).validate_python(name))
+        return str(TypeAdapter(kind).validate_python(text))
     except ValidationError as error:
-        raise UsageError(f"--to: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+        raise UsageError(f"{option}: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
 
 
 def _kinds_of(fields: Mapping[str, FieldType]) -> dict[str, ColumnKind]:
@@ -301,7 +312,7 @@ def _kinds(texts: list[str] | None) -> dict[str, ColumnKind]:
     for text in texts or []:
         name, _, kind = text.rpartition("=")
         if not name or kind not in _KINDS:
-            raise UsageError(f"--column: `{text}` is not COLUMN=TYPE.", f"Types are {', '.join(_KINDS)}.")
+            raise UsageError(f"--types: `{text}` is not COLUMN=TYPE.", f"Types are {', '.join(_KINDS)}.")
         kinds[name] = kind
     return kinds
 

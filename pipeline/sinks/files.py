@@ -65,7 +65,7 @@ class FilesSink:
         self._types: dict[str, str] = {}
         self.identity = ""
         self.max_results = settings.max_results
-        self.linger = seconds_of(settings.max_seconds)
+        self.linger = seconds_of(settings.max_age)
 
     async def open(self) -> None:
         """Make the folder, and see whether a file can be written there.

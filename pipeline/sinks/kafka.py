@@ -68,7 +68,7 @@ class KafkaSink:
         self._producer: Producer | None = None
         self._transactions: Transactions | None = None
         self._batch_bytes = _BATCH_BYTES
-        self.max_results = settings.max_results
+        self.max_results = settings.batch
         self.identity = uuid.uuid4().hex
 
     # ------------------------------------------------------------------ what the runner calls

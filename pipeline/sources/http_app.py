@@ -65,7 +65,7 @@ class EventsApp:
         self._grid, self._settings, self._intake = grid, settings, intake
         self._token = token.encode()
         self._maps = {settings.to, *settings.also}
-        self._reader = EventReader(settings.key_field, settings.max_event)
+        self._reader = EventReader(settings.key, settings.max_event)
         self._body_bytes = self._waiting_for_results = 0
         self._snippet = files("pipeline.sources").joinpath("gridscore.js").read_bytes()
         self.refused = 0

@@ -9,7 +9,7 @@ import msgspec
 from ulid import ULID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 MAX_KEY = 512
 """Characters of a key."""
@@ -41,16 +41,17 @@ class EventReader:
     """Checks that texts are JSON objects in UTF-8, and finds their keys.
 
     Args:
-        key_field: The field that is the key; keys are made (ULIDs) if None.
+        key: The fields that make the key; keys are made (ULIDs) if there are none.
         max_event: Bytes of one event.
     """
 
-    def __init__(self, key_field: str | None, max_event: int) -> None:
+    def __init__(self, key: Sequence[str], max_event: int) -> None:
         # A field that is not declared is checked and passed over, which is much faster than making a dictionary.
-        fields: list[Any] = [] if key_field is None else [("key", str | int | None, None)]
-        form = msgspec.defstruct("_Event", fields, rename={"key": key_field or "key"}, gc=False)
+        names = {f"key{number}": name for number, name in enumerate(key)}
+        fields: list[Any] = [(slot, str | int | None, None) for slot in names]
+        form = msgspec.defstruct("_Event", fields, rename=names, gc=False)
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(form).decode
-        self._key_field = key_field
+        self._names = names
         self._max_event = max_event
 
     def read(self, texts: Iterable[bytes], first: int = 0, prefix: str | None = None, *, single: bool = False) -> Taken:
@@ -64,7 +65,7 @@ class EventReader:
         """
         taken = Taken()
         entries, errors = taken.entries, taken.errors
-        decode, key_field, limit = self._decode, self._key_field, self._max_event
+        decode, names, limit = self._decode, self._names, self._max_event
         for index, text in enumerate(texts, first):
             if len(text) > limit:
                 errors.append(EventError(index, f"the event has more than {limit:,} bytes", too_large=True))
@@ -75,33 +76,41 @@ class EventReader:
                     text.decode()  # the decoder passes over texts of other fields without a look
                 if prefix is not None:
                     key = prefix if single else f"{prefix}-{index}"
-                elif key_field is None:
+                elif not names:
                     key = str(ULID())
                 else:
-                    key = self._key(event.key)
+                    key = self._key(event)
             except (ValueError, RecursionError) as error:
-                errors.append(EventError(index, _reason(error, key_field)))
+                errors.append(EventError(index, _reason(error)))
                 continue
             entries.append((key, text))
         return taken
 
-    def _key(self, key: Any) -> str:
-        if key is None:
-            raise ValueError(f"the field `{self._key_field}`, which is the key, is not there")
-        text = str(key)
-        if not text or len(text) > MAX_KEY:
-            raise ValueError(f"the field `{self._key_field}` cannot be a key: it needs 1 to {MAX_KEY} characters")
-        return text
+    def _key(self, event: Any) -> str:
+        parts = []
+        for slot, name in self._names.items():
+            part = getattr(event, slot)
+            if part is None:
+                raise ValueError(f"the field `{name}`, which makes the key, is not there")
+            text = str(part)
+            if not text or len(text) > MAX_KEY:
+                raise ValueError(f"the field `{name}` cannot be a key: it needs 1 to {MAX_KEY} characters")
+            parts.append(text)
+        key = "|".join(parts)
+        if len(key) > MAX_KEY:
+            raise ValueError(f"the key has {len(key)} characters; the limit is {MAX_KEY}")
+        return key
 
 
-def _reason(error: Exception, key_field: str | None) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "the JSON is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return "the text is not UTF-8"
     if isinstance(error, msgspec.ValidationError):
-        if "$." in str(error):
-            return f"the field `{key_field}` cannot be a key: a string or a whole number is wanted"
+        _, of_field, name = str(error).partition("`$.")
+        if of_field:
+            return f"the field `{name.rstrip('`')}` cannot be a key: a string or a whole number is wanted"
         return "an event is a JSON object"
     if isinstance(error, msgspec.DecodeError):
         return f"not JSON: {error}"

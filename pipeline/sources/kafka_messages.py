@@ -46,22 +46,22 @@ class MessageReader:
         self._topic = settings.topic
         self._limit = settings.max_event
         self._read_avro = read_avro
-        self._by_message, self._named = settings.key == "message", settings.named_key
+        self._by_message, self._named = settings.message_key, settings.key
         self._key_field, self._headers_field = settings.key_field, settings.headers_field
         self._adds = bool(self._key_field or self._headers_field)
         # A struct of just what is looked at: the rest is passed over, and checked to be JSON, without making objects.
         looked_at: list[tuple[str, Any, Any]] = []
-        names = {}
-        if self._named is not None:
-            looked_at.append(("key", str | int | None, None))
-            names["key"] = self._named
+        names = {f"key{number}": name for number, name in enumerate(self._named)}
+        looked_at += [(slot, str | int | None, None) for slot in names]
+        self._key_slots = tuple(names)
         for slot, field in (("key_field", self._key_field), ("headers_field", self._headers_field)):
-            if field is not None and field != self._named:
+            if field is not None and field not in self._named:
                 looked_at.append((slot, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET))
                 names[slot] = field
         self._shape: Any = msgspec.defstruct("Shape", looked_at, rename=names, gc=False)
         self._look = msgspec.json.Decoder(self._shape).decode
-        self._slots = tuple(name for name, _, _ in looked_at if name != "key")
+        self._slots = tuple(name for name, _, _ in looked_at if name not in self._key_slots)
+        self._overlaps = not {self._key_field, self._headers_field}.isdisjoint(self._named)
 
     def read(self, message: Message) -> tuple[str | int, bytes | None]:
         """Key and JSON text of the event; None for a tombstone.
@@ -87,8 +87,9 @@ class MessageReader:
             if not text.isascii():
                 text.decode()
         except msgspec.ValidationError as error:
-            what = f"its field `{self._named}` is no key: {error}" if self._named else f"it is no JSON object: {error}"
-            raise NoEventError(what) from None
+            _, of_field, name = str(error).partition("`$.")
+            what = f"its field `{name.rstrip('`')}` is no key" if of_field else "it is no JSON object"
+            raise NoEventError(f"{what}: {error}") from None
         except (msgspec.DecodeError, RecursionError) as error:
             raise NoEventError(f"it is not JSON: {error}") from None
         except UnicodeDecodeError:
@@ -110,18 +111,21 @@ class MessageReader:
         return NoEventError(f"it has {len(text):,} bytes; the limit is {self._limit:,} (`max_event`)", key)
 
     def _key(self, message: Message, shape: Any) -> str | int:
-        if self._named is not None:
-            key: str | int | None = shape.key
-            if key is None:
-                raise NoEventError(f"it has no field `{self._named}` to take the key from")
-            return _checked(key)
+        if self._named:
+            parts: list[str | int | None] = [getattr(shape, slot) for slot in self._key_slots]
+            for name, part in zip(self._named, parts, strict=True):
+                if part is None:
+                    raise NoEventError(f"it has no field `{name}` to take the key from")
+                if part == "":
+                    raise NoEventError(f"its field `{name}` is empty, and makes the key")
+            return _checked(parts[0] if len(parts) == 1 else "|".join(map(str, parts)))
         if self._by_message:
             return self._message_key(message)
         return f"{self._topic}-{message.partition()}-{message.offset()}"
 
     def _key_of_tombstone(self, message: Message) -> str | int:
-        if self._named is not None:
-            raise NoEventError(f"it is a tombstone, which has no field `{self._named}` to take the key from")
+        if self._named:
+            raise NoEventError(f"it is a tombstone, which has no field `{self._named[0]}` to take the key from")
         return self._message_key(message) if self._by_message else self.origin(message)
 
     @staticmethod
@@ -142,7 +146,7 @@ class MessageReader:
         if self._headers_field is not None:
             more[self._headers_field] = _headers(message.headers())
         there = any(getattr(shape, slot) is not msgspec.UNSET for slot in self._slots)
-        if there or self._named in more:
+        if there or self._overlaps:
             return _encode({**msgspec.json.decode(text), **more})
         body, added = text.rstrip()[:-1], _encode(more)
         return body + (added[1:] if body.strip() == b"{" else b"," + added[1:])

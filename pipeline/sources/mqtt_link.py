@@ -92,7 +92,7 @@ class MqttLink:
                 self._client.connect,
                 host,
                 port,
-                settings.keep_alive,
+                int(seconds_of(settings.keep_alive)),
                 clean_start=False if self._five else mqtt.MQTT_CLEAN_START_FIRST_ONLY,
                 properties=properties,
             )

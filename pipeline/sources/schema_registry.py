@@ -42,11 +42,13 @@ class AvroReader:
     def __init__(self, settings: KafkaSourceSettings) -> None:
         assert settings.registry is not None  # noqa: S101 -- the settings go together
         self._url = settings.registry.rstrip("/")
-        user = settings.registry_user
+        user = settings.registry_username
         try:
-            verify = _trusted(settings.registry_ca)
+            verify = _trusted(settings.registry_ca_file)
         except OSError as error:
-            raise KafkaRefusedError(f"registry_ca: {settings.registry_ca} cannot be read: {error}") from None
+            raise KafkaRefusedError(
+                f"`registry_ca_file`: {settings.registry_ca_file} cannot be read: {error}"
+            ) from None
         self._client = httpx.Client(
             auth=(user, settings.registry_password) if user else None,
             verify=verify,
@@ -145,7 +147,7 @@ class AvroReader:
             if "CERTIFICATE" in str(error).upper():
                 raise KafkaRefusedError(
                     f"The certificate of the schema registry {self._url} is not accepted: {error}",
-                    "Name the certificates to trust with `registry_ca`.",
+                    "Name the certificates to trust with `registry_ca_file`.",
                 ) from None
             raise SourceInterruptedError(f"The schema registry {self._url} cannot be reached: {error}") from None
         except httpx.HTTPError as error:
@@ -158,7 +160,7 @@ class AvroReader:
         if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
             raise KafkaRefusedError(
                 f"The schema registry {self._url} refuses us: {status} {response.reason_phrase}.",
-                "See to `registry_user` and `registry_password`.",
+                "See to `registry_username` and `registry_password`.",
             )
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
             raise SourceInterruptedError(f"The schema registry {self._url} answers {status}.")

@@ -69,7 +69,7 @@ def test_a_file_is_loaded_on_from_where_a_bad_line_stopped_it(load, entries, tmp
 
 def test_bad_rows_can_be_left_out(load, entries, tmp_path, unique):
     (tmp_path / "a.csv").write_text("id,n\nx,1\ny\nz,3\n")
-    said = load("--from", tmp_path / "a.csv", "--to", f"m.{unique}", "--key", "id", "--skip-bad", "--column", "n=float")
+    said = load("--from", tmp_path / "a.csv", "--to", f"m.{unique}", "--key", "id", "--skip-bad", "--types", "n=float")
     assert said == f"m.{unique}: 2 entries, 1 left out that cannot be read\n"
     assert entries(f"m.{unique}") == {"x": {"id": "x", "n": 1.0}, "z": {"id": "z", "n": 3.0}}
 
@@ -127,7 +127,8 @@ def test_a_query_is_loaded_and_resumed(load, entries, tmp_path, unique):
         (("--to", "m", "--key", "id"), "needs rows"),
         (("--query", "SELECT 1", "--to", "m", "--key", "id"), "belong together"),
         (("--from", "a.csv", "--to", "gridscore.jobs", "--key", "id"), "kept for Gridscore"),
-        (("--from", "a.csv", "--to", "m", "--key", "id", "--column", "n=number"), "not COLUMN=TYPE"),
+        (("--from", "a.csv", "--to", "m", "--key", "id", "--types", "n=number"), "not COLUMN=TYPE"),
+        (("--from", "a.csv", "--to", "m", "--key", "id", "--max-wait", "60"), "--max-wait: `60` is no time span"),
     ],
 )
 def test_what_does_not_go_together(arguments, message, tmp_path, monkeypatch, capfd):

@@ -51,7 +51,7 @@ async def test_one_event_is_answered_when_it_is_in_the_grid(grid, events):
 
 
 async def test_of_an_array_what_is_an_event_is_taken_and_the_rest_is_told(grid, events):
-    async with serving(grid, to=events, key_field="id", max_event=100) as source, client(source) as http:
+    async with serving(grid, to=events, key=("id",), max_event=100) as source, client(source) as http:
         body = [{"id": "a"}, 7, {"id": "b"}, {"page": "/"}, {"id": "c", "x": "x" * 100}]
         answer = await http.post(f"/events/{events}", json=body)
         assert answer.status_code == 207
@@ -61,7 +61,7 @@ async def test_of_an_array_what_is_an_event_is_taken_and_the_rest_is_told(grid, 
             "refused": 3,
             "errors": [
                 {"index": 1, "error": "an event is a JSON object"},
-                {"index": 3, "error": "the field `id`, which is the key, is not there"},
+                {"index": 3, "error": "the field `id`, which makes the key, is not there"},
                 {"index": 4, "error": "the event has more than 100 bytes"},
             ],
         }
@@ -73,7 +73,7 @@ async def test_of_an_array_what_is_an_event_is_taken_and_the_rest_is_told(grid, 
 
 
 async def test_a_stream_of_lines_is_processed_while_it_arrives(grid, events):
-    async with serving(grid, to=events, key_field="id") as source, client(source) as http:
+    async with serving(grid, to=events, key=("id",)) as source, client(source) as http:
 
         async def lines():
             yield b'{"id": 1}\n{"id": 2}\n{"id'
@@ -94,7 +94,7 @@ async def test_a_stream_of_lines_is_processed_while_it_arrives(grid, events):
 
 async def test_a_long_stream_is_counted_and_not_listed(grid, events):
     count = 20_000
-    async with serving(grid, to=events, key_field="id", max_body=1_000, max_waiting=1_000) as source:
+    async with serving(grid, to=events, key=("id",), max_body=1_000, max_waiting=1_000) as source:
         most = 0
 
         async def lines():
@@ -134,7 +134,7 @@ async def test_keys_come_from_the_request_too_so_that_sending_again_changes_noth
 )
 @pytest.mark.parametrize("content_type", ["text/plain;charset=UTF-8", None])
 async def test_beacons_are_plain_text_or_say_nothing(grid, events, body, keys, content_type):
-    async with serving(grid, to=events, key_field="id", allow_origin=(PAGE,)) as source, client(source) as http:
+    async with serving(grid, to=events, key=("id",), allow_origin=(PAGE,)) as source, client(source) as http:
         headers = {"Origin": PAGE} | ({"Content-Type": content_type} if content_type else {})
         answer = await http.post(f"/events/{events}", content=body.encode(), headers=headers)
         assert (answer.status_code, answer.json()["keys"]) == (202, keys)
@@ -212,7 +212,7 @@ async def test_several_maps_can_be_posted_to(grid, events):
 
 
 async def test_without_room_requests_are_told_to_come_back_and_what_waits_is_bounded(grid, events):
-    async with serving(grid, to=events, key_field="id", max_waiting=100, patience="1s") as source:
+    async with serving(grid, to=events, key=("id",), max_waiting=100, patience="1s") as source:
         source.go.clear()
         async with client(source) as http:
 
@@ -233,7 +233,7 @@ async def test_without_room_requests_are_told_to_come_back_and_what_waits_is_bou
 
 
 async def test_a_stream_without_room_tells_how_much_of_it_was_taken(grid, events):
-    async with serving(grid, to=events, key_field="id", max_waiting=100, patience="1s") as source:
+    async with serving(grid, to=events, key=("id",), max_waiting=100, patience="1s") as source:
 
         async def lines():
             yield b"".join(b'{"id": %d}\n' % i for i in range(50))

@@ -242,7 +242,7 @@ SINK = "from pipeline.cli import main; main()"
 async def test_killed_sinks_leave_each_result_once_for_who_reads_committed(kafka, topic, grid, cluster, unique):
     map_name, count = f"results.k-{unique}", 6_000
     command = [sys.executable, "-c", SINK, "sink", "kafka", "--from", map_name, "--brokers", kafka.address]
-    command += ["--topic", topic, "--name", f"s-{unique}", "--transactions", "--max-results", "100"]
+    command += ["--topic", topic, "--name", f"s-{unique}", "--transactions", "--batch", "100"]
     command += ["--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name]
 
     def start():

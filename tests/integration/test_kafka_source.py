@@ -81,7 +81,7 @@ async def test_origins_are_the_keys_unless_the_message_says(kafka, topic, settin
         entries, poison = await read(source, 4)
     assert entries == [(f"{topic}-1-0", b'{"n":1}'), (f"{topic}-1-1", None), (f"{topic}-1-3", b"{}")]
     assert [(each.origin, each.key, each.raw) for each in poison] == [(f"{topic}/1@2", f"{topic}-1-2", b"no json")]
-    async with opened(settings(key="message"), "messages") as source:
+    async with opened(settings(message_key=True), "messages") as source:
         entries, poison = await read(source, 4)
     assert entries == [("a", b'{"n":1}'), ("a", None)]
     assert [each.error for each in poison][1] == "it has no key, and the key is to be the message's"

@@ -143,7 +143,7 @@ def test_a_user_is_sent_and_one_that_is_refused_is_told(registry):
     with pytest.raises(KafkaRefusedError, match="refuses us: 401"):
         stranger.check()
     stranger.close()
-    known = reader(registry, registry_user="alice", registry_password="secret")  # noqa: S106 -- of this test
+    known = reader(registry, registry_username="alice", registry_password="secret")  # noqa: S106 -- of this test
     known.check()
     known.close()
 
@@ -168,6 +168,6 @@ def test_a_certificate_must_be_trusted(registry, tmp_path):
     with pytest.raises(KafkaRefusedError, match="certificate"):
         stranger.check()
     stranger.close()
-    known = reader(registry, "https", registry_ca=str(tmp_path / "ca.pem"))
+    known = reader(registry, "https", registry_ca_file=str(tmp_path / "ca.pem"))
     known.check()
     known.close()

@@ -138,7 +138,7 @@ async def test_killed_and_stopped_processes_of_the_command_leave_every_result_in
         unique,
         "--folder",
         str(folder),
-        "--max-seconds",
+        "--max-age",
         "1s",
     )
 

@@ -140,7 +140,7 @@ async def test_the_runner_fills_files_and_commits_what_they_hold(tmp_path):
         grid = await cluster.connect("user")
         entries = {r.key: r.text for r in map(result, range(250))}
         await MapWriter(grid, MAP).put(entries.items())
-        runner = runner_of(await cluster.connect("sink"), settings(tmp_path, max_results=100, max_seconds="1s"))
+        runner = runner_of(await cluster.connect("sink"), settings(tmp_path, max_results=100, max_age="1s"))
         task = asyncio.create_task(runner.run())
         async with asyncio.timeout(20):
             while runner.stats.events < 250:

@@ -8,14 +8,20 @@ from pipeline.sources.http_events import MAX_KEY, EventReader, Lines, array_text
 LIMIT = 1 << 20
 
 
-def read(texts, key_field=None, **options):
-    return EventReader(key_field, options.pop("max_event", LIMIT)).read(texts, **options)
+def read(texts, *key, **options):
+    return EventReader(key, options.pop("max_event", LIMIT)).read(texts, **options)
 
 
 def test_keys_come_from_a_field_as_text():
     taken = read([b'{"id": "a"}', b'{"x": [{}], "id": 12345678901}'], "id")
     assert taken.entries == [("a", b'{"id": "a"}'), ("12345678901", b'{"x": [{}], "id": 12345678901}')]
     assert not taken.errors
+
+
+def test_several_fields_make_a_key_together():
+    taken = read([b'{"id": 7, "shop": "s1"}', b'{"id": 7}', b'{"id": 1.5, "shop": "s1"}'], "id", "shop")
+    assert [key for key, _ in taken.entries] == ["7|s1"]
+    assert ["field `shop`" in taken.errors[0].error, "field `id`" in taken.errors[1].error] == [True, True]
 
 
 def test_keys_are_made_if_nobody_gives_them():
@@ -39,7 +45,7 @@ def test_a_request_can_give_the_key():
         (b'{"id": 1,}', "not JSON"),
         (b'{"id": NaN}', "not JSON"),
         (b'{"id": 1, "x": "\xff"}', "not UTF-8"),
-        (b"{}", "the field `id`, which is the key, is not there"),
+        (b"{}", "the field `id`, which makes the key, is not there"),
         (b'{"id": null}', "is not there"),
         (b'{"id": 1.5}', "a string or a whole number is wanted"),
         (b'{"id": true}', "a string or a whole number is wanted"),

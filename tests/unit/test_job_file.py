@@ -256,7 +256,7 @@ sinks:
   history:
     kind: files
     folder: /data
-    max_seconds: 5m
+    max_age: 5m
   other: {kind: files, folder: x, from: results.other}
 """
 )
@@ -269,7 +269,7 @@ def test_sources_and_sinks_have_the_maps_of_their_job():
         "history": "results.flights",
         "other": "results.other",
     }
-    assert job.sinks["history"].max_seconds == "5m"
+    assert job.sinks["history"].max_age == "5m"
     assert parse_job(FLIGHTS, "job.yaml").sinks == {}
 
 
@@ -295,18 +295,18 @@ def test_sources_and_sinks_survive_the_grid():
         ),
         ("    kind: files\n", "", "line 36: sink `history`: the key `kind` is missing"),
         (
-            "max_seconds",
+            "max_age",
             "max_second",
-            "line 39: unknown key `max_second` in `sinks.history`, did you mean `max_seconds`?",
+            "line 39: unknown key `max_ag` in `sinks.history`, did you mean `max_age`?",
         ),
-        ("max_seconds: 5m", "max_seconds: 5", "line 39: sink `history`: `max_seconds`: it must be a text, not `5`"),
+        ("max_age: 5m", "max_age: 5", "line 39: sink `history`: `max_age`: it must be a text, not `5`"),
         (
-            "max_seconds: 5m",
+            "max_age: 5m",
             "format: csv",
             "line 39: sink `history`: `format`: `csv` is not one of `parquet` or `jsonl`",
         ),
         (
-            "max_seconds: 5m",
+            "max_age: 5m",
             "gzip: true",
             "line 36: sink `history`: `gzip` is for `format: jsonl`; Parquet is compressed within",
         ),

@@ -57,7 +57,13 @@ def test_deep_nesting_is_no_crash():
     ("value", "key"), [(b'{"id":"x","b":1}', "x"), (b'{"b":{"id":"y"},"id":7}', 7), ('{"id":"ü"}'.encode(), "ü")]
 )
 def test_a_field_may_be_the_key(value, key):
-    assert reader(key="field:id").read(sent(value)) == (key, value)
+    assert reader(key=("id",)).read(sent(value)) == (key, value)
+
+
+def test_several_fields_make_a_key_together():
+    assert reader(key=("id", "shop")).read(sent(b'{"shop":"s1","id":7}'))[0] == "7|s1"
+    with pytest.raises(NoEventError, match="field `shop`"):
+        reader(key=("id", "shop")).read(sent(b'{"id":7,"shop":1.5}'))
 
 
 @pytest.mark.parametrize(
@@ -66,19 +72,19 @@ def test_a_field_may_be_the_key(value, key):
 )
 def test_without_a_usable_field_there_is_no_key(value):
     with pytest.raises(NoEventError, match="key"):
-        reader(key="field:id").read(sent(value))
+        reader(key=("id",)).read(sent(value))
 
 
 def test_the_message_s_key_may_be_the_key():
-    assert reader(key="message").read(sent(b"{}", "ü".encode())) == ("ü", b"{}")
+    assert reader(message_key=True).read(sent(b"{}", "ü".encode())) == ("ü", b"{}")
     with pytest.raises(NoEventError, match="no key"):
-        reader(key="message").read(sent(b"{}"))
+        reader(message_key=True).read(sent(b"{}"))
     with pytest.raises(NoEventError, match="key is not UTF-8"):
-        reader(key="message").read(sent(b"{}", b"\xff"))
+        reader(message_key=True).read(sent(b"{}", b"\xff"))
 
 
 def test_a_tombstone_removes_the_event_under_its_key():
-    assert reader(key="message").read(sent(None, b"k")) == ("k", None)
+    assert reader(message_key=True).read(sent(None, b"k")) == ("k", None)
     assert reader().read(sent(None, b"k")) == ("clicks-3-42", None)
 
 
@@ -99,7 +105,7 @@ def test_no_key_and_no_headers_are_kept_as_such():
 
 
 def test_the_field_that_is_the_key_may_be_filled_by_the_message_s():
-    key, text = reader(key="field:id", key_field="id").read(sent(b'{"id":"x"}', b"m"))
+    key, text = reader(key=("id",), key_field="id").read(sent(b'{"id":"x"}', b"m"))
     assert (key, json.loads(text)) == ("x", {"id": "m"})
 
 

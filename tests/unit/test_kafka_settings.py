@@ -18,8 +18,8 @@ SOURCE = {"to": "events.x", "brokers": ["kafka:9092"], "topic": "clicks"}
         ({"brokers": ["kafka"]}, "no broker"),
         ({"brokers": []}, "at least 1"),
         ({"topic": "a b"}, "name of a topic"),
-        ({"key": "field:"}, "no key"),
-        ({"key": "random"}, "no key"),
+        ({"key": ("id", "id")}, "a name twice"),
+        ({"key": ("id",), "message_key": True}, "not from both"),
         ({"start": "yesterday"}, "no start"),
         ({"start": "2026-01-31T12:00:00"}, "no time zone"),
         ({"format": "avro"}, "go together"),
@@ -39,10 +39,8 @@ def test_what_makes_no_sense_is_refused(more, complaint):
 
 def test_defaults_say_once_under_each_origin():
     settings = KafkaSourceSettings(**SOURCE)
-    assert (settings.key, settings.start, settings.format) == ("origin", "oldest", "json")
-    assert settings.named_key is None
+    assert (settings.key, settings.message_key, settings.start, settings.format) == ((), False, "oldest", "json")
     assert settings.start_time is None
-    assert KafkaSourceSettings(**SOURCE, key="field:id").named_key == "id"
     assert KafkaSourceSettings(**SOURCE, start="2026-01-31T12:00:00Z").start_time.year == 2026
 
 

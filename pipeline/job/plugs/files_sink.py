@@ -19,7 +19,7 @@ class FilesSinkSettings(SinkSettings):
         default="parquet", description="Parquet, or JSON lines: one object a line."
     )
     max_results: int = Field(default=100_000, ge=1, le=1_000_000, description="Results after which a file is complete.")
-    max_seconds: Duration = Field(
+    max_age: Duration = Field(
         default="1m", description="Time after which a file is complete, however few results it has."
     )
     gzip: bool = Field(default=False, description="Compress JSON lines; Parquet is compressed in any case.")

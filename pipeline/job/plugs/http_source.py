@@ -31,11 +31,11 @@ class HttpSourceSettings(SourceSettings):
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 for any that is free.")
-    key_field: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=200,
-        description="Field of the event that is its key. Without it, and without a key in the request, keys are made.",
+    key: tuple[str, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Fields that make the event's key; several are joined by `|`. Without any, and without a key in "
+        "the request, keys are made.",
     )
     token: str = Field(
         default="",
@@ -60,6 +60,8 @@ class HttpSourceSettings(SourceSettings):
 
     @model_validator(mode="after")
     def _whole(self) -> HttpSourceSettings:
+        if len(set(self.key)) != len(self.key):
+            raise ValueError("`key` has a name twice")
         if (self.certificate is None) != (self.private_key is None):
             raise ValueError("`certificate` and `private_key` belong together")
         return self

@@ -21,5 +21,5 @@ class KafkaSinkSettings(SinkSettings):
         description="Once and not twice for consumers that read committed: each delivery is a transaction, with its "
         "positions in the topic TOPIC.positions.",
     )
-    max_results: int = Field(default=5_000, ge=1, le=100_000, description="Results of one delivery at most.")
+    batch: int = Field(default=5_000, ge=1, le=100_000, description="Results of one delivery at most.")
     set: ClientOptions = Field(default_factory=dict, description=OPTIONS)

@@ -11,14 +11,6 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline.job.plugs.base import SourceSettings
 from pipeline.job.plugs.kafka import OPTIONS, Brokers, ClientOptions, Topic
 
-_ORIGIN, _MESSAGE, _FIELD = "origin", "message", "field:"
-
-
-def _key(value: str) -> str:
-    if value not in {_ORIGIN, _MESSAGE} and not re.fullmatch(rf"{_FIELD}.{{1,200}}", value):
-        raise ValueError(f"`{value}` is no key: write `origin`, `message` or `field:NAME`")
-    return value
-
 
 def _start(value: str) -> str:
     if value not in {"oldest", "latest"}:
@@ -51,16 +43,18 @@ class KafkaSourceSettings(SourceSettings):
         max_length=200,
         description="Consumer group, which keeps the positions in Kafka; the source's name if not given.",
     )
-    key: Annotated[str, AfterValidator(_key)] = Field(
-        default=_ORIGIN,
-        description="What becomes the event's key: `origin` (topic-partition-offset, one a message), `message` (the "
-        "message's key, as text) or `field:NAME` (a field of the event, a string or an integer).",
+    key: tuple[str, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Fields that make the event's key; several are joined by `|`. Without any, the key follows from "
+        "the message's place: topic-partition-offset.",
     )
+    message_key: bool = Field(default=False, description="Take the message's key, as text, for the event's.")
     key_field: str | None = Field(
-        default=None, min_length=1, max_length=200, description="Field of the event that gets the message's key."
+        default=None, min_length=1, max_length=200, description="Field of the event that takes the message's key."
     )
     headers_field: str | None = Field(
-        default=None, min_length=1, max_length=200, description="Field of the event that gets the message's headers."
+        default=None, min_length=1, max_length=200, description="Field of the event that takes the message's headers."
     )
     format: Literal["json", "avro"] = Field(
         default="json", description="What values are: JSON objects, or Avro records framed by a schema registry."
@@ -68,12 +62,13 @@ class KafkaSourceSettings(SourceSettings):
     registry: Annotated[str, AfterValidator(_registry)] | None = Field(
         default=None, description="URL of the schema registry, for Avro."
     )
-    registry_user: str = Field(default="", description="User name at the registry; may be `${NAME}`.")
+    registry_username: str = Field(default="", description="User name at the registry; may be `${NAME}`.")
     registry_password: str = Field(
         default="", description="Password at the registry: `${NAME}`, an environment variable."
     )
-    registry_ca: str | None = Field(
-        default=None, description="File with the certificates to trust the registry by, PEM; the system's if not given."
+    registry_ca_file: str | None = Field(
+        default=None,
+        description="For TLS: file with certificates to trust the registry by, PEM; the system's if not given.",
     )
     start: Annotated[str, AfterValidator(_start)] = Field(
         default="oldest",
@@ -87,14 +82,13 @@ class KafkaSourceSettings(SourceSettings):
     def _fits(self) -> KafkaSourceSettings:
         if (self.format == "avro") != (self.registry is not None):
             raise ValueError("`format: avro` and `registry` go together: give both, or neither")
+        if self.key and self.message_key:
+            raise ValueError("the key comes from `key` or from `message_key`, not from both")
+        if len(set(self.key)) != len(self.key):
+            raise ValueError("`key` has a name twice")
         if self.key_field is not None and self.key_field == self.headers_field:
             raise ValueError("`key_field` and `headers_field` cannot be the same field")
         return self
-
-    @property
-    def named_key(self) -> str | None:
-        """The field of the event that is its key, if it is one."""
-        return self.key.removeprefix(_FIELD) if self.key.startswith(_FIELD) else None
 
     @property
     def start_time(self) -> datetime | None:

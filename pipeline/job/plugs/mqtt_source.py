@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.job.plugs.base import SourceSettings
-from pipeline.job.types import Duration, Name  # noqa: TC001 -- pydantic reads the annotations
+from pipeline.job.types import Duration, Name, seconds_of
 
 
 def _broker(value: str) -> str:
@@ -100,7 +100,7 @@ class MqttSourceSettings(SourceSettings):
     session: Duration = Field(
         default="1d", description="How long the broker keeps messages for us while we are away (MQTT 5)."
     )
-    keep_alive: int = Field(default=60, ge=5, le=3600, description="Seconds between signs of life.")
+    keep_alive: Duration = Field(default="1m", description="Pause between two signs of life.")
     in_flight: int = Field(
         default=5_000, ge=1, le=65_535, description="Messages at most that are not acknowledged to the broker."
     )
@@ -115,6 +115,8 @@ class MqttSourceSettings(SourceSettings):
             )
         if self.key and self.key_property:
             raise ValueError("the key comes from `key` or from `key_property`, not from both")
+        if not 5 <= seconds_of(self.keep_alive) <= 3600:
+            raise ValueError("`keep_alive` must be from 5s to 1h")
         if self.protocol != "5" and (self.group or self.key_property):
             raise ValueError("shared subscriptions and user properties came with MQTT 5: `protocol` must be 5")
         if (self.certificate is None) != (self.private_key is None):
