@@ -8,7 +8,17 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
 
 MAX_NAME = 64
 
@@ -121,6 +131,13 @@ class FieldType(Strict):
             return {"type": value.removesuffix("?").rstrip(), "optional": value.endswith("?")}
         if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"].endswith("?"):
             return {**value, "type": value["type"].removesuffix("?").rstrip(), "optional": True}
+        return value
+
+    @field_validator("json_name")
+    @classmethod
+    def _json_name_that_can_be_read(cls, value: str) -> str:
+        if re.search(r'["\\\x00-\x1f]', value):
+            raise ValueError("the `json` name can have no double quotes, backslashes or control characters")
         return value
 
     @model_validator(mode="after")
