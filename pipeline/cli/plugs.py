@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import enum
 import inspect
+import re
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from pipeline.cli.options import ClusterName, Members, SettingsFile
 from pipeline.errors import UsageError
+from pipeline.job.plugs.base import SinkSettings, SourceSettings
+from pipeline.job.types import MAX_NAME, Duration, MapName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from pydantic.fields import FieldInfo
 
+    from pipeline.grid import Grid
+    from pipeline.job.plugs.sections import Side
+
 _NOT_OPTIONS = ("kind",)
 _CONNECTION = {"members": Members, "cluster_name": ClusterName, "settings": SettingsFile}
+_COMMON: dict[type[BaseModel], str] = {SourceSettings: "Every source", SinkSettings: "Every sink"}
+_METAVARS = ((get_args(Duration)[-1], "TIME"), (get_args(MapName)[-1], "MAP"))
+_FILES = ("path", "certificate", "private_key")
+
+_Entry = TypeVar("_Entry", SourceSettings, SinkSettings)
+
+TIMES = "A TIME is a whole number and a unit: 90s, 15m, 1h, 2d."
+SECRETS = "A text may say ${NAME}, an environment variable, which is never shown."
 
 
 def command_of(
@@ -28,35 +42,63 @@ def command_of(
 ) -> Callable[..., None]:
     """A function for typer, with an option for each field of a plug's settings, and those of the connection.
 
-    A tuple or list is a repeatable option; a dictionary, a repeatable KEY=VALUE; a bool, a flag and its opposite. What
-    is not given is left to the model.
+    A tuple or list is a repeatable option; a dictionary, a repeatable KEY=VALUE; a bool, a flag, with its opposite if
+    it is set already. What is not given is left to the model. Options that must be given come first; those that all
+    plugs have are a panel of their own.
 
     Args:
         model: The settings.
         run: Called with the settings, and members, cluster name and settings file as `connected` takes them.
         help_text: Of the command.
-        example: The words of the command, for an example of it.
+        example: A command line that can work.
     """
-    fields = {name: field for name, field in model.model_fields.items() if name not in _NOT_OPTIONS}
+    fields, common = _in_order(model)
+    names = _names(fields)
 
     def command(**given: Any) -> None:
         connection = tuple(given.pop(f"connection_{name}") for name in _CONNECTION)
         run(_settings(model, fields, given), (connection[0], connection[1], connection[2]))
 
-    parameters = [_parameter(name, field) for name, field in fields.items()] + [
+    parameters = [_parameter(name, field, names, common.get(name)) for name, field in fields.items()] + [
         inspect.Parameter(f"connection_{name}", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         for name, annotation in _CONNECTION.items()
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
-    command.__doc__ = f"{help_text}\n\nExample: [bold]{_example(example, fields)}[/]" if example else help_text
+    shown = example.replace("[", "\\[")
+    command.__doc__ = f"{help_text}\n\nExample: [bold]{shown}[/]" if example else help_text
     return command
 
 
-def _example(command: str, fields: Mapping[str, FieldInfo]) -> str:
-    """The shortest command line that can work, with the names of values for the values."""
-    needed = [(option_of(name, field), name) for name, field in fields.items() if field.is_required()]
-    return " ".join((command, *(f"{option} {name.upper()}" for option, name in needed)))
+def _in_order(model: type[BaseModel]) -> tuple[dict[str, FieldInfo], dict[str, str]]:
+    """The fields that are options, in the order of the help; and the panels of those that all plugs have."""
+    base = next((each for each in _COMMON if issubclass(model, each)), None)
+    of_all = {} if base is None else base.model_fields
+
+    def rank(name: str, field: FieldInfo) -> int:
+        if field.is_required():
+            return 1 + (name == "to") - (name == "results")  # from where, with what, to where
+        return 4 if name in of_all else 3
+
+    fields = [(name, field) for name, field in model.model_fields.items() if name not in _NOT_OPTIONS]
+    fields.sort(key=lambda each: rank(*each))
+    panels = {name: _COMMON[base] for name, field in of_all.items() if base is not None and not field.is_required()}
+    return dict(fields), panels
+
+
+def _names(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
+    """Options, by the names of fields and by their aliases."""
+    return {called: option_of(name, field) for name, field in fields.items() for called in (name, field.alias or name)}
+
+
+def _by_options(text: str, names: Mapping[str, str]) -> str:
+    """A text that names fields, as `key` or `key: value`, with options instead; what it begins with is a value."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1], found[2] or ""
+        return f"`{names[name]}{value.replace(': ', ' ')}`" if name in names else found[0]
+
+    return re.sub(r"(?!^)`(\w+)(: \w+)?`", option, text)
 
 
 def option_of(name: str, field: FieldInfo) -> str:
@@ -86,22 +128,20 @@ def _said(detail: Any, names: Mapping[str, str]) -> str:
     place = [part for part in detail["loc"] if part != "[key]"]
     message = str(detail.get("ctx", {}).get("error") or detail["msg"][:1].lower() + detail["msg"][1:])
     if not place:
-        return message
+        return _by_options(f" {message}", names)[1:]  # of several options: what it begins with is one of them
+    message = _by_options(message, names)
     where = names.get(str(place[0]), str(place[0]))
     return f"{where}: it must be given." if detail["type"] == "missing" else f"{where}: {message}"
 
 
 def _settings(model: type[BaseModel], fields: Mapping[str, FieldInfo], given: Mapping[str, Any]) -> Any:
     values: dict[str, Any] = {}
-    names = {}
     for name, field in fields.items():
-        option = option_of(name, field)
-        names[name] = names[field.alias or name] = option
         value = given[name]
         if value is None or value == []:
             continue
-        values[field.alias or name] = _pairs(option, value) if _form(field) == "pairs" else value
-    return check(model, values, names)
+        values[field.alias or name] = _pairs(option_of(name, field), value) if _form(field) == "pairs" else value
+    return check(model, values, _names(fields))
 
 
 def _pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
@@ -116,18 +156,19 @@ def _pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _parameter(name: str, field: FieldInfo, names: Mapping[str, str], panel: str | None) -> inspect.Parameter:
     option = option_of(name, field)
     kind, form = _kind(field), _form(field)
-    text = (field.description or "") + (" Repeatable." if form == "many" else "")
+    text = _by_options(f" {field.description or ''}", names)[1:] + (" Repeatable." if form != "one" else "")
     more: dict[str, Any] = {}
     annotation: Any = kind
-    metavar = None
+    metavar = _metavar(name, field, kind)
     if form == "pairs":
         annotation, metavar = list[str], "KEY=VALUE"
+        text = re.sub(r"`([\w.]+): ", r"`\1=", text)  # as a job file has them
     elif form == "many":
         annotation = list[kind]  # type: ignore[valid-type]
-    elif kind is bool:
+    elif kind is bool and field.default is True:
         option = f"{option}/--no-{option.removeprefix('--')}"
     choices = _choices(field)
     if choices:
@@ -139,6 +180,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         text = f"{text} [required]"
     if metavar is not None:
         more["metavar"] = metavar
+    if panel is not None:
+        more["rich_help_panel"] = panel
     info = typer.Option(option, help=text.strip().replace("[", "\\["), show_default=False, **more)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, info]
@@ -154,6 +197,8 @@ def _default_text(field: FieldInfo) -> str:
         return str(default.value)
     if isinstance(default, tuple | list):
         return ", ".join(map(str, default))
+    if isinstance(default, int) and default >= 100_000:
+        return f"{default:,}"
     return "yes" if default is True else str(default)
 
 
@@ -183,6 +228,28 @@ def _kind(field: FieldInfo) -> Any:
     return kind if kind in (bool, int, float, Path) else str
 
 
+def _metavar(name: str, field: FieldInfo, kind: Any) -> str | None:
+    """What stands for the value."""
+    if kind is bool:
+        return None
+    for marker, metavar in _METAVARS:
+        if _mentions(field.annotation, field.metadata, marker):
+            return metavar
+    if name in _FILES or name.endswith("_file"):
+        return "FILE"
+    return "NUMBER" if kind in (int, float) else "TEXT"
+
+
+def _mentions(annotation: Any, metadata: Iterable[Any], marker: Any) -> bool:
+    """Whether a type is checked by a validator, itself or what is in it."""
+    if any(each is marker or each == marker for each in metadata):
+        return True
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _mentions(arguments[0], arguments[1:], marker)
+    return get_origin(annotation) is not Literal and any(_mentions(each, (), marker) for each in arguments)
+
+
 def _choices(field: FieldInfo) -> list[str]:
     kind = _bare(field.annotation)
     if _form(field) == "many" and get_args(kind):
@@ -192,6 +259,52 @@ def _choices(field: FieldInfo) -> list[str]:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return [str(each.value) for each in kind]
     return []
+
+
+def chosen(
+    job_file: Path, job: str, side: Side, entries: Mapping[str, _Entry], names: Iterable[str] | None
+) -> dict[str, _Entry]:
+    """The entries of a section of a job file that are asked for, all if none is, each by the name that it runs under.
+
+    Args:
+        job_file: The file, for messages.
+        job: Name of the job, which goes before the names of its entries: two jobs may have a source `clicks`.
+        side: What they are.
+        entries: Of the section.
+        names: Those that are asked for.
+
+    Raises:
+        UsageError: There is none of that name, or none at all; or it cannot run under its name.
+    """
+    wanted = list(dict.fromkeys(names or entries))
+    unknown = [name for name in wanted if name not in entries]
+    if unknown or not entries:
+        there = f"There are: {', '.join(entries)}." if entries else f"Its section `{side}s` is empty, or missing."
+        raise UsageError(f"{job_file} has no {side}{f' `{unknown[0]}`' if unknown else ''}.", there)
+    called = {name: entries[name].name or f"{job}-{name}" for name in wanted}
+    for name, text in called.items():
+        if len(text) > MAX_NAME:
+            raise UsageError(
+                f"{job_file}: the {side} `{name}` would be called `{text}`: {MAX_NAME} characters are possible.",
+                f"Give it a `name` in the section `{side}s`.",
+            )
+        if list(called.values()).count(text) > 1:
+            raise UsageError(f"{job_file}: two {side}s are called `{text}`.", "Give each a `name` of its own.")
+    return {called[name]: entries[name] for name in wanted}
+
+
+async def note_of_map(grid: Grid, name: str, known: Collection[str]) -> str:
+    """What to say if a map is not there, and is called almost as one that jobs have; empty if all is well.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    import difflib
+
+    close = [] if name in known else difflib.get_close_matches(name, known, n=1)
+    if not close or await grid.has_map(name):
+        return ""
+    return f"No job has the map {name}, and it is not there yet. Did you mean {close[0]}?"
 
 
 class PlugGroup(typer.core.TyperGroup):

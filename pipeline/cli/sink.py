@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
 from pipeline.cli.output import console, errors, print_json, print_table, run, visible
-from pipeline.cli.plugs import PlugGroup, command_of
+from pipeline.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
 from pipeline.cli.signals import on_signals
 from pipeline.sinks import registry
 
@@ -37,9 +37,10 @@ class _Sinks(PlugGroup):
 
         text = (
             f"{plug.summary}\n\nRuns until Ctrl-C or SIGTERM. Start it several times, anywhere, and its processes "
-            "share the work. A text may say ${NAME}, which is taken from the environment, and never shown."
+            f"share the work. {SECRETS} {TIMES}"
         )
-        return command_of(plug.settings_class(), start, help_text=text)
+        example = f"gridscore sink {kind} {plug.example}"
+        return command_of(plug.settings_class(), start, help_text=text, example=example)
 
 
 app = typer.Typer(cls=_Sinks, help="Bring results to where applications act on them.", no_args_is_help=True)
@@ -60,15 +61,10 @@ def run_(
 
     Example: [bold]gridscore sink run job.yaml alerts[/]
     """
-    from pipeline.errors import UsageError
     from pipeline.job import load_job
 
     job = load_job(job_file)
-    unknown = [name for name in names or () if name not in job.sinks]
-    if unknown or not job.sinks:
-        there = f"There are: {', '.join(job.sinks)}." if job.sinks else "Its section `sinks` is empty, or missing."
-        raise UsageError(f"{job_file} has no sink{f' `{unknown[0]}`' if unknown else ''}.", there)
-    _run({f"{job.name}-{name}"[:64]: job.sinks[name] for name in names or job.sinks}, (members, cluster_name, settings))
+    _run(chosen(job_file, job.name, "sink", job.sinks, names), (members, cluster_name, settings))
 
 
 @app.command("list")
@@ -144,8 +140,11 @@ def _run(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any]) ->
 
 
 async def _main(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any]) -> int:
+    from pipeline.job import Jobs
     from pipeline.sinks.runner import runner_of
 
+    for settings in sinks.values():
+        registry.check(settings)
     signals: list[str] = []
     runners: list[SinkRunner] = []
     task = asyncio.current_task()
@@ -161,8 +160,11 @@ async def _main(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, A
     try:
         async with connected(*connection) as grid:
             runners += [runner_of(grid, settings, name or None) for name, settings in sinks.items()]
+            results = {record.job.results for record in await Jobs(grid).all()}
             for each in runners:
                 _say(f"{each.name}: {each.map} to {each.kind}. Ctrl-C stops it.")
+                if note := await note_of_map(grid, each.map, results):
+                    _say(note)
             await _all(runners)
     except asyncio.CancelledError:
         if not signals:

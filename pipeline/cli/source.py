@@ -12,7 +12,7 @@ import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
 from pipeline.cli.output import console, errors, print_json, print_table, run, visible
-from pipeline.cli.plugs import PlugGroup, command_of
+from pipeline.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
 from pipeline.cli.signals import on_signals
 from pipeline.sources import registry
 
@@ -36,11 +36,9 @@ class _Sources(PlugGroup):
         def start(settings: Any, connection: tuple[Any, Any, Any]) -> None:
             _run({"": settings}, connection)
 
-        text = (
-            f"{plug.summary}\n\nRuns until its end, Ctrl-C or SIGTERM. A text may say ${{NAME}}, which is taken from "
-        )
-        text += "the environment, and never shown."
-        return command_of(plug.settings_class(), start, help_text=text, example=f"gridscore source {kind}")
+        text = f"{plug.summary}\n\nRuns until its end, Ctrl-C or SIGTERM. {SECRETS} {TIMES}"
+        example = f"gridscore source {kind} {plug.example}"
+        return command_of(plug.settings_class(), start, help_text=text, example=example)
 
 
 app = typer.Typer(
@@ -63,15 +61,10 @@ def run_(
 
     Example: [bold]gridscore source run job.yaml clicks[/]
     """
-    from pipeline.errors import UsageError
     from pipeline.job import load_job
 
-    sources = load_job(job_file).sources
-    unknown = [name for name in names or () if name not in sources]
-    if unknown or not sources:
-        there = f"There are: {', '.join(sources)}." if sources else "Its section `sources` is empty, or missing."
-        raise UsageError(f"{job_file} has no source{f' `{unknown[0]}`' if unknown else ''}.", there)
-    _run({name: sources[name] for name in names or sources}, (members, cluster_name, settings))
+    job = load_job(job_file)
+    _run(chosen(job_file, job.name, "source", job.sources, names), (members, cluster_name, settings))
 
 
 @app.command("list")
@@ -138,8 +131,11 @@ def _run(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]
 
 
 async def _main(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]) -> int:
+    from pipeline.job import Jobs
     from pipeline.sources.runner import runner_of
 
+    for settings in sources.values():
+        registry.check(settings)
     # What changes is worth a line for whoever runs a source, and rare.
     logging.getLogger("pipeline.sources").setLevel(min(logging.INFO, logging.getLogger().level))
     signals: list[str] = []
@@ -159,9 +155,11 @@ async def _main(sources: Mapping[str, SourceSettings], connection: tuple[Any, An
     try:
         async with connected(*connection) as grid:
             runners += [runner_of(grid, settings, name or None) for name, settings in sources.items()]
+            events = {record.job.events for record in await Jobs(grid).all()}
             for each in runners:
-                text = f"{each.name}: {each.stats.kind} to {each.stats.map}. Ctrl-C stops it."
-                errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+                _say(f"{each.name}: {each.stats.kind} to {each.stats.map}. Ctrl-C stops it.")
+                if note := await note_of_map(grid, each.stats.map, events):
+                    _say(note)
             await _all(runners)
     except asyncio.CancelledError:
         if not signals:
@@ -169,8 +167,7 @@ async def _main(sources: Mapping[str, SourceSettings], connection: tuple[Any, An
     for each in runners:
         stats = each.stats
         poison = f", {stats.poison:,} to the dead letters" if stats.poison else ""
-        text = f"{each.name}: {stats.events:,} events{poison}."
-        errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+        _say(f"{each.name}: {stats.events:,} events{poison}.")
     return 130 if "SIGINT" in signals else 0
 
 
@@ -223,3 +220,7 @@ async def _show(runners: list[SourceRunner]) -> None:
                     line, figures=f"{stats.events:,} events, {rate:,.0f}/s{poison}", trouble=visible(trouble)
                 )
             await asyncio.sleep(_SHOW_SECONDS)
+
+
+def _say(text: str) -> None:
+    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from pipeline.errors import UsageError
+from pipeline.job.plugs.environment import from_environment
 from pipeline.job.plugs.kinds import PlugKind
 
 if TYPE_CHECKING:
@@ -17,19 +18,43 @@ if TYPE_CHECKING:
     from pipeline.sinks.base import Sink
 
 
-def _kind(name: str, title: str, extra: str, summary: str) -> PlugKind:
+def _kind(name: str, title: str, summary: str, example: str, extra: str = "") -> PlugKind:
     """A kind whose settings are `pipeline.job.plugs.NAME_sink:TITLESinkSettings`, and whose class is TITLESink."""
     settings = f"pipeline.job.plugs.{name}_sink:{title}SinkSettings"
-    return PlugKind(name, settings, f"pipeline.sinks.{name}:{title}Sink", summary, extra)
+    return PlugKind(name, settings, f"pipeline.sinks.{name}:{title}Sink", summary, example, extra)
 
 
 KINDS: dict[str, PlugKind] = {
     kind.name: kind
     for kind in (
-        _kind("kafka", "Kafka", "kafka", "A topic of a Kafka cluster."),
-        _kind("postgres", "Postgres", "postgres", "A table of a PostgreSQL database."),
-        _kind("webhook", "Webhook", "webhook", "Calls to a web server, each signed."),
-        _kind("files", "Files", "", "JSON lines or Parquet files in a folder."),
+        _kind(
+            "kafka",
+            "Kafka",
+            "Messages of a Kafka topic.",
+            "--from results.payments --brokers localhost:9092 --topic scores",
+            extra="kafka",
+        ),
+        _kind(
+            "postgres",
+            "Postgres",
+            "Rows of a PostgreSQL table: the newest result of each key.",
+            "--from results.payments --database 'postgresql://app:${DB_PASSWORD}@localhost/shop' --table scores",
+            extra="postgres",
+        ),
+        _kind(
+            "webhook",
+            "Webhook",
+            "Calls to a web server, each signed.",
+            "--from results.payments --url https://shop.example.com/decisions --secret '${HOOK_SECRET}' "
+            "--only decision=decline",
+            extra="webhook",
+        ),
+        _kind(
+            "files",
+            "Files",
+            "Parquet files or JSON lines in a folder.",
+            "--from results.payments --folder scores --format jsonl",
+        ),
     )
 }
 
@@ -60,6 +85,17 @@ def make(kind: str, grid: Grid, name: str, settings: SinkSettings) -> Sink:
         UsageError: There is no such kind, or its libraries are not installed.
     """
     return cast("Sink", _of(kind).make(grid, name, settings))
+
+
+def check(settings: SinkSettings) -> None:
+    """See that a sink can be made of settings, before anybody connects.
+
+    Raises:
+        SettingsError: An environment variable that they name is not set.
+        UsageError: The libraries of its kind are not installed.
+    """
+    _of(kind_of(settings)).plug_class()
+    from_environment(settings)
 
 
 def _of(kind: str) -> PlugKind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from pipeline.errors import UsageError
+from pipeline.job.plugs.environment import from_environment
 from pipeline.job.plugs.kinds import PlugKind
 
 if TYPE_CHECKING:
@@ -13,18 +14,48 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Source
 
 
-def _kind(name: str, title: str, summary: str, extra: str = "") -> PlugKind:
+def _kind(name: str, title: str, summary: str, example: str, extra: str = "") -> PlugKind:
     """A kind: its settings are `pipeline.job.plugs.NAME_source:TITLESourceSettings`, its class is `TITLESource`."""
     settings = f"pipeline.job.plugs.{name}_source:{title}SourceSettings"
-    return PlugKind(name, settings, f"pipeline.sources.{name}:{title}Source", summary, extra)
+    return PlugKind(name, settings, f"pipeline.sources.{name}:{title}Source", summary, example, extra)
 
 
 _ALL = (
-    _kind("kafka", "Kafka", "Messages of Kafka topics.", extra="kafka"),
-    _kind("http", "Http", "What others post: web pages, tills, anything that speaks HTTP.", extra="http"),
-    _kind("logfile", "Logfile", "Lines of log files, as they grow and are rotated.", extra="logfile"),
-    _kind("mqtt", "Mqtt", "Messages of an MQTT broker's topics.", extra="mqtt"),
-    _kind("postgres", "Postgres", "Rows of a PostgreSQL query or table.", extra="postgres"),
+    _kind(
+        "kafka",
+        "Kafka",
+        "Messages of a Kafka topic.",
+        "--brokers localhost:9092 --topic payments --to events.payments",
+        extra="kafka",
+    ),
+    _kind(
+        "http",
+        "Http",
+        "What others post: web pages, tills, anything that speaks HTTP.",
+        "--to events.purchases --key purchase --results results.purchases",
+        extra="http",
+    ),
+    _kind(
+        "logfile",
+        "Logfile",
+        "Lines of log files, as they grow and are rotated.",
+        "--path '/var/log/nginx/access.log*' --format combined --to events.requests",
+        extra="logfile",
+    ),
+    _kind(
+        "mqtt",
+        "Mqtt",
+        "Messages of an MQTT broker's topics.",
+        "--broker mqtt://localhost:1883 --topic 'tills/+/purchases' --key purchase --to events.purchases",
+        extra="mqtt",
+    ),
+    _kind(
+        "postgres",
+        "Postgres",
+        "Rows of a PostgreSQL table or query, loaded once or kept current.",
+        "--database 'postgresql://app:${DB_PASSWORD}@localhost/shop' --table customers --key id --to lookups.customers",
+        extra="postgres",
+    ),
 )
 KINDS: dict[str, PlugKind] = {kind.name: kind for kind in _ALL}
 
@@ -56,6 +87,17 @@ def make(kind: str, grid: Grid, name: str, settings: SourceSettings) -> Source:
         UsageError: There is no such kind, or its libraries are not installed.
     """
     return cast("Source", _of(kind).make(grid, name, settings))
+
+
+def check(settings: SourceSettings) -> None:
+    """See that a source can be made of settings, before anybody connects.
+
+    Raises:
+        SettingsError: An environment variable that they name is not set.
+        UsageError: The libraries of its kind are not installed.
+    """
+    _of(kind_of(settings)).plug_class()
+    from_environment(settings)
 
 
 def _of(kind: str) -> PlugKind:

@@ -299,7 +299,7 @@ def test_sources_and_sinks_survive_the_grid():
         ("    kind: files\n", "", "line 36: sink `history`: the key `kind` is missing"),
         (
             "max_age",
-            "max_second",
+            "max_ag",
             "line 39: unknown key `max_ag` in `sinks.history`, did you mean `max_age`?",
         ),
         ("max_age: 5m", "max_age: 5", "line 39: sink `history`: `max_age`: it must be a text, not `5`"),

@@ -44,6 +44,12 @@ def test_defaults_say_once_under_each_origin():
     assert KafkaSourceSettings(**SOURCE, start="2026-01-31T12:00:00Z").start_time.year == 2026
 
 
+def test_brokers_may_be_one_text_and_come_from_the_environment():
+    for brokers in ("a:1, b:2", ["a:1,b:2"], ("a:1", "b:2")):
+        assert KafkaSourceSettings(**{**SOURCE, "brokers": brokers}).brokers == ("a:1", "b:2")
+    assert KafkaSourceSettings(**{**SOURCE, "brokers": ["${KAFKA}"]}).brokers == ("${KAFKA}",)
+
+
 def test_the_sink_keeps_what_it_relies_on():
     with pytest.raises(ValidationError, match="use `transactions`"):
         KafkaSinkSettings(results="results.x", brokers=["k:1"], topic="t", set={"transactional.id": "x"})

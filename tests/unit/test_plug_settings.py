@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from pydantic import Field, SecretStr
 from typer.testing import CliRunner
 
-from pipeline.cli.plugs import command_of
+from pipeline.cli.plugs import chosen, command_of
 from pipeline.errors import GridscoreError, SettingsError, UsageError
 from pipeline.job.plugs.base import SinkSettings, SourceSettings
 from pipeline.job.plugs.environment import from_environment
@@ -51,7 +52,9 @@ def run(model, *arguments):
     """The settings that a command gets; its output if it does not."""
     got = []
     app = typer.Typer(rich_markup_mode="rich")
-    app.command("some")(command_of(model, lambda *given: got.append(given), help_text="Help.", example="some"))
+    app.command("some")(
+        command_of(model, lambda *given: got.append(given), help_text="Help.", example="some --with `[it]`")
+    )
     done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
     if isinstance(done.exception, GridscoreError):
         raise done.exception
@@ -109,7 +112,7 @@ def test_help_says_what_each_is_for():
     said = run(Settings, "--help")
     for text in ("[host:port]. Repeatable. [required]", "KEY=VALUE", "[oldest|latest]", "[default: 5s]", "--no-tls"):
         assert text in said
-    assert "Example: some --to TO --brokers BROKERS" in said
+    assert "Example: some --with `[it]`" in said
     assert "Undefined" not in said
 
 
@@ -145,6 +148,27 @@ def test_a_variable_that_is_not_there_is_an_error_that_says_where(text, said):
     assert "`options.password`" in caught.value.message
 
 
+def test_help_has_what_must_be_given_first_and_what_all_have_last():
+    said = run(Settings, "--help")
+    places = [said.index(f"{option} ") for option in ("--brokers", "--to", "--options", "--name", "--members")]
+    assert places == sorted(places)
+    assert said.index("Every source") < places[3] < said.index("Connection")
+
+
+def test_help_and_errors_name_options_where_job_files_name_keys():
+    said = run(sources.settings_class("logfile"), "--help")
+    assert "what `--pattern` says" in said
+    with pytest.raises(UsageError, match=r"^`--pattern` and the format `regex` belong together$"):
+        run(sources.settings_class("logfile"), "--to", "events.x", "--path", "x", "--pattern", "(?P<a>.)")
+    kafka = ("--to", "events.x", "--topic", "t", "--brokers", "k:1")
+    with pytest.raises(UsageError, match=r"^--set: `group.id` is set by Gridscore: use `--group`$"):
+        run(sources.settings_class("kafka"), *kafka, "--set", "group.id=x")
+    with pytest.raises(UsageError, match=r"^`--format avro` and `--registry` go together"):
+        run(sources.settings_class("kafka"), *kafka, "--format", "avro")
+    with pytest.raises(UsageError, match=r"^--topic: `key key` cannot be"):
+        run(sources.settings_class("kafka"), *kafka[:2], *kafka[4:], "--topic", "key key")
+
+
 @pytest.mark.parametrize("registry", [sources, sinks])
 def test_every_kind_that_is_there_has_settings_that_make_a_command(registry):
     assert registry.available()
@@ -152,6 +176,61 @@ def test_every_kind_that_is_there_has_settings_that_make_a_command(registry):
         model = registry.settings_class(kind)
         assert model.model_fields["kind"].default == kind
         assert "--name" in run(model, "--help")
+
+
+@pytest.mark.parametrize("registry", [sources, sinks])
+def test_the_example_of_every_kind_is_one_that_its_command_takes(registry):
+    for plug in registry.KINDS.values():
+        settings, _ = run(plug.settings_class(), *shlex.split(plug.example))
+        assert settings.kind == plug.name
+
+
+@pytest.mark.parametrize(("registry", "extra"), [(sources, "kafka"), (sinks, "webhook")])
+def test_a_missing_extra_is_told_before_anybody_connects(registry, extra, monkeypatch):
+    plug = registry.KINDS[extra]
+    settings, _ = run(plug.settings_class(), *shlex.split(plug.example))
+    monkeypatch.setenv("HOOK_SECRET", "whsec_x")
+    module = plug.plug.partition(":")[0]
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, {"kafka": "confluent_kafka", "webhook": "aiohttp"}[extra], None)
+    for gone in [name for name in sys.modules if name in ("pipeline.kafka", "pipeline.sinks.addresses")]:
+        monkeypatch.delitem(sys.modules, gone)
+    with pytest.raises(UsageError, match=f"needs the extra `{extra}`") as caught:
+        registry.check(settings)
+    assert caught.value.hint == f"pip install 'gridscore[{extra}]'"
+
+
+def test_a_variable_that_is_not_set_is_told_before_anybody_connects(monkeypatch):
+    monkeypatch.delenv("DB_PASSWORD", raising=False)
+    settings, _ = run(sinks.settings_class("postgres"), *shlex.split(sinks.KINDS["postgres"].example))
+    with pytest.raises(SettingsError, match="DB_PASSWORD is not set"):
+        sinks.check(settings)
+
+
+def entry(name=None):
+    return Settings(to="events.x", brokers=("a",), name=name)
+
+
+def test_entries_of_a_job_file_run_under_names_of_their_job():
+    entries = {"a": entry(), "b": entry("other")}
+    assert list(chosen(Path("j"), "job", "source", entries, None)) == ["job-a", "other"]
+    assert list(chosen(Path("j"), "job", "source", entries, ["a", "a"])) == ["job-a"]
+
+
+@pytest.mark.parametrize(
+    ("job", "entries", "names", "said"),
+    [
+        ("job", {}, None, "j.yaml has no source."),
+        ("job", {"a": entry()}, ["b"], "j.yaml has no source `b`."),
+        ("j" * 63, {"a": entry()}, None, "the source `a` would be called"),
+        ("job", {"a": entry("x"), "b": entry("x")}, None, "two sources are called `x`"),
+    ],
+)
+def test_entries_that_cannot_run_are_told(job, entries, names, said):
+    with pytest.raises(UsageError) as caught:
+        chosen(Path("j.yaml"), job, "source", entries, names)
+    assert said in caught.value.message
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("registry", [sources, sinks])

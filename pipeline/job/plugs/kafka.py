@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 _OURS = {
     "bootstrap.servers": "use `brokers`",
@@ -22,7 +22,17 @@ _OURS = {
 }
 
 
+def _each(value: Any) -> Any:
+    """Brokers are often kept as one text, `kafka-1:9092,kafka-2:9092`."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        return value
+    return tuple(broker.strip() for part in parts for broker in part.split(","))
+
+
 def _broker(value: str) -> str:
+    if "${" in value:
+        return value
     if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:,\[\]]+):\d{1,5}", value):
         raise ValueError(f"`{value}` is no broker: write it as `kafka.example.com:9092`")
     return value
@@ -41,8 +51,10 @@ def _options(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-Brokers = Annotated[tuple[Annotated[str, AfterValidator(_broker)], ...], Field(min_length=1, max_length=64)]
-"""Addresses to begin with, `host:port`."""
+Brokers = Annotated[
+    tuple[Annotated[str, AfterValidator(_broker)], ...], Field(min_length=1, max_length=64), BeforeValidator(_each)
+]
+"""Addresses to begin with, `host:port`; a text has them separated by commas."""
 Topic = Annotated[str, AfterValidator(_topic)]
 """The name of a topic."""
 ClientOptions = Annotated[dict[str, str], Field(max_length=64), AfterValidator(_options)]

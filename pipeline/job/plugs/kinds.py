@@ -19,6 +19,7 @@ class PlugKind:
         settings: Path of its settings model, `package.module:Class`.
         plug: Path of its class.
         summary: What it is for, one line.
+        example: Options of its command that can work.
         extra: Of the distribution, that has its libraries; empty if it needs none.
     """
 
@@ -26,6 +27,7 @@ class PlugKind:
     settings: str
     plug: str
     summary: str
+    example: str = ""
     extra: str = ""
 
     @property
@@ -43,8 +45,16 @@ class PlugKind:
         Raises:
             UsageError: Its extra is not installed.
         """
+        return self.plug_class()(grid, name, settings)
+
+    def plug_class(self) -> Any:
+        """Its class.
+
+        Raises:
+            UsageError: Its extra is not installed.
+        """
         try:
-            return _load(self.plug)(grid, name, settings)
+            return _load(self.plug)
         except ModuleNotFoundError as error:
             if not self.extra or (error.name or "").partition(".")[0] == "pipeline":
                 raise
