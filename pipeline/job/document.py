@@ -85,7 +85,10 @@ def read_yaml(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = error.problem or error.context or "not valid YAML"
-        document.problems.append(Problem(mark.line + 1 if mark else 1, f"not valid YAML: {what}"))
+        line = mark.line if mark else 0
+        if "${" in "".join(text.splitlines()[line : line + 1]):
+            what += "; within `{ }` and `[ ]`, `${NAME}` needs quotes"
+        document.problems.append(Problem(line + 1, f"not valid YAML: {what}"))
     except yaml.YAMLError as error:
         document.problems.append(Problem(1, f"not valid YAML: {' '.join(str(error).split())}"))
     return document

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobFileError
 from pipeline.job.document import Problem
+from pipeline.job.plugs.secrets import is_secret
 from pipeline.job.plugs.sections import SECTIONS, class_of
 from pipeline.job.types import KINDS
 
@@ -68,7 +69,7 @@ def _said(detail: Any, path: Path) -> str:
         "tuple_type": "a list",
     }
     if kind in names:
-        return f"it must be {names[kind]}, not {_shown(value)}"
+        return f"it must be {names[kind]}" + ("" if is_secret(path[-1]) else f", not {_shown(value)}")
     if kind == "too_short":
         return "it is empty"
     if kind == "too_long":

@@ -276,6 +276,45 @@ def test_sources_and_sinks_have_the_maps_of_their_job():
     assert parse_job(FLIGHTS, "job.yaml").sinks == {}
 
 
+SECRETS = (
+    FLIGHTS
+    + """\
+sources:
+  clicks:
+    kind: kafka
+    brokers: ["k:1"]
+    topic: clicks
+    set: {sasl.password: "hunter2", enable.ssl.certificate.verification: false, fetch.min.bytes: 10}
+  tills: {kind: mqtt, topic: [t], username: u, password: "hunter2"}
+sinks:
+  a: {kind: postgres, table: t, database: "postgresql://app:hunter2@db/shop"}
+  b: {kind: postgres, table: t, database: "host=db password=hunter2"}
+  c: {kind: webhook, url: "https://u:hunter2@h.example.com", secret: ["${S}"], headers: {Authorization: "Bearer hunter2"}}
+"""
+)
+
+
+def test_a_secret_in_a_job_file_is_refused_and_not_shown():
+    said = problems(SECRETS)
+    places = ["`set.sasl.password`", "`password`", "`database`", "`database`", "`headers.Authorization`", "`url`"]
+    assert [place in problem for place, problem in zip(places, said, strict=True)] == [True] * 6
+    assert all("a secret is not written here: write `${NAME}`" in problem for problem in said)
+    assert "hunter2" not in "".join(said)
+    assert "hunter2" not in "".join(problems(SECRETS.replace('password: "hunter2"}', "password: [hunter2]}")))
+
+
+def test_a_reference_without_quotes_where_yaml_needs_them_is_told():
+    (said,) = problems(SECRETS.replace('"hunter2"', "${PASSWORD}"))
+    assert said.endswith("within `{ }` and `[ ]`, `${NAME}` needs quotes")
+
+
+def test_secrets_of_the_environment_numbers_and_booleans_are_taken():
+    job = parse_job(SECRETS.replace("hunter2", "${PASSWORD}"), "job.yaml")
+    assert job.sources["clicks"].set["enable.ssl.certificate.verification"] == "false"
+    assert job.sources["clicks"].set["fetch.min.bytes"] == "10"
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
 def test_sources_and_sinks_survive_the_grid():
     job = parse_job(PLUGS, "job.yaml")
     assert job.to_json()["sinks"]["other"] == {"kind": "files", "folder": "x", "from": "results.other"}

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from pipeline.job.types import Duration, JobName, MapName, Strict
+
+
+def _as_texts(value: Any) -> Any:
+    """YAML's `true` and `3` as the texts that they were."""
+    if not isinstance(value, dict):
+        return value
+    return {key: json.dumps(each) if isinstance(each, bool | int | float) else each for key, each in value.items()}
+
+
+Texts = Annotated[dict[str, str], BeforeValidator(_as_texts)]
+"""Texts by name; numbers and booleans of a job file are taken for the texts that they were."""
 
 
 class SourceSettings(Strict):
@@ -40,7 +52,7 @@ class SinkSettings(Strict):
         description="What to do when results were overwritten before they were read: deliver once more what the map "
         "holds of the partition, go on, or stop.",
     )
-    only: dict[str, str] = Field(
+    only: Texts = Field(
         default_factory=dict,
         max_length=16,
         description="Deliver only results with these values: `decision: decline`. All of them if empty.",

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from pipeline.job.plugs.base import Texts
+
 _OURS = {
     "bootstrap.servers": "use `brokers`",
     "metadata.broker.list": "use `brokers`",
@@ -57,7 +59,7 @@ Brokers = Annotated[
 """Addresses to begin with, `host:port`; a text has them separated by commas."""
 Topic = Annotated[str, AfterValidator(_topic)]
 """The name of a topic."""
-ClientOptions = Annotated[dict[str, str], Field(max_length=64), AfterValidator(_options)]
+ClientOptions = Annotated[Texts, Field(max_length=64), AfterValidator(_options)]
 """Properties of librdkafka, by name."""
 
 OPTIONS = (

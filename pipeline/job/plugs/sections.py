@@ -16,6 +16,7 @@ from pydantic_core import InitErrorDetails
 
 from pipeline.job import plugs
 from pipeline.job.plugs.base import SinkSettings, SourceSettings
+from pipeline.job.plugs.secrets import plain_secrets
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -90,11 +91,18 @@ def _checked(side: Side, value: Any) -> Any:
         meant = f", did you mean `{close[0]}`?" if close else f"; there are {possible}"
         reason = ValueError(f"`{kind}` is no kind of {side}{meant}")
         raise _error(side, InitErrorDetails(type="value_error", loc=("kind",), input=kind, ctx={"error": reason}))
+    plain = ValueError("a secret is not written here: write `${NAME}`, and put it into the environment variable NAME")
+    details = [
+        InitErrorDetails(type="value_error", loc=path, input=None, ctx={"error": plain})
+        for path in plain_secrets(value)
+    ]
+    if details:
+        raise _error(side, *details)
     return settings_class(side, kind).model_validate(value)
 
 
-def _error(side: Side, details: InitErrorDetails) -> ValidationError:
-    return ValidationError.from_exception_data(side, [details])
+def _error(side: Side, *details: InitErrorDetails) -> ValidationError:
+    return ValidationError.from_exception_data(side, list(details))
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from pipeline.job.plugs.base import SinkSettings
+from pipeline.job.plugs.base import SinkSettings, Texts
 from pipeline.job.types import Duration  # noqa: TC001 -- pydantic reads it
 
 
@@ -39,7 +39,7 @@ class WebhookSinkSettings(SinkSettings):
         description="What requests are signed with: `${NAME}`, an environment variable that holds `whsec_` and 24 to "
         "64 bytes in Base64. Several while one replaces the other.",
     )
-    headers: dict[str, str] = Field(
+    headers: Texts = Field(
         default_factory=dict,
         max_length=16,
         description="Further headers: `Authorization: Bearer ${NAME}`.",
