@@ -22,8 +22,8 @@ import java.util.Map;
  * Starts and ends a scoring job, as the lines of its standard input say; it ends when they end.
  *
  * <p>Arguments: cluster name, addresses, variant, handler folder, map of events, map of results, then of each lookup its
- * map. Lines: {@code start START_FROM_OLDEST}, {@code start START_FROM_CURRENT}, {@code cancel}. It answers each with a
- * line, {@code done}, or {@code failed} and why. When the job ends by itself, it says {@code ended} and why.
+ * map. Lines: {@code start START_FROM_OLDEST 2} (Python processes a member), {@code start START_FROM_CURRENT 1},
+ * {@code cancel}. It answers each with a line, {@code done}, or {@code failed} and why. When the job ends by itself, it says {@code ended} and why.
  */
 public final class Jobs {
     private static final int CHUNK = 1_000;
@@ -57,9 +57,11 @@ public final class Jobs {
         for (String line; (line = lines.readLine()) != null; ) {
             try {
                 if (line.startsWith("start ")) {
-                    JournalInitialPosition position = JournalInitialPosition.valueOf(line.substring("start ".length()));
+                    String[] words = line.split(" ");
+                    JournalInitialPosition position = JournalInitialPosition.valueOf(words[1]);
+                    int parallelism = Integer.parseInt(words[2]);
                     // No snapshots: Jet at its fastest, and without a promise after a failure.
-                    job = client.getJet().newJob(scoring.pipeline(position), new JobConfig().setAutoScaling(false));
+                    job = client.getJet().newJob(scoring.pipeline(position, parallelism), new JobConfig().setAutoScaling(false));
                     await(job, JobStatus.RUNNING);
                     job.addStatusListener(Jobs::changed);
                 } else {

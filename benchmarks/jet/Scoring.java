@@ -31,10 +31,10 @@ import java.util.concurrent.CompletableFuture;
  */
 record Scoring(String variant, String handler, String events, String results, String customers, String shops) {
     private static final int BATCH = 4_096;
-    private static final int PARALLELISM = 2;
     private static final int CONCURRENT_GETS = 1_024;
 
-    Pipeline pipeline(JournalInitialPosition position) {
+    /** From a position of the journal on, with so many Python processes a member. */
+    Pipeline pipeline(JournalInitialPosition position, int parallelism) {
         Pipeline pipeline = Pipeline.create();
         pipeline.setPreserveOrder(false);
         FunctionEx<EventJournalMapEvent<String, HazelcastJsonValue>, String> open =
@@ -52,7 +52,7 @@ record Scoring(String variant, String handler, String events, String results, St
         PythonServiceConfig python = new PythonServiceConfig().setBaseDir(handler).setHandlerModule("handler");
         stage.map(text -> text + "]")
                 .apply(PythonTransforms.mapUsingPython(python, BATCH))
-                .setLocalParallelism(PARALLELISM)
+                .setLocalParallelism(parallelism)
                 .writeTo(Sinks.map(
                         results,
                         line -> line.substring(0, line.indexOf('\t')),

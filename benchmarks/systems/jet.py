@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 VERSION = "5.6.0"
 """Hazelcast's, the last whose Python module is published. The members must be of it."""
 
-PARALLELISM = 2
-"""Python processes of each member, as in `Scoring.java`."""
+BACKLOG_PROCESSES, LIVE_PROCESSES = 2, 1
+"""Python processes of each member. Two are faster on a backlog; live, they only take the cores from each other and from
+the members, and latency is several times as high."""
 
 _COMPILER = ("org.eclipse.jdt", "ecj", "3.43.0")
 _SOURCES = Path(__file__).parent.parent / "jet"
@@ -209,8 +210,8 @@ class _Jet(InGrid):
         cls.name = f"jet-{cls.variant}"
         cls.title = f"Jet mapUsingPython, lookups {cls.lookups}"
         cls.tuning = (
-            f"Hazelcast {VERSION}; the journal read as ready-made text, order not kept, {PARALLELISM} Python processes "
-            "a member, batches of up to 4,096, two cooperative threads a member, edge queues of 1,024, no snapshots; "
+            f"Hazelcast {VERSION}; the journal read as ready-made text, order not kept, {BACKLOG_PROCESSES} Python processes "
+            f"a member for throughput and {LIVE_PROCESSES} for latency, batches of up to 4,096, two cooperative threads a member, edge queues of 1,024, no snapshots; "
             f"typed decoding of a whole batch by msgspec, columns in numpy, one thread to predict; {cls.how}."
         )
 
@@ -220,7 +221,6 @@ class _Jet(InGrid):
         super().__init__(bed)
         self._jobs: _Jobs | None = None
         self._handler = bed.folder / self.name
-        self._processes_wanted = PARALLELISM * len(bed.member_pids)
 
     async def prepare(self) -> None:
         """Start the client that submits jobs; it copies lookups to replicated maps, if need be.
@@ -249,20 +249,20 @@ class _Jet(InGrid):
     async def start(self, *, backlog: bool) -> None:
         """Submit the job, with its handler; for live events, wait until all its Python processes are connected."""
         assert self._jobs is not None  # noqa: S101 -- `prepare` comes first
+        parallelism = BACKLOG_PROCESSES if backlog else LIVE_PROCESSES
+        processes = parallelism * len(self.bed.member_pids)
         settings = {
             "files": str(self.bed.files),
             "dictionary": self.variant == "dictionary",
             "model": self.bed.work.job.model.name,
             "version": 1,
             "ready": tempfile.mkdtemp(dir=self.bed.folder),
-            "processes": self._processes_wanted,
+            "processes": processes,
         }
         (self._handler / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        await self._jobs.ask(f"start {'START_FROM_OLDEST' if backlog else 'START_FROM_CURRENT'}")
+        await self._jobs.ask(f"start {'START_FROM_OLDEST' if backlog else 'START_FROM_CURRENT'} {parallelism}")
         if not backlog:
-            await self._wait(
-                "Jet's Python processes do not start.", lambda: sum(self._connected()) == self._processes_wanted
-            )
+            await self._wait("Jet's Python processes do not start.", lambda: sum(self._connected()) == processes)
 
     async def stop(self) -> None:
         """Cancel the job, and wait until its Python processes are gone."""
