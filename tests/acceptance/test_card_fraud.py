@@ -190,6 +190,25 @@ def test_purchases_go_by_mqtt_too(shop, tmp_path):
     assert (receipt.returncode, code) == (0, 0), shell.log("mqtt")
 
 
+def test_the_source_and_the_sink_of_the_job_file_run(shop):
+    shell, _, (_, declined) = shop
+    port = free_port()
+    job = shell.folder / "job.yaml"
+    job.write_text((EXAMPLE / "job.yaml").read_text().replace("kind: http", f"kind: http\n    port: {port}"))
+    shell.start("tills", f"gridscore source run {job}")
+    shell.start("declined", "gridscore sink run jobs/card-fraud/job.yaml")
+    shell.until(lambda: answers(f"http://127.0.0.1:{port}"), "tills")
+    shell.until(lambda: list(shell.folder.glob("declined/*.jsonl")), "declined")
+    lines = [json.loads(line) for file in shell.folder.glob("declined/*.jsonl") for line in file.open()]
+    assert number_of(declined) in [line["key"] for line in lines]
+    assert {line["decision"] for line in lines} == {"decline"}
+    assert shell.stop("tills") == 0, shell.log("tills")
+    assert shell.stop("declined") == 0, shell.log("declined")
+    assert "card-fraud-tills: http to events.purchases" in shell.log("tills")
+    [sink] = json.loads(shell.run("gridscore sink list --json").stdout)
+    assert (sink["name"], sink["kind"]) == ("card-fraud-declined", "files")
+
+
 def test_the_source_says_where_it_listens_and_stops_when_told(shop):
     shell, address, _ = shop
     assert f"{address}/events/events.purchases" in shell.log("source")
