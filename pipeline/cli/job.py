@@ -25,6 +25,8 @@ def check(
     """
     from pipeline.errors import JobFileError
     from pipeline.job import load_job
+    from pipeline.sinks import registry as sinks
+    from pipeline.sources import registry as sources
 
     try:
         job = load_job(file)
@@ -48,6 +50,13 @@ def check(
         for name, feature in job.features.items()
     ]
     print_table(("FEATURE", "DEFAULT", "EXPRESSION"), rows, empty="")
+    plugs = [
+        *((name, "source", sources.kind_of(source), source.to) for name, source in job.sources.items()),
+        *((name, "sink", sinks.kind_of(sink), sink.results) for name, sink in job.sinks.items()),
+    ]
+    if plugs:
+        console.print()
+        print_table(("NAME", "IS A", "KIND", "MAP"), plugs, empty="")
 
 
 @app.command()
