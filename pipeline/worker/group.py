@@ -99,7 +99,7 @@ class Group:
         self._name = subscription.group
         self._members = members
         self._stats = stats
-        self.leases = Leases(grid, subscription.group, members.worker, seconds=seconds)
+        self.leases = Leases(grid, subscription.group, members.worker, seconds=seconds, dated=subscription.dated)
         self.offsets = Offsets()
         self.reader = JournalReader(grid, subscription.map, self._regressed, self._look_into)
         self._losses = Losses(grid, subscription, stats, self.leases, self.offsets, self.reader.fail)

@@ -27,7 +27,8 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
     Attributes:
         owner: Worker that holds the lease; empty if nobody does, and all that was written is committed.
-        epoch: Counts the owners and resets; never goes back. Every result names the epoch that it was written in.
+        epoch: Counts the owners and resets, from 1 or, for sinks, from the second at which a partition was first held;
+            never goes back. Every result names the epoch that it was written in.
         offset: Next sequence to read; -1 if nobody has begun.
         deadline: When the lease ends unless renewed, in milliseconds since 1970; for people.
         renewals: Counts the changes, so that no two texts of a record are the same.

@@ -25,34 +25,24 @@ step has been written, so has everything before it that is still to be written, 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
-from hazelcast.errors import HazelcastError, OperationTimeoutError
+from hazelcast.errors import HazelcastError
 from msgspec.structs import replace
 
 from pipeline.errors import ConflictError
-from pipeline.grid import transport, wire
-from pipeline.grid.records import INDETERMINATE
-from pipeline.worker.lease_records import (
-    LEASES_MAP,
-    NOBODY,
-    LeaseRecord,
-    decode,
-    encode,
-    lease_key,
-    read_texts,
-)
+from pipeline.worker.lease_records import NOBODY, LeaseRecord, decode
+from pipeline.worker.lease_writes import Change, LeaseWriter, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from pipeline.grid import Grid
+    from pipeline.worker.lease_writes import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +52,6 @@ LEASE_SECONDS = 5.0
 SETTLE_SECONDS = 1.0
 """How long a member may take with writes that it held while a partition moved, once the partition takes writes again:
 it tries every 500 ms (`hazelcast.invocation.retry.pause.millis`)."""
-
-_ANSWER = 0.25
-"""Part of the lease time that a member may take to answer; a compare-and-set of unknown fate takes it twice."""
 
 _ATTEMPTS = 10
 _MARGIN = 0.2
@@ -101,7 +88,7 @@ class Lease:
     unsettled: bool = False
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def adopt(self, written: _Written) -> None:
+    def adopt(self, written: Written) -> None:
         """Take over what was written."""
         self.record, self.text, self.renewed_at = written
 
@@ -114,22 +101,6 @@ class _Sight:
     text: bytes | None
     since: float
     looked: float
-
-
-class _Change(NamedTuple):
-    """A record to be written if the one there is the expected text; if there is none, if that is None."""
-
-    partition: int
-    expected: bytes | None
-    record: LeaseRecord
-
-
-class _Written(NamedTuple):
-    """A record as it was written, its exact bytes, and when that began."""
-
-    record: LeaseRecord
-    text: bytes
-    began: float
 
 
 class _Due(NamedTuple):
@@ -148,9 +119,12 @@ class Leases:
         job: Name of the job.
         worker: Identity of this worker.
         seconds: Lease time: how long the partitions of a killed worker wait for a new owner.
+        dated: Whether epochs begin with the time, in seconds since 1970, and not with 1.
     """
 
-    def __init__(self, grid: Grid, job: str, worker: str, *, seconds: float = LEASE_SECONDS) -> None:
+    def __init__(
+        self, grid: Grid, job: str, worker: str, *, seconds: float = LEASE_SECONDS, dated: bool = False
+    ) -> None:
         self._grid = grid
         self.job = job
         self.worker = worker
@@ -160,8 +134,8 @@ class Leases:
         self._under_way: set[asyncio.Task[Any]] = set()
         self._sights: dict[int, _Sight] = {}
         self._failures: list[HazelcastError] = []
-        self._keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
-        self._prefixes = [wire.replace_if_same_prefix(LEASES_MAP, key) for key in self._keys]
+        self._dated = dated
+        self._records = LeaseWriter(grid, job, seconds)
 
     def until(self, partition: int) -> float:
         """Until when, of the grid's clock, this worker may write for the partition; minus infinity if it may not."""
@@ -181,7 +155,7 @@ class Leases:
             HazelcastError: No record at all could be read.
         """
         wanted = [p for p in partitions if p not in self.held]
-        texts = await self._read(wanted)
+        texts = await self._records.read(wanted)
         now = self._grid.clock()
         for partition, text in texts.items():
             if partition in self.held or partition in self.claiming:
@@ -252,13 +226,14 @@ class Leases:
             if record.owner:
                 if record.heir != self.worker:
                     heir = replace(record, heir=self.worker, renewals=record.renewals + 1)
-                    announced = await self._write(partition, text, heir)
+                    announced = await self._records.write(partition, text, heir)
                     if announced is None:
                         return None
                     record, text, _ = announced
                 await asyncio.sleep(SETTLE_SECONDS)
-            fresh = replace(self._next(record), owner=self.worker, epoch=record.epoch + 1)
-            written = await self._write(partition, text, fresh)
+            before = int(time.time()) if self._dated and text is None else record.epoch
+            fresh = replace(self._next(record), owner=self.worker, epoch=before + 1)
+            written = await self._records.write(partition, text, fresh)
         except HazelcastError as error:
             self._failures.append(error)
             return None
@@ -323,9 +298,9 @@ class Leases:
             doubt = lease.doubt if there.offset < lease.doubt else 0
             fresh = replace(self._next(record), owner=owner, offset=there.offset, lost=there.lost, doubt=doubt)
             leases.append(lease)
-            changes.append(_Change(lease.partition, lease.text, fresh))
+            changes.append(Change(lease.partition, lease.text, fresh))
 
-        def written(position: int, outcome: _Written | HazelcastError | None) -> None:
+        def written(position: int, outcome: Outcome) -> None:
             lease = leases[position]
             if isinstance(outcome, HazelcastError):
                 self._failures.append(outcome)  # not known to be lost; `stands` ends it in time
@@ -335,7 +310,7 @@ class Leases:
                 lease.adopt(outcome)
             lease.changing.release()
 
-        await self._write_all(changes, written)
+        await self._records.write_all(changes, written)
         for lease in lost:
             self._lose(lease)
         return [lease.partition for lease in lost if lease.partition not in self.held]
@@ -454,13 +429,13 @@ class Leases:
                 renewals=record.renewals + 1,
                 lease=record.lease,
             )
-            changes.append(_Change(partition, sight.text, fresh))
+            changes.append(Change(partition, sight.text, fresh))
 
-        def written(position: int, outcome: _Written | HazelcastError | None) -> None:
-            if not isinstance(outcome, _Written):
+        def written(position: int, outcome: Outcome) -> None:
+            if not isinstance(outcome, Written):
                 left.append(changes[position].partition)
 
-        await self._write_all(changes, written)
+        await self._records.write_all(changes, written)
         return left
 
     # ------------------------------------------------------------------ records
@@ -475,7 +450,7 @@ class Leases:
     async def _change(self, lease: Lease, change: Callable[[LeaseRecord], LeaseRecord]) -> bool:
         """Change the record of a held lease; False, and the partition is dropped, if somebody else has."""
         async with lease.changing:
-            written = await self._write(lease.partition, lease.text, change(lease.record))
+            written = await self._records.write(lease.partition, lease.text, change(lease.record))
             if written is None:
                 self._lose(lease)
                 return False
@@ -502,81 +477,6 @@ class Leases:
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
-
-    async def _write(self, partition: int, expected: bytes | None, record: LeaseRecord) -> _Written | None:
-        """Compare-and-set one record; None if it was not what was expected.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
-        outcomes: list[_Written | HazelcastError | None] = []
-        await self._write_all([_Change(partition, expected, record)], lambda _, outcome: outcomes.append(outcome))
-        (outcome,) = outcomes
-        if isinstance(outcome, HazelcastError):
-            raise outcome
-        return outcome
-
-    async def _write_all(
-        self, changes: Sequence[_Change], written: Callable[[int, _Written | HazelcastError | None], None]
-    ) -> None:
-        """Compare-and-set records of different partitions, all at once: many are committed, once a second.
-
-        Args:
-            changes: What to write.
-            written: Called once for each, with its position, as soon as its outcome is known: what was written,
-                None if the record was not what was expected, or an error.
-        """
-        client, began = self._grid.client, self._grid.clock()
-        seconds = self.seconds * _ANSWER
-        unknown: list[int] = []
-        futures: list[asyncio.Future[Any]] = []
-        records: list[_Written] = []
-
-        def answered(position: int, future: asyncio.Future[Any]) -> None:
-            # A member that hangs must not keep us from renewing what other members hold: each as it is answered.
-            error = TimeoutError() if future.cancelled() else future.exception()
-            if error is None:
-                written(position, records[position] if future.result() else None)
-            elif isinstance(error, (*INDETERMINATE, TimeoutError)):
-                unknown.append(position)
-            elif isinstance(error, HazelcastError):
-                written(position, error)
-            else:
-                _log.error("a compare-and-set failed", exc_info=error)
-                written(position, HazelcastError(str(error)))
-
-        for position, change in enumerate(changes):
-            text = encode(change.record)
-            records.append(_Written(change.record, text, began))
-            if change.expected is None:
-                message = wire.encode_put_if_absent(LEASES_MAP, self._keys[change.partition], text)
-                decode: Callable[[Any], bool] = wire.decode_put_if_absent
-            else:
-                before, after = wire.json_data(change.expected), wire.json_data(text)
-                message = wire.encode_replace_if_same(self._prefixes[change.partition], before, after)
-                decode = wire.decode_replace_if_same
-            future = transport.invoke(client, message, change.partition, decode, retry_seconds=seconds)
-            future.add_done_callback(partial(answered, position))
-            futures.append(future)
-        if futures:
-            _, late = await asyncio.wait(futures, timeout=seconds)
-            for future in late:
-                future.cancel()
-            await asyncio.sleep(0)  # until the last are answered
-        if unknown:
-            # Whether it happened is not known, so look: no two texts of a record are the same.
-            found: dict[int, bytes | None] = {}
-            with contextlib.suppress(HazelcastError):
-                found = await self._read([changes[position].partition for position in unknown])
-            for position in unknown:
-                partition, record = changes[position].partition, records[position]
-                if partition not in found:
-                    written(position, OperationTimeoutError("a member does not answer"))
-                else:
-                    written(position, record if found[partition] == record.text else None)
-
-    async def _read(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
-        return await read_texts(self._grid, self._keys, partitions, self.seconds * _ANSWER)
 
 
 def _partition_of(due: _Due) -> int:
