@@ -133,10 +133,10 @@ def test_sources_of_a_job_file_are_run_together(cluster, gridscore, environment,
         (tmp_path / f"{name}.log").write_text("".join(f'{{"n": "{n}"}}\n' for n in range(first, first + 50)))
     environment["LOGS"] = str(tmp_path)
     only = gridscore("source", "run", str(job), f"two-{unique}")
-    assert f"two-{unique}: 50 events." in only.stderr
+    assert f"payments-two-{unique}: 50 events." in only.stderr
     both = gridscore("source", "run", str(job))
-    assert f"one-{unique}: 50 events." in both.stderr
-    assert f"two-{unique}: 0 events." in both.stderr
+    assert f"payments-one-{unique}: 50 events." in both.stderr
+    assert f"payments-two-{unique}: 0 events." in both.stderr
     assert size(cluster, f"events.{unique}") == 100
     assert "has no source `three`" in gridscore("source", "run", str(job), "three", code=2).stderr
 
