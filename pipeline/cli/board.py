@@ -1,4 +1,4 @@
-"""What `gridscore top` shows: jobs, workers and what is wrong, fitted into the terminal."""
+"""What `gridscore top` shows: jobs, sources, sinks, workers and what is wrong, fitted into the terminal."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from rich.console import Group
 from rich.text import Text
 
 from pipeline.cli.output import duration_text, milliseconds_text, visible
+from pipeline.flow import Findings
 from pipeline.job import JobState
 from pipeline.worker.health import Level, is_well
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import RenderableType
 
+    from pipeline.flow import Flow
+    from pipeline.sinks.status import SinkStatus
+    from pipeline.sources.status import SourceStatus
     from pipeline.worker.health import Finding
     from pipeline.worker.status import JobFigures, JobStatus, Overview, WorkerRecord
 
@@ -52,16 +56,26 @@ class Scene:
     Attributes:
         cluster: What stands above.
         clock: Time of day.
-        overview: The last look that succeeded; None before the first.
-        findings: Of each of its jobs, by name.
+        flow: The last look that succeeded; None before the first.
+        findings: Of everything in it.
         silence: Since when the cluster does not answer; empty if it does.
     """
 
     cluster: str
     clock: str
-    overview: Overview | None = None
-    findings: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    flow: Flow | None = None
+    findings: Findings = field(default_factory=Findings)
     silence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A table, and what is said instead if it has no rows; without that, it is left out."""
+
+    what: str
+    columns: Sequence[Column]
+    rows: Sequence[Any]
+    empty: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,31 +100,30 @@ def board(scene: Scene, width: int, height: int | None = None, *, hint: str = ""
     lines: list[Text] = [_head(scene, width, hint)]
     if scene.silence:
         lines.append(Text(scene.silence, "bold yellow", no_wrap=True, overflow="ellipsis"))
-    overview = scene.overview
-    if overview is None:
+    if scene.flow is None:
         return Group(*lines)
-    said = _findings(scene, overview, width)
-    jobs = list(overview.jobs)
-    shares = _shares(overview)
-    # Heads and blank lines are 6; the rest is shared, so that each of the three parts keeps some of it.
-    room = 10_000 if height is None else max(6, height - len(lines) - 6)
-    for_jobs, for_shares = min(len(jobs), room // 3), min(len(shares), room // 3)
-    shown_said, room = _cut(len(said), room, least=for_jobs + for_shares)
-    shown_jobs, room = _cut(len(jobs), room, least=for_shares)
-    shown_shares, _ = _cut(len(shares), room, least=0)
-    dim = bool(scene.silence)
-    lines.append(Text())
-    if jobs:
-        lines += table([*_job_columns(scene, overview)], jobs[:shown_jobs], width, dim=dim)
-        lines += _more(len(jobs) - shown_jobs, "job")
-    else:
-        lines.append(Text("No jobs. `gridscore submit FILE` submits one.", "yellow"))
-    lines.append(Text())
-    if shares:
-        lines += table(_WORKER_COLUMNS, shares[:shown_shares], width, dim=dim)
-        lines += _more(len(shares) - shown_shares, "row")
-    else:
-        lines.append(Text("No workers. `gridscore worker` starts one, anywhere.", "yellow"))
+    flow, overview, dim = scene.flow, scene.flow.overview, bool(scene.silence)
+    said = _findings(scene, width)
+    sections = [
+        _Section("job", _job_columns(scene, overview), overview.jobs, "No jobs. `gridscore submit FILE` submits one."),
+        _Section("source", _source_columns(scene), flow.sources),
+        _Section("sink", _sink_columns(scene), flow.sinks),
+        _Section("row", _WORKER_COLUMNS, _shares(overview), "No workers. `gridscore worker` starts one, anywhere."),
+    ]
+    sections = [section for section in sections if section.rows or section.empty]
+    # Heads, and blank lines before them and before the last part; the rest is shared, so that each keeps some of it.
+    room = 10_000 if height is None else max(2 * (len(sections) + 1), height - len(lines) - 2 * len(sections) - 2)
+    fair = room // (len(sections) + 1)
+    least = [min(len(section.rows), fair) for section in sections]
+    shown_said, room = _cut(len(said), room, least=sum(least))
+    for index, section in enumerate(sections):
+        shown, room = _cut(len(section.rows), room, least=sum(least[index + 1 :]))
+        lines.append(Text())
+        if section.rows:
+            lines += table(section.columns, section.rows[:shown], width, dim=dim)
+            lines += _more(len(section.rows) - shown, section.what)
+        else:
+            lines.append(Text(section.empty, "yellow"))
     if said:
         lines.append(Text())
         lines += said[:shown_said]
@@ -161,8 +174,8 @@ def compact(number: float) -> str:
 
 def _head(scene: Scene, width: int, hint: str) -> Text:
     parts = [scene.cluster]
-    if scene.overview is not None:
-        jobs, workers = len(scene.overview.jobs), len(scene.overview.workers)
+    if scene.flow is not None:
+        jobs, workers = len(scene.flow.overview.jobs), len(scene.flow.overview.workers)
         parts.append(f"{jobs} {'job' if jobs == 1 else 'jobs'}")
         parts.append(f"{workers} {'worker' if workers == 1 else 'workers'}")
     left = f"gridscore top  {visible(' · '.join(parts))}"
@@ -177,13 +190,13 @@ def _head(scene: Scene, width: int, hint: str) -> Text:
     return text.append(right, "dim")
 
 
-def _findings(scene: Scene, overview: Overview, width: int) -> list[Text]:
+def _findings(scene: Scene, width: int) -> list[Text]:
     lines: list[Text] = []
     for level, style in ((Level.PROBLEM, "red"), (Level.NOTE, "yellow")):
-        for status in overview.jobs:
-            for finding in scene.findings.get(status.record.name, ()):
+        for name, findings in scene.findings:
+            for finding in findings:
                 if finding.level is level:
-                    lines += _said(visible(status.record.name), finding, style, width)
+                    lines += _said(visible(name), finding, style, width)
     return lines
 
 
@@ -268,14 +281,59 @@ def _versions(numbers: Sequence[int]) -> str:
     return ",".join(f"v{number}" for number in numbers) or "-"
 
 
+def _state(text: str, findings: Sequence[Finding], *, good: bool) -> Text:
+    if not is_well(findings):
+        return Text(text, "bold red")
+    return Text(text, "green" if good else "yellow")
+
+
+def _source_columns(scene: Scene) -> list[Column]:
+    def state(status: SourceStatus) -> Text:
+        return _state(status.state, scene.findings.sources.get(status.name, ()), good=status.state == "running")
+
+    return [
+        Column("SOURCE", lambda s: s.name, left=True),
+        Column("STATE", state, 8, left=True),
+        Column("PROCESSES", lambda s: compact(len(s.processes)), keep=30),
+        Column("EVENTS/S", lambda s: compact(s.rate), 7),
+        Column("WAITED", lambda s: duration_text(s.waited), 6, keep=60),
+        Column("DEAD", lambda s: _warn(s.dead_letters), 4, keep=94),
+        Column("KIND", lambda s: s.kind, keep=40, left=True),
+        Column("MAP", lambda s: s.map, keep=50, left=True),
+        Column("EVENTS", lambda s: compact(s.events), 7, keep=10),
+    ]
+
+
+def _sink_columns(scene: Scene) -> list[Column]:
+    def state(status: SinkStatus) -> Text:
+        findings = scene.findings.sinks.get(status.record.name, ())
+        return _state(status.state, findings, good=status.state == "delivering")
+
+    def owned(status: SinkStatus) -> Text:
+        wanted = bool(status.processes) and status.partitions < len(status.positions)
+        return Text(f"{status.partitions}/{len(status.positions)}", "yellow" if wanted else "")
+
+    return [
+        Column("SINK", lambda s: s.record.name, left=True),
+        Column("STATE", state, 8, left=True),
+        Column("PROCESSES", lambda s: compact(len(s.processes)), keep=30),
+        Column("OWNED", owned, 7, keep=70),
+        Column("RESULTS/S", lambda s: compact(s.rate), 7),
+        Column("LAG", lambda s: "?" if s.lag is None else compact(s.lag), 7),
+        Column("LOST", lambda s: _warn(s.lost), 4, keep=95),
+        Column("DEAD", lambda s: _warn(s.dead_letters), 4, keep=94),
+        Column("KIND", lambda s: s.record.kind, keep=40, left=True),
+        Column("MAP", lambda s: s.record.map, keep=50, left=True),
+        Column("RESULTS", lambda s: compact(s.delivered), 7, keep=10),
+    ]
+
+
 def _job_columns(scene: Scene, overview: Overview) -> list[Column]:
     living = {worker.id for worker in overview.workers}
 
     def state(status: JobStatus) -> Text:
         name = status.record.state
-        if not is_well(scene.findings.get(status.record.name, ())):
-            return Text(name.value, "bold red")
-        return Text(name.value, "green" if name == JobState.RUNNING else "yellow")
+        return _state(name.value, scene.findings.jobs.get(status.record.name, ()), good=name == JobState.RUNNING)
 
     def owned(status: JobStatus) -> Text:
         count = sum(1 for position in status.positions if position.owner in living)

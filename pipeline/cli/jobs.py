@@ -11,6 +11,7 @@ from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, conne
 from pipeline.cli.output import console, errors, print_json, print_table, run, safe
 
 if TYPE_CHECKING:
+    from pipeline.flow import Flow
     from pipeline.job import JobRecord, Jobs
     from pipeline.worker.status import JobStatus
 
@@ -66,21 +67,20 @@ def jobs(
     settings: SettingsFile = None,
     as_json: Json = False,
 ) -> None:
-    """List the jobs of the cluster: state, lag, rate, model version, losses.
+    """List the jobs of the cluster: state, lag, rate, model version, losses; and sources and sinks, if there are any.
 
     Example: [bold]gridscore jobs --json[/]
     """
     if context.invoked_subcommand is not None:
         return
-    from pipeline.job import Jobs
-    from pipeline.worker.status import job_status, living_workers
+    from pipeline.flow import FlowLookout
 
-    async def main() -> list[Any]:
+    async def main() -> Flow:
         async with connected(members, cluster_name, settings) as grid:
-            workers = await living_workers(grid)
-            return [await job_status(grid, record, workers) for record in await Jobs(grid).all()]
+            return await FlowLookout(grid).look()
 
-    statuses = run(main())
+    flow = run(main())
+    statuses = flow.overview.jobs
     if as_json:
         print_json([status.to_json() for status in statuses])
         return
@@ -108,6 +108,27 @@ def jobs(
             if problem:
                 text = f"[yellow]{safe(s.record.name)}:[/] {safe(problem, layout=True)}"
                 console.print(text, highlight=False, soft_wrap=True)
+    _print_plugs(flow)
+
+
+def _print_plugs(flow: Flow) -> None:
+    if flow.sources:
+        console.print()
+        columns: tuple[str, ...] = ("SOURCE", "KIND", "MAP", "STATE", "PROCESSES", "EVENTS", "EVENTS/S", "DEAD")
+        rows: list[tuple[Any, ...]] = [
+            (s.name, s.kind, s.map, s.state, len(s.processes), s.events, s.rate, s.dead_letters, s.waiting or s.error)
+            for s in flow.sources
+        ]
+        print_table((*columns, "WAITS FOR, LAST ERROR"), rows, empty="")
+    if flow.sinks:
+        console.print()
+        columns = ("SINK", "KIND", "MAP", "STATE", "PROCESSES", "RESULTS", "RESULTS/S", "LAG", "DEAD", "LOST")
+        rows = []
+        for sink in flow.sinks:
+            what, done = (sink.record.name, sink.record.kind, sink.record.map), (sink.delivered, sink.rate, sink.lag)
+            bad = (sink.dead_letters, sink.lost, sink.error)
+            rows.append((*what, sink.state, len(sink.processes), *done, *bad))
+        print_table((*columns, "LAST ERROR"), rows, empty="")
 
 
 def suspend(

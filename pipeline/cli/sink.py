@@ -75,7 +75,7 @@ def list_(
     settings: SettingsFile = None,
     as_json: Json = False,
 ) -> None:
-    """List the sinks, running or not: how far each has come, and what it waits for.
+    """List the sinks, running or not: how far each has come, and what it waits for or has failed of.
 
     The lag is what the journal holds beyond the committed offsets.
 
@@ -91,7 +91,7 @@ def list_(
     if as_json:
         print_json([each.to_json() for each in found])
         return
-    columns = ("NAME", "KIND", "MAP", "STATE", "PROCESSES", "LAG", "RESULTS/S", "LOST", "DEAD LETTERS", "WAITS FOR")
+    columns = ("NAME", "KIND", "MAP", "STATE", "PROCESSES", "LAG", "RESULTS/S", "LOST", "DEAD LETTERS", "LAST ERROR")
     rows = [
         (
             each.record.name,
@@ -191,27 +191,19 @@ async def _all(runners: list[SinkRunner]) -> None:
 
 async def _show(runners: list[SinkRunner]) -> None:
     """A line a sink on a terminal, until cancelled."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn
+    from pipeline.cli.meter import Meter
 
     if not errors.is_terminal:
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        TextColumn("{task.fields[figures]}", markup=False),
-        TextColumn("{task.fields[trouble]}", style="yellow", markup=False),
-    )
-    with Progress(*columns, console=errors, transient=True) as progress:
-        lines = [progress.add_task(visible(each.name), total=None, figures="", trouble="") for each in runners]
-        before = [each.stats.events for each in runners]
+    with Meter(errors, [each.name for each in runners]) as meter:
         while True:
-            await asyncio.sleep(_SHOW_SECONDS)
-            for position, each in enumerate(runners):
+            for index, each in enumerate(runners):
                 stats = each.stats
-                rate, before[position] = (stats.events - before[position]) / _SHOW_SECONDS, stats.events
                 dead = f", {stats.dead:,} dead letters" if stats.dead else ""
+                rate = meter.rate(index, stats.events)
                 figures = f"{stats.events:,} results, {rate:,.0f}/s{dead}, {stats.partitions} partitions"
-                progress.update(lines[position], figures=figures, trouble=visible(stats.error))
+                meter.show(index, figures, stats.error)
+            await asyncio.sleep(_SHOW_SECONDS)
 
 
 def _say(text: str) -> None:

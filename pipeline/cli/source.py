@@ -75,17 +75,17 @@ def list_(
     settings: SettingsFile = None,
     as_json: Json = False,
 ) -> None:
-    """List the sources that run now, wherever they do.
+    """List the sources that run now, wherever they do, and for a day those that failed, until they run again.
 
     Example: [bold]gridscore source list --json[/]
     """
     import msgspec
 
-    from pipeline.sources.status import running_sources
+    from pipeline.sources.status import source_records
 
     async def main() -> list[SourceRecord]:
         async with connected(members, cluster_name, settings) as grid:
-            return await running_sources(grid)
+            return await source_records(grid)
 
     found = run(main())
     if as_json:
@@ -107,20 +107,22 @@ def forget(
     cluster_name: ClusterName = None,
     settings: SettingsFile = None,
 ) -> None:
-    """Forget the positions that a source keeps in the grid: at its next start, it begins anew. Stop it first.
+    """Forget the positions that a source keeps in the grid, and its last error: it begins anew at its next start.
 
-    Sources that keep their positions elsewhere, as Kafka's consumer groups do, are not touched.
+    Stop it first. What is kept elsewhere, as the offsets of Kafka's consumer groups, is not touched.
 
     Example: [bold]gridscore source forget access-log[/]
     """
     from pipeline.sources.position import forget_all
+    from pipeline.sources.status import forget_failure
 
-    async def main() -> int:
+    async def main() -> tuple[int, bool]:
         async with connected(members, cluster_name, settings) as grid:
-            return await forget_all(grid, name)
+            return await forget_all(grid, name), await forget_failure(grid, name)
 
-    count = run(main())
-    console.print(f"{visible(name)}: {count:,} positions forgotten.", markup=False, highlight=False)
+    count, failed = run(main())
+    and_error = " and its last error" if failed else ""
+    console.print(f"{visible(name)}: {count:,} positions{and_error} forgotten.", markup=False, highlight=False)
 
 
 def _run(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]) -> None:
@@ -190,35 +192,19 @@ async def _all(runners: list[SourceRunner]) -> None:
 
 
 async def _show(runners: list[SourceRunner]) -> None:
-    """A line a source on a terminal, until cancelled."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn
+    """A line a source on a terminal, until cancelled; with a bar and the time left if it has an end."""
+    from pipeline.cli.meter import Meter
 
     if not errors.is_terminal:
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        TextColumn("{task.fields[figures]}", markup=False),
-        TextColumn("{task.fields[trouble]}", style="yellow", markup=False),
-    )
-    with Progress(*columns, console=errors, transient=True) as progress:
-        lines = [progress.add_task(visible(each.name), total=None, figures="", trouble="") for each in runners]
-        rates, before = [0.0] * len(runners), [each.stats.events for each in runners]
-        step = 0
+    with Meter(errors, [each.name for each in runners]) as meter:
         while True:
-            if step % 4 == 0:
-                rates = [
-                    (each.stats.events - last) / (4 * _SHOW_SECONDS) for each, last in zip(runners, before, strict=True)
-                ]
-                before = [each.stats.events for each in runners]
-            step += 1
-            for line, each, rate in zip(lines, runners, rates, strict=True):
+            for index, each in enumerate(runners):
                 stats = each.stats
                 poison = f", {stats.poison:,} dead letters" if stats.poison else ""
+                figures = f"{stats.events:,} events, {meter.rate(index, stats.events):,.0f}/s{poison}"
                 trouble = stats.waiting or (stats.error if stats.state == "interrupted" else "")
-                progress.update(
-                    line, figures=f"{stats.events:,} events, {rate:,.0f}/s{poison}", trouble=visible(trouble)
-                )
+                meter.show(index, figures, trouble, each.progress)
             await asyncio.sleep(_SHOW_SECONDS)
 
 

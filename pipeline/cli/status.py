@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,12 +13,16 @@ from pipeline.cli.output import console, duration_text, errors, milliseconds_tex
 from pipeline.errors import GridError, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.grid import Grid
-    from pipeline.worker.health import Finding, Look
-    from pipeline.worker.status import JobStatus, Overview
+    from collections.abc import Iterable, Sequence
+
+    from pipeline.flow import Flow, FlowLookout, History
+    from pipeline.sinks.status import SinkStatus
+    from pipeline.sources.status import SourceStatus
+    from pipeline.worker.health import Finding
+    from pipeline.worker.status import JobStatus
 
 UNHEALTHY = 10
-"""Exit code when a job is not well; those of errors are lower."""
+"""Exit code when something is not well; those of errors are lower."""
 
 _ANSWER_SECONDS = 15.0
 _COUNTS = {"lost": "lost", "regressions": "regressions", "dead_letters": "dead letters", "rescued": "rescued"}
@@ -44,112 +48,127 @@ def status(
     settings: SettingsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether jobs are well, and why not.
+    """Say whether jobs, sources and sinks are well, and why not.
 
-    Exit code 0: all are well; 10: at least one is not; anything else is an error. It looks several times in --for
-    seconds, and what is over at one of these looks is no problem.
+    If a job is named, of that job, the sources of its events and the sinks of its results. Exit code 0: all are well;
+    10: at least one is not; anything else is an error. It looks several times in --for seconds, and what is over at
+    one of these looks is no problem.
 
     Example: [bold]gridscore status flights --json[/]
     """
     if acknowledge and job is None:
         raise UsageError("--acknowledge is for one job.", "Name it: `gridscore status JOB --acknowledge`.")
 
-    async def main() -> tuple[list[list[Look]], Overview, dict[str, int]]:
+    async def main() -> tuple[History, Flow, dict[str, int]]:
+        from pipeline.flow import FlowLookout, History
+
         async with connected(members, cluster_name, settings) as grid:
+            lookout, history = FlowLookout(grid, job), History()
             with errors.status(f"Looking for {seconds:g} s") if seconds else contextlib.nullcontext():
-                looks, overview = await _look(grid, job, seconds)
+                flow = await _look(lookout, history, seconds)
             if not acknowledge:
-                return looks, overview, {}
+                return history, flow, {}
             from pipeline.worker.status import acknowledge as note
 
-            numbers = await note(grid, overview.jobs[0])
-            again, overview = await _look(grid, job, 0.0)
-            return [[*looks[0][:-1], again[0][0]]], overview, numbers
+            numbers = await note(grid, flow.overview.jobs[0])
+            flow = await _look_once(lookout)
+            history.replace(flow)
+            return history, flow, numbers
 
-    from pipeline.worker.health import examine, is_well
-
-    looks, overview, acknowledged = run(main())
-    findings = [examine(each, late_seconds=late) for each in looks]
-    well = all(map(is_well, findings))
+    history, flow, acknowledged = run(main())
+    findings = history.findings(late_seconds=late)
     if as_json:
-        print_json(
-            {
-                "healthy": well,
-                "jobs": [job_json(s, f) for s, f in zip(overview.jobs, findings, strict=True)],
-                "workers": [worker.id for worker in overview.workers],
-            }
-        )
+        from pipeline.flow import to_json
+
+        workers = [worker.id for worker in flow.overview.workers]
+        print_json({"healthy": findings.all_well, **to_json(flow, findings), "workers": workers})
     else:
         if acknowledged:
             lost, regressions = acknowledged["lost"], acknowledged["regressions"]
             console.print(f"Acknowledged: {lost:,} lost, {regressions:,} regressions.", highlight=False)
-        for each, found in zip(overview.jobs, findings, strict=True):
-            _show(each, found)
-        if not overview.jobs:
+        for source in flow.sources:
+            _show("source", source.name, source.state, _source_lines(source), findings.sources[source.name])
+        for each in flow.overview.jobs:
+            name = each.record.name
+            _show("", name, each.record.state.value, _job_lines(each), findings.jobs[name])
+        for sink in flow.sinks:
+            _show("sink", sink.record.name, sink.state, _sink_lines(sink), findings.sinks[sink.record.name])
+        if not flow.overview.jobs:
             console.print("No jobs. `gridscore submit FILE` submits one.", highlight=False, soft_wrap=True)
-    if not well:
+    if not findings.all_well:
         raise typer.Exit(UNHEALTHY)
 
 
-def job_json(status: JobStatus, findings: list[Finding]) -> dict[str, Any]:
-    """A job's figures and findings, for scripts."""
-    from pipeline.worker.health import is_well
-
-    return {
-        **status.to_json(),
-        "healthy": is_well(findings),
-        "findings": [{"level": f.level, "code": f.code, "text": f.text, "advice": f.advice} for f in findings],
-    }
-
-
-async def _look(grid: Grid, job: str | None, seconds: float) -> tuple[list[list[Look]], Overview]:
-    """Looks at each job that is there at the last, about one a second.
+async def _look(lookout: FlowLookout, history: History, seconds: float) -> Flow:
+    """Look about once a second; returns the last look.
 
     Raises:
         GridError: The cluster does not answer in time.
     """
-    from pipeline.worker.health import Look
-    from pipeline.worker.status import Lookout
-
-    lookout = Lookout(grid, job)
-    seen: dict[str, list[Look]] = {}
     loop = asyncio.get_running_loop()
     began = loop.time()
     while True:
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                overview = await lookout.look()
-        except TimeoutError:
-            raise GridError(
-                f"The cluster did not answer in {_ANSWER_SECONDS:.0f} seconds.", "Are all its members well?"
-            ) from None
-        for each in overview.jobs:
-            seen.setdefault(each.record.name, []).append(Look(overview.at, each))
+        flow = await _look_once(lookout)
+        history.add(flow)
         left = began + seconds - loop.time()
         if left <= 0:
-            return [seen[each.record.name] for each in overview.jobs], overview
+            return flow
         await asyncio.sleep(min(1.0, left))
 
 
-def _show(status: JobStatus, findings: list[Finding]) -> None:
-    from pipeline.worker.health import Level, is_well
+async def _look_once(lookout: FlowLookout) -> Flow:
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await lookout.look()
+    except TimeoutError:
+        raise GridError(
+            f"The cluster did not answer in {_ANSWER_SECONDS:.0f} seconds.", "Are all its members well?"
+        ) from None
 
+
+def _job_lines(status: JobStatus) -> Iterable[str]:
     record, totals = status.record, status.totals
-    verdict = "[green]well[/]" if is_well(findings) else "[red]not well[/]"
-    console.print(f"[bold]{safe(record.name)}[/]: {verdict}, {record.state.value}", highlight=False, soft_wrap=True)
     lag = "unknown" if status.lag is None else f"{status.lag:,}"
     versions = ", ".join(f"v{version}" for version in status.versions) or "none"
     commit = "never" if status.commit_age is None else f"{duration_text(status.commit_age)} ago"
     owned = f"{status.partitions} of {len(status.positions) or '?'} partitions owned"
-    losses = ", ".join(f"{totals[key]:,.0f} {name}" for key, name in _COUNTS.items())
-    for part in (
-        f"{status.workers} {'worker' if status.workers == 1 else 'workers'}, {owned}, model {record.job.model.name} "
-        + versions,
-        f"{totals['rate']:,.0f} events/s, lag {lag}, p99 {milliseconds_text(status.latency_ms['p99'])}, last commit "
-        + commit,
-        losses,
-    ):
-        console.print(f"  {safe(part)}", highlight=False, soft_wrap=True)
+    workers = f"{status.workers} {'worker' if status.workers == 1 else 'workers'}"
+    p99 = milliseconds_text(status.latency_ms["p99"])
+    yield f"{workers}, {owned}, model {record.job.model.name} {versions}"
+    yield f"{totals['rate']:,.0f} events/s, lag {lag}, p99 {p99}, last commit {commit}"
+    yield ", ".join(f"{totals[key]:,.0f} {name}" for key, name in _COUNTS.items())
+
+
+def _source_lines(status: SourceStatus) -> Iterable[str]:
+    yield f"{status.kind} to {status.map}, {_processes(status.processes)}"
+    if status.processes:
+        yield (
+            f"{status.rate:,.0f} events/s, {status.events:,} events, {status.dead_letters:,} dead letters, waited "
+            f"{status.waited:,.1f} s for room"
+        )
+
+
+def _sink_lines(status: SinkStatus) -> Iterable[str]:
+    lag = "unknown" if status.lag is None else f"{status.lag:,}"
+    yield f"{status.record.map} to {status.record.kind}, {_processes(status.processes)}"
+    yield (
+        f"{status.rate:,.0f} results/s, lag {lag}, {status.partitions} of {len(status.positions) or '?'} partitions "
+        f"owned, {status.lost:,} lost, {status.dead_letters:,} dead letters"
+    )
+
+
+def _processes(processes: Sequence[object]) -> str:
+    return f"{len(processes)} {'process' if len(processes) == 1 else 'processes'}"
+
+
+def _show(kind: str, name: str, state: str, lines: Iterable[str], findings: Sequence[Finding]) -> None:
+    from pipeline.worker.health import Level, is_well
+
+    verdict = "[green]well[/]" if is_well(findings) else "[red]not well[/]"
+    what = f"{kind} " if kind else ""
+    console.print(f"{what}[bold]{safe(name)}[/]: {verdict}, {safe(state)}", highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(f"  {safe(line)}", highlight=False, soft_wrap=True)
     for finding in findings:
         mark = "[red]problem[/]" if finding.level is Level.PROBLEM else "[yellow]note[/]   "
         console.print(f"  {mark}  {safe(finding.text)}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`gridscore top`: jobs and workers, live."""
+"""`gridscore top`: sources, jobs, workers and sinks, live."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import logging
 import signal
 import sys
 import time
-from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.cli.board import Scene
+    from pipeline.flow import Flow
     from pipeline.grid import Grid
-    from pipeline.worker.health import Finding, Look
-    from pipeline.worker.status import Overview
 
 _REFRESH_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
@@ -36,7 +34,9 @@ _WINDOW_SECONDS = 6.0
 
 
 def top(
-    job: Annotated[str | None, typer.Argument(help="Only this job.", show_default=False)] = None,
+    job: Annotated[
+        str | None, typer.Argument(help="Only this job, its sources and its sinks.", show_default=False)
+    ] = None,
     *,
     once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,
     members: Members = None,
@@ -44,7 +44,7 @@ def top(
     settings: SettingsFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a second, or just one with --once.")] = False,
 ) -> None:
-    """Show jobs and workers live: rates, lag, latency, commits, losses, and what is wrong. q or Ctrl-C ends it.
+    """Show jobs, workers, sources and sinks live: rates, lag, losses, and what is wrong. q or Ctrl-C ends it.
 
     Columns that matter less are left out where the terminal is narrow. In a pipe it prints once.
 
@@ -70,14 +70,14 @@ class _Watcher:
     """Looks once a second, and shows what the last looks say."""
 
     def __init__(self, grid: Grid, job: str | None) -> None:
-        from pipeline.worker.status import Lookout
+        from pipeline.flow import FlowLookout, History
 
         self._grid = grid
-        self._lookout = Lookout(grid, job)
-        self._overview: Overview | None = None
+        self._lookout = FlowLookout(grid, job)
+        self._flow: Flow | None = None
         self._seen_at = ""
-        self._looks: dict[str, deque[Look]] = {}
-        self._looking: asyncio.Task[Overview] | None = None
+        self._history = History(_WINDOW_SECONDS)
+        self._looking: asyncio.Task[Flow] | None = None
         self._asked_at = self._answered_at = time.monotonic()
         self._failure = ""
 
@@ -89,7 +89,7 @@ class _Watcher:
             GridscoreError: The cluster does not answer.
         """
         await self._look(_ANSWER_SECONDS * 2)
-        if self._overview is None:
+        if self._flow is None:
             raise GridscoreError(self._failure or "The cluster does not answer.", "Are all its members well?")
 
     async def show(self) -> None:
@@ -156,7 +156,7 @@ class _Watcher:
         try:
             self._take(looking.result())
         except JobError as error:
-            if self._overview is None:
+            if self._flow is None:
                 raise
             self._failure = error.message
         except (HazelcastError, GridscoreError) as error:
@@ -168,24 +168,10 @@ class _Watcher:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
 
-    def _take(self, overview: Overview) -> None:
-        from pipeline.worker.health import Look
-
-        self._overview, self._failure = overview, ""
+    def _take(self, flow: Flow) -> None:
+        self._flow, self._failure = flow, ""
         self._answered_at, self._seen_at = time.monotonic(), _clock()
-        names = {status.record.name for status in overview.jobs}
-        self._looks = {name: looks for name, looks in self._looks.items() if name in names}
-        for status in overview.jobs:
-            looks = self._looks.setdefault(status.record.name, deque())
-            looks.append(Look(overview.at, status))
-            while overview.at - looks[0].at > _WINDOW_SECONDS:
-                looks.popleft()
-
-    @property
-    def _findings(self) -> dict[str, list[Finding]]:
-        from pipeline.worker.health import examine
-
-        return {name: examine(tuple(looks)) for name, looks in self._looks.items()}
+        self._history.add(flow)
 
     def _frame(self) -> Any:
         from pipeline.cli.board import board
@@ -197,7 +183,7 @@ class _Watcher:
 
         members = len(self._grid.members)
         cluster = f"{self._grid.settings.cluster_name} · {members} {'member' if members == 1 else 'members'}"
-        return Scene(cluster, _clock(), self._overview, self._findings, self._silence())
+        return Scene(cluster, _clock(), self._flow, self._history.findings(), self._silence())
 
     def _silence(self) -> str:
         silent = time.monotonic() - self._answered_at
@@ -210,22 +196,20 @@ class _Watcher:
     def _json(self) -> dict[str, Any]:
         import msgspec
 
-        from pipeline.cli.status import job_json
+        from pipeline.flow import to_json
 
         at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        if (overview := self._overview) is None or (silence := self._silence()):
-            return {"at": at, "error": silence, "jobs": [], "workers": []}
-        findings = self._findings
-        lags = {status.record.name: status for status in overview.jobs}
+        if (flow := self._flow) is None or (silence := self._silence()):
+            return {"at": at, "error": silence, "sources": [], "jobs": [], "sinks": [], "workers": []}
+        lags = {status.record.name: status for status in flow.overview.jobs}
         workers = []
-        for worker in overview.workers:
+        for worker in flow.overview.workers:
             value = msgspec.to_builtins(worker)
             for name, figures in value["jobs"].items():
                 figures["lag"] = lags[name].lag_of(worker.id) if name in lags else None
                 figures["commit_age"] = worker.commit_age(name)
             workers.append(value)
-        jobs = [job_json(status, findings[status.record.name]) for status in overview.jobs]
-        return {"at": at, "error": "", "jobs": jobs, "workers": workers}
+        return {"at": at, "error": "", **to_json(flow, self._history.findings()), "workers": workers}
 
 
 def _clock() -> str:

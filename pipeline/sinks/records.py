@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UsageError
+from pipeline.errors import ConflictError, UsageError
 from pipeline.grid.records import Records
 from pipeline.job import Jobs
 from pipeline.worker.subscription import Subscription
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 SINKS_MAP = "gridscore.sinks"
 PROCESSES_MAP = "gridscore.sink-processes"
+
+_ATTEMPTS = 5
 
 
 def group_of(name: str) -> str:
@@ -41,6 +44,8 @@ class SinkRecord:
         map: The result map.
         start: Where it began: `oldest` or `latest`.
         created_at: When its first process was started, RFC 3339.
+        error: Why a process has stopped for good, if none has been opened since.
+        failed_at: When that was, RFC 3339; empty if there is no such error.
     """
 
     name: str
@@ -48,13 +53,15 @@ class SinkRecord:
     map: str
     start: str
     created_at: str
+    error: str = ""
+    failed_at: str = ""
 
     @classmethod
     def from_record(cls, record: Record) -> SinkRecord:
         """The typed form of a control record; what is missing is empty."""
         value = record.value
-        kind, map_name, start, created_at = (str(value.get(key, "")) for key in ("kind", "map", "start", "created_at"))
-        return cls(record.key, kind, map_name, start, created_at)
+        names = ("kind", "map", "start", "created_at", "error", "failed_at")
+        return cls(record.key, *(str(value.get(name, "")) for name in names))
 
     @property
     def subscription(self) -> Subscription:
@@ -78,8 +85,7 @@ async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> 
 
     def change(current: dict[str, Any] | None) -> dict[str, Any]:
         if current is None:
-            now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-            return {"kind": kind, "map": settings.results, "start": settings.start, "created_at": now}
+            return {"kind": kind, "map": settings.results, "start": settings.start, "created_at": _now()}
         if (current.get("kind"), current.get("map")) != (kind, settings.results):
             raise UsageError(
                 f"There is a sink `{name}` already: it delivers `{current.get('map')}` to {current.get('kind')}, and "
@@ -89,6 +95,26 @@ async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> 
         return current
 
     await Records(grid, SINKS_MAP).update(name, change)
+
+
+async def note_failure(grid: Grid, name: str, error: str) -> None:
+    """Write down why a process of a sink has stopped for good; with an empty error, that one was opened again.
+
+    Raises:
+        GridError: The record could not be written.
+        HazelcastError: The cluster did not answer.
+    """
+    records = Records(grid, SINKS_MAP)
+    for _ in range(_ATTEMPTS):
+        record = await records.get(name)
+        if record is None or not (error or record.value.get("error")):
+            return  # forgotten meanwhile, or nothing to take back
+        value = {key: each for key, each in record.value.items() if key not in ("error", "failed_at")}
+        if error:
+            value |= {"error": error[:1000], "failed_at": _now()}
+        with contextlib.suppress(ConflictError):
+            await records.replace(record, value)
+            return
 
 
 async def all_sinks(grid: Grid) -> list[SinkRecord]:
@@ -108,6 +134,10 @@ async def find_sink(grid: Grid, name: str) -> SinkRecord | None:
     """
     record = await Records(grid, SINKS_MAP).get(name)
     return None if record is None else SinkRecord.from_record(record)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def default_name(kind: str, map_name: str) -> str:

@@ -27,7 +27,14 @@ from pipeline.sinks import registry
 from pipeline.sinks.base import Delivery, SinkInterruptedError
 from pipeline.sinks.collector import Collector
 from pipeline.sinks.moves import Moves
-from pipeline.sinks.records import PROCESSES_MAP, default_name, group_of, register, subscription_of
+from pipeline.sinks.records import (
+    PROCESSES_MAP,
+    default_name,
+    group_of,
+    note_failure,
+    register,
+    subscription_of,
+)
 from pipeline.sinks.rescan import DeliverAgain
 from pipeline.sinks.stats import DELIVERING, WAITING, SinkStats
 from pipeline.worker import dead_letters
@@ -124,12 +131,20 @@ class SinkRunner:
         # What the system holds for a member that cannot be reached must not be delivered after the lease.
         transport.hold_at_most(self._grid.client, self._lease_seconds / 2)
         await register(self._grid, self.name, self.kind, self._settings)
+        try:
+            await self._take_part()
+        except Exception as error:
+            await self._note(self._hidden.hide(str(error) or type(error).__name__))
+            raise
+
+    async def _take_part(self) -> None:
         await self.group.reader.bounds(0)  # a map without a journal is best found at once
         try:
             await self._watch()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._membership.run())
                 await self._open()
+                tasks.create_task(self._note(""))
                 self._joined = True
                 self._membership.soon()
                 # Not one of the group's: what is under way is finished when the others have been cancelled.
@@ -143,6 +158,16 @@ class SinkRunner:
             raise error from None
         finally:
             await asyncio.shield(self._stop())
+
+    async def _note(self, error: str) -> None:
+        """Leave a word of what stopped us for good, or take it back; a cluster that is gone must not keep us."""
+        if not self._grid.is_running:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await note_failure(self._grid, self.name, error)
+        except (HazelcastError, GridscoreError, TimeoutError) as problem:
+            _log.debug("%s: its last error could not be noted: %s", self.name, problem)
 
     async def _watch(self) -> None:
         """Register the listener, however often the connection breaks meanwhile."""

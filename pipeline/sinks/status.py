@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,7 @@ from pipeline.worker import rescan
 from pipeline.worker.dead_letters import map_of
 from pipeline.worker.lease_records import read_records
 from pipeline.worker.leases import begin_anew
-from pipeline.worker.members import GONE_SECONDS
-from pipeline.worker.status import positions
+from pipeline.worker.status import Pulse, positions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,14 +83,25 @@ class SinkStatus:
 
     @property
     def state(self) -> str:
-        """`stopped` if no process lives; `waiting` if any waits."""
+        """`waiting` if any process waits; `stopped` if none lives, `failed` if an error has stopped the last one."""
         states = {process.state for process in self.processes}
-        return next((state for state in ("waiting", "delivering", "starting") if state in states), "stopped")
+        none = "failed" if self.record.error else "stopped"
+        return next((state for state in ("waiting", "delivering", "starting") if state in states), none)
 
     @property
     def error(self) -> str:
-        """Why a process waits."""
-        return next((process.error for process in self.processes if process.error), "")
+        """Why a process waits, or else why the last one stopped that failed."""
+        return next((process.error for process in self.processes if process.error), self.record.error)
+
+    @property
+    def delivered(self) -> int:
+        """Results that the living processes have delivered, since they began."""
+        return sum(process.delivered for process in self.processes)
+
+    @property
+    def partitions(self) -> int:
+        """Partitions that have an owner."""
+        return sum(1 for position in self.positions if position.owner)
 
     @property
     def rate(self) -> float:
@@ -107,24 +116,30 @@ class SinkStatus:
             "map": self.record.map,
             "state": self.state,
             "error": self.error,
+            "failed_at": self.record.failed_at,
             "lag": self.lag,
             "rate": self.rate,
+            "delivered": self.delivered,
             "lost": self.lost,
             "dead_letters": self.dead_letters,
             "rescans": self.rescans,
-            "partitions": sum(1 for position in self.positions if position.owner),
+            "partitions": self.partitions,
             "offsets": [position.offset for position in self.positions],
             "processes": [msgspec.to_builtins(process) for process in self.processes],
         }
 
 
-async def sink_statuses(grid: Grid) -> list[SinkStatus]:
+async def sink_statuses(grid: Grid, pulse: Pulse | None = None) -> list[SinkStatus]:
     """Every sink that is known, by name.
+
+    Args:
+        grid: The connection.
+        pulse: Tells who lives, for those who look again and again.
 
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    processes, requests = await _living(grid), await Records(grid, rescan.RESCANS_MAP).all()
+    processes, requests = await _living(grid, pulse), await Records(grid, rescan.RESCANS_MAP).all()
     found = []
     for record in await all_sinks(grid):
         leases = await read_records(grid, group_of(record.name))
@@ -161,12 +176,9 @@ async def forget(grid: Grid, name: str) -> None:
     await Records(grid, SINKS_MAP).delete(name)
 
 
-async def _living(grid: Grid) -> list[SinkProcess]:
+async def _living(grid: Grid, pulse: Pulse | None = None) -> list[SinkProcess]:
     found = []
     for _, record in sorted((await Records(grid, PROCESSES_MAP).all()).items()):
         with contextlib.suppress(msgspec.ValidationError):
-            process = msgspec.convert(record.value, SinkProcess)
-            # Its clock and ours may differ by seconds, so a record from the future is as good as one of this moment.
-            if time.time() * 1000 - process.seen_at < GONE_SECONDS * 1000:
-                found.append(process)
-    return found
+            found.append(msgspec.convert(record.value, SinkProcess))
+    return (pulse or Pulse()).living(found)

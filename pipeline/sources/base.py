@@ -64,7 +64,11 @@ class Batch:
 
 
 class Source(Protocol):
-    """Reads from one place. Made anew for each attempt."""
+    """Reads from one place. Made anew for each attempt.
+
+    One that has an end may say how far it is by a property `progress`: bytes or anything else that are done, and that
+    there are, or None as long as it does not know.
+    """
 
     async def open(self) -> None:
         """Connect, and find out what can be found out: credentials, names, permissions.

@@ -106,15 +106,11 @@ class LogFiles:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Bytes that have been read, and that there are, of the files that are not packed."""
-        done = total = 0
-        for tail in self._tails.values():
-            if not tail.packed:
-                done += tail.offset
-                try:
-                    total += max(tail.offset, tail.path.stat().st_size)
-                except OSError:
-                    total += tail.offset
+        """Bytes on the disk that have been read, and that there are."""
+        tails = dict(self._tails)  # another thread may be reading
+        done = total = sum(size for inode, size in dict(self._waiting).items() if inode not in tails)
+        for read, size in [tail.progress for tail in tails.values()]:
+            done, total = done + read, total + max(read, size)
         return done, total
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
@@ -10,7 +11,6 @@ from pipeline.sources.log_formats import is_open, without_bom
 from pipeline.sources.log_places import HEAD_BYTES, Fingerprint, Place, digest
 
 if TYPE_CHECKING:
-    import os
     from pathlib import Path
 
     from pipeline.sources.log_formats import LogFormat
@@ -119,6 +119,16 @@ class Tail:
     def offset(self) -> int:
         """Bytes that have been taken, unpacked."""
         return self._offset
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes on the disk that have been read, and that there are."""
+        try:
+            number = self._stream.fileno()
+            size = os.fstat(number).st_size
+            return (os.lseek(number, 0, os.SEEK_CUR) if self.packed else self._offset), size
+        except (AttributeError, OSError, ValueError):  # closed meanwhile, by a thread
+            return 0, 0
 
     @property
     def finished(self) -> bool:

@@ -76,9 +76,9 @@ class LogfileSource:
             self._watch = asyncio.create_task(self._follow_changes())
 
     @property
-    def progress(self) -> tuple[int, int]:
-        """Bytes that have been read, and that there are, of all files that are not packed."""
-        return self._files.progress if self._files is not None else (0, 0)
+    def progress(self) -> tuple[int, int] | None:
+        """Bytes on the disk that have been read, and that there are; None if there is no end to read to."""
+        return self._files.progress if self._files is not None and self._settings.until_end else None
 
     async def batches(self) -> AsyncIterator[Batch]:
         """See `Source.batches`."""

@@ -18,7 +18,7 @@ import random
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hazelcast.errors import HazelcastError
+from hazelcast.errors import HazelcastError, HazelcastSerializationError
 
 from pipeline.errors import ConnectionFailedError, GridError, GridscoreError
 from pipeline.grid.writer import MapWriter
@@ -26,12 +26,12 @@ from pipeline.job.plugs.environment import Hidden, from_environment
 from pipeline.job.types import seconds_of
 from pipeline.producer import Producer
 from pipeline.sources import registry
-from pipeline.sources.base import SourceInterruptedError
-from pipeline.sources.status import Publisher, SourceStats
+from pipeline.sources.base import Poison, SourceInterruptedError
+from pipeline.sources.status import FAILED, Publisher, SourceStats
 from pipeline.worker.dead_letters import letter_of_source, map_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from pipeline.grid import Grid
     from pipeline.job.plugs.base import SourceSettings
@@ -51,6 +51,9 @@ CLOSE_SECONDS = 5.0
 SAY_SECONDS = 10.0
 """Pause between two lines in the log about dead letters."""
 
+_NO_KEY = (UnicodeEncodeError, OverflowError, HazelcastSerializationError)
+"""What serializing a key raises: half a surrogate pair is no text, and a number of more than 64 bits has no room."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the first new attempt, and at most. Each is twice as long as the one before, less up to a half."""
 
@@ -60,6 +63,7 @@ class _UnderWay(NamedTuple):
 
     batch: Batch
     taken: Taken
+    poison: Sequence[Poison]
     letters: asyncio.Task[int] | None
 
 
@@ -105,8 +109,14 @@ class SourceRunner:
         self._room = asyncio.Semaphore(UNDER_WAY)
         self._poison_unsaid = 0
         self._poison_said_at = float("-inf")
+        self._source: Source | None = None
         self.name = name
         self.stats = SourceStats(name, kind, to)
+
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """How much of the source is done, and how much there is; None if that is not known, or there is no end."""
+        return getattr(self._source, "progress", None)
 
     def stop(self) -> None:
         """Read no more; `run` returns when what is under way is confirmed and acknowledged, or after some seconds."""
@@ -123,13 +133,20 @@ class SourceRunner:
         try:
             await self._attempts()
         except GridscoreError as error:
-            self.stats.failed(self._hidden.hide(str(error)))
+            self._fail(error)
             raise self._without_secrets(error) from None
+        except Exception as error:
+            self._fail(error)
+            raise
         finally:
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
             await asyncio.shield(publisher.close())
+
+    def _fail(self, error: Exception) -> None:
+        self.stats.failed(self._hidden.hide(str(error) or type(error).__name__))
+        self.stats.state = FAILED
 
     # ------------------------------------------------------------------ attempts
 
@@ -180,7 +197,7 @@ class SourceRunner:
     # ------------------------------------------------------------------ one attempt
 
     async def _attempt(self) -> None:
-        source = self._make()
+        source = self._source = self._make()
         self._room = asyncio.Semaphore(UNDER_WAY)
         lane: asyncio.Queue[_UnderWay | None] = asyncio.Queue()
         under_way: set[Taken] = set()
@@ -252,15 +269,37 @@ class SourceRunner:
         try:
             async for batch in batches:
                 to = batch.map_name or self._to
-                letters = self._spawn(self._bury(batch, to)) if batch.poison else None
-                taken = await self._producer(to).take(batch.entries)
+                taken, keyless = await self._take(batch.entries, to)
                 under_way.add(taken)
-                lane.put_nowait(_UnderWay(batch, taken, letters))
+                poison = [*batch.poison, *keyless]
+                letters = self._spawn(self._bury(poison, to)) if poison else None
+                lane.put_nowait(_UnderWay(batch, taken, poison, letters))
                 await self._room.acquire()
         finally:
             # Whoever iterates a generator has to close it, or it goes on holding things until it is collected.
             if isinstance(batches, AsyncGenerator):
                 await batches.aclose()
+
+    async def _take(self, entries: Sequence[tuple[Any, bytes | None]], to: str) -> tuple[Taken, Sequence[Poison]]:
+        """Hand entries to the producer of a map, but for those whose keys the grid cannot store."""
+        producer = self._producer(to)
+        try:
+            return await producer.take(entries), ()
+        except _NO_KEY:
+            # Rare, so looked for only now. What was taken before the first of them was found is taken once more.
+            good: list[tuple[Any, bytes | None]] = []
+            keyless: list[Poison] = []
+            for key, text in entries:
+                try:
+                    self._dead.serialize_key(key)
+                except _NO_KEY as error:
+                    why = f"The grid cannot store its key: {error}"
+                    keyless.append(Poison(f"{self.name}, key {key!a}", key, text or b"", why))
+                else:
+                    good.append((key, text))
+            if not keyless:
+                raise
+            return await producer.take(good), keyless
 
     async def _acknowledge(self, source: Source, lane: asyncio.Queue[_UnderWay | None], under_way: set[Taken]) -> None:
         stats = self.stats
@@ -273,12 +312,12 @@ class SourceRunner:
             self._room.release()
             self._acknowledged += 1
             stats.events += each.taken.count
-            stats.poison += len(each.batch.poison)
+            stats.poison += len(each.poison)
 
-    async def _bury(self, batch: Batch, to: str) -> int:
+    async def _bury(self, poison: Sequence[Poison], to: str) -> int:
         letters = [
             letter_of_source(self._grid, self.name, to, origin=p.origin, key=p.key, raw=p.raw, error=p.error)
-            for p in batch.poison
+            for p in poison
         ]
         self._poison_unsaid += len(letters)
         now = self._grid.clock()
@@ -287,8 +326,8 @@ class SourceRunner:
                 "%s: %d went to the dead letters; %s: %s",
                 self.name,
                 self._poison_unsaid,
-                batch.poison[0].origin,
-                batch.poison[0].error,
+                poison[0].origin,
+                poison[0].error,
                 extra={"action": "dead_letter"},
             )
             self._poison_said_at, self._poison_unsaid = now, 0

@@ -1,4 +1,4 @@
-"""What running sources say of themselves: a record in the grid once a second, as workers have."""
+"""What sources say of themselves in the grid, once a second, as workers do; and the last error of those that failed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from hazelcast.core import HazelcastJsonValue
 from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridscoreError
+from pipeline.grid import transport
 from pipeline.grid.records import Records, record_text
 from pipeline.sources.position import POSITIONS_MAP
 from pipeline.worker.dead_letters import map_of
-from pipeline.worker.members import GONE_SECONDS
+from pipeline.worker.status import Pulse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.grid import Grid
     from pipeline.grid.records import Record
 
@@ -33,6 +36,12 @@ SOURCES_MAP = "gridscore.sources"
 PUBLISH_SECONDS = 1.0
 FORGET_SECONDS = 60.0
 """Records of sources that were killed are removed by others when they have not changed for so long."""
+
+FAILED = "failed"
+"""State of a source that has stopped for good: beginning again would not heal it."""
+
+FAILED_SECONDS = 86_400.0
+"""How long a source that failed is shown, unless it runs again or is forgotten."""
 
 CLOSE_SECONDS = 3.0
 _RATE_SECONDS = 5.0
@@ -47,7 +56,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
         name: Of the source; several processes may share one.
         kind: Of the source.
         map: The event map.
-        state: `starting`, `running`, `waiting` (for room) or `interrupted`.
+        state: `starting`, `running`, `waiting` (for room) or `interrupted`; `failed` if it is no more.
         events: Entries put or removed, confirmed, since it began.
         rate: Events per second, of the last few seconds.
         poison: What was no event, since it began.
@@ -122,6 +131,7 @@ class Publisher:
         self._began_at = int(time.time() * 1000)
         self._records = Records(grid, SOURCES_MAP)
         self._others: dict[str, Record] = {}
+        self._healed = False
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
     async def run(self) -> None:
@@ -138,14 +148,25 @@ class Publisher:
             await asyncio.sleep(PUBLISH_SECONDS)
 
     async def close(self) -> None:
-        """Remove the record; a cluster that is gone must not keep us."""
+        """Remove the record, and leave a word if the source has failed; a cluster that is gone must not keep us."""
         if not self._grid.is_running:
             return
         with contextlib.suppress(HazelcastError, GridscoreError, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
+                if self._stats.state == FAILED:
+                    # One a name: a source that is started again and again, and fails each time, leaves no more.
+                    proxy = await self._grid.map(SOURCES_MAP)
+                    await proxy.set(_failure_key(self._stats.name), self._value(), ttl=FAILED_SECONDS)
                 await self._records.delete(self.id)
 
     async def _publish(self) -> None:
+        proxy = await self._grid.map(SOURCES_MAP)
+        await proxy.set(self.id, self._value())
+        if not self._healed and self._stats.state in ("running", "waiting"):
+            await self._records.delete(_failure_key(self._stats.name))
+            self._healed = True
+
+    def _value(self) -> HazelcastJsonValue:
         stats = self._stats
         record = SourceRecord(
             id=self.id,
@@ -158,29 +179,119 @@ class Publisher:
             began_at=self._began_at,
             state=stats.state,
             events=stats.events,
-            rate=round(stats.rate(), 1),
+            rate=round(stats.rate(), 1) if stats.state != FAILED else 0.0,
             poison=stats.poison,
-            waiting=stats.waiting,
+            waiting=stats.waiting if stats.state != FAILED else "",
             waited=round(stats.waited, 1),
             interruptions=stats.interruptions,
             error=stats.error[:1000],
             error_at=stats.error_at,
         )
-        proxy = await self._grid.map(SOURCES_MAP)
-        await proxy.set(self.id, HazelcastJsonValue(record_text(msgspec.structs.asdict(record))))
+        return HazelcastJsonValue(record_text(msgspec.structs.asdict(record)))
 
     async def _sweep(self) -> None:
         """Remove the records that have not changed since the last time; clocks are not compared."""
         records = await self._records.all()
         for key, record in records.items():
             before = self._others.get(key)
-            if key != self.id and before is not None and before.raw == record.raw:
+            unchanged = before is not None and before.raw == record.raw
+            if key != self.id and unchanged and record.value.get("state") != FAILED:
                 await self._records.remove(record)
         self._others = records
 
 
-async def running_sources(grid: Grid) -> list[SourceRecord]:
-    """Records of the sources that were heard of lately, by name. What is no such record is left out.
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """A source and its figures.
+
+    Attributes:
+        name: Of the source.
+        processes: Those that live.
+        failure: What the last one said that failed, if none has run since.
+        dead_letters: Those in the grid.
+    """
+
+    name: str
+    processes: Sequence[SourceRecord]
+    failure: SourceRecord | None
+    dead_letters: int
+
+    @property
+    def kind(self) -> str:
+        """Of the source."""
+        return self._any.kind
+
+    @property
+    def map(self) -> str:
+        """The event map."""
+        return self._any.map
+
+    @property
+    def state(self) -> str:
+        """That of the process that is worst off; `failed` if none lives."""
+        states = {process.state for process in self.processes}
+        return next((state for state in ("interrupted", "waiting", "starting", "running") if state in states), FAILED)
+
+    @property
+    def rate(self) -> float:
+        """Events per second, of all processes."""
+        return round(sum(process.rate for process in self.processes), 1)
+
+    @property
+    def events(self) -> int:
+        """Of the living processes, since they began."""
+        return sum(process.events for process in self.processes)
+
+    @property
+    def poison(self) -> int:
+        """What the living processes have met that was no event, since they began."""
+        return sum(process.poison for process in self.processes)
+
+    @property
+    def waiting(self) -> str:
+        """What a process waits for, if one waits for room."""
+        return next((process.waiting for process in self.processes if process.waiting), "")
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which the living processes have waited for room."""
+        return round(sum(process.waited for process in self.processes), 1)
+
+    @property
+    def error(self) -> str:
+        """The last error: of the process that failed, or else of one that lives; it may be healed."""
+        latest = max([*self.processes, *([self.failure] if self.failure else [])], key=lambda each: each.error_at)
+        return latest.error
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "map": self.map,
+            "state": self.state,
+            "error": self.error,
+            "rate": self.rate,
+            "events": self.events,
+            "poison": self.poison,
+            "dead_letters": self.dead_letters,
+            "waiting": self.waiting,
+            "waited": self.waited,
+            "processes": [msgspec.to_builtins(process) for process in self.processes],
+            "failure": None if self.failure is None else msgspec.to_builtins(self.failure),
+        }
+
+    @property
+    def _any(self) -> SourceRecord:
+        return next(iter(self.processes), None) or self.failure or SourceRecord("", 0)
+
+
+async def source_records(grid: Grid, pulse: Pulse | None = None) -> list[SourceRecord]:
+    """Records of the sources that live, and of those that failed, by name. What is no such record is left out.
+
+    Args:
+        grid: The connection.
+        pulse: Tells who lives, for those who look again and again.
 
     Raises:
         HazelcastError: The cluster did not answer.
@@ -189,9 +300,57 @@ async def running_sources(grid: Grid) -> list[SourceRecord]:
     for record in (await Records(grid, SOURCES_MAP).all()).values():
         with contextlib.suppress(msgspec.ValidationError):
             found.append(msgspec.convert(record.value, SourceRecord))
-    # A clock that is ahead of ours is as good as ours.
-    living = [each for each in found if time.time() * 1000 - each.seen_at < GONE_SECONDS * 1000]
-    return sorted(living, key=lambda each: (each.name, each.id))
+    living = (pulse or Pulse()).living([each for each in found if each.state != FAILED])
+    return sorted([*living, *(each for each in found if each.state == FAILED)], key=lambda each: (each.name, each.id))
+
+
+async def running_sources(grid: Grid) -> list[SourceRecord]:
+    """Records of the sources that live, by name.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    return [each for each in await source_records(grid) if each.state != FAILED]
+
+
+async def source_statuses(grid: Grid, pulse: Pulse | None = None) -> list[SourceStatus]:
+    """Every source that runs or has failed, by name.
+
+    Args:
+        grid: The connection.
+        pulse: Tells who lives, for those who look again and again.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    by_name: dict[str, list[SourceRecord]] = {}
+    for each in await source_records(grid, pulse):
+        by_name.setdefault(each.name, []).append(each)
+    return [
+        SourceStatus(
+            name,
+            [each for each in records if each.state != FAILED],
+            next((each for each in records if each.state == FAILED), None),
+            await transport.map_size(grid.client, map_of(name)),
+        )
+        for name, records in by_name.items()
+    ]
+
+
+async def forget_failure(grid: Grid, name: str) -> bool:
+    """Remove what a source of that name has left that failed; whether there was something.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    records = Records(grid, SOURCES_MAP)
+    there = await records.get(_failure_key(name)) is not None
+    await records.delete(_failure_key(name))
+    return there
+
+
+def _failure_key(name: str) -> str:
+    return f"failed/{name}"  # no process has such an identity
 
 
 async def is_known(grid: Grid, name: str) -> bool:

@@ -15,7 +15,7 @@ from pipeline.job.life import CANCELLED, WANTED, JobState
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.worker.status import JobStatus
+    from pipeline.worker.status import JobStatus, Position
 
 TREND_SECONDS = 3.5
 """Looks that lie closer together say nothing of a trend: offsets and records are written once a second."""
@@ -91,7 +91,7 @@ def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> lis
         found.append(
             _note(
                 "dead_letters",
-                f"{_count(now.totals['dead_letters'], 'event')} could not be scored.",
+                f"{count_text(now.totals['dead_letters'], 'event')} could not be scored.",
                 f"`gridscore dead-letters list {now.record.name}` says why; `dead-letters replay` brings them back.",
             )
         )
@@ -123,7 +123,7 @@ def _scored_for(looks: Sequence[Look]) -> list[Finding]:
     now = looks[-1].status
     if _always(looks, lambda status: not status.workers):
         if now.idle_workers:
-            text = f"No worker scores for it; {_count(now.idle_workers, 'worker')} of the cluster {_do(now)} not."
+            text = f"No worker scores for it; {count_text(now.idle_workers, 'worker')} of the cluster {_do(now)} not."
             return [_problem("no_worker", text, "Were they started with --jobs, without this one? See their logs.")]
         return [_problem("no_worker", "No worker is running.", "Start one, anywhere: `gridscore worker`.")]
     if _always(looks, lambda status: status.record.state != JobState.RUNNING):
@@ -131,7 +131,9 @@ def _scored_for(looks: Sequence[Look]) -> list[Finding]:
         return [_problem("starting", text, "If this lasts, the worker's log says what it waits for.")]
     orphans = _orphans(looks)
     if orphans:
-        text = f"{_count(len(orphans), 'partition')} of {len(now.positions)} {'has' if len(orphans) == 1 else 'have'} "
+        text = (
+            f"{count_text(len(orphans), 'partition')} of {len(now.positions)} {'has' if len(orphans) == 1 else 'have'} "
+        )
         text += "no living owner: their events wait."
         return [_problem("no_owner", text, "Another worker takes them over within the lease time; is one able to?")]
     return []
@@ -166,14 +168,13 @@ def _keeps_up(looks: Sequence[Look], late_seconds: float) -> list[Finding]:
         return found
     lags = [look.status.lag or 0 for look in looks]
     pairs = list(zip(first.status.positions, now.positions, strict=False))
-    committed = sum(after.offset - max(before.offset, 0) for before, after in pairs if after.offset > before.offset)
-    rate = committed / (last.at - first.at)
+    rate = committed_between(first.status.positions, now.positions) / (last.at - first.at)
     running = _always(looks, lambda status: bool(status.workers) and status.record.state == JobState.RUNNING)
     if lags[0] and lags[-1] and all(before.offset == after.offset for before, after in pairs):
         if running:
-            text = f"Nothing was committed in {last.at - first.at:.0f} s, though {_count(lags[-1], 'event')} wait."
+            text = f"Nothing was committed in {last.at - first.at:.0f} s, though {count_text(lags[-1], 'event')} wait."
             found.append(_problem("stuck", text, "The workers' logs say what they wait for."))
-    elif rate > 0 and _grows(lags) and lags[-1] / rate > late_seconds:
+    elif rate > 0 and grows(lags) and lags[-1] / rate > late_seconds:
         text = (
             f"Lag grows: {lags[0]:,} to {lags[-1]:,} events in {last.at - first.at:.0f} s, while {rate:,.0f} a second "
             f"were scored; working it off would take {lags[-1] / rate:,.0f} s."
@@ -182,7 +183,13 @@ def _keeps_up(looks: Sequence[Look], late_seconds: float) -> list[Finding]:
     return found
 
 
-def _grows(lags: Sequence[int]) -> bool:
+def committed_between(before: Sequence[Position], after: Sequence[Position]) -> int:
+    """Entries that were committed between two looks."""
+    pairs = zip(before, after, strict=False)
+    return sum(later.offset - max(earlier.offset, 0) for earlier, later in pairs if later.offset > earlier.offset)
+
+
+def grows(lags: Sequence[int]) -> bool:
     """Whether all of the later half lies above all of the earlier: single steps up and down are only sampling."""
     half = len(lags) // 2
     return half > 0 and min(lags[-half:]) > max(lags[:half])
@@ -198,7 +205,7 @@ def _losses(looks: Sequence[Look]) -> list[Finding]:
         waiting &= {(rescan.partition, rescan.at) for rescan in look.status.rescans}
     if waiting:
         reasons = ", ".join(sorted({rescan.reason for rescan in now.rescans if rescan.reason})) or "unknown reason"
-        text = f"{_count(len(waiting), 'partition')} must be searched for events without a result ({reasons})."
+        text = f"{count_text(len(waiting), 'partition')} must be searched for events without a result ({reasons})."
         advice = "Workers do it by themselves, beside scoring."
         if now.record.state not in WANTED:
             advice = "Workers do it once the job runs."
@@ -223,9 +230,9 @@ def _losses(looks: Sequence[Look]) -> list[Finding]:
 def _loss_text(lost: int, regressions: int) -> str:
     parts = []
     if lost:
-        parts.append(f"{_count(lost, 'event')} {'was' if lost == 1 else 'were'} overwritten before they were read")
+        parts.append(f"{count_text(lost, 'event')} {'was' if lost == 1 else 'were'} overwritten before they were read")
     if regressions:
-        parts.append(f"journals have begun again {_count(regressions, 'time')}")
+        parts.append(f"journals have begun again {count_text(regressions, 'time')}")
     text = ", and ".join(parts)
     return text[:1].upper() + text[1:]
 
@@ -243,7 +250,7 @@ def _inputs(now: JobStatus) -> list[Finding]:
             text = f"The copy of the lookup `{name}` was last known to be right {age / 60:,.0f} minutes ago."
             found.append(_problem("lookup_old", text, "The worker's log says why it cannot be loaded anew."))
         if bad:
-            text = f"{_count(bad, 'entry', 'entries')} of the lookup `{name}` cannot be read, and count as missing"
+            text = f"{count_text(bad, 'entry', 'entries')} of the lookup `{name}` cannot be read, and count as missing"
             found.append(_note("lookup_bad", f"{text}: {error}" if error else f"{text}.", "Put them again, corrected."))
     return found
 
@@ -260,7 +267,8 @@ def _note(code: str, text: str, advice: str = "") -> Finding:
     return Finding(Level.NOTE, code, text, advice)
 
 
-def _count(number: float, one: str, many: str = "") -> str:
+def count_text(number: float, one: str, many: str = "") -> str:
+    """A number of things: `1 event`, `1,204 events`."""
     return f"{number:,.0f} {one if number == 1 else many or one + 's'}"
 
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -26,7 +26,7 @@ from pipeline.worker.rescan import RESCANS_MAP, requests_of
 from pipeline.worker.subscription import subscription_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pipeline.grid import Grid
     from pipeline.grid.records import Record
@@ -218,6 +218,43 @@ class Overview:
     workers: list[WorkerRecord]
 
 
+class Said(Protocol):
+    """What a process says of itself, again and again."""
+
+    @property
+    def id(self) -> str:
+        """Of the process."""
+
+    @property
+    def seen_at(self) -> int:
+        """When it said so, in milliseconds of its clock."""
+
+
+_Said = TypeVar("_Said", bound=Said)
+
+
+class Pulse:
+    """Tells which processes live, for someone who looks again and again: those whose records change.
+
+    At the first look, clocks must do.
+    """
+
+    def __init__(self) -> None:
+        self._changed: dict[str, tuple[int, float]] = {}  # what each record said, and since when
+
+    def living(self, said: Sequence[_Said]) -> list[_Said]:
+        """Those that live, of all that were seen at one look."""
+        now = time.monotonic()
+        before, self._changed = self._changed, {}
+        living = []
+        for each in said:
+            seen_at, since = before.get(each.id, (each.seen_at, now if _is_recent(each) else float("-inf")))
+            self._changed[each.id] = (each.seen_at, now if each.seen_at != seen_at else since)
+            if now - self._changed[each.id][1] < GONE_SECONDS:
+                living.append(each)
+        return living
+
+
 class Lookout:
     """Looks at a cluster's jobs and workers again and again.
 
@@ -229,7 +266,7 @@ class Lookout:
     def __init__(self, grid: Grid, job: str | None = None) -> None:
         self._grid = grid
         self._job = job
-        self._changed: dict[str, tuple[int, float]] = {}  # what each worker's record said, and since when
+        self._pulse = Pulse()
 
     async def look(self) -> Overview:
         """Look once.
@@ -240,21 +277,10 @@ class Lookout:
         """
         jobs = Jobs(self._grid)
         records = await jobs.all() if self._job is None else [await jobs.get(self._job)]
-        workers = self._living(await _workers(self._grid))
+        workers = self._pulse.living(await _workers(self._grid))
         shared = await _Shared.read(self._grid)
         statuses = [await _status(self._grid, record, workers, shared) for record in records]
         return Overview(time.monotonic(), statuses, workers)
-
-    def _living(self, workers: list[WorkerRecord]) -> list[WorkerRecord]:
-        now = time.monotonic()
-        before, self._changed = self._changed, {}
-        living = []
-        for worker in workers:
-            seen_at, since = before.get(worker.id, (worker.seen_at, now if _is_recent(worker) else float("-inf")))
-            self._changed[worker.id] = (worker.seen_at, now if worker.seen_at != seen_at else since)
-            if now - self._changed[worker.id][1] < GONE_SECONDS:
-                living.append(worker)
-        return living
 
 
 async def living_workers(grid: Grid) -> list[WorkerRecord]:
@@ -270,9 +296,9 @@ async def _workers(grid: Grid) -> list[WorkerRecord]:
     return found
 
 
-def _is_recent(worker: WorkerRecord) -> bool:
+def _is_recent(said: Said) -> bool:
     # Its clock and ours may differ by seconds, so a record from the future is as good as one of this moment.
-    return time.time() * 1000 - worker.seen_at < GONE_SECONDS * 1000
+    return time.time() * 1000 - said.seen_at < GONE_SECONDS * 1000
 
 
 async def acknowledge(grid: Grid, status: JobStatus) -> dict[str, int]:

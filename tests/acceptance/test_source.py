@@ -3,6 +3,9 @@
 import asyncio
 import json
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -139,6 +142,51 @@ def test_sources_of_a_job_file_are_run_together(cluster, gridscore, environment,
     assert f"payments-two-{unique}: 0 events." in both.stderr
     assert size(cluster, f"events.{unique}") == 100
     assert "has no source `three`" in gridscore("source", "run", str(job), "three", code=2).stderr
+
+
+def test_a_source_that_failed_is_listed_with_its_error(gridscore, tmp_path, unique):
+    name = f"log-{unique}"
+    options = ("--to", f"events.{unique}", "--path", str(tmp_path / "none.log"), "--name", name, "--until-end")
+    assert "There is nothing to read" in gridscore("source", "logfile", *options, code=2).stderr
+
+    def listed():
+        return [each for each in json.loads(gridscore("source", "list", "--json").stdout) if each["name"] == name]
+
+    assert [(each["state"], each["kind"]) for each in listed()] == [("failed", "logfile")]
+    assert "There is nothing to read" in listed()[0]["error"]
+    assert any(name in line and "failed" in line for line in gridscore("jobs").stdout.splitlines())
+    assert "and its last error forgotten" in gridscore("source", "forget", name).stdout
+    assert listed() == []
+
+
+def test_an_end_is_shown_as_a_bar_with_the_time_left(environment, tmp_path, unique):
+    path = tmp_path / "history.log"
+    path.write_text("".join(f'{{"n": {n}, "at": {n}}}\n' for n in range(3_000)))
+    options = ("--path", str(path), "--to", f"events.{unique}", "--until-end", "--time-field", "at")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*GRIDSCORE, "source", "logfile", *options, "--replay-speed", "300"],
+        env={**environment, "TERM": "xterm-256color", "COLUMNS": "160"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown, wanted = b"", re.compile(rb" [1-9][0-9]?%.*[0-9]:[0-9]{2}")
+    try:
+        deadline = time.monotonic() + 60
+        while not wanted.search(shown):
+            assert time.monotonic() < deadline, shown
+            if select.select([ours], [], [], 0.2)[0]:
+                shown += os.read(ours, 65_536)
+            else:
+                assert process.poll() is None, shown
+    finally:
+        process.kill()
+        process.wait(30)
+        os.close(ours)
+    assert b" events, " in shown
+    assert "\u2501".encode() in shown  # of the bar
 
 
 def test_what_is_wrong_is_said_before_anything_is_read(gridscore):

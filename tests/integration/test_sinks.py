@@ -105,6 +105,36 @@ async def test_a_stopped_sink_has_a_lag_and_can_be_forgotten(grid_settings, uniq
         assert all(result.epoch > epochs[result.key] for result in received.results[49:] if result.key in epochs)
 
 
+async def test_a_sink_that_failed_says_why_until_it_runs_again_or_is_forgotten(grid_settings, unique):
+    received = Received()
+    async with await connect(grid_settings) as grid:
+        for _ in range(2):
+            received.then(ABORT(for_good=True))
+            async with sinking(grid_settings, unique, received, "one"):
+                await put(grid, f"results.{unique}", results(5))
+                await until(lambda: _state_is(grid, unique, "failed"))
+        status = await status_of(grid, unique)
+        assert (status.error, status.processes) == ("The list takes nothing any more.", [])
+        assert status.to_json()["failed_at"]
+        async with sinking(grid_settings, unique, received, "one"):
+            await until(lambda: len(received.results) == 5)
+            await until(lambda: _state_is(grid, unique, "delivering"))
+        status = await status_of(grid, unique)
+        assert (status.state, status.error) == ("stopped", "")
+
+        received.then(ABORT(for_good=True))
+        async with sinking(grid_settings, unique, received, "one"):
+            await put(grid, f"results.{unique}", results(1))
+            await until(lambda: _state_is(grid, unique, "failed"))
+        await forget(grid, unique)
+        assert await status_of(grid, unique) is None
+
+
+async def _state_is(grid, name, state):
+    status = await status_of(grid, name)
+    return status is not None and status.state == state
+
+
 @pytest.fixture
 def sink_process(cluster):
     """Starts processes of sinks, and ends those that are left."""

@@ -15,7 +15,14 @@ from pipeline.sources import runner as runners
 from pipeline.sources.base import Poison, SourceInterruptedError
 from pipeline.sources.position import Positions, PositionTakenError, forget_all
 from pipeline.sources.runner import SourceRunner
-from pipeline.sources.status import SOURCES_MAP, is_known, running_sources
+from pipeline.sources.status import (
+    SOURCES_MAP,
+    forget_failure,
+    is_known,
+    running_sources,
+    source_records,
+    source_statuses,
+)
 from pipeline.testing.sources import AbortedError, Script, UnhealableError
 from pipeline.worker.dead_letters import list_letters
 from pipeline.worker.replay import letter_ids, replay
@@ -183,6 +190,56 @@ async def test_what_cannot_be_healed_ends_it_with_one_message(make):
     assert (script.opened, script.closed, script.acknowledged) == (1, 1, 1)
 
 
+async def test_a_source_that_failed_is_seen_until_it_runs_again_or_is_forgotten(client, make, unique):
+    name = f"source-{unique}"
+
+    async def failed():
+        return [each for each in await source_records(client.grid) if each.name == name]
+
+    for _ in range(2):  # however often it is tried, there is one of it
+        with pytest.raises(UnhealableError):
+            await make(Script([entry("a", 1), Script.FAIL])).run()
+        (record,) = await failed()
+        assert (record.state, record.kind, record.map, record.events) == ("failed", "script", f"events.{unique}", 1)
+        assert "cannot be healed" in record.error
+    assert name not in {each.name for each in await running_sources(client.grid)}
+    status = next(each for each in await source_statuses(client.grid) if each.name == name)
+    assert (status.state, status.processes, status.rate) == ("failed", [], 0)
+    assert "cannot be healed" in status.error
+    assert await forget_failure(client.grid, name)
+    assert await failed() == []
+    assert not await forget_failure(client.grid, name)
+
+    with pytest.raises(AbortedError):  # a bug is no better
+        await make(Script([Script.ABORT])).run()
+    assert [each.error for each in await failed()] == ["AbortedError"]
+    script = Script([Script.PAUSE])
+    runner = make(script)
+    running = asyncio.create_task(runner.run())
+
+    async def heals():
+        return [each.state for each in await failed()] == ["running"]
+
+    await scoring.until(heals)
+    runner.stop()
+    await running
+    assert await failed() == []
+
+
+async def test_a_key_that_the_grid_cannot_store_is_a_dead_letter(client, make, unique):
+    name = f"source-{unique}"
+    items = [entry("a", 1), entry("half \ud800", 2), entry(2**63, 3), (f"{'x' * 9}\udfff", None), entry("b", 4)]
+    runner = make(Script([*items, *(entry(f"k{n}", n) for n in range(4_000)), entry("\udc00", 9)], size=5_000))
+    await runner.run()
+    assert await (await client.grid.map(f"events.{unique}")).size() == 4_002
+    assert await value_of(client, f"events.{unique}", "b") == 4
+    assert (runner.stats.events, runner.stats.poison) == (4_002, 4)
+    total, letters = await list_letters(client.grid, name, 10)
+    assert total == 4
+    assert {each.raw_bytes for each in letters} == {b'{"v": 2}', b'{"v": 3}', b"", b'{"v": 9}'}
+    assert all("cannot store its key" in each.error for each in letters)
+
+
 async def test_stopping_acknowledges_what_is_confirmed(client, make, unique):
     script = Script([entry(f"k{n}", n) for n in range(2_000)] + [Script.PAUSE, entry("never", 1)], size=100)
     runner = make(script)
@@ -240,7 +297,7 @@ async def test_a_job_that_does_not_score_ends_a_source_that_waits_no_longer(clie
     with pytest.raises(BackPressureError, match=name):
         await runner.run()
     assert runner.stats.waiting
-    assert runner.stats.state == "waiting"
+    assert runner.stats.state == "failed"
     assert 0 < script.acknowledged < 20_000
     assert script.in_order
 

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 from test_health import position, record, status
+from test_plug_health import sink, source
 
 from pipeline.cli.board import Column, Scene, board, compact, table
 from pipeline.cli.jobs import _place, _what_happens, replay_figures
 from pipeline.cli.output import duration_text, milliseconds_text
 from pipeline.errors import UsageError
+from pipeline.flow import Flow, History
 from pipeline.job import JobState
-from pipeline.worker.health import Look, examine
 from pipeline.worker.status import JobFigures, Overview, WorkerRecord
 
 BUSY = JobFigures(
@@ -53,9 +54,10 @@ def shown(scene, width, height=None, hint=""):
     return [line.rstrip() for line in capture.get().rstrip("\n").split("\n")]
 
 
-def scene(seen, **changes):
-    findings = {each.record.name: examine([Look(0.0, each)]) for each in seen.jobs}
-    return Scene("dev · 3 members", "12:00:00", seen, findings, **changes)
+def scene(seen, sources=(), sinks=(), **changes):
+    history, flow = History(), Flow(seen, sources, sinks)
+    history.add(flow)
+    return Scene("dev · 3 members", "12:00:00", flow, history.findings(), **changes)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 132, 200])
@@ -106,6 +108,38 @@ def test_no_jobs_and_no_workers_is_said():
     lines = shown(scene(Overview(0.0, [], [])), 80, 24)
     assert "No jobs. `gridscore submit FILE` submits one." in lines
     assert "No workers. `gridscore worker` starts one, anywhere." in lines
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 132, 200])
+def test_sources_and_sinks_stand_beside_the_jobs(width):
+    sources = [source(rate=1_234.0), source("failing", failure="no such topic")]
+    sinks = [sink(unread=17, rate=900.0), sink("away", state="waiting", error="it is away")]
+    lines = shown(scene(overview(), sources, sinks), width, 40)
+    assert max(map(len, lines)) <= width
+    heads = [line.split() for line in lines if line.startswith(("JOB", "SOURCE", "SINK", "WORKER"))]
+    assert [head[0] for head in heads] == ["JOB", "SOURCE", "SINK", "WORKER"]
+    rows = {line.split()[0]: line.split() for line in lines if line.startswith(("clicks", "failing", "alerts", "away"))}
+    assert rows["clicks"][1:3] == (["running", "1,234"] if width < 200 else ["running", "1"])
+    assert rows["failing"][1] == "failed"
+    assert "17" in rows["alerts"]
+    assert "900" in rows["alerts"]
+    assert rows["away"][1] == "waiting"
+    text = " ".join(" ".join(lines).split())
+    assert "no such topic" in text
+    assert "it is away" in text
+
+
+@pytest.mark.parametrize("height", [16, 24])
+def test_a_low_terminal_has_room_for_each(height):
+    sources, sinks = [source(f"s{n}") for n in range(9)], [sink(f"t{n}") for n in range(9)]
+    lines = shown(scene(overview(jobs=9, workers=9), sources, sinks), 80, height)
+    assert len(lines) <= max(height, 20)
+    assert [line.split()[0] for line in lines if line.startswith(("JOB", "SOURCE", "SINK", "WORKER"))]
+    assert any(line.startswith("… ") and line.endswith(" more sinks") for line in lines)
+
+
+def test_without_sources_and_sinks_nothing_is_said_of_them():
+    assert not any(line.startswith(("SOURCE", "SINK")) for line in shown(scene(overview()), 80, 24))
 
 
 def test_a_worker_without_jobs_is_shown():

@@ -382,3 +382,17 @@ async def test_progress_is_in_bytes(grid, settings, log):
         async for batch in source.batches():
             await source.acknowledge(batch)
         assert source.progress == (log.stat().st_size, log.stat().st_size)
+
+
+async def test_packed_files_count_with_their_bytes_on_the_disk(grid, settings, log):
+    append(log, lines(1, 2))
+    packed = log.with_name("app.log.1.gz")
+    packed.write_bytes(gzip.compress(lines(3, 4).encode()))
+    total = log.stat().st_size + packed.stat().st_size
+    async with opened(grid, settings()) as source:
+        assert source.progress[1] == total
+        async for batch in source.batches():
+            await source.acknowledge(batch)
+        assert source.progress == (total, total)
+    async with opened(grid, settings(until_end=False)) as source:
+        assert source.progress is None

@@ -1,0 +1,165 @@
+"""The way of events through a cluster, seen from outside: sources, jobs, workers and sinks; and what is wrong there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline.sinks.health import SinkLook, examine_sink
+from pipeline.sinks.status import sink_statuses
+from pipeline.sources.health import examine_source
+from pipeline.sources.status import source_statuses
+from pipeline.worker.health import LATE_SECONDS, Look, examine, is_well
+from pipeline.worker.status import Lookout, Pulse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pipeline.grid import Grid
+    from pipeline.sinks.status import SinkStatus
+    from pipeline.sources.status import SourceStatus
+    from pipeline.worker.health import Finding
+    from pipeline.worker.status import JobStatus, Overview
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What one look has shown.
+
+    Attributes:
+        overview: Jobs and workers.
+        sources: Those that run or have failed, by name.
+        sinks: Those that are known, by name.
+    """
+
+    overview: Overview
+    sources: Sequence[SourceStatus] = ()
+    sinks: Sequence[SinkStatus] = ()
+
+    @property
+    def at(self) -> float:
+        """When, in seconds of the monotonic clock."""
+        return self.overview.at
+
+
+class FlowLookout:
+    """Looks at a cluster again and again.
+
+    Args:
+        grid: The connection.
+        job: The only job to look at, with the sources of its events and the sinks of its results; all if None.
+    """
+
+    def __init__(self, grid: Grid, job: str | None = None) -> None:
+        self._grid = grid
+        self._job = job
+        self._lookout = Lookout(grid, job)
+        self._sources, self._sinks = Pulse(), Pulse()
+
+    async def look(self) -> Flow:
+        """Look once.
+
+        Raises:
+            JobError: There is no such job.
+            HazelcastError: The cluster did not answer.
+        """
+        overview = await self._lookout.look()
+        sources, sinks = await asyncio.gather(
+            source_statuses(self._grid, self._sources), sink_statuses(self._grid, self._sinks)
+        )
+        if self._job is not None:
+            job = overview.jobs[0].record.job
+            sources = [each for each in sources if each.map == job.events]
+            sinks = [each for each in sinks if each.record.map == job.results]
+        return Flow(overview, sources, sinks)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What there is to say, by name; problems first.
+
+    Attributes:
+        sources: Of each source.
+        jobs: Of each job.
+        sinks: Of each sink.
+    """
+
+    sources: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    jobs: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    sinks: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+
+    @property
+    def all_well(self) -> bool:
+        """Whether there is no problem anywhere."""
+        return all(is_well(findings) for _, findings in self)
+
+    def __iter__(self) -> Iterator[tuple[str, Sequence[Finding]]]:
+        """Names with what there is to say of each: what lies first on the way of an event comes first."""
+        for kind in (self.sources, self.jobs, self.sinks):
+            yield from kind.items()
+
+
+class History:
+    """The looks of the last seconds, and what they say together.
+
+    Args:
+        seconds: How long a look is kept.
+    """
+
+    def __init__(self, seconds: float = float("inf")) -> None:
+        self._seconds = seconds
+        self._flows: deque[Flow] = deque()
+
+    def add(self, flow: Flow) -> None:
+        """Add the latest look."""
+        self._flows.append(flow)
+        while flow.at - self._flows[0].at > self._seconds:
+            self._flows.popleft()
+
+    def replace(self, flow: Flow) -> None:
+        """Take the latest look back, and add this one."""
+        self._flows.pop()
+        self.add(flow)
+
+    def findings(self, *, late_seconds: float = LATE_SECONDS) -> Findings:
+        """Of everything that the latest look has shown.
+
+        Args:
+            late_seconds: Growing lag is a problem if working it off would take longer.
+        """
+        if not self._flows:
+            return Findings()
+        sources: dict[str, list[SourceStatus]] = {each.name: [] for each in self._flows[-1].sources}
+        jobs: dict[str, list[Look]] = {each.record.name: [] for each in self._flows[-1].overview.jobs}
+        sinks: dict[str, list[SinkLook]] = {each.record.name: [] for each in self._flows[-1].sinks}
+        for flow in self._flows:
+            for source in flow.sources:
+                sources.get(source.name, []).append(source)
+            for job in flow.overview.jobs:
+                jobs.get(job.record.name, []).append(Look(flow.at, job))
+            for sink in flow.sinks:
+                sinks.get(sink.record.name, []).append(SinkLook(flow.at, sink))
+        return Findings(
+            {name: examine_source(looks) for name, looks in sources.items()},
+            {name: examine(looks, late_seconds=late_seconds) for name, looks in jobs.items()},
+            {name: examine_sink(looks, late_seconds=late_seconds) for name, looks in sinks.items()},
+        )
+
+
+def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
+    """Sources, jobs and sinks with what there is to say of each, for scripts."""
+    return {
+        "sources": [_with(each, findings.sources[each.name]) for each in flow.sources],
+        "jobs": [_with(each, findings.jobs[each.record.name]) for each in flow.overview.jobs],
+        "sinks": [_with(each, findings.sinks[each.record.name]) for each in flow.sinks],
+    }
+
+
+def _with(status: SourceStatus | JobStatus | SinkStatus, findings: Sequence[Finding]) -> dict[str, Any]:
+    return {
+        **status.to_json(),
+        "healthy": is_well(findings),
+        "findings": [{"level": f.level, "code": f.code, "text": f.text, "advice": f.advice} for f in findings],
+    }

@@ -1,0 +1,42 @@
+"""Whether a source is well: what a few looks at it, seconds apart, say together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.sources.status import FAILED
+from pipeline.worker.health import Finding, Level, count_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.sources.status import SourceStatus
+
+
+def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
+    """What there is to say of a source, problems first.
+
+    Args:
+        looks: At the same source, the latest last. What is over at one of them is no problem.
+    """
+    now, found = looks[-1], []
+    states = {look.state for look in looks}
+    if now.failure is not None:
+        # Others of the same name may go on: one process fewer is a problem all the same.
+        where = f"{now.failure.host}, process {now.failure.pid}" if now.failure.host else "somewhere"
+        advice = "Mend the cause, then start it again."
+        if now.state == FAILED:
+            advice = f"{advice} `gridscore source forget {now.name}` takes it off the list."
+        found.append(Finding(Level.PROBLEM, "failed", f"It has failed ({where}): {now.failure.error}", advice))
+    if states == {"interrupted"}:
+        text = f"It cannot read now: {now.error}"
+        found.append(Finding(Level.PROBLEM, "interrupted", text, "It tries again by itself, for as long as it takes."))
+    elif states == {"waiting"}:
+        advice = "Nothing is lost: it goes on when the events before have been scored. More workers would help."
+        found.append(Finding(Level.NOTE, "waiting", f"It waits for room: {now.waiting}.", advice))
+    if now.dead_letters:
+        text = f"{count_text(now.dead_letters, 'dead letter')}: what it read and is no event."
+        found.append(
+            Finding(Level.NOTE, "dead_letters", text, f"`gridscore dead-letters list {now.name}` says why each is.")
+        )
+    return found

@@ -1,0 +1,140 @@
+"""Whether sources and sinks are well: each rule, when it holds, and when it does not."""
+
+from test_health import position, status
+
+from pipeline.flow import Flow, History, to_json
+from pipeline.sinks.health import SinkLook, examine_sink
+from pipeline.sinks.records import SinkRecord
+from pipeline.sinks.status import SinkProcess, SinkStatus
+from pipeline.sources.health import examine_source
+from pipeline.sources.status import SourceRecord, SourceStatus
+from pipeline.worker.health import Level
+from pipeline.worker.status import Overview
+
+
+def source(name="clicks", *, failure="", dead_letters=0, **figures):
+    figures = {"state": "running", **figures}
+    process = SourceRecord("p", 1, name, "kafka", "events.flights", **figures)
+    failed = SourceRecord("q", 1, name, "kafka", "events.flights", "host", 7, state="failed", error=failure, error_at=9)
+    return SourceStatus(
+        name, [] if failure and figures["state"] == "running" else [process], failed if failure else None, dead_letters
+    )
+
+
+def sink(name="alerts", *, unread=0, offset=100, full=0.0, failure="", lost=0, dead_letters=0, **process):
+    process = {"state": "delivering", **process}
+    living = [SinkProcess("p", 1, name, **process)] if process["state"] else []
+    return SinkStatus(
+        SinkRecord(name, "kafka", "results.flights", "oldest", "2026-01-01T00:00:00Z", failure),
+        unread,
+        lost,
+        dead_letters,
+        0,
+        [position(unread=unread, offset=offset, full=full)],
+        living,
+    )
+
+
+def codes(found, level=Level.PROBLEM):
+    assert all(each.text and not each.text.endswith(":") for each in found)
+    assert [each.level for each in found] == sorted((each.level for each in found), reverse=True)
+    return [each.code for each in found if each.level is level]
+
+
+def sink_codes(*looks, level=Level.PROBLEM, **options):
+    return codes(examine_sink([SinkLook(float(at), each) for at, each in enumerate(looks)], **options), level)
+
+
+def test_what_runs_is_well():
+    assert examine_source([source()] * 6) == []
+    assert sink_codes(*[sink()] * 6) == []
+    assert sink_codes(*[sink(unread=50, offset=100 * n) for n in range(1, 7)]) == []
+
+
+def test_a_source_that_failed_says_why_until_it_runs():
+    (found,) = examine_source([source(failure="no such topic")])
+    assert (found.code, found.level) == ("failed", Level.PROBLEM)
+    assert "no such topic" in found.text
+    assert "host, process 7" in found.text
+    assert "gridscore source forget clicks" in found.advice
+    beside = source(failure="no such topic", state="waiting")
+    assert beside.state == "waiting"
+    assert codes(examine_source([beside])) == ["failed"]
+
+
+def test_a_source_that_cannot_read_is_a_problem_if_it_lasts():
+    away = source(state="interrupted", error="the broker is away")
+    assert codes(examine_source([away, away])) == ["interrupted"]
+    assert codes(examine_source([source(), away])) == []
+
+
+def test_a_source_that_waits_for_room_is_worth_a_word():
+    waits = source(state="waiting", waiting="events.flights has no room", dead_letters=3)
+    assert codes(examine_source([waits, waits])) == []
+    assert codes(examine_source([waits, waits]), Level.NOTE) == ["waiting", "dead_letters"]
+    assert codes(examine_source([waits, source()]), Level.NOTE) == []
+
+
+def test_a_sink_that_failed_says_why():
+    failed = sink(state="", failure="no such table")
+    assert failed.state == "failed"
+    assert failed.error == "no such table"
+    (found,) = examine_sink([SinkLook(0.0, failed)])
+    assert (found.code, "no such table" in found.text) == ("failed", True)
+    # Another process of it goes on.
+    assert sink(failure="no such table").state == "delivering"
+    assert sink_codes(sink(failure="no such table")) == ["failed"]
+
+
+def test_a_sink_that_is_stopped_is_a_problem_only_when_results_will_be_lost():
+    assert sink(state="").state == "stopped"
+    assert sink_codes(sink(state="", unread=5)) == []
+    assert sink_codes(sink(state="", unread=5), level=Level.NOTE) == ["stopped"]
+    assert sink_codes(sink(state="", unread=5, full=0.9)) == ["journal_full"]
+    assert sink_codes(sink(), sink(state="", unread=5), level=Level.NOTE) == []
+
+
+def test_a_destination_that_is_away_is_a_problem_if_it_lasts():
+    away = sink(state="waiting", error="connection refused", unread=9)
+    assert sink_codes(*[away] * 6) == ["away"]
+    assert sink_codes(*[away] * 5, sink()) == []
+
+
+def test_lag_that_grows_and_a_standstill_are_problems():
+    growing = [sink(unread=1_000 * n, offset=10 * n) for n in range(1, 8)]
+    assert sink_codes(*growing) == ["lag"]
+    assert sink_codes(*growing, late_seconds=10_000.0) == []
+    assert sink_codes(*growing[:2]) == []
+    assert sink_codes(*[sink(unread=9)] * 6) == ["stuck"]
+
+
+def test_what_was_lost_or_refused_is_worth_a_word():
+    assert sink_codes(sink(lost=3, dead_letters=1), level=Level.NOTE) == ["loss", "dead_letters"]
+    full = sink(unread=9, full=0.9)
+    assert sink_codes(full, level=Level.NOTE) == ["journal_nearly_full"]
+    unread = SinkStatus(full.record, None, 0, 0, 0, (), full.processes)
+    assert sink_codes(unread) == ["no_journal"]
+
+
+def test_findings_come_in_the_order_of_an_events_way():
+    history = History(seconds=3.0)
+    flow = Flow(Overview(0.0, [status(workers=())], []), [source(failure="x")], [sink(state="", failure="y")])
+    history.add(flow)
+    found = history.findings()
+    assert [name for name, _ in found] == ["clicks", "flights", "alerts"]
+    assert not found.all_well
+    value = to_json(flow, found)
+    assert [value[part][0]["healthy"] for part in ("sources", "jobs", "sinks")] == [False] * 3
+    assert value["sinks"][0]["findings"][0]["code"] == "failed"
+    assert value["sources"][0]["failure"]["error"] == "x"
+
+
+def test_looks_that_are_old_are_forgotten():
+    history = History(seconds=3.0)
+    away, well = sink(state="waiting", error="away"), sink()
+    history.add(Flow(Overview(0.0, [], []), (), [well]))
+    for at in (1.0, 2.0, 3.5):
+        history.add(Flow(Overview(at, [], []), (), [away]))
+    assert [each.code for each in history.findings().sinks["alerts"]] == ["away"]
+    history.replace(Flow(Overview(3.5, [], []), (), [well]))
+    assert history.findings().all_well
