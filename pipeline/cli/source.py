@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.sources.status import SourceRecord
 
 _SHOW_SECONDS = 0.25
+_ROWS = "postgres"  # whose maps are lookups, as a rule
 
 
 class _Sources(PlugGroup):
@@ -133,6 +134,7 @@ def _run(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]
 
 
 async def _main(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]) -> int:
+    from pipeline.grid.capacity import journal_capacity
     from pipeline.job import Jobs
     from pipeline.sources.runner import runner_of
 
@@ -162,6 +164,8 @@ async def _main(sources: Mapping[str, SourceSettings], connection: tuple[Any, An
                 _say(f"{each.name}: {each.stats.kind} to {each.stats.map}. Ctrl-C stops it.")
                 if note := await note_of_map(grid, each.stats.map, events):
                     _say(note)
+                if each.stats.kind != _ROWS and await journal_capacity(grid, each.stats.map) is None:
+                    _say(f"{each.stats.map} has no event journal: it can be looked up, and no job can score it.")
             await _all(runners)
     except asyncio.CancelledError:
         if not signals:
