@@ -41,10 +41,12 @@ def examine_sink(looks: Sequence[SinkLook], *, late_seconds: float = LATE_SECOND
     now = looks[-1].status
     name, found = now.record.name, []
     if now.record.error:
-        advice = "Mend the cause, then start it again."
-        if not now.processes:
+        advice, level, what = "Mend the cause, then start it again.", Level.PROBLEM, "It has failed"
+        if now.processes:
+            level, what = Level.NOTE, "One of its processes has failed"
+        else:
             advice = f"{advice} `gridscore sink forget {name}` takes it off the list, and its offsets with it."
-        found.append(Finding(Level.PROBLEM, "failed", f"It has failed: {now.record.error}", advice))
+        found.append(Finding(level, "failed", f"{what}: {now.record.error}", advice))
     if now.lag is None:
         text = f"The journal of `{now.record.map}` cannot be read."
         found.append(Finding(Level.PROBLEM, "no_journal", text, "Does the map have one? See `gridscore doctor`."))

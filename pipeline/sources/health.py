@@ -22,12 +22,13 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
     now, found = looks[-1], []
     states = {look.state for look in looks}
     if now.failure is not None:
-        # Others of the same name may go on: one process fewer is a problem all the same.
         where = f"{now.failure.host}, process {now.failure.pid}" if now.failure.host else "somewhere"
-        advice = "Mend the cause, then start it again."
+        advice, level, what = "Mend the cause, then start it again.", Level.PROBLEM, "It has failed"
         if now.state == FAILED:
             advice = f"{advice} `gridscore source forget {now.name}` takes it off the list."
-        found.append(Finding(Level.PROBLEM, "failed", f"It has failed ({where}): {now.failure.error}", advice))
+        else:
+            level, what = Level.NOTE, "One of its processes has failed"
+        found.append(Finding(level, "failed", f"{what} ({where}): {now.failure.error}", advice))
     if states == {"interrupted"}:
         text = f"It cannot read now: {now.error}"
         found.append(Finding(Level.PROBLEM, "interrupted", text, "It tries again by itself, for as long as it takes."))
@@ -39,4 +40,4 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
         found.append(
             Finding(Level.NOTE, "dead_letters", text, f"`gridscore dead-letters list {now.name}` says why each is.")
         )
-    return found
+    return sorted(found, key=lambda finding: finding.level is Level.NOTE)

@@ -194,8 +194,11 @@ class Publisher:
         records = await self._records.all()
         for key, record in records.items():
             before = self._others.get(key)
-            unchanged = before is not None and before.raw == record.raw
-            if key != self.id and unchanged and record.value.get("state") != FAILED:
+            if key == self.id or before is None or before.raw != record.raw:
+                continue
+            # That one of several processes has failed is shown no longer than that: the others go on.
+            ours = record.value.get("name") == self._stats.name and self._healed
+            if record.value.get("state") != FAILED or ours:
                 await self._records.remove(record)
         self._others = records
 

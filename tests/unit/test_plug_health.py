@@ -59,7 +59,8 @@ def test_a_source_that_failed_says_why_until_it_runs():
     assert "gridscore source forget clicks" in found.advice
     beside = source(failure="no such topic", state="waiting")
     assert beside.state == "waiting"
-    assert codes(examine_source([beside])) == ["failed"]
+    assert codes(examine_source([beside])) == []
+    assert codes(examine_source([beside]), Level.NOTE) == ["failed", "waiting"]
 
 
 def test_a_source_that_cannot_read_is_a_problem_if_it_lasts():
@@ -83,7 +84,8 @@ def test_a_sink_that_failed_says_why():
     assert (found.code, "no such table" in found.text) == ("failed", True)
     # Another process of it goes on.
     assert sink(failure="no such table").state == "delivering"
-    assert sink_codes(sink(failure="no such table")) == ["failed"]
+    assert sink_codes(sink(failure="no such table")) == []
+    assert sink_codes(sink(failure="no such table"), level=Level.NOTE) == ["failed"]
 
 
 def test_a_sink_that_is_stopped_is_a_problem_only_when_results_will_be_lost():
