@@ -119,7 +119,8 @@ def test_sources_and_sinks_stand_beside_the_jobs(width):
     heads = [line.split() for line in lines if line.startswith(("JOB", "SOURCE", "SINK", "WORKER"))]
     assert [head[0] for head in heads] == ["JOB", "SOURCE", "SINK", "WORKER"]
     rows = {line.split()[0]: line.split() for line in lines if line.startswith(("clicks", "failing", "alerts", "away"))}
-    assert rows["clicks"][1:3] == (["running", "1,234"] if width < 200 else ["running", "1"])
+    assert rows["clicks"][1] == "running"
+    assert "1,234" in rows["clicks"]
     assert rows["failing"][1] == "failed"
     assert "17" in rows["alerts"]
     assert "900" in rows["alerts"]
