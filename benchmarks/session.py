@@ -47,6 +47,7 @@ _SETUP_SECONDS = 40.0
 _RUN_SECONDS = 4.0
 _RUN_EVENTS_PER_S = 90_000.0
 _LIVE_SECONDS = 5.0
+_WARM_UP_SECONDS = 20.0
 _SATURATION_SECONDS = 4.0
 _PART_SECONDS = 8.0
 """At a part of the saturation: less than at a fixed rate, as it is for every system."""
@@ -122,6 +123,8 @@ class Options:
                 total += rounds * self.run_seconds(work) * len(names)
             if "limits" in self.parts:
                 total += rounds * self.run_seconds(work)
+            if self.live_parts(work):
+                total += self.steady_seconds[0] + _WARM_UP_SECONDS + _LIVE_SECONDS
             if "latency" in self.live_parts(work):
                 live = len(self.live_systems("latency", names))
                 warm_up, seconds = self.steady_seconds
@@ -299,6 +302,11 @@ class Session:
         options, outcome, work = self._options, self._outcome, place.bed.work.name
         texts = place.texts[: 1 << 16]
         warm_up, seconds = options.steady_seconds
+        # Members compile what live events need when they see the first of them; no system should pay that for the others.
+        for name in list(systems)[:1]:
+            with self._display.step(f"{work}: warming up with live events", _WARM_UP_SECONDS + _LIVE_SECONDS):
+                first = latency.Rate(latency.WARM_UP_RATE, _WARM_UP_SECONDS)
+                await latency.steady(systems[name], work, texts, [first], warm_up=warm_up, most=math.inf)
         if "latency" in options.parts:
             for name in options.live_systems("latency", list(systems)):
                 rates, most = [latency.Rate(rate, seconds) for rate in options.rates], math.inf
