@@ -302,7 +302,7 @@ class Session:
         options, outcome, work = self._options, self._outcome, place.bed.work.name
         texts = place.texts[: 1 << 16]
         warm_up, seconds = options.steady_seconds
-        # Members compile what live events need when they see the first of them; no system should pay that for the others.
+        # Members compile what live events need when they see the first: no system should pay that for the others.
         for name in list(systems)[:1]:
             with self._display.step(f"{work}: warming up with live events", _WARM_UP_SECONDS + _LIVE_SECONDS):
                 first = latency.Rate(latency.WARM_UP_RATE, _WARM_UP_SECONDS)
