@@ -48,16 +48,16 @@ class MqttSource:
             link.check()
             entries: list[tuple[Any, bytes]] = []
             poison: list[Poison] = []
-            numbers: list[int] = []
+            receipts: list[bytes] = []
             for message in link.take():
-                if message.qos:
-                    numbers.append(message.mid)
+                if message.receipt:
+                    receipts.append(message.receipt)
                 event = decode(message)
                 if isinstance(event, Poison):
                     poison.append(event)
                 elif event is not None:
                     entries.append(event)
-            yield Batch(entries, poison, numbers)
+            yield Batch(entries, poison, receipts)
 
     async def acknowledge(self, batch: Batch) -> None:
         """See `Source.acknowledge`."""

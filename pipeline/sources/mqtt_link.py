@@ -1,6 +1,7 @@
 """A connection to an MQTT broker whose messages are acknowledged when we say so, on asyncio's event loop.
 
-Paho's client does the protocol. It is driven from its socket's readiness, so there are no threads but for connecting.
+Paho's client does the protocol, all but messages and their receipts, which are too many for it. It is driven from its
+socket's readiness, so there are no threads but for connecting.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -21,10 +23,13 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from pipeline.errors import GridscoreError, UsageError
 from pipeline.job.types import seconds_of
 from pipeline.sources.base import SourceInterruptedError
+from pipeline.sources.mqtt_packets import Cutter, MalformedError, Message
+from pipeline.sources.mqtt_socket import MqttSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
+    from paho.mqtt.client import SocketLike
     from paho.mqtt.reasoncodes import ReasonCode
 
     from pipeline.job.plugs.mqtt_source import MqttSourceSettings
@@ -32,9 +37,12 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 15.0
 """How long the broker may take to let us in, and to subscribe us."""
 
+CLOSE_SECONDS = 1.0
+"""How long what we have to write may take at the end."""
+
 _MISC_SECONDS = 1.0
-_READS_AT_ONCE = 500
 _AT_HIGH = 2  # times what may be in flight: brokers of MQTT 3.1.1 do not know how much we want
+_PING = b"\xc0\x00"
 
 # Reason codes of MQTT 5 section 2.4; paho gives those of 3.1.1 the same names.
 _BAD_CREDENTIALS = {0x86, 0x87, 0x8C}
@@ -42,6 +50,13 @@ _BAD_CLIENT_ID = 0x85
 _BAD_PROTOCOL = {0x84, 0x81, 0x82}
 _TAKEN_OVER = 0x8E
 _REFUSED = 0x80
+
+
+class _Client(mqtt.Client):
+    """Paho's client, on a socket of ours."""
+
+    def _create_socket(self) -> SocketLike:
+        return MqttSocket(super()._create_socket())
 
 
 class MqttLink:
@@ -58,15 +73,20 @@ class MqttLink:
         self._loop = asyncio.get_running_loop()
         self._five = settings.protocol == "5"
         self._client = self._new_client()
-        self._socket: Any = None
+        self._socket: MqttSocket | None = None
+        self._cutter = Cutter(five=self._five)
         self._misc: asyncio.Task[None] | None = None
         self._connected: asyncio.Future[tuple[ReasonCode, Any]] = self._loop.create_future()
         self._filters: Sequence[str] = ()
         self._arrived = asyncio.Event()
         self._lost: GridscoreError | None = None
-        self._received = self._in_flight = 0
+        self._in_flight = 0  # not acknowledged
+        self._loose = 0  # with QoS 0, not taken yet
         self._paused = self._closing = False
-        self._messages: list[mqtt.MQTTMessage] = []
+        self._written = asyncio.Event()
+        self._written.set()
+        self._pinged_at = 0.0
+        self._messages: list[Message] = []
 
     async def connect(self) -> None:
         """Connect, and take up our session.
@@ -83,7 +103,7 @@ class MqttLink:
             self._client.username_pw_set(settings.username, settings.password)
         properties = None
         if self._five:
-            properties = Properties(PacketTypes.CONNECT)
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = min(int(seconds_of(settings.session)), 0xFFFFFFFF)
             properties.ReceiveMaximum = settings.in_flight
         self._client.connect_timeout = ANSWER_SECONDS
@@ -98,12 +118,12 @@ class MqttLink:
             )
         except (OSError, ValueError) as error:
             raise _connect_error(settings.broker, error) from error
-        self._socket = self._client.socket()
-        if self._socket is None:
+        connected = self._client.socket()
+        if not isinstance(connected, MqttSocket):
             raise SourceInterruptedError(f"{settings.broker} has closed the connection.", "Is it an MQTT broker?")
-        self._socket.setblocking(False)
-        self._loop.add_reader(self._socket, self._read)
-        self._want_write()
+        self._socket = connected
+        self._loop.add_reader(connected.fileno(), self._read)
+        self._write()
         self._misc = asyncio.create_task(self._keep_alive())
         try:
             reason, granted = await asyncio.wait_for(self._connected, ANSWER_SECONDS)
@@ -156,23 +176,24 @@ class MqttLink:
         if self._lost is not None:
             raise self._lost
 
-    def take(self) -> list[mqtt.MQTTMessage]:
+    def take(self) -> list[Message]:
         """The messages that have come."""
         taken, self._messages = self._messages, []
+        self._loose = 0
         self._go_on()
         return taken
 
-    def acknowledge(self, numbers: Iterable[int]) -> None:
+    def acknowledge(self, receipts: Sequence[bytes]) -> None:
         """Confirm messages, in the order in which they came.
 
         Raises:
             SourceInterruptedError: The connection is lost; they will come again.
         """
-        if self._lost is not None:
-            raise self._lost
-        for number in numbers:
-            self._client.ack(number, 1)
-            self._in_flight -= 1
+        self.check()
+        if self._socket is not None and receipts:
+            self._socket.send(b"".join(receipts))
+            self._in_flight -= len(receipts)
+            self._write()
         self._go_on()
 
     async def close(self) -> None:
@@ -183,31 +204,27 @@ class MqttLink:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._misc
         if self._lost is None and self._socket is not None:
+            with contextlib.suppress(TimeoutError):  # what was acknowledged last
+                await asyncio.wait_for(self._written.wait(), CLOSE_SECONDS)
             self._client.disconnect()
-            for _ in range(_READS_AT_ONCE):  # what is still to be written: confirmations, and that we go
-                if self._client.socket() is None or not self._client.want_write():
-                    break
-                self._client.loop_write()
-                await asyncio.sleep(0)
+            self._client.loop_write()  # ends with closing the socket
         self._let_go()
 
     # ------------------------------------------------------------------ paho's side
 
     def _new_client(self) -> mqtt.Client:
-        client = mqtt.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if self._five else False,
             protocol=MQTTProtocolVersion.MQTTv5 if self._five else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
-            manual_ack=True,
         )
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
-        client.on_message = self._on_message
         client.on_disconnect = self._on_disconnect
-        client.on_socket_register_write = lambda *_: self._loop.call_soon_threadsafe(self._want_write)
-        client.on_socket_unregister_write = lambda *_: self._loop.call_soon_threadsafe(self._no_write)
+        client.on_socket_register_write = self._on_write
+        client.on_socket_close = self._on_close
         return client
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, properties: Any) -> None:
@@ -223,13 +240,6 @@ class MqttLink:
                         "May this user read it? Does the broker allow wildcards and shared subscriptions?",
                     )
                 )
-        self._arrived.set()
-
-    def _on_message(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self._received += 1
-        if message.qos:
-            self._in_flight += 1
-        self._messages.append(message)
         self._arrived.set()
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
@@ -251,48 +261,95 @@ class MqttLink:
     # ------------------------------------------------------------------ the socket
 
     def _read(self) -> None:
-        for _ in range(_READS_AT_ONCE):
-            if self._socket is None or self._paused:
-                return
-            before = self._received
-            if self._client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS or self._client.socket() is None:
-                return
-            if self._in_flight + len(self._messages) > _AT_HIGH * self._settings.in_flight:
+        link = self._socket
+        if link is None or self._paused:
+            return
+        data, more = link.receive()
+        self._cutter.feed(data)
+        try:
+            self._cut(link)
+        except MalformedError as error:
+            self._fail(SourceInterruptedError(f"What comes from {self._settings.broker} is no MQTT: {error}"))
+            self._let_go()
+            return
+        if link.ended:
+            self._client.loop_read()  # finds out how, says so, and closes
+        elif more:
+            self._loop.call_soon(self._read)
+
+    def _cut(self, link: MqttSocket) -> None:
+        """Take the messages that are whole, as many as we want; the library gets every other packet."""
+        limit = _AT_HIGH * self._settings.in_flight
+        while self._socket is not None:
+            room = limit - self._in_flight - self._loose
+            if room <= 0:
                 self._paused = True
-                self._loop.remove_reader(self._socket)
+                self._loop.remove_reader(link.fileno())
                 return
-            if self._received == before:
+            messages, other = self._cutter.take(room)
+            if messages:
+                self._messages += messages
+                confirmable = sum(1 for message in messages if message.receipt)
+                self._in_flight += confirmable
+                self._loose += len(messages) - confirmable
+                self._arrived.set()
+            if other:
+                link.offer(other)
+                self._client.loop_read()
+            elif len(messages) < room:
                 return
 
     def _go_on(self) -> None:
-        if self._paused and self._in_flight + len(self._messages) < self._settings.in_flight:
+        if self._paused and self._in_flight + self._loose < self._settings.in_flight:
             self._paused = False
             if self._socket is not None:
-                self._loop.add_reader(self._socket, self._read)
-                # What TLS has unpacked already makes the socket no more readable.
-                self._loop.call_soon(self._read)
+                self._loop.add_reader(self._socket.fileno(), self._read)
+                self._loop.call_soon(self._read)  # what was read already waits for no socket
 
-    def _want_write(self) -> None:
-        if self._socket is not None and self._client.socket() is not None and self._client.want_write():
-            self._loop.add_writer(self._socket, self._client.loop_write)
+    def _on_write(self, *_: Any) -> None:
+        self._loop.call_soon_threadsafe(self._write)
 
-    def _no_write(self) -> None:
-        if self._socket is not None and not self._client.want_write():
-            self._loop.remove_writer(self._socket)
+    def _write(self) -> None:
+        """Write what the library and we have to, now or as soon as it goes."""
+        link = self._socket
+        if link is None:
+            return
+        if self._client.want_write():
+            self._client.loop_write()
+        done, was_done = link.flush(), self._written.is_set()
+        if link.ended:
+            self._client.loop_read()
+        elif self._socket is not None and done and not was_done:
+            self._loop.remove_writer(link.fileno())
+            self._written.set()
+        elif self._socket is not None and was_done and not done:
+            self._loop.add_writer(link.fileno(), self._write)
+            self._written.clear()
 
     async def _keep_alive(self) -> None:
         while self._lost is None:
             await asyncio.sleep(_MISC_SECONDS)
-            self._client.loop_misc()
+            if not self._paused:
+                self._client.loop_misc()
+            elif self._socket is not None and time.monotonic() - self._pinged_at > self._settings.keep_alive / 2:
+                # The library would wait for an answer, which we do not read now.
+                self._pinged_at = time.monotonic()
+                self._socket.send(_PING)
+                self._write()
+
+    def _on_close(self, *_: Any) -> None:
+        link, self._socket = self._socket, None
+        if link is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._loop.remove_reader(link.fileno())
+                self._loop.remove_writer(link.fileno())
 
     def _let_go(self) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._loop.remove_reader(self._socket)
-                self._loop.remove_writer(self._socket)
+        link = self._socket
+        self._on_close()
+        if link is not None:
             with contextlib.suppress(OSError):
-                self._socket.close()
-            self._socket = None
+                link.close()
 
 
 def _tls(settings: MqttSourceSettings) -> ssl.SSLContext:

@@ -10,13 +10,13 @@ import msgspec
 
 from pipeline.sources.base import Poison
 from pipeline.sources.keys import key_of
+from pipeline.sources.mqtt_packets import user_property
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paho.mqtt.client import MQTTMessage
-
     from pipeline.job.plugs.mqtt_source import MqttSourceSettings
+    from pipeline.sources.mqtt_packets import Message
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -63,21 +63,21 @@ class MessageDecoder:
         group = self._settings.group
         return [f"$share/{group}/{each.filter}" if group else each.filter for each in self._templates]
 
-    def decode(self, message: MQTTMessage) -> tuple[Any, bytes] | Poison | None:
+    def decode(self, message: Message) -> tuple[Any, bytes] | Poison | None:
         """An event's key and JSON text, or why it is none; None for what takes a retained message away."""
-        payload = bytes(message.payload)
+        payload = message.payload
         if not payload:
             return None
-        topic, key = "", ""
+        topic = ""
         try:
-            topic = message.topic
-            key = self._hash(topic, payload)
-            return self._event(message, topic, payload, key)
+            topic = message.topic.decode()
+            return self._event(message, topic, payload)
         except ValueError as error:  # a topic that is not UTF-8 among them
+            key = _hash(message)
             origin = f"{topic or 'a topic that is not UTF-8'}#{key}"
-            return Poison(origin, key or self._hash("", payload), payload[: self._settings.max_message], str(error))
+            return Poison(origin, key, payload[: self._settings.max_message], str(error))
 
-    def _event(self, message: MQTTMessage, topic: str, payload: bytes, key: Any) -> tuple[Any, bytes]:
+    def _event(self, message: Message, topic: str, payload: bytes) -> tuple[Any, bytes]:
         settings = self._settings
         if len(payload) > settings.max_message:
             raise ValueError(f"It has {len(payload):,} bytes; the limit is {settings.max_message:,}.")
@@ -89,10 +89,15 @@ class MessageDecoder:
         if parts := self._parts(topic):
             fields.update(parts)
             text = None
+        key: Any
         if settings.key:
             key = key_of(fields, settings.key)
         elif settings.key_property is not None:
-            key = _property(message, settings.key_property)
+            key = user_property(message.properties, settings.key_property)
+            if key is None:
+                raise ValueError(f"It has no user property `{settings.key_property}`, which is the key.")
+        else:
+            key = _hash(message)
         if settings.received_field is not None:
             fields[settings.received_field] = datetime.now(UTC).isoformat(timespec="milliseconds")
             text = None
@@ -106,6 +111,8 @@ class MessageDecoder:
         """
         try:
             value = _decode(payload)
+        except RecursionError:
+            raise ValueError("It is nested too deeply.") from None
         except msgspec.DecodeError as error:
             if self._settings.value_field is None:
                 raise ValueError(f"It is no JSON: {error}") from None
@@ -134,21 +141,16 @@ class MessageDecoder:
         parts = self._topics.get(topic)
         if parts is None:
             parts = next((found for each in self._templates if (found := each.fields(topic)) is not None), {})
-            if len(self._topics) >= _KNOWN_TOPICS:
-                self._topics.clear()
-            self._topics[topic] = parts
+            if len(topic) <= _LONGEST_KNOWN_TOPIC:
+                if len(self._topics) >= _KNOWN_TOPICS:
+                    self._topics.clear()
+                self._topics[topic] = parts
         return parts
-
-    @staticmethod
-    def _hash(topic: str, payload: bytes) -> str:
-        return blake2b(topic.encode() + b"\0" + payload, digest_size=16).hexdigest()
 
 
 _KNOWN_TOPICS = 100_000
+_LONGEST_KNOWN_TOPIC = 256  # anybody who may publish can make up others, of 64 KiB each
 
 
-def _property(message: MQTTMessage, name: str) -> str:
-    for each, value in getattr(message.properties, "UserProperty", ()):
-        if each == name and value:
-            return str(value)
-    raise ValueError(f"It has no user property `{name}`, which is the key.")
+def _hash(message: Message) -> str:
+    return blake2b(message.topic + b"\0" + message.payload, digest_size=16).hexdigest()

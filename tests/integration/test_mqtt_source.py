@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from contextlib import aclosing, asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -53,16 +54,19 @@ def settings(mqtt, unique):
 class Device:
     """Publishes with QoS 1, and says when the broker has it."""
 
-    def __init__(self, url):
+    def __init__(self, url, certificate=None):
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
         address = urlsplit(url)
+        if certificate is not None:
+            self._client.tls_set(certificate)
+            self._client.username_pw_set(USER, PASSWORD)
         self._client.connect(address.hostname, address.port)
         self._client.loop_start()
 
-    def publish(self, topic, *payloads, **user_properties):
+    def publish(self, topic, *payloads, qos=1, **user_properties):
         properties = Properties(PacketTypes.PUBLISH)
         properties.UserProperty = list(user_properties.items())
-        for sent in [self._client.publish(topic, each, qos=1, properties=properties) for each in payloads]:
+        for sent in [self._client.publish(topic, each, qos=qos, properties=properties) for each in payloads]:
             sent.wait_for_publish(SECONDS)
             assert sent.is_published()
 
@@ -72,8 +76,8 @@ class Device:
 
 
 @asynccontextmanager
-async def device(url):
-    made = await asyncio.to_thread(Device, url)
+async def device(*address):
+    made = await asyncio.to_thread(Device, *address)
     try:
         yield made
     finally:
@@ -172,6 +176,66 @@ async def test_what_is_not_acknowledged_comes_again_and_what_comes_meanwhile_is_
     assert dict(second).items() <= dict(third).items()
     assert not dict(first).keys() & dict(third).keys()
     assert {json.loads(text)["n"] for _, text in third} == set(range(10, 30))
+
+
+async def test_large_messages_come_whole_among_small_ones(settings, publish, protocol, unique):
+    topic = f"plant/{unique}/1/x"
+    texts = [json.dumps({"n": n, "pad": "x" * (200_000 if n % 7 == 3 else n)}).encode() for n in range(30)]
+    async with opened(settings(protocol=protocol, key=["n"], topic=[f"plant/{unique}/#"])) as source:
+        await publish(topic, *texts)
+        entries, _ = await read(source, 30)
+    assert dict(entries) == dict(enumerate(texts))
+
+
+async def test_what_a_session_holds_of_qos_2_comes_and_is_confirmed(settings, publish, mqtt, protocol, unique):
+    if mqtt.kind != "mosquitto":
+        pytest.skip("rumqttd keeps no session")
+    wanted = settings(protocol=protocol)
+
+    def subscribe_before():
+        five = protocol == "5"
+        version = paho.MQTTv5 if five else paho.MQTTv311
+        more = {} if five else {"clean_session": False}
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=wanted.client_id, protocol=version, **more)
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = 600
+        address = urlsplit(wanted.broker)
+        client.connect(
+            address.hostname, address.port, **({"clean_start": False, "properties": properties} if five else {})
+        )
+        subscribed = threading.Event()
+        client.on_subscribe = lambda *_: subscribed.set()
+        client.loop_start()
+        client.subscribe(f"plant/{unique}/+/+", qos=2)
+        assert subscribed.wait(SECONDS)
+        client.disconnect()
+        client.loop_stop()
+
+    await asyncio.to_thread(subscribe_before)
+    await publish(f"plant/{unique}/1/x", *(b'{"n":%d}' % n for n in range(50)), qos=2)
+    async with opened(wanted) as source:
+        entries, _ = await read(source, 50)
+        await publish(f"plant/{unique}/1/x", b'{"n":50}')
+        more, _ = await read(source, 1)
+    assert [json.loads(text)["n"] for _, text in entries + more] == list(range(51))
+    async with opened(wanted) as source:
+        await publish(f"plant/{unique}/1/x", b'{"n":51}')
+        rest, _ = await read(source, 1)
+    assert [json.loads(text)["n"] for _, text in rest] == [51]
+
+
+async def test_many_messages_come_by_tls(settings, guarded_mqtt, certificates, unique, protocol):
+    url = guarded_mqtt.url if protocol == "5" else guarded_mqtt.url_3
+    more = {"username": USER, "password": PASSWORD, "ca_file": str(certificates[0])}
+    texts = [json.dumps({"n": n, "pad": "x" * 500}).encode() for n in range(2_000)]
+    async with (
+        opened(settings(broker=url, protocol=protocol, key=["n"], topic=[f"plant/{unique}/#"], **more)) as source,
+        device(guarded_mqtt.url, str(certificates[0])) as one,
+    ):
+        sending = asyncio.create_task(asyncio.to_thread(one.publish, f"plant/{unique}", *texts))
+        entries, _ = await read(source, 2_000)
+        await sending
+    assert dict(entries) == dict(enumerate(texts))
 
 
 async def test_sources_of_a_group_share_the_messages(settings, publish, unique):
