@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 120.0
 """Longer than the workers are suspended; leases of that length are renewed by the same commits."""
 
-_WARM_UP_EVENTS = 50_000
+_WARM_UP_EVENTS = 200_000
 _PUT_PER_SECOND = 80_000.0
 _SCORED_PER_SECOND = 120_000.0
 _SETUP_SECONDS = 20.0
