@@ -69,7 +69,7 @@ def _said(detail: Any, path: Path) -> str:
         "tuple_type": "a list",
     }
     if kind in names:
-        return f"it must be {names[kind]}" + ("" if is_secret(path[-1]) else f", not {_shown(value)}")
+        return f"it must be {names[kind]}" + ("" if any(map(is_secret, path)) else f", not {_shown(value)}")
     if kind == "too_short":
         return "it is empty"
     if kind == "too_long":

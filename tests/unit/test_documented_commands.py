@@ -31,7 +31,7 @@ def commands():
                 yield pytest.param(words, id=f"{page.stem}: {' '.join(words[1:])[:60]}")
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", list(commands()))
 def test_a_command_of_the_pages_is_taken(words):
     taken = []
     app = typer.Typer()
