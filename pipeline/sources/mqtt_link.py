@@ -85,7 +85,7 @@ class MqttLink:
         self._paused = self._closing = False
         self._written = asyncio.Event()
         self._written.set()
-        self._pinged_at = 0.0
+        self._ping_seconds, self._pinged_at = seconds_of(settings.keep_alive) / 2, 0.0
         self._messages: list[Message] = []
 
     async def connect(self) -> None:
@@ -331,7 +331,7 @@ class MqttLink:
             await asyncio.sleep(_MISC_SECONDS)
             if not self._paused:
                 self._client.loop_misc()
-            elif self._socket is not None and time.monotonic() - self._pinged_at > self._settings.keep_alive / 2:
+            elif self._socket is not None and time.monotonic() - self._pinged_at > self._ping_seconds:
                 # The library would wait for an answer, which we do not read now.
                 self._pinged_at = time.monotonic()
                 self._socket.send(_PING)

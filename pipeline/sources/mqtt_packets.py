@@ -80,6 +80,8 @@ class Cutter:
         data, at, end, five = self._data, self._at, len(self._data), self._five
         messages: list[Message] = []
         other = b""
+        if self._missing:
+            return messages, other
         while len(messages) < most and at + 1 < end:
             first, size, body = data[at], data[at + 1], at + 2
             if size & _MORE:
