@@ -430,6 +430,15 @@ class Producer:
         self._due.add(partition)
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look())
+            self._looking.add_done_callback(self._looked)
+
+    def _looked(self, looking: asyncio.Task[None]) -> None:
+        """Nobody looks any more. If that is because of an error, those who wait for room must not do so for ever."""
+        error = None if looking.cancelled() else looking.exception()
+        if error is not None:
+            failure = GridError(f"The room in `{self.map_name}` cannot be seen: {error or type(error).__name__}")
+            failure.__cause__ = error
+            self._give_up([each for each in self._partitions if each.queue], failure)
 
     async def _look(self) -> None:
         """Look at the partitions that are due until none is."""

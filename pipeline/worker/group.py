@@ -101,7 +101,9 @@ class Group:
         self._stats = stats
         self.leases = Leases(grid, subscription.group, members.worker, seconds=seconds, dated=subscription.dated)
         self.offsets = Offsets()
-        self.reader = JournalReader(grid, subscription.map, self._regressed, self._look_into)
+        self.reader = JournalReader(
+            grid, subscription.map, self._regressed, self._look_into, remember=subscription.remember
+        )
         self._losses = Losses(grid, subscription, stats, self.leases, self.offsets, self.reader.fail)
         self._beginning: dict[int, object] = {}  # partitions that will be read, each with what asked for it last
         self._giving: set[int] = set()
@@ -222,8 +224,9 @@ class Group:
                 offset = await self._position(lease)
             if offset is not None:
                 offset = await self._subscriber.take_over(lease, offset)
-        except (HazelcastError, GridError, TimeoutError) as error:
-            _log.warning("%s: partition %d could not be begun: %s", self._name, partition, error or "no answer")
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it must not be held for ever and never be read
+            offset, what = None, str(error) or type(error).__name__
+            _log.warning("%s: partition %d could not be begun: %s", self._name, partition, what)
         if self._beginning.get(partition) is lease:
             del self._beginning[partition]
             if offset is None or self.leases.held.get(partition) is not lease:
@@ -294,6 +297,9 @@ class Group:
         self._giving.update(partitions)
         try:
             await self._release(partitions)
+        except asyncio.CancelledError:
+            partitions = ()  # we leave, and give them back with all the others
+            raise
         finally:
             for partition in partitions:
                 self.drop(partition)
@@ -402,26 +408,53 @@ class Group:
         if lease is not None:
             # What is under way is of the journal that was, and must have come before anything of the new one does.
             lease.unsettled = lease.unsettled or not self.offsets.settled(partition)
-        self.offsets.forget(partition)
+        if not self._subscription.remember:
+            self.offsets.forget(partition)
         token = self._beginning[partition] = object()
 
         async def restart() -> None:
-            begun = False
+            position = None
             try:
                 if lease is not None and (not lease.unsettled or await self._settle(partition, token)):
                     lease.unsettled = False
-                    begun = await self._begin_again(partition, oldest)
+                    position = await self._position_again(partition, oldest)
             except (HazelcastError, GridError) as error:
                 _log.warning("%s: partition %d could not be begun again: %s", self._name, partition, error)
             finally:
                 if self._beginning.get(partition) is token:
                     del self._beginning[partition]
-                    if begun and lease is not None:
-                        self._read(lease, oldest)
+                    if position is not None and lease is not None:
+                        self._read(lease, position)
                     else:
                         self._lose([partition])
 
         self._spawn(restart())
+
+    async def _position_again(self, partition: int, oldest: int) -> int | None:
+        """Where to go on in a journal that is no longer what it was; None if the partition is no longer ours."""
+        last = await self.reader.standing(partition)
+        if last is None:
+            self.offsets.forget(partition)
+            return oldest if await self._begin_again(partition, oldest) else None
+        # Reads do not wait for backups. So when a member dies, we may have read what its backup has not, and what is
+        # written again has the same sequences: hence another epoch.
+        try:
+            async with asyncio.timeout(self.leases.seconds):
+                await self.offsets.settle([partition])
+        except TimeoutError:
+            pass  # it is done once more
+        there = self.offsets.acknowledged(partition)
+        self.offsets.forget(partition)
+        position = last + 1 if there is None else min(last + 1, there.offset)
+        _log.warning(
+            "%s: the journal of partition %d has lost what came after %d: going on at %d",
+            self._name,
+            partition,
+            last,
+            position,
+            extra={"action": "journal_behind", "partition": partition},
+        )
+        return position if await self.leases.reset(partition, position) else None
 
     async def _begin_again(self, partition: int, oldest: int) -> bool:
         await self._losses.regression(partition)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from hazelcast.errors import HazelcastError, OperationTimeoutError
 
@@ -41,7 +41,7 @@ class Written(NamedTuple):
     began: float
 
 
-Outcome = Written | HazelcastError | None
+Outcome: TypeAlias = "Written | HazelcastError | None"
 """Of a change: what was written, an error if nobody knows, or None if the record was not what was expected."""
 
 

@@ -96,7 +96,7 @@ class Losses:
             # Written before the offset passes the gap, so that it outlives us.
             await rescan.request(self._grid, self._name, [partition], "gap")
         elif self._subscription.on_loss == "halt":
-            await self._pass(partition, first, lost)
+            await self._pass(partition, expected, first, lost)
             self._fail(
                 EventsLostError(
                     f"Partition {partition} of `{self._subscription.map}` lost {lost} events before they were read, "
@@ -132,12 +132,16 @@ class Losses:
                 )
             )
 
-    async def _pass(self, partition: int, first: int, lost: int) -> None:
-        """Commit past a gap, so that what is started again goes on behind it."""
+    async def _pass(self, partition: int, expected: int, first: int, lost: int) -> None:
+        """Commit past a gap, so that what is started again goes on behind it; but not past what is still to be done.
+
+        What was read before the gap was found may wait to be written. If that takes too long nothing is committed, and
+        what is started again comes to the gap once more.
+        """
         try:
             async with asyncio.timeout(_HALT_SECONDS):
-                await self._offsets.settle([partition])
-                there = self._offsets.acknowledged(partition)
+                while (there := self._offsets.acknowledged(partition)) is not None and there.offset < expected:
+                    await self._offsets.change()
                 if there is not None:
                     behind = Progress(first, there.lost + lost)
                     await self._leases.commit({partition: behind})

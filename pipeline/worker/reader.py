@@ -12,16 +12,16 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError, UnsupportedOperationError
 
-from pipeline.errors import GridscoreError
+from pipeline.errors import GridError, GridscoreError
 from pipeline.grid.journal import Journal, journal_missing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 
     from pipeline.grid import Grid
     from pipeline.grid.journal import Page
@@ -43,6 +43,10 @@ READ_AHEAD_BYTES = 32 * 1024 * 1024
 
 _RETRY_SECONDS = 0.5
 _TELL_SECONDS = 1.0
+_LOOK_SECONDS = 10.0
+
+
+_UNKNOWN = -1
 
 
 @dataclass(slots=True, eq=False)
@@ -54,12 +58,14 @@ class Cursor:
         position: Next sequence to read.
         epoch: Of the lease under which it is read.
         doubt: Sequence before which events may have results already, written by somebody before us.
+        seen: Sequence and hash of the newest entries that were read, as many as are remembered.
     """
 
     partition: int
     position: int
     epoch: int = 0
     doubt: int = 0
+    seen: deque[tuple[int, int]] = field(default_factory=deque)
     reading: bool = False
     parked: asyncio.Future[Page | None] | None = None
 
@@ -91,6 +97,7 @@ class JournalReader:
         regressed: Called with a partition and the sequence at which its journal has begun again; it is not read on.
         look_into: Called with a cursor, a page in doubt or behind a gap, and the size of the gap; gives the page to
             take instead. If it fails, the page is read again.
+        remember: How many of the newest entries of a partition are remembered; see `standing`.
     """
 
     def __init__(
@@ -99,11 +106,15 @@ class JournalReader:
         map_name: str,
         regressed: Callable[[int, int], None],
         look_into: Callable[[Cursor, Page, int], Awaitable[Page]],
+        *,
+        remember: int = 0,
     ) -> None:
         self._grid = grid
         self._journal = Journal(grid, map_name)
         self._regressed = regressed
         self._look_into = look_into
+        self._remember = remember
+        self._remembered: dict[int, Sequence[tuple[int, int]]] = {}  # of journals that are no longer what they were
         self._cursors: dict[int, Cursor] = {}
         self._inbox: deque[Arrival] = deque()
         self._inbox_events = self._inbox_bytes = 0
@@ -145,7 +156,8 @@ class JournalReader:
         self.stop(partition)
         if self._closed:
             return
-        cursor = self._cursors[partition] = Cursor(partition, position, epoch, doubt)
+        cursor = Cursor(partition, position, epoch, doubt, deque(maxlen=self._remember))
+        self._cursors[partition] = cursor
         self._read(cursor)
 
     def stop(self, partition: int) -> None:
@@ -201,14 +213,71 @@ class JournalReader:
             task.cancel()
 
     async def check(self, partition: int) -> None:
-        """Compare a partition's position with its journal: finds one that has begun again while a read was parked."""
+        """Compare a partition's position with its journal: finds one that has begun again while a read was parked.
+
+        So is what is remembered: finds one that has lost its newest entries, and has others in their place.
+
+        Raises:
+            GridError: The cluster did not answer.
+        """
         cursor = self._cursors.get(partition)
         if cursor is None:
             return
-        before = cursor.position
+        before, seen = cursor.position, list(cursor.seen)[-self._page_events :]
         oldest, newest = await self._journal.bounds(partition)
-        if self._cursors.get(partition) is cursor and newest + 1 < before:
+        another = newest + 1 < before
+        if not another and seen and seen[-1][0] >= oldest:
+            another = await self._last_standing(partition, seen, oldest, newest) not in (seen[-1][0], _UNKNOWN)
+        if another and self._cursors.get(partition) is cursor:
             self._begin_again(partition, before, oldest)
+
+    async def standing(self, partition: int) -> int | None:
+        """Of a journal that is no longer what it was: the last sequence up to which it has what was read of it.
+
+        None if it has nothing of what is remembered, or nothing is remembered.
+
+        Raises:
+            GridError: The cluster did not answer.
+        """
+        seen = self._remembered.pop(partition, ())
+        if not seen:
+            return None
+        last = await self._last_standing(partition, seen, *await self._journal.bounds(partition))
+        return None if last == _UNKNOWN else last
+
+    async def _last_standing(
+        self, partition: int, seen: Sequence[tuple[int, int]], oldest: int, newest: int
+    ) -> int | None:
+        """The last of these entries up to which the journal has them as they were seen.
+
+        None if it has others; `_UNKNOWN` if it has overwritten them, or does not go as far.
+        """
+        wanted = [sequence for sequence, _ in seen if oldest <= sequence <= newest]
+        if not wanted:
+            return _UNKNOWN
+        there: dict[int, int] = {}
+        begin = position = wanted[0]
+        try:
+            # Should it lose still more just now, there would be nothing to read until something is put.
+            async with asyncio.timeout(_LOOK_SECONDS):
+                while position <= wanted[-1]:
+                    page = await self._journal.read(partition, position, self._page_events)
+                    if page is None:
+                        break
+                    if page.first > position:
+                        begin = page.first  # what was overwritten meanwhile says nothing
+                    there.update(_hashes(page, len(page.keys)))
+                    position = page.next
+        except (HazelcastError, TimeoutError) as error:
+            what = error or "no answer"
+            raise GridError(f"The journal of `{self._journal.map_name}` could not be read: {what}") from error
+        last: int | None = None
+        compared = [(sequence, each) for sequence, each in seen if begin <= sequence <= newest]
+        for sequence, each in compared:
+            if there.get(sequence) != each:
+                break
+            last = sequence
+        return last if compared else _UNKNOWN
 
     async def wait(self) -> None:
         """Return when something has arrived.
@@ -244,12 +313,16 @@ class JournalReader:
             self._read(arrival.cursor)
         return taken
 
+    @property
+    def _page_events(self) -> int:
+        """How many events a read asks for."""
+        return max(1, min(PAGE_EVENTS, int(PAGE_BYTES / self._event_bytes)))
+
     def _read(self, cursor: Cursor) -> None:
         if cursor.reading:
             return
         cursor.reading = True
-        wanted = max(1, min(PAGE_EVENTS, int(PAGE_BYTES / self._event_bytes)))
-        cursor.parked = self._journal.read(cursor.partition, cursor.position, wanted)
+        cursor.parked = self._journal.read(cursor.partition, cursor.position, self._page_events)
         cursor.parked.add_done_callback(lambda done: self._answered(cursor, done))
 
     def _answered(self, cursor: Cursor, done: asyncio.Future[Page | None]) -> None:
@@ -279,7 +352,7 @@ class JournalReader:
         """Take a page that has to be looked into first."""
         try:
             page = await self._look_into(cursor, page, gap)
-        except (GridscoreError, HazelcastError) as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the partition must not stand still for ever
             cursor.reading = False
             if self._cursors.get(cursor.partition) is cursor:
                 self._failed(cursor, error)
@@ -290,6 +363,8 @@ class JournalReader:
 
     def _accept(self, cursor: Cursor, page: Page, gap: int) -> None:
         cursor.position = page.next
+        if self._remember:
+            cursor.seen.extend(_hashes(page, self._remember))
         # Heavier events count at once, lighter ones by and by.
         seen = page.size / (page.next - page.first)
         self._event_bytes = max(seen, (self._event_bytes + seen) / 2)
@@ -345,14 +420,18 @@ class JournalReader:
             self._read(cursor)
 
     def _begin_again(self, partition: int, position: int, oldest: int) -> None:
-        _log.error(
-            "`%s` partition %d: its journal begins again at %d, %d had been read; the map has lost writes",
-            self._journal.map_name,
-            partition,
-            oldest,
-            position - 1,
-            extra={"action": "regression", "partition": partition},
-        )
+        cursor = self._cursors.get(partition)
+        if cursor is not None and cursor.seen:
+            self._remembered[partition] = list(cursor.seen)  # whoever is told can find out how much it has lost
+        else:
+            _log.error(
+                "`%s` partition %d: its journal begins again at %d, %d had been read; the map has lost writes",
+                self._journal.map_name,
+                partition,
+                oldest,
+                position - 1,
+                extra={"action": "regression", "partition": partition},
+            )
         self.stop(partition)
         self._regressed(partition, oldest)
 
@@ -360,3 +439,9 @@ class JournalReader:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _hashes(page: Page, most: int) -> Iterator[tuple[int, int]]:
+    """Sequence and hash of the last entries of a page."""
+    entries = zip(page.keys[-most:], page.values[-most:], strict=True)
+    return zip(page.sequences[-most:], map(hash, entries), strict=True)

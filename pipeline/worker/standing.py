@@ -48,7 +48,7 @@ async def results_of(grid: Grid, map_name: str, partition: int, keys: Sequence[b
     for key, value in (await values_of(grid, map_name, partition, keys)).items():
         try:
             found[key] = _decode(payload(value))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found[key] = ResultOrigin()  # something stands there, and it is none of our results
     return found
 

@@ -79,6 +79,23 @@ def test_partitions_of_a_worker_that_left_are_taken_at_once(world):
     assert seconds_until(world, lambda: set(world.owners().values()) == {second}) < 2.0
 
 
+def test_a_worker_that_is_stopped_while_it_gives_back_gives_all_of_it_back(world):
+    first = world.start()
+    settled(world)
+    group = world.workers[first].worker.runners["sim"].group
+    # What was taken last goes first. A write of it is never answered, and is waited for.
+    last = list(group.held)[-1]
+    world.cluster.faults.append(Fault("silence", request="Map.PutAll", map="results.*", partition=last))
+    put(world, "busy")
+    second = world.start()
+    assert world.time.run_until(lambda: last in group._giving, seconds=30.0)
+    rest = group._giving - {last}
+    assert rest
+    world.stop(first)
+    assert seconds_until(world, lambda: {world.owners()[partition] for partition in rest} == {second}) < 4.0
+    settled(world)
+
+
 @pytest.mark.parametrize("how", ["kill", "pause"])
 def test_partitions_of_a_worker_that_died_are_taken_within_ten_seconds(world, how):
     first, second = world.start(), world.start()

@@ -195,7 +195,7 @@ class Process:
                 await asyncio.sleep(1.0)  # the network broke just then
         stop = self.loop.create_task(self._stop.wait())
         while not self.stopping:
-            worker = Worker(grid, ["sim"], lease_seconds=LEASE_SECONDS)
+            worker = self.worker = Worker(grid, ["sim"], lease_seconds=LEASE_SECONDS)
             worker.id = worker._members.worker = self.name
             run = self.loop.create_task(worker.run())
             await asyncio.wait((run, stop), return_when=asyncio.FIRST_COMPLETED)
