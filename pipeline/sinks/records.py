@@ -21,6 +21,7 @@ SINKS_MAP = "gridscore.sinks"
 PROCESSES_MAP = "gridscore.sink-processes"
 
 _ATTEMPTS = 5
+_REMEMBER = 128
 
 
 def group_of(name: str) -> str:
@@ -31,7 +32,17 @@ def group_of(name: str) -> str:
 def subscription_of(name: str, settings: SinkSettings) -> Subscription:
     """What the group of a sink reads."""
     again = "The same command, given again,"
-    return Subscription(group_of(name), settings.results, settings.start, settings.on_loss, again=again)
+    return Subscription(
+        group_of(name),
+        settings.results,
+        settings.start,
+        settings.on_loss,
+        again=again,
+        # A destination outlives the grid: what comes after a cluster has lost everything must not look older there.
+        dated=True,
+        # A result may be delivered before a backup has it. When its member dies then, not everything is to come again.
+        remember=_REMEMBER,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +94,25 @@ async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> 
             "Give the sink another name with --name.",
         )
 
+    to = settings.destination
+    hint = f"Give this one another name with --name; or forget that one: `gridscore sink forget {name}`."
+
     def change(current: dict[str, Any] | None) -> dict[str, Any]:
         if current is None:
-            return {"kind": kind, "map": settings.results, "start": settings.start, "created_at": _now()}
+            return {"kind": kind, "map": settings.results, "start": settings.start, "created_at": _now(), "to": to}
         if (current.get("kind"), current.get("map")) != (kind, settings.results):
             raise UsageError(
                 f"There is a sink `{name}` already: it delivers `{current.get('map')}` to {current.get('kind')}, and "
                 "its offsets would mean nothing here.",
-                f"Give this one another name with --name; or forget that one: `gridscore sink forget {name}`.",
+                hint,
             )
-        return current
+        if current.get("to", to) != to:
+            raise UsageError(
+                f"There is a sink `{name}` already: it delivers to {current['to']}, and its offsets would mean nothing "
+                f"for {to}.",
+                hint,
+            )
+        return {**current, "to": to}
 
     await Records(grid, SINKS_MAP).update(name, change)
 

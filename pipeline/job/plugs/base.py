@@ -57,3 +57,8 @@ class SinkSettings(Strict):
         max_length=16,
         description="Deliver only results with these values: `decision: decline`. All of them if empty.",
     )
+
+    @property
+    def destination(self) -> str:
+        """What its offsets are good for, as far as that has a name: `the topic scores`. Kept, so without secrets."""
+        return ""

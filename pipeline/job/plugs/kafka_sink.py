@@ -23,3 +23,8 @@ class KafkaSinkSettings(SinkSettings):
     )
     batch: int = Field(default=5_000, ge=1, le=100_000, description="Results of one delivery at most.")
     set: ClientOptions = Field(default_factory=dict, description=OPTIONS)
+
+    @property
+    def destination(self) -> str:
+        """The topic."""
+        return f"the topic {self.topic}"

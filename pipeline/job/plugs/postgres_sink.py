@@ -53,6 +53,11 @@ class PostgresSinkSettings(SinkSettings):
         return self
 
     @property
+    def destination(self) -> str:
+        """The table."""
+        return f"the table {self.table}"
+
+    @property
     def fields(self) -> dict[str, str]:
         """Columns of the table that hold the result, with their types."""
         if self.columns == "json":
