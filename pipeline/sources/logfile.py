@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from watchfiles import awatch
 
 from pipeline.errors import UsageError
-from pipeline.sources.base import Batch, Poison
+from pipeline.sources.base import Batch, Poison, SourceInterruptedError
 from pipeline.sources.keys import key_of
 from pipeline.sources.log_files import LogFiles
 from pipeline.sources.log_formats import seconds_of_time
@@ -123,7 +123,10 @@ class LogfileSource:
             with self._held:
                 return do(*arguments)
 
-        return await asyncio.to_thread(held)
+        try:
+            return await asyncio.to_thread(held)
+        except OSError as error:  # a disk that fails, or a network drive that is away
+            raise SourceInterruptedError(f"The log files cannot be read: {error}") from error
 
     # ------------------------------------------------------------------ reading
 

@@ -6,6 +6,7 @@ told so, instead of both of them skipping what the other has read.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import uuid
@@ -16,6 +17,8 @@ from pipeline.grid.records import Record, Records
 
 if TYPE_CHECKING:
     from pipeline.grid import Grid
+
+_log = logging.getLogger(__name__)
 
 POSITIONS_MAP = "gridscore.positions"
 
@@ -65,7 +68,8 @@ class Positions:
     async def move(self, item: str, position: dict[str, Any]) -> None:
         """Move the position of an item on from where `load` or `get` saw it, or from where it was moved to last.
 
-        An item that neither has seen must not have a position yet.
+        An item that neither has seen must not have a position yet. A position that is no more, as the cluster has lost
+        what it had, is written anew: whoever reads goes on, as one does whose position is kept elsewhere.
 
         Args:
             item: Of the source.
@@ -79,10 +83,21 @@ class Positions:
         value = {"writer": self.writer, "position": position}
         before = self._known.get(item)
         try:
+            if before is not None:
+                try:
+                    self._known[item] = await self._records.replace(before, value)
+                except ConflictError:
+                    if await self._records.get(before.key) is not None:
+                        raise
+                    _log.warning(
+                        "%s: the cluster has lost the position in %s: it is written anew",
+                        self.source,
+                        item,
+                        extra={"action": "position_lost"},
+                    )
+                    before = None
             if before is None:
                 self._known[item] = await self._records.create(self._key(item), value)
-            else:
-                self._known[item] = await self._records.replace(before, value)
         except ConflictError:
             raise await self._taken(item) from None
 

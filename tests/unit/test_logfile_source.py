@@ -1,6 +1,7 @@
 """The source of log files, on real files: what comes, under which key, and that nothing comes twice."""
 
 import asyncio
+import errno
 import gzip
 import json
 import os
@@ -12,8 +13,10 @@ import pytest
 from pipeline.errors import UsageError
 from pipeline.job.plugs.logfile_source import LogfileSourceSettings
 from pipeline.sources import logfile
+from pipeline.sources.base import SourceInterruptedError
+from pipeline.sources.log_tail import Tail
 from pipeline.sources.logfile import LogfileSource
-from pipeline.sources.position import PositionTakenError
+from pipeline.sources.position import POSITIONS_MAP, PositionTakenError
 from pipeline.testing import StubCluster
 
 SECONDS = 20
@@ -358,6 +361,34 @@ async def test_two_processes_do_not_follow_the_same_file(grid, settings, log):
             batch = await anext(batches)
             with pytest.raises(PositionTakenError):
                 await other.acknowledge(batch)
+
+
+async def test_a_position_that_the_cluster_has_lost_is_written_anew(log, settings, caplog):
+    append(log, lines(1))
+    async with StubCluster() as cluster:
+        grid = (await cluster.client()).grid
+        async with opened(grid, settings(until_end=False)) as source, aclosing(source.batches()) as batches:
+            await source.acknowledge(await anext(batches))
+            for partition in range(cluster.partitions):
+                cluster.regress(POSITIONS_MAP, partition)
+            append(log, lines(1, 2))
+            await source.acknowledge(await anext(batches))
+        assert "has lost the position" in caplog.text
+        # It is there again, and of this process.
+        entries, _ = await drain(grid, settings())
+        assert not entries
+
+
+async def test_a_disk_that_fails_is_waited_for(grid, settings, log, monkeypatch):
+    append(log, lines(1))
+
+    def failing(*_arguments, **_options):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    async with opened(grid, settings()) as source, aclosing(source.batches()) as batches:
+        monkeypatch.setattr(Tail, "read", failing)
+        with pytest.raises(SourceInterruptedError, match="cannot be read"):
+            await anext(batches)
 
 
 async def test_a_replay_waits_as_long_as_it_was(grid, settings, log):
