@@ -96,7 +96,10 @@ class MessageReader:
             raise NoEventError("it is not UTF-8") from None
         key = self._key(message, shape)
         if self._adds:
-            text = self._added(message, text, shape)
+            try:
+                text = self._added(message, text, shape)
+            except RecursionError:  # a level deeper than `_look` took it
+                raise NoEventError("it is nested too deeply", key) from None
             if len(text) > self._limit:
                 raise NoEventError(
                     f"with key and headers it has {len(text):,} bytes; the limit is {self._limit:,}", key
@@ -112,7 +115,7 @@ class MessageReader:
 
     def _key(self, message: Message, shape: Any) -> str | int:
         if self._named:
-            parts: list[str | int | None] = [getattr(shape, slot) for slot in self._key_slots]
+            parts: list[Any] = [getattr(shape, slot) for slot in self._key_slots]
             for name, part in zip(self._named, parts, strict=True):
                 if part is None:
                     raise NoEventError(f"it has no field `{name}` to take the key from")
