@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BATCH = 2_000
-_TOPIC, _PARTITIONS = "bench", 6
+TOPIC, _PARTITIONS = "bench", 6
 _TABLE = """
     CREATE TABLE bench AS
     SELECT 10000000 + i AS id, round((random() * 100)::numeric, 2)::float8 AS amount, 'u' || i % 10000 AS user,
@@ -63,7 +63,7 @@ async def logfile(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     """A log file of JSON lines."""
     from pipeline.job.plugs.logfile_source import LogfileSourceSettings
 
-    _need("watchfiles", "logfile")
+    need("watchfiles", "logfile")
     path = folder / "events.log"
     with path.open("wb") as file:
         file.writelines(text + b"\n" for _, text in card.events(events))
@@ -75,7 +75,7 @@ async def http(folder: Path, events: int, to: str) -> AsyncIterator[Load]:  # no
     """Streams of lines, posted by several connections of another process."""
     from pipeline.job.plugs.http_source import HttpSourceSettings
 
-    _need("uvicorn", "http")
+    need("uvicorn", "http")
     (port,) = choose_ports(1, 0)
     settings = HttpSourceSettings(to=to, port=port, key=("id",))
     yield Load(settings, feed=("pipeline.bench.http_feed", [f"127.0.0.1:{port}", f"/events/{to}", str(events)]))
@@ -87,27 +87,33 @@ async def kafka(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     from pipeline.job.plugs.kafka_source import KafkaSourceSettings
     from pipeline.testing.kafka import Broker
 
-    _need("confluent_kafka", "kafka")
+    need("confluent_kafka", "kafka")
     try:
         broker = await asyncio.to_thread(Broker.start, folder)
     except MemberError as error:
         raise UnavailableError(str(error)) from None
     with broker:
         await asyncio.to_thread(_produce, broker.address, events)
-        yield Load(KafkaSourceSettings(to=to, brokers=(broker.address,), topic=_TOPIC))
+        yield Load(KafkaSourceSettings(to=to, brokers=(broker.address,), topic=TOPIC))
 
 
-def _produce(address: str, events: int) -> None:
-    from confluent_kafka import Producer
+def create_topic(address: str) -> None:
+    """Make the topic of the benchmark on a new broker."""
     from confluent_kafka.admin import AdminClient
     from confluent_kafka.cimpl import NewTopic
 
     admin = AdminClient({"bootstrap.servers": address})  # what it was asked for ends with it, so it has a name
-    for created in admin.create_topics([NewTopic(_TOPIC, _PARTITIONS)]).values():
+    for created in admin.create_topics([NewTopic(TOPIC, _PARTITIONS)]).values():
         created.result(30)
+
+
+def _produce(address: str, events: int) -> None:
+    from confluent_kafka import Producer
+
+    create_topic(address)
     producer = Producer({"bootstrap.servers": address, "linger.ms": 50, "queue.buffering.max.messages": 1_000_000})
     for key, text in card.events(events):
-        producer.produce(_TOPIC, text, key)
+        producer.produce(TOPIC, text, key)
     if producer.flush(60):
         raise UnavailableError("The broker did not take all messages in a minute.")
 
@@ -117,7 +123,7 @@ async def mqtt(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     """Messages with QoS 1, published by another process to a broker of its own."""
     from pipeline.job.plugs.mqtt_source import MqttSourceSettings
 
-    _need("paho", "mqtt")
+    need("paho", "mqtt")
     from pipeline.testing.mqtt import MqttBroker
 
     try:
@@ -126,8 +132,8 @@ async def mqtt(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
         raise UnavailableError(str(error)) from None
     with broker:
         port = broker.url.rpartition(":")[2]
-        settings = MqttSourceSettings(to=to, broker=broker.url, topic=(f"{_TOPIC}/#",), key=("id",))
-        yield Load(settings, feed=("pipeline.bench.mqtt_feed", [port, _TOPIC, str(events)]))
+        settings = MqttSourceSettings(to=to, broker=broker.url, topic=(f"{TOPIC}/#",), key=("id",))
+        yield Load(settings, feed=("pipeline.bench.mqtt_feed", [port, TOPIC, str(events)]))
 
 
 @asynccontextmanager
@@ -135,7 +141,7 @@ async def postgres(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     """Rows of a table on a server of its own."""
     from pipeline.job.plugs.postgres_source import PostgresSourceSettings
 
-    _need("psycopg", "postgres")
+    need("psycopg", "postgres")
     from pipeline.testing.postgres import PostgresServer, PostgresServerError
 
     try:
@@ -147,6 +153,11 @@ async def postgres(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
         yield Load(PostgresSourceSettings(to=to, database=server.url(), table="bench", key=("id",)))
 
 
-def _need(module: str, extra: str) -> None:
+def need(module: str, extra: str) -> None:
+    """See that a library is there.
+
+    Raises:
+        UnavailableError: It is not.
+    """
     if find_spec(module) is None:
         raise UnavailableError(f"It needs the extra `{extra}`.", f"pip install 'gridscore[{extra}]'")

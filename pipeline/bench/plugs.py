@@ -28,7 +28,7 @@ from pipeline.leash import LeashedProcess
 from pipeline.sources.runner import SourceRunner, runner_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from pipeline.grid import Grid
@@ -111,7 +111,7 @@ async def measure(
             own.mkdir()
             to = f"events.bench-{secrets.token_hex(4)}"
             try:
-                async with _loader(kind)(own, events, to) as load:
+                async with loader(LOADERS, kind)(own, events, to) as load:
                     runs[kind].append(await _run(grid, pids, load, to, events, own / "feed.log"))
             except UnavailableError as error:
                 unavailable[kind] = str(error)
@@ -126,8 +126,9 @@ async def measure(
     }
 
 
-def _loader(kind: str) -> Any:
-    module, _, name = LOADERS[kind].partition(":")
+def loader(loaders: Mapping[str, str], kind: str) -> Any:
+    """What makes the load of a kind."""
+    module, _, name = loaders[kind].partition(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -138,16 +139,16 @@ async def _run(grid: Grid, pids: Sequence[int], load: Load, to: str, events: int
     with contextlib.ExitStack() as stack:
         feeder: LeashedProcess | None = None
         try:
-            await _until(running, runner, lambda: stats.state == "running")
+            await until(running, lambda: stats.events, lambda: stats.state == "running")
             if load.feed is not None:
                 feeder = stack.enter_context(LeashedProcess(*load.feed, log))
             from_the_open = Meter([], pids)
-            await _until(running, runner, lambda: stats.events > 0)
+            await until(running, lambda: stats.events, lambda: stats.events > 0)
             meter.begin()
             before = stats.events
             if before > events // 2:  # so few that most are there at the first look
                 meter, before = from_the_open, 0
-            await _until(running, runner, lambda: stats.events + stats.poison >= events)
+            await until(running, lambda: stats.events, lambda: stats.events + stats.poison >= events)
             run = Run.of(stats.events - before, meter)
         except GridscoreError as error:
             if feeder is not None:
@@ -161,8 +162,17 @@ async def _run(grid: Grid, pids: Sequence[int], load: Load, to: str, events: int
     return run
 
 
-async def _until(running: asyncio.Task[None], runner: SourceRunner, condition: Callable[[], bool]) -> None:
-    """Wait for something, as long as the source gets on."""
+async def until(running: asyncio.Task[None], done: Callable[[], int], condition: Callable[[], bool]) -> None:
+    """Wait for something, as long as a source or a sink gets on.
+
+    Args:
+        running: Runs it.
+        done: How much it has done.
+        condition: What to wait for.
+
+    Raises:
+        GridscoreError: It has ended, or does not get on.
+    """
     loop = asyncio.get_running_loop()
     last, at = -1, loop.time()
     while not condition():
@@ -170,9 +180,9 @@ async def _until(running: asyncio.Task[None], runner: SourceRunner, condition: C
             running.result()
             if condition():
                 return
-            raise GridscoreError(f"The source ended after {runner.stats.events:,} events.")
-        if runner.stats.events != last:
-            last, at = runner.stats.events, loop.time()
+            raise GridscoreError(f"It ended after {done():,}.")
+        if done() != last:
+            last, at = done(), loop.time()
         elif loop.time() - at > STALLED_SECONDS:
-            raise GridscoreError(f"Nothing has come for {STALLED_SECONDS:g} s, after {last:,} events.")
+            raise GridscoreError(f"Nothing has moved for {STALLED_SECONDS:g} s, after {last:,}.")
         await asyncio.sleep(_LOOK_SECONDS)

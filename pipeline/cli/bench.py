@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(bench_job.job)
 app.command()(bench_plugs.sources)
+app.command()(bench_plugs.sinks)
 
 
 @app.callback()

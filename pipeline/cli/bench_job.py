@@ -123,23 +123,25 @@ def _print(report: dict[str, Any]) -> None:
     console.print(f"\n[bold]{safe(report['advice'])}[/]", highlight=False, soft_wrap=True)
 
 
-def print_figures(report: Mapping[str, Any], lines: Sequence[tuple[str, str]]) -> None:
-    """A table of events per second and CPU, by label and name in the report."""
+def print_figures(report: Mapping[str, Any], lines: Sequence[tuple[str, str]], unit: str = "event") -> None:
+    """A table of events, or results, per second and CPU, by label and name in the report."""
     rows = []
     for label, name in lines:
         figures = report[name]
-        spread = f"{figures['events_per_s_min']:,} to {figures['events_per_s_max']:,}"
-        members = figures["member_cpu_us_per_event"]
+        rate = f"{unit}s_per_s"
+        spread = f"{figures[f'{rate}_min']:,} to {figures[f'{rate}_max']:,}"
+        members = figures[f"member_cpu_us_per_{unit}"]
         rows.append(
             (
                 label,
-                figures["events_per_s"],
+                figures[rate],
                 spread,
-                f"{figures['cpu_us_per_event']:.2f}",
+                f"{figures[f'cpu_us_per_{unit}']:.2f}",
                 "-" if members is None else f"{members:.2f}",
             )
         )
-    print_table(("", "EVENTS/S", "SPREAD", "CPU µs/EVENT", "MEMBERS' CPU µs/EVENT"), rows, empty="")
+    name = unit.upper()
+    print_table(("", f"{name}S/S", "SPREAD", f"CPU µs/{name}", f"MEMBERS' CPU µs/{name}"), rows, empty="")
 
 
 def print_stages(stages: Mapping[str, float]) -> None:
