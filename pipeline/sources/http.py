@@ -22,6 +22,7 @@ from pipeline.errors import SettingsError, UsageError
 from pipeline.job.types import seconds_of
 from pipeline.sources.http_app import EventsApp
 from pipeline.sources.http_intake import Intake
+from pipeline.sources.http_protocol import BoundedHeads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator
@@ -68,7 +69,7 @@ class HttpSource:
         app = EventsApp(self._grid, settings, settings.token, self._intake)
         config = uvicorn.Config(
             app.asgi(),
-            http="httptools",
+            http=BoundedHeads,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -46,6 +46,8 @@ BODY_SECONDS = 30.0
 """Time for a body that is no stream of lines."""
 
 _PIECE = 2_000
+_BYTES_OF_EVENT = 64
+"""What an event takes while it waits, besides its text: of small ones, much more than the body that they came in."""
 _LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 _JSON = ("application/json",)
 _TEXT = ("", "text/plain")  # as `navigator.sendBeacon` sends a string, or a blob without a type
@@ -110,7 +112,7 @@ class EventsApp:
             )
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise HTTPException(415, "A compressed body is not understood.")
-        prefix = request.query_params.get("key") or request.headers.get("idempotency-key")
+        prefix = request.query_params.get("key") or request.headers.get("idempotency-key") or None
         if prefix is not None and len(prefix) > MAX_KEY:
             raise HTTPException(400, f"A key has {MAX_KEY} characters at most.")
         if not request.headers.get("content-length", "1").isdigit():
@@ -136,11 +138,19 @@ class EventsApp:
         return answer.given()
 
     async def _take_lines(self, request: Request, ticket: Ticket, answer: _Answer, prefix: str | None) -> None:
-        lines = Lines(self._settings.max_event)
-        async with aclosing(self._chunks(request)) as chunks:
-            async for chunk in chunks:
-                await self._take(lines.feed(chunk), ticket, answer, prefix)
-        await self._take(lines.end(), ticket, answer, prefix)
+        lines, held = Lines(self._settings.max_event), 0
+        try:
+            async with aclosing(self._chunks(request)) as chunks:
+                async for chunk in chunks:
+                    await self._take(lines.feed(chunk), ticket, answer, prefix)
+                    # Many streams, each in the middle of a long line, must not fill the memory either.
+                    self._body_bytes += lines.held - held
+                    held = lines.held
+                    if held and self._body_bytes > self._settings.max_waiting_bytes:
+                        raise BackPressureError("Too much is being sent at once.")
+            await self._take(lines.end(), ticket, answer, prefix)
+        finally:
+            self._body_bytes -= held
 
     async def _chunks(self, request: Request) -> AsyncGenerator[bytes]:
         """The body as it arrives; ends with an error when we close, however long the sender would go on."""
@@ -163,7 +173,7 @@ class EventsApp:
     async def _take_body(
         self, request: Request, ticket: Ticket, answer: _Answer, prefix: str | None, *, text: bool
     ) -> None:
-        received = bytearray()
+        received, cost = bytearray(), 0
         try:
             await self._receive(request, received)
             body = bytes(received)
@@ -171,9 +181,10 @@ class EventsApp:
             single = start != b"["
             if not start:
                 raise HTTPException(400, "There is no event in the body.")
+            most = self._settings.max_waiting_bytes // _BYTES_OF_EVENT
             if not single:
                 try:
-                    texts = array_texts(body)
+                    texts = array_texts(body, most)
                 except ValueError as error:
                     raise HTTPException(400, f"{error}.".capitalize()) from None
             elif text and b"\n" in body.strip() and not _is_json(body):
@@ -181,10 +192,16 @@ class EventsApp:
                 texts, single = lines.feed(body) + lines.end(), False
             else:
                 texts = [body.strip()]
+            if len(texts) > most:
+                raise HTTPException(413, f"There are more than {most:,} events: send lines as application/x-ndjson.")
+            more = len(texts) * _BYTES_OF_EVENT
+            self._check_body(0, more)
+            self._body_bytes += more
+            cost = more
             answer.single = single
             await self._take(texts, ticket, answer, prefix, single=single)
         finally:
-            self._body_bytes -= len(received)
+            self._body_bytes -= len(received) + cost
 
     async def _take(
         self, texts: list[bytes], ticket: Ticket, answer: _Answer, prefix: str | None, *, single: bool = False
@@ -193,6 +210,8 @@ class EventsApp:
             taken = self._reader.read(texts[start : start + _PIECE], answer.seen, prefix, single=single)
             answer.add(taken)
             await self._intake.offer(ticket, taken.entries)
+            if start:
+                await asyncio.sleep(0)  # others have their turn, too, if nothing of this was an event
 
     async def _receive(self, request: Request, body: bytearray) -> None:
         """The whole body, counted against what all bodies together may have until it is taken apart."""
@@ -285,7 +304,7 @@ class EventsApp:
             )
         if self._token:
             scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode(), self._token):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode("latin-1"), self._token):
                 raise HTTPException(401, "The token is missing or wrong.", headers={"WWW-Authenticate": "Bearer"})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -120,14 +121,14 @@ def _reason(error: Exception) -> str:
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def array_texts(body: bytes) -> list[bytes]:
-    """The texts of the elements of a JSON array.
+def array_texts(body: bytes, most: int) -> list[bytes]:
+    """The texts of the elements of a JSON array; of one with more than `most`, one more than that.
 
     Raises:
         ValueError: It is none.
     """
     try:
-        return [bytes(raw) for raw in _array.decode(body)]
+        return [bytes(raw) for raw in islice(_array.decode(body), most + 1)]
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
     except msgspec.DecodeError as error:
@@ -143,8 +144,13 @@ class Lines:
 
     def __init__(self, max_line: int) -> None:
         self._max_line = max_line
-        self._rest = b""
+        self._rest = bytearray()
         self._skipping = False
+
+    @property
+    def held(self) -> int:
+        """Bytes of a line that is not whole yet."""
+        return len(self._rest)
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The lines that are whole now."""
@@ -153,14 +159,19 @@ class Lines:
             if not newline:
                 return []
             self._skipping = False
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        lines = [stripped for line in lines if (stripped := line.strip())]
+        lines: list[bytes] = []
+        if b"\n" in chunk:
+            *lines, rest = (bytes(self._rest) + chunk).split(b"\n")
+            lines = [stripped for line in lines if (stripped := line.strip())]
+            self._rest = bytearray(rest)
+        else:
+            self._rest += chunk  # in place: a line may come byte by byte
         if len(self._rest) > self._max_line:
-            lines.append(self._rest[: self._max_line + 1])
-            self._rest, self._skipping = b"", True
+            lines.append(bytes(self._rest[: self._max_line + 1]))
+            self._rest, self._skipping = bytearray(), True
         return lines
 
     def end(self) -> list[bytes]:
         """The last line, if it has no end."""
-        rest, self._rest = self._rest.strip(), b""
+        rest, self._rest = bytes(self._rest).strip(), bytearray()
         return [rest] if rest else []

@@ -87,15 +87,30 @@ def test_of_a_line_that_is_too_long_only_the_beginning_is_kept(length, size, end
     assert kept <= 10
 
 
+def test_a_line_that_comes_byte_by_byte_is_not_copied_each_time():
+    lines = Lines(1_000)
+    assert lines.feed(b"a") == []
+    rest = lines._rest
+    assert lines.feed(b"b") == []
+    assert lines._rest is rest
+    assert lines.held == 2
+    assert lines.feed(b"\n") == [b"ab"]
+    assert lines.held == 0
+
+
+def test_of_an_array_with_too_many_elements_one_more_is_made():
+    assert len(array_texts(b"[1,2,3,4,5]", 3)) == 4
+
+
 def test_elements_of_an_array_are_texts_as_they_were_sent():
-    assert array_texts(b' [{"a": 1.0},\n{ }, "x" ] ') == [b'{"a": 1.0}', b"{ }", b'"x"']
-    assert array_texts(b"[]") == []
+    assert array_texts(b' [{"a": 1.0},\n{ }, "x" ] ', 3) == [b'{"a": 1.0}', b"{ }", b'"x"']
+    assert array_texts(b"[]", 3) == []
 
 
 @pytest.mark.parametrize("body", [b"[", b"{}", b"[1,]", b"[" * 100_000])
 def test_what_is_no_array_is_refused(body):
     with pytest.raises(ValueError, match=r"array|nested"):
-        array_texts(body)
+        array_texts(body, 3)
 
 
 def test_the_decoder_checks_what_it_passes_over():

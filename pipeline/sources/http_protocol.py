@@ -1,0 +1,103 @@
+"""What a connection may do before there is a request: how long a head may take, and how large it may be.
+
+uvicorn bounds neither with httptools. Without a bound, connections that say nothing hold the places of all others for
+ever, and a header without an end fills the memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+HEAD_SECONDS = 10.0
+"""Time from the connection, or from the last answer, until a request's head must be there."""
+
+MAX_HEAD = 64 << 10
+"""Bytes of a head, or of what follows the last chunk of a body; up to two reads of the socket more may be taken."""
+
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: application/json\r\ncontent-length: 49\r\nconnection: close\r\n\r\n"
+    b'{"error":"The head of the request is too large."}'
+)
+
+
+class BoundedHeads(HttpToolsProtocol):
+    """A connection whose heads are bounded in time and in size."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._reading_head = True
+        self._moved = False  # whether the read under way has brought us on: a head has begun or ended, or body came
+        self._silent = 0  # bytes since we came on
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
+        """Somebody has connected: a head must follow."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing follows any more."""
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come, unless there is too much of what is neither a whole head nor a body."""
+        self._moved = False
+        super().data_received(data)
+        self._silent = 0 if self._moved else self._silent + len(data)
+        if self._silent > MAX_HEAD and not self.transport.is_closing():
+            if self._reading_head and (self.cycle is None or self.cycle.response_complete):
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._moved = self._reading_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; of those behind a body nobody asks for one."""
+        if self._reading_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """A head is there."""
+        self._moved, self._reading_head = True, False
+        self._expect_nothing()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body has come."""
+        self._moved = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is whole."""
+        self._moved = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request was answered: another one may follow, if it has not come already."""
+        waits = bool(self.pipeline)
+        super().on_response_complete()
+        if not waits:
+            self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._expect_nothing()
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _expect_nothing(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()

@@ -1,0 +1,160 @@
+"""What strangers may do to the HTTP source: say nothing, never come to an end, send much that is very small."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from pipeline.job.plugs.http_source import HttpSourceSettings
+from pipeline.sources import http_protocol
+from pipeline.sources.http import HttpSource
+from pipeline.sources.runner import SourceRunner
+from pipeline.testing import StubCluster
+
+EVENTS = "events.x"
+SECONDS = 20
+
+
+@asynccontextmanager
+async def listening(**settings):
+    """A source that listens on a free port."""
+    opened = asyncio.Event()
+
+    class Source(HttpSource):
+        async def open(self):
+            await super().open()
+            opened.set()
+
+    async with StubCluster() as cluster:
+        grid = await cluster.connect("source")
+        source = Source(grid, "test", HttpSourceSettings(to=EVENTS, port=0, **settings))
+        runner = SourceRunner(grid, "test", lambda: source, kind="http", to=EVENTS)
+        task = asyncio.create_task(runner.run())
+        try:
+            async with asyncio.timeout(SECONDS):
+                await opened.wait()
+                yield source
+        finally:
+            runner.stop()
+            await task
+
+
+@asynccontextmanager
+async def connected(source):
+    host, _, port = source.address.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+def client(source, **options):
+    return httpx.AsyncClient(base_url=source.address, timeout=SECONDS, **options)
+
+
+async def sent_until_closed(reader, writer, piece):
+    """What is answered to somebody who sends a piece again and again, and how much he could send."""
+    sent = 0
+    try:
+        while not reader.at_eof() and sent < 1 << 24:
+            writer.write(piece)
+            await writer.drain()
+            sent += len(piece)
+            await asyncio.sleep(0)
+    except ConnectionError:
+        pass
+    try:
+        return sent, await reader.read()
+    except ConnectionError:
+        return sent, b""
+
+
+@pytest.mark.parametrize("begun", [b"", b"\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+async def test_who_sends_no_whole_head_loses_the_connection(monkeypatch, begun):
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.05)
+    async with listening() as source, connected(source) as (reader, writer):
+        writer.write(begun)
+        assert await reader.read() == b""
+
+
+async def test_the_time_for_a_head_begins_anew_with_each_answer(monkeypatch):
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.3)
+    async with listening() as source, connected(source) as (reader, writer):
+        for _ in range(3):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in await reader.readuntil(b"}")
+        writer.write(b"\r\n")  # this is no head, and must not put off the end
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("begun", "piece", "answer"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nX: ", b"x" * 1_000, b"431"),
+        (b"GET /healthz HTTP/1.1\r\n", b"X: " + b"x" * 1_000 + b"\r\n", b"431"),
+        (b"GET /", b"x" * 1_000, b"431"),
+        (b"POST /events/events.x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ", b"x" * 1_000, b""),
+    ],
+)
+async def test_a_head_and_what_follows_a_body_have_a_limit(begun, piece, answer):
+    async with listening() as source, connected(source) as (reader, writer):
+        writer.write(begun)
+        sent, answered = await sent_until_closed(reader, writer, piece)
+        # The system has buffers of its own, on both sides.
+        assert sent < 1 << 24
+        assert answer in answered or not answered
+        async with client(source) as http:
+            assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_a_body_is_no_head_however_large_it_is():
+    body = b"[" + b'{"a": 1},' * 50_000 + b"{}]"
+    async with listening() as source, client(source) as http:
+        for _ in range(2):
+            answer = await http.post("/events/events.x", content=body, headers={"X-Long": "x" * 60_000})
+            assert answer.json()["accepted"] == 50_001
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [(b"[" + b"1," * 400_000 + b"1]", "application/json"), (b"{}\n" * 300_000, "text/plain")],
+)
+async def test_events_that_are_much_larger_here_than_in_their_body_are_too_many(body, content_type):
+    async with listening(max_waiting_bytes=1 << 20) as source, client(source) as http:
+        headers = {"Content-Type": content_type}
+        answer = await http.post("/events/events.x", content=body, headers=headers)
+        assert (answer.status_code, "more than 16,384 events" in answer.json()["error"]) == (413, True)
+        assert (await http.post("/events/events.x", content=b"[{}]", headers=headers)).status_code == 202
+
+
+async def test_lines_without_an_end_are_bounded_together():
+    head = b"POST /events/events.x HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nContent-Length: 700010\r\n\r\n"
+    async with (
+        listening(max_waiting_bytes=1 << 20) as source,
+        connected(source) as (reader, writer),
+        connected(source) as (other_reader, other_writer),
+    ):
+        answers = {}
+        for each, to in ((reader, writer), (other_reader, other_writer)):
+            to.write(head + b'{"x": "' + b"x" * 700_001)
+            answers[asyncio.create_task(each.readuntil(b"}"))] = to
+        (refused,), (taken,) = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        assert b"429 Too Many" in refused.result()
+        assert b"Too much is being sent at once." in refused.result()
+        answers[taken].write(b'"}')
+        assert b'"accepted":1' in await taken
+
+
+async def test_an_empty_key_is_none():
+    async with listening() as source, client(source) as http:
+        answer = await http.post("/events/events.x?key=", json={}, headers={"Idempotency-Key": ""})
+        assert len(answer.json()["keys"][0]) == 26
+
+
+async def test_a_token_may_have_any_letters():
+    token = "schlüssel-für-kassen"  # noqa: S105 -- of this test
+    async with listening(token=token) as source, client(source) as http:
+        right = {"Authorization": f"Bearer {token}".encode()}
+        assert (await http.post("/events/events.x", json={}, headers=right)).status_code == 202
