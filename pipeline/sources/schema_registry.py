@@ -14,6 +14,7 @@ import msgspec
 from fastavro.schema import SchemaParseException, UnknownType
 
 from pipeline.kafka import KafkaRefusedError
+from pipeline.sources.avro_limits import check_schema
 from pipeline.sources.base import SourceInterruptedError
 from pipeline.sources.kafka_messages import NoEventError
 
@@ -26,6 +27,17 @@ _MAX_SCHEMA = 4 << 20
 _MAX_DEPTH = 16
 _ASK_AGAIN_SECONDS = 10.0
 _MAX_UNKNOWN = 1_000
+_MAX_REFERENCES = 100
+_NO_SCHEMA = (
+    SchemaParseException,
+    UnknownType,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RecursionError,
+    httpx.InvalidURL,
+)
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -112,26 +124,33 @@ class AvroReader:
         answer = self._ask(f"/schemas/ids/{schema_id}")
         if answer is None:
             raise NoEventError(f"the schema registry has no schema {schema_id}")
+        if not isinstance(answer, dict):
+            raise NoEventError(f"what the schema registry has as schema {schema_id} is none")
         if answer.get("schemaType", "AVRO") != "AVRO":
             raise NoEventError(f"schema {schema_id} is not Avro but {answer['schemaType']}")
         try:
             named: dict[str, Any] = {}
-            self._load_references(answer, named, 0)
-            return fastavro.parse_schema(json.loads(answer["schema"]), named)
-        except (SchemaParseException, UnknownType, KeyError, TypeError, ValueError, RecursionError) as error:
+            self._load_references(answer, named, [], 0)
+            schema = fastavro.parse_schema(json.loads(answer["schema"]), named)
+            check_schema(schema, named)
+        except _NO_SCHEMA as error:
             raise NoEventError(f"schema {schema_id} is not valid: {error}") from None
+        return schema
 
-    def _load_references(self, answer: dict[str, Any], named: dict[str, Any], depth: int) -> None:
+    def _load_references(self, answer: dict[str, Any], named: dict[str, Any], asked: list[str], depth: int) -> None:
         if depth > _MAX_DEPTH:
             raise ValueError("its references go too deep")
         for reference in answer.get("references") or ():
             if reference["name"] in named:
                 continue
+            asked.append(reference["name"])
+            if len(asked) > _MAX_REFERENCES:
+                raise ValueError(f"it has more than {_MAX_REFERENCES} references")
             subject = httpx.URL(path=f"/{reference['subject']}").raw_path.decode().lstrip("/")
             found = self._ask(f"/subjects/{subject.replace('/', '%2F')}/versions/{int(reference['version'])}")
             if found is None:
                 raise ValueError(f"the registry has no `{reference['subject']}` version {reference['version']}")
-            self._load_references(found, named, depth + 1)
+            self._load_references(found, named, asked, depth + 1)
             fastavro.parse_schema(json.loads(found["schema"]), named)
 
     def _ask(self, path: str) -> Any:
@@ -171,7 +190,7 @@ class AvroReader:
             )
         try:
             return json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise KafkaRefusedError(
                 f"{self._url} does not answer with JSON: it is no schema registry.",
                 "`registry` is the URL up to, and without, `/schemas`.",

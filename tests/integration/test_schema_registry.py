@@ -38,12 +38,13 @@ PAYMENT = {
         {"name": "note", "type": ["null", "string"], "default": None},
     ],
 }
+LONG = "x" * 9_000
 NUMBER = {"type": "record", "name": "Number", "fields": [{"name": "n", "type": "int"}]}
 
 
 @pytest.fixture
-def registry():
-    answers = {
+def answers():
+    return {
         "/schemas/ids/1": {"schema": json.dumps(NUMBER)},
         "/schemas/ids/2": {
             "schema": json.dumps(PAYMENT),
@@ -55,6 +56,9 @@ def registry():
         "/schemas/types": ["AVRO"],
     }
 
+
+@pytest.fixture
+def registry(answers):
     class Registry(BaseHTTPRequestHandler):
         def do_GET(self):
             self.server.asked.append(self.path)
@@ -171,3 +175,101 @@ def test_a_certificate_must_be_trusted(registry, tmp_path):
     known = reader(registry, "https", registry_ca_file=str(tmp_path / "ca.pem"))
     known.check()
     known.close()
+
+
+def nested(depth):
+    """Records within records, each with two of the one below, so that no bytes stand for very many."""
+    schema = {"type": "record", "name": "R0", "fields": []}
+    for level in range(1, depth):
+        fields = [{"name": "a", "type": schema}, {"name": "b", "type": f"R{level - 1}"}]
+        schema = {"type": "record", "name": f"R{level}", "fields": fields}
+    return schema
+
+
+def chain(length):
+    """A record whose fields define types, each with the one before in it: flat to look at, and very deep."""
+    fields = [{"name": "f0", "type": {"type": "record", "name": "C0", "fields": [{"name": "x", "type": "int"}]}}]
+    fields += [
+        {
+            "name": f"f{number}",
+            "type": {"type": "record", "name": f"C{number}", "fields": [{"name": "x", "type": f"C{number - 1}"}]},
+        }
+        for number in range(1, length)
+    ]
+    return {"type": "record", "name": "Chain", "fields": fields}
+
+
+@pytest.mark.parametrize(
+    ("schema", "body", "why"),
+    [
+        ({"type": "record", "name": "A", "fields": [{"name": "a", "type": "A"}]}, b"", "within itself"),
+        (
+            {"type": "record", "name": "A", "fields": [{"name": "a", "type": ["null", "A"]}]},
+            b"\x02" * 100_000 + b"\0",
+            "within itself",
+        ),
+        ({"type": "array", "items": "null"}, b"\xfe\xff\xff\xff\xff\xff\xff\xff\x7f", "very many values"),
+        ({"type": "array", "items": {"type": "fixed", "name": "F", "size": 0}}, b"\0", "very many values"),
+        ({"type": "array", "items": {"type": "enum", "name": "E", "symbols": ["x" * 10_000]}}, b"\0", "very many"),
+        (
+            {
+                "type": "map",
+                "values": {"type": "record", "name": "W", "fields": [{"name": "x" * 9_000, "type": "int"}]},
+            },
+            b"\0",
+            "very many values",
+        ),
+        (nested(30), b"", "very many values"),
+        (chain(500), b"", "64 levels"),
+    ],
+    ids=["itself", "itself or null", "nulls", "nothing", "symbols", "names", "doubling", "chain"],
+)
+def test_a_schema_that_makes_much_of_few_bytes_is_refused(registry, answers, schema, body, why):
+    answers["/schemas/ids/9"] = {"schema": json.dumps(schema)}
+    read = reader(registry)
+    with pytest.raises(NoEventError, match=why):
+        read(struct.pack(">bI", 0, 9) + body)
+    read.close()
+
+
+def test_a_wide_record_and_a_small_one_are_read(registry, answers):
+    wide = [{"name": f"a_field_with_a_long_name_{number}", "type": ["null", "string"]} for number in range(1_000)]
+    for number, fields in ((8, wide), (9, [{"name": "n", "type": "null"}])):
+        schema = {"type": "record", "name": "R", "fields": fields}
+        answers[f"/schemas/ids/{number}"] = {"schema": json.dumps(schema)}
+        read = reader(registry)
+        record = {field["name"]: None for field in fields}
+        assert json.loads(read(framed(number, record, schema))) == record
+        read.close()
+
+
+def test_references_that_lead_to_ever_more_of_them_end(registry, answers):
+    references = [{"name": f"n{number}", "subject": "all", "version": 1} for number in range(50)]
+    answers["/schemas/ids/9"] = {"schema": json.dumps(NUMBER), "references": references}
+    answers["/subjects/all/versions/1"] = {"schema": json.dumps(NUMBER), "references": references}
+    read = reader(registry)
+    with pytest.raises(NoEventError, match="references"):
+        read(framed(9, {"n": 1}))
+    assert len(registry.asked) < 200
+    read.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["AVRO"],
+        "text",
+        {"schema": json.dumps(NUMBER), "references": [{"name": "a", "subject": "a\nb", "version": 1}]},
+        {"schema": json.dumps(NUMBER), "references": [{"name": "a", "subject": "types", "version": 1}]},
+        {"schema": json.dumps(NUMBER), "references": ["a"]},
+        {"schema": 7},
+        {},
+    ],
+)
+def test_an_answer_that_is_no_schema_is_no_event(registry, answers, answer):
+    answers["/schemas/ids/9"] = answer
+    answers["/subjects/types/versions/1"] = ["AVRO"]
+    read = reader(registry)
+    with pytest.raises(NoEventError):
+        read(framed(9, {"n": 1}))
+    read.close()
