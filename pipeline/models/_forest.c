@@ -96,7 +96,7 @@ predict(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "y*y*y*fpy*nw*", &nodes, &roots, &depths, &base, &logistic, &matrix, &columns, &scores))
         return NULL;
     Py_ssize_t trees = roots.len / (Py_ssize_t)sizeof(int32_t), count = scores.len / (Py_ssize_t)sizeof(float);
-    int fits = columns > 0 && depths.len == roots.len
+    int fits = columns > 0 && columns <= PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(float) && depths.len == roots.len
                && matrix.len / (columns * (Py_ssize_t)sizeof(float)) >= count;
     if (fits) {
         float *sums = scores.buf;

@@ -183,6 +183,8 @@ def _check_tree(tree: dict[str, Any], feature_count: int, highest: dict[int, int
         # XGBoost numbers a child after its parent. Whoever follows such numbers comes to a leaf.
         _expect(bool(((children > inner) & (children < nodes)).all()), "a child is not a node below its parent")
         _expect(bool((parents[children] == inner).all()), "a parent is not the one whose child it is")
+    # Otherwise each level that is walked would have twice the nodes of the one above, whatever the tree has.
+    _expect(bool((left[inner] != right[inner]).all()), "the two children of a node are one")
     split_on = features[inner]
     _expect(bool(((split_on >= 0) & (split_on < feature_count)).all()), "it splits on a feature that does not exist")
     if "split_type" in tree:

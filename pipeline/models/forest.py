@@ -76,7 +76,10 @@ class Forest:
             return None
         roots = np.cumsum([0, *(len(nodes) for nodes, _ in laid[:-1])], dtype=np.int32)
         logistic = objective in _LOGISTIC
-        score = _base_score(parameters["base_score"])
+        try:
+            score = _base_score(parameters["base_score"])
+        except (ValueError, TypeError, IndexError, RecursionError):  # XGBoost reads more than JSON as a number
+            return None
         if logistic:  # as XGBoost's `LogisticRegression::ProbToMargin`
             score = -np.log(np.float32(1) / score - np.float32(1))
         nodes = np.concatenate([nodes for nodes, _ in laid])
@@ -110,7 +113,8 @@ def _lay_out(tree: Mapping[str, Any]) -> tuple[NDArray[Any], int]:
     """Nodes of a tree, level by level, the children of each side by side; and its depth."""
     lefts, rights = np.asarray(tree["left_children"], np.int64), np.asarray(tree["right_children"], np.int64)
     conditions = np.asarray(tree["split_conditions"], np.float32)
-    features = np.asarray(tree["split_indices"], np.uint32)
+    # Of leaves there may be anything.
+    features = np.where(lefts == _LEAF, 0, np.asarray(tree["split_indices"]).astype(np.int64)).astype(np.uint32)
     missing_left = np.asarray(tree["default_left"], np.bool_)
     levels = [np.zeros(1, np.int64)]
     while (inner := levels[-1][lefts[levels[-1]] != _LEAF]).size:

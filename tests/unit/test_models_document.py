@@ -210,6 +210,7 @@ def test_a_model_without_trees_is_refused():
         (lambda _, d: d.__setitem__("version", "3.2.0"), "version is not a list"),
         (lambda t, _: t["parents"].__setitem__(1, 10**6), "a parent is not a node"),
         (lambda t, _: t["parents"].__setitem__(2, 1), "a parent is not the one"),
+        (lambda t, _: t["right_children"].__setitem__(0, t["left_children"][0]), "children of a node are one"),
         (lambda t, _: t.__setitem__("categories_nodes", []), "categorical splits are incomplete"),
         (lambda t, _: t["categories_sizes"].__setitem__(0, 10**6), "outside of its categories"),
         (lambda t, _: t["categories_segments"].__setitem__(0, 2**62), "outside of its categories"),

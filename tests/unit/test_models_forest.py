@@ -149,6 +149,24 @@ def test_other_models_are_left_to_xgboost(make):
     assert forest_of(make()) is None
 
 
+def test_what_a_leaf_says_of_a_feature_is_not_looked_at():
+    booster = train()
+    document = json.loads(bytes(booster.save_raw("json")))
+    for tree in document["learner"]["gradient_booster"]["model"]["trees"]:
+        leaves = [node for node, child in enumerate(tree["left_children"]) if child == -1]
+        for number, node in enumerate(leaves):
+            tree["split_indices"][node] = (-1, 2**31, 2**40)[number % 3]
+    values = rows(100)
+    assert Forest.of(document).predict(values).tobytes() == Predictor(booster).predict(values).tobytes()
+
+
+@pytest.mark.parametrize("text", ["0.5f", "", "[]", "[" * 100_000, '{"a": 1}'])
+def test_a_base_score_that_only_xgboost_may_read_is_left_to_it(text):
+    document = json.loads(bytes(train().save_raw("json")))
+    document["learner"]["learner_model_param"]["base_score"] = text
+    assert Forest.of(document) is None
+
+
 def test_a_matrix_with_other_columns_is_refused():
     with pytest.raises(ValueError, match="3 columns, but the model has 7 features"):
         forest_of(train()).predict(np.zeros((2, 3), np.float32))
