@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.ip_network("2000::/3")
+_NOT_PUBLIC = [
+    ipaddress.ip_network(each)
+    for each in (
+        "168.63.129.16/32",  # of Azure, for its machines: what is behind it is not for strangers
+        "192.88.99.0/24",  # a relay of old, from IPv6 to IPv4
+        "3fff::/20",  # of documentation; Python does not know it yet
+    )
+]
 
 
 class ForbiddenAddressError(OSError):
@@ -29,6 +38,10 @@ def is_public(address: str) -> bool:
     inner = _inner(found) if isinstance(found, ipaddress.IPv6Address) else ()
     if inner:
         return all(is_public(str(each)) for each in inner)
+    if found.version == _UNICAST.version and found not in _UNICAST:
+        return False
+    if any(found in network for network in _NOT_PUBLIC if network.version == found.version):
+        return False
     return found.is_global and not (found.is_multicast or found.is_reserved or found.is_unspecified)
 
 

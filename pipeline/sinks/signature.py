@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -83,12 +84,16 @@ def verify_webhook(
     key = decode_secret(secret)
     lower = {name.lower(): value for name, value in headers.items()}
     try:
-        identity, timestamp, signatures = lower[ID], int(lower[TIMESTAMP]), lower[SIGNATURE]
-    except (KeyError, ValueError):
-        raise SignatureError(f"The request has not the headers {ID}, {TIMESTAMP} and {SIGNATURE}.") from None
-    if abs((time.time() if now is None else now) - timestamp) > tolerance:
+        identity, timestamp, signatures = lower[ID], lower[TIMESTAMP], lower[SIGNATURE]
+        fits = re.fullmatch(r"[0-9]{1,15}", timestamp) and f"{identity}{signatures}".encode()
+    except (KeyError, UnicodeEncodeError):
+        fits = None
+    if not fits:
+        raise SignatureError(f"The request has not the headers {ID}, {TIMESTAMP} and {SIGNATURE}.")
+    at = int(timestamp)
+    if abs((time.time() if now is None else now) - at) > tolerance:
         raise SignatureError(f"The request was signed more than {tolerance:.0f} seconds ago, or in the future.")
-    expected = sign([key], identity, timestamp, body).encode()
+    expected = sign([key], identity, at, body).encode()
     matches = [hmac.compare_digest(expected, given.encode()) for given in signatures.split(" ")]
     if not any(matches):
         raise SignatureError("The request was not signed with this secret, or was changed on its way.")
