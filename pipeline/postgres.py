@@ -69,10 +69,19 @@ def place_of(database: str) -> str:
     try:
         parts = conninfo_to_dict(database)
     except psycopg.ProgrammingError as error:
+        # libpq quotes what it does not understand, and that may be the password.
+        why = re.sub('".*"', '"…"', _line(error))
         raise UsageError(
-            f"This is no address of a PostgreSQL database: {_line(error)}.",
+            f"This is no address of a PostgreSQL database: {why}.",
             "Write it as postgresql://USER@HOST:5432/DATABASE.",
         ) from None
+    begin = database.partition("?")[0]
+    if "://" in begin and (begin.count("@") > 1 or not re.fullmatch("[0-9,]*", str(parts.get("port") or ""))):
+        # What is taken for the host, and would be shown, is a part of the password.
+        raise UsageError(
+            "This is no address of a PostgreSQL database: it has an `@`, `:` or `/` too many, or a port that is none.",
+            "In a user or password, write them as URLs have them: %40, %3A and %2F.",
+        )
     host = parts.get("host") or parts.get("hostaddr") or "this machine"
     return f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
 

@@ -61,6 +61,24 @@ def test_a_channel_is_a_name(channel):
 def test_a_place_shows_no_secret():
     assert place_of("postgresql://user:secret@db.example.com:6543/shop?sslmode=require") == "db.example.com:6543/shop"
     assert place_of("host=db dbname=shop password=secret") == "db:5432/shop"
+    assert place_of("postgresql://a%40b:secret%2F@db:1,db2:2/shop?user=a@b") == "db,db2:1,2/shop"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresq://me:s3cret@db/shop",
+        "postgresql://me:s3cret%zz@db/shop",
+        'postgresql://me:"s3cret@[db/shop',
+        "postgresql://me:a@s3cret@db/shop",
+        "postgresql://me:a/s3cret@db/shop",
+        "host=db password=my s3cret",
+    ],
+)
+def test_what_is_wrong_with_an_address_is_said_without_its_password(address):
+    with pytest.raises(UsageError) as failure:
+        place_of(address)
+    assert "s3cret" not in str(failure.value)
     with pytest.raises(UsageError):
         place_of("postgresql://db/shop?nothing=1")
 
