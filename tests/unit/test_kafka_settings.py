@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from pipeline.job.plugs.kafka_sink import KafkaSinkSettings
 from pipeline.job.plugs.kafka_source import KafkaSourceSettings
 from pipeline.kafka import Complaints, client_settings
+from pipeline.sinks.base import Delivered
+from pipeline.sinks.kafka import headers_of
 
 SOURCE = {"to": "events.x", "brokers": ["kafka:9092"], "topic": "clicks"}
 
@@ -28,6 +30,9 @@ SOURCE = {"to": "events.x", "brokers": ["kafka:9092"], "topic": "clicks"}
         ({"key_field": "k", "headers_field": "k"}, "cannot be the same"),
         ({"set": {"group.id": "x"}}, "use `group`"),
         ({"set": {"enable.auto.commit": "true"}}, "set by Gridscore"),
+        ({"set": {"plugin.library.paths": "/tmp/x.so"}}, "loads libraries or runs commands"),  # noqa: S108 -- a name
+        ({"set": {"sasl.kerberos.kinit.cmd": "touch x"}}, "loads libraries or runs commands"),
+        ({"set": {"ssl.engine.location": "x.so"}}, "loads libraries or runs commands"),
         ({"max_event": 1}, "greater than or equal"),
         ({"topics": "x"}, "not permitted"),
     ],
@@ -60,3 +65,21 @@ def test_what_is_given_goes_over_what_is_ours():
     assert made["linger.ms"] == "7"
     assert made["acks"] == "all"
     assert made["bootstrap.servers"] == "a:1,b:2"
+
+
+def test_headers_say_what_the_result_says_as_text():
+    def said(**value):
+        return dict(headers_of(Delivered("k", b"{}", value, 3, 7, 2)))
+
+    assert (
+        said(decision="approve", model="m", version=1).items()
+        >= {
+            "gridscore.epoch": "2",
+            "gridscore.sequence": "7",
+            "gridscore.decision": "approve",
+            "gridscore.version": "1",
+        }.items()
+    )
+    assert said(version=True)["gridscore.version"] == "True"
+    assert said(decision=["a"])["gridscore.decision"] == "['a']"
+    assert "gridscore.model" not in said(model=None)

@@ -140,11 +140,13 @@ def test_a_secret_that_was_given_is_hidden_too():
     assert hidden.hide("wrong: hunter2") == "wrong: **********"
 
 
-@pytest.mark.parametrize(("text", "said"), [("${NONE}", "NONE is not set"), ("${no name}", "does not name")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("${NONE}", "NONE is not set"), ("${no name}", "does not name"), ("${BLANK}", "BLANK is empty")]
+)
 def test_a_variable_that_is_not_there_is_an_error_that_says_where(text, said):
     settings = Settings(to="events.x", brokers=("a",), options={"password": text})
     with pytest.raises(SettingsError, match=said) as caught:
-        from_environment(settings, {})
+        from_environment(settings, {"BLANK": ""})
     assert "`options.password`" in caught.value.message
 
 

@@ -45,7 +45,7 @@ def from_environment(settings: _Settings, environment: Mapping[str, str] | None 
         environment: Where names are looked up; that of the process if None.
 
     Raises:
-        SettingsError: A variable is not set, or what stands in the braces is no name.
+        SettingsError: A variable is not set or empty, or what stands in the braces is no name.
     """
     reader = _Reader(os.environ if environment is None else environment)
     made = reader.model(settings, "")
@@ -102,4 +102,7 @@ class _Reader:
                 f"`{where}`: the environment variable {name} is not set.", f"Set it before the start: export {name}=…"
             )
         value = self.used[name] = self._environment[name]
+        if not value:
+            # A token that is empty by mistake would let everybody in.
+            raise SettingsError(f"`{where}`: the environment variable {name} is empty.", "Give it a value.")
         return value

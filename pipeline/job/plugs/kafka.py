@@ -22,6 +22,8 @@ _OURS = {
     "request.required.acks": "the sink waits for all replicas",
     "transactional.id": "use `transactions`",
 }
+_RUNS = {"plugin.library.paths", "sasl.kerberos.kinit.cmd", "ssl.engine.location", "ssl.providers"}
+"""Properties that make librdkafka load a library or run a command. A job file is read, and runs nothing."""
 
 
 def _each(value: Any) -> Any:
@@ -50,6 +52,8 @@ def _options(value: dict[str, str]) -> dict[str, str]:
     for name in value:
         if name in _OURS:
             raise ValueError(f"`{name}` is set by Gridscore: {_OURS[name]}")
+        if name in _RUNS:
+            raise ValueError(f"`{name}` loads libraries or runs commands, which settings must not")
     return value
 
 
