@@ -40,6 +40,9 @@ ANSWER_SECONDS = 15.0
 CLOSE_SECONDS = 1.0
 """How long what we have to write may take at the end."""
 
+MOST_BYTES = 64 << 20
+"""Bytes of messages that may wait to be taken before no more is read: a broker may let each have 256 MiB."""
+
 _MISC_SECONDS = 1.0
 _AT_HIGH = 2  # times what may be in flight: brokers of MQTT 3.1.1 do not know how much we want
 _PING = b"\xc0\x00"
@@ -82,6 +85,7 @@ class MqttLink:
         self._lost: GridscoreError | None = None
         self._in_flight = 0  # not acknowledged
         self._loose = 0  # with QoS 0, not taken yet
+        self._bytes = 0  # of messages that are not taken yet
         self._paused = self._closing = False
         self._written = asyncio.Event()
         self._written.set()
@@ -179,7 +183,7 @@ class MqttLink:
     def take(self) -> list[Message]:
         """The messages that have come."""
         taken, self._messages = self._messages, []
-        self._loose = 0
+        self._loose = self._bytes = 0
         self._go_on()
         return taken
 
@@ -282,13 +286,14 @@ class MqttLink:
         limit = _AT_HIGH * self._settings.in_flight
         while self._socket is not None:
             room = limit - self._in_flight - self._loose
-            if room <= 0:
+            if room <= 0 or self._bytes > MOST_BYTES:
                 self._paused = True
                 self._loop.remove_reader(link.fileno())
                 return
             messages, other = self._cutter.take(room)
             if messages:
                 self._messages += messages
+                self._bytes += sum(len(message.payload) for message in messages)
                 confirmable = sum(1 for message in messages if message.receipt)
                 self._in_flight += confirmable
                 self._loose += len(messages) - confirmable

@@ -19,6 +19,7 @@ from pipeline.client import connect
 from pipeline.errors import UsageError
 from pipeline.job.plugs.mqtt_source import MqttSourceSettings
 from pipeline.leash import LeashedProcess
+from pipeline.sources import mqtt_link
 from pipeline.sources import runner as runners
 from pipeline.sources.base import SourceInterruptedError
 from pipeline.sources.mqtt import MqttSource
@@ -222,6 +223,17 @@ async def test_what_a_session_holds_of_qos_2_comes_and_is_confirmed(settings, pu
         await publish(f"plant/{unique}/1/x", b'{"n":51}')
         rest, _ = await read(source, 1)
     assert [json.loads(text)["n"] for _, text in rest] == [51]
+
+
+async def test_messages_that_are_large_wait_at_the_broker(settings, publish, unique, monkeypatch):
+    monkeypatch.setattr(mqtt_link, "MOST_BYTES", 100_000)
+    async with opened(settings(topic=[f"plant/{unique}/#"])) as source, asyncio.timeout(SECONDS):
+        await publish(f"plant/{unique}/x", *(b'{"n":%d,"x":"%s"}' % (n, b"x" * 20_000) for n in range(100)))
+        while not source._link._paused:
+            await asyncio.sleep(0.01)
+        assert source._link._bytes < 1_000_000
+        entries, _ = await read(source, 100)
+    assert sorted(json.loads(text)["n"] for _, text in entries) == list(range(100))
 
 
 async def test_many_messages_come_by_tls(settings, guarded_mqtt, certificates, unique, protocol):
