@@ -199,7 +199,7 @@ class Answers:
             try:
                 value = _decode(page.values[index])
                 sequence = value["sequence"]
-            except (msgspec.DecodeError, KeyError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
                 _log.warning("`%s` holds something that is no result", self._results)
                 continue
             if type(sequence) is int and sequence >= 0:  # -1: found by a rescan, and of which event is not known

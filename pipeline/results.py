@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import msgspec
-from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError, UsageError
 from pipeline.follower import Follower
@@ -280,7 +279,7 @@ class _JournalFeed:
                 continue
             try:
                 key, value = transport.to_object(self._grid.client, page.keys[index]), _decode(page.values[index])
-            except (HazelcastError, msgspec.DecodeError) as error:
+            except Exception as error:  # noqa: BLE001 -- of keys the client raises anything, and no entry may end us
                 self._skip(error)
                 continue
             return Result(key, value)
@@ -317,7 +316,7 @@ class _ListenerFeed:
             return
         try:
             result = Result(event.key, _decode(event.value.to_string()))
-        except (HazelcastError, msgspec.DecodeError, AttributeError) as error:
+        except Exception as error:  # noqa: BLE001 -- as of the journal
             self.skipped += 1
             _log.warning("`%s` holds something that is no result: %s", self._map_name, error)
             return

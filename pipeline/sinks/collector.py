@@ -120,7 +120,7 @@ class Collector:
             key, text, sequence = page.keys[position], page.values[position], page.sequences[position]
             try:
                 value = _decode(text)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 reason = f"it is no result, which is a JSON object: {error}"
                 part.rejected.append(Rejected(partition, sequence, key, text, "decode", reason))
                 continue

@@ -240,14 +240,24 @@ def _scores(values: list[Any]) -> pa.Array:
     if not any(type(value) is list for value in values):
         return _numbers(values)
     numbers = {int, float, type(None)}
-    fitting = [value if type(value) is list and {type(each) for each in value} <= numbers else None for value in values]
+    fitting = [
+        [_number(each) for each in value] if type(value) is list and {type(each) for each in value} <= numbers else None
+        for value in values
+    ]
     return pa.array(fitting, pa.list_(pa.float64()))
 
 
 def _numbers(values: list[Any]) -> pa.Array:
     import pyarrow as pa
 
-    return pa.array([float(value) if type(value) in (int, float) else None for value in values], pa.float64())
+    return pa.array([_number(value) for value in values], pa.float64())
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if type(value) in (int, float) else None
+    except OverflowError:  # a whole number with hundreds of digits
+        return None
 
 
 def _integers(values: list[Any]) -> pa.Array:

@@ -13,6 +13,7 @@ back does, in order:
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ _POSITIONS_CONFIG = {
     "min.cleanable.dirty.ratio": "0.1",
 }
 
+_log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -228,7 +230,10 @@ class Transactions:
         positions = {}
         for partition in partitions:
             if (text := found.get(self._key(partition).decode())) is not None:
-                positions[partition] = msgspec.json.decode(text, type=Position)
+                try:
+                    positions[partition] = msgspec.json.decode(text, type=Position)
+                except (ValueError, RecursionError) as error:
+                    _log.warning("%s: what stands under %d is no position: %s", self._positions_topic, partition, error)
         return positions
 
     async def verified(self, positions: Mapping[int, Position], grid: Grid, map_name: str) -> dict[int, int]:
@@ -279,7 +284,8 @@ class Transactions:
                     if error is None:
                         key: Any = message.key()
                         value: Any = message.value()
-                        found[key.decode()] = value
+                        if key is not None and value is not None:  # others may write there, too
+                            found[key.decode(errors="replace")] = value
                     elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001
                         raise KafkaException(error)
                     elif (message.offset() or 0) >= end:

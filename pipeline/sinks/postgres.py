@@ -150,7 +150,7 @@ class PostgresSink:
             try:
                 text = _encode([self._row(key, result) for key, result in part]).decode()
                 await self._send(text, until)
-            except (_BadRowError, ValueError, OverflowError) as error:
+            except (_BadRowError, ValueError, OverflowError, RecursionError) as error:
                 if len(part) == 1:
                     refused.append(Refused(part[0][1], f"PostgreSQL at {self._place} does not take it: {error}"))
                     continue

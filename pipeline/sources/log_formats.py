@@ -58,7 +58,7 @@ class JsonLines(LogFormat):
             return Parsed(_decode(raw), raw)
         except msgspec.ValidationError:
             raise ValueError("It is JSON, but no object.") from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ValueError(f"It is no JSON: {error}") from None
 
 
@@ -111,7 +111,8 @@ class Combined(LogFormat):
     """
 
     _match = re.compile(
-        r'(\S+) (\S+) (.+?) \[([^\]]+)\] "((?:[^"\\]|\\.)*+)" (\d{3}) (\d+|-)'
+        # No time has a `[`: so what a client has put before it is looked through once, and not from each `[`.
+        r'(\S+) (\S+) (.+?) \[([^\[\]]+)\] "((?:[^"\\]|\\.)*+)" (\d{3}) (\d+|-)'
         r'(?: "((?:[^"\\]|\\.)*+)" "((?:[^"\\]|\\.)*+)".*)?'
     ).fullmatch
 
@@ -200,7 +201,7 @@ def seconds_of_time(value: object) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
-        if not math.isfinite(value):
+        if not abs(value) < _NO_TIME:  # not a number, infinite, or a number that no float holds
             return None
         return value / 1000 if abs(value) > _MILLISECONDS else float(value)
     if isinstance(value, str):
@@ -213,6 +214,7 @@ def seconds_of_time(value: object) -> float | None:
 
 
 _MILLISECONDS = 1e11  # as seconds, that is in the year 5138
+_NO_TIME = 1e18
 _MONTH_NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES, 1)}
 _ACCESS_TIME = re.compile(r"(\d\d)/([A-Z][a-z]{2})/(\d{4}):(\d\d:\d\d:\d\d) ([+-]\d\d)(\d\d)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import os
 import zlib
@@ -11,6 +12,7 @@ from pipeline.sources.log_formats import is_open, without_bom
 from pipeline.sources.log_places import HEAD_BYTES, Fingerprint, Place, digest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pipeline.sources.log_formats import LogFormat
@@ -244,14 +246,26 @@ class Tail:
         first = pieces[index]
         if b'"' not in first or not is_open(first, self._delimiter):
             return 1
-        size = len(first)
-        for last in range(index + 1, len(pieces)):
-            size += 1 + len(pieces[last])
-            if size > self._max_line:
-                return 1  # a quote that never ends: the line is bad, the following ones are not
-            if b'"' in pieces[last] and not is_open(b"\n".join(pieces[index : last + 1]), self._delimiter):
-                return last + 1 - index
-        return 1 if flush else 0
+        # Line by line, once: to look at all of it anew with each line would take the square of its length.
+        size = 0
+
+        def lines() -> Iterator[str]:
+            nonlocal size
+            for number in range(index, len(pieces)):
+                size += len(pieces[number]) + 1
+                if size > self._max_line + 1:
+                    return
+                yield pieces[number].decode("utf-8", "replace") + "\n"
+
+        reader = csv.reader(lines(), delimiter=self._delimiter, strict=True)
+        try:
+            closed = next(reader, None) is not None
+        except csv.Error as error:
+            closed = "unexpected end" not in str(error)
+        if closed:
+            return reader.line_num
+        # A quote that never ends: the line is bad, the following ones are not.
+        return 1 if flush or size > self._max_line + 1 else 0
 
     def _take(self, data: bytes) -> None:
         self._seen.add(data)

@@ -245,7 +245,7 @@ class PostgresSource:
         columns = self._settings.key
         try:
             value = _decode(payload)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             value = payload
         if isinstance(value, dict):
             if lacking := [column for column in columns if value.get(column) is None]:

@@ -1,0 +1,177 @@
+"""Texts that a stranger may send to end whoever reads them: nested without end, numbers that nothing holds, long lines.
+
+Each way in and each way out takes them for what they are, no event and no result, and their neighbours go on.
+"""
+
+import asyncio
+import json
+import sys
+
+import pytest
+from confluent_kafka import Message
+
+from pipeline.grid.writer import MapWriter
+from pipeline.job.plugs.base import SinkSettings
+from pipeline.job.plugs.files_sink import FilesSinkSettings
+from pipeline.job.plugs.kafka_source import KafkaSourceSettings
+from pipeline.job.plugs.logfile_source import LogfileSourceSettings
+from pipeline.job.plugs.mqtt_source import MqttSourceSettings
+from pipeline.job.plugs.postgres_source import PostgresSourceSettings
+from pipeline.sinks.base import Delivered, Delivery
+from pipeline.sinks.files import FilesSink
+from pipeline.sinks.kafka_transactions import Transactions
+from pipeline.sinks.runner import SinkRunner
+from pipeline.sources import log_tail
+from pipeline.sources.base import Poison
+from pipeline.sources.kafka_messages import MessageReader, NoEventError
+from pipeline.sources.log_formats import format_of, seconds_of_time
+from pipeline.sources.log_tail import Tail
+from pipeline.sources.mqtt_messages import MessageDecoder
+from pipeline.sources.mqtt_packets import Message as MqttMessage
+from pipeline.sources.postgres import PostgresSource
+from pipeline.sources.runner import SourceRunner
+from pipeline.testing import StubCluster
+from pipeline.testing.sinks import ListSink, Received
+from pipeline.testing.sources import Script
+from pipeline.worker.dead_letters import list_letters
+from pipeline.worker.replay import letter_ids, replay
+
+DEEP = b'{"a":' * 5_000 + b"1" + b"}" * 5_000
+HUGE = 10**400
+SECONDS = 20
+
+
+async def until(condition):
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+# ---------------------------------------------------------------------- sources
+
+
+def test_a_line_of_a_log_may_be_nested_without_end():
+    form = format_of(LogfileSourceSettings(to="events.x", path=["x.log"]))(b"")
+    with pytest.raises(ValueError, match="recursion"):
+        form.parse(DEEP)
+
+
+@pytest.mark.parametrize("value", [HUGE, -HUGE, 1e300, float("inf"), float("nan"), True, [1], {}])
+def test_what_is_no_time_is_none(value):
+    assert seconds_of_time(value) is None
+
+
+def test_an_access_log_is_looked_through_once():
+    form = format_of(LogfileSourceSettings(to="events.x", path=["x.log"], format="combined"))(b"")
+    name = "x" + " [" * 100_000  # before: a second for each thousand
+    with pytest.raises(ValueError, match="no line of an access log"):
+        form.parse(f"::1 - {name}".encode())
+    line = f'::1 - {name}a [10/Oct/2025:13:55:36 -0700] "GET / HTTP/1.1" 200 1 "-" "-"'
+    assert form.parse(line.encode()).fields["remote_user"] == f"{name}a"
+
+
+def test_a_quote_that_never_ends_is_looked_at_once(monkeypatch):
+    looked = []
+    is_open = log_tail.is_open
+    monkeypatch.setattr(log_tail, "is_open", lambda raw, delimiter: looked.append(raw) or is_open(raw, delimiter))
+    tail = object.__new__(Tail)
+    tail._delimiter, tail._max_line = ",", 10_000
+    pieces = [b'"', *[b'""'] * 1_000]
+    assert tail._lines_of_record(pieces, 0, flush=False) == 0
+    assert tail._lines_of_record(pieces, 0, flush=True) == 1
+    assert tail._lines_of_record([*pieces, b'"'], 0, flush=False) == len(pieces) + 1
+    assert looked == [b'"'] * 3
+
+
+def test_a_message_of_mqtt_may_be_nested_without_end():
+    settings = MqttSourceSettings(to="events.x", topic=["a/{b}"], value_field="v")
+    found = MessageDecoder(settings).decode(MqttMessage(b"a/b", DEEP))
+    assert isinstance(found, Poison)
+    assert "nested too deeply" in found.error
+
+
+def test_topics_that_strangers_make_up_are_not_remembered():
+    decoder = MessageDecoder(MqttSourceSettings(to="events.x", topic=["a/{b}"]))
+    for number in range(10):
+        assert not isinstance(decoder.decode(MqttMessage(b"a/%d" % number + b"x" * 60_000, b"{}")), Poison)
+    assert sum(map(len, decoder._topics)) < 1_000
+
+
+def test_a_message_of_kafka_that_is_just_shallow_enough_to_be_looked_at():
+    settings = KafkaSourceSettings(to="events.x", brokers=["k:1"], topic="t", headers_field="a")
+    read = MessageReader(settings).read
+    for depth in range(sys.getrecursionlimit() // 2, sys.getrecursionlimit() + 50):
+        text = b'{"a":' * depth + b"1" + b"}" * depth
+        try:
+            read(Message(topic="t", partition=0, offset=1, value=text))
+        except NoEventError:
+            continue
+
+
+async def test_a_notification_of_postgresql_may_be_nested_without_end():
+    async with StubCluster() as cluster:
+        grid = await cluster.connect("source")
+        settings = PostgresSourceSettings(to="m", database="postgresql://db/x", table="t", key=("id",), notify="c")
+        deep = "[" * 7_900
+        assert PostgresSource(grid, "s", settings)._key_values(deep) == {"id": deep}
+
+
+async def test_dead_letters_of_nested_texts_stay_where_they_are():
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        script = Script([Poison("a:1", "k", DEEP, "nested too deeply"), Poison("a:2", "l", b'{"v":1}', "something")])
+        await SourceRunner(client.grid, "test", script.source, kind="script", to="events.x").run()
+        ids = await letter_ids(client.grid, "test")
+        done = {each.key: each.refusal async for each in replay(client.grid, "test", ids)}
+        assert ("no JSON" in done["k"], done["l"]) == (True, "")
+        assert (await list_letters(client.grid, "test", 10))[0] == 1
+
+
+# ---------------------------------------------------------------------- sinks and listeners
+
+
+def test_what_is_no_position_of_a_transaction_is_none(monkeypatch):
+    transactions = Transactions({}, "t", "s", "me", lambda call: call())
+    good = b'{"next":5,"epoch":1,"last":4,"check":7}'
+    monkeypatch.setattr(transactions, "_read", lambda: {"s/0": good, "s/1": DEEP, "s/2": b"\xff", "s/3": b"{}"})
+    found = transactions.take_over(dict.fromkeys(range(5), ""))
+    assert {partition: position.next for partition, position in found.items()} == {0: 5}
+
+
+async def test_a_result_may_be_nested_without_end():
+    async with StubCluster() as cluster:
+        grid, received = await cluster.connect("user"), Received()
+        await MapWriter(grid, "results.x").put([("deep", DEEP), ("good", b'{"score":1}')])
+        settings = SinkSettings(results="results.x")
+        runner = SinkRunner(await cluster.connect("one"), "list", "list", settings, lambda: ListSink(received, "one"))
+        task = asyncio.create_task(runner.run())
+        try:
+            await until(lambda: task.done() or (runner.stats.dead == 1 and len(received.results) == 1))
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def test_listeners_pass_over_what_is_no_result():
+    async with StubCluster() as cluster, asyncio.timeout(SECONDS):
+        client = await cluster.client()
+        async with await client.results("results.x") as stream:
+            writer = MapWriter(client.grid, "results.x")
+            await writer.put([("k", DEEP)])
+            await writer.put([("k", b'{"x":"\xff"}')])
+            await writer.put([("k", b'{"score":1}')])
+            assert (await anext(stream)).score == 1
+            assert stream.skipped == 2
+
+
+@pytest.mark.parametrize("score", [HUGE, [0.5, HUGE], 2**60, [2**60]])
+async def test_a_file_takes_numbers_of_any_size(tmp_path, score):
+    value = {"score": score, "version": HUGE, "scored_at": HUGE, "n": HUGE}
+    result = Delivered("k", json.dumps(value).encode(), value, 0, 1, 1)
+    async with StubCluster() as cluster:
+        sink = FilesSink(await cluster.connect("s"), "out", FilesSinkSettings(results="r", folder=str(tmp_path)))
+        await sink.open()
+        assert list(await sink.deliver(Delivery([result], {0: 1}, 0.0))) == []
+        await sink.close()
+    assert len(list(tmp_path.glob("out-*.parquet"))) == 1
