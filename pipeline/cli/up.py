@@ -37,6 +37,10 @@ def up(
         Path | None,
         typer.Option(metavar="FILE", help="A hazelcast.yaml of your own; its network is adjusted to this machine."),
     ] = None,
+    kafka: Annotated[
+        bool,
+        typer.Option("--kafka", help="With the Kafka connector, for `gridscore source kafka --on-grid`."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a Hazelcast cluster on this machine until Ctrl-C. It needs no Java, Maven or Docker.
@@ -67,6 +71,7 @@ def up(
                     cluster_name=cluster_name,
                     version=version,
                     config=config,
+                    kafka=kafka,
                     on_progress=progress,
                     register=True,
                 )

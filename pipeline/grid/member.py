@@ -69,6 +69,7 @@ class Cluster:
         config: Path | None = None,
         register: bool = False,
         extras: MemberExtras | None = None,
+        kafka: bool = False,
         on_progress: Progress | None = None,
     ) -> Cluster:
         """Start a cluster and return when all its members are in it.
@@ -82,6 +83,7 @@ class Cluster:
             config: A member configuration in YAML to adjust and use instead of ours.
             register: Whether :func:`running_cluster` finds it; there is at most one that is.
             extras: What the members run with besides what every member has.
+            kafka: Whether they get the Kafka connector, so that their SQL can read topics.
             on_progress: Called with a line for people as the start goes on.
 
         Raises:
@@ -98,7 +100,7 @@ class Cluster:
         name = cluster_name or (template_cluster_name(template) if register else f"gridscore-{secrets.token_hex(4)}")
         _check_memory(members, heap_bytes)
         java = java_executable()
-        jars = member_jars(version, progress)
+        jars = member_jars(version, progress, kafka=kafka)
         with _registration() if register else contextlib.nullcontext():
             if register and (running := running_cluster()):
                 raise MemberError(

@@ -71,6 +71,11 @@ def kind_of(settings: SourceSettings) -> str:
     return kind
 
 
+def name_of(settings: SourceSettings, name: str | None = None) -> str:
+    """What a source is called: as its settings say, as it is called where they stand, or after its kind and its map."""
+    return settings.name or name or f"{kind_of(settings)}-{settings.to}".replace(":", "-")[:64]
+
+
 def settings_class(kind: str) -> type[SourceSettings]:
     """The settings of a kind of source.
 

@@ -41,20 +41,31 @@ def test_a_second_start_needs_no_network_and_no_resolving(monkeypatch):
 
 
 def test_jars_that_were_deleted_are_fetched_again(monkeypatch, empty_caches):
-    jar = empty_caches / "hazelcast-5.6.0.jar"
-    jar.touch()
+    there, gone = empty_caches / "hazelcast-5.6.0.jar", empty_caches / "hazelcast-sql-5.6.0.jar"
+    there.touch()
     known = empty_caches / "ours" / "member-jars-5.6.0.json"
     known.parent.mkdir()
-    known.write_text(json.dumps([str(jar), str(empty_caches / "gone.jar")]), encoding="utf-8")
-    monkeypatch.setattr(artifacts, "_download", lambda *_: [jar])
-    assert member_jars() == [jar]
-    assert json.loads(known.read_text(encoding="utf-8")) == [str(jar)]
+    known.write_text(json.dumps([str(there), str(gone)]), encoding="utf-8")
+    anew = [empty_caches / "anew" / jar.name for jar in (there, gone)]
+    monkeypatch.setattr(artifacts, "_download", lambda *_, **__: anew)
+    assert member_jars() == anew
+    assert json.loads(known.read_text(encoding="utf-8")) == list(map(str, anew))
+
+
+def test_a_list_of_other_jars_than_are_wanted_now_is_not_believed(monkeypatch, empty_caches):
+    other = empty_caches / "hazelcast-5.6.0.jar"
+    other.touch()
+    known = empty_caches / "ours" / "member-jars-5.6.0.json"
+    known.parent.mkdir()
+    known.write_text(json.dumps([str(other)]), encoding="utf-8")
+    monkeypatch.setattr(artifacts, "_download", lambda *_, **__: [])
+    assert member_jars() == []
 
 
 @pytest.fixture
 def maven_repository(empty_caches):
     """A Java developer's own cache, with whole jars."""
-    for group, name, version in artifacts._artifacts("5.6.0"):
+    for group, name, version in artifacts._artifacts("5.6.0", kafka=True):
         jar = empty_caches.joinpath("maven", *group.split("."), name, version, f"{name}-{version}.jar")
         jar.parent.mkdir(parents=True)
         with zipfile.ZipFile(jar, "w") as file:
@@ -66,7 +77,9 @@ def maven_repository(empty_caches):
 def test_jars_of_a_maven_repository_are_used(maven_repository):
     said = []
     jars = member_jars("5.6.0", said.append)
-    assert len(jars) == 7
+    assert [jar.name for jar in jars] == ["hazelcast-5.6.0.jar", "hazelcast-sql-5.6.0.jar"]
+    jars = member_jars("5.6.0", said.append, kafka=True)
+    assert len(jars) == 8
     assert all(jar.is_relative_to(maven_repository) for jar in jars)
     assert said == []
 
@@ -76,4 +89,4 @@ def test_a_truncated_jar_is_not_used(maven_repository):
     jar = next(maven_repository.rglob("kafka-clients-*.jar"))
     jar.write_bytes(jar.read_bytes()[:-10])
     with pytest.raises(MemberError, match="cannot be reached"):
-        member_jars("5.6.0")
+        member_jars("5.6.0", kafka=True)
