@@ -239,6 +239,10 @@ class _Plan:
             raise UsageError("--from and --query are two things to load.", "Load one after the other.")
         if (self.query is None) != (self.database is None):
             raise UsageError("--query and --database belong together.", "Give both.")
+        if self.query is not None:
+            from pipeline.sources.registry import KINDS
+
+            KINDS["postgres"].plug_class()  # or there is no library to ask with, which is better said at once
 
 
 def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] | None) -> _Target:
