@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,7 +12,6 @@ from pipeline.errors import GridscoreError
 from pipeline.sinks.base import Refused, SinkInterruptedError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from pipeline.sinks.base import Delivered, Delivery
@@ -49,6 +50,7 @@ class Received:
         deliveries: How many results each delivery had.
         faults: What is to happen to the next deliveries: `ABORT`, `PAUSE`, or None for nothing.
         refuses: Keys of results that it does not take.
+        seconds_each: Time that each result takes it; of a delivery that takes longer than it may, it keeps nothing.
         held: Partitions by the process that was told of them last, each with the one that it took them over from.
         identities: Of the processes that have opened it.
     """
@@ -57,6 +59,7 @@ class Received:
     deliveries: list[int] = field(default_factory=list)
     faults: deque[ABORT | PAUSE | None] = field(default_factory=deque)
     refuses: set[object] = field(default_factory=set)
+    seconds_each: float = 0.0
     held: dict[str, dict[int, str]] = field(default_factory=dict)
     identities: set[str] = field(default_factory=set)
 
@@ -113,15 +116,17 @@ class ListSink:
     async def dropped(self, partitions: Collection[int]) -> None:
         """Note that they went."""
         for partition in partitions:
-            del self._held[partition]
+            self._held.pop(partition, None)  # one may be taken away while we are being told of it
 
     async def deliver(self, delivery: Delivery) -> Sequence[Refused]:
         """Keep the results, unless something goes wrong.
 
         Raises:
-            SinkInterruptedError: `ABORT`.
+            SinkInterruptedError: `ABORT`; or it takes too long.
             GridscoreError: `ABORT(for_good=True)`.
         """
+        if self._received.seconds_each:
+            await self._take_time(len(delivery.results) * self._received.seconds_each, delivery.until)
         fault = self._received.faults.popleft() if self._received.faults else None
         if isinstance(fault, ABORT):
             self._keep(delivery.results[: fault.after])
@@ -137,6 +142,13 @@ class ListSink:
 
     async def close(self) -> None:
         """Nothing is kept open."""
+
+    @staticmethod
+    async def _take_time(seconds: float, until: float) -> None:
+        left = max(0.0, until - time.monotonic())
+        await asyncio.sleep(min(seconds, left))
+        if seconds > left:
+            raise SinkInterruptedError("The list is too slow.")
 
     def _keep(self, results: Iterable[Delivered]) -> None:
         self._received.results += [each for each in results if each.key not in self._received.refuses]

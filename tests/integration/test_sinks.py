@@ -112,12 +112,13 @@ async def test_a_sink_that_failed_says_why_until_it_runs_again_or_is_forgotten(g
             received.then(ABORT(for_good=True))
             async with sinking(grid_settings, unique, received, "one"):
                 await put(grid, f"results.{unique}", results(5))
+                await until(lambda: not received.faults)
                 await until(lambda: _state_is(grid, unique, "failed"))
         status = await status_of(grid, unique)
         assert (status.error, status.processes) == ("The list takes nothing any more.", [])
         assert status.to_json()["failed_at"]
         async with sinking(grid_settings, unique, received, "one"):
-            await until(lambda: len(received.results) == 5)
+            await until(lambda: len(received.newest()) == 5)
             await until(lambda: _state_is(grid, unique, "delivering"))
         status = await status_of(grid, unique)
         assert (status.state, status.error) == ("stopped", "")
