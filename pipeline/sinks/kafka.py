@@ -1,7 +1,11 @@
 """The Kafka sink: results as messages of a topic, under the key of the event, with headers to tell repetitions by.
 
-All calls of the producer that may wait are made in one thread. A delivery is done when every message of it has been
-confirmed by all replicas in sync; with transactions, when its transaction is committed (see `kafka_transactions`).
+A delivery is done when every message of it has been confirmed by all replicas in sync; with transactions, when its
+transaction is committed (see `kafka_transactions`).
+
+Messages are produced, and their reports taken, by the event loop's thread, in calls that do not wait; what may wait is
+called in a thread of its own. The client takes Python's lock once a report, wanted or not: a second thread would fight
+with the event loop for it at every message, which costs several times the CPU of all the rest.
 """
 
 from __future__ import annotations
@@ -9,11 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -23,6 +26,8 @@ from pipeline.sinks.base import Refused, SinkInterruptedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from confluent_kafka import Message
 
     from pipeline.grid import Grid
     from pipeline.job.plugs.kafka_sink import KafkaSinkSettings
@@ -40,7 +45,8 @@ _PRODUCER: dict[str, Any] = {
 }
 _TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD}
 _SPOILT = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # noqa: SLF001 -- how the library names its constants
-_LOOK_SECONDS = 0.05
+_AT_ONCE = 1_000  # messages for which the event loop waits
+_FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.001, 0.02
 _CLOSE_SECONDS = 2.0
 _BATCH_BYTES = 1_000_000
 
@@ -67,6 +73,7 @@ class KafkaSink:
         self._complaints = Complaints(self._topic)
         self._producer: Producer | None = None
         self._transactions: Transactions | None = None
+        self._failed: list[tuple[bytes | None, bytes | None, KafkaError]] = []
         self._batch_bytes = _BATCH_BYTES
         self.max_results = settings.batch
         self.identity = uuid.uuid4().hex
@@ -105,8 +112,18 @@ class KafkaSink:
             SinkInterruptedError: Kafka did not confirm in time.
             KafkaRefusedError: Kafka refuses us.
         """
-        refused: Sequence[Refused] = await self._in_thread(lambda: self._deliver(delivery))
-        return refused
+        await self._in_thread(self._ready)  # before the look at the lease: who fences us does so after its end
+        if time.monotonic() >= delivery.until:
+            raise SinkInterruptedError("The leases ran out before Kafka was ready.")
+        try:
+            return await self._send(delivery)
+        except KafkaException as error:
+            await self._in_thread(self._discard)
+            self._complaints.check(SinkInterruptedError)
+            raise failure(error.args[0], self._topic, SinkInterruptedError) from None
+        except Exception:
+            await self._in_thread(self._discard)
+            raise
 
     async def close(self) -> None:
         """Let the producer go; what is not confirmed is given up."""
@@ -127,13 +144,13 @@ class KafkaSink:
         if settings.transactions:
             from pipeline.sinks.kafka_transactions import Transactions
 
-            self._transactions = Transactions(common, self._topic, self._name, self.identity)
+            self._transactions = Transactions(common, self._topic, self._name, self.identity, self._in_thread)
             self._transactions.prepare()
 
     def _ready(self) -> Producer:
         if self._producer is None:
             more = self._transactions.settings if self._transactions is not None else {}
-            ours = {**_PRODUCER, "batch.size": self._batch_bytes}
+            ours = {**_PRODUCER, "batch.size": self._batch_bytes, "on_delivery": self._report}
             common = client_settings(self._settings.brokers, self._settings.set, ours, self._complaints)
             self._producer = made(Producer, {**common, **more}, self._topic)
             if self._transactions is not None:
@@ -155,72 +172,84 @@ class KafkaSink:
             with contextlib.suppress(KafkaException):
                 producer.flush(_CLOSE_SECONDS)
 
-    def _deliver(self, delivery: Delivery) -> list[Refused]:
-        self._ready()  # before the look at the lease: who fences us does so after its end
-        if time.monotonic() >= delivery.until:
-            raise SinkInterruptedError("The leases ran out before Kafka was ready.")
-        try:
-            return self._send(delivery)
-        except KafkaException as error:
-            self._discard()
-            self._complaints.check(SinkInterruptedError)
-            raise failure(error.args[0], self._topic, SinkInterruptedError) from None
-        except BaseException:
-            self._discard()
-            raise
+    # ------------------------------------------------------------------ in the event loop
 
-    def _send(self, delivery: Delivery) -> list[Refused]:
+    async def _send(self, delivery: Delivery) -> list[Refused]:
         refused: list[Refused] = []
 
-        def produce(results: Sequence[Delivered]) -> list[Delivered]:
-            return self._produce(self._ready(), results, delivery.until, refused)
+        async def ready() -> Producer:
+            producer: Producer = await self._in_thread(self._ready)
+            return producer
+
+        async def produce(producer: Producer, results: Sequence[Delivered]) -> list[Delivered]:
+            return await self._produce(producer, results, delivery.until, refused)
+
+        async def discard() -> None:
+            await self._in_thread(self._discard)
 
         if self._transactions is not None:
-            too_large = self._transactions.deliver(self._ready, delivery, produce, self._discard)
+            too_large = await self._transactions.deliver(ready, delivery, produce, discard)
         else:
+            producer = self._ready()
             # The broker refuses a whole batch: which of its messages are too large is found one by one.
-            too_large = [result for result in produce(delivery.results) if produce([result])]
+            suspects = await produce(producer, delivery.results)
+            too_large = [result for result in suspects if await produce(producer, [result])]
         refused += [Refused(result, "the topic takes no message of this size") for result in too_large]
         return list({id(each.result): each for each in refused}.values())
 
-    def _produce(
+    async def _produce(
         self, producer: Producer, results: Sequence[Delivered], until: float, refused: list[Refused]
     ) -> list[Delivered]:
         """Produce and wait; returns what came back as too large, and adds to `refused` what was not even sent."""
-        failed: list[tuple[Delivered, KafkaError]] = []
-
-        def report(result: Delivered, error: KafkaError | None, _message: object) -> None:
-            if error is not None:
-                failed.append((result, error))
-
+        failed = self._failed = []
         produce, topic = producer.produce, self._topic
-        for result in results:
-            key = result.key.encode() if isinstance(result.key, str) else str(result.key).encode()
-            while True:
-                try:
-                    produce(topic, result.text, key, on_delivery=partial(report, result), headers=headers_of(result))
-                    break
-                except BufferError:
-                    producer.poll(_LOOK_SECONDS)
-                    self._look(until)
-                except KafkaException as error:
-                    if error.args[0].code() not in _TOO_LARGE:
-                        raise
-                    refused.append(Refused(result, f"it has {len(result.text):,} bytes: too large for Kafka's client"))
-                    break
-        while producer.flush(min(_LOOK_SECONDS * 4, max(0.0, until - time.monotonic()))):
-            self._look(until)
+        for begin in range(0, len(results), _AT_ONCE):
+            for result in results[begin : begin + _AT_ONCE]:
+                while True:
+                    try:
+                        produce(topic, result.text, _key(result), headers=headers_of(result))
+                        break
+                    except BufferError:
+                        await asyncio.sleep(_LOOK_SECONDS)
+                        self._look(producer, until)
+                    except KafkaException as error:
+                        if error.args[0].code() not in _TOO_LARGE:
+                            raise
+                        size = f"{len(result.text):,}"
+                        refused.append(Refused(result, f"it has {size} bytes: too large for Kafka's client"))
+                        break
+            self._look(producer, until)
+            await asyncio.sleep(0)
+        pause = _FIRST_LOOK_SECONDS
+        while len(producer):
             if failed and self._transactions is not None:
                 break  # the transaction is spoilt: what waits is not sent before it is aborted
-        too_large = [result for result, wrong in failed if wrong.code() in _TOO_LARGE]
-        for _, wrong in failed:
-            # What is too large spoils a transaction, and with it what waits behind.
-            if wrong.code() not in _TOO_LARGE and not (too_large and wrong.code() in _SPOILT):
-                raise permanent(wrong, self._topic) or SinkInterruptedError(f"Kafka: {wrong.str()}")
-        return too_large
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LOOK_SECONDS)
+            self._look(producer, until)
+        return self._too_large(results, failed) if failed else []
 
-    def _look(self, until: float) -> None:
-        """Whether it is still worth waiting."""
+    def _too_large(
+        self, results: Sequence[Delivered], failed: Sequence[tuple[bytes | None, bytes | None, KafkaError]]
+    ) -> list[Delivered]:
+        """Those of the results that came back as too large; raises what else has failed."""
+        large = {(key, text) for key, text, wrong in failed if wrong.code() in _TOO_LARGE}
+        for _, _, wrong in failed:
+            # What is too large spoils a transaction, and with it what waits behind.
+            if wrong.code() not in _TOO_LARGE and not (large and wrong.code() in _SPOILT):
+                raise permanent(wrong, self._topic) or SinkInterruptedError(f"Kafka: {wrong.str()}")
+        return [result for result in results if (_key(result).encode(), result.text) in large]
+
+    def _report(self, error: KafkaError | None, message: Message) -> None:
+        """What became of a message."""
+        if error is not None:
+            key: Any = message.key()
+            value: Any = message.value()
+            self._failed.append((key, value, error))
+
+    def _look(self, producer: Producer, until: float) -> None:
+        """Take reports; whether it is still worth waiting."""
+        producer.poll(0)
         if self._complaints.refusal is not None:
             raise self._complaints.refusal
         if time.monotonic() >= until:
@@ -230,21 +259,25 @@ class KafkaSink:
 
 def headers_of(result: Delivered) -> list[tuple[str, str | bytes | None]]:
     """Headers of a message: what decides, and what repetitions are told by."""
-    value = result.value
-    said = _said(*map(_text, (value.get("decision"), value.get("model"), value.get("version"))))
+    get = result.value.get
+    decision, model, version = get("decision"), get("model"), get("version")
+    try:
+        said = _said(decision, model, version)
+    except TypeError:  # a list or an object, which has no hash
+        said = _said(*(None if value is None else str(value) for value in (decision, model, version)))
     return [
-        ("gridscore.id", hashlib.blake2b(result.text, digest_size=12).hexdigest()),
+        ("gridscore.id", blake2b(result.text, digest_size=12).hexdigest()),
         ("gridscore.epoch", str(result.epoch)),
         ("gridscore.sequence", str(result.sequence)),
         *said,
     ]
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-@functools.lru_cache(1_024)
-def _said(*values: str | None) -> tuple[tuple[str, str], ...]:
+@functools.lru_cache(1_024, typed=True)
+def _said(*values: Any) -> tuple[tuple[str, str], ...]:
     pairs = zip(("decision", "model", "version"), values, strict=True)
-    return tuple((f"gridscore.{name}", value) for name, value in pairs if value is not None)
+    return tuple((f"gridscore.{name}", str(value)) for name, value in pairs if value is not None)
+
+
+def _key(result: Delivered) -> str:
+    return result.key if isinstance(result.key, str) else str(result.key)

@@ -13,14 +13,23 @@ back does, in order:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # its own door
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # its own door
 from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError
@@ -29,7 +38,7 @@ from pipeline.kafka import ANSWER_SECONDS, KafkaRefusedError, failure, made, par
 from pipeline.sinks.base import SinkInterruptedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from pipeline.grid import Grid
     from pipeline.sinks.base import Delivered, Delivery
@@ -73,14 +82,23 @@ class Transactions:
         topic: Of the results.
         name: Of the sink.
         identity: Of this process.
+        in_thread: Makes a call that may wait in the sink's thread.
     """
 
-    def __init__(self, common: Mapping[str, Any], topic: str, name: str, identity: str) -> None:
+    def __init__(
+        self,
+        common: Mapping[str, Any],
+        topic: str,
+        name: str,
+        identity: str,
+        in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+    ) -> None:
         self._common = dict(common)
         self._topic = topic
         self._positions_topic = f"{topic}.positions"
         self._name = name
         self._identity = identity
+        self._in_thread = in_thread
         self._unclear: tuple[str, set[Any]] | None = None
         self._done: set[Any] = set()
         self._attempts = 0
@@ -126,12 +144,12 @@ class Transactions:
 
     # ------------------------------------------------------------------ a delivery
 
-    def deliver(
+    async def deliver(
         self,
-        ready: Callable[[], Producer],
+        ready: Callable[[], Awaitable[Producer]],
         delivery: Delivery,
-        produce: Callable[[Sequence[Delivered]], list[Delivered]],
-        discard: Callable[[], None],
+        produce: Callable[[Producer, Sequence[Delivered]], Awaitable[list[Delivered]]],
+        discard: Callable[[], Awaitable[None]],
     ) -> list[Delivered]:
         """Deliver in one transaction; returns what is too large for the topic.
 
@@ -144,22 +162,23 @@ class Transactions:
         Raises:
             KafkaException: It was not committed, or nobody knows; the producer is to be let go.
         """
-        self._find_done()
+        await self._in_thread(self._find_done)
         results = [result for result in delivery.results if _identity_of(result) not in self._done]
         refused: list[Delivered] = []
         while True:
-            producer = ready()
+            producer = await ready()
             producer.begin_transaction()
-            too_large = produce(results)
+            too_large = await produce(producer, results)
             if not too_large:
                 break
             # What is refused spoils its transaction, and its batch: it is found one by one, in transactions of its own.
-            discard()
+            await discard()
             for result in too_large:
-                ready().begin_transaction()
-                if produce([result]):
+                alone = await ready()
+                alone.begin_transaction()
+                if await produce(alone, [result]):
                     refused.append(result)
-                discard()
+                await discard()
             spoilt = {id(result) for result in refused}
             results = [result for result in results if id(result) not in spoilt]
         self._attempts += 1
@@ -168,9 +187,10 @@ class Transactions:
         if time.monotonic() >= delivery.until:
             raise SinkInterruptedError("The leases ran out before the transaction could be committed.")
         self._unclear = attempt, {_identity_of(result) for result in delivery.results}
-        self._commit(producer)
+        await self._in_thread(lambda: self._commit(producer))
         self._unclear = None
-        self._done.clear()
+        # What is left is of a delivery that is made in smaller parts: it comes yet.
+        self._done -= {_identity_of(result) for result in delivery.results}
         return refused
 
     def _commit(self, producer: Producer) -> None:
@@ -248,12 +268,14 @@ class Transactions:
                 oldest, newest = await journal.bounds(partition)
                 if not oldest <= position.last <= newest:
                     continue
-                page = await journal.read(partition, position.last, 1)
+                # Should the journal begin again just now, there would be nothing to read until something is put.
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    page = await journal.read(partition, position.last, 1)
                 there = page is not None and page.sequences[:1] == [position.last]
                 if page is not None and there and zlib.crc32(page.values[0]) == position.check:
                     verified[partition] = position.next
-        except (HazelcastError, GridError) as error:
-            raise SinkInterruptedError(f"The journal of `{map_name}` cannot be read: {error}") from None
+        except (HazelcastError, GridError, TimeoutError) as error:
+            raise SinkInterruptedError(f"The journal of `{map_name}` cannot be read: {error or 'no answer'}") from None
         return verified
 
     def _read(self) -> dict[str, bytes]:
@@ -269,15 +291,11 @@ class Transactions:
             },
             self._positions_topic,
         )
-        place = TopicPartition(self._positions_topic, 0)
         found: dict[str, bytes] = {}
         deadline = time.monotonic() + 2 * TRANSACTION_SECONDS
         try:
-            bounds = consumer.get_watermark_offsets(place, timeout=ANSWER_SECONDS)
-            if bounds is None:
-                raise SinkInterruptedError("Kafka does not say how far its topic of positions goes.")
-            place.offset, end = bounds
-            consumer.assign([place])
+            end = self._end()
+            consumer.assign([TopicPartition(self._positions_topic, 0, OFFSET_BEGINNING)])
             while True:
                 for message in consumer.consume(1_000, 0.1):
                     error = message.error()
@@ -294,6 +312,17 @@ class Transactions:
                     raise SinkInterruptedError("A transaction of another process does not come to an end.")
         finally:
             consumer.close()
+
+    def _end(self) -> int:
+        """Where the topic of positions ends, with what is in transactions that have not ended."""
+        # A consumer of committed messages would tell where the first of those begins.
+        admin, place = made(AdminClient, self._common, self._positions_topic), TopicPartition(self._positions_topic, 0)
+        asked = admin.list_offsets(
+            {place: OffsetSpec.latest()},  # type: ignore[no-untyped-call]
+            isolation_level=IsolationLevel.READ_UNCOMMITTED,
+            request_timeout=ANSWER_SECONDS,
+        )
+        return int(asked[place].result().offset)
 
     def _settings_of(self, identity: str) -> dict[str, Any]:
         return {

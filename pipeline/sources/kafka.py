@@ -1,9 +1,11 @@
 """The Kafka source: messages of a topic as events, once under each key.
 
-All calls of the consumer that may wait are made in one thread. What is read goes to the runner; an offset is committed
-only when the runner has said that the grid has everything before it. When partitions move to another process of the
-group, what is under way gets a few seconds to arrive, what has arrived is committed, and the rest is read again by
-the new owner.
+All calls of the consumer are made in one thread. What is read goes to the runner; an offset is committed only when the
+runner has said that the grid has everything before it. When partitions move to another process of the group, what is
+under way gets a few seconds to arrive, what has arrived is committed, and the rest is read again by the new owner.
+
+Partitions go in the middle of a call that reads. So what was read before that call and has not been given to the runner
+is dropped if its partition went, and commits are made by the same thread: none can come late, over the new owner's.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ _CONSUMER: dict[str, Any] = {
     "auto.offset.reset": "error",
     # Partitions that stay are not paused when others move.
     "partition.assignment.strategy": "cooperative-sticky",
+    # After so long without a sign of life others get the partitions of a killed process; the library waits 45 s.
+    "session.timeout.ms": 10_000,
     "allow.auto.create.topics": False,
     "isolation.level": "read_committed",
     "topic.metadata.refresh.interval.ms": 30_000,
@@ -100,7 +104,7 @@ class KafkaSource:
         self._reader: MessageReader | None = None
         self._consumer: Consumer | None = None
         self._changed = threading.Condition()
-        # Guarded by the condition: the thread and the event loop both use them.
+        # Changed by the thread; guarded by the condition, as the event loop uses them, too.
         self._owned: dict[int, int] = {}
         self._assignments = 0
         self._under_way = 0
@@ -110,7 +114,8 @@ class KafkaSource:
         self._committed_at = 0.0
         self._asked_at = 0.0
         self._paused: list[TopicPartition] = []
-        self._left: list[Message] = []
+        self._left: list[tuple[Message, int]] = []  # each with the assignment of its partition
+        self._untold: KafkaException | None = None  # what went wrong while nothing was asked for
         self.skipped = 0
 
     # ------------------------------------------------------------------ what the runner calls
@@ -156,7 +161,6 @@ class KafkaSource:
                     assert before <= offset, "an offset never goes back"  # noqa: S101 -- a wrong commit loses events
                     self._acknowledged[partition] = offset
             self._changed.notify_all()
-        self._commit_if_due()
         self._complaints.check(SourceInterruptedError)
 
     async def close(self) -> None:
@@ -244,21 +248,38 @@ class KafkaSource:
 
     def _read(self) -> Batch | None:
         consumer = self._ready()
+        if self._untold is not None:
+            # Partitions may have come of which we do not know, and which would never be committed.
+            raise failure(self._untold.args[0], self._topic, SourceInterruptedError)
         if self._paused:
             paused, self._paused = self._paused, []
             with contextlib.suppress(KafkaException):  # some may have gone to others
                 consumer.resume(paused)
         try:
-            messages, self._left = self._left, []
+            left, self._left = self._left, []
+            messages = [message for message, assignment in left if self._assignment_of(message) == assignment]
             # It waits until it has as many as it may return.
             messages = messages or consumer.consume(1, _WAIT_SECONDS)
             if messages:
+                before = dict(self._owned)
                 messages += consumer.consume(AT_ONCE - 1, 0)
+                messages = self._without_those_that_went(messages, before)
         except KafkaException as error:
             raise failure(error.args[0], self._topic, SourceInterruptedError) from None
         self._commit_if_due()
         self._complaints.check(SourceInterruptedError)
         return self._batch(messages) if messages else None
+
+    def _assignment_of(self, message: Message) -> int:
+        return self._owned.get(_partition(message), -1)
+
+    def _without_those_that_went(self, messages: list[Message], before: dict[int, int]) -> list[Message]:
+        """What was read in a call, less what is of partitions that went in it: their next owner reads that."""
+        went = {number for number, assignment in before.items() if self._owned.get(number) != assignment}
+        if not went.isdisjoint(self._owned):
+            # It cannot be told what was read before and what after.
+            raise SourceInterruptedError("Kafka: a partition went and came back at once.")
+        return [message for message in messages if _partition(message) not in went] if went else messages
 
     def _batch(self, messages: list[Message]) -> Batch | None:
         assert self._reader is not None  # noqa: S101 -- for the type checker
@@ -299,10 +320,13 @@ class KafkaSource:
 
     def _begin_again(self, message: Message) -> None:
         """A position is not in the partition any more: retention was faster, or the topic is another one."""
-        number: Any = message.partition()
+        number = _partition(message)
+        if number not in self._owned:
+            raise SourceInterruptedError("Kafka: a partition came, and where to begin in it could not be found out.")
         try:
             low, high = self._bounds(number)
-            asked: Any = message.offset()
+            asked = message.offset()
+            asked = -1 if asked is None else asked
             if 0 <= asked < low:
                 self.skipped += low - asked
                 _log.error(
@@ -340,10 +364,12 @@ class KafkaSource:
         while True:
             await asyncio.sleep(_IDLE_SECONDS / 4)
             if time.monotonic() - self._asked_at > _IDLE_SECONDS:
-                with contextlib.suppress(KafkaException):
+                try:
                     await self._in_thread(self._poll)
+                except KafkaException as error:
+                    self._untold = error
             else:
-                self._commit_if_due()
+                await self._in_thread(self._commit_if_due)
 
     def _poll(self) -> None:
         if time.monotonic() - self._asked_at <= _IDLE_SECONDS:
@@ -353,7 +379,7 @@ class KafkaSource:
         consumer.pause(self._paused)
         # Paused partitions give nothing, but one that is assigned in this very call may.
         if (message := consumer.poll(0)) is not None:
-            self._left.append(message)
+            self._left.append((message, self._assignment_of(message)))
         self._commit_if_due()
 
     # ------------------------------------------------------------------ positions
@@ -432,6 +458,11 @@ def _check_each(partitions: list[TopicPartition]) -> None:
     for each in partitions:
         if each.error is not None:
             raise KafkaException(each.error)
+
+
+def _partition(message: Message) -> int:
+    number = message.partition()
+    return -1 if number is None else number
 
 
 def _numbers(partitions: list[TopicPartition]) -> str:

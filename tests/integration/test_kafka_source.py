@@ -7,6 +7,7 @@ import time
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from kafka_server import PASSWORD, USER
 
 from pipeline.job.plugs.kafka_source import KafkaSourceSettings
@@ -163,6 +164,24 @@ async def test_what_was_acknowledged_after_the_partition_went_is_not_committed(k
     assert kafka.committed(topic, "s") == {}
 
 
+async def test_what_was_read_before_its_partition_went_is_left_to_the_next_owner(kafka, topic, settings):
+    async with asyncio.timeout(SECONDS), opened(settings()) as source:
+        for partition in (0, 1):
+            kafka.produce(topic, numbered(10 * partition, 5), partition=partition)
+        messages = []
+        while len(messages) < 10:
+            messages += await asyncio.to_thread(source._consumer.consume, 10, 0.1)
+        before = dict(source._owned)
+        assert source._without_those_that_went(messages, before) == messages
+        went, _ = source._consumer.assignment()
+        source._forget([went])
+        kept = source._without_those_that_went(messages, before)
+        assert {each.partition() for each in kept} == {0, 1} - {went.partition}
+        source._owned[went.partition] = 99  # which came back at once
+        with pytest.raises(SourceInterruptedError):
+            source._without_those_that_went(messages, before)
+
+
 async def test_a_source_that_waits_for_the_grid_keeps_its_place(kafka, topic, settings, monkeypatch):
     monkeypatch.setattr("pipeline.sources.kafka._IDLE_SECONDS", 0.2)
     given = {"max.poll.interval.ms": "2000", "session.timeout.ms": "2000", "heartbeat.interval.ms": "500"}
@@ -179,6 +198,28 @@ async def test_a_source_that_waits_for_the_grid_keeps_its_place(kafka, topic, se
             count += len(batch.entries)
             await source.acknowledge(batch)
     assert kafka.committed(topic, "s") == {0: 10}
+
+
+async def test_what_goes_wrong_while_it_waits_is_told_by_the_next_read(kafka, topic, settings, monkeypatch):
+    monkeypatch.setattr("pipeline.sources.kafka._IDLE_SECONDS", 0.2)
+    kafka.produce(topic, numbered(0, 1), partition=0)
+    async with asyncio.timeout(SECONDS), opened(settings()) as source, aclosing(source.batches()) as batches:
+        await anext(batches)
+        assigned = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def failing(_partitions):
+            loop.call_soon_threadsafe(assigned.set)
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+        # While nothing is asked for, partitions come, and it cannot be found out where they begin.
+        monkeypatch.setattr(source, "_positions", failing)
+        source._consumer.unsubscribe()
+        handlers = {"on_assign": source._on_assign, "on_revoke": source._on_revoke, "on_lost": source._on_lost}
+        source._consumer.subscribe([topic], **handlers)
+        await assigned.wait()
+        with pytest.raises(SourceInterruptedError):
+            _ = [batch async for batch in batches]
 
 
 async def test_what_retention_has_removed_is_counted_and_passed_over(kafka, topic, settings):
