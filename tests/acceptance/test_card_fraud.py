@@ -199,7 +199,8 @@ def test_the_source_and_the_sink_of_the_job_file_run(shop):
     shell.start("declined", "gridscore sink run jobs/card-fraud/job.yaml")
     shell.until(lambda: answers(f"http://127.0.0.1:{port}"), "tills")
     shell.until(lambda: list(shell.folder.glob("declined/*.jsonl")), "declined")
-    lines = [json.loads(line) for file in shell.folder.glob("declined/*.jsonl") for line in file.open()]
+    files = shell.folder.glob("declined/*.jsonl")
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert number_of(declined) in [line["key"] for line in lines]
     assert {line["decision"] for line in lines} == {"decline"}
     assert shell.stop("tills") == 0, shell.log("tills")
