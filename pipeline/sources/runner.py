@@ -44,6 +44,9 @@ _log = logging.getLogger(__name__)
 UNDER_WAY = 1_000
 """Batches that may be under way; events are limited by the producer."""
 
+BURIALS = 2
+"""Batches whose dead letters may be under way."""
+
 SETTLE_SECONDS = 5.0
 """How long what is under way is waited for when a source stops or is interrupted."""
 
@@ -107,6 +110,7 @@ class SourceRunner:
         self._said = ""
         self._acknowledged = 0  # batches of this attempt
         self._room = asyncio.Semaphore(UNDER_WAY)
+        self._graves = asyncio.Semaphore(BURIALS)
         self._poison_unsaid = 0
         self._poison_said_at = float("-inf")
         self._source: Source | None = None
@@ -199,6 +203,7 @@ class SourceRunner:
     async def _attempt(self) -> None:
         source = self._source = self._make()
         self._room = asyncio.Semaphore(UNDER_WAY)
+        self._graves = asyncio.Semaphore(BURIALS)
         lane: asyncio.Queue[_UnderWay | None] = asyncio.Queue()
         under_way: set[Taken] = set()
         stopping = self._spawn(self._stopping.wait())
@@ -272,7 +277,7 @@ class SourceRunner:
                 taken, keyless = await self._take(batch.entries, to)
                 under_way.add(taken)
                 poison = [*batch.poison, *keyless]
-                letters = self._spawn(self._bury(poison, to)) if poison else None
+                letters = await self._begin_burial(poison, to) if poison else None
                 lane.put_nowait(_UnderWay(batch, taken, poison, letters))
                 await self._room.acquire()
         finally:
@@ -313,6 +318,14 @@ class SourceRunner:
             self._acknowledged += 1
             stats.events += each.taken.count
             stats.poison += len(each.poison)
+
+    async def _begin_burial(self, poison: Sequence[Poison], to: str) -> asyncio.Task[int]:
+        """Write dead letters, no more than some at once: a flood of what is no event must not fill the memory."""
+        graves = self._graves
+        await graves.acquire()
+        task = self._spawn(self._bury(poison, to))
+        task.add_done_callback(lambda _: graves.release())
+        return task
 
     async def _bury(self, poison: Sequence[Poison], to: str) -> int:
         letters = [

@@ -98,3 +98,27 @@ async def test_dead_letters_that_could_not_be_written_are_written_before_anythin
         assert (await list_letters(client.grid, "test", 10))[0] == 1
         assert script.positions == [1, 2]
         assert runner.stats.interruptions == 1
+
+
+async def test_a_flood_of_what_is_no_event_is_read_no_faster_than_it_is_buried():
+    script = Script([Poison(f"a:{n}", f"k{n}", b"bad", "it is no event") for n in range(50)], size=1)
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        cluster.faults.append(Fault("delay", request="Map.PutAll", map="dead-letters.*", times=1_000, seconds=0.01))
+        runner = SourceRunner(client.grid, "test", script.source, kind="script", to=EVENTS)
+        most = 0
+
+        async def bury(*arguments, real=runner._bury):
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                return await real(*arguments)
+            finally:
+                under_way -= 1
+
+        under_way = 0
+        runner._bury = bury
+        await runner.run()
+        assert runner.stats.poison == 50
+        assert most == runners.BURIALS
