@@ -80,7 +80,10 @@ class Part:
 
 
 class Feed:
-    """Produces events to a topic at a steady pace, from a thread, until it is told to stop and has produced enough."""
+    """Produces events to a topic, from a thread, until it is told to stop and has produced enough.
+
+    The pace is steady, and a quarter of that when there are enough, for as long as it takes to kill everything.
+    """
 
     def __init__(self, address, topic, rate):
         self._address, self._topic, self._rate = address, topic, rate
@@ -102,7 +105,8 @@ class Feed:
         )
         began = time.monotonic()
         while not self._given_up.is_set() and (self.produced < EVENTS or not self._enough.is_set()):
-            due = min(MOST, int((time.monotonic() - began) * self._rate))
+            due = (time.monotonic() - began) * self._rate
+            due = min(MOST, int(due if due < EVENTS else EVENTS + (due - EVENTS) / 4))
             for number in range(self.produced, due):
                 each = event(SEED, number)
                 producer.produce(self._topic, each.text, each.key, on_delivery=self._delivered)
@@ -156,7 +160,7 @@ class Line:
 
         self.parts = [
             part("source", "kafka", *brokers, "--topic", events, "--to", f"events.{name}", *quick),
-            part("worker", "--jobs", name, "--lease", "2"),
+            part("worker", "--jobs", name),
             part("sink", "postgres", *results, *table, "--database", "${TEST_DATABASE}", "--table", "scores"),
             part("sink", "kafka", *results, *topic, *brokers, "--topic", scores),
             part("sink", "kafka", *results, *transactions, *brokers, "--topic", exact, "--transactions"),
@@ -189,7 +193,7 @@ async def kill_each(line, grid, kafka, server):
 
     async def flowing():
         now = await line.delivered(grid)
-        return all(there - then >= EVENTS // 100 for there, then in zip(now, before, strict=True))
+        return all(there - then >= EVENTS // 200 for there, then in zip(now, before, strict=True))
 
     for fault in faults * (2 if FULL else 1):
         await until(flowing, *line.parts)
