@@ -211,8 +211,8 @@ class _Jet(InGrid):
         cls.title = f"Jet mapUsingPython, lookups {cls.lookups}"
         cls.tuning = (
             f"Hazelcast {VERSION}; the journal read as ready-made text, order not kept, {BACKLOG_PROCESSES} Python "
-            f"processes a member for throughput and {LIVE_PROCESSES} for latency, batches of up to 4,096, two cooperative "
-            "threads a member, edge queues of 1,024, no snapshots; "
+            f"processes a member for throughput and {LIVE_PROCESSES} for latency, batches of up to 4,096, two "
+            "cooperative threads a member, edge queues of 1,024, no snapshots; "
             f"typed decoding of a whole batch by msgspec, columns in numpy, one thread to predict; {cls.how}."
         )
 
