@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -52,6 +52,34 @@ class Part:
     rejected: list[Rejected] = field(default_factory=list)
     filtered: int = 0
     rescued: int = 0
+
+
+def cut(parts: Mapping[int, Part], most: int) -> tuple[dict[int, Part], dict[int, Part]]:
+    """The first so many results of what is to be delivered, and the rest; those of each partition stay in order.
+
+    What a rescan has put in is not cut, and so may be more: it is done, or not, as a whole.
+    """
+    first: dict[int, Part] = {}
+    rest: dict[int, Part] = {}
+    room = most
+    for partition, part in parts.items():
+        if room > 0 and (len(part.results) <= room or part.rescued):
+            first[partition] = part
+            room -= len(part.results)
+        elif room > 0:
+            done = part.results[:room]
+            following = min(part.next, done[-1].sequence + 1)
+            # What an offset covers goes with it.
+            before = [each for each in part.rejected if each.sequence < following]
+            after = [each for each in part.rejected if each.sequence >= following]
+            first[partition] = replace(
+                part, next=following, results=done, keys=part.keys[:room], rejected=before, filtered=0
+            )
+            rest[partition] = replace(part, lost=0, results=part.results[room:], keys=part.keys[room:], rejected=after)
+            room = 0
+        else:
+            rest[partition] = part
+    return first, rest
 
 
 class Collector:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psycopg
 
-from pipeline.errors import ConflictError, GridError
+from pipeline.errors import ConflictError, UsageError
 from pipeline.grid.records import Records
 from pipeline.postgres import connect, failure, place_of
 from pipeline.sinks.base import Delivered, Refused, SinkInterruptedError
@@ -209,7 +209,7 @@ class PostgresSink:
             record = record or await self._records.get("cluster")
         since = None if record is None else record.value.get("since")
         if not isinstance(since, int):
-            raise GridError(f"The record `cluster` in `{ERAS_MAP}` is not ours.", "Remove it.")
+            raise UsageError(f"The record `cluster` in `{ERAS_MAP}` is not ours.", "Remove it.")
         return since
 
 

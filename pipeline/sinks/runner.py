@@ -5,7 +5,8 @@ Which partitions it has is its group's affair, as in scoring. The way of a deliv
 1. *Collect* what has arrived: what is there, or as much as the sink wants at once (`collector`).
 2. *Check* that the lease of each partition still stands; drop those that do not, undelivered.
 3. *Deliver*. A destination that is away is tried again, with growing pauses, for as long as the leases stand; they are
-   renewed meanwhile. Between two attempts nothing is under way, and a partition can be given back.
+   renewed meanwhile. Between two attempts nothing is under way, and a partition can be given back. A destination that
+   is too slow to take it all while the leases stand gets it in smaller parts.
 4. *Set aside* what is refused: to the dead letters of the sink.
 5. Only then the offsets may be *committed*; the group does this once a second.
 """
@@ -19,17 +20,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import GridscoreError, first_of
+from pipeline.errors import ConnectionFailedError, GridError, GridscoreError, first_of
 from pipeline.grid import transport
 from pipeline.grid.writer import MapWriter
 from pipeline.job.plugs.environment import Hidden, from_environment
 from pipeline.sinks import registry
 from pipeline.sinks.base import Delivery, SinkInterruptedError
-from pipeline.sinks.collector import Collector
+from pipeline.sinks.collector import Collector, cut
 from pipeline.sinks.moves import Moves
 from pipeline.sinks.records import (
     PROCESSES_MAP,
     default_name,
+    find_sink,
     group_of,
     note_failure,
     register,
@@ -46,7 +48,7 @@ from pipeline.worker.offsets import Write
 from pipeline.worker.rescan import Rescanner
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from pipeline.grid import Grid
     from pipeline.grid.journal import Page
@@ -116,6 +118,7 @@ class SinkRunner:
         self._rescanner = Rescanner(grid, self.group, subscription.group, self.stats, self._again.rescan)
         self._collector = Collector(grid, settings.only, self.group.reader.is_current)
         self._dead = MapWriter(grid, dead_letters.map_of(name))
+        self._pace = _Pace(lease_seconds)
         self._sink: Sink | None = None
         self._calling = asyncio.Lock()
         self._joined = False
@@ -190,8 +193,10 @@ class SinkRunner:
                 sink.identity = self.id
             try:
                 await sink.open()
-            except SinkInterruptedError as error:
+            except (GridscoreError, HazelcastError) as error:
                 await sink.close()
+                if not self._may_heal(error):
+                    raise
                 await pauses.wait(error)
             except BaseException:
                 await sink.close()
@@ -223,8 +228,16 @@ class SinkRunner:
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await self._moves.tell_dropped()
                     await self._sink.close()
-            except (SinkInterruptedError, TimeoutError) as error:
+            except (GridscoreError, HazelcastError, TimeoutError) as error:
                 _log.warning("%s: it could not be closed: %s", self.name, error or "no answer")
+
+    def _may_heal(self, error: Exception) -> bool:
+        """Whether trying again may help: the destination is away, or the cluster does not answer."""
+        if isinstance(error, SinkInterruptedError):
+            return True
+        # Errors of the grid that are more than "it did not answer" have classes of their own.
+        of_the_grid = isinstance(error, HazelcastError) or type(error) in (GridError, ConnectionFailedError)
+        return of_the_grid and self._grid.is_running
 
     # ------------------------------------------------------------------ the way of a delivery
 
@@ -256,18 +269,21 @@ class SinkRunner:
 
     async def _deliver(self, parts: dict[int, Part]) -> None:
         """Deliver, however often it takes, what is still ours."""
-        offsets, pauses = self.group.offsets, _Pauses(self.name, self.stats, self._hidden)
+        offsets, pauses, clock = self.group.offsets, _Pauses(self.name, self.stats, self._hidden), self._grid.clock
         while parts := self._ours(parts):
+            now, later = self._pace.next(parts)
             writes = [
-                Write(partition, part.next, len(part.results), part.lost, part.at) for partition, part in parts.items()
+                Write(partition, part.next, len(part.results), part.lost, part.at) for partition, part in now.items()
             ]
             for write in writes:
                 offsets.sent(write)
-            done = False
+            done, began, until = False, clock(), self._until(now)
             try:
-                await self._bring(parts)
+                await self._bring(now)
                 done = True
-            except (SinkInterruptedError, HazelcastError) as error:
+            except (GridscoreError, HazelcastError) as error:
+                if not self._may_heal(error):
+                    raise
                 failure = error
             finally:
                 for write in writes:
@@ -278,14 +294,17 @@ class SinkRunner:
                     else:
                         # Nothing is under way until the next attempt, so that the partition can be given back.
                         offsets.rewind(write.partition)
-            if done:
-                pauses.over()
-                for part in parts.values():
-                    self.stats.filtered += part.filtered
-                    if part.rescued:
-                        self._again.delivered(part.cursor, part.rescued)
-                return
-            await pauses.wait(failure)
+            if not done:
+                self._pace.failed(now, left=until - clock())
+                await pauses.wait(failure)
+                continue
+            pauses.over()
+            self._pace.done(now, seconds=clock() - began, most=self._opened.max_results)
+            for part in now.values():
+                self.stats.filtered += part.filtered
+                if part.rescued:
+                    self._again.delivered(part.cursor, part.rescued)
+            parts = later
 
     def _ours(self, parts: Mapping[int, Part]) -> dict[int, Part]:
         """Those of the partitions that may be delivered still; whose lease has run out is dropped."""
@@ -299,6 +318,10 @@ class SinkRunner:
             del current[partition]
         return current
 
+    def _until(self, parts: Iterable[int]) -> float:
+        """When the first lease of some partitions ends, unless it is renewed."""
+        return min(map(self.group.leases.until, parts))
+
     async def _bring(self, parts: Mapping[int, Part]) -> None:
         """Deliver once, and set aside what is no result, or is refused.
 
@@ -311,8 +334,8 @@ class SinkRunner:
         rejected = [each for part in parts.values() for each in part.rejected]
         if results:
             async with self._calling:
-                until = min(map(self.group.leases.until, parts))
-                delivery = Delivery(results, {partition: part.next for partition, part in parts.items()}, until)
+                offsets = {partition: part.next for partition, part in parts.items()}
+                delivery = Delivery(results, offsets, self._until(parts))
                 refused = await self._opened.deliver(delivery)
             self.stats.deliveries += 1
             rejected += [self._letter_of(each, parts) for each in refused]
@@ -346,19 +369,27 @@ class SinkRunner:
         return self._sink
 
     async def _taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:
-        return await self._insist(lambda: self._opened.taken(partitions))
+        async def tell() -> Mapping[int, int]:
+            if await find_sink(self._grid, self.name) is None:
+                # The cluster has lost all that it had, but we go on.
+                await register(self._grid, self.name, self.kind, self._settings)
+            return await self._opened.taken(partitions)
+
+        return await self._insist(tell)
 
     async def _dropped(self, partitions: Collection[int]) -> None:
         await self._insist(lambda: self._opened.dropped(partitions))
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Call until the destination is there."""
+        """Call until the destination is there, and the cluster answers."""
         pauses = _Pauses(self.name, self.stats, self._hidden)
         while True:
             try:
                 async with self._calling:
                     answer = await call()
-            except SinkInterruptedError as error:
+            except (GridscoreError, HazelcastError) as error:
+                if not self._may_heal(error):
+                    raise
                 await pauses.wait(error)
             else:
                 pauses.over()
@@ -387,6 +418,36 @@ class _Delivering:
 
     async def look_over(self, _partition: int, page: Page, _origin: int) -> Page:
         return page
+
+
+class _Pace:
+    """How much goes into one delivery, so that a slow destination has it while the leases stand.
+
+    Args:
+        lease_seconds: How long a lease is.
+    """
+
+    def __init__(self, lease_seconds: float) -> None:
+        self._quick = lease_seconds / 5
+        self._most: int | None = None  # results; None for all that there are
+
+    def next(self, parts: dict[int, Part]) -> tuple[dict[int, Part], dict[int, Part]]:
+        """What to deliver now, and what later."""
+        return (parts, {}) if self._most is None else cut(parts, self._most)
+
+    def failed(self, parts: Mapping[int, Part], *, left: float) -> None:
+        """A delivery has failed, so many seconds before its first lease would have ended."""
+        if left < self._quick / 2:
+            self._most = max(1, _count(parts) // 4)
+
+    def done(self, parts: Mapping[int, Part], *, seconds: float, most: int) -> None:
+        """A delivery is done, within so many seconds; the sink would take so many results at once."""
+        if self._most is not None and seconds < self._quick and _count(parts) >= self._most:
+            self._most = self._most * 2 if self._most * 2 < most else None
+
+
+def _count(parts: Mapping[int, Part]) -> int:
+    return sum(len(part.results) for part in parts.values())
 
 
 class _Pauses:

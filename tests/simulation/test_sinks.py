@@ -3,11 +3,13 @@
 import json
 import logging
 import random
+import struct
 
 import pytest
 
-from pipeline.grid.writer import MapWriter
+from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job.plugs.base import SinkSettings
+from pipeline.sinks.records import all_sinks
 from pipeline.sinks.runner import SinkRunner
 from pipeline.testing import StubCluster, VirtualTime
 from pipeline.testing.sinks import ABORT, ListSink, Received
@@ -50,6 +52,9 @@ class Sinks:
         entries = {
             f"k{self.random.randrange(keys)}": {"n": len(self.there), "r": self.random.random()} for _ in range(count)
         }
+        self.write(entries)
+
+    def write(self, entries):
         self.there |= entries
         texts = [(key, json.dumps(value).encode()) for key, value in entries.items()]
         self.time.run(MapWriter(self.grid, MAP).put(texts), self.user)
@@ -171,7 +176,74 @@ def test_a_destination_that_is_away_for_long_keeps_the_partitions_where_they_are
     sinks.time.advance(20)
     assert len(sinks.received.results) == before
     sinks.settle(120)
-    assert {result.epoch for result in sinks.received.results} == {1}
+    assert len({(r.partition, r.epoch) for r in sinks.received.results}) == PARTITIONS
+
+
+def test_a_destination_that_is_too_slow_for_the_leases_gets_less_at_once(sinks):
+    sinks.start()
+    sinks.put(100)
+    sinks.settle()
+    before = len(sinks.received.deliveries)
+    sinks.received.seconds_each = 0.5  # twenty results would take ten seconds, twice what a lease is
+    sinks.put(100, keys=1_000)
+    sinks.settle(200)
+    assert len({(r.partition, r.epoch) for r in sinks.received.results}) == PARTITIONS
+    slow = sinks.received.deliveries[before:]
+    assert max(slow) <= 8
+    # Nothing that was delivered comes again.
+    assert sum(sinks.received.deliveries) == len({(r.partition, r.sequence) for r in sinks.received.results})
+    sinks.received.seconds_each = 0.0
+    sinks.put(500, keys=1_000)
+    sinks.settle()
+    assert max(sinks.received.deliveries[before + len(slow) :]) == 20
+
+
+def keys_of(partition, count):
+    keys, number = [], 0
+    while len(keys) < count:
+        number += 1
+        data = f"x{number}".encode()
+        if partition_of(struct.pack(">iii", 0, -11, len(data)) + data, PARTITIONS) == partition:
+            keys.append(f"x{number}")
+    return keys
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_when_a_member_dies_with_results_that_no_backup_had_only_those_come_again(sinks, seen):
+    one = sinks.start()
+    sinks.put(200, keys=1_000)
+    keys = keys_of(3, 8)
+    sinks.write({key: {"n": 1} for key in keys[:5]})
+    sinks.settle()
+    before = len(sinks.received.results)
+    # What is not seen is covered by other results before anybody looks.
+    sinks.paused(one, not seen)
+    sinks.cluster.regress(MAP, 3, 2)
+    sinks.time.advance(1.0 if seen else 0.0)
+    sinks.write({keys[5]: {"n": 2}, keys[3]: {"n": 3}, keys[4]: {"n": 4}, keys[6]: {"n": 5}, keys[7]: {"n": 6}})
+    sinks.paused(one, False)
+    sinks.settle(30)
+    # Three of them may have been read before.
+    assert len(sinks.received.results) - before in (5, 8)
+    assert len({(r.partition, r.epoch) for r in sinks.received.results}) == PARTITIONS + 1
+
+
+def test_what_comes_after_a_cluster_has_lost_everything_is_newer_than_what_came_before(sinks):
+    one, _ = sinks.start(), sinks.start()
+    sinks.put(100)
+    sinks.settle()
+    sinks.kill(one)
+    sinks.put(100)
+    sinks.settle(30)
+    sinks.time.advance(100)
+    for partition in range(PARTITIONS):
+        for name in ("gridscore.leases", "gridscore.sinks", MAP):
+            sinks.cluster.regress(name, partition)
+    sinks.time.advance(10)
+    sinks.put(2_000)
+    sinks.settle(60)
+    # Who asks finds the sink again.
+    assert [sink.name for sink in sinks.time.run(all_sinks(sinks.grid), sinks.user)] == ["sim"]
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from pipeline.errors import EventsLostError, GridscoreError, JournalMissingError, UsageError
+from pipeline.grid.records import Records
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job.plugs.base import SinkSettings
 from pipeline.sinks.records import all_sinks
 from pipeline.sinks.runner import SinkRunner
-from pipeline.testing import StubCluster
+from pipeline.testing import Fault, StubCluster
 from pipeline.testing.sinks import ABORT, PAUSE, ListSink, Received
 from pipeline.worker.dead_letters import list_letters
 from pipeline.worker.lease_records import read_records
@@ -311,6 +312,26 @@ async def test_a_name_is_of_one_sink_and_of_no_job():
             await failure_of(cluster, received, name="none", settings=SinkSettings(results="without"))
 
 
+class Listed(SinkSettings):
+    """Settings of a list that has a name."""
+
+    into: str
+
+    @property
+    def destination(self):
+        return f"the list {self.into}"
+
+
+async def test_a_name_is_of_one_destination():
+    async with StubCluster() as cluster:
+        received = Received()
+        for into in ("mine", "mine"):
+            async with sinking(cluster, received, settings=Listed(results=MAP, into=into)) as runner:
+                await until(lambda runner=runner: runner.stats.partitions == 13)
+        with pytest.raises(UsageError, match=r"delivers to the list mine.*nothing for the list yours"):
+            await failure_of(cluster, received, settings=Listed(results=MAP, into="yours"))
+
+
 async def test_the_same_partition_is_that_of_the_event():
     async with StubCluster() as cluster:
         grid, received = await cluster.connect("user"), Received()
@@ -319,3 +340,63 @@ async def test_the_same_partition_is_that_of_the_event():
             await until(lambda: len(received.results) == 20)
         writer = MapWriter(grid, MAP)
         assert all(r.partition == partition_of(writer.serialize_key(r.key), 13) for r in received.results)
+
+
+async def test_with_halt_what_was_read_before_a_loss_is_delivered_all_the_same():
+    settings = SinkSettings(results=MAP, on_loss="halt")
+    async with StubCluster(partitions=1, journals={"results.*": 40}) as cluster:
+        grid, received = await cluster.connect("user"), Received()
+        first, second = asyncio.Event(), asyncio.Event()
+        received.then(PAUSE(first), PAUSE(second))
+        runner = await runner_of(cluster, received, settings=settings, max_results=1)
+        running, reader = asyncio.create_task(runner.run()), runner.group.reader
+        await until(lambda: reader.reads(0))
+        await put(grid, scores(30))
+        await until(lambda: reader.cursor(0).position == 30)
+        await put(grid, scores(200, 30))
+        await until(lambda: runner.stats.lost > 0)
+        first.set()
+        await until(lambda: not received.faults)
+        committed_at = runner.stats.committed_at
+        await until(lambda: runner.stats.committed_at > committed_at)
+        second.set()
+        async with asyncio.timeout(20):
+            with pytest.raises(EventsLostError):
+                await running
+        async with sinking(cluster, received, process="two", settings=settings):
+            await until(lambda: received.results[-1].key == "k229")
+        assert set(scores(30)) <= {result.key for result in received.results}
+
+
+class AskingSink(ListSink):
+    """A sink that reads something in the cluster before it opens, and when it gets partitions."""
+
+    def __init__(self, grid, received):
+        super().__init__(received)
+        self._records = Records(grid, "gridscore.asked")
+
+    async def open(self):
+        await self._records.get("open")
+        await super().open()
+
+    async def taken(self, partitions):
+        await self._records.get("taken")
+        return await super().taken(partitions)
+
+
+async def test_a_cluster_that_does_not_answer_a_sink_is_asked_again():
+    async with StubCluster(partitions=3) as cluster:
+        user, received = await cluster.connect("user"), Received()
+        await put(user, scores(50))
+        grid = await cluster.connect("sink")
+        cluster.faults.append(Fault("timeout", request="Map.Get", map="gridscore.asked", times=3))
+        settings = SinkSettings(results=MAP)
+        runner = SinkRunner(grid, "list", "list", settings, lambda: AskingSink(grid, received))
+        running = asyncio.create_task(runner.run())
+        try:
+            await until(lambda: running.done() or len(received.results) == 50)
+            assert not running.done()
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+        assert not cluster.faults
