@@ -2,6 +2,8 @@
 
 from test_health import position, status
 
+from pipeline.cli.jobs import _print_plugs
+from pipeline.cli.status import _show, _sink_lines, _source_lines
 from pipeline.flow import Flow, History, to_json
 from pipeline.sinks.health import SinkLook, examine_sink
 from pipeline.sinks.records import SinkRecord
@@ -140,3 +142,24 @@ def test_looks_that_are_old_are_forgotten():
     assert [each.code for each in history.findings().sinks["alerts"]] == ["away"]
     history.replace(Flow(Overview(3.5, [], []), (), [well]))
     assert history.findings().all_well
+
+
+def test_people_are_told_of_sources_and_sinks(capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.cli.output.console.width", 300)
+    flow = Flow(Overview(0.0, [], []), [source(failure="no such topic")], [sink(unread=17, rate=900.0)])
+    _print_plugs(flow)
+    printed = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split() for line in printed if line}
+    assert rows["clicks"][1:4] == ["kafka", "events.flights", "failed"]
+    assert "no such topic" in " ".join(rows["clicks"])
+    assert rows["alerts"][3:8] == ["delivering", "1", "0", "900", "17"]
+
+    (only,) = flow.sinks
+    _show("sink", only.record.name, only.state, _sink_lines(only), examine_sink([SinkLook(0.0, only)]))
+    (failed,) = flow.sources
+    _show("source", failed.name, failed.state, _source_lines(failed), examine_source([failed]))
+    told = capsys.readouterr().out
+    assert "sink alerts: well, delivering" in told
+    assert "900 results/s, lag 17, 1 of 1 partitions owned" in told
+    assert "source clicks: not well, failed" in told
+    assert "It has failed (host, process 7): no such topic" in told
