@@ -184,6 +184,7 @@ class Transactions:
         self._attempts += 1
         attempt = f"{self._identity}-{self._attempts}"
         self._write_positions(producer, delivery, attempt)
+        await produce(producer, [])  # takes the reports of positions, too, before the commit would in its thread
         if time.monotonic() >= delivery.until:
             raise SinkInterruptedError("The leases ran out before the transaction could be committed.")
         self._unclear = attempt, {_identity_of(result) for result in delivery.results}
