@@ -406,7 +406,7 @@ def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> 
         UsageError: There is no such kind, or its libraries are not installed.
     """
     kind = registry.kind_of(settings)
-    called = settings.name or name or f"{kind}-{settings.to}".replace(":", "-")[:64]
+    called = registry.name_of(settings, name)
     filled, hidden = from_environment(settings)
 
     def make() -> Source:
