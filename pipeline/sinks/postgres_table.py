@@ -62,7 +62,7 @@ class ResultTable:
             if not self._settings.create:
                 raise PostgresError(
                     f"PostgreSQL at {self._place} has no table `{self._settings.table}`.",
-                    f"Make it, or leave out `create: false`: {self.statement()}",
+                    f"Make it, or leave out `create: false` (--no-create): {self.statement()}",
                 )
             await self._make(connection)
             found = await self._find(connection)
