@@ -13,7 +13,7 @@ from pipeline.bench.plug_loads import TOPIC, create_topic, need
 from pipeline.bench.plugs import UnavailableError
 from pipeline.bench.sinks import Load
 from pipeline.errors import MemberError
-from pipeline.grid.ports import HOST, choose_ports
+from pipeline.grid.ports import HOST, choose_ports, is_free
 from pipeline.job.plugs.base import SinkSettings
 from pipeline.leash import LeashedProcess
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _FILES = 4
 _ONE_BY_ONE = 20_000
+_LOOKS, _LOOK_SECONDS = 300, 0.1
 _SECRET = "BENCH_WEBHOOK_SECRET"  # noqa: S105 -- the variable's name
 
 
@@ -132,7 +133,8 @@ async def webhook(folder: Path, count: int, results: str, batch: int = 1) -> Asy
     before = os.environ.get(_SECRET)
     os.environ[_SECRET] = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     try:
-        with LeashedProcess("pipeline.bench.http_hook", [HOST, str(port)], folder / "hook.log"):
+        with LeashedProcess("pipeline.bench.http_hook", [HOST, str(port)], folder / "hook.log") as hook:
+            await _listening(hook, port)
             settings = WebhookSinkSettings(
                 results=results,
                 url=f"http://{HOST}:{port}/",
@@ -146,6 +148,17 @@ async def webhook(folder: Path, count: int, results: str, batch: int = 1) -> Asy
             del os.environ[_SECRET]
         else:
             os.environ[_SECRET] = before
+
+
+async def _listening(hook: LeashedProcess, port: int) -> None:
+    """Return when somebody listens there."""
+    for _ in range(_LOOKS):
+        if not is_free(port):
+            return
+        if hook.exit_code is not None:
+            break
+        await asyncio.sleep(_LOOK_SECONDS)
+    raise UnavailableError(f"The web server did not start:\n{hook.last_lines()}")
 
 
 def webhook_batches(folder: Path, count: int, results: str) -> AbstractAsyncContextManager[Load]:

@@ -163,10 +163,10 @@ async def _run(grid: Grid, pids: Sequence[int], load: Load, count: int) -> Run:
     stats, meter = runner.stats, Meter([], pids)
     running = asyncio.create_task(runner.run())
     try:
-        await until(running, lambda: stats.events, lambda: stats.partitions > 0)
+        await until(running, lambda: stats.events, lambda: len(runner.group.held) > 0)
         from_the_first_partition = Meter([], pids)
         everywhere = grid.partition_count
-        await until(running, lambda: stats.events, lambda: stats.partitions == everywhere and stats.events > 0)
+        await until(running, lambda: stats.events, lambda: len(runner.group.held) == everywhere and stats.events > 0)
         meter.begin()
         before = stats.events
         if before > wanted // 2:  # so quick that most is done while partitions come
