@@ -107,7 +107,7 @@ async def test_a_long_stream_is_counted_and_not_listed(grid, events):
             answer = await http.post(f"/events/{events}", content=lines(), headers=NDJSON)
         assert (answer.status_code, answer.json()) == (202, {"accepted": count})
         assert await source.size(events) == count
-        assert most <= 1_000 + 100  # what waits is bounded; a piece may be under way beside it
+        assert most <= 2 * 1_000  # what waits is bounded, and so is the piece that may be under way beside it
 
 
 async def test_keys_come_from_the_request_too_so_that_sending_again_changes_nothing(grid, events):
