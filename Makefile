@@ -28,7 +28,7 @@ bench: $(BENCH_STAMP) ## Measure Gridscore beside what one would use instead (QU
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 test: lint ## Check style and types, then run all tests
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(DEV_STAMP) ## Check style and types only
 	$(BIN)/python -m ruff check

@@ -305,6 +305,8 @@ class SinkRunner:
                 if part.rescued:
                     self._again.delivered(part.cursor, part.rescued)
             parts = later
+        # What was waited with may have gone to another process meanwhile: then nothing waits here any more.
+        pauses.over()
 
     def _ours(self, parts: Mapping[int, Part]) -> dict[int, Part]:
         """Those of the partitions that may be delivered still; whose lease has run out is dropped."""
