@@ -5,25 +5,20 @@ For tests and benchmarks of what speaks Kafka: `with Broker.start(folder) as bro
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import secrets
 import subprocess
 import tempfile
-import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
-import psutil
 from filelock import FileLock
 
 from pipeline.errors import MemberError
-from pipeline.grid import guard
 from pipeline.grid.artifacts import cache_folder, java_executable
-from pipeline.grid.launch import start_guard
 from pipeline.grid.ports import HOST, choose_ports
+from pipeline.testing.guarded import GuardedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +26,6 @@ if TYPE_CHECKING:
 VERSION = "4.1.0"
 START_SECONDS = 120.0
 
-_TAIL_LINES = 12
 _ASK_SECONDS = 1.0
 
 _JVM_OPTIONS = [
@@ -85,7 +79,7 @@ listener.name.ssl.ssl.keystore.location={certificate}
 """
 
 
-class Broker:
+class Broker(GuardedServer):
     """A broker, running as a child process of this one. A context manager: leaving it stops it.
 
     It also ends when this process ends, whatever way. Make one with :meth:`start`. Topics must be created before they
@@ -108,11 +102,11 @@ class Broker:
         users: Mapping[str, str],
         certificate: Path | None,
     ) -> None:
+        super().__init__("Kafka broker", folder / "broker.log")
         port, controller, sasl_port, tls_port = choose_ports(4, 0)
         self.address = f"{HOST}:{port}"
         self.sasl_address = f"{HOST}:{sasl_port}" if users else ""
         self.tls_address = f"{HOST}:{tls_port}" if certificate else ""
-        self.log_file = folder / "broker.log"
         addresses = {"PLAINTEXT": self.address, "SASL_PLAINTEXT": self.sasl_address, "SSL": self.tls_address}
         text = _PROPERTIES.format(
             host=HOST,
@@ -127,10 +121,6 @@ class Broker:
         self._settings = folder / "server.properties"
         self._settings.write_text(text, encoding="utf-8")
         self._java, self._heap = command, heap
-        self._guard: subprocess.Popen[str] | None = None
-        self._pid: int | None = None
-        self._error = ""
-        self._changed = threading.Condition()
 
     @classmethod
     def start(
@@ -161,19 +151,13 @@ class Broker:
         broker = cls(folder, command, heap=heap, users=users or {}, certificate=certificate)
         try:
             broker._format()
-            broker._run()
+            broker._watch()
+            broker._start()
             broker._wait()
         except BaseException:
             broker.stop()
             raise
         return broker
-
-    def kill(self) -> None:
-        """Kill it at once, as a power failure would, and wait until it is gone."""
-        self._ask({"kill": 0})
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._pid is None, guard.STOP_SECONDS):
-                raise MemberError("The Kafka broker cannot be killed.")
 
     def restart(self) -> None:
         """Start it again at its addresses, after `kill`, and return when it answers.
@@ -181,53 +165,8 @@ class Broker:
         Raises:
             MemberError: It did not come up.
         """
-        self._launch()
+        self._start()
         self._wait()
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        if self._pid is None:
-            raise MemberError("The Kafka broker does not run.")
-        return self._pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self._pid is not None
-
-    def last_lines(self) -> str:
-        """The end of its log."""
-        try:
-            lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            lines = []
-        return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it logged nothing)"
-
-    def stop(self) -> None:
-        """Stop it and wait until it is gone. A second call does nothing."""
-        child, self._guard = self._guard, None
-        if child is None:
-            return
-        with contextlib.suppress(OSError):
-            if child.stdin:
-                child.stdin.close()  # which is how the guard knows
-        try:
-            child.wait(guard.STOP_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            if self._pid is not None:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    psutil.Process(self._pid).kill()
-            child.kill()
-            child.wait()
-        if child.stdout:
-            child.stdout.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _format(self) -> None:
         """Give the data folder its identity, without which a broker does not start."""
@@ -242,37 +181,11 @@ class Broker:
         if done.returncode:
             raise MemberError(f"The Kafka broker's data folder could not be made:\n{done.stdout}{done.stderr}")
 
-    def _run(self) -> None:
-        self._guard = start_guard()
-        threading.Thread(target=self._follow, args=(self._guard.stdout,), name="broker-guard", daemon=True).start()
-        self._launch()
-
-    def _launch(self) -> None:
-        command = [*self._java, f"-Xms{self._heap}", f"-Xmx{self._heap}", "kafka.Kafka", str(self._settings)]
-        self._error = ""
-        self._ask({"start": 0, "command": command, "environment": {}, "log": str(self.log_file)})
-        with self._changed:
-            self._changed.wait_for(lambda: self._pid is not None or self._error, START_SECONDS)
-            if self._pid is None:
-                raise MemberError(f"The Kafka broker could not be started: {self._error or 'its guard hangs'}")
-
-    def _ask(self, request: dict[str, Any]) -> None:
-        if self._guard is None or self._guard.stdin is None:
-            raise MemberError("The Kafka broker has been stopped.")
-        self._guard.stdin.write(json.dumps(request) + "\n")
-        self._guard.stdin.flush()
-
-    def _follow(self, answers: Any) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in answers:
-                answer = json.loads(line)
-                with self._changed:
-                    self._pid = answer.get("pid")  # an exit has none, and neither has a start that failed
-                    self._error = answer.get("error", "it has ended")
-                    self._changed.notify_all()
-        with self._changed:
-            self._pid, self._error = None, "its guard has ended"
-            self._changed.notify_all()
+    def _start(self) -> None:
+        heap = [f"-Xms{self._heap}", f"-Xmx{self._heap}"]
+        self._launch([*self._java, *heap, "kafka.Kafka", str(self._settings)], START_SECONDS)
+        if not self.alive:
+            raise MemberError(f"The Kafka broker could not be started: {self._error or 'its guard hangs'}")
 
     def _wait(self) -> None:
         from confluent_kafka import KafkaException

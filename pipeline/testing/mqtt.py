@@ -6,23 +6,19 @@ MQTT 3.1.1 and 5 with shared subscriptions, users and TLS; only mosquitto keeps 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
 from pipeline.errors import MemberError
-from pipeline.grid import guard
-from pipeline.grid.launch import start_guard
 from pipeline.grid.ports import HOST, choose_ports
+from pipeline.testing.guarded import GuardedServer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +29,6 @@ Kind = Literal["mosquitto", "rumqttd"]
 START_SECONDS = 20.0
 
 _LOOK_SECONDS = 0.02
-_TAIL_LINES = 12
 
 _MOSQUITTO = """\
 per_listener_settings false
@@ -71,7 +66,7 @@ dynamic_filters = true
 """
 
 
-class MqttBroker:
+class MqttBroker(GuardedServer):
     """A broker, running as a child process of this one. A context manager: leaving it stops it.
 
     It also ends when this process ends, whatever way. Make one with :meth:`start`.
@@ -87,9 +82,9 @@ class MqttBroker:
     def __init__(
         self, folder: Path, kind: Kind, *, users: Mapping[str, str], certificate: Path | None, private_key: Path | None
     ) -> None:
+        super().__init__("MQTT broker", folder / "broker.log")
         self.kind = kind
         self.durable = kind == "mosquitto"
-        self.log_file = folder / "broker.log"
         first, second = choose_ports(2, 0)
         self._ports = [first] if kind == "mosquitto" else [first, second]
         scheme = "mqtts" if certificate else "mqtt"
@@ -97,10 +92,6 @@ class MqttBroker:
         self.url_3 = f"{scheme}://{HOST}:{self._ports[-1]}"
         make = self._mosquitto if kind == "mosquitto" else self._rumqttd
         self._command = make(folder, users, certificate, private_key)
-        self._guard: subprocess.Popen[str] | None = None
-        self._pid: int | None = None
-        self._error = ""
-        self._changed = threading.Condition()
 
     @classmethod
     def start(
@@ -132,26 +123,12 @@ class MqttBroker:
             )
         broker = cls(folder, kind or kinds[0], users=users or {}, certificate=certificate, private_key=private_key)
         try:
-            broker._guard = start_guard()
-            threading.Thread(
-                target=broker._follow, args=(broker._guard.stdout,), name="mqtt-guard", daemon=True
-            ).start()
+            broker._watch()
             broker.restart()
         except BaseException:
             broker.stop()
             raise
         return broker
-
-    def kill(self) -> None:
-        """Kill it at once, as a power failure would, and wait until it is gone.
-
-        Raises:
-            MemberError: It cannot be killed.
-        """
-        self._ask({"kill": 0})
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._pid is None, guard.STOP_SECONDS):
-                raise MemberError("The MQTT broker cannot be killed.")
 
     def save(self) -> None:
         """Let it write down all that it has acknowledged, so that a kill does not lose it; for one that is `durable`.
@@ -161,9 +138,7 @@ class MqttBroker:
         """
         database = self.log_file.with_name("mosquitto.db")
         before = database.stat().st_mtime_ns if database.exists() else 0
-        if self._pid is None:
-            raise MemberError("The MQTT broker does not run.")
-        psutil.Process(self._pid).send_signal(signal.SIGUSR1)
+        psutil.Process(self.pid).send_signal(signal.SIGUSR1)
         deadline = time.monotonic() + START_SECONDS
         while not database.exists() or database.stat().st_mtime_ns == before:
             if time.monotonic() > deadline:
@@ -176,67 +151,13 @@ class MqttBroker:
         Raises:
             MemberError: It did not come up.
         """
-        self._error = ""
-        self._ask({"start": 0, "command": self._command, "environment": {}, "log": str(self.log_file)})
-        with self._changed:
-            self._changed.wait_for(lambda: self._pid is not None or self._error, START_SECONDS)
+        self._launch(self._command, START_SECONDS)
         deadline = time.monotonic() + START_SECONDS
         for port in self._ports:
             while not _answers(port):
-                if self._pid is None or time.monotonic() > deadline:
+                if not self.alive or time.monotonic() > deadline:
                     raise MemberError(f"The MQTT broker did not come up. Its last lines:\n{self.last_lines()}")
                 time.sleep(_LOOK_SECONDS)
-
-    def last_lines(self) -> str:
-        """The end of its log."""
-        try:
-            lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            lines = []
-        return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it logged nothing)"
-
-    def stop(self) -> None:
-        """Stop it and wait until it is gone. A second call does nothing."""
-        child, self._guard = self._guard, None
-        if child is None:
-            return
-        with contextlib.suppress(OSError):
-            if child.stdin:
-                child.stdin.close()  # which is how the guard knows
-        try:
-            child.wait(guard.STOP_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            if self._pid is not None:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    psutil.Process(self._pid).kill()
-            child.kill()
-            child.wait()
-        if child.stdout:
-            child.stdout.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _ask(self, request: dict[str, Any]) -> None:
-        if self._guard is None or self._guard.stdin is None:
-            raise MemberError("The MQTT broker has been stopped.")
-        self._guard.stdin.write(json.dumps(request) + "\n")
-        self._guard.stdin.flush()
-
-    def _follow(self, answers: Any) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in answers:
-                answer = json.loads(line)
-                with self._changed:
-                    self._pid = answer.get("pid")  # an exit has none, and neither has a start that failed
-                    self._error = answer.get("error", "it has ended")
-                    self._changed.notify_all()
-        with self._changed:
-            self._pid, self._error = None, "its guard has ended"
-            self._changed.notify_all()
 
     def _mosquitto(
         self, folder: Path, users: Mapping[str, str], certificate: Path | None, private_key: Path | None
