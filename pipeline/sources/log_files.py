@@ -280,23 +280,15 @@ class LogFiles:
 
 def _is_copy(stream: BinaryIO, head: bytes, found: _Found, tail: Tail, *, packed: bool) -> bool:
     """Whether a file has nothing that one which we follow does not have, too."""
-    if not (tail.head.startswith(head) or head.startswith(tail.head)):
+    if not (tail.head.startswith(head) or head.startswith(tail.head)) or tail.now(0, len(head)) != head:
         return False
-    try:
-        other, other_packed = open_log(tail.path)
-    except OSError:
-        return False
-    with other:
-        if other.read(len(head)) != head:
-            return False
-        if packed or other_packed:
-            stream.seek(len(head))
-            return len(head) == HEAD_BYTES or not stream.read(1)
-        start = max(0, found.stat.st_size - LAST_BYTES)
-        stream.seek(start)
-        other.seek(start)
-        last = stream.read(LAST_BYTES)
-        return other.read(len(last)) == last
+    if packed or tail.packed:
+        stream.seek(len(head))
+        return len(head) == HEAD_BYTES or not stream.read(1)
+    start = max(0, found.stat.st_size - LAST_BYTES)
+    stream.seek(start)
+    last = stream.read(LAST_BYTES)
+    return tail.now(start, len(last)) == last
 
 
 def _found(path: Path) -> _Found | None:

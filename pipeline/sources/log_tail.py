@@ -159,14 +159,24 @@ class Tail:
             return True
         if stat.st_size < self._offset + len(self._rest):
             return False
+        seen = self._seen
+        if self.now(0, len(seen.head)) != seen.head:
+            return False
+        return self._offset <= HEAD_BYTES or self.now(self._offset - len(seen.last), len(seen.last)) == seen.last
+
+    def now(self, start: int, size: int) -> bytes:
+        """A piece of the file as it is now, even if its name is gone; of a packed one only its head.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        if self.packed:
+            return self.head[start : start + size]
         here = self._stream.tell()
-        self._stream.seek(0)
-        same = self._stream.read(len(self._seen.head)) == self._seen.head
-        if same and self._offset > HEAD_BYTES:
-            self._stream.seek(self._offset - len(self._seen.last))
-            same = self._stream.read(len(self._seen.last)) == self._seen.last
+        self._stream.seek(start)
+        piece = self._stream.read(size)
         self._stream.seek(here)
-        return same
+        return piece
 
     def read(self, size: int = CHUNK, *, to_end: bool = False) -> list[Record]:
         """The next records; empty if there is no whole one now.

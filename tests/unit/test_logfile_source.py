@@ -259,6 +259,20 @@ async def test_a_packed_file_is_recognized_as_what_it_was(grid, settings, log, s
     assert (await drain(grid, settings()))[0] == []
 
 
+@pytest.mark.parametrize("size", [3, 300])
+async def test_a_file_that_is_packed_while_it_is_followed_comes_once(grid, settings, log, size):
+    before = list(range(size))
+    append(log, lines(*before))
+    async with following(grid, settings(until_end=False)) as found:
+        await found.until(*before)
+        packed = log.with_name("app.log.1.gz")
+        packed.write_bytes(gzip.compress(log.read_bytes()))
+        log.unlink()
+        for more in range(size, size + 3):  # all files are looked at between two of them
+            append(log, lines(more))
+            await found.until(*before, *range(size, more + 1))
+
+
 async def test_a_packed_file_that_nobody_has_read_is_read_once(grid, settings, log):
     packed = log.with_name("app.log.7.gz")
     packed.write_bytes(gzip.compress(lines(1, 2).encode()))
