@@ -51,8 +51,8 @@ def check(
     ]
     print_table(("FEATURE", "DEFAULT", "EXPRESSION"), rows, empty="")
     plugs = [
-        *((name, "source", sources.kind_of(source), source.to) for name, source in job.sources.items()),
-        *((name, "sink", sinks.kind_of(sink), sink.results) for name, sink in job.sinks.items()),
+        *((name, "source", sources.KINDS.of(source).name, source.to) for name, source in job.sources.items()),
+        *((name, "sink", sinks.KINDS.of(sink).name, sink.results) for name, sink in job.sinks.items()),
     ]
     if plugs:
         console.print()

@@ -10,7 +10,7 @@ import typer
 from pipeline.cli.options import connected
 from pipeline.cli.output import console, errors, run, visible
 from pipeline.errors import UsageError
-from pipeline.sources import registry
+from pipeline.sources.registry import name_of
 
 if TYPE_CHECKING:
     from pipeline.job.plugs.kafka_source import KafkaSourceSettings
@@ -45,7 +45,7 @@ def place(settings: KafkaSourceSettings, connection: tuple[Any, Any, Any], *, on
 
     if not on_grid:
         raise UsageError("--submit goes with --on-grid.")
-    name = registry.name_of(settings)
+    name = name_of(settings)
     if not submit:
         text = ";\n\n".join(kafka_on_grid.statements(settings, name)) + ";"
         sys.stdout.write(visible(text, layout=True) + "\n")

@@ -13,7 +13,7 @@ from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, conne
 from pipeline.cli.output import console, errors, print_json, print_table, run, visible
 from pipeline.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
 from pipeline.cli.signals import on_signals
-from pipeline.sinks import registry
+from pipeline.sinks.registry import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,10 +27,10 @@ _SHOW_SECONDS = 0.5
 
 class _Sinks(PlugGroup):
     def kinds(self) -> list[str]:
-        return registry.available()
+        return KINDS.available
 
     def make(self, kind: str) -> Callable[..., None]:
-        plug = registry.KINDS[kind]
+        plug = KINDS[kind]
 
         def start(settings: Any, connection: tuple[Any, Any, Any]) -> None:
             _run({"": settings}, connection)
@@ -144,7 +144,7 @@ async def _main(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, A
     from pipeline.sinks.runner import runner_of
 
     for settings in sinks.values():
-        registry.check(settings)
+        KINDS.check(settings)
     signals: list[str] = []
     runners: list[SinkRunner] = []
     task = asyncio.current_task()

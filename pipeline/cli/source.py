@@ -15,7 +15,7 @@ from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, conne
 from pipeline.cli.output import console, errors, print_json, print_table, run, visible
 from pipeline.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
 from pipeline.cli.signals import on_signals
-from pipeline.sources import registry
+from pipeline.sources.registry import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,10 +31,10 @@ _ROWS = "postgres"  # whose maps are lookups, as a rule
 
 class _Sources(PlugGroup):
     def kinds(self) -> list[str]:
-        return registry.available()
+        return KINDS.available
 
     def make(self, kind: str) -> Callable[..., None]:
-        plug = registry.KINDS[kind]
+        plug = KINDS[kind]
 
         def start(
             settings: Any, connection: tuple[Any, Any, Any], *, on_grid: bool = False, submit: bool = False
@@ -164,7 +164,7 @@ async def _main(sources: Mapping[str, SourceSettings], connection: tuple[Any, An
     from pipeline.sources.runner import runner_of
 
     for settings in sources.values():
-        registry.check(settings)
+        KINDS.check(settings)
     # What changes is worth a line for whoever runs a source, and rare.
     logging.getLogger("pipeline.sources").setLevel(min(logging.INFO, logging.getLogger().level))
     signals: list[str] = []

@@ -24,7 +24,6 @@ from pipeline.errors import ConnectionFailedError, GridError, GridscoreError, fi
 from pipeline.grid import transport
 from pipeline.grid.writer import MapWriter
 from pipeline.job.plugs.environment import Hidden, from_environment
-from pipeline.sinks import registry
 from pipeline.sinks.base import Delivery, SinkInterruptedError
 from pipeline.sinks.collector import Collector, cut
 from pipeline.sinks.moves import Moves
@@ -37,6 +36,7 @@ from pipeline.sinks.records import (
     register,
     subscription_of,
 )
+from pipeline.sinks.registry import KINDS
 from pipeline.sinks.rescan import DeliverAgain
 from pipeline.sinks.stats import DELIVERING, WAITING, SinkStats
 from pipeline.worker import dead_letters
@@ -497,11 +497,11 @@ def runner_of(
         SettingsError: An environment variable that the settings name is not set.
         UsageError: There is no such kind, or its libraries are not installed.
     """
-    kind = registry.kind_of(settings)
+    kind = KINDS.of(settings).name
     called = settings.name or name or default_name(kind, settings.results)
     filled, hidden = from_environment(settings)
 
     def make() -> Sink:
-        return registry.make(kind, grid, called, filled)
+        return KINDS.make(grid, called, filled)
 
     return SinkRunner(grid, called, kind, filled, make, hidden=hidden, lease_seconds=lease_seconds)

@@ -35,7 +35,7 @@ class QueryRows:
         from pydantic import ValidationError
 
         from pipeline.job.plugs.postgres_source import PostgresSourceSettings
-        from pipeline.sources import registry
+        from pipeline.sources.registry import KINDS
 
         try:
             settings = PostgresSourceSettings(
@@ -45,7 +45,7 @@ class QueryRows:
             detail = error.errors(include_url=False, include_input=False)[0]
             raise UsageError(f"{detail['loc'][0] if detail['loc'] else 'The query'}: {detail['msg']}.") from None
         settings, _ = from_environment(settings)
-        self._source: Source = registry.make("postgres", grid, "load", settings)
+        self._source: Source = KINDS.make(grid, "load", settings)
 
     async def __aenter__(self) -> Self:
         try:

@@ -25,8 +25,8 @@ from pipeline.grid.writer import MapWriter
 from pipeline.job.plugs.environment import Hidden, from_environment
 from pipeline.job.types import seconds_of
 from pipeline.producer import Producer
-from pipeline.sources import registry
 from pipeline.sources.base import Poison, SourceInterruptedError
+from pipeline.sources.registry import KINDS, name_of
 from pipeline.sources.status import FAILED, Publisher, SourceStats
 from pipeline.worker.dead_letters import letter_of_source, map_of
 
@@ -405,12 +405,12 @@ def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> 
         SettingsError: An environment variable that the settings name is not set.
         UsageError: There is no such kind, or its libraries are not installed.
     """
-    kind = registry.kind_of(settings)
-    called = registry.name_of(settings, name)
+    kind = KINDS.of(settings).name
+    called = name_of(settings, name)
     filled, hidden = from_environment(settings)
 
     def make() -> Source:
-        return registry.make(kind, grid, called, filled)
+        return KINDS.make(grid, called, filled)
 
     return SourceRunner(
         grid,

@@ -35,7 +35,7 @@ def commands():
 def test_a_command_of_the_pages_is_taken(words):
     taken = []
     app = typer.Typer()
-    model = REGISTRIES[words[1]].settings_class(words[2])
+    model = REGISTRIES[words[1]].KINDS[words[2]].settings_class()
     app.command()(command_of(model, lambda *given: taken.append(given), help_text="Help."))
     done = CliRunner().invoke(app, [word for word in words[3:] if word != "&"])
     assert taken, (done.output, done.exception)
@@ -43,4 +43,4 @@ def test_a_command_of_the_pages_is_taken(words):
 
 def test_the_pages_show_every_kind():
     shown = {(param.values[0][1], param.values[0][2]) for param in commands()}
-    assert shown == {(side, kind) for side, registry in REGISTRIES.items() for kind in registry.KINDS}
+    assert shown == {(side, kind) for side, registry in REGISTRIES.items() for kind in registry.KINDS.available}

@@ -158,31 +158,32 @@ def test_help_has_what_must_be_given_first_and_what_all_have_last():
 
 
 def test_help_and_errors_name_options_where_job_files_name_keys():
-    said = run(sources.settings_class("logfile"), "--help")
+    said = run(sources.KINDS["logfile"].settings_class(), "--help")
     assert "what `--pattern` says" in said
     with pytest.raises(UsageError, match=r"^`--pattern` and the format `regex` belong together$"):
-        run(sources.settings_class("logfile"), "--to", "events.x", "--path", "x", "--pattern", "(?P<a>.)")
+        run(sources.KINDS["logfile"].settings_class(), "--to", "events.x", "--path", "x", "--pattern", "(?P<a>.)")
     kafka = ("--to", "events.x", "--topic", "t", "--brokers", "k:1")
     with pytest.raises(UsageError, match=r"^--set: `group.id` is set by Gridscore: use `--group`$"):
-        run(sources.settings_class("kafka"), *kafka, "--set", "group.id=x")
+        run(sources.KINDS["kafka"].settings_class(), *kafka, "--set", "group.id=x")
     with pytest.raises(UsageError, match=r"^`--format avro` and `--registry` go together"):
-        run(sources.settings_class("kafka"), *kafka, "--format", "avro")
+        run(sources.KINDS["kafka"].settings_class(), *kafka, "--format", "avro")
     with pytest.raises(UsageError, match=r"^--topic: `key key` cannot be"):
-        run(sources.settings_class("kafka"), *kafka[:2], *kafka[4:], "--topic", "key key")
+        run(sources.KINDS["kafka"].settings_class(), *kafka[:2], *kafka[4:], "--topic", "key key")
 
 
 @pytest.mark.parametrize("registry", [sources, sinks])
 def test_every_kind_that_is_there_has_settings_that_make_a_command(registry):
-    assert registry.available()
-    for kind in registry.available():
-        model = registry.settings_class(kind)
+    assert registry.KINDS.available
+    for kind in registry.KINDS.available:
+        model = registry.KINDS[kind].settings_class()
         assert model.model_fields["kind"].default == kind
         assert "--name" in run(model, "--help")
 
 
 @pytest.mark.parametrize("registry", [sources, sinks])
 def test_the_example_of_every_kind_is_one_that_its_command_takes(registry):
-    for plug in registry.KINDS.values():
+    for kind in registry.KINDS.available:
+        plug = registry.KINDS[kind]
         settings, _ = run(plug.settings_class(), *shlex.split(plug.example))
         assert settings.kind == plug.name
 
@@ -198,15 +199,15 @@ def test_a_missing_extra_is_told_before_anybody_connects(registry, extra, monkey
     for gone in [name for name in sys.modules if name in ("pipeline.kafka", "pipeline.sinks.addresses")]:
         monkeypatch.delitem(sys.modules, gone)
     with pytest.raises(UsageError, match=f"needs the extra `{extra}`") as caught:
-        registry.check(settings)
+        registry.KINDS.check(settings)
     assert caught.value.hint == f"pip install 'gridscore[{extra}]'"
 
 
 def test_a_variable_that_is_not_set_is_told_before_anybody_connects(monkeypatch):
     monkeypatch.delenv("DB_PASSWORD", raising=False)
-    settings, _ = run(sinks.settings_class("postgres"), *shlex.split(sinks.KINDS["postgres"].example))
+    settings, _ = run(sinks.KINDS["postgres"].settings_class(), *shlex.split(sinks.KINDS["postgres"].example))
     with pytest.raises(SettingsError, match="DB_PASSWORD is not set"):
-        sinks.check(settings)
+        sinks.KINDS.check(settings)
 
 
 def entry(name=None):
@@ -238,7 +239,7 @@ def test_entries_that_cannot_run_are_told(job, entries, names, said):
 @pytest.mark.parametrize("registry", [sources, sinks])
 def test_an_unknown_kind_is_refused_with_those_that_there_are(registry):
     with pytest.raises(UsageError, match="`tape`"):
-        registry.settings_class("tape")
+        registry.KINDS["tape"]
 
 
 def test_no_plug_is_imported_before_it_is_wanted():

@@ -1,13 +1,22 @@
-"""A kind of source or sink: where its settings and its code are, imported only when somebody wants that kind."""
+"""Kinds of sources and sinks: where settings and code of each are, imported only when somebody wants that kind."""
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pipeline.errors import UsageError
+from pipeline.job.plugs.base import SinkSettings, SourceSettings
+from pipeline.job.plugs.environment import from_environment
+
+if TYPE_CHECKING:
+    from pipeline.grid import Grid
+    from pipeline.job.plugs.sections import Side
+
+_Settings = TypeVar("_Settings", SourceSettings, SinkSettings)
+_Plug = TypeVar("_Plug")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +48,6 @@ class PlugKind:
         """Its settings model."""
         return _load(self.settings)
 
-    def make(self, grid: Any, name: str, settings: Any) -> Any:
-        """One of its kind, not opened yet.
-
-        Raises:
-            UsageError: Its extra is not installed.
-        """
-        return self.plug_class()(grid, name, settings)
-
     def plug_class(self) -> Any:
         """Its class.
 
@@ -62,6 +63,58 @@ class PlugKind:
                 f"`{self.name}` needs the extra `{self.extra}`: the module `{error.name}` is not installed.",
                 f"pip install 'gridscore[{self.extra}]'",
             ) from None
+
+
+class PlugKinds(Generic[_Settings, _Plug]):
+    """All kinds of one side, by name. Nothing of a kind is imported before somebody asks for it.
+
+    Args:
+        side: What they are.
+        kinds: In the order in which people shall see them.
+    """
+
+    def __init__(self, side: Side, kinds: tuple[PlugKind, ...]) -> None:
+        self._side = side
+        self._kinds = {kind.name: kind for kind in kinds}
+
+    @property
+    def available(self) -> list[str]:
+        """Names of those that this version has."""
+        return [name for name, kind in self._kinds.items() if kind.exists]
+
+    def __getitem__(self, name: str) -> PlugKind:
+        """A kind.
+
+        Raises:
+            UsageError: There is none of that name.
+        """
+        if name not in self._kinds:
+            known = ", ".join(self.available)
+            raise UsageError(f"There is no {self._side} `{name}`.", f"{self._side.title()}s are: {known}.")
+        return self._kinds[name]
+
+    def of(self, settings: _Settings) -> PlugKind:
+        """The kind that settings are for: each plug's have a field for it, with one value."""
+        return self[str(settings.kind)]  # type: ignore[attr-defined]
+
+    def make(self, grid: Grid, name: str, settings: _Settings) -> _Plug:
+        """A source or sink, not opened yet.
+
+        Raises:
+            UsageError: The libraries of its kind are not installed.
+        """
+        plug: _Plug = self.of(settings).plug_class()(grid, name, settings)
+        return plug
+
+    def check(self, settings: _Settings) -> None:
+        """See that a source or sink can be made of settings, before anybody connects.
+
+        Raises:
+            SettingsError: An environment variable that they name is not set.
+            UsageError: The libraries of its kind are not installed.
+        """
+        self.of(settings).plug_class()
+        from_environment(settings)
 
 
 def _load(path: str) -> Any:
