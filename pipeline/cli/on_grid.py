@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import connected
-from pipeline.cli.output import console, errors, run, visible
+from pipeline.cli.output import console, run, visible
+from pipeline.cli.plug_run import say
 from pipeline.errors import UsageError
 from pipeline.sources.registry import name_of
 
@@ -49,7 +50,7 @@ def place(settings: KafkaSourceSettings, connection: tuple[Any, Any, Any], *, on
     if not submit:
         text = ";\n\n".join(kafka_on_grid.statements(settings, name)) + ";"
         sys.stdout.write(visible(text, layout=True) + "\n")
-        _say("Nothing was executed. --submit does it, and sees that it runs.")
+        say("Nothing was executed. --submit does it, and sees that it runs.")
         return
 
     async def main() -> str:
@@ -61,7 +62,7 @@ def place(settings: KafkaSourceSettings, connection: tuple[Any, Any, Any], *, on
     _print(f"See it: gridscore source list. End it: gridscore source drop {name}")
     _print(f"By SQL: DROP JOB {identifier(kafka_on_grid.job_of(name))}")
     if note:
-        _say(note)
+        say(note)
 
 
 def drop_from_grid(name: str, connection: tuple[Any, Any, Any]) -> None:
@@ -84,7 +85,3 @@ def drop_from_grid(name: str, connection: tuple[Any, Any, Any]) -> None:
 
 def _print(text: str) -> None:
     console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
-
-
-def _say(text: str) -> None:
-    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, errors, print_json, print_table, run, visible
+from pipeline.cli.output import console, print_json, print_table, run, visible
+from pipeline.cli.plug_run import Line, cancel, run_until_told, say, show
 from pipeline.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
-from pipeline.cli.signals import on_signals
 from pipeline.sinks.registry import KINDS
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from pipeline.job.plugs.base import SinkSettings
     from pipeline.sinks.runner import SinkRunner
     from pipeline.sinks.status import SinkStatus
-
-_SHOW_SECONDS = 0.5
 
 
 class _Sinks(PlugGroup):
@@ -134,77 +131,43 @@ def forget(
 
 def _run(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any]) -> None:
     """Run sinks until told to stop."""
-    code = run(_main(sinks, connection))
+    for settings in sinks.values():
+        KINDS.check(settings)
+    runners: list[SinkRunner] = []
+    code = run_until_told(lambda: _deliver(sinks, connection, runners), lambda: False)
+    for each in runners:
+        dead = f", {each.stats.dead:,} to the dead letters" if each.stats.dead else ""
+        say(f"{each.name}: {each.stats.events:,} results delivered{dead}.")
     if code:
         raise typer.Exit(code)
 
 
-async def _main(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any]) -> int:
+async def _deliver(
+    sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any], runners: list[SinkRunner]
+) -> None:
+    """Run sinks until cancelled; one that cannot go on stops the others, in good order."""
     from pipeline.job import Jobs
     from pipeline.sinks.runner import runner_of
 
-    for settings in sinks.values():
-        KINDS.check(settings)
-    signals: list[str] = []
-    runners: list[SinkRunner] = []
-    task = asyncio.current_task()
-
-    def stop(name: str) -> None:
-        if signals:
-            os._exit(130)  # whoever asks twice does not want to wait; what is not committed is delivered again
-        signals.append(name)
-        if task is not None:
-            task.cancel()
-
-    on_signals(stop)
-    try:
-        async with connected(*connection) as grid:
-            runners += [runner_of(grid, settings, name or None) for name, settings in sinks.items()]
-            results = {record.job.results for record in await Jobs(grid).all()}
-            for each in runners:
-                _say(f"{each.name}: {each.map} to {each.kind}. Ctrl-C stops it.")
-                if note := await note_of_map(grid, each.map, results):
-                    _say(note)
-            await _all(runners)
-    except asyncio.CancelledError:
-        if not signals:
-            raise
-    for each in runners:
-        dead = f", {each.stats.dead:,} to the dead letters" if each.stats.dead else ""
-        _say(f"{each.name}: {each.stats.events:,} results delivered{dead}.")
-    return 130 if "SIGINT" in signals else 0
+    async with connected(*connection) as grid:
+        runners += [runner_of(grid, settings, name or None) for name, settings in sinks.items()]
+        results = {record.job.results for record in await Jobs(grid).all()}
+        for each in runners:
+            say(f"{each.name}: {each.map} to {each.kind}. Ctrl-C stops it.")
+            if note := await note_of_map(grid, each.map, results):
+                say(note)
+        tasks = [asyncio.create_task(each.run()) for each in runners]
+        showing = asyncio.create_task(show(runners, _line))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await cancel([*tasks, showing])
 
 
-async def _all(runners: list[SinkRunner]) -> None:
-    """Run them, and show how they do, until cancelled; one that cannot go on stops the others, in good order."""
-    tasks = [asyncio.create_task(each.run()) for each in runners]
-    showing = asyncio.create_task(_show(runners))
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in (*tasks, showing):
-            task.cancel()
-        await asyncio.gather(*tasks, showing, return_exceptions=True)
-
-
-async def _show(runners: list[SinkRunner]) -> None:
-    """A line a sink on a terminal, until cancelled."""
-    from pipeline.cli.meter import Meter
-
-    if not errors.is_terminal:
-        return
-    with Meter(errors, [each.name for each in runners]) as meter:
-        while True:
-            for index, each in enumerate(runners):
-                stats = each.stats
-                dead = f", {stats.dead:,} dead letters" if stats.dead else ""
-                rate = meter.rate(index, stats.events)
-                figures = f"{stats.events:,} results, {rate:,.0f}/s{dead}, {stats.partitions} partitions"
-                meter.show(index, figures, stats.error)
-            await asyncio.sleep(_SHOW_SECONDS)
-
-
-def _say(text: str) -> None:
-    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+def _line(runner: SinkRunner, rate: float) -> Line:
+    stats = runner.stats
+    dead = f", {stats.dead:,} dead letters" if stats.dead else ""
+    figures = f"{stats.events:,} results, {rate:,.0f}/s{dead}, {stats.partitions} partitions"
+    return Line(figures, stats.error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +11,9 @@ import typer
 
 from pipeline.cli.on_grid import KINDS_ON_GRID, ON_GRID, drop_from_grid, place
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, errors, print_json, print_table, run, visible
+from pipeline.cli.output import console, print_json, print_table, run, visible
+from pipeline.cli.plug_run import Line, cancel, run_until_told, say, show
 from pipeline.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
-from pipeline.cli.signals import on_signals
 from pipeline.sources.registry import KINDS
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.sources.runner import SourceRunner
     from pipeline.sources.status import SourceRecord
 
-_SHOW_SECONDS = 0.25
 _ROWS = "postgres"  # whose maps are lookups, as a rule
 
 
@@ -152,90 +150,60 @@ def forget(
 
 
 def _run(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]) -> None:
-    """Run sources until all have ended."""
-    code = run(_main(sources, connection))
-    if code:
-        raise typer.Exit(code)
-
-
-async def _main(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]) -> int:
-    from pipeline.grid.capacity import journal_capacity
-    from pipeline.job import Jobs
-    from pipeline.sources.runner import runner_of
-
+    """Run sources until all have ended, or told to stop."""
     for settings in sources.values():
         KINDS.check(settings)
     # What changes is worth a line for whoever runs a source, and rare.
     logging.getLogger("pipeline.sources").setLevel(min(logging.INFO, logging.getLogger().level))
-    signals: list[str] = []
     runners: list[SourceRunner] = []
-    task = asyncio.current_task()
 
-    def stop(name: str) -> None:
-        if signals:
-            os._exit(130)  # whoever asks twice does not want to wait; what is not acknowledged is read again
-        signals.append(name)
+    def stop() -> bool:
         for each in runners:
             each.stop()
-        if not runners and task is not None:
-            task.cancel()  # while it connects
+        return bool(runners)  # there are none while it connects
 
-    on_signals(stop)
-    try:
-        async with connected(*connection) as grid:
-            runners += [runner_of(grid, settings, name or None) for name, settings in sources.items()]
-            events = {record.job.events for record in await Jobs(grid).all()}
-            for each in runners:
-                _say(f"{each.name}: {each.stats.kind} to {each.stats.map}. Ctrl-C stops it.")
-                if note := await note_of_map(grid, each.stats.map, events):
-                    _say(note)
-                if each.stats.kind != _ROWS and await journal_capacity(grid, each.stats.map) is None:
-                    _say(f"{each.stats.map} has no event journal: it can be looked up, and no job can score it.")
-            await _all(runners)
-    except asyncio.CancelledError:
-        if not signals:
-            raise
+    code = run_until_told(lambda: _read(sources, connection, runners), stop)
     for each in runners:
         stats = each.stats
         poison = f", {stats.poison:,} to the dead letters" if stats.poison else ""
-        _say(f"{each.name}: {stats.events:,} events{poison}.")
-    return 130 if "SIGINT" in signals else 0
+        say(f"{each.name}: {stats.events:,} events{poison}.")
+    if code:
+        raise typer.Exit(code)
 
 
-async def _all(runners: list[SourceRunner]) -> None:
-    """Run them, and show how they do; one that cannot go on stops the others, in good order."""
-    tasks = {asyncio.create_task(each.run()) for each in runners}
-    showing = asyncio.create_task(_show(runners))
-    try:
-        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        if pending:
-            for each in runners:
-                each.stop()
-            await asyncio.wait(pending)
-        for task in (*done, *pending):
-            task.result()
-    finally:
-        for task in (*tasks, showing):
-            task.cancel()
-        await asyncio.gather(*tasks, showing, return_exceptions=True)
+async def _read(
+    sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any], runners: list[SourceRunner]
+) -> None:
+    """Run sources; one that cannot go on stops the others, in good order."""
+    from pipeline.grid.capacity import journal_capacity
+    from pipeline.job import Jobs
+    from pipeline.sources.runner import runner_of
+
+    async with connected(*connection) as grid:
+        runners += [runner_of(grid, settings, name or None) for name, settings in sources.items()]
+        events = {record.job.events for record in await Jobs(grid).all()}
+        for each in runners:
+            say(f"{each.name}: {each.stats.kind} to {each.stats.map}. Ctrl-C stops it.")
+            if note := await note_of_map(grid, each.stats.map, events):
+                say(note)
+            if each.stats.kind != _ROWS and await journal_capacity(grid, each.stats.map) is None:
+                say(f"{each.stats.map} has no event journal: it can be looked up, and no job can score it.")
+        tasks = [asyncio.create_task(each.run()) for each in runners]
+        showing = asyncio.create_task(show(runners, _line))
+        try:
+            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            if pending:
+                for each in runners:
+                    each.stop()
+                await asyncio.wait(pending)
+            for task in (*done, *pending):
+                task.result()
+        finally:
+            await cancel([*tasks, showing])
 
 
-async def _show(runners: list[SourceRunner]) -> None:
-    """A line a source on a terminal, until cancelled; with a bar and the time left if it has an end."""
-    from pipeline.cli.meter import Meter
-
-    if not errors.is_terminal:
-        return
-    with Meter(errors, [each.name for each in runners]) as meter:
-        while True:
-            for index, each in enumerate(runners):
-                stats = each.stats
-                poison = f", {stats.poison:,} dead letters" if stats.poison else ""
-                figures = f"{stats.events:,} events, {meter.rate(index, stats.events):,.0f}/s{poison}"
-                trouble = stats.waiting or (stats.error if stats.state == "interrupted" else "")
-                meter.show(index, figures, trouble, each.progress)
-            await asyncio.sleep(_SHOW_SECONDS)
-
-
-def _say(text: str) -> None:
-    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+def _line(runner: SourceRunner, rate: float) -> Line:
+    stats = runner.stats
+    poison = f", {stats.poison:,} dead letters" if stats.poison else ""
+    trouble = stats.waiting or (stats.error if stats.state == "interrupted" else "")
+    return Line(f"{stats.events:,} events, {rate:,.0f}/s{poison}", trouble, runner.progress)

@@ -1,0 +1,111 @@
+"""Running sources and sinks from the command line: until their end or a signal, with a line for each on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from pipeline.cli.output import errors, run, visible
+from pipeline.cli.signals import on_signals
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+_SHOW_SECONDS = 0.25
+
+
+class Counted(Protocol):
+    """What counts events."""
+
+    events: int
+
+
+class Runner(Protocol):
+    """What a line is for."""
+
+    name: str
+
+    @property
+    def stats(self) -> Counted:
+        """What it has done."""
+
+
+_Runner = TypeVar("_Runner", bound=Runner)
+
+
+class Line(NamedTuple):
+    """What is said of one that runs.
+
+    Attributes:
+        figures: What it has done.
+        trouble: What is wrong; empty if nothing.
+        progress: What is done, and what there is to do; None if that is not known.
+    """
+
+    figures: str
+    trouble: str
+    progress: tuple[int, int] | None = None
+
+
+def run_until_told(main: Callable[[], Awaitable[None]], stop: Callable[[], bool]) -> int:
+    """Run a coroutine until its end, Ctrl-C or SIGTERM.
+
+    Args:
+        main: Makes it.
+        stop: Called at the first signal; whether it ends by itself then. Else it is cancelled.
+
+    Returns:
+        The exit code: 130 after Ctrl-C, else 0.
+    """
+    signals: list[str] = []
+
+    async def until_told() -> None:
+        task = asyncio.current_task()
+
+        def told(name: str) -> None:
+            if signals:
+                os._exit(130)  # whoever asks twice does not want to wait; what is not committed comes again
+            signals.append(name)
+            if not stop() and task is not None:
+                task.cancel()
+
+        on_signals(told)
+        try:
+            await main()
+        except asyncio.CancelledError:
+            if not signals:
+                raise
+
+    run(until_told())
+    return 130 if "SIGINT" in signals else 0
+
+
+async def show(runners: Sequence[_Runner], line: Callable[[_Runner, float], Line]) -> None:
+    """A line for each of them on a terminal, until cancelled; with a bar and the time left for what has an end.
+
+    Args:
+        runners: What runs.
+        line: Makes a line of one, and of its events a second.
+    """
+    from pipeline.cli.meter import Meter
+
+    if not errors.is_terminal:
+        return
+    with Meter(errors, [each.name for each in runners]) as meter:
+        while True:
+            for index, each in enumerate(runners):
+                meter.show(index, *line(each, meter.rate(index, each.stats.events)))
+            await asyncio.sleep(_SHOW_SECONDS)
+
+
+async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel them and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
