@@ -9,9 +9,9 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from pipeline.bench.plug_loads import TOPIC, create_topic, need
 from pipeline.bench.plugs import UnavailableError
 from pipeline.bench.sinks import Load
+from pipeline.bench.source_loads import TOPIC, create_topic, need
 from pipeline.errors import MemberError
 from pipeline.grid.ports import HOST, choose_ports, is_free
 from pipeline.job.plugs.base import SinkSettings

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.bench.meter import Meter
-from pipeline.bench.plugs import UnavailableError, loader, until
+from pipeline.bench.plugs import measure_in_turn, until
 from pipeline.bench.rounds import Run, destroy, figures, put_events
 from pipeline.errors import GridscoreError
 from pipeline.sinks.runner import SinkRunner, runner_of
@@ -99,32 +99,24 @@ async def measure(
     Raises:
         GridscoreError: A sink could not be measured.
     """
-    runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
-    unavailable: dict[str, str] = {}
     results = f"results.bench-{secrets.token_hex(4)}"
+
+    async def once(loader: Any, own: Path) -> Run:
+        async with loader(own, count, results) as load:
+            return await _run(grid, pids, load, count)
+
     try:
         await put_events(
             grid, results, _results(count), lambda done: progress(f"putting {done:,} of {count:,} results")
         )
-        for number in range(rounds):
-            for kind in kinds:
-                if kind in unavailable:
-                    continue
-                progress(f"round {number + 1} of {rounds}: {kind}")
-                own = folder / f"{kind}-{number}"
-                own.mkdir()
-                try:
-                    async with loader(LOADERS, kind)(own, count, results) as load:
-                        runs[kind].append(await _run(grid, pids, load, count))
-                except UnavailableError as error:
-                    unavailable[kind] = str(error)
+        runs, unavailable = await measure_in_turn(LOADERS, kinds, rounds, folder, once, progress)
     finally:
         await destroy(grid, results)
     return {
         "results": count,
         "rounds": rounds,
         "members": len(pids),
-        "sinks": {kind: _of_results(figures(found)) for kind, found in runs.items() if found},
+        "sinks": {kind: _of_results(figures(found)) for kind, found in runs.items()},
         "unavailable": unavailable,
     }
 

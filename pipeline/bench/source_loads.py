@@ -9,7 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipeline.bench import card
-from pipeline.bench.plugs import Load, UnavailableError
+from pipeline.bench.plugs import UnavailableError
+from pipeline.bench.sources import Load
 from pipeline.errors import MemberError
 from pipeline.grid.ports import choose_ports
 from pipeline.sources.base import Batch

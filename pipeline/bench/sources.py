@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.bench.meter import Meter
+from pipeline.bench.plugs import measure_in_turn, until
 from pipeline.bench.rounds import Run, destroy, figures
 from pipeline.errors import GridscoreError
 from pipeline.leash import LeashedProcess
 from pipeline.sources.runner import SourceRunner, runner_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from pipeline.grid import Grid
@@ -36,20 +36,13 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Source
 
 LOADERS = {
-    "memory": "pipeline.bench.plug_loads:memory",
-    "logfile": "pipeline.bench.plug_loads:logfile",
-    "http": "pipeline.bench.plug_loads:http",
-    "kafka": "pipeline.bench.plug_loads:kafka",
-    "mqtt": "pipeline.bench.plug_loads:mqtt",
-    "postgres": "pipeline.bench.plug_loads:postgres",
+    "memory": "pipeline.bench.source_loads:memory",
+    "logfile": "pipeline.bench.source_loads:logfile",
+    "http": "pipeline.bench.source_loads:http",
+    "kafka": "pipeline.bench.source_loads:kafka",
+    "mqtt": "pipeline.bench.source_loads:mqtt",
+    "postgres": "pipeline.bench.source_loads:postgres",
 }
-
-STALLED_SECONDS = 60.0
-_LOOK_SECONDS = 0.005
-
-
-class UnavailableError(GridscoreError):
-    """The server of a kind cannot be had on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,36 +93,23 @@ async def measure(
     Returns:
         Figures of each kind that could be measured, and why others could not.
     """
-    runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
-    unavailable: dict[str, str] = {}
-    for number in range(rounds):
-        for kind in kinds:
-            if kind in unavailable:
-                continue
-            progress(f"round {number + 1} of {rounds}: {kind}")
-            own = folder / f"{kind}-{number}"
-            own.mkdir()
-            to = f"events.bench-{secrets.token_hex(4)}"
-            try:
-                async with loader(LOADERS, kind)(own, events, to) as load:
-                    runs[kind].append(await _run(grid, pids, load, to, events, own / "feed.log"))
-            except UnavailableError as error:
-                unavailable[kind] = str(error)
-            finally:
-                await destroy(grid, to)
+
+    async def once(loader: Any, own: Path) -> Run:
+        to = f"events.bench-{secrets.token_hex(4)}"
+        try:
+            async with loader(own, events, to) as load:
+                return await _run(grid, pids, load, to, events, own / "feed.log")
+        finally:
+            await destroy(grid, to)
+
+    runs, unavailable = await measure_in_turn(LOADERS, kinds, rounds, folder, once, progress)
     return {
         "events": events,
         "rounds": rounds,
         "members": len(pids),
-        "sources": {kind: figures(found) for kind, found in runs.items() if found},
+        "sources": {kind: figures(found) for kind, found in runs.items()},
         "unavailable": unavailable,
     }
-
-
-def loader(loaders: Mapping[str, str], kind: str) -> Any:
-    """What makes the load of a kind."""
-    module, _, name = loaders[kind].partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 async def _run(grid: Grid, pids: Sequence[int], load: Load, to: str, events: int, log: Path) -> Run:
@@ -160,29 +140,3 @@ async def _run(grid: Grid, pids: Sequence[int], load: Load, to: str, events: int
     if stats.poison:
         raise GridscoreError(f"{stats.poison:,} of {events:,} went to the dead letters: nothing was measured.")
     return run
-
-
-async def until(running: asyncio.Task[None], done: Callable[[], int], condition: Callable[[], bool]) -> None:
-    """Wait for something, as long as a source or a sink gets on.
-
-    Args:
-        running: Runs it.
-        done: How much it has done.
-        condition: What to wait for.
-
-    Raises:
-        GridscoreError: It has ended, or does not get on.
-    """
-    loop = asyncio.get_running_loop()
-    last, at = -1, loop.time()
-    while not condition():
-        if running.done():
-            running.result()
-            if condition():
-                return
-            raise GridscoreError(f"It ended after {done():,}.")
-        if done() != last:
-            last, at = done(), loop.time()
-        elif loop.time() - at > STALLED_SECONDS:
-            raise GridscoreError(f"Nothing has moved for {STALLED_SECONDS:g} s, after {last:,}.")
-        await asyncio.sleep(_LOOK_SECONDS)

@@ -42,7 +42,7 @@ def sources(
 
     Example: [bold]gridscore bench sources logfile --events 200000[/]
     """
-    from pipeline.bench.plugs import LOADERS, measure
+    from pipeline.bench.sources import LOADERS, measure
 
     chosen = _chosen(kinds, LOADERS, "source")
 
