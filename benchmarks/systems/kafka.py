@@ -305,8 +305,8 @@ class QuixStreams(_Kafka):
         await super().prepare()
 
     def more_arguments(self) -> list[str]:
-        """Where Quix Streams is."""
-        return [str(quix_folder(self.bed.progress))]
+        """Where Quix Streams is, and where it may write."""
+        return [str(quix_folder(self.bed.progress)), str(self.bed.folder / "quix-state")]
 
 
 class _Watch:

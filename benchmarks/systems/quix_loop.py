@@ -20,7 +20,7 @@ from benchmarks.systems.kafka_settings import BATCH_EVENTS, CONSUMER, PRODUCER
 COMMIT_SECONDS = 0.02
 
 
-def run(broker: str, group: str, events: str, results: str, work: Work) -> None:
+def run(broker: str, group: str, events: str, results: str, work: Work, state: Path) -> None:
     """Score until SIGTERM.
 
     Args:
@@ -29,6 +29,7 @@ def run(broker: str, group: str, events: str, results: str, work: Work) -> None:
         events: Topic to read.
         results: Topic to write, with as many partitions.
         work: What to do.
+        state: A folder for what Quix Streams keeps.
     """
     from quixstreams import Application
     from quixstreams.sinks import BaseSink
@@ -81,6 +82,7 @@ def run(broker: str, group: str, events: str, results: str, work: Work) -> None:
         consumer_extra_config=CONSUMER,
         producer_extra_config=PRODUCER,
         auto_create_topics=False,
+        state_dir=state,
         broker_availability_timeout=0,
     )
     topic = application.topic(events, key_deserializer="bytes", value_deserializer="bytes")
@@ -95,11 +97,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("broker", "group", "events", "results"):
         parser.add_argument(name)
-    for name in ("files", "packages"):
+    for name in ("files", "packages", "state"):
         parser.add_argument(name, type=Path)
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.packages))
-    run(arguments.broker, arguments.group, arguments.events, arguments.results, Work(arguments.files))
+    work = Work(arguments.files)
+    run(arguments.broker, arguments.group, arguments.events, arguments.results, work, arguments.state)
 
 
 if __name__ == "__main__":
