@@ -212,9 +212,19 @@ def _message(body: bytes) -> InboundMessage:
 
 
 class _BoundedMessage(OutboundMessage):  # type: ignore[misc]
-    """A request that may be sent only before a time of the monotonic clock; else `expired` is called."""
+    """A request that may be sent only before a time of the monotonic clock.
 
-    __slots__ = ("expired", "until")
+    It does not know its invocation, which knows it: a circle would be left to the garbage collector, several objects a
+    request, and the collector then stops the process for as long as many events take.
+    """
+
+    __slots__ = ("service", "until")
+
+    def expire(self) -> None:
+        """Let its invocation fail with `NotSentError`."""
+        invocation = self.service._pending.get(self.get_correlation_id())  # noqa: SLF001
+        if invocation is not None:
+            self.service._complete_with_error(invocation, NotSentError())  # noqa: SLF001
 
 
 class _Connection(AsyncioConnection):  # type: ignore[misc]
@@ -226,7 +236,7 @@ class _Connection(AsyncioConnection):  # type: ignore[misc]
             return bool(super().send_message(message))
         if not self.live or self._proto is None:
             return False
-        self._proto.write_until(message.buf, message.until, message.expired)
+        self._proto.write_until(message.buf, message.until, message.expire)
         return True
 
     async def close_connection(self, reason: str | None, cause: Exception | None, unsafe: bool = False) -> None:
@@ -340,12 +350,10 @@ def invoke(
     service = client._invocation_service  # noqa: SLF001
     if until is not None:
         bounded = _BoundedMessage(message.buf, message.retryable, message.contains_data)
-        bounded.until = until
+        bounded.until, bounded.service = until, service
         message = bounded
     timeout = None if retry_seconds is None else time.time() + retry_seconds
     invocation = Invocation(message, partition_id=partition, response_handler=decode, timeout=timeout)
-    if until is not None:
-        message.expired = lambda: service._complete_with_error(invocation, NotSentError())  # noqa: SLF001
     service.invoke(invocation)
     future: asyncio.Future[Any] = invocation.future
     return future

@@ -5,9 +5,11 @@ was counted when they were written and a tenth or two: whoever lowers a count lo
 """
 
 import asyncio
+import gc
 import sys
 import tracemalloc
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import hazelcast
@@ -33,7 +35,7 @@ NETWORK = str(Path(STUB) / "network.py")
 
 
 async def work_off(cluster, profile):
-    """Score a backlog with one worker; returns the requests that it took."""
+    """Score a backlog with one worker; returns the requests that it took, and what it left to the garbage collector."""
     grid = await cluster.connect("worker")
     job = card.card_job("bench", "results.bench")
     await Registry(grid).push(card.booster(job, trees=5), job.model.name, alias="champion")
@@ -47,22 +49,41 @@ async def work_off(cluster, profile):
     task = asyncio.create_task(runner.run())
     await started.wait()
     before = cluster.requests.copy()
-    sys.setprofile(profile)
-    try:
-        while runner.stats.events < EVENTS:
-            assert not task.done(), task
-            await asyncio.sleep(0.001)
-    finally:
-        sys.setprofile(None)
+    with left_to_the_collector() as left:
+        sys.setprofile(profile)
+        try:
+            while runner.stats.events < EVENTS:
+                assert not task.done(), task
+                await asyncio.sleep(0.001)
+        finally:
+            sys.setprofile(None)
     requests = cluster.requests - before
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    return requests
+    return requests, left
+
+
+@contextmanager
+def left_to_the_collector():
+    """Counts objects of our modules and the client's, by class, that end in circles."""
+    left = Counter()
+    gc.collect()
+    gc.disable()
+    try:
+        yield left
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        modules = ((type(each).__module__, type(each).__qualname__) for each in gc.garbage)
+        left.update(f"{module}.{name}" for module, name in modules if module.startswith(("pipeline.", "hazelcast.")))
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 @pytest.fixture(scope="module")
 def counts():
-    """Requests by name, and calls by kind, of a worker that works a backlog off."""
+    """Requests by name, calls by kind, and circles by class, of a worker that works a backlog off."""
     calls = Counter()
 
     def called(frame, kind, _argument):
@@ -78,24 +99,29 @@ def counts():
         async with StubCluster(partitions=PARTITIONS, journals=journals) as cluster:
             return await work_off(cluster, called)
 
-    requests = asyncio.run(main())
-    return requests, calls
+    requests, left = asyncio.run(main())
+    return requests, calls, left
 
 
 def test_many_events_share_a_request(counts):
-    requests, _ = counts
+    requests, _, _ = counts
     assert requests["Map.PutAll"] / EVENTS <= 1 / 250
     assert requests["Map.EventJournalRead"] / EVENTS <= 1 / 250
 
 
 def test_no_python_function_is_called_for_each_event(counts):
-    _, calls = counts
+    _, calls, _ = counts
     assert calls["call"] / EVENTS <= 0.6
 
 
 def test_an_event_takes_few_calls_from_python_to_c(counts):
-    _, calls = counts
+    _, calls, _ = counts
     assert calls["c_call"] / EVENTS <= (5.0 if all(map(compiled, MODULES)) else 12.7)
+
+
+def test_nothing_is_left_to_the_garbage_collector(counts):
+    _, _, left = counts
+    assert not left
 
 
 def test_a_put_all_is_made_without_copies_of_keys_and_texts():
