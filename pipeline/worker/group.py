@@ -31,6 +31,7 @@ import logging
 import time
 import zlib
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastError
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 1.0
+_COMMIT_PARTS = 10
+"""Parts in which partitions are committed, one after the other: all at once would hold events up, every second anew."""
+
 GIVE_BACK_SECONDS = 4.0
 _RELEASE_SECONDS = 1.5
 """Part of the budget that is kept for the compare-and-set."""
@@ -137,8 +141,10 @@ class Group:
     async def run(self) -> None:
         """Take part until cancelled; call `leave` then."""
         async with asyncio.TaskGroup() as group:
-            for loop in (self._balance, self._commit, self._check):
+            for loop in (self._balance, self._check):
                 group.create_task(_for_ever(loop))
+            for part in range(_COMMIT_PARTS):
+                group.create_task(_for_ever(partial(self._commit, part)))
 
     async def leave(self) -> None:
         """Give everything back."""
@@ -273,13 +279,18 @@ class Group:
 
     # ------------------------------------------------------------------ committing
 
-    async def _commit(self) -> None:
+    async def _commit(self, part: int) -> None:
+        """Commit a part of the partitions, once a second. No part waits for another, whose member may be slow."""
+        await asyncio.sleep(COMMIT_SECONDS * part / _COMMIT_PARTS)
         while True:
             await asyncio.sleep(COMMIT_SECONDS)
-            lost = await self.leases.commit(self.offsets.committable())
+            mine = [partition for partition in self.held if partition % _COMMIT_PARTS == part]
+            lost = await self.leases.commit(self.offsets.committable(mine), mine)
             self._stats.committed_at = int(time.time() * 1000)
             now, busy = self._grid.clock(), self._beginning.keys() | self._giving
-            for partition in list(self.held):
+            for partition in mine:
+                if partition not in self.held:
+                    continue
                 # The second is a net: whatever went wrong, a partition that is held is read, or let go.
                 unread = not self.reader.reads(partition) and partition not in busy
                 if unread or not self.leases.stands(partition, now):

@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -39,7 +40,7 @@ from pipeline.worker.lease_records import NOBODY, LeaseRecord, decode
 from pipeline.worker.lease_writes import Change, LeaseWriter, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
     from pipeline.grid import Grid
     from pipeline.worker.lease_writes import Outcome
@@ -54,6 +55,7 @@ SETTLE_SECONDS = 1.0
 it tries every 500 ms (`hazelcast.invocation.retry.pause.millis`)."""
 
 _ATTEMPTS = 10
+_TELL_SECONDS = 1.0
 _MARGIN = 0.2
 """Part of the lease time that the owner does not use, for writes that are under way and clocks that run unevenly."""
 
@@ -133,7 +135,9 @@ class Leases:
         self.claiming: set[int] = set()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._sights: dict[int, _Sight] = {}
-        self._failures: list[HazelcastError] = []
+        self._failures: list[HazelcastError] = []  # of what was tried since the last word about it
+        self._tried: Counter[str] = Counter()
+        self._told = float("-inf")
         self._dated = dated
         self._records = LeaseWriter(grid, job, seconds)
 
@@ -245,7 +249,7 @@ class Leases:
 
     # ------------------------------------------------------------------ one's own
 
-    async def commit(self, progress: Mapping[int, Progress]) -> list[int]:
+    async def commit(self, progress: Mapping[int, Progress], partitions: Collection[int] | None = None) -> list[int]:
         """Write offsets and renew; returns partitions that are lost because somebody else has taken them.
 
         Also renews, unchanged, every held lease that has used up a third of its time. A partition whose write has an
@@ -253,10 +257,14 @@ class Leases:
 
         Args:
             progress: By partition; no offset may be smaller than what is committed.
+            partitions: Only these; all that are held if None.
         """
         now = self._grid.clock()
         due = []
-        for partition, lease in self.held.items():
+        for partition in self.held if partitions is None else partitions:
+            lease = self.held.get(partition)
+            if lease is None:
+                continue
             record = lease.record
             there = progress.get(partition) or Progress(record.offset, record.lost)
             moved = there != (record.offset, record.lost)
@@ -459,17 +467,16 @@ class Leases:
 
     def _tell(self, what: str, count: int) -> None:
         """Say once what has failed many times."""
-        failures, self._failures = self._failures, []
-        if failures:
-            _log.warning(
-                "%s: %d of %d %s failed: %s",
-                self.job,
-                len(failures),
-                count,
-                what,
-                failures[-1],
-                extra={"action": "lease_failed"},
-            )
+        self._tried[what] += count
+        now = self._grid.clock()
+        if not self._failures:
+            self._tried.clear()
+        elif now - self._told >= _TELL_SECONDS:
+            tried = ", ".join(f"{count} {what}" for what, count in self._tried.items())
+            failed, last = len(self._failures), self._failures[-1]
+            _log.warning("%s: %d of %s failed: %s", self.job, failed, tried, last, extra={"action": "lease_failed"})
+            self._failures, self._told = [], now
+            self._tried.clear()
 
     async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Do it even if whoever asked for it is cancelled meanwhile."""

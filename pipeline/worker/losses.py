@@ -144,7 +144,7 @@ class Losses:
                     await self._offsets.change()
                 if there is not None:
                     behind = Progress(first, there.lost + lost)
-                    await self._leases.commit({partition: behind})
+                    await self._leases.commit({partition: behind}, [partition])
                     self._offsets.begin(partition, behind)
         except (HazelcastError, TimeoutError) as error:
             _log.warning("%s: the gap could not be committed: %s", self._name, error or "no answer")

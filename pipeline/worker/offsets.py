@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.worker.leases import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 
 class NotNowError(Exception):
@@ -103,9 +103,10 @@ class Offsets:
         there = self._partitions.get(partition)
         return None if there is None else there.acknowledged
 
-    def committable(self) -> dict[int, Progress]:
-        """What may be committed, by partition."""
-        return {partition: there.acknowledged for partition, there in self._partitions.items()}
+    def committable(self, partitions: Iterable[int]) -> dict[int, Progress]:
+        """What may be committed for these partitions; without those that are not being scored."""
+        there = self._partitions
+        return {partition: there[partition].acknowledged for partition in partitions if partition in there}
 
     def rewind(self, partition: int) -> tuple[int, int]:
         """Forget what is under way; returns the offset to read from, and the one up to which was written."""
