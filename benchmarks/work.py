@@ -91,7 +91,7 @@ WORKS = {
     work.name: work
     for work in (
         Work("card", "12 features of 90-byte events, two lookups, 100 trees of depth 6"),
-        Work("wide", f"{WIDE_FEATURES} features", count=150_000, features=WIDE_FEATURES),
+        Work("wide", f"{WIDE_FEATURES} features", count=300_000, features=WIDE_FEATURES),
         Work("heavy", f"{HEAVY_TREES:,} trees", count=100_000, trees=HEAVY_TREES),
         Work("fat", f"events of {FAT_BYTES:,} bytes", count=100_000, event_bytes=FAT_BYTES),
         Work("big", f"a lookup of {BIG_USERS:,} entries", count=300_000, users=BIG_USERS),
