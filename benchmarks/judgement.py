@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks import view
-from benchmarks.markdown import number, spread_text
-from benchmarks.outcome import Status
+from benchmarks.markdown import spread_text
+from benchmarks.outcome import Spread, Status
 
 if TYPE_CHECKING:
-    from benchmarks.outcome import Outcome, Spread, Throughput
+    from benchmarks.outcome import Outcome, Throughput
 
 JET = "jet-dictionary"
 
@@ -97,16 +97,21 @@ def _cpu(outcome: Outcome) -> Verdict:
 def _latency(outcome: Outcome, rate: float, name: str, field: str, factor: float) -> Verdict:
     floor = f"{name} from due to seen at {rate:,.0f} events/s, beside `{JET}`"
     wanted = "at most as long" if factor == 1 else f"at most {factor} times as long"
-    ours, theirs = view.latency(outcome, view.OURS, rate), view.latency(outcome, JET, rate)
-    if ours is None or theirs is None:
+    ours, theirs = (view.latency_rounds(outcome, name, rate) for name in (view.OURS, JET))
+    pairs = [(getattr(mine, field), getattr(other, field)) for mine, other in zip(ours, theirs, strict=False)]
+    ratio = Spread.of(mine / other for mine, other in pairs)
+    if ratio is None:
         return Verdict(floor, wanted, "", None)
-    mine, other = getattr(ours, field), getattr(theirs, field)
-    found = f"{number(mine)} ms, and {number(other)} ms"
-    if ours.saturated or theirs.saturated:
+    texts = (spread_text(Spread.of(values)) for values in zip(*pairs, strict=True))
+    found = " ms, and ".join(texts) + " ms"
+    stopped = [name for name, rounds in (("Gridscore", ours), ("Jet", theirs)) if any(r.saturated for r in rounds)]
+    if stopped:
         # Percentiles of a run that was stopped say nothing: who kept the rate is better.
-        who = " and ".join(n for n, each in (("Gridscore", ours), ("Jet", theirs)) if each.saturated)
-        return Verdict(floor, wanted, f"{found}; {who} could not keep the rate", not ours.saturated)
-    return Verdict(floor, wanted, found, mine <= factor * other)
+        who = " and ".join(stopped)
+        return Verdict(floor, wanted, f"{found}; {who} could not keep the rate", "Gridscore" not in stopped)
+    reached = ratio.median <= factor
+    every = _is_spread(ratio) and (ratio.high <= factor if reached else ratio.low > factor)
+    return Verdict(floor, wanted, found, reached, every)
 
 
 def _pair(outcome: Outcome, system: str) -> tuple[Throughput, Throughput] | None:

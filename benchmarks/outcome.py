@@ -351,6 +351,8 @@ class Outcome(msgspec.Struct):
         throughput: Systems and limits, by work.
         saturation: Of live events.
         latency: At fixed rates and at parts of the saturation.
+        latency_again: At the rates of the floors, of the systems that the floors compare, in further rounds; in order,
+            and without curves.
         spikes: One for each system.
         growth: Point by point.
         complete: Whether it came to its end; written as it goes on, too.
@@ -369,6 +371,7 @@ class Outcome(msgspec.Struct):
     throughput: list[Throughput] = []
     saturation: list[Saturation] = []
     latency: list[Latency] = []
+    latency_again: list[Latency] = []
     spikes: list[Spike] = []
     growth: list[Growth] = []
     complete: bool = False

@@ -15,7 +15,7 @@ import typer
 from benchmarks import judgement, sections, view
 from benchmarks.display import duration
 from benchmarks.markdown import NOT_MEASURED, number, spread_text, table
-from benchmarks.outcome import FORMAT, Outcome, Status
+from benchmarks.outcome import FORMAT, Latency, Outcome, Spread, Status
 from pipeline.cli.output import errors
 from pipeline.errors import GridscoreError, UsageError
 
@@ -172,14 +172,19 @@ def _ratios_said(outcome: Outcome) -> list[str]:
 
 def _latency_said(outcome: Outcome) -> list[str]:
     rate = judgement.RATES[-1]
-    ours, theirs = view.latency(outcome, view.OURS, rate), view.latency(outcome, judgement.JET, rate)
-    if ours is None or theirs is None or ours.saturated or theirs.saturated:
+    ours, theirs = (view.latency_rounds(outcome, name, rate) for name in (view.OURS, judgement.JET))
+    if not ours or not theirs or any(each.saturated for each in (*ours, *theirs)):
         return []
-    said = (
-        f"shows results at {rate:,.0f} events a second after {number(ours.p50_ms)} ms (p50) and"
-        f" {number(ours.p99_ms)} ms (p99), Jet after {number(theirs.p50_ms)} and {number(theirs.p99_ms)} ms"
-    )
-    return [said]
+
+    def said(rounds: list[Latency], field: str) -> str:
+        return spread_text(Spread.of(getattr(each, field) for each in rounds))
+
+    return [
+        (
+            f"shows results at {rate:,.0f} events a second after {said(ours, 'p50_ms')} ms (p50) and"
+            f" {said(ours, 'p99_ms')} ms (p99), Jet after {said(theirs, 'p50_ms')} and {said(theirs, 'p99_ms')} ms"
+        )
+    ]
 
 
 def _about(outcome: Outcome) -> str:

@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from benchmarks import latency, throughput
+import msgspec
+
+from benchmarks import judgement, latency, throughput, view
 from benchmarks.ground import ground
 from benchmarks.limits import Limits
 from benchmarks.outcome import Latency, Saturation, Spike, Status, SystemNote, Throughput, WorkNote
@@ -49,6 +51,9 @@ _RUN_EVENTS_PER_S = 90_000.0
 _LIVE_SECONDS = 5.0
 _WARM_UP_SECONDS = 20.0
 _SATURATION_SECONDS = 4.0
+LATENCY_ROUNDS = 3
+"""Of the rates and the systems that the floors compare: a pause of a member's collector, or none, decides one round."""
+
 _PART_SECONDS = 8.0
 """At a part of the saturation: less than at a fixed rate, as it is for every system."""
 
@@ -99,12 +104,17 @@ class Options:
     @property
     def steady_seconds(self) -> tuple[float, float]:
         """Warm-up, and what counts, of one rate."""
-        return (8.0, 6.0) if self.quick else (10.0, 12.0)
+        return (8.0, 6.0) if self.quick else (10.0, 10.0)
 
     @property
     def rates(self) -> tuple[float, ...]:
         """Events per second."""
         return QUICK_RATES if self.quick else RATES
+
+    @property
+    def floor_rates(self) -> list[latency.Rate]:
+        """Those of the rates that the floors are about."""
+        return [latency.Rate(rate, self.steady_seconds[1]) for rate in self.rates if rate in judgement.RATES]
 
     def live_systems(self, part: str, names: Sequence[str]) -> list[str]:
         """Those of the systems that a part with live events measures."""
@@ -133,6 +143,8 @@ class Options:
                     rates += [latency.Rate(0, _PART_SECONDS, part) for part in SATURATION_PARTS]
                     total += live * (_SATURATION_SECONDS + _LIVE_SECONDS)
                 total += live * _latency_seconds(warm_up, rates)
+                if not self.quick:
+                    total += 2 * (LATENCY_ROUNDS - 1) * _latency_seconds(warm_up, self.floor_rates)
             if "spike" in self.live_parts(work):
                 total += len(self.live_systems("spike", names)) * (latency.spike_seconds() + _LIVE_SECONDS)
             if total:
@@ -326,11 +338,29 @@ class Session:
                     said = _latency_said(lately)
                     self._display.note(f"{work}: {name} at {lately.rate_per_s:,.0f} events/s: {said}")
                 self._save()
+            await self._latency_again(systems, texts, work)
         if "spike" in options.parts:
             for name in options.live_systems("spike", list(systems)):
                 with self._display.step(f"{work}: a spike for {name}", latency.spike_seconds() + _LIVE_SECONDS):
                     outcome.spikes.append(await latency.spike(systems[name], work, texts, warm_up=warm_up))
                 self._save()
+
+    async def _latency_again(self, systems: dict[str, System], texts: Sequence[bytes], work: str) -> None:
+        """Further rounds at the rates that the floors are about, of the systems that they compare."""
+        options = self._options
+        names = [name for name in (view.OURS, judgement.JET) if name in systems]
+        if options.quick or len(names) < 2:
+            return
+        warm_up, rates = options.steady_seconds[0], options.floor_rates
+        for number in range(2, LATENCY_ROUNDS + 1):
+            for name in names[:: (-1) ** (number + 1)]:
+                with self._display.step(f"{work}: latency of {name}, round {number}", _latency_seconds(warm_up, rates)):
+                    found = await latency.steady(systems[name], work, texts, rates, warm_up=warm_up, most=math.inf)
+                self._outcome.latency_again += [msgspec.structs.replace(each, curve=[]) for each in found]
+                for each in found:
+                    said = _latency_said(each)
+                    self._display.note(f"{work}: {name} at {each.rate_per_s:,.0f} events/s, round {number}: {said}")
+            self._save()
 
 
 def _latency_seconds(warm_up: float, rates: Sequence[latency.Rate]) -> float:

@@ -67,6 +67,13 @@ def latency(outcome: Outcome, system: str, rate: float) -> Latency | None:
     return next((each for each in found if each.status == Status.MEASURED and each.seen), None)
 
 
+def latency_rounds(outcome: Outcome, system: str, rate: float) -> list[Latency]:
+    """A system at a fixed rate, in all rounds; empty if the first was not measured, or nothing was seen."""
+    first = latency(outcome, system, rate)
+    again = (each for each in outcome.latency_again if (each.system, each.rate_per_s) == (system, rate))
+    return [] if first is None else [first, *(each for each in again if each.status == Status.MEASURED and each.seen)]
+
+
 def parts(outcome: Outcome) -> list[Latency]:
     """All systems at parts of their own saturation."""
     found = [each for each in outcome.latency if each.part_of_saturation is not None]

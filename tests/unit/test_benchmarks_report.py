@@ -239,6 +239,29 @@ def test_who_keeps_the_rate_is_better_whatever_the_percentiles_are(outcome):
     assert "Gridscore could not keep the rate" in verdict(outcome, "p50 from due to seen at 2,000").found
 
 
+def test_percentiles_of_several_rounds_are_judged_by_the_median_of_their_ratios(outcome):
+    # Given
+    name = "p99.9 from due to seen at 500"
+    ours, theirs = (30.0, 300.0, 20.0), (20.0, 30.0, 40.0)
+    pairs = zip(("gridscore",) * 3 + ("jet-dictionary",) * 3, (*ours, *theirs), strict=True)
+    rounds = [latency(system, 500.0, 1.0, 1.0, value) for system, value in pairs]
+
+    # When
+    outcome.latency = [rounds[0], rounds[3]]
+    outcome.latency_again = [rounds[1], rounds[4], rounds[5], rounds[2]]
+
+    # Then
+    assert verdict(outcome, name).text == "reached"
+    assert (
+        verdict(outcome, name).found
+        == f"{spread_text(Spread(30, 20, 300))} ms, and {spread_text(Spread(30, 20, 40))} ms"
+    )
+    outcome.latency_again[-1] = latency("gridscore", 500.0, 1.0, 1.0, 400.0)
+    assert verdict(outcome, name).text == "not reached"
+    outcome.latency_again.pop()
+    assert verdict(outcome, name).text == "not reached"
+
+
 def test_latency_marks_the_saturated_and_a_busy_sender(outcome):
     # When
     found = rows(sections.latency(outcome, 10_000.0))
