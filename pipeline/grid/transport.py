@@ -393,16 +393,26 @@ async def map_names(client: HazelcastClient) -> set[str]:
     return {found.name for found in objects if found.service_name == MAP_SERVICE}
 
 
+_INTEGER_KEY = struct.Struct(">iii")
+_LONG_KEY = struct.Struct(">iiq")
+
+
 def key_data(client: HazelcastClient, key: Any) -> bytes:
-    """Serialize a key as the client would; strings, the usual keys, without its detour."""
+    """Serialize a key as the client would, without its detour for texts; whole numbers above 31 bits become a Long.
+
+    Raises:
+        HazelcastSerializationError: It has no serializer, or is a whole number of more than 64 bits.
+        UnicodeEncodeError: It is a text with half a surrogate pair.
+    """
     if type(key) is str:
         text = key.encode()
         return _STRING_HEADER.pack(0, -11, len(text)) + text
+    if type(key) is int:
+        forms = key_forms(client, key)
+        if not forms:
+            raise HazelcastSerializationError("a whole number of more than 64 bits")
+        return forms[0]
     return to_data(client, key)
-
-
-_INTEGER_KEY = struct.Struct(">iii")
-_LONG_KEY = struct.Struct(">iiq")
 
 
 def key_forms(client: HazelcastClient, key: Any) -> list[bytes]:

@@ -54,7 +54,7 @@ CLOSE_SECONDS = 5.0
 SAY_SECONDS = 10.0
 """Pause between two lines in the log about dead letters."""
 
-_NO_KEY = (UnicodeEncodeError, OverflowError, HazelcastSerializationError)
+_NO_KEY = (UnicodeEncodeError, HazelcastSerializationError)
 """What serializing a key raises: half a surrogate pair is no text, and a number of more than 64 bits has no room."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0

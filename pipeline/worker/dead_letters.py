@@ -167,7 +167,7 @@ def _serialized(grid: Grid, key: Any) -> bytes:
         return b""
     try:
         return transport.key_data(grid.client, key)
-    except (UnicodeEncodeError, HazelcastError, OverflowError):
+    except (UnicodeEncodeError, HazelcastError):
         return b""
 
 

@@ -229,11 +229,14 @@ async def test_a_source_that_failed_is_seen_until_it_runs_again_or_is_forgotten(
 async def test_a_key_that_the_grid_cannot_store_is_a_dead_letter(client, make, unique):
     name = f"source-{unique}"
     items = [entry("a", 1), entry("half \ud800", 2), entry(2**63, 3), (f"{'x' * 9}\udfff", None), entry("b", 4)]
+    items += [entry(number, 5) for number in (2**31 - 1, 2**31, -(2**63))]
     runner = make(Script([*items, *(entry(f"k{n}", n) for n in range(4_000)), entry("\udc00", 9)], size=5_000))
     await runner.run()
-    assert await (await client.grid.map(f"events.{unique}")).size() == 4_002
+    events = await client.grid.map(f"events.{unique}")
+    assert await events.size() == 4_005
+    assert {key for key in await events.key_set() if type(key) is int} == {2**31 - 1, 2**31, -(2**63)}
     assert await value_of(client, f"events.{unique}", "b") == 4
-    assert (runner.stats.events, runner.stats.poison) == (4_002, 4)
+    assert (runner.stats.events, runner.stats.poison) == (4_005, 4)
     total, letters = await list_letters(client.grid, name, 10)
     assert total == 4
     assert {each.raw_bytes for each in letters} == {b'{"v": 2}', b'{"v": 3}', b"", b'{"v": 9}'}
