@@ -14,56 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import GRIDSCORE, until
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 import scoring
 
 from pipeline.client import connect
-
-GRIDSCORE = [sys.executable, "-m", "pipeline.cli"]
-
-
-@pytest.fixture
-def environment(cluster):
-    return {
-        **os.environ,
-        "GRIDSCORE_MEMBERS": json.dumps(cluster.addresses),
-        "GRIDSCORE_CLUSTER_NAME": cluster.cluster_name,
-        "TERM": "xterm-256color",
-    }
-
-
-@pytest.fixture
-def gridscore(environment):
-    """Runs the command; returns what it printed once its exit code is the expected one."""
-
-    def run(*arguments, code=0):
-        done = subprocess.run(
-            [*GRIDSCORE, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        assert code is None or done.returncode == code, (done.stdout, done.stderr)
-        return done
-
-    return run
-
-
-@pytest.fixture
-def workers(environment, tmp_path):
-    """Starts `gridscore worker`; its output goes to a file."""
-    started = []
-
-    def start(*arguments):
-        log = tmp_path / f"worker-{len(started)}.log"
-        with log.open("w") as file:
-            process = subprocess.Popen([*GRIDSCORE, "worker", *arguments], env=environment, stdout=file, stderr=file)
-        started.append(process)
-        return process, log
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
@@ -88,36 +44,27 @@ def with_client(cluster, use):
     return asyncio.run(main())
 
 
-def until(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("nothing came of it")
-
-
-def test_an_operators_day(gridscore, workers, job, cluster):
-    asked = gridscore("status", job, "--for", "0", code=10)
+def test_an_operators_day(run, start, job, cluster):
+    asked = run("status", job, "--for", "0", code=10)
     assert "not well, NOT_RUNNING" in asked.stdout
     assert "No worker is running." in asked.stdout or "No worker scores for it" in asked.stdout
 
-    crew, log = workers("--processes", "2", "--jobs", job)
+    crew, log = start("worker", "--processes", "2", "--jobs", job)
 
     def status():
-        value = json.loads(gridscore("status", job, "--for", "0", "--json", code=None).stdout)
+        value = json.loads(run("status", job, "--for", "0", "--json", code=None).stdout)
         return value["jobs"][0] if value["jobs"][0]["workers"] == 2 and value["healthy"] else None
 
     assert until(status)["state"] == "RUNNING"
-    assert f"{job}: well, RUNNING" in gridscore("status", job).stdout
+    assert f"{job}: well, RUNNING" in run("status", job).stdout
 
     with_client(cluster, lambda client: client.put_events(f"events.{job}", {**scoring.events(200), "bad": {"x": 1}}))
     until(lambda: status()["dead_letters"] == 1 and status()["lag"] == 0)
-    top = json.loads(gridscore("top", job, "--once", "--json").stdout)
+    top = json.loads(run("top", job, "--once", "--json").stdout)
     mine = [worker["jobs"][job] for worker in top["workers"] if job in worker["jobs"]]
     assert sum(figures["events"] for figures in mine) == top["jobs"][0]["events"] == 200
     assert sum(figures["partitions"] for figures in mine) == top["jobs"][0]["partitions"]
-    printed = gridscore("top", "--once").stdout
+    printed = run("top", "--once").stdout
     assert "EVENTS/S" in printed
     assert job in printed
 
@@ -127,22 +74,22 @@ def test_an_operators_day(gridscore, workers, job, cluster):
     until(lambda: "was ended by signal 9; it is started again in 0.5 s" in log.read_text())
     until(lambda: len(psutil.Process(crew.pid).children()) == 2 and status())
 
-    back = gridscore("dead-letters", "replay", job, "--all")
+    back = run("dead-letters", "replay", job, "--all")
     assert back.stdout == "1 of 1 events are in the event map again.\n"
-    again = json.loads(until(lambda: has_letter(gridscore, job)))
+    again = json.loads(until(lambda: has_letter(run, job)))
     assert again[0]["key"] == "bad"
-    refused = gridscore("dead-letters", "replay", job, "1-2-3", "--json", code=1)
+    refused = run("dead-letters", "replay", job, "1-2-3", "--json", code=1)
     assert json.loads(refused.stdout)["refused"][0]["reason"] == f"The job `{job}` has no dead letter `1-2-3`."
-    assert "Say which dead letters" in gridscore("dead-letters", "replay", job, code=2).stderr
+    assert "Say which dead letters" in run("dead-letters", "replay", job, code=2).stderr
 
-    restarted = gridscore("restart", job, "--from", "oldest").stdout
+    restarted = run("restart", job, "--from", "oldest").stdout
     assert f"Job {job} restarted from oldest: NOT_RUNNING, revision 2." in restarted
     assert "About 202 events are read from there, 202 of them scored before." in restarted
     until(lambda: status() and status()["lag"] == 0)
-    assert "is no place to begin" in gridscore("jobs", "restart", job, "--from", "yesterday", code=6).stderr
+    assert "is no place to begin" in run("jobs", "restart", job, "--from", "yesterday", code=6).stderr
 
-    gridscore("suspend", job)
-    assert "Suspended by a user." in gridscore("status", job, "--for", "0").stdout
+    run("suspend", job)
+    assert "Suspended by a user." in run("status", job, "--for", "0").stdout
 
     children = psutil.Process(crew.pid).children()
     crew.send_signal(signal.SIGTERM)
@@ -153,27 +100,27 @@ def test_an_operators_day(gridscore, workers, job, cluster):
     assert "Traceback" not in text
 
 
-def has_letter(gridscore, job):
-    listed = gridscore("dead-letters", "list", job, "--json").stdout
+def has_letter(run, job):
+    listed = run("dead-letters", "list", job, "--json").stdout
     return listed if json.loads(listed) else None
 
 
-def test_what_is_wrong_is_said_once(workers, unused_tcp_port, environment):
+def test_what_is_wrong_is_said_once(start, unused_tcp_port, environment):
     environment["GRIDSCORE_MEMBERS"] = f"127.0.0.1:{unused_tcp_port}"
     environment["GRIDSCORE_CONNECT_TIMEOUT"] = "1"
-    crew, log = workers("--processes", "4")
+    crew, log = start("worker", "--processes", "4")
     assert crew.wait(60) == 4
     assert log.read_text().count("No connection to the cluster") == 1
 
 
-def test_a_number_of_processes_that_is_none(gridscore):
-    assert "`many` is not a number from 1" in gridscore("worker", "--processes", "many", code=2).stderr
+def test_a_number_of_processes_that_is_none(run):
+    assert "`many` is not a number from 1" in run("worker", "--processes", "many", code=2).stderr
 
 
-def test_status_of_nothing(gridscore, unique):
-    assert "There is no job" in gridscore("status", f"no-{unique}", code=6).stderr
-    assert "There is no job" in gridscore("top", f"no-{unique}", code=6).stderr
-    assert "--acknowledge is for one job" in gridscore("status", "--acknowledge", code=2).stderr
+def test_status_of_nothing(run, unique):
+    assert "There is no job" in run("status", f"no-{unique}", code=6).stderr
+    assert "There is no job" in run("top", f"no-{unique}", code=6).stderr
+    assert "--acknowledge is for one job" in run("status", "--acknowledge", code=2).stderr
 
 
 IN_TERMINAL = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.argv[1], sys.argv[1:])"

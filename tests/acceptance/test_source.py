@@ -8,65 +8,14 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import pytest
+from commands import GRIDSCORE, until
 
 from pipeline.client import connect
 
 ROOT = Path(__file__).parents[2]
-GRIDSCORE = [sys.executable, "-m", "pipeline.cli"]
-
-
-@pytest.fixture
-def environment(cluster):
-    return {
-        **os.environ,
-        "GRIDSCORE_MEMBERS": json.dumps(cluster.addresses),
-        "GRIDSCORE_CLUSTER_NAME": cluster.cluster_name,
-    }
-
-
-@pytest.fixture
-def gridscore(environment):
-    def run(*arguments, code=0):
-        done = subprocess.run(
-            [*GRIDSCORE, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        assert done.returncode == code, (done.stdout, done.stderr)
-        return done
-
-    return run
-
-
-@pytest.fixture
-def source(environment, tmp_path):
-    """Starts `gridscore source`; its output goes to a file."""
-    started = []
-
-    def start(*arguments):
-        log = tmp_path / f"source-{len(started)}.log"
-        with log.open("w") as file:
-            process = subprocess.Popen([*GRIDSCORE, "source", *arguments], env=environment, stdout=file, stderr=file)
-        started.append(process)
-        return process, log
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("nothing came of it")
 
 
 def size(cluster, name):
@@ -77,14 +26,14 @@ def size(cluster, name):
     return asyncio.run(look())
 
 
-def test_a_source_is_run_watched_stopped_and_begun_anew(cluster, gridscore, source, tmp_path, unique):
+def test_a_source_is_run_watched_stopped_and_begun_anew(cluster, run, start, tmp_path, unique):
     path, name = tmp_path / "app.log", f"log-{unique}"
     path.write_text("".join(f'{{"n": {n}}}\n' for n in range(100)) + "this is no JSON\n")
     options = ("logfile", "--to", f"events.{unique}", "--path", str(path), "--name", name)
-    process, log = source(*options)
+    process, log = start("source", *options)
 
     def listed():
-        found = [each for each in json.loads(gridscore("source", "list", "--json").stdout) if each["name"] == name]
+        found = [each for each in json.loads(run("source", "list", "--json").stdout) if each["name"] == name]
         return found[0] if found and found[0]["events"] == 100 else None
 
     found = until(listed)
@@ -94,34 +43,34 @@ def test_a_source_is_run_watched_stopped_and_begun_anew(cluster, gridscore, sour
         1,
         process.pid,
     )
-    assert name in gridscore("source", "list").stdout
-    letters = json.loads(gridscore("dead-letters", "list", name, "--json").stdout)
+    assert name in run("source", "list").stdout
+    letters = json.loads(run("dead-letters", "list", name, "--json").stdout)
     assert letters[0]["text"] == "this is no JSON"
-    shown = gridscore("dead-letters", "show", name, letters[0]["id"]).stdout
+    shown = run("dead-letters", "show", name, letters[0]["id"]).stdout
     assert "origin" in shown
     assert "sequence" not in shown
-    assert "no JSON" in gridscore("dead-letters", "replay", name, "--all", code=1).stdout
+    assert "no JSON" in run("dead-letters", "replay", name, "--all", code=1).stdout
 
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert f"{name}: 100 events, 1 to the dead letters." in log.read_text()
-    assert name not in gridscore("source", "list").stdout
+    assert name not in run("source", "list").stdout
 
     with path.open("a") as file:
         file.write('{"n": 100}\n')
-    process, log = source(*options)
+    process, log = start("source", *options)
     until(lambda: size(cluster, f"events.{unique}") == 101)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     assert f"{name}: 1 events." in log.read_text()
 
-    assert "positions forgotten" in gridscore("source", "forget", name).stdout
-    again = gridscore("source", *options, "--until-end")
+    assert "positions forgotten" in run("source", "forget", name).stdout
+    again = run("source", *options, "--until-end")
     assert f"{name}: 101 events, 1 to the dead letters." in again.stderr
     assert size(cluster, f"events.{unique}") == 101
 
 
-def test_sources_of_a_job_file_are_run_together(cluster, gridscore, environment, tmp_path, unique):
+def test_sources_of_a_job_file_are_run_together(cluster, run, environment, tmp_path, unique):
     job = tmp_path / "job.yaml"
     text = (ROOT / "jobs/payments/job.yaml").read_text().replace("events.payments", f"events.{unique}")
     job.write_text(
@@ -135,27 +84,27 @@ def test_sources_of_a_job_file_are_run_together(cluster, gridscore, environment,
     for name, first in (("one", 0), ("two", 100)):
         (tmp_path / f"{name}.log").write_text("".join(f'{{"n": "{n}"}}\n' for n in range(first, first + 50)))
     environment["LOGS"] = str(tmp_path)
-    only = gridscore("source", "run", str(job), f"two-{unique}")
+    only = run("source", "run", str(job), f"two-{unique}")
     assert f"payments-two-{unique}: 50 events." in only.stderr
-    both = gridscore("source", "run", str(job))
+    both = run("source", "run", str(job))
     assert f"payments-one-{unique}: 50 events." in both.stderr
     assert f"payments-two-{unique}: 0 events." in both.stderr
     assert size(cluster, f"events.{unique}") == 100
-    assert "has no source `three`" in gridscore("source", "run", str(job), "three", code=2).stderr
+    assert "has no source `three`" in run("source", "run", str(job), "three", code=2).stderr
 
 
-def test_a_source_that_failed_is_listed_with_its_error(gridscore, tmp_path, unique):
+def test_a_source_that_failed_is_listed_with_its_error(run, tmp_path, unique):
     name = f"log-{unique}"
     options = ("--to", f"events.{unique}", "--path", str(tmp_path / "none.log"), "--name", name, "--until-end")
-    assert "There is nothing to read" in gridscore("source", "logfile", *options, code=2).stderr
+    assert "There is nothing to read" in run("source", "logfile", *options, code=2).stderr
 
     def listed():
-        return [each for each in json.loads(gridscore("source", "list", "--json").stdout) if each["name"] == name]
+        return [each for each in json.loads(run("source", "list", "--json").stdout) if each["name"] == name]
 
     assert [(each["state"], each["kind"]) for each in listed()] == [("failed", "logfile")]
     assert "There is nothing to read" in listed()[0]["error"]
-    assert any(name in line and "failed" in line for line in gridscore("jobs").stdout.splitlines())
-    assert "and its last error forgotten" in gridscore("source", "forget", name).stdout
+    assert any(name in line and "failed" in line for line in run("jobs").stdout.splitlines())
+    assert "and its last error forgotten" in run("source", "forget", name).stdout
     assert listed() == []
 
 
@@ -189,9 +138,9 @@ def test_an_end_is_shown_as_a_bar_with_the_time_left(environment, tmp_path, uniq
     assert "\u2501".encode() in shown  # of the bar
 
 
-def test_what_is_wrong_is_said_before_anything_is_read(gridscore):
-    missing = gridscore("source", "logfile", "--to", "events.x", "--path", "${NOT_THERE}/x", code=2)
+def test_what_is_wrong_is_said_before_anything_is_read(run):
+    missing = run("source", "logfile", "--to", "events.x", "--path", "${NOT_THERE}/x", code=2)
     assert "the environment variable NOT_THERE is not set" in missing.stderr
-    assert "--path: it must be given." in gridscore("source", "logfile", "--to", "events.x", code=2).stderr
-    assert "No such command" in gridscore("source", "tape", code=2).stderr
-    assert "There is no job `nobody`" in gridscore("dead-letters", "list", "nobody", code=6).stderr
+    assert "--path: it must be given." in run("source", "logfile", "--to", "events.x", code=2).stderr
+    assert "No such command" in run("source", "tape", code=2).stderr
+    assert "There is no job `nobody`" in run("dead-letters", "list", "nobody", code=6).stderr

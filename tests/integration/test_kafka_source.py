@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 
 import pytest
+import source_reading
 from confluent_kafka import KafkaError, KafkaException
 from kafka_server import PASSWORD, USER
+from source_reading import read
 
 from pipeline.job.plugs.kafka_source import KafkaSourceSettings
 from pipeline.kafka import KafkaRefusedError
@@ -32,28 +34,8 @@ def settings(kafka, topic):
     return make
 
 
-@asynccontextmanager
-async def opened(settings, name="s"):
-    source = KafkaSource(None, name, settings)
-    try:
-        await source.open()
-        yield source
-    finally:
-        await source.close()
-
-
-async def read(source, count, *, acknowledge=True):
-    """Entries and poison, until there are so many; acknowledged or not."""
-    entries, poison = [], []
-    async with asyncio.timeout(SECONDS), aclosing(source.batches()) as batches:
-        async for batch in batches:
-            entries += batch.entries
-            poison += batch.poison
-            if acknowledge:
-                await source.acknowledge(batch)
-            if len(entries) + len(poison) >= count:
-                break
-    return entries, poison
+def opened(settings, name="s"):
+    return source_reading.opened(KafkaSource(None, name, settings))
 
 
 def numbered(first, count):

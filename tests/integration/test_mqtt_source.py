@@ -10,10 +10,12 @@ from urllib.parse import urlsplit
 
 import paho.mqtt.client as paho
 import pytest
+import source_reading
 from mqtt_server import PASSWORD, USER
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from source_reading import read
 
 from pipeline.client import connect
 from pipeline.errors import UsageError
@@ -95,27 +97,8 @@ async def publish(mqtt):
         yield go
 
 
-@asynccontextmanager
-async def opened(settings):
-    source = MqttSource(None, "s", settings)
-    try:
-        await source.open()
-        yield source
-    finally:
-        await source.close()
-
-
-async def read(source, count, *, acknowledge=True):
-    entries, poison = [], []
-    async with asyncio.timeout(SECONDS), aclosing(source.batches()) as batches:
-        async for batch in batches:
-            entries += batch.entries
-            poison += batch.poison
-            if acknowledge:
-                await source.acknowledge(batch)
-            if len(entries) + len(poison) >= count:
-                break
-    return entries, poison
+def opened(settings):
+    return source_reading.opened(MqttSource(None, "s", settings))
 
 
 async def test_a_message_is_an_event_with_the_parts_of_its_topic(settings, publish, protocol, unique):

@@ -72,8 +72,7 @@ async def test_processes_that_come_and_go_deliver_everything_in_order(grid_setti
 
         await until(lambda: _lag_is(grid, unique, 0))
         # What a process says of itself is a second old.
-        await until(lambda: _state_is(grid, unique, "delivering"))
-        assert (await status_of(grid, unique)).lost == 0
+        await until(lambda: _is(grid, unique, "delivering", 1, 0))
     # What was interrupted came again; all else came once, though partitions moved.
     assert len(received.results) <= count + 3
     assert {key: result.value for key, result in received.newest().items()} == results(count)
@@ -83,8 +82,9 @@ async def test_processes_that_come_and_go_deliver_everything_in_order(grid_setti
         epochs[result.partition] = result.epoch
 
 
-async def _state_is(grid, name, expected):
-    return (await status_of(grid, name)).state == expected
+async def _is(grid, name, state, processes, lost):
+    status = await status_of(grid, name)
+    return (status.state, len(status.processes), status.lost) == (state, processes, lost)
 
 
 async def _lag_is(grid, name, lag):
