@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from pipeline.cli.output import errors, run, visible
 from pipeline.cli.signals import on_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 _SHOW_SECONDS = 0.25
 
@@ -29,6 +30,9 @@ class Runner(Protocol):
     @property
     def stats(self) -> Counted:
         """What it has done."""
+
+    async def run(self) -> None:
+        """Go on until its end, or until cancelled."""
 
 
 _Runner = TypeVar("_Runner", bound=Runner)
@@ -81,13 +85,29 @@ def run_until_told(main: Callable[[], Awaitable[None]], stop: Callable[[], bool]
     return 130 if "SIGINT" in signals else 0
 
 
-async def show(runners: Sequence[_Runner], line: Callable[[_Runner, float], Line]) -> None:
-    """A line for each of them on a terminal, until cancelled; with a bar and the time left for what has an end.
+@asynccontextmanager
+async def running(
+    runners: Sequence[_Runner], line: Callable[[_Runner, float], Line]
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Their tasks, with a line for each on a terminal; a bar and the time left for what has an end.
+
+    Whatever still runs when it is left is cancelled.
 
     Args:
         runners: What runs.
         line: Makes a line of one, and of its events a second.
     """
+    tasks = [asyncio.create_task(each.run()) for each in runners]
+    all_tasks = [*tasks, asyncio.create_task(_show(runners, line))]
+    try:
+        yield tasks
+    finally:
+        for task in all_tasks:
+            task.cancel()
+        await asyncio.gather(*all_tasks, return_exceptions=True)
+
+
+async def _show(runners: Sequence[_Runner], line: Callable[[_Runner, float], Line]) -> None:
     from pipeline.cli.meter import Meter
 
     if not errors.is_terminal:
@@ -97,13 +117,6 @@ async def show(runners: Sequence[_Runner], line: Callable[[_Runner, float], Line
             for index, each in enumerate(runners):
                 meter.show(index, *line(each, meter.rate(index, each.stats.events)))
             await asyncio.sleep(_SHOW_SECONDS)
-
-
-async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel them and wait until they have ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
 from pipeline.cli.output import console, print_json, print_table, run, visible
-from pipeline.cli.plug_run import Line, cancel, run_until_told, say, show
+from pipeline.cli.plug_run import Line, run_until_told, running, say
 from pipeline.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
 from pipeline.sinks.registry import KINDS
 
@@ -156,14 +156,10 @@ async def _deliver(
             say(f"{each.name}: {each.map} to {each.kind}. Ctrl-C stops it.")
             if note := await note_of_map(grid, each.map, results):
                 say(note)
-        tasks = [asyncio.create_task(each.run()) for each in runners]
-        showing = asyncio.create_task(show(runners, _line))
-        try:
+        async with running(runners, _line) as tasks:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-        finally:
-            await cancel([*tasks, showing])
 
 
 def _line(runner: SinkRunner, rate: float) -> Line:

@@ -12,7 +12,7 @@ import typer
 from pipeline.cli.on_grid import KINDS_ON_GRID, ON_GRID, drop_from_grid, place
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
 from pipeline.cli.output import console, print_json, print_table, run, visible
-from pipeline.cli.plug_run import Line, cancel, run_until_told, say, show
+from pipeline.cli.plug_run import Line, run_until_told, running, say
 from pipeline.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
 from pipeline.sources.registry import KINDS
 
@@ -188,9 +188,7 @@ async def _read(
                 say(note)
             if each.stats.kind != _ROWS and await journal_capacity(grid, each.stats.map) is None:
                 say(f"{each.stats.map} has no event journal: it can be looked up, and no job can score it.")
-        tasks = [asyncio.create_task(each.run()) for each in runners]
-        showing = asyncio.create_task(show(runners, _line))
-        try:
+        async with running(runners, _line) as tasks:
             done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             if pending:
                 for each in runners:
@@ -198,8 +196,6 @@ async def _read(
                 await asyncio.wait(pending)
             for task in (*done, *pending):
                 task.result()
-        finally:
-            await cancel([*tasks, showing])
 
 
 def _line(runner: SourceRunner, rate: float) -> Line:
