@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import GridscoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from pipeline.bench.rounds import Run
+
+_Server = TypeVar("_Server")
 
 STALLED_SECONDS = 60.0
 _LOOK_SECONDS = 0.005
@@ -86,3 +91,39 @@ async def until(running: asyncio.Task[None], done: Callable[[], int], condition:
         elif loop.time() - at > STALLED_SECONDS:
             raise GridscoreError(f"Nothing has moved for {STALLED_SECONDS:g} s, after {last:,}.")
         await asyncio.sleep(_LOOK_SECONDS)
+
+
+@asynccontextmanager
+async def server(
+    start: Callable[..., AbstractContextManager[_Server]],
+    folder: Path,
+    missing: type[GridscoreError],
+    **settings: str,
+) -> AsyncIterator[_Server]:
+    """A server of its own, ended when it is left.
+
+    Args:
+        start: Starts it, given the folder and the settings.
+        folder: For its files.
+        missing: What `start` raises where it cannot be had.
+        settings: Of the server.
+
+    Raises:
+        UnavailableError: It cannot be had.
+    """
+    try:
+        found = await asyncio.to_thread(start, folder, **settings)
+    except missing as error:
+        raise UnavailableError(str(error)) from None
+    with found as running:
+        yield running
+
+
+def need(module: str, extra: str) -> None:
+    """See that a library is there.
+
+    Raises:
+        UnavailableError: It is not.
+    """
+    if find_spec(module) is None:
+        raise UnavailableError(f"It needs the extra `{extra}`.", f"pip install 'gridscore[{extra}]'")

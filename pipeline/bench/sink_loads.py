@@ -9,9 +9,9 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from pipeline.bench.plugs import UnavailableError
+from pipeline.bench.plugs import UnavailableError, need, server
 from pipeline.bench.sinks import Load
-from pipeline.bench.source_loads import TOPIC, create_topic, need
+from pipeline.bench.source_loads import TOPIC, create_topic
 from pipeline.errors import MemberError
 from pipeline.grid.ports import HOST, choose_ports, is_free
 from pipeline.job.plugs.base import SinkSettings
@@ -70,13 +70,9 @@ async def postgres(folder: Path, count: int, results: str, columns: str = "json"
     need("psycopg", "postgres")
     from pipeline.testing.postgres import PostgresServer, PostgresServerError
 
-    try:
-        server = await asyncio.to_thread(PostgresServer.start, folder, fsync="on")
-    except PostgresServerError as error:
-        raise UnavailableError(str(error)) from None
     column = {"amount": "double precision", "user": "text"} if columns == "typed" else {}
-    with server:
-        given = {"database": server.url(), "table": "scores", "columns": columns, "column": column}
+    async with server(PostgresServer.start, folder, PostgresServerError, fsync="on") as running:
+        given = {"database": running.url(), "table": "scores", "columns": columns, "column": column}
         yield Load(PostgresSinkSettings.model_validate({"from": results, **given}))
 
 
@@ -93,11 +89,7 @@ async def kafka(folder: Path, count: int, results: str, *, transactions: bool = 
     need("confluent_kafka", "kafka")
     from pipeline.testing.kafka import Broker
 
-    try:
-        broker = await asyncio.to_thread(Broker.start, folder)
-    except MemberError as error:
-        raise UnavailableError(str(error)) from None
-    with broker:
+    async with server(Broker.start, folder, MemberError) as broker:
         await asyncio.to_thread(create_topic, broker.address)
         yield Load(
             KafkaSinkSettings(results=results, brokers=(broker.address,), topic=TOPIC, transactions=transactions)

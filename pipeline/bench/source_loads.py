@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipeline.bench import card
-from pipeline.bench.plugs import UnavailableError
+from pipeline.bench.plugs import UnavailableError, need, server
 from pipeline.bench.sources import Load
 from pipeline.errors import MemberError
 from pipeline.grid.ports import choose_ports
@@ -89,11 +88,7 @@ async def kafka(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     from pipeline.testing.kafka import Broker
 
     need("confluent_kafka", "kafka")
-    try:
-        broker = await asyncio.to_thread(Broker.start, folder)
-    except MemberError as error:
-        raise UnavailableError(str(error)) from None
-    with broker:
+    async with server(Broker.start, folder, MemberError) as broker:
         await asyncio.to_thread(_produce, broker.address, events)
         yield Load(KafkaSourceSettings(to=to, brokers=(broker.address,), topic=TOPIC))
 
@@ -127,11 +122,7 @@ async def mqtt(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     need("paho", "mqtt")
     from pipeline.testing.mqtt import MqttBroker
 
-    try:
-        broker = await asyncio.to_thread(MqttBroker.start, folder)
-    except MemberError as error:
-        raise UnavailableError(str(error)) from None
-    with broker:
+    async with server(MqttBroker.start, folder, MemberError) as broker:
         port = broker.url.rpartition(":")[2]
         settings = MqttSourceSettings(to=to, broker=broker.url, topic=(f"{TOPIC}/#",), key=("id",))
         yield Load(settings, feed=("pipeline.bench.mqtt_feed", [port, TOPIC, str(events)]))
@@ -145,20 +136,6 @@ async def postgres(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     need("psycopg", "postgres")
     from pipeline.testing.postgres import PostgresServer, PostgresServerError
 
-    try:
-        server = await asyncio.to_thread(PostgresServer.start, folder)
-    except PostgresServerError as error:
-        raise UnavailableError(str(error)) from None
-    with server:
-        await asyncio.to_thread(server.execute, _TABLE.format(count=events))
-        yield Load(PostgresSourceSettings(to=to, database=server.url(), table="bench", key=("id",)))
-
-
-def need(module: str, extra: str) -> None:
-    """See that a library is there.
-
-    Raises:
-        UnavailableError: It is not.
-    """
-    if find_spec(module) is None:
-        raise UnavailableError(f"It needs the extra `{extra}`.", f"pip install 'gridscore[{extra}]'")
+    async with server(PostgresServer.start, folder, PostgresServerError) as database:
+        await asyncio.to_thread(database.execute, _TABLE.format(count=events))
+        yield Load(PostgresSourceSettings(to=to, database=database.url(), table="bench", key=("id",)))
