@@ -2,5 +2,6 @@
 
 from mqtt_server import certificates, guarded_mqtt, mosquitto, mqtt
 from postgres_server import database, postgres
+from small_ring import small_ring
 
-__all__ = ["certificates", "database", "guarded_mqtt", "mosquitto", "mqtt", "postgres"]
+__all__ = ["certificates", "database", "guarded_mqtt", "mosquitto", "mqtt", "postgres", "small_ring"]

@@ -8,22 +8,16 @@ import signal
 import sys
 
 import psycopg
-import pytest
 import scoring
-import yaml
+from small_ring import PARTITIONS, RING
 
 from pipeline.client import connect
-from pipeline.grid.member import Cluster
-from pipeline.grid.template import template_file
 from pipeline.job.plugs.kafka_source import KafkaSourceSettings
 from pipeline.job.plugs.postgres_sink import PostgresSinkSettings
 from pipeline.leash import LeashedProcess
 from pipeline.sinks.runner import runner_of as sink_runner_of
 from pipeline.sources.runner import runner_of as source_runner_of
 from pipeline.worker.lease_records import read_records
-
-RING = 16
-PARTITIONS = 271
 
 SLOW = """
     CREATE FUNCTION take_a_second() RETURNS trigger LANGUAGE plpgsql AS
@@ -137,17 +131,6 @@ async def test_a_database_too_slow_for_the_leases_gets_smaller_deliveries(cluste
 
 async def _has_no_lag(seen):
     return (await seen())["lag"] == 0
-
-
-@pytest.fixture(scope="module")
-def small_ring(tmp_path_factory):
-    """A cluster whose journals of events hold sixteen a partition."""
-    config = yaml.safe_load(template_file().read_text())
-    config["hazelcast"]["map"]["events.*"]["event-journal"]["capacity"] = PARTITIONS * RING
-    path = tmp_path_factory.mktemp("ring") / "hazelcast.yaml"
-    path.write_text(yaml.safe_dump(config))
-    with Cluster.start(1, port=0, heap="256m", config=path) as started:
-        yield started
 
 
 async def test_a_slow_worker_slows_its_source_and_nothing_is_overrun(small_ring, kafka, unique, tmp_path):

@@ -5,33 +5,17 @@ import json
 
 import pytest
 import scoring
-import yaml
 from hazelcast.errors import TargetDisconnectedError
+from small_ring import PARTITIONS, RING
 
 from pipeline.client import connect
 from pipeline.errors import BackPressureError, GridError
 from pipeline.grid import capacity
 from pipeline.grid.capacity import Capacity, Source, journal_capacity
 from pipeline.grid.journal import Journal
-from pipeline.grid.member import Cluster
-from pipeline.grid.template import template_file
 from pipeline.grid.writer import MapWriter
 from pipeline.worker import Worker
 from pipeline.worker.capacity import warnings
-
-RING = 16
-PARTITIONS = 271
-
-
-@pytest.fixture(scope="module")
-def small_ring(tmp_path_factory):
-    """A cluster whose journals hold sixteen events a partition."""
-    config = yaml.safe_load(template_file().read_text())
-    config["hazelcast"]["map"]["events.*"]["event-journal"]["capacity"] = PARTITIONS * RING
-    path = tmp_path_factory.mktemp("ring") / "hazelcast.yaml"
-    path.write_text(yaml.safe_dump(config))
-    with Cluster.start(1, port=0, heap="256m", config=path) as cluster:
-        yield cluster
 
 
 @pytest.fixture
