@@ -86,6 +86,14 @@ sigmoid(float x)
     return 1.0f / denominator;
 }
 
+/* As `LogisticRegression::ProbToMargin` of XGBoost. Here, because the C library's logarithm may have other last bits than
+ * NumPy's. */
+static float
+margin(float probability)
+{
+    return -logf(1.0f / probability - 1.0f);
+}
+
 static PyObject *
 predict(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -100,6 +108,8 @@ predict(PyObject *Py_UNUSED(module), PyObject *args)
                && matrix.len / (columns * (Py_ssize_t)sizeof(float)) >= count;
     if (fits) {
         float *sums = scores.buf;
+        if (logistic)
+            base = margin(base);
         for (Py_ssize_t row = 0; row < count; row++)
             sums[row] = base;
         sum_trees(nodes.buf, roots.buf, depths.buf, trees, matrix.buf, columns, count, sums);

@@ -80,8 +80,6 @@ class Forest:
             score = _base_score(parameters["base_score"])
         except (ValueError, TypeError, IndexError, RecursionError):  # XGBoost reads more than JSON as a number
             return None
-        if logistic:  # as XGBoost's `LogisticRegression::ProbToMargin`
-            score = -np.log(np.float32(1) / score - np.float32(1))
         nodes = np.concatenate([nodes for nodes, _ in laid])
         return cls(nodes, roots, depths, int(parameters["num_feature"]), float(score), logistic)
 
