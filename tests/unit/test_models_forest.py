@@ -109,7 +109,7 @@ def test_the_logistic_function_gives_the_same_bits_for_margins_of_any_size():
 
 @pytest.mark.parametrize("objective", ["binary:logistic", "reg:squarederror"])
 def test_every_base_score_gives_the_same_bits(objective):
-    """It is the mean of the labels where none is given, and so any number; logarithms of libraries differ in one of six."""
+    """It is the mean of the labels where none is given, so any number; NumPy's logarithm differs for one in six."""
     document = json.loads(bytes(train(rounds=1, objective=objective).save_raw("json")))
     values = rows(1)
     for score in np.random.default_rng(9).uniform(0.001, 0.999, 300):
