@@ -80,11 +80,12 @@ def _measure(options: Options, out: Path) -> tuple[Outcome, Path]:
     from benchmarks import origin
     from benchmarks.display import Display, duration
     from benchmarks.outcome import FORMAT, Outcome
-    from benchmarks.session import Session
+    from benchmarks.session import FLOOR_SECONDS, Session
     from pipeline.worker.process import tune
 
     began, began_at = datetime.now(UTC), time.monotonic()
     warm_up, seconds = options.steady_seconds
+    longer = {} if options.quick else {f"latency_s_at_{rate:.0f}": each for rate, each in FLOOR_SECONDS.items()}
     outcome = Outcome(
         format=FORMAT,
         started_at=began.isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -101,6 +102,7 @@ def _measure(options: Options, out: Path) -> tuple[Outcome, Path]:
             "rounds": options.rounds,
             "latency_warm_up_s": warm_up,
             "latency_s": seconds,
+            **longer,
         },
     )
     file = out / f"{began:%Y%m%d-%H%M%S}.json"

@@ -175,7 +175,8 @@ def growth(outcome: Outcome, series: str) -> str:
 
 def _latencies(found: Sequence[Latency], *, rates: bool = False) -> str:
     columns = (
-        "", "of its saturation", "events/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "sent late, p99 ms",
+        "", "of its saturation", "events/s", "seconds",
+        "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "sent late, p99 ms",
         "CPU µs per event: scoring processes", "members or broker", "",
     )  # fmt: skip
     rows = []
@@ -188,6 +189,7 @@ def _latencies(found: Sequence[Latency], *, rates: bool = False) -> str:
                 f"**{each.system}**" if each.system == view.OURS else each.system,
                 f"{each.part_of_saturation:.0%}" if each.part_of_saturation is not None else "",
                 number(each.rate_per_s) if rates else "",
+                number(each.due / each.rate_per_s if measured else None),
                 *map(number, percentiles),
                 *(number(cost if measured else None) for cost in costs),
                 _latency_note(each),

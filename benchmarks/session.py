@@ -38,7 +38,8 @@ QUICK_EVENTS = 450_000
 OTHER_WORKS_SYSTEMS = ("gridscore", "gridscore-cores", "by-hand", "jet-dictionary", "jet-replicated", "jet-imap")
 """On works other than the first, unless others are asked for."""
 
-LIVE_QUICK_SYSTEMS = ("gridscore", "jet-dictionary")
+FLOOR_SYSTEMS = (view.OURS, judgement.JET)
+LIVE_QUICK_SYSTEMS = FLOOR_SYSTEMS
 SPIKE_SYSTEMS = ("gridscore", "jet-dictionary", "kafka-consumer")
 
 RATES = (500.0, 2_000.0, 10_000.0)
@@ -47,12 +48,17 @@ SATURATION_PARTS = (0.5, 0.8)
 
 _SETUP_SECONDS = 40.0
 _RUN_SECONDS = 4.0
-_RUN_EVENTS_PER_S = 90_000.0
+_RUN_EVENTS_PER_S = 180_000.0
 _LIVE_SECONDS = 5.0
 _WARM_UP_SECONDS = 20.0
 _SATURATION_SECONDS = 4.0
+
 LATENCY_ROUNDS = 3
-"""Of the rates and the systems that the floors compare: a pause of a member's collector, or none, decides one round."""
+"""Of the rates and the systems that the floors compare."""
+
+FLOOR_SECONDS = {500.0: 20.0, 2_000.0: 60.0}
+"""At a rate that the floors are about, of the systems that they compare. A member collects its young objects about once
+a minute at the higher rate: in shorter windows, whether a pause falls into one decides its 99th percentile."""
 
 _PART_SECONDS = 8.0
 """At a part of the saturation: less than at a fixed rate, as it is for every system."""
@@ -111,10 +117,14 @@ class Options:
         """Events per second."""
         return QUICK_RATES if self.quick else RATES
 
-    @property
-    def floor_rates(self) -> list[latency.Rate]:
-        """Those of the rates that the floors are about."""
-        return [latency.Rate(rate, self.steady_seconds[1]) for rate in self.rates if rate in judgement.RATES]
+    def steady_rates(self, system: str) -> list[latency.Rate]:
+        """The rates for a system, with the seconds that count of each."""
+        longer = FLOOR_SECONDS if system in FLOOR_SYSTEMS and not self.quick else {}
+        return [latency.Rate(rate, longer.get(rate, self.steady_seconds[1])) for rate in self.rates]
+
+    def floor_rates(self, system: str) -> list[latency.Rate]:
+        """Those of them that the floors are about."""
+        return [rate for rate in self.steady_rates(system) if rate.per_s in judgement.RATES]
 
     def live_systems(self, part: str, names: Sequence[str]) -> list[str]:
         """Those of the systems that a part with live events measures."""
@@ -136,15 +146,8 @@ class Options:
             if self.live_parts(work):
                 total += self.steady_seconds[0] + _WARM_UP_SECONDS + _LIVE_SECONDS
             if "latency" in self.live_parts(work):
-                live = len(self.live_systems("latency", names))
-                warm_up, seconds = self.steady_seconds
-                rates = [latency.Rate(rate, seconds) for rate in self.rates]
-                if not self.quick:
-                    rates += [latency.Rate(0, _PART_SECONDS, part) for part in SATURATION_PARTS]
-                    total += live * (_SATURATION_SECONDS + _LIVE_SECONDS)
-                total += live * _latency_seconds(warm_up, rates)
-                if not self.quick:
-                    total += 2 * (LATENCY_ROUNDS - 1) * _latency_seconds(warm_up, self.floor_rates)
+                for name in self.live_systems("latency", names):
+                    total += self._latency_seconds(name)
             if "spike" in self.live_parts(work):
                 total += len(self.live_systems("spike", names)) * (latency.spike_seconds() + _LIVE_SECONDS)
             if total:
@@ -154,6 +157,20 @@ class Options:
 
             total += expected_seconds(quick=self.quick)
         return total
+
+    def _latency_seconds(self, system: str) -> float:
+        """How long a system's latencies should take, about, all rounds of them."""
+        warm_up, rates = self.steady_seconds[0], self.steady_rates(system)
+        if self.quick:
+            return _latency_seconds(warm_up, rates)
+        rates += [latency.Rate(0, _PART_SECONDS, part) for part in SATURATION_PARTS]
+        again = LATENCY_ROUNDS - 1 if system in FLOOR_SYSTEMS else 0
+        return (
+            _SATURATION_SECONDS
+            + _LIVE_SECONDS
+            + _latency_seconds(warm_up, rates)
+            + again * _latency_seconds(warm_up, self.floor_rates(system))
+        )
 
 
 class Session:
@@ -313,7 +330,7 @@ class Session:
         """Latency at all rates, of one system after the other, and the spike."""
         options, outcome, work = self._options, self._outcome, place.bed.work.name
         texts = place.texts[: 1 << 16]
-        warm_up, seconds = options.steady_seconds
+        warm_up, _ = options.steady_seconds
         # Members compile what live events need when they see the first: no system should pay that for the others.
         for name in list(systems)[:1]:
             with self._display.step(f"{work}: warming up with live events", _WARM_UP_SECONDS + _LIVE_SECONDS):
@@ -321,7 +338,7 @@ class Session:
                 await latency.steady(systems[name], work, texts, [first], warm_up=warm_up, most=math.inf)
         if "latency" in options.parts:
             for name in options.live_systems("latency", list(systems)):
-                rates, most = [latency.Rate(rate, seconds) for rate in options.rates], math.inf
+                rates, most = options.steady_rates(name), math.inf
                 if not options.quick:
                     with self._display.step(f"{work}: saturation of {name}", _SATURATION_SECONDS + _LIVE_SECONDS):
                         found = await latency.saturation(systems[name], work, texts, _SATURATION_SECONDS)
@@ -348,12 +365,13 @@ class Session:
     async def _latency_again(self, systems: dict[str, System], texts: Sequence[bytes], work: str) -> None:
         """Further rounds at the rates that the floors are about, of the systems that they compare."""
         options = self._options
-        names = [name for name in (view.OURS, judgement.JET) if name in systems]
+        names = [name for name in FLOOR_SYSTEMS if name in systems]
         if options.quick or len(names) < 2:
             return
-        warm_up, rates = options.steady_seconds[0], options.floor_rates
+        warm_up, _ = options.steady_seconds
         for number in range(2, LATENCY_ROUNDS + 1):
             for name in names[:: (-1) ** (number + 1)]:
+                rates = options.floor_rates(name)
                 with self._display.step(f"{work}: latency of {name}, round {number}", _latency_seconds(warm_up, rates)):
                     found = await latency.steady(systems[name], work, texts, rates, warm_up=warm_up, most=math.inf)
                 self._outcome.latency_again += [msgspec.structs.replace(each, curve=[]) for each in found]

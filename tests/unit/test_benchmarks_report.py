@@ -267,7 +267,7 @@ def test_latency_marks_the_saturated_and_a_busy_sender(outcome):
     found = rows(sections.latency(outcome, 10_000.0))
 
     # Then
-    assert found["gridscore"][:5] == ["20.0", "40.0", "80.0", "200", "400"]
+    assert found["gridscore"][:6] == ["0.300", "20.0", "40.0", "80.0", "200", "400"]
     assert found["gridscore"][-1] == "sender and listener may be the limit"
     assert "saturated" in found["jet-dictionary"][-1]
     assert "saturated" not in sections.latency(outcome, 500.0)

@@ -30,6 +30,16 @@ def test_only_the_first_work_has_all_systems_and_live_events():
     assert options().live_parts("wide") == []
 
 
+def test_what_the_floors_compare_is_measured_for_longer():
+    def seconds(system, **changes):
+        return [rate.seconds for rate in options(**changes).steady_rates(system)]
+
+    assert seconds("gridscore") == seconds("jet-dictionary") == [20.0, 60.0, 10.0]
+    assert seconds("fastapi") == [10.0, 10.0, 10.0]
+    assert seconds("gridscore", quick=True) == [6.0, 6.0]
+    assert [rate.per_s for rate in options().floor_rates("gridscore")] == [500.0, 2_000.0]
+
+
 def test_who_names_systems_gets_them():
     named = options(systems=("entry-listener", "fastapi"), all_systems=False, quick=True)
     assert named.systems_on("wide") == ["entry-listener", "fastapi"]
