@@ -39,8 +39,8 @@ _JVM_OPTIONS = [
     # A member out of memory would stay in the cluster and answer nobody.
     "-XX:+ExitOnOutOfMemoryError",
     "-XX:+UseParallelGC",
-    # What survives a collection of young objects is what maps keep: to copy it among the young, again and again until it
-    # counts as old, makes pauses half as long again.
+    # What survives a collection of young objects is what maps keep: to copy it among the young, again and again until
+    # it counts as old, makes pauses half as long again.
     "-XX:MaxTenuringThreshold=0",
     # Each step by which the loaded classes grow beyond the default would be a full collection.
     "-XX:MetaspaceSize=256m",
