@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline.errors import BackPressureError, GridError
+from pipeline.job.types import seconds_of
 from pipeline.sources.http_events import MAX_KEY, EventError, EventReader, Lines, Taken, array_texts
 from pipeline.sources.http_intake import Intake, Ticket
 from pipeline.sources.http_results import find_result
@@ -130,6 +131,8 @@ class EventsApp:
             return answer.failed(429 if self._grid.is_connected else 503, str(error))
         except GridError as error:
             return answer.failed(503, str(error))
+        except _IdleError as error:
+            return answer.failed(408, str(error))
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it; what has arrived whole stays
         finally:
@@ -153,15 +156,17 @@ class EventsApp:
             self._body_bytes -= held
 
     async def _chunks(self, request: Request) -> AsyncGenerator[bytes]:
-        """The body as it arrives; ends with an error when we close, however long the sender would go on."""
-        stream = request.stream()
+        """The body as it arrives; ends with an error when we close, or nothing comes for too long."""
+        stream, idle = request.stream(), seconds_of(self._settings.idle)
         closed = asyncio.ensure_future(self._intake.closed.wait())
         try:
             while True:
                 chunk = asyncio.ensure_future(anext(stream, None))
-                await asyncio.wait((chunk, closed), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((chunk, closed), timeout=idle, return_when=asyncio.FIRST_COMPLETED)
                 if not chunk.done():
                     chunk.cancel()
+                    if not closed.done():
+                        raise _IdleError(f"Nothing came for {idle:g} s: send an empty line to keep the stream open.")
                     raise GridError("This source is being stopped.", "Send what is not confirmed again.")
                 data = chunk.result()
                 if data is None:
@@ -306,6 +311,10 @@ class EventsApp:
             scheme, _, shown = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode("latin-1"), self._token):
                 raise HTTPException(401, "The token is missing or wrong.", headers={"WWW-Authenticate": "Bearer"})
+
+
+class _IdleError(Exception):
+    """A stream brings nothing any more."""
 
 
 class _Answer:

@@ -147,6 +147,16 @@ async def test_lines_without_an_end_are_bounded_together():
         assert b'"accepted":1' in await taken
 
 
+async def test_a_stream_that_brings_nothing_any_more_is_ended_with_what_it_brought():
+    head = b"POST /events/events.x HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nContent-Length: 1000\r\n\r\n"
+    async with listening(idle="1s") as source, connected(source) as (reader, writer):
+        writer.write(head + b'{"id": 1}\n{"id": 2}\n{"id')
+        answer = await reader.read()  # the connection is closed, as nobody will read the rest of the body
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"Nothing came for 1 s" in answer
+        assert b'"accepted":2' in answer
+
+
 async def test_an_empty_key_is_none():
     async with listening() as source, client(source) as http:
         answer = await http.post("/events/events.x?key=", json={}, headers={"Idempotency-Key": ""})

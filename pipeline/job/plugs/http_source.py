@@ -57,6 +57,10 @@ class HttpSourceSettings(SourceSettings):
     patience: Duration = Field(
         default="10s", description="How long a request waits for room and for confirmation before it is told to retry."
     )
+    idle: Duration = Field(
+        default="5m",
+        description="How long a stream of lines may bring nothing before it is ended; an empty line keeps it open.",
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> HttpSourceSettings:
