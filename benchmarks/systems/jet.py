@@ -46,7 +46,10 @@ _COMPILER = ("org.eclipse.jdt", "ecj", "3.43.0")
 _SOURCES = Path(__file__).parent.parent / "jet"
 _SERVER = "jet_to_python_grpc_server.py"
 _START_SECONDS = 60.0
+_COPY_SECONDS = 300.0
+"""For a million lookups to be in replicated maps."""
 _TICK_SECONDS = 0.02
+_LAST_WORDS = 300  # characters
 
 _PYTHON = """\
 #!/bin/sh
@@ -170,17 +173,23 @@ class _Jobs:
                 self.ended = f"Jet's job has ended: {text.removeprefix('ended ')}"
             else:
                 self._answers.put_nowait(text)
-        self.ended = f"The client of Jet has ended; its log: {self._log}"
+        self.ended = f"The client of Jet has ended: {self._last_words()}"
         self._answers.put_nowait(f"failed {self.ended}")
 
-    async def answer(self) -> None:
+    def _last_words(self) -> str:
+        # The log itself goes with the benchmark's folder.
+        lines = self._log.read_text("utf-8", "replace").split("\n")
+        return next((line.strip()[:_LAST_WORDS] for line in reversed(lines) if line.strip()), "it said nothing")
+
+    async def answer(self, seconds: float = _START_SECONDS) -> None:
         """Wait until it has done what it was told."""
         try:
-            text = await asyncio.wait_for(self._answers.get(), _START_SECONDS)
+            text = await asyncio.wait_for(self._answers.get(), seconds)
         except TimeoutError:
-            raise GridscoreError(f"The client of Jet does not answer; its log: {self._log}") from None
+            words = self._last_words()
+            raise GridscoreError(f"The client of Jet did not answer within {seconds:g} s: {words}") from None
         if text != "done":
-            raise GridscoreError(f"Jet has failed: {text.removeprefix('failed ')}", f"Log of its client: {self._log}")
+            raise GridscoreError(f"Jet has failed: {text.removeprefix('failed ')}")
 
     async def ask(self, line: str) -> None:
         assert self._process.stdin is not None  # noqa: S101 -- for the type checker
@@ -245,7 +254,7 @@ class _Jet(InGrid):
             ],
             self.bed.folder / f"{self.name}.log",
         )
-        await self._jobs.answer()
+        await self._jobs.answer(_COPY_SECONDS)
 
     async def start(self, *, backlog: bool) -> None:
         """Submit the job, with its handler; for live events, wait until all its Python processes are connected."""
