@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from pipeline.job.plugs.postgres import quoted
-from pipeline.postgres import PostgresError
+from pipeline.postgres import ONE_BY_ONE, PostgresError
 
 if TYPE_CHECKING:
     from pipeline.job.plugs.postgres_sink import PostgresSinkSettings
@@ -115,9 +115,14 @@ class ResultTable:
 
     async def _make(self, connection: psycopg.AsyncConnection[Any]) -> None:
         try:
-            await connection.execute(self.statement().encode())
+            await connection.execute(f"{ONE_BY_ONE} {self.statement()}".encode())
         except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
-            return  # another process of the sink was quicker
+            return  # somebody who does not ask for our lock was quicker
+        except psycopg.errors.DuplicateObject as error:
+            raise PostgresError(
+                f"The table `{self._settings.table}` cannot be made at {self._place}: {error.diag.message_primary}.",
+                "Choose another name for the table.",
+            ) from None
         except psycopg.errors.InsufficientPrivilege as error:
             raise PostgresError(
                 f"The table `{self._settings.table}` is not there, and PostgreSQL at {self._place} does not let this "

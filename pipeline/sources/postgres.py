@@ -18,7 +18,7 @@ from psycopg import sql
 from pipeline.errors import UsageError
 from pipeline.job.plugs.postgres import quoted
 from pipeline.job.types import seconds_of
-from pipeline.postgres import PostgresError, connect, failure, place_of
+from pipeline.postgres import ONE_BY_ONE, PostgresError, connect, failure, place_of
 from pipeline.sources.base import Batch, Poison, SourceInterruptedError
 from pipeline.sources.position import Positions
 from pipeline.sources.postgres_rows import Query, Row, describe, reading, settle
@@ -280,7 +280,7 @@ class PostgresSource:
         made = statements(table, channel, self._settings.key)
         if self._settings.install:
             try:
-                await connection.execute(made.encode())
+                await connection.execute(f"{ONE_BY_ONE}\n{made}".encode())
             except psycopg.errors.InsufficientPrivilege as error:
                 raise PostgresError(
                     f"This user may not make the trigger on `{table}` at {self._place}: {error.diag.message_primary}.",

@@ -135,7 +135,14 @@ class TestTables:
         assert await sink.deliver(delivery(result("ann"))) == []
 
     async def test_two_processes_may_make_the_table_at_once(self, opened, database):
-        await asyncio.gather(*(opened(settings(database)) for _ in range(8)))
+        for number in range(5):
+            await asyncio.gather(*(opened(settings(database, table=f"scores_{number}")) for _ in range(8)))
+
+    async def test_a_type_of_the_name_is_in_the_way(self, opened, postgres, database):
+        rows(postgres, database, "CREATE TYPE scores AS ENUM ('a')")
+        with pytest.raises(PostgresError, match="`scores` cannot be made") as caught:
+            await opened(settings(database))
+        assert "another name" in caught.value.hint
 
 
 class TestWhatIsRefused:

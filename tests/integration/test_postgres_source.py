@@ -181,6 +181,13 @@ class TestNotifications:
             await sql("TRUNCATE customers")
             await becomes(grid, name, {})
 
+    async def test_several_may_make_the_trigger_at_once(self, grid, settings, sql):  # noqa: ARG002
+        sources = [PostgresSource(grid, "sql", settings(notify="changes", install=True)) for _ in range(8)]
+        try:
+            await asyncio.gather(*(source.open() for source in sources))
+        finally:
+            await asyncio.gather(*(source.close() for source in sources))
+
     async def test_notifications_of_the_users_own(self, grid, settings, sql, unique, caplog):
         name = f"lookups.{unique}"
         with caplog.at_level(logging.WARNING):
