@@ -40,7 +40,7 @@ OTHER_WORKS_SYSTEMS = ("gridscore", "gridscore-cores", "by-hand", "jet-dictionar
 
 FLOOR_SYSTEMS = (view.OURS, judgement.JET)
 LIVE_QUICK_SYSTEMS = FLOOR_SYSTEMS
-SPIKE_SYSTEMS = ("gridscore", "jet-dictionary", "kafka-consumer")
+SPIKE_SYSTEMS = (*FLOOR_SYSTEMS, "kafka-consumer")
 
 RATES = (500.0, 2_000.0, 10_000.0)
 QUICK_RATES = (500.0, 2_000.0)
@@ -147,7 +147,7 @@ class Options:
                 total += self.steady_seconds[0] + _WARM_UP_SECONDS + _LIVE_SECONDS
             if "latency" in self.live_parts(work):
                 for name in self.live_systems("latency", names):
-                    total += self._latency_seconds(name)
+                    total += self._all_latency_seconds(name)
             if "spike" in self.live_parts(work):
                 total += len(self.live_systems("spike", names)) * (latency.spike_seconds() + _LIVE_SECONDS)
             if total:
@@ -158,7 +158,7 @@ class Options:
             total += expected_seconds(quick=self.quick)
         return total
 
-    def _latency_seconds(self, system: str) -> float:
+    def _all_latency_seconds(self, system: str) -> float:
         """How long a system's latencies should take, about, all rounds of them."""
         warm_up, rates = self.steady_seconds[0], self.steady_rates(system)
         if self.quick:

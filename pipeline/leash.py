@@ -16,6 +16,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Self
 
+from pipeline.log_end import last_lines
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 STOP_SECONDS = 5.0
 """How long the module may take to stop in order; much longer only if the cluster that it speaks to is gone as well."""
 
-_TAIL_LINES = 12
 _HAD_TO_END = 70  # EX_SOFTWARE
 
 
@@ -56,7 +57,7 @@ class LeashedProcess:
     def last_lines(self) -> str:
         """The end of what the child has printed."""
         lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it printed nothing)"
+        return last_lines(lines, "it printed nothing")
 
     def stop(self) -> None:
         """Stop the child and wait until it is gone. A second call does nothing."""

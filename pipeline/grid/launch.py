@@ -19,13 +19,13 @@ from pipeline.errors import MemberError
 from pipeline.grid import guard
 from pipeline.grid.ports import user_of
 from pipeline.grid.template import member_config
+from pipeline.log_end import last_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 START_SECONDS = 120.0
-_TAIL_LINES = 12
 
 _JVM_OPTIONS = [
     # Hazelcast's own start script has these: it looks into the JVM for its metrics and its zero-copy I/O.
@@ -279,8 +279,7 @@ def death(launch: Launch, index: int, code: int) -> MemberError:
 
 
 def _tail(log: str) -> str:
-    lines = [line for line in log.splitlines() if line.strip() and not line.lstrip().startswith("at ")]
-    return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it logged nothing)"
+    return last_lines([line for line in log.splitlines() if line.strip() and not line.lstrip().startswith("at ")])
 
 
 def count_of(members: int) -> str:

@@ -16,11 +16,10 @@ import psutil
 from pipeline.errors import MemberError
 from pipeline.grid import guard
 from pipeline.grid.launch import start_guard
+from pipeline.log_end import last_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_TAIL_LINES = 12
 
 
 class GuardedServer:
@@ -77,7 +76,7 @@ class GuardedServer:
             lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             lines = []
-        return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (it logged nothing)"
+        return last_lines(lines)
 
     def stop(self) -> None:
         """Stop it and wait until it is gone. A second call does nothing."""
