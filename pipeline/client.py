@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.answers import Answers
-from pipeline.errors import UsageError
+from pipeline.errors import GridscoreError, JobError, UsageError
 from pipeline.grid import GridSettings, or_local_cluster
 from pipeline.grid import connect as connect_grid
 from pipeline.grid.copies import Fetcher
@@ -112,6 +112,7 @@ class Client:
             await self.grid.require_map(lookup.map)
         version = await self.models.resolve(job.model.name, alias=job.model.alias, version=job.model.version)
         check_features(job.feature_names, version)
+        _compile(job, version)
         current = await self.jobs.find(job.name)
         if current is not None and current.state in ENDED and current.error in ("", CANCELLED):
             # A job that failed goes on where it stopped, once its cause is mended; one that was cancelled begins anew.
@@ -288,6 +289,27 @@ async def connect(**settings: Any) -> AsyncIterator[Client]:
 def _alive(opening: asyncio.Task[Answers]) -> bool:
     """Whether it was opened, and still reads."""
     return opening.done() and not opening.cancelled() and opening.exception() is None and opening.result().alive
+
+
+def _compile(job: Job, version: ModelVersion) -> None:
+    """Do what every worker does with a job, before any of them sees it.
+
+    Raises:
+        ModelError: The model is not for it.
+        JobError: It cannot be computed.
+    """
+    from pipeline.features import FeaturePlan, LookupTable
+
+    try:
+        tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
+        FeaturePlan(Job.from_json(job.to_json()), tables, version.categories)
+    except GridscoreError:
+        raise
+    except Exception as error:  # whatever it is, it is said here and not by each worker
+        raise JobError(
+            f"The features of the job `{job.name}` cannot be computed: {type(error).__name__}: {error}",
+            "Nothing was submitted. Simplify its expressions.",
+        ) from error
 
 
 def json_text(key: Any, value: Any) -> bytes:

@@ -79,6 +79,7 @@ class Program:
             inner = _find(node, "category")
             if inner is not None:
                 text = inner.args[0]
+                self._earlier(text)
                 found[name] = self._column(text).slot, text.op in {"string_of_int", "string_of_number"}
         return found
 
@@ -172,6 +173,20 @@ class Program:
                 ref = self._step(_or_default(default), ref, scalar=ref.scalar)
             self._memo[memo] = ref
         return self._memo[memo]
+
+    def _earlier(self, node: Node) -> None:
+        """Lower the features that a value is made of, from the first on: each may be made of the one before it."""
+        needed: set[Any] = set()
+        waiting = [node]
+        while waiting:
+            each = waiting.pop()
+            waiting.extend(each.args)
+            if each.op == "feature" and each.value not in needed:
+                needed.add(each.value)
+                waiting.append(self._nodes[str(each.value)])
+        for name in self._nodes:
+            if name in needed:
+                self._feature(name)
 
     def _gather(self, lookup: str, field: str) -> _Ref:
         memo = ("rows", lookup)

@@ -12,7 +12,7 @@ import difflib
 import math
 import re
 import zoneinfo
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 MAX_CONCATENATIONS = 16
 """Strings put together in one expression; with the size of an event, this bounds what a row can take."""
 MAX_ITEMS = 1_000
+MAX_NODES, MAX_NODE_DEPTH = 4_000, 150
+"""Operations that an expression is compiled to, each counted wherever it is used, and how deep they may be nested.
+
+Short texts can mean many: the middle of `a < b < c` is used twice. Whatever walks over nodes relies on both.
+"""
 MAX_PROBLEMS = 5
 """Problems told of one expression; each costs a search for what was meant."""
 
@@ -63,6 +68,8 @@ class Node:
         type: Type of its value.
         value: What identifies a field, lookup field, feature or category; the value of a constant or constant argument.
         nullable: Whether a BOOL can be missing; values of other types always can.
+        size: Nodes of the tree below, and itself.
+        depth: Levels of that tree.
     """
 
     op: str
@@ -70,6 +77,19 @@ class Node:
     type: Type = Type.UNKNOWN
     value: Hashable = None
     nullable: bool = False
+    size: int = field(init=False, compare=False, repr=False)
+    depth: int = field(init=False, compare=False, repr=False)
+    _hash: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Counted and hashed once: a walk over all that is below would take for ever where parts are used twice.
+        put = object.__setattr__
+        put(self, "size", 1 + sum(arg.size for arg in self.args))
+        put(self, "depth", 1 + max((arg.depth for arg in self.args), default=0))
+        put(self, "_hash", hash((self.op, self.args, self.type, self.value, self.nullable)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 _UNKNOWN = Node("constant")
@@ -143,7 +163,10 @@ class _Compiler:
             tree = parse(self._text)
         except ExpressionError as error:
             return self._wrong(error.message)
-        node = self._node(tree)
+        try:
+            node = self._node(tree)
+        except RecursionError:  # whoever called us had not much room left
+            return self._wrong("too deeply nested")
         if self._concatenations > MAX_CONCATENATIONS:
             self._wrong(f"more than {MAX_CONCATENATIONS} strings put together with `+`")
         if node is _NULL:
@@ -160,6 +183,16 @@ class _Compiler:
     # ------------------------------------------------------------------ nodes
 
     def _node(self, tree: ast.expr) -> Node:
+        node = self._any(tree)
+        if node.size > MAX_NODES:
+            self._wrong(f"it comes to more than {MAX_NODES:,} operations: make features of its parts")
+            raise _EnoughError
+        if node.depth > MAX_NODE_DEPTH:
+            self._wrong(f"its operations are nested more than {MAX_NODE_DEPTH} levels deep: make features of its parts")
+            raise _EnoughError
+        return node
+
+    def _any(self, tree: ast.expr) -> Node:
         match tree:
             case ast.Constant():
                 return self._constant(tree)
@@ -174,7 +207,7 @@ class _Compiler:
             case ast.BoolOp():
                 op = "and" if isinstance(tree.op, ast.And) else "or"
                 values = [self._truth(self._node(value), value, f"`{op}`") for value in tree.values]
-                return _fold(op, values)
+                return _all(op, values)
             case ast.Compare():
                 return self._compare(tree)
             case ast.IfExp():
@@ -309,7 +342,7 @@ class _Compiler:
             else:
                 parts.append(self._comparison(op, left, left_tree, right, right_tree))
             left, left_tree = right, right_tree
-        return _fold("and", parts) if parts else _UNKNOWN
+        return _all("and", parts) if parts else _UNKNOWN
 
     def _comparison(self, op: ast.cmpop, left: Node, left_tree: ast.expr, right: Node, right_tree: ast.expr) -> Node:
         name, sign = _COMPARISONS[type(op)]
@@ -365,7 +398,7 @@ class _Compiler:
         if not isinstance(tree.func, ast.Name):
             hint = ""
             if isinstance(tree.func, ast.Attribute) and tree.func.attr in NAMES:
-                hint = f"; write `{tree.func.attr}({ast.unparse(tree.func.value)}, ...)`"
+                hint = f"; write `{self._as_function(tree.func, tree.args)}`"
             return self._wrong(f"{source_of(tree)}: only functions can be called{hint}")
         name = tree.func.id
         if name not in NAMES:
@@ -395,6 +428,17 @@ class _Compiler:
                 return self._isnull(node)
             return self._string(node) if name == "string" else self._category_of(node, args[0])
         return self._function(name, args)
+
+    def _as_function(self, func: ast.Attribute, args: Sequence[ast.expr]) -> str:
+        """How `np.log(x)` or `name.lower()` is written here: what names nothing of the job is a module of Python's."""
+        base = func.value
+        while isinstance(base, ast.Attribute | ast.Call):
+            base = base.value if isinstance(base, ast.Attribute) else base.func
+        scope = self._scope
+        known = (scope.fields, scope.features, scope.lookups, scope.broken, scope.later)
+        is_module = isinstance(base, ast.Name) and not any(base.id in names for names in known)
+        shown = ", ".join(map(ast.unparse, args if is_module else [func.value, *args]))
+        return f"{func.attr}({shown})"
 
     def _function(self, name: str, args: Sequence[ast.expr]) -> Node:
         function = FUNCTIONS[name]
@@ -429,7 +473,7 @@ class _Compiler:
         elif name == "clip":
             return Node("min", (Node("max", (nodes[0], nodes[1]), Type.NUMBER), nodes[2]), Type.NUMBER)
         elif name in {"min", "max"}:
-            return _fold(name, nodes, Type.NUMBER)
+            return _fold(name, nodes)
         return Node(name, tuple(nodes), function.gives, value)
 
     def _part(self, name: str, node: Node, zone: Any) -> Node:
@@ -553,10 +597,18 @@ def _as_number(node: Node) -> Node:
     return Node("to_number", (node,), Type.NUMBER)
 
 
-def _fold(op: str, nodes: Sequence[Node], kind: Type = Type.BOOL) -> Node:
+def _all(op: str, nodes: Sequence[Node]) -> Node:
+    """Many conditions under `and` or `or`, halved again and again, so that many are not nested deeply."""
+    if len(nodes) == 1:
+        return nodes[0]
+    half = len(nodes) // 2
+    return Node(op, (_all(op, nodes[:half]), _all(op, nodes[half:])), Type.BOOL)
+
+
+def _fold(op: str, nodes: Sequence[Node]) -> Node:
     result = nodes[0]
     for node in nodes[1:]:
-        result = Node(op, (result, node), kind)
+        result = Node(op, (result, node), Type.NUMBER)
     return result
 
 

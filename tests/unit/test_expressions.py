@@ -361,7 +361,10 @@ def test_parts_of_times_are_those_of_datetime(moment, zone):
         ("l.nam", "the lookup `l` has no field `nam`, did you mean `name`?"),
         ("k.x", "there is no lookup `k`"),
         ("s.upper", "`s.upper`: `s` is a field of the event, only lookups have fields"),
-        ("s.upper()", "`s.upper()`: only functions can be called; write `upper(s, ...)`"),
+        ("s.upper()", "`s.upper()`: only functions can be called; write `upper(s)`"),
+        ("s.contains('N')", "`s.contains('N')`: only functions can be called; write `contains(s, 'N')`"),
+        ("np.log(a)", "`np.log(a)`: only functions can be called; write `log(a)`"),
+        ("numpy.random.min(a, b)", "`numpy.random.min(a, b)`: only functions can be called; write `min(a, b)`"),
         ("squrt(a)", "there is no function `squrt`, did you mean `sqrt`?"),
         ("sqrt(a, b)", "`sqrt` takes 1 argument, as in `sqrt(x)`, not 2"),
         ("clip(a)", "`clip` takes 3 arguments, as in `clip(x, 0, 100)`, not 1"),
@@ -456,12 +459,35 @@ def test_all_that_is_wrong_in_an_expression_is_told_once():
         ("a in [" + "1," * 1500 + "]", "more than 1000 items"),
         ("a\0b", "not an expression"),
         ("\ud800", "not an expression"),
+        ("min(" * 90 + "a" + ",1,2,3)" * 90, "operations are nested more than 150 levels deep"),
+        # Each level means its middle twice: 12 characters more, and twice the work.
+        ("1<(" * 60 + "a" + ")<1" * 60, "more than 4,000 operations"),
+        ("string(" + "1<(" * 60 + "a" + ")<1" * 60 + ") == s", "more than 4,000 operations"),
     ],
 )
 def test_nothing_in_an_expression_can_hang_or_crash(expression, expected):
     began = time.process_time()
     assert any(expected in line for line in wrong(expression))
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a" + "<1" * 900,  # 325 of them killed every worker
+        " and ".join(["g"] * 480),
+        " or ".join(["a<1"] * 480),
+        "-" * 98 + "a",
+        "1 if g else " * 90 + "0",
+        "coalesce(" * 9 + "a" + ",a,a,a,a,a,a,a,a,a,a,a,a,a,a,a)" * 9,
+        "where(g, " * 90 + "'x'" + ",'y')" * 90 + " == s",
+    ],
+)
+def test_what_is_accepted_can_be_computed_from_a_stack_that_is_deep_already(expression):
+    def deep(levels):
+        return value_of(expression) if levels == 0 else deep(levels - 1)
+
+    deep(150)
 
 
 def test_a_power_tower_takes_no_time():

@@ -154,6 +154,14 @@ def test_categories_of_numbers_are_in_their_order():
     assert offline_matrix(job, history).categories == {"c": ("-2", "9", "10", "100")}
 
 
+def test_a_category_can_be_made_of_a_long_chain_of_features():
+    chain = {f"f{i}": {"expression": f"f{i - 1} + 1"} for i in range(1, 990)}
+    features = {"f0": {"expression": "count"}, **chain, "c": {"expression": "category(string(f989))"}}
+    job = Job.from_json({**JOB.to_json(), "lookups": {}, "features": features})
+    history = pd.concat([HISTORY.assign(count=n) for n in (1, 2)])
+    assert offline_matrix(job, history).categories == {"c": ("990", "991")}
+
+
 def test_a_matrix_survives_its_file(tmp_path):
     matrix = offline_matrix(JOB, HISTORY, LOOKUPS, keep=["label", "code"][:1])
     matrix.to_parquet(tmp_path / "m.parquet")
