@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ATTRIBUTE = "gridscore"
 """The attribute of a Booster, and the key in a Parquet file's metadata, with the features' names and categories."""
+MARGINS = "base_margin"
+"""The column of a Parquet file with the margins, if the job has any."""
 
 _BATCH = 8_192
 
@@ -46,6 +48,8 @@ class OfflineMatrix:
         skipped: Bad rows left out.
         kept: Columns of the history to keep beside the features, such as the label.
         looked_up: By lookup: how many entries it has, and how many events had none.
+        margins: The margin of each event, float32, for `base_margin` of a DMatrix; None if the job has none.
+        margin: Its expression.
     """
 
     names: tuple[str, ...]
@@ -55,6 +59,8 @@ class OfflineMatrix:
     skipped: int = 0
     kept: pd.DataFrame | None = None
     looked_up: dict[str, dict[str, int]] = field(default_factory=dict)
+    margins: NDArray[np.float32] | None = None
+    margin: str = ""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -63,7 +69,8 @@ class OfflineMatrix:
     def attribute(self) -> str:
         """Names and categories as JSON, as they travel with a model."""
         categories = {name: list(values) for name, values in self.categories.items()}
-        return json.dumps({"features": list(self.names), "categories": categories}, ensure_ascii=False)
+        margin = {"margin": self.margin} if self.margin else {}
+        return json.dumps({"features": list(self.names), "categories": categories, **margin}, ensure_ascii=False)
 
     def attach(self, booster: Any) -> None:
         """Put names and categories into a Booster, so that they are saved with it and pushed with it."""
@@ -71,7 +78,7 @@ class OfflineMatrix:
         booster.set_attr(**{ATTRIBUTE: self.attribute})
 
     def to_parquet(self, path: Path | str) -> None:
-        """Write features and kept columns; names and categories go into the file's metadata.
+        """Write features, margins (as `base_margin`) and kept columns; names and categories go into the metadata.
 
         Raises:
             TableError: The file cannot be written.
@@ -80,6 +87,8 @@ class OfflineMatrix:
         from pyarrow import parquet
 
         columns = {name: pa.array(self.values[:, index]) for index, name in enumerate(self.names)}
+        if self.margins is not None:
+            columns[MARGINS] = pa.array(self.margins)
         if self.kept is not None:
             columns |= {name: pa.Array.from_pandas(self.kept[name]) for name in self.kept.columns}
         table = pa.table(columns)
@@ -99,7 +108,7 @@ class OfflineMatrix:
         import pyarrow as pa
         from pyarrow import parquet
 
-        names, categories = _read_attribute(_parquet_attribute(Path(path)), path)
+        names, categories, margin = _read_attribute(_parquet_attribute(Path(path)), path)
         try:
             table = parquet.read_table(path)
         except (OSError, pa.ArrowException) as error:
@@ -107,9 +116,10 @@ class OfflineMatrix:
         values = np.empty((table.num_rows, len(names)), np.float32)
         for index, name in enumerate(names):
             values[:, index] = table.column(name).to_numpy()
-        others = [name for name in table.column_names if name not in names]
+        margins = table.column(MARGINS).to_numpy() if margin else None
+        others = [name for name in table.column_names if name not in names and not (margin and name == MARGINS)]
         kept = table.select(others).to_pandas() if others else None
-        return cls(names, values, categories, np.arange(len(values)), kept=kept)
+        return cls(names, values, categories, np.arange(len(values)), kept=kept, margins=margins, margin=margin)
 
 
 def offline_matrix(
@@ -149,6 +159,8 @@ def offline_matrix(
         raise TableError(
             f"The column `{clash[0]}` cannot be kept: a feature has that name.", "The matrix has the feature already."
         )
+    if job.margin is not None and MARGINS in [*keep, *job.features]:
+        raise TableError(f"`{MARGINS}` is the column of the job's margin.", "Give the other column another name.")
     kept = tables.take_columns(history, keep, source) if keep else None
     tables.rows_as_json(history[:0], job.schema_, source)  # a missing column is best said before lookups are read
     reading = _Reading(job, history, source, skip_bad=skip_bad)
@@ -163,11 +175,23 @@ def offline_matrix(
     plan = FeaturePlan(job, filled, categories or {})
     values = np.empty((total, len(plan.names)), np.float32)
     rows = np.empty(total, np.intp)
+    margins = None if job.margin is None else np.empty(total, np.float32)
     filled_to = 0
     for done, positions, events in reading.batches():
-        matrix = plan.matrix(events)
+        matrix, begins = plan.inputs(events)
+        kept_rows = np.array(positions, np.intp)
+        if margins is not None and begins is not None:
+            lacking = np.flatnonzero(np.isnan(begins))
+            if lacking.size and not skip_bad:
+                raise TableError(
+                    f"{source}, row {positions[lacking[0]] + 1}: the job's `margin` gives no number.",
+                    "Such an event is not scored. Give `margin` a `default`, or leave such rows out with `--skip-bad`.",
+                )
+            matrix, kept_rows = np.delete(matrix, lacking, axis=0), np.delete(kept_rows, lacking)
+            begins = np.delete(begins, lacking)
+            margins[filled_to : filled_to + len(begins)] = begins
         values[filled_to : filled_to + len(matrix)] = matrix
-        rows[filled_to : filled_to + len(matrix)] = positions
+        rows[filled_to : filled_to + len(matrix)] = kept_rows
         filled_to += len(matrix)
         report(total * (passes - 1) + done, total * passes)
     used = {name: tuple(map(str, known)) for name, known in (categories or {}).items() if name in job.features}
@@ -178,6 +202,8 @@ def offline_matrix(
         rows=rows[:filled_to],
         skipped=total - filled_to,
         kept=None if kept is None else kept.iloc[rows[:filled_to]].reset_index(drop=True),
+        margins=None if margins is None else margins[:filled_to],
+        margin="" if job.margin is None else job.margin.expression,
         looked_up={
             name: {"entries": len(table), "bad": table.bad, "events": plan.looked_up[name], "missed": plan.missed[name]}
             for name, table in filled.items()
@@ -274,11 +300,12 @@ def _parquet_attribute(path: Path) -> str:
     return str(found.decode())
 
 
-def _read_attribute(text: str, path: Path | str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+def _read_attribute(text: str, path: Path | str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], str]:
     try:
         value = json.loads(text)
         names = tuple(map(str, value["features"]))
         categories = {str(name): tuple(map(str, known)) for name, known in value["categories"].items()}
+        margin = str(value.get("margin", ""))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise TableError(f"The names and categories in `{path}` cannot be read.") from None
-    return names, categories
+    return names, categories, margin

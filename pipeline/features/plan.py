@@ -43,6 +43,7 @@ class FeaturePlan:
         self._schema = job.schema_
         self._program = Program(job, tables, categories)
         self._slots = [self._program.feature(name) for name in self.names]
+        self._margin = self._program.margin()
         self._lookup_slots = list(self._program.lookup_slots.items())
         # Only of lookups that a feature uses: nobody needs the others' entries.
         self._key_program = Program(job, tables, categories)
@@ -64,25 +65,41 @@ class FeaturePlan:
 
     def matrix(self, events: EventColumns | Sequence[Event]) -> NDArray[np.float32]:
         """The features of these events: a row an event, in C order."""
+        return self.inputs(events)[0]
+
+    def inputs(self, events: EventColumns | Sequence[Event]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """What the model scores these events from.
+
+        Returns:
+            Their features as `matrix` has them; and the margin of each, NaN where it is missing or not finite: float32
+            of shape (n,), or None if the job has no margin.
+        """
         events = EventColumns.of(self._schema, events)
         count = len(events)
         if count == 0:
-            return np.empty((0, len(self._slots)), np.float32)
+            empty = np.empty((0, len(self._slots)), np.float32)
+            return empty, None if self._margin is None else empty[:, 0].copy()
         if count == 1:
             # In places numpy takes an array of one item for a number; `power` has a short cut for those, and its last
             # bit may differ: a row alone is computed as one of two.
-            return self._compute(events.take((0, 0)), 1)[:1]
+            matrix, margins = self._compute(events.take((0, 0)), 1)
+            return matrix[:1], None if margins is None else margins[:1]
         return self._compute(events, count)
 
-    def _compute(self, events: EventColumns, count: int) -> NDArray[np.float32]:
+    def _compute(self, events: EventColumns, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        margins = None
         out = np.empty((len(events), len(self._slots)), np.float32)
         with np.errstate(all="ignore"):
             values = self._program.run(events)
             for column, slot in zip(out.T, self._slots, strict=True):
                 column[...] = values[slot]
+            if self._margin is not None:
+                margins = np.empty(len(events), np.float32)
+                margins[...] = values[self._margin]
+                np.copyto(margins, np.nan, where=~np.isfinite(margins))
         # XGBoost refuses to train on infinity; and one NaN is not another, bit by bit.
         np.copyto(out, np.nan, where=~np.isfinite(out))
         for name, slot in self._lookup_slots:
             self.looked_up[name] += count
             self.missed[name] += count - int(np.count_nonzero(values[slot][:count]))
-        return out
+        return out, margins

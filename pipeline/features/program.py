@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.errors import ModelMismatchError
 from pipeline.features.operations import COLUMNAR, ELEMENTWISE
-from pipeline.job.check import compile_features, compile_keys
+from pipeline.job.check import compile_features, compile_keys, compile_margin
 from pipeline.job.expressions import Node
 from pipeline.job.types import Type
 
@@ -51,7 +51,7 @@ class Program:
         tables: Its lookup tables.
         categories: The categories of each feature that has any.
 
-    Outputs are asked for with `feature`, `category_values` and `keys`, before the first run.
+    Outputs are asked for with `feature`, `margin`, `category_values` and `keys`, before the first run.
     """
 
     def __init__(
@@ -71,6 +71,15 @@ class Program:
     def feature(self, name: str) -> int:
         """The slot of a feature's values: an array, or a single number."""
         return self._feature(name).slot
+
+    def margin(self) -> int | None:
+        """The slot of the margins: an array, or a single number; None if the job has none."""
+        job = self._job
+        if job.margin is None:
+            return None
+        node = compile_margin(job.margin, job.features, job.schema_, job.lookups)
+        self._earlier(node)
+        return self._with_default(node, job.margin.default).slot
 
     def category_values(self) -> dict[str, tuple[int, bool]]:
         """The slots of what is made a category, by feature: lists of strings; and whether they are those of numbers."""
@@ -167,11 +176,7 @@ class Program:
     def _feature(self, name: str) -> _Ref:
         memo = ("feature", name)
         if memo not in self._memo:
-            node, default = self._nodes[name], self._job.features[name].default
-            ref = self._lower(node)
-            if default is not None and (node.type != Type.BOOL or node.nullable):
-                ref = self._step(_or_default(default), ref, scalar=ref.scalar)
-            self._memo[memo] = ref
+            self._memo[memo] = self._with_default(self._nodes[name], self._job.features[name].default)
         return self._memo[memo]
 
     def _earlier(self, node: Node) -> None:
@@ -187,6 +192,12 @@ class Program:
         for name in self._nodes:
             if name in needed:
                 self._feature(name)
+
+    def _with_default(self, node: Node, default: float | None) -> _Ref:
+        ref = self._lower(node)
+        if default is None or (node.type == Type.BOOL and not node.nullable):
+            return ref
+        return self._step(_or_default(default), ref, scalar=ref.scalar)
 
     def _gather(self, lookup: str, field: str) -> _Ref:
         memo = ("rows", lookup)

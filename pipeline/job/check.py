@@ -11,7 +11,7 @@ from pipeline.job.problems import MAX_PROBLEMS
 from pipeline.job.types import Type
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from pipeline.job.document import Path
     from pipeline.job.file import Decision, Feature, Lookup
@@ -33,6 +33,7 @@ class Parts:
         decisions: The list.
         maps: Names of maps by the key that names them.
         broken: Names of what is wrong in itself; it is not reported again.
+        margin: What each score begins with.
     """
 
     fields: Mapping[str, FieldType] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class Parts:
     decisions: Sequence[Decision] = ()
     maps: Mapping[str, str] = field(default_factory=dict)
     broken: frozenset[str] = frozenset()
+    margin: Feature | None = None
 
 
 def check(parts: Parts) -> list[tuple[Path, str]]:
@@ -50,6 +52,7 @@ def check(parts: Parts) -> list[tuple[Path, str]]:
         *_check_json_names(parts),
         *_check_lookups(parts),
         *_check_features(parts),
+        *_check_margin(parts),
         *_check_result(parts),
         *_check_decisions(parts),
     ]
@@ -87,6 +90,25 @@ def compile_features(
         if is_coded(node, coded):
             coded.add(name)
     return compiled
+
+
+def compile_margin(
+    margin: Feature,
+    features: Collection[str],
+    fields: Mapping[str, FieldType],
+    lookups: Mapping[str, Lookup],
+    broken: frozenset[str] = frozenset(),
+) -> Node:
+    """The expression of a job's margin.
+
+    Raises:
+        ExpressionError: It cannot be used.
+    """
+    known = {name: lookup.fields for name, lookup in lookups.items()}
+    node = compile_expression(margin.expression, Scope(fields, known, tuple(features), broken=broken))
+    if node.type in {Type.STRING, Type.TIMESTAMP}:
+        raise ExpressionError(f"the value is a {node.type}, a margin is a number")
+    return node
 
 
 def _check_json_names(parts: Parts) -> list[tuple[Path, str]]:
@@ -145,6 +167,16 @@ def _check_features(parts: Parts) -> list[tuple[Path, str]]:
                 )
             )
     return found
+
+
+def _check_margin(parts: Parts) -> list[tuple[Path, str]]:
+    if parts.margin is None:
+        return []
+    try:
+        compile_margin(parts.margin, parts.features, parts.fields, parts.lookups, parts.broken)
+    except ExpressionError as error:
+        return [(("margin", "expression"), line) for line in error.message.splitlines()]
+    return []
 
 
 def _check_result(parts: Parts) -> list[tuple[Path, str]]:

@@ -173,6 +173,11 @@ class Job(Strict):
     features: dict[FeatureName, Feature] = Field(
         min_length=1, max_length=1_000, description="The model's features, in its order."
     )
+    margin: Feature | None = Field(
+        default=None,
+        description="Expression of the margin that each event's score begins with, instead of the model's base score: "
+        "`base_margin` in XGBoost.",
+    )
     model: ModelRef = Field(description="Which model scores.")
     results: MapName = Field(description="The result map; a result's key is the event's key.")
     result: ResultSpec = Field(default=ResultSpec(), description="What a result holds.")
@@ -279,6 +284,7 @@ _MODELS: dict[tuple[str, ...], type[Strict]] = {
     ("lookups",): Lookup,
     ("lookups", "fields"): LookupField,
     ("features",): Feature,
+    ("margin",): Feature,
     ("model",): ModelRef,
     ("result",): ResultSpec,
     ("decisions",): Decision,
@@ -361,7 +367,8 @@ def _parts(schema: Any, lookups: Any, features: Any, rest: Any, broken: frozense
     maps = {key: value for key in ("events", "results") if isinstance(value := getattr(rest, key, None), str)}
     result = getattr(rest, "result", None)
     include = result.include if isinstance(result, ResultSpec) else ()
-    return Parts(schema, lookups, features, include, getattr(rest, "decisions", ()) or (), maps, broken)
+    decisions, margin = getattr(rest, "decisions", ()) or (), getattr(rest, "margin", None)
+    return Parts(schema, lookups, features, include, decisions, maps, broken, margin)
 
 
 class _Rest:
@@ -393,6 +400,7 @@ def _draft(data: Any) -> Parts:
         "results": MapName,
         "result": ResultSpec,
         "decisions": tuple[Decision, ...],
+        "margin": Feature | None,
     }
     for key, kind in others.items():
         try:

@@ -97,33 +97,37 @@ margin(float probability)
 static PyObject *
 predict(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    Py_buffer nodes, roots, depths, matrix, scores;
+    Py_buffer nodes, roots, depths, matrix, scores, margins;
     Py_ssize_t columns;
     float base;
     int logistic;
-    if (!PyArg_ParseTuple(args, "y*y*y*fpy*nw*", &nodes, &roots, &depths, &base, &logistic, &matrix, &columns, &scores))
+    if (!PyArg_ParseTuple(args, "y*y*y*fpy*nw*z*", &nodes, &roots, &depths, &base, &logistic, &matrix, &columns,
+                          &scores, &margins))
         return NULL;
     Py_ssize_t trees = roots.len / (Py_ssize_t)sizeof(int32_t), count = scores.len / (Py_ssize_t)sizeof(float);
     int fits = columns > 0 && columns <= PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(float) && depths.len == roots.len
-               && matrix.len / (columns * (Py_ssize_t)sizeof(float)) >= count;
+               && matrix.len / (columns * (Py_ssize_t)sizeof(float)) >= count
+               && (!margins.buf || margins.len == scores.len);
     if (fits) {
         float *sums = scores.buf;
         if (logistic)
             base = margin(base);
         for (Py_ssize_t row = 0; row < count; row++)
-            sums[row] = base;
+            sums[row] = margins.buf ? ((const float *)margins.buf)[row] : base;
         sum_trees(nodes.buf, roots.buf, depths.buf, trees, matrix.buf, columns, count, sums);
         if (logistic)
             for (Py_ssize_t row = 0; row < count; row++)
                 sums[row] = sigmoid(sums[row]);
     } else {
-        PyErr_SetString(PyExc_ValueError, "fewer rows than scores, or fewer depths than trees");
+        PyErr_SetString(PyExc_ValueError, "fewer rows than scores, fewer depths than trees, or not a margin a row");
     }
     PyBuffer_Release(&nodes);
     PyBuffer_Release(&roots);
     PyBuffer_Release(&depths);
     PyBuffer_Release(&matrix);
     PyBuffer_Release(&scores);
+    if (margins.buf)
+        PyBuffer_Release(&margins);
     if (!fits)
         return NULL;
     Py_RETURN_NONE;

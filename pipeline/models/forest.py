@@ -83,21 +83,25 @@ class Forest:
         nodes = np.concatenate([nodes for nodes, _ in laid])
         return cls(nodes, roots, depths, int(parameters["num_feature"]), float(score), logistic)
 
-    def predict(self, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    def predict(self, matrix: NDArray[np.float32], margins: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Scores of the rows of a matrix; one that is not C-contiguous float32 is copied first.
+
+        Args:
+            matrix: Shape (n, features).
+            margins: float32 of shape (n,), instead of the model's base score.
 
         Returns:
             float32 of shape (n,).
 
         Raises:
-            ValueError: It has not as many columns as the model has features.
+            ValueError: It has not as many columns as the model has features, or there is not one margin a row.
         """
         matrix = np.ascontiguousarray(matrix, np.float32)
         rows, columns = matrix.shape
         if columns != self._columns:
             raise ValueError(f"{columns} columns, but the model has {self._columns} features")
         scores = np.empty(rows, np.float32)
-        _fast.predict(*self._trees, matrix, columns, scores)  # type: ignore[union-attr]
+        _fast.predict(*self._trees, matrix, columns, scores, margins)  # type: ignore[union-attr]
         return scores
 
 

@@ -73,18 +73,24 @@ class LoadedModel:
         model._compile(description, payload, source)
         return model
 
-    def predict(self, matrix: np.ndarray) -> np.ndarray:
+    def predict(self, matrix: np.ndarray, margins: np.ndarray | None = None) -> np.ndarray:
         """Scores of a C-contiguous float32 matrix, bit for bit those of `Booster.predict`.
+
+        Args:
+            matrix: Shape (n, features).
+            margins: float32 of shape (n,): what each score begins with, instead of the model's base score.
 
         Returns:
             float32 of shape (n,), or (n, k) for a model with k outputs.
         """
-        return self._predict(matrix)
+        return self._predict(matrix, margins)
 
-    def _predict_by_copy(self, matrix: np.ndarray) -> np.ndarray:
+    def _predict_by_copy(self, matrix: np.ndarray, margins: np.ndarray | None = None) -> np.ndarray:
         import xgboost
 
-        data = xgboost.DMatrix(matrix, feature_types=self._types, enable_categorical=True, nthread=1)
+        data = xgboost.DMatrix(
+            matrix, base_margin=margins, feature_types=self._types, enable_categorical=True, nthread=1
+        )
         scores: np.ndarray = self._booster.predict(data, validate_features=False)
         return scores
 

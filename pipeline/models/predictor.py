@@ -53,10 +53,15 @@ class Predictor:
         self._handle = booster.handle
         self._library = _library()
         self._shape, self._dimensions, self._scores = _SIZES(), ctypes.c_uint64(), _FLOATS()
+        self._proxy: Any = None  # what carries margins
         self._outputs = tuple(ctypes.byref(each) for each in (self._shape, self._dimensions, self._scores))
 
-    def predict(self, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    def predict(self, matrix: NDArray[np.float32], margins: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Scores of the rows of a matrix; one that is not C-contiguous float32 is copied first.
+
+        Args:
+            matrix: Shape (n, features).
+            margins: Shape (n,), instead of the model's base score.
 
         Returns:
             float32 of shape (n,), or (n, k) for a model with k outputs.
@@ -71,7 +76,7 @@ class Predictor:
             '"typestr":"<f4","version":3,"strides":null}'
         )
         failed = self._library.XGBoosterPredictFromDense(
-            self._handle, array.encode(), _CONFIGURATION, None, *self._outputs
+            self._handle, array.encode(), _CONFIGURATION, self._carrier(margins), *self._outputs
         )
         if failed:
             from xgboost.core import XGBoostError
@@ -80,3 +85,13 @@ class Predictor:
         shape = tuple(self._shape[: self._dimensions.value])
         # The scores are in memory of the Booster's, and gone at its next prediction.
         return np.ctypeslib.as_array(self._scores, shape).copy()
+
+    def _carrier(self, margins: NDArray[np.float32] | None) -> Any:
+        """The handle of what has these margins beside the matrix; None if there are none."""
+        if margins is None:
+            return None
+        from xgboost.core import _ProxyDMatrix
+
+        proxy = self._proxy = _ProxyDMatrix()  # anew: one that has had margins takes no other number of them
+        proxy.set_info(base_margin=margins)
+        return proxy.handle

@@ -109,6 +109,7 @@ class _Attribute(msgspec.Struct, forbid_unknown_fields=True):
 
     features: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_FEATURES)]
     categories: dict[str, tuple[Text, ...]] = {}
+    margin: str = ""
 
 
 def check_name(name: str, what: str = "model name") -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.features import EventDecoder, FeaturePlan
 from pipeline.worker.dead_letters import Rejected
 from pipeline.worker.results import ResultEncoder
@@ -152,10 +154,14 @@ class Scorer:
                 await self._fetch(name, fetcher, keys[name])
 
         began = clock()
-        events, rows, matrix = _try(active.plan.matrix, events, rows, rejected, "features")
+        events, rows, (matrix, margins) = _try(active.plan.inputs, events, rows, rejected, "features")
+        if margins is not None and (lacking := np.flatnonzero(np.isnan(margins))).size:
+            bad = dict.fromkeys(lacking.tolist(), "the job's `margin` gives no number, and has no default")
+            events, rows = events.without(bad), rows.without(bad, "features", rejected)
+            matrix, margins = np.delete(matrix, lacking, axis=0), np.delete(margins, lacking)
         stage_ns["features"] += (after := clock()) - began
         if events:
-            scores = active.model.predict(matrix)
+            scores = active.model.predict(matrix, margins)
             stage_ns["predict"] += (began := clock()) - after
             epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
             texts = self._encoder.encode(events, scores, rows.sequences, epochs, active.model.version)

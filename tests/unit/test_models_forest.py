@@ -42,7 +42,11 @@ def forest_of(booster, form="ubj"):
 def assert_same_bits(booster, values):
     forest = forest_of(booster)
     assert forest is not None
-    assert forest.predict(values).tobytes() == Predictor(booster).predict(values).tobytes()
+    predictor = Predictor(booster)
+    assert forest.predict(values).tobytes() == predictor.predict(values).tobytes()
+    margins = np.random.default_rng(len(values)).normal(size=len(values)).astype(np.float32)
+    assert forest.predict(values, margins).tobytes() == predictor.predict(values, margins).tobytes()
+    assert forest.predict(values).tobytes() == predictor.predict(values).tobytes()
 
 
 OBJECTIVES = [
@@ -180,6 +184,8 @@ def test_a_base_score_that_only_xgboost_may_read_is_left_to_it(text):
 def test_a_matrix_with_other_columns_is_refused():
     with pytest.raises(ValueError, match="3 columns, but the model has 7 features"):
         forest_of(train()).predict(np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match="not a margin a row"):
+        forest_of(train()).predict(np.zeros((2, FEATURES), np.float32), np.zeros(1, np.float32))
 
 
 def test_a_loaded_model_uses_it():
@@ -197,7 +203,9 @@ def test_other_bits_and_xgboost_is_taken_instead(monkeypatch, caplog):
     booster.feature_names = [f"f{each}" for each in range(FEATURES)]
     checked = Candidate.check(booster, "m", metrics=None, categories=None, expected=None)
     right = Forest.predict
-    monkeypatch.setattr(Forest, "predict", lambda forest, matrix: np.nextafter(right(forest, matrix), np.float32(2)))
+    monkeypatch.setattr(
+        Forest, "predict", lambda forest, matrix, _=None: np.nextafter(right(forest, matrix), np.float32(2))
+    )
     model = LoadedModel.load(checked.version, checked.payload)
     assert not model.is_compiled
     assert "other bits than XGBoost" in caplog.text

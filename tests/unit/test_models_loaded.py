@@ -75,6 +75,12 @@ def test_scores_are_the_bits_of_booster_predict(parameters, shape):
         assert scores.dtype == np.float32
         assert scores.shape == (count, *shape)
         assert scores.tobytes() == booster.predict(data).tobytes()
+        if "num_class" not in parameters:
+            margins = rows(count, seed=9)[:, 0].copy()
+            data = xgb.DMatrix(  # anew: a Booster remembers what it predicted for one
+                values, base_margin=margins, feature_names=NAMES, feature_types=TYPES, enable_categorical=True
+            )
+            assert model.predict(values, margins).tobytes() == booster.predict(data).tobytes()
 
 
 def test_an_early_stopped_model_scores_with_all_its_rounds_as_booster_predict_does():
