@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
@@ -375,36 +376,40 @@ class _Rest:
     """The other keys of a file whose parts are not all right."""
 
 
-def _draft(data: Any) -> Parts:
-    """Those parts of a file that are right in themselves, to find what is wrong between them as well."""
-    if not isinstance(data, dict):
-        return Parts()
-    broken: set[str] = set()
-    sections: dict[str, dict[str, Any]] = {}
-    adapters: dict[str, TypeAdapter[Any]] = {
-        "schema": TypeAdapter(FieldType),
-        "lookups": TypeAdapter(Lookup),
-        "features": TypeAdapter(Feature),
-    }
-    for section, adapter in adapters.items():
-        found = sections[section] = {}
-        values = data.get(section)
-        for name, value in values.items() if isinstance(values, dict) else ():
-            try:
-                found[name] = adapter.validate_python(value)
-            except ValidationError:
-                broken.add(name)
-    rest = _Rest()
-    others: dict[str, Any] = {
+@cache
+def _adapter(part: str) -> TypeAdapter[Any]:
+    """What checks a part of a file by itself; of a section with names, an entry of it."""
+    parts: dict[str, Any] = {
+        "schema": FieldType,
+        "lookups": Lookup,
+        "features": Feature,
         "events": MapName,
         "results": MapName,
         "result": ResultSpec,
         "decisions": tuple[Decision, ...],
         "margin": Feature | None,
     }
-    for key, kind in others.items():
+    return TypeAdapter(parts[part])
+
+
+def _draft(data: Any) -> Parts:
+    """Those parts of a file that are right in themselves, to find what is wrong between them as well."""
+    if not isinstance(data, dict):
+        return Parts()
+    broken: set[str] = set()
+    sections: dict[str, dict[str, Any]] = {}
+    for section in ("schema", "lookups", "features"):
+        found = sections[section] = {}
+        values = data.get(section)
+        for name, value in values.items() if isinstance(values, dict) else ():
+            try:
+                found[name] = _adapter(section).validate_python(value)
+            except ValidationError:
+                broken.add(name)
+    rest = _Rest()
+    for key in ("events", "results", "result", "decisions", "margin"):
         try:
-            setattr(rest, key, TypeAdapter(kind).validate_python(data.get(key)))
+            setattr(rest, key, _adapter(key).validate_python(data.get(key)))
         except ValidationError:
             continue
     return _parts(sections["schema"], sections["lookups"], sections["features"], rest, frozenset(broken))

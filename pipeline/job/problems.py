@@ -9,7 +9,7 @@ from pipeline.errors import JobFileError
 from pipeline.job.document import Problem
 from pipeline.job.plugs.secrets import is_secret
 from pipeline.job.plugs.sections import SECTIONS, class_of
-from pipeline.job.types import KINDS
+from pipeline.job.types import KINDS, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,18 +32,40 @@ def located(error: ValidationError, document: Document, models: Models) -> list[
         document: The file, with the lines of its values.
         models: The models of the file's parts, by their path without the names that a user gave.
     """
-    found = []
+    found: dict[Path, list[Any]] = {}
+    problems = []
     for detail in error.errors(include_url=False):
         if detail["type"] == "job_parts":
             continue
-        path: Path = tuple(part for part in detail["loc"] if part != "[key]")
+        path = _path_of(detail, document)
         if detail["type"] == "extra_forbidden":
-            found.append(Problem(document.line_of(path), _unknown_key(path, _model_at(path[:-1], document, models))))
+            problems.append(Problem(document.line_of(path), _unknown_key(path, _model_at(path[:-1], document, models))))
+        else:
+            found.setdefault(path, []).append(detail)
+    for path, details in found.items():
+        said = list(dict.fromkeys(_said(detail, path) for detail in details if detail["type"] != "literal_error"))
+        words = [detail for detail in details if detail["type"] == "literal_error"]
+        if said and words:  # a union: what it may be besides the words that it may be
+            said = [f"{said[0]}; or {_words(detail)}" for detail in words]
+        else:
+            said += [_said(detail, path) for detail in words]
+        problems += [Problem(document.line_of(path), within(path, text)) for text in said]
+    return problems
+
+
+def _path_of(detail: Any, document: Document) -> Path:
+    """The place in the file that a finding is about, without pydantic's branches of unions and `[key]`."""
+    path: Path = ()
+    value = document.data
+    places = [part for part in detail["loc"] if part != "[key]"]
+    for number, part in enumerate(places):
+        named = number == len(places) - 1 and detail["type"] in {"missing", "extra_forbidden"}
+        if part in (value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()):
+            value = value[part]
+        elif not named and not isinstance(part, int):
             continue
-        if path and path[-1] in {"float", "bool", "str"} and path[:-1] in document.lines:
-            path = path[:-1]  # a branch of a union
-        found.append(Problem(document.line_of(path), within(path, _said(detail, path))))
-    return found
+        path = (*path, part)
+    return path
 
 
 def _said(detail: Any, path: Path) -> str:
@@ -53,10 +75,10 @@ def _said(detail: Any, path: Path) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
-        text = str(value)
-        close = difflib.get_close_matches(text, KINDS if path[-1] == "type" else [], n=1)
+        close = difflib.get_close_matches(str(value), KINDS if detail["loc"][-1] == "type" else [], n=1)
         meant = f", did you mean `{close[0]}`?" if close else ""
-        return f"`{text}` is not one of {context['expected'].replace(chr(39), '`')}{meant}"
+        words = _words(detail)
+        return f"{shown(value)} is not {words if ' or ' not in words else f'one of {words}'}{meant}"
     names = {
         "model_type": "a mapping (`key: value`)",
         "dict_type": "a mapping (`key: value`)",
@@ -67,9 +89,23 @@ def _said(detail: Any, path: Path) -> str:
         "int_parsing": "a whole number",
         "int_from_float": "a whole number",
         "tuple_type": "a list",
+        "float_parsing": "a number",
+        "finite_number": "a number",
+        "bool_type": "`true` or `false`",
+        "bool_parsing": "`true` or `false`",
+        "int_parsing_size": "a whole number, and not so large",
+    }
+    bounds = {
+        "greater_than": ("more than", "gt"),
+        "greater_than_equal": ("at least", "ge"),
+        "less_than": ("less than", "lt"),
+        "less_than_equal": ("at most", "le"),
     }
     if kind in names:
-        return f"it must be {names[kind]}" + ("" if any(map(is_secret, path)) else f", not {_shown(value)}")
+        return f"it must be {names[kind]}" + ("" if any(map(is_secret, path)) else f", not {shown(value)}")
+    if kind in bounds:
+        words, bound = bounds[kind]
+        return f"it must be {words} {context[bound]:,}, not {shown(value)}"
     if kind == "too_short":
         return "it is empty"
     if kind == "too_long":
@@ -81,15 +117,8 @@ def _said(detail: Any, path: Path) -> str:
     return str(detail["msg"][:1].lower() + detail["msg"][1:])
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "empty"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return "a list"
-    text = str(value)
-    return f"`{text}`" if len(text) <= 60 else f"`{text[:57]}...`"
+def _words(detail: Any) -> str:
+    return str(detail["ctx"]["expected"]).replace("'", "`")
 
 
 def _model_at(path: Path, document: Document, models: Models) -> type[BaseModel] | None:

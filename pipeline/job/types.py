@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -45,6 +46,18 @@ VALUE_TYPES = {
 }
 
 
+def shown(value: Any) -> str:
+    """A value of a job file, for a message."""
+    if value is None:
+        return "empty"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"`{text}`" if len(text) <= 60 else f"`{text[:57]}...`"
+
+
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or value.startswith("__") or keyword.iskeyword(value):
         raise ValueError(
@@ -77,9 +90,10 @@ def _job_name(value: str) -> str:
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _duration(value: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]{0,8}[smhd]", value):
-        raise ValueError(f"`{value}` is no time span: write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`")
+def _duration(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,8}[smhd]", value):
+        hint = "write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`"
+        raise ValueError(f"{shown(value)} is not a time span: {hint}")
     return value
 
 
@@ -96,7 +110,7 @@ MapName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_ma
 """The name of a map in the cluster."""
 JobName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_job_name)]
 """The name of a job or a model."""
-Duration = Annotated[str, AfterValidator(_duration)]
+Duration = Annotated[str, BeforeValidator(_duration)]
 """A time span: a whole number and `s`, `m`, `h` or `d`; see :func:`seconds_of`."""
 
 
@@ -186,5 +200,5 @@ class LookupField(FieldType):
             "bool": isinstance(default, bool),
         }[self.type]
         if not fits:
-            raise ValueError(f"`default: {default}` is not of the type {self.type}")
+            raise ValueError(f"`default: {shown(default)[1:-1]}` is not of the type {self.type}")
         return self

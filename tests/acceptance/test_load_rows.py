@@ -128,7 +128,7 @@ def test_a_query_is_loaded_and_resumed(load, entries, tmp_path, unique):
         (("--query", "SELECT 1", "--to", "m", "--key", "id"), "belong together"),
         (("--from", "a.csv", "--to", "gridscore.jobs", "--key", "id"), "kept for Gridscore"),
         (("--from", "a.csv", "--to", "m", "--key", "id", "--types", "n=number"), "not COLUMN=TYPE"),
-        (("--from", "a.csv", "--to", "m", "--key", "id", "--max-wait", "60"), "--max-wait: `60` is no time span"),
+        (("--from", "a.csv", "--to", "m", "--key", "id", "--max-wait", "60"), "--max-wait: `60` is not a time span"),
     ],
 )
 def test_what_does_not_go_together(arguments, message, tmp_path, monkeypatch, capfd):

@@ -66,7 +66,7 @@ def gridscore(monkeypatch, capfd):
         ("sink run job.yaml alerts", 2, "has no sink `alerts`"),
         ("sink files --folder out", 2, "--from: it must be given."),
         ("sink files --from results.x --folder out --gzip", 2, "is for `--format jsonl`"),
-        ("sink files --from results.x --folder out --max-age 5", 2, "--max-age: `5` is no time span"),
+        ("sink files --from results.x --folder out --max-age 5", 2, "--max-age: `5` is not a time span"),
         ("sink files --from results.x --folder job.yaml", 2, "`job.yaml` cannot be written"),
         ("sink files --from no-journal --folder out", 3, "The map `no-journal` has no event journal"),
         ("sink files --from results.x --folder out --only decline", 2, "--only: `decline` is not KEY=VALUE."),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def test_the_examples_are_valid():
         ("  origin: string", "  class: string", "line 5: schema field `class`: `class` cannot be a name in expressions: use letters, digits and `_`, no digit first, no Python keyword"),
         ("default: 0", "default: few", "line 14: lookup `plane`: fields.seats: `default: few` is not of the type int"),
         ("default: 0", "default: 0.5", "line 14: lookup `plane`: fields.seats: `default: 0.5` is not of the type int"),
-        ("default: 0", "default: true", "line 14: lookup `plane`: fields.seats: `default: True` is not of the type int"),
+        ("default: 0", "default: true", "line 14: lookup `plane`: fields.seats: `default: true` is not of the type int"),
         ("default: 0", "default: [0]", "line 14: lookup `plane`: fields.seats: `default` must be a number, a string, true or false"),
         ("default: 0", "default: 1e999", "line 14: lookup `plane`: fields.seats: `default: inf` is not of the type int"),
         ("key: tailnum", "key: tailnumber", "line 13: lookup `plane`: key: there is no event field or earlier feature `tailnumber`, did you mean `tailnum`?"),
@@ -341,7 +342,11 @@ def test_sources_and_sinks_survive_the_grid():
             "max_ag",
             "line 39: unknown key `max_ag` in `sinks.history`, did you mean `max_age`?",
         ),
-        ("max_age: 5m", "max_age: 5", "line 39: sink `history`: `max_age`: it must be a text, not `5`"),
+        (
+            "max_age: 5m",
+            "max_age: 5",
+            "line 39: sink `history`: `max_age`: `5` is not a time span: write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`",
+        ),
         (
             "max_age: 5m",
             "format: csv",
@@ -393,3 +398,81 @@ def test_features_of_features_of_features_cost_what_they_are():
     began = time.process_time()
     parse_job(changed("  temp: weather.temp", f"  f0: dep_delay\n{doubled}"), "job.yaml")
     assert time.process_time() - began < 5
+
+
+EVERYTHING = {
+    "job": "j",
+    "description": "d",
+    "events": "e",
+    "schema": {"a": "float", "t": {"type": "timestamp", "unit": "ms", "optional": True, "json": "T"}},
+    "lookups": {
+        "l": {
+            "map": "m",
+            "key": ["a", "t"],
+            "separator": "|",
+            "columns": ["a", "b"],
+            "fields": {"x": {"type": "float", "default": 1, "optional": True}},
+            "mode": "copy",
+            "max_entries": 10,
+        }
+    },
+    "features": {"f": {"expression": "a", "default": 1}},
+    "margin": {"expression": "a", "default": 1},
+    "model": {"name": "m", "alias": "c"},
+    "results": "r",
+    "result": {"include": ["a"]},
+    "decisions": [{"decision": "x", "at_least": 0.5}, {"decision": "y"}],
+    "start": "oldest",
+    "on_loss": "rescan",
+    "retain": "all",
+    "audit": "off",
+    "peak_rate": 10,
+    "headroom": "30s",
+    "sources": {"s": {"kind": "http", "port": 1}},
+    "sinks": {"s": {"kind": "files", "folder": "f", "max_age": "5m"}},
+}
+WRONG = (30, -1.5, True, None, "x y", [1], {"a": 1})
+
+
+def places(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield from places(each, (*path, key))
+
+
+def test_whatever_is_set_wrongly_is_told_in_words():
+    assert parse_job(json.dumps(EVERYTHING), "x").retain == "all"
+    told = set()
+    for *parents, key in filter(None, places(EVERYTHING)):
+        for wrong in WRONG:
+            data = json.loads(json.dumps(EVERYTHING))
+            part = data
+            for each in parents:
+                part = part[each]
+            part[key] = wrong
+            try:
+                parse_job(json.dumps(data), "x")
+            except JobFileError as error:
+                told.update(error.message.splitlines())
+    assert len(told) > 200
+    odd = re.compile(r"\[\w*\(|[Ff]unction|literal|[Ii]nput should|validator|\bNone\b|\bdict|\bstr\b|\{|.{300}")
+    assert [text for text in told if odd.search(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("retain: 30", "`retain`: `30` is not a time span: write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`; or `all`"),
+        ("audit: no", "`audit`: `no` is not a time span: write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`; or `off`"),
+        ("headroom: 30", "`headroom`: `30` is not a time span: write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`"),
+        ("peak_rate: fast", "`peak_rate`: it must be a number, not `fast`"),
+        ("peak_rate: -1", "`peak_rate`: it must be more than 0.0, not `-1`"),
+        ("margin: late", "`margin.expression`: there is no event field or earlier feature `late`, did you mean `plane`?"),
+        ("margin: origin", "`margin.expression`: the value is a string, a margin is a number"),
+        ("margin: category(origin)", "`margin.expression`: `category` can only be used in a feature"),
+        ("margin: {expresion: 1}", "unknown key `expresion` in `margin`, did you mean `expression`?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_told_in_one_sentence(line, said):
+    assert f"line 28: {said}" in problems(changed("results: results.flights", f"results: results.flights\n{line}"))

@@ -99,7 +99,7 @@ def test_an_alias_is_the_name_for_people():
         (("--to", "e", "--brokers", "a", "--options", "k=1", "--options", "k=2"), "--options: `k` is given twice."),
         (("--to", "e", "--brokers", "a", "--start", "soon"), "--start: input should be 'oldest' or 'latest'"),
         (("--to", "e", "--brokers", "a", "--port", "0"), "--port: input should be greater than or equal to 1"),
-        (("--to", "e", "--brokers", "a", "--every", "soon"), "--every: `soon` is no time span"),
+        (("--to", "e", "--brokers", "a", "--every", "soon"), "--every: `soon` is not a time span"),
     ],
 )
 def test_what_is_wrong_is_said_by_the_name_of_the_option(arguments, said):

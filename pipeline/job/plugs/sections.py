@@ -17,6 +17,7 @@ from pydantic_core import InitErrorDetails
 from pipeline.job import plugs
 from pipeline.job.plugs.base import SinkSettings, SourceSettings
 from pipeline.job.plugs.secrets import plain_secrets
+from pipeline.job.types import shown
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -89,7 +90,7 @@ def _checked(side: Side, value: Any) -> Any:
         close = difflib.get_close_matches(str(kind), known, n=1)
         possible = ", ".join(f"`{each}`" for each in known)
         meant = f", did you mean `{close[0]}`?" if close else f"; there are {possible}"
-        reason = ValueError(f"`{kind}` is no kind of {side}{meant}")
+        reason = ValueError(f"{shown(kind)} is no kind of {side}{meant}")
         raise _error(side, InitErrorDetails(type="value_error", loc=("kind",), input=kind, ctx={"error": reason}))
     plain = ValueError("a secret is not written here: write `${NAME}`, and put it into the environment variable NAME")
     details = [
