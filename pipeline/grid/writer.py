@@ -78,8 +78,12 @@ class MapWriter:
         """A key as the grid stores it."""
         return transport.key_data(self._grid.client, key)
 
-    async def put(self, entries: Iterable[tuple[Any, bytes]]) -> int:
+    async def put(self, entries: Iterable[tuple[Any, bytes]], *, until: float | None = None) -> int:
         """Write entries under keys of any type that Hazelcast serializes; returns how many.
+
+        Args:
+            entries: Keys, and JSON texts in UTF-8.
+            until: As that of `put_partition`; each message is sent once then. Without, what may pass is retried.
 
         Raises:
             HazelcastError: At least one partition did not confirm; the entries of others may have been written.
@@ -95,7 +99,10 @@ class MapWriter:
             texts.append(text)
             count += 1
         if by_partition:
-            writes = [self.put_partition(p, keys, texts, once=False) for p, (keys, texts) in by_partition.items()]
+            once = until is not None
+            writes = [
+                self.put_partition(p, keys, texts, once=once, until=until) for p, (keys, texts) in by_partition.items()
+            ]
             # Wait for all before reporting the first failure: no write may be under way when the caller tries again.
             for outcome in await asyncio.gather(*writes, return_exceptions=True):
                 if isinstance(outcome, BaseException):

@@ -8,8 +8,10 @@ The way of a batch, in order. Nothing overtakes:
 4. *Write* one put-all a partition, without waiting for the answers of the last batch. A partition has one under way,
    and what is next collects behind it: members may change the order of two. It is sent only as long as the lease
    stands (`grid.outbox`).
-5. When a partition's write and the batch's dead letters are acknowledged, its offset may be *committed* (`offsets`);
-   the group does this once a second. A write that failed puts its partition back to what is acknowledged.
+5. When a partition's write is acknowledged, and so are the dead letters of what the batch rejected of *this* partition,
+   its offset may be *committed* (`offsets`); the group does this once a second. Dead letters hold up nothing else: they
+   lie in other partitions, whose members may be slow. A write that failed puts its partition back to what is
+   acknowledged.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from pipeline.worker.stats import JobStats
 from pipeline.worker.subscription import subscription_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from pipeline.grid import Grid
     from pipeline.grid.journal import Page
@@ -66,7 +68,7 @@ _RETRY_SECONDS = 0.5
 
 
 class _Waiting(NamedTuple):
-    """Results of a partition that are being written, or wait for those before them; and the batch's dead letters."""
+    """Results of a partition that are being written, or wait for those before them; and dead letters it waits for."""
 
     part: PartitionBatch
     write: Write
@@ -211,11 +213,12 @@ class JobRunner:
         ours = {part.partition for part in parts}
         rejected = [each for each in batch.rejected if each.partition in ours]
         letters = self._write_dead_letters(rejected) if rejected else None
+        waits = {each.partition for each in rejected}
         for part in parts:
             write = Write(part.partition, part.next, len(part.keys), part.lost, part.at)
             group.offsets.sent(write)
             lane = self._lanes.setdefault(part.partition, deque())
-            lane.append(_Waiting(part, write, letters))
+            lane.append(_Waiting(part, write, letters if part.partition in waits else None))
             if len(lane) == 1:
                 self._send(part.partition)
         self.stats.batches += 1
@@ -231,25 +234,20 @@ class JobRunner:
         if len(waiting) > 1:
             keys = [key for each in waiting for key in each.part.keys]
             texts = [text for each in waiting for text in each.part.texts]
-        letters = [each.letters for each in waiting if each.letters is not None]
-        answered = partial(self._answered, partition, len(waiting))
         if keys and self.group.offsets.awaits(first.write):
             until = self.group.leases.until(partition)
             put = self._results.put_partition(partition, keys, texts, until=until)
-            if not letters:
-                put.add_done_callback(answered)
-                return
         else:
             put = asyncio.get_running_loop().create_future()
             put.set_result(None)
-        self._spawn(_all_of(put, letters)).add_done_callback(answered)
+        put.add_done_callback(partial(self._answered, partition, len(waiting)))
 
     def _answered(self, partition: int, count: int, done: asyncio.Future[None]) -> None:
         """A message was answered: so are the writes in it, and the next may be sent."""
         lane = self._lanes[partition]
         error = HazelcastClientNotActiveError() if done.cancelled() else done.exception()
         for _ in range(count):
-            self._finish(lane.popleft().write, error)
+            self._finish(lane.popleft(), error)
         if lane:
             self._send(partition)
         else:
@@ -267,19 +265,30 @@ class JobRunner:
                 extra={"action": "dead_letter"},
             )
         self.stats.dead += len(entries)
-        return self._spawn(self._dead.put(entries))
+        until = min(self.group.leases.until(each.partition) for each in all_rejected)
+        return self._spawn(self._dead.put(entries, until=until))
 
-    def _finish(self, write: Write, error: BaseException | None) -> None:
+    def _finish(self, each: _Waiting, error: BaseException | None) -> None:
         """A write was answered: move the offset that may be committed, or put the partition back."""
-        offsets = self.group.offsets
-        if not offsets.answered(write):
+        if not self.group.offsets.answered(each.write):
             return  # the partition was dropped or put back in the meantime
+        if error is not None or each.letters is None:
+            self._acknowledge(each.write, error)
+        else:
+            each.letters.add_done_callback(partial(self._set_aside, each.write))
+
+    def _set_aside(self, write: Write, letters: asyncio.Task[int]) -> None:
+        """The dead letters beside a write that was acknowledged are written, or could not be."""
+        if self.group.offsets.awaits(write):
+            self._acknowledge(write, HazelcastClientNotActiveError() if letters.cancelled() else letters.exception())
+
+    def _acknowledge(self, write: Write, error: BaseException | None) -> None:
         if error is not None:
             if not isinstance(error, HazelcastClientNotActiveError):
                 self._failures.append(error)
             self.group.put_back(write.partition)
             return
-        self.stats.events += offsets.acknowledge(write)
+        self.stats.events += self.group.offsets.acknowledge(write)
         self.stats.wrote(write.arrived_at, self._grid.clock())
 
     # ------------------------------------------------------------------ beside it
@@ -337,10 +346,3 @@ class _Scoring:
         rest = await without_standing(self._grid, self._record.job.results, partition, page, origin)
         self._stats.skipped += len(page.keys) - len(rest.keys)
         return rest
-
-
-async def _all_of(put: asyncio.Future[None], letters: Sequence[asyncio.Task[int]]) -> None:
-    """Wait for results and dead letters; the letters are others' as well, and go on whatever becomes of us."""
-    await put
-    for each in letters:
-        await asyncio.shield(each)

@@ -182,3 +182,51 @@ def test_writes_whose_fate_is_unknown_are_looked_up_and_not_guessed(world, outco
     put(world, "events")
     settled(world)
     assert not world.ledger.duplicates()
+
+
+def test_a_dead_letter_that_is_not_answered_holds_up_its_own_partition_and_no_other(world, monkeypatch):
+    monkeypatch.setattr("pipeline.worker.runner.UNACKNOWLEDGED_EVENTS", 64)
+    name = world.start()
+    settled(world)
+    world.cluster.faults.append(Fault("silence", applied=False, request="Map.PutAll", map="dead-letters.*"))
+    (bad,) = world.keys_of(3, 1)
+    world.put({bad: None, **{f"beside{i}": float(i) for i in range(240)}})
+    # More than may be unacknowledged, and all of the partition that waits.
+    world.put(dict.fromkeys(world.keys_of(3, 128), 1.0))
+    put(world, "after")
+
+    def unread():
+        rings = {p: world.cluster.partition("events.sim", p).ring.newest for p in range(PARTITIONS)}
+        return {p for p, newest in rings.items() if world.ledger.leases[p]["offset"] <= newest}
+
+    assert seconds_until(world, lambda: unread() == {3}) < 3.0
+    assert [wrong[1] for wrong in world.wrong()] == [bad]  # what came behind it is scored, and not committed
+    world.cluster.cut(name)  # as the client does, in time
+    world.cluster.heal()
+    settled(world)
+    assert seconds_until(world, lambda: not unread()) < 3.0
+    assert not world.ledger.duplicates()
+
+
+def test_a_dead_letter_is_not_written_by_a_worker_whose_lease_has_passed_on(world):
+    first, second = world.start(), world.start()
+    settled(world)
+    partition = next(p for p, owner in world.owners().items() if owner == first)
+    watch, owners = world.cluster.on_change, []
+
+    def changed(name, number, change):
+        watch(name, number, change)
+        if name == "dead-letters.sim":
+            owners.append(world.owners()[partition])
+
+    world.cluster.on_change = changed
+    stats = world.workers[first].worker.runners["sim"].stats
+    (bad,) = world.keys_of(partition, 1)
+    world.put({bad: None})
+    assert world.time.run_until(lambda: stats.dead, seconds=5.0)
+    world.pause(first)  # before it has sent the dead letter
+    assert seconds_until(world, lambda: owners == [second]) < 10.0
+    world.resume(first)
+    settled(world)
+    world.advance(30.0)
+    assert owners == [second]  # a late one would bring back what somebody may have dealt with

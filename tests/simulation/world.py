@@ -155,6 +155,10 @@ class Ledger:
             event = life.events.get(sequence)
             if event is None:
                 continue
+            if event.amount is None:
+                if event.key not in self.rejected():
+                    missing.append((sequence, event.key))
+                continue
             found = results.get(_data(event.key))
             result = json.loads(_text(found)) if found is not None else None
             if result is None or not (result["epoch"] >= new["origin"] and result["sequence"] >= sequence):
@@ -162,8 +166,16 @@ class Ledger:
         if len(missing) > new["lost"] - old["lost"]:
             self._say(f"{partition}: committed without a result: {missing} by {old} -> {new}")
 
+    def rejected(self):
+        """Keys of the events that are dead letters."""
+        return {json.loads(_text(value))["key"] for _, value in _entries(self._cluster, "dead-letters.sim")}
+
     def duplicates(self):
         return {which: count for which, count in self.writes.items() if count > 1}
+
+
+def _entries(cluster, name):
+    return [entry for partition in range(cluster.partitions) for entry in cluster.partition(name, partition)]
 
 
 def _data(key):
@@ -258,14 +270,18 @@ class World:
         self.ask(self.client.put_events("events.sim", {key: {"amount": amount} for key, amount in events.items()}))
         self.acknowledged.update(events)
 
-    def flood(self, partition, amount, count):
-        """So many events for one partition."""
+    def keys_of(self, partition, count):
+        """So many new keys of one partition."""
         keys, number = [], 0
         while len(keys) < count:
             number += 1
             if partition_of(_data(key := f"f{self.time.now:.4f}-{number}"), self.partitions) == partition:
                 keys.append(key)
-        self.put(dict.fromkeys(keys, amount))
+        return keys
+
+    def flood(self, partition, amount, count):
+        """So many events for one partition."""
+        self.put(dict.fromkeys(self.keys_of(partition, count), amount))
 
     def start(self):
         self.started += 1
@@ -357,6 +373,10 @@ class World:
             results = self.cluster.partition("results.sim", partition)
             for key_data, value in self.cluster.partition("events.sim", partition):
                 key, amount = _text(key_data), json.loads(_text(value))["amount"]
+                if amount is None:
+                    if key not in self.ledger.rejected():
+                        found.append((partition, key, amount, None))
+                    continue
                 result = results.get(key_data)
                 got = None if result is None else json.loads(_text(result))
                 if self._begun_again_unseen(partition):
