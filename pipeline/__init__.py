@@ -11,8 +11,16 @@ What a program needs is here:
 
 from __future__ import annotations
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 12):
+    # The Hazelcast client imports it, and its warning would fail the tests of users who make warnings errors.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import asyncore  # noqa: F401
 
 if TYPE_CHECKING:
     from pipeline.client import Client, connect

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import uuid
-import warnings
 
 import pytest
-
-with warnings.catch_warnings():
-    # On Python 3.11 the client imports `asyncore`, which is deprecated there; it is not ours to change.
-    warnings.filterwarnings("ignore", "The asyncore module is deprecated", DeprecationWarning)
-    import hazelcast  # noqa: F401
 
 from pipeline.errors import MemberError
 from pipeline.grid.member import Cluster
 from pipeline.grid.settings import GridSettings
+
+# A shell starts `make test &` with SIGINT ignored, and `nohup` ignores SIGHUP. Children inherit that and would never
+# end by Ctrl-C; a handler, which does nothing either, is not inherited.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

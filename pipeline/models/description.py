@@ -7,12 +7,15 @@ XGBoost loads a tree whose child lies outside of it without complaint, and ends 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import ModelError
 from pipeline.models.document import SAVE_HINT, read_document
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _LEAF = -1
 _MAX_CATEGORY = 1 << 24
@@ -34,7 +37,7 @@ class Description:
         features: Names in the order of the columns; empty if it has none.
         feature_types: As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it has none.
         feature_count: Number of columns that it was trained on.
-        booster: `gbtree` or `dart`.
+        booster: `gbtree`, or `dart` if its trees have weights, whatever the file calls it.
         objective: As XGBoost names it.
         trees: Number of trees.
         rounds: Number of boosting rounds.
@@ -104,8 +107,10 @@ def _describe(document: dict[str, Any], source: str) -> Description:
     info = _integers(model["tree_info"], "tree_info")
     _expect(len(info) == len(trees), "its tree_info has not one number a tree")
     _expect(bool(((info >= 0) & (info < outputs)).all()), "its tree_info names an output that it does not have")
-    if name == "dart":
-        _expect(len(booster["weight_drop"]) == len(trees), "its weight_drop has not one number a tree")
+    weights = tree_weights(learner)
+    if name == "dart" or weights is not None:
+        name = "dart"
+        _expect(weights is not None and weights.shape == (len(trees),), "its weight_drop is not one number per tree")
     highest: dict[int, int] = {}
     for number, tree in enumerate(trees):
         if int(tree["tree_param"].get("size_leaf_vector", 1)) > 1:
@@ -142,6 +147,28 @@ def _describe(document: dict[str, Any], source: str) -> Description:
         categories=_recorded_categories(model.get("cats"), features, count),
         highest_category=highest,
     )
+
+
+def tree_weights(learner: Mapping[str, Any]) -> np.ndarray | None:
+    """The weights of the trees of a `dart` model, float32 of shape (trees,), or None for other models.
+
+    XGBoost 3.2 calls such a model `dart`, 3.3 `gbtree` with weights beside its model, 3.4 `gbtree` with weights inside.
+
+    Raises:
+        KeyError: It has no model.
+        TypeError: They are not numbers.
+        ValueError: They are not finite.
+    """
+    booster = learner["gradient_booster"]
+    model = (booster["gbtree"] if booster["name"] == "dart" else booster)["model"]
+    found = booster.get("weight_drop", model.get("weight_drop"))
+    if found is None or not len(found):
+        return None
+    weights = np.asarray(found)
+    if weights.dtype.kind not in "fiu":
+        raise TypeError("weight_drop is not a list of numbers")
+    _expect(bool(np.isfinite(weights).all()), "its weight_drop is not finite")
+    return weights.astype(np.float32)
 
 
 def _version(value: Any, source: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.compiled import compiled
+from pipeline.models.description import tree_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +67,8 @@ class Forest:
         objective = learner["objective"]["name"]
         outputs = max(1, int(parameters.get("num_class", 0)), int(parameters.get("num_target", 1)))
         if _fast is None or booster["name"] != "gbtree" or outputs > 1 or objective not in _IDENTITY | _LOGISTIC:
+            return None
+        if tree_weights(learner) is not None:
             return None
         trees = booster["model"]["trees"]
         if any(np.any(np.asarray(tree.get("split_type", ()))) for tree in trees):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import ModelError
-from pipeline.models.description import describe
+from pipeline.models.description import describe, tree_weights
 from pipeline.models.document import read_document
 from pipeline.models.forest import Forest
 from pipeline.models.predictor import Predictor
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pipeline.models.version import ModelVersion
 
 _log = logging.getLogger(__name__)
+
+OLDEST_XGBOOST = (3, 2)
+"""As in pyproject.toml. 3.0 reads the base score of a model that 3.1 has saved as another number, without a word."""
 
 WARM_UP = (1, 16, 256, 1024)
 """Rows of the batches that a model predicts before it goes live."""
@@ -68,6 +71,8 @@ class LoadedModel:
                 f"{source} has other features than the grid says of it.", "Push the model again, as a new version."
             )
         booster = parse(payload, source)
+        if description.booster == "dart":
+            _check_weights(booster, payload, description, source)
         model = cls(version, booster, description)
         model._warm_up(description, source)
         model._compile(description, payload, source)
@@ -133,15 +138,38 @@ def parse(payload: bytes, source: str) -> Any:
     """
     import xgboost
 
+    if tuple(map(int, xgboost.__version__.split(".")[:2])) < OLDEST_XGBOOST:
+        oldest = ".".join(map(str, OLDEST_XGBOOST))
+        raise ModelError(
+            f"XGBoost {xgboost.__version__}, which is installed here, misreads the base score of models that newer "
+            "versions save: scores would be wrong.",
+            f"Install {oldest} or newer: pip install -U 'xgboost-cpu>={oldest}'",
+        )
     try:
         # One thread: the worker has one core's worth of work, and more threads cost ten-fold on small batches
         # (xgboost#3042).
-        return xgboost.Booster({"nthread": 1}, model_file=bytearray(payload))
+        # Silent: XGBoost 3.4 warns of each `dart` model that an older version has saved, which it reads well.
+        with xgboost.config_context(verbosity=0):
+            return xgboost.Booster({"nthread": 1}, model_file=bytearray(payload))
     except (xgboost.core.XGBoostError, ValueError, TypeError) as error:
         raise ModelError(
             f"{source} cannot be read by XGBoost {xgboost.__version__}: {first_line(error)}",
             "Save it anew from training, with a version that is not newer than this one.",
         ) from None
+
+
+def _check_weights(booster: Any, payload: bytes, description: Description, source: str) -> None:
+    """Refuse a `dart` model whose weights this XGBoost does not see: older ones pass over those of newer files."""
+    import xgboost
+
+    meant = tree_weights(read_document(payload, source)["learner"])
+    seen = tree_weights(read_document(bytes(booster.save_raw("ubj")), source)["learner"])
+    if seen is None or meant is None or not np.array_equal(seen, meant):
+        raise ModelError(
+            f"{source} has trees with weights (`dart`), which XGBoost {xgboost.__version__} passes over in a file that "
+            f"XGBoost {description.xgboost_version} has saved: its scores would be wrong.",
+            f"Run XGBoost {description.xgboost_version} or newer here, or train without `rate_drop`.",
+        )
 
 
 def probe(description: Description, count: int) -> np.ndarray:

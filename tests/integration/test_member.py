@@ -22,7 +22,6 @@ from pipeline.grid import ports
 from pipeline.grid.member import Cluster, running_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON = [sys.executable, "-W", "ignore::DeprecationWarning"]
 SMALL = {"port": 0, "heap": "256m", "register": False}
 
 
@@ -55,7 +54,7 @@ def wait_until_gone(pids, seconds=20):
 def child(*arguments, **popen):
     """A process of ours in its own session, killed at the end whatever happens."""
     process = subprocess.Popen(
-        [*PYTHON, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True, **popen
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True, **popen
     )
     try:
         yield process

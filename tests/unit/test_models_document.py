@@ -3,7 +3,6 @@
 import contextlib
 import json
 import pickle
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -83,7 +82,7 @@ def test_both_forms_hold_the_same_document(booster):
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"booster": "dart", "rate_drop": 0.5},
+        {"booster": "dart", "rate_drop": 0.5, "verbosity": 0},
         {"tree_method": "exact", "gamma": 0.5},
         {"tree_method": "approx"},
         {"grow_policy": "lossguide", "max_leaves": 20},
@@ -163,8 +162,7 @@ def test_a_pickle_is_refused_and_told_what_to_do(booster, protocol):
 
 
 def test_a_linear_model_is_refused():
-    with warnings.catch_warnings(action="ignore"):  # XGBoost will drop it one day, and says so
-        model = train(booster="gblinear")
+    model = train(booster="gblinear", verbosity=0)  # XGBoost will drop it one day, and says so
 
     with pytest.raises(ModelError, match="linear model"):
         describe(raw(model, "ubj"))

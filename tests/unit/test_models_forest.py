@@ -153,7 +153,7 @@ def uneven():
     [
         categorical,
         several_outputs,
-        lambda: train(booster="dart"),
+        lambda: train(booster="dart", rate_drop=0.5, verbosity=0),
         lambda: train(objective="count:poisson"),
         uneven,
     ],

@@ -60,7 +60,7 @@ def load(model):
         ({"objective": "count:poisson", "grow_policy": "lossguide"}, ()),
         ({"objective": "multi:softprob", "num_class": 3, "labels": 3}, (3,)),
         ({"objective": "multi:softmax", "num_class": 3, "labels": 3}, ()),
-        ({"objective": "binary:logistic", "booster": "dart", "rate_drop": 0.3}, ()),
+        ({"objective": "binary:logistic", "booster": "dart", "rate_drop": 0.3, "verbosity": 0}, ()),
         ({"objective": "binary:logistic", "num_parallel_tree": 4, "subsample": 0.5}, ()),
     ],
 )
