@@ -5,18 +5,21 @@
 
 # Another interpreter: make PYTHON=/path/to/python3.12 demo
 PYTHON ?=
+# Another environment, beside .venv, and releases to pin in it: make VENV=.venv-oldest PINS="xgboost-cpu==3.2.0" tests
+VENV ?= .venv
+PINS ?=
 ARGS ?=
 QUICK ?=
 TESTS ?=
 
-BIN := .venv/bin
+BIN := $(VENV)/bin
 # A stamp is made last, so a failed installation is tried again; it is older than what it was made of when that has changed.
 MADE_OF := pyproject.toml hatch_build.py $(wildcard pipeline/*/_*.c)
-DEMO_STAMP := .venv/.installed-demo
-BENCH_STAMP := .venv/.installed-bench
-DEV_STAMP := .venv/.installed-dev
+DEMO_STAMP := $(VENV)/.installed-demo
+BENCH_STAMP := $(VENV)/.installed-bench
+DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo bench test lint clean
+.PHONY: help demo bench test tests lint clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -27,7 +30,9 @@ demo: $(DEMO_STAMP) ## Score real flights live, on a real cluster
 bench: $(BENCH_STAMP) ## Measure Gridscore beside what one would use instead (QUICK=1: in ten minutes)
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
-test: lint ## Check style and types, then run all tests
+test: lint tests ## Check style and types, then run all tests
+
+tests: $(DEV_STAMP) ## Run all tests, or those that TESTS names
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(DEV_STAMP) ## Check style and types only
@@ -36,7 +41,7 @@ lint: $(DEV_STAMP) ## Check style and types only
 	$(BIN)/python -m mypy
 
 clean: ## Remove .venv and everything that was built
-	rm -rf .venv build dist out pipeline/*/_*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist out pipeline/*/_*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -48,23 +53,23 @@ $(BIN)/python:
 	  echo "error: Python 3.11 or newer is needed, and $(if $(PYTHON),$(PYTHON) is not one,none was found on the PATH)." >&2; \
 	  echo "Install it, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; \
 	fi; \
-	echo "Making .venv with $$("$$found" --version)"; \
-	"$$found" -m venv .venv || { rm -rf .venv; \
+	echo "Making $(VENV) with $$("$$found" --version)"; \
+	"$$found" -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: $$found cannot make an environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 $(DEMO_STAMP): $(MADE_OF) | $(BIN)/python
-	@echo "Installing what the demo needs into .venv (a few minutes the first time, never again)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]' || { $(FAILED); }
+	@echo "Installing what the demo needs into $(VENV) (a few minutes the first time, never again)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]' $(PINS) || { $(FAILED); }
 	@touch $@
 
 $(BENCH_STAMP): $(MADE_OF) | $(BIN)/python
-	@echo "Installing what the benchmark needs into .venv (a few minutes the first time, never again)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,demo]' || { $(FAILED); }
+	@echo "Installing what the benchmark needs into $(VENV) (a few minutes the first time, never again)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,demo]' $(PINS) || { $(FAILED); }
 	@touch $(DEMO_STAMP) $@
 
 $(DEV_STAMP): $(MADE_OF) | $(BIN)/python
-	@echo "Installing what the tests need into .venv (a few minutes the first time, never again)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,demo,dev]' || { $(FAILED); }
+	@echo "Installing what the tests need into $(VENV) (a few minutes the first time, never again)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,demo,dev]' $(PINS) || { $(FAILED); }
 	@touch $(DEMO_STAMP) $(BENCH_STAMP) $@
 
 FAILED = echo "error: the installation did not succeed; see above. Is a package index reachable? Then run make again." >&2; exit 1
