@@ -40,8 +40,9 @@ def _version(value: bool) -> None:
         from importlib.metadata import version
 
         from pipeline.compiled import describe
+        from pipeline.job.zones import release
 
-        typer.echo(f"gridscore {version('gridscore')} ({describe()})")
+        typer.echo(f"gridscore {version('gridscore')} ({describe()}, time zones {release()})")
         raise typer.Exit
 
 

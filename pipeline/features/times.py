@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import zoneinfo
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import ExpressionError
+from pipeline.job import zones
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,34 +19,37 @@ if TYPE_CHECKING:
 
 _DAY = 86_400.0
 _BLOCK = 900.0
-"""Offsets from UTC change on the quarter of an hour, everywhere since 1972: one look-up a block is enough."""
+"""Seconds for which an offset from UTC is remembered, if it is the same at both ends: almost always."""
 _CACHED = 100_000
-_NO_ZONES = frozenset(("localtime", "Factory"))
-"""Files beside the time zones that are none: what the machine is set to, and what it was delivered with."""
 _FIRST, _END = -62_135_596_800.0, 253_402_300_800.0
 """Years 1 to 9999, outside of which a time has no parts."""
 
 
 class _Offsets(dict[float, float]):
-    """Offset from UTC in seconds, by quarter of an hour since 1970."""
+    """Offset from UTC in seconds, by quarter of an hour since 1970; infinite where it changes within."""
 
     def __init__(self, zone: str) -> None:
         super().__init__()
-        if zone in _NO_ZONES:
-            raise ExpressionError(
-                f"`{zone}` is not a time zone that means the same everywhere.", "Name one, such as Europe/Berlin."
-            )
-        self._zone = zoneinfo.ZoneInfo(zone)
+        self._zone = zones.zone(zone)
 
     def __missing__(self, block: float) -> float:
-        seconds = block * _BLOCK
-        if not _FIRST + _DAY <= seconds < _END - _DAY:  # NaN is not, either
+        if not math.isfinite(block):
             return math.nan
-        offset = dt.datetime.fromtimestamp(seconds, self._zone).utcoffset()
+        begin = block * _BLOCK
+        found = self.at(begin)
+        if found != self.at(begin + _BLOCK - 1):
+            found = math.inf
         if len(self) >= _CACHED:
             self.clear()
-        self[block] = found = offset.total_seconds() if offset is not None else 0.0
+        self[block] = found
         return found
+
+    def at(self, seconds: float) -> float:
+        """The offset at a time in whole seconds."""
+        # Beside the first and the last day there are no others, and no switches.
+        moment = dt.datetime.fromtimestamp(min(max(seconds, _FIRST + _DAY), _END - _DAY), self._zone)
+        offset = moment.utcoffset()
+        return 0.0 if offset is None else offset.total_seconds()
 
 
 class _Texts(dict[float, str]):
@@ -65,11 +67,15 @@ class _Texts(dict[float, str]):
 
 def to_local(zone: str) -> Callable[[Numbers], Numbers]:
     """A function from times to the seconds that a clock in the zone would have counted."""
-    offset_of = _Offsets(zone).__getitem__
+    offsets = _Offsets(zone)
+    offset_of = offsets.__getitem__
 
     def local(seconds: Numbers) -> Numbers:
         blocks = np.floor(seconds / _BLOCK).tolist()
-        return seconds + np.fromiter(map(offset_of, blocks), np.float64, len(blocks))
+        found = np.fromiter(map(offset_of, blocks), np.float64, len(blocks))
+        for row in np.flatnonzero(np.isposinf(found)).tolist():
+            found[row] = offsets.at(math.floor(seconds[row]))
+        return seconds + found
 
     return local
 
@@ -86,22 +92,22 @@ def to_text() -> Callable[[Numbers], list[str | None]]:
 
 def hour(seconds: Numbers) -> Numbers:
     """0 to 23."""
-    return np.floor(np.mod(seconds, _DAY) / 3600.0)
+    return _inside(seconds, np.floor(np.mod(seconds, _DAY) / 3600.0))
 
 
 def minute(seconds: Numbers) -> Numbers:
     """0 to 59."""
-    return np.floor(np.mod(seconds, 3600.0) / 60.0)
+    return _inside(seconds, np.floor(np.mod(seconds, 3600.0) / 60.0))
 
 
 def second(seconds: Numbers) -> Numbers:
     """0 to 59, without fraction."""
-    return np.floor(np.mod(seconds, 60.0))
+    return _inside(seconds, np.floor(np.mod(seconds, 60.0)))
 
 
 def dayofweek(seconds: Numbers) -> Numbers:
     """Monday is 0, Sunday 6."""
-    return np.mod(np.floor(seconds / _DAY) + 3.0, 7.0)
+    return _inside(seconds, np.mod(np.floor(seconds / _DAY) + 3.0, 7.0))
 
 
 def year(seconds: Numbers) -> Numbers:
@@ -122,6 +128,10 @@ def day(seconds: Numbers) -> Numbers:
 def dayofyear(seconds: Numbers) -> Numbers:
     """1 to 366."""
     return _of_date(seconds, lambda days: (days - days.astype("M8[Y]")).astype(np.int64) + 1)
+
+
+def _inside(seconds: Numbers, part: Numbers) -> Numbers:
+    return np.where((seconds >= _FIRST) & (seconds < _END), part, np.nan)
 
 
 def _of_date(seconds: Numbers, part: Callable[[Any], Any]) -> Numbers:

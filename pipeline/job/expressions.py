@@ -10,13 +10,11 @@ import ast
 import datetime as dt
 import difflib
 import math
-import re
-import zoneinfo
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ExpressionError
+from pipeline.job import zones
 from pipeline.job.functions import FUNCTIONS, NAMES, SPECIAL
 from pipeline.job.syntax import name_of, parse, source_of
 from pipeline.job.types import Type
@@ -476,15 +474,11 @@ class _Compiler:
             return _fold(name, nodes)
         return Node(name, tuple(nodes), function.gives, value)
 
-    def _part(self, name: str, node: Node, zone: Any) -> Node:
+    def _part(self, name: str, node: Node, zone: str) -> Node:
         try:
-            # `localtime` is another zone on another machine: the stream and training would not see the same.
-            if not isinstance(zone, str) or not re.fullmatch(r"[A-Za-z0-9_+/-]{1,64}", zone) or zone in _NOT_ZONES:
-                raise ValueError(zone)  # noqa: TRY301 -- one message for all
-            zoneinfo.ZoneInfo(zone)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            meant = _meant(str(zone), _zones())
-            return self._wrong(f"`{name}`: there is no time zone `{zone}`{meant}")
+            zones.zone(zone)
+        except ExpressionError as error:
+            return self._wrong(f"`{name}`: {error.message}{_meant(zone[:64], zones.zone_names())}")
         return Node(name, (Node("local", (node,), Type.TIMESTAMP, zone),), Type.NUMBER)
 
     def _timestamp(self, text: Any) -> Node:
@@ -610,14 +604,6 @@ def _fold(op: str, nodes: Sequence[Node]) -> Node:
     for node in nodes[1:]:
         result = Node(op, (result, node), Type.NUMBER)
     return result
-
-
-_NOT_ZONES = {"localtime", "Factory"}
-
-
-@cache
-def _zones() -> tuple[str, ...]:
-    return tuple(zoneinfo.available_timezones() - _NOT_ZONES)
 
 
 def _a(node: Node) -> str:

@@ -228,7 +228,7 @@ def test_a_file_without_rows_is_told(directory):
 
 def test_zones_that_differ_from_machine_to_machine_are_none():
     for zone in ("localtime", "Factory"):
-        with pytest.raises(ExpressionError, match=f"`{zone}` is not a time zone"):
+        with pytest.raises(ExpressionError, match=f"there is no time zone `{zone}`"):
             to_local(zone)
     assert to_local("Europe/Berlin")(np.array([0.0])) == [3600.0]
 
