@@ -86,7 +86,9 @@ class Client:
         """A producer of events, for whoever puts for long: see `Producer`."""
         return Producer(self.grid, map_name, max_wait=max_wait, on_wait=on_wait)
 
-    async def submit(self, job: Job | Path | str, *, update: bool = False) -> JobRecord:
+    async def submit(
+        self, job: Job | Path | str, *, update: bool = False, allow_changed_features: bool = False
+    ) -> JobRecord:
         """Submit a job, or the job file at a path.
 
         A job that could not score is refused here, not found out later: its event map must have a journal, its lookup
@@ -95,23 +97,24 @@ class Client:
         Args:
             job: The job or its file.
             update: Replace an active job of that name; it goes on from its committed offsets.
+            allow_changed_features: Accept a model that was trained with other definitions of features of these names.
 
         Raises:
             JobFileError: The file is not a valid job.
             JournalMissingError: The event map has no journal.
             MapNotFoundError: A lookup map does not exist.
-            ModelError: There is no such model, or it is for other features.
+            ModelError: There is no such model, or it would not score as it was trained.
             JobError: Another job of that name is active.
         """
-        from pipeline.models import check_features
+        from pipeline.models import check_fit
 
         if not isinstance(job, Job):
             job = load_job(Path(job))
         await Journal(self.grid, job.events).bounds(0)
         for lookup in job.lookups.values():
             await self.grid.require_map(lookup.map)
-        version = await self.models.resolve(job.model.name, alias=job.model.alias, version=job.model.version)
-        check_features(job.feature_names, version)
+        version = await self.version_of(job)
+        check_fit(job, version, allow_changed=allow_changed_features)
         _compile(job, version)
         current = await self.jobs.find(job.name)
         if current is not None and current.state in ENDED and current.error in ("", CANCELLED):
@@ -127,6 +130,7 @@ class Client:
         *,
         alias: str | None = None,
         metrics: Mapping[str, float] | None = None,
+        allow_changed_features: bool = False,
     ) -> ModelVersion:
         """Put a model into the registry as its next version.
 
@@ -135,27 +139,52 @@ class Client:
             name: Of the model.
             alias: To point at the new version, `champion` for instance.
             metrics: What is known of its quality.
+            allow_changed_features: Accept it for jobs that define features of these names otherwise than training did.
 
         Raises:
-            ModelError: It is not a model, or, with an alias, not for the features of a submitted job that uses it.
+            ModelError: It is not a model, or, with an alias, one that would not score as trained for a
+                submitted job that uses it.
         """
-        expected = await self.expected_features(name, alias) if alias else None
-        return await self.models.push(model, name, alias=alias, metrics=dict(metrics or {}), expected=expected)
+        return await self.models.push(
+            model,
+            name,
+            alias=alias,
+            metrics=dict(metrics or {}),
+            jobs=await self.following(name, alias) if alias else None,
+            allow_changed=allow_changed_features,
+        )
 
-    async def promote_model(self, name: str, version: int, alias: str = "champion") -> ModelVersion:
+    async def promote_model(
+        self, name: str, version: int, alias: str = "champion", *, allow_changed_features: bool = False
+    ) -> ModelVersion:
         """Point an alias at a version; live in every worker within a second.
+
+        Args:
+            name: Of the model.
+            version: Its number.
+            alias: To move, or to make.
+            allow_changed_features: Accept it for jobs that define features of these names otherwise than training did.
 
         Raises:
             ModelError: There is no such version, or it is not for the features of a submitted job that uses the alias.
         """
-        return await self.models.promote(name, version, alias=alias, expected=await self.expected_features(name, alias))
+        jobs = await self.following(name, alias)
+        return await self.models.promote(name, version, alias, jobs=jobs, allow_changed=allow_changed_features)
 
-    async def expected_features(self, model: str, alias: str) -> dict[str, tuple[str, ...]]:
-        """Feature names by job, for the active jobs that use an alias of a model."""
+    async def version_of(self, job: Job) -> ModelVersion:
+        """The version that would score for a job now.
+
+        Raises:
+            ModelError: There is none.
+        """
+        return await self.models.resolve(job.model.name, alias=job.model.alias, version=job.model.version)
+
+    async def following(self, model: str, alias: str | None) -> dict[str, Job]:
+        """The active jobs that use an alias of a model, or any if it is None, by name."""
         return {
-            record.name: record.job.feature_names
+            record.name: record.job
             for record in await self.jobs.all()
-            if record.state not in ENDED and (record.job.model.name, record.job.model.alias) == (model, alias)
+            if record.state not in ENDED and record.job.model.name == model and alias in (None, record.job.model.alias)
         }
 
     async def results(

@@ -28,7 +28,7 @@ from pipeline.grid.capacity import Source
 from pipeline.grid.member import running_cluster
 from pipeline.grid.writer import MapWriter
 from pipeline.job.file import ModelRef
-from pipeline.models import LoadedModel, Registry, check_features
+from pipeline.models import LoadedModel, Registry, check_fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -274,7 +274,7 @@ async def _model(grid: Grid, job: Job, wanted: str) -> LoadedModel:
     if wanted:
         alias, number = (None, int(wanted)) if wanted.isdecimal() else (wanted, None)
     version = await registry.resolve(job.model.name, alias=alias, version=number)
-    check_features(job.feature_names, version)
+    check_fit(job, version, allow_changed=True)
     payload = await registry.fetch(version.name, version.version)
     return await asyncio.to_thread(LoadedModel.load, version, payload)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, errors, print_json, print_table, run, safe
+from pipeline.cli.options import AllowChanged, ClusterName, Json, Members, SettingsFile, connected
+from pipeline.cli.output import console, print_json, print_table, print_warnings, run, safe
 
 if TYPE_CHECKING:
     from pipeline.flow import Flow
@@ -22,6 +22,7 @@ def submit(
     file: Annotated[Path, typer.Argument(help="The job file.", show_default=False)],
     *,
     update: Annotated[bool, typer.Option("--update", help="Replace an active job of this name, and go on.")] = False,
+    allow_changed_features: AllowChanged = False,
     members: Members = None,
     cluster_name: ClusterName = None,
     settings: SettingsFile = None,
@@ -33,6 +34,7 @@ def submit(
     """
     from pipeline.client import Client
     from pipeline.job import load_job
+    from pipeline.models.fit import remarks
     from pipeline.worker.capacity import warnings
 
     job = load_job(file)
@@ -41,13 +43,16 @@ def submit(
         async with connected(members, cluster_name, settings) as grid:
             client = Client(grid)
             before = await _find(client.jobs, job.name)
-            record = await client.submit(job, update=update)
+            record = await client.submit(job, update=update, allow_changed_features=allow_changed_features)
             unchanged = before is not None and before.revision == record.revision
-            return record, unchanged, await warnings(grid, job)
+            return (
+                record,
+                unchanged,
+                [*await warnings(grid, job), *remarks({job.name: job}, await client.version_of(job))],
+            )
 
     record, unchanged, told = run(main())
-    for warning in told:
-        errors.print(f"[yellow]warning:[/] {safe(warning)}", highlight=False, soft_wrap=True)
+    print_warnings(told)
     if unchanged:
         _report(record, "is submitted already, unchanged", as_json=as_json, changed=False)
     else:

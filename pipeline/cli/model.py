@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, errors, print_json, print_table, run, safe, visible
+from pipeline.cli.options import AllowChanged, ClusterName, Json, Members, SettingsFile, connected
+from pipeline.cli.output import console, errors, print_json, print_table, print_warnings, run, safe, visible
 
 if TYPE_CHECKING:
     from pipeline.models import Added, Model, ModelVersion
@@ -45,6 +45,7 @@ def push(
     again: Annotated[
         bool, typer.Option("--again", help="Make a new version even if this very model is there already.")
     ] = False,
+    allow_changed_features: AllowChanged = False,
     members: Members = None,
     cluster_name: ClusterName = None,
     settings: SettingsFile = None,
@@ -57,30 +58,34 @@ def push(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pipeline.client import Client
+    from pipeline.models.fit import remarks, unfit
     from pipeline.models.inputs import parse_metrics, read_categories
 
     metrics = parse_metrics(metric or ())
     mapping = None if categories is None else read_categories(categories)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
 
-    async def main() -> Added:
+    async def main() -> tuple[Added, list[str]]:
         async with connected(members, cluster_name, settings) as grid:
             client = Client(grid)
-            expected = await client.expected_features(name, alias) if alias else None
+            jobs = await client.following(name, alias)
             with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
                 task = bar.add_task("checking", total=None)
-                return await client.models.add(
+                added = await client.models.add(
                     file,
                     name,
                     alias=alias,
                     metrics=metrics,
                     categories=mapping,
-                    expected=expected,
+                    jobs=jobs if alias else None,
+                    allow_changed=allow_changed_features,
                     again=again,
                     progress=lambda done, total: bar.update(task, description="pushing", completed=done, total=total),
                 )
+            return added, remarks(jobs, added.version) if alias else unfit(jobs, added.version)
 
-    version, is_new = run(main())
+    (version, is_new), told = run(main())
+    print_warnings(told)
     if as_json:
         print_json({"new": is_new, "alias": alias, **version.to_json()})
         return
@@ -208,6 +213,7 @@ def promote(
     ] = None,
     previous: Annotated[bool, typer.Option("--previous", help="Roll back: to where the alias pointed before.")] = False,
     alias: Alias = "champion",
+    allow_changed_features: AllowChanged = False,
     members: Members = None,
     cluster_name: ClusterName = None,
     settings: SettingsFile = None,
@@ -219,17 +225,22 @@ def promote(
     """
     from pipeline.client import Client
     from pipeline.errors import UsageError
+    from pipeline.models.fit import remarks
 
     if (version is None) is not previous:
         raise UsageError("Give either --version N or --previous.", "`gridscore model list` shows the versions.")
 
-    async def main() -> ModelVersion:
+    async def main() -> tuple[ModelVersion, list[str]]:
         async with connected(members, cluster_name, settings) as grid:
             client = Client(grid)
-            expected = await client.expected_features(name, alias)
-            return await client.models.promote(name, version, alias, previous=previous, expected=expected)
+            jobs = await client.following(name, alias)
+            found = await client.models.promote(
+                name, version, alias, previous=previous, jobs=jobs, allow_changed=allow_changed_features
+            )
+            return found, remarks(jobs, found)
 
-    found = run(main())
+    found, told = run(main())
+    print_warnings(told)
     if as_json:
         print_json({"alias": alias, **found.to_json()})
         return

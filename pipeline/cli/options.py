@@ -40,6 +40,13 @@ SettingsFile = Annotated[
         rich_help_panel="Connection",
     ),
 ]
+AllowChanged = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changed-features",
+        help="Accept features that a job defines otherwise than training did, under the same names.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 

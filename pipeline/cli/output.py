@@ -96,6 +96,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
+def print_warnings(texts: Iterable[str]) -> None:
+    """Print what does not stop a command."""
+    for text in texts:
+        errors.print(f"[yellow]warning:[/] {safe(text, layout=True)}", highlight=False, soft_wrap=True)
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
     """Print rows under column names; numbers to the right; the text `empty` if there is none.
 

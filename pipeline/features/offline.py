@@ -6,14 +6,15 @@ training needs no second implementation and cannot differ in a bit.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from pipeline.errors import TableError
+from pipeline.features.definitions import ATTRIBUTE, Attribute, Definitions, definitions_of
 from pipeline.features.events import EventDecoder
 from pipeline.features.lookup_table import LookupTable
 from pipeline.features.plan import FeaturePlan
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from pipeline.features.columns import EventColumns
     from pipeline.job import Job
 
-ATTRIBUTE = "gridscore"
-"""The attribute of a Booster, and the key in a Parquet file's metadata, with the features' names and categories."""
 MARGINS = "base_margin"
 """The column of a Parquet file with the margins, if the job has any."""
 
@@ -50,6 +49,7 @@ class OfflineMatrix:
         looked_up: By lookup: how many entries it has, and how many events had none.
         margins: The margin of each event, float32, for `base_margin` of a DMatrix; None if the job has none.
         margin: Its expression.
+        definitions: How the features were made; None of a file that an earlier version wrote.
     """
 
     names: tuple[str, ...]
@@ -61,24 +61,24 @@ class OfflineMatrix:
     looked_up: dict[str, dict[str, int]] = field(default_factory=dict)
     margins: NDArray[np.float32] | None = None
     margin: str = ""
+    definitions: Definitions | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
     def attribute(self) -> str:
-        """Names and categories as JSON, as they travel with a model."""
-        categories = {name: list(values) for name, values in self.categories.items()}
-        margin = {"margin": self.margin} if self.margin else {}
-        return json.dumps({"features": list(self.names), "categories": categories, **margin}, ensure_ascii=False)
+        """Names, categories and definitions as JSON, as they travel with a model."""
+        attribute = Attribute(self.names, self.categories, self.margin, self.definitions)
+        return msgspec.json.encode(attribute).decode()
 
     def attach(self, booster: Any) -> None:
-        """Put names and categories into a Booster, so that they are saved with it and pushed with it."""
+        """Put names, categories and definitions into a Booster, so that they are saved with it and pushed with it."""
         booster.feature_names = list(self.names)
         booster.set_attr(**{ATTRIBUTE: self.attribute})
 
     def to_parquet(self, path: Path | str) -> None:
-        """Write features, margins (as `base_margin`) and kept columns; names and categories go into the metadata.
+        """Write features, margins (as `base_margin`) and kept columns; :attr:`attribute` goes into the metadata.
 
         Raises:
             TableError: The file cannot be written.
@@ -108,7 +108,8 @@ class OfflineMatrix:
         import pyarrow as pa
         from pyarrow import parquet
 
-        names, categories, margin = _read_attribute(_parquet_attribute(Path(path)), path)
+        attribute = _read_attribute(_parquet_attribute(Path(path)), path)
+        names, margin = attribute.features, attribute.margin
         try:
             table = parquet.read_table(path)
         except (OSError, pa.ArrowException) as error:
@@ -119,7 +120,16 @@ class OfflineMatrix:
         margins = table.column(MARGINS).to_numpy() if margin else None
         others = [name for name in table.column_names if name not in names and not (margin and name == MARGINS)]
         kept = table.select(others).to_pandas() if others else None
-        return cls(names, values, categories, np.arange(len(values)), kept=kept, margins=margins, margin=margin)
+        return cls(
+            names,
+            values,
+            attribute.categories,
+            np.arange(len(values)),
+            kept=kept,
+            margins=margins,
+            margin=margin,
+            definitions=attribute.definitions,
+        )
 
 
 def offline_matrix(
@@ -208,6 +218,7 @@ def offline_matrix(
             name: {"entries": len(table), "bad": table.bad, "events": plan.looked_up[name], "missed": plan.missed[name]}
             for name, table in filled.items()
         },
+        definitions=definitions_of(job),
     )
 
 
@@ -300,12 +311,8 @@ def _parquet_attribute(path: Path) -> str:
     return str(found.decode())
 
 
-def _read_attribute(text: str, path: Path | str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], str]:
+def _read_attribute(text: str, path: Path | str) -> Attribute:
     try:
-        value = json.loads(text)
-        names = tuple(map(str, value["features"]))
-        categories = {str(name): tuple(map(str, known)) for name, known in value["categories"].items()}
-        margin = str(value.get("margin", ""))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return msgspec.json.decode(text, type=Attribute)
+    except msgspec.DecodeError:
         raise TableError(f"The names and categories in `{path}` cannot be read.") from None
-    return names, categories, margin

@@ -144,10 +144,11 @@ def _length(column: Strings) -> Any:
 
 
 def _number(column: Strings) -> Any:
-    return np.fromiter(map(_parse, column), np.float64, len(column))
+    return np.fromiter(map(parse_number, column), np.float64, len(column))
 
 
-def _parse(text: str | None) -> float:
+def parse_number(text: str | None) -> float:
+    """The number that a text is; NaN if it is none."""
     # Python reads `1_000` as a number; nobody else does.
     if text is None or len(text) > 64 or "_" in text:
         return math.nan

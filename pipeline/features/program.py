@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import ModelMismatchError
 from pipeline.features.operations import COLUMNAR, ELEMENTWISE
 from pipeline.job.check import compile_features, compile_keys, compile_margin
-from pipeline.job.expressions import Node
+from pipeline.job.expressions import Node, find
 from pipeline.job.types import Type
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Program:
         """The slots of what is made a category, by feature: lists of strings; and whether they are those of numbers."""
         found = {}
         for name, node in self._nodes.items():
-            inner = _find(node, "category")
+            inner = find(node, "category")
             if inner is not None:
                 text = inner.args[0]
                 self._earlier(text)
@@ -245,12 +245,6 @@ class Program:
             )
         codes = {text: float(code) for code, text in enumerate(known)}
         return lambda column: np.fromiter(map(codes.get, column, repeat(_NAN)), np.float64, len(column))
-
-
-def _find(node: Node, op: str) -> Node | None:
-    if node.op == op:
-        return node
-    return next((found for arg in node.args if (found := _find(arg, op)) is not None), None)
 
 
 def _as_string(node: Node) -> Node:

@@ -136,6 +136,13 @@ def compile_expression(text: str, scope: Scope, *, category: str | None = None) 
     return node
 
 
+def find(node: Node, op: str) -> Node | None:
+    """The first operation of that name in an expression."""
+    if node.op == op:
+        return node
+    return next((found for arg in node.args if (found := find(arg, op)) is not None), None)
+
+
 def is_coded(node: Node, coded: Collection[str]) -> bool:
     """Whether a value depends on the code of a category, given the earlier features that do."""
     if node.op == "category" or (node.op == "feature" and node.value in coded):

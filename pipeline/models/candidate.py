@@ -16,11 +16,14 @@ from pipeline.errors import ModelError, UsageError
 from pipeline.job.types import FeatureName
 from pipeline.models.description import NAMES_HINT, describe
 from pipeline.models.document import SAVE_HINT
+from pipeline.models.fit import check_jobs
 from pipeline.models.loaded import LoadedModel
-from pipeline.models.version import CHUNK, MAX_SIZE, ModelVersion, check_expected, signature
+from pipeline.models.version import CHUNK, MAX_SIZE, ModelVersion, signature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from pipeline.job import Job
 
 _MAX_METRICS = 100
 
@@ -47,21 +50,21 @@ class Candidate:
         *,
         metrics: Mapping[str, float] | None,
         categories: Mapping[str, Sequence[str]] | None,
-        expected: Mapping[str, Sequence[str]] | None,
+        jobs: Mapping[str, Job] | None = None,
+        allow_changed: bool = False,
     ) -> Candidate:
         """Read a model and check it in every way that a worker would. Takes a while: not for the event loop.
 
         Raises:
-            ModelError: It is not a model that Gridscore can score with, or not for the features expected.
+            ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
             UsageError: The metrics are not numbers.
         """
         payload, source = read_model(model)
         if len(payload) > MAX_SIZE:
             raise _too_large(source, len(payload))
         description = describe(payload, source)
-        features, chosen = signature(description, categories, source)
+        features, chosen, definitions = signature(description, categories, source)
         _check_names(features, source)
-        check_expected(expected, features, name)
         sha256 = hashlib.sha256(payload).hexdigest()
         try:
             version = msgspec.convert(
@@ -74,6 +77,7 @@ class Candidate:
                     "features": features,
                     "feature_types": description.feature_types,
                     "categories": chosen,
+                    "definitions": definitions,
                     "objective": description.objective,
                     "trees": description.trees,
                     "rounds": description.rounds,
@@ -86,6 +90,7 @@ class Candidate:
             )
         except msgspec.ValidationError as error:
             raise ModelError(f"{source} cannot be kept in the registry: {error}.") from None
+        check_jobs(jobs, version, allow_changed=allow_changed)
         LoadedModel.prepare(version, payload, description, source)
         texts = msgspec.json.encode(chosen, order="deterministic")
         content = hashlib.sha256(sha256.encode() + texts).hexdigest()

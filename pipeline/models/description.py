@@ -45,6 +45,7 @@ class Description:
         xgboost_version: That saved it.
         attributes: Texts that its maker attached.
         categories: Category texts by feature, where training on a DataFrame recorded them in ASCII.
+        unreadable: Columns whose categories were recorded beyond ASCII, and so are lost.
         highest_category: Highest category code that a split asks for, by column.
     """
 
@@ -60,6 +61,7 @@ class Description:
     attributes: dict[str, str]
     categories: dict[str, tuple[str, ...]]
     highest_category: dict[int, int]
+    unreadable: tuple[int, ...] = ()
 
 
 def describe(payload: bytes, source: str = "The model") -> Description:
@@ -133,6 +135,7 @@ def _describe(document: dict[str, Any], source: str) -> Description:
     attributes = learner.get("attributes", {})
     _texts(list(attributes.values()), "attributes")
     best = attributes.get("best_iteration")
+    categories, unreadable = _recorded_categories(model.get("cats"), features, count)
     return Description(
         features=features,
         feature_types=types,
@@ -144,8 +147,9 @@ def _describe(document: dict[str, Any], source: str) -> Description:
         best_iteration=int(best) if best is not None and best.isascii() and best.isdecimal() else None,
         xgboost_version=saved_by,
         attributes=attributes,
-        categories=_recorded_categories(model.get("cats"), features, count),
+        categories=categories,
         highest_category=highest,
+        unreadable=unreadable,
     )
 
 
@@ -241,10 +245,15 @@ def _check_categories(
         highest[column] = max(highest.get(column, 0), int(codes[start : start + size].max()))
 
 
-def _recorded_categories(cats: Any, features: tuple[str, ...], count: int) -> dict[str, tuple[str, ...]]:
-    """What XGBoost 3.1 and later record of a DataFrame's categories: the texts, in the order of their codes."""
+def _recorded_categories(
+    cats: Any, features: tuple[str, ...], count: int
+) -> tuple[dict[str, tuple[str, ...]], tuple[int, ...]]:
+    """What XGBoost 3.1 and later record of a DataFrame's categories: the texts, in the order of their codes.
+
+    And the columns of which it recorded them wrongly.
+    """
     if not isinstance(cats, dict) or not len(cats.get("enc", [])):
-        return {}
+        return {}, ()
     columns = cats["enc"]
     segments = _integers(cats["feature_segments"], "feature_segments")
     order = _integers(cats["sorted_idx"], "sorted_idx")
@@ -253,6 +262,7 @@ def _recorded_categories(cats: Any, features: tuple[str, ...], count: int) -> di
     lengths = np.diff(segments)
     _expect(bool((lengths >= 0).all()) and segments[-1] == len(order), "its recorded categories are incomplete")
     found: dict[str, tuple[str, ...]] = {}
+    lost: list[int] = []
     for column, length in enumerate(lengths.tolist()):
         part = order[segments[column] : segments[column + 1]]
         _expect(bool(((part >= 0) & (part < max(length, 1))).all()), "its recorded categories are out of order")
@@ -276,10 +286,12 @@ def _recorded_categories(cats: Any, features: tuple[str, ...], count: int) -> di
         fits = offsets[0] == 0 and offsets[-1] == len(raw) and bool((np.diff(offsets) >= 0).all())
         _expect(bool(fits), "its recorded categories lie outside of their text")
         # XGBoost 3.2 counts characters where it cuts bytes: beyond ASCII the texts are not what training had.
-        if features and raw.isascii():
+        if not raw.isascii():
+            lost.append(column)
+        elif features:
             bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
             found[features[column]] = tuple(raw[start:end].decode() for start, end in bounds)
-    return found
+    return found, tuple(lost)
 
 
 def _integers(values: Any, name: str) -> np.ndarray:

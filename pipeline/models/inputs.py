@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.errors import UsageError
-from pipeline.features import ATTRIBUTE, OfflineMatrix
+from pipeline.features import ATTRIBUTE, Attribute, OfflineMatrix
 from pipeline.models.description import describe
 
 if TYPE_CHECKING:
@@ -56,13 +56,6 @@ def read_categories(path: Path) -> dict[str, tuple[str, ...]]:
             "Attach the matrix that it learns from to the Booster (OfflineMatrix.attach), then save it.",
         )
     try:
-        return msgspec.json.decode(attached, type=_Attached).categories
+        return msgspec.json.decode(attached, type=Attribute).categories
     except msgspec.DecodeError as error:
         raise UsageError(f"The categories attached to {path} cannot be read: {error}.") from None
-
-
-class _Attached(msgspec.Struct):
-    """What `OfflineMatrix.attach` puts into a model."""
-
-    features: tuple[str, ...]
-    categories: dict[str, tuple[str, ...]]

@@ -65,7 +65,7 @@ class LoadedModel:
         Raises:
             ModelError: They are not of this version, or would not score as XGBoost does.
         """
-        names, _ = signature(description, version.categories, source)
+        names = signature(description, version.categories, source).features
         if names != version.features or description.feature_types != version.feature_types:
             raise ModelError(
                 f"{source} has other features than the grid says of it.", "Push the model again, as a new version."

@@ -23,13 +23,15 @@ from pipeline.errors import GridError, GridscoreError, ModelError, UsageError
 from pipeline.grid import Records
 from pipeline.models.candidate import Candidate, now
 from pipeline.models.chunks import Chunks
+from pipeline.models.fit import check_jobs
 from pipeline.models.record import STALE_SECONDS, ModelRecord, Move, did_you_mean
-from pipeline.models.version import ModelVersion, check_expected, check_name
+from pipeline.models.version import ModelVersion, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pipeline.grid import Grid
+    from pipeline.job import Job
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +96,8 @@ class Registry:
         alias: str | None = None,
         metrics: Mapping[str, float] | None = None,
         categories: Mapping[str, Sequence[str]] | None = None,
-        expected: Mapping[str, Sequence[str]] | None = None,
+        jobs: Mapping[str, Job] | None = None,
+        allow_changed: bool = False,
         again: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Added:
@@ -109,12 +112,13 @@ class Registry:
             alias: To point at the version, in the same step.
             metrics: What is known of its quality.
             categories: Texts in the order of their codes, by feature; instead of what the model itself says.
-            expected: Feature names by job, for the jobs that would score with it; checked before anything is written.
+            jobs: That would score with it, by name; checked before anything is written.
+            allow_changed: Accept features that these jobs define otherwise than training did.
             again: Make a new version even if the registry holds the very same model.
             progress: Called with the bytes written and all bytes.
 
         Raises:
-            ModelError: It is not a model that Gridscore can score with, or not for the features expected.
+            ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
             UsageError: A name or a metric is not valid.
             GridError: The cluster did not take it.
         """
@@ -122,7 +126,13 @@ class Registry:
         if alias is not None:
             check_alias(alias)
         candidate = await asyncio.to_thread(
-            Candidate.check, model, name, metrics=metrics, categories=categories, expected=expected
+            Candidate.check,
+            model,
+            name,
+            metrics=metrics,
+            categories=categories,
+            jobs=jobs,
+            allow_changed=allow_changed,
         )
         existing = None if again else (await self._record(name)).find(candidate.content)
         if existing is not None:
@@ -153,7 +163,8 @@ class Registry:
         alias: str = "champion",
         *,
         previous: bool = False,
-        expected: Mapping[str, Sequence[str]] | None = None,
+        jobs: Mapping[str, Job] | None = None,
+        allow_changed: bool = False,
     ) -> ModelVersion:
         """Point an alias at a version; workers that follow it have it within a second.
 
@@ -162,10 +173,11 @@ class Registry:
             version: Its number; an earlier one rolls back.
             alias: To move, or to make.
             previous: Instead of a number: where the alias pointed before.
-            expected: Feature names by job, for the jobs that follow the alias; checked before anything is written.
+            jobs: That follow the alias, by name; checked before anything is written.
+            allow_changed: Accept features that these jobs define otherwise than training did.
 
         Raises:
-            ModelError: There is no such model or version, or it is not for the features expected.
+            ModelError: There is no such model or version, or it is not for the features of the jobs.
             UsageError: The alias is not valid, or not exactly one of `version` and `previous` is given.
         """
         check_alias(alias)
@@ -174,7 +186,7 @@ class Registry:
         record = await self._existing(name)
         number = record.previous(name, alias) if version is None else record.number(name, None, version)
         found = await self._version(name, number, record)
-        check_expected(expected, found.features, name)
+        check_jobs(jobs, found, allow_changed=allow_changed)
         await self._change(name, lambda current: current.promoted(name, number, alias, now()))
         return found
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-from pipeline.errors import ModelError, ModelMismatchError, UsageError
+from pipeline.errors import ModelError, UsageError
+from pipeline.features.definitions import ATTRIBUTE, Attribute, Definitions
 from pipeline.models.description import MAX_FEATURES, NAMES_HINT
+from pipeline.models.fit import difference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +45,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         features: Names in the order of the columns.
         feature_types: As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it was trained without.
         categories: Texts in the order of their codes, by feature.
+        definitions: How training made the features; None if nobody attached it.
         objective: As XGBoost names it.
         trees: Number of trees.
         rounds: Number of boosting rounds.
@@ -60,6 +63,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     features: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_FEATURES)]
     feature_types: Annotated[tuple[Text, ...], Meta(max_length=MAX_FEATURES)] = ()
     categories: dict[str, Annotated[tuple[Text, ...], Meta(max_length=MAX_CATEGORIES)]] = {}
+    definitions: Definitions | None = None
     objective: Text
     trees: Positive
     rounds: Positive
@@ -104,12 +108,12 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
             ) from None
 
 
-class _Attribute(msgspec.Struct, forbid_unknown_fields=True):
-    """The Booster attribute `gridscore`: what training knew and XGBoost has no place for."""
+class Signature(NamedTuple):
+    """What the columns of a model mean: names in their order, texts by feature, and how training made them."""
 
-    features: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_FEATURES)]
-    categories: dict[str, tuple[Text, ...]] = {}
-    margin: str = ""
+    features: tuple[str, ...]
+    categories: dict[str, tuple[str, ...]]
+    definitions: Definitions | None
 
 
 def check_name(name: str, what: str = "model name") -> str:
@@ -126,10 +130,8 @@ def check_name(name: str, what: str = "model name") -> str:
     return name
 
 
-def signature(
-    description: Description, categories: Mapping[str, Sequence[str]] | None, source: str
-) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Feature names and categories of a model: from the file, its `gridscore` attribute, or what was given.
+def signature(description: Description, categories: Mapping[str, Sequence[str]] | None, source: str) -> Signature:
+    """What a model's columns mean: from the file, its `gridscore` attribute, or what was given.
 
     Args:
         description: What the file says.
@@ -139,10 +141,10 @@ def signature(
     Raises:
         ModelError: It has no feature names, or these sources contradict each other or the trees.
     """
-    names, recorded = description.features, description.categories
-    if (text := description.attributes.get("gridscore")) is not None:
+    names, recorded, definitions = description.features, description.categories, None
+    if (text := description.attributes.get(ATTRIBUTE)) is not None:
         try:
-            attribute = msgspec.json.decode(text, type=_Attribute)
+            attribute = msgspec.json.decode(text, type=Attribute)
         except (msgspec.DecodeError, UnicodeError) as error:
             raise ModelError(
                 f"The attribute `gridscore` of {source} is not valid: {error}.",
@@ -155,6 +157,7 @@ def signature(
                 "Attach it to the matrix that it was trained on, and save it again.",
             )
         names, recorded = attribute.features, {**recorded, **attribute.categories}
+        definitions = attribute.definitions
     if not names:
         raise ModelError(f"{source} has no feature names, so nobody can tell which column is which.", NAMES_HINT)
     if len(names) != description.feature_count:
@@ -165,7 +168,7 @@ def signature(
         raise ModelError(f"{source} has two features called `{twice[0]}`.", NAMES_HINT)
     chosen = {**recorded, **{name: tuple(values) for name, values in (categories or {}).items()}}
     _check_categories(description, names, chosen, source)
-    return names, chosen
+    return Signature(names, chosen, definitions)
 
 
 def _check_categories(
@@ -187,73 +190,14 @@ def _check_categories(
                 f"(codes 0 to {len(values) - 1}).",
                 "Give the categories of the matrix that it was trained on.",
             )
-
-
-def check_features(job_features: Sequence[str], version: ModelVersion) -> None:
-    """Refuse a version whose features are not a job's, by name and order.
-
-    Raises:
-        ModelMismatchError: The message shows what is missing, what is unexpected, and what stands elsewhere.
-    """
-    if tuple(job_features) == version.features:
-        return
-    raise ModelMismatchError(
-        f"Version {version.version} of the model `{version.name}` is not for these features.\n"
-        + difference(job_features, version.features),
-        "Train on the matrix that `gridscore features` makes of this job file, or correct its features.",
-    )
-
-
-def check_expected(expected: Mapping[str, Sequence[str]] | None, features: tuple[str, ...], model: str) -> None:
-    """Refuse features that are not those of the jobs that would score with them.
-
-    Raises:
-        ModelMismatchError: For every job that differs, with the difference.
-    """
-    wrong = {job: names for job, names in (expected or {}).items() if tuple(names) != features}
-    if wrong:
-        parts = [f"Job `{job}`:\n{difference(names, features)}" for job, names in wrong.items()]
-        raise ModelMismatchError(
-            f"The model `{model}` would not fit the features of {len(wrong)} submitted job{'s' * (len(wrong) > 1)}.\n"
-            + "\n".join(parts),
-            "Train on the matrix that `gridscore features` makes of the job file, or take another alias until the job "
-            "is updated.",
-        )
-
-
-_SHOWN = 10
-_NAME_SHOWN = 80
-
-
-def difference(wanted: Sequence[str], found: Sequence[str], *, ours: str = "the job", theirs: str = "the model") -> str:
-    """Lines that say how two lists of features differ."""
-    lines = []
-    missing = [name for name in wanted if name not in set(found)]
-    unexpected = [name for name in found if name not in set(wanted)]
-    if missing:
-        lines.append(f"  only in {ours}: {_listed(missing, unexpected)}")
-    if unexpected:
-        lines.append(f"  only in {theirs}: {_listed(unexpected, ())}")
-    if not missing and not unexpected and len(wanted) != len(found):
-        lines.append(f"  {ours} has {len(wanted)} names, {theirs} {len(found)}: one is there twice")
-    elif not missing and not unexpected:
-        places = [(i, a, b) for i, (a, b) in enumerate(zip(wanted, found, strict=False), 1) if a != b]
-        lines.append("  the names are the same, the order is not:")
-        lines += [f"  {i:>4}. {ours}: {a}   {theirs}: {b}" for i, a, b in places[:_SHOWN]]
-        if len(places) > _SHOWN:
-            lines.append(f"  … and {len(places) - _SHOWN:,} more places")
-    return "\n".join(lines)
-
-
-def _listed(names: Sequence[str], others: Sequence[str]) -> str:
-    shown = []
-    for name in names[:_SHOWN]:
-        close = difflib.get_close_matches(name, others, n=1)
-        # A model may have names of any length; a message may not.
-        short = name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}…"
-        shown.append(f"{short} (is it `{close[0]}`?)" if close else short)
-    more = f" … and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(shown) + more
+    for column in description.unreadable:
+        if names[column] not in categories:
+            raise ModelError(
+                f"The categories of `{names[column]}` are not all ASCII, and XGBoost {description.xgboost_version} "
+                f"has cut their texts short in {source}: nobody can tell which code is which text.",
+                "Name them: `OfflineMatrix.attach(booster)` before the model is saved, or "
+                "`gridscore model push --categories FILE`.",
+            )
 
 
 def _close(name: str, known: Sequence[str]) -> str:

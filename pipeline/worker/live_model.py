@@ -15,7 +15,8 @@ from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridscoreError
 from pipeline.features import FeaturePlan
-from pipeline.models import LoadedModel, Registry, check_features
+from pipeline.models import LoadedModel, Registry, check_fit
+from pipeline.models.fit import remarks
 from pipeline.worker.scorer import ActiveModel
 
 if TYPE_CHECKING:
@@ -120,7 +121,9 @@ class LiveModel:
         return await self._registry.resolve(model.name, alias=model.alias, version=model.version)
 
     async def _load(self, version: ModelVersion) -> ActiveModel:
-        check_features(self._job.feature_names, version)
+        check_fit(self._job, version, allow_changed=True)  # whoever promoted it was told, and allowed it
+        for remark in remarks({self._job.name: self._job}, version):
+            _log.info("%s: %s", self._job.name, remark, extra={"action": "changed_features"})
         payload = await self._registry.fetch(version.name, version.version)
         model = await asyncio.to_thread(LoadedModel.load, version, payload)
         plan = FeaturePlan(self._job, self._tables, version.categories)

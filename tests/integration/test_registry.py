@@ -19,6 +19,7 @@ from pipeline.cli.model import app
 from pipeline.errors import GridError, ModelError, ModelMismatchError, UsageError
 from pipeline.grid import connect, transport
 from pipeline.grid.writer import partition_of
+from pipeline.job import Job
 from pipeline.models import LoadedModel, Registry
 from pipeline.models import record as record_room
 from pipeline.models.chunks import CHUNKS_MAP
@@ -48,6 +49,19 @@ def train(seed=0, rounds=3, names=NAMES, **parameters):
     generator = np.random.default_rng(seed)
     data = xgb.DMatrix(generator.random((300, 3)), generator.integers(0, 2, 300), feature_names=names)
     return xgb.train({"objective": "binary:logistic", "nthread": 1, "seed": seed, **parameters}, data, rounds)
+
+
+def job_with(features):
+    return Job.model_validate(
+        {
+            "job": "flights",
+            "events": "e",
+            "results": "r",
+            "model": "m",
+            "schema": {"x": "float"},
+            "features": dict.fromkeys(features, "x"),
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -177,13 +191,13 @@ async def test_what_is_unknown_is_suggested(registry, name):
 
 async def test_features_that_jobs_do_not_have_are_refused_before_anything_is_written(grid, registry, name):
     with pytest.raises(ModelMismatchError, match="only in the job: hour"):
-        await registry.push(train(1), name, expected={"flights": [*NAMES, "hour"]})
+        await registry.push(train(1), name, jobs={"flights": job_with([*NAMES, "hour"])})
     assert await keys(grid, name) == []
     assert await (await grid.map(MODELS_MAP)).get(name) is None
 
-    await registry.push(train(1), name, expected={"flights": NAMES})
+    await registry.push(train(1), name, jobs={"flights": job_with(NAMES)})
     with pytest.raises(ModelMismatchError, match="the order is not"):
-        await registry.promote(name, 1, expected={"flights": NAMES[::-1]})
+        await registry.promote(name, 1, jobs={"flights": job_with(NAMES[::-1])})
     assert (await registry.get(name)).aliases == {}
 
 

@@ -191,7 +191,7 @@ def test_a_matrix_with_other_columns_is_refused():
 def test_a_loaded_model_uses_it():
     booster = train()
     booster.feature_names = [f"f{each}" for each in range(FEATURES)]
-    checked = Candidate.check(booster, "m", metrics=None, categories=None, expected=None)
+    checked = Candidate.check(booster, "m", metrics=None, categories=None)
     model = LoadedModel.load(checked.version, checked.payload)
     assert model.is_compiled
     values = rows(333)
@@ -201,7 +201,7 @@ def test_a_loaded_model_uses_it():
 def test_other_bits_and_xgboost_is_taken_instead(monkeypatch, caplog):
     booster = train()
     booster.feature_names = [f"f{each}" for each in range(FEATURES)]
-    checked = Candidate.check(booster, "m", metrics=None, categories=None, expected=None)
+    checked = Candidate.check(booster, "m", metrics=None, categories=None)
     right = Forest.predict
     monkeypatch.setattr(
         Forest, "predict", lambda forest, matrix, _=None: np.nextafter(right(forest, matrix), np.float32(2))

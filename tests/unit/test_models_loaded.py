@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import xgboost as xgb
 
-from pipeline.errors import ModelError, ModelMismatchError, UsageError
-from pipeline.models import LoadedModel, check_features
+from pipeline.errors import ModelError, UsageError
+from pipeline.models import LoadedModel
 from pipeline.models.candidate import Candidate
 
 NAMES = ["a", "b", "kind"]
@@ -43,7 +43,7 @@ def train(rounds=20, early_stopping=None, labels=2, **parameters):
 
 
 def candidate(model, **options):
-    options = {"metrics": None, "categories": None, "expected": None, **options}
+    options = {"metrics": None, "categories": None, **options}
     return Candidate.check(model, "m", **options)
 
 
@@ -202,33 +202,6 @@ def test_metrics_must_be_numbers():
     for value in ("high", float("nan"), None):
         with pytest.raises(UsageError, match="not a number"):
             candidate(booster, metrics={"auc": value})
-
-
-def test_features_of_a_job_must_match_in_name_and_order():
-    version = candidate(train(rounds=1)).version
-    check_features(NAMES, version)
-
-    with pytest.raises(ModelMismatchError) as caught:
-        check_features(["a", "kinds", "hour"], version)
-    assert "only in the job: kinds (is it `kind`?), hour" in caught.value.message
-    assert "only in the model: b, kind" in caught.value.message
-    with pytest.raises(ModelMismatchError, match=r"the order is not:\n +1\. the job: b   the model: a"):
-        check_features(["b", "a", "kind"], version)
-
-
-def test_the_same_names_twice_are_told_apart():
-    version = candidate(train(rounds=1)).version
-
-    with pytest.raises(ModelMismatchError, match="the job has 4 names, the model 3"):
-        check_features(["a", "b", "kind", "kind"], version)
-
-
-def test_expected_features_are_checked_for_every_job():
-    booster = train(rounds=1)
-    candidate(booster, expected={"fits": NAMES})
-
-    with pytest.raises(ModelMismatchError, match=r"(?s)1 submitted job\..*Job `other`:\n  only in the job: x"):
-        candidate(booster, expected={"fits": NAMES, "other": ["a", "b", "x"]})
 
 
 @pytest.mark.parametrize("name", ["a\x1b[31m", "a\nb", " a", "a`", "x" * 65])

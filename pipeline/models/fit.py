@@ -1,0 +1,211 @@
+"""Whether a version fits a job: the same features in the same order, of the same kind, made as training made them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import TYPE_CHECKING, cast
+
+from pipeline.errors import ModelMismatchError
+from pipeline.features import definitions_of
+from pipeline.features.operations import parse_number
+from pipeline.job.check import compile_features
+from pipeline.job.expressions import find
+from pipeline.job.types import Type
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.job import Job
+    from pipeline.job.expressions import Node
+    from pipeline.models.version import ModelVersion
+
+_SHOWN = 10
+_NAME_SHOWN = 80
+
+
+def check_fit(job: Job, version: ModelVersion, *, allow_changed: bool = False) -> None:
+    """Refuse a version that would not score a job's events as it was trained.
+
+    Args:
+        job: Whose features are scored.
+        version: That scores them.
+        allow_changed: Accept features that have the same names and kinds, but other definitions.
+
+    Raises:
+        ModelMismatchError: The message shows what differs, feature by feature.
+    """
+    check_jobs({job.name: job}, version, allow_changed=allow_changed)
+
+
+def check_jobs(jobs: Mapping[str, Job] | None, version: ModelVersion, *, allow_changed: bool = False) -> None:
+    """The same for each of several jobs, by name.
+
+    Raises:
+        ModelMismatchError: For all that differ.
+    """
+    wrong: list[str] = []
+    hint = ""
+    for name, job in (jobs or {}).items():
+        if tuple(job.feature_names) != version.features:
+            lines, advice = difference(job.feature_names, version.features), _OTHER_FEATURES
+        elif unfit := _unfit(job, version):
+            lines, advice = _listing(unfit), _OTHER_KINDS
+        elif not allow_changed and (changes := changed_features(job, version)):
+            lines, advice = _listing(changes), _CHANGED
+        else:
+            continue
+        wrong.append(f"For the job `{name}`:\n{lines}")
+        hint = hint or advice
+    if wrong:
+        raise ModelMismatchError(
+            f"{_title(version)} would not score as it was trained.\n" + "\n".join(wrong),
+            hint,
+        )
+
+
+def remarks(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
+    """What is worth a word although the version may score for these jobs."""
+    if version.definitions is None and jobs:
+        whose = "these jobs make" if len(jobs) > 1 else f"the job `{min(jobs)}` makes"
+        text = (
+            f"{_title(version)} does not say how its features were made, so nobody can tell whether "
+            f"{whose} them alike. `OfflineMatrix.attach(booster)` puts that into a model before it is saved."
+        )
+        return [text]
+    return [
+        f"{_title(version)} was trained on other features than those of the job `{name}`: {'; '.join(changes[:3])}."
+        for name, job in jobs.items()
+        if (changes := changed_features(job, version))
+    ]
+
+
+def unfit(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
+    """Why the version could not be promoted for these jobs, each with its hint."""
+    try:
+        check_jobs(jobs, version)
+    except ModelMismatchError as error:
+        return [str(error)]
+    return []
+
+
+def changed_features(job: Job, version: ModelVersion) -> list[str]:
+    """How the features of a job, their fields and lookups are defined otherwise than in training; a line for each."""
+    trained = version.definitions
+    if trained is None:
+        return []
+    present = definitions_of(job)
+    lines = []
+    for what, before, now in (
+        ("", trained.features, present.features),
+        ("the type of the field ", trained.fields, present.fields),
+        ("the key of the lookup ", trained.lookups, present.lookups),
+    ):
+        for name, text in now.items():
+            # What training did not use is used by a feature that has changed, and that is told of the feature.
+            if (old := before.get(name, text)) != text:
+                lines.append(f"{what}`{_short(name)}`: trained with `{old}`, the job has `{text}`")
+    if trained.margin != present.margin:
+        shown = [f"`{text}`" if text else "none" for text in (trained.margin, present.margin)]
+        lines.append("the margin: trained with {}, the job has {}".format(*shown))
+    return lines
+
+
+_OTHER_FEATURES = (
+    "Train on the matrix that `gridscore features` makes of the job file, or correct its features. Both change at once "
+    "with `gridscore submit FILE --update --model MODEL`."
+)
+_OTHER_KINDS = (
+    "Train on the matrix that `gridscore features` makes of the job file, or make these features as they were in "
+    "training; `gridscore model push --categories` names the categories of a model that has only codes."
+)
+_CHANGED = (
+    "Train on the matrix that `gridscore features` makes of the job file. If you know that scores stay right: "
+    "`--allow-changed-features`."
+)
+
+
+def _title(version: ModelVersion) -> str:
+    return f"Version {version.version} of the model `{version.name}`"
+
+
+def _unfit(job: Job, version: ModelVersion) -> list[str]:
+    """Features that are numbers here and categories there, a line for each."""
+    nodes = compile_features(job.features, job.schema_, job.lookups)
+    types = dict(zip(version.features, version.feature_types, strict=False))
+    lines = []
+    for name, node in nodes.items():
+        texts, made = version.categories.get(name), f"`{job.features[name].expression}`"
+        category = find(node, "category")
+        problem = ""
+        if category is None:
+            if texts is not None:
+                problem = f"trained as a category ({_texts(texts)}), the job makes a number of it: {made}"
+            elif types.get(name) == "c" and not _is_code(node, nodes, job):
+                problem = f"trained as a category by codes, the job computes a number: {made}"
+        elif texts is None:
+            what = "a category of which the model has only codes" if types.get(name) == "c" else "a number"
+            problem = f"trained as {what}, the job makes a category of texts: {made}"
+        elif category.args[0].op in ("string_of_int", "string_of_number") and texts and not any(map(_is_number, texts)):
+            problem = f"trained as a category ({_texts(texts)}), the job's are numbers: {made}"
+        if problem:
+            lines.append(f"`{_short(name)}`: {problem}")
+    return lines
+
+
+def _is_code(node: Node, nodes: Mapping[str, Node], job: Job) -> bool:
+    """Whether a value may be a code that the event, an entry or an earlier feature holds."""
+    while node.op == "feature":
+        node = nodes[str(node.value)]
+    if node.op == "lookup":
+        lookup, field = cast("tuple[str, str]", node.value)
+        return job.lookups[lookup].fields[field].type == "int"
+    return node.op == "int_field" or find(node, "category") is not None or node.type == Type.UNKNOWN
+
+
+def _is_number(text: str) -> bool:
+    return not math.isnan(parse_number(text))
+
+
+def _texts(texts: Sequence[str]) -> str:
+    shown = ", ".join(map(_short, texts[:3]))
+    return f"{shown}, … {len(texts):,} in all" if len(texts) > 3 else shown
+
+
+def _listing(lines: Sequence[str]) -> str:
+    more = [f"  … and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
+    return "\n".join([*(f"  {line}" for line in lines[:_SHOWN]), *more])
+
+
+def difference(wanted: Sequence[str], found: Sequence[str], *, ours: str = "the job", theirs: str = "the model") -> str:
+    """Lines that say how two lists of features differ."""
+    lines = []
+    missing = [name for name in wanted if name not in set(found)]
+    unexpected = [name for name in found if name not in set(wanted)]
+    if missing:
+        lines.append(f"  only in {ours}: {_names(missing, unexpected)}")
+    if unexpected:
+        lines.append(f"  only in {theirs}: {_names(unexpected, ())}")
+    if not missing and not unexpected and len(wanted) != len(found):
+        lines.append(f"  {ours} has {len(wanted)} names, {theirs} {len(found)}: one is there twice")
+    elif not missing and not unexpected:
+        places = [(i, a, b) for i, (a, b) in enumerate(zip(wanted, found, strict=False), 1) if a != b]
+        lines.append("  the names are the same, the order is not:")
+        lines += [f"  {i:>4}. {ours}: {a}   {theirs}: {b}" for i, a, b in places[:_SHOWN]]
+        if len(places) > _SHOWN:
+            lines.append(f"  … and {len(places) - _SHOWN:,} more places")
+    return "\n".join(lines)
+
+
+def _names(names: Sequence[str], others: Sequence[str]) -> str:
+    shown = []
+    for name in names[:_SHOWN]:
+        close = difflib.get_close_matches(name, others, n=1)
+        shown.append(f"{_short(name)} (is it `{close[0]}`?)" if close else _short(name))
+    more = f" … and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def _short(name: str) -> str:
+    """A model may have names of any length; a message may not."""
+    return name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}…"
