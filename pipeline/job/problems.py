@@ -102,7 +102,7 @@ def _said(detail: Any, path: Path) -> str:
         "less_than_equal": ("at most", "le"),
     }
     if kind in names:
-        return f"it must be {names[kind]}" + ("" if any(map(is_secret, path)) else f", not {shown(value)}")
+        return f"it must be {names[kind]}" + ("" if is_secret(path) else f", not {shown(value)}")
     if kind in bounds:
         words, bound = bounds[kind]
         return f"it must be {words} {context[bound]:,}, not {shown(value)}"

@@ -26,7 +26,14 @@ _NOT_PUBLIC = [
 
 
 class ForbiddenAddressError(OSError):
-    """An address that is not public."""
+    """An address that is not public.
+
+    All have the same text: of the errors of several addresses, only those that are alike are raised as what they are.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__("its address is not public")
+        self.address = address
 
 
 def is_public(address: str) -> bool:
@@ -59,15 +66,10 @@ def _inner(address: ipaddress.IPv6Address) -> Sequence[ipaddress.IPv4Address]:
 
 
 class Gate:
-    """Makes the sockets of connections, and none to a forbidden address.
-
-    Attributes:
-        refused: Forbidden addresses that were asked for.
-    """
+    """Makes the sockets of connections, and none to a forbidden address."""
 
     def __init__(self, *, allow_private: bool) -> None:
         self._allow_private = allow_private
-        self.refused: set[str] = set()
 
     def check(self, address: str) -> None:
         """Refuse an address that is not public.
@@ -76,8 +78,7 @@ class Gate:
             ForbiddenAddressError: It is not.
         """
         if not self._allow_private and not is_public(address):
-            self.refused.add(address)
-            raise ForbiddenAddressError(f"{address} is not a public address")
+            raise ForbiddenAddressError(address)
 
     def socket(self, info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:
         """A socket for what `getaddrinfo` gave.

@@ -88,7 +88,7 @@ def _keeps_up(looks: Sequence[SinkLook], late_seconds: float) -> list[Finding]:
     now, found = last.status, []
     if all(look.status.state == "waiting" for look in looks):
         advice = "It tries again by itself; results wait in the journal until then."
-        found.append(Finding(Level.PROBLEM, "away", f"Its destination is away: {now.error}", advice))
+        found.append(Finding(Level.PROBLEM, "away", f"It waits for its destination: {now.error}", advice))
     if (full := _full(now)) >= NEARLY_FULL:
         text = f"What waits fills {full:.0%} of a partition's journal: the oldest results are overwritten next."
         found.append(Finding(Level.NOTE, "journal_nearly_full", text, "More processes, or a larger journal."))

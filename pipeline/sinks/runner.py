@@ -157,7 +157,7 @@ class SinkRunner:
         except ExceptionGroup as failures:
             error = first_of(failures)
             if isinstance(error, GridscoreError):
-                error.message, error.hint = self._hidden.hide(error.message), self._hidden.hide(error.hint)
+                self._hidden.within(error)
             raise error from None
         finally:
             await asyncio.shield(self._stop())

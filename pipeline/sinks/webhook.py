@@ -1,12 +1,13 @@
 """The web hook sink: posts results to an application, signed, and tries again what it does not take for now.
 
 Each key has one request under way at most, so that a later result of it is never sent before an earlier one was
-answered; different keys do not wait for each other. A result is tried from its first attempt until its deadline, across
-deliveries and with pauses that grow, unless the answer says how long to wait. Then, or when the answer is that it will
-never be taken, it is refused, which brings it into the dead letters.
+answered; different keys do not wait for each other. Only three answers say that a result is at fault (400, 413, 422):
+it is refused, which brings it into the dead letters. Every other answer may be one to a broken route, so the result is
+tried again, across deliveries and with pauses that grow, unless the answer says how long to wait. At the deadline the
+sink stops: no result is given up, and the next start goes on with it.
 
-What concerns the hook rather than a result ends the sink (a wrong certificate, an address that is not public, 401, a
-redirect), or interrupts it (nobody there): no result is given up for that.
+A wrong certificate, and at the start an address that is not public, end the sink at once; that nobody is there
+interrupts it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import msgspec
 from yarl import URL
 
 from pipeline.errors import GridscoreError, UsageError
-from pipeline.job.plugs.environment import from_environment
+from pipeline.job.plugs.webhook_sink import check_credentials
 from pipeline.job.types import seconds_of
 from pipeline.sinks.addresses import ForbiddenAddressError, Gate
 from pipeline.sinks.base import Refused, SinkInterruptedError
@@ -52,11 +53,13 @@ MAX_ANSWER = 64 * 1024
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0
 """Seconds of the first pause before another attempt, at most; it doubles up to the longest."""
 
+LONGEST_RETRY_AFTER = 3_600.0
+"""Seconds that are waited at most because an answer says so; then the hook is asked again."""
+
 _CONNECT_SECONDS = 5.0
 _AIM_SECONDS = 1.0  # of a delivery: long enough to keep all connections busy, short enough for a lease
 _MAX_DELIVERY = 10_000
-_LATER = frozenset((408, 425, 429))
-_SPLIT = frozenset((400, 413, 422))
+_NEVER = frozenset((400, 413, 422))
 _BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLSyscallError, ssl.SSLZeroReturnError)
 _json = msgspec.json.Encoder().encode
 
@@ -65,19 +68,16 @@ _limits: WeakValueDictionary[tuple[int, str | None, int | None], asyncio.Semapho
 
 
 class _LaterError(Exception):
-    """The hook did not take it; it may take it later, or after so many seconds."""
+    """The hook did not take it; it may take it later, or after so many seconds. The hint says what may be wrong."""
 
-    def __init__(self, what: str, seconds: float | None = None) -> None:
+    def __init__(self, what: str, seconds: float | None = None, hint: str = "") -> None:
         super().__init__(what)
         self.seconds = seconds
+        self.hint = hint
 
 
 class _NeverError(Exception):
-    """The hook does not take it, and will not; the status says why."""
-
-    def __init__(self, what: str, status: int) -> None:
-        super().__init__(what)
-        self.status = status
+    """The hook does not take it, and will not."""
 
 
 @dataclass(slots=True)
@@ -86,10 +86,10 @@ class _Story:
 
     Attributes:
         partition: Of the result.
-        began: When the attempt began that was first put off, of the monotonic clock. As long as nobody can be reached,
-            no result is given up.
+        began: When the attempt began that was first put off, of the monotonic clock.
         due: Before when it must not be tried again.
         tries: How often it was tried since.
+        said: The last answer, if it was put off.
         answered: Whether the hook has taken or refused it.
         refused: Why the hook does not take it.
     """
@@ -98,6 +98,7 @@ class _Story:
     began: float = 0.0
     due: float = 0.0
     tries: int = 0
+    said: str = ""
     answered: bool = False
     refused: str | None = None
 
@@ -186,10 +187,14 @@ class WebhookSink:
         self._limit = asyncio.Semaphore()
 
     async def open(self) -> None:
-        """Take the secrets from the environment, and see whether the host can be reached."""
-        settings, _ = from_environment(self._settings)
+        """Check what came from the environment, and see whether the host can be reached."""
+        settings = self._settings
         self._keys = [decode_secret(secret) for secret in settings.secret]
         self._url = _address(settings.url)
+        try:
+            check_credentials(settings.url, settings.headers)
+        except ValueError as error:
+            raise UsageError(f"The web hook's settings do not go together: {error}.") from None
         self._where = str(self._url.origin())  # to be shown: without credentials, path and query
         tls = self._tls()
         await self._look(tls)
@@ -235,6 +240,9 @@ class WebhookSink:
         if work.failure is not None:
             raise work.failure
         if work.left:
+            said = next((story.said for story in self._stories.values() if story.said and not story.answered), "")
+            if said:
+                raise SinkInterruptedError(f"The web hook at {self._where} does not take results: {said}.")
             raise SinkInterruptedError(
                 f"The web hook at {self._where} has not taken {work.left:,} results yet: they are tried again."
             )
@@ -284,10 +292,14 @@ class WebhookSink:
                     if began < self._not_before:
                         continue
                     await self._post(batch, work.until - began)
+            except SinkInterruptedError:  # nobody is there: that counts towards no deadline
+                for story in stories:
+                    story.began = 0.0
+                raise
             except _LaterError as error:
                 self._put_off(stories, began, error)
             except _NeverError as error:
-                if len(batch) > 1 and error.status in _SPLIT:  # one of them may be at fault
+                if len(batch) > 1:  # one of them may be at fault
                     half = len(batch) // 2
                     return await self._send(work, batch[:half]) and await self._send(work, batch[half:])
                 self._refuse(stories, str(error))
@@ -305,22 +317,34 @@ class WebhookSink:
         return story
 
     def _put_off(self, stories: Sequence[_Story], began: float, error: _LaterError) -> None:
-        """Try again after a pause, but those no more whose deadline comes first."""
+        """Try again after a pause.
+
+        Raises:
+            GridscoreError: The deadline of one of them is over.
+        """
         now = time.monotonic()
         for story in stories:
             story.began = story.began or began
             story.tries += 1
-        seconds = error.seconds
-        if seconds is None:
+            story.said = str(error)
+        first = min(stories, key=lambda story: story.began)
+        deadline = first.began + self._deadline
+        if now >= deadline:
+            raise GridscoreError(
+                f"The web hook at {self._where} has not taken a result in {now - first.began:.0f} s and {first.tries} "
+                f"attempts: {error}.",
+                f"{error.hint or 'See what is wrong with the receiver.'} Started again, the sink goes on with that "
+                "result. If a result is at fault, the receiver must answer 400, 413 or 422: it is a dead letter then.",
+            )
+        if error.seconds is None:
             ceiling = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(20, max(story.tries for story in stories) - 1))
-            seconds = random.uniform(ceiling / 2, ceiling)  # noqa: S311 -- so that not all come back at once
+            pause = random.uniform(ceiling / 2, ceiling)  # noqa: S311 -- so that not all come back at once
+            due = min(now + pause, deadline)  # once more then, before the sink stops
         else:
-            self._not_before = max(self._not_before, now + min(seconds, self._deadline))
+            due = now + min(error.seconds, LONGEST_RETRY_AFTER)
+            self._not_before = max(self._not_before, due)
         for story in stories:
-            story.due = now + seconds
-            if story.due > story.began + self._deadline:
-                text = f"{error} to {story.tries} attempts in {now - story.began:.0f} s"
-                self._refuse([story], text)
+            story.due = due
 
     def _refuse(self, stories: Sequence[_Story], why: str) -> None:
         for story in stories:
@@ -362,19 +386,11 @@ class WebhookSink:
     def _judge(self, status: int, what: str, wait: str | None) -> None:
         if 200 <= status < 300:
             return
-        if status in _LATER or status >= 500:
-            raise _LaterError(what, _seconds(wait))
-        if status == 401:
-            raise GridscoreError(
-                f"The web hook at {self._where} does not accept our credentials: {what}.",
-                "Give it the secret that the receiver has, or the header that it asks for.",
-            )
+        if status in _NEVER:
+            raise _NeverError(what)
         if 300 <= status < 400:
-            raise GridscoreError(
-                f"The web hook at {self._where} answered {what}, and redirects are not followed.",
-                "Give the address that it leads to.",
-            )
-        raise _NeverError(what, status)
+            what += ", and redirects are not followed"
+        raise _LaterError(what, _seconds(wait), _advice(status))
 
     # ------------------------------------------------------------------ what is sent
 
@@ -417,7 +433,7 @@ class WebhookSink:
         """
         url, loop = self._url, asyncio.get_running_loop()
         secure = tls if url.scheme == "https" else None
-        error: Exception = OSError("it has no address")
+        errors: list[Exception] = []
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 for info in await loop.getaddrinfo(url.host, url.port, type=1):
@@ -427,14 +443,17 @@ class WebhookSink:
                             *info[4][:2], ssl=secure, server_hostname=url.host if secure else None
                         )
                     except OSError as failed:
-                        error = failed
+                        # Of several addresses, one that is public says more.
+                        if not (errors and isinstance(failed, ForbiddenAddressError)):
+                            errors[:] = [failed]
                         continue
                     writer.close()
                     with suppress(OSError):
                         await writer.wait_closed()
                     return
         except (OSError, TimeoutError) as failed:
-            error = failed
+            errors = [failed]
+        error = errors[0] if errors else OSError("it has no address")
         raise self._trouble(error, connecting=True) from error
 
     def _trouble(self, error: Exception, *, connecting: bool = False) -> Exception:
@@ -446,20 +465,28 @@ class WebhookSink:
                 f"The web hook at {self._where} cannot be trusted: {_printable(str(reason))}.",
                 "Its certificate must be valid for its name; --ca-file names the authority if it is one of your own.",
             )
-        if isinstance(error, ForbiddenAddressError) or isinstance(getattr(error, "os_error", None), OSError):
-            if self._gate.refused:
-                address = min(self._gate.refused)
-                return GridscoreError(
-                    f"The web hook at {self._where} is at {address}, which is not an address of the public network.",
-                    "--allow-private allows it, if it is yours.",
-                )
-            connecting = True
+        if isinstance(cause, ForbiddenAddressError):
+            what = f"is at {cause.address}, which is not an address of the public network"
+            hint = "--allow-private allows it, if it is yours."
+            if connecting:
+                return GridscoreError(f"The web hook at {self._where} {what}.", hint)
+            return _LaterError(f"it {what}", hint=hint)  # a name may have another address soon
+        connecting = connecting or isinstance(getattr(error, "os_error", None), OSError)
         if connecting or isinstance(error, aiohttp.ConnectionTimeoutError):
             what = getattr(cause, "strerror", None) or str(cause) or "no answer"
             return SinkInterruptedError(f"The web hook at {self._where} cannot be reached: {_printable(what)}.")
         if isinstance(error, TimeoutError):
             return _LaterError(f"no answer in {self._timeout:.0f} s")
         return _LaterError(_printable(str(error) or type(error).__name__))
+
+
+def _advice(status: int) -> str:
+    """What to see to when a hook answers so; empty if that is not known."""
+    if status in (401, 403, 407):
+        return "Give it the secret that the receiver has, or the header that it asks for."
+    if 300 <= status < 400:
+        return "Give the address that it leads to."
+    return "Is its address (--url) right, and does it take POST?" if status in (404, 405, 410) else ""
 
 
 def _digest(*parts: bytes) -> str:

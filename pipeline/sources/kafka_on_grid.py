@@ -17,6 +17,7 @@ from hazelcast.errors import HazelcastError
 from pipeline.errors import GridError, GridscoreError, UsageError
 from pipeline.grid.engine import EngineJob, engine_jobs, execute, identifier, literal
 from pipeline.job.plugs.environment import Hidden, from_environment
+from pipeline.job.plugs.secrets import is_plain_secret
 from pipeline.sources.base import SourceInterruptedError
 from pipeline.sources.kafka_java import java_properties
 
@@ -68,7 +69,7 @@ def statements(settings: KafkaSourceSettings, name: str, *, show: bool = True) -
     Args:
         settings: Of the source.
         name: Of the source.
-        show: Whether they are for people: then they hold no file's private key.
+        show: Whether they are for people: then they hold no secret.
 
     Raises:
         UsageError: The engine cannot do what the settings say.
@@ -81,7 +82,7 @@ def statements(settings: KafkaSourceSettings, name: str, *, show: bool = True) -
         "group.id": settings.group or name,
         "auto.offset.reset": "earliest" if settings.start == "oldest" else "latest",
         "isolation.level": "read_committed",
-        **java_properties(settings.set, show=show),
+        **java_properties(_shown(settings.set) if show else settings.set, show=show),
     }
     if not settings.message_key:
         del given["keyFormat"]
@@ -133,9 +134,7 @@ async def submit(grid: Grid, settings: KafkaSourceSettings, name: str) -> str:
                 await drop(grid, name)
             raise (error if isinstance(error, GridError) else _explained(str(error))) from None
     except GridscoreError as error:
-        error.message, error.hint = hidden.hide(error.message), hidden.hide(error.hint)
-        error.args = (error.message,)
-        raise
+        raise hidden.within(error) from None
     return _noted(note, hidden)
 
 
@@ -209,6 +208,13 @@ def _mapping(name: str, external: str, columns: Sequence[str], kind: str, option
 def _options(options: Mapping[str, str]) -> str:
     pairs = (f"  {literal(name)} = {literal(value)}" for name, value in options.items())
     return "OPTIONS (\n" + ",\n".join(pairs) + "\n)"
+
+
+def _shown(properties: Mapping[str, str]) -> dict[str, str]:
+    """Properties without the secrets that stand there as they are."""
+    return {
+        name: "${a secret}" if is_plain_secret(("set", name), value) else value for name, value in properties.items()
+    }
 
 
 def _path(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from pipeline.errors import GridError, UsageError
+from pipeline.errors import GridError, GridscoreError, UsageError
 from pipeline.job.plugs.environment import from_environment
 from pipeline.sources.base import SourceInterruptedError
 from pipeline.sources.tables import BadRow, Row
@@ -44,7 +44,7 @@ class QueryRows:
         except ValidationError as error:
             detail = error.errors(include_url=False, include_input=False)[0]
             raise UsageError(f"{detail['loc'][0] if detail['loc'] else 'The query'}: {detail['msg']}.") from None
-        settings, _ = from_environment(settings)
+        settings, self._hidden = from_environment(settings)
         self._source: Source = KINDS.make(grid, "load", settings)
 
     async def __aenter__(self) -> Self:
@@ -53,7 +53,9 @@ class QueryRows:
         except BaseException as error:
             await self._source.close()
             if isinstance(error, SourceInterruptedError):
-                raise GridError(error.message, "Is the server there? Try again.") from None
+                raise GridError(self._hidden.hide(error.message), "Is the server there? Try again.") from None
+            if isinstance(error, GridscoreError):
+                raise self._hidden.within(error) from None
             raise
         return self
 
@@ -78,4 +80,7 @@ class QueryRows:
                     chunk.append(BadRow(number, poison.error.rstrip(".")))
                 yield chunk
         except SourceInterruptedError as error:
-            raise GridError(error.message, "What was read is in the map. Go on with --resume.") from None
+            message = self._hidden.hide(error.message)
+            raise GridError(message, "What was read is in the map. Go on with --resume.") from None
+        except GridscoreError as error:
+            raise self._hidden.within(error) from None

@@ -138,7 +138,7 @@ class SourceRunner:
             await self._attempts()
         except GridscoreError as error:
             self._fail(error)
-            raise self._without_secrets(error) from None
+            raise self._hidden.within(error) from None
         except Exception as error:
             self._fail(error)
             raise
@@ -380,11 +380,6 @@ class SourceRunner:
         stats.waited = sum(each.waited for each in self._producers.values())
         if stats.state in ("running", "waiting"):
             stats.state = "waiting" if stats.waiting else "running"
-
-    def _without_secrets(self, error: GridscoreError) -> GridscoreError:
-        error.message, error.hint = self._hidden.hide(error.message), self._hidden.hide(error.hint)
-        error.args = (error.message,)
-        return error
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.errors import JobFileError
 from pipeline.job import Job, job_json_schema, load_job, parse_job
+from pipeline.job.plugs.secrets import plain_secrets
 
 FLIGHTS = """\
 job: flights
@@ -290,18 +291,53 @@ sources:
 sinks:
   a: {kind: postgres, table: t, database: "postgresql://app:hunter2@db/shop"}
   b: {kind: postgres, table: t, database: "host=db password=hunter2"}
-  c: {kind: webhook, url: "https://u:hunter2@h.example.com", secret: ["${S}"], headers: {Authorization: "Bearer hunter2"}}
+  c: {kind: webhook, url: "https://u:hunter2@h.example.com", secret: ["${S}"]}
+  d: {kind: webhook, url: "https://h.example.com", secret: ["${S}"], headers: {Authorization: "Bearer hunter2"}}
 """
 )
 
 
 def test_a_secret_in_a_job_file_is_refused_and_not_shown():
     said = problems(SECRETS)
-    places = ["`set.sasl.password`", "`password`", "`database`", "`database`", "`headers.Authorization`", "`url`"]
+    places = ["`set.sasl.password`", "`password`", "`database`", "`database`", "`url`", "`headers.Authorization`"]
     assert [place in problem for place, problem in zip(places, said, strict=True)] == [True] * 6
-    assert all("a secret is not written here: write `${NAME}`" in problem for problem in said)
+    assert all("is not written here: write `${NAME}`" in problem for problem in said)
     assert "hunter2" not in "".join(said)
     assert "hunter2" not in "".join(problems(SECRETS.replace('password: "hunter2"}', "password: [hunter2]}")))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ssl.key.pem", "ssl.key.password", "ssl.keystore.password", "sasl.oauthbearer.client.secret"),
+        *("sasl.oauthbearer.config", "sasl.oauthbearer.assertion.private.key.passphrase", "basic.auth.user.info"),
+        *("sasl.jaas.config", "a.property.of.tomorrow"),
+    ],
+)
+def test_a_property_is_a_secret_unless_it_is_known_not_to_be(name):
+    (said,) = problems(SECRETS.partition("  tills")[0].replace("sasl.password", name))
+    assert f"`set.{name}`" in said
+    assert "hunter2" not in said
+
+
+def test_properties_that_are_no_secrets_are_written_as_they_are():
+    plain = {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "app",
+        "client.id": "a",
+        "ssl.ca.location": "ca.pem",
+        "ssl.ca.pem": "-----BEGIN",
+        "compression.type": "lz4",
+        "queuing.strategy": "f",
+        "sasl.oauthbearer.token.endpoint.url": "https://x/t",
+        "isolation.level": "read_committed",
+        "acks": "all",
+        "ssl.endpoint.identification.algorithm": "none",
+        "client.dns.lookup": "use_all_dns_ips",
+        "new": "-1.5",
+    }
+    assert list(plain_secrets({"kind": "kafka", "set": plain})) == []
 
 
 def test_a_reference_without_quotes_where_yaml_needs_them_is_told():

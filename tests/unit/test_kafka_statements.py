@@ -37,6 +37,15 @@ def test_two_mappings_and_a_job_of_the_sources_own_name():
     assert 'SELECT __key, this FROM "gridscore.source.shop.topic"' in job
 
 
+def test_no_secret_is_shown():
+    secrets = {"ssl.key.pem": "-----BEGIN PRIVATE KEY-----\nMII=", "ssl.key.password": "hunter2"}
+    sasl = {"sasl.mechanism": "PLAIN", "sasl.username": "app", "sasl.password": 'hun"ter3'}
+    topic, _, _ = sql(set={**secrets, **sasl, "ssl.certificate.pem": PEM})
+    assert "app" in topic
+    assert "hun" not in topic
+    assert "PRIVATE KEY" not in topic
+
+
 def test_fields_make_the_key():
     topic, _, job = sql(message_key=False, key=["id", "the site"])
     assert "__key" not in topic

@@ -17,6 +17,7 @@ from pipeline.cli.plugs import chosen, command_of
 from pipeline.errors import GridscoreError, SettingsError, UsageError
 from pipeline.job.plugs.base import SinkSettings, SourceSettings
 from pipeline.job.plugs.environment import from_environment
+from pipeline.job.plugs.kafka_source import KafkaSourceSettings
 from pipeline.job.types import Duration, Strict
 from pipeline.sinks import registry as sinks
 from pipeline.sources import registry as sources
@@ -131,6 +132,26 @@ def test_texts_are_taken_from_the_environment_and_hidden():
     assert made.inner.user == "me"
     assert settings.options == {"password": "a${PASS}b"}
     assert hidden.hide("no hunter2 at broker, me") == "no ${PASS} at ${HOST}, me"  # too short to be hidden
+
+
+def test_what_comes_from_the_environment_is_not_looked_at_again():
+    settings = Settings(to="events.x", brokers=("${A}",))
+    made, hidden = from_environment(settings, {"A": "x${B}y", "B": "no"})
+    assert made.brokers == ("x${B}y",)
+    assert hidden.hide("x${B}y") == "${A}"
+
+
+def test_a_property_that_was_given_as_it_is_is_hidden():
+    given = {
+        "sasl.password": "hunter2",
+        "ssl.key.pem": "-----BEGIN KEY",
+        "client.id": "shop",
+        "fetch.min.bytes": "1000",
+    }
+    _, hidden = from_environment(
+        KafkaSourceSettings(to="events.x", brokers=("k:1",), topic="t", set=given), environment={}
+    )
+    assert hidden.hide("hunter2 -----BEGIN KEY shop 1000") == "********** ********** shop 1000"
 
 
 def test_a_secret_that_was_given_is_hidden_too():

@@ -65,9 +65,9 @@ def test_what_is_public(address):
 def test_the_gate_makes_no_socket_to_what_is_not_public():
     gate = Gate(allow_private=False)
     (info, *_) = socket.getaddrinfo("2130706433", 80, type=socket.SOCK_STREAM)
-    with pytest.raises(ForbiddenAddressError, match=r"127.0.0.1 is not a public address"):
+    with pytest.raises(ForbiddenAddressError, match="not public") as refused:
         gate.socket(info)
-    assert gate.refused == {"127.0.0.1"}
+    assert refused.value.address == "127.0.0.1"
 
 
 def test_the_gate_lets_through_what_is_allowed():

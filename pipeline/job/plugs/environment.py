@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, SecretStr
 
-from pipeline.errors import SettingsError
+from pipeline.errors import GridscoreError, SettingsError
+from pipeline.job.plugs.secrets import is_plain_secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +24,7 @@ _SHORTEST = 4
 """Characters of a value below which hiding it would make messages unreadable and hide nothing."""
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
+_Error = TypeVar("_Error", bound=GridscoreError)
 
 
 class Hidden(NamedTuple):
@@ -36,6 +38,12 @@ class Hidden(NamedTuple):
             text = text.replace(value, shown)
         return text
 
+    def within(self, error: _Error) -> _Error:
+        """The error, its texts changed so."""
+        error.message, error.hint = self.hide(error.message), self.hide(error.hint)
+        error.args = (error.message,)
+        return error
+
 
 def from_environment(settings: _Settings, environment: Mapping[str, str] | None = None) -> tuple[_Settings, Hidden]:
     """Settings with every `${NAME}` in their texts replaced, and what must be hidden from now on.
@@ -48,7 +56,7 @@ def from_environment(settings: _Settings, environment: Mapping[str, str] | None 
         SettingsError: A variable is not set or empty, or what stands in the braces is no name.
     """
     reader = _Reader(os.environ if environment is None else environment)
-    made = reader.model(settings, "")
+    made = reader.model(settings, ())
     values = {value: f"${{{name}}}" for name, value in reader.used.items() if len(value) >= _SHORTEST} | {
         value: "**********" for value in reader.secrets if len(value) >= _SHORTEST
     }
@@ -62,36 +70,39 @@ class _Reader:
         self.used: dict[str, str] = {}
         self.secrets: set[str] = set()
 
-    def model(self, settings: _Settings, where: str) -> _Settings:
+    def model(self, settings: _Settings, path: tuple[str, ...]) -> _Settings:
         # Not validated again: an error would show the value.
         fields = {
             name: made
             for name in type(settings).model_fields
-            if (made := self.value(old := getattr(settings, name), f"{where}{name}")) is not old
+            if (made := self.value(old := getattr(settings, name), (*path, name))) is not old
         }
         return settings.model_copy(update=fields) if fields else settings
 
-    def value(self, value: Any, where: str) -> Any:
-        """The value itself if nothing in it is replaced."""
+    def value(self, value: Any, path: tuple[str, ...]) -> Any:
+        """The value itself if nothing in it is replaced. What comes from the environment is not looked at again."""
         if isinstance(value, str):
-            return _REFERENCE.sub(lambda found: self.look_up(found[1], where), value) if "${" in value else value
+            if is_plain_secret(path, value):
+                self.secrets.add(value)
+            return _REFERENCE.sub(lambda found: self.look_up(found[1], path), value) if "${" in value else value
         if isinstance(value, SecretStr):
             old = value.get_secret_value()
-            made = self.value(old, where)
+            made = self.value(old, path)
             if made is old:
                 self.secrets.add(old)
             return value if made is old else SecretStr(made)
         if isinstance(value, BaseModel):
-            return self.model(value, f"{where}.")
+            return self.model(value, path)
         if isinstance(value, dict):
-            pairs = {key: self.value(each, f"{where}.{key}") for key, each in value.items()}
+            pairs = {key: self.value(each, (*path, str(key))) for key, each in value.items()}
             return pairs if any(pairs[key] is not value[key] for key in pairs) else value
         if isinstance(value, tuple | list):
-            items = [self.value(each, where) for each in value]
+            items = [self.value(each, path) for each in value]
             return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
         return value
 
-    def look_up(self, name: str, where: str) -> str:
+    def look_up(self, name: str, path: tuple[str, ...]) -> str:
+        where = ".".join(path)
         if not _NAME.fullmatch(name):
             raise SettingsError(
                 f"`{where}`: `${{{name}}}` does not name an environment variable.",

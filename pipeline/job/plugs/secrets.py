@@ -7,39 +7,59 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _SECRET = re.compile(r"(^|[._-])(password|passwd|secret|token|authorization|api-?key)$", re.IGNORECASE)
 """Keys whose values are secrets: `password`, `registry_password`, `sasl.password`, `Authorization`."""
+_PROPERTIES = "set"
+"""The field that takes properties of a library. Which of them are secrets is known to the library only, and more come
+with each version of it (`ssl.key.pem`, `sasl.oauthbearer.config`): all may be, but for those that are known not to."""
+_HARMLESS = re.compile(
+    r"(^|\.)(acks|algorithm|assignor|claim\.name|codec|debug|family|fallback|file|id|keytab|level|list|location|lookup|"
+    r"mechanisms?|method|name|partitioner|principal|protocol|rack|reset|scope|sigalgs|stores|strategy|suites|type|url|"
+    r"username|(ca|certificate)\.pem)$"
+)
+_HARMLESS_VALUE = re.compile(r"-?[0-9]+(\.[0-9]+)?|true|false", re.IGNORECASE)
 _IN_TEXT = re.compile(r"(?:^|[\s?&])(?:ssl)?password=(?!\$\{)[^\s&]", re.IGNORECASE)
 """A password as libpq takes it in a text: `host=db password=…`, `?password=…`."""
 
 
-def is_secret(key: object) -> bool:
-    """Whether the value of a key is a secret."""
-    return isinstance(key, str) and _SECRET.search(key) is not None
+def is_secret(path: Sequence[object]) -> bool:
+    """Whether the value at a path of settings is a secret, or may be one."""
+    names = [each for each in path if isinstance(each, str)]
+    if any(_SECRET.search(name) for name in names):
+        return True
+    return _PROPERTIES in names[:-1] and not _HARMLESS.search(names[-1])
 
 
-def plain_secrets(settings: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def is_plain_secret(path: Sequence[object], text: str) -> bool:
+    """Whether a text at a path of settings is a secret as it is, and not `${NAME}`."""
+    if not text or "${" in text or not is_secret(path):
+        return False
+    return bool(_SECRET.search(str(path[-1]))) or not _HARMLESS_VALUE.fullmatch(text)
+
+
+def plain_secrets(settings: Mapping[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
     """The paths of secrets that stand in settings as they are, and not as `${NAME}`.
 
     Args:
-        settings: An entry of a job file.
+        settings: An entry of a job file, or a part of one.
+        above: The path of that part.
     """
     for key, value in settings.items():
+        path = (*above, key)
         if isinstance(value, dict):
-            yield from ((key, *path) for path in plain_secrets(value))
-        elif any(_is_plain(key, text) for text in _texts(value)):
-            yield (key,)
+            yield from plain_secrets(value, *path)
+        elif any(is_plain_secret(path, text) or _has_password(text) for text in _texts(value)):
+            yield path
 
 
 def _texts(value: Any) -> list[str]:
     return [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, str)]
 
 
-def _is_plain(key: str, text: str) -> bool:
-    if is_secret(key):
-        return bool(text) and "${" not in text
+def _has_password(text: str) -> bool:
+    """Whether a text holds a password, as the address of a database may."""
     if _IN_TEXT.search(text):
         return True
     try:

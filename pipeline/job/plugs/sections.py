@@ -92,7 +92,9 @@ def _checked(side: Side, value: Any) -> Any:
         meant = f", did you mean `{close[0]}`?" if close else f"; there are {possible}"
         reason = ValueError(f"{shown(kind)} is no kind of {side}{meant}")
         raise _error(side, InitErrorDetails(type="value_error", loc=("kind",), input=kind, ctx={"error": reason}))
-    plain = ValueError("a secret is not written here: write `${NAME}`, and put it into the environment variable NAME")
+    plain = ValueError(
+        "what is, or may be, a secret is not written here: write `${NAME}`, and set the environment variable NAME"
+    )
     details = [
         InitErrorDetails(type="value_error", loc=path, input=None, ctx={"error": plain})
         for path in plain_secrets(value)

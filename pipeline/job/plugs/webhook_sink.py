@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.job.plugs.base import SinkSettings, Texts
 from pipeline.job.types import Duration  # noqa: TC001 -- pydantic reads it
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def _url(value: str) -> str:
@@ -22,6 +26,26 @@ def _from_environment(value: str) -> str:
     if not re.fullmatch(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}", value):
         raise ValueError("a secret is not written here: write ${NAME}, and put it into the environment variable NAME")
     return value
+
+
+def check_credentials(url: str, headers: Iterable[str]) -> None:
+    """See that credentials are not given twice: a request has one header `Authorization`.
+
+    Args:
+        url: The address; what is no address has no credentials.
+        headers: Names of further headers.
+
+    Raises:
+        ValueError: They are in the address and in a header. The message shows neither.
+    """
+    try:
+        inside = "@" in urlsplit(url).netloc
+    except ValueError:
+        return
+    if inside and any(name.lower() == "authorization" for name in headers):
+        raise ValueError(
+            "the user and password in the address and the header `Authorization` both say who we are: leave out one"
+        )
 
 
 Url = Annotated[str, Field(max_length=2_000), AfterValidator(_url)]
@@ -52,7 +76,8 @@ class WebhookSinkSettings(SinkSettings):
     )
     timeout: Duration = Field(default="10s", description="How long an answer may take.")
     deadline: Duration = Field(
-        default="1m", description="How long a result is tried again before it goes to the dead letters."
+        default="1m",
+        description="How long a result is tried before the sink stops; the next start goes on with it.",
     )
     allow_private: bool = Field(
         default=False, description="Also post to private, loopback, link-local and other addresses that are not public."
@@ -60,3 +85,8 @@ class WebhookSinkSettings(SinkSettings):
     ca_file: str | None = Field(
         default=None, description="File with the certificates (PEM) that the host's is checked against."
     )
+
+    @model_validator(mode="after")
+    def _credentials_once(self) -> WebhookSinkSettings:
+        check_credentials(self.url, self.headers)
+        return self
