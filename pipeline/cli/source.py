@@ -133,16 +133,16 @@ def forget(
 ) -> None:
     """Forget the positions that a source keeps in the grid, and its last error: it begins anew at its next start.
 
-    Stop it first. What is kept elsewhere, as the offsets of Kafka's consumer groups, is not touched.
+    A source that runs is not forgotten: stop it first. What is kept elsewhere, as the offsets of Kafka's consumer
+    groups, is not touched.
 
     Example: [bold]gridscore source forget access-log[/]
     """
-    from pipeline.sources.position import forget_all
-    from pipeline.sources.status import forget_failure
+    from pipeline.sources import status
 
     async def main() -> tuple[int, bool]:
         async with connected(members, cluster_name, settings) as grid:
-            return await forget_all(grid, name), await forget_failure(grid, name)
+            return await status.forget(grid, name)
 
     count, failed = run(main())
     and_error = " and its last error" if failed else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConflictError, UsageError
 from pipeline.grid.records import Records
-from pipeline.job import Jobs
+from pipeline.worker.names import SINKS_MAP, owner_of
 from pipeline.worker.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pipeline.grid.records import Record
     from pipeline.job.plugs.base import SinkSettings
 
-SINKS_MAP = "gridscore.sinks"
 PROCESSES_MAP = "gridscore.sink-processes"
 
 _ATTEMPTS = 5
@@ -84,13 +83,14 @@ async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> 
     """Make a sink known, before its first process reads anything.
 
     Raises:
-        UsageError: Its name is that of a job, or of a sink that does something else.
+        UsageError: Its name is that of a job or a source, or of a sink that does something else.
         GridError: The record could not be written.
         HazelcastError: The cluster did not answer.
     """
-    if await Jobs(grid).find(name) is not None:
+    owner = await owner_of(grid, name)
+    if owner not in (None, "sink"):
         raise UsageError(
-            f"`{name}` is a job: a sink of that name would share its dead letters.",
+            f"`{name}` is a {owner}: a sink of that name would share its dead letters.",
             "Give the sink another name with --name.",
         )
 

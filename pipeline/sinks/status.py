@@ -11,11 +11,12 @@ import msgspec
 from pipeline.errors import JobError
 from pipeline.grid import transport
 from pipeline.grid.records import Records
-from pipeline.sinks.records import PROCESSES_MAP, SINKS_MAP, all_sinks, find_sink, group_of
+from pipeline.sinks.records import PROCESSES_MAP, all_sinks, find_sink, group_of
 from pipeline.worker import rescan
 from pipeline.worker.dead_letters import map_of
 from pipeline.worker.lease_records import read_records
 from pipeline.worker.leases import begin_anew
+from pipeline.worker.names import SINKS_MAP
 from pipeline.worker.status import Pulse, positions
 
 if TYPE_CHECKING:

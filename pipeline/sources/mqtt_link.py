@@ -244,6 +244,14 @@ class MqttLink:
                         "May this user read it? Does the broker allow wildcards and shared subscriptions?",
                     )
                 )
+            elif reason.value == 0:
+                self._fail(
+                    UsageError(
+                        f"{self._settings.broker} grants only QoS 0 for the topic `{each}`: it would not repeat what "
+                        "we have not confirmed.",
+                        "Let the broker allow QoS 1 there.",
+                    )
+                )
         self._arrived.set()
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConflictError, GridError
 from pipeline.grid.records import Record, Records
+from pipeline.worker.names import POSITIONS_MAP
 
 if TYPE_CHECKING:
     from pipeline.grid import Grid
 
 _log = logging.getLogger(__name__)
-
-POSITIONS_MAP = "gridscore.positions"
 
 
 class PositionTakenError(GridError):

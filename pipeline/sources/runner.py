@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hazelcast.errors import HazelcastError, HazelcastSerializationError
 
-from pipeline.errors import ConnectionFailedError, GridError, GridscoreError
+from pipeline.errors import ConnectionFailedError, GridError, GridscoreError, UsageError
 from pipeline.grid.writer import MapWriter
 from pipeline.job.plugs.environment import Hidden, from_environment
 from pipeline.job.types import seconds_of
@@ -29,6 +29,7 @@ from pipeline.sources.base import Poison, SourceInterruptedError
 from pipeline.sources.registry import KINDS, name_of
 from pipeline.sources.status import FAILED, Publisher, SourceStats
 from pipeline.worker.dead_letters import letter_of_source, map_of
+from pipeline.worker.names import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -159,6 +160,7 @@ class SourceRunner:
         while not self._stopping.is_set():
             self._acknowledged = 0
             try:
+                await self._check_name()
                 await self._attempt()
             except (GridscoreError, HazelcastError) as error:
                 if not self._may_heal(error):
@@ -167,6 +169,14 @@ class SourceRunner:
                 await self._pause(error, failures)
             else:
                 return
+
+    async def _check_name(self) -> None:
+        owner = await owner_of(self._grid, self.name)
+        if owner in ("job", "sink"):
+            raise UsageError(
+                f"`{self.name}` is a {owner}: a source of that name would share its dead letters.",
+                "Give the source another name with --name.",
+            )
 
     def _may_heal(self, error: Exception) -> bool:
         if isinstance(error, SourceInterruptedError):

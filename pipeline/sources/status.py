@@ -17,11 +17,12 @@ import msgspec
 from hazelcast.core import HazelcastJsonValue
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import GridscoreError
+from pipeline.errors import GridscoreError, JobError
 from pipeline.grid import transport
 from pipeline.grid.records import Records, record_text
-from pipeline.sources.position import POSITIONS_MAP
+from pipeline.sources.position import forget_all
 from pipeline.worker.dead_letters import map_of
+from pipeline.worker.names import POSITIONS_MAP, SOURCES_MAP
 from pipeline.worker.status import Pulse
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SOURCES_MAP = "gridscore.sources"
 PUBLISH_SECONDS = 1.0
 FORGET_SECONDS = 60.0
 """Records of sources that were killed are removed by others when they have not changed for so long."""
@@ -340,16 +340,22 @@ async def source_statuses(grid: Grid, pulse: Pulse | None = None) -> list[Source
     ]
 
 
-async def forget_failure(grid: Grid, name: str) -> bool:
-    """Remove what a source of that name has left that failed; whether there was something.
+async def forget(grid: Grid, name: str) -> tuple[int, bool]:
+    """Forget the positions of a source, and its last error; returns how many, and whether there was one.
 
     Raises:
+        JobError: It is running: it would write its positions once more, and go on where it was.
+        PositionTakenError: It was started meanwhile.
         HazelcastError: The cluster did not answer.
     """
+    living = [each for each in await running_sources(grid) if each.name == name]
+    if living:
+        raise JobError(f"The source `{name}` is running: {living[0].host}, process {living[0].pid}.", "Stop it first.")
+    count = await forget_all(grid, name)
     records = Records(grid, SOURCES_MAP)
-    there = await records.get(_failure_key(name)) is not None
+    failed = await records.get(_failure_key(name)) is not None
     await records.delete(_failure_key(name))
-    return there
+    return count, failed
 
 
 def _failure_key(name: str) -> str:

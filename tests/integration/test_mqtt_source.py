@@ -290,6 +290,28 @@ async def test_another_client_of_the_same_name_is_an_error(settings):
     assert "client id" in str(raised.value) or "lost" in str(raised.value)
 
 
+async def test_a_broker_that_grants_less_than_we_ask_for_is_an_error(settings):
+    """MQTT 3.1.1 has no other word for it than the QoS in the answer to the subscription."""
+
+    async def serve(reader, writer):
+        await reader.read(100)
+        writer.write(b"\x20\x02\x00\x00")  # connected
+        (_, length) = await reader.readexactly(2)
+        identifier = (await reader.readexactly(length))[:2]
+        writer.write(b"\x90\x03" + identifier + b"\x00")  # QoS 0
+        await reader.read()
+        writer.close()
+        left.set()
+
+    left = asyncio.Event()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(UsageError, match="grants only QoS 0 for the topic `"):
+            async with opened(settings(broker=f"mqtt://127.0.0.1:{port}", protocol="3.1.1")):
+                pass
+        await asyncio.wait_for(left.wait(), SECONDS)
+
+
 async def test_a_broker_that_is_not_there_may_come(settings):
     with pytest.raises(SourceInterruptedError, match="cannot be reached"):
         async with opened(settings(broker="mqtt://127.0.0.1:1")):

@@ -7,24 +7,26 @@ import pytest
 import scoring
 
 from pipeline.client import connect
-from pipeline.errors import BackPressureError
+from pipeline.errors import BackPressureError, JobError, UsageError
 from pipeline.grid.journal import Journal
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job.plugs.environment import Hidden
+from pipeline.job.plugs.files_sink import FilesSinkSettings
+from pipeline.sinks.records import register
 from pipeline.sources import runner as runners
 from pipeline.sources.base import Poison, SourceInterruptedError
-from pipeline.sources.position import Positions, PositionTakenError, forget_all
+from pipeline.sources.position import Positions, PositionTakenError
 from pipeline.sources.runner import SourceRunner
 from pipeline.sources.status import (
-    SOURCES_MAP,
-    forget_failure,
+    forget,
     is_known,
     running_sources,
     source_records,
     source_statuses,
 )
 from pipeline.testing.sources import AbortedError, Script, UnhealableError
-from pipeline.worker.dead_letters import list_letters
+from pipeline.worker.dead_letters import list_letters, map_of
+from pipeline.worker.names import SOURCES_MAP
 from pipeline.worker.replay import letter_ids, replay
 
 
@@ -206,9 +208,9 @@ async def test_a_source_that_failed_is_seen_until_it_runs_again_or_is_forgotten(
     status = next(each for each in await source_statuses(client.grid) if each.name == name)
     assert (status.state, status.processes, status.rate) == ("failed", [], 0)
     assert "cannot be healed" in status.error
-    assert await forget_failure(client.grid, name)
+    assert await forget(client.grid, name) == (0, True)
     assert await failed() == []
-    assert not await forget_failure(client.grid, name)
+    assert await forget(client.grid, name) == (0, False)
 
     with pytest.raises(AbortedError):  # a bug is no better
         await make(Script([Script.ABORT])).run()
@@ -334,8 +336,42 @@ async def test_positions_are_moved_by_one_process_only(client, unique):
     await one.forget("b.log")
     assert await Positions(client.grid, name).load() == {"a.log": {"offset": 30}}
     assert await is_known(client.grid, name)
-    assert await forget_all(client.grid, name) == 1
+    assert await forget(client.grid, name) == (1, False)
     assert await Positions(client.grid, name).load() == {}
+
+
+async def test_a_source_that_runs_is_not_forgotten(client, make, unique):
+    positions = Positions(client.grid, f"source-{unique}")
+    running = asyncio.Event()
+
+    async def moved(batch):
+        await positions.move("x", {"n": batch.position})
+        running.set()
+
+    runner = make(Script([entry("a", 1), Script.PAUSE], acknowledging=moved))
+    task = asyncio.create_task(runner.run())
+    await running.wait()
+    while not any(each.name == runner.name for each in await running_sources(client.grid)):
+        await asyncio.sleep(0.01)
+    with pytest.raises(JobError, match=r"is running: .*, process \d+"):
+        await forget(client.grid, runner.name)
+    assert await Positions(client.grid, runner.name).load() == {"x": {"n": 1}}
+    runner.stop()
+    await task
+    assert await forget(client.grid, runner.name) == (1, False)
+
+
+async def test_sources_sinks_and_jobs_do_not_share_a_name(client, make, unique, tmp_path):
+    settings = FilesSinkSettings(results=f"results.{unique}", folder=str(tmp_path))
+    poison = Poison("x", None, b"no event", "no event")
+    source = make(Script([poison]))
+    await source.run()  # is over, and has left a dead letter only
+    with pytest.raises(UsageError, match="is a source: a sink of that name would share its dead letters"):
+        await register(client.grid, source.name, "files", settings)
+    await (await client.grid.map(map_of(source.name))).destroy()
+    await register(client.grid, source.name, "files", settings)
+    with pytest.raises(UsageError, match="is a sink: a source of that name would share its dead letters"):
+        await source.run()
 
 
 async def test_a_position_that_another_process_moves_stops_a_source(client, make, unique):

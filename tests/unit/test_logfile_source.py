@@ -16,8 +16,9 @@ from pipeline.sources import logfile
 from pipeline.sources.base import SourceInterruptedError
 from pipeline.sources.log_tail import Tail
 from pipeline.sources.logfile import LogfileSource
-from pipeline.sources.position import POSITIONS_MAP, PositionTakenError
+from pipeline.sources.position import PositionTakenError
 from pipeline.testing import StubCluster
+from pipeline.worker.names import POSITIONS_MAP
 
 SECONDS = 20
 
