@@ -59,6 +59,11 @@ class Result:
         """Version of the model that made the score."""
         return int(self.value["version"])
 
+    @property
+    def revision(self) -> int | None:
+        """Revision of the job that made it; None for a result of a Gridscore that did not note it."""
+        return self.value.get("revision")
+
 
 class _Feed(Protocol):
     """Where a stream has its results from."""

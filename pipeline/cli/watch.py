@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LINES_A_SECOND = 200
 _KEY, _VALUE, _OTHER, _FIELDS = 48, 60, 200, 40
 """Characters of a key, of a field and of what is no result, and how many fields, a line shows; `--json` shows all."""
-_META = ("model", "version", "sequence", "scored_at")
+_META = ("model", "version", "revision", "sequence", "scored_at")
 
 
 class Start(StrEnum):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.job.file import Decision, Feature, Lookup
     from pipeline.job.types import FieldType
 
-RESULT_FIELDS = ("score", "decision", "version", "model", "sequence", "epoch", "scored_at")
+RESULT_FIELDS = ("score", "decision", "version", "model", "revision", "sequence", "epoch", "scored_at")
 """Fields of every result; event fields with these names cannot be included in one."""
 
 

@@ -203,6 +203,7 @@ def _table(results: Sequence[Delivered], types: Mapping[str, str]) -> pa.Table:
         "decision": _texts([value.get("decision") for value in values]),
         "model": _texts([value.get("model") for value in values]),
         "version": _integers([value.get("version") for value in values]),
+        "revision": _integers([value.get("revision") for value in values]),
         "sequence": _integers([value.get("sequence") for value in values]),
         "epoch": _integers([value.get("epoch") for value in values]),
         "scored_at": _integers([value.get("scored_at") for value in values]).cast(pa.timestamp("ms", "UTC")),

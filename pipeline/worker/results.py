@@ -28,14 +28,19 @@ class ResultEncoder:
     """Encodes results of one job.
 
     A result is a JSON object: `score` (a number, or a list of numbers for a model with several outputs), `decision` (if
-    the job has decisions), `model` and `version` (that made it), `sequence` (of the event in its journal; -1
-    for an event that a rescan found in the map), `epoch` (of the lease that it was written under; see `leases`),
-    `scored_at` (milliseconds since 1970), and the event fields that the job includes.
+    the job has decisions), `sequence` (of the event in its journal; -1 for an event that a rescan found in the map),
+    `epoch` (of the lease that it was written under; see `leases`), `version` and `model` (that made it), `revision` (of
+    the job that made it), `scored_at` (milliseconds since 1970), and the event fields that the job includes.
+
+    Args:
+        job: Whose results.
+        revision: Of the job.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, revision: int) -> None:
+        self._revision = revision
         self._include = tuple(job.result.include)
-        fields: list[Any] = ["score", "sequence", "epoch", "version", "model", "scored_at"]
+        fields: list[Any] = ["score", "sequence", "epoch", "version", "model", "revision", "scored_at"]
         thresholds, self._labels = job.decision_steps
         # Scores are float32: compared as such, a score that prints as the threshold reaches it.
         self._thresholds = np.array(thresholds, dtype=np.float32)
@@ -82,7 +87,8 @@ class ResultEncoder:
         columns: list[Iterable[Any]] = [scores.tolist()]
         if steps is not None:
             columns.append(map(self._labels.__getitem__, steps.tolist()))
-        columns += [sequences, epochs, repeat(version.version), repeat(version.name), repeat(now), *included]
+        columns += [sequences, epochs, repeat(version.version), repeat(version.name)]
+        columns += [repeat(self._revision), repeat(now), *included]
         # A pass a field is faster than one that makes a tuple an event.
         return list(map(self._encode, map(self._type, *columns)))
 
@@ -105,7 +111,8 @@ class ResultEncoder:
             literals.append(b',"decision":')
         columns += [sequences, epochs]
         literals += [b',"sequence":', b',"epoch":']
-        end = b',"version":%d,"model":%b,"scored_at":%d' % (version.version, encode(version.name), now)
+        made_by = version.version, encode(version.name), self._revision
+        end = b',"version":%d,"model":%b,"revision":%d,"scored_at":%d' % (*made_by, now)
         for name, values in zip(self._include, included, strict=True):
             columns.append(encode(values))
             literals.append(b"%b,%b:" % (end, encode(name)))

@@ -110,16 +110,22 @@ class Scorer:
 
     Args:
         job: What to do.
+        revision: Of the job.
         tables: The lookup tables by name, those of mode `fetch` empty.
         fetchers: Where lookups of mode `fetch` come from, by name.
         stats: Where to count.
     """
 
     def __init__(
-        self, job: Job, tables: Mapping[str, LookupTable], fetchers: Mapping[str, Fetcher], stats: JobStats
+        self,
+        job: Job,
+        revision: int,
+        tables: Mapping[str, LookupTable],
+        fetchers: Mapping[str, Fetcher],
+        stats: JobStats,
     ) -> None:
         self._decoder = EventDecoder(job)
-        self._encoder = ResultEncoder(job)
+        self._encoder = ResultEncoder(job, revision)
         self._tables = tables
         self._fetchers = fetchers
         self._stats = stats

@@ -29,7 +29,7 @@ async def test_every_event_has_one_result_with_the_score_of_the_model(cluster, u
     got = np.array([results[key]["score"] for key in events], dtype=np.float32)
     assert got.tobytes() == expected.astype(np.float32).tobytes()
     one = results["e7"]
-    assert (one["user"], one["country"], one["version"], one["model"]) == ("u7", "FR", 1, name)
+    assert (one["user"], one["country"], one["version"], one["model"], one["revision"]) == ("u7", "FR", 1, name, 1)
 
 
 async def test_results_are_seen_by_a_listener(cluster, unique):

@@ -150,7 +150,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 )
 def test_results_are_written_alike(rows, sequence, plain):
     described = "\n".join(line for line in JOB.splitlines() if "include" not in line) if plain else JOB
-    encoder = results.ResultEncoder(parse_job(described, "twins.yaml"))
+    encoder = results.ResultEncoder(parse_job(described, "twins.yaml"), 12)
     scores = np.array([row[0] for row in rows], np.float32)
     steps = np.searchsorted(encoder._thresholds, scores, side="right")
     included = [] if plain else [[row[column] for row in rows] for column in (2, 1, 3, 4)]
@@ -163,7 +163,7 @@ def test_results_are_written_alike(rows, sequence, plain):
 @given(st.integers(1, 5), st.integers(1, 4))
 def test_results_of_several_outputs_are_written_alike(rows, outputs):
     described = JOB[: JOB.index("result: {")]
-    encoder = results.ResultEncoder(parse_job(described, "twins.yaml"))
+    encoder = results.ResultEncoder(parse_job(described, "twins.yaml"), 12)
     scores = np.linspace(0, 1, rows * outputs, dtype=np.float32).reshape(rows, outputs)
     arguments = (scores, None, list(range(rows)), [1] * rows, SimpleNamespace(version=1, name="m"), 5, [])
     assert encoder._zip(*arguments) == encoder._encode_each(*arguments)
