@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,7 +26,7 @@ from pipeline.sources.postgres_rows import Query, Row, describe, reading, settle
 from pipeline.sources.postgres_trigger import statements
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     from pipeline.grid import Grid
     from pipeline.job.plugs.postgres_source import PostgresSourceSettings
@@ -61,6 +62,7 @@ class PostgresSource:
         self._listener: psycopg.AsyncConnection[Any] | None = None
         self._query: Query | None = None
         self._mark: str | None = None
+        self._reads = ""
         self._window: dict[str | int, tuple[int, str | None]] = {}
 
     async def open(self) -> None:
@@ -84,10 +86,7 @@ class PostgresSource:
                 self._listener = await self._connect()
                 await self._listener.execute(f"LISTEN {quoted(settings.notify)}".encode())
             if settings.poll_column is not None:
-                position = await self._positions.get(self._item)
-                # A mirror has to see all rows; so has somebody who changed the column.
-                if position is not None and not settings.mirror and position.get("column") == settings.poll_column:
-                    self._mark = position.get("mark")
+                self._begin_at(await self._positions.get(self._item), self._query)
         except psycopg.Error as error:
             raise self._failure(error) from None
 
@@ -110,7 +109,7 @@ class PostgresSource:
     async def acknowledge(self, batch: Batch) -> None:
         """Keep how far the column that is polled was read."""
         if batch.position is not None:
-            await self._positions.move(self._item, {"column": self._settings.poll_column, "mark": batch.position})
+            await self._positions.move(self._item, {"reads": self._reads, "mark": batch.position})
 
     async def close(self) -> None:
         """Let the connections go."""
@@ -118,6 +117,24 @@ class PostgresSource:
         for connection in connections:
             with contextlib.suppress(psycopg.Error, OSError):
                 await connection.close()
+
+    def _begin_at(self, position: Mapping[str, Any] | None, query: Query) -> None:
+        """Go on from a position, if it is one of the same entries in the same map; else every row is read anew."""
+        settings = self._settings
+        shape = [query.text, list(query.types.items()), query.key, query.separator, query.mark]
+        parts = msgspec.json.encode([*shape, settings.to, settings.max_row])
+        self._reads = blake2b(parts, digest_size=12).hexdigest()
+        if position is None or settings.mirror:  # a mirror has to see all rows
+            return
+        if position.get("reads") == self._reads:
+            self._mark = position.get("mark")
+            return
+        _log.warning(
+            "%s at %s: what is read, or the map, is not what it was when the position was kept: all rows are read anew",
+            self._what,
+            self._place,
+            extra={"action": "position_outdated"},
+        )
 
     # ------------------------------------------------------------------ full loads
 
@@ -127,6 +144,8 @@ class PostgresSource:
         async for batch in self._polled() if settings.poll_column is not None else self._rows():
             if settings.mirror:
                 seen.update(key for key, _ in batch.entries)
+                # A row that is refused is there all the same.
+                seen.update(each.key for each in batch.poison if each.key is not None)
             yield batch
         if settings.mirror:
             there = await (await self._grid.map(settings.to)).key_set()

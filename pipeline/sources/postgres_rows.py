@@ -153,10 +153,10 @@ async def describe(
 
 
 async def settle(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Set what reading needs: times in UTC, and time for readers that have to wait for the grid."""
+    """Set what reading needs: times in UTC, and floats to the last digit."""
     await connection.execute(
         "SELECT set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO', false), "
-        "set_config('idle_in_transaction_session_timeout', '0', false), set_config('extra_float_digits', '1', false)"
+        "set_config('extra_float_digits', '1', false)"
     )
 
 
@@ -164,14 +164,18 @@ async def settle(connection: psycopg.AsyncConnection[Any]) -> None:
 async def reading(
     connection: psycopg.AsyncConnection[Any], statement: str, *, batch: int
 ) -> AsyncIterator[AsyncIterator[list[Any]]]:
-    """What a statement gives, as of one moment, so many records in one go."""
-    async with connection.transaction():
-        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        async with connection.cursor(name="gridscore") as cursor:
+    """What a statement gives, as of one moment, so many records in one go.
+
+    Whoever takes them may wait for days between two of them, so there is no transaction meanwhile, which would hold up
+    VACUUM in all of the database: at its end the server puts what the statement gives into temporary files of its own.
+    """
+    async with connection.cursor(name="gridscore", withhold=True) as cursor:
+        async with connection.transaction():
+            await connection.execute("SET TRANSACTION READ ONLY")
             await cursor.execute(statement.encode())
 
-            async def parts() -> AsyncIterator[list[Any]]:
-                while records := await cursor.fetchmany(batch):
-                    yield records
+        async def parts() -> AsyncIterator[list[Any]]:
+            while records := await cursor.fetchmany(batch):
+                yield records
 
-            yield parts()
+        yield parts()

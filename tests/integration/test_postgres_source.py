@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import psycopg
 import pytest
@@ -127,6 +127,37 @@ class TestRows:
         assert set(await entries(grid, f"lookups.{unique}")) == {"ann", "bob"}
         await load(grid, settings(mirror=True))
         assert set(await entries(grid, f"lookups.{unique}")) == {"bob"}
+
+    async def test_a_mirror_keeps_the_entry_of_a_row_that_is_refused(self, grid, settings, sql, unique):
+        await load(grid, settings())
+        await sql("ALTER TABLE customers ADD note text")
+        await sql("UPDATE customers SET note = repeat('x', 500) WHERE id = 'ann'")
+        stats = await load(grid, settings(mirror=True, max_row=400))
+        assert stats.poison == 1
+        assert set(await entries(grid, f"lookups.{unique}")) == {"ann", "bob"}
+
+    @pytest.mark.parametrize("more", [{}, {"poll_column": "updated_at"}])
+    async def test_no_transaction_is_held_while_there_is_no_room(self, grid, settings, sql, more):
+        await sql("DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || quote_ident(current_database()) || "
+                  "' SET idle_in_transaction_session_timeout = 12345'; END $$")  # fmt: skip
+        source = PostgresSource(grid, "sql", settings(batch=1, **more))
+        try:
+            await source.open()
+            async with aclosing(source.batches()) as batches:
+                keys = [key for key, _ in (await anext(batches)).entries]
+                # Until the next batch is asked for, which may take days.
+                cursor = await sql(
+                    "SELECT state, xact_start IS NULL, backend_xmin IS NULL FROM pg_stat_activity "
+                    "WHERE application_name = 'gridscore source sql'"
+                )
+                assert await cursor.fetchall() == [("idle", True, True)]
+                cursor = await source._reader.execute("SHOW idle_in_transaction_session_timeout")
+                assert await cursor.fetchone() == ("12345ms",)
+                await sql("DELETE FROM customers")
+                keys += [key for key, _ in (await anext(batches)).entries]
+            assert sorted(keys) == ["ann", "bob"]  # as of the moment at which the load began
+        finally:
+            await source.close()
 
 
 class TestWhatIsRefused:
@@ -253,3 +284,36 @@ class TestPolling:
         await sql("INSERT INTO customers VALUES ('cy', 7)")
         async with running(grid, wanted):
             await becomes(grid, name, {"bob": 30, "cy": 7})
+
+    @pytest.mark.parametrize(
+        ("changed", "read"),
+        [
+            ({}, {"bob"}),
+            ({"to": "lookups.other"}, {"ann", "bob"}),
+            ({"query": "SELECT id, age, updated_at, 1 AS more FROM customers"}, {"ann", "bob"}),
+            ({"query": "SELECT age AS id, updated_at FROM customers"}, {59, 30}),
+            ({"max_row": 1_000}, {"ann", "bob"}),
+        ],
+    )
+    async def test_a_position_of_other_rows_or_another_map_is_not_gone_on_from(
+        self, grid, settings, sql, unique, caplog, changed, read
+    ):
+        await sql("SELECT")
+        given = {"query": "SELECT * FROM customers", "poll_column": "updated_at"}
+
+        async def keys(**more):
+            """The keys of a first look."""
+            source, found = PostgresSource(grid, f"rows-{unique}", settings(**given | more)), set()
+            try:
+                await source.open()
+                async for batch in source._load():
+                    found |= {key for key, _ in batch.entries}
+                    await source.acknowledge(batch)
+            finally:
+                await source.close()
+            return found
+
+        assert await keys() == {"ann", "bob"}
+        assert await keys(**changed) == read
+        assert ("read anew" in caplog.text) == bool(changed)
+        assert await keys(**changed) < read or not changed
