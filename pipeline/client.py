@@ -17,6 +17,7 @@ from pipeline.grid.copies import Fetcher
 from pipeline.grid.journal import Journal
 from pipeline.job import Job, JobRecord, Jobs, load_job
 from pipeline.job.life import CANCELLED, ENDED
+from pipeline.job.release import Release
 from pipeline.producer import Producer
 from pipeline.results import ResultStream, Start
 from pipeline.worker import Worker, rescan
@@ -87,7 +88,13 @@ class Client:
         return Producer(self.grid, map_name, max_wait=max_wait, on_wait=on_wait)
 
     async def submit(
-        self, job: Job | Path | str, *, update: bool = False, allow_changed_features: bool = False
+        self,
+        job: Job | Path | str,
+        *,
+        update: bool = False,
+        model: Any = None,
+        version: int | None = None,
+        allow_changed_features: bool = False,
     ) -> JobRecord:
         """Submit a job, or the job file at a path.
 
@@ -97,6 +104,9 @@ class Client:
         Args:
             job: The job or its file.
             update: Replace an active job of that name; it goes on from its committed offsets.
+            model: A model to push (see `push_model`) that goes live with the job in one step: no event is scored by the
+                one of them without the other. The alias that the job follows points at it afterwards.
+            version: A version that is in the registry, instead.
             allow_changed_features: Accept a model that was trained with other definitions of features of these names.
 
         Raises:
@@ -105,6 +115,7 @@ class Client:
             MapNotFoundError: A lookup map does not exist.
             ModelError: There is no such model, or it would not score as it was trained.
             JobError: Another job of that name is active.
+            UsageError: A model or version is given for a job that names a fixed version.
         """
         from pipeline.models import check_fit
 
@@ -113,15 +124,68 @@ class Client:
         await Journal(self.grid, job.events).bounds(0)
         for lookup in job.lookups.values():
             await self.grid.require_map(lookup.map)
-        version = await self.version_of(job)
-        check_fit(job, version, allow_changed=allow_changed_features)
-        _compile(job, version)
         current = await self.jobs.find(job.name)
+        release, replaced = None, None
+        if model is None and version is None:
+            # Submitted once more after a release that was interrupted, it means that release.
+            found = await self.version_of(job, current.release if current is not None and current.job == job else None)
+            check_fit(job, found, allow_changed=allow_changed_features)
+        else:
+            await self.jobs.check(job, update=update)
+            if current is not None and current.state not in ENDED:
+                replaced = (await self.version_of(current.job, current.release)).version
+            found, release = await self._release(job, model, version, allow_changed=allow_changed_features)
+        _compile(job, found)
         if current is not None and current.state in ENDED and current.error in ("", CANCELLED):
             # A job that failed goes on where it stopped, once its cause is mended; one that was cancelled begins anew.
             await begin_anew(self.grid, job.name)
             await rescan.forget(self.grid, job.name)
-        return await self.jobs.submit(job, update=update)
+        record = await self.jobs.submit(job, update=update, release=release, replaced=replaced)
+        if release is not None:
+            await self.models.promote(job.model.name, found.version, job.model.alias or "champion")
+        return record
+
+    async def _release(
+        self, job: Job, model: Any, version: int | None, *, allow_changed: bool
+    ) -> tuple[ModelVersion, Release]:
+        """The version that is to go live with a job: pushed if it must be, and checked for all who will use it."""
+        from pipeline.models.fit import check_jobs
+
+        name, alias = job.model.name, job.model.alias
+        if alias is None or (model is not None and version is not None):
+            raise UsageError(
+                f"The job `{job.name}` scores with version {job.model.version} of its model, whatever goes live."
+                if alias is None
+                else "A model and a version are both given.",
+                "Let it follow an alias: `model: NAME`." if alias is None else "Give one of them.",
+            )
+        jobs = {**await self.following(name, alias), job.name: job}
+        if model is not None:
+            found = (await self.models.add(model, name, jobs=jobs, allow_changed=allow_changed)).version
+        else:
+            found = await self.models.resolve(name, version=version)
+        check_jobs(jobs, found, allow_changed=allow_changed)
+        return found, Release(found.version, await self.models.last_move(name, alias))
+
+    async def rollback(self, name: str) -> JobRecord:
+        """Undo the last update of a job, together with the version of the model that went live with it.
+
+        Called twice, it is as it was.
+
+        Raises:
+            JobError: There is no such job, it has ended, or it was never updated.
+            ModelError: The version was deleted, or other jobs follow the alias by now and cannot go back.
+        """
+        record = await self.jobs.get(name)
+        if record.state in ENDED or record.previous is None:
+            raise JobError(
+                f"The job `{name}` has not been updated: there is nothing to go back to."
+                if record.previous is None
+                else f"The job `{name}` is {record.state}: it cannot go back.",
+                "Submit the job file that you want.",
+            )
+        job = Job.from_json(record.previous.spec)
+        return await self.submit(job, update=True, version=record.previous.version, allow_changed_features=True)
 
     async def push_model(
         self,
@@ -171,13 +235,14 @@ class Client:
         jobs = await self.following(name, alias)
         return await self.models.promote(name, version, alias, jobs=jobs, allow_changed=allow_changed_features)
 
-    async def version_of(self, job: Job) -> ModelVersion:
-        """The version that would score for a job now.
+    async def version_of(self, job: Job, release: Release | None = None) -> ModelVersion:
+        """The version that would score for a job now, given what it was released with.
 
         Raises:
             ModelError: There is none.
         """
-        return await self.models.resolve(job.model.name, alias=job.model.alias, version=job.model.version)
+        ref = job.model
+        return await self.models.resolve(ref.name, alias=ref.alias, version=ref.version, release=release)
 
     async def following(self, model: str, alias: str | None) -> dict[str, Job]:
         """The active jobs that use an alias of a model, or any if it is None, by name."""

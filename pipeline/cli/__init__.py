@@ -97,6 +97,7 @@ def _commands() -> typer.Typer:
     app.command(rich_help_panel="Jobs")(jobs.suspend)
     app.command(rich_help_panel="Jobs")(jobs.resume)
     app.command(rich_help_panel="Jobs")(jobs.restart)
+    app.command(rich_help_panel="Jobs")(jobs.rollback)
     app.command(rich_help_panel="Jobs")(jobs.cancel)
     app.add_typer(job.app, name="job", rich_help_panel="Jobs")
     app.add_typer(source.app, name="source", rich_help_panel="Scoring")

@@ -22,6 +22,17 @@ def submit(
     file: Annotated[Path, typer.Argument(help="The job file.", show_default=False)],
     *,
     update: Annotated[bool, typer.Option("--update", help="Replace an active job of this name, and go on.")] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="FILE",
+            help="A model (XGBoost UBJ or JSON) to push, that goes live with the job in one step.",
+        ),
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="The same with a version that was pushed before.")
+    ] = None,
     allow_changed_features: AllowChanged = False,
     members: Members = None,
     cluster_name: ClusterName = None,
@@ -30,7 +41,9 @@ def submit(
 ) -> None:
     """Submit a job file to the cluster; any worker picks it up.
 
-    Example: [bold]gridscore submit jobs/flights/job.yaml[/]
+    Job and model that were made for each other go live together: no event is scored by the one without the other.
+
+    Example: [bold]gridscore submit jobs/flights/job.yaml --update --model model.ubj[/]
     """
     from pipeline.client import Client
     from pipeline.job import load_job
@@ -39,25 +52,56 @@ def submit(
 
     job = load_job(file)
 
-    async def main() -> tuple[JobRecord, bool, list[str]]:
+    async def main() -> tuple[JobRecord, bool, int, list[str]]:
         async with connected(members, cluster_name, settings) as grid:
             client = Client(grid)
             before = await _find(client.jobs, job.name)
-            record = await client.submit(job, update=update, allow_changed_features=allow_changed_features)
-            unchanged = before is not None and before.revision == record.revision
-            return (
-                record,
-                unchanged,
-                [*await warnings(grid, job), *remarks({job.name: job}, await client.version_of(job))],
+            record = await client.submit(
+                job, update=update, model=model, version=version, allow_changed_features=allow_changed_features
             )
+            unchanged = before is not None and before.revision == record.revision
+            found = await client.version_of(job, record.release)
+            told = [*await warnings(grid, job), *remarks({job.name: job}, found)]
+            return record, unchanged, found.version, told
 
-    record, unchanged, told = run(main())
+    record, unchanged, number, told = run(main())
     print_warnings(told)
     if unchanged:
-        _report(record, "is submitted already, unchanged", as_json=as_json, changed=False)
+        live = f" Version {number} of the model {safe(job.model.name)} is live." if model or version else ""
+        _report(record, "is submitted already, unchanged", as_json=as_json, changed=False, version=number, more=live)
     else:
-        more = "\nWorkers pick it up within a second: `gridscore jobs`."
-        _report(record, "submitted", as_json=as_json, changed=True, more=more)
+        more = f" with version {number} of the model {safe(job.model.name)}" if record.release else ""
+        more = f"\nWorkers pick it up{more} within a second: `gridscore jobs`."
+        if record.previous is not None:
+            more += f"\nUndo it: `gridscore rollback {safe(record.name)}`."
+        _report(record, "submitted", as_json=as_json, changed=True, version=number, more=more)
+
+
+def rollback(
+    name: Name,
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Undo the last update of a job, and the version of the model that went live with it, in one step.
+
+    Given twice, it is as it was.
+
+    Example: [bold]gridscore rollback flights[/]
+    """
+    from pipeline.client import Client
+
+    async def main() -> tuple[JobRecord, int]:
+        async with connected(members, cluster_name, settings) as grid:
+            client = Client(grid)
+            record = await client.rollback(name)
+            return record, (await client.version_of(record.job, record.release)).version
+
+    record, number = run(main())
+    more = f"\nIt scores with version {number} of the model {safe(record.job.model.name)} within a second."
+    _report(record, "is as it was before its last update", as_json=as_json, changed=True, version=number, more=more)
 
 
 app = typer.Typer(help="The jobs of the cluster; without a command, lists them.", invoke_without_command=True)
@@ -231,6 +275,7 @@ def restart(
 app.command("suspend")(suspend)
 app.command("resume")(resume)
 app.command("restart")(restart)
+app.command("rollback")(rollback)
 app.command("cancel")(cancel)
 
 _PLACES = ("oldest", "latest", "committed")
@@ -311,9 +356,12 @@ async def _find(jobs: Jobs, name: str) -> JobRecord | None:
         return None
 
 
-def _report(record: JobRecord, done: str, *, as_json: bool, changed: bool, more: str = "") -> None:
+def _report(
+    record: JobRecord, done: str, *, as_json: bool, changed: bool, version: int | None = None, more: str = ""
+) -> None:
     if as_json:
-        print_json({"name": record.name, "state": record.state.value, "revision": record.revision, "changed": changed})
+        value = {"name": record.name, "state": record.state.value, "revision": record.revision, "changed": changed}
+        print_json(value if version is None else {**value, "version": version})
         return
     console.print(
         f"Job [bold]{safe(record.name)}[/] {done}: {record.state.value}, revision {record.revision}.{more}",

@@ -281,8 +281,11 @@ async def _refuse_if_used(client: Any, name: str, version: int) -> None:
     from pipeline.job.life import ENDED
 
     for record in await client.jobs.all():
-        model = record.job.model
-        if record.state not in ENDED and (model.name, model.version) == (name, version):
+        model, release = record.job.model, record.release
+        if record.state in ENDED or model.name != name:
+            continue
+        released = release is not None and release.version == version
+        if model.version == version or (released and (await client.version_of(record.job, release)).version == version):
             raise ModelError(
                 f"The job `{record.name}` scores with version {version} of the model `{name}`.",
                 f"Update its job file, or cancel it first: `gridscore cancel {record.name}`.",

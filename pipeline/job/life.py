@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pipeline.errors import JobError
 from pipeline.grid import Record, Records
 from pipeline.job.file import Job
+from pipeline.job.release import Previous, Release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pipeline.grid import Grid
 
@@ -54,6 +57,8 @@ class JobRecord:
         error: Why it FAILED, empty otherwise.
         submitted_at: When it was submitted first, RFC 3339.
         updated_at: When state or revision changed last, RFC 3339.
+        release: The version of the model that this revision goes live with; None if it follows its model's alias.
+        previous: What an update has replaced.
     """
 
     job: Job
@@ -64,6 +69,8 @@ class JobRecord:
     updated_at: str
     restarts: int = 0
     begin: str = ""
+    release: Release | None = None
+    previous: Previous | None = None
 
     @property
     def name(self) -> str:
@@ -102,6 +109,8 @@ class JobRecord:
                 updated_at=str(value["updated_at"]),
                 restarts=int(value.get("restarts", 0)),
                 begin=str(value.get("begin", "")),
+                release=msgspec.convert(value.get("release"), Release | None),
+                previous=msgspec.convert(value.get("previous"), Previous | None),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise JobError(
@@ -117,7 +126,9 @@ class Jobs:
         self._records = Records(grid, JOBS_MAP)
         self._parsed: dict[str, tuple[str, JobRecord]] = {}  # workers look every second, and jobs seldom change
 
-    async def submit(self, job: Job, *, update: bool = False) -> JobRecord:
+    async def submit(
+        self, job: Job, *, update: bool = False, release: Release | None = None, replaced: int | None = None
+    ) -> JobRecord:
         """Put a job into the cluster.
 
         The same job submitted twice is one job. One that has ended is replaced.
@@ -125,6 +136,8 @@ class Jobs:
         Args:
             job: To run.
             update: Replace an active job of that name; it goes on from its committed offsets.
+            release: The version of the model that it goes live with, in the same step.
+            replaced: The version that scores for the job that is replaced, if the release exchanges it.
 
         Raises:
             JobError: Another job of that name is active, and `update` is not set; or an update would change what the
@@ -141,6 +154,8 @@ class Jobs:
                 "submitted_at": _now(),
                 "updated_at": _now(),
             }
+            if release is not None:
+                fresh["release"] = msgspec.to_builtins(release)
             if current is None:
                 return fresh
             # Counted on, so that partitions know a restart that they have not seen from one that they have.
@@ -149,23 +164,25 @@ class Jobs:
                 return fresh
             if current["spec"] == fresh["spec"]:
                 return current
-            if not update:
-                raise JobError(
-                    f"A different job `{job.name}` is already {current['state']}.",
-                    "Replace it with --update, cancel it first, or give this one another name.",
-                )
-            if current["spec"]["events"] != job.events:
-                raise JobError(
-                    f"The job `{job.name}` reads `{current['spec']['events']}`, the new one `{job.events}`: "
-                    "its offsets would mean nothing there.",
-                    "Cancel it first, or give this one another name.",
-                )
+            _check_update(current, job, update=update)
             fresh |= {"submitted_at": current["submitted_at"], "begin": current.get("begin", "")}
+            fresh["previous"] = {"spec": current["spec"], "version": replaced}
             if JobState(current["state"]) == JobState.SUSPENDED:
                 fresh["state"] = JobState.SUSPENDED.value
             return fresh
 
         return JobRecord.from_record(await self._records.update(job.name, change))
+
+    async def check(self, job: Job, *, update: bool = False) -> None:
+        """Refuse a job that `submit` would refuse now, without submitting it.
+
+        Raises:
+            JobError: As of `submit`.
+        """
+        record = await self._records.get(job.name)
+        if record is None or JobState(record.value["state"]) in ENDED or record.value["spec"] == job.to_json():
+            return
+        _check_update(record.value, job, update=update)
 
     async def get(self, name: str) -> JobRecord:
         """The job of that name.
@@ -303,6 +320,20 @@ class Jobs:
             return JobError(f"There is no job `{name}`.", f"Did you mean `{close[0]}`?")
         listed = ", ".join(names) or "none"
         return JobError(f"There is no job `{name}`.", f"Jobs of this cluster: {listed}.")
+
+
+def _check_update(current: Mapping[str, Any], job: Job, *, update: bool) -> None:
+    if not update:
+        raise JobError(
+            f"A different job `{job.name}` is already {current['state']}.",
+            "Replace it with --update, cancel it first, or give this one another name.",
+        )
+    if current["spec"]["events"] != job.events:
+        raise JobError(
+            f"The job `{job.name}` reads `{current['spec']['events']}`, the new one `{job.events}`: "
+            "its offsets would mean nothing there.",
+            "Cancel it first, or give this one another name.",
+        )
 
 
 def _begin(text: str) -> str:

@@ -18,6 +18,8 @@ from pipeline.models.version import Positive, Sha256, Text  # noqa: TC001 -- msg
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.job.release import Release
+
 MAX_VERSIONS = 10_000
 MAX_ALIASES = 100
 MAX_HISTORY = 50
@@ -115,6 +117,21 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
                 f"`gridscore model promote {name} --version N --alias {alias}`.",
             )
         return self.aliases[alias]
+
+    def last_move(self, alias: str) -> str:
+        """What tells the last move of an alias from all others; empty if it never moved."""
+        moves = self.history.get(alias)
+        return f"{moves[-1].version} {moves[-1].at}" if moves else ""
+
+    def released(self, name: str, alias: str | None, version: int | None, release: Release | None) -> int:
+        """The version that a job's reference means: that of its release, as long as the alias has not moved since.
+
+        Raises:
+            ModelError: There is no such version or alias.
+        """
+        if release is not None and version is None and self.last_move(alias or "champion") == release.after:
+            return self.number(name, None, release.version)
+        return self.number(name, alias, version)
 
     def previous(self, name: str, alias: str) -> int:
         """The version that an alias pointed at before.

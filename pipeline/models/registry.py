@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import Grid
     from pipeline.job import Job
+    from pipeline.job.release import Release
 
 _log = logging.getLogger(__name__)
 
@@ -190,14 +191,40 @@ class Registry:
         await self._change(name, lambda current: current.promoted(name, number, alias, now()))
         return found
 
-    async def resolve(self, name: str, alias: str | None = None, version: int | None = None) -> ModelVersion:
+    async def resolve(
+        self, name: str, alias: str | None = None, version: int | None = None, *, release: Release | None = None
+    ) -> ModelVersion:
         """The version that an alias (`champion`, if nothing is said) or a number means now.
+
+        Args:
+            name: Of the model.
+            alias: To follow.
+            version: A number, instead.
+            release: Of the job that asks.
 
         Raises:
             ModelError: There is no such model, alias or version.
         """
         record = await self._existing(name)
-        return await self._version(name, record.number(name, alias, version), record)
+        return await self._version(name, record.released(name, alias, version, release), record)
+
+    async def last_move(self, name: str, alias: str) -> str:
+        """What tells the last move of an alias from all others; empty if it never moved."""
+        return (await self._record(name)).last_move(alias)
+
+    async def complete(self, name: str, alias: str, release: Release) -> None:
+        """Let the alias follow a release, if it has not moved since.
+
+        Raises:
+            ModelError: The version was deleted.
+        """
+
+        def follow(current: ModelRecord) -> ModelRecord:
+            if current.last_move(alias) != release.after:
+                return current
+            return current.promoted(name, release.version, alias, now())
+
+        await self._change(name, follow)
 
     async def fetch(self, name: str, version: int) -> bytes:
         """The bytes of a version, as they were pushed.

@@ -15,6 +15,7 @@ from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridscoreError
 from pipeline.features import FeaturePlan
+from pipeline.job import Jobs
 from pipeline.models import LoadedModel, Registry, check_fit
 from pipeline.models.fit import remarks
 from pipeline.worker.scorer import ActiveModel
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.features import LookupTable
     from pipeline.grid import Grid
-    from pipeline.job import Job
+    from pipeline.job import JobRecord
     from pipeline.models import ModelVersion
     from pipeline.worker.stats import JobStats
 
@@ -37,9 +38,12 @@ POLL_SECONDS = 1.0
 class LiveModel:
     """Keeps `active` at the version that the job's model reference means."""
 
-    def __init__(self, grid: Grid, job: Job, tables: Mapping[str, LookupTable], stats: JobStats) -> None:
+    def __init__(self, grid: Grid, record: JobRecord, tables: Mapping[str, LookupTable], stats: JobStats) -> None:
         self._registry = Registry(grid)
-        self._job = job
+        self._jobs = Jobs(grid)
+        self._record = record
+        self._job = record.job
+        self._release = record.release
         self._tables = tables
         self._stats = stats
         self._changed = asyncio.Event()
@@ -55,6 +59,7 @@ class LiveModel:
         """
         self._stop_watching = await self._registry.watch(self._changed.set)
         self.active = await self._load(await self._resolve())
+        self._stats.version = self.active.model.version.version
 
     async def follow(self) -> None:
         """Exchange the model whenever another version is meant, until cancelled."""
@@ -86,6 +91,9 @@ class LiveModel:
                 _log.debug("the model listener could not be removed", exc_info=True)
 
     async def _exchange(self) -> None:
+        if self._release is not None and self._job.model.alias is not None:
+            await self._registry.complete(self._job.model.name, self._job.model.alias, self._release)
+            self._release = None  # from here on the alias says it all
         version = await self._resolve()
         if version.version == self.active.model.version.version:
             self._refused, self._stats.model_error = 0, ""
@@ -106,7 +114,11 @@ class LiveModel:
                 extra={"action": "model_refused"},
             )
             return
+        current = await self._jobs.find(self._job.name)
+        if current is None or not current.is_same_run(self._record):
+            return  # it may have been promoted for the next revision, which this worker is about to begin
         self.active = fresh
+        self._stats.version = version.version
         self._refused, self._stats.model_error = 0, ""
         _log.info(
             "%s: version %d of `%s` is live",
@@ -118,7 +130,7 @@ class LiveModel:
 
     async def _resolve(self) -> ModelVersion:
         model = self._job.model
-        return await self._registry.resolve(model.name, alias=model.alias, version=model.version)
+        return await self._registry.resolve(model.name, alias=model.alias, version=model.version, release=self._release)
 
     async def _load(self, version: ModelVersion) -> ActiveModel:
         check_fit(self._job, version, allow_changed=True)  # whoever promoted it was told, and allowed it
@@ -127,5 +139,4 @@ class LiveModel:
         payload = await self._registry.fetch(version.name, version.version)
         model = await asyncio.to_thread(LoadedModel.load, version, payload)
         plan = FeaturePlan(self._job, self._tables, version.categories)
-        self._stats.version = version.version
         return ActiveModel(model, plan)

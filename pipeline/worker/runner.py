@@ -116,7 +116,7 @@ class JobRunner:
         }
         fetchers = {n: Fetcher(grid, lookup.map) for n, lookup in job.lookups.items() if lookup.mode == "fetch"}
         self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats)
-        self._model = LiveModel(grid, job, self._tables, self.stats)
+        self._model = LiveModel(grid, record, self._tables, self.stats)
         self._results = MapWriter(grid, job.results)
         self._dead = MapWriter(grid, dead_letters.map_of(job.name))
         missing = MissingResults(grid, job, self.group, self.stats)
