@@ -1,8 +1,8 @@
 /* Decodes JSON events straight to cells, from which columns are made: no Python object an event.
 
-A text of the common shape is read here: one flat object with plain keys, and values whose meaning leaves no choice. For
-anything else (escapes, repeated keys, nested values, numbers at the edge of what a double holds, whatever breaks the
-schema) `decode` calls back, and msgspec says what the event is or why it is none. So nothing is accepted or refused
+A text of the common shape is read here: an object with plain keys, and values whose meaning leaves no choice; what the
+schema does not name is passed over, whatever it holds. For anything else (escapes in keys and in fields of the schema,
+repeated keys, numbers at the edge of what a double holds, whatever is not JSON or breaks the schema) `decode` calls back, and msgspec says what the event is or why it is none. So nothing is accepted or refused
 here that msgspec would not, and the twin in `columns.py`, which asks msgspec for every event, gives the same cells.
 
 Texts are `bytes`, which end with a zero that is not counted: a reader that stops at every byte that it does not expect
@@ -324,24 +324,176 @@ static const char *read_value(const char *p, const char *text, const char *end, 
     return p + 1;
 }
 
-/* A value that the schema does not name. */
+/* From a byte that is not ASCII to behind the last such byte in a row, as long as they are UTF-8. */
+static const char *skip_utf8(const char *p)
+{
+    const unsigned char *u = (const unsigned char *)p;
+    while (*u >= 0x80) {
+        /* What the second byte may be keeps out overlong forms, surrogates, and what is beyond U+10FFFF. */
+        unsigned char low = *u == 0xE0 ? 0xA0 : *u == 0xF0 ? 0x90 : 0x80, high = *u == 0xED ? 0x9F : *u == 0xF4 ? 0x8F : 0xBF;
+        int more = *u >= 0xC2 && *u <= 0xDF ? 1 : *u >= 0xE0 && *u <= 0xEF ? 2 : *u >= 0xF0 && *u <= 0xF4 ? 3 : 0;
+        if (!more || u[1] < low || u[1] > high)
+            return NULL;
+        for (u += 2; --more; u++) /* a zero at the end is no continuation */
+            if ((*u & 0xC0) != 0x80)
+                return NULL;
+    }
+    return (const char *)u;
+}
+
+/* From behind `\u` to behind its four digits, and those of its second half. */
+static const char *skip_code(const char *p)
+{
+    uint32_t code = 0;
+    for (int half = 0; half < 2; half++) {
+        uint32_t unit = 0;
+        for (int i = 0; i < 4; i++, p++) {
+            char c = *p;
+            uint32_t digit = (uint32_t)(is_digit(c) ? c - '0' : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10 : 16);
+            if (digit > 15)
+                return NULL;
+            unit = unit << 4 | digit;
+        }
+        if (half)
+            return (unit & 0xFC00) == 0xDC00 ? p : NULL;
+        code = unit;
+        if ((code & 0xF800) != 0xD800)
+            return p;
+        if ((code & 0xFC00) != 0xD800 || p[0] != '\\' || p[1] != 'u')
+            return NULL;
+        p += 2;
+    }
+    return NULL;
+}
+
+/* From behind the opening quote to behind the closing one. */
+static const char *skip_string(const char *p, const char *end)
+{
+    const uint64_t ones = 0x0101010101010101u, high = 0x8080808080808080u;
+    uint64_t word, quote, slash;
+    for (;;) {
+        for (; end - p >= 8; p += 8) {
+            memcpy(&word, p, 8);
+            quote = word ^ (ones * '"');
+            slash = word ^ (ones * '\\');
+            if ((((quote - ones) & ~quote) | ((slash - ones) & ~slash) | (word - ones * 0x20) | word) & high)
+                break;
+        }
+        while ((unsigned char)*p >= 0x20 && (unsigned char)*p < 0x80 && *p != '"' && *p != '\\')
+            p++;
+        if (*p == '"')
+            return p + 1;
+        if ((unsigned char)*p >= 0x80) {
+            if (!(p = skip_utf8(p)))
+                return NULL;
+        } else if (*p == '\\') {
+            p += 2;
+            switch (p[-1]) {
+            case '"':
+            case '\\':
+            case '/':
+            case 'b':
+            case 'f':
+            case 'n':
+            case 'r':
+            case 't':
+                break;
+            case 'u':
+                if (!(p = skip_code(p)))
+                    return NULL;
+                break;
+            default:
+                return NULL;
+            }
+        } else {
+            return NULL;
+        }
+    }
+}
+
+static const char *skip_number(const char *p)
+{
+    p += *p == '-';
+    if (!is_digit(*p) || (*p == '0' && is_digit(p[1])))
+        return NULL;
+    while (is_digit(*p))
+        p++;
+    if (*p == '.') {
+        if (!is_digit(*++p))
+            return NULL;
+        while (is_digit(*p))
+            p++;
+    }
+    if (*p == 'e' || *p == 'E') {
+        p++;
+        p += *p == '-' || *p == '+';
+        if (!is_digit(*p))
+            return NULL;
+        while (is_digit(*p))
+            p++;
+    }
+    return p;
+}
+
+#define DEEPEST 64 /* of lists and objects in a value; msgspec says what is deeper */
+
+/* A value that the schema does not name: read as JSON, and as nothing else. */
 static const char *skip_value(const char *p, const char *end)
 {
-    Cell cell;
-    unsigned char tag;
-    int ascii = 1;
-    switch (*p) {
-    case '"':
-        p = find_quote(p + 1, end, &ascii);
-        return p && ascii ? p + 1 : NULL;
-    case 'n':
-        return p[1] == 'u' && p[2] == 'l' && p[3] == 'l' ? p + 4 : NULL;
-    case 't':
-        return p[1] == 'r' && p[2] == 'u' && p[3] == 'e' ? p + 4 : NULL;
-    case 'f':
-        return p[1] == 'a' && p[2] == 'l' && p[3] == 's' && p[4] == 'e' ? p + 5 : NULL;
-    default:
-        return read_number(p, FLOAT, &cell, &tag);
+    uint64_t objects = 0; /* a bit for each level: whether it is an object */
+    int depth = 0;
+    for (;;) { /* at a value */
+        switch (*p) {
+        case '"':
+            p = skip_string(p + 1, end);
+            break;
+        case 'n':
+            p = p[1] == 'u' && p[2] == 'l' && p[3] == 'l' ? p + 4 : NULL;
+            break;
+        case 't':
+            p = p[1] == 'r' && p[2] == 'u' && p[3] == 'e' ? p + 4 : NULL;
+            break;
+        case 'f':
+            p = p[1] == 'a' && p[2] == 'l' && p[3] == 's' && p[4] == 'e' ? p + 5 : NULL;
+            break;
+        case '[':
+        case '{':
+            if (depth == DEEPEST)
+                return NULL;
+            objects = objects << 1 | (*p == '{');
+            depth++;
+            p = skip_space(p + 1);
+            if (*p == (objects & 1 ? '}' : ']'))
+                goto close;
+            goto item;
+        default:
+            p = skip_number(p);
+        }
+        if (!p)
+            return NULL;
+    behind:
+        if (!depth)
+            return p;
+        p = skip_space(p);
+        if (*p != ',') {
+            if (*p != (objects & 1 ? '}' : ']'))
+                return NULL;
+        close:
+            p++;
+            objects >>= 1;
+            depth--;
+            goto behind;
+        }
+        p = skip_space(p + 1);
+    item:
+        if (objects & 1) {
+            if (*p != '"' || !(p = skip_string(p + 1, end)))
+                return NULL;
+            p = skip_space(p);
+            if (*p != ':')
+                return NULL;
+            p = skip_space(p + 1);
+        }
     }
 }
 
@@ -383,7 +535,7 @@ static int read_event(Decoder *self, const char *text, Py_ssize_t size, Cell *ce
                 if (!p)
                     return 0;
                 found = field_of(self, key, p - key);
-                if (found < 0 && !ascii)
+                if (found < 0 && !ascii && !skip_string(key, end))
                     return 0;
                 if (found >= 0)
                     *following = found;

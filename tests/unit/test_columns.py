@@ -118,7 +118,21 @@ strings = (
     | st.text(max_size=12).map(json.dumps)
     | st.text(max_size=12).map(lambda s: json.dumps(s, ensure_ascii=False))
 )
-values = numbers | strings | times | st.sampled_from(OTHER)
+nested = st.recursive(
+    st.sampled_from(
+        ["null", "true", "[]", "{}", "[ ]", "{ }", "nul", "01", "1.", "-", '"', "[,]", "{,}", '{"a"}', "\\"]
+    )
+    | strings
+    | numbers,
+    lambda each: (
+        st.lists(each, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+        | st.lists(st.tuples(strings, each), max_size=3).map(
+            lambda items: f"{{{' ,'.join(f'{key}: {value}' for key, value in items)}}}"
+        )
+    ),
+    max_leaves=4,
+)
+values = numbers | strings | times | st.sampled_from(OTHER) | nested
 RIGHT = {
     "a": numbers, "b": numbers, "n": numbers, "s": strings, "ключ": strings, "f": st.sampled_from(OTHER), "t": times,
     "u": numbers, "@when": numbers,
@@ -182,7 +196,7 @@ def assert_same(twins: tuple[EventDecoder, EventDecoder], payloads: list[bytes])
     assert exactly(fast.without({0})) == exactly(pure[1:])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(payloads=st.lists(texts() | st.binary(max_size=20), max_size=8))
 def test_the_compiled_decoder_reads_what_its_twin_reads(twins, payloads):
     assert_same(twins, payloads)
@@ -194,6 +208,52 @@ def test_every_value_is_read_as_the_twin_reads_it_in_every_field(twins):
         for value in [*NUMBERS, *STRINGS, *TIMES, *OTHER]:
             assert_same(twins, [f'{{{required},"{key}":{value}}}'.encode()])
         assert_same(twins, [f'{{{required},"other":{value}}}'.encode() for value in [*NUMBERS, *STRINGS, *OTHER]])
+
+
+UNNAMED = [
+    '{"id": [1, -2.5e-3, {"deep": [[[]], {}]}], "\u0444": null}',
+    '"\\"quoted\\" \\\\ \\/ \\b\\f\\n\\r\\t \\u00e9 \\uD83D\\uDE00"',
+    '"é ж 中 😀 and then plain text again"',
+    '[true, false, null, "\u0436\\n", 1e999, 123456789012345678901234567890]',
+    "[" * 64 + "]" * 64,
+    '{"a":' * 64 + "0" + "}" * 64,
+]
+
+
+BROKEN = """[1} {"a":1] [1,] {"a":1,} {a:1} {"a":} [ { {"a":[ 1.5.2 1e --1 - +1 .5 tru truth ж " '1'"""
+BROKEN_ESCAPES = r"\a \ \u \u12 \u12g4 \ud800 \ud800x \ud800\n \ud800\ud800 \udc00 \ud800\udc0 \U0041"
+
+
+def test_what_the_schema_does_not_name_is_passed_over_without_a_call():
+    module = compiled("pipeline.features._columns")
+    if module is None:
+        pytest.skip("the inner loops are not compiled")
+
+    def fall_back(position):
+        raise AssertionError(UNNAMED[position])
+
+    texts = [f'{{"x": {value}, "ключ": {value}, "a": 1.5, "y":{value}}}'.encode() for value in UNNAMED]
+    cells = module.Decoder((("a", b"a", 0, False),)).decode(texts, fall_back)
+    assert np.frombuffer(cells.numbers(0)).tolist() == [1.5] * len(UNNAMED)
+
+
+def test_what_is_passed_over_is_read_as_the_twin_reads_it(twins):
+    def both(value):
+        return [b'{"s":"x","a":1,"other":%b}' % value, b'{"s":"x","other":{"k":[0,%b]},"a":1}' % value]
+
+    for value in [*UNNAMED, "[" * 65 + "]" * 65, "[1 2]", '{"a" 1}', *BROKEN.split()]:
+        assert_same(twins, both(value.encode()))
+    for escape in BROKEN_ESCAPES.split():
+        for text in (f'"{escape}"', f'"{escape}', f'"{escape}1234"', f'"12345678{escape}"'):
+            assert_same(twins, both(text.encode()))
+    draw = random.Random(5)
+    right = "aéж中\U00010348\U0010ffff".encode()
+    for _ in range(3_000):  # damaged UTF-8
+        text = bytearray(right * draw.randint(1, 2))
+        for _ in range(draw.randint(0, 2)):
+            text[draw.randrange(len(text))] = draw.choice(b"\x7f\x80\xbf\xc0\xc1\xc2\xe0\xed\xef\xf0\xf4\xf5\xffA'\"")
+        at = draw.randint(0, len(text))
+        assert_same(twins, both(b'"%b"' % text[:at]))
 
 
 def test_decimal_numbers_are_rounded_as_the_twin_rounds_them(twins):
