@@ -163,28 +163,47 @@ def made(kind: Callable[[dict[str, Any]], _Client], settings: dict[str, Any], to
         raise KafkaRefusedError(f"Kafka's client refuses its settings: {error}") from None
 
 
-def partitions_of(settings: dict[str, Any], topic: str, interrupted: _Interrupted) -> int:
-    """How many partitions a topic has; never makes one. Blocks.
+class Lookout:
+    """Looks at a topic; never makes one.
 
-    Raises:
-        KafkaRefusedError: There is no such topic, or credentials, certificate or rights are wrong.
-        GridscoreError: `interrupted`: no broker answers.
+    Args:
+        settings: Of a client.
+        topic: The topic.
+        interrupted: What to raise if trying again may help.
     """
-    complaints = Complaints(topic)
-    admin = made(AdminClient, {**settings, "error_cb": complaints}, topic)
-    asked = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)[topic]
-    began = time.monotonic()
-    while not asked.done():
-        admin.poll(_POLL_SECONDS)
-        if complaints.refusal is not None:
-            raise complaints.refusal
-        if complaints.down and time.monotonic() - began > _LEFT_TO_TELL:
-            complaints.check(interrupted)
-    try:
-        return len(asked.result().partitions)
-    except KafkaException as error:
-        complaints.check(interrupted)
-        raise failure(error.args[0], topic, interrupted) from None
+
+    def __init__(self, settings: dict[str, Any], topic: str, interrupted: _Interrupted) -> None:
+        self._topic = topic
+        self._interrupted = interrupted
+        self._complaints = Complaints(topic)
+        self._admin = made(AdminClient, {**settings, "error_cb": self._complaints}, topic)
+
+    def partitions(self, seconds: float = ANSWER_SECONDS) -> int:
+        """How many partitions the topic has. Blocks for so many seconds at most.
+
+        Raises:
+            KafkaRefusedError: There is no such topic, or credentials, certificate or rights are wrong.
+            GridscoreError: `interrupted`: no broker answers.
+        """
+        complaints, topic = self._complaints, self._topic
+        asked = self._admin.describe_topics(TopicCollection([topic]), request_timeout=seconds)[topic]
+        began = time.monotonic()
+        while not asked.done():
+            self._admin.poll(_POLL_SECONDS)
+            if complaints.refusal is not None:
+                raise complaints.refusal
+            if complaints.down and time.monotonic() - began > _LEFT_TO_TELL:
+                complaints.check(self._interrupted)
+        try:
+            return len(asked.result().partitions)
+        except KafkaException as error:
+            complaints.check(self._interrupted)
+            raise failure(error.args[0], topic, self._interrupted) from None
+
+
+def partitions_of(settings: dict[str, Any], topic: str, interrupted: _Interrupted) -> int:
+    """How many partitions a topic has, asked once; see `Lookout.partitions`."""
+    return Lookout(settings, topic, interrupted).partitions()
 
 
 def largest_message(settings: dict[str, Any], topic: str, otherwise: int) -> int:

@@ -87,7 +87,8 @@ class Sink(Protocol):
 
     A sink may have an attribute `linger`: seconds for which the runner collects results to fill a delivery. Without it,
     what is there is delivered at once. One that has an attribute `identity` is given that of its process before `open`:
-    it is what `taken` names it by in other processes.
+    it is what `taken` names it by in other processes. One that has a method `look` is asked by it, while there is
+    nothing to deliver, whether its destination is there; it takes seconds at most, and raises what `deliver` would.
     """
 
     max_results: int

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from pipeline.kafka import Complaints, client_settings, failure, largest_message, made, partitions_of, permanent
+from pipeline.kafka import Complaints, Lookout, client_settings, failure, largest_message, made, permanent
 from pipeline.sinks.base import Refused, SinkInterruptedError
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ _SPOILT = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # noqa: SLF001 
 _AT_ONCE = 1_000  # messages for which the event loop waits
 _FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.001, 0.02
 _CLOSE_SECONDS = 2.0
+_LOOK_OUT_SECONDS = 3.0
+_REPORT_SECONDS = 5.0  # for the report of a message that the broker has refused already
 _BATCH_BYTES = 1_000_000
 
 
@@ -72,6 +74,7 @@ class KafkaSink:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-sink")
         self._complaints = Complaints(self._topic)
         self._producer: Producer | None = None
+        self._lookout: Lookout | None = None
         self._transactions: Transactions | None = None
         self._failed: list[tuple[bytes | None, bytes | None, KafkaError]] = []
         self._batch_bytes = _BATCH_BYTES
@@ -104,6 +107,17 @@ class KafkaSink:
 
     async def dropped(self, partitions: Collection[int]) -> None:
         """Nothing to do: what was delivered is in Kafka."""
+
+    async def look(self) -> None:
+        """See whether the topic is there.
+
+        Raises:
+            SinkInterruptedError: No broker answers.
+            KafkaRefusedError: Kafka refuses us.
+        """
+        lookout = self._lookout
+        if lookout is not None:
+            await self._in_thread(lambda: lookout.partitions(_LOOK_OUT_SECONDS))
 
     async def deliver(self, delivery: Delivery) -> Sequence[Refused]:
         """Produce, and wait until all of it is confirmed, or committed.
@@ -139,7 +153,8 @@ class KafkaSink:
     def _open(self) -> None:
         settings = self._settings
         common = client_settings(settings.brokers, settings.set, {}, self._complaints)
-        partitions_of(common, self._topic, SinkInterruptedError)
+        self._lookout = Lookout(common, self._topic, SinkInterruptedError)
+        self._lookout.partitions()
         self._batch_bytes = max(1, min(_BATCH_BYTES, largest_message(common, self._topic, _BATCH_BYTES) * 9 // 10))
         if settings.transactions:
             from pipeline.sinks.kafka_transactions import Transactions
@@ -202,6 +217,31 @@ class KafkaSink:
     ) -> list[Delivered]:
         """Produce and wait; returns what came back as too large, and adds to `refused` what was not even sent."""
         failed = self._failed = []
+        spoilt: KafkaException | None = None
+        try:
+            await self._hand_over(producer, results, until, refused)
+        except KafkaException as error:
+            if self._transactions is None or error.args[0].code() != KafkaError._STATE:  # noqa: SLF001
+                raise
+            # The broker has refused a message of before, and its transaction takes no more: the report says which.
+            spoilt = error
+        pause, given_up = _FIRST_LOOK_SECONDS, time.monotonic() + _REPORT_SECONDS
+        while len(producer):
+            if failed and self._transactions is not None:
+                break  # the transaction is spoilt: what waits is not sent before it is aborted
+            if spoilt is not None and time.monotonic() > given_up:
+                break
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LOOK_SECONDS)
+            self._look(producer, until)
+        if spoilt is not None and not failed:
+            raise spoilt
+        return self._too_large(results, failed) if failed else []
+
+    async def _hand_over(
+        self, producer: Producer, results: Sequence[Delivered], until: float, refused: list[Refused]
+    ) -> None:
+        """Give results to the client, which sends them; adds to `refused` what it does not take."""
         produce, topic = producer.produce, self._topic
         for begin in range(0, len(results), _AT_ONCE):
             for result in results[begin : begin + _AT_ONCE]:
@@ -220,14 +260,6 @@ class KafkaSink:
                         break
             self._look(producer, until)
             await asyncio.sleep(0)
-        pause = _FIRST_LOOK_SECONDS
-        while len(producer):
-            if failed and self._transactions is not None:
-                break  # the transaction is spoilt: what waits is not sent before it is aborted
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LOOK_SECONDS)
-            self._look(producer, until)
-        return self._too_large(results, failed) if failed else []
 
     def _too_large(
         self, results: Sequence[Delivered], failed: Sequence[tuple[bytes | None, bytes | None, KafkaError]]

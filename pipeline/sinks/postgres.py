@@ -21,6 +21,8 @@ from pipeline.grid.records import Records
 from pipeline.postgres import connect, failure, place_of
 from pipeline.sinks.base import Delivered, Refused, SinkInterruptedError
 from pipeline.sinks.postgres_table import ResultTable
+from pipeline.sinks.records import group_of
+from pipeline.worker.lease_records import read_records
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -36,6 +38,7 @@ ERAS_MAP = "gridscore.eras"
 
 _LAST_SECONDS = 0.25
 """A statement is not begun when less than this is left of the leases."""
+_LOOK_SECONDS = 3.0
 _BIGINT = 1 << 63
 # Classes: cardinality, data exception, integrity constraint, check option, program limit (a key too long for an index,
 # for one), and what a trigger raises.
@@ -57,6 +60,7 @@ class PostgresSink:
 
     def __init__(self, grid: Grid, name: str, settings: PostgresSinkSettings) -> None:
         self.max_results = settings.batch
+        self._grid = grid
         self._name = name
         self._settings = settings
         self._records = Records(grid, ERAS_MAP)
@@ -73,9 +77,31 @@ class PostgresSink:
         self._era = await self._find_era()
         try:
             connection = await self._connected()
+            if not await self._table.exists(connection) and await self._has_begun():
+                raise self._missing()
             await self._table.prepare(connection)
         except psycopg.Error as error:
             raise failure(error, self._place, SinkInterruptedError) from None
+
+    async def look(self) -> None:
+        """See whether the table is there.
+
+        Raises:
+            SinkInterruptedError: It is not, or the server does not answer.
+        """
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                there = await self._table.exists(await self._connected())
+        except psycopg.Error as error:
+            await self._let_go()
+            raise failure(error, self._place, SinkInterruptedError) from None
+        except TimeoutError:
+            await self._let_go()
+            raise SinkInterruptedError(
+                f"PostgreSQL at {self._place} does not answer in {_LOOK_SECONDS:.0f} s.", "It is tried again."
+            ) from None
+        if not there:
+            raise self._missing()
 
     async def taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:  # noqa: ARG002
         """The table does not know how far it is: the grid's offsets stand."""
@@ -105,12 +131,14 @@ class PostgresSink:
                 await self._write(entries, delivery.until, refused)
             except psycopg.Error as error:
                 await self._let_go()
-                if isinstance(error, psycopg.ProgrammingError) and not self._in_doubt:
-                    self._in_doubt = True
+                if isinstance(error, psycopg.ProgrammingError):
+                    await self.look()  # an empty one in its place would lack what was delivered
                     await self.open()  # says what has become of the table, if it is that
-                    raise SinkInterruptedError(
-                        f"The table `{self._settings.table}` at {self._place} has changed.", "It is tried again."
-                    ) from None
+                    if not self._in_doubt:
+                        self._in_doubt = True
+                        raise SinkInterruptedError(
+                            f"The table `{self._settings.table}` at {self._place} has changed.", "It is tried again."
+                        ) from None
                 raise failure(error, self._place, SinkInterruptedError) from None
             except BaseException:
                 await self._let_go()  # what is under way must not stand in the way of what comes
@@ -121,6 +149,18 @@ class PostgresSink:
     async def close(self) -> None:
         """Let the connection go."""
         await self._let_go()
+
+    async def _has_begun(self) -> bool:
+        """Whether results were delivered before, which the table must have."""
+        leases = await read_records(self._grid, group_of(self._name))
+        return any(lease.offset >= 0 for lease in leases.values())
+
+    def _missing(self) -> SinkInterruptedError:
+        return SinkInterruptedError(
+            f"The table `{self._settings.table}` at {self._place} is gone, and with it what was delivered before.",
+            "Bring it back, and the sink goes on. To begin anew with an empty one: stop the sink, "
+            f"`gridscore sink forget {self._name}`, and start it.",
+        )
 
     # ------------------------------------------------------------------ rows
 

@@ -73,6 +73,14 @@ class ResultTable:
             )
         await self._check(connection, found)
 
+    async def exists(self, connection: psycopg.AsyncConnection[Any]) -> bool:
+        """Whether the table is there.
+
+        Raises:
+            psycopg.Error: The server did not answer as it should.
+        """
+        return await self._find(connection) is not None
+
     def statement(self) -> str:
         """The statement that makes the table."""
         columns = ", ".join(f"{quoted(name)} {self._definition(name)}" for name in self._settings.all_columns)

@@ -62,6 +62,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 15.0
+LOOK_SECONDS = 10.0
+"""Pause between two looks at a destination for which there is nothing."""
 STOP_SECONDS = 3.0
 CLOSE_SECONDS = 3.0
 _RETRY_SECONDS = 0.5
@@ -119,6 +121,7 @@ class SinkRunner:
         self._collector = Collector(grid, settings.only, self.group.reader.is_current)
         self._dead = MapWriter(grid, dead_letters.map_of(name))
         self._pace = _Pace(lease_seconds)
+        self._pauses = _Pauses(name, self.stats, self._hidden)  # of deliveries
         self._sink: Sink | None = None
         self._calling = asyncio.Lock()
         self._joined = False
@@ -254,7 +257,7 @@ class SinkRunner:
         """Return when there is something to deliver: as much as is wanted, or what has come while it was waited for."""
         collector, reader, held = self._collector, self.group.reader, self.group.held
         if collector.is_empty:
-            await reader.wait()
+            await self._idle()
         elif room := collector.room(most):
             collector.add([arrival for arrival in reader.take(room) if arrival.partition in held])
         try:
@@ -267,9 +270,33 @@ class SinkRunner:
         except TimeoutError:
             return
 
+    async def _idle(self) -> None:
+        """Wait for results, and look after the destination meanwhile: that it is away is not said when it is needed.
+
+        Raises:
+            GridscoreError: It can never take anything any more.
+        """
+        look, pauses = getattr(self._opened, "look", None), self._pauses
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_SECONDS if look is not None else None):
+                    await self.group.reader.wait()
+                    return
+            except TimeoutError:
+                assert look is not None  # noqa: S101 -- there is no time-out else
+            try:
+                async with self._calling:
+                    await look()
+            except (GridscoreError, HazelcastError) as error:
+                if not self._may_heal(error):
+                    raise
+                await pauses.wait(error)
+            else:
+                pauses.over()
+
     async def _deliver(self, parts: dict[int, Part]) -> None:
         """Deliver, however often it takes, what is still ours."""
-        offsets, pauses, clock = self.group.offsets, _Pauses(self.name, self.stats, self._hidden), self._grid.clock
+        offsets, pauses, clock = self.group.offsets, self._pauses, self._grid.clock
         while parts := self._ours(parts):
             now, later = self._pace.next(parts)
             writes = [

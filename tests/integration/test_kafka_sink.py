@@ -19,8 +19,9 @@ from pipeline.grid.journal import Journal
 from pipeline.job.plugs.kafka_sink import KafkaSinkSettings
 from pipeline.kafka import KafkaRefusedError
 from pipeline.producer import Producer
+from pipeline.sinks import kafka as kafka_module
 from pipeline.sinks.base import Delivered, Delivery, SinkInterruptedError
-from pipeline.sinks.kafka import KafkaSink
+from pipeline.sinks.kafka import KafkaSink, headers_of
 
 SECONDS = 60
 FOREVER = float("inf")
@@ -103,6 +104,23 @@ async def test_what_is_too_large_is_refused_and_its_neighbours_are_delivered(kaf
     assert {each.key().decode() for each in kafka.messages(small)} == {f"k{n}" for n in range(40)} - {"k7", "k8"}
 
 
+async def test_what_is_refused_while_its_transaction_is_filled_spoils_no_delivery(kafka, settings, unique, monkeypatch):
+    small = kafka.create(f"small-{unique}", 1, **{"max.message.bytes": "3000"})
+    results = [result(f"k{n}", n, size=5_000 if n == 7 else 10) for n in range(20)]
+    paused = []
+
+    def headers(each):
+        if each.sequence == 12 and not paused:
+            paused.append(time.sleep(2))  # the broker refuses the seventh meanwhile
+        return headers_of(each)
+
+    monkeypatch.setattr(kafka_module, "headers_of", headers)
+    async with opened(settings(topic=small, transactions=True)) as sink:
+        refused = await sink.deliver(delivery(results))
+    assert [each.result.key for each in refused] == ["k7"]
+    assert {each.key().decode() for each in kafka.messages(small)} == {f"k{n}" for n in range(20)} - {"k7"}
+
+
 async def test_after_the_leases_nothing_is_sent(kafka, topic, settings):
     async with opened(settings()) as sink:
         with pytest.raises(SinkInterruptedError, match="leases"):
@@ -133,6 +151,25 @@ async def test_a_broker_that_is_away_may_come_back(settings):
     with pytest.raises(SinkInterruptedError, match="No broker of Kafka can be reached"):
         async with opened(settings(brokers=["127.0.0.1:1"])):
             pass
+
+
+async def test_a_broker_that_goes_away_while_there_is_nothing_to_deliver_is_seen(kafka, settings):
+    async with opened(settings()) as sink:
+        await sink.look()
+        await asyncio.to_thread(kafka.broker.kill)
+        try:
+            for _ in range(2):
+                with pytest.raises(SinkInterruptedError):
+                    await sink.look()
+        finally:
+            await asyncio.to_thread(kafka.broker.restart)
+        async with asyncio.timeout(SECONDS):
+            while True:
+                try:
+                    await sink.look()
+                except SinkInterruptedError:
+                    continue  # it takes some seconds itself
+                break
 
 
 # ---------------------------------------------------------------------- transactions

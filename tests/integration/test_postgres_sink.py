@@ -21,6 +21,7 @@ from pipeline.producer import Producer
 from pipeline.sinks.base import Delivered, Delivery, SinkInterruptedError
 from pipeline.sinks.postgres import ERAS_MAP, PostgresSink
 from pipeline.sinks.runner import runner_of
+from pipeline.sinks.status import forget
 
 
 def result(key, sequence=0, *, epoch=1, partition=0, **fields):
@@ -127,12 +128,20 @@ class TestTables:
         assert [each.result.key for each in refused] == ["x" * 21]
         assert rows(postgres, database, "SELECT key, score, note FROM scores") == [("ann", 0.5, "x")]
 
-    async def test_a_table_that_was_dropped_is_made_again(self, opened, postgres, database):
+    async def test_a_table_that_is_gone_is_waited_for(self, opened, postgres, database):
         sink = await opened(settings(database))
-        rows(postgres, database, "DROP TABLE scores")
-        with pytest.raises(SinkInterruptedError, match="has changed"):
-            await sink.deliver(delivery(result("ann")))
         assert await sink.deliver(delivery(result("ann"))) == []
+        await sink.look()
+        rows(postgres, database, "ALTER TABLE scores RENAME TO kept")
+        for _ in range(2):
+            with pytest.raises(SinkInterruptedError, match=r"`scores` at .* is gone") as caught:
+                await sink.deliver(delivery(result("bob", 1)))
+            assert "sink forget to-sql" in caught.value.hint
+            with pytest.raises(SinkInterruptedError, match="is gone"):
+                await sink.look()
+        rows(postgres, database, "ALTER TABLE kept RENAME TO scores")
+        assert await sink.deliver(delivery(result("bob", 1))) == []
+        assert {key for (key,) in rows(postgres, database, "SELECT key FROM scores")} == {"ann", "bob"}
 
     async def test_two_processes_may_make_the_table_at_once(self, opened, database):
         for number in range(5):
@@ -363,6 +372,28 @@ class TestTrouble:
 
 
 class TestProcesses:
+    async def test_a_start_makes_no_table_in_the_place_of_one_that_is_gone(self, grid, postgres, database, unique):
+        wanted = settings(database, results=f"results.{unique}")
+
+        async def until(ready):
+            runner = runner_of(grid, wanted)
+            task = asyncio.create_task(runner.run())
+            async with asyncio.timeout(30):
+                while not ready(runner.stats):
+                    assert not task.done(), task.exception()
+                    await asyncio.sleep(0.02)
+            task.cancel()
+            await asyncio.wait({task})
+
+        await Producer(grid, wanted.results).put([("ann", result("ann").text)])
+        await until(lambda stats: stats.events == 1)
+        rows(postgres, database, "ALTER TABLE scores RENAME TO kept")
+        await until(lambda stats: stats.state == "waiting" and "is gone" in stats.error)
+        assert rows(postgres, database, "SELECT to_regclass('scores')") == [(None,)]
+        await forget(grid, f"postgres-results.{unique}")
+        await until(lambda stats: stats.events == 1)
+        assert rows(postgres, database, "SELECT key FROM scores") == [("ann",)]
+
     async def test_two_share_the_work_while_one_is_stopped_and_the_server_is_killed(
         self, grid, grid_settings, postgres, database, unique
     ):

@@ -11,6 +11,8 @@ from pipeline.errors import EventsLostError, GridscoreError, JournalMissingError
 from pipeline.grid.records import Records
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job.plugs.base import SinkSettings
+from pipeline.sinks import runner as runner_module
+from pipeline.sinks.base import SinkInterruptedError
 from pipeline.sinks.records import all_sinks
 from pipeline.sinks.runner import SinkRunner
 from pipeline.testing import Fault, StubCluster
@@ -400,3 +402,24 @@ async def test_a_cluster_that_does_not_answer_a_sink_is_asked_again():
             running.cancel()
             await asyncio.wait({running})
         assert not cluster.faults
+
+
+async def test_a_destination_that_is_away_is_said_though_there_is_nothing_to_deliver(monkeypatch):
+    monkeypatch.setattr(runner_module, "LOOK_SECONDS", 0.01)
+    away = [True]
+
+    class Looking(ListSink):
+        async def look(self):
+            if away[0]:
+                raise SinkInterruptedError("the broker is down")
+
+    async with StubCluster(partitions=2) as cluster:
+        grid, received = await cluster.connect("one"), Received()
+        runner = SinkRunner(grid, "list", "list", SinkSettings(results=MAP), lambda: Looking(received, "one"))
+        task = asyncio.create_task(runner.run())
+        await until(lambda: (runner.stats.state, runner.stats.error) == ("waiting", "the broker is down"))
+        await put(grid, scores(1))
+        away[0] = False
+        await until(lambda: (runner.stats.state, runner.stats.error, runner.stats.events) == ("delivering", "", 1))
+        task.cancel()
+        await asyncio.wait({task})
