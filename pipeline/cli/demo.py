@@ -45,8 +45,8 @@ def demo(
 ) -> None:
     """See it work: 255,987 real flights replayed as a live stream, scored in a cluster, checked to the bit.
 
-    It starts a Hazelcast cluster, unless one is named or `gridscore up` runs one, trains a model on the first three
-    months of 2013, submits a job, starts a worker, and replays the rest of the year. Ctrl-C leaves nothing behind.
+    It starts a cluster of its own, unless --members or --settings names one, trains a model on the first three months
+    of 2013, submits a job, starts a worker, and replays the rest of the year. Ctrl-C leaves nothing behind.
 
     Example: [bold]gridscore demo --flights 50000 --rate 0[/]
     """
@@ -56,10 +56,13 @@ def demo(
     count = int(members[0]) if members and len(members) == 1 and members[0].isdigit() else None
     if count is not None and not 1 <= count <= MAX_MEMBERS:
         raise UsageError(f"--members {count}: a cluster on one machine has 1 to {MAX_MEMBERS} members.")
-    found = grid_settings(None if count else members, cluster_name, settings)
+    # Only a cluster that is named here: events of a demo are nothing for one that merely runs on this machine.
+    own = count is not None or not (members or settings)
+    if own and cluster_name:
+        raise UsageError("--cluster-name without --members: where is that cluster?", "Name a member: -m HOST:PORT.")
     options = DemoOptions(
         output=output,
-        settings=found if found.members else None,
+        settings=None if own else grid_settings(members, cluster_name, settings),
         rate=rate,
         flights=flights,
         members=count or 1,

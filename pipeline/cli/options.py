@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.output import errors, safe
 from pipeline.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def grid_settings(members: list[str] | None, cluster_name: str | None, file: Pat
         SettingsError: They are not valid.
     """
     from pipeline.grid import GridSettings, or_local_cluster
+    from pipeline.grid.connection import DEFAULT_ADDRESS
 
     if file is not None:
         if not file.is_file():
@@ -65,7 +67,17 @@ def grid_settings(members: list[str] | None, cluster_name: str | None, file: Pat
                 "Give the path of a TOML file, or leave it out: GRIDSCORE_CONFIG or ./gridscore.toml is read then.",
             )
         os.environ["GRIDSCORE_CONFIG"] = str(file)
-    return or_local_cluster(GridSettings.load(members=members, cluster_name=cluster_name))
+    named = GridSettings.load(members=members, cluster_name=cluster_name)
+    found = or_local_cluster(named)
+    if not named.members:
+        where = ", ".join(found.members) or DEFAULT_ADDRESS
+        whose = "which runs on this machine" if found.members else "the default"
+        errors.print(
+            f"[dim]Cluster [bold]{safe(found.cluster_name)}[/] at {safe(where)}, {whose}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return found
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import typer
 
 from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from pipeline.cli.output import console, errors, print_json, safe, visible
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,16 +25,21 @@ _LOOK_SECONDS = 0.5
 
 def up(
     *,
-    members: Annotated[int, typer.Option("--members", "-n", min=1, max=16, help="How many members.")] = 1,
+    members: Annotated[
+        int | None, typer.Option("--members", "-n", min=1, max=16, help="How many members.", show_default="1")
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(help="Port of the first member; the next follow. Else the first free ones from 5701."),
     ] = None,
-    heap: Annotated[str, typer.Option(help="Java heap of each member.", metavar="SIZE")] = "1g",
-    cluster_name: Annotated[
-        str | None, typer.Option("--cluster-name", metavar="NAME", help="Else the one in the configuration.")
+    heap: Annotated[
+        str | None, typer.Option(help="Java heap of each member.", metavar="SIZE", show_default="1g")
     ] = None,
-    version: Annotated[str, typer.Option(help="Hazelcast's version.")] = "5.6.0",
+    cluster_name: Annotated[
+        str | None,
+        typer.Option("--cluster-name", metavar="NAME", help="Else the one in the configuration; another: beside it."),
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Hazelcast's version.", show_default="5.6.0")] = None,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A hazelcast.yaml of your own; its network is adjusted to this machine."),
@@ -45,14 +52,20 @@ def up(
 ) -> None:
     """Run a Hazelcast cluster on this machine until Ctrl-C. It needs no Java, Maven or Docker.
 
-    A second one is not started: the command says where the first is, and ends.
+    Other commands on this machine find it. If it runs already, the command says where, and ends; one of another
+    --cluster-name is started beside it, and is selected by the environment variables that are printed.
 
     Example: [bold]gridscore up --members 3 --heap 512m[/]
     """
     from pipeline.errors import MemberError
+    from pipeline.grid.artifacts import DEFAULT_VERSION
     from pipeline.grid.member import Cluster, running_cluster
 
-    if running := running_cluster():
+    asked = {"members": members, "port": port, "heap": heap, "version": version, "config": config, "kafka": kafka}
+    running = running_cluster()
+    beside = bool(running and cluster_name and cluster_name != running["cluster_name"])
+    if running and not beside:
+        _refuse_another(running, asked)
         _report(running, as_json=as_json, already=True)
         return
     with _signals() as ended:
@@ -65,26 +78,46 @@ def up(
                         errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
                 cluster = Cluster.start(
-                    members,
+                    members or 1,
                     port=port,
-                    heap=heap,
+                    heap=heap or "1g",
                     cluster_name=cluster_name,
-                    version=version,
+                    version=version or DEFAULT_VERSION,
                     config=config,
                     kafka=kafka,
                     on_progress=progress,
-                    register=True,
+                    register=not beside,
                 )
         except MemberError:
             # Two commands at the same moment: the other one was first.
-            if running := running_cluster():
+            if not beside and (running := running_cluster()):
+                _refuse_another(running, asked)
                 _report(running, as_json=as_json, already=True)
                 return
             raise
         with cluster:
-            _report(running_cluster() or {}, as_json=as_json, already=False)
+            _report(cluster.state(), as_json=as_json, already=False)
             _watch(cluster, ended)
             errors.print("Stopping", highlight=False)
+
+
+def _refuse_another(running: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse what was asked for if the cluster that runs already is not like that."""
+    is_so = {
+        "members": len(running["members"]),
+        "port": int(running["members"][0].rpartition(":")[2]),
+        "heap": running["heap"],
+        "version": running["version"],
+    }
+    other = [f"--{name}" for name, value in asked.items() if value and value != is_so.get(name)]
+    if other:
+        name = running["cluster_name"]
+        raise UsageError(
+            f"Cluster `{name}` already runs here, at {', '.join(running['members'])}; {', '.join(other)} cannot change "
+            "that.",
+            f"Stop it first (Ctrl-C where it was started, or end process {running['owner']['pid']}), or start another "
+            "beside it: --cluster-name OTHER.",
+        )
 
 
 def _watch(cluster: Cluster, ended: threading.Event) -> None:
@@ -132,8 +165,9 @@ class _Interrupted(BaseException):
 
 
 def _report(state: dict[str, Any], *, as_json: bool, already: bool) -> None:
+    environment = {"GRIDSCORE_MEMBERS": ",".join(state["members"]), "GRIDSCORE_CLUSTER_NAME": state["cluster_name"]}
     if as_json:
-        print_json({**state, "already_running": already})
+        print_json({**state, "already_running": already, "environment": environment})
         return
     count = len(state["members"])
     what = f"Hazelcast {safe(state['version'])}, cluster [bold]{safe(state['cluster_name'])}[/]"
@@ -143,9 +177,11 @@ def _report(state: dict[str, Any], *, as_json: bool, already: bool) -> None:
         console.print(f"{what} is up: {count} {'member' if count == 1 else 'members'}", highlight=False)
     for address, log in zip(state["members"], state["log_files"], strict=True):
         console.print(f"  [bold]{safe(address)}[/]  {safe(log)}", highlight=False, soft_wrap=True)
+    exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    console.print(f"Selected by [bold]export {safe(exports)}[/]", highlight=False, soft_wrap=True)
     console.print(
-        "Next, in another terminal: [bold]gridscore demo[/] shows it all, [bold]gridscore doctor[/] checks the "
-        "cluster, [bold]gridscore submit JOB[/] scores your events.",
+        "Next, in another terminal: [bold]gridscore doctor[/] checks the cluster, [bold]gridscore submit JOB[/] scores "
+        "your events.",
         highlight=False,
         soft_wrap=True,
     )

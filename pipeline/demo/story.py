@@ -25,7 +25,7 @@ from pipeline.demo.training import example_folder, lookups_for, trained_model
 from pipeline.demo.view import LiveView, Step
 from pipeline.errors import GridError, JobError, ModelError, UsageError
 from pipeline.grid import GridSettings, connect
-from pipeline.grid.member import Cluster
+from pipeline.grid.member import Cluster, running_cluster
 from pipeline.job import load_job
 from pipeline.leash import LeashedProcess
 from pipeline.worker.status import job_status
@@ -177,7 +177,10 @@ class _Story:
             at.done(f"Using the cluster `{options.settings.cluster_name}` at {', '.join(options.settings.members)}")
             return options.settings
         self._cluster = self._stack.enter_context(
-            Cluster.start(options.members, register=True, heap=options.heap, on_progress=at.progress)
+            # Registered, so that other commands find what --keep-running leaves; but one that runs already stays so.
+            Cluster.start(
+                options.members, register=running_cluster() is None, heap=options.heap, on_progress=at.progress
+            )
         )
         count = f"{options.members} {'member' if options.members == 1 else 'members'}"
         at.done(f"Hazelcast {self._cluster.version} is up, {count} at {', '.join(self._cluster.addresses)}")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+DEFAULT_ADDRESS = "127.0.0.1:5701"
+
 
 class Grid:
     """A connected client. Use it from the event loop that made it, as an asynchronous context manager.
@@ -156,7 +158,7 @@ async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
         UnsupportedClientError: The installed client is not the version that the journal protocol needs.
     """
     transport.check_client_version()
-    addresses = list(settings.members) or ["127.0.0.1:5701"]
+    addresses = list(settings.members) or [DEFAULT_ADDRESS]
     config = _client_config(settings, addresses, name or f"gridscore-{uuid.uuid4().hex[:8]}")
     where = f"cluster `{settings.cluster_name}` at {', '.join(addresses)}"
     try:

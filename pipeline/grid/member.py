@@ -185,8 +185,9 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _write_state(self) -> None:
-        state = {
+    def state(self) -> dict[str, Any]:
+        """What a registered cluster says of itself, see :func:`running_cluster`."""
+        return {
             "members": self.addresses,
             "cluster_name": self.cluster_name,
             "version": self.version,
@@ -197,8 +198,10 @@ class Cluster:
             "log_files": [str(path) for path in self.log_files],
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+    def _write_state(self) -> None:
         temporary = _state_file().with_suffix(".new")
-        temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(self.state(), indent=1), encoding="utf-8")
         temporary.replace(_state_file())
 
 

@@ -93,11 +93,15 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
 
 
-def test_every_flight_is_scored_once_and_right_to_the_bit(start):
+def test_every_flight_is_scored_once_and_right_to_the_bit(start, cluster):
+    # Given a cluster that the environment happens to name
+    elsewhere = {"GRIDSCORE_MEMBERS": cluster.addresses[0], "GRIDSCORE_CLUSTER_NAME": cluster.cluster_name}
     # When the demo runs from nothing, as fast as flights are scored
-    demo = start("--flights", str(FLIGHTS), "--rate", "0")
+    demo = start("--flights", str(FLIGHTS), "--rate", "0", **elsewhere)
     report = json.loads(demo.finish())
-    # Then every flight has one result, and it is that of the offline matrix
+    # Then it has a cluster of its own
+    assert "Hazelcast 5.6.0 is up" in demo.said
+    # and every flight has one result, and it is that of the offline matrix
     assert demo.process.returncode == 0, demo.said
     assert report["ok"] is True
     assert report["problems"] == []

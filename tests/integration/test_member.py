@@ -36,6 +36,20 @@ def connected(cluster, address=0):
         client.shutdown()
 
 
+@contextmanager
+def connected_to(environment):
+    """A client where the environment variables that `up` prints lead."""
+    client = hazelcast.HazelcastClient(
+        cluster_name=environment["GRIDSCORE_CLUSTER_NAME"],
+        cluster_members=environment["GRIDSCORE_MEMBERS"].split(","),
+        cluster_connect_timeout=10,
+    )
+    try:
+        yield client
+    finally:
+        client.shutdown()
+
+
 def runs(pid):
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # dead, not yet collected by whoever inherited it
@@ -242,7 +256,7 @@ def test_up_runs_until_ctrl_c_and_a_second_finds_the_first(number):
         assert state["already_running"] is False
         assert state["cluster_name"] == "first"
         assert running_cluster()["members"] == state["members"]
-        with started_up("--cluster-name", "second") as (second, found):
+        with started_up() as (second, found):
             assert found["already_running"] is True
             assert found["pids"] == state["pids"]
             assert second.wait(10) == 0
@@ -253,6 +267,24 @@ def test_up_runs_until_ctrl_c_and_a_second_finds_the_first(number):
     wait_until_gone(state["pids"], 1)
     assert running_cluster() is None
     assert Path(state["log_files"][0]).exists()
+
+
+def test_up_beside_another_cluster_starts_one_or_says_why_not(unused_tcp_port):
+    with started_up("--cluster-name", "first") as (_, first):
+        with started_up("--cluster-name", "second", "--port", str(unused_tcp_port)) as (_, second):
+            assert second["already_running"] is False
+            assert second["environment"] == {
+                "GRIDSCORE_MEMBERS": f"127.0.0.1:{unused_tcp_port}",
+                "GRIDSCORE_CLUSTER_NAME": "second",
+            }
+            with connected_to(second["environment"]) as client:
+                assert len(client.cluster_service.get_members()) == 1
+            assert running_cluster()["pids"] == first["pids"]
+        for other in (["--port", str(unused_tcp_port)], ["--members", "2"], ["--version", "5.7.0"]):
+            with child("-c", UP, *other, stderr=subprocess.PIPE) as process:
+                _, said = process.communicate(timeout=30)
+                assert process.returncode == 1
+                assert f"Cluster `first` already runs here, at {first['members'][0]}; {other[0]} cannot" in said
 
 
 def test_up_that_was_killed_is_not_found_and_does_not_hinder_the_next():
