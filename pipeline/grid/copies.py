@@ -253,6 +253,8 @@ class LiveCopy:
         self._table.remove(key)
 
     def _all_gone(self, _event: object) -> None:
+        # Members keep no order between this event and those of keys: entries that are put after it may be here before
+        # it. So nothing is removed: the map is loaded again.
         self.changes += 1
         self._doubt.set()
 
