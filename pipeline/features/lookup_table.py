@@ -53,6 +53,13 @@ class LookupTable:
         self._names = tuple(lookup.fields)
         self._convert = [_converter(field) for field in lookup.fields.values()]
         self._strings = [field.type == "string" for field in lookup.fields.values()]
+        # Of whole numbers the columns hold what computes; beyond 2**53 that is not all their digits.
+        self._whole = {
+            name: np.zeros(self._capacity, np.int64) for name, field in lookup.fields.items() if field.type == "int"
+        }
+        self._defaults = {name: int(lookup.fields[name].default or 0) for name in self._whole}
+        for name, whole in self._whole.items():
+            whole[0] = self._defaults[name]
         self._columns: list[Any] = []
         for string, convert in zip(self._strings, self._convert, strict=True):
             column: Any = [None] * self._capacity if string else np.full(self._capacity, _NAN)
@@ -96,6 +103,8 @@ class LookupTable:
             self._version = next(_versions)
         for column, value in zip(self._columns, values, strict=True):
             column[row] = value
+        for name, whole in self._whole.items():
+            whole[row] = self._defaults[name] if (given := entry[self._names.index(name)]) is None else given
 
     def remove(self, key: Any) -> None:
         """Forget an entry; nothing happens if there is none."""
@@ -139,6 +148,13 @@ class LookupTable:
             return list(map(column.__getitem__, rows.tolist()))
         return column.take(rows)
 
+    def gather_texts(self, name: str, rows: NDArray[np.intp]) -> list[str | None]:
+        """The values of a field of whole numbers in these rows, with all their digits."""
+        missing = np.isnan(self.gather(name, rows)).tolist()
+        return [
+            None if no else str(value) for no, value in zip(missing, self._whole[name].take(rows).tolist(), strict=True)
+        ]
+
     def _new_row(self) -> int:
         if self._free:
             return self._free.pop()
@@ -149,6 +165,7 @@ class LookupTable:
                     column.extend([None] * self._capacity)
                 else:
                     self._columns[position] = np.concatenate([column, np.full(self._capacity, _NAN)])
+            self._whole = {name: np.concatenate([each, np.zeros_like(each)]) for name, each in self._whole.items()}
             self._capacity *= 2
         self._used += 1
         return row

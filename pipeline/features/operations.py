@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def _coalesce(a: Any, b: Any) -> Any:
-    return np.where(np.isnan(a), b, a)
+    return np.where(np.isfinite(a), a, b)
+
+
+def _isnull(value: Any) -> Any:
+    return ~np.isfinite(value)
 
 
 def _to_number(value: Any) -> Any:
@@ -59,7 +63,7 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "greater_equal": np.greater_equal,
     "where": np.where,
     "coalesce": _coalesce,
-    "isnull": np.isnan,
+    "isnull": _isnull,
     "to_number": _to_number,
     "truth": _truth,
     "epoch": _identity,
@@ -149,8 +153,8 @@ def _number(column: Strings) -> Any:
 
 def parse_number(text: str | None) -> float:
     """The number that a text is; NaN if it is none."""
-    # Python reads `1_000` as a number; nobody else does.
-    if text is None or len(text) > 64 or "_" in text:
+    # Python reads `1_000` and the digits of all scripts as numbers; nobody else does.
+    if text is None or len(text) > 64 or "_" in text or not text.isascii():
         return math.nan
     try:
         return float(text)
@@ -159,10 +163,10 @@ def parse_number(text: str | None) -> float:
 
 
 def number_text(value: float) -> str | None:
-    """A number as text: without a fraction if it has none."""
-    if math.isnan(value):
+    """A number as text: without a fraction if it has none. None if it is missing or infinite."""
+    if not math.isfinite(value):
         return None
-    if abs(value) < 1e15 and value.is_integer():
+    if abs(value) < 2.0**63 and value.is_integer():
         return str(int(value))
     return repr(value)
 

@@ -138,6 +138,8 @@ class Program:
                 return self._step(self._encoder(value), self._column(node.args[0]))
             case "to_number" if node.args[0].nullable:
                 return self._lower(node.args[0])  # a column that can say "missing" is a number already
+            case "string_of_int" if node.args[0].op == "lookup":
+                return self._gather(*node.args[0].value, texts=True)  # type: ignore[misc]
             case "string_of_int":
                 return self._step(COLUMNAR["string_of_int"](None), self._raw(str(node.args[0].value)))
             case "string_equal" | "string_not_equal" if any(arg.op == "constant" for arg in node.args):
@@ -199,13 +201,13 @@ class Program:
             return ref
         return self._step(_or_default(default), ref, scalar=ref.scalar)
 
-    def _gather(self, lookup: str, field: str) -> _Ref:
+    def _gather(self, lookup: str, field: str, *, texts: bool = False) -> _Ref:
         memo = ("rows", lookup)
         table = self._tables[lookup]
         if memo not in self._memo:
             self._memo[memo] = self._rows(lookup, table)
             self.lookup_slots[lookup] = self._memo[memo].slot
-        gather = table.gather
+        gather = table.gather_texts if texts else table.gather
         return self._step(lambda rows: gather(field, rows), self._memo[memo])
 
     def _rows(self, lookup: str, table: LookupTable) -> _Ref:
@@ -265,11 +267,13 @@ def _repeat(value: Any, count: int) -> list[Any]:
 
 
 def _or_default(default: float) -> Callable[[Any], Any]:
-    return lambda value: np.where(np.isfinite(value), value, default)
+    # What is beyond a float32 would be missing to the model.
+    return lambda value: np.where(np.isfinite(np.asarray(value, np.float32)), value, default)
 
 
 def _whole_numbers(column: Any) -> list[int | None]:
-    return [int(value) if value.is_integer() else None for value in column.tolist()]
+    """As keys; none has more than 64 bits."""
+    return [int(value) if value.is_integer() and -(2.0**63) <= value < 2.0**63 else None for value in column.tolist()]
 
 
 def _joiner(separator: str) -> Callable[..., list[str | None]]:

@@ -11,7 +11,7 @@ import datetime as dt
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.errors import ExpressionError
 from pipeline.job import zones
@@ -549,9 +549,16 @@ class _Compiler:
         op = {
             Type.BOOL: "string_of_bool",
             Type.TIMESTAMP: "string_of_timestamp",
-        }.get(node.type, "string_of_int" if node.op == "int_field" else "string_of_number")
+        }.get(node.type, "string_of_int" if self._is_int(node) else "string_of_number")
         arg = _as_number(node) if node.type == Type.BOOL else node
         return Node(op, (arg,), Type.STRING)
+
+    def _is_int(self, node: Node) -> bool:
+        """Whether the value is one that the grid holds with all its digits."""
+        if node.op != "lookup":
+            return node.op == "int_field"
+        lookup, name = cast("tuple[str, str]", node.value)
+        return self._scope.lookups[lookup][name].type == "int"
 
     def _category_of(self, node: Node, tree: ast.expr) -> Node:
         if self._category is None:

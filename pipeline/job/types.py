@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keyword
-import math
 import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from pydantic import (
     Field,
     StrictBool,
     StrictFloat,
+    StrictInt,
     StrictStr,
     field_validator,
     model_validator,
@@ -175,7 +175,7 @@ class LookupField(FieldType):
     As that of an event's field, and with the value to take if there is no entry, or the entry has none.
     """
 
-    default: StrictBool | StrictFloat | StrictStr | None = Field(
+    default: StrictBool | StrictInt | StrictFloat | StrictStr | None = Field(
         default=None, union_mode="left_to_right", description="What to take if there is no entry or no value."
     )
 
@@ -194,8 +194,11 @@ class LookupField(FieldType):
         if self.type == "timestamp":
             raise ValueError("a timestamp cannot have a default: use `coalesce` or `is None` in the expression")
         fits = {
-            "float": isinstance(default, float) and math.isfinite(default),
-            "int": isinstance(default, float) and default.is_integer(),
+            "float": isinstance(default, int | float) and not isinstance(default, bool) and abs(default) < 1.8e308,
+            "int": isinstance(default, int | float)
+            and not isinstance(default, bool)
+            and -(2**63) <= default < 2**63
+            and default == int(default),
             "string": isinstance(default, str),
             "bool": isinstance(default, bool),
         }[self.type]

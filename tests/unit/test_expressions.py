@@ -51,7 +51,13 @@ BASE = {
 LOOKUP = {
     "map": "lookups.l",
     "key": "r",
-    "fields": {"x": "float?", "name": "string?", "d": {"type": "float", "default": 5}},
+    "fields": {
+        "x": "float?",
+        "name": "string?",
+        "d": {"type": "float", "default": 5},
+        "id": "int?",
+        "big": {"type": "int", "default": 2**63 - 1},
+    },
 }
 
 
@@ -84,6 +90,25 @@ def value_of(expression: str, **event: object) -> float | None:
     return None if math.isnan(value) else value
 
 
+def test_whole_numbers_of_lookups_keep_their_digits_in_texts():
+    job = job_of({"v": "category(string(l.id) + '/' + string(l.big))"})
+    table = LookupTable(job.lookups["l"])
+    entries = {f"k{number}": (2**53 + number, -(2**63) + number) for number in range(3_000)}
+    for key, (own, big) in entries.items():
+        table.put(key, json.dumps({"id": own, "big": big}))
+    table.put("k5", '{"id": null}')
+    table.remove("k7")
+    names = [f"{own}/{big}" for own, big in entries.values()]
+    names[5] = names[7] = None
+    plan = FeaturePlan(job, {"l": table}, {"v": [name for name in names if name]})
+    events = EventDecoder(job).decode_all([json.dumps({**BASE, "r": key}).encode() for key in entries])
+    codes = iter(range(3_000))
+    expected = [math.nan if name is None else next(codes) for name in names]
+    np.testing.assert_array_equal(plan.matrix(events)[:, 0], expected)
+    found = columns_of({"v": "category(string(l.big))"}, [{"r": "no entry"}], v=["a", str(2**63 - 1)])
+    assert found[0, 0] == 1
+
+
 def wrong(expression: str, **more: object) -> list[str]:
     fields = {name: FieldType.model_validate(kind) for name, kind in SCHEMA.items()}
     lookups = {"l": {name: LookupField.model_validate(kind) for name, kind in LOOKUP["fields"].items()}}
@@ -105,6 +130,15 @@ def wrong(expression: str, **more: object) -> list[str]:
         ("-7 // 2", -4),
         ("2 ** 3 ** 2", 512),
         ("a / 0", None),  # infinite: the model gets a missing value
+        ("a / 0 > 5", 1),
+        ("isnull(a / 0) + (a / 0 is None) + isnull(exp(a)) + isnull(10 ** 308 * 10 * a)", 3),
+        ("coalesce(a / 0, -a / 0, b / 0, 3)", 3),
+        ("len(string(a / 0))", None),
+        ("isnull(a * 1e300)", 0),  # only the model has no room for it
+        ("number('\u0661\u0662')", None),
+        ("number('\u00a05')", None),
+        ("number(' -5e1 ')", -50),
+        ("number('1_000')", None),
         ("-0.0", 0),
         ("n / 2", 3.5),
         ("i", None),
@@ -232,6 +266,12 @@ def test_features_see_earlier_ones_with_their_defaults():
     assert found.tolist() == [[4, 5, 3, 1.5]]  # a field goes before a feature of its name
 
 
+@pytest.mark.parametrize("number", [1e39, -1e39, 3.4028236e38, 1e300])
+def test_a_default_is_for_what_a_float32_cannot_hold(number):
+    features = {"v": {"expression": "a * 1", "default": 5}, "w": "v + 1", "x": {"expression": "a", "default": -1}}
+    np.testing.assert_array_equal(columns_of(features, [{"a": number}, {"a": 3.4e38}]), np.float32([[5, 6, -1], [3.4e38, 3.4e38, 3.4e38]]))  # fmt: skip
+
+
 def test_a_default_is_for_what_is_infinite_too():
     assert columns_of({"v": {"expression": "a / 0", "default": 9}}, [{}])[0, 0] == 9
     assert columns_of({"v": {"expression": "f", "default": 9}}, [{}])[0, 0] == 9
@@ -355,7 +395,7 @@ def test_parts_of_times_are_those_of_datetime(moment, zone):
         ("a b", "not an expression: invalid syntax, at `a b`"),
         ("aa + b", "there is no event field or earlier feature `aa`, did you mean `a`?"),
         ("later + 1", "`later` is a feature defined further down: move it up"),
-        ("l + 1", "`l` is a lookup: name one of its fields, as in `l.field` (x, name, d)"),
+        ("l + 1", "`l` is a lookup: name one of its fields, as in `l.field` (x, name, d, id, big)"),
         ("year + 1", '`year` is a function: call it, as in `year(time, "America/New_York")`'),
         ("l.nam", "the lookup `l` has no field `nam`, did you mean `name`?"),
         ("k.x", "there is no lookup `k`"),
