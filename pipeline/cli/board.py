@@ -356,11 +356,22 @@ def _job_columns(scene: Scene, overview: Overview) -> list[Column]:
         Column("LOST", lambda s: _warn(s.totals["lost"]), 4, keep=95),
         Column("DEAD", lambda s: _warn(s.totals["dead_letters"]), 4, keep=94),
         Column("MODEL", lambda s: _versions(s.versions), keep=70, left=True),
+        Column("MISSES", lambda s: _worst(s, "lookup_misses"), keep=24),
+        Column("UNSEEN", lambda s: _worst(s, "unseen_categories"), keep=23),
+        Column("MISSING", lambda s: _worst(s, "missing_values"), keep=22),
         Column("REBALANCES", lambda s: compact(s.totals["rebalances"]), keep=25),
         Column("SKIPPED", lambda s: compact(s.totals["skipped"]), keep=15),
         Column("RESCUED", lambda s: compact(s.totals["rescued"]), keep=20),
         Column("EVENTS", lambda s: compact(s.totals["events"]), 7, keep=10),
     ]
+
+
+def _worst(status: JobStatus, kind: str) -> str:
+    """The largest share of a kind: of the lookup, or the feature, that lacks most."""
+    if not status.quality.events:
+        return "-"
+    share = max(status.quality.shares()[kind].values(), default=0.0)
+    return f"{share:.{0 if share >= 0.0995 or not share else 1}%}"
 
 
 def _of(share: _Share, name: str) -> str:

@@ -25,6 +25,7 @@ UNHEALTHY = 10
 """Exit code when something is not well; those of errors are lower."""
 
 _ANSWER_SECONDS = 15.0
+_WORTH_SHOWING = 0.0005
 _COUNTS = {"lost": "lost", "regressions": "regressions", "dead_letters": "dead letters", "rescued": "rescued"}
 
 
@@ -127,6 +128,8 @@ async def _look_once(lookout: FlowLookout) -> Flow:
 
 
 def _job_lines(status: JobStatus) -> Iterable[str]:
+    from pipeline.worker.health import shares_text
+
     record, totals = status.record, status.totals
     lag = "unknown" if status.lag is None else f"{status.lag:,}"
     versions = ", ".join(f"v{version}" for version in status.versions) or "none"
@@ -137,6 +140,14 @@ def _job_lines(status: JobStatus) -> Iterable[str]:
     yield f"{workers}, {owned}, model {record.job.model.name} {versions}"
     yield f"{totals['rate']:,.0f} events/s, lag {lag}, p99 {p99}, last commit {commit}"
     yield ", ".join(f"{totals[key]:,.0f} {name}" for key, name in _COUNTS.items())
+    if lacking := [f"{kind} {shares_text(shares)}" for kind, shares in _lacking(status)]:
+        yield f"of the last {status.quality.events:,} events counted: {'; '.join(lacking)}"
+
+
+def _lacking(status: JobStatus) -> Iterable[tuple[str, dict[str, float]]]:
+    for kind, shares in status.quality.shares().items():
+        if some := {name: share for name, share in shares.items() if share >= _WORTH_SHOWING}:
+            yield kind.replace("_", " "), some
 
 
 def _source_lines(status: SourceStatus) -> Iterable[str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.features.columns import EventColumns
 from pipeline.features.program import Program
+from pipeline.features.quality import Quality
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ class FeaturePlan:
         names: The features, in the order of the matrix's columns.
         looked_up: Events looked up so far, by lookup.
         missed: Those that had no entry, or a bad one.
+        quality: What was missing in the last events.
     """
 
     def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]]) -> None:
@@ -51,6 +53,8 @@ class FeaturePlan:
         self._used = frozenset(self._program.lookup_slots)
         self.looked_up = dict.fromkeys(job.lookups, 0)
         self.missed = dict.fromkeys(job.lookups, 0)
+        texts = {name: slot for name, (slot, _) in self._program.category_values().items()}
+        self.quality = Quality(self.names, self._program.lookup_slots, texts, categories)
 
     def keys(self, events: EventColumns | Sequence[Event]) -> dict[str, list[Any]]:
         """The keys that each lookup is asked for, in the order of the events; None where an event has none."""
@@ -98,8 +102,11 @@ class FeaturePlan:
                 margins[...] = values[self._margin]
                 np.copyto(margins, np.nan, where=~np.isfinite(margins))
         # XGBoost refuses to train on infinity; and one NaN is not another, bit by bit.
-        np.copyto(out, np.nan, where=~np.isfinite(out))
+        finite = np.isfinite(out)
+        np.copyto(out, np.nan, where=~finite)
         for name, slot in self._lookup_slots:
             self.looked_up[name] += count
             self.missed[name] += count - int(np.count_nonzero(values[slot][:count]))
+        if self.quality.is_due():
+            self.quality.count(values, finite, count)
         return out, margins

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.job.life import CANCELLED, WANTED, JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pipeline.worker.status import JobStatus, Position
 
@@ -28,6 +28,19 @@ LOOKUP_OLD_SECONDS = 660.0
 
 NEARLY_FULL = 0.8
 """Part of a partition's journal that unread events may fill before it is worth a word."""
+
+
+QUALITY_EVENTS = 100
+"""Events that must have been counted before shares of what was missing are worth a word."""
+
+MANY_MISSES, ALL_MISSES = 0.2, 0.99
+"""Part of the events without an entry in a lookup that is worth a word; and from which on it is of no use at all."""
+
+SOME_UNSEEN, MANY_UNSEEN = 0.05, 0.5
+"""Part of the events with a category that the model does not know: worth a word; and not what it was trained for."""
+
+MANY_MISSING = 0.5
+"""Part of the events without a value for a feature that is worth a word."""
 
 
 class Level(StrEnum):
@@ -84,7 +97,7 @@ def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> lis
     if now.record.state == JobState.FAILED:
         found = _failed(now)
     elif now.record.state in WANTED:
-        found = [*_scored_for(looks), *_keeps_up(looks, late_seconds), *_losses(looks), *_inputs(now)]
+        found = [*_scored_for(looks), *_keeps_up(looks, late_seconds), *_losses(looks), *_inputs(now), *_quality(now)]
     else:
         found = [*_asleep(now), *_losses(looks)]
     if now.totals["dead_letters"]:
@@ -253,6 +266,36 @@ def _inputs(now: JobStatus) -> list[Finding]:
             text = f"{count_text(bad, 'entry', 'entries')} of the lookup `{name}` cannot be read, and count as missing"
             found.append(_note("lookup_bad", f"{text}: {error}" if error else f"{text}.", "Put them again, corrected."))
     return found
+
+
+def _quality(now: JobStatus) -> list[Finding]:
+    """Lookups, categories and values that events lack more often than they should."""
+    quality = now.quality
+    if quality.events < QUALITY_EVENTS:
+        return []
+    shares, found = quality.shares(), []
+    for name, share in shares["lookup_misses"].items():
+        if share >= MANY_MISSES:
+            say = _problem if share >= ALL_MISSES else _note
+            lookup = now.record.job.lookups.get(name)
+            where = f" in `{lookup.map}`" if lookup else ""
+            text = f"{share:.0%} of the last events have no entry{where} for the lookup `{name}`."
+            found.append(say("lookup_misses", text, "Is the map loaded, and is its key what the events have?"))
+    if unseen := {name: share for name, share in shares["unseen_categories"].items() if share >= SOME_UNSEEN}:
+        say = _problem if max(unseen.values()) >= MANY_UNSEEN else _note
+        text = f"Of the last events, the model does not know the category: {shares_text(unseen)}."
+        found.append(say("unseen_categories", text, "It scores them as missing. Train it on what comes now."))
+    if missing := {name: share for name, share in shares["missing_values"].items() if share >= MANY_MISSING}:
+        text = f"Features have no value for many of the last events: {shares_text(missing)}."
+        found.append(_note("missing_values", text, "If training had them, look at what sends the events."))
+    return found
+
+
+def shares_text(shares: Mapping[str, float], shown: int = 5) -> str:
+    """Names with their shares, the first of them: `wind 12%, carrier 0.3%`."""
+    more = f", … {len(shares) - shown} more" if len(shares) > shown else ""
+    listed = [f"{name} {share:.{0 if share >= 0.0995 else 1}%}" for name, share in list(shares.items())[:shown]]
+    return ", ".join(listed) + more
 
 
 def _always(looks: Sequence[Look], rule: Callable[[JobStatus], bool]) -> bool:

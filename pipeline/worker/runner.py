@@ -305,6 +305,7 @@ class JobRunner:
                     failures[-1],
                     extra={"action": "write_failed"},
                 )
+            self.stats.quality = self._model.active.plan.quality.to_json()
             self.stats.copies = {
                 name: {
                     "entries": len(self._tables[name]),

@@ -67,6 +67,7 @@ class JobStats(GroupStats):
         model_error: Why a newer version is not in use, empty if it is.
         copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and what is wrong with the last,
             and events that had no entry since the model went live.
+        quality: What was missing in the last events, see `Quality.to_json`.
     """
 
     batches: int = 0
@@ -75,6 +76,7 @@ class JobStats(GroupStats):
     version: int = 0
     model_error: str = ""
     copies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
     _latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LATENCY_WRITES))
 
     def wrote(self, arrived_at: float, now: float) -> None:
@@ -111,4 +113,5 @@ class JobStats(GroupStats):
             "model_error": self.model_error,
             "stage_us_per_event": {s: round(ns / 1000 / max(self.events, 1), 3) for s, ns in self.stage_ns.items()},
             "lookups": self.copies,
+            "quality": self.quality,
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -26,7 +27,7 @@ from pipeline.worker.rescan import RESCANS_MAP, requests_of
 from pipeline.worker.subscription import subscription_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pipeline.grid import Grid
     from pipeline.grid.records import Record
@@ -40,6 +41,43 @@ _COUNTERS = ("events", "rate", "skipped", "rescued", "taken", "given")
 _LOSSES = ("lost", "regressions")
 
 
+class Quality(msgspec.Struct, frozen=True):
+    """What was missing in the last events that a worker, or all of them, counted.
+
+    Attributes:
+        events: That were counted, a sample.
+        missing: For how many of them each feature had no value.
+        unseen: For how many each feature had a category that the model does not know.
+        misses: For how many each lookup had no entry.
+    """
+
+    events: int = 0
+    missing: dict[str, int] = {}
+    unseen: dict[str, int] = {}
+    misses: dict[str, int] = {}
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Parts of the events, 0 to 1, the largest first: `lookup_misses`, `unseen_categories`, `missing_values`."""
+        kinds = {"lookup_misses": self.misses, "unseen_categories": self.unseen, "missing_values": self.missing}
+        return {
+            kind: {
+                name: min(1.0, round(count / max(self.events, 1), 4))
+                for name, count in sorted(counts.items(), key=lambda each: -each[1])
+            }
+            for kind, counts in kinds.items()
+        }
+
+    @classmethod
+    def together(cls, parts: Iterable[Quality]) -> Quality:
+        """Of several workers."""
+        events, counts = 0, [Counter[str](), Counter[str](), Counter[str]()]
+        for part in parts:
+            events += part.events
+            for each, found in zip(counts, (part.missing, part.unseen, part.misses), strict=True):
+                each.update(found)
+        return cls(events, *map(dict, counts))
+
+
 class JobFigures(msgspec.Struct, frozen=True):
     """What a worker says of one job, see `JobStats.to_json`; what its version does not say is as if it were nothing.
 
@@ -51,6 +89,7 @@ class JobFigures(msgspec.Struct, frozen=True):
         version: Version of the model in use, 0 if none.
         model_error: Why another version is not in use.
         lookups: Of each lookup's copy: entries, age in seconds, loads, bad entries, error of the last bad one.
+        quality: What was missing in the last events.
         dead_letters: Sent there since the worker began.
         partitions: Held now.
         rebalances: How often partitions came or went.
@@ -69,6 +108,7 @@ class JobFigures(msgspec.Struct, frozen=True):
     version: int = 0
     model_error: str = ""
     lookups: dict[str, dict[str, Any]] = {}
+    quality: Quality = Quality()
     dead_letters: int = 0
     partitions: int = 0
     rebalances: int = 0
@@ -173,6 +213,11 @@ class JobStatus:
             found[name] = max(values, default=None)
         return found
 
+    @property
+    def quality(self) -> Quality:
+        """What was missing in the last events that the living workers counted."""
+        return Quality.together(each.quality for each in self.figures.values())
+
     def lag_of(self, worker: str) -> int:
         """Unread events of the partitions that a worker owns."""
         return sum(position.unread for position in self.positions if position.owner == worker)
@@ -200,6 +245,7 @@ class JobStatus:
             "model_versions": self.versions,
             "model_errors": self.model_errors,
             "lookups": self.lookups,
+            "quality": {"events": self.quality.events, **self.quality.shares()},
         }
 
 

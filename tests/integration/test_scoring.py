@@ -14,6 +14,7 @@ from pipeline.job import JobState
 from pipeline.worker import Worker
 from pipeline.worker.dead_letters import list_letters
 from pipeline.worker.lease_records import read_records
+from pipeline.worker.status import job_status
 
 
 @pytest.mark.parametrize("mode", ["copy", "fetch"])
@@ -24,7 +25,16 @@ async def test_every_event_has_one_result_with_the_score_of_the_model(cluster, u
         await client.put_events(f"events.{name}", events)
         results = await scoring.all_results(client, name, 3000)
 
+        async def quality():
+            found = (await job_status(client.grid, await client.jobs.get(name))).quality
+            return found if found.events else None
+
+        shares = (await scoring.until(quality)).shares()
+
     assert results.keys() == events.keys()
+    # Ten users of sixty have no entry.
+    assert 0.1 < shares["lookup_misses"]["customer"] < 0.25
+    assert shares["missing_values"].keys() == {"age", "share"}
     expected = scoring.predict(model, scoring.expected_rows(events.values()))
     got = np.array([results[key]["score"] for key in events], dtype=np.float32)
     assert got.tobytes() == expected.astype(np.float32).tobytes()

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ModelMismatchError
-from pipeline.features import DecodeError, EventDecoder, FeaturePlan, LookupTable
+from pipeline.features import DecodeError, EventDecoder, FeaturePlan, LookupTable, quality
 from pipeline.job import Job
 
 JOB = Job.model_validate(
@@ -284,3 +284,32 @@ def test_a_worker_does_without_pandas():
         "import sys, pipeline.features, pipeline.job; sys.exit('pandas' in sys.modules or 'pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=False).returncode == 0
+
+
+def test_what_events_lack_is_counted():
+    plan = FeaturePlan(JOB, tables(), CATEGORIES)
+    plan.matrix(decoded([{**EVENT, "s": "new", "i": 3}]))
+    plan.matrix(decoded([EVENT, {**EVENT, "s": "ab", "i": 1}, {**EVENT, "b": None}]))
+
+    counted = plan.quality.to_json()
+    assert counted["events"] == 4
+    assert counted["unseen"] == {"c": 1, "d": 1}
+    assert counted["misses"]["one"] == 3
+    assert "three" not in counted["misses"]
+    assert counted["missing"]["log"] == 1
+    assert counted["missing"]["g"] == 4
+    assert counted["missing"]["d"] == 3  # unseen, or not there
+    assert "i" not in counted["missing"]  # it has a default
+
+
+def test_what_events_lack_is_of_a_sample_and_of_the_last_events():
+    plan = FeaturePlan(JOB, tables(), CATEGORIES)
+    one, many = decoded([{**EVENT, "s": "new"}]), decoded([EVENT] * 400)
+    for _ in range(1_000):
+        plan.matrix(one)
+    assert plan.quality.to_json()["events"] == quality.FIRST + (1_000 - quality.FIRST) // quality.EVERY
+    for _ in range(100 * quality.EVERY):
+        plan.matrix(many)
+    counted = plan.quality.to_json()
+    assert quality.WINDOW < counted["events"] <= 2 * quality.WINDOW + 400
+    assert counted["unseen"]["c"] < 0.01 * counted["events"], "what was before has faded"

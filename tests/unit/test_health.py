@@ -7,7 +7,7 @@ import pytest
 from pipeline.job import JobRecord, JobState, parse_job
 from pipeline.job.life import CANCELLED
 from pipeline.worker.health import Level, Look, examine, is_well
-from pipeline.worker.status import JobFigures, JobStatus, Position, Rescan
+from pipeline.worker.status import JobFigures, JobStatus, Position, Quality, Rescan
 
 JOB = """\
 job: flights
@@ -200,3 +200,32 @@ def test_models_that_are_refused_and_lookups_that_are_old():
 
 def test_dead_letters_are_worth_a_note():
     assert codes(status(totals={"dead_letters": 3}), level=Level.NOTE) == ["dead_letters"]
+
+
+def lacking(events=1_000, **counts):
+    return status(figures={"a": JobFigures(quality=Quality(events, **counts)), "b": JobFigures()}, workers=("a", "b"))
+
+
+def test_what_events_lack_is_told_by_its_share():
+    assert codes(lacking(missing={"x": 499}, unseen={"c": 49}, misses={"l": 199}), level=Level.NOTE) == []
+    bad = lacking(missing={"x": 500}, unseen={"c": 50, "d": 1}, misses={"l": 200})
+    assert codes(bad, level=Level.NOTE) == ["lookup_misses", "unseen_categories", "missing_values"]
+    assert codes(bad) == []
+    useless = lacking(unseen={"c": 500}, misses={"l": 995, "m": 300})
+    assert codes(useless) == ["lookup_misses", "unseen_categories"]
+    assert codes(useless, level=Level.NOTE) == ["lookup_misses"]
+    texts = [each.text for each in examine([Look(0.0, useless)])]
+    assert "100% of the last events have no entry for the lookup `l`." in texts
+    assert "Of the last events, the model does not know the category: c 50%." in texts
+    assert codes(lacking(events=99, misses={"l": 99})) == []
+
+
+def test_what_events_lack_is_of_all_workers():
+    parts = [Quality(100, misses={"l": 10}), Quality(300, misses={"l": 30}, unseen={"c": 4}), Quality()]
+    now = status(figures={str(i): JobFigures(quality=part) for i, part in enumerate(parts)})
+    assert now.to_json()["quality"] == {
+        "events": 400,
+        "lookup_misses": {"l": 0.1},
+        "unseen_categories": {"c": 0.01},
+        "missing_values": {},
+    }
