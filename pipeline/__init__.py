@@ -24,7 +24,7 @@ if sys.version_info < (3, 12):
 
 if TYPE_CHECKING:
     from pipeline.client import Client, connect
-    from pipeline.errors import GridscoreError, NoResultError
+    from pipeline.errors import EventRejectedError, GridscoreError, NoResultError
     from pipeline.features import OfflineMatrix, offline_matrix
     from pipeline.grid import GridSettings
     from pipeline.grid.member import Cluster
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Client": "pipeline.client",
     "Cluster": "pipeline.grid.member",
+    "EventRejectedError": "pipeline.errors",
     "GridSettings": "pipeline.grid",
     "GridscoreError": "pipeline.errors",
     "Job": "pipeline.job",
@@ -53,6 +54,7 @@ _HOMES = {
 __all__ = [
     "Client",
     "Cluster",
+    "EventRejectedError",
     "GridSettings",
     "GridscoreError",
     "Job",

@@ -1,69 +1,32 @@
-"""Answers: events that are put by somebody who waits for their results. One follower for all who wait on a result map.
+"""Answers: events that are put by somebody who waits for their results.
 
 A result belongs to an event if it was made of *that* entry of the journal, not of an older one under the same key. So
-the place is looked up that the event got in its journal, while it is being scored; results of its key that come in the
-meantime are kept.
+the place is looked up that the event got in its journal, while it is being scored; what comes of its key in the
+meantime is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import GridError, GridscoreError, NoResultError
-from pipeline.follower import Follower
+from pipeline.errors import GridError, NoResultError
 from pipeline.grid.journal import Journal
-from pipeline.grid.writer import MapWriter, partition_of
+from pipeline.grid.writer import MapWriter
+from pipeline.outcomes import Outcomes, sequence_of
 from pipeline.results import Result
+from pipeline.worker.health import count_text
+from pipeline.worker.room import RingReaders
 
 if TYPE_CHECKING:
     from pipeline.grid import Grid
+    from pipeline.outcomes import Waiter
     from pipeline.producer import Producer
-    from pipeline.worker.reader import Arrival
 
-_log = logging.getLogger(__name__)
-
-_LOOK_BACK = (16, 1_024)
-"""How many of the newest entries of a partition are looked through for an event that was just put."""
-
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """Somebody who waits for the result of an event.
-
-    Attributes:
-        answer: The result's value.
-        sequence: Of the event in its journal; None as long as it is not known.
-        seen: Results of its key that came before it was known, by the sequence of their event.
-    """
-
-    answer: asyncio.Future[dict[str, Any]]
-    sequence: int | None = None
-    seen: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-    def offer(self, sequence: int, value: dict[str, Any]) -> None:
-        if self.answer.done():
-            return
-        if self.sequence is None:
-            self.seen[sequence] = value
-        elif sequence == self.sequence:
-            self.answer.set_result(value)
-        elif sequence > self.sequence:
-            self.answer.set_exception(
-                NoResultError("A later event under its key was scored, and it was not.", put=True)
-            )
-
-    def expect(self, sequence: int) -> None:
-        self.sequence = sequence
-        for each in sorted(self.seen):
-            self.offer(each, self.seen[each])
+_LAST_LOOK_SECONDS = 1.0
+"""How long we look for what has become of an event whose time is over, to say it."""
 
 
 class Answers:
@@ -79,16 +42,17 @@ class Answers:
         self._grid = grid
         self._producer = producer
         self._writer = MapWriter(grid, producer.map_name)
-        self._events = Journal(grid, producer.map_name)
-        self._results = results
-        self._follower = Follower(grid, results)
-        self._waiting: dict[bytes, list[_Waiter]] = {}
-        self._dispatching: asyncio.Task[None] | None = None
+        self._outcomes = Outcomes(grid, results)
 
     @property
     def alive(self) -> bool:
         """Whether results are still being read."""
-        return self._dispatching is not None and not self._dispatching.done()
+        return self._outcomes.alive
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits."""
+        return self._outcomes.is_idle
 
     async def open(self) -> Answers:
         """Begin to read results.
@@ -97,111 +61,92 @@ class Answers:
             JournalMissingError: One of the maps has no journal.
             GridError: The cluster did not answer.
         """
-        await self._events.bounds(0)
-        await self._follower.open("latest")
-        self._dispatching = asyncio.get_running_loop().create_task(self._dispatch())
+        await Journal(self._grid, self._producer.map_name).bounds(0)
+        await self._outcomes.open()
         return self
 
     def close(self) -> None:
         """Stop reading; those who wait get an error."""
-        self._follower.close()
+        self._outcomes.close()
 
     async def score(self, key: Any, text: bytes, seconds: float) -> Result:
         """Put an event, and wait for its result.
 
         Raises:
+            EventRejectedError: It cannot be scored, and is a dead letter.
             NoResultError: It did not come within so many seconds, or cannot come any more.
             GridError: The cluster did not confirm the event, or the connection was closed.
         """
         data = self._writer.serialize_key(key)
-        waiter = _Waiter(asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(data, []).append(waiter)
+        waiter: Waiter | None = None
         put = False
         try:
-            async with asyncio.timeout(seconds):
-                await self._producer.put([(key, text)])
-                put = True
-                waiter.expect(await self._sequence(key, data, text))
-                return Result(key, await waiter.answer)
-        except TimeoutError:
-            raise self._late(key, seconds, put=put) from None
+            try:
+                async with asyncio.timeout(seconds):
+                    waiter = await self._outcomes.wait(data, None, exact=True)
+                    await self._producer.put([(key, text)])
+                    put = True
+                    waiter.expect(await self._sequence(key, data, text))
+                    return Result(key, (await waiter.answer).value)
+            except TimeoutError:
+                pass
+            if not put:
+                raise NoResultError(
+                    f"The event `{key}` was not confirmed by `{self._producer.map_name}` within {seconds:g} s; it may "
+                    "still be put.",
+                    "Decide without a score. If a job has not kept up, `gridscore status` says which.",
+                )
+            assert waiter is not None  # noqa: S101 -- it was put
+            raise await self._late(key, text, waiter, seconds)
         except HazelcastError as error:
             raise GridError(f"The event `{key}` may not have been put: {error}") from error
         finally:
-            if not waiter.answer.cancel() and not waiter.answer.cancelled():
-                waiter.answer.exception()  # seen, even if another error came first
-            waiters = self._waiting[data]
-            waiters.remove(waiter)
-            if not waiters:
-                del self._waiting[data]
+            if waiter is not None:
+                self._outcomes.leave(waiter)
 
-    def _late(self, key: Any, seconds: float, *, put: bool) -> NoResultError:
-        name = self._producer.map_name
-        if not put:
-            return NoResultError(
-                f"The event `{key}` was not confirmed by `{name}` within {seconds:g} s; it may still be put.",
-                "Decide without a score. If a job has not kept up, `gridscore status` says which.",
+    async def _late(self, key: Any, text: bytes, waiter: Waiter, seconds: float) -> NoResultError:
+        """Why there is no result of an event that was put."""
+        events, results = self._producer.map_name, self._outcomes.results
+        late = f"The result of `{key}` did not come to `{results}` within {seconds:g} s."
+        try:
+            async with asyncio.timeout(_LAST_LOOK_SECONDS):
+                if waiter.first is not None:
+                    # The listener may have missed it while a member was changed.
+                    rejected = await self._outcomes.rejection(waiter.key, text, waiter.first, events)
+                    if rejected is not None:
+                        return rejected
+                unread = (await RingReaders(self._grid, events, results).unread([waiter.partition], 0))[
+                    waiter.partition
+                ]
+        except (TimeoutError, HazelcastError, GridError) as error:
+            what = f"What has become of it cannot be seen: the cluster does not answer ({error or 'no answer'})."
+            return NoResultError(f"{late} {what}", f"The event stands in `{events}`.", put=True)
+        if not unread.job:
+            what = f"The event stands in `{events}`, but no job scores that map into `{results}`."
+            hint = "Submit the job, or name another result map."
+        elif unread.count:
+            what = (
+                f"The event stands in `{events}`; the job {unread.job} ({unread.state}) has not come past "
+                f"{count_text(unread.count, 'event')} of its partition."
             )
-        return NoResultError(
-            f"The result of `{key}` did not come to `{self._results}` within {seconds:g} s. The event stands in "
-            f"`{name}`, and will be scored by whoever comes to it.",
-            "Decide without it. `gridscore status` says whether the job is well; an event that cannot be scored is "
-            "among `gridscore dead-letters`.",
-            put=True,
-        )
+            if unread.state == "SUSPENDED":
+                hint = f"`gridscore resume {unread.job}` lets it go on."
+            elif not unread.owned:
+                hint = "No worker scores for it: start `gridscore worker`."
+            else:
+                hint = f"`gridscore status {unread.job}` says whether it keeps up."
+        else:
+            what = f"The job {unread.job} has come past the event, and there is neither its result nor a dead letter."
+            hint = f"`gridscore audit {unread.job}` finds events without a result."
+        return NoResultError(f"{late} {what}", f"Decide without it. {hint}", put=True)
 
     async def _sequence(self, key: Any, data: bytes, text: bytes) -> int:
         """Sequence of the newest entry that is this event; it has been put."""
-        partition = partition_of(data, self._grid.partition_count)
-        try:
-            oldest, newest = await self._events.bounds(partition)
-            for count in _LOOK_BACK:
-                found, position = None, max(oldest, newest + 1 - count)
-                while position <= newest:
-                    page = await self._events.read(partition, position, count)
-                    if page is None:
-                        break
-                    for sequence, its_key, its_text in zip(page.sequences, page.keys, page.values, strict=True):
-                        if its_key == data and its_text == text:
-                            found = sequence
-                    position = page.next
-                if found is not None:
-                    return found
-        except HazelcastError as error:
-            raise GridError(f"The journal of `{self._producer.map_name}` could not be read: {error}") from error
-        raise NoResultError(
-            f"The event `{key}` was put into `{self._producer.map_name}`, and overwritten in its journal at once.",
-            "Give the journal more capacity.",
-            put=True,
-        )
-
-    async def _dispatch(self) -> None:
-        """Give results to those who wait for them."""
-        try:
-            while True:
-                for arrival in await self._follower.take():
-                    if self._waiting:
-                        self._offer(arrival)
-                    self._follower.move(arrival, arrival.page.next)
-        except GridscoreError as error:
-            for waiters in self._waiting.values():
-                for waiter in waiters:
-                    if not waiter.answer.done():
-                        waiter.answer.set_exception(NoResultError(error.message, error.hint))
-        finally:
-            self._follower.close()
-
-    def _offer(self, arrival: Arrival) -> None:
-        waiting, page = self._waiting, arrival.page
-        for index, key in enumerate(page.keys):
-            if key not in waiting:
-                continue
-            try:
-                value = _decode(page.values[index])
-                sequence = value["sequence"]
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
-                _log.warning("`%s` holds something that is no result", self._results)
-                continue
-            if type(sequence) is int and sequence >= 0:  # -1: found by a rescan, and of which event is not known
-                for waiter in waiting[key]:
-                    waiter.offer(sequence, value)
+        sequence = await sequence_of(self._grid, self._producer.map_name, data, text)
+        if sequence is None:
+            raise NoResultError(
+                f"The event `{key}` was put into `{self._producer.map_name}`, and overwritten in its journal at once.",
+                "Give the journal more capacity.",
+                put=True,
+            )
+        return sequence

@@ -302,6 +302,7 @@ class Client:
             timeout: Seconds to wait.
 
         Raises:
+            EventRejectedError: The event cannot be scored; raised as soon as it is a dead letter, with the reason.
             NoResultError: It did not come in time. Its attribute `put` says whether the event has been put.
             UsageError: The event is not JSON or too large; or no job reads the map, or several do.
             JournalMissingError: One of the maps has no journal.

@@ -94,6 +94,26 @@ class NoResultError(GridError):
         self.put = put
 
 
+class EventRejectedError(NoResultError):
+    """An event cannot be scored: it is a dead letter, and no result will come.
+
+    Args:
+        key: Of the event.
+        job: That rejected it.
+        stage: Where: `decode`, `lookup` or `features`.
+        reason: Why.
+        letter: The key of its dead letter.
+    """
+
+    def __init__(self, key: str, job: str, stage: str, reason: str, letter: str) -> None:
+        super().__init__(
+            f"The job {job} cannot score the event `{key}` ({stage}): {reason}",
+            f"It is a dead letter: `gridscore dead-letters show {job} {letter}`.",
+            put=True,
+        )
+        self.job, self.stage, self.reason, self.letter = job, stage, reason, letter
+
+
 class LookupTooLargeError(GridError):
     """A lookup map has more entries than a local copy may hold."""
 

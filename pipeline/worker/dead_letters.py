@@ -72,7 +72,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
         """Its key in the dead-letter map."""
         if self.origin:
             return hashlib.sha256(f"{self.origin}\n{self.raw}".encode()).hexdigest()[:16]
-        return f"{self.partition}-{self.sequence}-{zlib.crc32((self.key_data + self.raw).encode()):08x}"
+        return _id(self.partition, self.sequence, self.key_data, self.raw)
 
     @property
     def raw_bytes(self) -> bytes:
@@ -105,6 +105,22 @@ _decode = msgspec.json.Decoder(DeadLetter).decode
 def map_of(job: str) -> str:
     """Name of a job's dead-letter map."""
     return f"dead-letters.{job}"
+
+
+def letter_id(partition: int, sequence: int, key: bytes, raw: bytes) -> str:
+    """Key of the dead letter that an event has, if it has one.
+
+    Args:
+        partition: Of the event map.
+        sequence: In that partition's journal.
+        key: Serialized.
+        raw: The event's bytes.
+    """
+    return _id(partition, sequence, base64.b64encode(key).decode(), base64.b64encode(raw[:MAX_RAW]).decode())
+
+
+def _id(partition: int, sequence: int, key_data: str, raw: str) -> str:
+    return f"{partition}-{sequence}-{zlib.crc32((key_data + raw).encode()):08x}"
 
 
 def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> tuple[str, bytes]:

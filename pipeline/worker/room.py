@@ -92,10 +92,12 @@ class RingReaders:
     Args:
         grid: The connection.
         map_name: The event map.
+        results: Only jobs that write to this result map count; all do if None.
     """
 
-    def __init__(self, grid: Grid, map_name: str) -> None:
+    def __init__(self, grid: Grid, map_name: str, results: str | None = None) -> None:
         self._grid = grid
+        self._results = results
         self.map_name = map_name
         self._journal = Journal(grid, map_name)
         self._jobs: dict[str, JobRecord] = {}
@@ -138,7 +140,9 @@ class RingReaders:
         jobs = {
             record.name: record
             for record in await Jobs(self._grid).all()
-            if record.job.events == self.map_name and record.state not in ENDED
+            if record.job.events == self.map_name
+            and record.state not in ENDED
+            and self._results in (None, record.job.results)
         }
         for name, record in jobs.items():
             before = self._jobs.get(name)

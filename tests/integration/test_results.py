@@ -12,7 +12,7 @@ import scoring
 import yaml
 from hazelcast.internal.asyncio_connection import DefaultAsyncioAddressProvider
 
-from pipeline import NoResultError
+from pipeline import EventRejectedError, NoResultError
 from pipeline.client import connect
 from pipeline.errors import GridError, JournalMissingError, UsageError
 from pipeline.grid.member import Cluster
@@ -21,6 +21,7 @@ from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.soak.detour import divert
 from pipeline.soak.proxy import Network
 from pipeline.worker import reader
+from pipeline.worker.dead_letters import get_letter
 
 
 def connected(cluster):
@@ -369,7 +370,7 @@ async def test_every_event_gets_its_own_result(cluster, unique):
             result = await client.score(f"events.{name}", "e1", event, results=f"results.{name}", timeout=20)
             want = scoring.predict(model, scoring.expected_rows([event]))
             assert result.score == pytest.approx(float(want[0]))
-        assert not any(answers.result()._waiting for answers in client._answers.values())
+        assert all(answers.result().is_idle for answers in client._answers.values())
 
 
 async def test_an_older_result_is_not_an_answer_and_the_error_says_what_to_do(cluster, unique):
@@ -382,18 +383,41 @@ async def test_an_older_result_is_not_an_answer_and_the_error_says_what_to_do(cl
         # An older result of the same event comes once more while we wait.
         waiting = asyncio.create_task(client.score(f"events.{name}", "e1", event, results=f"results.{name}", timeout=1))
         answers = await scoring.until(
-            lambda: next((a.result() for a in client._answers.values() if a.done() and a.result()._waiting), None)
+            lambda: next((a.result() for a in client._answers.values() if a.done() and not a.result().is_idle), None)
         )
         await client.put_events(f"results.{name}", {"e1": first.value})
         with pytest.raises(NoResultError, match=r"did not come to `results\..*within 1 s") as failure:
             await waiting
         assert failure.value.put
-        assert "gridscore status" in failure.value.hint
-        assert not answers._waiting
+        assert f"the job {name} (SUSPENDED) has not come past 1 event of its partition" in failure.value.message
+        assert f"gridscore resume {name}" in failure.value.hint
+        assert answers.is_idle
         await client.jobs.resume(name)
         assert (await client.score(f"events.{name}", "e1", event, timeout=20)).value["sequence"] > first.value[
             "sequence"
         ]
+
+
+async def test_an_event_that_cannot_be_scored_is_rejected_at_once_with_the_reason(cluster, unique):
+    name = f"job-{unique}"
+    bad, good = {"amount": "much", "user": "u1"}, {"amount": 1.25, "user": "u1", "country": "DE"}
+    async with scoring.scoring(cluster, name) as (client, _), asyncio.timeout(30):  # far less than we say we would wait
+        first = await client.score(f"events.{name}", "e1", good, timeout=60)
+        for text in (bad, b"no JSON"):
+            with pytest.raises(
+                EventRejectedError, match=rf"The job {name} cannot score the event `e1` \(decode\)"
+            ) as failure:
+                await client.score(f"events.{name}", "e1", text, timeout=60)
+            assert failure.value.put
+            letter = await get_letter(client.grid, name, failure.value.letter)
+            assert letter.error == failure.value.reason
+        # The same event, whose letter was written and missed: the last look finds it.
+        answers = next(iter(client._answers.values())).result()
+        answers._outcomes._look_into = lambda *_: asyncio.sleep(0)
+        with pytest.raises(EventRejectedError):
+            await client.score(f"events.{name}", "e1", bad, timeout=1)
+        second = await client.score(f"events.{name}", "e1", good, timeout=60)
+        assert second.value["sequence"] > first.value["sequence"]
 
 
 async def test_where_results_are_is_said_by_the_job(client, unique):
