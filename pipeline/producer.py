@@ -56,6 +56,10 @@ _LOOK_SECONDS = 0.2  # offsets are committed once a second
 _RETRY_SECONDS = 0.25
 
 
+class WithdrawnError(GridError):
+    """Whoever wanted the put does not want it any more."""
+
+
 class Taken:
     """What one call has taken. It goes its way; `confirmed` waits for the end of it."""
 
@@ -250,6 +254,16 @@ class Producer:
         sent, self._sent = self._sent, Taken()
         await sent.confirmed()
 
+    def withdraw(self, taken: Taken) -> None:
+        """Put no more of what a call has taken than is under way, and make room for others at once."""
+        taken.drop()
+        for partition in self._partitions:
+            dropped = [segment for segment in partition.queue if segment.batch is taken]
+            if dropped:
+                partition.queue = deque(segment for segment in partition.queue if segment.batch is not taken)
+            for segment in dropped:
+                self._close(segment, _withdrawn())
+
     # ------------------------------------------------------------------ what waits
 
     async def _take(self, entries: Iterable[tuple[Any, bytes | None]], batch: Taken) -> int:
@@ -357,7 +371,7 @@ class Producer:
         while queue:
             segment = queue[0]
             if segment.batch.dropped:
-                self._close(queue.popleft(), GridError("The put was cancelled."))
+                self._close(queue.popleft(), _withdrawn())
                 continue
             if parts and parts[0].removes is not segment.removes:
                 break
@@ -524,6 +538,10 @@ class Producer:
             partition.blocked_at = None
             while partition.queue and not partition.busy:
                 self._close(partition.queue.popleft(), error)
+
+
+def _withdrawn() -> WithdrawnError:
+    return WithdrawnError("The put was cancelled.")
 
 
 def _closed(map_name: str, error: Exception) -> GridError:

@@ -9,17 +9,22 @@ The runner (`pipeline.sources.runner`) drives a source so:
    move its position for good. After a crash, what was not acknowledged is read again: at least once into the grid, and
    once under each key, as keys follow from where an event came from.
 4. `close`, whatever happened.
+
+A source that others push to (`PushedSource`) has no position, and nobody reads anything again. It has a stream a map,
+none of which waits for another, and each batch is acknowledged, or refused, by itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from pipeline.errors import GridscoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from pipeline.worker.room import Waiting
 
 
 class SourceInterruptedError(GridscoreError):
@@ -55,12 +60,14 @@ class Batch:
         position: For the source itself: what `acknowledge` needs to know.
         map_name: The map to put them into, if it is not the source's `to`. A source that names maps must have checked
             that its settings allow them.
+        withdraw: Set by the runner of a pushed batch: drops what of it is not under way yet. Then it is refused.
     """
 
     entries: Sequence[tuple[Any, bytes | None]]
     poison: Sequence[Poison] = field(default_factory=tuple)
     position: Any = None
     map_name: str | None = None
+    withdraw: Callable[[], None] | None = None
 
 
 class Source(Protocol):
@@ -99,3 +106,18 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """Let everything go; what was not acknowledged stays unread. Raises nothing."""
+
+
+@runtime_checkable
+class PushedSource(Source, Protocol):
+    """Takes what others send, who wait for an answer and send again what was refused. It bounds what waits."""
+
+    def streams(self) -> Sequence[AsyncIterator[Batch]]:
+        """Instead of `batches`: one for each map. In each, writes of a key keep their order."""
+        ...
+
+    def refuse(self, batch: Batch, error: Exception) -> None:
+        """The grid did not confirm a batch, some of which may be there; the source goes on."""
+
+    def waits(self, map_name: str, waiting: Waiting | None) -> None:
+        """Nothing can be put into a map now, and why; or None, when it can again."""

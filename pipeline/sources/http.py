@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import socket
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,19 +23,19 @@ from pipeline.errors import SettingsError, UsageError
 from pipeline.job.types import seconds_of
 from pipeline.sources.http_app import EventsApp
 from pipeline.sources.http_intake import Intake
+from pipeline.sources.http_places import Places
 from pipeline.sources.http_protocol import BoundedHeads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator
+    from collections.abc import AsyncIterator, Generator, Sequence
 
     from pipeline.grid import Grid
     from pipeline.job.plugs.http_source import HttpSourceSettings
     from pipeline.sources.base import Batch
+    from pipeline.worker.room import Waiting
 
 _log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 1_000
-"""Requests at once; more are told to come back."""
 CLOSE_SECONDS = 3
 """Time for answers to leave when the source is closed."""
 
@@ -53,7 +54,10 @@ class HttpSource:
 
     def __init__(self, grid: Grid, name: str, settings: HttpSourceSettings) -> None:
         self._grid, self._name, self._settings = grid, name, settings
-        self._intake = Intake(settings.max_waiting, settings.max_waiting_bytes, seconds_of(settings.patience))
+        maps = dict.fromkeys((settings.to, *settings.also))
+        self._intake = Intake(maps, settings.max_waiting, settings.max_waiting_bytes, seconds_of(settings.patience))
+        self._places = Places(settings.max_per_address)
+        self._app: EventsApp | None = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self.address = ""
@@ -66,17 +70,16 @@ class HttpSource:
             UsageError: The address cannot be listened on.
         """
         settings = self._settings
-        app = EventsApp(self._grid, settings, settings.token, self._intake)
+        app = self._app = EventsApp(self._grid, settings, settings.token, self._intake)
         config = uvicorn.Config(
             app.asgi(),
-            http=BoundedHeads,
+            http=partial(BoundedHeads, places=self._places),  # type: ignore[arg-type]  # a factory
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=CLOSE_SECONDS,
             ssl_certfile=settings.certificate,
             ssl_keyfile=settings.private_key,
@@ -92,12 +95,24 @@ class HttpSource:
             _log.warning("Anybody who reaches %s may send events: there is no token", self.address)
 
     def batches(self) -> AsyncIterator[Batch]:
-        """What is posted, until the source is closed."""
-        return self._intake.batches()
+        """What is posted comes in `streams`."""
+        raise NotImplementedError
+
+    def streams(self) -> Sequence[AsyncIterator[Batch]]:
+        """What is posted, a stream a map, until the source is closed."""
+        return self._intake.streams()
 
     async def acknowledge(self, batch: Batch) -> None:
-        """Answer the requests whose events are all in the grid now."""
+        """Answer the request if its events are all in the grid now."""
         self._intake.acknowledge(batch)
+
+    def refuse(self, batch: Batch, error: Exception) -> None:
+        """Answer the request that the grid did not confirm."""
+        self._intake.refuse(batch, error)
+
+    def waits(self, map_name: str, waiting: Waiting | None) -> None:
+        """Know what to tell requests that find no room."""
+        self._intake.waits(map_name, waiting)
 
     async def close(self) -> None:
         """Listen no longer; what is not confirmed is answered with 503."""
@@ -106,6 +121,8 @@ class HttpSource:
             self._server.should_exit = True
             await asyncio.gather(self._serving, return_exceptions=True)
             self._server = self._serving = None
+        if self._app is not None:
+            self._app.close()
 
     @staticmethod
     def _load(config: uvicorn.Config) -> None:

@@ -21,11 +21,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pipeline.errors import BackPressureError, GridError
+from pipeline.errors import BackPressureError, EventRejectedError, GridError
 from pipeline.job.types import seconds_of
-from pipeline.sources.http_events import MAX_KEY, EventError, EventReader, Lines, Taken, array_texts
+from pipeline.sources.http_answer import MAX_PLACES, Answer, json_response
+from pipeline.sources.http_events import (
+    MAX_KEY,
+    SLICE,
+    EventReader,
+    Lines,
+    array_slices,
+    elements_of,
+)
+from pipeline.sources.http_health import GridHealth
 from pipeline.sources.http_intake import Intake, Ticket
-from pipeline.sources.http_results import find_result
+from pipeline.sources.http_results import ResultFinder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -35,10 +44,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_LISTED = 1_000
-"""Keys that an answer lists; it lists none if there are more."""
-MAX_ERRORS = 100
-"""Errors that an answer lists; all are counted."""
 MAX_WAIT = 60.0
 """Seconds that one may wait for a result."""
 MAX_WAITING_FOR_RESULTS = 1_000
@@ -47,8 +52,6 @@ BODY_SECONDS = 30.0
 """Time for a body that is no stream of lines."""
 
 _PIECE = 2_000
-_BYTES_OF_EVENT = 64
-"""What an event takes while it waits, besides its text: of small ones, much more than the body that they came in."""
 _LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 _JSON = ("application/json",)
 _TEXT = ("", "text/plain")  # as `navigator.sendBeacon` sends a string, or a blob without a type
@@ -69,6 +72,8 @@ class EventsApp:
         self._token = token.encode()
         self._maps = {settings.to, *settings.also}
         self._reader = EventReader(settings.key, settings.max_event)
+        self._health_of_grid = GridHealth(grid, settings.to)
+        self._results = ResultFinder(grid)
         self._body_bytes = self._waiting_for_results = 0
         self._snippet = files("pipeline.sources").joinpath("gridscore.js").read_bytes()
         self.refused = 0
@@ -97,6 +102,11 @@ class EventsApp:
             exception_handlers={HTTPException: _http_error, Exception: _failure},
         )
 
+    def close(self) -> None:
+        """Let go what is asked of the grid."""
+        self._health_of_grid.close()
+        self._results.close()
+
     # ------------------------------------------------------------------ events
 
     async def _post_events(self, request: Request) -> Response:
@@ -119,13 +129,15 @@ class EventsApp:
         if not request.headers.get("content-length", "1").isdigit():
             raise HTTPException(400, "The Content-Length is no number.")
         intake, ticket = self._intake, Ticket(map_name)
-        answer = _Answer(ticket)
+        answer = Answer(ticket, MAX_PLACES if self._settings.results else 0)
         try:
             if content_type in _LINES:
                 await self._take_lines(request, ticket, answer, prefix)
             else:
                 await self._take_body(request, ticket, answer, prefix, text=content_type in _TEXT)
             await intake.confirmed(ticket)
+            if answer.placed:
+                answer.after = await self._results.places(map_name, answer.placed)
         except BackPressureError as error:
             # Without a connection there is no room either, but it is another thing to do something about.
             return answer.failed(429 if self._grid.is_connected else 503, str(error))
@@ -140,7 +152,7 @@ class EventsApp:
             self.refused += answer.refused
         return answer.given()
 
-    async def _take_lines(self, request: Request, ticket: Ticket, answer: _Answer, prefix: str | None) -> None:
+    async def _take_lines(self, request: Request, ticket: Ticket, answer: Answer, prefix: str | None) -> None:
         lines, held = Lines(self._settings.max_event), 0
         try:
             async with aclosing(self._chunks(request)) as chunks:
@@ -176,47 +188,37 @@ class EventsApp:
             closed.cancel()
 
     async def _take_body(
-        self, request: Request, ticket: Ticket, answer: _Answer, prefix: str | None, *, text: bool
+        self, request: Request, ticket: Ticket, answer: Answer, prefix: str | None, *, text: bool
     ) -> None:
-        received, cost = bytearray(), 0
+        received = bytearray()
         try:
             await self._receive(request, received)
             body = bytes(received)
             start = body.lstrip()[:1]
-            single = start != b"["
             if not start:
                 raise HTTPException(400, "There is no event in the body.")
-            most = self._settings.max_waiting_bytes // _BYTES_OF_EVENT
-            if not single:
-                try:
-                    texts = array_texts(body, most)
-                except ValueError as error:
-                    raise HTTPException(400, f"{error}.".capitalize()) from None
+            if start == b"[":
+                for begin, end in await _slices(body):
+                    await self._take(elements_of(body, begin, end), ticket, answer, prefix)
             elif text and b"\n" in body.strip() and not _is_json(body):
                 lines = Lines(self._settings.max_event)
-                texts, single = lines.feed(body) + lines.end(), False
+                for begin in range(0, len(body), SLICE):
+                    await self._take(lines.feed(body[begin : begin + SLICE]), ticket, answer, prefix)
+                await self._take(lines.end(), ticket, answer, prefix)
             else:
-                texts = [body.strip()]
-            if len(texts) > most:
-                raise HTTPException(413, f"There are more than {most:,} events: send lines as application/x-ndjson.")
-            more = len(texts) * _BYTES_OF_EVENT
-            self._check_body(0, more)
-            self._body_bytes += more
-            cost = more
-            answer.single = single
-            await self._take(texts, ticket, answer, prefix, single=single)
+                answer.single = True
+                await self._take([body.strip()], ticket, answer, prefix, single=True)
         finally:
-            self._body_bytes -= len(received) + cost
+            self._body_bytes -= len(received)
 
     async def _take(
-        self, texts: list[bytes], ticket: Ticket, answer: _Answer, prefix: str | None, *, single: bool = False
+        self, texts: list[bytes], ticket: Ticket, answer: Answer, prefix: str | None, *, single: bool = False
     ) -> None:
         for start in range(0, len(texts), _PIECE):
             taken = self._reader.read(texts[start : start + _PIECE], answer.seen, prefix, single=single)
             answer.add(taken)
             await self._intake.offer(ticket, taken.entries)
-            if start:
-                await asyncio.sleep(0)  # others have their turn, too, if nothing of this was an event
+            await asyncio.sleep(0)  # others have their turn, too, if nothing of this was an event
 
     async def _receive(self, request: Request, body: bytearray) -> None:
         """The whole body, counted against what all bodies together may have until it is taken apart."""
@@ -249,20 +251,24 @@ class EventsApp:
             raise HTTPException(404, f"`{map_name}` may not be asked here: the source must be started with it.")
         if not 1 <= len(key) <= MAX_KEY + 20:
             raise HTTPException(400, "This cannot be a key.")
-        wait = _seconds(request.query_params.get("wait", "0"))
+        wait, after = _seconds(request.query_params.get("wait", "0")), _after(request.query_params.get("after"))
         if not self._grid.is_connected:
             raise _later(503, "The connection to the grid is lost.")
         if self._waiting_for_results >= MAX_WAITING_FOR_RESULTS:
             raise _later(429, "Too many are waiting for results.")
         self._waiting_for_results += 1
         try:
-            found = await self._unless_closed(find_result(self._grid, map_name, key, wait))
-        except HazelcastError:
+            found = await self._unless_closed(self._results.find(map_name, key, wait, after))
+        except EventRejectedError as error:
+            rejected = {"job": error.job, "stage": error.stage, "reason": error.reason, "dead_letter": error.letter}
+            return json_response(422, {"error": error.message, "rejected": rejected}, {"Cache-Control": "no-store"})
+        except (HazelcastError, GridError):
             raise _later(503, "The grid did not answer.") from None
         finally:
             self._waiting_for_results -= 1
         if found is None:
-            raise HTTPException(404, f"There is no result for `{key}`{f' after {wait:g} s' if wait else ''}.")
+            newer = "" if after is None else f" of an event after the sequence {after}"
+            raise HTTPException(404, f"There is no result{newer} for `{key}`{f' after {wait:g} s' if wait else ''}.")
         return Response(found, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     async def _unless_closed(self, looking: Any) -> bytes | None:
@@ -279,16 +285,16 @@ class EventsApp:
             look.cancel()
 
     async def _health(self, _request: Request) -> Response:
-        connected, intake = self._grid.is_connected, self._intake
-        state = "stopping" if intake.closed.is_set() else "ok" if connected else "the connection to the grid is lost"
+        intake = self._intake
+        state = "stopping" if intake.closed.is_set() else await self._health_of_grid.problem() or "ok"
         value = {
             "status": state,
             "confirmed": intake.acknowledged,
             "waiting": intake.events,
-            "waiting_bytes": intake.bytes,
+            "waiting_bytes": intake.size,
             "refused": self.refused,
         }
-        return _json(200 if state == "ok" else 503, value)
+        return json_response(200 if state == "ok" else 503, value)
 
     async def _get_snippet(self, _request: Request) -> Response:
         return Response(
@@ -317,52 +323,6 @@ class _IdleError(Exception):
     """A stream brings nothing any more."""
 
 
-class _Answer:
-    """What a request is answered, once its events are confirmed."""
-
-    def __init__(self, ticket: Ticket) -> None:
-        self._ticket = ticket
-        self._keys: list[str] | None = []
-        self._errors: list[EventError] = []
-        self.seen = self.refused = 0
-        self.single = False
-
-    def add(self, taken: Taken) -> None:
-        """Events of the request have been read."""
-        self.seen += len(taken.entries) + len(taken.errors)
-        self.refused += len(taken.errors)
-        self._errors += taken.errors[: MAX_ERRORS - len(self._errors)]
-        if self._keys is not None:
-            self._keys += [key for key, _ in taken.entries]
-            if len(self._keys) > MAX_LISTED:
-                self._keys = None  # of a stream without an end there would be too many
-
-    def given(self) -> Response:
-        """Everything that was an event is in the grid."""
-        if self.single and self._errors:
-            [error] = self._errors
-            return _json(413 if error.too_large else 400, {"error": f"{error.error}."})
-        status = 202 if not self.refused else 207 if self._ticket.confirmed else 400
-        return _json(status, self._value())
-
-    def failed(self, status: int, error: str) -> Response:
-        """It was not all put, or nobody knows."""
-        return _json(status, {"error": error, **self._value()}, {"Retry-After": "1", "Connection": "close"})
-
-    def _value(self) -> dict[str, Any]:
-        value: dict[str, Any] = {"accepted": self._ticket.confirmed}
-        if self._keys is not None:
-            value["keys"] = self._keys[: self._ticket.confirmed]
-        if self.refused:
-            value["refused"] = self.refused
-            value["errors"] = [{"index": each.place, "error": each.error} for each in self._errors]
-        return value
-
-
-def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
-
-
 def _later(status: int, message: str) -> HTTPException:
     return HTTPException(status, message, headers={"Retry-After": "1"})
 
@@ -373,12 +333,25 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code in (408, 413, 429):
         headers["Connection"] = "close"  # there may be more of the body, which nobody will read
-    return _json(error.status_code, {"error": error.detail}, headers)
+    return json_response(error.status_code, {"error": error.detail}, headers)
 
 
 async def _failure(_request: Request, error: Exception) -> Response:
     _log.error("a request failed", exc_info=error)
-    return _json(500, {"error": "Something went wrong here; the log of the source says what."})
+    return json_response(500, {"error": "Something went wrong here; the log of the source says what."})
+
+
+async def _slices(body: bytes) -> list[tuple[int, int]]:
+    """Places of the slices of an array, all of which is JSON."""
+    found = []
+    try:
+        for place in array_slices(body):
+            if place is not None:
+                found.append(place)
+            await asyncio.sleep(0)
+    except ValueError as error:
+        raise HTTPException(400, f"{str(error).capitalize()}.") from None
+    return found
 
 
 def _is_json(body: bytes) -> bool:
@@ -387,6 +360,19 @@ def _is_json(body: bytes) -> bool:
     except (msgspec.DecodeError, RecursionError):
         return False
     return True
+
+
+def _after(text: str | None) -> int | None:
+    """A sequence, or -1 for any.
+
+    Raises:
+        HTTPException: It is neither.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"-1|[0-9]{1,18}", text):
+        raise HTTPException(400, f"`after={text}` is not a sequence: take it from the answer to the event.")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

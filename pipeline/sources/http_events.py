@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from ulid import ULID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 MAX_KEY = 512
 """Characters of a key."""
@@ -118,21 +118,70 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
+SLICE = 64 << 10
+"""Bytes of a body that are taken apart in one go, if elements are not larger: all else waits no longer than that."""
+
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 
+# An object without nested ones, a text, or what changes the depth; nothing of it is ever tried twice.
+_token = re.compile(rb'\{(?:[^{}\[\]"]++|"(?:[^"\\]++|\\.)*+")*+\}|"(?:[^"\\]++|\\.)*+"|[\[\]{},]', re.DOTALL)
+_TOKENS = 10_000
+_MAX_DEPTH = 1_000  # more than the decoder takes
+_OPEN, _CLOSE, _COMMA = frozenset((b"[", b"{")), frozenset((b"]", b"}")), b","
 
-def array_texts(body: bytes, most: int) -> list[bytes]:
-    """The texts of the elements of a JSON array; of one with more than `most`, one more than that.
+
+def array_slices(body: bytes) -> Iterator[tuple[int, int] | None]:
+    """Cut a JSON array into slices of whole elements, and check each; gives their places, and None to take a breath.
+
+    Elements may be so small that they would fill the memory as objects, and hold up everybody while they are made.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not an array.
+    """
+    begin, end = body.index(b"[") + 1, len(body.rstrip())
+    if body[end - 1 : end] != b"]" or end == begin - 1:
+        raise ValueError("not a JSON array: it does not end with a bracket")
+    end -= 1
+    depth, last = 0, begin
+    if end - begin > SLICE:
+        for number, token in enumerate(_token.finditer(body, begin, end), 1):
+            if not number % _TOKENS:
+                yield None
+            text = token[0]
+            if text in _OPEN:
+                depth += 1
+                if depth > _MAX_DEPTH:
+                    raise ValueError("the JSON is nested too deeply")
+            elif text in _CLOSE:
+                depth -= 1
+            elif text == _COMMA and not depth and token.start() - last >= SLICE:
+                yield _checked(body, last, token.start(), begin)
+                last = token.end()
+    if last > begin or body[last:end].strip():
+        yield _checked(body, last, end, begin)
+
+
+def _checked(body: bytes, begin: int, end: int, first: int) -> tuple[int, int]:
+    if begin > first and not body[begin:end].strip():
+        raise ValueError("not a JSON array: an element is missing at its end")
+    elements_of(body, begin, end)
+    return begin, end
+
+
+def elements_of(body: bytes, begin: int, end: int) -> list[bytes]:
+    """The texts of the elements of a slice.
+
+    Raises:
+        ValueError: It is not one.
     """
     try:
-        return [bytes(raw) for raw in islice(_array.decode(body), most + 1)]
+        return list(map(bytes, _array.decode(b"[%b]" % body[begin:end])))
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
     except msgspec.DecodeError as error:
-        raise ValueError(f"not a JSON array: {error}") from None
+        # The place is that in the body.
+        place = re.sub(r"byte (\d+)", lambda found: f"byte {int(found[1]) - 1 + begin}", str(error))
+        raise ValueError(f"not a JSON array: {place}") from None
 
 
 class Lines:

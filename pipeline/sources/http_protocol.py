@@ -6,12 +6,20 @@ ever, and a header without an end fills the memory.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
     import asyncio
+
+    from pipeline.sources.http_places import Places
+
+# Of uvicorn's own messages only those about our faults: a stranger who sends nonsense must not fill the log.
+_faults = logging.getLogger(f"{__name__}.faults")
+_faults.setLevel(logging.ERROR)
 
 HEAD_SECONDS = 10.0
 """Time from the connection, or from the last answer, until a request's head must be there."""
@@ -25,12 +33,28 @@ _TOO_LARGE = (
     b'{"error":"The head of the request is too large."}'
 )
 
+_CROWDED = b'{"error":"There are too many connections: come back later."}'
+_REFUSED = (
+    b"HTTP/1.1 503 Service Unavailable\r\n"
+    b"content-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(_CROWDED), _CROWDED)
+)
+_refuse = Response(_CROWDED, 503, {"Retry-After": "1", "Connection": "close"}, media_type="application/json")
+
 
 class BoundedHeads(HttpToolsProtocol):
-    """A connection whose heads are bounded in time and in size."""
+    """A connection whose heads are bounded in time and in size, and that takes a place as long as it stands.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    Args:
+        *arguments: Of uvicorn's protocol.
+        places: Of all connections.
+        **options: Of uvicorn's protocol.
+    """
+
+    def __init__(self, *arguments: Any, places: Places, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.logger = _faults
+        self._places = places
         self._deadline: asyncio.TimerHandle | None = None
         self._reading_head = True
         self._moved = False  # whether the read under way has brought us on: a head has begun or ended, or body came
@@ -39,12 +63,22 @@ class BoundedHeads(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
         """Somebody has connected: a head must follow."""
         super().connection_made(transport)
-        self._expect_head()
+        if self._places.enter(self, self.client[0] if self.client else ""):
+            self._expect_head()
+        else:
+            transport.write(_REFUSED)
+            transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing follows any more."""
         self._expect_nothing()
+        self._places.leave(self)
         super().connection_lost(exc)
+
+    def close(self) -> None:
+        """Make room for another."""
+        if not self.transport.is_closing():
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Take what has come, unless there is too much of what is neither a whole head nor a body."""
@@ -70,16 +104,22 @@ class BoundedHeads(HttpToolsProtocol):
         """A head is there."""
         self._moved, self._reading_head = True, False
         self._expect_nothing()
+        app = self.app
+        if not self._places.begin(self):
+            self.app = _refuse
         super().on_headers_complete()
+        self.app = app
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body has come."""
         self._moved = True
+        self._places.moved(self)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is whole."""
         self._moved = True
+        self._places.received(self)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -87,17 +127,14 @@ class BoundedHeads(HttpToolsProtocol):
         waits = bool(self.pipeline)
         super().on_response_complete()
         if not waits:
+            self._places.end(self)
             self._expect_head()
 
     def _expect_head(self) -> None:
         self._expect_nothing()
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.close)
 
     def _expect_nothing(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-    def _give_up(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()

@@ -6,6 +6,8 @@ Two tasks an attempt, in one direction:
    and go on to the next, while it is under way. Nothing is asked for while the producer has no room.
 2. *Acknowledge*: strictly in order, when a batch and its poison are confirmed.
 
+A source that others push to is read by a task a map instead, and each batch is acknowledged or refused by itself.
+
 Producers outlive an attempt. What an attempt has left in their queues is dropped, and what is under way stays in front
 of what comes next: however often a source begins again, writes of one key never change places.
 """
@@ -16,6 +18,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hazelcast.errors import HazelcastError, HazelcastSerializationError
@@ -24,15 +27,15 @@ from pipeline.errors import ConnectionFailedError, GridError, GridscoreError, Us
 from pipeline.grid.writer import MapWriter
 from pipeline.job.plugs.environment import Hidden, from_environment
 from pipeline.job.types import seconds_of
-from pipeline.producer import Producer
-from pipeline.sources.base import Poison, SourceInterruptedError
+from pipeline.producer import Producer, WithdrawnError
+from pipeline.sources.base import Poison, PushedSource, SourceInterruptedError
 from pipeline.sources.registry import KINDS, name_of
 from pipeline.sources.status import FAILED, Publisher, SourceStats
 from pipeline.worker.dead_letters import letter_of_source, map_of
 from pipeline.worker.names import owner_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from pipeline.grid import Grid
     from pipeline.job.plugs.base import SourceSettings
@@ -110,6 +113,7 @@ class SourceRunner:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._said = ""
         self._acknowledged = 0  # batches of this attempt
+        self._settling: set[asyncio.Task[None]] = set()  # pushed batches that are under way
         self._room = asyncio.Semaphore(UNDER_WAY)
         self._graves = asyncio.Semaphore(BURIALS)
         self._poison_unsaid = 0
@@ -189,6 +193,14 @@ class SourceRunner:
         """Wait before the next attempt: exponentially longer, with jitter, so that many sources do not come at once."""
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16))
         seconds = random.uniform(longest / 2, longest)  # noqa: S311 -- no secret
+        self._interrupted(error, "interrupted, trying again")
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    def _interrupted(self, error: Exception, what: str) -> None:
         text = self._hidden.hide(str(error) or type(error).__name__)
         stats = self.stats
         stats.interruptions += 1
@@ -196,14 +208,10 @@ class SourceRunner:
         stats.state = "interrupted"
         if text != self._said:
             self._said = text
-            _log.warning("%s: interrupted, trying again: %s", self.name, text, extra={"action": "source_interrupted"})
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            pass
+            _log.warning("%s: %s: %s", self.name, what, text, extra={"action": "source_interrupted"})
 
     def _going_on(self) -> None:
+        self.stats.state = "waiting" if self._waiting else "running"
         if self._said:
             self._said = ""
             _log.info("%s: going on", self.name, extra={"action": "source_going_on"})
@@ -221,14 +229,17 @@ class SourceRunner:
         try:
             if not await self._unless_stopped(source.open(), stopping):
                 return
-            self.stats.state = "running"
             self._going_on()
-            reading = self._spawn(self._read(source, lane, under_way))
+            if isinstance(source, PushedSource):
+                reading = self._spawn(self._read_pushed(source, under_way))
+            else:
+                reading = self._spawn(self._read(source, lane, under_way))
             acknowledging = self._spawn(self._acknowledge(source, lane, under_way))
             tasks += [reading, acknowledging]
             await asyncio.wait({reading, acknowledging, stopping}, return_when=asyncio.FIRST_COMPLETED)
             await self._finish(reading, acknowledging, stopping, lane)
         finally:
+            tasks += self._settling
             for task in (*tasks, stopping):
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
@@ -254,9 +265,15 @@ class SourceRunner:
         lane.put_nowait(None)
         if at_the_end:
             await asyncio.wait({acknowledging, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({acknowledging}, timeout=SETTLE_SECONDS)
+        _, late = await asyncio.wait({acknowledging, *self._settling}, timeout=SETTLE_SECONDS)
         if isinstance(failure, Exception):
             raise failure
+        if late - {acknowledging}:
+            _log.warning(
+                "%s: stopped before everything was confirmed; who sent it is told to send it again",
+                self.name,
+                extra={"action": "source_unsettled"},
+            )
         if acknowledging.done():
             acknowledging.result()
         elif not at_the_end or self._stopping.is_set():
@@ -283,17 +300,62 @@ class SourceRunner:
         batches = source.batches()
         try:
             async for batch in batches:
-                to = batch.map_name or self._to
-                taken, keyless = await self._take(batch.entries, to)
-                under_way.add(taken)
-                poison = [*batch.poison, *keyless]
-                letters = await self._begin_burial(poison, to) if poison else None
-                lane.put_nowait(_UnderWay(batch, taken, poison, letters))
+                lane.put_nowait(await self._begin(batch, under_way))
                 await self._room.acquire()
         finally:
-            # Whoever iterates a generator has to close it, or it goes on holding things until it is collected.
-            if isinstance(batches, AsyncGenerator):
-                await batches.aclose()
+            await _end(batches)
+
+    async def _begin(self, batch: Batch, under_way: set[Taken]) -> _UnderWay:
+        to = batch.map_name or self._to
+        taken, keyless = await self._take(batch.entries, to)
+        under_way.add(taken)
+        poison = [*batch.poison, *keyless]
+        letters = await self._begin_burial(poison, to) if poison else None
+        return _UnderWay(batch, taken, poison, letters)
+
+    # ------------------------------------------------------------------ a source that others push to
+
+    async def _read_pushed(self, source: PushedSource, under_way: set[Taken]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for stream in source.streams():
+                group.create_task(self._read_stream(source, stream, under_way))
+
+    async def _read_stream(self, source: PushedSource, batches: AsyncIterator[Batch], under_way: set[Taken]) -> None:
+        try:
+            async for batch in batches:
+                try:
+                    each = await self._begin(batch, under_way)
+                except (GridscoreError, HazelcastError) as error:
+                    self._refuse(source, batch, error)
+                    continue
+                batch.withdraw = partial(self._producer(batch.map_name or self._to).withdraw, each.taken)
+                settling = self._spawn(self._settle(source, each, under_way))
+                self._settling.add(settling)
+                settling.add_done_callback(self._settling.discard)
+        finally:
+            await _end(batches)
+
+    async def _settle(self, source: PushedSource, each: _UnderWay, under_way: set[Taken]) -> None:
+        """Acknowledge a batch as soon as it is confirmed, or refuse it."""
+        try:
+            await each.taken.confirmed()
+            if each.letters is not None:
+                await each.letters
+            await source.acknowledge(each.batch)
+        except (GridscoreError, HazelcastError) as error:
+            self._refuse(source, each.batch, error)
+        else:
+            self._count(each)
+            if self.stats.state == "interrupted":
+                self._going_on()
+        finally:
+            under_way.discard(each.taken)
+
+    def _refuse(self, source: PushedSource, batch: Batch, error: GridscoreError | HazelcastError) -> None:
+        # Its sender sends it again. That is no reason to begin anew: nobody could reach us meanwhile.
+        if not isinstance(error, WithdrawnError):
+            self._interrupted(error, "refused, for its sender to send it again")
+        source.refuse(batch, error)
 
     async def _take(self, entries: Sequence[tuple[Any, bytes | None]], to: str) -> tuple[Taken, Sequence[Poison]]:
         """Hand entries to the producer of a map, but for those whose keys the grid cannot store."""
@@ -317,7 +379,6 @@ class SourceRunner:
             return await producer.take(good), keyless
 
     async def _acknowledge(self, source: Source, lane: asyncio.Queue[_UnderWay | None], under_way: set[Taken]) -> None:
-        stats = self.stats
         while (each := await lane.get()) is not None:
             await each.taken.confirmed()
             if each.letters is not None:
@@ -325,9 +386,12 @@ class SourceRunner:
             await source.acknowledge(each.batch)
             under_way.discard(each.taken)
             self._room.release()
-            self._acknowledged += 1
-            stats.events += each.taken.count
-            stats.poison += len(each.poison)
+            self._count(each)
+
+    def _count(self, each: _UnderWay) -> None:
+        self._acknowledged += 1
+        self.stats.events += each.taken.count
+        self.stats.poison += len(each.poison)
 
     async def _begin_burial(self, poison: Sequence[Poison], to: str) -> asyncio.Task[int]:
         """Write dead letters, no more than some at once: a flood of what is no event must not fill the memory."""
@@ -390,12 +454,20 @@ class SourceRunner:
         stats.waited = sum(each.waited for each in self._producers.values())
         if stats.state in ("running", "waiting"):
             stats.state = "waiting" if stats.waiting else "running"
+        if isinstance(self._source, PushedSource):
+            self._source.waits(map_name, waiting)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _end(batches: AsyncIterator[Batch]) -> None:
+    # Whoever iterates a generator has to close it, or it goes on holding things until it is collected.
+    if isinstance(batches, AsyncGenerator):
+        await batches.aclose()
 
 
 def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> SourceRunner:

@@ -1,7 +1,7 @@
 """What tests of the HTTP source share: one that runs, and that is held when a test wants it."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 from pipeline.job.plugs.http_source import HttpSourceSettings
 from pipeline.sources.http import HttpSource
@@ -21,10 +21,14 @@ class Held(HttpSource):
         await super().open()
         self.opened.set()
 
-    async def batches(self):
-        async for batch in super().batches():
-            await self.go.wait()
-            yield batch
+    def streams(self):
+        return [self._held(stream) for stream in super().streams()]
+
+    async def _held(self, stream):
+        async with aclosing(stream):
+            async for batch in stream:
+                await self.go.wait()
+                yield batch
 
 
 class Serving:

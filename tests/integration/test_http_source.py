@@ -4,6 +4,7 @@ import ssl
 
 import httpx
 import pytest
+import scoring
 import trustme
 from hazelcast.core import HazelcastJsonValue
 from hazelcast.internal.asyncio_connection import DefaultAsyncioAddressProvider
@@ -220,7 +221,7 @@ async def test_without_room_requests_are_told_to_come_back_and_what_waits_is_bou
                 return await http.post(f"/events/{events}", json=[{"id": f"{i}-{j}"} for j in range(30)])
 
             answers = await asyncio.gather(*(post(i) for i in range(20)))
-            assert {answer.status_code for answer in answers} == {429}
+            assert {answer.status_code for answer in answers} == {503}
             assert {answer.headers["retry-after"] for answer in answers} == {"1"}
             assert {answer.json()["accepted"] for answer in answers} == {0}
             # What the runner has taken stays; what was waiting is forgotten.
@@ -229,7 +230,7 @@ async def test_without_room_requests_are_told_to_come_back_and_what_waits_is_bou
             again = await asyncio.gather(*(post(i) for i in range(20)))
             assert {answer.status_code for answer in again} == {202}
         assert await source.size(events) == 600
-        assert (source.source._intake.events, source.source._intake.bytes) == (0, 0)
+        assert (source.source._intake.events, source.source._intake.size) == (0, 0)
 
 
 async def test_a_stream_without_room_tells_how_much_of_it_was_taken(grid, events):
@@ -247,7 +248,7 @@ async def test_a_stream_without_room_tells_how_much_of_it_was_taken(grid, events
 
         async with client(source) as http:
             answer = await http.post(f"/events/{events}", content=lines(), headers=NDJSON)
-        assert answer.status_code == 429
+        assert answer.status_code == 503  # the runner is held: nothing tells that from a grid that does not answer
         assert answer.json()["accepted"] == 50
         assert len(answer.json()["keys"]) == 50
 
@@ -323,6 +324,42 @@ async def test_results_can_be_waited_for(grid, events, unique):
         await proxy.put("other", HazelcastJsonValue("{}"))
         await proxy.put("a/b? c", HazelcastJsonValue('{"score": 0.75}'))
         assert (await waiting).json() == {"score": 0.75}
+
+
+async def test_an_answer_says_what_to_wait_for_and_a_rejection_is_told(cluster, unique):
+    name = f"job-{unique}"
+    events, results = f"events.{name}", f"results.{name}"
+    good = {"id": "e1", "amount": 1.25, "user": "u1", "country": "DE"}
+    async with (
+        scoring.scoring(cluster, name) as (scoring_client, _),
+        serving(scoring_client.grid, to=events, key=("id",), results=(results,)) as source,
+        client(source) as http,
+    ):
+
+        async def ask(**query):
+            return await http.get(f"/results/{results}/e1", params=query)
+
+        before = -1
+        for amount in (1.25, 7.5):  # the second time the result of the first stands there
+            answer = await http.post(f"/events/{events}", json=good | {"amount": amount})
+            [after] = answer.json()["after"]
+            assert after >= before
+            result = (await ask(wait="20s", after=after)).json()
+            assert result["sequence"] == after + 1
+            before = result["sequence"]
+        async with asyncio.timeout(20):
+            answer = await http.post(f"/events/{events}", json=good | {"amount": "much"})
+            [after] = answer.json()["after"]
+            # Before it is rejected and afterwards, waiting or not.
+            for query in ({"wait": "60s", "after": after}, {"wait": "60s", "after": before}, {"after": after}):
+                rejected = await ask(**query)
+                assert rejected.status_code == 422
+                assert f"The job {name} cannot score the event `e1` (decode)" in rejected.json()["error"]
+                assert rejected.json()["rejected"].keys() == {"job", "stage", "reason", "dead_letter"}
+        assert (await ask()).json()["sequence"] == before
+        assert (await ask(after="soon")).status_code == 400
+        many = await http.post(f"/events/{events}", json=[good | {"id": f"m{i}"} for i in range(101)])
+        assert "after" not in many.json()
 
 
 async def test_tls(grid, events, tmp_path):

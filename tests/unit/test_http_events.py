@@ -1,9 +1,13 @@
+import json
+import tracemalloc
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources.http_events import MAX_KEY, EventReader, Lines, array_texts
+from pipeline.sources import http_events
+from pipeline.sources.http_events import MAX_KEY, EventReader, Lines, array_slices, elements_of
 
 LIMIT = 1 << 20
 
@@ -98,19 +102,51 @@ def test_a_line_that_comes_byte_by_byte_is_not_copied_each_time():
     assert lines.held == 0
 
 
-def test_of_an_array_with_too_many_elements_one_more_is_made():
-    assert len(array_texts(b"[1,2,3,4,5]", 3)) == 4
+def array_texts(body):
+    places = [place for place in array_slices(body) if place is not None]
+    return [text for place in places for text in elements_of(body, *place)]
 
 
 def test_elements_of_an_array_are_texts_as_they_were_sent():
-    assert array_texts(b' [{"a": 1.0},\n{ }, "x" ] ', 3) == [b'{"a": 1.0}', b"{ }", b'"x"']
-    assert array_texts(b"[]", 3) == []
+    assert array_texts(b' [{"a": 1.0},\n{ }, "x" ] ') == [b'{"a": 1.0}', b"{ }", b'"x"']
+    assert array_texts(b"[]") == []
 
 
-@pytest.mark.parametrize("body", [b"[", b"{}", b"[1,]", b"[" * 100_000])
-def test_what_is_no_array_is_refused(body):
+_json = st.recursive(
+    st.none() | st.integers() | st.text('a"\\,[]{}:', max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+)
+
+
+@given(st.lists(_json, max_size=20), st.sampled_from([(",", ":"), (" , ", " : ")]), st.integers(1, 40))
+def test_an_array_is_the_same_however_it_is_sliced(values, separators, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http_events, "SLICE", size)
+        texts = array_texts(json.dumps(values, separators=separators).encode())
+    assert [json.loads(text) for text in texts] == values
+
+
+@pytest.mark.parametrize("size", [3, 1 << 16])
+@pytest.mark.parametrize(
+    "body",
+    [b"[", b"[1", b"[1,]", b"[1,2,3,4,]", b"[,1]", b"[1,,2,3]", b"[1}", b"[1]]", b"[" * 100_000, b"[" * 2_000 + b"]"],
+)
+def test_what_is_no_array_is_refused(monkeypatch, body, size):
+    monkeypatch.setattr(http_events, "SLICE", size)
     with pytest.raises(ValueError, match=r"array|nested"):
-        array_texts(body, 3)
+        array_texts(body)
+
+
+def test_tiny_elements_of_an_array_do_not_fill_the_memory():
+    body = b"[" + b"1," * 500_000 + b"1]"  # as objects, they would be 60 MiB
+    tracemalloc.start()
+    try:
+        steps = sum(1 for _ in array_slices(body))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert steps > 15
+    assert most < 16 << 20
 
 
 def test_the_decoder_checks_what_it_passes_over():

@@ -54,6 +54,12 @@ class HttpSourceSettings(SourceSettings):
         default=50_000, ge=100, le=10_000_000, description="Events at most that wait for the grid's confirmation."
     )
     max_waiting_bytes: int = Field(default=64 << 20, ge=1 << 20, description="The same in bytes.")
+    max_per_address: int = Field(
+        default=500,
+        ge=1,
+        le=2_000,
+        description="Connections of one address at most; behind a proxy, all requests have its address.",
+    )
     patience: Duration = Field(
         default="10s", description="How long a request waits for room and for confirmation before it is told to retry."
     )

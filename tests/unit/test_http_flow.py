@@ -1,0 +1,135 @@
+"""What a map, a partition or a grid that takes nothing does to those who post: no more than it must, and why."""
+
+import asyncio
+import functools
+import logging
+
+import pytest
+from http_listening import EVENTS, client, listening
+
+from pipeline.grid.writer import MapWriter, partition_of
+from pipeline.job import Jobs, parse_job
+from pipeline.producer import Producer
+from pipeline.sources import http_health, runner
+from pipeline.testing import Fault, StubCluster
+
+FULL = "events.full"
+RING = 1_000  # of the stub
+JOB = """\
+job: slow
+events: events.full
+schema: {amount: float}
+features: {amount: amount}
+model: slow
+results: results.slow
+"""
+
+
+async def fill(cluster, partition=0):
+    """Fill a ring that a job has not read, which no worker scores; returns keys of that partition."""
+    grid = await cluster.connect("filler")
+    await Jobs(grid).submit(parse_job(JOB, "test"))
+    writer = MapWriter(grid, FULL)
+    keys = [f"k{i}" for i in range(3 * RING * cluster.partitions)]
+    keys = [key for key in keys if partition_of(writer.serialize_key(key), cluster.partitions) == partition]
+    await writer.put((key, b"{}") for key in keys[: 2 * RING])
+    return keys
+
+
+async def posted(http, name, *keys):
+    return await http.post(f"/events/{name}", json=[{"id": key} for key in keys])
+
+
+async def test_a_map_without_room_holds_up_no_other():
+    async with StubCluster(partitions=1) as cluster:
+        await fill(cluster)
+        settings = {"key": ("id",), "also": (FULL,), "max_waiting": 100, "patience": "3s"}
+        async with listening(cluster, **settings) as source, client(source) as http:
+            blocked = [asyncio.create_task(posted(http, FULL, f"b{i}", f"c{i}")) for i in range(50)]
+            async with asyncio.timeout(10):
+                while source._intake.events < 50:  # its share of the room
+                    await asyncio.sleep(0.01)
+            healthy = await asyncio.gather(*(posted(http, EVENTS, f"k{i}") for i in range(20)))
+            assert {answer.status_code for answer in healthy} == {202}
+            assert not any(task.done() for task in blocked)
+            for answer in await asyncio.gather(*blocked):
+                assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+                assert "There is no room in `events.full`: waiting for job slow" in answer.json()["error"]
+            # What gave up keeps no room, here or in the producer.
+            assert source._intake.events == source.runner._producers[FULL]._events == 0
+
+
+async def test_a_partition_without_room_holds_up_no_other_of_its_map():
+    async with StubCluster(partitions=2) as cluster:
+        keys = await fill(cluster)
+        writer = MapWriter(await cluster.connect("test"), FULL)
+        other = next(f"o{i}" for i in range(99) if partition_of(writer.serialize_key(f"o{i}"), 2))
+        async with listening(cluster, to=FULL, key=("id",), patience="3s") as source, client(source) as http:
+            blocked = asyncio.create_task(posted(http, FULL, keys[0]))
+            assert (await posted(http, FULL, other)).status_code == 202
+            assert not blocked.done()
+            assert (await blocked).status_code == 429
+
+
+async def test_a_grid_that_does_not_answer_is_told_as_such(monkeypatch):
+    monkeypatch.setattr(http_health, "ANSWER_SECONDS", 0.2)
+    async with StubCluster() as cluster, listening(cluster, patience="1s") as source, client(source) as http:
+        assert (await http.get("/healthz")).json()["status"] == "ok"
+        cluster.hang("source")
+        answer = await posted(http, EVENTS, "a")
+        assert answer.status_code == 503
+        assert "The grid does not answer" in answer.json()["error"]
+        health = await http.get("/healthz")
+        assert (health.status_code, "the grid has not answered for" in health.json()["status"]) == (503, True)
+        cluster.heal()
+        async with asyncio.timeout(10):
+            while (await http.get("/healthz")).status_code != 200:
+                await asyncio.sleep(0.05)
+        assert (await posted(http, EVENTS, "a")).status_code == 202
+
+
+async def test_a_put_that_fails_is_told_to_its_sender_and_the_source_goes_on(monkeypatch):
+    monkeypatch.setattr(runner, "Producer", functools.partial(Producer, retry_seconds=0.0))
+    async with StubCluster() as cluster, listening(cluster, also=("events.y",)) as source, client(source) as http:
+        cluster.faults.append(Fault("timeout", request="Map.PutAll", map="events.y", times=2))
+        for _ in range(2):
+            answer = await posted(http, "events.y", "a")
+            assert (answer.status_code, "did not confirm" in answer.json()["error"]) == (503, True)
+        # Nobody had to wait for a new attempt, with nothing listening meanwhile.
+        assert source.runner.stats.state == "interrupted"
+        assert (await posted(http, EVENTS, "a")).status_code == 202
+        assert (await http.get("/healthz")).status_code == 200
+        assert (await posted(http, "events.y", "a")).status_code == 202
+        assert source.runner.stats.state == "running"
+
+
+async def test_a_source_that_nobody_reads_again_does_not_say_so(monkeypatch, caplog):
+    monkeypatch.setattr(runner, "SETTLE_SECONDS", 0.05)
+    caplog.set_level(logging.INFO)
+    async with StubCluster() as cluster, listening(cluster) as source, client(source) as http:
+        assert (await posted(http, EVENTS, "a")).status_code == 202
+        cluster.hang("source")
+        posting = asyncio.create_task(posted(http, EVENTS, "a"))
+        async with asyncio.timeout(10):
+            while not source.runner._settling:
+                await asyncio.sleep(0.01)
+        source.runner.stop()
+        assert (await posting).status_code == 503
+        cluster.heal()
+    assert "who sent it is told to send it again" in caplog.text
+    assert "read again" not in caplog.text
+
+
+@pytest.mark.parametrize("results", ["results.x", "scores"])
+async def test_all_who_wait_for_a_result_share_one_reader(results):
+    """The second map has no journal."""
+    async with StubCluster() as cluster, listening(cluster, results=(results,)) as source, client(source) as http:
+        asking = [asyncio.create_task(http.get(f"/results/{results}/k{i}", params={"wait": "20s"})) for i in range(50)]
+        finder = source._app._results
+        async with asyncio.timeout(10):
+            while not finder._outcomes or sum(map(len, (await finder._reader(results))._waiting.values())) < 50:
+                await asyncio.sleep(0.01)
+        grid = await cluster.connect("worker")
+        await MapWriter(grid, results).put((f"k{i}", b'{"score": %d}' % i) for i in range(50))
+        assert [(await each).json()["score"] for each in asking] == list(range(50))
+        assert cluster.requests["Map.AddEntryListener"] == (results == "scores")
