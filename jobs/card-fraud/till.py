@@ -33,6 +33,7 @@ ENTRIES = ("chip", "contactless", "stripe", "manual")
 RETRY_SECONDS = 0.2
 _NOT_SENT = "not sent"
 TIMEOUT_CODE = 404  # a result that was not there in time
+REJECTED_CODE = 422  # of an event that cannot be scored
 
 
 @dataclass(frozen=True)
@@ -103,28 +104,35 @@ class Till:
             try:
                 async with asyncio.timeout(self._timeout):
                     kept = self._journal.read_bytes() if self._journal.exists() else b""
-                    await self._send(http, [*kept.splitlines(), purchase.event()])
+                    after = await self._send(http, [*kept.splitlines(), purchase.event()])
                     self._journal.unlink(missing_ok=True)
                     problem = "no decision"
-                    result = await self._result(http, purchase.number)
+                    result = await self._result(http, purchase.number, after)
+                if "rejected" in result:
+                    problem = f"not scored: {result['rejected']['reason']}"
+                    return self._alone(purchase, began, problem)
                 return Decision(result["decision"] == "approve", time.monotonic() - began, result)
             except TimeoutError:
                 pass
         if problem == _NOT_SENT:
             with self._journal.open("ab") as journal:
                 journal.write(purchase.event() + b"\n")
-        seconds = time.monotonic() - began
-        return Decision(purchase.amount <= self._offline_limit, seconds, None, f"{problem} in {self._timeout:g} s")
+        return self._alone(purchase, began, f"{problem} in {self._timeout:g} s")
 
-    async def _send(self, http: httpx.AsyncClient, events: list[bytes]) -> None:
+    def _alone(self, purchase: Purchase, began: float, problem: str) -> Decision:
+        return Decision(purchase.amount <= self._offline_limit, time.monotonic() - began, None, problem)
+
+    async def _send(self, http: httpx.AsyncClient, events: list[bytes]) -> int | None:
+        """Returns what the decision on the last one comes after: a sequence; None if that is not known."""
         send = self._publish if self._via.scheme == "mqtt" else self._post
         while True:
-            if await send(http, events):
-                return
+            sent, after = await send(http, events)
+            if sent:
+                return after
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _post(self, http: httpx.AsyncClient, events: list[bytes]) -> bool:
-        """Whether the grid has them now; else it is worth another try."""
+    async def _post(self, http: httpx.AsyncClient, events: list[bytes]) -> tuple[bool, int | None]:
+        """Whether the grid has them now, or it is worth another try; and what the decision on the last comes after."""
         try:
             answer = await http.post(
                 f"{self._via.geturl().rstrip('/')}/events/{EVENTS}",
@@ -132,14 +140,14 @@ class Till:
                 headers={"Content-Type": "application/x-ndjson"},
             )
         except httpx.TransportError:
-            return False
+            return False, None
         if answer.status_code in (408, 429) or answer.status_code >= 500:
-            return False
+            return False, None
         if answer.status_code != 202:
             raise RefusedError(f"The source answers {answer.status_code}: {answer.text}")
-        return True
+        return True, answer.json().get("after", [None])[-1]
 
-    async def _publish(self, _http: httpx.AsyncClient, events: list[bytes]) -> bool:
+    async def _publish(self, _http: httpx.AsyncClient, events: list[bytes]) -> tuple[bool, int | None]:
         """Whether the broker has them now."""
         import aiomqtt
 
@@ -151,19 +159,19 @@ class Till:
                     topic = f"tills/{json.loads(event)['merchant']}/purchases"
                     await broker.publish(topic, event, qos=1)
         except aiomqtt.MqttError:
-            return False
-        return True
+            return False, None
+        return True, None
 
-    async def _result(self, http: httpx.AsyncClient, number: str) -> dict[str, Any]:
+    async def _result(self, http: httpx.AsyncClient, number: str, after: int | None) -> dict[str, Any]:
+        """The result of a purchase, or why it is rejected."""
+        query = {"wait": "5s"} if after is None else {"wait": "5s", "after": str(after)}
         while True:
             try:
-                answer = await http.get(
-                    f"{self._decisions}/results/{RESULTS}/{quote(number, safe='')}", params={"wait": "5s"}
-                )
+                answer = await http.get(f"{self._decisions}/results/{RESULTS}/{quote(number, safe='')}", params=query)
             except httpx.TransportError:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            if answer.status_code == 200:
+            if answer.status_code in (200, REJECTED_CODE):
                 result: dict[str, Any] = answer.json()
                 return result
             if answer.status_code in (401, 403) or (answer.status_code == TIMEOUT_CODE and "may not" in answer.text):

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 
 import pytest
+from hazelcast.core import HazelcastJsonValue
 from http_serving import serving
 
 from pipeline.grid import connect
@@ -100,6 +101,7 @@ class Seen:
         return len(self.events)
 
     async def until(self, count):
+        """Wait for so many events. That a page was answered does not say that this copy knows of them already."""
         async with asyncio.timeout(20):
             while len(self) < count:
                 await asyncio.sleep(0.01)
@@ -121,7 +123,8 @@ async def opened(grid, shop, browser, unique):
     folder, origin = shop
     events = f"events.clicks-{unique}"
     await grid.map(events)
-    async with serving(grid, to=events, allow_origin=(origin,)) as source, Seen(grid, events) as seen:
+    results = (f"results.clicks-{unique}",)
+    async with serving(grid, to=events, allow_origin=(origin,), results=results) as source, Seen(grid, events) as seen:
         for name in ("index.html", "about.html"):
             (folder / name).write_text(PAGE.format(source=source.address, events=events), encoding="utf-8")
         page = await browser.new_page()
@@ -176,6 +179,7 @@ async def test_what_got_no_answer_is_sent_again_and_is_there_once(opened):
     await page.wait_for_function("gridscore.state.sent === 2")
     assert len(tries) == 3
     assert len(set(tries)) == 1
+    await seen.until(2)
     assert seen.targets == ["cup", "kettle"]
 
 
@@ -195,6 +199,7 @@ async def test_a_page_waits_as_long_as_it_is_told_to(opened):
     await page.evaluate("for (let i = 0; i < 120; i++) gridscore.track({action: 'scroll', i})")
     await page.wait_for_function("gridscore.state.sent === 120")
     assert not answers
+    await seen.until(120)
     assert sorted(event["i"] for event in seen.events.values()) == list(range(120))
 
 
@@ -206,4 +211,22 @@ async def test_what_a_lost_beacon_took_along_goes_again_when_the_page_comes_back
     assert not seen.events
     await page.evaluate("dispatchEvent(new Event('pageshow'))")
     await page.wait_for_function("gridscore.state.sent === 1")
+    await seen.until(1)
     assert seen.targets == ["cup"]
+
+
+async def test_a_page_gets_the_result_of_what_it_asks_or_the_reason(opened, grid, unique):
+    page, _, seen = opened
+    results = f"results.clicks-{unique}"
+    await page.evaluate(f"void (window.asked = gridscore.ask('{results}', {{action: 'search'}}, 20000))")
+    await seen.until(1)
+    [key] = seen.keys()
+    await (await grid.map(results)).put(key, HazelcastJsonValue({"score": 0.5, "sequence": 7}))
+    assert await page.evaluate("asked") == {"score": 0.5, "sequence": 7}
+    headers = {"Access-Control-Allow-Origin": "*"}
+    body = json.dumps({"error": "It cannot be scored.", "rejected": {"reason": "no number"}})
+    await page.route("**/results/**", lambda route: route.fulfill(status=422, headers=headers, body=body))
+    asking = f"gridscore.ask('{results}', {{action: 'search'}}, 20000).catch((error) => error.reason)"
+    assert await page.evaluate(asking) == "no number"
+    with pytest.raises(Exception, match="there is no result in time"):
+        await page.evaluate(f"gridscore.ask('{results}', {{action: 'search'}}, 0)")
