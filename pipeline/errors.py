@@ -60,6 +60,12 @@ class ConnectionFailedError(GridError):
     exit_code = 4
 
 
+class ClusterReplacedError(GridError):
+    """The cluster was replaced by another one at the same place: what the old one kept in memory is gone."""
+
+    exit_code = 4
+
+
 class UnsupportedClientError(GridError):
     """The installed hazelcast-python-client is not the version that the journal protocol was written for."""
 

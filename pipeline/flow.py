@@ -11,7 +11,7 @@ from pipeline.sinks.health import SinkLook, examine_sink
 from pipeline.sinks.status import sink_statuses
 from pipeline.sources.health import examine_source
 from pipeline.sources.status import source_statuses
-from pipeline.worker.health import LATE_SECONDS, Look, examine, is_well
+from pipeline.worker.health import LATE_SECONDS, Finding, Level, Look, examine, is_well
 from pipeline.worker.status import Lookout, Pulse
 
 if TYPE_CHECKING:
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from pipeline.grid import Grid
     from pipeline.sinks.status import SinkStatus
     from pipeline.sources.status import SourceStatus
-    from pipeline.worker.health import Finding
     from pipeline.worker.status import JobStatus, Overview
+
+
+GONE = "GONE"
+"""What is shown as the state of a job that a cluster which was replaced took along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,25 +144,45 @@ class History:
                 jobs.get(job.record.name, []).append(Look(flow.at, job))
             for sink in flow.sinks:
                 sinks.get(sink.record.name, []).append(SinkLook(flow.at, sink))
+        orphans = {name for worker in self._flows[-1].overview.workers for name in worker.orphaned} - jobs.keys()
         return Findings(
             {name: examine_source(looks) for name, looks in sources.items()},
-            {name: examine(looks, late_seconds=late_seconds) for name, looks in jobs.items()},
+            {name: examine(looks, late_seconds=late_seconds) for name, looks in jobs.items()}
+            | {name: [_orphaned(name)] for name in sorted(orphans)},
             {name: examine_sink(looks, late_seconds=late_seconds) for name, looks in sinks.items()},
         )
+
+
+def _orphaned(name: str) -> Finding:
+    return Finding(
+        Level.PROBLEM,
+        "cluster_replaced",
+        "Workers scored for it until the cluster was replaced by this one, which does not have it.",
+        f"Push its model and submit it again; or restart the workers if `{name}` is not wanted any more.",
+    )
 
 
 def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
     """Sources, jobs and sinks with what there is to say of each, for scripts."""
     return {
         "sources": [_with(each, findings.sources[each.name]) for each in flow.sources],
-        "jobs": [_with(each, findings.jobs[each.record.name]) for each in flow.overview.jobs],
+        "jobs": [_with(each, findings.jobs[each.record.name]) for each in flow.overview.jobs]
+        + [{"name": name, "state": GONE, **_judged(findings.jobs[name])} for name in gone_jobs(flow, findings)],
         "sinks": [_with(each, findings.sinks[each.record.name]) for each in flow.sinks],
     }
 
 
+def gone_jobs(flow: Flow, findings: Findings) -> list[str]:
+    """Names of jobs that workers have lost together with a cluster."""
+    return sorted(findings.jobs.keys() - {each.record.name for each in flow.overview.jobs})
+
+
 def _with(status: SourceStatus | JobStatus | SinkStatus, findings: Sequence[Finding]) -> dict[str, Any]:
+    return {**status.to_json(), **_judged(findings)}
+
+
+def _judged(findings: Sequence[Finding]) -> dict[str, Any]:
     return {
-        **status.to_json(),
         "healthy": is_well(findings),
         "findings": [{"level": f.level, "code": f.code, "text": f.text, "advice": f.advice} for f in findings],
     }

@@ -92,9 +92,14 @@ def status(
         for each in flow.overview.jobs:
             name = each.record.name
             _show("", name, each.record.state.value, _job_lines(each), findings.jobs[name])
+        from pipeline.flow import GONE, gone_jobs
+
+        gone = gone_jobs(flow, findings)
+        for name in gone:
+            _show("", name, GONE, (), findings.jobs[name])
         for sink in flow.sinks:
             _show("sink", sink.record.name, sink.state, _sink_lines(sink), findings.sinks[sink.record.name])
-        if not flow.overview.jobs:
+        if not (flow.overview.jobs or gone):
             console.print("No jobs. `gridscore submit FILE` submits one.", highlight=False, soft_wrap=True)
     if not findings.all_well:
         raise typer.Exit(UNHEALTHY)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from hazelcast.config import Config, ReconnectMode
 from hazelcast.errors import AuthenticationError, ClientNotAllowedInClusterError, HazelcastError, IllegalStateError
 from hazelcast.lifecycle import LifecycleState
 from hazelcast.security import BasicTokenProvider
 
-from pipeline.errors import ConnectionFailedError, GridError, MapNotFoundError
+from pipeline.errors import ClusterReplacedError, ConnectionFailedError, GridError, MapNotFoundError
 from pipeline.grid import transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from hazelcast.asyncio import HazelcastClient
 
     from pipeline.grid.settings import GridSettings
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 DEFAULT_ADDRESS = "127.0.0.1:5701"
 
@@ -47,6 +50,9 @@ class Grid:
         self._on_member_change: list[Callable[[], None]] = []
         self._was_disconnected = False
         self._closing = False
+        self._on_replaced: list[Callable[[], None]] = []
+        self._replaced = asyncio.Event()
+        self._cluster_id = transport.cluster_id(client)
         client.lifecycle_service.add_listener(self._lifecycle_changed)
         # A member that leaves takes its undelivered events along, even if others stay connected.
         transport.on_connection_opened(client, self._connection_opened)
@@ -111,6 +117,10 @@ class Grid:
         self._on_member_change.append(callback)
         return lambda: self._on_member_change.remove(callback)
 
+    def on_replaced(self, callback: Callable[[], None]) -> None:
+        """Call back when the cluster was replaced by another one, before anything is read from that."""
+        self._on_replaced.append(callback)
+
     async def close(self) -> None:
         """Close the connection. A second call does nothing."""
         self._closing = True
@@ -122,7 +132,38 @@ class Grid:
             _log.warning("The connection to the cluster is lost, trying again", extra={"action": "disconnected"})
         elif state == LifecycleState.CONNECTED and self._was_disconnected:
             self._was_disconnected = False
-            _log.info("Connected to the cluster again", extra={"action": "reconnected"})
+            _log.warning("Connected to the cluster again", extra={"action": "reconnected"})
+            before, self._cluster_id = self._cluster_id, transport.cluster_id(self.client)
+            if self._cluster_id != before:
+                _log.error("%s", self._replaced_error(), extra={"action": "cluster_replaced"})
+                self._replaced.set()
+                for callback in list(self._on_replaced):
+                    callback()
+
+    def _replaced_error(self) -> ClusterReplacedError:
+        return ClusterReplacedError(
+            f"The cluster `{self.settings.cluster_name}` was replaced by another one: the events, jobs, models and "
+            "offsets that it kept in memory are gone.",
+            "Submit the jobs and push the models again, then start again what has ended.",
+        )
+
+    async def while_same(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run something that relies on what the cluster keeps, and cancel it once the cluster is another one.
+
+        Raises:
+            ClusterReplacedError: It is.
+        """
+        task = asyncio.ensure_future(work)
+        replaced = asyncio.ensure_future(self._replaced.wait())
+        try:
+            await asyncio.wait({task, replaced}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise self._replaced_error()
+        finally:
+            for each in (task, replaced):
+                each.cancel()
+            await asyncio.gather(task, replaced, return_exceptions=True)
 
     def _members_changed(self, _member: object) -> None:
         for callback in list(self._on_member_change):

@@ -302,6 +302,11 @@ def on_connection_opened(client: HazelcastClient, callback: Callable[[object], N
     client._connection_manager.add_listener(on_connection_opened=callback)  # noqa: SLF001
 
 
+def cluster_id(client: HazelcastClient) -> str:
+    """Identity of the cluster that the client is connected to: another one after all its members were replaced."""
+    return str(client._connection_manager._cluster_id)  # noqa: SLF001
+
+
 def hold_at_most(client: HazelcastClient, seconds: float) -> None:
     """Give a connection up when its member has not confirmed bytes for so long; never longer than was said before.
 

@@ -14,13 +14,14 @@ Which partitions it has is its group's affair, as in scoring. The way of a deliv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import ConnectionFailedError, GridError, GridscoreError, first_of
+from pipeline.errors import ClusterReplacedError, ConnectionFailedError, GridError, GridscoreError, first_of
 from pipeline.grid import transport
 from pipeline.grid.writer import MapWriter
 from pipeline.job.plugs.environment import Hidden, from_environment
@@ -138,8 +139,11 @@ class SinkRunner:
         transport.hold_at_most(self._grid.client, self._lease_seconds / 2)
         await register(self._grid, self.name, self.kind, self._settings)
         try:
-            await self._take_part()
+            await self._grid.while_same(self._take_part())
         except Exception as error:
+            if isinstance(error, ClusterReplacedError):  # the new one does not know this sink yet
+                with contextlib.suppress(HazelcastError, GridscoreError):
+                    await register(self._grid, self.name, self.kind, self._settings)
             await self._note(self._hidden.hide(str(error) or type(error).__name__))
             raise
 

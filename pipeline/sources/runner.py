@@ -140,7 +140,7 @@ class SourceRunner:
         publisher = Publisher(self._grid, self.stats)
         publishing = self._spawn(publisher.run())
         try:
-            await self._attempts()
+            await self._grid.while_same(self._attempts())
         except GridscoreError as error:
             self._fail(error)
             raise self._hidden.within(error) from None

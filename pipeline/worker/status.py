@@ -129,6 +129,7 @@ class WorkerRecord(msgspec.Struct, frozen=True):
     host: str = ""
     pid: int = 0
     began_at: int = 0
+    orphaned: list[str] = []  # jobs that it scored for when the cluster was replaced, and that are not in the new one
 
     def commit_age(self, job: str) -> float | None:
         """Seconds from its last commit for a job to its last record, by its own clock; None if it has made none."""

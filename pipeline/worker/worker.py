@@ -39,6 +39,8 @@ CRASHES, CRASH_SECONDS = 3, 60.0
 """A job that meets so many errors of unknown kinds in one worker within this time is FAILED."""
 
 _RETRY_SECONDS = 0.5
+MOST_ORPHANED = 100
+"""Jobs of a cluster that was replaced which a worker's record names."""
 
 PERMANENT = (
     JobError,
@@ -78,11 +80,13 @@ class Worker:
         self._running: dict[str, _Running] = {}
         self._changed = asyncio.Event()
         self._crashes: dict[str, list[float]] = {}
+        self._orphaned: set[str] = set()  # jobs that the cluster which replaced ours does not have
         self._ending: set[asyncio.Task[None]] = set()
         self._stop_watching: Any = None
         self._main: asyncio.Task[None] | None = None
         self._notes: set[asyncio.Task[None]] = set()
         self.id = new_identity()
+        grid.on_replaced(self._replaced)
         self._members = Members(grid, self.id)
         self._membership = Membership(grid, self._members, self._says, self._groups)
 
@@ -147,11 +151,20 @@ class Worker:
             except TimeoutError:
                 pass
 
+    def _replaced(self) -> None:
+        """The cluster is another one: nothing of what runs may go on, even if that has jobs of the same names."""
+        self._orphaned |= set(self._running)
+        for name in list(self._running):
+            self._cancel(name)
+        self._changed.set()
+
     async def _reconcile(self) -> None:
         """Start, stop and restart runners so that they are what the job records want."""
+        records = await self._jobs.all()
+        self._orphaned -= {record.name for record in records}
         wanted = {
             record.name: record
-            for record in await self._jobs.all()
+            for record in records
             if record.state in WANTED and (self._only is None or record.name in self._only)
         }
         for name, running in list(self._running.items()):
@@ -232,6 +245,7 @@ class Worker:
     def _says(self) -> dict[str, Any]:
         """What its record says of this worker's jobs."""
         return {
+            "orphaned": sorted(self._orphaned)[:MOST_ORPHANED],
             "groups": [name for name, running in self._running.items() if running.runner.has_joined],
             "jobs": {name: running.runner.stats.to_json(self._grid.clock()) for name, running in self._running.items()},
         }
