@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.grid import Grid
     from pipeline.models import ModelVersion, Registry
     from pipeline.results import Result
+    from pipeline.wipe import Remnant
     from pipeline.worker.room import Waiting
 
 MAX_EVENT = 1 << 20
@@ -351,6 +352,30 @@ class Client:
     def worker(self, jobs: Collection[str] | None = None) -> Worker:
         """A worker in this process, scoring while its `async with` is entered."""
         return Worker(self.grid, jobs)
+
+    async def wipe(
+        self,
+        name: str,
+        *,
+        results: bool = False,
+        events: bool = False,
+        model: bool = False,
+        dead_letters: bool = False,
+    ) -> list[Remnant]:
+        """Remove a job that has ended from the cluster, for good; and maps of it and its model, where they are named.
+
+        Returns:
+            What was removed, with the number of entries.
+
+        Raises:
+            JobError: There is no such job, it has not ended, or others use what would go.
+        """
+        from pipeline.wipe import DEAD_LETTERS, EVENTS, MODEL, RESULTS, remnants, wipe
+
+        wanted = {RESULTS: results, EVENTS: events, MODEL: model, DEAD_LETTERS: dead_letters}
+        found = await remnants(self.grid, name, [what for what, given in wanted.items() if given])
+        await wipe(self.grid, found)
+        return found
 
     async def cancel(self, name: str) -> JobRecord:
         """End a job for good; submitted again, it begins anew.

@@ -86,6 +86,7 @@ def _commands() -> typer.Typer:
         top,
         up,
         watch,
+        wipe,
         worker,
     )
 
@@ -99,6 +100,7 @@ def _commands() -> typer.Typer:
     app.command(rich_help_panel="Jobs")(jobs.restart)
     app.command(rich_help_panel="Jobs")(jobs.rollback)
     app.command(rich_help_panel="Jobs")(jobs.cancel)
+    app.command(rich_help_panel="Jobs")(wipe.wipe)
     app.add_typer(job.app, name="job", rich_help_panel="Jobs")
     app.add_typer(source.app, name="source", rich_help_panel="Scoring")
     app.add_typer(sink.app, name="sink", rich_help_panel="Scoring")

@@ -218,6 +218,10 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
             )
         return msgspec.structs.replace(self, versions={n: s for n, s in self.versions.items() if n != version})
 
+    def emptied(self) -> ModelRecord:
+        """Without versions and aliases."""
+        return msgspec.structs.replace(self, versions={}, aliases={}, history={})
+
 
 def _cleared_away(name: str) -> ModelError:
     return ModelError(

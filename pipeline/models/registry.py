@@ -271,6 +271,13 @@ class Registry:
         if upload is not None:
             await self._remove(name, upload.upload)
 
+    async def delete_all(self, name: str) -> None:
+        """Remove a model with all versions and aliases. What is pushed later goes on counting."""
+        uploads = [stored.upload for stored in (await self._record(name)).versions.values()]
+        await self._change(name, lambda current: current.emptied())
+        for upload in uploads:
+            await self._remove(name, upload)
+
     async def watch(self, callback: Callable[[], None]) -> Callable[[], Any]:
         """Call back after any change; returns a coroutine function that ends it.
 
