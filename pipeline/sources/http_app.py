@@ -48,6 +48,8 @@ MAX_WAIT = 60.0
 """Seconds that one may wait for a result."""
 MAX_WAITING_FOR_RESULTS = 1_000
 """Requests that may wait for a result at once."""
+GRID_SECONDS = 5.0
+"""What the grid may take to answer a question for a result, besides the time that the question gives."""
 BODY_SECONDS = 30.0
 """Time for a body that is no stream of lines."""
 
@@ -258,11 +260,12 @@ class EventsApp:
             raise _later(429, "Too many are waiting for results.")
         self._waiting_for_results += 1
         try:
-            found = await self._unless_closed(self._results.find(map_name, key, wait, after))
+            async with asyncio.timeout(wait + GRID_SECONDS):
+                found = await self._unless_closed(self._results.find(map_name, key, wait, after))
         except EventRejectedError as error:
             rejected = {"job": error.job, "stage": error.stage, "reason": error.reason, "dead_letter": error.letter}
             return json_response(422, {"error": error.message, "rejected": rejected}, {"Cache-Control": "no-store"})
-        except (HazelcastError, GridError):
+        except (HazelcastError, GridError, TimeoutError):
             raise _later(503, "The grid did not answer.") from None
         finally:
             self._waiting_for_results -= 1

@@ -37,6 +37,7 @@ class ResultFinder:
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._outcomes: dict[str, asyncio.Task[Outcomes]] = {}
+        self._unread: dict[str, Outcomes] = {}  # for those who do not wait
 
     async def find(self, map_name: str, key: str, wait: float, after: int | None = None) -> bytes | None:
         """The JSON text of a result; waits for it if it is not there yet.
@@ -60,7 +61,8 @@ class ResultFinder:
             return found
         least = -1 if after is None else after
         if wait <= 0:
-            return await self._look(Outcomes(self._grid, map_name), map_name, key, after, least)
+            unread = self._unread.setdefault(map_name, Outcomes(self._grid, map_name))
+            return await self._look(unread, map_name, key, after, least)
         outcomes = await self._reader(map_name)
         waiter = await outcomes.wait(
             transport.key_data(self._grid.client, key), least + (after is not None), exact=False

@@ -10,7 +10,7 @@ from http_listening import EVENTS, client, listening
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job import Jobs, parse_job
 from pipeline.producer import Producer
-from pipeline.sources import http_health, runner
+from pipeline.sources import http_app, http_health, runner
 from pipeline.testing import Fault, StubCluster
 
 FULL = "events.full"
@@ -73,7 +73,9 @@ async def test_a_partition_without_room_holds_up_no_other_of_its_map():
 
 async def test_a_grid_that_does_not_answer_is_told_as_such(monkeypatch):
     monkeypatch.setattr(http_health, "ANSWER_SECONDS", 0.2)
-    async with StubCluster() as cluster, listening(cluster, patience="1s") as source, client(source) as http:
+    monkeypatch.setattr(http_app, "GRID_SECONDS", 0.2)
+    settings = {"patience": "1s", "results": ("results.x",)}
+    async with StubCluster() as cluster, listening(cluster, **settings) as source, client(source) as http:
         assert (await http.get("/healthz")).json()["status"] == "ok"
         cluster.hang("source")
         answer = await posted(http, EVENTS, "a")
@@ -81,6 +83,7 @@ async def test_a_grid_that_does_not_answer_is_told_as_such(monkeypatch):
         assert "The grid does not answer" in answer.json()["error"]
         health = await http.get("/healthz")
         assert (health.status_code, "the grid has not answered for" in health.json()["status"]) == (503, True)
+        assert (await http.get("/results/results.x/a?wait=100ms")).status_code == 503
         cluster.heal()
         async with asyncio.timeout(10):
             while (await http.get("/healthz")).status_code != 200:
