@@ -236,6 +236,18 @@ class Job(Strict):
             raise PydanticCustomError("job_parts", "{text}", {"text": text})
         return self
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> Job:
+        entries: list[tuple[str, AnySource | AnySink]] = [*self.sources.items(), *self.sinks.items()]
+        names = [self.name, *(each.name or f"{self.name}-{key}" for key, each in entries)]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(
+                f"two of its job, sources and sinks are called `{twice}`, and would share their dead letters: "
+                "give one of them another `name`"
+            )
+        return self
+
     @property
     def retain_seconds(self) -> float | None:
         """How long scored events and their results are kept; None: for good."""

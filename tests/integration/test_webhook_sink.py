@@ -28,7 +28,9 @@ from pipeline.job.plugs.environment import from_environment
 from pipeline.job.plugs.webhook_sink import WebhookSinkSettings
 from pipeline.sinks import webhook
 from pipeline.sinks.base import Delivered, Delivery, Refused, SinkInterruptedError
+from pipeline.sinks.runner import runner_of
 from pipeline.sinks.signature import verify_webhook
+from pipeline.sinks.status import sink_statuses
 from pipeline.sinks.webhook import WebhookSink
 from pipeline.worker.dead_letters import map_of
 
@@ -549,6 +551,35 @@ async def test_every_result_is_posted_though_a_process_is_killed_and_what_is_ref
     assert all("422" in letter["error"] for letter in letters)
     # What came twice, because nobody knew whether it had been taken, can be told from what did not.
     assert len({each["id"] for each in receiver.results}) == len(expected)
+
+
+async def test_a_broken_route_costs_no_result_and_is_shown(grid_settings, unique, receiver):
+    name, called = f"results.hook-{unique}", f"hook-{unique}"
+    receiver.answer = lambda _number, _results: status(404)
+    async with await connect(grid_settings) as grid:
+
+        def run(**more):
+            runner = runner_of(grid, settings(receiver.url, results=name, name=called, **more), lease_seconds=2)
+            return runner, asyncio.create_task(runner.run())
+
+        await Client(grid).put_events(name, {f"k{n}": {"score": 0.5, "scored_at": n} for n in range(100)})
+        runner, waiting = run()
+        said = f"The web hook at {receiver.url.removesuffix('/hook')} does not take results: 404 Not Found."
+        await until(lambda: (runner.stats.state, runner.stats.error), ("waiting", said), seconds=60)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        _, stopping = run(deadline="1s")
+        with pytest.raises(GridscoreError, match=r"has not taken a result in .*: 404"):
+            await asyncio.wait_for(stopping, 60)
+        (shown,) = [each for each in await sink_statuses(grid) if each.record.name == called]
+        assert (shown.state, "has not taken a result" in shown.error) == ("failed", True)
+        receiver.answer = lambda _number, _results: status(200)
+        _, going_on = run()
+        keys = {f"k{n}" for n in range(100)}
+        await until(lambda: {each["key"] for each in receiver.results} == keys, seconds=60)
+        going_on.cancel()
+        await asyncio.wait({going_on})
+        assert not await grid.has_map(map_of(called))
 
 
 async def dead_letters(grid, name, count):

@@ -352,6 +352,19 @@ def test_secrets_of_the_environment_numbers_and_booleans_are_taken():
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("  history:", "  clicks:", "flights-clicks"),
+        ("folder: /data", "folder: /data\n    name: flights-clicks", "flights-clicks"),
+        ("topic: clicks", "topic: clicks, name: flights", "flights"),
+    ],
+)
+def test_a_source_and_a_sink_have_names_of_their_own(old, new, name):
+    (said,) = problems(PLUGS.replace(old, new, 1))
+    assert f"are called `{name}`, and would share their dead letters" in said
+
+
 def test_sources_and_sinks_survive_the_grid():
     job = parse_job(PLUGS, "job.yaml")
     assert job.to_json()["sinks"]["other"] == {"kind": "files", "folder": "x", "from": "results.other"}
@@ -465,7 +478,7 @@ EVERYTHING = {
     "peak_rate": 10,
     "headroom": "30s",
     "sources": {"s": {"kind": "http", "port": 1}},
-    "sinks": {"s": {"kind": "files", "folder": "f", "max_age": "5m"}},
+    "sinks": {"t": {"kind": "files", "folder": "f", "max_age": "5m"}},
 }
 WRONG = (30, -1.5, True, None, "x y", [1], {"a": 1})
 

@@ -21,7 +21,8 @@ def _broker(value: str) -> str:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"`{value}` is no address of a broker: {problem}")
+        shown = f"`{value}`" if "@" not in value else "this"  # what is before an `@` may be a password
+        raise ValueError(f"{shown} is no address of a broker: {problem}")
     if "@" in parts.netloc:
         raise ValueError("the address names no user: give `username` and `password`")
     return value
