@@ -12,7 +12,6 @@ from pathlib import Path
 import xgboost as xgb
 
 from pipeline.features import offline_matrix
-from pipeline.features.tables import read_table
 from pipeline.job import load_job
 
 JOB_FILE = Path(__file__).with_name("job.yaml")
@@ -33,11 +32,9 @@ PARAMETERS = {
 def train(folder: Path) -> tuple[xgb.Booster, dict[str, float]]:
     """A model from the tables of a folder, and what is known of its quality."""
     job = load_job(JOB_FILE)
-    history = read_table(folder / "history.csv")
-    lookups = {name: read_table(folder / "lookups" / f"{name}.csv") for name in job.lookups}
-    matrix = offline_matrix(job, history, lookups)
-    values, names, fraud = matrix.values, list(matrix.names), history["fraud"].to_numpy()
-    cut = int(len(history) * TAUGHT)
+    matrix = offline_matrix(job, folder / "history.csv", folder / "lookups", keep=["fraud"])
+    values, names, fraud = matrix.values, list(matrix.names), matrix.kept["fraud"].to_numpy()
+    cut = int(len(matrix) * TAUGHT)
     teach = xgb.DMatrix(values[:cut], fraud[:cut], feature_names=names)
     test = xgb.DMatrix(values[cut:], fraud[cut:], feature_names=names)
     seen: dict[str, dict[str, list[float]]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,15 +14,15 @@ from pipeline.cli.output import console, errors, print_json, run, visible
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import pandas as pd
     from rich.progress import Progress
 
+    from pipeline.features.cells import CellKind
     from pipeline.grid import Grid
-    from pipeline.job import FieldType, Job
+    from pipeline.job import Job
     from pipeline.sources.loading import Loaded
-    from pipeline.sources.tables import ColumnKind
     from pipeline.worker.room import Waiting
 
 _AT_ONCE = 5_000
@@ -157,7 +157,7 @@ def _tables(
             frame = tables.read_lookup(tables.find_lookup(lookups, name), job, name)
             loads.append((lookup.map, len(frame), tables.lookup_entries(frame, job, name, f"lookup `{name}`")))
     if events is not None:
-        history = tables.read_history(events, job)
+        history = tables.read_history(events, job, key or [])
         loads.append((job.events, len(history), _events(history, job, key or [], str(events))))
     return loads
 
@@ -165,8 +165,7 @@ def _tables(
 def _events(history: pd.DataFrame, job: Job, key: list[str], source: str) -> Iterator[tuple[str, bytes]]:
     from pipeline.features import tables
 
-    columns = tables.take_columns(history, key, source)
-    keys = ("|".join(map(str, parts)) for parts in columns.itertuples(index=False, name=None))
+    keys = tables.event_keys(history, key, source)
     return zip(keys, tables.rows_as_json(history, job.schema_, source), strict=True)
 
 
@@ -221,8 +220,9 @@ class _Target:
     map: str
     key: tuple[str, ...]
     separator: str
-    kinds: Mapping[str, ColumnKind]
+    kinds: Mapping[str, CellKind]
     required: tuple[str, ...] = ()
+    parts: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,21 +262,29 @@ def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] 
         raise UsageError("Rows need a key.", "Give --key COLUMN; repeat it for a key of several columns.")
     if job is None or (to is not None and to != job.events):
         return _Target(_checked(to or ""), tuple(key), "|", {})
+    from pipeline.features.tables import kinds_of
+
     fields = job.schema_
     required = tuple(kind.json_name or name for name, kind in fields.items() if not kind.optional)
-    return _Target(job.events, tuple(key), "|", _kinds_of(fields), required)
+    return _Target(job.events, tuple(key), "|", kinds_of(fields), required)
 
 
 def _lookup_target(job: Job, name: str) -> _Target:
+    from pipeline.features.tables import key_part, kinds_of
     from pipeline.job.check import compile_keys
     from pipeline.job.types import Type
 
     lookup = job.lookups[name]
     nodes = compile_keys(lookup, job.schema_)
-    kinds: dict[str, ColumnKind] = _kinds_of(lookup.fields)
+    kinds: dict[str, CellKind] = kinds_of(lookup.fields)
+    parts = {}
     for column, node in zip(lookup.key_columns, nodes, strict=True):
-        kinds[column] = "int" if len(nodes) == 1 and node.type == Type.NUMBER else "string"
-    return _Target(lookup.map, tuple(lookup.key_columns), lookup.separator, kinds)
+        parts[column] = key_part(node, single=len(nodes) == 1)
+        if node.type != Type.NUMBER:
+            kinds[column] = "string"
+        else:
+            kinds.setdefault(column, "number")
+    return _Target(lookup.map, tuple(lookup.key_columns), lookup.separator, kinds, parts=parts)
 
 
 def _checked(name: str) -> str:
@@ -300,18 +308,7 @@ def _valid(kind: Any, option: str, text: str) -> str:
         raise UsageError(f"{option}: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
 
 
-def _kinds_of(fields: Mapping[str, FieldType]) -> dict[str, ColumnKind]:
-    """What columns hold; times are texts as they are written, or numbers."""
-    kinds: dict[str, ColumnKind] = {}
-    for name, kind in fields.items():
-        if kind.type != "timestamp":
-            kinds[kind.json_name or name] = kind.type
-        else:
-            kinds[kind.json_name or name] = "string" if kind.unit == "iso" else "float"
-    return kinds
-
-
-def _kinds(texts: list[str] | None) -> dict[str, ColumnKind]:
+def _kinds(texts: list[str] | None) -> dict[str, CellKind]:
     kinds: dict[str, Any] = {}
     for text in texts or []:
         name, _, kind = text.rpartition("=")
@@ -329,7 +326,14 @@ async def _put_rows(plan: _Plan, connection: tuple[Any, Any, Any], resume: bool,
 
     target = plan.target
     files: list[TableFile | None] = [
-        TableFile(path, target.key, separator=target.separator, kinds=target.kinds, required=target.required)
+        TableFile(
+            path,
+            target.key,
+            separator=target.separator,
+            kinds=target.kinds,
+            required=target.required,
+            parts=target.parts,
+        )
         for path in plan.files
     ]
     counts: dict[str, Any] = {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,26 +16,31 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import TableError
+from pipeline.features.cells import MISSING, READERS
 from pipeline.features.operations import number_text
 from pipeline.features.times import to_text
 from pipeline.job.check import compile_keys
 from pipeline.job.types import Type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from pipeline.features.cells import CellKind
     from pipeline.job import FieldType, Job
+    from pipeline.job.expressions import Node
 
-_NUMBER = re.compile(r"\s*[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf(inity)?)\s*", re.ASCII | re.IGNORECASE)
+_EXACT = 2.0**53
+"""From here on, a float does not hold the digits of every whole number."""
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _SUFFIXES = (".csv", ".parquet")
 
 
-def read_table(path: Path | str, *, types: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """Read a CSV or Parquet file, by its suffix; CSV as `pandas.read_csv` does.
+def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) -> pd.DataFrame:
+    """Read a CSV or Parquet file, by its suffix.
 
     Args:
         path: The file.
-        types: For CSV, pandas types of columns that must not be guessed; those that the file lacks do not matter.
+        kinds: What columns hold, whether the file has them or not. Others are as pandas reads them.
 
     Raises:
         TableError: There is no such file, or it cannot be read.
@@ -49,8 +53,16 @@ def read_table(path: Path | str, *, types: Mapping[str, Any] | None = None) -> p
     try:
         if name.endswith(".parquet"):
             frame = pd.read_parquet(path)
+            _restore_digits(frame, path, kinds or {})
         elif name.endswith((".csv", ".csv.gz")):
-            frame = pd.read_csv(path, dtype=types or None, low_memory=False)
+            # pandas would guess, take `NA` for missing, and round decimal numbers in its own way.
+            names = pd.read_csv(path, nrows=0).columns
+            typed = {name: kinds[name] for name in names if name in kinds} if kinds else {}
+            missing = {name: list(MISSING) for name in names.difference(list(typed))}
+            texts: Any = dict.fromkeys(typed, str)
+            frame = pd.read_csv(path, dtype=texts, na_values=missing, keep_default_na=False, low_memory=False)
+            for column, kind in typed.items():
+                frame[column] = _column_of(frame[column].tolist(), kind)
         else:
             raise TableError(f"`{path}` is neither CSV nor Parquet.", "Name it .csv, .csv.gz or .parquet.")
     except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
@@ -62,16 +74,22 @@ def read_table(path: Path | str, *, types: Mapping[str, Any] | None = None) -> p
     return frame
 
 
-def read_history(path: Path | str, job: Job) -> pd.DataFrame:
+def read_history(path: Path | str, job: Job, keys: Sequence[str] = ()) -> pd.DataFrame:
     """Read a history of events: each field of the schema is a column.
+
+    Args:
+        path: The file.
+        job: Whose schema.
+        keys: Columns of the events' keys: texts, if the schema does not name them.
 
     Raises:
         TableError: It cannot be read, or has no rows.
     """
-    frame = read_table(path, types=_text_columns(job.schema_))
+    kinds: dict[str, CellKind] = dict.fromkeys(keys, "string")
+    frame = read_table(path, kinds | kinds_of(job.schema_))
     if frame.empty:
         raise TableError(f"`{path}` has no rows.", "Give a history with at least one event.")
-    return _with_numbers(frame, _number_columns(job.schema_)) if _is_csv(path) else frame
+    return frame
 
 
 def read_lookup(path: Path | str, job: Job, name: str) -> pd.DataFrame:
@@ -81,15 +99,14 @@ def read_lookup(path: Path | str, job: Job, name: str) -> pd.DataFrame:
         TableError: It cannot be read.
     """
     lookup = job.lookups[name]
-    types = _text_columns(lookup.fields)
+    kinds = kinds_of(lookup.fields)
     nodes = compile_keys(lookup, job.schema_)
-    keys = dict(zip(lookup.key_columns, nodes, strict=True))
-    types |= {column: str for column, node in keys.items() if node.type != Type.NUMBER}
-    frame = read_table(path, types=types)
-    if not _is_csv(path):
-        return frame
-    numbers = _number_columns(lookup.fields) | {column for column, node in keys.items() if node.type == Type.NUMBER}
-    return _with_numbers(frame, numbers - types.keys())
+    for column, node in zip(lookup.key_columns, nodes, strict=True):
+        if node.type != Type.NUMBER:
+            kinds[column] = "string"
+        else:
+            kinds.setdefault(column, "number")
+    return read_table(path, kinds)
 
 
 def find_lookup(directory: Path, name: str) -> Path:
@@ -124,7 +141,7 @@ def rows_as_json(frame: pd.DataFrame, fields: Mapping[str, FieldType], source: s
         _values(frame[_column(frame, name, kind, source)], kind, f"{source}: the column `{name}`")
         for name, kind in fields.items()
     ]
-    encode = msgspec.json.Encoder().encode
+    encode = msgspec.json.Encoder(decimal_format="number").encode
     return (encode(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True))
 
 
@@ -151,10 +168,10 @@ def lookup_entries(
             hint = "Name the columns of the key with `columns` in the lookup." if not lookup.columns else ""
             raise TableError(f"{source} has no column `{column}`, which is the key of the lookup `{name}`.", hint)
         where = f"{source}: the column `{column}`"
-        if single and node.type == Type.NUMBER:
-            parts.append([_whole(value) for value in _python(frame[column])])
-        else:
-            parts.append(_texts(frame[column], where, times=node.type == Type.TIMESTAMP))
+        if node.type == Type.NUMBER and (single or node.op == "int_field"):
+            _check_digits(frame[column], where)
+        values = _texts(frame[column], where) if _is_time(frame[column]) else _python(frame[column])
+        parts.append(list(map(key_part(node, single=single), values)))
     rows = rows_as_json(frame, lookup.fields, source)
     if single:
         return ((key, row) for key, row in zip(parts[0], rows, strict=True) if key is not None)
@@ -162,41 +179,77 @@ def lookup_entries(
     return ((join(key), row) for key, row in zip(zip(*parts, strict=True), rows, strict=True) if None not in key)
 
 
-def _text_columns(fields: Mapping[str, FieldType]) -> dict[str, Any]:
-    text = [
-        (name, kind)
-        for name, kind in fields.items()
-        if kind.type == "string" or (kind.type == "timestamp" and kind.unit == "iso")
-    ]
-    return {column: str for name, kind in text for column in {name, kind.json_name or name}}
+def key_part(node: Node, *, single: bool) -> Callable[[Any], Any]:
+    """What makes a lookup's key, or a part of one, of a column's value, as the stream makes it of an event's.
+
+    Args:
+        node: The compiled expression of the key.
+        single: Whether it is all of the key, which may be a whole number then.
+    """
+    if node.type == Type.TIMESTAMP:
+        return _time_text
+    if node.type != Type.NUMBER:
+        return _text
+    if single:
+        return _whole
+    if node.op == "int_field":
+        return lambda value: None if (whole := _whole(value)) is None else str(whole)
+    return lambda value: None if (number := _real(value)) is None else number_text(number)
 
 
-def _number_columns(fields: Mapping[str, FieldType]) -> set[str]:
-    numbers = {column for name, kind in fields.items() if kind.type != "bool" for column in (name, kind.json_name)}
-    return numbers - {"", *_text_columns(fields)}
+def event_keys(frame: pd.DataFrame, names: Sequence[str], source: str) -> list[str]:
+    """The key of each row: its columns as texts, joined by `|`.
+
+    Raises:
+        TableError: A column or a value is missing.
+    """
+    columns = [_texts(frame[name], f"{source}: the column `{name}`") for name in take_columns(frame, names, source)]
+    keys = []
+    for number, parts in enumerate(zip(*columns, strict=True), 1):
+        if None in parts:
+            name = names[parts.index(None)]
+            raise TableError(f"{source}, row {number}: it has no `{name}`, which belongs to the key.")
+        keys.append("|".join(map(str, parts)))
+    return keys
 
 
-def _is_csv(path: Path | str) -> bool:
-    return not str(path).lower().endswith(".parquet")
+def kinds_of(fields: Mapping[str, FieldType]) -> dict[str, CellKind]:
+    """What the columns of fields hold, under both names that a column may have."""
+    kinds: dict[str, CellKind] = {}
+    for name, field in fields.items():
+        if field.type == "timestamp":
+            kind: CellKind = "string" if field.unit == "iso" else "number"
+        else:
+            kind = field.type
+        kinds |= dict.fromkeys({name, field.json_name or name}, kind)
+    return kinds
 
 
-def _with_numbers(frame: pd.DataFrame, columns: set[str]) -> pd.DataFrame:
-    """Numbers of a CSV file cell by cell, where one that is none made pandas take its whole column for text."""
-    for column in columns & set(frame.columns):
-        series = frame[column]
-        if not pd.api.types.is_numeric_dtype(series.dtype):
-            cells = [_number(cell) for cell in _python(series)]
-            frame[column] = pd.Series(cells, index=series.index, dtype=object)
-    return frame
-
-
-def _number(cell: Any) -> Any:
-    if not isinstance(cell, str) or not _NUMBER.fullmatch(cell):
-        return cell
+def _column_of(cells: Sequence[Any], kind: CellKind) -> pd.Series:
+    """A column of CSV; what is of another kind stays a text, for the decoder to say so."""
+    read = READERS[kind]
+    values: list[Any] = []
+    for cell in cells:
+        try:
+            values.append(read(cell) if isinstance(cell, str) else None)
+        except ValueError:
+            values.append(cell)
+    dtypes = {"float": "float64", "int": "int64" if None not in values else "Int64", "bool": "boolean"}
     try:
-        return int(cell)
-    except ValueError:
-        return float(cell)
+        return pd.Series(values, dtype=dtypes.get(kind, "object"))
+    except (ValueError, TypeError, OverflowError):
+        return pd.Series(values, dtype=object)
+
+
+def _restore_digits(frame: pd.DataFrame, path: Path, kinds: Mapping[str, CellKind]) -> None:
+    """Whole numbers of Parquet with gaps, of which pandas makes floats."""
+    from pyarrow import parquet, types
+
+    schema = parquet.read_schema(path)
+    for name in kinds.keys() & set(schema.names) & set(frame.columns):
+        if types.is_integer(schema.field(name).type) and pd.api.types.is_float_dtype(frame[name].dtype):
+            exact = parquet.read_table(path, columns=[name]).column(name).to_pylist()
+            frame[name] = pd.Series(exact, index=frame.index, dtype=object)
 
 
 def _column(frame: pd.DataFrame, name: str, kind: FieldType, source: str) -> str:
@@ -213,20 +266,23 @@ def _column(frame: pd.DataFrame, name: str, kind: FieldType, source: str) -> str
 def _values(series: pd.Series, kind: FieldType, where: str) -> list[Any]:
     """The values of a column as a producer would have them; None where there is none."""
     if kind.type == "string":
-        return _texts(series, where, times=False)
+        return _texts(series, where)
     if kind.type == "timestamp":
-        if isinstance(series.dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(series.dtype):
-            seconds = _seconds(series, where)
-            if kind.unit == "iso":
-                return list(to_text()(seconds))
-            scale = 1000.0 if kind.unit == "ms" else 1.0
-            return [None if math.isnan(value) else value for value in (seconds * scale).tolist()]
-        return _python(series)
+        if not _is_time(series):
+            return _python(series)
+        if kind.unit == "iso":
+            return [None if value is None else _rfc3339(value) for value in _micros(series, where)]
+        unit = 1_000 if kind.unit == "ms" else 1_000_000
+        return [
+            value if value is None else value // unit if value % unit == 0 else value / unit
+            for value in _micros(series, where)
+        ]
     if kind.type == "float" and pd.api.types.is_float_dtype(series.dtype):
         # msgspec writes NaN as null.
         return list(series.astype(np.float64).tolist()) if isinstance(series.dtype, np.dtype) else _python(series)
     values = _python(series)
     if kind.type == "int":
+        _check_digits(series, where)
         return [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
     if kind.type == "bool":
         known = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
@@ -239,38 +295,78 @@ def _python(series: pd.Series) -> list[Any]:
     return list(series.astype(object).where(series.notna(), None).tolist())
 
 
-def _texts(series: pd.Series, where: str, *, times: bool) -> list[str | None]:
-    if isinstance(series.dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(series.dtype):
-        return to_text()(_seconds(series, where))
-    values = _python(series)
-    if times:
-        return [_time_text(value) for value in values]
-    return [number_text(float(v)) if isinstance(v, float) else str(v) if isinstance(v, int) else v for v in values]
+def _texts(series: pd.Series, where: str) -> list[str | None]:
+    if _is_time(series):
+        return to_text()(np.array([math.nan if v is None else v / 1e6 for v in _micros(series, where)], np.float64))
+    return list(map(_text, _python(series)))
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, float):
+        return number_text(value)
+    return value if value is None or isinstance(value, str) else str(value)
 
 
 def _time_text(value: Any) -> str | None:
     """A time in the spelling that keys have."""
     try:
-        parsed = dt.datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return None if value is None else str(value)
+        parsed = msgspec.convert(value, dt.datetime)  # which rounds as the decoder of events does
+    except msgspec.ValidationError:
+        try:
+            parsed = dt.datetime.fromisoformat(value)
+        except (TypeError, ValueError):
+            return _text(value)
     return str(value) if parsed.tzinfo is None else to_text()(np.array([parsed.timestamp()]))[0]
 
 
 def _whole(value: Any) -> int | None:
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    return value if isinstance(value, int) else None
+    number = _real(value)
+    return int(number) if isinstance(number, int) or (number is not None and number.is_integer()) else None
 
 
-def _seconds(series: pd.Series, where: str) -> Any:
+def _real(value: Any) -> float | None:
+    if isinstance(value, str):
+        try:
+            value = READERS["number"](value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _check_digits(series: pd.Series, where: str) -> None:
+    """Refuse floats for whole numbers where they may have lost digits already."""
+    if pd.api.types.is_float_dtype(series.dtype) and (series.abs() >= _EXACT).any():
+        raise TableError(
+            f"{where} holds whole numbers beyond 2^53 as floats, which have lost their last digits.",
+            "Read it with all of them: as `Int64` of pandas, or give the file itself.",
+        )
+
+
+def _is_time(series: pd.Series) -> bool:
+    return isinstance(series.dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(series.dtype)
+
+
+def _micros(series: pd.Series, where: str) -> list[int | None]:
+    """Microseconds since 1970; nanoseconds are rounded as the decoder of events rounds them, half of one up."""
     if not isinstance(series.dtype, pd.DatetimeTZDtype):
         raise TableError(
             f"{where} has times without a time zone.",
             'Say which it is before saving it: `column.dt.tz_localize("UTC")`.',
         )
-    microseconds = series.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("M8[us]")
-    return np.where(np.isnat(microseconds), np.nan, microseconds.astype(np.int64) / 1e6)
+    times = series.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+    scale = {"s": 1_000_000, "ms": 1_000, "us": 1}.get(np.datetime_data(times.dtype)[0])
+    missing, values = np.isnat(times).tolist(), times.astype(np.int64).tolist()
+    return [
+        None if no else (value + 500) // 1_000 if scale is None else value * scale
+        for no, value in zip(missing, values, strict=True)
+    ]
+
+
+def _rfc3339(micros: int) -> str:
+    try:
+        return (_EPOCH + dt.timedelta(microseconds=micros)).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return f"{micros} microseconds since 1970"  # the decoder refuses it
 
 
 def take_columns(frame: pd.DataFrame, names: Sequence[str], source: str) -> pd.DataFrame:

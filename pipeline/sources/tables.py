@@ -9,20 +9,20 @@ import csv
 import difflib
 import gzip
 import io
-import math
 import re
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
 from pipeline.errors import TableError
+from pipeline.features.cells import READERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
-ColumnKind = Literal["string", "int", "float", "bool"]
+    from pipeline.features.cells import CellKind
 
 MAX_ROW = 1 << 20
 """Bytes of one row at most."""
@@ -30,7 +30,6 @@ MAX_ROW = 1 << 20
 _INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]{0,15})(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _WORDS = {"": None, "true": True, "false": False, "True": True, "False": False}
-_BOOLS = {"true": True, "false": False, "1": True, "0": False, "": None}
 _PARQUET_ROWS = 2_000
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -69,6 +68,7 @@ class TableFile:
             it is one, otherwise; and keys are texts, otherwise.
         required: Columns that must be there, besides those of the key.
         max_row: Bytes of one row at most.
+        parts: What makes a part of the key of the value of a column; None if that cannot be one.
 
     Attributes:
         size: Of what is to be read: bytes, or rows of a Parquet file.
@@ -84,9 +84,10 @@ class TableFile:
         key: Sequence[str],
         *,
         separator: str = "|",
-        kinds: Mapping[str, ColumnKind] | None = None,
+        kinds: Mapping[str, CellKind] | None = None,
         required: Collection[str] = (),
         max_row: int = MAX_ROW,
+        parts: Mapping[str, Callable[[Any], Any]] | None = None,
     ) -> None:
         self.path = path
         self._key = tuple(key)
@@ -94,6 +95,7 @@ class TableFile:
         self._kinds = dict(kinds or {})
         self._required = tuple(required)
         self._max_row = max_row
+        self._parts = dict(parts or {})
         self._read = self._reader_of(path)
         self.size = path.stat().st_size
         self.done = 0
@@ -163,7 +165,8 @@ class TableFile:
                 twice = next(name for name in header if header.count(name) > 1)
                 raise TableError(f"`{self.path}` has two columns `{twice}`.", "Give each column a name of its own.")
             self._look_for_columns(header)
-            guess = [_cell_of(self._kinds.get(name, "string" if name in self._key else None)) for name in header]
+            kinds: dict[str, CellKind] = {**dict.fromkeys(self._key, "string"), **self._kinds}
+            guess = [READERS[kinds[name]] if name in kinds else _guessed for name in header]
             line = reader.line_num
             while True:
                 try:
@@ -193,7 +196,7 @@ class TableFile:
             self._look_for_columns(file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                for value in batch.to_pylist():
+                for value in _in_micros(batch).to_pylist():
                     number += 1
                     yield self._row(number, value)
                 self.done = number
@@ -206,6 +209,8 @@ class TableFile:
             part = value.get(name)
             if part is None or part == "":
                 return BadRow(number, f"it has no `{name}`, which belongs to the key")
+            if name in self._parts and (part := self._parts[name](part)) is None:
+                return BadRow(number, f"its `{name}` cannot be a key of the lookup")
             if isinstance(part, bool | float | list | dict | bytes):
                 return BadRow(number, f"its `{name}` is no text and no whole number, and cannot be a key")
             parts.append(part if isinstance(part, int | str) else str(part))
@@ -260,9 +265,17 @@ class _Counting(io.RawIOBase):
         return len(part)
 
 
-def _cell_of(kind: ColumnKind | None) -> Callable[[str], Any]:
-    """What makes a value of a cell."""
-    return {None: _guessed, "string": lambda cell: cell or None, "int": _int, "float": _float, "bool": _bool}[kind]
+def _in_micros(batch: Any) -> Any:
+    """A batch of Parquet, its nanoseconds rounded to microseconds as those of events are, half of one up."""
+    import pyarrow as pa
+
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            values = [
+                None if value is None else (value + 500) // 1_000 for value in batch[place].cast(pa.int64()).to_pylist()
+            ]
+            batch = batch.set_column(place, field.name, pa.array(values, pa.timestamp("us", field.type.tz)))
+    return batch
 
 
 def _guessed(cell: str) -> Any:
@@ -270,43 +283,4 @@ def _guessed(cell: str) -> Any:
         return _WORDS[cell]
     if _INT.fullmatch(cell):
         return int(cell)
-    return _finite(cell) if _FLOAT.fullmatch(cell) else cell
-
-
-def _int(cell: str) -> int | None:
-    if not cell:
-        return None
-    try:
-        number = float(cell)
-        return (
-            int(cell) if number.is_integer() and "." not in cell and "e" not in cell.lower() else _whole(cell, number)
-        )
-    except (ValueError, OverflowError):
-        raise ValueError(f"`{cell[:50]}` is no whole number") from None
-
-
-def _whole(cell: str, number: float) -> int:
-    if not number.is_integer():
-        raise ValueError(cell)
-    return int(number)
-
-
-def _float(cell: str) -> float | None:
-    if not cell:
-        return None
-    try:
-        return _finite(cell)
-    except ValueError:
-        raise ValueError(f"`{cell[:50]}` is no number") from None
-
-
-def _finite(cell: str) -> float | None:
-    """JSON has no infinity, and nothing but null for what is no number."""
-    number = float(cell)
-    return number if math.isfinite(number) else None
-
-
-def _bool(cell: str) -> bool | None:
-    if cell.lower() not in _BOOLS:
-        raise ValueError(f"`{cell[:50]}` is neither true nor false")
-    return _BOOLS[cell.lower()]
+    return READERS["float"](cell) if _FLOAT.fullmatch(cell) else cell

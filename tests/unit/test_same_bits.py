@@ -3,13 +3,22 @@
 The worker is a real one, on a stub cluster in this process.
 """
 
+import json
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pytest
 import xgboost as xgb
+from pyarrow import parquet
 
-from pipeline.features import OfflineMatrix, offline_matrix
-from pipeline.features.tables import lookup_entries, rows_as_json
+from pipeline.cli.load import _lookup_target
+from pipeline.errors import TableError
+from pipeline.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix
+from pipeline.features.cells import READERS
+from pipeline.features.tables import event_keys, lookup_entries, read_history, read_lookup, rows_as_json
 from pipeline.job import parse_job
+from pipeline.sources.tables import Row, TableFile
 from pipeline.testing import StubCluster
 
 
@@ -70,3 +79,241 @@ async def test_a_margin_is_added_as_training_added_it(tmp_path):
     assert {letter["error"] for letter in letters.values()} == {
         "the job's `margin` gives no number, and has no default"
     }
+
+
+NASTY = parse_job(
+    """\
+job: cards
+events: events.cards
+schema: {id: int?, country: string?, at: timestamp, amount: float?, paid: bool?}
+lookups:
+  card:
+    map: lookups.cards
+    key: [id, country]
+    fields: {limit: int?, kind: {type: string, default: none}}
+  holder: {map: lookups.holders, key: id, fields: {since: timestamp?}}
+features:
+  amount: amount
+  inverse: 1 / amount
+  unknown: isnull(1 / amount) + 2 * isnull(id) + 4 * isnull(country)
+  id: category(id)
+  country: category(country)
+  limit: card.limit
+  limit_text: category(string(card.limit) + card.kind)
+  hour: hour(at, "America/St_Johns")
+  minute: minute(at, "Australia/Lord_Howe")
+  fraction: epoch(at) % 1
+  known_for: at - holder.since
+  power: {expression: floor(exp(log(amount) * 3) ** (1 / 3) * 1e15), default: -1}
+  huge: {expression: amount * amount, default: -2}
+  paid: paid
+model: cards
+results: results.cards
+""",
+    "test",
+)
+HISTORY = """\
+id,country,at,amount,paid,label
+4111111111111111,NA,2010-03-14T03:30:59.9999995Z,0.1,true,0
+9007199254740993,null,2010-03-14T03:31:00Z,1e300,false,1
+,DE,2024-04-06T15:00:00.123456789Z,0,,0
+-9223372036854775808,None,2024-04-06T14:59:59.999999499Z,2.675,1,1
+9223372036854775807,nan,1969-12-31T23:59:59.1234565Z,8.442185152504812e-05,0,0
+7,,2010-11-07T02:30:59.9+00:00,,TRUE,1
+8,"é ""quoted"" ж",2010-11-07T02:31:00Z,-1e-320,False,0
+9007199254740992,N/A,2200-02-28T23:59:59.9999994Z,123456.789012345678901,NA,1
+"""
+EVENTS = [
+    (4111111111111111, "NA", "2010-03-14T03:30:59.9999995Z", "0.1", True),
+    (9007199254740993, "null", "2010-03-14T03:31:00Z", "1e300", False),
+    (None, "DE", "2024-04-06T15:00:00.123456789Z", "0", None),
+    (-(2**63), "None", "2024-04-06T14:59:59.999999499Z", "2.675", True),
+    (2**63 - 1, "nan", "1969-12-31T23:59:59.1234565Z", "8.442185152504812e-05", False),
+    (7, None, "2010-11-07T02:30:59.9+00:00", "null", True),
+    (8, 'é "quoted" ж', "2010-11-07T02:31:00Z", "-1e-320", False),
+    (9007199254740992, "N/A", "2200-02-28T23:59:59.9999994Z", "123456.789012345678901", None),
+]
+"""What a producer sends: the same rows."""
+CARDS = """\
+id,country,limit,kind
+4111111111111111,NA,9007199254740993,NA
+9007199254740993,null,,b
+,DE,1,none
+-9223372036854775808,None,-9223372036854775808,None
+9223372036854775807,nan,5,
+9007199254740992,N/A,9007199254740992,null
+"""
+HOLDERS = """\
+id,since
+4111111111111111,2010-03-14T03:30:59.0000005Z
+9007199254740993,2010-03-14T03:31:00Z
+9223372036854775807,1969-12-31T23:59:59Z
+"""
+UNNAMED = ('{"items": [{"n": [1, 2.5e-3]}], "😀": null}', '"\\"escaped\\" \\\\ \\ud83d\\ude00"', '"ключ é"', "1e999")
+"""Fields that the schema does not name."""
+
+
+def nasty_frames():
+    """The same tables with types, as Parquet has them: whole numbers with gaps, and nanoseconds."""
+    ids = pa.array([event[0] for event in EVENTS], pa.int64())
+    nanoseconds = pd.to_datetime([event[2] for event in EVENTS], utc=True, format="ISO8601").as_unit("ns")
+    yield (
+        "history",
+        pa.table(
+            {
+                "id": ids,
+                "country": [event[1] for event in EVENTS],
+                "at": pa.array(nanoseconds, pa.timestamp("ns", "UTC")),
+                "amount": [None if event[3] == "null" else float(event[3]) for event in EVENTS],
+                "paid": [event[4] for event in EVENTS],
+                "label": [0, 1] * 4,
+            }
+        ),
+    )
+    rows = [line.split(",") for line in CARDS.splitlines()[1:]]
+    yield (
+        "card",
+        pa.table(
+            {
+                "id": pa.array([int(row[0]) if row[0] else None for row in rows], pa.int64()),
+                "country": [row[1] for row in rows],
+                "limit": pa.array([int(row[2]) if row[2] else None for row in rows], pa.int64()),
+                "kind": [row[3] or None for row in rows],
+            }
+        ),
+    )
+    since = pd.to_datetime(["2010-03-14T03:30:59.0000005Z", "2010-03-14T03:31:00Z", "1969-12-31T23:59:59Z"], utc=True, format="ISO8601")  # fmt: skip  # noqa: E501
+    holders = [4111111111111111, 9007199254740993, 2**63 - 1]
+    yield "holder", pa.table({"id": holders, "since": pa.array(since.as_unit("ns"), pa.timestamp("ns", "UTC"))})
+
+
+@pytest.fixture
+def nasty(tmp_path):
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "parquet").mkdir()
+    for name, text in (("history", HISTORY), ("card", CARDS), ("holder", HOLDERS)):
+        (tmp_path / "csv" / f"{name}.csv").write_text(text)
+    for name, table in nasty_frames():
+        parquet.write_table(table, tmp_path / "parquet" / f"{name}.parquet")
+    return tmp_path
+
+
+def bits(matrix, row=slice(None)):
+    return np.array(matrix.values)[row].tobytes()
+
+
+async def test_nasty_tables_give_the_bits_of_the_stream(nasty):
+    matrices = [
+        offline_matrix(NASTY, nasty / form / f"history.{form}", nasty / form, keep=["label"])
+        for form in ("csv", "parquet")
+    ]
+    first, second = matrices
+    assert bits(first) == bits(second)
+    assert first.categories == second.categories
+    assert first.categories["country"] == tuple(sorted(event[1] for event in EVENTS if event[1]))
+    assert set(first.categories["id"]) == {str(event[0]) for event in EVENTS if event[0] is not None}
+    texts = {"9007199254740993NA", f"-{2**63}None", "5none", "9007199254740992null"}
+    assert set(first.categories["limit_text"]) == texts
+    hours = np.array(first.values)[:, first.names.index("hour")]
+    assert hours.tolist() == [1, 1, 12, 12, 20, 0, 23, 20]
+
+    grid = {name: entries_of(nasty, name) for name in ("card", "holder")}
+    texts = []
+    for row, (number, country, at, amount, paid) in enumerate(EVENTS):
+        known = json.dumps({"id": number, "country": country, "at": at, "paid": paid}, ensure_ascii=bool(row % 2))
+        text = f'{{"x": {UNNAMED[row % 4]}, "ж": {UNNAMED[-row % 4]}, "amount": {amount}, {known[1:]}'
+        texts.append(text.encode())
+    tables = {name: LookupTable(NASTY.lookups[name]) for name in grid}
+    for name, table in tables.items():
+        for key, entry in grid[name]:
+            table.put(key, entry)
+    plan, decoder = FeaturePlan(NASTY, tables, first.categories), EventDecoder(NASTY)
+    assert plan.matrix(decoder.decode_all(texts)).tobytes() == bits(first)
+    for row, text in enumerate(texts):
+        assert plan.matrix(decoder.decode_all([text])).tobytes() == bits(first, row)
+
+    data = xgb.DMatrix(first.values, first.kept["label"], feature_names=list(first.names))
+    booster = xgb.train({"objective": "binary:logistic", "max_depth": 3, "min_child_weight": 0}, data, 20)
+    first.attach(booster)
+    async with StubCluster(partitions=3) as cluster:
+        client = await cluster.client()
+        await client.push_model(booster, "cards", alias="champion")
+        for name, entries in grid.items():
+            await client.put_events(NASTY.lookups[name].map, entries)
+        await client.submit(NASTY)
+        await client.put_events(NASTY.events, list(enumerate(texts)))
+        async with cluster.worker():
+            results = await cluster.results(NASTY.results, len(texts))
+    scores = np.float32([results[row]["score"] for row in range(len(texts))])
+    assert scores.tobytes() == booster.predict(data).tobytes()
+
+
+def entries_of(folder, name):
+    """The entries of a lookup as all of `gridscore load --lookups`, `load --lookup` and Parquet put them."""
+    frames = [read_lookup(folder / form / f"{name}.{form}", NASTY, name) for form in ("csv", "parquet")]
+    found, typed = (dict(lookup_entries(frame, NASTY, name)) for frame in frames)
+    assert found.keys() == typed.keys()
+    target = _lookup_target(NASTY, name)
+    for form in ("csv", "parquet"):
+        path = folder / form / f"{name}.{form}"
+        file = TableFile(path, target.key, separator=target.separator, kinds=target.kinds, parts=target.parts)
+        rows = {row.key: row for row in file.rows() if isinstance(row, Row)}
+        assert rows.keys() == found.keys(), form
+        if form == "csv":
+            assert {key: json.loads(row.text).get("limit") for key, row in rows.items()} == {
+                key: json.loads(entry).get("limit") for key, entry in found.items()
+            }
+    if name == "card":
+        assert "4111111111111111|NA" in found
+        assert "9007199254740993|null" in found
+        assert len(found) == 5
+    return list(found.items())
+
+
+def test_keys_of_events_keep_their_digits_and_are_there(nasty):
+    history = read_history(nasty / "csv" / "history.csv", NASTY, ["label"])
+    with pytest.raises(TableError, match="row 3: it has no `id`, which belongs to the key"):
+        event_keys(history, ["id"], "the history")
+    keys = event_keys(history.drop(index=[2, 5]), ["country", "id", "label"], "the history")
+    assert keys[:2] == ["NA|4111111111111111|0", "null|9007199254740993|1"]
+
+
+def test_whole_numbers_that_have_lost_digits_already_are_refused(nasty):
+    history = read_history(nasty / "csv" / "history.csv", NASTY).astype({"id": "float64"})
+    with pytest.raises(TableError, match=r"`id` holds whole numbers beyond 2\^53 as floats"):
+        list(rows_as_json(history, NASTY.schema_, "the history"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "value"),
+    [
+        ("int", "007", 7),
+        ("int", " 5 ", 5),
+        ("int", "9007199254740993.0", 9007199254740993),
+        ("int", "1e3", 1000),
+        ("int", "NA", None),
+        ("int", "1e999999999", ValueError),
+        ("int", "1.5", ValueError),
+        ("int", "1_000", ValueError),
+        ("int", "١٢", ValueError),
+        ("float", "١٢", ValueError),
+        ("float", "1_0", ValueError),
+        ("float", "-inf", None),
+        ("float", "0.30000000000000004", 0.1 + 0.2),
+        ("float", "nan", None),
+        ("string", "nan", "nan"),
+        ("string", "", None),
+        ("string", " ", " "),
+        ("bool", "TRUE", True),
+        ("bool", "0.0", False),
+        ("bool", "yes", ValueError),
+        ("number", "1577854800250", 1577854800250),
+        ("number", "1.5", 1.5),
+    ],
+)
+def test_a_cell_is_read_by_one_rule(kind, cell, value):
+    if value is ValueError:
+        with pytest.raises(ValueError, match="is n"):
+            READERS[kind](cell)
+    else:
+        assert (READERS[kind](cell), type(READERS[kind](cell))) == (value, type(value))

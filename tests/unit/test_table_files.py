@@ -50,7 +50,7 @@ class TestCsv:
             (7, "it has no `id`, which belongs to the key"),
             (9, "it cannot be written as JSON: " + bad(path)[-1][1].partition(": ")[2]),
         ]
-        assert (6, "`x` is no whole number") in bad(path, kinds={"n": "int"})
+        assert (6, "`x` is not a whole number") in bad(path, kinds={"n": "int"})
 
     def test_a_wrong_column_is_named(self, tmp_path):
         path = tmp_path / "a.csv"
