@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ModelError, UsageError
 from pipeline.job.types import FeatureName
-from pipeline.models.description import NAMES_HINT, describe
-from pipeline.models.document import SAVE_HINT
+from pipeline.models.description import NAMES_HINT, describe_document
+from pipeline.models.document import SAVE_HINT, read_document
 from pipeline.models.fit import check_jobs
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.version import CHUNK, MAX_SIZE, ModelVersion, signature
@@ -62,7 +62,8 @@ class Candidate:
         payload, source = read_model(model)
         if len(payload) > MAX_SIZE:
             raise _too_large(source, len(payload))
-        description = describe(payload, source)
+        document = read_document(payload, source)
+        description = describe_document(document, len(payload), source)
         features, chosen, definitions = signature(description, categories, source)
         _check_names(features, source)
         sha256 = hashlib.sha256(payload).hexdigest()
@@ -79,6 +80,7 @@ class Candidate:
                     "categories": chosen,
                     "definitions": definitions,
                     "objective": description.objective,
+                    "outputs": description.outputs,
                     "trees": description.trees,
                     "rounds": description.rounds,
                     "best_iteration": description.best_iteration,
@@ -91,7 +93,7 @@ class Candidate:
         except msgspec.ValidationError as error:
             raise ModelError(f"{source} cannot be kept in the registry: {error}.") from None
         check_jobs(jobs, version, allow_changed=allow_changed)
-        LoadedModel.prepare(version, payload, description, source)
+        LoadedModel.prepare(version, payload, document, description, source)
         texts = msgspec.json.encode(chosen, order="deterministic")
         content = hashlib.sha256(sha256.encode() + texts).hexdigest()
         return cls(payload, version, content)

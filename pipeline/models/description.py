@@ -6,6 +6,7 @@ XGBoost loads a tree whose child lies outside of it without complaint, and ends 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,17 @@ _MAX_CATEGORY = 1 << 24
 
 MAX_FEATURES = 100_000
 
+_HIGHEST = 2**31 - 1
+_WHOLE = re.compile(r"-?[0-9]{1,10}")
+_SCORE = r"-?[0-9]{1,40}(\.[0-9]{0,40})?([eE][-+]?[0-9]{1,4})?"
+_SCORES = re.compile(rf"{_SCORE}|\[{_SCORE}(,{_SCORE})*\]")
+_SCORE_LENGTH = 100
+
+_SPARE_SETS = 64 << 20
+_SETS_PER_BYTE = 64
+"""Bytes that XGBoost may take for sets of categories, for each byte of the file: it keeps a bit for each code up to the
+highest in each split, and a file says that code in four bytes."""
+
 NAMES_HINT = (
     "Train on a DataFrame, give names to `xgboost.DMatrix(X, label=y, feature_names=[...])`, or set "
     "`booster.feature_names = [...]` in the order of the columns, and save it again."
@@ -39,6 +51,7 @@ class Description:
         feature_count: Number of columns that it was trained on.
         booster: `gbtree`, or `dart` if its trees have weights, whatever the file calls it.
         objective: As XGBoost names it.
+        outputs: Scores that it gives a row.
         trees: Number of trees.
         rounds: Number of boosting rounds.
         best_iteration: Where early stopping found the best round, if it was used.
@@ -54,6 +67,7 @@ class Description:
     feature_count: int
     booster: str
     objective: str
+    outputs: int
     trees: int
     rounds: int
     best_iteration: int | None
@@ -70,11 +84,24 @@ def describe(payload: bytes, source: str = "The model") -> Description:
     Raises:
         ModelError: They are not a model that Gridscore can score with, or are damaged.
     """
-    document = read_document(payload, source)
+    return describe_document(read_document(payload, source), len(payload), source)
+
+
+def describe_document(document: dict[str, Any], size: int, source: str) -> Description:
+    """The same of a document that was read already.
+
+    Args:
+        document: From `read_document`.
+        size: Bytes of the file.
+        source: What to call it in messages.
+
+    Raises:
+        ModelError: It is not a model that Gridscore can score with, or is damaged.
+    """
     if not isinstance(document.get("learner"), dict):
         raise ModelError(f"{source} has no `learner`: it is JSON, but not an XGBoost model.", SAVE_HINT)
     try:
-        return _describe(document, source)
+        return _describe(document, size, source)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(
@@ -82,7 +109,7 @@ def describe(payload: bytes, source: str = "The model") -> Description:
         ) from None
 
 
-def _describe(document: dict[str, Any], source: str) -> Description:
+def _describe(document: dict[str, Any], size: int, source: str) -> Description:
     learner = document["learner"]
     booster = learner["gradient_booster"]
     name = booster["name"]
@@ -97,15 +124,27 @@ def _describe(document: dict[str, Any], source: str) -> Description:
     model = (booster["gbtree"] if name == "dart" else booster)["model"]
     trees = model["trees"]
     parameters = learner["learner_model_param"]
-    count = int(parameters["num_feature"])
-    outputs = max(1, int(parameters.get("num_class", 0)), int(parameters.get("num_target", 1)))
     if not isinstance(trees, list):
         raise TypeError("its trees are not a list")
     if not trees:
         raise ModelError(f"{source} has no trees.", "Train it for at least one round before saving it.")
-    _expect(int(model["gbtree_model_param"]["num_trees"]) == len(trees), "its number of trees is wrong")
-    _expect(1 <= count <= MAX_FEATURES, f"{count} columns, of {MAX_FEATURES} at most")
-    _expect(outputs <= len(trees), f"{outputs} outputs, but only {len(trees)} trees")
+    if any(_parameter(tree["tree_param"], "size_leaf_vector", 0, _HIGHEST, "1") > 1 for tree in trees):
+        raise ModelError(
+            f"{source} has trees with vector leaves (`multi_strategy=multi_output_tree`), which are not supported.",
+            "Train it with `multi_strategy=one_output_per_tree`.",
+        )
+    count = _parameter(parameters, "num_feature", 1, MAX_FEATURES)
+    # Each output has a tree at least.
+    classes = _parameter(parameters, "num_class", 0, len(trees), "0")
+    targets = _parameter(parameters, "num_target", 1, len(trees), "1")
+    outputs = max(1, classes, targets)
+    _expect(min(classes, targets) <= 1, f"it has {classes} classes and {targets} targets at once")
+    _parameter(parameters, "boost_from_average", 0, 1, "1")
+    _check_base_score(parameters["base_score"], outputs)
+    settings = model["gbtree_model_param"]
+    _expect(_parameter(settings, "num_trees", 1, _HIGHEST) == len(trees), "its number of trees is wrong")
+    parallel = _parameter(settings, "num_parallel_tree", 1, len(trees), "1")
+    objective = _objective(learner["objective"], classes)
     info = _integers(model["tree_info"], "tree_info")
     _expect(len(info) == len(trees), "its tree_info has not one number a tree")
     _expect(bool(((info >= 0) & (info < outputs)).all()), "its tree_info names an output that it does not have")
@@ -114,15 +153,12 @@ def _describe(document: dict[str, Any], source: str) -> Description:
         name = "dart"
         _expect(weights is not None and weights.shape == (len(trees),), "its weight_drop is not one number per tree")
     highest: dict[int, int] = {}
+    room = _SPARE_SETS + _SETS_PER_BYTE * size
     for number, tree in enumerate(trees):
-        if int(tree["tree_param"].get("size_leaf_vector", 1)) > 1:
-            raise ModelError(
-                f"{source} has trees with vector leaves (`multi_strategy=multi_output_tree`), which are not supported.",
-                "Train it with `multi_strategy=one_output_per_tree`.",
-            )
         try:
-            _expect(tree["id"] == number, "its number is another")
-            _check_tree(tree, count, highest)
+            _expect(type(tree["id"]) is int and tree["id"] == number, "its number is another")
+            room -= _check_tree(tree, count, highest)
+            _expect(room >= 0, "its categorical splits take far more memory than its file")
         except (KeyError, TypeError, ValueError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"tree {number}: {what}") from None
@@ -141,9 +177,11 @@ def _describe(document: dict[str, Any], source: str) -> Description:
         feature_types=types,
         feature_count=count,
         booster=name,
-        objective=str(learner["objective"]["name"]),
+        objective=objective,
+        # `multi:softmax` sums a score for each class and gives the number of the highest.
+        outputs=1 if objective == "multi:softmax" else outputs,
         trees=len(trees),
-        rounds=_rounds(model, len(trees), outputs),
+        rounds=_rounds(model, len(trees), outputs * parallel),
         best_iteration=int(best) if best is not None and best.isascii() and best.isdecimal() else None,
         xgboost_version=saved_by,
         attributes=attributes,
@@ -187,20 +225,49 @@ def _version(value: Any, source: str) -> str:
     return text
 
 
-def _rounds(model: dict[str, Any], trees: int, outputs: int) -> int:
+def _parameter(parameters: dict[str, Any], name: str, low: int, high: int, default: str = "") -> int:
+    """A whole number that XGBoost has written as text, in its range."""
+    text = parameters.get(name, default)
+    if not isinstance(text, str) or not _WHOLE.fullmatch(text):
+        raise ValueError(f"its {name} is not a whole number")
+    _expect(low <= int(text) <= high, f"its {name} is {text}, and can be {low} to {high}")
+    return int(text)
+
+
+def _check_base_score(text: Any, outputs: int) -> None:
+    fits = isinstance(text, str) and len(text) <= _SCORE_LENGTH * (outputs + 1) and _SCORES.fullmatch(text)
+    _expect(bool(fits), "its base_score is not a number")
+    scores = np.array(text.strip("[]").split(","), np.float64)
+    _expect(bool((np.abs(scores) <= np.finfo(np.float32).max).all()), "its base_score is not a float32")
+    _expect(len(scores) in (1, outputs), f"its base_score is {len(scores)} numbers for {outputs} outputs")
+
+
+def _objective(objective: dict[str, Any], classes: int) -> str:
+    name = objective["name"]
+    if not isinstance(name, str):
+        raise TypeError("the name of its objective is not a text")
+    if (softmax := objective.get("softmax_multiclass_param")) is not None:
+        _expect(_parameter(softmax, "num_class", 0, _HIGHEST) == classes, "its objective has another number of classes")
+    _expect(not name.startswith("multi:") or classes > 0, "it has no classes for its objective")
+    return name
+
+
+def _rounds(model: dict[str, Any], trees: int, per_round: int) -> int:
     if (starts := model.get("iteration_indptr")) is None:  # before XGBoost 2.0
-        return trees // (outputs * max(1, int(model["gbtree_model_param"].get("num_parallel_tree", 1))))
+        return max(1, trees // per_round)
     starts = _integers(starts, "iteration_indptr")
     increasing = len(starts) > 0 and starts[0] == 0 and starts[-1] == trees and bool((np.diff(starts) >= 0).all())
     _expect(increasing, "its iteration_indptr does not divide its trees")
     return len(starts) - 1
 
 
-def _check_tree(tree: dict[str, Any], feature_count: int, highest: dict[int, int]) -> None:
-    nodes = int(tree["tree_param"]["num_nodes"])
-    _expect(nodes >= 1, "it has no nodes")
-    _expect(int(tree["tree_param"].get("size_leaf_vector", 1)) in (0, 1), "its leaves have no size")
-    _expect(int(tree["tree_param"]["num_feature"]) == feature_count, "its number of features is not the model's")
+def _check_tree(tree: dict[str, Any], feature_count: int, highest: dict[int, int]) -> int:
+    """Check one tree, and return the bytes that XGBoost will take for its sets of categories."""
+    parameters = tree["tree_param"]
+    nodes = _parameter(parameters, "num_nodes", 1, _HIGHEST)
+    columns = _parameter(parameters, "num_feature", 1, MAX_FEATURES)
+    _expect(columns == feature_count, "its number of features is not the model's")
+    _parameter(parameters, "num_deleted", 0, nodes - 1, "0")
     left, right = _integers(tree["left_children"], "left_children"), _integers(tree["right_children"], "right_children")
     features = _integers(tree["split_indices"], "split_indices")
     parents = _integers(tree["parents"], "parents")
@@ -210,6 +277,12 @@ def _check_tree(tree: dict[str, Any], feature_count: int, highest: dict[int, int
     _expect(len(parents) == nodes, "it has not one parent a node")
     _expect(bool(((parents[1:] >= 0) & (parents[1:] < nodes)).all()), "a parent is not a node")
     inner = np.flatnonzero(left != _LEAF)
+    conditions = _numbers(tree["split_conditions"], "split_conditions")
+    # A comparison with NaN is never true, and never the same way in two implementations.
+    _expect(not np.isnan(conditions[inner]).any(), "the threshold of a split is not a number")
+    _expect(bool(np.isfinite(conditions[left == _LEAF]).all()), "the value of a leaf is not a finite number")
+    default_left = _integers(tree["default_left"], "default_left")
+    _expect(bool(((default_left == 0) | (default_left == 1)).all()), "default_left is neither 0 nor 1")
     for children in (left[inner], right[inner]):
         # XGBoost numbers a child after its parent. Whoever follows such numbers comes to a leaf.
         _expect(bool(((children > inner) & (children < nodes)).all()), "a child is not a node below its parent")
@@ -221,12 +294,14 @@ def _check_tree(tree: dict[str, Any], feature_count: int, highest: dict[int, int
     if "split_type" in tree:
         kinds = _integers(tree["split_type"], "split_type")
         _expect(len(kinds) == nodes, "split_type has not one number a node")
-        _check_categories(tree, nodes, features, inner[kinds[inner] != 0], highest)
+        _expect(bool(((kinds == 0) | (kinds == 1)).all()), "split_type is neither 0 nor 1")
+        return _check_categories(tree, nodes, features, inner[kinds[inner] != 0], highest)
+    return 0
 
 
 def _check_categories(
     tree: dict[str, Any], nodes: int, features: np.ndarray, inner: np.ndarray, highest: dict[int, int]
-) -> None:
+) -> int:
     at = _integers(tree["categories_nodes"], "categories_nodes")
     starts = _integers(tree["categories_segments"], "categories_segments")
     sizes = _integers(tree["categories_sizes"], "categories_sizes")
@@ -234,15 +309,20 @@ def _check_categories(
     _expect(len(at) == len(starts) == len(sizes), "its categorical splits are incomplete")
     if not len(at):
         _expect(not len(inner), "its categorical splits are missing")
-        return
+        return 0
     _expect(bool(at[0] >= 0 and at[-1] < nodes and (np.diff(at) > 0).all()), "its categories_nodes are not in order")
     _expect(bool(np.isin(inner, at).all()), "a categorical split has no categories")
     in_range = (starts >= 0) & (starts <= len(codes)) & (sizes > 0) & (sizes <= len(codes) - starts)
     _expect(bool(in_range.all()), "its categories_segments lie outside of its categories")
+    _expect(int(sizes.sum()) <= len(codes), "its categories_segments overlap")  # read once each, whatever they say
     _expect(bool(((codes >= 0) & (codes < _MAX_CATEGORY)).all()), "a category code is out of range")
+    memory = 0
     for node, start, size in zip(at.tolist(), starts.tolist(), sizes.tolist(), strict=True):
         column = int(features[node])
-        highest[column] = max(highest.get(column, 0), int(codes[start : start + size].max()))
+        code = int(codes[start : start + size].max())
+        highest[column] = max(highest.get(column, 0), code)
+        memory += code // 8 + 4  # a bit for each code up to the highest, in words of four bytes
+    return memory
 
 
 def _recorded_categories(
@@ -252,11 +332,14 @@ def _recorded_categories(
 
     And the columns of which it recorded them wrongly.
     """
-    if not isinstance(cats, dict) or not len(cats.get("enc", [])):
+    if cats is None:  # before XGBoost 3.1
         return {}, ()
     columns = cats["enc"]
     segments = _integers(cats["feature_segments"], "feature_segments")
     order = _integers(cats["sorted_idx"], "sorted_idx")
+    if not len(columns):
+        _expect(not len(segments) and not len(order), "its recorded categories are incomplete")
+        return {}, ()
     _expect(isinstance(columns, list) and len(columns) == count, "its recorded categories are not one list a feature")
     _expect(len(segments) == count + 1 and segments[0] == 0, "its recorded categories are not one segment a feature")
     lengths = np.diff(segments)
@@ -302,6 +385,15 @@ def _integers(values: Any, name: str) -> np.ndarray:
     if array.ndim != 1 or array.dtype.kind not in "iub":
         raise TypeError(f"{name} is not a list of integers")
     return array.astype(np.int64)
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    """An array of float32; an integer is a number, too."""
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} is not a list of numbers")
+    with np.errstate(over="ignore"):  # what is too large is infinite, as it is for XGBoost
+        return array.astype(np.float32)
 
 
 def _texts(values: Any, name: str) -> tuple[str, ...]:

@@ -18,6 +18,12 @@ from pipeline.errors import ModelError
 SAVE_HINT = "Save the model as XGBoost UBJ, with `booster.save_model('model.ubj')`, and push that file."
 
 _DEPTH = 64
+_VALUE_BYTES = 8
+_SPARE_VALUES = 1_000
+"""A file has at least so many bytes for each value outside of arrays of numbers: its names of keys alone are longer.
+
+A list of empty lists would take forty times its bytes in memory; so no file takes more than twenty times its bytes.
+"""
 _LONG = struct.Struct(">q")
 _SCALARS = {
     ord("i"): struct.Struct(">b"),
@@ -48,7 +54,7 @@ _OTHERS = (
 
 
 def read_document(payload: bytes, source: str) -> dict[str, Any]:
-    """The document in a model file's bytes; arrays of numbers are numpy arrays in UBJ, lists in JSON.
+    """The document in a model file's bytes; its arrays of numbers are numpy arrays.
 
     Args:
         payload: The bytes.
@@ -75,10 +81,37 @@ def read_document(payload: bytes, source: str) -> dict[str, Any]:
 
 
 def _json(payload: bytes) -> dict[str, Any]:
-    value = json.loads(payload.decode(), object_pairs_hook=_unique)
+    if payload.count(b"[") + payload.count(b"{") > _most_values(payload):
+        raise ValueError("it has too many values for its size")
+    value = json.loads(payload.decode(), object_pairs_hook=_unique_arrays)
     if not isinstance(value, dict):  # cannot be: it begins with a brace
         raise TypeError("not an object")
-    return value
+    level: list[Any] = [value]
+    for _ in range(_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return value
+    raise RecursionError
+
+
+def _most_values(payload: bytes) -> int:
+    return _SPARE_VALUES + len(payload) // _VALUE_BYTES
+
+
+def _unique_arrays(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Called as each object ends: the numbers of one tree at most are Python objects."""
+    return _unique([(key, _packed(value)) for key, value in pairs])
+
+
+def _packed(value: Any) -> Any:
+    if not isinstance(value, list) or not value or not isinstance(value[0], int | float):
+        return value
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError):  # of lists of unequal lengths
+        return value
+    return array if array.ndim == 1 and array.dtype.kind in "iufb" else value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -95,6 +128,7 @@ class _Ubj:
     def __init__(self, payload: bytes) -> None:
         self._payload = payload
         self._at = 0
+        self._left = _most_values(payload)
 
     def document(self) -> dict[str, Any]:
         value = self._value(0)
@@ -130,6 +164,9 @@ class _Ubj:
     def _value(self, depth: int) -> Any:
         if depth > _DEPTH:
             raise RecursionError
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("it has too many values for its size")
         marker = self._marker()
         if marker == ord("{"):
             return self._object(depth)

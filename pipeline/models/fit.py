@@ -51,6 +51,8 @@ def check_jobs(jobs: Mapping[str, Job] | None, version: ModelVersion, *, allow_c
             lines, advice = difference(job.feature_names, version.features), _OTHER_FEATURES
         elif unfit := _unfit(job, version):
             lines, advice = _listing(unfit), _OTHER_KINDS
+        elif several := _several(job, version):
+            lines, advice = several, _SEVERAL
         elif not allow_changed and (changes := changed_features(job, version)):
             lines, advice = _listing(changes), _CHANGED
         else:
@@ -119,6 +121,10 @@ _OTHER_KINDS = (
     "Train on the matrix that `gridscore features` makes of the job file, or make these features as they were in "
     "training; `gridscore model push --categories` names the categories of a model that has only codes."
 )
+_SEVERAL = (
+    "Train with an objective that gives one number, as `binary:logistic` for one class against the rest, or "
+    "`multi:softmax` for the number of the class. Without `decisions` and `margin`, results have all scores, as a list."
+)
 _CHANGED = (
     "Train on the matrix that `gridscore features` makes of the job file. If you know that scores stay right: "
     "`--allow-changed-features`."
@@ -151,6 +157,18 @@ def _unfit(job: Job, version: ModelVersion) -> list[str]:
         if problem:
             lines.append(f"`{_short(name)}`: {problem}")
     return lines
+
+
+def _several(job: Job, version: ModelVersion) -> str:
+    """What of a job needs one score an event, if the model gives several."""
+    # `multi:softmax` gives one, but begins with a margin for each class.
+    has_classes = version.objective.startswith("multi:")
+    outputs = version.outputs or 1
+    if job.decisions and outputs > 1:
+        return f"  `decisions` compare one score with thresholds, the model gives {outputs:,} scores an event"
+    if job.margin is not None and (outputs > 1 or has_classes):
+        return "  `margin` is one number, the model begins with one for each of its outputs"
+    return ""
 
 
 def _is_code(node: Node, nodes: Mapping[str, Node], job: Job) -> bool:

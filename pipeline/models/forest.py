@@ -45,7 +45,14 @@ _fast = compiled("pipeline.models._forest")
 
 
 class Forest:
-    """The trees of one model. Get one from `of`."""
+    """The trees of one model. Get one from `of`.
+
+    Attributes:
+        nodes: Of all trees, one after the other.
+        roots: Where each tree begins.
+        columns: Features of a row.
+        steps: From node to node that one row takes.
+    """
 
     def __init__(
         self,
@@ -57,7 +64,19 @@ class Forest:
         logistic: bool,
     ) -> None:
         self._trees = nodes, roots, depths, base, logistic
-        self._columns = columns
+        self.nodes, self.roots, self.columns = nodes, roots, columns
+        self.steps = int(depths.sum()) + len(roots)
+
+    @property
+    def features(self) -> NDArray[np.int64]:
+        """The feature that each node splits on; of a leaf 0."""
+        return (self.nodes["feature"] & ~_MISSING_RIGHT).astype(np.int64)
+
+    @property
+    def missing_right(self) -> NDArray[np.bool_]:
+        """Whether a missing value goes to the right of each node."""
+        missing_right: NDArray[np.bool_] = (self.nodes["feature"] & _MISSING_RIGHT) != 0
+        return missing_right
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Forest | None:
@@ -101,8 +120,8 @@ class Forest:
         """
         matrix = np.ascontiguousarray(matrix, np.float32)
         rows, columns = matrix.shape
-        if columns != self._columns:
-            raise ValueError(f"{columns} columns, but the model has {self._columns} features")
+        if columns != self.columns:
+            raise ValueError(f"{columns} columns, but the model has {self.columns} features")
         scores = np.empty(rows, np.float32)
         _fast.predict(*self._trees, matrix, columns, scores, margins)  # type: ignore[union-attr]
         return scores

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import ModelError
-from pipeline.models.description import describe, tree_weights
+from pipeline.models.description import describe_document, tree_weights
 from pipeline.models.document import read_document
 from pipeline.models.forest import Forest
 from pipeline.models.predictor import Predictor
+from pipeline.models.proof import gives_same_bits
 from pipeline.models.version import signature
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ OLDEST_XGBOOST = (3, 2)
 
 WARM_UP = (1, 16, 256, 1024)
 """Rows of the batches that a model predicts before it goes live."""
+
+_PROBE_CELLS = 1 << 21
 
 
 class LoadedModel:
@@ -56,11 +59,15 @@ class LoadedModel:
                 f"The bytes of {version} are not what was pushed: their SHA-256 differs.",
                 "Push the model again, as a new version.",
             )
-        return cls.prepare(version, payload, describe(payload, f"The model {version}"), f"The model {version}")
+        source = f"The model {version}"
+        document = read_document(payload, source)
+        return cls.prepare(version, payload, document, describe_document(document, len(payload), source), source)
 
     @classmethod
-    def prepare(cls, version: ModelVersion, payload: bytes, description: Description, source: str) -> LoadedModel:
-        """Load bytes that were hashed and described already, and warm the model up.
+    def prepare(
+        cls, version: ModelVersion, payload: bytes, document: dict[str, Any], description: Description, source: str
+    ) -> LoadedModel:
+        """Load bytes that were hashed, read and described already, and warm the model up.
 
         Raises:
             ModelError: They are not of this version, or would not score as XGBoost does.
@@ -70,12 +77,16 @@ class LoadedModel:
             raise ModelError(
                 f"{source} has other features than the grid says of it.", "Push the model again, as a new version."
             )
+        if version.outputs not in (None, description.outputs):
+            raise ModelError(
+                f"{source} has other outputs than the grid says of it.", "Push the model again, as a new version."
+            )
         booster = parse(payload, source)
         if description.booster == "dart":
             _check_weights(booster, payload, description, source)
         model = cls(version, booster, description)
         model._warm_up(description, source)
-        model._compile(description, payload, source)
+        model._compile(document, source)
         return model
 
     def predict(self, matrix: np.ndarray, margins: np.ndarray | None = None) -> np.ndarray:
@@ -99,16 +110,14 @@ class LoadedModel:
         scores: np.ndarray = self._booster.predict(data, validate_features=False)
         return scores
 
-    def _compile(self, description: Description, payload: bytes, source: str) -> None:
+    def _compile(self, document: dict[str, Any], source: str) -> None:
         """Predict by the compiled loop, if the model is one for it and every bit is the same."""
-        forest = Forest.of(read_document(payload, source))
+        forest = Forest.of(document)
         if forest is None:
             return
-        for size in WARM_UP:
-            rows = probe(description, size)
-            if forest.predict(rows).tobytes() != self.predict(rows).tobytes():
-                _log.warning("%s: the compiled loop gives other bits than XGBoost, which is taken instead", source)
-                return
+        if not gives_same_bits(forest, self._predict):
+            _log.warning("%s: the compiled loop gives other bits than XGBoost, which is taken instead", source)
+            return
         self._predict, self.is_compiled = forest.predict, True
 
     def _warm_up(self, description: Description, source: str) -> None:
@@ -118,11 +127,17 @@ class LoadedModel:
         rows = probe(description, WARM_UP[-1])
         try:
             expected = self._predict_by_copy(rows)
+            if expected.size != len(rows) * description.outputs:
+                raise ModelError(
+                    f"{source} gives scores of the shape {expected.shape} for {len(rows)} rows, but says that it has "
+                    f"{description.outputs} outputs.",
+                    "Save it anew from training.",
+                )
             for size in WARM_UP:
                 scores = self.predict(rows[:size])
                 if scores.dtype != np.float32 or scores.tobytes() != expected[:size].tobytes():
                     raise ModelError(
-                        f"{source} does not score as `Booster.predict` does on {size} rows.",
+                        f"{source} does not score as `Booster.predict` does on {len(scores)} rows.",
                         "Please report this with the model file: it is a defect, of Gridscore or of XGBoost "
                         f"{xgboost.__version__}.",
                     )
@@ -173,16 +188,19 @@ def _check_weights(booster: Any, payload: bytes, description: Description, sourc
 
 
 def probe(description: Description, count: int) -> np.ndarray:
-    """Rows to try a model with: values of all magnitudes, category codes, and gaps. Always the same for a model."""
+    """Rows to try a model with: values of all magnitudes, category codes, and gaps. Always the same for a model.
+
+    Fewer than asked for, if they have so many columns that they would take much memory.
+    """
     generator = np.random.default_rng(count)
-    shape = (count, description.feature_count)
+    shape = (min(count, max(16, _PROBE_CELLS // description.feature_count)), description.feature_count)
     rows = generator.choice((-1.0, 1.0), shape) * 10.0 ** generator.uniform(-4, 6, shape)
     for column, kind in enumerate(description.feature_types):
         if kind == "c":
             # One code more than the splits know: unseen categories have their own way down.
-            rows[:, column] = generator.integers(0, description.highest_category.get(column, 1) + 2, count)
+            rows[:, column] = generator.integers(0, description.highest_category.get(column, 1) + 2, len(rows))
     rows[generator.random(shape) < 0.1] = np.nan
-    rows[0] = np.nan
+    rows[:1] = np.nan
     return np.ascontiguousarray(rows, dtype=np.float32)
 
 

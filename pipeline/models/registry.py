@@ -23,6 +23,7 @@ from pipeline.errors import GridError, GridscoreError, ModelError, UsageError
 from pipeline.grid import Records
 from pipeline.models.candidate import Candidate, now
 from pipeline.models.chunks import Chunks
+from pipeline.models.description import describe
 from pipeline.models.fit import check_jobs
 from pipeline.models.record import STALE_SECONDS, ModelRecord, Move, did_you_mean
 from pipeline.models.version import ModelVersion, check_name
@@ -186,7 +187,7 @@ class Registry:
             raise UsageError("Give either a version or `previous`.")
         record = await self._existing(name)
         number = record.previous(name, alias) if version is None else record.number(name, None, version)
-        found = await self._version(name, number, record)
+        found = await self._whole_version(name, number, record)
         check_jobs(jobs, found, allow_changed=allow_changed)
         await self._change(name, lambda current: current.promoted(name, number, alias, now()))
         return found
@@ -206,7 +207,7 @@ class Registry:
             ModelError: There is no such model, alias or version.
         """
         record = await self._existing(name)
-        return await self._version(name, record.released(name, alias, version, release), record)
+        return await self._whole_version(name, record.released(name, alias, version, release), record)
 
     async def last_move(self, name: str, alias: str) -> str:
         """What tells the last move of an alias from all others; empty if it never moved."""
@@ -388,6 +389,17 @@ class Registry:
             value = found.value
             self._remember(name, upload, value)
         return ModelVersion.from_json(value, name, number)
+
+    async def _whole_version(self, name: str, number: int, record: ModelRecord) -> ModelVersion:
+        """The same, with what metadata of older releases lacks read from the file."""
+        found = await self._version(name, number, record)
+        if found.outputs is None:
+            upload = record.versions[number].upload
+            payload = await self._chunks.read(found, upload)
+            description = await asyncio.to_thread(describe, payload, f"The model {found}")
+            self._remember(name, upload, {**self._known[name, upload], "outputs": description.outputs})
+            found = msgspec.structs.replace(found, outputs=description.outputs)
+        return found
 
     def _remember(self, name: str, upload: str, value: dict[str, Any]) -> None:
         """Metadata never changes: a worker that looks twice a second need not read it each time."""

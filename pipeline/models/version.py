@@ -47,6 +47,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         categories: Texts in the order of their codes, by feature.
         definitions: How training made the features; None if nobody attached it.
         objective: As XGBoost names it.
+        outputs: Scores that it gives a row; None in what was pushed before this was noted and cannot be read.
         trees: Number of trees.
         rounds: Number of boosting rounds.
         best_iteration: Where early stopping found the best round; scoring uses all rounds nevertheless.
@@ -65,6 +66,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     categories: dict[str, Annotated[tuple[Text, ...], Meta(max_length=MAX_CATEGORIES)]] = {}
     definitions: Definitions | None = None
     objective: Text
+    outputs: Positive | None = None
     trees: Positive
     rounds: Positive
     best_iteration: Annotated[int, Meta(ge=0)] | None = None

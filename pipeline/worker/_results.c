@@ -143,8 +143,8 @@ read_column(Column *column, PyObject *given, Py_ssize_t rows)
     if (PyObject_GetBuffer(PyTuple_GET_ITEM(given, 1), &column->steps, PyBUF_SIMPLE) < 0)
         return -1;
     column->kind = CHOICES; /* from here on the buffer is to be released */
-    if (column->steps.len / (Py_ssize_t)sizeof(int64_t) < rows) {
-        PyErr_SetString(PyExc_ValueError, "fewer steps than rows");
+    if (column->steps.len / (Py_ssize_t)sizeof(int64_t) != rows) {
+        PyErr_SetString(PyExc_ValueError, "not one step a row");
         return -1;
     }
     return 0;

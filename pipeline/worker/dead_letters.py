@@ -46,7 +46,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
         sequence: In that partition's journal; -1 if a source has read it.
         key: The event's key, as text.
         key_data: The serialized key, base64.
-        stage: Where it failed: `decode`, `lookup` or `features`; or `source`.
+        stage: Where it failed: `decode`, `lookup`, `features` or `predict`; or `source`.
         error: Why.
         raw: The event's bytes, base64.
         size: Of the event, bytes; `raw` is cut to a mebibyte.

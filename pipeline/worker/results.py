@@ -62,11 +62,16 @@ class ResultEncoder:
 
         Args:
             events: Decoded events.
-            scores: Shape (n,) or (n, outputs).
+            scores: Shape (n,) or (n, outputs), finite.
             sequences: Of the events.
             epochs: Of the leases under which they will be written.
             version: That made the scores.
+
+        Raises:
+            ValueError: There are decisions, and not one score an event.
         """
+        if self._labels and scores.ndim != 1:
+            raise ValueError(f"decisions need one score an event, not scores of the shape {scores.shape}")
         steps = np.searchsorted(self._thresholds, scores, side="right") if self._labels else None
         now = time.time_ns() // 1_000_000
         included = [events.objects(field) for field in self._include]

@@ -169,6 +169,10 @@ class Scorer:
         if events:
             scores = active.model.predict(matrix, margins)
             stage_ns["predict"] += (began := clock()) - after
+            if not np.isfinite(scores).all():
+                bad = _not_finite(scores)
+                events, rows = events.without(bad), rows.without(bad, "predict", rejected)
+                scores = np.delete(scores, list(bad), axis=0)
             epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
             texts = self._encoder.encode(events, scores, rows.sequences, epochs, active.model.version)
             begin = 0
@@ -185,6 +189,16 @@ class Scorer:
         table.clear()
         for key, payload in entries:
             table.put(key, payload)
+
+
+def _not_finite(scores: np.ndarray[Any, Any]) -> dict[int, str]:
+    """The rows of which not every score is a number, each with the reason. No threshold can decide on such a score."""
+    by_row = scores.reshape(len(scores), -1)
+    where = np.flatnonzero(~np.isfinite(by_row).all(axis=1))
+    return {
+        int(row): f"the model's score is not a finite number: {next(x for x in by_row[row] if not np.isfinite(x))}"
+        for row in where
+    }
 
 
 def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejected]) -> None:

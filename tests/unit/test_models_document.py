@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -128,7 +129,10 @@ def test_numbers_as_categories_of_a_data_frame_are_refused_where_codes_would_be_
         (b'{"learner": {}}', "not a complete XGBoost model: no 'gradient_booster'"),
         (b'{"learner": 1}', "no `learner`"),
         (b'{"a": 1, "a": 2}', "a key is given twice"),
-        (b'{"a": ' + b"[" * 100_000, "nested too deep"),
+        (b'{"a": ' + b"[" * 100_000, "too many values for its size"),
+        (b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}", "nested too deep"),
+        (b'{"a": [' + b"[]," * 2_000 + b"[]]}", "too many values for its size"),
+        (b"{L\0\0\0\0\0\0\0\1a[" + b"[]" * 2_000 + b"]}", "too many values for its size"),
         (b'{"a": ' + b"9" * 5_000 + b"}", "damaged"),
         (b'{"a": "\xff"}', "damaged"),
         (b"{L", "ends in the middle"),
@@ -191,17 +195,17 @@ def test_a_model_without_trees_is_refused():
         (lambda t, _: t["left_children"].__setitem__(0, 1.5), "not a list of integers"),
         (lambda t, _: t["left_children"].append(-1), "two children and a feature a node"),
         (lambda t, _: t["split_indices"].__setitem__(0, 77), "a feature that does not exist"),
-        (lambda t, _: t["tree_param"].__setitem__("num_nodes", "0"), "it has no nodes"),
-        (lambda t, _: t["tree_param"].__setitem__("num_nodes", "x"), "invalid literal"),
+        (lambda t, _: t["tree_param"].__setitem__("num_nodes", "0"), "its num_nodes is 0, and can be 1 to"),
+        (lambda t, _: t["tree_param"].__setitem__("num_nodes", "x"), "its num_nodes is not a whole"),
         (lambda t, _: t["tree_param"].__setitem__("num_feature", "4"), "not the model's"),
         (lambda t, _: t["split_conditions"].pop(), "split_conditions has not"),
         (lambda t, _: t.pop("parents"), "no 'parents'"),
         (lambda t, _: t.__setitem__("id", 2), "its number is another"),
-        (lambda t, _: t["tree_param"].__setitem__("size_leaf_vector", "-1"), "its leaves have no size"),
-        (lambda _, d: d["learner"]["learner_model_param"].__setitem__("num_class", "2147483647"), "2147483647 outputs"),
+        (lambda t, _: t["tree_param"].__setitem__("size_leaf_vector", "-1"), "its size_leaf_vector is -1"),
+        (lambda _, d: d["learner"]["learner_model_param"].__setitem__("num_class", "2147483647"), "its num_class is"),
         (
             lambda _, d: d["learner"]["learner_model_param"].__setitem__("num_feature", "2147483647"),
-            "2147483647 columns",
+            "its num_feature is 2147483647",
         ),
         (lambda _, d: d["learner"]["feature_types"].__setitem__(0, "x"), "a feature type that"),
         (lambda _, d: d.__setitem__("version", [1, 5, 9]), "XGBoost 1.5.9, which is too old"),
@@ -219,6 +223,34 @@ def test_a_model_without_trees_is_refused():
         (lambda _, d: d["learner"]["feature_names"].pop(), "2 feature names for 3 columns"),
         (lambda _, d: d["learner"]["feature_names"].__setitem__(0, 1), "not a list of texts"),
         (lambda _, d: d["learner"]["gradient_booster"].__setitem__("name", "other"), "unknown booster"),
+        *(
+            (lambda _, d, name=name, value=value: d["learner"]["learner_model_param"].__setitem__(name, value), says)
+            for name, value, says in (
+                ("num_target", "-4", "its num_target is -4"),
+                ("num_target", "3", "3 classes and 3 targets"),
+                ("num_class", "0", "3 numbers for 1 outputs"),
+                ("num_class", " 3", "num_class is not a whole number"),
+                ("num_class", 3, "num_class is not a whole number"),
+                ("base_score", "nan", "base_score is not a number"),
+                ("base_score", "1e300", "base_score is not a float32"),
+                ("base_score", "[1,2]", "2 numbers for 3 outputs"),
+                ("boost_from_average", "7", "boost_from_average is 7"),
+            )
+        ),
+        (
+            lambda _, d: d["learner"]["objective"]["softmax_multiclass_param"].__setitem__("num_class", "99999999"),
+            "another number of classes",
+        ),
+        (
+            lambda _, d: d["learner"]["gradient_booster"]["model"]["gbtree_model_param"].__setitem__(
+                "num_parallel_tree", "0"
+            ),
+            "its num_parallel_tree is 0",
+        ),
+        (lambda t, _: t["tree_param"].__setitem__("num_deleted", "-1"), "its num_deleted is -1"),
+        (lambda t, _: t["split_type"].__setitem__(0, 2), "split_type is neither 0 nor 1"),
+        (lambda t, _: t["default_left"].__setitem__(0, 2), "default_left is neither 0 nor 1"),
+        (lambda t, _: t["split_conditions"].__setitem__(0, "x"), "not a list of numbers"),
     ],
 )
 def test_a_tree_that_prediction_could_not_follow_is_refused(booster, change, says):
@@ -236,3 +268,29 @@ def test_a_truncated_or_altered_file_is_described_or_refused(booster, data):
 
     with contextlib.suppress(ModelError):
         describe(payload)
+
+
+def test_the_sets_of_categories_may_not_take_memory_out_of_proportion(monkeypatch, booster):
+    """A code of four bytes can ask for a set of two mebibytes, in each split."""
+    monkeypatch.setattr("pipeline.models.description._SPARE_SETS", 1 << 20)
+
+    def huge(tree, _):
+        tree["categories"] = [(1 << 24) - 1 for _ in tree["categories"]]
+
+    with pytest.raises(ModelError, match="far more memory than its file"):
+        describe(damaged(booster, huge))
+
+
+def test_a_document_takes_memory_in_proportion_to_its_file():
+    worst = [
+        b'{"a":[' + b"1.5," * 200_000 + b"2]}",
+        b'{"a":[' + b'"xy",' * 160_000 + b'""]}',
+        b'{"a":[' + b'{"b":[1]} ,'.ljust(16) * 50_000 + b"{}]}",
+        b"{L" + (1).to_bytes(8, "big") + b"a[" + b"Z" * 90_000 + b"]}",
+    ]
+    for payload in worst:
+        tracemalloc.start()
+        with contextlib.suppress(ModelError):
+            read_document(payload, "x")
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(payload) + 2_000_000
+        tracemalloc.stop()

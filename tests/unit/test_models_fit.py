@@ -267,3 +267,49 @@ def test_a_margin_belongs_to_the_definitions():
     given = Job.model_validate({**job().to_json(), "margin": "amount / 100"})
 
     assert "the margin: trained with none, the job has `amount / 100`" in refused(given, version)
+
+
+def several(objective, **parameters):
+    given = job()
+    matrix = offline_matrix(given, HISTORY, SHOPS)
+    labels = np.arange(len(LABELS)) % 3
+    if objective == "reg:squarederror":
+        labels = np.stack([labels, labels + 1], axis=1)
+    data = xgb.DMatrix(matrix.values, labels, feature_names=list(matrix.names))
+    booster = xgb.train({"objective": objective, "nthread": 1, **parameters}, data, 3)
+    matrix.attach(booster)
+    return booster
+
+
+@pytest.mark.parametrize(
+    ("objective", "parameters", "outputs"),
+    [
+        ("multi:softprob", {"num_class": 3}, 3),
+        ("multi:softmax", {"num_class": 3}, 1),
+        ("reg:squarederror", {}, 2),
+        ("reg:quantileerror", {"quantile_alpha": [0.1, 0.5, 0.9]}, 3),
+    ],
+)
+def test_decisions_are_refused_for_a_model_with_several_outputs(objective, parameters, outputs):
+    booster = several(objective, **parameters)
+    deciding = Job.model_validate(
+        {**job().to_json(), "decisions": [{"decision": "a", "at_least": 0.5}, {"decision": "b"}]}
+    )
+    version = version_of(booster)
+
+    assert version.outputs == outputs
+    check_fit(job(), version)
+    if outputs == 1:
+        check_fit(deciding, version)
+        return
+    with pytest.raises(ModelMismatchError, match=f"the model gives {outputs} scores an event") as caught:
+        candidate(booster, jobs={"late": deciding})
+    assert "multi:softmax" in caught.value.hint
+    assert f"gives {outputs} scores" in refused(deciding, version, allow_changed=True)
+
+
+def test_a_margin_is_refused_for_a_model_that_begins_with_one_for_each_class():
+    given = Job.model_validate({**job().to_json(), "margin": "amount / 100"})
+    for objective in ("multi:softmax", "multi:softprob"):
+        version = version_of(several(objective, num_class=3))
+        assert "`margin` is one number" in refused(given, version, allow_changed=True)

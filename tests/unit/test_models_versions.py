@@ -35,9 +35,9 @@ def test_a_model_scores_the_same_whichever_version_saved_it(path):
     if kind == "dart" and version_of(saved_by) > version_of(xgboost.__version__):
         # XGBoost 3.2 and 3.3 pass over the weights where newer versions write them.
         with pytest.raises(ModelError, match=f"Run XGBoost {saved_by} or newer here"):
-            Candidate.check(path, "m", metrics=None, categories={}, expected=None)
+            Candidate.check(path, "m", metrics=None, categories={})
         return
-    candidate = Candidate.check(path, "m", metrics=None, categories={}, expected=None)
+    candidate = Candidate.check(path, "m", metrics=None, categories={})
     model = LoadedModel.load(candidate.version, candidate.payload)
     assert model.predict(rows).tobytes() == np.array(expected["scores"], np.float32).tobytes()
 
@@ -45,4 +45,4 @@ def test_a_model_scores_the_same_whichever_version_saved_it(path):
 def test_an_xgboost_that_misreads_newer_models_is_refused(monkeypatch):
     monkeypatch.setattr(xgboost, "__version__", "3.1.3")
     with pytest.raises(ModelError, match="misreads the base score"):
-        Candidate.check(FILES[0], "m", metrics=None, categories={}, expected=None)
+        Candidate.check(FILES[0], "m", metrics=None, categories={})
