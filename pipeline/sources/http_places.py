@@ -147,9 +147,9 @@ class Places:
         self._saying = None
         if self._refused or self._closed:
             _log.warning(
-                "There are too many connections: %d were refused%s, and %d that were silent closed for others",
+                "Too many connections: %d refused%s, %d silent or slow ones closed for others",
                 self._refused,
-                f", one of {host}" if host else "",
+                f" (one of {host})" if host else "",
                 self._closed,
                 extra={"action": "crowded", "refused": self._refused, "closed": self._closed},
             )
