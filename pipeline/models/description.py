@@ -22,6 +22,9 @@ _LEAF = -1
 _MAX_CATEGORY = 1 << 24
 """Above it, float32 cannot tell category codes apart."""
 
+_WHOLE_TEXTS = (3, 4, 0)
+"""XGBoost before it counts characters where it cuts bytes: beyond ASCII its texts are not what training had."""
+
 MAX_FEATURES = 100_000
 
 _HIGHEST = 2**31 - 1
@@ -171,7 +174,8 @@ def _describe(document: dict[str, Any], size: int, source: str) -> Description:
     attributes = learner.get("attributes", {})
     _texts(list(attributes.values()), "attributes")
     best = attributes.get("best_iteration")
-    categories, unreadable = _recorded_categories(model.get("cats"), features, count)
+    whole = tuple(map(int, saved_by.split("."))) >= _WHOLE_TEXTS
+    categories, unreadable = _recorded_categories(model.get("cats"), features, count, whole=whole)
     return Description(
         features=features,
         feature_types=types,
@@ -326,11 +330,11 @@ def _check_categories(
 
 
 def _recorded_categories(
-    cats: Any, features: tuple[str, ...], count: int
+    cats: Any, features: tuple[str, ...], count: int, *, whole: bool
 ) -> tuple[dict[str, tuple[str, ...]], tuple[int, ...]]:
     """What XGBoost 3.1 and later record of a DataFrame's categories: the texts, in the order of their codes.
 
-    And the columns of which it recorded them wrongly.
+    And the columns of which it recorded them wrongly; `whole` says that it does not.
     """
     if cats is None:  # before XGBoost 3.1
         return {}, ()
@@ -368,12 +372,15 @@ def _recorded_categories(
             continue
         fits = offsets[0] == 0 and offsets[-1] == len(raw) and bool((np.diff(offsets) >= 0).all())
         _expect(bool(fits), "its recorded categories lie outside of their text")
-        # XGBoost 3.2 counts characters where it cuts bytes: beyond ASCII the texts are not what training had.
-        if not raw.isascii():
+        bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        try:
+            texts = tuple(raw[start:end].decode() for start, end in bounds)
+        except UnicodeDecodeError:
+            texts = ()
+        if not texts or not (whole or raw.isascii()):
             lost.append(column)
         elif features:
-            bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-            found[features[column]] = tuple(raw[start:end].decode() for start, end in bounds)
+            found[features[column]] = texts
     return found, tuple(lost)
 
 
