@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Mapping, Sequence
 
 _PIPE_WIDTH = 10_000
 _CELL = 60
@@ -34,8 +35,24 @@ _CONTROL = re.compile(f"[{_CONTROLS}]")
 _NOT_LAYOUT = re.compile(rf"(?![\n\t])[{_CONTROLS}]")
 
 
+def _environment(stream: TextIO | None) -> Mapping[str, str]:
+    """Without a width or height that the terminal does not have: lines that wrap push a screen out of sight."""
+    try:
+        size = os.get_terminal_size(stream.fileno()) if stream is not None else None
+    except (OSError, ValueError):  # no terminal
+        size = None
+    if size is None or not size.columns:
+        return os.environ
+    most = {"COLUMNS": size.columns, "LINES": size.lines}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in most or (value.isdecimal() and int(value) <= most[name])
+    }
+
+
 def _console(*, stderr: bool = False) -> Console:
-    made = Console(stderr=stderr, emoji=False)
+    made = Console(stderr=stderr, emoji=False, _environ=_environment(sys.stderr if stderr else sys.stdout))
     if not made.is_terminal:
         # Whoever reads a pipe wants one line a row, wherever the terminal around it ends.
         made.size = ConsoleDimensions(_PIPE_WIDTH, 25)

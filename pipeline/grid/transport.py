@@ -268,6 +268,7 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
     """
     client = HazelcastClient(config)
     _refuse_pickle(client)
+    _leave_out_java_stacks(client)
     reactor = _Reactor()
     client._connection_manager._reactor = reactor  # noqa: SLF001
     starting = asyncio.ensure_future(client._start())  # noqa: SLF001
@@ -295,6 +296,24 @@ def _refuse_pickle(client: HazelcastClient) -> None:
 
     serializer = client._serialization_service._python_serializer  # noqa: SLF001
     serializer.read, serializer.write = read, write
+
+
+def _leave_out_java_stacks(client: HazelcastClient) -> None:
+    """Cut what members say went wrong to what it is: where in their code is nothing for logs and records."""
+    service = client._invocation_service  # noqa: SLF001
+    notify = service._notify_error  # noqa: SLF001
+
+    def cut(error: BaseException | None) -> None:
+        if isinstance(error, HazelcastError) and len(error.args) == 2 and isinstance(error.args[0], str):
+            message, cause = error.args
+            error.args = (message.split("\n", 1)[0].rstrip(), cause)
+            cut(cause)
+
+    def notify_cut(invocation: Any, error: BaseException) -> None:
+        cut(error)
+        notify(invocation, error)
+
+    service._notify_error = notify_cut  # noqa: SLF001
 
 
 def on_connection_opened(client: HazelcastClient, callback: Callable[[object], None]) -> None:

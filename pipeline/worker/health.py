@@ -263,8 +263,11 @@ def _inputs(now: JobStatus) -> list[Finding]:
             text = f"The copy of the lookup `{name}` was last known to be right {age / 60:,.0f} minutes ago."
             found.append(_problem("lookup_old", text, "The worker's log says why it cannot be loaded anew."))
         if bad:
-            text = f"{count_text(bad, 'entry', 'entries')} of the lookup `{name}` cannot be read, and count as missing"
-            found.append(_note("lookup_bad", f"{text}: {error}" if error else f"{text}.", "Put them again, corrected."))
+            good = copy.get("entries", 0) - bad
+            which = count_text(bad, "entry", "entries") if good > 0 else f"All {bad:,} entries"
+            text = f"{which} of the lookup `{name}` cannot be read, and count as missing"
+            say = _note if good > 0 else _problem
+            found.append(say("lookup_bad", f"{text}: {error}" if error else f"{text}.", "Put them again, corrected."))
     return found
 
 

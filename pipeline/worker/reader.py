@@ -43,6 +43,7 @@ READ_AHEAD_BYTES = 32 * 1024 * 1024
 
 _RETRY_SECONDS = 0.5
 _TELL_SECONDS = 1.0
+_TOGETHER_SECONDS = 0.5
 _LOOK_SECONDS = 10.0
 
 
@@ -120,6 +121,7 @@ class JournalReader:
         self._inbox_events = self._inbox_bytes = 0
         self._event_bytes = float(FIRST_EVENT_BYTES)
         self._failed_reads = 0
+        self._begun_again: list[tuple[int, int, int]] = []  # partition, oldest sequence, position; not told yet
         self._told_at = float("-inf")
         self._noted: dict[int, set[bytes]] = {}
         self._closed = False
@@ -209,6 +211,7 @@ class JournalReader:
         self._inbox_events = self._inbox_bytes = 0
         for timer in self._timers:
             timer.cancel()
+        self._tell_begun_again()
         for task in self._tasks:
             task.cancel()
 
@@ -424,16 +427,28 @@ class JournalReader:
         if cursor is not None and cursor.seen:
             self._remembered[partition] = list(cursor.seen)  # whoever is told can find out how much it has lost
         else:
-            _log.error(
-                "`%s` partition %d: its journal begins again at %d, %d had been read; the map has lost writes",
-                self._journal.map_name,
-                partition,
-                oldest,
-                position - 1,
-                extra={"action": "regression", "partition": partition},
-            )
+            self._begun_again.append((partition, oldest, position))
+            if len(self._begun_again) == 1:
+                # A map that was destroyed begins again in each partition: that is one thing to say, not 271.
+                self._timers.add(asyncio.get_running_loop().call_later(_TOGETHER_SECONDS, self._tell_begun_again))
         self.stop(partition)
         self._regressed(partition, oldest)
+
+    def _tell_begun_again(self) -> None:
+        if not self._begun_again:
+            return
+        (partition, oldest, position), others = self._begun_again[0], len(self._begun_again) - 1
+        self._begun_again = []
+        _log.error(
+            "`%s` partition %d: its journal begins again at %d, %d had been read%s; the map has lost writes, or was "
+            "destroyed",
+            self._journal.map_name,
+            partition,
+            oldest,
+            position - 1,
+            f" (and {others} more partitions)" if others else "",
+            extra={"action": "regression", "partition": partition, "others": others},
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -190,7 +190,10 @@ def test_loss_that_nobody_makes_good_stays_until_it_is_acknowledged():
 
 
 def test_models_that_are_refused_and_lookups_that_are_old():
-    lookups = {"plane": {"age": 700.0, "bad": 0}, "airport": {"age": 3.0, "bad": 2, "error": "the entry of 'X': no"}}
+    lookups = {
+        "plane": {"age": 700.0, "bad": 0},
+        "airport": {"age": 3.0, "entries": 5, "bad": 2, "error": "the entry of 'X': no"},
+    }
     found = examine([Look(0.0, status(model_errors=["version 2: other features"], lookups=lookups))])
     assert [each.code for each in found] == ["model", "lookup_old", "lookup_bad"]
     assert "v1 goes on: version 2: other features" in found[0].text
@@ -229,3 +232,10 @@ def test_what_events_lack_is_of_all_workers():
         "unseen_categories": {"c": 0.01},
         "missing_values": {},
     }
+
+
+def test_a_lookup_that_is_all_garbage_is_a_problem():
+    lookups = {"plane": {"age": 3.0, "entries": 2, "bad": 2, "error": "the entry of 'X': not JSON"}}
+    (found,) = examine([Look(0.0, status(lookups=lookups))])
+    assert (found.level, found.code) == (Level.PROBLEM, "lookup_bad")
+    assert found.text.startswith("All 2 entries of the lookup `plane` cannot be read")

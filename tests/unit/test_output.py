@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,21 @@ def test_errors_neither_fold_in_a_pipe_nor_reach_the_terminal(tmp_path):
     done = gridscore("job", "check", str(tmp_path / "no\x1b[31m [/bold] file with a name of more than forty letters"))
     assert done.returncode == 2
     assert r"no\x1b[31m [/bold] file with a name of more than forty letters" in done.stderr.splitlines()[0]
+
+
+@pytest.mark.parametrize(("columns", "width"), [("200", 80), ("60", 60)])
+def test_no_line_is_longer_than_the_terminal_is_wide(columns, width):
+    controller, terminal = pty.openpty()
+    try:
+        termios.tcsetwinsize(terminal, (24, 80))
+        subprocess.run(
+            [sys.executable, "-c", "from pipeline.cli.output import console; print(console.width, console.height)"],
+            env={**os.environ, "COLUMNS": columns, "LINES": "500", "TERM": "xterm"},
+            stdout=terminal,
+            check=True,
+            timeout=60,
+        )
+        assert os.read(controller, 100).split() == [str(width).encode(), b"24"]
+    finally:
+        os.close(terminal)
+        os.close(controller)
