@@ -217,11 +217,12 @@ class Outcomes:
         Raises:
             HazelcastError: The cluster did not answer.
         """
-        letter = letter_id(partition_of(key, self._grid.partition_count), sequence, key, text)
+        letter = letter_id(partition_of(key, self._grid.partition_count), key, text)
         for record in await self.jobs():
             if record.job.events == events:
                 found = await self._letter(record.name, letter)
-                if found is not None:
+                # One with a smaller sequence is of the same bytes, put before: what becomes of these is not known yet.
+                if found is not None and found.sequence >= sequence:
                     return _rejected(found, letter)
         return None
 

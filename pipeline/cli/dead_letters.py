@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected, valid
 from pipeline.cli.output import console, errors, print_json, print_table, run, visible
 
 if TYPE_CHECKING:
+    from pipeline.grid import Grid
+    from pipeline.job import JobRecord
     from pipeline.worker.dead_letters import DeadLetter
+    from pipeline.worker.removal import Choice, Removed
     from pipeline.worker.replay import Replayed
+    from pipeline.worker.superseded import By
 
 app = typer.Typer(help="Events that could not be scored, each with its error and its bytes.", no_args_is_help=True)
 
 JobName = Annotated[str, typer.Argument(help="Name of the job, source or sink.", show_default=False)]
+WithEvents = Annotated[bool, typer.Option("--with-events", help="Remove the events themselves, too; of a job.")]
+
+
+async def _check(grid: Grid, name: str) -> JobRecord | None:
+    """The job of that name, if it is one; None for a source or a sink.
+
+    Raises:
+        JobError: There is none of that name: a misspelt one is an error, not an empty list.
+    """
+    from pipeline.job import Jobs
+    from pipeline.sinks.records import find_sink
+    from pipeline.sources.status import is_known
+
+    record = await Jobs(grid).find(name)
+    if record is None and await find_sink(grid, name) is None and not await is_known(grid, name):
+        await Jobs(grid).get(name)
+    return record
 
 
 @app.command("list")
@@ -25,6 +47,9 @@ def list_(
     job: JobName,
     *,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Show at most so many, latest first.")] = 20,
+    before: Annotated[
+        str | None, typer.Option("--before", metavar="ID", help="Go on behind this one, the last of another list.")
+    ] = None,
     members: Members = None,
     cluster_name: ClusterName = None,
     settings: SettingsFile = None,
@@ -34,26 +59,35 @@ def list_(
 
     Example: [bold]gridscore dead-letters list flights[/]
     """
-    from pipeline.job import Jobs
-    from pipeline.sinks.records import find_sink
-    from pipeline.sources.status import is_known
-    from pipeline.worker.dead_letters import list_letters
+    from pipeline.worker.dead_letters import get_letter, list_letters
+    from pipeline.worker.superseded import superseded
 
-    async def main() -> tuple[int, list[DeadLetter]]:
+    async def main() -> tuple[int, list[DeadLetter], dict[str, By]]:
         async with connected(members, cluster_name, settings) as grid:
-            total, letters = await list_letters(grid, job, limit)
-            if not letters and not await is_known(grid, job) and await find_sink(grid, job) is None:
-                await Jobs(grid).get(job)  # a misspelt name is an error, not an empty list
-            return total, letters
+            record = await _check(grid, job)
+            last = await get_letter(grid, job, before) if before else None
+            total, letters = await list_letters(grid, job, limit, last)
+            return total, letters, await superseded(grid, record.job, letters) if record else {}
 
-    total, letters = run(main())
+    total, letters, over = run(main())
     if as_json:
-        print_json([_plain(dead) for dead in letters])
+        print_json([_plain(dead, over.get(dead.id)) for dead in letters])
         return
-    rows = [(dead.id, dead.key, dead.stage, dead.at, dead.error) for dead in letters]
-    print_table(("ID", "KEY", "STAGE", "AT", "ERROR"), rows, empty=f"{job} has no dead letters.")
-    if total > len(letters):
-        console.print(f"… and {total - len(letters):,} more (--limit).", style="dim")
+    rows = [
+        (
+            dead.id,
+            dead.key,
+            dead.stage,
+            dead.at,
+            f"({over[dead.id].value}) {dead.error}" if dead.id in over else dead.error,
+        )
+        for dead in letters
+    ]
+    empty = f"{job} has no dead letters{f' before {before}' if before else ''}."
+    print_table(("ID", "KEY", "STAGE", "AT", "ERROR"), rows, empty=empty)
+    if len(letters) == limit and total > limit:
+        text = f"{total:,} in all. Go on: --before {letters[-1].id}; or show more: --limit."
+        console.print(text, style="dim", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -68,7 +102,7 @@ def show(
 ) -> None:
     """Show one dead letter: error, origin and the event's bytes.
 
-    Example: [bold]gridscore dead-letters show flights 17-4-9af3c001[/]
+    Example: [bold]gridscore dead-letters show flights 17-9af3c0015b2e77d0[/]
     """
     from pipeline.worker.dead_letters import get_letter
 
@@ -110,8 +144,9 @@ def replay(
     Those of a sink are results: they are put back into the result map, so that it delivers them again. Other sinks and
     the listeners of that map get them once more, too.
 
-    A dead letter is removed when the cluster has confirmed its event. One that fails again makes a new dead letter.
-    Refused, and left as they are: dead letters that hold only a part of a large event, and those whose key has a newer
+    Those of one key come back one after the other, the oldest first. A dead letter is removed when the cluster has
+    confirmed its event; that of an event that fails again is written anew. Refused, and left as they are: dead letters
+    that hold only a part of a large event, those that somebody else puts back just now, and those whose key has a newer
     event meanwhile, unless --force is given. The exit code is 1 if any was refused.
 
     Example: [bold]gridscore dead-letters replay flights --all[/]
@@ -152,5 +187,125 @@ def replay(
         raise typer.Exit(1)
 
 
-def _plain(dead: DeadLetter) -> dict[str, Any]:
-    return {"id": dead.id, **msgspec.structs.asdict(dead), "text": dead.raw_bytes.decode(errors="backslashreplace")}
+@app.command()
+def purge(
+    job: JobName,
+    *,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="TIME", help="Those written longer ago, as 7d.")
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Those whose error has this text.")] = "",
+    over: Annotated[
+        bool, typer.Option("--superseded", help="Those whose event, or a newer one of its key, is scored.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    with_events: WithEvents = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Remove dead letters for good: all, or those for which all conditions hold. A source or sink that pauses goes on.
+
+    The events of a job stay in its event map: a later audit finds that they have no result, and has them scored again.
+    --with-events removes them, too, where the map still has the very ones.
+
+    Example: [bold]gridscore dead-letters purge flights --older-than 7d[/]
+    """
+    from pipeline.errors import UsageError
+    from pipeline.job.types import Duration, seconds_of
+    from pipeline.worker.removal import Choice
+
+    if everything == bool(older_than or reason or over):
+        raise UsageError(
+            "Say which dead letters: --all, or some of --older-than, --reason and --superseded.",
+            f"`gridscore dead-letters list {job}`",
+        )
+    seconds = seconds_of(valid(Duration, "--older-than", older_than)) if older_than else None
+    choice = Choice(seconds, reason, over)
+    connection = (members, cluster_name, settings)
+    if not dry_run and not yes:
+        found = run(_remove(job, choice, connection, with_events=with_events, dry_run=True))
+        if found.letters and not _is_sure(job, found, with_events=with_events):
+            raise typer.Exit(1)
+    _say(job, run(_remove(job, choice, connection, with_events=with_events, dry_run=dry_run)), dry_run, as_json)
+
+
+@app.command()
+def discard(
+    job: JobName,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Dead letters, as `list` shows them.")],
+    *,
+    with_events: WithEvents = False,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Remove single dead letters for good. The exit code is 1 if one is not there.
+
+    The events of a job stay in its event map, as with `purge`.
+
+    Example: [bold]gridscore dead-letters discard flights 17-9af3c0015b2e77d0[/]
+    """
+    from pipeline.worker.removal import Choice
+
+    choice = Choice(ids=frozenset(ids))
+    found = run(_remove(job, choice, (members, cluster_name, settings), with_events=with_events))
+    _say(job, found, False, as_json)
+    if found.letters < len(choice.ids):
+        raise typer.Exit(1)
+
+
+async def _remove(
+    name: str, choice: Choice, connection: tuple[Any, Any, Any], *, with_events: bool, dry_run: bool = False
+) -> Removed:
+    from pipeline.errors import UsageError
+    from pipeline.grid import transport
+    from pipeline.worker.dead_letters import map_of
+    from pipeline.worker.removal import Removed, remove
+    from pipeline.worker.status import acknowledge, job_status
+
+    async with connected(*connection) as grid:
+        record = await _check(grid, name)
+        if record is None and (with_events or choice.superseded):
+            option = "--with-events" if with_events else "--superseded"
+            raise UsageError(f"{option} is for dead letters of a job, and `{name}` is none.", "Leave it out.")
+        total = len(choice.ids) or await transport.map_size(grid.client, map_of(name))
+        columns = (TextColumn("Looking through"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        done = Removed()
+        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+            task = bar.add_task("", total=total)
+            job = record.job if record else None
+            async for done in remove(grid, name, choice, job=job, with_events=with_events, dry_run=dry_run):
+                bar.update(task, completed=done.looked)
+        if record is not None and choice.is_all and not dry_run:
+            await acknowledge(grid, await job_status(grid, record), ["unkept"])
+        return done
+
+
+def _is_sure(job: str, found: Removed, *, with_events: bool) -> bool:
+    """Ask, if there is somebody to ask."""
+    from pipeline.errors import UsageError
+
+    if not sys.stdin.isatty():
+        raise UsageError(f"{found.letters:,} dead letters would be removed, and nobody is there to ask.", "Say --yes.")
+    events = ", and their events" if with_events else ""
+    return typer.confirm(f"Remove {found.letters:,} dead letters of {job}{events}?", err=True)
+
+
+def _say(job: str, found: Removed, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"removed": found.letters, "events_removed": found.events, "dry_run": dry_run})
+        return
+    what = "would be removed" if dry_run else "removed"
+    events = f", and {found.events:,} of their events" if found.events else ""
+    text = f"{visible(job)}: {found.letters:,} dead letters {what}{events}."
+    console.print(text, markup=False, highlight=False)
+
+
+def _plain(dead: DeadLetter, over: By | None = None) -> dict[str, Any]:
+    text = dead.raw_bytes.decode(errors="backslashreplace")
+    return {"id": dead.id, **msgspec.structs.asdict(dead), "text": text, "superseded": over.value if over else ""}

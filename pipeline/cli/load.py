@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected, valid
 from pipeline.cli.output import console, errors, print_json, run, visible
 from pipeline.errors import UsageError
 
@@ -290,22 +290,13 @@ def _lookup_target(job: Job, name: str) -> _Target:
 def _checked(name: str) -> str:
     from pipeline.job.types import MapName
 
-    return _valid(MapName, "--to", name)
+    return valid(MapName, "--to", name)
 
 
 def _seconds(text: str) -> float:
     from pipeline.job.types import Duration, seconds_of
 
-    return seconds_of(_valid(Duration, "--max-wait", text))
-
-
-def _valid(kind: Any, option: str, text: str) -> str:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return str(TypeAdapter(kind).validate_python(text))
-    except ValidationError as error:
-        raise UsageError(f"{option}: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+    return seconds_of(valid(Duration, "--max-wait", text))
 
 
 def _kinds(texts: list[str] | None) -> dict[str, CellKind]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.output import errors, safe
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -91,3 +91,17 @@ async def connected(members: list[str] | None, cluster_name: str | None, file: P
 
     async with await connect(grid_settings(members, cluster_name, file)) as grid:
         yield grid
+
+
+def valid(kind: Any, option: str, text: str) -> str:
+    """The text of an option, if it is one of a kind.
+
+    Raises:
+        UsageError: It is not.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return str(TypeAdapter(kind).validate_python(text))
+    except ValidationError as error:
+        raise UsageError(f"{option}: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None

@@ -102,7 +102,7 @@ def list_(
         return
     columns = ("NAME", "KIND", "MAP", "HOST", "PID", "STATE", "EVENTS", "EVENTS/S", "POISON", "WAITED s", "LAST ERROR")
     rows = [
-        (s.name, s.kind, s.map, s.host, str(s.pid), s.state, s.events, s.rate, s.poison, s.waited, s.error)
+        (s.name, s.kind, s.map, s.host, str(s.pid), s.state, s.events, s.rate, s.poison, s.waited, _trouble(s))
         for s in found
     ] + [(s.name, "kafka", s.map, "(on the grid)", "", s.state, *[""] * 4, s.error) for s in placed]
     print_table(columns, rows, empty="No source is running.")
@@ -147,6 +147,10 @@ def forget(
     count, failed = run(main())
     and_error = " and its last error" if failed else ""
     console.print(f"{visible(name)}: {count:,} positions{and_error} forgotten.", markup=False, highlight=False)
+
+
+def _trouble(source: SourceRecord) -> str:
+    return source.waiting if source.state == "paused" else source.error
 
 
 def _run(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]) -> None:

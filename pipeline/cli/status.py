@@ -86,7 +86,8 @@ def status(
     else:
         if acknowledged:
             lost, regressions = acknowledged["lost"], acknowledged["regressions"]
-            console.print(f"Acknowledged: {lost:,} lost, {regressions:,} regressions.", highlight=False)
+            unkept = f", {acknowledged['unkept']:,} without a dead letter" if acknowledged["unkept"] else ""
+            console.print(f"Acknowledged: {lost:,} lost, {regressions:,} regressions{unkept}.", highlight=False)
         for source in flow.sources:
             _show("source", source.name, source.state, _source_lines(source), findings.sources[source.name])
         for each in flow.overview.jobs:

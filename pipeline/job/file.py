@@ -15,6 +15,8 @@ from pipeline.job.plugs import sections
 from pipeline.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
 from pipeline.job.problems import dotted, error_of, located, within
 from pipeline.job.types import (
+    DEAD_LETTER_BYTES,
+    DEAD_LETTERS,
     KINDS,
     Duration,
     FeatureName,
@@ -22,6 +24,8 @@ from pipeline.job.types import (
     JobName,
     LookupField,
     MapName,
+    MaxDeadLetterBytes,
+    MaxDeadLetters,
     Name,
     Strict,
     seconds_of,
@@ -202,6 +206,12 @@ class Job(Strict):
     audit: Literal["off"] | Duration = Field(
         default="1h", description="How often the cluster is asked for events that have no result, as `1h`; or `off`."
     )
+    max_dead_letters: MaxDeadLetters = Field(
+        default=DEAD_LETTERS,
+        description="Dead letters that are kept; further events that cannot be scored are counted, and stay in the "
+        "event map.",
+    )
+    max_dead_letter_bytes: MaxDeadLetterBytes = Field(default=DEAD_LETTER_BYTES, description="The same in bytes.")
     peak_rate: float | None = Field(
         default=None,
         gt=0,

@@ -114,6 +114,14 @@ Duration = Annotated[str, BeforeValidator(_duration)]
 """A time span: a whole number and `s`, `m`, `h` or `d`; see :func:`seconds_of`."""
 
 
+MaxDeadLetters = Annotated[int, Field(ge=1, le=10_000_000)]
+"""How many dead letters there may be."""
+MaxDeadLetterBytes = Annotated[int, Field(ge=1 << 21, le=1 << 40)]
+"""How many bytes of them: at least the largest one, which keeps a mebibyte of its event."""
+DEAD_LETTERS, DEAD_LETTER_BYTES = 10_000, 64 << 20
+"""Defaults of these."""
+
+
 class Strict(BaseModel):
     """A part of the job file: frozen, and an unknown key is an error."""
 

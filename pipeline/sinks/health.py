@@ -86,6 +86,9 @@ def _stopped(now: SinkStatus) -> list[Finding]:
 def _keeps_up(looks: Sequence[SinkLook], late_seconds: float) -> list[Finding]:
     first, last = looks[0], looks[-1]
     now, found = last.status, []
+    if all(look.status.state == "paused" for look in looks):
+        advice = f"Mend the cause; `gridscore dead-letters replay {now.record.name} --all`, or `purge`, makes room."
+        found.append(Finding(Level.PROBLEM, "paused", f"It delivers nothing. {now.error}", advice))
     if all(look.status.state == "waiting" for look in looks):
         advice = "It tries again by itself; results wait in the journal until then."
         found.append(Finding(Level.PROBLEM, "away", f"It waits for its destination: {now.error}", advice))

@@ -8,6 +8,7 @@ Which partitions it has is its group's affair, as in scoring. The way of a deliv
    renewed meanwhile. Between two attempts nothing is under way, and a partition can be given back. A destination that
    is too slow to take it all while the leases stand gets it in smaller parts.
 4. *Set aside* what is refused: to the dead letters of the sink.
+   When there are as many as there may be, nothing more is delivered until somebody has dealt with some.
 5. Only then the offsets may be *committed*; the group does this once a second.
 """
 
@@ -23,7 +24,6 @@ from hazelcast.errors import HazelcastError
 
 from pipeline.errors import ClusterReplacedError, ConnectionFailedError, GridError, GridscoreError, first_of
 from pipeline.grid import transport
-from pipeline.grid.writer import MapWriter
 from pipeline.job.plugs.environment import Hidden, from_environment
 from pipeline.sinks.base import Delivery, SinkInterruptedError
 from pipeline.sinks.collector import Collector, cut
@@ -39,11 +39,11 @@ from pipeline.sinks.records import (
 )
 from pipeline.sinks.registry import KINDS
 from pipeline.sinks.rescan import DeliverAgain
-from pipeline.sinks.stats import DELIVERING, WAITING, SinkStats
-from pipeline.worker import dead_letters
-from pipeline.worker.dead_letters import Rejected
+from pipeline.sinks.stats import DELIVERING, PAUSED, WAITING, SinkStats
+from pipeline.worker.dead_letters import Rejected, letter
 from pipeline.worker.group import Group
 from pipeline.worker.leases import LEASE_SECONDS
+from pipeline.worker.letter_writer import LOOK_SECONDS, LetterWriter, Limits
 from pipeline.worker.members import Members, Membership, new_identity
 from pipeline.worker.offsets import Write
 from pipeline.worker.rescan import Rescanner
@@ -120,7 +120,8 @@ class SinkRunner:
         self._again = DeliverAgain(grid, settings.results, self.group, self.stats)
         self._rescanner = Rescanner(grid, self.group, subscription.group, self.stats, self._again.rescan)
         self._collector = Collector(grid, settings.only, self.group.reader.is_current)
-        self._dead = MapWriter(grid, dead_letters.map_of(name))
+        limits = Limits(settings.max_dead_letters, settings.max_dead_letter_bytes)
+        self._letters = LetterWriter(grid, name, limits, share=lambda: len(self.group.held) / grid.partition_count)
         self._pace = _Pace(lease_seconds)
         self._pauses = _Pauses(name, self.stats, self._hidden)  # of deliveries
         self._sink: Sink | None = None
@@ -251,11 +252,36 @@ class SinkRunner:
     async def _deliver_for_ever(self) -> None:
         sink = self._sink
         assert sink is not None  # noqa: S101 -- it was opened before
+        with contextlib.suppress(HazelcastError):
+            await self._letters.look()  # there may be too many from before
         while True:
+            if self._letters.full:
+                await self._until_there_is_room()
             await self._collect(sink.max_results, getattr(sink, "linger", 0.0))
             await self._deliver(self._collector.take(sink.max_results))
             # Let the event loop read on and renew the leases, however quick the destination is.
             await asyncio.sleep(0)
+
+    async def _until_there_is_room(self) -> None:
+        """Wait until somebody has dealt with dead letters: what is refused next would have no place."""
+        stats, letters = self.stats, self._letters
+        text = f"Paused: {letters.full}."
+        _log.error(
+            "%s: %s Mend the cause; it goes on when some are put back or removed: gridscore dead-letters purge %s",
+            self.name,
+            text,
+            self.name,
+            extra={"action": "paused"},
+        )
+        while letters.full:
+            stats.state, stats.error = PAUSED, text
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await letters.look()
+            except HazelcastError as error:
+                _log.debug("%s: the dead letters could not be counted: %s", self.name, error)
+        stats.state, stats.error = DELIVERING, ""
+        _log.warning("%s: there is room for dead letters, delivering again", self.name, extra={"action": "healed"})
 
     async def _collect(self, most: int, linger: float) -> None:
         """Return when there is something to deliver: as much as is wanted, or what has come while it was waited for."""
@@ -373,7 +399,7 @@ class SinkRunner:
             self.stats.deliveries += 1
             rejected += [self._letter_of(each, parts) for each in refused]
         if rejected:
-            await self._set_aside(rejected)
+            await self._set_aside(rejected, self._until(parts))
 
     def _letter_of(self, refused: Refused, parts: Mapping[int, Part]) -> Rejected:
         """What is refused, with the serialized key that the dead letters keep."""
@@ -381,18 +407,13 @@ class SinkRunner:
         key, error = part.keys[part.results.index(result)], self._hidden.hide(refused.error)
         return Rejected(result.partition, result.sequence, key, result.text, "deliver", error)
 
-    async def _set_aside(self, rejected: Sequence[Rejected]) -> None:
-        await self._dead.put(dead_letters.letter(self._grid, self.name, self.map, each) for each in rejected)
-        self.stats.dead += len(rejected)
-        for each in rejected[:3]:
-            _log.warning(
-                "%s: a result of partition %d, sequence %d went to the dead letters: %s",
-                self.name,
-                each.partition,
-                each.sequence,
-                each.error,
-                extra={"action": "dead_letter"},
-            )
+    async def _set_aside(self, rejected: Sequence[Rejected], until: float) -> None:
+        letters = [letter(self._grid, self.name, self.map, each) for each in rejected]
+        # All of them, however many there are: they were refused already. What would come next waits instead.
+        new, _ = await self._letters.put(letters, until=until, within=False)
+        self.stats.dead += new
+        where = f"partition {rejected[0].partition}, sequence {rejected[0].sequence}"
+        self._letters.say(new, where, rejected[0].error)
 
     # ------------------------------------------------------------------ what the sink is told
 

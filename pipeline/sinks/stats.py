@@ -7,8 +7,9 @@ from typing import Any
 
 from pipeline.worker.stats import GroupStats
 
-STARTING, DELIVERING, WAITING = "starting", "delivering", "waiting"
-"""States of a process: it opens its destination, delivers, or waits until its destination can be reached again."""
+STARTING, DELIVERING, WAITING, PAUSED = "starting", "delivering", "waiting", "paused"
+"""States of a process: it opens its destination, delivers, waits until its destination can be reached again, or pauses
+because there is no room for dead letters."""
 
 
 @dataclass(slots=True)
@@ -16,8 +17,8 @@ class SinkStats(GroupStats):
     """Counters of one process of a sink, since it began.
 
     Attributes:
-        state: `starting`, `delivering` or `waiting`.
-        error: Why it waits; empty if it does not.
+        state: `starting`, `delivering`, `waiting` or `paused`.
+        error: Why it waits or pauses; empty if it does not.
         deliveries: Made.
         filtered: Results that were not to be delivered.
         interruptions: Times that a destination could not be reached.

@@ -34,7 +34,7 @@ class SinkProcess(msgspec.Struct, frozen=True):
         id: Of the process.
         seen_at: Milliseconds of its clock, when it was written.
         sink: Name of the sink.
-        state: `starting`, `delivering` or `waiting` (for its destination).
+        state: `starting`, `delivering`, `waiting` (for its destination) or `paused` (no room for dead letters).
         error: Why it waits.
         delivered: Results since it began.
         rate: Results per second, of the last few seconds.
@@ -87,7 +87,7 @@ class SinkStatus:
         """`waiting` if any process waits; `stopped` if none lives, `failed` if an error has stopped the last one."""
         states = {process.state for process in self.processes}
         none = "failed" if self.record.error else "stopped"
-        return next((state for state in ("waiting", "delivering", "starting") if state in states), none)
+        return next((state for state in ("paused", "waiting", "delivering", "starting") if state in states), none)
 
     @property
     def error(self) -> str:

@@ -32,6 +32,12 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
     if states == {"interrupted"}:
         text = f"It cannot read now: {now.error}"
         found.append(Finding(Level.PROBLEM, "interrupted", text, "It tries again by itself, for as long as it takes."))
+    elif states == {"paused"}:
+        advice = (
+            f"Mend the cause, as by starting it with the right format. It goes on when dead letters were dealt with: "
+            f"`gridscore dead-letters list {now.name}` says why each is, `purge` or `replay` makes room."
+        )
+        found.append(Finding(Level.PROBLEM, "paused", f"It reads nothing. Paused: {now.waiting}.", advice))
     elif states == {"waiting"}:
         advice = "Nothing is lost: it goes on when the events before have been scored. More workers would help."
         found.append(Finding(Level.NOTE, "waiting", f"It waits for room: {now.waiting}.", advice))

@@ -8,6 +8,10 @@ Two tasks an attempt, in one direction:
 
 A source that others push to is read by a task a map instead, and each batch is acknowledged or refused by itself.
 
+What is no event is kept, and so must not be too much: a source pauses when it has as many dead letters as it may have,
+or when nearly all of what it has read lately is one, as with a wrong format. It goes on when somebody has dealt with
+some of them (purged, put back), or in a new process.
+
 Producers outlive an attempt. What an attempt has left in their queues is dropped, and what is under way stays in front
 of what comes next: however often a source begins again, writes of one key never change places.
 """
@@ -17,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import AsyncGenerator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,14 +29,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hazelcast.errors import HazelcastError, HazelcastSerializationError
 
 from pipeline.errors import ConnectionFailedError, GridError, GridscoreError, UsageError
-from pipeline.grid.writer import MapWriter
 from pipeline.job.plugs.environment import Hidden, from_environment
 from pipeline.job.types import seconds_of
 from pipeline.producer import Producer, WithdrawnError
 from pipeline.sources.base import Poison, PushedSource, SourceInterruptedError
 from pipeline.sources.registry import KINDS, name_of
 from pipeline.sources.status import FAILED, Publisher, SourceStats
-from pipeline.worker.dead_letters import letter_of_source, map_of
+from pipeline.worker.dead_letters import letter_of_source
+from pipeline.worker.letter_writer import DEFAULT_LIMITS, LOOK_SECONDS, LetterWriter, Limits
 from pipeline.worker.names import owner_of
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from pipeline.job.plugs.base import SourceSettings
     from pipeline.producer import Taken
     from pipeline.sources.base import Batch, Source
+    from pipeline.worker.dead_letters import DeadLetter
     from pipeline.worker.room import Waiting
 
 _log = logging.getLogger(__name__)
@@ -55,8 +61,11 @@ SETTLE_SECONDS = 5.0
 """How long what is under way is waited for when a source stops or is interrupted."""
 
 CLOSE_SECONDS = 5.0
-SAY_SECONDS = 10.0
-"""Pause between two lines in the log about dead letters."""
+SETTLED_SECONDS = 30.0
+"""After so long a dead letter is no longer sent: the source begins again, and writes it anew."""
+
+RECENT = 1_000
+"""Events, and what is none, of which the share is taken that is rejected."""
 
 _NO_KEY = (UnicodeEncodeError, HazelcastSerializationError)
 """What serializing a key raises: half a surrogate pair is no text, and a number of more than 64 bits has no room."""
@@ -84,6 +93,8 @@ class SourceRunner:
         kind: Of the source, for people.
         to: The event map.
         max_wait: Seconds that events may wait for room; for ever if None.
+        limits: Of its dead letters.
+        max_rejected: Percent of what was read lately that may be no events; 100 for all of it.
         hidden: What errors must not show.
 
     Attributes:
@@ -99,6 +110,8 @@ class SourceRunner:
         kind: str,
         to: str,
         max_wait: float | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        max_rejected: int = 90,
         hidden: Hidden | None = None,
     ) -> None:
         self._grid = grid
@@ -108,7 +121,12 @@ class SourceRunner:
         self._to = to
         self._producers: dict[str, Producer] = {}
         self._waiting: dict[str, Waiting] = {}
-        self._dead = MapWriter(grid, map_of(name))
+        self._letters = LetterWriter(grid, name, limits)
+        self._max_rejected = max_rejected
+        self._recent: deque[tuple[int, int]] = deque()  # batches: events, and what was none
+        self._paused = ""
+        self._going = asyncio.Event()
+        self._going.set()
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._said = ""
@@ -116,8 +134,6 @@ class SourceRunner:
         self._settling: set[asyncio.Task[None]] = set()  # pushed batches that are under way
         self._room = asyncio.Semaphore(UNDER_WAY)
         self._graves = asyncio.Semaphore(BURIALS)
-        self._poison_unsaid = 0
-        self._poison_said_at = float("-inf")
         self._source: Source | None = None
         self.name = name
         self.stats = SourceStats(name, kind, to)
@@ -211,7 +227,8 @@ class SourceRunner:
             _log.warning("%s: %s: %s", self.name, what, text, extra={"action": "source_interrupted"})
 
     def _going_on(self) -> None:
-        self.stats.state = "waiting" if self._waiting else "running"
+        self.stats.state = "running"
+        self._show_waiting()
         if self._said:
             self._said = ""
             _log.info("%s: going on", self.name, extra={"action": "source_going_on"})
@@ -229,6 +246,7 @@ class SourceRunner:
         try:
             if not await self._unless_stopped(source.open(), stopping):
                 return
+            self._pause_for("")
             self._going_on()
             if isinstance(source, PushedSource):
                 reading = self._spawn(self._read_pushed(source, under_way))
@@ -300,8 +318,12 @@ class SourceRunner:
         batches = source.batches()
         try:
             async for batch in batches:
-                lane.put_nowait(await self._begin(batch, under_way))
+                each = await self._begin(batch, under_way)
+                lane.put_nowait(each)
                 await self._room.acquire()
+                if self._is_mostly_rejected(len(batch.entries) + len(batch.poison), len(each.poison)):
+                    await self._until_dealt_with(each.letters)
+                await self._going.wait()  # dead letters may wait for room
         finally:
             await _end(batches)
 
@@ -368,7 +390,7 @@ class SourceRunner:
             keyless: list[Poison] = []
             for key, text in entries:
                 try:
-                    self._dead.serialize_key(key)
+                    self._letters.serialize_key(key)
                 except _NO_KEY as error:
                     why = f"The grid cannot store its key: {error}"
                     keyless.append(Poison(f"{self.name}, key {key!a}", key, text or b"", why))
@@ -402,23 +424,68 @@ class SourceRunner:
         return task
 
     async def _bury(self, poison: Sequence[Poison], to: str) -> int:
-        letters = [
-            letter_of_source(self._grid, self.name, to, origin=p.origin, key=p.key, raw=p.raw, error=p.error)
-            for p in poison
+        rest: Sequence[DeadLetter] = [
+            letter_of_source(self._grid, self.name, to, n, origin=p.origin, key=p.key, raw=p.raw, error=p.error)
+            for n, p in enumerate(poison)
         ]
-        self._poison_unsaid += len(letters)
-        now = self._grid.clock()
-        if now - self._poison_said_at >= SAY_SECONDS:
-            _log.warning(
-                "%s: %d went to the dead letters; %s: %s",
-                self.name,
-                self._poison_unsaid,
-                poison[0].origin,
-                poison[0].error,
-                extra={"action": "dead_letter"},
-            )
-            self._poison_said_at, self._poison_unsaid = now, 0
-        return await self._dead.put(letters)
+        written = 0
+        while True:
+            new, rest = await self._letters.put(rest, until=self._grid.clock() + SETTLED_SECONDS)
+            written += new
+            self._letters.say(new, poison[0].origin, poison[0].error)
+            if not rest:
+                break
+            self._pause_for(self._letters.full or "its dead letters are not confirmed")
+            await asyncio.sleep(LOOK_SECONDS)
+        self._pause_for("")
+        return written
+
+    def _is_mostly_rejected(self, count: int, poison: int) -> bool:
+        """Count a batch, and say whether nearly all that was read lately is no event."""
+        recent = self._recent
+        recent.append((count - poison, poison))
+        total, bad = sum(map(sum, recent)), sum(poison for _, poison in recent)
+        while total - sum(recent[0]) >= RECENT:
+            first = recent.popleft()
+            total, bad = total - sum(first), bad - first[1]
+        return total >= RECENT and bad * 100 > total * self._max_rejected
+
+    async def _until_dealt_with(self, letters: asyncio.Task[int] | None) -> None:
+        """Pause until there are fewer dead letters."""
+        if letters is not None:
+            await asyncio.wait({letters})
+        bad, total = sum(poison for _, poison in self._recent), sum(map(sum, self._recent))
+        self._recent.clear()
+        most = 0
+        while True:
+            self._pause_for(f"{bad:,} of the last {total:,} that it read are no events (max_rejected)")
+            try:
+                count = await self._letters.count()
+            except HazelcastError as error:
+                _log.debug("%s: the dead letters could not be counted: %s", self.name, error)
+            else:
+                if count < most or not count:
+                    break
+                most = count
+            await asyncio.sleep(LOOK_SECONDS)
+        self._pause_for("")
+
+    def _pause_for(self, reason: str) -> None:
+        """Say that we pause, and why; or, without a reason, that we go on."""
+        if bool(reason) != bool(self._paused):
+            if reason:
+                text = (
+                    "%s: paused: %s. Mend the cause; it goes on when some are removed: gridscore dead-letters purge %s"
+                )
+                _log.error(text, self.name, reason, self.name, extra={"action": "source_paused"})
+            else:
+                _log.info("%s: dead letters were dealt with, going on", self.name, extra={"action": "source_going_on"})
+        self._paused = reason
+        if reason:
+            self._going.clear()
+        else:
+            self._going.set()
+        self._show_waiting()
 
     async def _close(self, source: Source) -> None:
         try:
@@ -443,19 +510,22 @@ class SourceRunner:
 
     def _waits(self, map_name: str, waiting: Waiting | None) -> None:
         """A producer waits for room, which it logs itself, or waits no longer."""
-        stats = self.stats
         if waiting is not None:
             self._waiting[map_name] = waiting
         else:
             self._waiting.pop(map_name, None)
             if not self._waiting:
                 _log.info("%s: there is room again, going on", self.name, extra={"action": "source_going_on"})
-        stats.waiting = str(next(iter(self._waiting.values()), ""))
-        stats.waited = sum(each.waited for each in self._producers.values())
-        if stats.state in ("running", "waiting"):
-            stats.state = "waiting" if stats.waiting else "running"
+        self.stats.waited = sum(each.waited for each in self._producers.values())
+        self._show_waiting()
         if isinstance(self._source, PushedSource):
             self._source.waits(map_name, waiting)
+
+    def _show_waiting(self) -> None:
+        stats = self.stats
+        stats.waiting = self._paused or str(next(iter(self._waiting.values()), ""))
+        if stats.state in ("running", "waiting", "paused"):
+            stats.state = "paused" if self._paused else "waiting" if stats.waiting else "running"
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -496,5 +566,7 @@ def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> 
         kind=kind,
         to=filled.to,
         max_wait=seconds_of(filled.max_wait) if filled.max_wait is not None else None,
+        limits=Limits(filled.max_dead_letters, filled.max_dead_letter_bytes),
+        max_rejected=filled.max_rejected,
         hidden=hidden,
     )

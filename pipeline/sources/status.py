@@ -56,11 +56,12 @@ class SourceRecord(msgspec.Struct, frozen=True):
         name: Of the source; several processes may share one.
         kind: Of the source.
         map: The event map.
-        state: `starting`, `running`, `waiting` (for room) or `interrupted`; `failed` if it is no more.
+        state: `starting`, `running`, `waiting` (for room), `paused` (by its dead letters) or `interrupted`; `failed` if
+            it is no more.
         events: Entries put or removed, confirmed, since it began.
         rate: Events per second, of the last few seconds.
         poison: What was no event, since it began.
-        waiting: What it waits for, if it waits for room.
+        waiting: What it waits for, if it waits for room; or why it pauses.
         waited: Seconds that it has waited for room.
         interruptions: How often it had to begin again.
         error: The last one; it may be healed.
@@ -233,7 +234,9 @@ class SourceStatus:
     def state(self) -> str:
         """That of the process that is worst off; `failed` if none lives."""
         states = {process.state for process in self.processes}
-        return next((state for state in ("interrupted", "waiting", "starting", "running") if state in states), FAILED)
+        return next(
+            (state for state in ("interrupted", "paused", "waiting", "starting", "running") if state in states), FAILED
+        )
 
     @property
     def rate(self) -> float:
@@ -252,7 +255,9 @@ class SourceStatus:
 
     @property
     def waiting(self) -> str:
-        """What a process waits for, if one waits for room."""
+        """Why a process pauses, or what it waits for, if one waits for room."""
+        if self.state == "paused":
+            return next(process.waiting for process in self.processes if process.state == "paused")
         return next((process.waiting for process in self.processes if process.waiting), "")
 
     @property

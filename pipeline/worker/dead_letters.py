@@ -1,9 +1,9 @@
 """Dead letters: events that could not be scored, with the reason, their bytes, and where they came from.
 
-They lie in the map `dead-letters.<job>` as JSON values, under a key made of partition, sequence and content, so that
-one event met twice (after a crash, say) is one dead letter.
+They lie in the map `dead-letters.<job>` as JSON values, under an ID made of the event's partition, key and bytes: an
+event met again (after a crash, by a restart from the oldest, or brought back in vain) is the same dead letter.
 
-What a source reads and is no event lies there, too, under the name of the source: it has an origin, and no sequence.
+What a source reads and is no event lies there, too, under the name of the source; its ID is made of where it came from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import datetime as dt
 import hashlib
 import heapq
 import logging
-import zlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
         job: That could not score it; or the source.
         map: The event map.
         partition: Of the event map; -1 if a source has read it.
-        sequence: In that partition's journal; -1 if a source has read it.
+        sequence: In that partition's journal, -1 if it was found in the map; if a source has read it, a number that
+            grows in the order in which it read.
         key: The event's key, as text.
         key_data: The serialized key, base64.
         stage: Where it failed: `decode`, `lookup`, `features` or `predict`; or `source`.
@@ -52,6 +53,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
         size: Of the event, bytes; `raw` is cut to a mebibyte.
         at: When, RFC 3339.
         origin: Where a source has read it; empty for an event of a job.
+        claim: Of whoever is putting the event back: when, in milliseconds since 1970, and a random text.
     """
 
     job: str
@@ -66,13 +68,22 @@ class DeadLetter(msgspec.Struct, frozen=True):
     size: int
     at: str
     origin: str = ""
+    claim: str = ""
 
     @property
     def id(self) -> str:
         """Its key in the dead-letter map."""
         if self.origin:
-            return hashlib.sha256(f"{self.origin}\n{self.raw}".encode()).hexdigest()[:16]
-        return _id(self.partition, self.sequence, self.key_data, self.raw)
+            return _hash(self.origin, self.raw)
+        return _id(self.partition, self.key_data, self.raw, self.size)
+
+    @property
+    def at_ms(self) -> int:
+        """When, in milliseconds since 1970; 0 if it does not say."""
+        try:
+            return int(dt.datetime.fromisoformat(self.at).timestamp() * 1000)
+        except (ValueError, OverflowError):
+            return 0
 
     @property
     def raw_bytes(self) -> bytes:
@@ -84,6 +95,10 @@ SOURCE_STAGE = "source"
 """Stage of what a source has read."""
 
 _PAGE = 256
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +113,8 @@ class Rejected:
     error: str
 
 
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
+"""JSON text of a dead letter."""
 _decode = msgspec.json.Decoder(DeadLetter).decode
 
 
@@ -107,29 +123,28 @@ def map_of(job: str) -> str:
     return f"dead-letters.{job}"
 
 
-def letter_id(partition: int, sequence: int, key: bytes, raw: bytes) -> str:
+def letter_id(partition: int, key: bytes, raw: bytes) -> str:
     """Key of the dead letter that an event has, if it has one.
 
     Args:
         partition: Of the event map.
-        sequence: In that partition's journal.
         key: Serialized.
         raw: The event's bytes.
     """
-    return _id(partition, sequence, base64.b64encode(key).decode(), base64.b64encode(raw[:MAX_RAW]).decode())
+    return _id(partition, base64.b64encode(key).decode(), base64.b64encode(raw[:MAX_RAW]).decode(), len(raw))
 
 
-def _id(partition: int, sequence: int, key_data: str, raw: str) -> str:
-    return f"{partition}-{sequence}-{zlib.crc32((key_data + raw).encode()):08x}"
+def _id(partition: int, key_data: str, raw: str, size: int) -> str:
+    return f"{partition}-{_hash(key_data, raw, size)}"
 
 
-def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> tuple[str, bytes]:
-    """Key and JSON text of the dead letter of an event."""
+def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> DeadLetter:
+    """The dead letter of an event."""
     try:
         key = str(transport.to_object(grid.client, rejected.key))
     except Exception as error:  # noqa: BLE001 -- a key of a type we cannot read is no reason to lose the letter
         key = f"<{type(error).__name__}: {error}>"
-    dead = DeadLetter(
+    return DeadLetter(
         job=job,
         map=map_name,
         partition=rejected.partition,
@@ -142,29 +157,29 @@ def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> tuple[str
         size=len(rejected.raw),
         at=_now(),
     )
-    return dead.id, _encode(dead)
 
 
 def letter_of_source(
-    grid: Grid, source: str, map_name: str, *, origin: str, key: Any, raw: bytes, error: str
-) -> tuple[str, bytes]:
-    """Key and JSON text of the dead letter of what a source has read and is no event.
+    grid: Grid, source: str, map_name: str, number: int, *, origin: str, key: Any, raw: bytes, error: str
+) -> DeadLetter:
+    """The dead letter of what a source has read and is no event.
 
     Args:
         grid: The connection.
         source: Its name.
         map_name: Where the event would have gone.
+        number: Of those that are written together.
         origin: Where it came from; it says which letters are the same.
         key: The key that the event would have had.
         raw: Its bytes.
         error: Why it is no event.
     """
     text = str(key).encode(errors="replace").decode()
-    dead = DeadLetter(
+    return DeadLetter(
         job=source,
         map=map_name,
         partition=-1,
-        sequence=-1,
+        sequence=time.time_ns() // 1000 + number,
         key=text[:1000],
         key_data=base64.b64encode(_serialized(grid, key)).decode(),
         stage=SOURCE_STAGE,
@@ -174,7 +189,6 @@ def letter_of_source(
         at=_now(),
         origin=origin.encode(errors="replace").decode()[:1000],
     )
-    return dead.id, _encode(dead)
 
 
 def _serialized(grid: Grid, key: Any) -> bytes:
@@ -191,8 +205,16 @@ def _now() -> str:
     return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-async def walk_letters(grid: Grid, job: str) -> AsyncIterator[DeadLetter]:
-    """Every dead letter of a job, in no order; walks the map in pages: a schema change may have filled it.
+def decode(value: bytes) -> DeadLetter | None:
+    """The dead letter of a serialized value; None if it is none."""
+    try:
+        return _decode(payload(value))
+    except msgspec.DecodeError:
+        return None
+
+
+async def walk_entries(grid: Grid, job: str) -> AsyncIterator[tuple[int, list[tuple[bytes, bytes, DeadLetter | None]]]]:
+    """Partitions of the dead-letter map, each with some of its entries: serialized key and value, and what it says.
 
     Raises:
         HazelcastError: The cluster did not answer.
@@ -200,19 +222,42 @@ async def walk_letters(grid: Grid, job: str) -> AsyncIterator[DeadLetter]:
     name = map_of(job)
     for partition in range(grid.partition_count):
         async for entries in walk(grid, name, partition, _PAGE):
-            for _, value in entries:
-                try:
-                    yield _decode(payload(value))
-                except msgspec.DecodeError as error:
-                    _log.warning("%s: an entry is no dead letter: %s", name, error, extra={"action": "foreign_record"})
+            yield partition, [(key, value, decode(value)) for key, value in entries]
 
 
-async def list_letters(grid: Grid, job: str, limit: int) -> tuple[int, list[DeadLetter]]:
-    """How many entries a job's dead-letter map has, and up to `limit` dead letters, the latest first."""
+async def walk_letters(grid: Grid, job: str) -> AsyncIterator[DeadLetter]:
+    """Every dead letter of a job, in no order; walks the map in pages: a schema change may have filled it.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    async for _, entries in walk_entries(grid, job):
+        for key, _, dead in entries:
+            if dead is not None:
+                yield dead
+            else:
+                name = map_of(job)
+                _log.warning("%s: an entry is no dead letter: %r", name, key[12:], extra={"action": "foreign_record"})
+
+
+async def list_letters(
+    grid: Grid, job: str, limit: int, before: DeadLetter | None = None
+) -> tuple[int, list[DeadLetter]]:
+    """How many entries a job's dead-letter map has, and up to `limit` dead letters, the latest first.
+
+    Args:
+        grid: The connection.
+        job: Whose they are.
+        limit: The most to return.
+        before: Only those that come behind this one in the list.
+    """
     latest: list[tuple[str, str, DeadLetter]] = []
+    end = (before.at, before.id) if before is not None else None
     # Counted first: of letters that come meanwhile, the list may have more than the count says, and never less.
     total = await transport.map_size(grid.client, map_of(job))
     async for dead in walk_letters(grid, job):
+        if end is not None and (dead.at, dead.id) >= end:
+            continue
         entry = (dead.at, dead.id, dead)
         if len(latest) < limit:
             heapq.heappush(latest, entry)

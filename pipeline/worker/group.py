@@ -274,7 +274,7 @@ class Group:
         return record.offset
 
     def _read(self, lease: Lease, offset: int) -> None:
-        self.offsets.begin(lease.partition, Progress(offset, lease.record.lost))
+        self.offsets.begin(lease.partition, Progress.of(lease.record)._replace(offset=offset))
         self.reader.start(lease.partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
 
     # ------------------------------------------------------------------ committing
@@ -328,7 +328,7 @@ class Group:
             lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
             settled = lease is not None and not lease.unsettled and self.offsets.settled(partition)
             if lease is not None and settled and lease.record.offset >= 0:
-                progress[partition] = there or Progress(lease.record.offset, lease.record.lost)
+                progress[partition] = there or Progress.of(lease.record)
         try:
             async with asyncio.timeout_at(deadline):
                 await self.leases.release(progress)

@@ -100,6 +100,7 @@ def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> lis
         found = [*_scored_for(looks), *_keeps_up(looks, late_seconds), *_losses(looks), *_inputs(now), *_quality(now)]
     else:
         found = [*_asleep(now), *_losses(looks)]
+    found += _unkept(now)
     if now.totals["dead_letters"]:
         found.append(
             _note(
@@ -238,6 +239,22 @@ def _losses(looks: Sequence[Look]) -> list[Finding]:
     else:
         found.append(_note("loss_acknowledged", f"{what}, and somebody has acknowledged it."))
     return found
+
+
+def _unkept(now: JobStatus) -> list[Finding]:
+    """Events that were rejected when there was no room for their dead letters."""
+    name, news = now.record.name, int(now.totals["unkept"]) - now.acknowledged.get("unkept", 0)
+    if news <= 0:
+        return []
+    text = (
+        f"{count_text(news, 'event')} could not be scored, and {'has' if news == 1 else 'have'} no dead letter: there "
+        "were as many as the job keeps. They are still in the event map, unless a newer one took their key."
+    )
+    advice = (
+        f"Mend the cause; `gridscore dead-letters replay {name} --all`, or `purge`, makes room; then "
+        f"`gridscore audit {name} --repair` has them scored, and `gridscore status {name} --acknowledge` notes it."
+    )
+    return [_problem("dead_letters_full", text, advice)]
 
 
 def _loss_text(lost: int, regressions: int) -> str:

@@ -35,6 +35,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
         lease: Lease time of the owner, in milliseconds.
         origin: Epoch since which sequences are those of the journal as it is: older results say nothing about it.
         lost: Events that were overwritten before they were read, since the job was submitted.
+        unkept: Events that were rejected and, for want of room, have no dead letter, since the job was submitted.
         regressions: Times that the journal began again, since the job was submitted.
         run: Number of the job's restart that the offset follows.
         doubt: Sequence before which results may stand that the offset does not cover.
@@ -53,6 +54,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     run: int = 0
     doubt: int = 0
     heir: str = ""
+    unkept: int = 0
 
     def has_begun(self, job: JobRecord | Subscription) -> bool:
         """Whether the offset says something: after a restart a worker sets it anew, and until then it does not."""

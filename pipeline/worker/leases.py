@@ -61,10 +61,22 @@ _MARGIN = 0.2
 
 
 class Progress(NamedTuple):
-    """How far a partition has come: the next sequence to read, and how many events before it were lost in all."""
+    """How far a partition has come: the next sequence to read, and what became of events before it, in all.
+
+    Attributes:
+        offset: Next sequence to read.
+        lost: Events that were overwritten before they were read.
+        unkept: Events that were rejected, and have no dead letter.
+    """
 
     offset: int
     lost: int
+    unkept: int = 0
+
+    @classmethod
+    def of(cls, record: LeaseRecord) -> Progress:
+        """What is committed."""
+        return cls(record.offset, record.lost, record.unkept)
 
 
 @dataclass(slots=True, eq=False)
@@ -266,8 +278,8 @@ class Leases:
             if lease is None:
                 continue
             record = lease.record
-            there = progress.get(partition) or Progress(record.offset, record.lost)
-            moved = there != (record.offset, record.lost)
+            there = progress.get(partition) or Progress.of(record)
+            moved = there != Progress.of(record)
             if not lease.changing.locked() and (moved or now - lease.renewed_at > self.seconds / 3):
                 due.append(_Due(lease, there, record))
         return await self._to_the_end(self._commit_all(due))
@@ -304,7 +316,7 @@ class Leases:
                 lease.changing.release()
                 continue
             doubt = lease.doubt if there.offset < lease.doubt else 0
-            fresh = replace(self._next(record), owner=owner, offset=there.offset, lost=there.lost, doubt=doubt)
+            fresh = replace(self._next(record), owner=owner, doubt=doubt, **there._asdict())
             leases.append(lease)
             changes.append(Change(lease.partition, lease.text, fresh))
 
@@ -375,7 +387,7 @@ class Leases:
                 record = lease.record
                 # If it was reset meanwhile, what had been done before no longer counts.
                 as_it_was = record.origin == origin
-                there = progress[partition] if as_it_was else Progress(record.offset, record.lost)
+                there = progress[partition] if as_it_was else Progress.of(record)
                 due.append(_Due(lease, there, None))
         await self._to_the_end(self._release_all(due))
 

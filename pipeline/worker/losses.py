@@ -13,7 +13,6 @@ from hazelcast.errors import HazelcastError
 
 from pipeline.errors import EventsLostError
 from pipeline.worker import rescan
-from pipeline.worker.leases import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +142,7 @@ class Losses:
                 while (there := self._offsets.acknowledged(partition)) is not None and there.offset < expected:
                     await self._offsets.change()
                 if there is not None:
-                    behind = Progress(first, there.lost + lost)
+                    behind = there._replace(offset=first, lost=there.lost + lost)
                     await self._leases.commit({partition: behind}, [partition])
                     self._offsets.begin(partition, behind)
         except (HazelcastError, TimeoutError) as error:

@@ -86,5 +86,9 @@ def _kept(events: list[Event], rejected: Collection[Rejection]) -> list[Event]:
 
 def rejection_of(event: Event) -> Rejection:
     """What would tell an event among the dead letters."""
-    raw = payload(event.value) or event.value
-    return Rejection(event.key, zlib.crc32(raw[:MAX_RAW]))
+    return rejection_of_raw(event.key, payload(event.value) or event.value)
+
+
+def rejection_of_raw(key: bytes, raw: bytes) -> Rejection:
+    """The same, of an event's serialized key and its bytes."""
+    return Rejection(key, zlib.crc32(raw[:MAX_RAW]))

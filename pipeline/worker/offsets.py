@@ -31,6 +31,7 @@ class Write:
         events: Results in it.
         lost: Events that were overwritten before they were read, just before those of this write.
         arrived_at: When its events had been read, of the grid's clock.
+        unkept: Events that were rejected, and have no dead letter.
     """
 
     partition: int
@@ -38,6 +39,7 @@ class Write:
     events: int
     lost: int
     arrived_at: float
+    unkept: int = 0
     done: bool = False
 
 
@@ -94,7 +96,7 @@ class Offsets:
         while there.pending and there.pending[0].done:
             first = there.pending.popleft()
             before = there.acknowledged
-            there.acknowledged = Progress(first.next, before.lost + first.lost)
+            there.acknowledged = Progress(first.next, before.lost + first.lost, before.unkept + first.unkept)
             events += first.events
         return events
 

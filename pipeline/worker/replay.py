@@ -1,14 +1,17 @@
 """Bringing dead letters back: the event goes into its map again, under its own key bytes, and is scored like a new one.
 
-For each dead letter, in order:
+Those of one key come back one after the other, the oldest first. For each, in order:
 
-1. Look at what the event map has under the key now.
-2. *Refuse* if the dead letter does not hold the whole event, or if a newer event has taken the key.
-3. Write the event, by compare-and-set against what was seen: nothing that came between is overwritten.
-4. When that is acknowledged, with its backup, remove the dead letter.
+1. *Refuse* if the dead letter does not hold the whole event.
+2. *Claim* it, by compare-and-set on the dead letter: of several that replay at once, one does it, and the others
+   are refused. A claim whose owner has died is free again after a minute.
+3. Look at what the event map has under the key now, and *refuse* if a newer event has taken it.
+4. Write the event, by compare-and-set against what was seen: nothing that came between is overwritten.
+5. When that is acknowledged, with its backup, remove the dead letter, if it is still the one that was claimed. That of
+   an event that has failed again meanwhile was written anew, and stays.
 
-A crash between 3 and 4 leaves the dead letter, and the event is scored once too often at worst: results are idempotent.
-An event that fails again makes a dead letter of its own, with a new sequence.
+So each event is put once. After a crash between 4 and 5 the dead letter is still there, and whoever replays it later
+puts the event a second time: it is scored twice, with one result.
 
 What a source has read comes back in the same way, as the bytes that it was, if these are JSON.
 """
@@ -18,12 +21,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import time
+import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from pipeline.errors import GridError, JobError
+from pipeline.errors import JobError
 from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
 from pipeline.grid.entries import values_of
@@ -31,7 +36,8 @@ from pipeline.grid.records import INDETERMINATE
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED
-from pipeline.worker.dead_letters import SOURCE_STAGE, get_letter, list_letters, map_of
+from pipeline.worker.dead_letters import SOURCE_STAGE, decode, encode, list_letters, map_of
+from pipeline.worker.superseded import remove_same
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -42,6 +48,8 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5
 _AT_ONCE = 64
 _NO_TEXT = bytes(4)
+CLAIM_SECONDS = 60.0
+"""After so long a claim is free: whoever made it has died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +68,17 @@ class Replayed:
 
 
 async def letter_ids(grid: Grid, job: str) -> list[str]:
-    """The dead letters of a job, by partition and sequence."""
+    """The dead letters of a job, in no order."""
     name = map_of(job)
     if not await grid.has_map(name):
         return []
-    return sorted(map(str, await (await grid.map(name)).key_set()), key=_place)
+    return [str(each) for each in await (await grid.map(name)).key_set()]
 
 
 async def replay(
     grid: Grid, job: str, ids: Sequence[str], *, force: bool = False, of_job: bool = True
 ) -> AsyncIterator[Replayed]:
-    """Bring dead letters back; yields each as it is done, in no order.
+    """Bring dead letters back; yields each as it is done: those of a key in their order, others in none.
 
     Args:
         grid: The connection.
@@ -93,27 +101,119 @@ async def replay(
         raise JobError(
             f"The job `{job}` is {record.state}: nobody would score the events.", "Submit or resume it first."
         )
-    for begin in range(0, len(ids), _AT_ONCE):
-        tasks = [asyncio.create_task(_replay(grid, job, each, force=force)) for each in ids[begin : begin + _AT_ONCE]]
+    replayer = _Replayer(grid, job, force=force)
+    chains, strangers = await replayer.chains(ids)
+    for each in strangers:
+        yield each
+    for begin in range(0, len(chains), _AT_ONCE):
+        tasks = [asyncio.create_task(replayer.run(chain)) for chain in chains[begin : begin + _AT_ONCE]]
         try:
             for done in asyncio.as_completed(tasks):
-                yield await done
+                for each in await done:
+                    yield each
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _replay(grid: Grid, job: str, letter_id: str, *, force: bool) -> Replayed:
-    try:
-        dead = await get_letter(grid, job, letter_id)
-    except (JobError, GridError) as error:  # there is none, or it is no dead letter
-        return Replayed(letter_id, refusal=error.message)
-    refusal = _unfit(dead) or await _put(grid, dead, force=force)
-    if refusal:
-        return Replayed(letter_id, dead.key, refusal)
-    await (await grid.map(map_of(job))).delete(letter_id)
-    return Replayed(letter_id, dead.key)
+class _Busy(NamedTuple):
+    """Why a dead letter is left as it is, and so are those behind it under its key."""
+
+    reason: str
+
+
+class _Replayer:
+    def __init__(self, grid: Grid, job: str, *, force: bool) -> None:
+        self._grid = grid
+        self._job = job
+        self._force = force
+        self._letters = MapWriter(grid, map_of(job))
+
+    async def chains(self, ids: Sequence[str]) -> tuple[list[list[str]], list[Replayed]]:
+        """The dead letters of each key, the oldest first; and what is none."""
+        by_key: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        strangers = []
+        for begin in range(0, len(ids), _AT_ONCE):
+            some = ids[begin : begin + _AT_ONCE]
+            for letter_id, (_, value) in zip(some, await asyncio.gather(*map(self._read, some)), strict=True):
+                dead = None if value is None else decode(value)
+                if dead is None:
+                    what = f"has no dead letter `{letter_id}`" if value is None else f"`{letter_id}` is no dead letter"
+                    text = f"`{self._job}` {what}" if value is None else f"{what}: it was not written by Gridscore"
+                    strangers.append(Replayed(letter_id, refusal=text))
+                    continue
+                by_key.setdefault((dead.map, dead.key_data or letter_id), []).append((dead.sequence, letter_id))
+        return [[letter_id for _, letter_id in sorted(chain)] for chain in by_key.values()], strangers
+
+    async def run(self, chain: Sequence[str]) -> list[Replayed]:
+        """Bring the dead letters of one key back, one after the other."""
+        done: list[Replayed] = []
+        before: bytes | None = None  # what we have put under the key
+        for position, letter_id in enumerate(chain):
+            entry = await self._read(letter_id)
+            dead = None if entry[1] is None else decode(entry[1])
+            if dead is None:
+                done.append(Replayed(letter_id, refusal="it is gone: somebody else has dealt with it"))
+                continue
+            refusal = _unfit(dead) or await self._replay(dead, entry, before)
+            done.append(Replayed(letter_id, dead.key, refusal.reason if isinstance(refusal, _Busy) else refusal))
+            if not refusal:
+                before = dead.raw_bytes
+            elif isinstance(refusal, _Busy):
+                text = f"the older dead letter {letter_id} of its key comes first"
+                done += [Replayed(each, dead.key, text) for each in chain[position + 1 :]]
+                break
+        return done
+
+    async def _replay(self, dead: DeadLetter, entry: _Entry, before: bytes | None) -> str | _Busy:
+        if _is_claimed(dead):
+            return _Busy("somebody else is putting it back; if they have died, it is free in a minute")
+        claim = f"{int(time.time() * 1000)}-{uuid.uuid4().hex}"
+        claimed = wire.json_data(encode(msgspec.structs.replace(dead, claim=claim)))
+        if not await self._exchange(entry, claimed):
+            return _Busy("somebody else is dealing with it; try again")
+        refusal = await _put(self._grid, dead, force=self._force, before=before)
+        entry = entry._replace(value=claimed)
+        if refusal:
+            await self._exchange(entry, wire.json_data(encode(msgspec.structs.replace(dead, claim=""))))
+            return refusal
+        partition = partition_of(entry.key, self._grid.partition_count)
+        await remove_same(self._grid, self._job, partition, entry.key, claimed)
+        return ""
+
+    async def _read(self, letter_id: str) -> _Entry:
+        key = self._letters.serialize_key(letter_id)
+        partition = partition_of(key, self._grid.partition_count)
+        return _Entry(key, (await values_of(self._grid, self._letters.map_name, partition, [key])).get(key))
+
+    async def _exchange(self, entry: _Entry, after: bytes) -> bool:
+        """Exchange what a dead letter says, if it still says what was read."""
+        partition = partition_of(entry.key, self._grid.partition_count)
+        prefix = wire.replace_if_same_prefix(self._letters.map_name, entry.key)
+        for _ in range(_ATTEMPTS):
+            try:
+                message = wire.encode_replace_if_same(prefix, entry.value or b"", after)
+                if await transport.invoke(self._grid.client, message, partition, wire.decode_replace_if_same):
+                    return True
+            except INDETERMINATE:
+                pass
+            now = (await values_of(self._grid, self._letters.map_name, partition, [entry.key])).get(entry.key)
+            if now != entry.value:
+                return now == after
+        return False
+
+
+class _Entry(NamedTuple):
+    """Of the dead-letter map: serialized key, and value if there is one."""
+
+    key: bytes
+    value: bytes | None
+
+
+def _is_claimed(dead: DeadLetter) -> bool:
+    at = dead.claim.partition("-")[0]
+    return at.isdecimal() and abs(time.time() * 1000 - int(at)) < CLAIM_SECONDS * 1000
 
 
 def _unfit(dead: DeadLetter) -> str:
@@ -136,8 +236,8 @@ def _unfit(dead: DeadLetter) -> str:
     return ""
 
 
-async def _put(grid: Grid, dead: DeadLetter, *, force: bool) -> str:
-    """Put the event under its key; returns why not, or nothing."""
+async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | None) -> str | _Busy:
+    """Put the event under its key, or in place of the older one that we have put there; returns why not, or nothing."""
     raw, key = dead.raw_bytes, base64.b64decode(dead.key_data)
     partition = partition_of(key, grid.partition_count)
     writer = MapWriter(grid, dead.map)
@@ -147,14 +247,14 @@ async def _put(grid: Grid, dead: DeadLetter, *, force: bool) -> str:
         return ""
     for _ in range(_ATTEMPTS):
         now = (await values_of(grid, dead.map, partition, [key])).get(key)
-        if now is not None and payload(now) != raw:
+        if now is not None and payload(now) not in (raw, before):
             return "a newer event has its key; --force would overwrite that"
         try:
             if await _compare_and_put(grid, dead.map, partition, key, now, raw):
                 return ""
         except INDETERMINATE:
             continue  # done or not: to do it once more does no harm, and looking first keeps what came meanwhile
-    return "others keep writing its key, or the cluster keeps changing; try again"
+    return _Busy("others keep writing its key, or the cluster keeps changing; try again")
 
 
 async def _compare_and_put(grid: Grid, name: str, partition: int, key: bytes, now: bytes | None, raw: bytes) -> bool:
@@ -162,11 +262,6 @@ async def _compare_and_put(grid: Grid, name: str, partition: int, key: bytes, no
     if now is None:
         message = wire.encode_put_if_absent(name, key, raw)
         return bool(await transport.invoke(grid.client, message, partition, wire.decode_put_if_absent))
-    message = wire.encode_replace_if_same(wire.replace_if_same_prefix(name, key), now, now)
+    after = now if payload(now) == raw else wire.json_data(raw)
+    message = wire.encode_replace_if_same(wire.replace_if_same_prefix(name, key), now, after)
     return bool(await transport.invoke(grid.client, message, partition, wire.decode_replace_if_same))
-
-
-def _place(letter_id: str) -> tuple[int, int, str]:
-    partition, sequence, *_ = (*letter_id.replace("--", "-", 1).split("-"), "", "")
-    numbers = [int(each) if each.isdecimal() else -1 for each in (partition, sequence)]
-    return numbers[0], numbers[1], letter_id

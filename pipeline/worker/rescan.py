@@ -21,7 +21,7 @@ from pipeline.errors import ConflictError, GridError
 from pipeline.grid.copies import payload
 from pipeline.grid.journal import Journal, Page
 from pipeline.grid.records import Records
-from pipeline.worker.missing import Event, rejections, still_without_result, without_result
+from pipeline.worker.missing import Event, rejection_of_raw, rejections, still_without_result, without_result
 from pipeline.worker.offsets import NotNowError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.grid import Grid
     from pipeline.grid.records import Record
     from pipeline.job import Job
+    from pipeline.worker.dead_letters import Rejected
     from pipeline.worker.group import Group
     from pipeline.worker.missing import Rejection
     from pipeline.worker.stats import GroupStats, JobStats
@@ -155,6 +156,12 @@ class MissingResults:
         self._group = group
         self._stats = stats
         self._journal = Journal(grid, job.events)
+        self._rejected: set[Rejection] = set()
+
+    def were_rejected(self, events: Iterable[Rejected]) -> None:
+        """Events could not be scored, whether or not there was room for their dead letters."""
+        # Those that were found in the map are waited for.
+        self._rejected |= {rejection_of_raw(event.key, event.raw) for event in events if event.sequence < 0}
 
     async def rescan(self, partition: int) -> None:
         """Return when no event of a partition is without a result.
@@ -180,9 +187,10 @@ class MissingResults:
         return found + await self._score(partition, waiting, rejected)
 
     async def _score(self, partition: int, events: list[Event], rejected: set[Rejection]) -> int:
-        """Score those of some events that are missing, and return when they have results, or are dead letters."""
+        """Score those of some events that are missing, and return when they have results, or were rejected."""
         if not events:
             return 0
+        self._rejected.clear()
         _, newest = await self._journal.bounds(partition)
         deadline = self._grid.clock() + _PATIENCE_SECONDS
         while (self._group.come_to(partition) or 0) <= newest:
@@ -202,13 +210,10 @@ class MissingResults:
             partition,
             extra={"action": "rescued", "events": len(missing), "partition": partition},
         )
-        dead = self._stats.dead
         left = missing
         while left:
             await self._wait(partition, deadline)
-            if self._stats.dead != dead:
-                dead = self._stats.dead
-                rejected |= await rejections(self._grid, self._job)
+            rejected |= self._rejected
             left = await still_without_result(self._grid, self._job, partition, left, rejected)
         self._stats.rescued += len(missing)
         return len(missing)

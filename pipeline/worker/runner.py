@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,10 +29,11 @@ from pipeline.errors import first_of
 from pipeline.features import LookupTable
 from pipeline.grid.copies import Fetcher, LiveCopy
 from pipeline.grid.writer import MapWriter
-from pipeline.worker import dead_letters
 from pipeline.worker.audit import audit_on_schedule
+from pipeline.worker.dead_letters import letter
 from pipeline.worker.group import Group
 from pipeline.worker.leases import LEASE_SECONDS
+from pipeline.worker.letter_writer import LetterWriter, Limits
 from pipeline.worker.live_model import LiveModel
 from pipeline.worker.offsets import Write
 from pipeline.worker.rescan import MissingResults, Rescanner
@@ -42,9 +43,10 @@ from pipeline.worker.scorer import Scorer
 from pipeline.worker.standing import without_standing
 from pipeline.worker.stats import JobStats
 from pipeline.worker.subscription import subscription_of
+from pipeline.worker.superseded import Superseded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pipeline.grid import Grid
     from pipeline.grid.journal import Page
@@ -72,7 +74,7 @@ class _Waiting(NamedTuple):
 
     part: PartitionBatch
     write: Write
-    letters: asyncio.Task[int] | None
+    letters: asyncio.Task[Mapping[int, int]] | None
 
 
 class JobRunner:
@@ -118,9 +120,11 @@ class JobRunner:
         self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats)
         self._model = LiveModel(grid, record, self._tables, self.stats)
         self._results = MapWriter(grid, job.results)
-        self._dead = MapWriter(grid, dead_letters.map_of(job.name))
-        missing = MissingResults(grid, job, self.group, self.stats)
-        self._rescanner = Rescanner(grid, self.group, job.name, self.stats, missing.rescan)
+        limits = Limits(job.max_dead_letters, job.max_dead_letter_bytes)
+        self._letters = LetterWriter(grid, job.name, limits, share=lambda: len(self.group.held) / grid.partition_count)
+        self._missing = MissingResults(grid, job, self.group, self.stats)
+        self._rescanner = Rescanner(grid, self.group, job.name, self.stats, self._missing.rescan)
+        self._superseded = Superseded(grid, job, lambda: self.group.standing)
         self._retention = Retention(grid, job, lambda: self.group.standing, self.group.come_to)
         self._lanes: dict[int, deque[_Waiting]] = {}
         self._failures: list[BaseException] = []
@@ -140,6 +144,7 @@ class JobRunner:
                     tasks.create_task(work())
                 tasks.create_task(self._rescanner.run())
                 tasks.create_task(self._retention.run())
+                tasks.create_task(self._superseded.run())
                 tasks.create_task(audit_on_schedule(self._grid, self._job, self._worker))
                 await self.group.first_taken.wait()
                 self.is_scoring = True
@@ -212,7 +217,7 @@ class JobRunner:
             parts.append(part)
         ours = {part.partition for part in parts}
         rejected = [each for each in batch.rejected if each.partition in ours]
-        letters = self._write_dead_letters(rejected) if rejected else None
+        letters = self._spawn(self._bury(rejected)) if rejected else None
         waits = {each.partition for each in rejected}
         for part in parts:
             write = Write(part.partition, part.next, len(part.keys), part.lost, part.at)
@@ -253,20 +258,23 @@ class JobRunner:
         else:
             del self._lanes[partition]
 
-    def _write_dead_letters(self, all_rejected: list[Rejected]) -> asyncio.Task[int]:
-        entries = [dead_letters.letter(self._grid, self._job.name, self._job.events, r) for r in all_rejected]
-        for rejected in all_rejected[:3]:
-            _log.warning(
-                "%s: an event of partition %d, sequence %d went to the dead letters: %s",
-                self._job.name,
-                rejected.partition,
-                rejected.sequence,
-                rejected.error,
-                extra={"action": "dead_letter"},
-            )
-        self.stats.dead += len(entries)
-        until = min(self.group.leases.until(each.partition) for each in all_rejected)
-        return self._spawn(self._dead.put(entries, until=until))
+    async def _bury(self, rejected: list[Rejected]) -> Mapping[int, int]:
+        """Write dead letters, as long as the leases of their events stand; how many have no room, by partition.
+
+        Raises:
+            HazelcastError: At least one was not confirmed.
+        """
+        until = min(self.group.leases.until(each.partition) for each in rejected)
+        letters, new, unkept = self._letters, 0, Counter(each.partition for each in rejected)
+        if not letters.is_full:  # or the flood would cost as much as if there were room
+            dead = [letter(self._grid, self._job.name, self._job.events, each) for each in rejected]
+            new, left = await letters.put(dead, until=until)
+            unkept = Counter(each.partition for each in left)
+        self.stats.dead += new
+        where = f"partition {rejected[0].partition}, sequence {rejected[0].sequence}"
+        letters.say(new, where, rejected[0].error, unkept=unkept.total())
+        self._missing.were_rejected(rejected)
+        return unkept
 
     def _finish(self, each: _Waiting, error: BaseException | None) -> None:
         """A write was answered: move the offset that may be committed, or put the partition back."""
@@ -277,10 +285,13 @@ class JobRunner:
         else:
             each.letters.add_done_callback(partial(self._set_aside, each.write))
 
-    def _set_aside(self, write: Write, letters: asyncio.Task[int]) -> None:
+    def _set_aside(self, write: Write, letters: asyncio.Task[Mapping[int, int]]) -> None:
         """The dead letters beside a write that was acknowledged are written, or could not be."""
         if self.group.offsets.awaits(write):
-            self._acknowledge(write, HazelcastClientNotActiveError() if letters.cancelled() else letters.exception())
+            error = HazelcastClientNotActiveError() if letters.cancelled() else letters.exception()
+            if error is None:
+                write.unkept = letters.result().get(write.partition, 0)
+            self._acknowledge(write, error)
 
     def _acknowledge(self, write: Write, error: BaseException | None) -> None:
         if error is not None:

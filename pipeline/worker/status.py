@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ACKNOWLEDGED_MAP = "gridscore.acknowledged"
 
 _COUNTERS = ("events", "rate", "skipped", "rescued", "taken", "given")
-_LOSSES = ("lost", "regressions")
+_LOSSES = ("lost", "regressions", "unkept")
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -176,8 +176,9 @@ class JobStatus:
         workers: Living workers that score for it.
         lag: Events in the journal that no committed offset covers; None if the journal cannot be read.
         partitions: Partitions that have an owner.
-        totals: Sums over the living workers since they began: events, rate, skipped, rescued, taken, given; lost and
-            regressions, of the job's partitions since it was submitted; rebalances, of the worker that saw most of
+        totals: Sums over the living workers since they began: events, rate, skipped, rescued, taken, given; lost,
+            regressions, and unkept (rejected, without a dead letter), of the job's partitions since it was submitted;
+            rebalances, of the worker that saw most of
             them; and dead_letters, those in the grid.
         versions: Model versions in use.
         model_errors: Why a worker does not use the version that is meant.
@@ -185,7 +186,7 @@ class JobStatus:
         figures: What each living worker says, by its identity.
         positions: Partition by partition; empty if the journal cannot be read.
         rescans: Partitions that wait for a rescan.
-        acknowledged: Losses and regressions that somebody has said to know of.
+        acknowledged: Of the losses, those that somebody has said to know of.
         commit_age: Seconds since the last commit of any worker; None if there was none.
         idle_workers: Living workers that do not score for it.
     """
@@ -348,10 +349,10 @@ def _is_recent(said: Said) -> bool:
     return time.time() * 1000 - said.seen_at < GONE_SECONDS * 1000
 
 
-async def acknowledge(grid: Grid, status: JobStatus) -> dict[str, int]:
-    """Note that somebody knows of the losses that a job has had up to now; returns their numbers."""
-    numbers = {name: int(status.totals[name]) for name in _LOSSES}
-    value = {**numbers, "submitted_at": status.record.submitted_at}
+async def acknowledge(grid: Grid, status: JobStatus, names: Sequence[str] = _LOSSES) -> dict[str, int]:
+    """Note that somebody knows of a job's losses up to now, of all kinds or of some; returns their numbers."""
+    numbers = {name: int(status.totals[name]) for name in names}
+    value = {**status.acknowledged, **numbers, "submitted_at": status.record.submitted_at}
     await Records(grid, ACKNOWLEDGED_MAP).update(status.record.name, lambda _current: value)
     return numbers
 

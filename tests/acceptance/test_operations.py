@@ -79,7 +79,7 @@ def test_an_operators_day(run, start, job, cluster):
     again = json.loads(until(lambda: has_letter(run, job)))
     assert again[0]["key"] == "bad"
     refused = run("dead-letters", "replay", job, "1-2-3", "--json", code=1)
-    assert json.loads(refused.stdout)["refused"][0]["reason"] == f"The job `{job}` has no dead letter `1-2-3`."
+    assert json.loads(refused.stdout)["refused"][0]["reason"] == f"`{job}` has no dead letter `1-2-3`"
     assert "Say which dead letters" in run("dead-letters", "replay", job, code=2).stderr
 
     restarted = run("restart", job, "--from", "oldest").stdout

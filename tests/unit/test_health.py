@@ -31,7 +31,7 @@ def position(owner="a", stamp=1, offset=100, unread=0, full=0.0):
 
 def status(positions=None, job=None, workers=("a",), **changes):
     positions = [position()] * 4 if positions is None else positions
-    totals = dict.fromkeys(("events", "rate", "lost", "regressions", "rebalances", "dead_letters"), 0)
+    totals = dict.fromkeys(("events", "rate", "lost", "regressions", "rebalances", "dead_letters", "unkept"), 0)
     totals |= changes.pop("totals", {})
     fields = {
         "record": job or record(),
@@ -199,6 +199,11 @@ def test_models_that_are_refused_and_lookups_that_are_old():
     assert "v1 goes on: version 2: other features" in found[0].text
     assert "`plane` was last known to be right 12 minutes ago" in found[1].text
     assert found[2].text.endswith("count as missing: the entry of 'X': no")
+
+
+def test_events_without_a_dead_letter_are_a_problem_until_somebody_knows():
+    assert codes(status(totals={"unkept": 3})) == ["dead_letters_full"]
+    assert codes(status(totals={"unkept": 3}, acknowledged={"unkept": 3})) == []
 
 
 def test_dead_letters_are_worth_a_note():

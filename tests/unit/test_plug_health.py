@@ -72,6 +72,10 @@ def test_a_source_that_cannot_read_is_a_problem_if_it_lasts():
 
 
 def test_a_source_that_waits_for_room_is_worth_a_word():
+    paused = source(state="paused", waiting="there are 20 dead letters, and may be 20")
+    (found,) = examine_source([paused, paused])
+    assert (found.code, found.level) == ("paused", Level.PROBLEM)
+    assert "dead-letters list clicks" in found.advice
     waits = source(state="waiting", waiting="events.flights has no room", dead_letters=3)
     assert codes(examine_source([waits, waits])) == []
     assert codes(examine_source([waits, waits]), Level.NOTE) == ["waiting", "dead_letters"]

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from pipeline.job.types import Duration, JobName, MapName, Strict
+from pipeline.job.types import (
+    DEAD_LETTER_BYTES,
+    DEAD_LETTERS,
+    Duration,
+    JobName,
+    MapName,
+    MaxDeadLetterBytes,
+    MaxDeadLetters,
+    Strict,
+)
 
 
 def _as_texts(value: Any) -> Any:
@@ -30,6 +39,18 @@ class SourceSettings(Strict):
     )
     max_wait: Duration | None = Field(
         default=None, description="How long a job that does not score may keep events waiting; for ever if not given."
+    )
+
+    max_dead_letters: MaxDeadLetters = Field(
+        default=DEAD_LETTERS, description="Dead letters of the source in the cluster above which it pauses."
+    )
+    max_dead_letter_bytes: MaxDeadLetterBytes = Field(default=DEAD_LETTER_BYTES, description="The same in bytes.")
+    max_rejected: int = Field(
+        default=90,
+        ge=1,
+        le=100,
+        description="Pause when more than so many percent of the last 1,000 are no events, as with a wrong format; "
+        "100: never.",
     )
 
 
@@ -57,6 +78,11 @@ class SinkSettings(Strict):
         max_length=16,
         description="Deliver only results with these values: `decision: decline`. All of them if empty.",
     )
+
+    max_dead_letters: MaxDeadLetters = Field(
+        default=DEAD_LETTERS, description="Dead letters of the sink in the cluster above which it pauses."
+    )
+    max_dead_letter_bytes: MaxDeadLetterBytes = Field(default=DEAD_LETTER_BYTES, description="The same in bytes.")
 
     @property
     def destination(self) -> str:
