@@ -43,7 +43,7 @@ from pipeline.sinks.stats import DELIVERING, PAUSED, WAITING, SinkStats
 from pipeline.worker.dead_letters import Rejected, letter
 from pipeline.worker.group import Group
 from pipeline.worker.leases import LEASE_SECONDS
-from pipeline.worker.letter_writer import LOOK_SECONDS, LetterWriter, Limits
+from pipeline.worker.letter_writer import COUNT_SECONDS, LetterWriter, Limits
 from pipeline.worker.members import Members, Membership, new_identity
 from pipeline.worker.offsets import Write
 from pipeline.worker.rescan import Rescanner
@@ -275,7 +275,7 @@ class SinkRunner:
         )
         while letters.full:
             stats.state, stats.error = PAUSED, text
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(COUNT_SECONDS)
             try:
                 await letters.look()
             except HazelcastError as error:

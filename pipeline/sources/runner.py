@@ -36,7 +36,7 @@ from pipeline.sources.base import Poison, PushedSource, SourceInterruptedError
 from pipeline.sources.registry import KINDS, name_of
 from pipeline.sources.status import FAILED, Publisher, SourceStats
 from pipeline.worker.dead_letters import letter_of_source
-from pipeline.worker.letter_writer import DEFAULT_LIMITS, LOOK_SECONDS, LetterWriter, Limits
+from pipeline.worker.letter_writer import COUNT_SECONDS, DEFAULT_LIMITS, LetterWriter, Limits
 from pipeline.worker.names import owner_of
 
 if TYPE_CHECKING:
@@ -436,7 +436,7 @@ class SourceRunner:
             if not rest:
                 break
             self._pause_for(self._letters.full or "its dead letters are not confirmed")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(COUNT_SECONDS)
         self._pause_for("")
         return written
 
@@ -467,7 +467,7 @@ class SourceRunner:
                 if count < most or not count:
                     break
                 most = count
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(COUNT_SECONDS)
         self._pause_for("")
 
     def _pause_for(self, reason: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 2.0
+COUNT_SECONDS = 2.0
 """Pause between two looks at the number of dead letters while there is no room; what was seen is old after that."""
 
 SAY_SECONDS = 10.0
@@ -92,7 +92,7 @@ class LetterWriter:
     @property
     def is_full(self) -> bool:
         """Whether a look that is not old has shown that there is no room."""
-        return bool(self.full) and self._grid.clock() - self._looked_at < LOOK_SECONDS
+        return bool(self.full) and self._grid.clock() - self._looked_at < COUNT_SECONDS
 
     def serialize_key(self, key: object) -> bytes:
         """A key as the grid stores it."""
@@ -190,7 +190,7 @@ class LetterWriter:
         if not letters:
             return 0
         async with self._looking:
-            old = self._grid.clock() - self._looked_at >= LOOK_SECONDS
+            old = self._grid.clock() - self._looked_at >= COUNT_SECONDS
             if old or (not self.full and self._fitting(letters)[0] < len(letters)):
                 await self._look(letters)
             count, size = self._fitting(letters)

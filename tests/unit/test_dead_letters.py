@@ -31,7 +31,7 @@ ALL = Choice()
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
     for module in (letter_writer, source_runner, sink_runner):
-        monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+        monkeypatch.setattr(module, "COUNT_SECONDS", 0.02)
 
 
 async def until(condition, seconds=20.0):
