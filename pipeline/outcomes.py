@@ -305,7 +305,7 @@ class Outcomes:
                     if name not in known:
                         arrived = self._letter_arrived(record.name)
                         proxy = await self._grid.map(name)
-                        # Their keys say enough, and a flood of them may be large.
+                        # Their keys say which partition, and a flood of them may be large.
                         listener = await proxy.add_entry_listener(
                             include_value=False, added_func=arrived, updated_func=arrived
                         )
@@ -321,12 +321,10 @@ class Outcomes:
                 return
             letter = str(event.key)
             partition, _, rest = letter.partition("-")
-            sequence = rest.partition("-")[0]
-            if not (partition.isdigit() and sequence.isdigit()):
+            if not (partition.isdigit() and rest):
                 return  # a source's, or somebody's
-            number, place = int(partition), int(sequence)
-            wanted = (each for waiters in self._waiting.values() for each in waiters if each.partition == number)
-            if any(waiter.wants(place) for waiter in wanted):
+            number = int(partition)
+            if any(each.partition == number for waiters in self._waiting.values() for each in waiters):
                 task = asyncio.create_task(self._look_into(job, letter))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)

@@ -215,7 +215,7 @@ async def test_a_sink_pauses_when_it_has_as_many_dead_letters_as_it_may_and_goes
             assert sink.stats.deliveries == before
             assert "max_dead_letters" in sink.stats.error
             await purged(grid, "s")
-            await until(lambda: sink.stats.state != "paused" or sink.stats.deliveries > before)
+            await until(lambda before=before: sink.stats.state != "paused" or sink.stats.deliveries > before)
         assert pauses >= 4
         assert (sink.stats.dead, len(received.results)) == (60, 40)
         assert sink.stats.interruptions == 0
