@@ -53,7 +53,8 @@
     if (waiting.length >= BATCH_EVENTS) close();
     while (batches.length > 1 && count() > MAX_WAITING) state.dropped += batches.splice(1, 1)[0].texts.length;
     if (batches.length) send();
-    else if (timer === null) timer = setTimeout(flush, DELAY);
+    // Also while a batch is under way: when that has gone, nobody else would see that there is more.
+    if (waiting.length && timer === null) timer = setTimeout(flush, DELAY);
   }
 
   // Sends one event at once and gives its result; fails with the reason if it is rejected, or there is none in time.

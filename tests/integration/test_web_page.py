@@ -151,6 +151,25 @@ async def test_clicks_and_other_events_arrive(opened, tmp_path):
     await page.screenshot(path=os.environ.get("SCREENSHOT") or tmp_path / "shop.png")
 
 
+async def test_what_happens_while_a_batch_is_under_way_follows_by_itself(opened):
+    page, _, seen = opened
+    held, go = asyncio.Event(), asyncio.Event()
+
+    async def hold_the_first(route):
+        if not held.is_set():
+            held.set()
+            await go.wait()
+        await route.continue_()
+
+    await page.route("**/events/**", hold_the_first)
+    await page.click("#cup")
+    await held.wait()
+    await page.click("[data-track=kettle]")
+    go.set()
+    await seen.until(2)
+    assert seen.targets == ["cup", "kettle"]
+
+
 async def test_what_is_left_when_the_page_goes_is_sent_as_a_beacon(opened):
     page, _, seen = opened
     await page.evaluate("() => { window.fetch = () => Promise.reject(new Error('the connection is lost')) }")
