@@ -9,7 +9,13 @@ import os
 from importlib import import_module
 from typing import Any
 
-MODULES = ("pipeline.features._columns", "pipeline.grid._wire", "pipeline.models._forest", "pipeline.worker._results")
+MODULES = (
+    "pipeline.features._columns",
+    "pipeline.features._maths",
+    "pipeline.grid._wire",
+    "pipeline.models._forest",
+    "pipeline.worker._results",
+)
 
 
 def compiled(name: str) -> Any | None:

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 import msgspec
 from msgspec import Meta
 
+from pipeline.features import maths
+from pipeline.job import zones
 from pipeline.job.check import compile_features, compile_keys, compile_margin
+from pipeline.job.expressions import find
 from pipeline.job.syntax import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pipeline.job import Feature, Job
     from pipeline.job.expressions import Node
@@ -39,12 +42,15 @@ class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fields: Types of the event fields and `lookup.field` that these use.
         lookups: The key by which each lookup that they use is asked.
         margin: The expression of the margin, with its default; empty if there is none.
+        machine: What was computed by, as far as expressions depend on it: a digest of the C library's functions, and
+            the release of the time zones.
     """
 
     features: Texts = {}
     fields: Texts = {}
     lookups: Texts = {}
     margin: Annotated[str, Meta(max_length=_MAX_TEXT + 40)] = ""
+    machine: Texts = {}
 
 
 class Attribute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +93,17 @@ def definitions_of(job: Job) -> Definitions:
             for name in sorted(lookups)
         },
         margin="" if job.margin is None else _made(job.margin),
+        machine=_machine(nodes),
     )
+
+
+def _machine(nodes: Sequence[Node]) -> dict[str, str]:
+    found = {}
+    if any(find(node, op) for node in nodes for op in (*maths.NAMES, "power")):
+        found["bits of functions"] = maths.digest()
+    if any(find(node, "local") for node in nodes):
+        found["time zones"] = zones.release()
+    return found
 
 
 def _made(feature: Feature) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.features import times
+from pipeline.features import maths, times
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -50,7 +50,7 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "divide": np.true_divide,
     "floor_divide": np.floor_divide,
     "modulo": np.mod,
-    "power": np.power,
+    "power": maths.function("pow"),
     "negative": np.negative,
     "and": np.logical_and,
     "or": np.logical_or,
@@ -68,24 +68,11 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "truth": _truth,
     "epoch": _identity,
     "abs": np.abs,
+    **{name: maths.function(name) for name in maths.NAMES if name != "pow"},
     "sqrt": np.sqrt,
-    "exp": np.exp,
-    "expm1": np.expm1,
-    "log": np.log,
-    "log1p": np.log1p,
-    "log10": np.log10,
-    "log2": np.log2,
     "floor": np.floor,
     "ceil": np.ceil,
     "sign": np.sign,
-    "sin": np.sin,
-    "cos": np.cos,
-    "tan": np.tan,
-    "asin": np.arcsin,
-    "acos": np.arccos,
-    "atan": np.arctan,
-    "atan2": np.arctan2,
-    "hypot": np.hypot,
     "radians": np.radians,
     "degrees": np.degrees,
     "min": np.minimum,

@@ -76,10 +76,22 @@ def remarks(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
         )
         return [text]
     return [
+        f"{_title(version)} was trained where the {what} are other than here ({old}, here {new}): last bits of "
+        "features, or hours around switches of clocks, may differ."
+        for what, old, new in _other_machine(jobs, version)
+    ] + [
         f"{_title(version)} was trained on other features than those of the job `{name}`: {'; '.join(changes[:3])}."
         for name, job in jobs.items()
         if (changes := changed_features(job, version))
     ]
+
+
+def _other_machine(jobs: Mapping[str, Job], version: ModelVersion) -> list[tuple[str, str, str]]:
+    trained = version.definitions.machine if version.definitions is not None else {}
+    here = (
+        {what: text for job in jobs.values() for what, text in definitions_of(job).machine.items()} if trained else {}
+    )
+    return [(what, trained[what], text) for what, text in here.items() if trained.get(what, text) != text]
 
 
 def unfit(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
