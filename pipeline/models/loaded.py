@@ -83,7 +83,7 @@ class LoadedModel:
             )
         booster = parse(payload, source)
         if description.booster == "dart":
-            _check_weights(booster, payload, description, source)
+            _check_weights(booster, document, description, source)
         model = cls(version, booster, description)
         model._warm_up(description, source)
         model._compile(document, source)
@@ -173,12 +173,16 @@ def parse(payload: bytes, source: str) -> Any:
         ) from None
 
 
-def _check_weights(booster: Any, payload: bytes, description: Description, source: str) -> None:
+def _check_weights(booster: Any, document: dict[str, Any], description: Description, source: str) -> None:
     """Refuse a `dart` model whose weights this XGBoost does not see: older ones pass over those of newer files."""
     import xgboost
 
-    meant = tree_weights(read_document(payload, source)["learner"])
-    seen = tree_weights(read_document(bytes(booster.save_raw("ubj")), source)["learner"])
+    meant = tree_weights(document["learner"])
+    try:
+        saved = bytes(booster.save_raw("ubj"))
+    except xgboost.core.XGBoostError as error:
+        raise ModelError(f"{source} cannot be loaded: {first_line(error)}") from None
+    seen = tree_weights(read_document(saved, source)["learner"])
     if seen is None or meant is None or not np.array_equal(seen, meant):
         raise ModelError(
             f"{source} has trees with weights (`dart`), which XGBoost {xgboost.__version__} passes over in a file that "
