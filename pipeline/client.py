@@ -16,7 +16,7 @@ from pipeline.grid import connect as connect_grid
 from pipeline.grid.copies import Fetcher
 from pipeline.grid.journal import Journal
 from pipeline.job import Job, JobRecord, Jobs, load_job
-from pipeline.job.life import CANCELLED, ENDED
+from pipeline.job.life import ENDED, OVER
 from pipeline.job.release import Release
 from pipeline.producer import Producer
 from pipeline.results import ResultStream, Start
@@ -115,7 +115,7 @@ class Client:
             JournalMissingError: The event map has no journal.
             MapNotFoundError: A lookup map does not exist.
             ModelError: There is no such model, or it would not score as it was trained.
-            JobError: Another job of that name is active.
+            JobError: Another job of that name is active, or another one writes to the same result map.
             UsageError: A model or version is given for a job that names a fixed version.
         """
         from pipeline.models import check_fit
@@ -137,7 +137,7 @@ class Client:
                 replaced = (await self.version_of(current.job, current.release)).version
             found, release = await self._release(job, model, version, allow_changed=allow_changed_features)
         _compile(job, found)
-        if current is not None and current.state in ENDED and current.error in ("", CANCELLED):
+        if current is not None and current.state in OVER:
             # A job that failed goes on where it stopped, once its cause is mended; one that was cancelled begins anew.
             await begin_anew(self.grid, job.name)
             await rescan.forget(self.grid, job.name)
@@ -377,7 +377,7 @@ class Client:
         await wipe(self.grid, found)
         return found
 
-    async def cancel(self, name: str) -> JobRecord:
+    async def cancel(self, name: str) -> JobRecord | None:
         """End a job for good; submitted again, it begins anew.
 
         Raises:

@@ -6,6 +6,11 @@ Every error that a user can cause or meet derives from :class:`GridscoreError`. 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.grid.records import BadRecord
+
 
 class GridscoreError(Exception):
     """Something went wrong that a person can act on.
@@ -126,6 +131,18 @@ class LookupTooLargeError(GridError):
 
 class ConflictError(GridError):
     """Somebody else changed the record in the meantime."""
+
+
+class BadRecordError(GridError):
+    """An entry of a control map is not what it should be.
+
+    Args:
+        record: The entry; see `pipeline.grid.records.BadRecord`.
+    """
+
+    def __init__(self, record: BadRecord) -> None:
+        super().__init__(f"{record}.", "`gridscore repair --dry-run` shows what can be done about it.")
+        self.record = record
 
 
 class MemberError(GridscoreError):

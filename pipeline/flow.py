@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.job.life import JOBS_MAP
 from pipeline.sinks.health import SinkLook, examine_sink
 from pipeline.sinks.status import sink_statuses
 from pipeline.sources.health import examine_source
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.grid import Grid
+    from pipeline.grid.records import BadRecord
     from pipeline.sinks.status import SinkStatus
     from pipeline.sources.status import SourceStatus
     from pipeline.worker.status import JobStatus, Overview
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 
 GONE = "GONE"
 """What is shown as the state of a job that a cluster which was replaced took along."""
+
+INVALID = "INVALID"
+"""What is shown for the state of a job whose record cannot be used."""
+
+REPAIR = "`gridscore repair --dry-run` shows what can be done about it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +42,13 @@ class Flow:
         overview: Jobs and workers.
         sources: Those that run or have failed, by name.
         sinks: Those that are known, by name.
+        bad_records: What was met in control maps and cannot be used.
     """
 
     overview: Overview
     sources: Sequence[SourceStatus] = ()
     sinks: Sequence[SinkStatus] = ()
+    bad_records: Sequence[BadRecord] = ()
 
     @property
     def at(self) -> float:
@@ -76,7 +85,10 @@ class FlowLookout:
             job = overview.jobs[0].record.job
             sources = [each for each in sources if each.map == job.events]
             sinks = [each for each in sinks if each.record.map == job.results]
-        return Flow(overview, sources, sinks)
+        bad = self._grid.bad_records.all()
+        if self._job is not None:
+            bad = [each for each in bad if each.key == self._job or each.key.startswith(f"{self._job}/")]
+        return Flow(overview, sources, sinks, bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +99,13 @@ class Findings:
         sources: Of each source.
         jobs: Of each job.
         sinks: Of each sink.
+        records: Of each bad record, by map and key.
     """
 
     sources: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     jobs: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     sinks: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    records: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
 
     @property
     def all_well(self) -> bool:
@@ -100,7 +114,7 @@ class Findings:
 
     def __iter__(self) -> Iterator[tuple[str, Sequence[Finding]]]:
         """Names with what there is to say of each: what lies first on the way of an event comes first."""
-        for kind in (self.sources, self.jobs, self.sinks):
+        for kind in (self.sources, self.jobs, self.sinks, self.records):
             yield from kind.items()
 
 
@@ -150,6 +164,10 @@ class History:
             {name: examine(looks, late_seconds=late_seconds) for name, looks in jobs.items()}
             | {name: [_orphaned(name)] for name in sorted(orphans)},
             {name: examine_sink(looks, late_seconds=late_seconds) for name, looks in sinks.items()},
+            {
+                f"{bad.map_name} {bad.key}": [Finding(Level.PROBLEM, "bad_record", f"It {_cannot(bad)}.", REPAIR)]
+                for bad in self._flows[-1].bad_records
+            },
         )
 
 
@@ -169,12 +187,18 @@ def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
         "jobs": [_with(each, findings.jobs[each.record.name]) for each in flow.overview.jobs]
         + [{"name": name, "state": GONE, **_judged(findings.jobs[name])} for name in gone_jobs(flow, findings)],
         "sinks": [_with(each, findings.sinks[each.record.name]) for each in flow.sinks],
+        "bad_records": [bad.to_json() for bad in flow.bad_records],
     }
 
 
 def gone_jobs(flow: Flow, findings: Findings) -> list[str]:
     """Names of jobs that workers have lost together with a cluster."""
     return sorted(findings.jobs.keys() - {each.record.name for each in flow.overview.jobs})
+
+
+def _cannot(bad: BadRecord) -> str:
+    what = "is not a job that can be scored" if bad.map_name == JOBS_MAP else "cannot be used"
+    return f"{what}: {bad.reason}"
 
 
 def _with(status: SourceStatus | JobStatus | SinkStatus, findings: Sequence[Finding]) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def _commands() -> typer.Typer:
         jobs,
         load,
         model,
+        repair,
         sink,
         soak,
         source,
@@ -113,6 +114,7 @@ def _commands() -> typer.Typer:
     app.command(rich_help_panel="Health")(top.top)
     app.command(rich_help_panel="Health")(status.status)
     app.command(rich_help_panel="Health")(doctor.doctor)
+    app.command(rich_help_panel="Health")(repair.repair)
     app.add_typer(bench.app, name="bench", rich_help_panel="Health")
     app.command(rich_help_panel="Health")(soak.soak)
     return app

@@ -10,7 +10,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Group
 from rich.text import Text
 
-from pipeline.cli.output import duration_text, milliseconds_text, visible
+from pipeline.cli.output import duration_text, milliseconds_text, one_line, visible
 from pipeline.flow import Findings
 from pipeline.job import JobState
 from pipeline.worker.health import Level, is_well
@@ -202,7 +202,7 @@ def _findings(scene: Scene, width: int) -> list[Text]:
 
 def _said(name: str, finding: Finding, style: str, width: int) -> list[Text]:
     """A finding in lines: its advice behind it if both fit, else below."""
-    text, advice = f"{name}: {visible(finding.text)}", visible(finding.advice)
+    text, advice = f"{name}: {visible(one_line(finding.text))}", visible(one_line(finding.advice))
     if cell_len(text) + cell_len(advice) < width:
         line = Text(text, style).append(f" {advice}", "default dim")
         line.stylize("bold", 0, len(name) + 1)
@@ -332,12 +332,12 @@ def _job_columns(scene: Scene, overview: Overview) -> list[Column]:
     living = {worker.id for worker in overview.workers}
 
     def state(status: JobStatus) -> Text:
-        name = status.record.state
+        name = status.state
         return _state(name.value, scene.findings.jobs.get(status.record.name, ()), good=name == JobState.RUNNING)
 
     def owned(status: JobStatus) -> Text:
         count = sum(1 for position in status.positions if position.owner in living)
-        wanted = status.record.state == JobState.RUNNING and count < len(status.positions)
+        wanted = status.state == JobState.RUNNING and count < len(status.positions)
         return Text(f"{count}/{len(status.positions)}", "yellow" if wanted else "")
 
     def lag(status: JobStatus) -> str:

@@ -46,7 +46,7 @@ def doctor(
             jobs = [named] if named else await _submitted(grid)
             found = await examine(grid, *map(_needs, jobs))
             capacities = [await examine_capacity(grid, each) for each in jobs]
-            return found + [finding for finding in capacities if finding is not None]
+            return [*found, *(each for each in capacities if each is not None), *await _records(grid)]
 
     findings: list[Finding] = run(main())
     if as_json:
@@ -82,6 +82,27 @@ async def _submitted(grid: Grid) -> list[Job]:
         return [record.job for record in await Jobs(grid).all() if record.state not in ENDED]
     except GridError:
         return []  # control maps may be what is wrong; the findings say so
+
+
+async def _records(grid: Grid) -> list[Finding]:
+    """What lies in control maps and cannot be used."""
+    from pipeline.errors import GridError
+    from pipeline.grid.doctor import Finding, Level
+    from pipeline.repair import find_repairs
+
+    try:
+        repairs = await find_repairs(grid)
+    except GridError:
+        return []  # as above
+    return [
+        Finding(
+            Level.FAIL if repair.harms else Level.WARN,
+            f"control record {repair.bad.key} in {repair.bad.map_name}",
+            repair.bad.reason,
+            f"`gridscore repair` {repair.what}: {repair.means}",
+        )
+        for repair in repairs
+    ]
 
 
 def _needs(job: Job) -> Needs:

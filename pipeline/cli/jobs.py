@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import AllowChanged, ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, print_json, print_table, print_warnings, run, safe
+from pipeline.cli.output import console, one_line, print_json, print_table, print_warnings, run, safe
 
 if TYPE_CHECKING:
     from pipeline.flow import Flow
@@ -122,7 +122,8 @@ def jobs(
     """
     if context.invoked_subcommand is not None:
         return
-    from pipeline.flow import FlowLookout
+    from pipeline.flow import INVALID, REPAIR, FlowLookout
+    from pipeline.job.life import JOBS_MAP
 
     async def main() -> Flow:
         async with connected(members, cluster_name, settings) as grid:
@@ -130,8 +131,10 @@ def jobs(
 
     flow = run(main())
     statuses = flow.overview.jobs
+    bad = [each for each in flow.bad_records if each.map_name == JOBS_MAP]
     if as_json:
-        print_json([status.to_json() for status in statuses])
+        invalid = [{"name": each.key, "state": INVALID, "error": str(each)} for each in bad]
+        print_json([*(status.to_json() for status in statuses), *invalid])
         return
     columns = ("JOB", "STATE", "WORKERS", "PARTITIONS", "EVENTS", "EVENTS/S", "LAG", "DEAD", "LOST", "MODEL")
     rows = []
@@ -140,7 +143,7 @@ def jobs(
         rows.append(
             (
                 s.record.name,
-                s.record.state.value,
+                s.state.value,
                 s.workers,
                 s.partitions,
                 int(s.totals["events"]),
@@ -151,12 +154,15 @@ def jobs(
                 f"{s.record.job.model.name} {versions}".strip(),
             )
         )
+    rows += [(each.key, INVALID, *[None] * 8) for each in bad]
     print_table(columns, rows, empty="No jobs. `gridscore submit FILE` submits one.")
     for s in statuses:
         for problem in [s.record.error, *s.model_errors]:
             if problem:
                 text = f"[yellow]{safe(s.record.name)}:[/] {safe(problem, layout=True)}"
                 console.print(text, highlight=False, soft_wrap=True)
+    for each in flow.bad_records:
+        console.print(f"[red]{safe(each)}.[/] {REPAIR}", highlight=False, soft_wrap=True)
     _print_plugs(flow)
 
 
@@ -165,7 +171,17 @@ def _print_plugs(flow: Flow) -> None:
         console.print()
         columns: tuple[str, ...] = ("SOURCE", "KIND", "MAP", "STATE", "PROCESSES", "EVENTS", "EVENTS/S", "DEAD")
         rows: list[tuple[Any, ...]] = [
-            (s.name, s.kind, s.map, s.state, len(s.processes), s.events, s.rate, s.dead_letters, s.waiting or s.error)
+            (
+                s.name,
+                s.kind,
+                s.map,
+                s.state,
+                len(s.processes),
+                s.events,
+                s.rate,
+                s.dead_letters,
+                one_line(s.waiting or s.error),
+            )
             for s in flow.sources
         ]
         print_table((*columns, "WAITS FOR, LAST ERROR"), rows, empty="")
@@ -175,7 +191,7 @@ def _print_plugs(flow: Flow) -> None:
         rows = []
         for sink in flow.sinks:
             what, done = (sink.record.name, sink.record.kind, sink.record.map), (sink.delivered, sink.rate, sink.lag)
-            bad = (sink.dead_letters, sink.lost, sink.error)
+            bad = (sink.dead_letters, sink.lost, one_line(sink.error))
             rows.append((*what, sink.state, len(sink.processes), *done, *bad))
         print_table((*columns, "LAST ERROR"), rows, empty="")
 
@@ -328,31 +344,38 @@ def _what_happens(figures: dict[str, int], *, exact: bool) -> str:
 
 def _move(verb: str, name: str, connection: tuple[Any, Any, Any], *, as_json: bool) -> None:
     from pipeline.job import Jobs
-    from pipeline.job.life import WANTED, JobState
+    from pipeline.job.life import OVER, WANTED, JobState
 
     # What was so already is left as it is, and said to be so.
     done, already, states = {
         "suspend": ("suspended", "is suspended already", {JobState.SUSPENDED}),
         "resume": ("resumed", "is not suspended", WANTED),
-        "cancel": ("cancelled", "has ended already", {JobState.FAILED}),
+        "cancel": ("cancelled", "has ended already", OVER),
     }[verb]
 
-    async def main() -> tuple[JobRecord, bool]:
+    async def main() -> tuple[JobRecord | None, bool]:
         async with connected(*connection) as grid:
             before = await _find(Jobs(grid), name)
             return await getattr(Jobs(grid), verb)(name), before is None or before.state not in states
 
     record, changed = run(main())
+    if record is None:
+        if as_json:
+            print_json({"name": name, "state": None, "revision": None, "changed": True})
+        else:
+            text = f"The record of the job {safe(name)}, which could not be used, was removed; its offsets stay."
+            console.print(text, highlight=False, soft_wrap=True)
+        return
     _report(record, done if changed else f"{already}, unchanged", as_json=as_json, changed=changed)
 
 
 async def _find(jobs: Jobs, name: str) -> JobRecord | None:
     """The job as it is now; None also if its record cannot be read, of which the change itself will complain."""
-    from pipeline.errors import JobError
+    from pipeline.errors import BadRecordError, JobError
 
     try:
         return await jobs.find(name)
-    except JobError:
+    except (JobError, BadRecordError):
         return None
 
 

@@ -78,6 +78,11 @@ def safe(value: Any, *, layout: bool = False) -> str:
     return escape(visible(value, layout=layout))
 
 
+def one_line(text: str) -> str:
+    """A text of several lines, as messages with a hint are, in one."""
+    return " ".join(text.split())
+
+
 def shorten(text: str, length: int) -> str:
     """The text, cut with an ellipsis if it is longer."""
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, print_json, print_table, run, visible
+from pipeline.cli.output import console, one_line, print_json, print_table, run, visible
 from pipeline.cli.plug_run import Line, run_until_told, running, say
 from pipeline.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
 from pipeline.sinks.registry import KINDS
@@ -100,7 +100,7 @@ def list_(
             each.rate,
             each.lost,
             each.dead_letters,
-            each.error,
+            one_line(each.error),
         )
         for each in found
     ]

@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.on_grid import KINDS_ON_GRID, ON_GRID, drop_from_grid, place
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, print_json, print_table, run, visible
+from pipeline.cli.output import console, one_line, print_json, print_table, run, visible
 from pipeline.cli.plug_run import Line, run_until_told, running, say
 from pipeline.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
 from pipeline.sources.registry import KINDS
@@ -102,9 +102,21 @@ def list_(
         return
     columns = ("NAME", "KIND", "MAP", "HOST", "PID", "STATE", "EVENTS", "EVENTS/S", "POISON", "WAITED s", "LAST ERROR")
     rows = [
-        (s.name, s.kind, s.map, s.host, str(s.pid), s.state, s.events, s.rate, s.poison, s.waited, _trouble(s))
+        (
+            s.name,
+            s.kind,
+            s.map,
+            s.host,
+            str(s.pid),
+            s.state,
+            s.events,
+            s.rate,
+            s.poison,
+            s.waited,
+            one_line(_trouble(s)),
+        )
         for s in found
-    ] + [(s.name, "kafka", s.map, "(on the grid)", "", s.state, *[""] * 4, s.error) for s in placed]
+    ] + [(s.name, "kafka", s.map, "(on the grid)", "", s.state, *[""] * 4, one_line(s.error)) for s in placed]
     print_table(columns, rows, empty="No source is running.")
 
 

@@ -76,6 +76,9 @@ def status(
             history.replace(flow)
             return history, flow, numbers
 
+    from pipeline.flow import INVALID
+    from pipeline.job.life import OVER
+
     history, flow, acknowledged = run(main())
     findings = history.findings(late_seconds=late)
     if as_json:
@@ -92,7 +95,7 @@ def status(
             _show("source", source.name, source.state, _source_lines(source), findings.sources[source.name])
         for each in flow.overview.jobs:
             name = each.record.name
-            _show("", name, each.record.state.value, _job_lines(each), findings.jobs[name])
+            _show("", name, each.state.value, _job_lines(each), findings.jobs[name], over=each.state in OVER)
         from pipeline.flow import GONE, gone_jobs
 
         gone = gone_jobs(flow, findings)
@@ -100,6 +103,8 @@ def status(
             _show("", name, GONE, (), findings.jobs[name])
         for sink in flow.sinks:
             _show("sink", sink.record.name, sink.state, _sink_lines(sink), findings.sinks[sink.record.name])
+        for place, found in findings.records.items():
+            _show("record", place, INVALID, (), found)
         if not (flow.overview.jobs or gone):
             console.print("No jobs. `gridscore submit FILE` submits one.", highlight=False, soft_wrap=True)
     if not findings.all_well:
@@ -178,16 +183,21 @@ def _processes(processes: Sequence[object]) -> str:
     return f"{len(processes)} {'process' if len(processes) == 1 else 'processes'}"
 
 
-def _show(kind: str, name: str, state: str, lines: Iterable[str], findings: Sequence[Finding]) -> None:
+def _show(
+    kind: str, name: str, state: str, lines: Iterable[str], findings: Sequence[Finding], *, over: bool = False
+) -> None:
     from pipeline.worker.health import Level, is_well
 
-    verdict = "[green]well[/]" if is_well(findings) else "[red]not well[/]"
+    # What is over for good is neither.
+    verdict = "" if over else "[green]well[/], " if is_well(findings) else "[red]not well[/], "
     what = f"{kind} " if kind else ""
-    console.print(f"{what}[bold]{safe(name)}[/]: {verdict}, {safe(state)}", highlight=False, soft_wrap=True)
+    console.print(f"{what}[bold]{safe(name)}[/]: {verdict}{safe(state)}", highlight=False, soft_wrap=True)
     for line in lines:
         console.print(f"  {safe(line)}", highlight=False, soft_wrap=True)
     for finding in findings:
         mark = "[red]problem[/]" if finding.level is Level.PROBLEM else "[yellow]note[/]   "
-        console.print(f"  {mark}  {safe(finding.text)}", highlight=False, soft_wrap=True)
+        # Errors have lines of their own, as a message and what to do.
+        text = safe(finding.text, layout=True).rstrip().replace("\n", f"\n{' ' * 11}")
+        console.print(f"  {mark}  {text}", highlight=False, soft_wrap=True)
         if finding.advice:
             console.print(f"           {safe(finding.advice)}", style="dim", highlight=False, soft_wrap=True)

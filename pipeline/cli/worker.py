@@ -52,6 +52,9 @@ def worker(
     from pipeline.worker.process import tune
 
     tune()
+    log = logging.getLogger("pipeline.worker")
+    if not log.isEnabledFor(logging.INFO):
+        log.setLevel(logging.INFO)  # which job, revision and version of its model it takes belongs into its log
     run(_score(only, lease, (members, cluster_name, settings), leashed=leashed))
 
 

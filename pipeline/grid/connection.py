@@ -15,6 +15,7 @@ from hazelcast.security import BasicTokenProvider
 
 from pipeline.errors import ClusterReplacedError, ConnectionFailedError, GridError, MapNotFoundError
 from pipeline.grid import transport
+from pipeline.grid.records import BadRecords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -37,6 +38,7 @@ class Grid:
         client: The Hazelcast client underneath, for what this class does not offer.
         name: What this client is called in the cluster's own views.
         clock: Monotonic seconds, by which leases are timed; a stub of a cluster may have a clock of its own.
+        bad_records: What was met in control maps and is no record.
     """
 
     def __init__(self, client: HazelcastClient, settings: GridSettings) -> None:
@@ -45,6 +47,7 @@ class Grid:
         self.name: str = client.name
         self.parked_reads: dict[Any, Any] = {}  # of journals, see `journal`
         self.clock: Callable[[], float] = time.monotonic
+        self.bad_records = BadRecords()
         self._maps: dict[str, Any] = {}
         self._on_reconnect: list[Callable[[], None]] = []
         self._on_member_change: list[Callable[[], None]] = []

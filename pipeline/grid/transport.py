@@ -25,7 +25,12 @@ from hazelcast.internal.asyncio_invocation import Invocation
 from hazelcast.internal.asyncio_proxy.manager import MAP_SERVICE
 from hazelcast.internal.asyncio_reactor import AsyncioConnection, AsyncioReactor, HazelcastProtocol
 from hazelcast.protocol.client_message import Frame, InboundMessage, OutboundMessage
-from hazelcast.protocol.codec import client_get_distributed_objects_codec, map_size_codec
+from hazelcast.protocol.codec import (
+    client_get_distributed_objects_codec,
+    map_entry_set_codec,
+    map_key_set_codec,
+    map_size_codec,
+)
 from hazelcast.serialization.data import Data
 
 from pipeline.errors import UnsupportedClientError
@@ -387,6 +392,20 @@ async def map_size(client: HazelcastClient, name: str) -> int:
     """Number of entries of a map, without making it known by name."""
     invocation = Invocation(map_size_codec.encode_request(name), response_handler=map_size_codec.decode_response)
     return int(await client._invocation_service.ainvoke(invocation))  # noqa: SLF001
+
+
+async def map_entries(client: HazelcastClient, name: str) -> list[tuple[bytes, bytes]]:
+    """Serialized keys and values of a whole small map, without making it known by name."""
+    decode = map_entry_set_codec.decode_response
+    invocation = Invocation(map_entry_set_codec.encode_request(name), response_handler=decode)
+    entries = await client._invocation_service.ainvoke(invocation)  # noqa: SLF001
+    return [(bytes(key.buffer), bytes(value.buffer)) for key, value in entries]
+
+
+async def map_keys(client: HazelcastClient, name: str) -> list[bytes]:
+    """Serialized keys of a map, without making it known by name."""
+    invocation = Invocation(map_key_set_codec.encode_request(name), response_handler=map_key_set_codec.decode_response)
+    return [bytes(key.buffer) for key in await client._invocation_service.ainvoke(invocation)]  # noqa: SLF001
 
 
 def member_connections(client: HazelcastClient) -> dict[Any, Any]:

@@ -1,7 +1,8 @@
 """The life of jobs in the cluster: submit, update, suspend, resume, cancel; their states and revisions.
 
-The record of a job lives in the control map `gridscore.jobs` under its name. States are those of Hazelcast Jet. A job
-that is NOT_RUNNING waits for a worker; one that is RUNNING without a living worker goes on as soon as there is one.
+The record of a job lives in the control map `gridscore.jobs` under its name. States are those of Hazelcast Jet where
+they say what is, and WAITING and CANCELLED beside them. The record says what was noted last: that a job which is
+RUNNING there has no living worker is seen by who looks at the workers too (`worker.status`).
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
-from pipeline.errors import JobError
+from pipeline.errors import BadRecordError, JobError
 from pipeline.grid import Record, Records
+from pipeline.grid.records import reason_of
 from pipeline.job.file import Job
-from pipeline.job.release import Previous, Release
+from pipeline.job.release import Previous, Release  # noqa: TC001 -- msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,22 +28,34 @@ if TYPE_CHECKING:
 
 JOBS_MAP = "gridscore.jobs"
 
-CANCELLED = "cancelled by a user"
-
 
 class JobState(StrEnum):
-    """States of a job, named as in Jet."""
+    """States of a job."""
 
-    NOT_RUNNING = "NOT_RUNNING"
+    WAITING = "WAITING"
+    """For a worker."""
+
     STARTING = "STARTING"
+    """A worker loads what it needs; none scores yet."""
+
     RUNNING = "RUNNING"
     SUSPENDED = "SUSPENDED"
+    """By a user; goes on where it stopped."""
+
     FAILED = "FAILED"
+    """It cannot go on before its cause is mended; the record has the error."""
+
+    CANCELLED = "CANCELLED"
+    """By a user, for good."""
+
     COMPLETED = "COMPLETED"
 
 
-ENDED = frozenset((JobState.FAILED, JobState.COMPLETED))
-WANTED = frozenset((JobState.NOT_RUNNING, JobState.STARTING, JobState.RUNNING))
+ENDED = frozenset((JobState.FAILED, JobState.CANCELLED, JobState.COMPLETED))
+OVER = frozenset((JobState.CANCELLED, JobState.COMPLETED))
+"""States from which a job does not go on: submitted again, it begins anew."""
+
+WANTED = frozenset((JobState.WAITING, JobState.STARTING, JobState.RUNNING))
 """States in which workers should score for the job."""
 
 
@@ -92,31 +107,59 @@ class JobRecord:
         return (self.revision, self.submitted_at) == (other.revision, other.submitted_at)
 
     @classmethod
+    def parse(cls, record: Record) -> JobRecord:
+        """The typed form of a control record; what is wrong with it raises errors of any kind."""
+        value = msgspec.convert(record.value, _Value)
+        job = Job.from_json(value.spec)
+        if job.name != record.key:
+            raise ValueError(f"it is of the job `{job.name}`")
+        if value.begin and _begin(value.begin) == "committed":
+            raise ValueError("it begins nowhere")
+        rest = (value.error, value.submitted_at, value.updated_at, value.restarts, value.begin)
+        return cls(job, value.state, value.revision, *rest, value.release, value.previous)
+
+    @classmethod
     def from_record(cls, record: Record) -> JobRecord:
         """The typed form of a control record.
 
         Raises:
             JobError: It was written by something that is not this version of Gridscore.
         """
-        value = record.value
         try:
-            return cls(
-                job=Job.from_json(value["spec"]),
-                state=JobState(value["state"]),
-                revision=int(value["revision"]),
-                error=str(value["error"]),
-                submitted_at=str(value["submitted_at"]),
-                updated_at=str(value["updated_at"]),
-                restarts=int(value.get("restarts", 0)),
-                begin=str(value.get("begin", "")),
-                release=msgspec.convert(value.get("release"), Release | None),
-                previous=msgspec.convert(value.get("previous"), Previous | None),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return cls.parse(record)
+        except Exception as error:  # noqa: BLE001 -- whatever is wrong with it, this job is bad and no other is
             raise JobError(
-                f"The record of the job `{record.key}` in the cluster cannot be read: {error}",
-                "It was written by another version: cancel the job there and submit it again.",
+                f"The record of the job `{record.key}` in `{JOBS_MAP}` cannot be used: {reason_of(error)}",
+                f"Another version may have written it. `gridscore cancel {record.key}` removes it; submitted again, it "
+                "goes on where it stopped.",
             ) from None
+
+
+class _Value(msgspec.Struct, frozen=True):
+    """What a record holds."""
+
+    spec: dict[str, Any]
+    state: JobState
+    revision: Annotated[int, Meta(ge=1, lt=2**53)]
+    error: str
+    submitted_at: str
+    updated_at: str
+    restarts: Annotated[int, Meta(ge=0, lt=2**53)] = 0
+    begin: str = ""
+    release: Release | None = None
+    previous: Previous | None = None
+
+
+def _value_of(name: str, value: dict[str, Any]) -> _Value:
+    """What a record holds, its job file unread.
+
+    Raises:
+        JobError: It cannot be used.
+    """
+    try:
+        return msgspec.convert(value, _Value)
+    except msgspec.ValidationError as error:
+        raise JobError(f"The record of the job `{name}` in `{JOBS_MAP}` cannot be used: {error}") from None
 
 
 class Jobs:
@@ -124,7 +167,7 @@ class Jobs:
 
     def __init__(self, grid: Grid) -> None:
         self._records = Records(grid, JOBS_MAP)
-        self._parsed: dict[str, tuple[str, JobRecord]] = {}  # workers look every second, and jobs seldom change
+        self._parsed: dict[str, tuple[str, JobRecord | str]] = {}  # workers look every second, jobs seldom change
 
     async def submit(
         self, job: Job, *, update: bool = False, release: Release | None = None, replaced: int | None = None
@@ -140,15 +183,17 @@ class Jobs:
             replaced: The version that scores for the job that is replaced, if the release exchanges it.
 
         Raises:
-            JobError: Another job of that name is active, and `update` is not set; or an update would change what the
-                committed offsets are about.
+            JobError: Another job of that name is active, and `update` is not set; another one writes to the same result
+                map; or an update would change what the committed offsets are about.
         """
+        Job.from_json(job.to_json())  # as every worker will read it
+        await self._refuse_shared_results(job.name, job.results)
 
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             fresh = {
                 "name": job.name,
                 "spec": job.to_json(),
-                "state": JobState.NOT_RUNNING.value,
+                "state": JobState.WAITING.value,
                 "revision": 1,
                 "error": "",
                 "submitted_at": _now(),
@@ -158,6 +203,7 @@ class Jobs:
                 fresh["release"] = msgspec.to_builtins(release)
             if current is None:
                 return fresh
+            JobRecord.from_record(Record(job.name, current, ""))  # what cannot be read is not replaced by chance
             # Counted on, so that partitions know a restart that they have not seen from one that they have.
             fresh |= {"revision": current["revision"] + 1, "restarts": current.get("restarts", 0)}
             if JobState(current["state"]) in ENDED:
@@ -179,8 +225,12 @@ class Jobs:
         Raises:
             JobError: As of `submit`.
         """
+        await self._refuse_shared_results(job.name, job.results)
         record = await self._records.get(job.name)
-        if record is None or JobState(record.value["state"]) in ENDED or record.value["spec"] == job.to_json():
+        if record is None:
+            return
+        value = _value_of(job.name, record.value)
+        if value.state in ENDED or value.spec == job.to_json():
             return
         _check_update(record.value, job, update=update)
 
@@ -201,19 +251,22 @@ class Jobs:
         return None if record is None else JobRecord.from_record(record)
 
     async def all(self) -> list[JobRecord]:
-        """Every job, by name. Records that cannot be read are left out."""
-        parsed: dict[str, tuple[str, JobRecord]] = {}
-        for name, record in sorted((await self._records.all()).items()):
-            before = self._parsed.get(name)
-            if before is not None and before[0] == record.raw:
-                parsed[name] = before
-                continue
-            try:
-                parsed[name] = (record.raw, JobRecord.from_record(record))
-            except JobError:
-                continue
-        self._parsed = parsed
-        return [job for _, job in parsed.values()]
+        """Every job, by name. Records that cannot be read are left out, and noted in the grid's `bad_records`."""
+        before, self._parsed = self._parsed, {}
+
+        def parse(record: Record) -> JobRecord:
+            text, found = before.get(record.key, ("", None))
+            if text != record.raw or found is None:
+                try:
+                    found = JobRecord.parse(record)
+                except Exception as error:  # noqa: BLE001 -- see `from_record`; it is tried once, not once a second
+                    found = reason_of(error)
+            self._parsed[record.key] = record.raw, found
+            if isinstance(found, str):
+                raise ValueError(found)  # noqa: TRY004 -- it is what was wrong before
+            return found
+
+        return [job for _, job in sorted((await self._records.read(parse)).items())]
 
     async def suspend(self, name: str) -> JobRecord:
         """Stop scoring and keep the offsets; does nothing to a suspended job.
@@ -227,9 +280,10 @@ class Jobs:
         """Let workers score again, from the committed offsets; does nothing to a job that runs.
 
         Raises:
-            JobError: There is no such job, or it was cancelled.
+            JobError: There is no such job, it was cancelled, or another one writes to its result map now.
         """
-        return await self._move(name, "resume", JobState.NOT_RUNNING)
+        await self._refuse_shared_results(name, (await self.get(name)).job.results)
+        return await self._move(name, "resume", JobState.WAITING)
 
     async def restart(self, name: str, begin: str = "committed") -> JobRecord:
         """Let workers start anew, from another place in the journal; also a job that is suspended or FAILED.
@@ -245,28 +299,38 @@ class Jobs:
             JobError: There is no such job, it was cancelled, or `begin` is none of these.
         """
         begin = _begin(begin)
-        if await self._records.get(name) is None:
-            raise await self._unknown(name)
+        await self._refuse_shared_results(name, (await self.get(name)).job.results)
 
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is None:
                 raise JobError(f"There is no job `{name}`.")
-            if JobState(current["state"]) in ENDED and current["error"] in ("", CANCELLED):
-                raise JobError(f"The job `{name}` has ended: it cannot restart.", "Submit it again.")
-            fresh = {**current, "state": JobState.NOT_RUNNING.value, "revision": current["revision"] + 1, "error": ""}
+            if (state := _value_of(name, current).state) in OVER:
+                raise JobError(f"The job `{name}` is {state}: it cannot restart.", "Submit it again.")
+            fresh = {**current, "state": JobState.WAITING.value, "revision": current["revision"] + 1, "error": ""}
             if begin != "committed":
                 fresh |= {"restarts": current.get("restarts", 0) + 1, "begin": begin}
             return {**fresh, "updated_at": _now()}
 
         return JobRecord.from_record(await self._records.update(name, change))
 
-    async def cancel(self, name: str) -> JobRecord:
-        """End a job for good; as in Jet, it is FAILED then, with the reason.
+    async def cancel(self, name: str) -> JobRecord | None:
+        """End a job for good. One whose record cannot be read is removed, and None returned.
 
         Raises:
             JobError: There is no such job.
         """
-        return await self._move(name, "cancel", JobState.FAILED, error=CANCELLED)
+        try:
+            await self.get(name)
+        except JobError:
+            record = await self._records.get(name)
+            if record is None:
+                raise
+            await self._records.remove(record)
+            return None
+        except BadRecordError as error:
+            await self._records.remove_bad(error.record)
+            return None
+        return await self._move(name, "cancel", JobState.CANCELLED)
 
     async def mark(self, record: JobRecord, state: JobState, error: str = "") -> None:
         """Note what a worker has come to, unless the job has changed since its record was read.
@@ -279,8 +343,9 @@ class Jobs:
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is None:
                 raise JobError(f"There is no job `{name}`.")
-            same_run = (current["revision"], current["submitted_at"]) == (record.revision, record.submitted_at)
-            if not same_run or JobState(current["state"]) not in WANTED:
+            value = _value_of(name, current)
+            same_run = (value.revision, value.submitted_at) == (record.revision, record.submitted_at)
+            if not same_run or value.state not in WANTED:
                 return current
             if current["state"] == state.value and current["error"] == error:
                 return current
@@ -294,22 +359,36 @@ class Jobs:
         """Call back when any job changes; returns a coroutine function that ends it."""
         return await self._records.watch(callback)
 
-    async def _move(self, name: str, verb: str, to: JobState, error: str = "") -> JobRecord:
-        if await self._records.get(name) is None:
-            raise await self._unknown(name)
+    async def _move(self, name: str, verb: str, to: JobState) -> JobRecord:
+        await self.get(name)  # or an error that says what there is
 
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is None:
                 raise JobError(f"There is no job `{name}`.")
-            state = JobState(current["state"])
-            if state == to or (to == JobState.NOT_RUNNING and state in WANTED):
+            state = _value_of(name, current).state
+            if state == to or (to == JobState.WAITING and state in WANTED):
                 return current
-            if state in ENDED and not (verb == "resume" and current["error"] != CANCELLED):
+            if state in OVER or (state == JobState.FAILED and verb == "suspend"):
                 reason = f" ({current['error']})" if current["error"] else ""
-                raise JobError(f"The job `{name}` is {state}{reason}: it cannot {verb}.", "Submit it again.")
-            return {**current, "state": to.value, "error": error, "updated_at": _now()}
+                hint = "Submit it again." if state in OVER else f"`gridscore resume {name}` goes on, `cancel` ends it."
+                raise JobError(f"The job `{name}` is {state}{reason}: it cannot {verb}.", hint)
+            return {**current, "state": to.value, "error": "", "updated_at": _now()}
 
         return JobRecord.from_record(await self._records.update(name, change))
+
+    async def _refuse_shared_results(self, name: str, results: str) -> None:
+        """Refuse a result map that another job writes to: each would take the other's results for its own.
+
+        Raises:
+            JobError: It is taken.
+        """
+        for other in await self.all():
+            if other.name != name and other.state not in ENDED and other.job.results == results:
+                raise JobError(
+                    f"The job `{other.name}`, which is {other.state}, writes to `{results}` already: of two results of "
+                    "one key only one would stand, and each job would skip events that only the other has scored.",
+                    f"Give `{name}` a result map of its own, or cancel `{other.name}` first.",
+                )
 
     async def _unknown(self, name: str) -> JobError:
         import difflib

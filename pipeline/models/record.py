@@ -55,7 +55,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         uploads: Uploads under way, and when each was last renewed, in seconds since 1970.
     """
 
-    revision: Annotated[int, Meta(ge=0)] = 0
+    revision: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     last: Annotated[int, Meta(ge=0, le=2**31)] = 0
     versions: Annotated[dict[int, Stored], Meta(max_length=MAX_VERSIONS)] = {}
     aliases: Annotated[dict[str, int], Meta(max_length=MAX_ALIASES)] = {}

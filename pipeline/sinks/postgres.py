@@ -17,11 +17,11 @@ import msgspec
 import psycopg
 
 from pipeline.errors import ConflictError, UsageError
-from pipeline.grid.records import Records
+from pipeline.grid.records import Records, parsed
 from pipeline.postgres import connect, failure, place_of
 from pipeline.sinks.base import Delivered, Refused, SinkInterruptedError
 from pipeline.sinks.postgres_table import ResultTable
-from pipeline.sinks.records import group_of
+from pipeline.sinks.records import ERAS_MAP, Era, group_of
 from pipeline.worker.lease_records import read_records
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from pipeline.sinks.base import Delivery
 
 _log = logging.getLogger(__name__)
-
-ERAS_MAP = "gridscore.eras"
-"""Control map that says since when the cluster has what it has: gone when a cluster has lost everything."""
 
 _LAST_SECONDS = 0.25
 """A statement is not begun when less than this is left of the leases."""
@@ -247,10 +244,15 @@ class PostgresSink:
             with contextlib.suppress(ConflictError):
                 record = await self._records.create("cluster", {"since": time.time_ns() // 1_000_000})
             record = record or await self._records.get("cluster")
-        since = None if record is None else record.value.get("since")
-        if not isinstance(since, int):
-            raise UsageError(f"The record `cluster` in `{ERAS_MAP}` is not ours.", "Remove it.")
-        return since
+        if record is None:
+            raise SinkInterruptedError(f"The record `cluster` in `{ERAS_MAP}` is gone again.")
+        try:
+            return parsed(Era)(record).since
+        except msgspec.ValidationError as error:
+            raise UsageError(
+                f"The control record `cluster` in `{ERAS_MAP}` cannot be used: {error}",
+                "`gridscore repair --dry-run` shows what can be done about it.",
+            ) from None
 
 
 def _scored_at(result: Delivered) -> int | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from pipeline.errors import ConflictError, UsageError
-from pipeline.grid.records import Records
+from pipeline.grid.records import Count, Records, Word
 from pipeline.worker.names import SINKS_MAP, owner_of
 from pipeline.worker.subscription import Subscription
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from pipeline.job.plugs.base import SinkSettings
 
 PROCESSES_MAP = "gridscore.sink-processes"
+
+ERAS_MAP = "gridscore.eras"
+"""Control map that says since when the cluster has what it has: gone when a cluster has lost everything."""
 
 _ATTEMPTS = 5
 _REMEMBER = 128
@@ -44,6 +49,24 @@ def subscription_of(name: str, settings: SinkSettings) -> Subscription:
     )
 
 
+class Era(msgspec.Struct, frozen=True):
+    """What the record of a cluster's beginning holds: when that was, in milliseconds since 1970."""
+
+    since: Count
+
+
+class _Value(msgspec.Struct, frozen=True):
+    """What a record holds; see `SinkRecord`."""
+
+    kind: Word
+    map: Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]
+    start: Word = ""
+    created_at: Word = ""
+    error: Word = ""
+    failed_at: Word = ""
+    to: Word = ""
+
+
 @dataclass(frozen=True, slots=True)
 class SinkRecord:
     """What the grid knows of a sink.
@@ -68,10 +91,13 @@ class SinkRecord:
 
     @classmethod
     def from_record(cls, record: Record) -> SinkRecord:
-        """The typed form of a control record; what is missing is empty."""
-        value = record.value
-        names = ("kind", "map", "start", "created_at", "error", "failed_at")
-        return cls(record.key, *(str(value.get(name, "")) for name in names))
+        """The typed form of a control record.
+
+        Raises:
+            ValueError: It is none.
+        """
+        value = msgspec.convert(record.value, _Value)
+        return cls(record.key, value.kind, value.map, value.start, value.created_at, value.error, value.failed_at)
 
     @property
     def subscription(self) -> Subscription:
@@ -143,7 +169,7 @@ async def all_sinks(grid: Grid) -> list[SinkRecord]:
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    return [SinkRecord.from_record(record) for _, record in sorted((await Records(grid, SINKS_MAP).all()).items())]
+    return [sink for _, sink in sorted((await Records(grid, SINKS_MAP).read(SinkRecord.from_record)).items())]
 
 
 async def find_sink(grid: Grid, name: str) -> SinkRecord | None:

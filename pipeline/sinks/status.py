@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import msgspec
 
 from pipeline.errors import JobError
 from pipeline.grid import transport
-from pipeline.grid.records import Records
+from pipeline.grid.records import Count, Figure, Records, Word, parsed
 from pipeline.sinks.records import PROCESSES_MAP, all_sinks, find_sink, group_of
 from pipeline.worker import rescan
 from pipeline.worker.dead_letters import map_of
@@ -43,21 +42,21 @@ class SinkProcess(msgspec.Struct, frozen=True):
         partitions: Held now.
     """
 
-    id: str
-    seen_at: int
-    sink: str
-    host: str = ""
-    pid: int = 0
-    began_at: int = 0
-    state: str = ""
-    error: str = ""
-    delivered: int = 0
-    rate: float = 0.0
-    filtered: int = 0
-    dead_letters: int = 0
-    interruptions: int = 0
-    rescued: int = 0
-    partitions: int = 0
+    id: Word
+    seen_at: Count
+    sink: Word
+    host: Word = ""
+    pid: Count = 0
+    began_at: Count = 0
+    state: Word = ""
+    error: Word = ""
+    delivered: Count = 0
+    rate: Figure = 0.0
+    filtered: Count = 0
+    dead_letters: Count = 0
+    interruptions: Count = 0
+    rescued: Count = 0
+    partitions: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ async def sink_statuses(grid: Grid, pulse: Pulse | None = None) -> list[SinkStat
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    processes, requests = await _living(grid, pulse), await Records(grid, rescan.RESCANS_MAP).all()
+    processes, requests = await _living(grid, pulse), await rescan.all_requests(grid)
     found = []
     for record in await all_sinks(grid):
         leases = await read_records(grid, group_of(record.name))
@@ -178,8 +177,5 @@ async def forget(grid: Grid, name: str) -> None:
 
 
 async def _living(grid: Grid, pulse: Pulse | None = None) -> list[SinkProcess]:
-    found = []
-    for _, record in sorted((await Records(grid, PROCESSES_MAP).all()).items()):
-        with contextlib.suppress(msgspec.ValidationError):
-            found.append(msgspec.convert(record.value, SinkProcess))
-    return (pulse or Pulse()).living(found)
+    found = await Records(grid, PROCESSES_MAP).read(parsed(SinkProcess))
+    return (pulse or Pulse()).living([process for _, process in sorted(found.items())])

@@ -12,8 +12,8 @@ import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConflictError, GridError
-from pipeline.grid.records import Record, Records
+from pipeline.errors import BadRecordError, ConflictError, GridError
+from pipeline.grid.records import BadRecord, Record, Records
 from pipeline.worker.names import POSITIONS_MAP
 
 if TYPE_CHECKING:
@@ -44,16 +44,19 @@ class Positions:
         """Every position of the source, by item; the source moves them from here on.
 
         Raises:
+            GridError: One of them cannot be used.
             HazelcastError: The cluster did not answer.
         """
         prefix = self._key("")
-        found = {
-            key.removeprefix(prefix): record
-            for key, record in (await self._records.all()).items()
-            if key.startswith(prefix)
-        }
+        bad: list[BadRecord] = []
+        records = await self._records.all(bad)
+        # One that is left out would be read from its beginning, or not at all.
+        for each in bad:
+            if each.key.startswith(prefix):
+                raise BadRecordError(each)
+        found = {key.removeprefix(prefix): record for key, record in records.items() if key.startswith(prefix)}
         self._known = dict(found)
-        return {item: _position(record) for item, record in found.items()}
+        return {item: position_of(record) for item, record in found.items()}
 
     async def get(self, item: str) -> dict[str, Any] | None:
         """The position of an item, from which it is moved from here on; None if it has none yet.
@@ -62,7 +65,7 @@ class Positions:
             HazelcastError: The cluster did not answer.
         """
         record = self._known[item] = await self._records.get(self._key(item))
-        return None if record is None else _position(record)
+        return None if record is None else position_of(record)
 
     async def move(self, item: str, position: dict[str, Any]) -> None:
         """Move the position of an item on from where `load` or `get` saw it, or from where it was moved to last.
@@ -129,18 +132,27 @@ async def forget_all(grid: Grid, source: str) -> int:
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    positions = Positions(grid, source)
+    positions, records, bad = Positions(grid, source), Records(grid, POSITIONS_MAP), list[BadRecord]()
+    await records.all(bad)
+    for each in bad:
+        if each.key.startswith(f"{source}/"):
+            await records.remove_bad(each)
     items = await positions.load()
     for item in items:
         await positions.forget(item)
     return len(items)
 
 
-def _position(record: Record) -> dict[str, Any]:
+def position_of(record: Record) -> dict[str, Any]:
+    """The position that a record holds.
+
+    Raises:
+        GridError: It is none.
+    """
     position = record.value.get("position")
     if not isinstance(position, dict):
         raise GridError(
-            f"The record `{record.key}` in {POSITIONS_MAP} is no position.",
-            "It was not written by Gridscore: remove it.",
+            f"The control record `{record.key}` in `{POSITIONS_MAP}` is not a position.",
+            "`gridscore repair --dry-run` shows what can be done about it.",
         )
     return position

@@ -19,7 +19,7 @@ from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridscoreError, JobError
 from pipeline.grid import transport
-from pipeline.grid.records import Records, record_text
+from pipeline.grid.records import Count, Figure, Records, Word, parsed, record_text
 from pipeline.sources.position import forget_all
 from pipeline.worker.dead_letters import map_of
 from pipeline.worker.names import POSITIONS_MAP, SOURCES_MAP
@@ -68,23 +68,23 @@ class SourceRecord(msgspec.Struct, frozen=True):
         error_at: When that was, milliseconds of its clock; 0 if never.
     """
 
-    id: str
-    seen_at: int
-    name: str = ""
-    kind: str = ""
-    map: str = ""
-    host: str = ""
-    pid: int = 0
-    began_at: int = 0
-    state: str = ""
-    events: int = 0
-    rate: float = 0.0
-    poison: int = 0
-    waiting: str = ""
-    waited: float = 0.0
-    interruptions: int = 0
-    error: str = ""
-    error_at: int = 0
+    id: Word
+    seen_at: Count
+    name: Word = ""
+    kind: Word = ""
+    map: Word = ""
+    host: Word = ""
+    pid: Count = 0
+    began_at: Count = 0
+    state: Word = ""
+    events: Count = 0
+    rate: Figure = 0.0
+    poison: Count = 0
+    waiting: Word = ""
+    waited: Figure = 0.0
+    interruptions: Count = 0
+    error: Word = ""
+    error_at: Count = 0
 
 
 @dataclass(slots=True)
@@ -304,10 +304,7 @@ async def source_records(grid: Grid, pulse: Pulse | None = None) -> list[SourceR
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    found = []
-    for record in (await Records(grid, SOURCES_MAP).all()).values():
-        with contextlib.suppress(msgspec.ValidationError):
-            found.append(msgspec.convert(record.value, SourceRecord))
+    found = list((await Records(grid, SOURCES_MAP).read(parsed(SourceRecord))).values())
     living = (pulse or Pulse()).living([each for each in found if each.state != FAILED])
     return sorted([*living, *(each for each in found if each.state == FAILED)], key=lambda each: (each.name, each.id))
 

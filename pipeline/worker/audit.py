@@ -20,12 +20,13 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import ConflictError, GridError, GridscoreError
+from pipeline.errors import BadRecordError, ConflictError, GridError, GridscoreError
 from pipeline.grid import transport
 from pipeline.grid.journal import Journal
-from pipeline.grid.records import Records
+from pipeline.grid.records import Count, Records, Word, parsed
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED, WANTED
 from pipeline.worker import antijoin, rescan
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from pipeline.grid import Grid
+    from pipeline.grid.records import Record
     from pipeline.job import Job, JobRecord
     from pipeline.worker.missing import Rejection
 
@@ -318,7 +320,7 @@ async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
     while True:
         await asyncio.sleep(min(pause / 4, _SCHEDULE_SECONDS))
         try:
-            record = await records.get(job.name)
+            record = await _schedule(records, job.name)
             if record is None:
                 await records.create(job.name, _noted(worker))
                 continue
@@ -336,6 +338,28 @@ async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
             continue  # another worker was first
         except (HazelcastError, GridError) as error:
             _log.warning("%s: the audit failed, trying again: %s", job.name, error)
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """What the record of an audit holds, beside its figures, which are for people."""
+
+    began_at: Count
+    by: Word
+
+
+async def _schedule(records: Records, job: str) -> Record | None:
+    """The record of the last audit. One that cannot be used says nothing, and is taken away."""
+    try:
+        record = await records.get(job)
+        if record is not None:
+            parsed(Noted)(record)
+    except BadRecordError as error:
+        await records.remove_bad(error.record)
+        return None
+    except msgspec.ValidationError:
+        await records.delete(job)
+        return None
+    return record
 
 
 def _noted(worker: str) -> dict[str, Any]:

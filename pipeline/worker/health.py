@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from pipeline.job.life import CANCELLED, WANTED, JobState
+from pipeline.job.life import WANTED, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -113,13 +113,13 @@ def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> lis
 
 
 def _failed(now: JobStatus) -> list[Finding]:
-    name, error = now.record.name, now.record.error
-    if error == CANCELLED:
-        return [_note("cancelled", "Cancelled by a user.", "Submitted again, it begins anew.")]
-    return [_problem("failed", f"The job failed: {error}", f"Mend the cause, then `gridscore resume {name}`.")]
+    advice = f"Mend the cause, then `gridscore resume {now.record.name}`; `cancel` ends it for good."
+    return [_problem("failed", f"The job failed: {now.record.error}", advice)]
 
 
 def _asleep(now: JobStatus) -> list[Finding]:
+    if now.record.state == JobState.CANCELLED:
+        return [_note("cancelled", "Cancelled by a user.", "Submitted again, it begins anew.")]
     if now.record.state != JobState.SUSPENDED:
         return []
     resume = f"`gridscore resume {now.record.name}` goes on from the committed offsets."
@@ -267,13 +267,31 @@ def _loss_text(lost: int, regressions: int) -> str:
     return text[:1].upper() + text[1:]
 
 
+def _models(now: JobStatus) -> list[Finding]:
+    """Versions that are refused, and models that are gone, as far as workers have said so."""
+    using = ", ".join(f"v{version}" for version in now.versions)
+    advice = "Push a model that fits the job, or promote another version: `gridscore model list`."
+    found = []
+    for error in now.model_errors:
+        without = sum(1 for each in now.figures.values() if each.model_error == error and not each.version)
+        if not using:
+            text = f"No worker can load the model, so no event is scored: {error}"
+        elif without:
+            score = "scores" if without == 1 else "score"
+            text = (
+                f"{count_text(without, 'worker')} cannot load the model and {score} nothing, {using} goes on: {error}"
+            )
+        elif error.startswith("version "):
+            text = f"A model version is refused, {using} goes on: {error}"
+        else:
+            text = f"The model cannot be looked up, {using} goes on as it was loaded: {error}"
+        found.append(_problem("model", text, advice))
+    return found
+
+
 def _inputs(now: JobStatus) -> list[Finding]:
     """Models that were refused, and lookups that are old or have bad entries."""
-    using = ", ".join(f"v{version}" for version in now.versions) or "none"
-    advice = "Push a model that fits the job, or promote another version: `gridscore model list`."
-    found = [
-        _problem("model", f"A model version is refused, {using} goes on: {error}", advice) for error in now.model_errors
-    ]
+    found = _models(now)
     for name, copy in now.lookups.items():
         age, bad, error = copy.get("age", 0), copy.get("bad", 0), copy.get("error", "")
         if age > LOOKUP_OLD_SECONDS:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from hazelcast.errors import OperationTimeoutError
+from msgspec import Meta
 
 from pipeline.grid import transport, wire
-from pipeline.grid.copies import payload
+from pipeline.grid.records import BadRecord, Count, Record, Word, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from pipeline.worker.subscription import Subscription
 
 LEASES_MAP = "gridscore.leases"
+
+_JSON = -130
+_Sequence = Annotated[int, Meta(ge=0, lt=2**62)]
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -42,19 +46,19 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
         heir: Worker that is about to take a lease that has run out; empty if none is.
     """
 
-    owner: str
-    epoch: int
-    offset: int
-    deadline: int
-    renewals: int
-    lease: int = 0
-    origin: int = 0
-    lost: int = 0
-    regressions: int = 0
-    run: int = 0
-    doubt: int = 0
-    heir: str = ""
-    unkept: int = 0
+    owner: Word
+    epoch: Count
+    offset: Annotated[int, Meta(ge=-1, lt=2**62)]
+    deadline: Count
+    renewals: Count
+    lease: Annotated[int, Meta(ge=0, le=86_400_000)] = 0
+    origin: Count = 0
+    lost: _Sequence = 0
+    regressions: Count = 0
+    run: Count = 0
+    doubt: _Sequence = 0
+    heir: Word = ""
+    unkept: _Sequence = 0
 
     def has_begun(self, job: JobRecord | Subscription) -> bool:
         """Whether the offset says something: after a restart a worker sets it anew, and until then it does not."""
@@ -66,6 +70,24 @@ decode = msgspec.json.Decoder(LeaseRecord).decode
 NOBODY = LeaseRecord("", 0, -1, 0, 0)
 
 
+def parse(record: Record, partition_count: int) -> LeaseRecord:
+    """The typed form of a record that was read as those of other control maps are.
+
+    Raises:
+        ValueError: It is none.
+    """
+    _, _, partition = record.key.rpartition("/")
+    if not (partition.isascii() and partition.isdecimal() and len(partition) < 8 and int(partition) < partition_count):
+        raise ValueError("its key does not end in the number of a partition")
+    return decode(record.raw)
+
+
+def bad_lease(job: str, partition: int, key: bytes, text: bytes, error: Exception) -> BadRecord:
+    """A record that could not be decoded."""
+    reason = reason_of(error) if text else "it is not a JSON value"
+    return BadRecord(LEASES_MAP, f"{job}/{partition}", reason, key, text)
+
+
 def lease_key(job: str, partition: int, partition_count: int) -> bytes:
     """Serialized key of the record of a job's partition: a string that lies in that partition, by its explicit hash."""
     text = f"{job}/{partition}".encode()
@@ -75,7 +97,10 @@ def lease_key(job: str, partition: int, partition_count: int) -> bytes:
 async def read_texts(
     grid: Grid, keys: list[bytes], partitions: Iterable[int], seconds: float
 ) -> dict[int, bytes | None]:
-    """Exact texts of records by partition, None where there is none; without those that did not come in time."""
+    """Exact texts of records by partition; without those that did not come in time.
+
+    None where there is none; empty where there is something that is not JSON.
+    """
     futures = {
         transport.invoke(
             grid.client, wire.encode_get_all(LEASES_MAP, [keys[p]]), p, wire.decode_get_all, retry_seconds=seconds
@@ -95,7 +120,9 @@ async def read_texts(
             failure = error
             continue
         entries = future.result()
-        texts[futures[future]] = payload(entries[0][1]) if entries else None
+        value = entries[0][1] if entries else None
+        is_json = value is not None and int.from_bytes(value[4:8], "big", signed=True) == _JSON
+        texts[futures[future]] = None if value is None else value[12:] if is_json else b""
     if not texts:
         raise failure
     return texts
@@ -104,7 +131,7 @@ async def read_texts(
 async def read_records(
     grid: Grid, job: str, partitions: Iterable[int] | None = None, *, seconds: float = 10.0
 ) -> dict[int, LeaseRecord]:
-    """Records of a job, by partition; of all partitions, or of some.
+    """Records of a job, by partition; of all partitions, or of some. What is none is left out, and noted.
 
     Raises:
         HazelcastError: The cluster did not answer.
@@ -114,4 +141,15 @@ async def read_records(
     texts = await read_texts(grid, keys, wanted, seconds)
     if len(texts) < len(set(wanted)):
         raise OperationTimeoutError("a member does not answer")
-    return {partition: decode(text) for partition, text in texts.items() if text is not None}
+    found, bad = {}, []
+    for partition, text in texts.items():
+        if text is not None:
+            try:
+                found[partition] = decode(text)
+            except (ValueError, RecursionError) as error:
+                bad.append(bad_lease(job, partition, keys[partition], text, error))
+    if partitions is None:
+        grid.bad_records.replace(LEASES_MAP, bad, prefix=f"{job}/")
+    else:
+        grid.bad_records.note(bad)
+    return found

@@ -52,21 +52,24 @@ class LeaseWriter:
         grid: The connection.
         job: Name of the group.
         seconds: Lease time.
+
+    Attributes:
+        keys: Serialized keys of the records, by partition.
     """
 
     def __init__(self, grid: Grid, job: str, seconds: float) -> None:
         self._grid = grid
         self._seconds = seconds * _ANSWER
-        self._keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
-        self._prefixes = [wire.replace_if_same_prefix(LEASES_MAP, key) for key in self._keys]
+        self.keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
+        self._prefixes = [wire.replace_if_same_prefix(LEASES_MAP, key) for key in self.keys]
 
     async def read(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
-        """Exact texts of records by partition, None where there is none; without those that did not come in time.
+        """Exact texts of records by partition; see `read_texts`.
 
         Raises:
             HazelcastError: No record at all could be read.
         """
-        return await read_texts(self._grid, self._keys, partitions, self._seconds)
+        return await read_texts(self._grid, self.keys, partitions, self._seconds)
 
     async def write(self, partition: int, expected: bytes | None, record: LeaseRecord) -> Written | None:
         """Compare-and-set one record; None if it was not what was expected.
@@ -110,7 +113,7 @@ class LeaseWriter:
             text = encode(change.record)
             records.append(Written(change.record, text, began))
             if change.expected is None:
-                message = wire.encode_put_if_absent(LEASES_MAP, self._keys[change.partition], text)
+                message = wire.encode_put_if_absent(LEASES_MAP, self.keys[change.partition], text)
                 decode: Callable[[Any], bool] = wire.decode_put_if_absent
             else:
                 before, after = wire.json_data(change.expected), wire.json_data(text)

@@ -31,12 +31,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import msgspec
 from hazelcast.errors import HazelcastError
 from msgspec.structs import replace
 
-from pipeline.errors import ConflictError
-from pipeline.worker.lease_records import NOBODY, LeaseRecord, decode
+from pipeline.errors import BadRecordError, ConflictError
+from pipeline.worker.lease_records import LEASES_MAP, NOBODY, LeaseRecord, bad_lease, decode, read_records
 from pipeline.worker.lease_writes import Change, LeaseWriter, Written
 
 if TYPE_CHECKING:
@@ -184,8 +183,11 @@ class Leases:
                 continue
             try:
                 record = NOBODY if text is None else decode(text)
-            except msgspec.DecodeError as error:
-                _log.error("%s/%d: the lease record cannot be read: %s", self.job, partition, error)
+            except (ValueError, RecursionError) as error:
+                # Nobody takes the partition before it is mended; the others are none the worse for it.
+                key = self._records.keys[partition]
+                self._grid.bad_records.note([bad_lease(self.job, partition, key, text or b"", error)])
+                self._sights.pop(partition, None)
                 continue
             self._sights[partition] = _Sight(record, text, now, now)
 
@@ -508,10 +510,15 @@ async def begin_anew(grid: Grid, job: str) -> None:
     Epochs are counted on: a result of before is never taken for one of after.
 
     Raises:
+        BadRecordError: What lies in the place of one is none.
         ConflictError: Records could not be read, or workers kept changing them.
         HazelcastError: The cluster did not answer.
     """
     leases, changed = Leases(grid, job, ""), list(range(grid.partition_count))
+    await read_records(grid, job)
+    for bad in grid.bad_records.all():
+        if bad.map_name == LEASES_MAP and bad.key.startswith(f"{job}/"):
+            raise BadRecordError(bad)
     for _ in range(_ATTEMPTS):
         changed = await leases.begin_anew(changed)
         if not changed:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import GridscoreError
+from pipeline.errors import GridscoreError, ModelError
 from pipeline.features import FeaturePlan
 from pipeline.job import Jobs
 from pipeline.models import LoadedModel, Registry, check_fit
@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 """How often the registry is looked at even if no change was announced: a promotion is live within a second."""
 
+_RETRY_SECONDS = 10.0
+
 
 class LiveModel:
     """Keeps `active` at the version that the job's model reference means."""
@@ -49,17 +51,49 @@ class LiveModel:
         self._changed = asyncio.Event()
         self._stop_watching: Any = None
         self._refused: int = 0
+        self._refusal = ""
         self.active: ActiveModel
 
     async def start(self) -> None:
-        """Load the version that is meant now.
+        """Load the version that is meant now; as long as it cannot be loaded, say so and try again.
+
+        It may be this worker's own trouble, and others may score with it: so the job does not fail for that.
 
         Raises:
-            ModelError: There is no such model or version, it cannot be loaded, or it is not for this job.
+            HazelcastError: The cluster did not answer.
         """
         self._stop_watching = await self._registry.watch(self._changed.set)
-        self.active = await self._load(await self._resolve())
-        self._stats.version = self.active.model.version.version
+        told, pause = "", POLL_SECONDS
+        while True:
+            self._changed.clear()
+            try:
+                self.active = await self._load(await self._resolve())
+                break
+            except GridscoreError as error:
+                self._stats.model_error = str(error)
+                if str(error) != told:
+                    _log.error(
+                        "%s: the model cannot be loaded, so no partition is taken; trying again: %s",
+                        self._job.name,
+                        error,
+                        extra={"action": "model_missing"},
+                    )
+                told = str(error)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
+            except TimeoutError:
+                pause = min(2 * pause, _RETRY_SECONDS)  # to load a large model again and again is work for nothing
+        version = self.active.model.version
+        self._stats.version, self._stats.model_error = version.version, ""
+        _log.info(
+            "%s: revision %d scores with version %d of `%s`",
+            self._job.name,
+            self._record.revision,
+            version.version,
+            version.name,
+            extra={"action": "model_live"},
+        )
 
     async def follow(self) -> None:
         """Exchange the model whenever another version is meant, until cancelled."""
@@ -78,6 +112,8 @@ class LiveModel:
                 if str(error) != told:
                     _log.warning("%s: the model could not be looked up: %s", self._job.name, error)
                 told = str(error)
+                if isinstance(error, GridscoreError):
+                    self._stats.model_error = told
             else:
                 told = ""
 
@@ -99,11 +135,13 @@ class LiveModel:
             self._refused, self._stats.model_error = 0, ""
             return
         if version.version == self._refused:
+            self._stats.model_error = self._refusal
             return
         try:
             fresh = await self._load(version)
         except GridscoreError as error:
-            self._refused, self._stats.model_error = version.version, f"version {version.version}: {error}"
+            self._refused, self._refusal = version.version, f"version {version.version}: {error}"
+            self._stats.model_error = self._refusal
             _log.error(
                 "%s: version %d of `%s` is not used, version %d goes on: %s",
                 self._job.name,
@@ -133,6 +171,24 @@ class LiveModel:
         return await self._registry.resolve(model.name, alias=model.alias, version=model.version, release=self._release)
 
     async def _load(self, version: ModelVersion) -> ActiveModel:
+        """Fetch, check and warm a version.
+
+        Raises:
+            GridscoreError: It cannot be used, for whatever reason.
+            HazelcastError: The cluster did not answer.
+        """
+        try:
+            return await self._loaded(version)
+        except (GridscoreError, HazelcastError):
+            raise
+        except Exception as error:
+            _log.debug("%s: loading version %d failed", self._job.name, version.version, exc_info=True)
+            raise ModelError(
+                f"{version} cannot be loaded here: {type(error).__name__}: {error}",
+                "If other workers score with it, look at this one: its memory, its version of XGBoost.",
+            ) from error
+
+    async def _loaded(self, version: ModelVersion) -> ActiveModel:
         check_fit(self._job, version, allow_changed=True)  # whoever promoted it was told, and allowed it
         for remark in remarks({self._job.name: self._job}, version):
             _log.info("%s: %s", self._job.name, remark, extra={"action": "changed_features"})

@@ -13,14 +13,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from hazelcast.errors import HazelcastError
+from msgspec.structs import replace
 
-from pipeline.errors import ConflictError, GridError
+from pipeline.errors import GridError
 from pipeline.grid.copies import payload
 from pipeline.grid.journal import Journal, Page
-from pipeline.grid.records import Records
+from pipeline.grid.records import Count, Records, Word
 from pipeline.worker.missing import Event, rejection_of_raw, rejections, still_without_result, without_result
 from pipeline.worker.offsets import NotNowError
 
@@ -61,14 +63,44 @@ async def request(grid: Grid, group: str, partitions: Iterable[int], reason: str
     """
     records = Records(grid, RESCANS_MAP)
     value = {"reason": reason, "at": int(time.time() * 1000)}
+    # Whatever is there, is asked for anew.
+    await asyncio.gather(*(records.put(f"{group}/{partition}", value) for partition in partitions))
 
-    async def ask(partition: int) -> None:
-        try:
-            await records.update(f"{group}/{partition}", lambda _: value)
-        except ConflictError:
-            _log.debug("somebody else asks for %s/%d to be rescanned, too", group, partition)
 
-    await asyncio.gather(*map(ask, partitions))
+class Request(msgspec.Struct, frozen=True):
+    """What the record of a request holds.
+
+    Attributes:
+        reason: Why.
+        at: Since when, in milliseconds since 1970.
+        record: The record itself.
+    """
+
+    reason: Word
+    at: Count
+    record: Any = None  # a `Record`
+
+
+def request_of(record: Record, partition_count: int) -> Request:
+    """The typed form of a control record.
+
+    Raises:
+        ValueError: It is none.
+    """
+    _, _, partition = record.key.rpartition("/")
+    if not (partition.isascii() and partition.isdecimal() and len(partition) < 8 and int(partition) < partition_count):
+        raise ValueError("its key does not end in the number of a partition")
+    return replace(msgspec.convert(record.value, Request), record=record)
+
+
+async def all_requests(grid: Grid) -> dict[str, Request]:
+    """Requests that are not done yet, by key.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    count = grid.partition_count
+    return await Records(grid, RESCANS_MAP).read(lambda record: request_of(record, count))
 
 
 async def pending(grid: Grid, group: str) -> dict[int, Record]:
@@ -77,16 +109,16 @@ async def pending(grid: Grid, group: str) -> dict[int, Record]:
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    return requests_of(group, await Records(grid, RESCANS_MAP).all())
+    return {partition: found.record for partition, found in requests_of(group, await all_requests(grid)).items()}
 
 
-def requests_of(group: str, records: Mapping[str, Record]) -> dict[int, Record]:
+def requests_of(group: str, requests: Mapping[str, Request]) -> dict[int, Request]:
     """The requests for a group among those for all, by partition."""
     found = {}
-    for key, record in records.items():
+    for key, each in requests.items():
         name, _, partition = key.rpartition("/")
-        if name == group and partition.isdecimal():
-            found[int(partition)] = record
+        if name == group:
+            found[int(partition)] = each
     return found
 
 

@@ -7,7 +7,6 @@ first look.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,21 +17,22 @@ import msgspec
 from pipeline.errors import GridError
 from pipeline.grid import transport
 from pipeline.grid.journal import Journal
-from pipeline.grid.records import Records
-from pipeline.job import Jobs
+from pipeline.grid.records import Count, Figure, Records, Word, parsed
+from pipeline.job import Jobs, JobState
+from pipeline.job.life import WANTED
 from pipeline.worker.dead_letters import map_of
 from pipeline.worker.lease_records import read_records
 from pipeline.worker.members import GONE_SECONDS, WORKERS_MAP
-from pipeline.worker.rescan import RESCANS_MAP, requests_of
+from pipeline.worker.rescan import all_requests, requests_of
 from pipeline.worker.subscription import subscription_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from pipeline.grid import Grid
-    from pipeline.grid.records import Record
     from pipeline.job import JobRecord
     from pipeline.worker.lease_records import LeaseRecord
+    from pipeline.worker.rescan import Request
     from pipeline.worker.subscription import Subscription
 
 ACKNOWLEDGED_MAP = "gridscore.acknowledged"
@@ -51,10 +51,10 @@ class Quality(msgspec.Struct, frozen=True):
         misses: For how many each lookup had no entry.
     """
 
-    events: int = 0
-    missing: dict[str, int] = {}
-    unseen: dict[str, int] = {}
-    misses: dict[str, int] = {}
+    events: Count = 0
+    missing: dict[str, Count] = {}
+    unseen: dict[str, Count] = {}
+    misses: dict[str, Count] = {}
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Parts of the events, 0 to 1, the largest first: `lookup_misses`, `unseen_categories`, `missing_values`."""
@@ -101,35 +101,40 @@ class JobFigures(msgspec.Struct, frozen=True):
         latency_ms: From the arrival of an event at the worker to the acknowledgement of its result: p50, p99, max.
     """
 
-    events: int = 0
-    rate: float = 0.0
-    lost: int = 0
-    regressions: int = 0
-    version: int = 0
-    model_error: str = ""
-    lookups: dict[str, dict[str, Any]] = {}
+    events: Count = 0
+    rate: Figure = 0.0
+    lost: Count = 0
+    regressions: Count = 0
+    version: Count = 0
+    model_error: Word = ""
+    lookups: dict[str, dict[str, Figure | Word]] = {}
     quality: Quality = Quality()
-    dead_letters: int = 0
-    partitions: int = 0
-    rebalances: int = 0
-    taken: int = 0
-    given: int = 0
-    skipped: int = 0
-    rescued: int = 0
-    committed_at: int = 0
-    latency_ms: dict[str, float | None] = {}
+    dead_letters: Count = 0
+    partitions: Count = 0
+    rebalances: Count = 0
+    taken: Count = 0
+    given: Count = 0
+    skipped: Count = 0
+    rescued: Count = 0
+    committed_at: Count = 0
+    latency_ms: dict[str, Figure | None] = {}
+
+    def __post_init__(self) -> None:
+        for figures in self.lookups.values():
+            if any(isinstance(value, str) is not (name == "error") for name, value in figures.items()):
+                raise ValueError("the figures of a lookup are not numbers")
 
 
 class WorkerRecord(msgspec.Struct, frozen=True):
     """What a worker says of itself, once a second."""
 
-    id: str
-    seen_at: int
+    id: Word
+    seen_at: Count
     jobs: dict[str, JobFigures]
-    host: str = ""
-    pid: int = 0
-    began_at: int = 0
-    orphaned: list[str] = []  # jobs that it scored for when the cluster was replaced, and that are not in the new one
+    host: Word = ""
+    pid: Count = 0
+    began_at: Count = 0
+    orphaned: list[Word] = []  # jobs that it scored for when the cluster was replaced, and that are not in the new one
 
     def commit_age(self, job: str) -> float | None:
         """Seconds from its last commit for a job to its last record, by its own clock; None if it has made none."""
@@ -207,6 +212,12 @@ class JobStatus:
     idle_workers: int = 0
 
     @property
+    def state(self) -> JobState:
+        """Where the job is in its life: WAITING if it is to be scored for and no worker lives that does."""
+        wanted = self.record.state in WANTED
+        return JobState.WAITING if wanted and not self.workers else self.record.state
+
+    @property
     def latency_ms(self) -> dict[str, float | None]:
         """p50, p99 and max of the slowest worker; None where nothing was scored lately."""
         found: dict[str, float | None] = {}
@@ -229,7 +240,7 @@ class JobStatus:
         record = self.record
         return {
             "name": record.name,
-            "state": record.state.value,
+            "state": self.state.value,
             "revision": record.revision,
             "error": record.error,
             "submitted_at": record.submitted_at,
@@ -337,11 +348,8 @@ async def living_workers(grid: Grid) -> list[WorkerRecord]:
 
 
 async def _workers(grid: Grid) -> list[WorkerRecord]:
-    found = []
-    for _, record in sorted((await Records(grid, WORKERS_MAP).all()).items()):
-        with contextlib.suppress(msgspec.ValidationError):
-            found.append(msgspec.convert(record.value, WorkerRecord))
-    return found
+    found = await Records(grid, WORKERS_MAP).read(parsed(WorkerRecord))
+    return [worker for _, worker in sorted(found.items())]
 
 
 def _is_recent(said: Said) -> bool:
@@ -353,7 +361,7 @@ async def acknowledge(grid: Grid, status: JobStatus, names: Sequence[str] = _LOS
     """Note that somebody knows of a job's losses up to now, of all kinds or of some; returns their numbers."""
     numbers = {name: int(status.totals[name]) for name in names}
     value = {**status.acknowledged, **numbers, "submitted_at": status.record.submitted_at}
-    await Records(grid, ACKNOWLEDGED_MAP).update(status.record.name, lambda _current: value)
+    await Records(grid, ACKNOWLEDGED_MAP).put(status.record.name, value)
     return numbers
 
 
@@ -371,30 +379,36 @@ async def job_status(grid: Grid, record: JobRecord, workers: list[WorkerRecord] 
     return await _status(grid, record, workers, await _Shared.read(grid))
 
 
+class Acknowledgement(msgspec.Struct, frozen=True):
+    """What the record of acknowledged losses holds: their numbers, and of which submission of the job they are."""
+
+    submitted_at: Word
+    lost: Count = 0
+    regressions: Count = 0
+    unkept: Count = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Shared:
     """Records that are read once for all jobs."""
 
-    rescans: Mapping[str, Record]
-    acknowledged: Mapping[str, Record]
+    rescans: Mapping[str, Request]
+    acknowledged: Mapping[str, Acknowledgement]
 
     @classmethod
     async def read(cls, grid: Grid) -> _Shared:
-        return cls(await Records(grid, RESCANS_MAP).all(), await Records(grid, ACKNOWLEDGED_MAP).all())
+        return cls(await all_requests(grid), await Records(grid, ACKNOWLEDGED_MAP).read(parsed(Acknowledgement)))
 
     def rescans_of(self, job: str) -> tuple[Rescan, ...]:
-        found = []
-        for partition, record in sorted(requests_of(job, self.rescans).items()):
-            at = record.value.get("at")
-            found.append(Rescan(partition, str(record.value.get("reason", "")), at if isinstance(at, int) else 0))
-        return tuple(found)
+        found = sorted(requests_of(job, self.rescans).items())
+        return tuple(Rescan(partition, request.reason, request.at) for partition, request in found)
 
     def acknowledged_of(self, job: JobRecord) -> dict[str, int]:
-        record = self.acknowledged.get(job.name)
+        known = self.acknowledged.get(job.name)
         # A job that was submitted anew counts from nothing, and what was acknowledged before says nothing of it.
-        if record is None or record.value.get("submitted_at") != job.submitted_at:
+        if known is None or known.submitted_at != job.submitted_at:
             return {}
-        return {name: count for name in _LOSSES if isinstance(count := record.value.get(name), int)}
+        return {name: getattr(known, name) for name in _LOSSES}
 
 
 async def positions(

@@ -15,7 +15,6 @@ from pipeline.errors import (
     JournalMissingError,
     LookupTooLargeError,
     MapNotFoundError,
-    ModelError,
     UnsupportedClientError,
     UsageError,
 )
@@ -47,7 +46,6 @@ PERMANENT = (
     JournalMissingError,
     LookupTooLargeError,
     MapNotFoundError,
-    ModelError,
     UnsupportedClientError,
     UsageError,
 )
@@ -189,12 +187,12 @@ class Worker:
         )
         task = asyncio.create_task(self._run(record, runner), name=f"job {name}")
         self._running[name] = _Running(record, runner, task)
-        _log.info("%s: starting", name, extra={"action": "job_start", "job": name})
+        _log.info("%s: starting revision %d", name, record.revision, extra={"action": "job_start", "job": name})
 
     async def _run(self, record: JobRecord, runner: JobRunner) -> None:
         name = record.name
         try:
-            if record.state == JobState.NOT_RUNNING:
+            if record.state == JobState.WAITING:
                 self._note(record, JobState.STARTING)
             await runner.run()
         except PERMANENT as error:

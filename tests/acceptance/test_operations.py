@@ -46,7 +46,7 @@ def with_client(cluster, use):
 
 def test_an_operators_day(run, start, job, cluster):
     asked = run("status", job, "--for", "0", code=10)
-    assert "not well, NOT_RUNNING" in asked.stdout
+    assert "not well, WAITING" in asked.stdout
     assert "No worker is running." in asked.stdout or "No worker scores for it" in asked.stdout
 
     crew, log = start("worker", "--processes", "2", "--jobs", job)
@@ -83,7 +83,7 @@ def test_an_operators_day(run, start, job, cluster):
     assert "Say which dead letters" in run("dead-letters", "replay", job, code=2).stderr
 
     restarted = run("restart", job, "--from", "oldest").stdout
-    assert f"Job {job} restarted from oldest: NOT_RUNNING, revision 2." in restarted
+    assert f"Job {job} restarted from oldest: WAITING, revision 2." in restarted
     assert "About 202 events are read from there, 202 of them scored before." in restarted
     until(lambda: status() and status()["lag"] == 0)
     assert "is no place to begin" in run("jobs", "restart", job, "--from", "yesterday", code=6).stderr
@@ -148,7 +148,7 @@ def test_top_in_a_terminal_leaves_it_as_it_was(environment, job, end):
                 if not (data := os.read(ours, 65_536)):
                     break
                 shown += data
-                if not asked and b"NOT_RUNNING" in shown:
+                if not asked and b"WAITING" in shown:
                     os.write(ours, end)
                     asked = True
                 continue

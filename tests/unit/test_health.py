@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from pipeline.job import JobRecord, JobState, parse_job
-from pipeline.job.life import CANCELLED
 from pipeline.worker.health import Level, Look, examine, is_well
 from pipeline.worker.status import JobFigures, JobStatus, Position, Quality, Rescan
 
@@ -162,7 +161,19 @@ def test_a_failed_job_says_why_and_a_cancelled_one_is_as_it_should_be():
     (finding,) = examine([Look(0.0, status(job=record(JobState.FAILED, "the map is gone"), workers=()))])
     assert finding.code == "failed"
     assert "the map is gone" in finding.text
-    assert codes(status(job=record(JobState.FAILED, CANCELLED), workers=())) == []
+    assert codes(status(job=record(JobState.CANCELLED), workers=())) == []
+
+
+@pytest.mark.parametrize("recorded", [JobState.WAITING, JobState.STARTING, JobState.RUNNING])
+def test_a_job_for_which_no_worker_lives_waits(recorded):
+    assert status(job=record(recorded), workers=()).state is JobState.WAITING
+    assert status(job=record(recorded)).state is recorded
+    assert status(job=record(recorded), workers=()).to_json()["state"] == "WAITING"
+
+
+@pytest.mark.parametrize("recorded", [JobState.SUSPENDED, JobState.FAILED, JobState.CANCELLED])
+def test_a_job_that_is_not_to_be_scored_for_does_not_wait(recorded):
+    assert status(job=record(recorded), workers=()).state is recorded
 
 
 def test_loss_is_settled_when_no_rescan_is_left():

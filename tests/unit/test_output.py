@@ -66,11 +66,11 @@ def test_an_empty_table_says_so_with_any_name(screen):
 def test_a_narrow_terminal_folds_the_last_column_only(screen):
     printed = screen(80)
     columns = ("JOB", "STATE", "WORKERS", "PARTITIONS", "EVENTS", "MODEL")
-    print_table(columns, [("flights-of-2013", "NOT_RUNNING", 1, 271, 12_345_678, "word " * 12)], empty="")
+    print_table(columns, [("flights-of-2013", "WAITING", 1, 271, 12_345_678, "word " * 12)], empty="")
     lines = printed().splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == list(columns)
-    assert lines[1].split()[:5] == ["flights-of-2013", "NOT_RUNNING", "1", "271", "12,345,678"]
+    assert lines[1].split()[:5] == ["flights-of-2013", "WAITING", "1", "271", "12,345,678"]
     assert " ".join(lines[1:]).count("word") == 12
 
 

@@ -391,7 +391,7 @@ async def test_a_cluster_that_does_not_answer_a_sink_is_asked_again():
         user, received = await cluster.connect("user"), Received()
         await put(user, scores(50))
         grid = await cluster.connect("sink")
-        cluster.faults.append(Fault("timeout", request="Map.Get", map="gridscore.asked", times=3))
+        cluster.faults.append(Fault("timeout", request="Map.GetAll", map="gridscore.asked", times=3))
         settings = SinkSettings(results=MAP)
         runner = SinkRunner(grid, "list", "list", settings, lambda: AskingSink(grid, received))
         running = asyncio.create_task(runner.run())

@@ -1,0 +1,74 @@
+"""`gridscore repair`: mends or removes entries of control maps that cannot be used."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from pipeline.cli.output import console, print_json, run, safe
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.repair import Repair
+
+
+def repair(
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Mend or remove what lies in the control maps and cannot be used, whoever has put it there.
+
+    Shows each such record, and what mending or removing it means, before it asks. What changes meanwhile is left alone.
+
+    Example: [bold]gridscore repair --dry-run[/]
+    """
+    from pipeline.repair import find_repairs
+    from pipeline.repair import repair as do
+
+    async def find() -> list[Repair]:
+        async with connected(members, cluster_name, settings) as grid:
+            return await find_repairs(grid)
+
+    async def apply(wanted: list[Repair]) -> list[bool]:
+        async with connected(members, cluster_name, settings) as grid:
+            return [await do(grid, each) for each in wanted]
+
+    found: list[Repair] = run(find())
+    if not as_json:
+        _show(found)
+    done: list[bool | None] = [None] * len(found)
+    if found and not dry_run:
+        if not yes:
+            if as_json or not sys.stdin.isatty():
+                raise UsageError("Nothing was changed: somebody has to agree.", "Give --yes, or --dry-run.")
+            typer.confirm("Do it?", abort=True)
+        done = run(apply(found))
+    if as_json:
+        print_json([_to_json(each, outcome) for each, outcome in zip(found, done, strict=True)])
+    elif found and not dry_run:
+        count = sum(bool(each) for each in done)
+        console.print(f"{count} of {len(found)} done.", highlight=False)
+    if False in done:
+        raise UsageError("Some records have changed meanwhile, and were left alone.", "Look again.")
+
+
+def _show(found: list[Repair]) -> None:
+    if not found:
+        console.print("All control records can be used.", highlight=False)
+    for each in found:
+        bad, verb = each.bad, "remove" if each.value is None else "mend"
+        console.print(f"[bold]{safe(bad.map_name)}[/] {safe(bad.key)}: {safe(bad.reason)}", soft_wrap=True)
+        console.print(f"  {verb}: {safe(each.means)}", style="dim", soft_wrap=True)
+
+
+def _to_json(each: Repair, done: bool | None) -> dict[str, Any]:
+    action = "remove" if each.value is None else "mend"
+    return {**each.bad.to_json(), "action": action, "means": each.means, "value": each.value, "done": done}

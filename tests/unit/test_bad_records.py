@@ -1,0 +1,227 @@
+"""Control maps into which anybody has put anything: only that record suffers, and `repair` mends or removes it."""
+
+import json
+import struct
+
+import pytest
+from test_stub_grid import booster
+
+from pipeline.errors import BadRecordError, GridscoreError, JobError
+from pipeline.flow import FlowLookout, History, to_json
+from pipeline.grid import transport, wire
+from pipeline.grid.records import MAX_RECORD
+from pipeline.grid.writer import partition_of
+from pipeline.job import JobState, parse_job
+from pipeline.models import Registry
+from pipeline.repair import CONTROL_MAPS, find_repairs, repair
+from pipeline.sources.position import Positions, forget_all
+from pipeline.testing import StubCluster
+from pipeline.worker.lease_records import LEASES_MAP, lease_key, read_records
+from pipeline.worker.names import POSITIONS_MAP
+
+JOB = """\
+job: payments
+events: events.payments
+schema: {amount: float}
+features: {share: amount / 100}
+model: {name: payments, alias: champion}
+results: results.payments
+"""
+HUGE = 2**63 - 1
+
+
+def data(kind, content):
+    return struct.pack(">iii", 0, kind, len(content)) + content
+
+
+def text(value):
+    return wire.json_data(value.encode())
+
+
+GARBAGE = {
+    "portable": data(-1, b"\x00\x01\x02"),
+    "compact": data(-55, b"\xff" * 40),
+    "empty": b"",
+    "string": data(-11, b'{"a": 1}'),
+    "not utf-8": wire.json_data(b'{"a": "\xff"}'),
+    "not json": text("{"),
+    "list": text("[1]"),
+    "nothing": text("{}"),
+    "nested": text('{"spec": ' * 5_000 + "1" + "}" * 5_000),
+    "nan": text('{"seen_at": NaN}'),
+    "huge": text('{"n": 1e999}'),
+    "integers": text(json.dumps(dict.fromkeys(("epoch", "seen_at", "began_at", "at", "since", "revision"), HUGE))),
+    "negative": text(json.dumps(dict.fromkeys(("epoch", "offset", "seen_at", "began_at", "at", "since"), -7))),
+    "wrong types": text(json.dumps(dict.fromkeys(("id", "seen_at", "spec", "kind", "map", "position", "by"), ()))),
+}
+ODD_KEYS = [struct.pack(">iii", 0, -7, 4711), data(-1, b"odd"), data(-11, b"\xff")]
+
+
+async def put_raw(grid, map_name, key, value):
+    message = wire.encode_put_all_json(wire.put_all_prefix(map_name), [key], [b"0"])
+    partition = partition_of(key, grid.partition_count)
+    await transport.invoke(grid.client, message, partition, wire.decode_nothing)
+    prefix = wire.replace_if_same_prefix(map_name, key)
+    message = wire.encode_replace_if_same(prefix, wire.json_data(b"0"), value)
+    assert await transport.invoke(grid.client, message, partition, wire.decode_replace_if_same)
+
+
+async def submitted(stub):
+    client = await stub.client()
+    model = booster()
+    await client.push_model(model, "payments", alias="champion")
+    await client.submit(parse_job(JOB, "test"))
+    return client
+
+
+@pytest.fixture
+async def stub():
+    async with StubCluster(partitions=5) as made:
+        yield made
+
+
+async def test_nothing_but_the_bad_records_suffers(stub):
+    client = await submitted(stub)
+    grid = client.grid
+    entries = [(data(-11, f"{kind}/9{n}".encode()), value) for n, (kind, value) in enumerate(GARBAGE.items())]
+    entries += [(key, text("{}")) for key in ODD_KEYS]
+    for each in CONTROL_MAPS:
+        for key, value in entries:
+            await put_raw(grid, each.name, key, value)
+    await put_raw(grid, "gridscore.eras", data(-11, b"large"), text('{"since": 1, "x": "%s"}' % ("x" * MAX_RECORD)))
+    async with stub.worker("worker"):
+        await client.put_events("events.payments", {f"e{i}": {"amount": i} for i in range(50)})
+        await stub.results("results.payments", 50, seconds=20)
+        history = History()
+        flow = await FlowLookout(grid).look()
+        history.add(flow)
+        (status,) = flow.overview.jobs
+        assert (status.workers, status.lag is not None) == (1, True)
+        json.dumps(to_json(flow, history.findings()), allow_nan=False)
+        assert not history.findings().all_well
+        assert {"gridscore.jobs", "gridscore.workers"} <= {each.map_name for each in flow.bad_records}
+        assert [job.name for job in await client.jobs.all()] == ["payments"]
+        assert [model.name for model in await Registry(grid).list()] == ["payments"]
+        assert (await client.jobs.restart("payments", "oldest")).restarts == 1
+        await client.jobs.suspend("payments")
+    found = await find_repairs(grid)
+    assert {each.bad.map_name for each in found} == {each.name for each in CONTROL_MAPS}
+    for each in CONTROL_MAPS:
+        assert len([one for one in found if one.bad.map_name == each.name]) == len(entries) + (
+            each.name == "gridscore.eras"
+        ), each.name
+    assert all(one.bad.reason and one.means and one.value is None for one in found)
+    for one in found:
+        assert await repair(grid, one)
+    assert await find_repairs(grid) == []
+    assert (await client.jobs.get("payments")).state is JobState.SUSPENDED
+    assert len(await read_records(grid, "payments")) == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "offset"),
+    [
+        (text(f'{{"owner": "a", "epoch": {HUGE}, "offset": 7, "deadline": 1, "renewals": 3, "origin": 0}}'), 7),
+        (text('{"owner": 5, "epoch": 2, "offset": 7, "deadline": 1, "renewals": 3, "origin": 1}'), 7),
+        (text('{"owner": "a", "epoch": 2, "offset": -9, "deadline": 1, "renewals": 3}'), -1),
+        (GARBAGE["portable"], -1),
+        (GARBAGE["nested"], -1),
+    ],
+    ids=["epoch", "owner", "offset", "portable", "nested"],
+)
+async def test_a_bad_lease_keeps_its_partition_only_and_what_it_still_says_is_kept(stub, value, offset):
+    client = await submitted(stub)
+    grid = client.grid
+    await put_raw(grid, LEASES_MAP, lease_key("payments", 2, 5), value)
+    keys = [f"e{i}" for i in range(40)]
+    there = {key: partition_of(transport.key_data(grid.client, key), 5) for key in keys}
+    others = sum(partition != 2 for partition in there.values())
+    async with stub.worker("worker"):
+        await client.put_events("events.payments", {key: {"amount": 1} for key in keys})
+        await stub.results("results.payments", others, seconds=20)
+        flow = await FlowLookout(grid, "payments").look()
+        assert [(bad.map_name, bad.key) for bad in flow.bad_records] == [(LEASES_MAP, "payments/2")]
+        assert [finding.code for _, found in History().findings() for finding in found] == []
+        (one,) = await find_repairs(grid)
+        assert one.value is not None
+        assert one.value["offset"] == offset
+        assert await repair(grid, one)
+        assert await find_repairs(grid) == []
+        # What was scored up to the offset is not scored again; without one, everything is.
+        expected = others + max(0, len(keys) - others - max(offset, 0))
+        await stub.results("results.payments", expected, seconds=20)
+    epoch = (await read_records(grid, "payments"))[2].epoch
+    assert epoch >= 3
+
+
+async def test_a_bad_lease_is_named_where_a_job_is_to_begin_anew(stub):
+    client = await submitted(stub)
+    await client.cancel("payments")
+    await put_raw(client.grid, LEASES_MAP, lease_key("payments", 2, 5), GARBAGE["list"])
+    with pytest.raises(BadRecordError, match=r"`payments/2` in `gridscore.leases`"):
+        await client.submit(parse_job(JOB, "test"))
+
+
+@pytest.mark.parametrize("kind", ["portable", "nothing", "integers", "not json"])
+async def test_a_bad_job_is_named_and_cancel_removes_it(stub, kind):
+    client = await submitted(stub)
+    await put_raw(client.grid, "gridscore.jobs", data(-11, b"payments"), GARBAGE[kind])
+    for call in (client.jobs.get, client.jobs.suspend, client.jobs.resume, client.jobs.restart):
+        with pytest.raises(GridscoreError, match=r"`payments` in `gridscore\.jobs`"):
+            await call("payments")
+    with pytest.raises(GridscoreError, match=r"`payments` in `gridscore\.jobs`"):
+        await client.submit(parse_job(JOB, "test"), update=True)
+    assert await client.cancel("payments") is None
+    assert (await client.submit(parse_job(JOB, "test"))).state is JobState.WAITING
+
+
+async def test_a_valid_record_of_a_job_that_cannot_be_compiled_is_only_bad_itself(stub):
+    client = await submitted(stub)
+    record = await client.jobs._records.get("payments")
+    for name, expression in (("chain", "amount" + "<1" * 1_500), ("tower", "1<(" * 60 + "amount" + ")<1" * 60)):
+        spec = {**record.value["spec"], "job": name, "features": {"share": {"expression": expression}}}
+        await client.jobs._records.create(name, {**record.value, "name": name, "spec": spec})
+    async with stub.worker("worker"):
+        await client.put_events("events.payments", {"a": {"amount": 5}})
+        await stub.results("results.payments", 1, seconds=20)
+        flow = await FlowLookout(client.grid).look()
+        assert [each.key for each in flow.bad_records] == ["chain", "tower"]
+        assert all("operations" in each.reason for each in flow.bad_records)
+    assert await client.cancel("chain") is None
+
+
+async def test_a_job_that_no_worker_could_compute_is_not_submitted(stub, monkeypatch):
+    client = await stub.client()
+    await client.push_model(booster(), "payments", alias="champion")
+
+    def broken(*_):
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr("pipeline.features.FeaturePlan", broken)
+    with pytest.raises(JobError, match="RecursionError: too deep"):
+        await client.submit(parse_job(JOB, "test"))
+    assert await client.jobs.all() == []
+
+
+async def test_a_source_does_not_begin_anew_because_a_position_is_bad(stub):
+    grid = await stub.connect()
+    await put_raw(grid, POSITIONS_MAP, data(-11, b"clicks/a.log"), GARBAGE["list"])
+    await put_raw(grid, POSITIONS_MAP, data(-11, b"other/a.log"), GARBAGE["list"])
+    with pytest.raises(GridscoreError, match=r"`clicks/a.log` in `gridscore.positions`"):
+        await Positions(grid, "clicks").load()
+    assert await Positions(grid, "sensors").load() == {}
+    await forget_all(grid, "clicks")
+    assert await Positions(grid, "clicks").load() == {}
+    assert [one.bad.key for one in await find_repairs(grid)] == ["other/a.log"]
+
+
+async def test_two_jobs_cannot_write_to_one_result_map(stub):
+    client = await submitted(stub)
+    other = JOB.replace("job: payments", "job: refunds").replace("events.payments", "events.refunds")
+    with pytest.raises(JobError, match=r"The job `payments`, which is WAITING, writes to `results\.payments` already"):
+        await client.submit(parse_job(other, "test"))
+    await client.cancel("payments")
+    assert (await client.jobs.get("payments")).state is JobState.CANCELLED
+    await client.submit(parse_job(other, "test"))
+    with pytest.raises(JobError, match=r"`refunds`, which is WAITING"):
+        await client.submit(parse_job(JOB, "test"))
