@@ -179,7 +179,7 @@ def test_the_whole_story_by_hand(gridscore, cluster, job_file, tmp_path, unique)
         assert "is suspended already, unchanged: SUSPENDED" in gridscore("suspend", name).stdout
         assert "resumed: " in gridscore("resume", name).stdout
         assert json.loads(gridscore("resume", name, "--json").stdout)["changed"] is False
-        assert "cancelled: FAILED" in gridscore("cancel", name).stdout
+        assert "cancelled: CANCELLED" in gridscore("cancel", name).stdout
     finally:
         worker.send_signal(signal.SIGINT)
         _, stderr = worker.communicate(timeout=30)
