@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import GRIDSCORE, until
+from hazelcast.core import HazelcastJsonValue
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 import scoring
@@ -160,3 +161,21 @@ def test_top_in_a_terminal_leaves_it_as_it_was(environment, job, end):
     assert b"No worker" in shown
     assert shown.count(b"\x1b[?1049h") == shown.count(b"\x1b[?1049l") == 1
     assert shown.rstrip().endswith(b"\x1b[?1049l")
+
+
+def test_a_bad_control_record_is_named_and_repaired(run, cluster, unique):
+    async def spoil(client):
+        await (await client.grid.map("gridscore.jobs")).put(f"bad-{unique}", HazelcastJsonValue('{"spec": {}}'))
+
+    with_client(cluster, spoil)
+    jobs = json.loads(run("jobs", "--json").stdout)
+    (shown,) = [each for each in jobs if each["name"] == f"bad-{unique}"]
+    assert shown["state"] == "INVALID"
+    asked = run("status", "--for", "0", code=10).stdout
+    assert f"record gridscore.jobs bad-{unique}: not well, INVALID" in asked
+    assert f"control record bad-{unique} in gridscore.jobs" in run("doctor", code=1).stdout
+    assert f"gridscore.jobs bad-{unique}: Object missing required field `state`" in run("repair", "--dry-run").stdout
+    assert "Give --yes" in run("repair", code=2).stderr
+    done = [each for each in json.loads(run("repair", "--yes", "--json").stdout) if each["key"] == f"bad-{unique}"]
+    assert [(each["action"], each["done"]) for each in done] == [("remove", True)]
+    assert "All control records can be used." in run("repair").stdout
