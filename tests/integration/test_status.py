@@ -113,8 +113,8 @@ async def test_losses_are_acknowledged_for_one_submission(cluster, unique):
         lookout = Lookout(client.grid, name)
         (status,) = (await lookout.look()).jobs
         status.totals["lost"] = 7
-        assert await acknowledge(client.grid, status) == {"lost": 7, "regressions": 0}
-        assert (await lookout.look()).jobs[0].acknowledged == {"lost": 7, "regressions": 0}
+        assert await acknowledge(client.grid, status) == {"lost": 7, "regressions": 0, "unkept": 0}
+        assert (await lookout.look()).jobs[0].acknowledged == {"lost": 7, "regressions": 0, "unkept": 0}
         await client.cancel(name)
         await client.submit(scoring.job(name))
         assert (await lookout.look()).jobs[0].acknowledged == {}
