@@ -410,6 +410,25 @@ async def test_metadata_that_was_changed_in_the_grid_is_refused(grid, name, fiel
     await (await grid.map(MODELS_MAP)).delete(name)
 
 
+async def test_outputs_of_a_version_that_was_pushed_before_they_were_noted_are_read_from_its_file(grid, registry, name):
+    await registry.push(train(1, objective="multi:softprob", num_class=2), name, alias="champion")
+    metadata = await grid.map(VERSIONS_MAP)
+    key = next(key for key in await metadata.key_set() if key.startswith(f"{name}/"))
+    older = json.loads((await metadata.get(key)).to_string())
+    assert older.pop("outputs") == 2
+
+    await metadata.set(key, HazelcastJsonValue(json.dumps(older)))
+
+    fresh = Registry(grid)
+    assert (await fresh.resolve(name)).outputs == 2
+    deciding = job_with(NAMES)
+    deciding = Job.model_validate(
+        {**deciding.to_json(), "decisions": [{"decision": "a", "at_least": 0.5}, {"decision": "b"}]}
+    )
+    with pytest.raises(ModelMismatchError, match="gives 2 scores an event"):
+        await fresh.promote(name, 1, "other", jobs={"flights": deciding})
+
+
 @pytest.mark.parametrize(
     "value",
     [
