@@ -138,7 +138,7 @@ class Client:
             found, release = await self._release(job, model, version, allow_changed=allow_changed_features)
         _compile(job, found)
         if current is not None and current.state in OVER:
-            # A job that failed goes on where it stopped, once its cause is mended; one that was cancelled begins anew.
+            # A job that failed goes on where it stopped, once its cause is fixed; one that was cancelled begins anew.
             await begin_anew(self.grid, job.name)
             await rescan.forget(self.grid, job.name)
         record = await self.jobs.submit(job, update=update, release=release, replaced=replaced)

@@ -1,4 +1,4 @@
-"""What to do about entries of control maps that cannot be used: each is mended if that is safe, or else removed.
+"""What to do about entries of control maps that cannot be used: each is repaired if that is safe, or else removed.
 
 Here is, map by map, what belongs there and what it means to take something away.
 """
@@ -77,7 +77,7 @@ class Repair:
     @property
     def what(self) -> str:
         """What is done."""
-        return "removes it" if self.value is None else "mends it"
+        return "removes it" if self.value is None else "repairs it"
 
 
 def _kind(kind: type) -> Callable[[Record, int], object]:
@@ -167,7 +167,7 @@ async def repair(grid: Grid, each: Repair) -> bool:
     records = Records(grid, each.bad.map_name)
     if each.value is None:
         return await records.remove_bad(each.bad)
-    return await records.mend(each.bad, each.value)
+    return await records.repair(each.bad, each.value)
 
 
 async def _chunks(grid: Grid) -> list[Repair]:

@@ -139,7 +139,7 @@ def replay(
     settings: SettingsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Put events back into the event map, under their own keys, to be scored once their cause is mended.
+    """Put events back into the event map, under their own keys, to be scored once it is fixed.
 
     Those of a sink are results: they are put back into the result map, so that it delivers them again. Other sinks and
     the listeners of that map get them once more, too.

@@ -219,7 +219,7 @@ def resume(
     settings: SettingsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Score again, from where the job stopped; also a job that FAILED, once its cause is mended.
+    """Score again, from where the job stopped; also a job that FAILED, once it is fixed.
 
     Example: [bold]gridscore resume flights[/]
     """

@@ -1,4 +1,4 @@
-"""`gridscore repair`: mends or removes entries of control maps that cannot be used."""
+"""`gridscore repair`: repairs or removes entries of control maps that cannot be used."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def repair(
     settings: SettingsFile = None,
     as_json: Json = False,
 ) -> None:
-    """Mend or remove what lies in the control maps and cannot be used, whoever has put it there.
+    """Repair or remove entries of control maps that cannot be used, whatever put them there.
 
-    Shows each such record, and what mending or removing it means, before it asks. What changes meanwhile is left alone.
+    Shows each such record, and what repairing or removing it means, before it asks. Records that change in the meantime
+    are left alone.
 
     Example: [bold]gridscore repair --dry-run[/]
     """
@@ -48,7 +49,7 @@ def repair(
     if found and not dry_run:
         if not yes:
             if as_json or not sys.stdin.isatty():
-                raise UsageError("Nothing was changed: somebody has to agree.", "Give --yes, or --dry-run.")
+                raise UsageError("Nothing was changed: this needs a confirmation.", "Give --yes, or --dry-run.")
             typer.confirm("Do it?", abort=True)
         done = run(apply(found))
     if as_json:
@@ -57,18 +58,18 @@ def repair(
         count = sum(bool(each) for each in done)
         console.print(f"{count} of {len(found)} done.", highlight=False)
     if False in done:
-        raise UsageError("Some records have changed meanwhile, and were left alone.", "Look again.")
+        raise UsageError("Some records changed in the meantime and were left alone.", "Run it again.")
 
 
 def _show(found: list[Repair]) -> None:
     if not found:
         console.print("All control records can be used.", highlight=False)
     for each in found:
-        bad, verb = each.bad, "remove" if each.value is None else "mend"
+        bad, verb = each.bad, "remove" if each.value is None else "repair"
         console.print(f"[bold]{safe(bad.map_name)}[/] {safe(bad.key)}: {safe(bad.reason)}", soft_wrap=True)
         console.print(f"  {verb}: {safe(each.means)}", style="dim", soft_wrap=True)
 
 
 def _to_json(each: Repair, done: bool | None) -> dict[str, Any]:
-    action = "remove" if each.value is None else "mend"
+    action = "remove" if each.value is None else "repair"
     return {**each.bad.to_json(), "action": action, "means": each.means, "value": each.value, "done": done}

@@ -119,7 +119,7 @@ class BadRecords:
                 while len(self._told) >= _TOLD:
                     self._told.pop(next(iter(self._told)))
                 self._told[told] = None
-                _log.error("%s. `gridscore repair` mends or removes it.", bad, extra={"action": "bad_record"})
+                _log.error("%s. `gridscore repair` repairs or removes it.", bad, extra={"action": "bad_record"})
 
     def replace(self, map_name: str, found: Iterable[BadRecord], *, prefix: str = "") -> None:
         """Note all that a map holds now under keys with that beginning."""
@@ -241,7 +241,7 @@ class Records:
         message = wire.encode_remove_if_same(self.map_name, bad.key_data, bad.value_data)
         return bool(await self._invoke(bad.key_data, message, wire.decode_remove_if_same))
 
-    async def mend(self, bad: BadRecord, value: dict[str, Any]) -> bool:
+    async def repair(self, bad: BadRecord, value: dict[str, Any]) -> bool:
         """Write a good value in the place of a bad one if that is still what it was; whether it was."""
         prefix = wire.replace_if_same_prefix(self.map_name, bad.key_data)
         text = wire.json_data(record_text(value).encode())

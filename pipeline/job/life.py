@@ -43,7 +43,7 @@ class JobState(StrEnum):
     """By a user; goes on where it stopped."""
 
     FAILED = "FAILED"
-    """It cannot go on before its cause is mended; the record has the error."""
+    """It cannot go on before its cause is fixed; the record has the error."""
 
     CANCELLED = "CANCELLED"
     """By a user, for good."""

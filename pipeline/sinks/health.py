@@ -41,7 +41,7 @@ def examine_sink(looks: Sequence[SinkLook], *, late_seconds: float = LATE_SECOND
     now = looks[-1].status
     name, found = now.record.name, []
     if now.record.error:
-        advice, level, what = "Mend the cause, then start it again.", Level.PROBLEM, "It has failed"
+        advice, level, what = "Fix the cause, then start it again.", Level.PROBLEM, "It has failed"
         if now.processes:
             level, what = Level.NOTE, "One of its processes has failed"
         else:
@@ -87,7 +87,7 @@ def _keeps_up(looks: Sequence[SinkLook], late_seconds: float) -> list[Finding]:
     first, last = looks[0], looks[-1]
     now, found = last.status, []
     if all(look.status.state == "paused" for look in looks):
-        advice = f"Mend the cause; `gridscore dead-letters replay {now.record.name} --all`, or `purge`, makes room."
+        advice = f"Fix the cause; `gridscore dead-letters replay {now.record.name} --all`, or `purge`, makes room."
         found.append(Finding(Level.PROBLEM, "paused", f"It delivers nothing. {now.error}", advice))
     if all(look.status.state == "waiting" for look in looks):
         advice = "It tries again by itself; results wait in the journal until then."

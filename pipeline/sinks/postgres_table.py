@@ -1,4 +1,4 @@
-"""The table of a PostgreSQL sink: made, checked, and written to; and what would mend one that does not fit."""
+"""The table of a PostgreSQL sink: made, checked, and written to; and what would correct one that does not fit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ResultTable:
         """Make the table if it is not there, and check it.
 
         Raises:
-            PostgresError: It is not as it must be; the message says which statement would mend it.
+            PostgresError: It is not as it must be; the message says which statement would correct it.
             psycopg.Error: The server did not answer as it should.
         """
         found = await self._find(connection)
@@ -162,29 +162,31 @@ class ResultTable:
         cursor = await connection.execute(_COLUMNS, [oid])
         columns = {column: (has, demanded) for column, has, demanded in await cursor.fetchall()}
         wanted = await self._wanted(connection)
-        problems, mending = [], []
+        problems, corrections = [], []
         for column, type_ in wanted.items():
             quoted_column = quoted(column)
             if column not in columns:
                 problems.append(f"it has no column `{column}`")
-                mending.append(f"ADD COLUMN {quoted_column} {self._settings.all_columns[column]}")
+                corrections.append(f"ADD COLUMN {quoted_column} {self._settings.all_columns[column]}")
             elif not _alike(columns[column][0], type_):
                 declared = self._settings.all_columns[column]
                 problems.append(f"its column `{column}` is of the type {columns[column][0]}, not {type_}")
-                mending.append(f"ALTER COLUMN {quoted_column} TYPE {declared} USING {quoted_column}::text::{declared}")
+                corrections.append(
+                    f"ALTER COLUMN {quoted_column} TYPE {declared} USING {quoted_column}::text::{declared}"
+                )
         for column, (_, demanded) in columns.items():
             if demanded and column not in wanted:
                 problems.append(f"its column `{column}` must have a value, which results do not give it")
-                mending.append(f"ALTER COLUMN {quoted(column)} DROP NOT NULL")
+                corrections.append(f"ALTER COLUMN {quoted(column)} DROP NOT NULL")
         if "key" in columns:
             cursor = await connection.execute(_UNIQUE, [oid])
             if (await cursor.fetchone()) != (True,):
                 problems.append("its column `key` is not unique")
-                mending.append("ADD UNIQUE (key)")
+                corrections.append("ADD UNIQUE (key)")
         if problems:
             raise PostgresError(
                 f"The table `{table}` at {self._place} is not what this sink writes: {'; '.join(problems)}.",
-                f"Mend it by: ALTER TABLE {name} {', '.join(mending)};",
+                f"Correct it with: ALTER TABLE {name} {', '.join(corrections)};",
             )
 
     async def _wanted(self, connection: psycopg.AsyncConnection[Any]) -> dict[str, str]:

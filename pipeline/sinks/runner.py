@@ -267,7 +267,8 @@ class SinkRunner:
         stats, letters = self.stats, self._letters
         text = f"Paused: {letters.full}."
         _log.error(
-            "%s: %s Mend the cause; it goes on when some are put back or removed: gridscore dead-letters purge %s",
+            "%s: %s Fix the cause; it continues once dead letters are replayed or purged: "
+            "gridscore dead-letters list %s",
             self.name,
             text,
             self.name,

@@ -23,7 +23,7 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
     states = {look.state for look in looks}
     if now.failure is not None:
         where = f"{now.failure.host}, process {now.failure.pid}" if now.failure.host else "somewhere"
-        advice, level, what = "Mend the cause, then start it again.", Level.PROBLEM, "It has failed"
+        advice, level, what = "Fix the cause, then start it again.", Level.PROBLEM, "It has failed"
         if now.state == FAILED:
             advice = f"{advice} `gridscore source forget {now.name}` takes it off the list."
         else:
@@ -34,7 +34,7 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
         found.append(Finding(Level.PROBLEM, "interrupted", text, "It tries again by itself, for as long as it takes."))
     elif states == {"paused"}:
         advice = (
-            f"Mend the cause, as by starting it with the right format. It goes on when dead letters were dealt with: "
+            f"Fix the cause, for example by starting it with the right format. It goes on once dead letters are gone: "
             f"`gridscore dead-letters list {now.name}` says why each is, `purge` or `replay` makes room."
         )
         found.append(Finding(Level.PROBLEM, "paused", f"It reads nothing. Paused: {now.waiting}.", advice))

@@ -186,8 +186,8 @@ class Load:
         if bad is not None:
             raise TableError(
                 f"{what}: row {bad.number} cannot be read: {bad.error}.",
-                f"{loaded.rows:,} rows before it are in `{self._to}`. Mend it and go on with --resume, or leave such "
-                "rows out with --skip-bad.",
+                f"{loaded.rows:,} rows before it are in `{self._to}`. Correct it and go on with --resume, or leave "
+                "such rows out with --skip-bad.",
             )
         return loaded
 

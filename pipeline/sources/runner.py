@@ -475,7 +475,8 @@ class SourceRunner:
         if bool(reason) != bool(self._paused):
             if reason:
                 text = (
-                    "%s: paused: %s. Mend the cause; it goes on when some are removed: gridscore dead-letters purge %s"
+                    "%s: paused: %s. Fix the cause; it continues once dead letters are replayed or purged: "
+                    "gridscore dead-letters list %s"
                 )
                 _log.error(text, self.name, reason, self.name, extra={"action": "source_paused"})
             else:

@@ -172,7 +172,7 @@ class TableFile:
                 try:
                     cells = next(reader, None)
                 except csv.Error as error:  # nothing after it can be told apart
-                    raise TableError(f"`{self.path}`, line {reader.line_num}: {error}.", "Mend the file.") from None
+                    raise TableError(f"`{self.path}`, line {reader.line_num}: {error}.", "Correct the file.") from None
                 if cells is None:
                     break
                 first, line = line + 1, reader.line_num

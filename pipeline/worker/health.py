@@ -113,7 +113,7 @@ def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> lis
 
 
 def _failed(now: JobStatus) -> list[Finding]:
-    advice = f"Mend the cause, then `gridscore resume {now.record.name}`; `cancel` ends it for good."
+    advice = f"Fix the cause, then `gridscore resume {now.record.name}`; `cancel` ends it for good."
     return [_problem("failed", f"The job failed: {now.record.error}", advice)]
 
 
@@ -251,7 +251,7 @@ def _unkept(now: JobStatus) -> list[Finding]:
         "were as many as the job keeps. They are still in the event map, unless a newer one took their key."
     )
     advice = (
-        f"Mend the cause; `gridscore dead-letters replay {name} --all`, or `purge`, makes room; then "
+        f"Fix the cause; `gridscore dead-letters replay {name} --all`, or `purge`, makes room; then "
         f"`gridscore audit {name} --repair` has them scored, and `gridscore status {name} --acknowledge` notes it."
     )
     return [_problem("dead_letters_full", text, advice)]

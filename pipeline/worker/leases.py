@@ -184,7 +184,7 @@ class Leases:
             try:
                 record = NOBODY if text is None else decode(text)
             except (ValueError, RecursionError) as error:
-                # Nobody takes the partition before it is mended; the others are none the worse for it.
+                # Nobody takes the partition before it is repaired; the others are none the worse for it.
                 key = self._records.keys[partition]
                 self._grid.bad_records.note([bad_lease(self.job, partition, key, text or b"", error)])
                 self._sights.pop(partition, None)

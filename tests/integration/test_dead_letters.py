@@ -97,8 +97,8 @@ async def test_what_has_no_room_is_counted_said_and_found_again(cluster, unique)
         assert not await rescan.pending(client.grid, name)
 
         await acknowledge(client.grid, found[1])
-        mended = text.replace("amount: float\n", "amount: float?\n")
-        await client.submit(scoring.parse_job(mended, "test"), update=True)
+        corrected = text.replace("amount: float\n", "amount: float?\n")
+        await client.submit(scoring.parse_job(corrected, "test"), update=True)
         ids = await letter_ids(client.grid, name)
         assert [each.refusal async for each in replay(client.grid, name, ids)] == [""] * 5
         async with asyncio.timeout(120):

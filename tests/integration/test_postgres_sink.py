@@ -109,7 +109,7 @@ class TestTables:
         assert "`decision` is of the type bytea, not text" in caught.value.message
         assert "`branch` must have a value" in caught.value.message
         assert "`key` is not unique" in caught.value.message
-        rows(postgres, database, caught.value.hint.removeprefix("Mend it by: "))
+        rows(postgres, database, caught.value.hint.removeprefix("Correct it with: "))
         await opened(wanted)
         assert await sink.deliver(delivery(result("ann", amount=1.5))) == []
 

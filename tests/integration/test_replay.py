@@ -42,7 +42,7 @@ async def raw_entry(client, map_name, key):
     return found[0][1] if found else None
 
 
-async def test_events_are_scored_once_their_cause_is_mended(cluster, unique):
+async def test_events_are_scored_once_their_cause_is_fixed(cluster, unique):
     name = f"job-{unique}"
     async with scoring.scoring(cluster, name) as (client, _):
         bad = {key: {**event, "amount": None} for key, event in scoring.events(80).items()}
@@ -50,10 +50,10 @@ async def test_events_are_scored_once_their_cause_is_mended(cluster, unique):
         await letters(client, name, 80)
         again = await replayed(client, name)
         assert set(again.values()) == {""}
-        await letters(client, name, 80)  # nothing was mended: each has failed again
+        await letters(client, name, 80)  # nothing was fixed: each has failed again
 
-        mended = scoring.JOB.format(name=name, mode="copy").replace("amount: float", "amount: float?")
-        await client.submit(scoring.parse_job(mended, "test"), update=True)
+        corrected = scoring.JOB.format(name=name, mode="copy").replace("amount: float", "amount: float?")
+        await client.submit(scoring.parse_job(corrected, "test"), update=True)
         assert set((await replayed(client, name)).values()) == {""}
         results = await scoring.all_results(client, name, 80)
         assert results.keys() == bad.keys()

@@ -1,4 +1,4 @@
-"""Control maps into which anybody has put anything: only that record suffers, and `repair` mends or removes it."""
+"""Control maps into which anybody has put anything: only that record suffers, and `repair` repairs or removes it."""
 
 import json
 import struct

@@ -164,7 +164,7 @@ async def test_a_source_pauses_when_it_has_as_many_dead_letters_as_it_may_and_go
         assert await size(client.grid, "s") == 20
         assert script.acknowledged <= 20
         assert runner.stats.waiting == "there are 20 dead letters, and may be 20 (max_dead_letters)"
-        assert "gridscore dead-letters purge s" in caplog.text
+        assert "gridscore dead-letters list s" in caplog.text
         # It goes on as soon as the first are gone, so some of the next may go with them.
         gone = (await purged(client.grid, "s", Choice(reason="no event"))).letters
         await asyncio.wait_for(running, 20)
