@@ -64,7 +64,7 @@ _T = TypeVar("_T")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 15.0
 LOOK_SECONDS = 10.0
-"""Pause between two looks at a destination for which there is nothing."""
+"""Pause between two looks at a destination to which nothing is sent."""
 STOP_SECONDS = 3.0
 CLOSE_SECONDS = 3.0
 _RETRY_SECONDS = 0.5
@@ -126,6 +126,7 @@ class SinkRunner:
         self._pauses = _Pauses(name, self.stats, self._hidden)  # of deliveries
         self._sink: Sink | None = None
         self._calling = asyncio.Lock()
+        self._tried = grid.clock()  # when the destination was last called: for a delivery, or to see if it is there
         self._joined = False
         self._deliveries: asyncio.Task[None] | None = None
 
@@ -211,6 +212,7 @@ class SinkRunner:
                 raise
             else:
                 self._sink = sink
+                self.stats.state = DELIVERING
                 pauses.over()
                 return
 
@@ -259,6 +261,8 @@ class SinkRunner:
                 await self._until_there_is_room()
             await self._collect(sink.max_results, getattr(sink, "linger", 0.0))
             await self._deliver(self._collector.take(sink.max_results))
+            if self._to_next_look() == 0:  # all of it may have been filtered out, however much came
+                await self._look()
             # Let the event loop read on and renew the leases, however quick the destination is.
             await asyncio.sleep(0)
 
@@ -307,23 +311,36 @@ class SinkRunner:
         Raises:
             GridscoreError: It can never take anything any more.
         """
-        look, pauses = getattr(self._opened, "look", None), self._pauses
         while True:
             try:
-                async with asyncio.timeout(LOOK_SECONDS if look is not None else None):
+                async with asyncio.timeout(self._to_next_look()):
                     await self.group.reader.wait()
                     return
             except TimeoutError:
-                assert look is not None  # noqa: S101 -- there is no time-out else
-            try:
-                async with self._calling:
-                    await look()
-            except (GridscoreError, HazelcastError) as error:
-                if not self._may_heal(error):
-                    raise
-                await pauses.wait(error)
-            else:
-                pauses.over()
+                await self._look()
+
+    def _to_next_look(self) -> float | None:
+        """Seconds until the destination is looked after, unless it is called before; None if that cannot be."""
+        if not hasattr(self._opened, "look"):
+            return None
+        return max(0.0, self._tried + LOOK_SECONDS - self._grid.clock())
+
+    async def _look(self) -> None:
+        """See if the destination is there, and say so.
+
+        Raises:
+            GridscoreError: It can never take anything any more.
+        """
+        try:
+            async with self._calling:
+                await self._opened.look()  # type: ignore[attr-defined]
+        except (GridscoreError, HazelcastError) as error:
+            if not self._may_heal(error):
+                raise
+            self._pauses.say(error)  # results that are filtered out need not wait for it
+        else:
+            self._pauses.over()
+        self._tried = self._grid.clock()
 
     async def _deliver(self, parts: dict[int, Part]) -> None:
         """Deliver, however often it takes, what is still ours."""
@@ -335,9 +352,9 @@ class SinkRunner:
             ]
             for write in writes:
                 offsets.sent(write)
-            done, began, until = False, clock(), self._until(now)
+            done, sent, began, until = False, False, clock(), self._until(now)
             try:
-                await self._bring(now)
+                sent = await self._bring(now)
                 done = True
             except (GridscoreError, HazelcastError) as error:
                 if not self._may_heal(error):
@@ -354,17 +371,21 @@ class SinkRunner:
                         offsets.rewind(write.partition)
             if not done:
                 self._pace.failed(now, left=until - clock())
+                self._tried = clock()
                 await pauses.wait(failure)
                 continue
-            pauses.over()
+            if sent:
+                self._tried = clock()
+                pauses.over()
             self._pace.done(now, seconds=clock() - began, most=self._opened.max_results)
             for part in now.values():
                 self.stats.filtered += part.filtered
                 if part.rescued:
                     self._again.delivered(part.cursor, part.rescued)
             parts = later
-        # What was waited with may have gone to another process meanwhile: then nothing waits here any more.
-        pauses.over()
+        if self._to_next_look() is None:
+            # What was waited with may have gone to another process, and nothing else would say that nothing waits here.
+            pauses.over()
 
     def _ours(self, parts: Mapping[int, Part]) -> dict[int, Part]:
         """Those of the partitions that may be delivered still; whose lease has run out is dropped."""
@@ -382,8 +403,8 @@ class SinkRunner:
         """When the first lease of some partitions ends, unless it is renewed."""
         return min(map(self.group.leases.until, parts))
 
-    async def _bring(self, parts: Mapping[int, Part]) -> None:
-        """Deliver once, and set aside what is no result, or is refused.
+    async def _bring(self, parts: Mapping[int, Part]) -> bool:
+        """Deliver once, and set aside what is no result, or is refused; whether anything was sent.
 
         Raises:
             SinkInterruptedError: The destination is away.
@@ -401,6 +422,7 @@ class SinkRunner:
             rejected += [self._letter_of(each, parts) for each in refused]
         if rejected:
             await self._set_aside(rejected, self._until(parts))
+        return bool(results)
 
     def _letter_of(self, refused: Refused, parts: Mapping[int, Part]) -> Rejected:
         """What is refused, with the serialized key that the dead letters keep."""
@@ -516,22 +538,26 @@ class _Pauses:
         self._said = ""
 
     async def wait(self, error: Exception) -> None:
-        """Wait before the next attempt."""
+        """Say why, and wait before the next attempt."""
+        self.say(error)
+        longest = min(LONGEST_PAUSE_SECONDS, self._seconds * 2) or FIRST_PAUSE_SECONDS
+        self._seconds = longest
+        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 -- so that processes come one by one
+
+    def say(self, error: Exception) -> None:
+        """An attempt has failed."""
         text = self._hidden.hide(str(error) or type(error).__name__)
         self._stats.state, self._stats.error = WAITING, text
         self._stats.interruptions += 1
         if text != self._said:
             self._said = text
             _log.warning("%s: waiting for its destination: %s", self._name, text, extra={"action": "interrupted"})
-        longest = min(LONGEST_PAUSE_SECONDS, self._seconds * 2) or FIRST_PAUSE_SECONDS
-        self._seconds = longest
-        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 -- so that processes come one by one
 
     def over(self) -> None:
         """An attempt has succeeded."""
-        self._stats.state, self._stats.error = DELIVERING, ""
         if self._said:
             self._said, self._seconds = "", 0.0
+            self._stats.state, self._stats.error = DELIVERING, ""
             _log.warning("%s: delivering again", self._name, extra={"action": "healed"})
 
 

@@ -1,6 +1,7 @@
 """What the runner of sinks promises, on a cluster in this process."""
 
 import asyncio
+import itertools
 import json
 import time
 from contextlib import asynccontextmanager
@@ -402,6 +403,49 @@ async def test_a_cluster_that_does_not_answer_a_sink_is_asked_again():
             running.cancel()
             await asyncio.wait({running})
         assert not cluster.faults
+
+
+async def test_a_destination_that_is_away_is_said_though_all_that_comes_is_filtered_out(monkeypatch):
+    monkeypatch.setattr(runner_module, "LOOK_SECONDS", 0.05)
+    away = [False]
+
+    class Looking(ListSink):
+        async def look(self):
+            if away[0]:
+                raise SinkInterruptedError("the broker is down")
+
+    async with StubCluster(partitions=2) as cluster:
+        grid, received = await cluster.connect("one"), Received()
+        settings = SinkSettings(results=MAP, only={"decision": "decline"})
+        runner = SinkRunner(grid, "list", "list", settings, lambda: Looking(received, "one"))
+        said, keys = runner.stats, (f"approved{i}" for i in itertools.count())
+
+        async def until_it_is(*expected):
+            async with asyncio.timeout(20):
+                while (said.state, said.error) != expected:
+                    await put(grid, {next(keys): {"decision": "approve"}})
+                    await asyncio.sleep(0.001)
+
+        task = asyncio.create_task(runner.run())
+        try:
+            await put(grid, {next(keys): {"decision": "approve"}})
+            await until(lambda: said.filtered)
+            assert (said.state, said.error) == ("delivering", "")
+            # When it goes away while results keep coming, none of them for it
+            away[0] = True
+            # Then that is said, and stays said while they are passed over
+            await until_it_is("waiting", "the broker is down")
+            filtered = said.filtered
+            while said.filtered < filtered + 20:
+                await put(grid, {next(keys): {"decision": "approve"}})
+                await asyncio.sleep(0.001)
+                assert (said.state, said.error) == ("waiting", "the broker is down")
+            # until it is back
+            away[0] = False
+            await until_it_is("delivering", "")
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
 
 
 async def test_a_destination_that_is_away_is_said_though_there_is_nothing_to_deliver(monkeypatch):
