@@ -17,7 +17,7 @@ from pipeline.grid.journal import Journal
 from pipeline.grid.writer import MapWriter
 from pipeline.outcomes import Outcomes, sequence_of
 from pipeline.results import Result
-from pipeline.worker.health import count_text
+from pipeline.texts import count_text
 from pipeline.worker.room import RingReaders
 
 if TYPE_CHECKING:

@@ -68,7 +68,7 @@ def place_of(database: str) -> str:
     """Where an address leads, without its secrets: `db.example.com:5432/shop`.
 
     Raises:
-        UsageError: It is no address.
+        UsageError: It is not an address.
     """
     try:
         parts = conninfo_to_dict(database)
@@ -76,14 +76,15 @@ def place_of(database: str) -> str:
         # libpq quotes what it does not understand, and that may be the password.
         why = re.sub('".*"', '"…"', _line(error))
         raise UsageError(
-            f"This is no address of a PostgreSQL database: {why}.",
+            f"This is not an address of a PostgreSQL database: {why}.",
             "Write it as postgresql://USER@HOST:5432/DATABASE.",
         ) from None
     begin = database.partition("?")[0]
     if "://" in begin and (begin.count("@") > 1 or not re.fullmatch("[0-9,]*", str(parts.get("port") or ""))):
         # What is taken for the host, and would be shown, is a part of the password.
         raise UsageError(
-            "This is no address of a PostgreSQL database: it has an `@`, `:` or `/` too many, or a port that is none.",
+            "This is not an address of a PostgreSQL database: it has an `@`, `:` or `/` too many, or its port is not a "
+            "number.",
             "In a user or password, write them as URLs have them: %40, %3A and %2F.",
         )
     host = parts.get("host") or parts.get("hostaddr") or "this machine"
@@ -102,7 +103,7 @@ async def connect(
         autocommit: Whether each statement is a transaction of its own.
 
     Raises:
-        UsageError: The address is none.
+        UsageError: It is not an address.
         PostgresError: The server refuses us, and will go on doing so.
         GridscoreError: Of the type `interrupted`: it cannot be reached, or takes nobody now.
     """

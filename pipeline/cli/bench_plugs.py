@@ -89,7 +89,7 @@ def _chosen(kinds: Collection[str] | None, known: Collection[str], side: str) ->
 
     for kind in kinds or ():
         if kind not in known:
-            raise UsageError(f"`{kind}` is no kind of {side} that is measured.", f"There are: {', '.join(known)}.")
+            raise UsageError(f"`{kind}` is not a kind of {side} that is measured.", f"There are: {', '.join(known)}.")
     return list(dict.fromkeys(kinds or known))
 
 

@@ -272,7 +272,7 @@ async def _remove(
         record = await _check(grid, name)
         if record is None and (with_events or choice.superseded):
             option = "--with-events" if with_events else "--superseded"
-            raise UsageError(f"{option} is for dead letters of a job, and `{name}` is none.", "Leave it out.")
+            raise UsageError(f"{option} only applies to a job, and `{name}` is not a job.", "Leave it out.")
         total = len(choice.ids) or await transport.map_size(grid.client, map_of(name))
         columns = (TextColumn("Looking through"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         done = Removed()

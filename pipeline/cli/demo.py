@@ -59,7 +59,7 @@ def demo(
     # Only a cluster that is named here: events of a demo are nothing for one that merely runs on this machine.
     own = count is not None or not (members or settings)
     if own and cluster_name:
-        raise UsageError("--cluster-name without --members: where is that cluster?", "Name a member: -m HOST:PORT.")
+        raise UsageError("--cluster-name needs --members.", "Name a member: -m HOST:PORT.")
     options = DemoOptions(
         output=output,
         settings=None if own else grid_settings(members, cluster_name, settings),

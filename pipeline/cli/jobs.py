@@ -47,7 +47,7 @@ def submit(
     """
     from pipeline.client import Client
     from pipeline.job import load_job
-    from pipeline.models.fit import remarks
+    from pipeline.models.fit import fit_warnings
     from pipeline.worker.capacity import warnings
 
     job = load_job(file)
@@ -61,7 +61,7 @@ def submit(
             )
             unchanged = before is not None and before.revision == record.revision
             found = await client.version_of(job, record.release)
-            told = [*await warnings(grid, job), *remarks({job.name: job}, found)]
+            told = [*await warnings(grid, job), *fit_warnings({job.name: job}, found)]
             return record, unchanged, found.version, told
 
     record, unchanged, number, told = run(main())

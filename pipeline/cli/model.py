@@ -58,7 +58,7 @@ def push(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pipeline.client import Client
-    from pipeline.models.fit import remarks, unfit
+    from pipeline.models.fit import fit_warnings, promotion_problems
     from pipeline.models.inputs import parse_metrics, read_categories
 
     metrics = parse_metrics(metric or ())
@@ -82,7 +82,7 @@ def push(
                     again=again,
                     progress=lambda done, total: bar.update(task, description="pushing", completed=done, total=total),
                 )
-            return added, remarks(jobs, added.version) if alias else unfit(jobs, added.version)
+            return added, fit_warnings(jobs, added.version) if alias else promotion_problems(jobs, added.version)
 
     (version, is_new), told = run(main())
     print_warnings(told)
@@ -225,7 +225,7 @@ def promote(
     """
     from pipeline.client import Client
     from pipeline.errors import UsageError
-    from pipeline.models.fit import remarks
+    from pipeline.models.fit import fit_warnings
 
     if (version is None) is not previous:
         raise UsageError("Give either --version N or --previous.", "`gridscore model list` shows the versions.")
@@ -237,7 +237,7 @@ def promote(
             found = await client.models.promote(
                 name, version, alias, previous=previous, jobs=jobs, allow_changed=allow_changed_features
             )
-            return found, remarks(jobs, found)
+            return found, fit_warnings(jobs, found)
 
     found, told = run(main())
     print_warnings(told)

@@ -76,14 +76,12 @@ def status(
             history.replace(flow)
             return history, flow, numbers
 
-    from pipeline.flow import INVALID
+    from pipeline.flow import GONE, INVALID, gone_jobs, to_json
     from pipeline.job.life import OVER
 
     history, flow, acknowledged = run(main())
     findings = history.findings(late_seconds=late)
     if as_json:
-        from pipeline.flow import to_json
-
         workers = [worker.id for worker in flow.overview.workers]
         print_json({"healthy": findings.all_well, **to_json(flow, findings), "workers": workers})
     else:
@@ -96,8 +94,6 @@ def status(
         for each in flow.overview.jobs:
             name = each.record.name
             _show("", name, each.state.value, _job_lines(each), findings.jobs[name], over=each.state in OVER)
-        from pipeline.flow import GONE, gone_jobs
-
         gone = gone_jobs(flow, findings)
         for name in gone:
             _show("", name, GONE, (), findings.jobs[name])

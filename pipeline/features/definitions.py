@@ -100,9 +100,9 @@ def definitions_of(job: Job) -> Definitions:
 def _machine(nodes: Sequence[Node]) -> dict[str, str]:
     found = {}
     if any(find(node, op) for node in nodes for op in (*maths.NAMES, "power")):
-        found["bits of functions"] = maths.digest()
+        found["maths library"] = maths.digest()
     if any(find(node, "local") for node in nodes):
-        found["time zones"] = zones.release()
+        found["time zone release"] = zones.release()
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.features.columns import EventColumns
 from pipeline.features.program import Program
-from pipeline.features.quality import Quality
+from pipeline.features.quality import QualityCounter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class FeaturePlan:
         self.looked_up = dict.fromkeys(job.lookups, 0)
         self.missed = dict.fromkeys(job.lookups, 0)
         texts = {name: slot for name, (slot, _) in self._program.category_values().items()}
-        self.quality = Quality(self.names, self._program.lookup_slots, texts, categories)
+        self.quality = QualityCounter(self.names, self._program.lookup_slots, texts, categories)
 
     def keys(self, events: EventColumns | Sequence[Event]) -> dict[str, list[Any]]:
         """The keys that each lookup is asked for, in the order of the events; None where an event has none."""

@@ -24,7 +24,7 @@ _SAID = 32
 """Names of each kind that are published, those with the highest counts."""
 
 
-class Quality:
+class QualityCounter:
     """Counts of one feature plan.
 
     Args:

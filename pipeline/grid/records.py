@@ -314,7 +314,7 @@ def as_record(map_name: str, key: bytes, value: bytes) -> Record:
     """The record of a serialized entry.
 
     Raises:
-        BadRecordError: It is none.
+        BadRecordError: It is not valid.
     """
     name = ""
     try:
@@ -334,7 +334,7 @@ def key_text(key: bytes) -> str:
     """The text that a serialized key is.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not valid.
     """
     if (kind := int.from_bytes(key[4:8], "big", signed=True)) != _STRING:
         raise ValueError(f"its key is not a text, but of Hazelcast's type {kind}")

@@ -49,10 +49,10 @@ def check_jobs(jobs: Mapping[str, Job] | None, version: ModelVersion, *, allow_c
     for name, job in (jobs or {}).items():
         if tuple(job.feature_names) != version.features:
             lines, advice = difference(job.feature_names, version.features), _OTHER_FEATURES
-        elif unfit := _unfit(job, version):
-            lines, advice = _listing(unfit), _OTHER_KINDS
-        elif several := _several(job, version):
-            lines, advice = several, _SEVERAL
+        elif mismatches := _kind_mismatches(job, version):
+            lines, advice = _listing(mismatches), _OTHER_KINDS
+        elif problem := _single_output_problem(job, version):
+            lines, advice = problem, _SEVERAL
         elif not allow_changed and (changes := changed_features(job, version)):
             lines, advice = _listing(changes), _CHANGED
         else:
@@ -66,21 +66,21 @@ def check_jobs(jobs: Mapping[str, Job] | None, version: ModelVersion, *, allow_c
         )
 
 
-def remarks(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
-    """What is worth a word although the version may score for these jobs."""
+def fit_warnings(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
+    """Warnings about a version that may score for these jobs all the same."""
     if version.definitions is None and jobs:
         whose = "these jobs make" if len(jobs) > 1 else f"the job `{min(jobs)}` makes"
         text = (
-            f"{_title(version)} does not say how its features were made, so nobody can tell whether "
-            f"{whose} them alike. `OfflineMatrix.attach(booster)` puts that into a model before it is saved."
+            f"{_title(version)} does not say how its features were made, so it cannot be checked that "
+            f"{whose} them the same way. `OfflineMatrix.attach(booster)` puts that into a model before it is saved."
         )
         return [text]
     return [
-        f"{_title(version)} was trained where the {what} are other than here ({old}, here {new}): last bits of "
-        "features, or hours around switches of clocks, may differ."
+        f"{_title(version)} was trained with a different {what} ({old}; here {new}): the last bits of features, or "
+        "hours around clock changes, may differ."
         for what, old, new in _other_machine(jobs, version)
     ] + [
-        f"{_title(version)} was trained on other features than those of the job `{name}`: {'; '.join(changes[:3])}."
+        f"{_title(version)} was trained on features other than those of the job `{name}`: {'; '.join(changes[:3])}."
         for name, job in jobs.items()
         if (changes := changed_features(job, version))
     ]
@@ -94,7 +94,7 @@ def _other_machine(jobs: Mapping[str, Job], version: ModelVersion) -> list[tuple
     return [(what, trained[what], text) for what, text in here.items() if trained.get(what, text) != text]
 
 
-def unfit(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
+def promotion_problems(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
     """Why the version could not be promoted for these jobs, each with its hint."""
     try:
         check_jobs(jobs, version)
@@ -147,7 +147,7 @@ def _title(version: ModelVersion) -> str:
     return f"Version {version.version} of the model `{version.name}`"
 
 
-def _unfit(job: Job, version: ModelVersion) -> list[str]:
+def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
     """Features that are numbers here and categories there, a line for each."""
     nodes = compile_features(job.features, job.schema_, job.lookups)
     types = dict(zip(version.features, version.feature_types, strict=False))
@@ -171,13 +171,13 @@ def _unfit(job: Job, version: ModelVersion) -> list[str]:
     return lines
 
 
-def _several(job: Job, version: ModelVersion) -> str:
-    """What of a job needs one score an event, if the model gives several."""
+def _single_output_problem(job: Job, version: ModelVersion) -> str:
+    """What in a job needs one score per event, if the model gives several; empty if nothing does."""
     # `multi:softmax` gives one, but begins with a margin for each class.
     has_classes = version.objective.startswith("multi:")
     outputs = version.outputs or 1
     if job.decisions and outputs > 1:
-        return f"  `decisions` compare one score with thresholds, the model gives {outputs:,} scores an event"
+        return f"  `decisions` compare one score with thresholds, the model gives {outputs:,} scores per event"
     if job.margin is not None and (outputs > 1 or has_classes):
         return "  `margin` is one number, the model begins with one for each of its outputs"
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.texts import count_text
 from pipeline.worker.health import (
     LATE_SECONDS,
     NEARLY_FULL,
@@ -12,7 +13,6 @@ from pipeline.worker.health import (
     Finding,
     Level,
     committed_between,
-    count_text,
     grows,
 )
 

@@ -94,7 +94,7 @@ class SinkRecord:
         """The typed form of a control record.
 
         Raises:
-            ValueError: It is none.
+            ValueError: It is not valid.
         """
         value = msgspec.convert(record.value, _Value)
         return cls(record.key, value.kind, value.map, value.start, value.created_at, value.error, value.failed_at)

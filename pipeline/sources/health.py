@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.sources.status import FAILED
-from pipeline.worker.health import Finding, Level, count_text
+from pipeline.texts import count_text
+from pipeline.worker.health import Finding, Level
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from pipeline.job.life import WANTED, JobState
+from pipeline.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -346,11 +347,6 @@ def _problem(code: str, text: str, advice: str = "") -> Finding:
 
 def _note(code: str, text: str, advice: str = "") -> Finding:
     return Finding(Level.NOTE, code, text, advice)
-
-
-def count_text(number: float, one: str, many: str = "") -> str:
-    """A number of things: `1 event`, `1,204 events`."""
-    return f"{number:,.0f} {one if number == 1 else many or one + 's'}"
 
 
 def _do(now: JobStatus) -> str:

@@ -74,7 +74,7 @@ def parse(record: Record, partition_count: int) -> LeaseRecord:
     """The typed form of a record that was read as those of other control maps are.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not valid.
     """
     _, _, partition = record.key.rpartition("/")
     if not (partition.isascii() and partition.isdecimal() and len(partition) < 8 and int(partition) < partition_count):

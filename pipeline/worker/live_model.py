@@ -17,7 +17,7 @@ from pipeline.errors import GridscoreError, ModelError
 from pipeline.features import FeaturePlan
 from pipeline.job import Jobs
 from pipeline.models import LoadedModel, Registry, check_fit
-from pipeline.models.fit import remarks
+from pipeline.models.fit import fit_warnings
 from pipeline.worker.scorer import ActiveModel
 
 if TYPE_CHECKING:
@@ -190,8 +190,8 @@ class LiveModel:
 
     async def _loaded(self, version: ModelVersion) -> ActiveModel:
         check_fit(self._job, version, allow_changed=True)  # whoever promoted it was told, and allowed it
-        for remark in remarks({self._job.name: self._job}, version):
-            _log.info("%s: %s", self._job.name, remark, extra={"action": "changed_features"})
+        for warning in fit_warnings({self._job.name: self._job}, version):
+            _log.info("%s: %s", self._job.name, warning, extra={"action": "changed_features"})
         payload = await self._registry.fetch(version.name, version.version)
         model = await asyncio.to_thread(LoadedModel.load, version, payload)
         plan = FeaturePlan(self._job, self._tables, version.categories)

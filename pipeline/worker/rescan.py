@@ -85,7 +85,7 @@ def request_of(record: Record, partition_count: int) -> Request:
     """The typed form of a control record.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not valid.
     """
     _, _, partition = record.key.rpartition("/")
     if not (partition.isascii() and partition.isdecimal() and len(partition) < 8 and int(partition) < partition_count):

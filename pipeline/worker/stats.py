@@ -67,7 +67,7 @@ class JobStats(GroupStats):
         model_error: Why a newer version is not in use, empty if it is.
         copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and what is wrong with the last,
             and events that had no entry since the model went live.
-        quality: What was missing in the last events, see `Quality.to_json`.
+        quality: What was missing in the last events, see `QualityCounter.to_json`.
     """
 
     batches: int = 0

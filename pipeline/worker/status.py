@@ -41,7 +41,7 @@ _COUNTERS = ("events", "rate", "skipped", "rescued", "taken", "given")
 _LOSSES = ("lost", "regressions", "unkept")
 
 
-class Quality(msgspec.Struct, frozen=True):
+class QualityFigures(msgspec.Struct, frozen=True):
     """What was missing in the last events that a worker, or all of them, counted.
 
     Attributes:
@@ -68,7 +68,7 @@ class Quality(msgspec.Struct, frozen=True):
         }
 
     @classmethod
-    def together(cls, parts: Iterable[Quality]) -> Quality:
+    def together(cls, parts: Iterable[QualityFigures]) -> QualityFigures:
         """Of several workers."""
         events, counts = 0, [Counter[str](), Counter[str](), Counter[str]()]
         for part in parts:
@@ -108,7 +108,7 @@ class JobFigures(msgspec.Struct, frozen=True):
     version: Count = 0
     model_error: Word = ""
     lookups: dict[str, dict[str, Figure | Word]] = {}
-    quality: Quality = Quality()
+    quality: QualityFigures = QualityFigures()
     dead_letters: Count = 0
     partitions: Count = 0
     rebalances: Count = 0
@@ -227,9 +227,9 @@ class JobStatus:
         return found
 
     @property
-    def quality(self) -> Quality:
+    def quality(self) -> QualityFigures:
         """What was missing in the last events that the living workers counted."""
-        return Quality.together(each.quality for each in self.figures.values())
+        return QualityFigures.together(each.quality for each in self.figures.values())
 
     def lag_of(self, worker: str) -> int:
         """Unread events of the partitions that a worker owns."""

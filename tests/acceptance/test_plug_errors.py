@@ -59,7 +59,7 @@ def gridscore(monkeypatch, capfd):
         ("source http --to events.x --certificate c.pem --private-key k.pem", 2, "there is no file c.pem"),
         ("source http --to events.x --token ${NOT_SET}", 2, "the environment variable NOT_SET is not set"),
         ("source postgres --to lookups.x --key id --database postgresql://h/d", 2, "give `--table` or `--query`"),
-        ("source postgres --to lookups.x --key id --table t --database nonsense", 2, "no address of a PostgreSQL"),
+        ("source postgres --to lookups.x --key id --table t --database nonsense", 2, "not an address of a PostgreSQL"),
         ("source tape --to events.x", 2, "No such command 'tape'"),
         ("source run none.yaml", 2, "There is no job file `none.yaml`."),
         ("source run job.yaml", 2, "Its section `sources` is empty, or missing."),
@@ -71,10 +71,10 @@ def gridscore(monkeypatch, capfd):
         ("sink files --from no-journal --folder out", 3, "The map `no-journal` has no event journal"),
         ("sink files --from results.x --folder out --only decline", 2, "--only: `decline` is not KEY=VALUE."),
         ("sink postgres --from results.x --table a.b.c --database d", 2, "--table: `a.b.c` is no name of a table"),
-        ("sink webhook --from results.x --url ftp://x --secret ${HOOK_SECRET}", 2, "no address of a web hook"),
+        ("sink webhook --from results.x --url ftp://x --secret ${HOOK_SECRET}", 2, "not an address of a web hook"),
         ("sink webhook --from results.x --url https://x --secret whsec_x", 2, "--secret: a secret is not written here"),
         ("sink forget nobody", 6, "There is no sink `nobody`"),
-        ("load --query x --database nonsense --to lookups.x --key id", 2, "no address of a PostgreSQL"),
+        ("load --query x --database nonsense --to lookups.x --key id", 2, "not an address of a PostgreSQL"),
     ],
 )
 def test_one_message_says_what_is_wrong(command, code, said, gridscore, monkeypatch, tmp_path, unique):

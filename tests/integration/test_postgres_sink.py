@@ -166,7 +166,7 @@ class TestWhatIsRefused:
             await opened(settings(postgres.url("nowhere")))
 
     async def test_no_address(self, opened):
-        with pytest.raises(UsageError, match="no address"):
+        with pytest.raises(UsageError, match="not an address"):
             await opened(settings("shop.example.com:5432"))
 
     async def test_a_table_that_must_exist(self, opened, database):

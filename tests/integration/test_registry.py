@@ -425,7 +425,7 @@ async def test_outputs_of_a_version_that_was_pushed_before_they_were_noted_are_r
     deciding = Job.model_validate(
         {**deciding.to_json(), "decisions": [{"decision": "a", "at_least": 0.5}, {"decision": "b"}]}
     )
-    with pytest.raises(ModelMismatchError, match="gives 2 scores an event"):
+    with pytest.raises(ModelMismatchError, match="gives 2 scores per event"):
         await fresh.promote(name, 1, "other", jobs={"flights": deciding})
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.job import JobRecord, JobState, parse_job
 from pipeline.worker.health import Level, Look, examine, is_well
-from pipeline.worker.status import JobFigures, JobStatus, Position, Quality, Rescan
+from pipeline.worker.status import JobFigures, JobStatus, Position, QualityFigures, Rescan
 
 JOB = """\
 job: flights
@@ -222,7 +222,9 @@ def test_dead_letters_are_worth_a_note():
 
 
 def lacking(events=1_000, **counts):
-    return status(figures={"a": JobFigures(quality=Quality(events, **counts)), "b": JobFigures()}, workers=("a", "b"))
+    return status(
+        figures={"a": JobFigures(quality=QualityFigures(events, **counts)), "b": JobFigures()}, workers=("a", "b")
+    )
 
 
 def test_what_events_lack_is_told_by_its_share():
@@ -240,7 +242,11 @@ def test_what_events_lack_is_told_by_its_share():
 
 
 def test_what_events_lack_is_of_all_workers():
-    parts = [Quality(100, misses={"l": 10}), Quality(300, misses={"l": 30}, unseen={"c": 4}), Quality()]
+    parts = [
+        QualityFigures(100, misses={"l": 10}),
+        QualityFigures(300, misses={"l": 30}, unseen={"c": 4}),
+        QualityFigures(),
+    ]
     now = status(figures={str(i): JobFigures(quality=part) for i, part in enumerate(parts)})
     assert now.to_json()["quality"] == {
         "events": 400,

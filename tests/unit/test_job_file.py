@@ -378,12 +378,12 @@ def test_sources_and_sinks_survive_the_grid():
         (
             "kind: files\n",
             "kind: file\n",
-            "line 37: sink `history`: `kind`: `file` is no kind of sink, did you mean `files`?",
+            "line 37: sink `history`: `kind`: `file` is not a kind of sink, did you mean `files`?",
         ),
         (
             "kind: kafka",
             "kind: kafak",
-            "line 34: source `clicks`: `kind`: `kafak` is no kind of source, did you mean `kafka`?",
+            "line 34: source `clicks`: `kind`: `kafak` is not a kind of source, did you mean `kafka`?",
         ),
         ("    kind: files\n", "", "line 36: sink `history`: the key `kind` is missing"),
         (

@@ -12,7 +12,7 @@ from pipeline.features import OfflineMatrix, offline_matrix
 from pipeline.job import Job
 from pipeline.models import check_fit
 from pipeline.models.candidate import Candidate
-from pipeline.models.fit import changed_features, remarks
+from pipeline.models.fit import changed_features, fit_warnings
 from pipeline.models.version import ModelVersion
 
 HISTORY = pd.DataFrame(
@@ -72,7 +72,7 @@ def test_the_job_that_a_model_was_trained_for_takes_it_without_a_word():
     version = version_of(trained(job()), jobs={"late": job()})
 
     check_fit(job(), version)
-    assert remarks({"late": job()}, version) == []
+    assert fit_warnings({"late": job()}, version) == []
     assert version_of(trained(job(), attach=True, types=["c", "q", "float"]), jobs={"late": job()}).definitions
 
 
@@ -186,7 +186,7 @@ def test_a_feature_of_another_definition_is_refused_unless_it_is_allowed(changed
         candidate(trained(job()), jobs={"late": given})
 
     check_fit(given, version, allow_changed=True)
-    assert says in remarks({"late": given}, version)[0]
+    assert says in fit_warnings({"late": given}, version)[0]
 
 
 def test_types_and_lookups_belong_to_a_definition_and_spelling_does_not():
@@ -235,7 +235,7 @@ def test_definitions_travel_by_file_and_registry_and_a_model_without_them_gets_a
 
     bare = version_of(trained(job(), attach=False), categories={"carrier": ["AA", "DL", "UA"]})
     check_fit(job(), bare)
-    (note,) = remarks({"late": job()}, bare)
+    (note,) = fit_warnings({"late": job()}, bare)
     assert "does not say how its features were made" in note
 
 
@@ -304,7 +304,7 @@ def test_decisions_are_refused_for_a_model_with_several_outputs(objective, param
     if outputs == 1:
         check_fit(deciding, version)
         return
-    with pytest.raises(ModelMismatchError, match=f"the model gives {outputs} scores an event") as caught:
+    with pytest.raises(ModelMismatchError, match=f"the model gives {outputs} scores per event") as caught:
         candidate(booster, jobs={"late": deciding})
     assert "multi:softmax" in caught.value.hint
     assert f"gives {outputs} scores" in refused(deciding, version, allow_changed=True)

@@ -22,7 +22,7 @@ def _broker(value: str) -> str:
         fits = False
     if not fits:
         shown = f"`{value}`" if "@" not in value else "this"  # what is before an `@` may be a password
-        raise ValueError(f"{shown} is no address of a broker: {problem}")
+        raise ValueError(f"{shown} is not an address of a broker: {problem}")
     if "@" in parts.netloc:
         raise ValueError("the address names no user: give `username` and `password`")
     return value

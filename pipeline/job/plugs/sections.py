@@ -90,7 +90,7 @@ def _checked(side: Side, value: Any) -> Any:
         close = difflib.get_close_matches(str(kind), known, n=1)
         possible = ", ".join(f"`{each}`" for each in known)
         meant = f", did you mean `{close[0]}`?" if close else f"; there are {possible}"
-        reason = ValueError(f"{shown(kind)} is no kind of {side}{meant}")
+        reason = ValueError(f"{shown(kind)} is not a kind of {side}{meant}")
         raise _error(side, InitErrorDetails(type="value_error", loc=("kind",), input=kind, ctx={"error": reason}))
     plain = ValueError(
         "what is, or may be, a secret is not written here: write `${NAME}`, and set the environment variable NAME"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def _url(value: str) -> str:
     if not re.match(r"https?://|\$\{", value):
         # The value may hold a password, so it is not shown.
-        raise ValueError("this is no address of a web hook: write it as https://shop.example.com/decisions")
+        raise ValueError("this is not an address of a web hook: write it as https://shop.example.com/decisions")
     return value
 
 
@@ -32,7 +32,7 @@ def check_credentials(url: str, headers: Iterable[str]) -> None:
     """See that credentials are not given twice: a request has one header `Authorization`.
 
     Args:
-        url: The address; what is no address has no credentials.
+        url: The address; what is not an address has no credentials.
         headers: Names of further headers.
 
     Raises:
