@@ -21,6 +21,7 @@ from pipeline.job.release import Release
 from pipeline.producer import Producer
 from pipeline.results import ResultStream, Start
 from pipeline.worker import Worker, rescan
+from pipeline.worker.lease_records import read_records
 from pipeline.worker.leases import begin_anew
 
 if TYPE_CHECKING:
@@ -141,7 +142,9 @@ class Client:
             # A job that failed goes on where it stopped, once its cause is fixed; one that was cancelled begins anew.
             await begin_anew(self.grid, job.name)
             await rescan.forget(self.grid, job.name)
-        record = await self.jobs.submit(job, update=update, release=release, replaced=replaced)
+        # Leases outlive the record: a restart that they have seen must not be numbered once more.
+        runs = 0 if current else max((each.run for each in (await read_records(self.grid, job.name)).values()), default=0)
+        record = await self.jobs.submit(job, update=update, release=release, replaced=replaced, restarts=runs)
         if release is not None:
             await self.models.promote(job.model.name, found.version, job.model.alias or "champion")
         return record

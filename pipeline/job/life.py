@@ -170,7 +170,13 @@ class Jobs:
         self._parsed: dict[str, tuple[str, JobRecord | str]] = {}  # workers look every second, jobs seldom change
 
     async def submit(
-        self, job: Job, *, update: bool = False, release: Release | None = None, replaced: int | None = None
+        self,
+        job: Job,
+        *,
+        update: bool = False,
+        release: Release | None = None,
+        replaced: int | None = None,
+        restarts: int = 0,
     ) -> JobRecord:
         """Put a job into the cluster.
 
@@ -181,6 +187,7 @@ class Jobs:
             update: Replace an active job of that name; it goes on from its committed offsets.
             release: The version of the model that it goes live with, in the same step.
             replaced: The version that scores for the job that is replaced, if the release exchanges it.
+            restarts: Those that the leases of a job have seen whose record was removed.
 
         Raises:
             JobError: Another job of that name is active, and `update` is not set; another one writes to the same result
@@ -202,7 +209,8 @@ class Jobs:
             if release is not None:
                 fresh["release"] = msgspec.to_builtins(release)
             if current is None:
-                return fresh
+                # Each restart was a revision, and so was the submission before.
+                return {**fresh, "restarts": restarts, "revision": restarts + 2} if restarts else fresh
             JobRecord.from_record(Record(job.name, current, ""))  # what cannot be read is not replaced by chance
             # Counted on, so that partitions know a restart that they have not seen from one that they have.
             fresh |= {"revision": current["revision"] + 1, "restarts": current.get("restarts", 0)}

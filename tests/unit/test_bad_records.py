@@ -1,5 +1,6 @@
 """Control maps into which anybody has put anything: only that record suffers, and `repair` repairs or removes it."""
 
+import asyncio
 import json
 import struct
 
@@ -173,6 +174,30 @@ async def test_a_bad_job_is_named_and_cancel_removes_it(stub, kind):
         await client.submit(parse_job(JOB, "test"), update=True)
     assert await client.cancel("payments") is None
     assert (await client.submit(parse_job(JOB, "test"))).state is JobState.WAITING
+
+
+async def test_a_job_whose_record_was_removed_restarts_as_often_as_before(stub):
+    client = await submitted(stub)
+    async with stub.worker("worker"):
+        await client.put_events("events.payments", {"a": {"amount": 1}})
+        await stub.results("results.payments", 1, seconds=20)
+        await client.jobs.restart("payments", "oldest")
+        await rescored(client, 2)
+        await client.jobs._records.delete("payments")
+        await put_raw(client.grid, "gridscore.jobs", data(-11, b"payments"), GARBAGE["list"])
+        assert await client.cancel("payments") is None
+        record = await client.submit(parse_job(JOB, "test"))
+        assert (record.restarts, record.revision, record.begin) == (1, 3, "")
+        record = await client.jobs.restart("payments", "oldest")
+        assert (record.restarts, record.revision) == (2, 4)
+        await rescored(client, 4)
+
+
+async def rescored(client, revision):
+    """Wait until all results are of that revision of the job, or a later one."""
+    async with asyncio.timeout(20):
+        while (await client.result("results.payments", "a"))["revision"] < revision:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_valid_record_of_a_job_that_cannot_be_compiled_is_only_bad_itself(stub):
