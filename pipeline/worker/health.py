@@ -6,11 +6,11 @@ broken at every look.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from pipeline.job.life import WANTED, JobState
+from pipeline.job.life import OVER, WANTED, JobState
 from pipeline.texts import count_text
 
 if TYPE_CHECKING:
@@ -102,14 +102,21 @@ def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> lis
     else:
         found = [*_asleep(now), *_losses(looks)]
     found += _unkept(now)
+    if now.record.state in OVER:
+        # Only worth knowing: nothing can be done for it any more, and submitted again, it begins anew.
+        found = [
+            replace(each, level=Level.NOTE, advice="") if each.level is Level.PROBLEM else each
+            for each in found
+            if each.code != "rescan"
+        ]
     if now.totals["dead_letters"]:
-        found.append(
-            _note(
-                "dead_letters",
-                f"{count_text(now.totals['dead_letters'], 'event')} could not be scored.",
-                f"`gridscore dead-letters list {now.record.name}` says why; `dead-letters replay` brings them back.",
-            )
+        text = f"{count_text(now.totals['dead_letters'], 'event')} could not be scored."
+        then = (
+            "`dead-letters purge` removes them"
+            if now.record.state in OVER
+            else "`dead-letters replay` brings them back"
         )
+        found.append(_note("dead_letters", text, f"`gridscore dead-letters list {now.record.name}` says why; {then}."))
     return sorted(found, key=lambda finding: finding.level is Level.NOTE)
 
 

@@ -217,6 +217,15 @@ def test_events_without_a_dead_letter_are_a_problem_until_somebody_knows():
     assert codes(status(totals={"unkept": 3}, acknowledged={"unkept": 3})) == []
 
 
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.COMPLETED])
+def test_a_job_that_is_over_is_no_problem_for_good(state):
+    job = record(state, on_loss="continue")
+    over = status(job=job, workers=(), totals={"unkept": 3, "lost": 2}, rescans=(Rescan(1, "audit", 1),))
+    assert codes(over) == []
+    noted = ["loss", "dead_letters_full"]
+    assert codes(over, level=Level.NOTE) == (["cancelled", *noted] if state is JobState.CANCELLED else noted)
+
+
 def test_dead_letters_are_worth_a_note():
     assert codes(status(totals={"dead_letters": 3}), level=Level.NOTE) == ["dead_letters"]
 
