@@ -143,7 +143,9 @@ class Client:
             await begin_anew(self.grid, job.name)
             await rescan.forget(self.grid, job.name)
         # Leases outlive the record: a restart that they have seen must not be numbered once more.
-        runs = 0 if current else max((each.run for each in (await read_records(self.grid, job.name)).values()), default=0)
+        runs = (
+            0 if current else max((each.run for each in (await read_records(self.grid, job.name)).values()), default=0)
+        )
         record = await self.jobs.submit(job, update=update, release=release, replaced=replaced, restarts=runs)
         if release is not None:
             await self.models.promote(job.model.name, found.version, job.model.alias or "champion")

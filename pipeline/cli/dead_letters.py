@@ -266,7 +266,6 @@ async def _remove(
     from pipeline.grid import transport
     from pipeline.worker.dead_letters import map_of
     from pipeline.worker.removal import Removed, remove
-    from pipeline.worker.status import acknowledge, job_status
 
     async with connected(*connection) as grid:
         record = await _check(grid, name)
@@ -281,8 +280,6 @@ async def _remove(
             job = record.job if record else None
             async for done in remove(grid, name, choice, job=job, with_events=with_events, dry_run=dry_run):
                 bar.update(task, completed=done.looked)
-        if record is not None and choice.is_all and not dry_run:
-            await acknowledge(grid, await job_status(grid, record), ["unkept"])
         return done
 
 

@@ -3,13 +3,18 @@
 import asyncio
 import base64
 import json
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
 from hazelcast.core import HazelcastJsonValue
+from test_bad_records import put_raw
 
+from pipeline.cli.dead_letters import _remove
 from pipeline.grid import transport
+from pipeline.grid.wire import json_data
 from pipeline.grid.writer import MapWriter
+from pipeline.job import Jobs, parse_job
 from pipeline.job.plugs.base import SinkSettings
 from pipeline.sinks import runner as sink_runner
 from pipeline.sinks.runner import SinkRunner
@@ -21,8 +26,11 @@ from pipeline.testing.sinks import ListSink, Received
 from pipeline.testing.sources import Script
 from pipeline.worker import letter_writer, replay
 from pipeline.worker.dead_letters import DeadLetter, encode, list_letters, map_of, walk_letters
+from pipeline.worker.lease_records import LEASES_MAP, NOBODY, lease_key
+from pipeline.worker.lease_records import encode as encode_lease
 from pipeline.worker.letter_writer import LetterWriter, Limits
 from pipeline.worker.removal import Choice, Removed, remove
+from pipeline.worker.status import job_status
 
 MANY = Limits(10_000, 64 << 20)
 ALL = Choice()
@@ -316,3 +324,31 @@ async def test_what_is_chosen_is_removed():
         assert await removed(Choice(reason="error 1")) == (9, 0)
         assert await removed(Choice()) == (1, 0)  # also what is no dead letter
         assert await size(grid) == 0
+
+
+JOB = """\
+job: payments
+events: events.payments
+schema: {amount: float}
+features: {amount: amount}
+model: payments
+results: results.payments
+"""
+
+
+async def test_a_purge_does_not_acknowledge_events_that_have_no_dead_letter(monkeypatch):
+    async with StubCluster(partitions=5) as cluster:
+        grid = await cluster.connect("user")
+        await Jobs(grid).submit(parse_job(JOB, "test"))
+        lease = msgspec.structs.replace(NOBODY, epoch=1, offset=9, renewals=1, unkept=7)
+        await put_raw(grid, LEASES_MAP, lease_key("payments", 2, 5), json_data(encode_lease(lease)))
+
+        @asynccontextmanager
+        async def connected(*_):
+            yield grid
+
+        monkeypatch.setattr("pipeline.cli.dead_letters.connected", connected)
+        for with_events in (False, True):
+            await _remove("payments", ALL, (None, None, None), with_events=with_events)
+            # They are in the event map still: until an audit has found them, it is nobody's place to say so.
+            assert (await job_status(grid, await Jobs(grid).get("payments"))).acknowledged == {}
