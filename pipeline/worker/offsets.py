@@ -98,6 +98,7 @@ class Offsets:
             before = there.acknowledged
             there.acknowledged = Progress(first.next, before.lost + first.lost, before.unkept + first.unkept)
             events += first.events
+        self._changed.set()
         return events
 
     def acknowledged(self, partition: int) -> Progress | None:
@@ -127,6 +128,6 @@ class Offsets:
             await self.change()
 
     async def change(self) -> None:
-        """Return when the next write is answered."""
+        """Return when the next write is answered, or acknowledged."""
         self._changed.clear()
         await self._changed.wait()

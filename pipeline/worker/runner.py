@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,7 +46,7 @@ from pipeline.worker.subscription import subscription_of
 from pipeline.worker.superseded import Superseded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from pipeline.grid import Grid
     from pipeline.grid.journal import Page
@@ -74,7 +74,7 @@ class _Waiting(NamedTuple):
 
     part: PartitionBatch
     write: Write
-    letters: asyncio.Task[Mapping[int, int]] | None
+    letters: asyncio.Task[int] | None
 
 
 class JobRunner:
@@ -215,15 +215,17 @@ class JobRunner:
                 group.drop(part.partition)
                 continue
             parts.append(part)
-        ours = {part.partition for part in parts}
-        rejected = [each for each in batch.rejected if each.partition in ours]
-        letters = self._spawn(self._bury(rejected)) if rejected else None
-        waits = {each.partition for each in rejected}
+        rejected: dict[int, list[Rejected]] = {part.partition: [] for part in parts} if batch.rejected else {}
+        for each in batch.rejected:
+            if each.partition in rejected:
+                rejected[each.partition].append(each)
         for part in parts:
             write = Write(part.partition, part.next, len(part.keys), part.lost, part.at)
             group.offsets.sent(write)
             lane = self._lanes.setdefault(part.partition, deque())
-            lane.append(_Waiting(part, write, letters if part.partition in waits else None))
+            # A task of its own: what one partition waits for is nothing to the others.
+            bad = rejected.get(part.partition)
+            lane.append(_Waiting(part, write, self._spawn(self._bury(bad)) if bad else None))
             if len(lane) == 1:
                 self._send(part.partition)
         self.stats.batches += 1
@@ -258,21 +260,21 @@ class JobRunner:
         else:
             del self._lanes[partition]
 
-    async def _bury(self, rejected: list[Rejected]) -> Mapping[int, int]:
-        """Write dead letters, as long as the leases of their events stand; how many have no room, by partition.
+    async def _bury(self, rejected: list[Rejected]) -> int:
+        """Write the dead letters of a partition's events, as long as its lease stands; how many have no room.
 
         Raises:
             HazelcastError: At least one was not confirmed.
         """
-        until = min(self.group.leases.until(each.partition) for each in rejected)
-        letters, new, unkept = self._letters, 0, Counter(each.partition for each in rejected)
+        until = self.group.leases.until(rejected[0].partition)
+        letters, new, unkept = self._letters, 0, len(rejected)
         if not letters.is_full:  # or the flood would cost as much as if there were room
             dead = [letter(self._grid, self._job.name, self._job.events, each) for each in rejected]
             new, left = await letters.put(dead, until=until)
-            unkept = Counter(each.partition for each in left)
+            unkept = len(left)
         self.stats.dead += new
         where = f"partition {rejected[0].partition}, sequence {rejected[0].sequence}"
-        letters.say(new, where, rejected[0].error, unkept=unkept.total())
+        letters.say(new, where, rejected[0].error, unkept=unkept)
         self._missing.were_rejected(rejected)
         return unkept
 
@@ -285,12 +287,12 @@ class JobRunner:
         else:
             each.letters.add_done_callback(partial(self._set_aside, each.write))
 
-    def _set_aside(self, write: Write, letters: asyncio.Task[Mapping[int, int]]) -> None:
+    def _set_aside(self, write: Write, letters: asyncio.Task[int]) -> None:
         """The dead letters beside a write that was acknowledged are written, or could not be."""
         if self.group.offsets.awaits(write):
             error = HazelcastClientNotActiveError() if letters.cancelled() else letters.exception()
             if error is None:
-                write.unkept = letters.result().get(write.partition, 0)
+                write.unkept = letters.result()
             self._acknowledge(write, error)
 
     def _acknowledge(self, write: Write, error: BaseException | None) -> None:

@@ -26,7 +26,7 @@ from pipeline.worker.members import PUBLISH_SECONDS, Members, Membership, new_id
 from pipeline.worker.runner import JobRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from pipeline.grid import Grid
     from pipeline.worker.group import Group
@@ -165,10 +165,15 @@ class Worker:
             for record in records
             if record.state in WANTED and (self._only is None or record.name in self._only)
         }
-        for name, running in list(self._running.items()):
-            record = wanted.get(name)
-            if record is None or not record.is_same_run(running.record):
-                await self._end(name)
+        over = [
+            name
+            for name, running in self._running.items()
+            if (record := wanted.get(name)) is None or not record.is_same_run(running.record)
+        ]
+        if over:
+            await self._end(over)
+            self._changed.set()  # what was read before is old by now
+            return
         for name, record in wanted.items():
             if name not in self._running:
                 self._start(record)
@@ -224,10 +229,11 @@ class Worker:
         self._notes.add(task)
         task.add_done_callback(self._notes.discard)
 
-    async def _end(self, name: str) -> None:
-        # To wait does not cancel it a second time, should we be told to stop meanwhile: it is giving things back.
-        await asyncio.wait({self._cancel(name)})
-        _log.info("%s: stopped", name, extra={"action": "job_stop", "job": name})
+    async def _end(self, names: Sequence[str]) -> None:
+        # To wait does not cancel them a second time, should we be told to stop meanwhile: they are giving things back.
+        await asyncio.wait([self._cancel(name) for name in names])
+        for name in names:
+            _log.info("%s: stopped", name, extra={"action": "job_stop", "job": name})
 
     def _cancel(self, name: str) -> asyncio.Task[None]:
         """Let a job go; it is among those that are ending until it has."""

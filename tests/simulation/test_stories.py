@@ -4,9 +4,11 @@ import logging
 from collections import Counter
 
 import pytest
-from world import World
+from world import World, _data
 
+from pipeline.grid.writer import partition_of
 from pipeline.testing import Fault
+from pipeline.worker.dead_letters import letter_id
 
 PARTITIONS = 24
 
@@ -206,6 +208,44 @@ def test_a_dead_letter_that_is_not_answered_holds_up_its_own_partition_and_no_ot
     settled(world)
     assert seconds_until(world, lambda: not unread()) < 3.0
     assert not world.ledger.duplicates()
+
+
+def test_dead_letters_of_two_partitions_do_not_wait_for_each_other(world):
+    def place_of_letter(partition, key):
+        return partition_of(_data(letter_id(partition, _data(key), b'{"amount":null}')), PARTITIONS)
+
+    world.start()
+    settled(world)
+    # Given two events of two partitions whose dead letters lie in two others, of which one does not answer
+    (slow,) = world.keys_of(3, 1)
+    quick = next(key for key in world.keys_of(5, 30) if place_of_letter(5, key) != place_of_letter(3, slow))
+    silent = Fault(
+        "silence",
+        applied=False,
+        request="Map.PutAll",
+        map="dead-letters.*",
+        partition=place_of_letter(3, slow),
+    )
+    world.cluster.faults.append(silent)
+    world.put({slow: None, quick: None})
+
+    def unread():
+        rings = {p: world.cluster.partition("events.sim", p).ring.newest for p in range(PARTITIONS)}
+        return {p for p, newest in rings.items() if world.ledger.leases[p]["offset"] <= newest}
+
+    assert seconds_until(world, lambda: unread() == {3}) < 3.0
+
+
+def test_a_worker_that_stops_waits_for_its_dead_letters_no_longer_than_they_take(world):
+    world.cluster.latency = lambda: 0.02
+    name = world.start()
+    settled(world)
+    world.put({f"bad{number}": None for number in range(200)})
+    offsets = world.workers[name].worker.runners["sim"].group.offsets
+    while not any(each.pending for each in offsets._partitions.values()):
+        world.time.advance(0.005)
+    world.stop(name)
+    assert seconds_until(world, lambda: not any(world.owners().values())) < 1.0
 
 
 def test_a_dead_letter_is_not_written_by_a_worker_whose_lease_has_passed_on(world):
