@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pipeline.answers import Answers
-from pipeline.errors import GridscoreError, JobError, UsageError
+from pipeline.errors import GridscoreError, JobError, ModelError, UsageError
 from pipeline.grid import GridSettings, or_local_cluster
 from pipeline.grid import connect as connect_grid
 from pipeline.grid.copies import Fetcher
@@ -134,8 +134,9 @@ class Client:
             check_fit(job, found, allow_changed=allow_changed_features)
         else:
             await self.jobs.check(job, update=update)
-            if current is not None and current.state not in ENDED:
-                replaced = (await self.version_of(current.job, current.release)).version
+            if current is not None and current.state not in OVER:
+                with suppress(ModelError):  # its model is gone, perhaps the reason why it failed
+                    replaced = (await self.version_of(current.job, current.release)).version
             found, release = await self._release(job, model, version, allow_changed=allow_changed_features)
         _compile(job, found)
         if current is not None and current.state in OVER:
@@ -176,19 +177,24 @@ class Client:
     async def rollback(self, name: str) -> JobRecord:
         """Undo the last update of a job, together with the version of the model that went live with it.
 
-        Called twice, it is as it was.
+        Called twice, it is as it was. A job that FAILED runs again.
 
         Raises:
-            JobError: There is no such job, it has ended, or it was never updated.
+            JobError: There is no such job, it was cancelled or is completed, or it was never updated.
             ModelError: The version was deleted, or other jobs follow the alias by now and cannot go back.
         """
         record = await self.jobs.get(name)
-        if record.state in ENDED or record.previous is None:
+        if record.state in OVER:
             raise JobError(
-                f"The job `{name}` has not been updated: there is nothing to go back to."
-                if record.previous is None
-                else f"The job `{name}` is {record.state}: it cannot go back.",
-                "Submit the job file that you want.",
+                f"The job `{name}` is {record.state}: it cannot go back.",
+                "`gridscore submit FILE` begins anew with the job file that you want, and `--version` with the model's "
+                "version.",
+            )
+        if record.previous is None:
+            raise JobError(
+                f"The job `{name}` has not been updated: there is nothing to go back to.",
+                f"`gridscore submit FILE --update` replaces the job; `gridscore model promote {record.job.model.name} "
+                "VERSION` brings back another version of its model.",
             )
         job = Job.from_json(record.previous.spec)
         return await self.submit(job, update=True, version=record.previous.version, allow_changed_features=True)

@@ -71,7 +71,7 @@ def submit(
         _report(record, "is submitted already, unchanged", as_json=as_json, changed=False, version=number, more=live)
     else:
         more = f" with version {number} of the model {safe(job.model.name)}" if record.release else ""
-        more = f"\nWorkers pick it up{more} within a second: `gridscore jobs`."
+        more = when_it_scores(record, f"Workers pick it up{more} within a second: `gridscore jobs`.")
         if record.previous is not None:
             more += f"\nUndo it: `gridscore rollback {safe(record.name)}`."
         _report(record, "submitted", as_json=as_json, changed=True, version=number, more=more)
@@ -87,7 +87,7 @@ def rollback(
 ) -> None:
     """Undo the last update of a job, and the version of the model that went live with it, in one step.
 
-    Given twice, it is as it was.
+    Given twice, it is as it was. A job that FAILED runs again, one that is suspended stays so.
 
     Example: [bold]gridscore rollback flights[/]
     """
@@ -100,8 +100,18 @@ def rollback(
             return record, (await client.version_of(record.job, record.release)).version
 
     record, number = run(main())
-    more = f"\nIt scores with version {number} of the model {safe(record.job.model.name)} within a second."
+    text = f"It scores with version {number} of the model {safe(record.job.model.name)} within a second."
+    more = when_it_scores(record, text)
     _report(record, "is as it was before its last update", as_json=as_json, changed=True, version=number, more=more)
+
+
+def when_it_scores(record: JobRecord, text: str) -> str:
+    """A line that says when a changed job scores: as `text` says, or not before it is resumed."""
+    from pipeline.job import JobState
+
+    if record.state is JobState.SUSPENDED:
+        return f"\nIt is suspended: `gridscore resume {safe(record.name)}` starts it."
+    return f"\n{text}"
 
 
 app = typer.Typer(help="The jobs of the cluster; without a command, lists them.", invoke_without_command=True)

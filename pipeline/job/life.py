@@ -180,7 +180,8 @@ class Jobs:
     ) -> JobRecord:
         """Put a job into the cluster.
 
-        The same job submitted twice is one job. One that has ended is replaced.
+        The same job submitted twice is one job. One that is over begins anew; one that FAILED goes on, as it is or
+        updated.
 
         Args:
             job: To run.
@@ -214,11 +215,16 @@ class Jobs:
             JobRecord.from_record(Record(job.name, current, ""))  # what cannot be read is not replaced by chance
             # Counted on, so that partitions know a restart that they have not seen from one that they have.
             fresh |= {"revision": current["revision"] + 1, "restarts": current.get("restarts", 0)}
-            if JobState(current["state"]) in ENDED:
+            state = JobState(current["state"])
+            if state in OVER:
                 return fresh
-            if current["spec"] == fresh["spec"]:
+            # One that failed goes on from its committed offsets, too: what they are about stays.
+            unchanged, has_failed = current["spec"] == fresh["spec"], state == JobState.FAILED
+            if unchanged and not has_failed:
                 return current
-            _check_update(current, job, update=update)
+            _check_update(current, job, update=update or has_failed)
+            if unchanged:
+                return {**current, **fresh, "submitted_at": current["submitted_at"]}
             fresh |= {"submitted_at": current["submitted_at"], "begin": current.get("begin", "")}
             fresh["previous"] = {"spec": current["spec"], "version": replaced}
             if JobState(current["state"]) == JobState.SUSPENDED:
@@ -238,9 +244,8 @@ class Jobs:
         if record is None:
             return
         value = _value_of(job.name, record.value)
-        if value.state in ENDED or value.spec == job.to_json():
-            return
-        _check_update(record.value, job, update=update)
+        if value.state not in OVER and value.spec != job.to_json():
+            _check_update(record.value, job, update=update or value.state == JobState.FAILED)
 
     async def get(self, name: str) -> JobRecord:
         """The job of that name.

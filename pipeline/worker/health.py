@@ -121,7 +121,9 @@ def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> lis
 
 
 def _failed(now: JobStatus) -> list[Finding]:
-    advice = f"Fix the cause, then `gridscore resume {now.record.name}`; `cancel` ends it for good."
+    name = now.record.name
+    back = f"`gridscore rollback {name}` undoes its last update; " if now.record.previous is not None else ""
+    advice = f"Fix the cause, then `gridscore resume {name}`; {back}`cancel` ends it for good."
     return [_problem("failed", f"The job failed: {now.record.error}", advice)]
 
 

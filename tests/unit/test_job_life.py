@@ -1,0 +1,71 @@
+"""What becomes of a job's record: when it failed, when it goes back, and when an older version has written it."""
+
+from dataclasses import replace
+
+import pytest
+from test_bad_records import JOB, submitted
+
+from pipeline.cli.jobs import when_it_scores
+from pipeline.errors import JobError
+from pipeline.job import JobState, parse_job
+from pipeline.testing import StubCluster
+
+OTHER = JOB.replace("amount / 100", "amount / 50")
+
+
+@pytest.fixture
+async def client():
+    async with StubCluster(partitions=5) as stub:
+        yield await submitted(stub)
+
+
+async def failed(client):
+    await client.jobs.mark(await client.jobs.get("payments"), JobState.FAILED, "boom")
+
+
+async def test_a_job_that_failed_after_an_update_goes_back_and_runs(client):
+    before = await client.jobs.restart("payments", "oldest")
+    await client.submit(parse_job(OTHER, "test"), update=True)
+    await failed(client)
+    record = await client.rollback("payments")
+    assert (record.state, record.error, record.job) == (JobState.WAITING, "", before.job)
+    assert (record.submitted_at, record.begin, record.restarts) == (before.submitted_at, "oldest", 1)
+    assert (await client.rollback("payments")).job == parse_job(OTHER, "test")
+
+
+async def test_a_failed_job_that_is_submitted_keeps_what_its_offsets_are_about(client):
+    before = await client.jobs.get("payments")
+    await failed(client)
+    elsewhere = parse_job(JOB.replace("events.payments", "events.refunds"), "test")
+    await client.put_events("events.refunds", {"a": {"amount": 1}})
+    with pytest.raises(JobError, match="its offsets would mean nothing there"):
+        await client.submit(elsewhere)
+    with pytest.raises(JobError, match="its offsets would mean nothing there"):
+        await client.submit(elsewhere, version=1)
+    record = await client.submit(parse_job(JOB, "test"))
+    assert record == replace(before, revision=2, updated_at=record.updated_at)
+    await failed(client)
+    record = await client.submit(parse_job(OTHER, "test"))
+    assert (record.state, record.revision, record.submitted_at) == (JobState.WAITING, 3, before.submitted_at)
+    assert record.previous.spec == before.job.to_json()
+
+
+async def test_where_a_job_cannot_go_back_the_commands_that_help_are_said(client):
+    with pytest.raises(JobError, match="nothing to go back to") as raised:
+        await client.rollback("payments")
+    assert "`gridscore submit FILE --update`" in raised.value.hint
+    assert "`gridscore model promote payments VERSION`" in raised.value.hint
+    await client.submit(parse_job(OTHER, "test"), update=True)
+    await client.cancel("payments")
+    with pytest.raises(JobError, match="CANCELLED: it cannot go back") as raised:
+        await client.rollback("payments")
+    assert "`gridscore submit FILE`" in raised.value.hint
+
+
+async def test_a_suspended_job_is_not_said_to_score_soon(client):
+    await client.jobs.suspend("payments")
+    record = await client.submit(parse_job(OTHER, "test"), update=True)
+    assert record.state is JobState.SUSPENDED
+    assert when_it_scores(record, "Soon.") == "\nIt is suspended: `gridscore resume payments` starts it."
+    record = await client.jobs.resume("payments")
+    assert when_it_scores(record, "Soon.") == "\nSoon."
