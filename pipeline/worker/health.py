@@ -150,7 +150,9 @@ def _scored_for(looks: Sequence[Look]) -> list[Finding]:
             text = f"No worker scores for it; {count_text(now.idle_workers, 'worker')} of the cluster {_do(now)} not."
             return [_problem("no_worker", text, "Were they started with --jobs, without this one? See their logs.")]
         return [_problem("no_worker", "No worker is running.", "Start one, anywhere: `gridscore worker`.")]
-    if _always(looks, lambda status: status.record.state != JobState.RUNNING):
+    if now.model_errors and not now.versions:
+        return []  # `model` says why nobody scores
+    if _always(looks, lambda status: status.state != JobState.RUNNING):
         text = "It is starting: models and lookups are being loaded, no event is scored yet."
         return [_problem("starting", text, "If this lasts, the worker's log says what it waits for.")]
     orphans = _orphans(looks)
@@ -193,7 +195,7 @@ def _keeps_up(looks: Sequence[Look], late_seconds: float) -> list[Finding]:
     lags = [look.status.lag or 0 for look in looks]
     pairs = list(zip(first.status.positions, now.positions, strict=False))
     rate = committed_between(first.status.positions, now.positions) / (last.at - first.at)
-    running = _always(looks, lambda status: bool(status.workers) and status.record.state == JobState.RUNNING)
+    running = _always(looks, lambda status: bool(status.workers) and status.state == JobState.RUNNING)
     if lags[0] and lags[-1] and all(before.offset == after.offset for before, after in pairs):
         if running:
             text = f"Nothing was committed in {last.at - first.at:.0f} s, though {count_text(lags[-1], 'event')} wait."

@@ -213,9 +213,15 @@ class JobStatus:
 
     @property
     def state(self) -> JobState:
-        """Where the job is in its life: WAITING if it is to be scored for and no worker lives that does."""
-        wanted = self.record.state in WANTED
-        return JobState.WAITING if wanted and not self.workers else self.record.state
+        """Where the job is in its life now.
+
+        WAITING if it is to be scored for and no living worker does; STARTING if none of them has a model.
+        """
+        if self.record.state not in WANTED:
+            return self.record.state
+        if not self.workers:
+            return JobState.WAITING
+        return self.record.state if self.versions else JobState.STARTING
 
     @property
     def latency_ms(self) -> dict[str, float | None]:

@@ -68,3 +68,17 @@ async def test_a_job_whose_model_nobody_can_load_says_so_and_begins_when_it_is_t
     assert "payments: the model cannot be loaded, so no partition is taken; trying again" in caplog.text
     assert "payments: starting revision 1" in caplog.text
     assert "payments: revision 1 scores with version 1 of `payments`" in caplog.text
+
+
+async def test_a_job_is_not_shown_as_running_while_nobody_has_its_model(stub):
+    client = await submitted(stub)
+    async with stub.worker("first"):
+        await client.put_events("events.payments", {"a": {"amount": 1}})
+        await stub.results("results.payments", 1)
+    await Records(client.grid, MODELS_MAP).delete("payments")
+    async with stub.worker("second"):
+        status, _ = await found(client.grid, "No worker can load the model, so no event is scored")
+        assert (await client.jobs.get("payments")).state is JobState.RUNNING
+        assert status.state is JobState.STARTING
+        _, said = await findings(client.grid)
+        assert [code for code, each in said.items() if each.level == "problem"] == ["model"]
