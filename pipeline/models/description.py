@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import ModelError
-from pipeline.models.document import SAVE_HINT, read_document
+from pipeline.models.document import SAVE_HINT, array_of, read_document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -210,7 +210,7 @@ def tree_weights(learner: Mapping[str, Any]) -> np.ndarray | None:
     found = booster.get("weight_drop", model.get("weight_drop"))
     if found is None or not len(found):
         return None
-    weights = np.asarray(found)
+    weights = array_of(found, "weight_drop")
     if weights.dtype.kind not in "fiu":
         raise TypeError("weight_drop is not a list of numbers")
     _expect(bool(np.isfinite(weights).all()), "its weight_drop is not finite")
@@ -356,7 +356,7 @@ def _recorded_categories(
         recorded = columns[column]
         if "offsets" not in recorded:
             _expect(len(recorded["values"]) == length, "its recorded categories are incomplete")
-            if not np.array_equal(np.asarray(recorded["values"]), np.arange(length)):
+            if not np.array_equal(array_of(recorded["values"], "values"), np.arange(length)):
                 name = features[column] if features else str(column)
                 raise ModelError(
                     f"The feature `{name}` was trained as a category of numbers that are not 0, 1, 2, …: their codes "
@@ -388,7 +388,7 @@ def _integers(values: Any, name: str) -> np.ndarray:
     """An array of integers; anything else, also a number with a fraction, is refused."""
     if not isinstance(values, list | np.ndarray):
         raise TypeError(f"{name} is not a list")
-    array = np.asarray(values if len(values) else np.empty(0, np.int64))
+    array = array_of(values, name) if len(values) else np.empty(0, np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iub":
         raise TypeError(f"{name} is not a list of integers")
     return array.astype(np.int64)
@@ -396,7 +396,7 @@ def _integers(values: Any, name: str) -> np.ndarray:
 
 def _numbers(values: Any, name: str) -> np.ndarray:
     """An array of float32; an integer is a number, too."""
-    array = np.asarray(values)
+    array = array_of(values, name)
     if array.ndim != 1 or array.dtype.kind not in "iuf":
         raise TypeError(f"{name} is not a list of numbers")
     with np.errstate(over="ignore"):  # what is too large is infinite, as it is for XGBoost

@@ -17,6 +17,7 @@ from pipeline.errors import ModelError
 
 SAVE_HINT = "Save the model as XGBoost UBJ, with `booster.save_model('model.ubj')`, and push that file."
 
+_NUMBERS = frozenset((int, float, bool))
 _DEPTH = 64
 _VALUE_BYTES = 8
 _SPARE_VALUES = 1_000
@@ -70,6 +71,8 @@ def read_document(payload: bytes, source: str) -> dict[str, Any]:
             return _Ubj(payload).document()
         if _JSON_START.match(payload):
             return _json(payload)
+    except MemoryError:
+        raise ModelError(f"{source} needs more memory than there is here.", SAVE_HINT) from None
     except RecursionError:
         raise ModelError(f"{source} is nested too deep to be an XGBoost model.", SAVE_HINT) from None
     except ValueError as error:
@@ -104,14 +107,25 @@ def _unique_arrays(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return _unique([(key, _packed(value)) for key, value in pairs])
 
 
+def array_of(values: Any, name: str) -> np.ndarray:
+    """An array of a list of numbers, or of an array.
+
+    Raises:
+        TypeError: Something in it is not a number. A text among numbers would make each of them as large as itself.
+    """
+    if isinstance(values, list) and not _NUMBERS.issuperset(map(type, values)):
+        raise TypeError(f"{name} is not a list of numbers")
+    return np.asarray(values)
+
+
 def _packed(value: Any) -> Any:
-    if not isinstance(value, list) or not value or not isinstance(value[0], int | float):
+    if not isinstance(value, list) or not value:
         return value
     try:
-        array = np.array(value)
-    except (ValueError, OverflowError):  # of lists of unequal lengths
+        array = array_of(value, "a list")
+    except (TypeError, OverflowError):
         return value
-    return array if array.ndim == 1 and array.dtype.kind in "iufb" else value
+    return array if array.dtype.kind in "iufb" else value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -287,6 +287,8 @@ def test_a_document_takes_memory_in_proportion_to_its_file():
         b'{"a":[' + b'"xy",' * 160_000 + b'""]}',
         b'{"a":[' + b'{"b":[1]} ,'.ljust(16) * 50_000 + b"{}]}",
         b"{L" + (1).to_bytes(8, "big") + b"a[" + b"Z" * 90_000 + b"]}",
+        # A text among numbers, in an array of numpy, would make each number as large as itself.
+        b'{"a":[1,"' + b"x" * 300_000 + b'"' + b",1" * 700 + b"]}",
     ]
     for payload in worst:
         tracemalloc.start()
