@@ -7,7 +7,6 @@ number of them. An outcome is a result or a rejection, and belongs to an event b
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,13 +24,14 @@ from pipeline.grid.writer import partition_of
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED
 from pipeline.results import listen
-from pipeline.worker.dead_letters import DeadLetter, letter_id, map_of
+from pipeline.worker.dead_letters import decode, letter_id, map_of, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.grid import Grid
     from pipeline.job import JobRecord
+    from pipeline.worker.dead_letters import DeadLetter
     from pipeline.worker.reader import Arrival
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ _JOBS_SECONDS = 5.0
 """For how long the list of jobs is believed."""
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
-_decode_letter = msgspec.json.Decoder(DeadLetter).decode
 
 
 class Outcome(NamedTuple):
@@ -244,10 +243,8 @@ class Outcomes:
         return None
 
     async def _letter(self, job: str, letter: str) -> DeadLetter | None:
-        for _, text in await Fetcher(self._grid, map_of(job)).fetch([letter]):
-            with suppress(msgspec.DecodeError):
-                return _decode_letter(text)
-        return None
+        value = await value_of(self._grid, job, letter)
+        return None if value is None else decode(value)
 
     # ------------------------------------------------------------------ what comes
 
@@ -319,12 +316,14 @@ class Outcomes:
         def arrived(event: Any) -> None:
             if not self._waiting:
                 return
-            letter = str(event.key)
+            try:
+                letter = str(event.key)
+            except HazelcastError:
+                return  # of a type that cannot be read
             partition, _, rest = letter.partition("-")
-            if not (partition.isdigit() and rest):
+            if not rest:
                 return  # a source's, or somebody's
-            number = int(partition)
-            if any(each.partition == number for waiters in self._waiting.values() for each in waiters):
+            if any(str(each.partition) == partition for waiters in self._waiting.values() for each in waiters):
                 task = asyncio.create_task(self._look_into(job, letter))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -338,7 +337,7 @@ class Outcomes:
             _log.debug("The dead letter %s of %s could not be read: %s", letter, job, error)
             return  # whoever waits looks for it himself, when his time is over
         if found is not None:
-            for waiter in self._waiting.get(base64.b64decode(found.key_data), ()):
+            for waiter in self._waiting.get(found.key_bytes, ()):
                 waiter.offer(found.sequence, _rejected(found, letter))
 
 

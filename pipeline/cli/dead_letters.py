@@ -15,7 +15,7 @@ from pipeline.cli.output import console, errors, print_json, print_table, run, v
 if TYPE_CHECKING:
     from pipeline.grid import Grid
     from pipeline.job import JobRecord
-    from pipeline.worker.dead_letters import DeadLetter
+    from pipeline.worker.dead_letters import DeadLetter, Listed
     from pipeline.worker.removal import Choice, Removed
     from pipeline.worker.replay import Replayed
     from pipeline.worker.superseded import By
@@ -59,29 +59,29 @@ def list_(
 
     Example: [bold]gridscore dead-letters list flights[/]
     """
-    from pipeline.worker.dead_letters import get_letter, list_letters
+    from pipeline.worker.dead_letters import Listed, get_letter, list_letters
     from pipeline.worker.superseded import superseded
 
-    async def main() -> tuple[int, list[DeadLetter], dict[str, By]]:
+    async def main() -> tuple[int, list[Listed], dict[str, By]]:
         async with connected(members, cluster_name, settings) as grid:
             record = await _check(grid, job)
-            last = await get_letter(grid, job, before) if before else None
+            last = Listed(before, await get_letter(grid, job, before)) if before else None
             total, letters = await list_letters(grid, job, limit, last)
-            return total, letters, await superseded(grid, record.job, letters) if record else {}
+            return total, letters, await superseded(grid, record.job, (each.dead for each in letters)) if record else {}
 
     total, letters, over = run(main())
     if as_json:
-        print_json([_plain(dead, over.get(dead.id)) for dead in letters])
+        print_json([_plain(letter_id, dead, over.get(dead.id)) for letter_id, dead in letters])
         return
     rows = [
         (
-            dead.id,
+            letter_id,
             dead.key,
             dead.stage,
             dead.at,
             f"({over[dead.id].value}) {dead.error}" if dead.id in over else dead.error,
         )
-        for dead in letters
+        for letter_id, dead in letters
     ]
     empty = f"{job} has no dead letters{f' before {before}' if before else ''}."
     print_table(("ID", "KEY", "STAGE", "AT", "ERROR"), rows, empty=empty)
@@ -112,7 +112,7 @@ def show(
 
     dead = run(main())
     if as_json:
-        print_json(_plain(dead))
+        print_json(_plain(key, dead))
         return
     names = ("partition", "sequence") if not dead.origin else ("origin",)
     for name in ("job", "map", *names, "key", "stage", "error", "at", "size"):
@@ -303,6 +303,6 @@ def _say(job: str, found: Removed, dry_run: bool, as_json: bool) -> None:
     console.print(text, markup=False, highlight=False)
 
 
-def _plain(dead: DeadLetter, over: By | None = None) -> dict[str, Any]:
+def _plain(letter_id: str, dead: DeadLetter, over: By | None = None) -> dict[str, Any]:
     text = dead.raw_bytes.decode(errors="backslashreplace")
-    return {"id": dead.id, **msgspec.structs.asdict(dead), "text": text, "superseded": over.value if over else ""}
+    return {"id": letter_id, **msgspec.structs.asdict(dead), "text": text, "superseded": over.value if over else ""}

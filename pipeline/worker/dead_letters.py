@@ -15,7 +15,7 @@ import heapq
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from hazelcast.errors import HazelcastError
@@ -23,7 +23,8 @@ from hazelcast.errors import HazelcastError
 from pipeline.errors import GridError, JobError
 from pipeline.grid import transport
 from pipeline.grid.copies import payload
-from pipeline.grid.entries import walk
+from pipeline.grid.entries import values_of, walk
+from pipeline.grid.writer import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -87,14 +88,31 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
     @property
     def raw_bytes(self) -> bytes:
-        """The event's bytes."""
-        return base64.b64decode(self.raw)
+        """The event's bytes; `decode` has checked that they can be had."""
+        return base64.b64decode(self.raw, validate=True)
+
+    @property
+    def key_bytes(self) -> bytes:
+        """The serialized key, at least 8 bytes; empty if there is none. `decode` has checked that it can be had."""
+        return base64.b64decode(self.key_data, validate=True)
+
+
+class Listed(NamedTuple):
+    """A dead letter, with the ID that it has in the map.
+
+    What others wrote there may stand under another ID than its own.
+    """
+
+    id: str
+    dead: DeadLetter
 
 
 SOURCE_STAGE = "source"
 """Stage of what a source has read."""
 
 _PAGE = 256
+_STRING = -11
+_SHORTEST_KEY = 8
 
 
 def _hash(*parts: object) -> str:
@@ -206,11 +224,31 @@ def _now() -> str:
 
 
 def decode(value: bytes) -> DeadLetter | None:
-    """The dead letter of a serialized value; None if it is none."""
+    """The dead letter of a serialized value; None if it is none, or damaged."""
     try:
-        return _decode(payload(value))
-    except msgspec.DecodeError:
+        dead = _decode(payload(value))
+        key, _ = dead.key_bytes, dead.raw_bytes
+    except (ValueError, RecursionError):
         return None
+    return dead if not key or len(key) >= _SHORTEST_KEY else None
+
+
+def id_of(key: bytes) -> str | None:
+    """The ID that a serialized key is; None if it is not a string: then nobody can ask for it."""
+    try:
+        return key[12:].decode() if int.from_bytes(key[4:8], "big", signed=True) == _STRING else None
+    except UnicodeDecodeError:
+        return None
+
+
+async def value_of(grid: Grid, job: str, letter_id: str) -> bytes | None:
+    """What stands in the dead-letter map under an ID, serialized; None if nothing does.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    key = transport.key_data(grid.client, letter_id)
+    return (await values_of(grid, map_of(job), partition_of(key, grid.partition_count), [key])).get(key)
 
 
 async def walk_entries(grid: Grid, job: str) -> AsyncIterator[tuple[int, list[tuple[bytes, bytes, DeadLetter | None]]]]:
@@ -225,24 +263,24 @@ async def walk_entries(grid: Grid, job: str) -> AsyncIterator[tuple[int, list[tu
             yield partition, [(key, value, decode(value)) for key, value in entries]
 
 
-async def walk_letters(grid: Grid, job: str) -> AsyncIterator[DeadLetter]:
+async def walk_letters(grid: Grid, job: str) -> AsyncIterator[Listed]:
     """Every dead letter of a job, in no order; walks the map in pages: a schema change may have filled it.
+
+    What is not a dead letter, or has a key that nobody can type, is left out, and named in the log.
 
     Raises:
         HazelcastError: The cluster did not answer.
     """
     async for _, entries in walk_entries(grid, job):
         for key, _, dead in entries:
-            if dead is not None:
-                yield dead
+            if dead is not None and (found := id_of(key)) is not None:
+                yield Listed(found, dead)
             else:
                 name = map_of(job)
                 _log.warning("%s: an entry is no dead letter: %r", name, key[12:], extra={"action": "foreign_record"})
 
 
-async def list_letters(
-    grid: Grid, job: str, limit: int, before: DeadLetter | None = None
-) -> tuple[int, list[DeadLetter]]:
+async def list_letters(grid: Grid, job: str, limit: int, before: Listed | None = None) -> tuple[int, list[Listed]]:
     """How many entries a job's dead-letter map has, and up to `limit` dead letters, the latest first.
 
     Args:
@@ -251,19 +289,19 @@ async def list_letters(
         limit: The most to return.
         before: Only those that come behind this one in the list.
     """
-    latest: list[tuple[str, str, DeadLetter]] = []
-    end = (before.at, before.id) if before is not None else None
+    latest: list[tuple[str, str, Listed]] = []
+    end = (before.dead.at, before.id) if before is not None else None
     # Counted first: of letters that come meanwhile, the list may have more than the count says, and never less.
     total = await transport.map_size(grid.client, map_of(job))
-    async for dead in walk_letters(grid, job):
-        if end is not None and (dead.at, dead.id) >= end:
+    async for listed in walk_letters(grid, job):
+        if end is not None and (listed.dead.at, listed.id) >= end:
             continue
-        entry = (dead.at, dead.id, dead)
+        entry = (listed.dead.at, listed.id, listed)
         if len(latest) < limit:
             heapq.heappush(latest, entry)
         else:
             heapq.heappushpop(latest, entry)
-    return total, [dead for _, _, dead in sorted(latest, key=lambda entry: entry[:2], reverse=True)]
+    return total, [listed for _, _, listed in sorted(latest, key=lambda entry: entry[:2], reverse=True)]
 
 
 async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:
@@ -272,19 +310,15 @@ async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:
     Raises:
         JobError: There is none.
     """
-    name = map_of(job)
-    found = await (await grid.map(name)).get(key) if await grid.has_map(name) else None
-    if found is None:
+    value = await value_of(grid, job, key) if await grid.has_map(map_of(job)) else None
+    if value is None:
         raise JobError(
             f"The job `{job}` has no dead letter `{key}`.", f"`gridscore dead-letters list {job}` lists them."
         )
-    return _read(found)
-
-
-def _read(value: Any) -> DeadLetter:
-    try:
-        return _decode(value.to_string())
-    except (AttributeError, msgspec.DecodeError) as error:
+    found = decode(value)
+    if found is None:
         raise GridError(
-            f"An entry of the dead-letter map is no dead letter: {error}", "It was not written by Gridscore: remove it."
-        ) from None
+            f"`{key}` is no dead letter: it was not written by Gridscore.",
+            f"`gridscore dead-letters discard {job} {key}` removes it.",
+        )
+    return found

@@ -5,7 +5,6 @@ Dead letters are no missing results: an event that is one, with the same bytes, 
 
 from __future__ import annotations
 
-import base64
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,10 +42,7 @@ async def rejections(grid: Grid, job: Job) -> set[Rejection]:
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    return {
-        Rejection(base64.b64decode(letter.key_data), zlib.crc32(letter.raw_bytes))
-        async for letter in walk_letters(grid, job.name)
-    }
+    return {Rejection(dead.key_bytes, zlib.crc32(dead.raw_bytes)) async for _, dead in walk_letters(grid, job.name)}
 
 
 async def without_result(

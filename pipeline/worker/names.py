@@ -33,6 +33,6 @@ async def owner_of(grid: Grid, name: str) -> Owner | None:
     if any(key.startswith(f"{name}/") for key in await Records(grid, POSITIONS_MAP).all()):
         return "source"
     if await grid.has_map(map_of(name)):
-        async for letter in walk_letters(grid, name):
-            return "source" if letter.stage == SOURCE_STAGE else None
+        async for _, dead in walk_letters(grid, name):
+            return "source" if dead.stage == SOURCE_STAGE else None
     return None

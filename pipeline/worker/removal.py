@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -118,11 +116,7 @@ async def _of_ids(grid: Grid, name: str, ids: Collection[str]) -> AsyncIterator[
 
 async def _remove_event(grid: Grid, dead: DeadLetter | None) -> bool:
     """Remove the event of a dead letter from the event map, if it is still the one that was rejected."""
-    if dead is None or dead.origin:
-        return False
-    try:
-        key = base64.b64decode(dead.key_data, validate=True)
-    except (binascii.Error, ValueError):
+    if dead is None or dead.origin or not (key := dead.key_bytes):
         return False
     partition = partition_of(key, grid.partition_count)
     value = (await values_of(grid, dead.map, partition, [key])).get(key)

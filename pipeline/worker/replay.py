@@ -19,8 +19,6 @@ What a source has read comes back in the same way, as the bytes that it was, if 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import time
 import uuid
 from dataclasses import dataclass
@@ -36,7 +34,7 @@ from pipeline.grid.records import INDETERMINATE
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED
-from pipeline.worker.dead_letters import SOURCE_STAGE, decode, encode, list_letters, map_of
+from pipeline.worker.dead_letters import SOURCE_STAGE, decode, encode, id_of, list_letters, map_of
 from pipeline.worker.superseded import remove_same
 
 if TYPE_CHECKING:
@@ -69,10 +67,8 @@ class Replayed:
 
 async def letter_ids(grid: Grid, job: str) -> list[str]:
     """The dead letters of a job, in no order."""
-    name = map_of(job)
-    if not await grid.has_map(name):
-        return []
-    return [str(each) for each in await (await grid.map(name)).key_set()]
+    keys = await transport.map_keys(grid.client, map_of(job))
+    return [found for key in keys if (found := id_of(key)) is not None]
 
 
 async def replay(
@@ -95,7 +91,7 @@ async def replay(
     record = await Jobs(grid).find(job) if of_job else None
     if record is None and of_job:
         _, letters = await list_letters(grid, job, 1)
-        if not letters or letters[0].stage != SOURCE_STAGE:
+        if not letters or letters[0].dead.stage != SOURCE_STAGE:
             await Jobs(grid).get(job)  # says that there is none
     elif record is not None and record.state in ENDED:
         raise JobError(
@@ -213,18 +209,15 @@ class _Entry(NamedTuple):
 
 def _is_claimed(dead: DeadLetter) -> bool:
     at = dead.claim.partition("-")[0]
-    return at.isdecimal() and abs(time.time() * 1000 - int(at)) < CLAIM_SECONDS * 1000
+    return at.isdecimal() and len(at) < 20 and abs(time.time() * 1000 - int(at)) < CLAIM_SECONDS * 1000
 
 
 def _unfit(dead: DeadLetter) -> str:
     """Why an event cannot be put from its dead letter; empty if it can."""
-    try:
-        raw, key = dead.raw_bytes, base64.b64decode(dead.key_data, validate=True)
-    except (binascii.Error, ValueError):
-        return "the dead letter is damaged"
+    raw = dead.raw_bytes
     if len(raw) < dead.size:
         return f"only {len(raw):,} of the event's {dead.size:,} bytes were kept; put it again from where it came"
-    if len(key) < 8:
+    if not dead.key_bytes:
         return "the dead letter has no key"
     if dead.stage == SOURCE_STAGE:
         try:
@@ -238,7 +231,7 @@ def _unfit(dead: DeadLetter) -> str:
 
 async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | None) -> str | _Busy:
     """Put the event under its key, or in place of the older one that we have put there; returns why not, or nothing."""
-    raw, key = dead.raw_bytes, base64.b64decode(dead.key_data)
+    raw, key = dead.raw_bytes, dead.key_bytes
     partition = partition_of(key, grid.partition_count)
     writer = MapWriter(grid, dead.map)
     await writer.prepare()

@@ -11,8 +11,6 @@ So whoever holds the first partition of a job looks, now and then, what stands u
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import logging
 import time
 from enum import Enum
@@ -57,11 +55,8 @@ async def superseded(grid: Grid, job: Job, letters: Iterable[DeadLetter]) -> dic
     """
     by_partition: dict[int, list[tuple[bytes, DeadLetter]]] = {}
     for dead in letters:
-        try:
-            key = base64.b64decode(dead.key_data, validate=True)
-        except (binascii.Error, ValueError):
-            continue  # it is damaged
-        if 0 <= dead.partition < grid.partition_count and len(key) >= _SHORTEST_KEY:
+        key = dead.key_bytes
+        if key and 0 <= dead.partition < grid.partition_count:
             by_partition.setdefault(dead.partition, []).append((key, dead))
     found: dict[str, By] = {}
     for partition, some in by_partition.items():
@@ -73,9 +68,6 @@ async def superseded(grid: Grid, job: Job, letters: Iterable[DeadLetter]) -> dic
             same = result.sequence == dead.sequence or payload(events.get(key, b"")) == dead.raw_bytes
             found[dead.id] = By.ITSELF if same else By.NEWER
     return found
-
-
-_SHORTEST_KEY = 8
 
 
 def _is_later(result: ResultOrigin, dead: DeadLetter) -> bool:

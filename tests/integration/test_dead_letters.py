@@ -21,7 +21,7 @@ def file(name, **changes):
 
 
 async def letters(client, name):
-    return {each.id: each async for each in walk_letters(client.grid, name)}
+    return {found: each async for found, each in walk_letters(client.grid, name)}
 
 
 async def status_of(client, name, condition):

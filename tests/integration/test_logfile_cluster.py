@@ -85,4 +85,4 @@ async def test_a_history_is_read_to_its_end_and_what_is_no_event_is_a_dead_lette
     assert await (await client.grid.map(f"events.{unique}")).size() == 5_000
     total, letters = await list_letters(client.grid, f"log-{unique}", 10)
     assert total == 1
-    assert f"{tmp_path / 'app.log'}:5001" in letters[0].origin
+    assert f"{tmp_path / 'app.log'}:5001" in letters[0].dead.origin

@@ -24,7 +24,7 @@ async def replayed(client, name, ids=None, **options):
 async def letters(client, name, count):
     async def found():
         total, some = await list_letters(client.grid, name, 1000)
-        return some if total == count else None
+        return [each.dead for each in some] if total == count else None
 
     return await scoring.until(found) if count else await scoring.until(lambda: is_empty(client, name))
 

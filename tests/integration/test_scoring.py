@@ -84,7 +84,7 @@ async def test_bad_events_become_dead_letters_and_harm_nobody(cluster, unique):
     assert results.keys() == good.keys()
     expected = scoring.predict(model, scoring.expected_rows(good.values()))
     assert np.array([results[key]["score"] for key in good], dtype=np.float32).tobytes() == expected.tobytes()
-    by_key = {dead.key: dead for dead in found}
+    by_key = {dead.key: dead for _, dead in found}
     assert by_key.keys() == bad.keys()
     assert base64.b64decode(by_key["not-json"].raw) == b"{oops"
     assert "amount" in by_key["wrong-type"].error

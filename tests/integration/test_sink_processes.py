@@ -101,7 +101,7 @@ async def test_a_stopped_sink_has_a_lag_and_can_be_forgotten(grid_settings, uniq
         await put(grid, f"results.{unique}", results(30, 50))
         status = await status_of(grid, unique)
         assert (status.state, status.lag, status.dead_letters) == ("stopped", 30, 1)
-        assert (await list_letters(grid, unique, 5))[1][0].key == "k1"
+        assert (await list_letters(grid, unique, 5))[1][0].dead.key == "k1"
         await forget(grid, unique)
         assert await status_of(grid, unique) is None
         async with sinking(grid_settings, unique, received, "one", start="oldest"):

@@ -241,8 +241,8 @@ async def test_a_key_that_the_grid_cannot_store_is_a_dead_letter(client, make, u
     assert (runner.stats.events, runner.stats.poison) == (4_005, 4)
     total, letters = await list_letters(client.grid, name, 10)
     assert total == 4
-    assert {each.raw_bytes for each in letters} == {b'{"v": 2}', b'{"v": 3}', b"", b'{"v": 9}'}
-    assert all("cannot store its key" in each.error for each in letters)
+    assert {each.raw_bytes for _, each in letters} == {b'{"v": 2}', b'{"v": 3}', b"", b'{"v": 9}'}
+    assert all("cannot store its key" in each.error for _, each in letters)
 
 
 async def test_stopping_acknowledges_what_is_confirmed(client, make, unique):
@@ -281,7 +281,7 @@ async def test_poison_goes_to_the_dead_letters_before_it_is_acknowledged_and_com
 
     total, letters = await list_letters(client.grid, name, 10)
     assert total == 3
-    assert {(each.origin, each.raw_bytes) for each in letters} == {(each.origin, each.raw) for each in bad}
+    assert {(each.origin, each.raw_bytes) for _, each in letters} == {(each.origin, each.raw) for each in bad}
     assert await is_known(client.grid, name)
     done = {each.key: each.refusal async for each in replay(client.grid, name, await letter_ids(client.grid, name))}
     assert done["p2"] == ""

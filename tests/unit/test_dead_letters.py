@@ -104,7 +104,7 @@ async def test_their_bytes_are_bounded_whatever_was_small_before():
         await purged(grid)
         big = [dead(grid, n, raw=bytes(1 << 18)) for n in range(40)]
         left = [each for n in range(0, 40, 4) for each in (await writer.put(big[n : n + 4])).left]
-        kept = sum([len(each.raw) async for each in walk_letters(grid, "test")])
+        kept = sum([len(each.raw) async for _, each in walk_letters(grid, "test")])
         assert 3 << 20 < kept < 5 << 20
         assert len(left) == 40 - await size(grid)
         assert "max_dead_letter_bytes" in writer.full
@@ -126,14 +126,14 @@ async def test_what_the_grid_has_already_is_not_written_again_and_takes_no_room(
         assert await writer.put(first) == (3, [])
         again = [msgspec.structs.replace(each, at="2027-01-01T00:00:00.000Z") for each in first]
         assert await writer.put(again) == (0, [])
-        assert {each.at async for each in walk_letters(grid, "test")} == {each.at for each in first}
+        assert {each.at async for _, each in walk_letters(grid, "test")} == {each.at for each in first}
         # The same event, put once more; another error; and one that is being put back: it would be removed otherwise.
         later = msgspec.structs.replace(again[0], sequence=70)
         other = msgspec.structs.replace(again[1], error="it is worse")
         await write(grid, [msgspec.structs.replace(first[2], claim="1-x")])
         writer = LetterWriter(grid, "test", MANY)
         assert await writer.put([later, other, again[2]]) == (3, [])
-        found = {each.id: each async for each in walk_letters(grid, "test")}
+        found = {found: each async for found, each in walk_letters(grid, "test")}
         assert found == {each.id: each for each in (later, other, again[2])}
 
 
@@ -150,7 +150,7 @@ async def test_a_list_goes_on_behind_the_last_of_another():
             seen += some
             last = some[-1]
         assert len({each.id for each in seen}) == len(seen) == 500
-        assert [each.at for each in seen] == sorted((each.at for each in seen), reverse=True)
+        assert [each.at for _, each in seen] == sorted((each.at for _, each in seen), reverse=True)
 
 
 def poison(count, begin=0):
@@ -297,7 +297,7 @@ async def test_an_event_that_fails_again_before_its_dead_letter_is_removed_keeps
         monkeypatch.setattr(replay, "_put", put_and_fail)
         found = replay.replay(grid, "test", [letter.id], of_job=False)
         assert [each.refusal async for each in found] == [""]
-        assert [each async for each in walk_letters(grid, "test")] == [again]
+        assert [each async for _, each in walk_letters(grid, "test")] == [again]
 
 
 async def test_what_is_chosen_is_removed():

@@ -224,12 +224,12 @@ async def test_what_is_refused_or_no_result_goes_to_the_dead_letters_and_its_nei
         assert sum((await offsets(grid)).values()) == 32
         total, letters = await list_letters(grid, "list", 10)
         assert total == 3
-        assert {(dead.key, dead.stage) for dead in letters} == {
+        assert {(dead.key, dead.stage) for _, dead in letters} == {
             ("k3", "deliver"),
             ("list", "decode"),
             ("text", "decode"),
         }
-        assert {(dead.job, dead.map) for dead in letters} == {("list", MAP)}
+        assert {(dead.job, dead.map) for _, dead in letters} == {("list", MAP)}
 
 
 async def test_two_processes_share_the_partitions():
