@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 _NAME_SHOWN = 80
+_MADE_SHOWN = 200
 
 
 def check_fit(job: Job, version: ModelVersion, *, allow_changed: bool = False) -> None:
@@ -153,7 +154,7 @@ def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
     types = dict(zip(version.features, version.feature_types, strict=False))
     lines = []
     for name, node in nodes.items():
-        texts, made = version.categories.get(name), f"`{job.features[name].expression}`"
+        texts, made = version.categories.get(name), f"`{_short(job.features[name].expression, _MADE_SHOWN)}`"
         category = find(node, "category")
         problem = ""
         if category is None:
@@ -221,7 +222,7 @@ def difference(wanted: Sequence[str], found: Sequence[str], *, ours: str = "the 
     elif not missing and not unexpected:
         places = [(i, a, b) for i, (a, b) in enumerate(zip(wanted, found, strict=False), 1) if a != b]
         lines.append("  the names are the same, the order is not:")
-        lines += [f"  {i:>4}. {ours}: {a}   {theirs}: {b}" for i, a, b in places[:_SHOWN]]
+        lines += [f"  {i:>4}. {ours}: {_short(a)}   {theirs}: {_short(b)}" for i, a, b in places[:_SHOWN]]
         if len(places) > _SHOWN:
             lines.append(f"  … and {len(places) - _SHOWN:,} more places")
     return "\n".join(lines)
@@ -231,11 +232,11 @@ def _names(names: Sequence[str], others: Sequence[str]) -> str:
     shown = []
     for name in names[:_SHOWN]:
         close = difflib.get_close_matches(name, others, n=1)
-        shown.append(f"{_short(name)} (is it `{close[0]}`?)" if close else _short(name))
+        shown.append(f"{_short(name)} (is it `{_short(close[0])}`?)" if close else _short(name))
     more = f" … and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(shown) + more
 
 
-def _short(name: str) -> str:
-    """A model may have names of any length; a message may not."""
-    return name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}…"
+def _short(text: str, most: int = _NAME_SHOWN) -> str:
+    """Names and expressions may be of any length; a message may not."""
+    return text if len(text) <= most else f"{text[:most]}…"

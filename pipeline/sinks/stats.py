@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.worker.stats import GroupStats
+from pipeline.worker.stats import MOST_SHOWN, GroupStats
 
 STARTING, DELIVERING, WAITING, PAUSED = "starting", "delivering", "waiting", "paused"
 """States of a process: it opens its destination, delivers, waits until its destination can be reached again, or pauses
@@ -34,7 +34,7 @@ class SinkStats(GroupStats):
         """For the process's record."""
         return {
             "state": self.state,
-            "error": self.error,
+            "error": self.error[:MOST_SHOWN],
             "delivered": self.events,
             "rate": round(self.rate(), 1),
             "deliveries": self.deliveries,

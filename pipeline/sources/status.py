@@ -182,7 +182,7 @@ class Publisher:
             events=stats.events,
             rate=round(stats.rate(), 1) if stats.state != FAILED else 0.0,
             poison=stats.poison,
-            waiting=stats.waiting if stats.state != FAILED else "",
+            waiting=stats.waiting[:1000] if stats.state != FAILED else "",
             waited=round(stats.waited, 1),
             interruptions=stats.interruptions,
             error=stats.error[:1000],

@@ -41,7 +41,7 @@ from pipeline.worker.restart import restart_position
 from pipeline.worker.retention import Retention
 from pipeline.worker.scorer import Scorer
 from pipeline.worker.standing import without_standing
-from pipeline.worker.stats import JobStats
+from pipeline.worker.stats import MOST_SHOWN, JobStats
 from pipeline.worker.subscription import subscription_of
 from pipeline.worker.superseded import Superseded
 
@@ -325,7 +325,7 @@ class JobRunner:
                     "age": round(copy.age, 1),
                     "loads": copy.loads,
                     "bad": self._tables[name].bad,
-                    "error": self._tables[name].last_error if self._tables[name].bad else "",
+                    "error": self._tables[name].last_error[:MOST_SHOWN] if self._tables[name].bad else "",
                     "missed": self._model.active.plan.missed[name],
                 }
                 for name, copy in self._copies.items()

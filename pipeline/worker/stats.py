@@ -11,6 +11,9 @@ import numpy as np
 
 STAGES = ("decode", "features", "predict", "encode", "write")
 
+MOST_SHOWN = 1_000
+"""Characters of a message that a record holds; one that is longer than its readers take would make the record bad."""
+
 _LATENCY_WRITES = 2_048
 _LATENCY_SECONDS = 10.0
 
@@ -110,7 +113,7 @@ class JobStats(GroupStats):
             "committed_at": self.committed_at,
             "latency_ms": self.latency_ms(now),
             "version": self.version,
-            "model_error": self.model_error,
+            "model_error": self.model_error[:MOST_SHOWN],
             "stage_us_per_event": {s: round(ns / 1000 / max(self.events, 1), 3) for s, ns in self.stage_ns.items()},
             "lookups": self.copies,
             "quality": self.quality,

@@ -4,6 +4,7 @@ import asyncio
 import json
 import struct
 
+import msgspec
 import pytest
 from test_stub_grid import booster
 
@@ -15,10 +16,14 @@ from pipeline.grid.writer import partition_of
 from pipeline.job import JobState, parse_job
 from pipeline.models import Registry
 from pipeline.repair import CONTROL_MAPS, find_repairs, repair
+from pipeline.sinks.stats import SinkStats
+from pipeline.sinks.status import SinkProcess
 from pipeline.sources.position import Positions, forget_all
 from pipeline.testing import StubCluster
 from pipeline.worker.lease_records import LEASES_MAP, lease_key, read_records
 from pipeline.worker.names import POSITIONS_MAP
+from pipeline.worker.stats import JobStats
+from pipeline.worker.status import JobFigures
 
 JOB = """\
 job: payments
@@ -250,3 +255,10 @@ async def test_two_jobs_cannot_write_to_one_result_map(stub):
     await client.submit(parse_job(other, "test"))
     with pytest.raises(JobError, match=r"`refunds`, which is WAITING"):
         await client.submit(parse_job(JOB, "test"))
+
+
+def test_messages_of_any_length_leave_the_records_of_their_writers_good():
+    job = JobStats(model_error="x" * 40_000).to_json(0.0)
+    assert msgspec.convert(job, JobFigures).model_error == "x" * 1_000
+    sink = {"id": "1", "seen_at": 1, "sink": "s", **SinkStats(error="x" * 40_000).to_json()}
+    assert msgspec.convert(sink, SinkProcess).error == "x" * 1_000

@@ -100,6 +100,16 @@ def test_a_category_of_texts_is_not_a_number_of_the_same_name(types, expression)
     assert "`carrier`: trained as a category (AA, DL, UA), the job makes a number of it: " in message
 
 
+def test_a_refusal_stays_short_however_long_the_expressions_are():
+    long = "amount" + " + amount" * 90
+    some = {f"f{number}": long for number in range(15)}
+    version = version_of(trained(job(**dict.fromkeys(some, "category(carrier)"))))
+    message = refused(job(**some), version)
+    assert len(message) < 5_000
+    assert message.count("the job makes a number of it") == 10
+    assert "… and 5 more" in message
+
+
 def test_categories_that_a_dataframe_recorded_are_compared_like_attached_ones():
     """The score would be inverted: `full` is code 0 of the model, and 1 of the job."""
     frame = pd.DataFrame({"body": pd.Categorical(["full", "light"] * 40)})
