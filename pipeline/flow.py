@@ -55,6 +55,17 @@ class Flow:
         """When, in seconds of the monotonic clock."""
         return self.overview.at
 
+    @property
+    def invalid(self) -> list[BadRecord]:
+        """Records of jobs that cannot be used."""
+        return [bad for bad in self.bad_records if bad.map_name == JOBS_MAP]
+
+    @property
+    def gone(self) -> list[str]:
+        """Names of jobs that workers have lost together with a cluster."""
+        known = {each.record.name for each in self.overview.jobs} | {bad.key for bad in self.invalid}
+        return sorted({name for worker in self.overview.workers for name in worker.orphaned} - known)
+
 
 class FlowLookout:
     """Looks at a cluster again and again.
@@ -158,20 +169,20 @@ class History:
                 jobs.get(job.record.name, []).append(Look(flow.at, job))
             for sink in flow.sinks:
                 sinks.get(sink.record.name, []).append(SinkLook(flow.at, sink))
-        orphans = {name for worker in self._flows[-1].overview.workers for name in worker.orphaned} - jobs.keys()
         return Findings(
             {name: examine_source(looks) for name, looks in sources.items()},
             {name: examine(looks, late_seconds=late_seconds) for name, looks in jobs.items()}
-            | {name: [_orphaned(name)] for name in sorted(orphans)},
+            | {name: [orphaned(name)] for name in self._flows[-1].gone},
             {name: examine_sink(looks, late_seconds=late_seconds) for name, looks in sinks.items()},
             {
-                f"{bad.map_name} {bad.key}": [Finding(Level.PROBLEM, "bad_record", f"It {_cannot(bad)}.", REPAIR)]
+                _place(bad): [Finding(Level.PROBLEM, "bad_record", f"It {_cannot(bad)}.", REPAIR)]
                 for bad in self._flows[-1].bad_records
             },
         )
 
 
-def _orphaned(name: str) -> Finding:
+def orphaned(name: str) -> Finding:
+    """What there is to say of a job that is gone."""
     return Finding(
         Level.PROBLEM,
         "cluster_replaced",
@@ -185,15 +196,15 @@ def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
     return {
         "sources": [_with(each, findings.sources[each.name]) for each in flow.sources],
         "jobs": [_with(each, findings.jobs[each.record.name]) for each in flow.overview.jobs]
-        + [{"name": name, "state": GONE, **_judged(findings.jobs[name])} for name in gone_jobs(flow, findings)],
+        + [{"name": name, "state": GONE, **_judged(findings.jobs[name])} for name in flow.gone]
+        + [{"name": bad.key, "state": INVALID, **_judged(findings.records[_place(bad)])} for bad in flow.invalid],
         "sinks": [_with(each, findings.sinks[each.record.name]) for each in flow.sinks],
         "bad_records": [bad.to_json() for bad in flow.bad_records],
     }
 
 
-def gone_jobs(flow: Flow, findings: Findings) -> list[str]:
-    """Names of jobs that workers have lost together with a cluster."""
-    return sorted(findings.jobs.keys() - {each.record.name for each in flow.overview.jobs})
+def _place(bad: BadRecord) -> str:
+    return f"{bad.map_name} {bad.key}"
 
 
 def _cannot(bad: BadRecord) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.text import Text
 
 from pipeline.cli.output import duration_text, milliseconds_text, one_line, visible
-from pipeline.flow import Findings
+from pipeline.flow import GONE, INVALID, Findings
 from pipeline.job import JobState
 from pipeline.worker.health import Level, is_well
 
@@ -105,7 +105,12 @@ def board(scene: Scene, width: int, height: int | None = None, *, hint: str = ""
     flow, overview, dim = scene.flow, scene.flow.overview, bool(scene.silence)
     said = _findings(scene, width)
     sections = [
-        _Section("job", _job_columns(scene, overview), overview.jobs, "No jobs. `gridscore submit FILE` submits one."),
+        _Section(
+            "job",
+            _job_columns(scene, overview),
+            [*overview.jobs, *_absent(flow)],
+            "No jobs. `gridscore submit FILE` submits one.",
+        ),
         _Section("source", _source_columns(scene), flow.sources),
         _Section("sink", _sink_columns(scene), flow.sinks),
         _Section("row", _WORKER_COLUMNS, _shares(overview), "No workers. `gridscore worker` starts one, anywhere."),
@@ -328,6 +333,29 @@ def _sink_columns(scene: Scene) -> list[Column]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Absent:
+    """A job that has no figures, since there is no record of it that can be used."""
+
+    name: str
+    state: str
+
+
+def _absent(flow: Flow) -> list[_Absent]:
+    return [_Absent(name, GONE) for name in flow.gone] + [_Absent(bad.key, INVALID) for bad in flow.invalid]
+
+
+def _of_absent(title: str, value: Callable[[Any], str | Text]) -> Callable[[Any], str | Text]:
+    """What a column of jobs shows, also of one that is absent."""
+
+    def show(row: Any) -> str | Text:
+        if not isinstance(row, _Absent):
+            return value(row)
+        return row.name if title == "JOB" else Text(row.state, "bold red") if title == "STATE" else "-"
+
+    return show
+
+
 def _job_columns(scene: Scene, overview: Overview) -> list[Column]:
     living = {worker.id for worker in overview.workers}
 
@@ -343,7 +371,7 @@ def _job_columns(scene: Scene, overview: Overview) -> list[Column]:
     def lag(status: JobStatus) -> str:
         return "?" if status.lag is None else compact(status.lag)
 
-    return [
+    columns = [
         Column("JOB", lambda s: s.record.name, left=True),
         Column("STATE", state, 8, left=True),
         Column("WORKERS", lambda s: compact(s.workers), keep=30),
@@ -364,6 +392,7 @@ def _job_columns(scene: Scene, overview: Overview) -> list[Column]:
         Column("RESCUED", lambda s: compact(s.totals["rescued"]), keep=20),
         Column("EVENTS", lambda s: compact(s.totals["events"]), 7, keep=10),
     ]
+    return [replace(column, value=_of_absent(column.title, column.value)) for column in columns]
 
 
 def _worst(status: JobStatus, kind: str) -> str:

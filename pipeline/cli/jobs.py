@@ -132,8 +132,7 @@ def jobs(
     """
     if context.invoked_subcommand is not None:
         return
-    from pipeline.flow import INVALID, REPAIR, FlowLookout
-    from pipeline.job.life import JOBS_MAP
+    from pipeline.flow import GONE, INVALID, REPAIR, FlowLookout, orphaned
 
     async def main() -> Flow:
         async with connected(members, cluster_name, settings) as grid:
@@ -141,10 +140,10 @@ def jobs(
 
     flow = run(main())
     statuses = flow.overview.jobs
-    bad = [each for each in flow.bad_records if each.map_name == JOBS_MAP]
     if as_json:
-        invalid = [{"name": each.key, "state": INVALID, "error": str(each)} for each in bad]
-        print_json([*(status.to_json() for status in statuses), *invalid])
+        gone = [{"name": name, "state": GONE, "error": orphaned(name).text} for name in flow.gone]
+        invalid = [{"name": each.key, "state": INVALID, "error": str(each)} for each in flow.invalid]
+        print_json([*(status.to_json() for status in statuses), *gone, *invalid])
         return
     columns = ("JOB", "STATE", "WORKERS", "PARTITIONS", "EVENTS", "EVENTS/S", "LAG", "DEAD", "LOST", "MODEL")
     rows = []
@@ -164,13 +163,18 @@ def jobs(
                 f"{s.record.job.model.name} {versions}".strip(),
             )
         )
-    rows += [(each.key, INVALID, *[None] * 8) for each in bad]
+    rows += [(name, GONE, *[None] * 8) for name in flow.gone]
+    rows += [(each.key, INVALID, *[None] * 8) for each in flow.invalid]
     print_table(columns, rows, empty="No jobs. `gridscore submit FILE` submits one.")
     for s in statuses:
         for problem in [s.record.error, *s.model_errors]:
             if problem:
                 text = f"[yellow]{safe(s.record.name)}:[/] {safe(problem, layout=True)}"
                 console.print(text, highlight=False, soft_wrap=True)
+    for name in flow.gone:
+        found = orphaned(name)
+        text = f"[red]{safe(name)}:[/] {safe(found.text)} {safe(found.advice)}"
+        console.print(text, highlight=False, soft_wrap=True)
     for each in flow.bad_records:
         console.print(f"[red]{safe(each)}.[/] {REPAIR}", highlight=False, soft_wrap=True)
     _print_plugs(flow)

@@ -76,7 +76,7 @@ def status(
             history.replace(flow)
             return history, flow, numbers
 
-    from pipeline.flow import GONE, INVALID, gone_jobs, to_json
+    from pipeline.flow import GONE, INVALID, to_json
     from pipeline.job.life import OVER
 
     history, flow, acknowledged = run(main())
@@ -94,14 +94,13 @@ def status(
         for each in flow.overview.jobs:
             name = each.record.name
             _show("", name, each.state.value, _job_lines(each), findings.jobs[name], over=each.state in OVER)
-        gone = gone_jobs(flow, findings)
-        for name in gone:
+        for name in flow.gone:
             _show("", name, GONE, (), findings.jobs[name])
         for sink in flow.sinks:
             _show("sink", sink.record.name, sink.state, _sink_lines(sink), findings.sinks[sink.record.name])
         for place, found in findings.records.items():
             _show("record", place, INVALID, (), found)
-        if not (flow.overview.jobs or gone):
+        if not (flow.overview.jobs or flow.gone):
             console.print("No jobs. `gridscore submit FILE` submits one.", highlight=False, soft_wrap=True)
     if not findings.all_well:
         raise typer.Exit(UNHEALTHY)

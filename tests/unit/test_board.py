@@ -1,18 +1,23 @@
 """What `gridscore top` shows: it fits, says what is missing, and obeys nothing that is in the data."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from test_health import position, record, status
 from test_plug_health import sink, source
 
+from pipeline.cli import jobs
 from pipeline.cli.board import Column, Scene, board, compact, table
 from pipeline.cli.jobs import _place, _what_happens, replay_figures
 from pipeline.cli.output import duration_text, milliseconds_text
 from pipeline.errors import UsageError
-from pipeline.flow import Flow, History
+from pipeline.flow import Flow, History, to_json
+from pipeline.grid.records import BadRecord
 from pipeline.job import JobState
+from pipeline.job.life import JOBS_MAP
 from pipeline.worker.status import JobFigures, Overview, WorkerRecord
 
 BUSY = JobFigures(
@@ -93,6 +98,30 @@ def test_more_than_fits_is_said(height):
     assert len(lines) <= height
     assert any(line.startswith("… ") and line.endswith(" more rows") for line in lines)
     assert any(line.startswith("flights") for line in lines)
+
+
+def test_jobs_that_are_gone_or_invalid_are_listed_everywhere(monkeypatch, capsys):
+    seen = overview(jobs=1)
+    seen = replace(seen, workers=[*seen.workers, WorkerRecord("w9", 10_000, {}, orphaned=["old", "flights", "bad"])])
+    flow, history = Flow(seen, bad_records=[BadRecord(JOBS_MAP, "bad", "it is not JSON", b"", b"")]), History()
+    history.add(flow)
+    found = history.findings()
+    states = {"flights": "RUNNING", "old": "GONE", "bad": "INVALID"}
+    lines = shown(Scene("dev", "12:00:00", flow, found), 80, 40)
+    rows = {line.split()[0]: line.split()[1] for line in lines if line.split()[:1] and line.split()[0] in states}
+    assert rows == states
+    listed = to_json(flow, found)["jobs"]
+    assert {each["name"]: each["state"] for each in listed} == states
+    assert [each["healthy"] for each in listed] == [True, False, False]
+
+    monkeypatch.setattr(jobs, "run", lambda coroutine: coroutine.close() or flow)
+    jobs.jobs(SimpleNamespace(invoked_subcommand=None), as_json=True)
+    assert {each["name"]: each["state"] for each in json.loads(capsys.readouterr().out)} == states
+    with jobs.console.capture() as capture:
+        jobs.jobs(SimpleNamespace(invoked_subcommand=None))
+    text = capture.get()
+    assert "GONE" in text
+    assert "old: Workers scored for it until the cluster was replaced" in text
 
 
 def test_what_is_wrong_stands_below_with_advice():
