@@ -187,7 +187,7 @@ def orphaned(name: str) -> Finding:
         Level.PROBLEM,
         "cluster_replaced",
         "Workers scored for it until the cluster was replaced by this one, which does not have it.",
-        f"Push its model and submit it again; or restart the workers if `{name}` is not wanted any more.",
+        f"Push its model and submit it again; or restart the workers if `{name}` is no longer wanted.",
     )
 
 

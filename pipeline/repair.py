@@ -114,7 +114,7 @@ CONTROL_MAPS = (
     ControlMap(
         RESCANS_MAP, rescan.request_of, "that rescan is not done; `gridscore audit JOB` finds what is missing.", False
     ),
-    ControlMap(AUDITS_MAP, _kind(Noted), "the next audit of that job comes after a whole pause.", False),
+    ControlMap(AUDITS_MAP, _kind(Noted), "the next audit of that job comes after a full pause.", False),
     ControlMap(ACKNOWLEDGED_MAP, _kind(Acknowledgement), "losses that were acknowledged are shown again.", False),
     ControlMap(WORKERS_MAP, _kind(WorkerRecord), _BACK, False),
     ControlMap(
@@ -126,7 +126,7 @@ CONTROL_MAPS = (
     ControlMap(
         POSITIONS_MAP,
         lambda record, _count: position_of(record),
-        "the source begins that file or table anew: what it has read before may come again, or be passed over.",
+        "the source starts that file or table again: what it read before may come again, or be skipped.",
     ),
     ControlMap(SOURCES_MAP, _kind(SourceRecord), _BACK, False),
     ControlMap(

@@ -21,7 +21,7 @@ def wipe(
     events: Annotated[bool, typer.Option("--events", help="Also its event map.")] = False,
     model: Annotated[bool, typer.Option("--model", help="Also its model, with all versions.")] = False,
     dead_letters: Annotated[bool, typer.Option("--dead-letters", help="Also its dead letters.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     members: Members = None,
     cluster_name: ClusterName = None,
@@ -42,7 +42,9 @@ def wipe(
     what = [kind for kind, given in wanted.items() if given]
     asks = not (yes or dry_run)
     if asks and (as_json or not sys.stdin.isatty()):
-        raise UsageError("Nobody can be asked here.", "Give --yes, or --dry-run to see what would go.")
+        raise UsageError(
+            "Nothing was removed: this needs a confirmation.", "Give --yes, or --dry-run to see what would be removed."
+        )
 
     async def look() -> list[Remnant]:
         async with connected(members, cluster_name, settings) as grid:

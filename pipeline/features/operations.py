@@ -139,7 +139,7 @@ def _number(column: Strings) -> Any:
 
 
 def parse_number(text: str | None) -> float:
-    """The number that a text is; NaN if it is none."""
+    """The number that a text is; NaN if it is not a number."""
     # Python reads `1_000` and the digits of all scripts as numbers; nobody else does.
     if text is None or len(text) > 64 or "_" in text or not text.isascii():
         return math.nan

@@ -3,8 +3,8 @@
 `replaceIfSame` of Hazelcast compares serialized bytes. A record therefore keeps the very text that it was read as. Keys
 keep their order, which matters in what records hold (the features of a job, for one).
 
-Anybody can put anything into a map. Records are therefore read as bytes, and what is none, or not what its reader makes
-of it, is a :class:`BadRecord`: it is left out and noted, and the others are read as if it were not there.
+Any client can put anything into a map. Records are therefore read as bytes, and what is not a record, or not what its
+reader makes of it, is a :class:`BadRecord`: it is left out and noted, and the others are read as if it were not there.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Records:
         return None if found is None else as_record(self.map_name, self._key(key), found)
 
     async def all(self, bad: list[BadRecord] | None = None) -> dict[str, Record]:
-        """Every record, by key. What is none is left out, noted, and added to `bad`."""
+        """Every record, by key. What is not a record is left out, noted, and added to `bad`."""
         records, found = await self._read(lambda record: record)
         self._grid.bad_records.note(found)
         if bad is not None:
@@ -154,7 +154,7 @@ class Records:
         return records
 
     async def read(self, parse: Callable[[Record], _T]) -> dict[str, _T]:
-        """What `parse` makes of every record, by key. What is none, or fails there for whatever reason, is noted."""
+        """What `parse` makes of every record, by key. What is not a record, or fails there for any reason, is noted."""
         found, bad = await self._read(parse)
         self._grid.bad_records.replace(self.map_name, bad)
         return found
@@ -215,7 +215,7 @@ class Records:
                 may raise to give up.
 
         Raises:
-            BadRecordError: What is there is no record.
+            BadRecordError: What is there is not a record.
             ConflictError: Others kept changing it.
         """
         for _ in range(_ATTEMPTS):
@@ -283,7 +283,7 @@ class Records:
                 good[record.key] = parse(record)
             except BadRecordError as error:
                 bad.append(error.record)
-            except Exception as error:  # noqa: BLE001 -- whatever is wrong with one record is no matter of the others
+            except Exception as error:  # noqa: BLE001 -- whatever is wrong with one record does not concern the others
                 bad.append(BadRecord(self.map_name, record.key, reason_of(error), key, value))
         return good, bad
 

@@ -159,7 +159,7 @@ def _describe(document: dict[str, Any], size: int, source: str) -> Description:
     room = _SPARE_SETS + _SETS_PER_BYTE * size
     for number, tree in enumerate(trees):
         try:
-            _expect(type(tree["id"]) is int and tree["id"] == number, "its number is another")
+            _expect(type(tree["id"]) is int and tree["id"] == number, "its number is not its place")
             room -= _check_tree(tree, count, highest)
             _expect(room >= 0, "its categorical splits take far more memory than its file")
         except (KeyError, TypeError, ValueError) as error:
@@ -251,7 +251,9 @@ def _objective(objective: dict[str, Any], classes: int) -> str:
     if not isinstance(name, str):
         raise TypeError("the name of its objective is not a text")
     if (softmax := objective.get("softmax_multiclass_param")) is not None:
-        _expect(_parameter(softmax, "num_class", 0, _HIGHEST) == classes, "its objective has another number of classes")
+        _expect(
+            _parameter(softmax, "num_class", 0, _HIGHEST) == classes, "its objective has a different number of classes"
+        )
     _expect(not name.startswith("multi:") or classes > 0, "it has no classes for its objective")
     return name
 

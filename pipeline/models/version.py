@@ -196,7 +196,7 @@ def _check_categories(
         if names[column] not in categories:
             raise ModelError(
                 f"The categories of `{names[column]}` are not all ASCII, and XGBoost {description.xgboost_version} "
-                f"has cut their texts short in {source}: nobody can tell which code is which text.",
+                f"has cut their texts short in {source}: which code is which text cannot be told.",
                 "Name them: `OfflineMatrix.attach(booster)` before the model is saved, or "
                 "`gridscore model push --categories FILE`.",
             )

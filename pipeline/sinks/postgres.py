@@ -155,7 +155,7 @@ class PostgresSink:
     def _missing(self) -> SinkInterruptedError:
         return SinkInterruptedError(
             f"The table `{self._settings.table}` at {self._place} is gone, and with it what was delivered before.",
-            "Bring it back, and the sink goes on. To begin anew with an empty one: stop the sink, "
+            "Restore it, and the sink continues. To start over with an empty one: stop the sink, "
             f"`gridscore sink forget {self._name}`, and start it.",
         )
 

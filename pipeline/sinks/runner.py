@@ -8,7 +8,7 @@ Which partitions it has is its group's affair, as in scoring. The way of a deliv
    renewed meanwhile. Between two attempts nothing is under way, and a partition can be given back. A destination that
    is too slow to take it all while the leases stand gets it in smaller parts.
 4. *Set aside* what is refused: to the dead letters of the sink.
-   When there are as many as there may be, nothing more is delivered until somebody has dealt with some.
+   When there are as many as there may be, nothing more is delivered until some are replayed or removed.
 5. Only then the offsets may be *committed*; the group does this once a second.
 """
 
@@ -267,7 +267,7 @@ class SinkRunner:
             await asyncio.sleep(0)
 
     async def _until_there_is_room(self) -> None:
-        """Wait until somebody has dealt with dead letters: what is refused next would have no place."""
+        """Wait until dead letters are replayed or removed: there is no room for what is refused next."""
         stats, letters = self.stats, self._letters
         text = f"Paused: {letters.full}."
         _log.error(
@@ -404,7 +404,7 @@ class SinkRunner:
         return min(map(self.group.leases.until, parts))
 
     async def _bring(self, parts: Mapping[int, Part]) -> bool:
-        """Deliver once, and set aside what is no result, or is refused; whether anything was sent.
+        """Deliver once, and set aside what is not a result, or is refused; whether anything was sent.
 
         Raises:
             SinkInterruptedError: The destination is away.

@@ -333,7 +333,7 @@ class WebhookSink:
             raise GridscoreError(
                 f"The web hook at {self._where} has not taken a result in {now - first.began:.0f} s and {first.tries} "
                 f"attempts: {error}.",
-                f"{error.hint or 'See what is wrong with the receiver.'} Started again, the sink goes on with that "
+                f"{error.hint or 'Check what is wrong with the receiver.'} Started again, the sink goes on with that "
                 "result. If a result is at fault, the receiver must answer 400, 413 or 422: it is a dead letter then.",
             )
         if error.seconds is None:

@@ -441,7 +441,7 @@ class SourceRunner:
         return written
 
     def _is_mostly_rejected(self, count: int, poison: int) -> bool:
-        """Count a batch, and say whether nearly all that was read lately is no event."""
+        """Count a batch, and say whether nearly all that was read lately is rejected."""
         recent = self._recent
         recent.append((count - poison, poison))
         total, bad = sum(map(sum, recent)), sum(poison for _, poison in recent)
@@ -458,7 +458,7 @@ class SourceRunner:
         self._recent.clear()
         most = 0
         while True:
-            self._pause_for(f"{bad:,} of the last {total:,} that it read are no events (max_rejected)")
+            self._pause_for(f"{bad:,} of the last {total:,} that it read are not events (max_rejected)")
             try:
                 count = await self._letters.count()
             except HazelcastError as error:
@@ -480,7 +480,9 @@ class SourceRunner:
                 )
                 _log.error(text, self.name, reason, self.name, extra={"action": "source_paused"})
             else:
-                _log.info("%s: dead letters were dealt with, going on", self.name, extra={"action": "source_going_on"})
+                _log.info(
+                    "%s: there is room for dead letters, continuing", self.name, extra={"action": "source_going_on"}
+                )
         self._paused = reason
         if reason:
             self._going.clear()

@@ -312,9 +312,11 @@ def _inputs(now: JobStatus) -> list[Finding]:
         if bad:
             good = copy.get("entries", 0) - bad
             which = count_text(bad, "entry", "entries") if good > 0 else f"All {bad:,} entries"
-            text = f"{which} of the lookup `{name}` cannot be read, and count as missing"
+            text = f"{which} of the lookup `{name}` cannot be read and count as missing"
             say = _note if good > 0 else _problem
-            found.append(say("lookup_bad", f"{text}: {error}" if error else f"{text}.", "Put them again, corrected."))
+            found.append(
+                say("lookup_bad", f"{text}: {error}" if error else f"{text}.", "Correct them and put them again.")
+            )
     return found
 
 

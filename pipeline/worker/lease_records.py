@@ -39,7 +39,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
         lease: Lease time of the owner, in milliseconds.
         origin: Epoch since which sequences are those of the journal as it is: older results say nothing about it.
         lost: Events that were overwritten before they were read, since the job was submitted.
-        unkept: Events that were rejected and, for want of room, have no dead letter, since the job was submitted.
+        unkept: Events that were rejected and have no dead letter, for lack of room, since the job was submitted.
         regressions: Times that the journal began again, since the job was submitted.
         run: Number of the job's restart that the offset follows.
         doubt: Sequence before which results may stand that the offset does not cover.
@@ -131,7 +131,7 @@ async def read_texts(
 async def read_records(
     grid: Grid, job: str, partitions: Iterable[int] | None = None, *, seconds: float = 10.0
 ) -> dict[int, LeaseRecord]:
-    """Records of a job, by partition; of all partitions, or of some. What is none is left out, and noted.
+    """Records of a job, by partition; of all partitions, or of some. What is not a record is left out, and noted.
 
     Raises:
         HazelcastError: The cluster did not answer.

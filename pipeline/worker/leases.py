@@ -510,7 +510,7 @@ async def begin_anew(grid: Grid, job: str) -> None:
     Epochs are counted on: a result of before is never taken for one of after.
 
     Raises:
-        BadRecordError: What lies in the place of one is none.
+        BadRecordError: What is there is not a lease record.
         ConflictError: Records could not be read, or workers kept changing them.
         HazelcastError: The cluster did not answer.
     """

@@ -138,7 +138,7 @@ class LetterWriter:
             count: How many went to the dead letters.
             where: One of them came from.
             error: What was wrong with it.
-            unkept: How many did not, for want of room.
+            unkept: How many did not, because there was no room.
         """
         self._unsaid += count
         self._unkept_unsaid += unkept

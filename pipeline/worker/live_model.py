@@ -73,7 +73,7 @@ class LiveModel:
                 self._stats.model_error = str(error)
                 if str(error) != told:
                     _log.error(
-                        "%s: the model cannot be loaded, so no partition is taken; trying again: %s",
+                        "%s: the model cannot be loaded, so no partition is taken; it will be tried again: %s",
                         self._job.name,
                         error,
                         extra={"action": "model_missing"},

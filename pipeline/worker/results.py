@@ -71,7 +71,7 @@ class ResultEncoder:
             ValueError: There are decisions, and not one score an event.
         """
         if self._labels and scores.ndim != 1:
-            raise ValueError(f"decisions need one score an event, not scores of the shape {scores.shape}")
+            raise ValueError(f"decisions need one score per event, not scores of the shape {scores.shape}")
         steps = np.searchsorted(self._thresholds, scores, side="right") if self._labels else None
         now = time.time_ns() // 1_000_000
         included = [events.objects(field) for field in self._include]

@@ -191,7 +191,7 @@ class JobStatus:
         figures: What each living worker says, by its identity.
         positions: Partition by partition; empty if the journal cannot be read.
         rescans: Partitions that wait for a rescan.
-        acknowledged: Of the losses, those that somebody has said to know of.
+        acknowledged: Of the losses, those that have been acknowledged.
         commit_age: Seconds since the last commit of any worker; None if there was none.
         idle_workers: Living workers that do not score for it.
     """
@@ -364,7 +364,7 @@ def _is_recent(said: Said) -> bool:
 
 
 async def acknowledge(grid: Grid, status: JobStatus, names: Sequence[str] = _LOSSES) -> dict[str, int]:
-    """Note that somebody knows of a job's losses up to now, of all kinds or of some; returns their numbers."""
+    """Acknowledge a job's losses up to now, of all kinds or of some; returns their numbers."""
     numbers = {name: int(status.totals[name]) for name in names}
     value = {**status.acknowledged, **numbers, "submitted_at": status.record.submitted_at}
     await Records(grid, ACKNOWLEDGED_MAP).put(status.record.name, value)

@@ -170,7 +170,7 @@ FAULTS = [
         garbage,
         repair_lookup,
         10,
-        ("All 50 entries of the lookup `customer` cannot be read", "Put them again, corrected."),
+        ("All 50 entries of the lookup `customer` cannot be read", "Correct them and put them again."),
     ),
     Fault(
         "an event map that somebody destroyed",

@@ -193,7 +193,7 @@ async def test_a_source_of_which_nearly_all_is_rejected_pauses_and_can_be_stoppe
         await until(lambda: runner.stats.state == "paused")
         # 80 % was not too much; the wrong ones were noticed within a few batches.
         assert 1_600 < await size(client.grid, "s") < 1_600 + 200
-        assert "of the last 100 that it read are no events (max_rejected)" in runner.stats.waiting
+        assert "of the last 100 that it read are not events (max_rejected)" in runner.stats.waiting
         await asyncio.sleep(0.1)
         assert runner.stats.state == "paused"
         runner.stop()

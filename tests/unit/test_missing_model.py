@@ -65,7 +65,7 @@ async def test_a_job_whose_model_nobody_can_load_says_so_and_begins_when_it_is_t
         assert (await client.jobs.get("payments")).state is JobState.STARTING
         await records.create("payments", record.value)
         await stub.results("results.payments", 1)
-    assert "payments: the model cannot be loaded, so no partition is taken; trying again" in caplog.text
+    assert "payments: the model cannot be loaded, so no partition is taken; it will be tried again" in caplog.text
     assert "payments: starting revision 1" in caplog.text
     assert "payments: revision 1 scores with version 1 of `payments`" in caplog.text
 

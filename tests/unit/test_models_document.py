@@ -200,7 +200,7 @@ def test_a_model_without_trees_is_refused():
         (lambda t, _: t["tree_param"].__setitem__("num_feature", "4"), "not the model's"),
         (lambda t, _: t["split_conditions"].pop(), "split_conditions has not"),
         (lambda t, _: t.pop("parents"), "no 'parents'"),
-        (lambda t, _: t.__setitem__("id", 2), "its number is another"),
+        (lambda t, _: t.__setitem__("id", 2), "its number is not its place"),
         (lambda t, _: t["tree_param"].__setitem__("size_leaf_vector", "-1"), "its size_leaf_vector is -1"),
         (lambda _, d: d["learner"]["learner_model_param"].__setitem__("num_class", "2147483647"), "its num_class is"),
         (
@@ -239,7 +239,7 @@ def test_a_model_without_trees_is_refused():
         ),
         (
             lambda _, d: d["learner"]["objective"]["softmax_multiclass_param"].__setitem__("num_class", "99999999"),
-            "another number of classes",
+            "a different number of classes",
         ),
         (
             lambda _, d: d["learner"]["gradient_booster"]["model"]["gbtree_model_param"].__setitem__(

@@ -102,5 +102,5 @@ async def test_decisions_on_several_scores_are_never_made(monkeypatch, fast):
     if not fast:
         monkeypatch.setattr(results, "_fast", None)
     job = parse_job(JOB.replace("margin: start\n", "") + DECISIONS, "test")
-    with pytest.raises(ValueError, match="decisions need one score an event"):
+    with pytest.raises(ValueError, match="decisions need one score per event"):
         await score(job, model("multi:softprob", num_class=3), ['{"x": 0.5, "start": 1}'] * 4)

@@ -49,7 +49,7 @@ class SourceSettings(Strict):
         default=90,
         ge=1,
         le=100,
-        description="Pause when more than so many percent of the last 1,000 are no events, as with a wrong format; "
+        description="Pause when more than this percentage of the last 1,000 are not events, as with a wrong format; "
         "100: never.",
     )
 
