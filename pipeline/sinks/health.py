@@ -90,7 +90,7 @@ def _keeps_up(looks: Sequence[SinkLook], late_seconds: float) -> list[Finding]:
         advice = f"Fix the cause; `gridscore dead-letters replay {now.record.name} --all`, or `purge`, makes room."
         found.append(Finding(Level.PROBLEM, "paused", f"It delivers nothing. {now.error}", advice))
     if all(look.status.state == "waiting" for look in looks):
-        advice = "It tries again by itself; results wait in the journal until then."
+        advice = "Bring it back. The sink tries again by itself; results wait in the journal meanwhile."
         found.append(Finding(Level.PROBLEM, "away", f"It waits for its destination: {now.error}", advice))
     if (full := _full(now)) >= NEARLY_FULL:
         text = f"What waits fills {full:.0%} of a partition's journal: the oldest results are overwritten next."

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,8 @@ class _Story:
         began: When the attempt began that was first put off, of the monotonic clock.
         due: Before when it must not be tried again.
         tries: How often it was tried since.
-        said: The last answer, if it was put off.
+        said: The last answer, if it was put off, and what to see to.
+        stops: The time of day at which the sink stops if it is still put off.
         answered: Whether the hook has taken or refused it.
         refused: Why the hook does not take it.
     """
@@ -99,6 +101,7 @@ class _Story:
     due: float = 0.0
     tries: int = 0
     said: str = ""
+    stops: str = ""
     answered: bool = False
     refused: str | None = None
 
@@ -240,9 +243,13 @@ class WebhookSink:
         if work.failure is not None:
             raise work.failure
         if work.left:
-            said = next((story.said for story in self._stories.values() if story.said and not story.answered), "")
-            if said:
-                raise SinkInterruptedError(f"The web hook at {self._where} does not take results: {said}.")
+            put_off = [story for story in self._stories.values() if story.began and not story.answered]
+            if put_off:
+                first = min(put_off, key=lambda story: story.began)
+                raise SinkInterruptedError(
+                    f"The web hook at {self._where} does not take results: {first.said} It is tried until "
+                    f"{first.stops} UTC; then the sink stops, and the same command, given again, goes on."
+                )
             raise SinkInterruptedError(
                 f"The web hook at {self._where} has not taken {work.left:,} results yet: they are tried again."
             )
@@ -323,10 +330,12 @@ class WebhookSink:
             GridscoreError: The deadline of one of them is over.
         """
         now = time.monotonic()
+        stops = datetime.now(UTC) + timedelta(seconds=began + self._deadline - now)
         for story in stories:
-            story.began = story.began or began
+            if not story.began:
+                story.began, story.stops = began, f"{stops:%H:%M:%S}"
             story.tries += 1
-            story.said = str(error)
+            story.said = f"{error}. {error.hint}".rstrip()
         first = min(stories, key=lambda story: story.began)
         deadline = first.began + self._deadline
         if now >= deadline:

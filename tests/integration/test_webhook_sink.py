@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import random
+import re
 import signal
 import socket
 import ssl
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -254,8 +256,19 @@ async def test_a_broken_route_gives_up_no_result_and_stops_the_sink_at_the_deadl
 async def test_a_hook_that_does_not_take_results_is_said_while_it_is_waited_for(receiver):
     receiver.answer = lambda _number, _results: status(404)
     async with opened(receiver.url) as sink:
-        with pytest.raises(SinkInterruptedError, match=r"does not take results: 404 Not Found\.$"):
-            await sink.deliver(delivery([result("k")], seconds=0.2))
+        # it says the answer, what to see to, and what will come: the same, however often it is tried
+        said = set()
+        for _ in range(2):
+            with pytest.raises(SinkInterruptedError) as failure:
+                await sink.deliver(delivery([result("k")], seconds=0.5))
+            said.add(str(failure.value))
+        (text,) = said
+        assert "does not take results: 404 Not Found. Is its address (--url) right, and does it take POST?" in text
+        stops = re.search(
+            r"tried until (\d\d:\d\d:\d\d) UTC; then the sink stops, and the same command.* goes on\.$", text
+        )
+        left = (datetime.strptime(stops[1], "%H:%M:%S") - datetime.now(UTC).replace(tzinfo=None)).seconds  # noqa: DTZ007
+        assert 14 * 60 < left <= 15 * 60, "longer than a receiver's deployment"
         receiver.answer = lambda _number, _results: status(200)
         assert await sink.deliver(delivery([result("k")])) == []
 
@@ -564,8 +577,10 @@ async def test_a_broken_route_costs_no_result_and_is_shown(grid_settings, unique
 
         await Client(grid).put_events(name, {f"k{n}": {"score": 0.5, "scored_at": n} for n in range(100)})
         runner, waiting = run()
-        said = f"The web hook at {receiver.url.removesuffix('/hook')} does not take results: 404 Not Found."
-        await until(lambda: (runner.stats.state, runner.stats.error), ("waiting", said), seconds=60)
+        said = (
+            f"The web hook at {receiver.url.removesuffix('/hook')} does not take results: 404 Not Found. Is its address"
+        )
+        await until(lambda: (runner.stats.state, runner.stats.error[: len(said)]), ("waiting", said), seconds=60)
         waiting.cancel()
         await asyncio.wait({waiting})
         _, stopping = run(deadline="1s")

@@ -76,8 +76,9 @@ class WebhookSinkSettings(SinkSettings):
     )
     timeout: Duration = Field(default="10s", description="How long an answer may take.")
     deadline: Duration = Field(
-        default="1m",
-        description="How long a result is tried before the sink stops; the next start goes on with it.",
+        default="15m",
+        description="How long a result is tried before the sink stops; the next start goes on with it. Results wait in "
+        "the journal meanwhile.",
     )
     allow_private: bool = Field(
         default=False, description="Also post to private, loopback, link-local and other addresses that are not public."
