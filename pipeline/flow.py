@@ -94,7 +94,7 @@ class FlowLookout:
         )
         if self._job is not None:
             job = overview.jobs[0].record.job
-            sources = [each for each in sources if each.map == job.events]
+            sources = [each for each in sources if job.events in each.maps]
             sinks = [each for each in sinks if each.record.map == job.results]
         bad = self._grid.bad_records.all()
         if self._job is not None:

@@ -92,6 +92,7 @@ class SourceRunner:
         make: Makes the source, anew for each attempt.
         kind: Of the source, for people.
         to: The event map.
+        also: Further maps that it may put into.
         max_wait: Seconds that events may wait for room; for ever if None.
         limits: Of its dead letters.
         max_rejected: Percent of what was read lately that may be no events; 100 for all of it.
@@ -109,6 +110,7 @@ class SourceRunner:
         *,
         kind: str,
         to: str,
+        also: Sequence[str] = (),
         max_wait: float | None = None,
         limits: Limits = DEFAULT_LIMITS,
         max_rejected: int = 90,
@@ -136,7 +138,7 @@ class SourceRunner:
         self._graves = asyncio.Semaphore(BURIALS)
         self._source: Source | None = None
         self.name = name
-        self.stats = SourceStats(name, kind, to)
+        self.stats = SourceStats(name, kind, to, also=also)
 
     @property
     def progress(self) -> tuple[int, int] | None:
@@ -568,6 +570,7 @@ def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> 
         make,
         kind=kind,
         to=filled.to,
+        also=getattr(filled, "also", ()),
         max_wait=seconds_of(filled.max_wait) if filled.max_wait is not None else None,
         limits=Limits(filled.max_dead_letters, filled.max_dead_letter_bytes),
         max_rejected=filled.max_rejected,

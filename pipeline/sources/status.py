@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from hazelcast.core import HazelcastJsonValue
@@ -20,6 +20,7 @@ from hazelcast.errors import HazelcastError
 from pipeline.errors import GridscoreError, JobError
 from pipeline.grid import transport
 from pipeline.grid.records import Count, Figure, Records, Word, parsed, record_text
+from pipeline.job.plugs.http_source import MAX_FURTHER_MAPS
 from pipeline.sources.position import forget_all
 from pipeline.worker.dead_letters import map_of
 from pipeline.worker.names import POSITIONS_MAP, SOURCES_MAP
@@ -56,6 +57,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
         name: Of the source; several processes may share one.
         kind: Of the source.
         map: The event map.
+        also: Further event maps that it may put into.
         state: `starting`, `running`, `waiting` (for room), `paused` (by its dead letters) or `interrupted`; `failed` if
             it is no more.
         events: Entries put or removed, confirmed, since it began.
@@ -85,6 +87,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
     interruptions: Count = 0
     error: Word = ""
     error_at: Count = 0
+    also: Annotated[tuple[Word, ...], msgspec.Meta(max_length=MAX_FURTHER_MAPS)] = ()
 
 
 @dataclass(slots=True)
@@ -102,6 +105,7 @@ class SourceStats:
     interruptions: int = 0
     error: str = ""
     error_at: int = 0
+    also: Sequence[str] = ()
     _marks: deque[tuple[float, int]] = field(default_factory=deque)
 
     def failed(self, error: str) -> None:
@@ -163,7 +167,7 @@ class Publisher:
     async def _publish(self) -> None:
         proxy = await self._grid.map(SOURCES_MAP)
         await proxy.set(self.id, self._value())
-        if not self._healed and self._stats.state in ("running", "waiting"):
+        if not self._healed and self._stats.state in ("running", "waiting", "paused"):
             await self._records.delete(_failure_key(self._stats.name))
             self._healed = True
 
@@ -187,6 +191,7 @@ class Publisher:
             interruptions=stats.interruptions,
             error=stats.error[:1000],
             error_at=stats.error_at,
+            also=tuple(stats.also),
         )
         return HazelcastJsonValue(record_text(msgspec.structs.asdict(record)))
 
@@ -229,6 +234,11 @@ class SourceStatus:
     def map(self) -> str:
         """The event map."""
         return self._any.map
+
+    @property
+    def maps(self) -> set[str]:
+        """All event maps that its processes may put into."""
+        return {name for each in (*self.processes, self._any) for name in (each.map, *each.also)}
 
     @property
     def state(self) -> str:

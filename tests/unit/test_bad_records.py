@@ -14,12 +14,16 @@ from pipeline.grid import transport, wire
 from pipeline.grid.records import MAX_RECORD
 from pipeline.grid.writer import partition_of
 from pipeline.job import JobState, parse_job
+from pipeline.job.plugs.http_source import HttpSourceSettings
 from pipeline.models import Registry
 from pipeline.repair import CONTROL_MAPS, find_repairs, repair
 from pipeline.sinks.stats import SinkStats
 from pipeline.sinks.status import SinkProcess
 from pipeline.sources.position import Positions, forget_all
+from pipeline.sources.runner import runner_of
+from pipeline.sources.status import running_sources
 from pipeline.testing import StubCluster
+from pipeline.wipe import remnants
 from pipeline.worker.lease_records import LEASES_MAP, lease_key, read_records
 from pipeline.worker.names import POSITIONS_MAP
 from pipeline.worker.stats import JobStats
@@ -84,6 +88,23 @@ async def submitted(stub):
 async def stub():
     async with StubCluster(partitions=5) as made:
         yield made
+
+
+async def test_what_a_running_source_may_put_into_is_not_wiped(stub):
+    client = await submitted(stub)
+    await client.put_events("events.payments", {"a": {"amount": 1}})
+    await client.cancel("payments")
+    settings = HttpSourceSettings(to="events.clicks", also=("events.payments",), port=0)
+    running = asyncio.create_task(runner_of(client.grid, settings, "shop").run())
+    try:
+        while not await running_sources(client.grid):
+            await asyncio.sleep(0.01)
+        with pytest.raises(JobError, match=r"The source `shop` runs: it uses `events\.payments`"):
+            await remnants(client.grid, "payments", ["events"])
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+    assert await remnants(client.grid, "payments", ["events"])
 
 
 async def test_nothing_but_the_bad_records_suffers(stub):

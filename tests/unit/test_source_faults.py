@@ -1,5 +1,6 @@
 """Sources while the cluster fails: whatever it does with puts and removals, keys stay in order and nothing is lost."""
 
+import asyncio
 import json
 import random
 
@@ -12,6 +13,7 @@ from pipeline.grid.writer import partition_of
 from pipeline.sources import runner as runners
 from pipeline.sources.base import Poison
 from pipeline.sources.runner import SourceRunner
+from pipeline.sources.status import FAILED, Publisher, SourceStats, source_statuses
 from pipeline.testing import Fault, StubCluster
 from pipeline.testing.sources import AbortedError, Script
 from pipeline.worker.dead_letters import list_letters
@@ -98,6 +100,21 @@ async def test_dead_letters_that_could_not_be_written_are_written_before_anythin
         assert (await list_letters(client.grid, "test", 10))[0] == 1
         assert script.positions == [1, 2]
         assert runner.stats.interruptions == 1
+
+
+async def test_a_source_that_pauses_has_no_failure_any_more():
+    async with StubCluster() as cluster:
+        grid = (await cluster.client()).grid
+        stats = SourceStats("test", "script", EVENTS, state=FAILED, error="no such topic")
+        await Publisher(grid, stats).close()
+        assert (await source_statuses(grid))[0].failure
+        stats.state = "paused"
+        publishing = asyncio.create_task(Publisher(grid, stats).run())
+        async with asyncio.timeout(20):
+            while not (shown := (await source_statuses(grid))[0]).processes or shown.failure:
+                await asyncio.sleep(0.01)
+        publishing.cancel()
+        await asyncio.wait({publishing})
 
 
 async def test_a_flood_of_what_is_no_event_is_read_no_faster_than_it_is_buried():

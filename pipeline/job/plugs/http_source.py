@@ -18,6 +18,8 @@ def _origin(value: str) -> str:
     return value
 
 
+MAX_FURTHER_MAPS = 64
+
 Origin = Annotated[str, AfterValidator(_origin)]
 
 
@@ -25,7 +27,9 @@ class HttpSourceSettings(SourceSettings):
     """Events that others post: `POST /events/MAP`."""
 
     kind: Literal["http"] = "http"
-    also: tuple[MapName, ...] = Field(default=(), description="Further maps that may be posted to.")
+    also: tuple[MapName, ...] = Field(
+        default=(), max_length=MAX_FURTHER_MAPS, description="Further maps that may be posted to."
+    )
     results: tuple[MapName, ...] = Field(
         default=(), description="Result maps that may be asked for results: `GET /results/MAP/KEY?wait=2s`."
     )
