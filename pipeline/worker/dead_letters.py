@@ -277,7 +277,9 @@ async def walk_letters(grid: Grid, job: str) -> AsyncIterator[Listed]:
                 yield Listed(found, dead)
             else:
                 name = map_of(job)
-                _log.warning("%s: an entry is no dead letter: %r", name, key[12:], extra={"action": "foreign_record"})
+                _log.warning(
+                    "%s: an entry is not a dead letter: %r", name, key[12:], extra={"action": "foreign_record"}
+                )
 
 
 async def list_letters(grid: Grid, job: str, limit: int, before: Listed | None = None) -> tuple[int, list[Listed]]:
@@ -318,7 +320,7 @@ async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:
     found = decode(value)
     if found is None:
         raise GridError(
-            f"`{key}` is no dead letter: it was not written by Gridscore.",
+            f"`{key}` is not a dead letter: it was not written by Gridscore.",
             f"`gridscore dead-letters discard {job} {key}` removes it.",
         )
     return found

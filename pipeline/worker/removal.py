@@ -46,7 +46,7 @@ class Choice:
         return self == Choice()
 
     def takes(self, dead: DeadLetter | None) -> bool:
-        """Whether it is about an entry, as far as that alone can tell; one that is no dead letter is None."""
+        """Whether it is about an entry, as far as that alone can tell; one that is not a dead letter is None."""
         if dead is None:
             return self.is_all
         if self.older_than is not None and time.time() * 1000 - dead.at_ms < self.older_than * 1000:

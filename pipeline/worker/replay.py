@@ -135,7 +135,9 @@ class _Replayer:
             for letter_id, (_, value) in zip(some, await asyncio.gather(*map(self._read, some)), strict=True):
                 dead = None if value is None else decode(value)
                 if dead is None:
-                    what = f"has no dead letter `{letter_id}`" if value is None else f"`{letter_id}` is no dead letter"
+                    what = (
+                        f"has no dead letter `{letter_id}`" if value is None else f"`{letter_id}` is not a dead letter"
+                    )
                     text = f"`{self._job}` {what}" if value is None else f"{what}: it was not written by Gridscore"
                     strangers.append(Replayed(letter_id, refusal=text))
                     continue

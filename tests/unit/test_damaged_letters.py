@@ -211,7 +211,7 @@ async def test_operators_list_show_replay_and_remove_what_can_be_read_under_the_
             if each in listed:
                 assert await get_letter(grid, "list", each) == listed[each]
             elif await value_of(grid, "list", each) is not None:
-                with pytest.raises(GridError, match="is no dead letter"):
+                with pytest.raises(GridError, match="is not a dead letter"):
                     await get_letter(grid, "list", each)
 
         assert await removed(grid, Choice(ids=frozenset([ids[0]]))) == 1

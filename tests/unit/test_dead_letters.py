@@ -322,7 +322,7 @@ async def test_what_is_chosen_is_removed():
         assert (await events.get("k3"), (await events.get("k4")).loads()) == (None, {"v": 2})
         assert await removed(Choice(ids=frozenset((young[0].id, "1-nothing")))) == (1, 0)
         assert await removed(Choice(reason="error 1")) == (9, 0)
-        assert await removed(Choice()) == (1, 0)  # also what is no dead letter
+        assert await removed(Choice()) == (1, 0)  # also what is not a dead letter
         assert await size(grid) == 0
 
 
