@@ -159,7 +159,7 @@ def replay(
     if everything == bool(ids):
         raise UsageError("Say which dead letters: their IDs, or --all.", f"`gridscore dead-letters list {job}`")
 
-    async def main() -> list[Replayed]:
+    async def main() -> tuple[list[Replayed], bool]:
         async with connected(members, cluster_name, settings) as grid:
             wanted = await letter_ids(grid, job) if everything else list(dict.fromkeys(ids or ()))
             columns = (TextColumn("Putting events back"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -169,9 +169,9 @@ def replay(
                 async for each in bring_back(grid, job, wanted, force=force, of_job=of_job):
                     done.append(each)
                     bar.advance(task)
-            return done
+            return done, of_job
 
-    done = run(main())
+    done, of_job = run(main())
     refused = sorted((each for each in done if each.refusal), key=lambda each: each.id)
     if as_json:
         plain = [{"id": each.id, "key": each.key, "reason": each.refusal} for each in refused]
@@ -182,7 +182,8 @@ def replay(
         if refused:
             print_table(("ID", "KEY", "REFUSED BECAUSE"), [(r.id, r.key, r.refusal) for r in refused], empty="")
         put = len(done) - len(refused)
-        console.print(f"{put:,} of {len(done):,} events are in the event map again.", highlight=False)
+        what, where = ("events", "event map") if of_job else ("results", "result map")
+        console.print(f"{put:,} of {len(done):,} {what} are in the {where} again.", highlight=False)
     if refused:
         raise typer.Exit(1)
 
@@ -255,7 +256,7 @@ def discard(
     choice = Choice(ids=frozenset(ids))
     found = run(_remove(job, choice, (members, cluster_name, settings), with_events=with_events))
     _say(job, found, False, as_json)
-    if found.letters < len(choice.ids):
+    if found.left:
         raise typer.Exit(1)
 
 
@@ -295,12 +296,16 @@ def _is_sure(job: str, found: Removed, *, with_events: bool) -> bool:
 
 def _say(job: str, found: Removed, dry_run: bool, as_json: bool) -> None:
     if as_json:
-        print_json({"removed": found.letters, "events_removed": found.events, "dry_run": dry_run})
+        value = {"removed": found.letters, "events_removed": found.events, "dry_run": dry_run}
+        print_json({**value, "not_removed": sorted(found.left)} if found.left else value)
         return
     what = "would be removed" if dry_run else "removed"
     events = f", and {found.events:,} of their events" if found.events else ""
     text = f"{visible(job)}: {found.letters:,} dead letters {what}{events}."
     console.print(text, markup=False, highlight=False)
+    for letter_id in sorted(found.left):
+        text = f"{visible(letter_id)} was not removed: there is no such dead letter, or it is being put back just now."
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _plain(letter_id: str, dead: DeadLetter, over: By | None = None) -> dict[str, Any]:

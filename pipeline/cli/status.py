@@ -100,7 +100,7 @@ def status(
             _show("sink", sink.record.name, sink.state, _sink_lines(sink), findings.sinks[sink.record.name])
         for place, found in findings.records.items():
             _show("record", place, INVALID, (), found)
-        if not (flow.overview.jobs or flow.gone):
+        if not (flow.overview.jobs or flow.gone or flow.invalid):
             console.print("No jobs. `gridscore submit FILE` submits one.", highlight=False, soft_wrap=True)
     if not findings.all_well:
         raise typer.Exit(UNHEALTHY)

@@ -50,6 +50,10 @@ class JobState(StrEnum):
 
     COMPLETED = "COMPLETED"
 
+    @classmethod
+    def _missing_(cls, value: object) -> JobState | None:
+        return cls.WAITING if value == "NOT_RUNNING" else None  # as older releases wrote it
+
 
 ENDED = frozenset((JobState.FAILED, JobState.CANCELLED, JobState.COMPLETED))
 OVER = frozenset((JobState.CANCELLED, JobState.COMPLETED))
@@ -109,7 +113,7 @@ class JobRecord:
     @classmethod
     def parse(cls, record: Record) -> JobRecord:
         """The typed form of a control record; what is wrong with it raises errors of any kind."""
-        value = msgspec.convert(record.value, _Value)
+        value = _Value.of(record.value)
         job = Job.from_json(value.spec)
         if job.name != record.key:
             raise ValueError(f"it is of the job `{job.name}`")
@@ -149,6 +153,14 @@ class _Value(msgspec.Struct, frozen=True):
     release: Release | None = None
     previous: Previous | None = None
 
+    @classmethod
+    def of(cls, value: dict[str, Any]) -> _Value:
+        """Of a control record; raises `msgspec.ValidationError`."""
+        found = msgspec.convert(value, cls)
+        if found.state == JobState.FAILED and found.error == "cancelled by a user":  # of older releases, too
+            return msgspec.structs.replace(found, state=JobState.CANCELLED, error="")
+        return found
+
 
 def _value_of(name: str, value: dict[str, Any]) -> _Value:
     """What a record holds, its job file unread.
@@ -157,7 +169,7 @@ def _value_of(name: str, value: dict[str, Any]) -> _Value:
         JobError: It cannot be used.
     """
     try:
-        return msgspec.convert(value, _Value)
+        return _Value.of(value)
     except msgspec.ValidationError as error:
         raise JobError(f"The record of the job `{name}` in `{JOBS_MAP}` cannot be used: {error}") from None
 
@@ -212,10 +224,10 @@ class Jobs:
             if current is None:
                 # Each restart was a revision, and so was the submission before.
                 return {**fresh, "restarts": restarts, "revision": restarts + 2} if restarts else fresh
-            JobRecord.from_record(Record(job.name, current, ""))  # what cannot be read is not replaced by chance
+            # What cannot be read is not replaced by chance.
+            state = JobRecord.from_record(Record(job.name, current, "")).state
             # Counted on, so that partitions know a restart that they have not seen from one that they have.
             fresh |= {"revision": current["revision"] + 1, "restarts": current.get("restarts", 0)}
-            state = JobState(current["state"])
             if state in OVER:
                 return fresh
             # One that failed goes on from its committed offsets, too: what they are about stays.
@@ -227,7 +239,7 @@ class Jobs:
                 return {**current, **fresh, "submitted_at": current["submitted_at"]}
             fresh |= {"submitted_at": current["submitted_at"], "begin": current.get("begin", "")}
             fresh["previous"] = {"spec": current["spec"], "version": replaced}
-            if JobState(current["state"]) == JobState.SUSPENDED:
+            if state == JobState.SUSPENDED:
                 fresh["state"] = JobState.SUSPENDED.value
             return fresh
 
@@ -378,11 +390,12 @@ class Jobs:
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is None:
                 raise JobError(f"There is no job `{name}`.")
-            state = _value_of(name, current).state
+            value = _value_of(name, current)
+            state = value.state
             if state == to or (to == JobState.WAITING and state in WANTED):
                 return current
             if state in OVER or (state == JobState.FAILED and verb == "suspend"):
-                reason = f" ({current['error']})" if current["error"] else ""
+                reason = f" ({value.error})" if value.error else ""
                 hint = "Submit it again." if state in OVER else f"`gridscore resume {name}` goes on, `cancel` ends it."
                 raise JobError(f"The job `{name}` is {state}{reason}: it cannot {verb}.", hint)
             return {**current, "state": to.value, "error": "", "updated_at": _now()}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.grid import transport, wire
 from pipeline.grid.copies import payload
 from pipeline.grid.entries import values_of
+from pipeline.grid.records import key_text
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.worker.dead_letters import decode, map_of, walk_entries
 from pipeline.worker.superseded import remove_same, superseded
@@ -62,11 +63,13 @@ class Removed:
         looked: Entries that were looked at.
         letters: Dead letters removed.
         events: Their events, removed from the event map.
+        left: Of the IDs that were chosen, those whose dead letter was not removed: there is none, or it has changed.
     """
 
     looked: int = 0
     letters: int = 0
     events: int = 0
+    left: set[str] = field(default_factory=set)
 
 
 async def remove(
@@ -85,7 +88,7 @@ async def remove(
     Raises:
         HazelcastError: The cluster did not answer; what was not yielded may or may not have been done.
     """
-    done = Removed()
+    done = Removed(left=set(choice.ids))
     pages = _of_ids(grid, name, choice.ids) if choice.ids else walk_entries(grid, name)
     async for partition, entries in pages:
         done.looked += len(entries)
@@ -99,9 +102,10 @@ async def remove(
             continue
         if with_events:
             done.events += sum(await asyncio.gather(*(_remove_event(grid, dead) for *_, dead in chosen)))
-        done.letters += sum(
-            await asyncio.gather(*(remove_same(grid, name, partition, key, value) for key, value, _ in chosen))
-        )
+        gone = await asyncio.gather(*(remove_same(grid, name, partition, key, value) for key, value, _ in chosen))
+        done.letters += sum(gone)
+        if choice.ids:
+            done.left -= {key_text(key) for (key, *_), removed in zip(chosen, gone, strict=True) if removed}
         yield done
 
 

@@ -236,7 +236,7 @@ async def test_a_valid_record_of_a_job_that_cannot_be_compiled_is_only_bad_itsel
         await client.put_events("events.payments", {"a": {"amount": 5}})
         await stub.results("results.payments", 1, seconds=20)
         flow = await FlowLookout(client.grid).look()
-        assert [each.key for each in flow.bad_records] == ["chain", "tower"]
+        assert [each.key for each in flow.bad_records] == [each.key for each in flow.invalid] == ["chain", "tower"]
         assert all("operations" in each.reason for each in flow.bad_records)
     assert await client.cancel("chain") is None
 

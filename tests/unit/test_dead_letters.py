@@ -320,7 +320,8 @@ async def test_what_is_chosen_is_removed():
         assert await size(grid) == 21
         assert await removed(Choice(older_than=86_400.0), with_events=True) == (10, 1)
         assert (await events.get("k3"), (await events.get("k4")).loads()) == (None, {"v": 2})
-        assert await removed(Choice(ids=frozenset((young[0].id, "1-nothing")))) == (1, 0)
+        found = await purged(grid, choice=Choice(ids=frozenset((young[0].id, "1-nothing"))))
+        assert (found.letters, found.left) == (1, {"1-nothing"})
         assert await removed(Choice(reason="error 1")) == (9, 0)
         assert await removed(Choice()) == (1, 0)  # also what is not a dead letter
         assert await size(grid) == 0

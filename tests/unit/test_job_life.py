@@ -69,3 +69,20 @@ async def test_a_suspended_job_is_not_said_to_score_soon(client):
     assert when_it_scores(record, "Soon.") == "\nIt is suspended: `gridscore resume payments` starts it."
     record = await client.jobs.resume("payments")
     assert when_it_scores(record, "Soon.") == "\nSoon."
+
+
+@pytest.mark.parametrize(
+    ("written", "error", "state"),
+    [("NOT_RUNNING", "", JobState.WAITING), ("FAILED", "cancelled by a user", JobState.CANCELLED)],
+)
+async def test_a_record_of_an_older_version_says_what_it_meant(client, written, error, state):
+    records = client.jobs._records
+    record = await records.get("payments")
+    await records.replace(record, {**record.value, "state": written, "error": error})
+    (found,) = await client.jobs.all()
+    assert (found.state, found.error) == (state, "")
+    if state is JobState.CANCELLED:
+        with pytest.raises(JobError, match="is CANCELLED: it cannot resume"):
+            await client.jobs.resume("payments")
+        await client.cancel("payments")
+    assert (await client.submit(parse_job(OTHER, "test"), update=True)).state is JobState.WAITING
