@@ -151,12 +151,13 @@ def offline_matrix(
         categories: For each feature made with `category`, the values in the order of their codes; without them they are
             learnt from the history: all values in it, sorted.
         keep: Columns of the history to keep beside the features.
-        skip_bad: Leave out rows that are no events of the schema, instead of raising.
+        skip_bad: Leave out rows that are not events of the schema, and entries whose key is not one, instead of
+            raising.
         on_progress: Called with the rows done and all rows to do; twice as many as the history has, if categories are
             learnt.
 
     Raises:
-        TableError: A file or column is missing, or a row is no event of the schema.
+        TableError: A file or column is missing, or a row is not an event of the schema, or has a key that is not one.
     """
     from pipeline.features import tables
 
@@ -174,7 +175,7 @@ def offline_matrix(
     kept = tables.take_columns(history, keep, source) if keep else None
     tables.rows_as_json(history[:0], job.schema_, source)  # a missing column is best said before lookups are read
     reading = _Reading(job, history, source, skip_bad=skip_bad)
-    filled = {name: _fill(job, name, lookups) for name in job.lookups}
+    filled = {name: _fill(job, name, lookups, skip_bad=skip_bad) for name in job.lookups}
 
     total = len(history)
     learn = categories is None and bool(Program(job, filled, None).category_values())
@@ -250,7 +251,7 @@ class _Reading:
             yield end, [start + row for row in range(len(payloads)) if row not in bad], events
 
 
-def _fill(job: Job, name: str, lookups: Any) -> LookupTable:
+def _fill(job: Job, name: str, lookups: Any, *, skip_bad: bool) -> LookupTable:
     """The local table of a lookup, filled as the grid would fill it."""
     from pipeline.features import tables
 
@@ -270,7 +271,7 @@ def _fill(job: Job, name: str, lookups: Any) -> LookupTable:
         source = str(given)
         given = tables.read_lookup(given, job, name)
     table = LookupTable(job.lookups[name])
-    for key, payload in tables.lookup_entries(given, job, name, source):
+    for key, payload in tables.lookup_entries(given, job, name, source, skip_bad=skip_bad):
         table.put(key, payload)
     return table
 

@@ -7,7 +7,9 @@ read as one. A value that does not fit is left as it is, for the decoder to say 
 from __future__ import annotations
 
 import datetime as dt
+import decimal
 import math
+import numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +58,14 @@ def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) ->
             _restore_digits(frame, path, kinds or {})
         elif name.endswith((".csv", ".csv.gz")):
             # pandas would guess, take `NA` for missing, and round decimal numbers in its own way.
+            pd.read_csv(path, header=None, nrows=2, dtype=str)  # else surplus cells of the first row are an index
             names = pd.read_csv(path, nrows=0).columns
             typed = {name: kinds[name] for name in names if name in kinds} if kinds else {}
             missing = {name: list(MISSING) for name in names.difference(list(typed))}
             texts: Any = dict.fromkeys(typed, str)
             frame = pd.read_csv(path, dtype=texts, na_values=missing, keep_default_na=False, low_memory=False)
             for column, kind in typed.items():
-                frame[column] = _column_of(frame[column].tolist(), kind)
+                frame[column] = _column_of(frame[column].tolist(), kind, frame.index)
         else:
             raise TableError(f"`{path}` is neither CSV nor Parquet.", "Name it .csv, .csv.gz or .parquet.")
     except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
@@ -146,7 +149,7 @@ def rows_as_json(frame: pd.DataFrame, fields: Mapping[str, FieldType], source: s
 
 
 def lookup_entries(
-    frame: pd.DataFrame, job: Job, name: str, source: str = "the table"
+    frame: pd.DataFrame, job: Job, name: str, source: str = "the table", *, skip_bad: bool = False
 ) -> Iterator[tuple[str | int, bytes]]:
     """Key and JSON of each row of a lookup's table; rows without a key are left out.
 
@@ -155,9 +158,10 @@ def lookup_entries(
         job: Which says what a key is.
         name: Of the lookup.
         source: What to call the table in messages.
+        skip_bad: Leave out rows whose key no event can ask for, instead of raising.
 
     Raises:
-        TableError: A column is missing, or has times without a time zone.
+        TableError: A column is missing, or has times without a time zone, or a row's key is not one.
     """
     lookup = job.lookups[name]
     nodes = compile_keys(lookup, job.schema_)
@@ -171,7 +175,10 @@ def lookup_entries(
         if node.type == Type.NUMBER and (single or node.op == "int_field"):
             _check_digits(frame[column], where)
         values = _texts(frame[column], where) if _is_time(frame[column]) else _python(frame[column])
-        parts.append(list(map(key_part(node, single=single), values)))
+        made = list(map(key_part(node, single=single), values))
+        if not skip_bad:
+            _check_keys(values, made, where)
+        parts.append(made)
     rows = rows_as_json(frame, lookup.fields, source)
     if single:
         return ((key, row) for key, row in zip(parts[0], rows, strict=True) if key is not None)
@@ -190,11 +197,12 @@ def key_part(node: Node, *, single: bool) -> Callable[[Any], Any]:
         return _time_text
     if node.type != Type.NUMBER:
         return _text
-    if single:
-        return _whole
     if node.op == "int_field":
-        return lambda value: None if (whole := _whole(value)) is None else str(whole)
-    return lambda value: None if (number := _real(value)) is None else number_text(number)
+        return _whole if single else lambda value: None if (whole := _whole(value)) is None else str(whole)
+    # The number is a float in the stream, which rounds from 2^53 on.
+    if single:
+        return lambda value: _whole(_float(value))
+    return lambda value: None if (number := _float(value)) is None else number_text(number)
 
 
 def event_keys(frame: pd.DataFrame, names: Sequence[str], source: str) -> list[str]:
@@ -225,7 +233,7 @@ def kinds_of(fields: Mapping[str, FieldType]) -> dict[str, CellKind]:
     return kinds
 
 
-def _column_of(cells: Sequence[Any], kind: CellKind) -> pd.Series:
+def _column_of(cells: Sequence[Any], kind: CellKind, index: pd.Index) -> pd.Series:
     """A column of CSV; what is of another kind stays a text, for the decoder to say so."""
     read = READERS[kind]
     values: list[Any] = []
@@ -236,9 +244,9 @@ def _column_of(cells: Sequence[Any], kind: CellKind) -> pd.Series:
             values.append(cell)
     dtypes = {"float": "float64", "int": "int64" if None not in values else "Int64", "bool": "boolean"}
     try:
-        return pd.Series(values, dtype=dtypes.get(kind, "object"))
+        return pd.Series(values, index, dtype=dtypes.get(kind, "object"))
     except (ValueError, TypeError, OverflowError):
-        return pd.Series(values, dtype=object)
+        return pd.Series(values, index, dtype=object)
 
 
 def _restore_digits(frame: pd.DataFrame, path: Path, kinds: Mapping[str, CellKind]) -> None:
@@ -321,16 +329,45 @@ def _time_text(value: Any) -> str | None:
 
 def _whole(value: Any) -> int | None:
     number = _real(value)
-    return int(number) if isinstance(number, int) or (number is not None and number.is_integer()) else None
+    if number is None or (isinstance(number, float) and not number.is_integer()):
+        return None
+    whole = int(number)
+    return whole if -(2**63) <= whole < 2**63 else None  # as the stream's keys
+
+
+def _float(value: Any) -> float | None:
+    number = _real(value)
+    try:
+        return None if number is None else float(number)
+    except OverflowError:
+        return None
 
 
 def _real(value: Any) -> float | None:
+    """A number as Python's own, whole or not; None if the value is not one."""
     if isinstance(value, str):
         try:
             value = READERS["number"](value)
         except ValueError:
             return None
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, decimal.Decimal):
+        return int(value) if value.is_finite() and value.adjusted() <= 40 and value == int(value) else float(value)
+    return float(value) if isinstance(value, numbers.Real) else None
+
+
+def _check_keys(values: Sequence[Any], keys: Sequence[Any], where: str) -> None:
+    """Refuse values of which no key can be made."""
+    for number, (value, key) in enumerate(zip(values, keys, strict=True), 1):
+        if key is None and value not in (None, ""):
+            raise TableError(
+                f"{where}, row {number}: `{str(value)[:50]}` cannot be a key of the lookup.",
+                "The key is a number, and a whole one if it has only one part. Rows count from 1, without the header. "
+                "Correct the row; `gridscore features --skip-bad` leaves such rows out.",
+            )
 
 
 def _check_digits(series: pd.Series, where: str) -> None:

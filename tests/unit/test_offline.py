@@ -211,8 +211,10 @@ def test_one_bad_cell_of_a_csv_makes_one_bad_row(directory):
 
 
 def test_one_bad_cell_of_a_lookup_leaves_the_other_entries(directory):
-    (directory / "item.csv").write_text("id,price\n1,9.99\nx,7\n2,5.5\n")
-    matrix = offline_matrix(JOB, directory / "history.csv", directory)
+    (directory / "item.csv").write_text("id,price\n1,9.99\nx,7\n,8\n2,5.5\n")
+    with pytest.raises(TableError, match=r"item\.csv: the column `id`, row 2: `x` cannot be a key of the lookup"):
+        offline_matrix(JOB, directory / "history.csv", directory)
+    matrix = offline_matrix(JOB, directory / "history.csv", directory, skip_bad=True)
     np.testing.assert_array_equal(matrix.values, EXPECTED)
     (directory / "item.csv").write_text("id,price\n1,9.99\n2,cheap\n")
     matrix = offline_matrix(JOB, directory / "history.csv", directory)
@@ -265,6 +267,15 @@ def test_tables_that_do_not_fit(change, message):
     history, lookups = change(HISTORY, LOOKUPS)
     with pytest.raises(TableError, match=re.escape(message)):
         offline_matrix(JOB, history, lookups)
+
+
+@pytest.mark.parametrize("rows", ["1,2,\n4,5,\n", "0,1,2\n1,4,5\n", "x,1,2\n3,4\n", "3,4\n0,1,2\n"])
+def test_rows_that_are_longer_than_the_header_are_refused(tmp_path, rows):
+    """pandas would take the first cells for the index, and move every column by one."""
+    (tmp_path / "long.csv").write_text("a,b\n" + rows)
+    for kinds in (None, {"a": "int", "b": "float"}):
+        with pytest.raises(TableError, match=r"long\.csv` cannot be read: .*Expected 2 fields in line \d, saw 3"):
+            read_table(tmp_path / "long.csv", kinds)
 
 
 def test_files_that_do_not_fit(directory):

@@ -4,6 +4,7 @@ The worker is a real one, on a stub cluster in this process.
 """
 
 import json
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -282,6 +283,66 @@ def test_whole_numbers_that_have_lost_digits_already_are_refused(nasty):
     history = read_history(nasty / "csv" / "history.csv", NASTY).astype({"id": "float64"})
     with pytest.raises(TableError, match=r"`id` holds whole numbers beyond 2\^53 as floats"):
         list(rows_as_json(history, NASTY.schema_, "the history"))
+
+
+KEYED = parse_job(
+    """\
+job: keyed
+events: e
+schema: {i: int, d: float}
+lookups:
+  one: {map: one, key: i, fields: {x: int}}
+  real: {map: real, key: d, fields: {x: int}}
+  both: {map: both, key: [i, d], fields: {x: int}}
+features: {one: one.x, real: real.x, both: both.x}
+model: m
+results: r
+""",
+    "test",
+)
+KEYS = [(1, "2"), (2, "1.50"), (2**53 + 1, "9007199254740993"), (3, "100000000000000000000"), (4, "-0")]
+
+
+def keyed_tables(how):
+    for name, columns in (("one", "i"), ("real", "d"), ("both", "id")):
+        # A single key is a whole number of 64 bits.
+        rows = [row for row in KEYS if name != "real" or row[1] not in ("1.50", KEYS[3][1])]
+        made = {"i": [how(str(row[0])) for row in rows], "d": [how(row[1]) for row in rows]}
+        frame = pd.DataFrame({column: pd.Series(made[column], dtype=object) for column in columns})
+        yield name, frame.assign(x=[KEYS.index(row) for row in rows])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [str, Decimal, lambda text: np.int64(text) if text.isdecimal() and len(text) < 20 else float(text)],
+    ids=["csv", "decimal", "numpy"],
+)
+def test_keys_are_the_same_numbers_however_a_table_holds_them(tmp_path, how):
+    for name, frame in keyed_tables(how):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    lookups = tmp_path if how is str else dict(keyed_tables(how))
+    history = pd.DataFrame({"i": [row[0] for row in KEYS], "d": [float(row[1]) for row in KEYS]})
+
+    matrix = offline_matrix(KEYED, history, lookups)
+
+    every = np.arange(5.0)
+    wanted = np.stack([every, np.where(np.isin(every, [1, 3]), np.nan, every), every], axis=1)
+    np.testing.assert_array_equal(matrix.values, wanted)
+    frames = {name: read_lookup(tmp_path / f"{name}.csv", KEYED, name) for name in KEYED.lookups}
+    for name, frame in frames.items():
+        target = _lookup_target(KEYED, name)
+        file = TableFile(
+            tmp_path / f"{name}.csv", target.key, separator=target.separator, kinds=target.kinds, parts=target.parts
+        )
+        assert [row.key for row in file.rows()] == [key for key, _ in lookup_entries(frame, KEYED, name)]
+
+
+@pytest.mark.parametrize("value", ["x", "1.5", True, Decimal("1.5"), 2**63, b"1"])
+def test_what_cannot_be_a_key_is_refused_and_not_dropped(value):
+    frame = pd.DataFrame({"i": pd.Series([1, None, value], dtype=object), "x": 0})
+    with pytest.raises(TableError, match=r"`i`, row 3: `.*` cannot be a key of the lookup"):
+        lookup_entries(frame, KEYED, "one")
+    assert [key for key, _ in lookup_entries(frame, KEYED, "one", skip_bad=True)] == [1]
 
 
 @pytest.mark.parametrize(
