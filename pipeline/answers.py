@@ -15,8 +15,9 @@ from hazelcast.errors import HazelcastError
 from pipeline.errors import GridError, NoResultError
 from pipeline.grid.journal import Journal
 from pipeline.grid.writer import MapWriter
-from pipeline.outcomes import Outcomes, sequence_of
+from pipeline.outcomes import Outcomes
 from pipeline.results import Result
+from pipeline.sequences import sequences_of
 from pipeline.texts import count_text
 from pipeline.worker.room import RingReaders
 
@@ -142,7 +143,7 @@ class Answers:
 
     async def _sequence(self, key: Any, data: bytes, text: bytes) -> int:
         """Sequence of the newest entry that is this event; it has been put."""
-        sequence = await sequence_of(self._grid, self._producer.map_name, data, text)
+        [sequence] = await sequences_of(self._grid, self._producer.map_name, [(data, text)])
         if sequence is None:
             raise NoResultError(
                 f"The event `{key}` was put into `{self._producer.map_name}`, and overwritten in its journal at once.",

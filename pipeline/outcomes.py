@@ -19,11 +19,11 @@ from pipeline.errors import EventRejectedError, GridError, GridscoreError, Journ
 from pipeline.follower import Follower
 from pipeline.grid import transport
 from pipeline.grid.copies import Fetcher
-from pipeline.grid.journal import Journal
 from pipeline.grid.writer import partition_of
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED
 from pipeline.results import listen
+from pipeline.sequences import READ_BYTES, sequences_of
 from pipeline.worker.dead_letters import decode, letter_id, map_of, value_of
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from pipeline.worker.reader import Arrival
 
 _log = logging.getLogger(__name__)
-
-_LOOK_BACK = (16, 1_024)
-"""How many of the newest entries of a partition are looked through for an event that was just put."""
 
 _JOBS_SECONDS = 5.0
 """For how long the list of jobs is believed."""
@@ -235,7 +232,8 @@ class Outcomes:
         data = transport.key_data(self._grid.client, key)
         for events in {record.job.events for record in await self.jobs()}:
             for _, text in await Fetcher(self._grid, events).fetch([key]):
-                sequence = await sequence_of(self._grid, events, data, text)
+                entry, limit = (data, bytes(text)), READ_BYTES + 4 * len(text)
+                [sequence] = await sequences_of(self._grid, events, [entry], limit)
                 if sequence is not None and sequence > after:
                     found = await self.rejection(data, text, sequence, events)
                     if found is not None:
@@ -343,36 +341,3 @@ class Outcomes:
 
 def _rejected(letter: DeadLetter, name: str) -> EventRejectedError:
     return EventRejectedError(letter.key, letter.job, letter.stage, letter.error, name)
-
-
-async def sequence_of(grid: Grid, events: str, key: bytes, text: bytes) -> int | None:
-    """Sequence of the newest entry of a journal that is this event, which has been put; None if it is overwritten.
-
-    Args:
-        grid: The connection.
-        events: The event map.
-        key: Serialized.
-        text: Of the event.
-
-    Raises:
-        JournalMissingError: The map has no journal.
-        GridError: The cluster did not answer.
-    """
-    partition, journal = partition_of(key, grid.partition_count), Journal(grid, events)
-    try:
-        oldest, newest = await journal.bounds(partition)
-        for count in _LOOK_BACK:
-            found, position = None, max(oldest, newest + 1 - count)
-            while position <= newest:
-                page = await journal.read(partition, position, count)
-                if page is None:
-                    break
-                for sequence, its_key, its_text in zip(page.sequences, page.keys, page.values, strict=True):
-                    if its_key == key and its_text == text:
-                        found = sequence
-                position = page.next
-            if found is not None:
-                return found
-    except HazelcastError as error:
-        raise GridError(f"The journal of `{events}` could not be read: {error}") from error
-    return None

@@ -30,6 +30,9 @@ _T = TypeVar("_T")
 
 DEFAULT_ADDRESS = "127.0.0.1:5701"
 
+SEARCHES = 4
+"""Reads that may be under way at once of those that look for events which were just put."""
+
 
 class Grid:
     """A connected client. Use it from the event loop that made it, as an asynchronous context manager.
@@ -46,6 +49,7 @@ class Grid:
         self.settings = settings
         self.name: str = client.name
         self.parked_reads: dict[Any, Any] = {}  # of journals, see `journal`
+        self.searches = asyncio.Semaphore(SEARCHES)  # of journals, see `sequences`
         self.clock: Callable[[], float] = time.monotonic
         self.bad_records = BadRecords()
         self._maps: dict[str, Any] = {}

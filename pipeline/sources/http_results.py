@@ -6,13 +6,16 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
+from hazelcast.errors import HazelcastError
 
+from pipeline.errors import GridError
 from pipeline.grid import transport
 from pipeline.grid.copies import Fetcher
-from pipeline.outcomes import Outcomes, sequence_of
+from pipeline.outcomes import Outcomes
+from pipeline.sequences import READ_BYTES, sequences_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from pipeline.grid import Grid
 
@@ -80,17 +83,17 @@ class ResultFinder:
     async def places(self, map_name: str, entries: Iterable[tuple[str, bytes]]) -> list[int | None]:
         """For each event that has been put: the sequence that its result, or that of a later event, is greater than.
 
-        None stands for those that are not found, for instance as they are overwritten in the journal already.
+        None stands for those that are not found: overwritten in the journal already, or behind more than is read for a
+        request.
         """
-        looks = (
-            sequence_of(self._grid, map_name, transport.key_data(self._grid.client, k), text) for k, text in entries
-        )
+        serialized = [(transport.key_data(self._grid.client, key), text) for key, text in entries]
+        limit = READ_BYTES + 4 * sum(len(text) for _, text in serialized)
         try:
             async with asyncio.timeout(PLACE_SECONDS):
-                found: Sequence[int | BaseException | None] = await asyncio.gather(*looks, return_exceptions=True)
-        except TimeoutError:
+                found = await sequences_of(self._grid, map_name, serialized, limit)
+        except (TimeoutError, HazelcastError, GridError):
             return []
-        return [each - 1 if isinstance(each, int) else None for each in found]
+        return [None if each is None else each - 1 for each in found]
 
     def close(self) -> None:
         """Read no more; those who wait get an error."""
