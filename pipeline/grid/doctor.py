@@ -391,13 +391,20 @@ async def _sql(grid: Grid) -> Finding:
             async for _ in result:
                 pass
     except HazelcastError as error:
-        text = " ".join(str(error).split())
-        advice = (
-            "Set `jet: {enabled: true}` in the members' hazelcast.yaml."
-            if "jet" in text.lower()
-            else "Put hazelcast-sql on the members' class path."
-        )
-        return Finding(
-            Level.WARN, "SQL", f"not available: {text}", f"{advice} Scoring works without it; queries do not."
-        )
+        return _without_sql(" ".join(str(error).split()))
     return Finding(Level.OK, "SQL", "answers")
+
+
+def _without_sql(text: str) -> Finding:
+    """What the error of a query that reads nothing means."""
+    said = text.lower()
+    if "hazelcast-sql" in said:
+        advice = "Put hazelcast-sql on the members' class path."
+    elif "jet" in said and "disabled" in said:
+        advice = "Set `jet: {enabled: true}` in the members' hazelcast.yaml."
+    else:
+        advice = (
+            "SQL is there, but a member failed to answer `SELECT 1`: see its log, and its heap in `gridscore status`."
+        )
+        return Finding(Level.WARN, "SQL", f"failed: {text}", advice)
+    return Finding(Level.WARN, "SQL", f"not available: {text}", f"{advice} Scoring works without it; queries do not.")

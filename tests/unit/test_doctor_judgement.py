@@ -123,3 +123,22 @@ def test_members_that_do_not_tell_are_named():
     (finding,) = doctor._agreement([MemberReport("a:1", refusal="no answer")])
     assert finding.level is Level.WARN
     assert "a:1 does not tell its configuration: no answer" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("said", "detail", "advice"),
+    [
+        (
+            "Cannot execute SQL query because hazelcast-sql is not in the classpath.",
+            "not available",
+            "Put hazelcast-sql",
+        ),
+        ("The Jet engine is disabled.", "not available", "Set `jet: {enabled: true}`"),
+        ("com.hazelcast.jet.JetException: java.lang.OutOfMemoryError: Java heap space", "failed", "see its log"),
+    ],
+)
+def test_sql_is_blamed_only_for_what_it_says(said, detail, advice):
+    found = doctor._without_sql(said)
+    assert found.detail == f"{detail}: {said}"
+    assert advice in found.advice
+    assert ("queries do not" in found.advice) == (detail == "not available")
