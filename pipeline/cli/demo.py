@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.options import ClusterName, Json, SettingsFile, grid_settings
-from pipeline.cli.output import console, errors, print_json, run
+from pipeline.cli.output import console, errors, print_json, print_selection, run, selection
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.demo.report import Report
+    from pipeline.grid import GridSettings
 
 MAX_MEMBERS = 16
 
@@ -73,14 +74,19 @@ def demo(
 
     reports: list[Report] = []
 
-    def show(report: Report) -> None:
+    def say_next(grid: GridSettings | None) -> None:
+        print_next(screen, own_cluster=own, running=keep_running)
+        if grid is not None:  # other commands may find another one, or none
+            print_selection(screen, selection(grid.members, grid.cluster_name))
+
+    def show(report: Report, grid: GridSettings) -> None:
         reports.append(report)
         if as_json:
             print_json(report.to_json())
         else:
             print_summary(screen, report)
         if keep_running:
-            print_next(screen, own_cluster=options.settings is None, running=True)
+            say_next(grid)
 
     try:
         report = run_demo(options, screen, run, show)
@@ -91,4 +97,4 @@ def demo(
     if report.problems:
         raise typer.Exit(1)
     if not keep_running:
-        print_next(screen, own_cluster=options.settings is None, running=False)
+        say_next(options.settings)

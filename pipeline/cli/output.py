@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -169,6 +170,17 @@ def _cell(value: Any, length: int | None = None) -> str:
 def _spelled(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def selection(members: Sequence[str], cluster_name: str) -> dict[str, str]:
+    """The environment in which other commands find a cluster."""
+    return {"GRIDSCORE_MEMBERS": ",".join(members), "GRIDSCORE_CLUSTER_NAME": cluster_name}
+
+
+def print_selection(screen: Console, environment: Mapping[str, str]) -> None:
+    """Print what makes other commands find a cluster, ready to be pasted."""
+    exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    screen.print(f"Selected by [bold]export {safe(exports)}[/]", highlight=False, soft_wrap=True)
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import threading
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from pipeline.cli.output import console, errors, print_json, safe, visible
+from pipeline.cli.output import console, errors, print_json, print_selection, safe, selection, visible
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,18 +52,23 @@ def up(
     """Run a Hazelcast cluster on this machine until Ctrl-C. It needs no Java, Maven or Docker.
 
     Other commands on this machine find it. If it runs already, the command says where, and ends; one of another
-    --cluster-name is started beside it, and is selected by the environment variables that are printed.
+    --cluster-name is started beside it, and is selected by that name, or the environment variables that are printed.
 
     Example: [bold]gridscore up --members 3 --heap 512m[/]
     """
     from pipeline.errors import MemberError
     from pipeline.grid.artifacts import DEFAULT_VERSION
-    from pipeline.grid.member import Cluster, running_cluster
+    from pipeline.grid.member import Cluster, config_identity, running_cluster
 
-    asked = {"members": members, "port": port, "heap": heap, "version": version, "config": config, "kafka": kafka}
-    running = running_cluster()
-    beside = bool(running and cluster_name and cluster_name != running["cluster_name"])
-    if running and not beside:
+    asked = {
+        "members": members,
+        "port": port,
+        "heap": heap,
+        "version": version,
+        "config": config_identity(config),
+        "kafka": kafka,
+    }
+    if running := running_cluster(cluster_name):
         _refuse_another(running, asked)
         _report(running, as_json=as_json, already=True)
         return
@@ -86,11 +90,11 @@ def up(
                     config=config,
                     kafka=kafka,
                     on_progress=progress,
-                    register=not beside,
+                    register=True,
                 )
         except MemberError:
             # Two commands at the same moment: the other one was first.
-            if not beside and (running := running_cluster()):
+            if running := running_cluster(cluster_name):
                 _refuse_another(running, asked)
                 _report(running, as_json=as_json, already=True)
                 return
@@ -108,6 +112,8 @@ def _refuse_another(running: dict[str, Any], asked: dict[str, Any]) -> None:
         "port": int(running["members"][0].rpartition(":")[2]),
         "heap": running["heap"],
         "version": running["version"],
+        "config": running.get("config"),
+        "kafka": running.get("kafka"),
     }
     other = [f"--{name}" for name, value in asked.items() if value and value != is_so.get(name)]
     if other:
@@ -165,7 +171,7 @@ class _Interrupted(BaseException):
 
 
 def _report(state: dict[str, Any], *, as_json: bool, already: bool) -> None:
-    environment = {"GRIDSCORE_MEMBERS": ",".join(state["members"]), "GRIDSCORE_CLUSTER_NAME": state["cluster_name"]}
+    environment = selection(state["members"], state["cluster_name"])
     if as_json:
         print_json({**state, "already_running": already, "environment": environment})
         return
@@ -177,8 +183,7 @@ def _report(state: dict[str, Any], *, as_json: bool, already: bool) -> None:
         console.print(f"{what} is up: {count} {'member' if count == 1 else 'members'}", highlight=False)
     for address, log in zip(state["members"], state["log_files"], strict=True):
         console.print(f"  [bold]{safe(address)}[/]  {safe(log)}", highlight=False, soft_wrap=True)
-    exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-    console.print(f"Selected by [bold]export {safe(exports)}[/]", highlight=False, soft_wrap=True)
+    print_selection(console, environment)
     console.print(
         "Next, in another terminal: [bold]gridscore doctor[/] checks the cluster, [bold]gridscore submit JOB[/] scores "
         "your events.",

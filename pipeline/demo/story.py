@@ -88,7 +88,7 @@ def run_demo(
     options: DemoOptions,
     console: Console,
     run: Callable[[Coroutine[Any, Any, Any]], Any],
-    on_report: Callable[[Report], None],
+    on_report: Callable[[Report, GridSettings], None],
 ) -> Report:
     """Tell the whole story; whatever way it ends, no process of it is left.
 
@@ -96,7 +96,7 @@ def run_demo(
         options: What was chosen.
         console: Where to tell it.
         run: What runs a coroutine, as `asyncio.run` does.
-        on_report: Given the report before a cluster that is kept running waits for its end.
+        on_report: Given the report, and where the cluster is, before one that is kept running waits for its end.
 
     Raises:
         UsageError: The packages of the extra are missing.
@@ -108,8 +108,8 @@ def run_demo(
     try:
         with interruptible():
             story = _Story(options, console, stack)
-            report = story.tell(run)
-            on_report(report)
+            report, settings = story.tell(run)
+            on_report(report, settings)
             if options.keep_running:
                 story.wait()
             return report
@@ -128,7 +128,7 @@ class _Story:
         self._cluster: Cluster | None = None
         self._worker: LeashedProcess | None = None
 
-    def tell(self, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> Report:
+    def tell(self, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> tuple[Report, GridSettings]:
         options, step = self._options, self._step
         folder = example_folder(EXAMPLE)
         job = load_job(folder / "job.yaml")
@@ -157,7 +157,7 @@ class _Story:
             summary = options.output / f"{EXAMPLE}.json"
             summary.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
             at.done(f"Plot in {plot}, these figures in {summary}")
-        return report
+        return report, settings
 
     def wait(self) -> None:
         """Keep everything running until a signal, or until it ends by itself."""

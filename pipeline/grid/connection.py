@@ -187,10 +187,11 @@ def or_local_cluster(settings: GridSettings) -> GridSettings:
         return settings
     from pipeline.grid.member import running_cluster
 
-    local = running_cluster()
+    named = "cluster_name" in settings.model_fields_set
+    local = (running_cluster(settings.cluster_name) if named else None) or running_cluster()
     if local is None:
         return settings
-    names = {} if "cluster_name" in settings.model_fields_set else {"cluster_name": local["cluster_name"]}
+    names = {} if named else {"cluster_name": local["cluster_name"]}
     return settings.model_copy(update={"members": list(local["members"]), **names})
 
 

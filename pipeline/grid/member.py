@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from pipeline.grid.template import load_template, template_cluster_name
 _OVERHEAD_BYTES = 256 << 20
 _KEPT_LOG_FOLDERS = 5
 _PORT_ATTEMPTS = 5
+_STATE = "cluster.json"
 
 Progress = Callable[[str], None]
 
@@ -45,10 +47,11 @@ class Cluster:
         version: Hazelcast's version.
     """
 
-    def __init__(self, launch: Launch, folder: Path, *, registered: bool) -> None:
+    def __init__(self, launch: Launch, folder: Path, state_file: Path | None, made_of: dict[str, Any]) -> None:
         self._launch = launch
         self._folder = folder
-        self._registered = registered
+        self._state_file = state_file
+        self._made_of = made_of
         self._stop_lock = threading.Lock()
         self._stopped = False
         self.cluster_name = launch.cluster_name
@@ -81,7 +84,8 @@ class Cluster:
             cluster_name: None: the configuration's if it is registered, else a random one.
             version: Hazelcast's version.
             config: A member configuration in YAML to adjust and use instead of ours.
-            register: Whether :func:`running_cluster` finds it; there is at most one that is.
+            register: Whether :func:`running_cluster` finds it. The first is this machine's; one with another
+                `cluster_name` is found by that.
             extras: What the members run with besides what every member has.
             kafka: Whether they get the Kafka connector, so that their SQL can read topics.
             on_progress: Called with a line for people as the start goes on.
@@ -102,7 +106,7 @@ class Cluster:
         java = java_executable()
         jars = member_jars(version, progress, kafka=kafka)
         with _registration() if register else contextlib.nullcontext():
-            if register and (running := running_cluster()):
+            if register and (running := running_cluster(cluster_name)):
                 raise MemberError(
                     f"Cluster `{running['cluster_name']}` already runs here, at {', '.join(running['members'])}.",
                     f"Use it, or stop it: Ctrl-C where it was started, or end process {running['owner']['pid']}.",
@@ -129,9 +133,9 @@ class Cluster:
                     # Somebody was faster between our look and the member's bind.
                     if port or attempt == _PORT_ATTEMPTS - 1:
                         raise
-            cluster = cls(launch, folder, registered=register)
-            if register:
-                cluster._write_state()
+            state_file = _state_file(name if running_cluster() else None) if register else None
+            cluster = cls(launch, folder, state_file, {"kafka": kafka, "config": config_identity(config)})
+            cluster._write_state()
         return cluster
 
     @property
@@ -161,8 +165,7 @@ class Cluster:
         """
         self._launch.start(index)
         self._launch.wait_for({index}, expected=sum(self.alive))
-        if self._registered:
-            self._write_state()
+        self._write_state()
 
     def stop(self) -> None:
         """Stop all members and wait until they are gone. A second call does nothing."""
@@ -171,11 +174,11 @@ class Cluster:
                 return
             self._stopped = True
             self._launch.close()
-            if self._registered:
+            if self._state_file is not None:
                 with contextlib.suppress(OSError):
-                    state = _read_state()
+                    state = _read_state(self._state_file)
                     if state and state["guard"]["pid"] == self._launch.guard_pid:
-                        _state_file().unlink()
+                        self._state_file.unlink()
             else:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -192,6 +195,7 @@ class Cluster:
             "cluster_name": self.cluster_name,
             "version": self.version,
             "heap": self.heap,
+            **self._made_of,
             "pids": self.pids,
             "owner": _identity(os.getpid()),
             "guard": _identity(self._launch.guard_pid),
@@ -200,22 +204,39 @@ class Cluster:
         }
 
     def _write_state(self) -> None:
-        temporary = _state_file().with_suffix(".new")
+        if self._state_file is None:
+            return
+        temporary = self._state_file.with_suffix(".new")
         temporary.write_text(json.dumps(self.state(), indent=1), encoding="utf-8")
-        temporary.replace(_state_file())
+        temporary.replace(self._state_file)
 
 
-def running_cluster() -> dict[str, Any] | None:
-    """The cluster that was registered on this machine and still runs, or None.
+def running_cluster(name: str | None = None) -> dict[str, Any] | None:
+    """A cluster that was registered on this machine and still runs, or None.
+
+    Args:
+        name: Of the cluster; None: the one that commands find that name none.
 
     Returns:
-        `members` (addresses), `cluster_name`, `version`, `heap`, `pids`, `owner` and `guard` (each `pid` and
-        `create_time`), `log_files`, `started_at`.
+        `members` (addresses), `cluster_name`, `version`, `heap`, `kafka`, `config` (see :func:`config_identity`),
+        `pids`, `owner` and `guard` (each `pid` and `create_time`), `log_files`, `started_at`.
     """
-    state = _read_state()
-    if state is None or not _is_alive(state["guard"]):
-        return None  # what is left of one that was killed together with its guard; the next start replaces it
-    return state if any(psutil.pid_exists(pid) for pid in state["pids"]) else None
+    found = _running(_state_file())
+    if name is None or (found and found["cluster_name"] == name):
+        return found
+    found = _running(_state_file(name))
+    return found if found and found["cluster_name"] == name else None
+
+
+def config_identity(config: Path | None) -> str | None:
+    """What tells a member configuration from another: its file and what it says; None for that of Gridscore."""
+    if config is None:
+        return None
+    try:
+        content = config.read_bytes()
+    except OSError:
+        content = b""
+    return f"{config.resolve()} {hashlib.blake2b(content, digest_size=8).hexdigest()}"
 
 
 def parse_heap(text: str) -> int:
@@ -249,16 +270,25 @@ def _home() -> Path:
     return Path(named) if named else platformdirs.user_state_path("gridscore")
 
 
-def _state_file() -> Path:
-    return _home() / "cluster.json"
+def _state_file(name: str | None = None) -> Path:
+    """Of this machine's cluster, or of one beside it."""
+    return _home() / (f"cluster-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.json" if name else _STATE)
 
 
-def _read_state() -> dict[str, Any] | None:
+def _read_state(file: Path) -> dict[str, Any] | None:
     try:
-        state = json.loads(_state_file().read_text(encoding="utf-8"))
+        state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return state if isinstance(state, dict) and {"members", "owner", "guard", "pids"} <= state.keys() else None
+    known = {"members", "cluster_name", "owner", "guard", "pids", "log_files"}
+    return state if isinstance(state, dict) and known <= state.keys() else None
+
+
+def _running(file: Path) -> dict[str, Any] | None:
+    state = _read_state(file)
+    if state is None or not _is_alive(state["guard"]):
+        return None  # what is left of one that was killed together with its guard; the next start replaces it
+    return state if any(psutil.pid_exists(pid) for pid in state["pids"]) else None
 
 
 @contextlib.contextmanager
@@ -284,7 +314,15 @@ def _registration() -> Any:
 def _log_folder(cluster_name: str) -> Path:
     logs = _home() / "logs"
     logs.mkdir(exist_ok=True)
-    for old in sorted(path for path in logs.iterdir() if path.is_dir())[: -_KEPT_LOG_FOLDERS + 1]:
+    in_use = {
+        Path(log).parent
+        for file in _home().glob("cluster*.json")
+        if (state := _running(file))
+        for log in state["log_files"]
+    }
+    for old in sorted(path for path in logs.iterdir() if path.is_dir() and path not in in_use)[
+        : -_KEPT_LOG_FOLDERS + 1
+    ]:
         shutil.rmtree(old, ignore_errors=True)
     safe_name = re.sub(r"[^\w.-]", "_", cluster_name)
     folder = logs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{safe_name}-{secrets.token_hex(2)}"

@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from pipeline.errors import MemberError
+from pipeline.grid import GridSettings, ports
 from pipeline.grid import member as member_module
-from pipeline.grid import ports
+from pipeline.grid.connection import or_local_cluster
 from pipeline.grid.member import Cluster, running_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,11 +281,32 @@ def test_up_beside_another_cluster_starts_one_or_says_why_not(unused_tcp_port):
             with connected_to(second["environment"]) as client:
                 assert len(client.cluster_service.get_members()) == 1
             assert running_cluster()["pids"] == first["pids"]
+            # It is found by its name, by the same command and by all others
+            with started_up("--cluster-name", "second", "--port", str(unused_tcp_port)) as (again, found):
+                assert (found["already_running"], found["pids"]) == (True, second["pids"])
+                assert again.wait(10) == 0
+            found = or_local_cluster(GridSettings(cluster_name="second"))
+            assert (found.members, found.cluster_name) == (second["members"], "second")
+        wait_until_gone([*second["pids"], second["guard"]["pid"]])
+        assert running_cluster("second") is None
         for other in (["--port", str(unused_tcp_port)], ["--members", "2"], ["--version", "5.7.0"]):
             with child("-c", UP, *other, stderr=subprocess.PIPE) as process:
                 _, said = process.communicate(timeout=30)
                 assert process.returncode == 1
                 assert f"Cluster `first` already runs here, at {first['members'][0]}; {other[0]} cannot" in said
+
+
+def test_up_with_the_same_configuration_finds_what_it_started(tmp_path):
+    config = tmp_path / "hazelcast.yaml"
+    config.write_text("hazelcast:\n  cluster-name: mine\n")
+    with started_up("--config", str(config)) as (_, first):
+        with started_up("--config", str(config)) as (second, found):
+            assert (found["already_running"], found["pids"]) == (True, first["pids"])
+            assert second.wait(10) == 0
+        config.write_text("hazelcast:\n  cluster-name: mine\n  properties: {}\n")
+        with child("-c", UP, "--config", str(config), stderr=subprocess.PIPE) as process:
+            _, said = process.communicate(timeout=30)
+        assert "--config cannot change that" in said
 
 
 def test_up_that_was_killed_is_not_found_and_does_not_hinder_the_next():

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import yaml
 
+from pipeline.cli.up import _refuse_another
 from pipeline.errors import MemberError, UsageError
 from pipeline.grid import member, ports
 from pipeline.grid.launch import death
@@ -131,12 +132,29 @@ def test_a_broken_state_file_is_no_cluster(content):
 def test_a_state_whose_process_number_was_given_to_another_is_no_cluster():
     member._home().mkdir(exist_ok=True)
     create_time = psutil.Process().create_time()
-    state = {"members": ["127.0.0.1:1"], "owner": {}, "pids": [os.getpid()]}
+    state = {
+        "members": ["127.0.0.1:1"],
+        "cluster_name": "dev",
+        "owner": {},
+        "pids": [os.getpid()],
+        "log_files": [],
+    }
     for created, found in ((create_time, True), (create_time - 100, False)):
         text = json.dumps(state | {"guard": {"pid": os.getpid(), "create_time": created}})
         member._state_file().write_text(text, encoding="utf-8")
         assert (running_cluster() is not None) is found
     member._state_file().unlink()
+
+
+def test_up_beside_a_cluster_of_the_same_kind_finds_it(tmp_path):
+    config = tmp_path / "hazelcast.yaml"
+    config.write_text("hazelcast: {}")
+    identity = member.config_identity(config)
+    runs = {"members": ["127.0.0.1:5701"], "heap": "1g", "version": "5.6.0", "cluster_name": "dev", "owner": {"pid": 1}}
+    _refuse_another({**runs, "kafka": True, "config": identity}, {"kafka": True, "config": identity})
+    for state in ({}, {"kafka": False, "config": None}):
+        with pytest.raises(UsageError, match="--kafka, --config cannot change that"):
+            _refuse_another({**runs, **state}, {"kafka": True, "config": identity})
 
 
 def test_a_home_that_is_a_file_is_told(monkeypatch, tmp_path):
