@@ -1,7 +1,8 @@
 """Places of the HTTP source: how many may be connected, and who goes first when there is no room for others.
 
 Connections without a request take no place of a request, and the one that has been silent for longest is closed to make
-room. So is a request whose body brings nothing any more. Only then is anybody refused.
+room. So is a request whose body brings nothing any more, or whose answer nobody reads. Only then is anybody
+refused.
 """
 
 from __future__ import annotations
@@ -97,8 +98,15 @@ class Places:
                 each.receiving[connection] = _now()
                 each.receiving.move_to_end(connection)
 
+    def stalled(self, connection: Connection) -> None:
+        """An answer is not being read: its connection counts as slow from now on."""
+        for each in self._lists(connection):
+            each.silent.pop(connection, None)
+            each.receiving[connection] = _now()
+            each.receiving.move_to_end(connection)
+
     def received(self, connection: Connection) -> None:
-        """A request is whole."""
+        """A request is whole, or an answer was read."""
         for each in self._lists(connection):
             each.receiving.pop(connection, None)
 

@@ -1,7 +1,7 @@
-"""What a connection may do before there is a request: how long a head may take, and how large it may be.
+"""What a connection may do around its requests, and for how long: heads, requests at once, answers that nobody reads.
 
-uvicorn bounds neither with httptools. Without a bound, connections that say nothing hold the places of all others for
-ever, and a header without an end fills the memory.
+uvicorn bounds none of it with httptools. Without a bound, connections that say or read nothing hold the places of all
+others for ever, and a header without an end fills the memory.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from pipeline.sources.http_places import Places
 
 # Of uvicorn's own messages only those about our faults: a stranger who sends nonsense must not fill the log.
@@ -26,6 +28,12 @@ HEAD_SECONDS = 10.0
 
 MAX_HEAD = 64 << 10
 """Bytes of a head, or of what follows the last chunk of a body; up to two reads of the socket more may be taken."""
+
+MAX_PIPELINED = 16
+"""Requests that may wait for the answer to the one before; their heads have `MAX_HEAD` bytes together."""
+
+STALLED_SECONDS = 10.0
+"""How long nobody may read anything of an answer until its connection is ended."""
 
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -59,6 +67,9 @@ class BoundedHeads(HttpToolsProtocol):
         self._reading_head = True
         self._moved = False  # whether the read under way has brought us on: a head has begun or ended, or body came
         self._silent = 0  # bytes since we came on
+        self._ahead = 0  # bytes of the heads of requests that wait
+        self._running: RequestResponseCycle | None = None  # uvicorn knows the one that came last only
+        self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
         """Somebody has connected: a head must follow."""
@@ -72,13 +83,29 @@ class BoundedHeads(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing follows any more."""
         self._expect_nothing()
+        if self._stalled is not None:
+            self._stalled.cancel()
         self._places.leave(self)
+        self._answer_nobody()
         super().connection_lost(exc)
 
     def close(self) -> None:
-        """Make room for another."""
-        if not self.transport.is_closing():
+        """Make room for another, also if nobody reads what was answered."""
+        if self.transport.get_write_buffer_size():
+            self._abort()
+        elif not self.transport.is_closing():
             self.transport.close()
+
+    def pause_writing(self) -> None:
+        """An answer is not being read as fast as it is written."""
+        super().pause_writing()
+        self._places.stalled(self)
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """It was read."""
+        super().resume_writing()
+        self._places.received(self)
 
     def data_received(self, data: bytes) -> None:
         """Take what has come, unless there is too much of what is neither a whole head nor a body."""
@@ -104,6 +131,11 @@ class BoundedHeads(HttpToolsProtocol):
         """A head is there."""
         self._moved, self._reading_head = True, False
         self._expect_nothing()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._ahead += len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if len(self.pipeline) >= MAX_PIPELINED or self._ahead > MAX_HEAD or self.transport.is_closing():
+                self._abort()
+                return
         app = self.app
         if not self._places.begin(self):
             self.app = _refuse
@@ -125,10 +157,42 @@ class BoundedHeads(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A request was answered: another one may follow, if it has not come already."""
         waits = bool(self.pipeline)
+        if not waits:
+            self._ahead = 0
+        if self.transport.get_write_buffer_size():
+            self._watch()
         super().on_response_complete()
         if not waits:
             self._places.end(self)
             self._expect_head()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _abort(self) -> None:
+        self._answer_nobody()
+        self.transport.abort()
+
+    def _answer_nobody(self) -> None:
+        """Let nothing be written any more: it could not be, and would be logged as a fault of ours."""
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _watch(self) -> None:
+        """End the connection when nothing of what is written is read any more."""
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(STALLED_SECONDS, self._look, self.transport.get_write_buffer_size())
+
+    def _look(self, before: int) -> None:
+        self._stalled = None
+        size = self.transport.get_write_buffer_size()
+        if size >= before:
+            self._abort()
+        elif size:
+            self._watch()
 
     def _expect_head(self) -> None:
         self._expect_nothing()

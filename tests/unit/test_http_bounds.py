@@ -131,3 +131,46 @@ async def test_a_token_may_have_any_letters():
     async with listening(token=token) as source, client(source) as http:
         right = {"Authorization": f"Bearer {token}".encode()}
         assert (await http.post("/events/events.x", json={}, headers=right)).status_code == 202
+
+
+SNIPPET = b"GET /gridscore.js HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def lost(source):
+    async with asyncio.timeout(20):
+        while source._places._all.count:
+            await asyncio.sleep(0.01)
+
+
+async def test_who_asks_much_at_once_and_reads_nothing_loses_the_connection(caplog):
+    async with listening() as source, connected(source) as (_, writer):
+        writer.write(SNIPPET * 1_000)
+        async with asyncio.timeout(20):
+            while not source._places._addresses:
+                await asyncio.sleep(0.001)
+        await lost(source)
+        assert not source._places._asking
+        assert "Traceback" not in caplog.text
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+async def test_a_few_requests_at_once_are_answered_in_turn():
+    async with listening() as source, connected(source) as (reader, writer):
+        writer.write(SNIPPET * 10 + SNIPPET.replace(b"Host: x", b"Connection: close"))
+        assert (await reader.read()).count(b"200 OK") == 11
+
+
+async def test_an_answer_that_nobody_reads_is_ended(monkeypatch, caplog):
+    monkeypatch.setattr(http_protocol, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 1_000.0)
+    async with listening() as source:
+        source._app._snippet = b"x" * (32 << 20)  # more than the buffers of the system take
+        async with connected(source) as (reader, writer):
+            reader._transport.pause_reading()
+            writer.write(SNIPPET * 2)
+            async with asyncio.timeout(20):
+                while not source._places._all.receiving:  # it is slow: the first to make room for others
+                    await asyncio.sleep(0.001)
+            await lost(source)
+            assert not source._places._asking
+    assert not [each for each in caplog.records if each.exc_info]
