@@ -210,7 +210,8 @@ def _lease(bad: BadRecord, count: int) -> LeaseRecord | None:
                 continue
     # Later than any that was counted from 1, as those of sinks are.
     epoch = kept["epoch"] + 1 if "epoch" in kept else int(time.time())
-    kept |= {"owner": "", "heir": "", "epoch": epoch, "renewals": kept.get("renewals", 0) + 1}
+    # The owner stays: it may be writing still, and is waited for as long as its lease would have run.
+    kept |= {"heir": "", "epoch": epoch, "renewals": kept.get("renewals", 0) + 1}
     if "offset" not in kept or "origin" not in kept:
         kept["origin"] = epoch
     return msgspec.structs.replace(NOBODY, **kept)
@@ -218,5 +219,5 @@ def _lease(bad: BadRecord, count: int) -> LeaseRecord | None:
 
 def _lease_means(lease: LeaseRecord) -> str:
     if lease.offset >= 0:
-        return f"the partition is free, and goes on at its committed offset, {lease.offset:,}."
+        return f"the partition goes on at its committed offset, {lease.offset:,}."
     return "its offset is lost: the partition begins where the job's or the sink's `start` says, or its last restart."

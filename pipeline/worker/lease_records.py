@@ -24,6 +24,8 @@ LEASES_MAP = "gridscore.leases"
 
 _JSON = -130
 _Sequence = Annotated[int, Meta(ge=0, lt=2**62)]
+_Epoch = Annotated[int, Meta(ge=0, lt=2**52)]
+"""Below what other counts may be, so that one more can still be written and read."""
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -47,7 +49,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     """
 
     owner: Word
-    epoch: Count
+    epoch: _Epoch
     offset: Annotated[int, Meta(ge=-1, lt=2**62)]
     deadline: Count
     renewals: Count

@@ -49,6 +49,9 @@ _NO_TEXT = bytes(4)
 CLAIM_SECONDS = 60.0
 """After so long a claim is free: whoever made it has died."""
 
+PUT_SECONDS = CLAIM_SECONDS / 2
+"""How long after its claim a process may still put an event: well before others take it for dead."""
+
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
@@ -119,6 +122,9 @@ class _Busy(NamedTuple):
     reason: str
 
 
+_LATE = _Busy("this process was held up for so long that somebody else may be putting it back; try again")
+
+
 class _Replayer:
     def __init__(self, grid: Grid, job: str, *, force: bool) -> None:
         self._grid = grid
@@ -141,8 +147,11 @@ class _Replayer:
                     text = f"`{self._job}` {what}" if value is None else f"{what}: it was not written by Gridscore"
                     strangers.append(Replayed(letter_id, refusal=text))
                     continue
-                by_key.setdefault((dead.map, dead.key_data or letter_id), []).append((dead.sequence, letter_id))
-        return [[letter_id for _, letter_id in sorted(chain)] for chain in by_key.values()], strangers
+                by_key.setdefault((dead.map, dead.key_data or letter_id), []).append(
+                    # By time: what a rescan found, or what a journal that began again holds, has no later sequence.
+                    (dead.at, dead.sequence, letter_id)
+                )
+        return [[letter_id for _, _, letter_id in sorted(chain)] for chain in by_key.values()], strangers
 
     async def run(self, chain: Sequence[str]) -> list[Replayed]:
         """Bring the dead letters of one key back, one after the other."""
@@ -165,13 +174,14 @@ class _Replayer:
         return done
 
     async def _replay(self, dead: DeadLetter, entry: _Entry, before: bytes | None) -> str | _Busy:
+        until = time.monotonic() + PUT_SECONDS
         if _is_claimed(dead):
             return _Busy("somebody else is putting it back; if they have died, it is free in a minute")
         claim = f"{int(time.time() * 1000)}-{uuid.uuid4().hex}"
         claimed = wire.json_data(encode(msgspec.structs.replace(dead, claim=claim)))
         if not await self._exchange(entry, claimed):
             return _Busy("somebody else is dealing with it; try again")
-        refusal = await _put(self._grid, dead, force=self._force, before=before)
+        refusal = await _put(self._grid, dead, force=self._force, before=before, until=until)
         entry = entry._replace(value=claimed)
         if refusal:
             await self._exchange(entry, wire.json_data(encode(msgspec.structs.replace(dead, claim=""))))
@@ -231,19 +241,23 @@ def _unfit(dead: DeadLetter) -> str:
     return ""
 
 
-async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | None) -> str | _Busy:
+async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | None, until: float) -> str | _Busy:
     """Put the event under its key, or in place of the older one that we have put there; returns why not, or nothing."""
     raw, key = dead.raw_bytes, dead.key_bytes
     partition = partition_of(key, grid.partition_count)
     writer = MapWriter(grid, dead.map)
     await writer.prepare()
     if force:
+        if time.monotonic() > until:
+            return _LATE
         await writer.put_partition(partition, [key], [raw], once=False)
         return ""
     for _ in range(_ATTEMPTS):
         now = (await values_of(grid, dead.map, partition, [key])).get(key)
         if now is not None and payload(now) not in (raw, before):
             return "a newer event has its key; --force would overwrite that"
+        if time.monotonic() > until:
+            return _LATE
         try:
             if await _compare_and_put(grid, dead.map, partition, key, now, raw):
                 return ""

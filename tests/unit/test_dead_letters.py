@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import time
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -278,6 +279,44 @@ async def test_what_a_dead_operator_has_begun_is_free_after_a_while(monkeypatch)
         monkeypatch.setattr(replay, "CLAIM_SECONDS", -1.0)
         assert await replayed(grid, [newer.id, older.id]) == {older.id: "", newer.id: ""}
         assert (await (await grid.map("events.x")).get("k")).loads() == {"v": 2}
+
+
+async def test_a_rescued_event_that_was_rejected_later_comes_back_later_whatever_its_sequence():
+    async with StubCluster() as cluster:
+        grid = await cluster.connect("user")
+        older = dead(grid, 10, key="k", raw=b'{"v":1}', at="2026-01-01T00:00:01.000Z")
+        newer = dead(grid, -1, key="k", raw=b'{"v":2}', at="2026-01-01T00:00:02.000Z")
+        await write(grid, [older, newer])
+        await MapWriter(grid, "events.x").put([("k", b'{"v":2}')])
+        done = {each.id: each.refusal async for each in replay.replay(grid, "test", [older.id, newer.id], of_job=False)}
+        assert "a newer event has its key" in done[older.id]
+        assert done[newer.id] == ""
+        assert (await (await grid.map("events.x")).get("k")).loads() == {"v": 2}
+
+
+async def test_who_was_held_up_longer_than_a_claim_lasts_puts_nothing(monkeypatch):
+    async with StubCluster() as cluster:
+        slow, quick = await cluster.connect("slow"), await cluster.connect("quick")
+        letter = source_letter(slow, 1, "k", b'{"v":1}')
+        await write(slow, [letter], "s")
+        puts, held, go_on, put = [], asyncio.Event(), asyncio.Event(), replay._put
+        cluster.on_change = lambda name, _partition, change: name == "events.x" and puts.append(change)
+
+        async def paused(grid, *arguments, **options):
+            if grid is slow:
+                held.set()
+                await go_on.wait()
+                options["until"] = time.monotonic() - 1.0  # as if it had been stopped for a minute
+            return await put(grid, *arguments, **options)
+
+        monkeypatch.setattr(replay, "_put", paused)
+        first = asyncio.create_task(replayed(slow, [letter.id]))
+        await held.wait()
+        monkeypatch.setattr(replay, "CLAIM_SECONDS", -1.0)
+        assert await replayed(quick, [letter.id]) == {letter.id: ""}
+        go_on.set()
+        assert "held up" in (await first)[letter.id]
+        assert len(puts) == 1
 
 
 async def test_an_event_that_fails_again_before_its_dead_letter_is_removed_keeps_it(monkeypatch):
