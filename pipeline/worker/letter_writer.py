@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_USUAL_BYTES, _PART = 1_024, 10
 COUNT_SECONDS = 2.0
 """Pause between two looks at the number of dead letters while there is no room; what was seen is old after that."""
 
@@ -214,9 +215,10 @@ class LetterWriter:
             self._weighed *= there / self._weight
             self._weight = there
         largest = max((len(each.text) for each in letters), default=1)
-        weight, weighed = self._weight + len(letters), self._weighed + sum(len(each.text) for each in letters)
+        # What others wrote is like ours if ours is a good part of it: one large letter says nothing of thousands.
+        mean = self._weighed / self._weight if self._weight and self._weight * _PART >= there else _USUAL_BYTES
         entries = self._limits.entries - there
-        size = self._limits.size - there * (weighed / weight if weight else 0.0)
+        size = self._limits.size - self._weighed - (there - self._weight) * mean
         share = min(1.0, max(0.0, self._share()))
         self._entries = max(0, math.ceil(entries * share))
         self._size = max(size * share, min(size, largest), 0.0)
@@ -226,7 +228,7 @@ class LetterWriter:
     def _why(self, there: int) -> str:
         if there >= self._limits.entries:
             return f"there are {there:,} dead letters, and may be {self._limits.entries:,} (max_dead_letters)"
-        return f"its dead letters fill {self._limits.size:,} bytes (max_dead_letter_bytes)"
+        return f"its {there:,} dead letters fill about {self._limits.size:,} bytes (max_dead_letter_bytes)"
 
 
 def _is_known(there: DeadLetter | None, dead: DeadLetter) -> bool:

@@ -281,6 +281,16 @@ async def test_what_a_dead_operator_has_begun_is_free_after_a_while(monkeypatch)
         assert (await (await grid.map("events.x")).get("k")).loads() == {"v": 2}
 
 
+async def test_one_large_letter_says_nothing_of_the_small_ones_of_others():
+    async with StubCluster() as cluster:
+        grid = await cluster.connect("user")
+        await write(grid, [dead(grid, number) for number in range(100)])
+        writer = LetterWriter(grid, "test", Limits(10_000, 64 << 20))
+        for number in range(3):
+            put = await writer.put([dead(grid, 1_000 + number, raw=bytes(1 << 20))])
+            assert (len(put.left), writer.full) == (0, "")
+
+
 async def test_a_rescued_event_that_was_rejected_later_comes_back_later_whatever_its_sequence():
     async with StubCluster() as cluster:
         grid = await cluster.connect("user")
