@@ -58,6 +58,10 @@ def check(parts: Parts) -> list[tuple[Path, str]]:
     ]
 
 
+MAX_OPERATIONS = 30_000
+"""Of all features together: a worker compiles them between two batches, and its leases must not run out meanwhile."""
+
+
 def compile_keys(lookup: Lookup, fields: Mapping[str, FieldType], broken: frozenset[str] = frozenset()) -> list[Node]:
     """The key expressions of a lookup.
 
@@ -145,6 +149,7 @@ def _check_features(parts: Parts) -> list[tuple[Path, str]]:
     lookups = {name: lookup.fields for name, lookup in parts.lookups.items()}
     names = list(parts.features)
     coded: set[str] = set()
+    operations = 0
     for position, (name, feature) in enumerate(parts.features.items()):
         if len(found) > MAX_PROBLEMS:
             break  # no more are shown, and each costs a search for what was meant
@@ -155,6 +160,9 @@ def _check_features(parts: Parts) -> list[tuple[Path, str]]:
         except ExpressionError as error:
             found.extend((path, line) for line in error.message.splitlines())
             continue
+        if (operations := operations + node.size) > MAX_OPERATIONS:
+            found.append((path, f"the features up to this one come to more than {MAX_OPERATIONS:,} operations"))
+            break
         if is_coded(node, coded):
             coded.add(name)
         if node.type == Type.STRING:

@@ -134,7 +134,7 @@ class _Replayer:
 
     async def chains(self, ids: Sequence[str]) -> tuple[list[list[str]], list[Replayed]]:
         """The dead letters of each key, the oldest first; and what is none."""
-        by_key: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        by_key: dict[tuple[str, str], list[tuple[str, int, str]]] = {}
         strangers = []
         for begin in range(0, len(ids), _AT_ONCE):
             some = ids[begin : begin + _AT_ONCE]

@@ -525,3 +525,9 @@ def test_whatever_is_set_wrongly_is_told_in_words():
 )  # fmt: skip
 def test_a_wrong_setting_is_told_in_one_sentence(line, said):
     assert f"line 28: {said}" in problems(changed("results: results.flights", f"results: results.flights\n{line}"))
+
+
+def test_the_features_of_a_job_are_bounded_together():
+    sums = "\n  ".join(f"f{n}: " + " + ".join(f"dep_delay * {k}" for k in range(94)) for n in range(200))
+    (found,) = problems(changed("temp: weather.temp", f"temp: weather.temp\n  {sums}"))
+    assert "the features up to this one come to more than 30,000 operations" in found
