@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from pipeline.grid.journal import Journal
 from pipeline.job import Job, JobRecord, Jobs, load_job
 from pipeline.job.life import ENDED, OVER
 from pipeline.job.release import Release
+from pipeline.models.version import early_stopping
 from pipeline.producer import Producer
 from pipeline.results import ResultStream, Start
 from pipeline.worker import Worker, rescan
@@ -211,7 +213,8 @@ class Client:
         """Put a model into the registry as its next version.
 
         Args:
-            model: An XGBoost `Booster`, or the path of one saved as JSON or UBJ.
+            model: An XGBoost `Booster`, or the path of one saved as JSON or UBJ. All its rounds score, and a warning
+                says so if early stopping found an earlier one the best.
             name: Of the model.
             alias: To point at the new version, `champion` for instance.
             metrics: What is known of its quality.
@@ -221,7 +224,7 @@ class Client:
             ModelError: It is not a model, or, with an alias, one that would not score as trained for a
                 submitted job that uses it.
         """
-        return await self.models.push(
+        version = await self.models.push(
             model,
             name,
             alias=alias,
@@ -229,6 +232,9 @@ class Client:
             jobs=await self.following(name, alias) if alias else None,
             allow_changed=allow_changed_features,
         )
+        if (text := early_stopping(version)) is not None:
+            warnings.warn(text, stacklevel=2)
+        return version
 
     async def promote_model(
         self, name: str, version: int, alias: str = "champion", *, allow_changed_features: bool = False

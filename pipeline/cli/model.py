@@ -293,12 +293,10 @@ async def _refuse_if_used(client: Any, name: str, version: int) -> None:
 
 
 def _early_stopping(version: ModelVersion) -> None:
-    if version.best_iteration is not None and version.best_iteration + 1 < version.rounds:
-        _say(
-            f"Early stopping found round {version.best_iteration + 1} of {version.rounds} the best. As Booster.predict "
-            f"does, scoring uses all; to push the best only: booster[: booster.best_iteration + 1].save_model(…)",
-            style="yellow",
-        )
+    from pipeline.models.version import early_stopping
+
+    if (text := early_stopping(version)) is not None:
+        _say(text, style="yellow")
 
 
 def _metrics(version: ModelVersion) -> str:

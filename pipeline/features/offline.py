@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from pipeline.errors import TableError
+from pipeline.errors import ModelError, TableError
 from pipeline.features.definitions import ATTRIBUTE, Attribute, Definitions, definitions_of
 from pipeline.features.events import EventDecoder
 from pipeline.features.lookup_table import LookupTable
@@ -73,8 +73,23 @@ class OfflineMatrix:
         return msgspec.json.encode(attribute).decode()
 
     def attach(self, booster: Any) -> None:
-        """Put names, categories and definitions into a Booster, so that they are saved with it and pushed with it."""
-        booster.feature_names = list(self.names)
+        """Put names, categories and definitions into a Booster, so that they are saved with it and pushed with it.
+
+        Raises:
+            ModelError: It was trained on other features, or on these in another order.
+        """
+        names = booster.feature_names
+        if names is None:
+            booster.feature_names = list(self.names)
+        elif names != list(self.names):
+            same = set(names) == set(self.names) and len(names) == len(self.names)
+            raise ModelError(
+                "The model was trained on these features in another order."
+                if same
+                else f"The model was trained on other features: {', '.join(names[:10])}{', …' * (len(names) > 10)}.",
+                "Attach the matrix that it was trained on; its columns are "
+                f"{', '.join(self.names[:10])}{', …' * (len(self.names) > 10)}.",
+            )
         booster.set_attr(**{ATTRIBUTE: self.attribute})
 
     def to_parquet(self, path: Path | str) -> None:
@@ -291,9 +306,14 @@ def _learn(
         report(done)
     # Numbers by their size, text by the alphabet.
     return {
-        name: tuple(sorted((text for text in found[name] if text is not None), key=float if numeric else str))
+        name: tuple(sorted((text for text in found[name] if text is not None), key=_by_size if numeric else str))
         for name, (_, numeric) in slots.items()
     }
+
+
+def _by_size(text: str) -> tuple[float, str]:
+    """Beyond 2^53, one float stands for several numbers."""
+    return float(text), text
 
 
 def _parquet_attribute(path: Path) -> str:

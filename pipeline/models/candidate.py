@@ -110,7 +110,8 @@ def read_model(model: Any) -> tuple[bytes, str]:
         model: A path, bytes, a Booster, or an estimator of `xgboost.sklearn`.
 
     Raises:
-        ModelError: There is no such file, it is too large, or this is not a model at all.
+        ModelError: There is no such file, it is too large, this is not a model at all, or is an estimator that takes
+            another number than NaN for missing.
     """
     if isinstance(model, bytes | bytearray | memoryview):
         return bytes(model), "The model"
@@ -128,6 +129,11 @@ def read_model(model: Any) -> tuple[bytes, str]:
             raise ModelError(f"{path} cannot be read: {error.strerror}.", SAVE_HINT) from None
     import xgboost
 
+    if isinstance(model, xgboost.XGBModel) and model.missing is not None and not math.isnan(model.missing):
+        raise ModelError(
+            f"The estimator takes {model.missing:g} for missing, and scoring takes only NaN for it.",
+            "Train with `missing=nan`, the default, and put NaN where a value is missing.",
+        )
     try:
         booster = model.get_booster() if isinstance(model, xgboost.XGBModel) else model
         if isinstance(booster, xgboost.Booster):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from typing import TYPE_CHECKING, cast
 
 from pipeline.errors import ModelMismatchError
 from pipeline.features import definitions_of
-from pipeline.features.operations import parse_number
+from pipeline.features.operations import number_text, parse_number
 from pipeline.job.check import compile_features
 from pipeline.job.expressions import find
 from pipeline.job.types import Type
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.models.version import ModelVersion
 
 _SHOWN = 10
+_WHOLE = re.compile("-?[1-9][0-9]*|0")
 _NAME_SHOWN = 80
 _MADE_SHOWN = 200
 
@@ -165,8 +167,10 @@ def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
         elif texts is None:
             what = "a category of which the model has only codes" if types.get(name) == "c" else "a number"
             problem = f"trained as {what}, the job makes a category of texts: {made}"
-        elif category.args[0].op in ("string_of_int", "string_of_number") and texts and not any(map(_is_number, texts)):
+        elif (op := category.args[0].op) in _NUMBERS_AS_TEXT and texts and not any(map(_NUMBERS_AS_TEXT[op], texts)):
             problem = f"trained as a category ({_texts(texts)}), the job's are numbers: {made}"
+            if any(map(_is_number, texts)):
+                problem += ", which writes one as `1`, not as `1.0` or `01`"
         if problem:
             lines.append(f"`{_short(name)}`: {problem}")
     return lines
@@ -196,6 +200,18 @@ def _is_code(node: Node, nodes: Mapping[str, Node], job: Job) -> bool:
 
 def _is_number(text: str) -> bool:
     return not math.isnan(parse_number(text))
+
+
+def _is_whole_text(text: str) -> bool:
+    return _WHOLE.fullmatch(text) is not None
+
+
+def _is_number_text(text: str) -> bool:
+    return number_text(parse_number(text)) == text
+
+
+_NUMBERS_AS_TEXT = {"string_of_int": _is_whole_text, "string_of_number": _is_number_text}
+"""Whether a text is one that the operation can make."""
 
 
 def _texts(texts: Sequence[str]) -> str:

@@ -118,6 +118,16 @@ class Signature(NamedTuple):
     definitions: Definitions | None
 
 
+def early_stopping(version: ModelVersion) -> str | None:
+    """What to say of a version with rounds after the best one."""
+    if version.best_iteration is None or version.best_iteration + 1 >= version.rounds:
+        return None
+    return (
+        f"Early stopping found round {version.best_iteration + 1} of {version.rounds} the best. As Booster.predict "
+        "does, scoring uses all; to push the best only: booster[: booster.best_iteration + 1].save_model(…)"
+    )
+
+
 def check_name(name: str, what: str = "model name") -> str:
     """Refuse a name that could not be typed in a job file or on a command line.
 
@@ -158,6 +168,14 @@ def signature(description: Description, categories: Mapping[str, Sequence[str]] 
                 + difference(attribute.features, names, ours="attached", theirs="the model's"),
                 "Attach it to the matrix that it was trained on, and save it again.",
             )
+        for name, texts in attribute.categories.items():
+            if name not in (categories or {}) and recorded.get(name, texts) != texts:
+                raise ModelError(
+                    f"{source} was trained with other categories of `{name}` than those attached to it: trained "
+                    f"with {_shown(recorded[name])}; attached {_shown(texts)}.",
+                    "Attach the matrix that it was trained on, or say which are right: "
+                    "`gridscore model push --categories FILE`.",
+                )
         names, recorded = attribute.features, {**recorded, **attribute.categories}
         definitions = attribute.definitions
     if not names:
@@ -200,6 +218,11 @@ def _check_categories(
                 "Name them: `OfflineMatrix.attach(booster)` before the model is saved, or "
                 "`gridscore model push --categories FILE`.",
             )
+
+
+def _shown(texts: Sequence[str]) -> str:
+    shown = ", ".join(text[:40] for text in texts[:5])
+    return f"{shown}, … {len(texts):,} in all" if len(texts) > 5 else shown
 
 
 def _close(name: str, known: Sequence[str]) -> str:

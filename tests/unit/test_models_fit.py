@@ -14,6 +14,7 @@ from pipeline.models import check_fit
 from pipeline.models.candidate import Candidate
 from pipeline.models.fit import changed_features, fit_warnings
 from pipeline.models.version import ModelVersion
+from pipeline.testing import StubCluster
 
 HISTORY = pd.DataFrame(
     {
@@ -155,6 +156,75 @@ def test_a_category_of_numbers_is_not_one_of_other_texts():
     message = refused(job(carrier="category(code)"), version, allow_changed=True)
 
     assert "trained as a category (AA, DL, UA), the job's are numbers: `category(code)`" in message
+
+
+def test_categories_of_numbers_are_written_as_the_job_writes_them():
+    """pandas writes floats as `1.0`: the job would find no category at all, without a word."""
+    frame = pd.DataFrame({"z": pd.Categorical(["1.0", "2.0"] * 40)})
+    booster = xgb.train(
+        {"objective": "binary:logistic", "nthread": 1}, xgb.DMatrix(frame, LABELS, enable_categorical=True), 3
+    )
+    for kind, good, bad in (
+        ("float", ["1", "x"], ["1.0", "01", "1e3", "-0"]),
+        ("float", ["0.5", "x"], ["0.50", "nan"]),
+        ("int", [str(2**53 + 1), "x"], ["1.5", "1.0", "01"]),
+    ):
+        changes = {"schema": {"z": kind}, "lookups": {}, "features": {"z": "category(z)"}}
+        given = Job.model_validate({**job().to_json(), **changes})
+        candidate(booster, jobs={"late": given}, categories={"z": good})
+        message = refused(given, version_of(booster, categories={"z": bad}))
+        assert "`z`: trained as a category (" in message
+        assert "the job's are numbers: `category(z)`, which writes one as `1`, not as `1.0` or `01`" in message
+        assert "(1.0, 2.0), the job's are numbers" in refused(given, version_of(booster))
+
+
+def test_a_matrix_is_not_attached_to_a_model_of_other_features():
+    matrix = offline_matrix(job(), HISTORY, SHOPS)
+    turned = pd.DataFrame(matrix.values, columns=matrix.names)[sorted(matrix.names)]
+    for frame, says in (
+        (turned, "these features in another order"),
+        (turned.rename(columns={"size": "sizes"}), "other features: amount, carrier, sizes"),
+    ):
+        booster = xgb.train({"nthread": 1}, xgb.DMatrix(frame, LABELS), 1)
+        with pytest.raises(ModelError, match=says) as caught:
+            matrix.attach(booster)
+        assert "carrier, amount, size" in caught.value.hint
+        assert (booster.feature_names, booster.attr("gridscore")) == (list(frame.columns), None)
+
+
+def test_attached_categories_that_contradict_the_trained_ones_are_refused_unless_given():
+    part = HISTORY[HISTORY.carrier != "AA"]
+    frame = pd.DataFrame({"carrier": pd.Categorical(part.carrier), "amount": part.amount, "size": part.amount})
+    data = xgb.DMatrix(frame, LABELS[part.index], enable_categorical=True)
+    booster = xgb.train({"objective": "binary:logistic", "nthread": 1}, data, 3)
+    assert version_of(booster).categories == {"carrier": ("DL", "UA")}
+    offline_matrix(job(), HISTORY, SHOPS).attach(booster)
+
+    assert "of `carrier` than those attached to it: trained with DL, UA; attached AA, DL, UA" in _why_not(booster)
+    given = version_of(booster, categories={"carrier": ["DL", "UA"]})
+    assert given.categories == {"carrier": ("DL", "UA")}
+
+
+def test_an_estimator_that_takes_a_number_for_missing_is_refused():
+    matrix = offline_matrix(job(), HISTORY, SHOPS)
+    for missing in (0.0, np.nan):
+        model = xgb.XGBRegressor(n_estimators=2, n_jobs=1, missing=missing).fit(matrix.values, LABELS)
+        matrix.attach(model.get_booster())
+        if missing == 0:
+            assert "takes 0 for missing" in _why_not(model)
+        else:
+            assert version_of(model).rounds == 2
+
+
+async def test_a_push_from_python_says_what_early_stopping_left():
+    matrix = offline_matrix(job(), HISTORY, SHOPS)
+    model = xgb.XGBRegressor(n_estimators=50, n_jobs=1, early_stopping_rounds=2, learning_rate=1)
+    model.fit(matrix.values, LABELS, eval_set=[(matrix.values, 1 - LABELS)], verbose=False)  # noqa: PD011
+    matrix.attach(model.get_booster())
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        with pytest.warns(UserWarning, match="Early stopping found round 1 of 3 the best"):
+            await client.push_model(model, "m")
 
 
 def test_texts_that_xgboost_has_cut_are_refused_until_somebody_names_them():

@@ -152,6 +152,9 @@ def test_categories_of_numbers_are_in_their_order():
     job = Job.from_json({**JOB.to_json(), "lookups": {}, "features": {"c": {"expression": "category(count)"}}})
     history = pd.concat([HISTORY.assign(count=n) for n in (10, 9, -2, 100)])
     assert offline_matrix(job, history).categories == {"c": ("-2", "9", "10", "100")}
+    close = range(2**53, 2**53 + 8)  # pairs of which are one float
+    history = pd.concat([HISTORY.assign(count=n) for n in close])
+    assert offline_matrix(job, history).categories == {"c": tuple(map(str, close))}
 
 
 def test_a_category_can_be_made_of_a_long_chain_of_features():
