@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -10,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected, valid
-from pipeline.cli.output import console, errors, print_json, print_table, run, visible
+from pipeline.cli.output import confirmed, console, errors, print_json, print_table, run, visible
 
 if TYPE_CHECKING:
     from pipeline.grid import Grid
@@ -33,11 +32,11 @@ async def _check(grid: Grid, name: str) -> JobRecord | None:
         JobError: There is none of that name: a misspelt one is an error, not an empty list.
     """
     from pipeline.job import Jobs
-    from pipeline.sinks.records import find_sink
-    from pipeline.sources.status import is_known
+    from pipeline.worker.dead_letters import map_of
+    from pipeline.worker.names import owner_of
 
     record = await Jobs(grid).find(name)
-    if record is None and await find_sink(grid, name) is None and not await is_known(grid, name):
+    if record is None and await owner_of(grid, name) is None and not await grid.has_map(map_of(name)):
         await Jobs(grid).get(name)
     return record
 
@@ -229,7 +228,9 @@ def purge(
     connection = (members, cluster_name, settings)
     if not dry_run and not yes:
         found = run(_remove(job, choice, connection, with_events=with_events, dry_run=True))
-        if found.letters and not _is_sure(job, found, with_events=with_events):
+        events = ", and their events" if with_events else ""
+        question = f"Remove {found.letters:,} dead letters of {visible(job)}{events}?"
+        if found.letters and not confirmed(question, as_json=as_json):
             raise typer.Exit(1)
     _say(job, run(_remove(job, choice, connection, with_events=with_events, dry_run=dry_run)), dry_run, as_json)
 
@@ -282,16 +283,6 @@ async def _remove(
             async for done in remove(grid, name, choice, job=job, with_events=with_events, dry_run=dry_run):
                 bar.update(task, completed=done.looked)
         return done
-
-
-def _is_sure(job: str, found: Removed, *, with_events: bool) -> bool:
-    """Ask, if there is somebody to ask."""
-    from pipeline.errors import UsageError
-
-    if not sys.stdin.isatty():
-        raise UsageError(f"{found.letters:,} dead letters would be removed, and nobody is there to ask.", "Say --yes.")
-    events = ", and their events" if with_events else ""
-    return typer.confirm(f"Remove {found.letters:,} dead letters of {job}{events}?", err=True)
 
 
 def _say(job: str, found: Removed, dry_run: bool, as_json: bool) -> None:

@@ -14,11 +14,14 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
+import typer
 from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -181,6 +184,17 @@ def print_selection(screen: Console, environment: Mapping[str, str]) -> None:
     """Print what makes other commands find a cluster, ready to be pasted."""
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
     screen.print(f"Selected by [bold]export {safe(exports)}[/]", highlight=False, soft_wrap=True)
+
+
+def confirmed(question: str, *, as_json: bool = False) -> bool:
+    """Ask whoever sits at the terminal; the answer.
+
+    Raises:
+        UsageError: There is no terminal, or a script reads the output.
+    """
+    if as_json or not sys.stdin.isatty():
+        raise UsageError("This needs confirmation, and there is no terminal.", "Give --yes, or --dry-run.")
+    return typer.confirm(question, err=True)
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, print_json, run, safe
+from pipeline.cli.output import confirmed, console, print_json, run, safe
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,10 +46,8 @@ def repair(
         _show(found)
     done: list[bool | None] = [None] * len(found)
     if found and not dry_run:
-        if not yes:
-            if as_json or not sys.stdin.isatty():
-                raise UsageError("Nothing was changed: this needs a confirmation.", "Give --yes, or --dry-run.")
-            typer.confirm("Do it?", abort=True)
+        if not (yes or confirmed("Do it?", as_json=as_json)):
+            raise typer.Exit(1)
         done = run(apply(found))
     if as_json:
         print_json([_to_json(each, outcome) for each, outcome in zip(found, done, strict=True)])

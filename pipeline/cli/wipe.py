@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from pipeline.cli.output import console, print_json, print_table, run, safe
+from pipeline.cli.output import confirmed, console, print_json, print_table, run, safe
 
 if TYPE_CHECKING:
     from pipeline.wipe import Remnant
@@ -34,17 +33,12 @@ def wipe(
 
     Example: [bold]gridscore wipe flights --results --dead-letters --dry-run[/]
     """
-    from pipeline.errors import UsageError
     from pipeline.wipe import DEAD_LETTERS, EVENTS, MODEL, RESULTS, remnants, to_json
     from pipeline.wipe import wipe as remove
 
     wanted = {RESULTS: results, EVENTS: events, MODEL: model, DEAD_LETTERS: dead_letters}
     what = [kind for kind, given in wanted.items() if given]
     asks = not (yes or dry_run)
-    if asks and (as_json or not sys.stdin.isatty()):
-        raise UsageError(
-            "Nothing was removed: this needs a confirmation.", "Give --yes, or --dry-run to see what would be removed."
-        )
 
     async def look() -> list[Remnant]:
         async with connected(members, cluster_name, settings) as grid:
@@ -60,8 +54,8 @@ def wipe(
         found = run(look())
         if not as_json:
             _show(found)
-            if asks and not typer.confirm("Remove all of this for good?"):
-                raise typer.Exit(1)
+        if asks and not confirmed("Remove all of this for good?", as_json=as_json):
+            raise typer.Exit(1)
     if not dry_run:
         found = run(carry_out())
     if as_json:

@@ -45,7 +45,8 @@ Word = Annotated[str, msgspec.Meta(max_length=10_000)]
 """A name or a message."""
 
 _ATTEMPTS = 50
-_JSON, _STRING = -130, -11
+JSON, _STRING = -130, -11
+"""Types of serialized values."""
 _HEADER = 12  # hash, type and length in front of a text
 _TOLD = 1_000
 
@@ -71,6 +72,18 @@ class Record:
     key: str
     value: dict[str, Any]
     raw: str
+
+
+def partition_in(key: str, partition_count: int) -> int:
+    """The partition that the key of a record ends in, as in `payments/17`.
+
+    Raises:
+        ValueError: It does not.
+    """
+    _, _, text = key.rpartition("/")
+    if not (text.isascii() and text.isdecimal() and len(text) < 8 and int(text) < partition_count):
+        raise ValueError("its key does not end in the number of a partition")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +332,7 @@ def as_record(map_name: str, key: bytes, value: bytes) -> Record:
     name = ""
     try:
         name = key_text(key)
-        if (kind := int.from_bytes(value[4:8], "big", signed=True)) != _JSON:
+        if (kind := int.from_bytes(value[4:8], "big", signed=True)) != JSON:
             raise ValueError(f"it is not a JSON value, but of Hazelcast's type {kind}")  # noqa: TRY301
         if len(value) > MAX_RECORD:
             raise ValueError(f"it has {len(value):,} bytes, more than {MAX_RECORD:,}")  # noqa: TRY301

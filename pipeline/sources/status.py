@@ -23,7 +23,7 @@ from pipeline.grid.records import Count, Figure, Records, Word, parsed, record_t
 from pipeline.job.plugs.http_source import MAX_FURTHER_MAPS
 from pipeline.sources.position import forget_all
 from pipeline.worker.dead_letters import map_of
-from pipeline.worker.names import POSITIONS_MAP, SOURCES_MAP
+from pipeline.worker.names import SOURCES_MAP
 from pipeline.worker.status import Pulse
 
 if TYPE_CHECKING:
@@ -372,16 +372,3 @@ async def forget(grid: Grid, name: str) -> tuple[int, bool]:
 
 def _failure_key(name: str) -> str:
     return f"failed/{name}"  # no process has such an identity
-
-
-async def is_known(grid: Grid, name: str) -> bool:
-    """Whether the grid has heard of a source of that name: it runs, or keeps positions or dead letters.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
-    if any(record.value.get("name") == name for record in (await Records(grid, SOURCES_MAP).all()).values()):
-        return True
-    if any(key.startswith(f"{name}/") for key in await Records(grid, POSITIONS_MAP).all()):
-        return True
-    return await grid.has_map(map_of(name))

@@ -11,7 +11,7 @@ from hazelcast.errors import OperationTimeoutError
 from msgspec import Meta
 
 from pipeline.grid import transport, wire
-from pipeline.grid.records import BadRecord, Count, Record, Word, reason_of
+from pipeline.grid.records import JSON, BadRecord, Count, Record, Word, partition_in, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 LEASES_MAP = "gridscore.leases"
 
-_JSON = -130
 _Sequence = Annotated[int, Meta(ge=0, lt=2**62)]
 _Epoch = Annotated[int, Meta(ge=0, lt=2**52)]
 """Below what other counts may be, so that one more can still be written and read."""
@@ -78,9 +77,7 @@ def parse(record: Record, partition_count: int) -> LeaseRecord:
     Raises:
         ValueError: It is not valid.
     """
-    _, _, partition = record.key.rpartition("/")
-    if not (partition.isascii() and partition.isdecimal() and len(partition) < 8 and int(partition) < partition_count):
-        raise ValueError("its key does not end in the number of a partition")
+    partition_in(record.key, partition_count)
     return decode(record.raw)
 
 
@@ -123,7 +120,7 @@ async def read_texts(
             continue
         entries = future.result()
         value = entries[0][1] if entries else None
-        is_json = value is not None and int.from_bytes(value[4:8], "big", signed=True) == _JSON
+        is_json = value is not None and int.from_bytes(value[4:8], "big", signed=True) == JSON
         texts[futures[future]] = None if value is None else value[12:] if is_json else b""
     if not texts:
         raise failure

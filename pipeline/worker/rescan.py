@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from pipeline.errors import GridError
 from pipeline.grid.copies import payload
 from pipeline.grid.journal import Journal, Page
-from pipeline.grid.records import Count, Records, Word
+from pipeline.grid.records import Count, Records, Word, partition_in
 from pipeline.worker.missing import Event, rejection_of_raw, rejections, still_without_result, without_result
 from pipeline.worker.offsets import NotNowError
 
@@ -87,9 +87,7 @@ def request_of(record: Record, partition_count: int) -> Request:
     Raises:
         ValueError: It is not valid.
     """
-    _, _, partition = record.key.rpartition("/")
-    if not (partition.isascii() and partition.isdecimal() and len(partition) < 8 and int(partition) < partition_count):
-        raise ValueError("its key does not end in the number of a partition")
+    partition_in(record.key, partition_count)
     return replace(msgspec.convert(record.value, Request), record=record)
 
 

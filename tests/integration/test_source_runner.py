@@ -19,14 +19,13 @@ from pipeline.sources.position import Positions, PositionTakenError
 from pipeline.sources.runner import SourceRunner
 from pipeline.sources.status import (
     forget,
-    is_known,
     running_sources,
     source_records,
     source_statuses,
 )
 from pipeline.testing.sources import AbortedError, Script, UnhealableError
 from pipeline.worker.dead_letters import list_letters, map_of
-from pipeline.worker.names import SOURCES_MAP
+from pipeline.worker.names import SOURCES_MAP, owner_of
 from pipeline.worker.replay import letter_ids, replay
 
 
@@ -253,7 +252,7 @@ async def test_stopping_acknowledges_what_is_confirmed(client, make, unique):
     await scoring.until(lambda: running_sources(client.grid))
     found = {each.name: each for each in await running_sources(client.grid)}[f"source-{unique}"]
     assert (found.kind, found.map) == ("script", f"events.{unique}")
-    assert await is_known(client.grid, f"source-{unique}")
+    assert await owner_of(client.grid, f"source-{unique}") == "source"
     runner.stop()
     await running
 
@@ -282,7 +281,7 @@ async def test_poison_goes_to_the_dead_letters_before_it_is_acknowledged_and_com
     total, letters = await list_letters(client.grid, name, 10)
     assert total == 3
     assert {(each.origin, each.raw_bytes) for _, each in letters} == {(each.origin, each.raw) for each in bad}
-    assert await is_known(client.grid, name)
+    assert await owner_of(client.grid, name) == "source"
     done = {each.key: each.refusal async for each in replay(client.grid, name, await letter_ids(client.grid, name))}
     assert done["p2"] == ""
     assert "no JSON" in done["p1"]
@@ -335,7 +334,7 @@ async def test_positions_are_moved_by_one_process_only(client, unique):
         await Positions(client.grid, name).move("a.log", {"offset": 0})
     await one.forget("b.log")
     assert await Positions(client.grid, name).load() == {"a.log": {"offset": 30}}
-    assert await is_known(client.grid, name)
+    assert await owner_of(client.grid, name) == "source"
     assert await forget(client.grid, name) == (1, False)
     assert await Positions(client.grid, name).load() == {}
 

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from pipeline.cli import output, watch
 from pipeline.cli.output import json_text, print_table, safe, visible
+from pipeline.errors import UsageError
 from pipeline.results import Result
 
 EVIL = "a\x1b[31m\x07\r\n\x9b2J\u202e\x7f[/bold][red]:smile:\udcff"
@@ -170,3 +172,19 @@ def test_no_line_is_longer_than_the_terminal_is_wide(columns, width):
     finally:
         os.close(terminal)
         os.close(controller)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_nobody_is_asked_without_a_terminal_or_where_a_script_reads(monkeypatch, as_json):
+    monkeypatch.setattr(output.sys, "stdin", SimpleNamespace(isatty=lambda: as_json))
+    with pytest.raises(UsageError, match="This needs confirmation, and there is no terminal") as raised:
+        output.confirmed("Remove it?", as_json=as_json)
+    assert raised.value.hint == "Give --yes, or --dry-run."
+
+
+def test_the_answer_of_whoever_is_asked_counts_and_the_question_is_not_output(monkeypatch, capsys):
+    for answer, sure in (("y\n", True), ("\n", False)):
+        monkeypatch.setattr(output.sys, "stdin", stdin := io.StringIO(answer))
+        stdin.isatty = lambda: True
+        assert output.confirmed("Remove it?") is sure
+    assert capsys.readouterr().out.strip() == ""
