@@ -271,16 +271,7 @@ class Records:
             updates: Also when a record has changed, not only when one has come or gone.
         """
         proxy = await self._map()
-
-        def changed(_event: object) -> None:
-            callback()
-
-        registration = await proxy.add_entry_listener(
-            include_value=False,
-            added_func=changed,
-            updated_func=changed if updates else None,
-            removed_func=changed,
-        )
+        registration = await transport.listen(proxy, callback, updates=updates)
 
         async def stop() -> None:
             if self._grid.is_running:

@@ -473,3 +473,25 @@ def key_forms(client: HazelcastClient, key: Any) -> list[bytes]:
 def to_object(client: HazelcastClient, data: bytes) -> Any:
     """Deserialize a key or value as the client would."""
     return client._serialization_service.to_object(Data(data))  # noqa: SLF001
+
+
+async def listen(proxy: Any, callback: Callable[[], None], *, updates: bool = True) -> Any:
+    """Call back when an entry of a map has come, gone or, if wanted, changed; returns the registration.
+
+    The client's own listener makes an object of each key, and logs a traceback where it cannot.
+
+    Args:
+        proxy: The client's map.
+        callback: What to call.
+        updates: Also when an entry has changed.
+    """
+    from hazelcast.protocol.codec import map_add_entry_listener_codec, map_remove_entry_listener_codec
+    from hazelcast.proxy.base import EntryEventType
+
+    flags = EntryEventType.ADDED | EntryEventType.REMOVED | (EntryEventType.UPDATED if updates else 0)
+    return await proxy._register_listener(  # noqa: SLF001
+        map_add_entry_listener_codec.encode_request(proxy.name, False, flags, proxy._is_smart),  # noqa: SLF001
+        map_add_entry_listener_codec.decode_response,
+        lambda registration: map_remove_entry_listener_codec.encode_request(proxy.name, registration),
+        lambda message: map_add_entry_listener_codec.handle(message, lambda *_: callback()),
+    )

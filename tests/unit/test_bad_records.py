@@ -11,7 +11,7 @@ from test_stub_grid import booster
 from pipeline.errors import BadRecordError, GridscoreError, JobError
 from pipeline.flow import FlowLookout, History, to_json
 from pipeline.grid import transport, wire
-from pipeline.grid.records import MAX_RECORD
+from pipeline.grid.records import MAX_RECORD, Records
 from pipeline.grid.writer import partition_of
 from pipeline.job import JobState, parse_job
 from pipeline.job.plugs.http_source import HttpSourceSettings
@@ -264,6 +264,19 @@ async def test_a_source_does_not_begin_anew_because_a_position_is_bad(stub):
     await forget_all(grid, "clicks")
     assert await Positions(grid, "clicks").load() == {}
     assert [one.bad.key for one in await find_repairs(grid)] == ["other/a.log"]
+
+
+async def test_a_key_that_is_no_text_is_not_taken_for_a_fault_of_the_listener(stub, caplog):
+    grid = await stub.connect()
+    called = asyncio.Event()
+    stop = await Records(grid, "gridscore.jobs").watch(called.set)
+    for key in ODD_KEYS:
+        called.clear()
+        await put_raw(grid, "gridscore.jobs", key, text("{}"))
+        async with asyncio.timeout(10):
+            await called.wait()
+    await stop()
+    assert [line for line in caplog.records if line.exc_info] == []
 
 
 async def test_two_jobs_cannot_write_to_one_result_map(stub):
