@@ -118,7 +118,8 @@ class Client:
             JournalMissingError: The event map has no journal.
             MapNotFoundError: A lookup map does not exist.
             ModelError: There is no such model, or it would not score as it was trained.
-            JobError: Another job of that name is active, or another one writes to the same result map.
+            JobError: Another job of that name is active, or another one writes to the same result map; or somebody else
+                has changed the job at the same time, and nothing was submitted.
             UsageError: A model or version is given for a job that names a fixed version.
         """
         from pipeline.models import check_fit
@@ -130,9 +131,10 @@ class Client:
             await self.grid.require_map(lookup.map)
         current = await self.jobs.find(job.name)
         release, replaced = None, None
+        if current is not None and current.state not in OVER:
+            await self._complete(current)
         if model is None and version is None:
-            # Submitted once more after a release that was interrupted, it means that release.
-            found = await self.version_of(job, current.release if current is not None and current.job == job else None)
+            found = await self.version_of(job)
             check_fit(job, found, allow_changed=allow_changed_features)
         else:
             await self.jobs.check(job, update=update)
@@ -149,10 +151,26 @@ class Client:
         runs = (
             0 if current else max((each.run for each in (await read_records(self.grid, job.name)).values()), default=0)
         )
-        record = await self.jobs.submit(job, update=update, release=release, replaced=replaced, restarts=runs)
+        record = await self.jobs.submit(
+            job, update=update, release=release, replaced=replaced, restarts=runs, read=current
+        )
         if release is not None:
-            await self.models.promote(job.model.name, found.version, job.model.alias or "champion")
+            alias = job.model.alias or "champion"
+            # Never whatever has become of the alias: somebody else may have released on top of this already.
+            if not await self.models.complete(job.model.name, alias, release):
+                raise ModelError(
+                    f"Somebody else has moved the alias `{alias}` of the model `{job.model.name}` at the same time: "
+                    f"version {release.version} is not live, but the job `{job.name}` is submitted.",
+                    f"`gridscore model show {job.model.name}` says where the alias is; submit again, or promote.",
+                )
         return record
+
+    async def _complete(self, record: JobRecord) -> None:
+        """Let the alias follow the release of a job that was interrupted: what is next is decided on top of it."""
+        ref = record.job.model
+        if record.release is not None and ref.alias is not None:
+            with suppress(ModelError):  # the version was deleted: no worker can complete it either
+                await self.models.complete(ref.name, ref.alias, record.release)
 
     async def _release(
         self, job: Job, model: Any, version: int | None, *, allow_changed: bool

@@ -189,6 +189,7 @@ class Jobs:
         release: Release | None = None,
         replaced: int | None = None,
         restarts: int = 0,
+        read: JobRecord | msgspec.UnsetType | None = msgspec.UNSET,
     ) -> JobRecord:
         """Put a job into the cluster.
 
@@ -201,10 +202,12 @@ class Jobs:
             release: The version of the model that it goes live with, in the same step.
             replaced: The version that scores for the job that is replaced, if the release exchanges it.
             restarts: Those that the leases of a job have seen whose record was removed.
+            read: The job of that name on which `release` and `replaced` were decided, None if there was none; nothing
+                is submitted if it is another one now.
 
         Raises:
             JobError: Another job of that name is active, and `update` is not set; another one writes to the same result
-                map; or an update would change what the committed offsets are about.
+                map; an update would change what the committed offsets are about; or somebody else was faster.
         """
         Job.from_json(job.to_json())  # as every worker will read it
         await self._refuse_shared_results(job.name, job.results)
@@ -221,13 +224,19 @@ class Jobs:
             }
             if release is not None:
                 fresh["release"] = msgspec.to_builtins(release)
-            if current is None:
+            # What cannot be read is not replaced by chance.
+            found = None if current is None else JobRecord.from_record(Record(job.name, current, ""))
+            if read is not msgspec.UNSET and not _is_as_read(read, found) and not _is_done(found, job, release):
+                raise JobError(
+                    f"Somebody else has changed the job `{job.name}` at the same time: nothing was submitted.",
+                    "Look at it (`gridscore jobs`), then submit again.",
+                )
+            if current is None or found is None:
                 # Each restart was a revision, and so was the submission before.
                 return {**fresh, "restarts": restarts, "revision": restarts + 2} if restarts else fresh
-            # What cannot be read is not replaced by chance.
-            state = JobRecord.from_record(Record(job.name, current, "")).state
             # Counted on, so that partitions know a restart that they have not seen from one that they have.
             fresh |= {"revision": current["revision"] + 1, "restarts": current.get("restarts", 0)}
+            state = found.state
             if state in OVER:
                 return fresh
             # One that failed goes on from its committed offsets, too: what they are about stays.
@@ -345,17 +354,21 @@ class Jobs:
             JobError: There is no such job.
         """
         try:
-            await self.get(name)
-        except JobError:
             record = await self._records.get(name)
-            if record is None:
-                raise
-            await self._records.remove(record)
-            return None
         except BadRecordError as error:
-            await self._records.remove_bad(error.record)
-            return None
-        return await self._move(name, "cancel", JobState.CANCELLED)
+            removed = await self._records.remove_bad(error.record)
+        else:
+            if record is None:
+                raise await self._unknown(name)
+            try:
+                JobRecord.from_record(record)
+            except JobError:
+                removed = await self._records.remove(record)
+            else:
+                return await self._move(name, "cancel", JobState.CANCELLED)
+        if not removed:  # a good one may stand there now
+            raise JobError(f"Somebody else has changed the job `{name}` at the same time.", "Cancel it again.")
+        return None
 
     async def mark(self, record: JobRecord, state: JobState, error: str = "") -> None:
         """Note what a worker has come to, unless the job has changed since its record was read.
@@ -425,6 +438,17 @@ class Jobs:
             return JobError(f"There is no job `{name}`.", f"Did you mean `{close[0]}`?")
         listed = ", ".join(names) or "none"
         return JobError(f"There is no job `{name}`.", f"Jobs of this cluster: {listed}.")
+
+
+def _is_as_read(read: JobRecord | None, found: JobRecord | None) -> bool:
+    if read is None or found is None:
+        return read is found
+    return found.is_same_run(read) and (found.state in OVER) == (read.state in OVER)
+
+
+def _is_done(found: JobRecord | None, job: Job, release: Release | None) -> bool:
+    """Whether what is to be submitted stands there already: by somebody else, or by a write that was not answered."""
+    return found is not None and found.state not in ENDED and found.job == job and release in (None, found.release)
 
 
 def _check_update(current: Mapping[str, Any], job: Job, *, update: bool) -> None:

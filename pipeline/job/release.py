@@ -4,6 +4,9 @@ Job and model are two records of the grid, and only one can be changed at a time
 its revision goes live with; that is the commit. The alias follows: whoever submitted moves it, or else a worker. Until
 then the version stands for what the alias is about to point at. A worker of the revision before takes no version that
 the alias moved to without a look at the job's record, which has changed before.
+
+Completing a release is always a move of the alias, and whoever changes the job first completes the release before: a
+late attempt to complete an older one therefore finds another last move, and does nothing.
 """
 
 from __future__ import annotations

@@ -42,6 +42,11 @@ class Move(msgspec.Struct, frozen=True):
     version: Positive
     at: Text
 
+    @property
+    def id(self) -> str:
+        """What tells it from all other moves of its alias."""
+        return f"{self.version} {self.at}"
+
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The value of a record.
@@ -121,7 +126,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     def last_move(self, alias: str) -> str:
         """What tells the last move of an alias from all others; empty if it never moved."""
         moves = self.history.get(alias)
-        return f"{moves[-1].version} {moves[-1].at}" if moves else ""
+        return moves[-1].id if moves else ""
 
     def released(self, name: str, alias: str | None, version: int | None, release: Release | None) -> int:
         """The version that a job's reference means: that of its release, as long as the alias has not moved since.
@@ -189,14 +194,34 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self.without({upload}), last=number, versions=versions)
 
     def promoted(self, name: str, version: int, alias: str, at: str) -> ModelRecord:
-        """With an alias pointed at a version.
+        """With an alias pointed at a version; no move if it is there already.
 
         Raises:
             ModelError: There is no such version, or there are too many aliases.
         """
         self.number(name, None, version)
-        if self.aliases.get(alias) == version:
+        return self if self.aliases.get(alias) == version else self._moved(name, version, alias, at)
+
+    def completed(self, name: str, alias: str, release: Release, at: str) -> ModelRecord:
+        """With the move of a release, if the alias has not moved since it was made.
+
+        It is a move even to the version where the alias is: what was released before has come to its end with it.
+
+        Raises:
+            ModelError: The version was deleted, or there are too many aliases.
+        """
+        if self.last_move(alias) != release.after:
             return self
+        self.number(name, None, release.version)
+        return self._moved(name, release.version, alias, at)
+
+    def took(self, alias: str, release: Release) -> bool:
+        """Whether a release was completed, wherever the alias has moved since."""
+        moves = self.history.get(alias, ())
+        begin = next((n + 1 for n, move in enumerate(moves) if move.id == release.after), 0)
+        return any(move.version == release.version for move in moves[begin:])
+
+    def _moved(self, name: str, version: int, alias: str, at: str) -> ModelRecord:
         if alias not in self.aliases and len(self.aliases) >= MAX_ALIASES:
             raise ModelError(f"The model `{name}` has {MAX_ALIASES} aliases, which is the limit.")
         moves = (*self.history.get(alias, ()), Move(version, at))[-MAX_HISTORY:]

@@ -213,19 +213,14 @@ class Registry:
         """What tells the last move of an alias from all others; empty if it never moved."""
         return (await self._record(name)).last_move(alias)
 
-    async def complete(self, name: str, alias: str, release: Release) -> None:
-        """Let the alias follow a release, if it has not moved since.
+    async def complete(self, name: str, alias: str, release: Release) -> bool:
+        """Let the alias follow a release, if it has not moved since; whether it has followed, now or before.
 
         Raises:
             ModelError: The version was deleted.
         """
-
-        def follow(current: ModelRecord) -> ModelRecord:
-            if current.last_move(alias) != release.after:
-                return current
-            return current.promoted(name, release.version, alias, now())
-
-        await self._change(name, follow)
+        record = await self._change(name, lambda current: current.completed(name, alias, release, now()))
+        return record.took(alias, release)
 
     async def fetch(self, name: str, version: int) -> bytes:
         """The bytes of a version, as they were pushed.

@@ -68,7 +68,9 @@ class LiveModel:
             self._changed.clear()
             try:
                 self.active = await self._load(await self._resolve())
-                break
+                if await self._is_current():
+                    break
+                # It may be the model of the next revision, for which this worker is about to start anew.
             except GridscoreError as error:
                 self._stats.model_error = str(error)
                 if str(error) != told:
@@ -128,6 +130,8 @@ class LiveModel:
 
     async def _exchange(self) -> None:
         if self._release is not None and self._job.model.alias is not None:
+            if not await self._is_current():
+                return  # the revision after it says what its release has come to
             await self._registry.complete(self._job.model.name, self._job.model.alias, self._release)
             self._release = None  # from here on the alias says it all
         version = await self._resolve()
@@ -152,8 +156,7 @@ class LiveModel:
                 extra={"action": "model_refused"},
             )
             return
-        current = await self._jobs.find(self._job.name)
-        if current is None or not current.is_same_run(self._record):
+        if not await self._is_current():
             return  # it may have been promoted for the next revision, which this worker is about to begin
         self.active = fresh
         self._stats.version = version.version
@@ -165,6 +168,11 @@ class LiveModel:
             version.name,
             extra={"action": "model_live"},
         )
+
+    async def _is_current(self) -> bool:
+        """Whether the job is still at the revision that this worker scores for."""
+        current = await self._jobs.find(self._job.name)
+        return current is not None and current.is_same_run(self._record)
 
     async def _resolve(self) -> ModelVersion:
         model = self._job.model

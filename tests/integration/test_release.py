@@ -96,7 +96,7 @@ async def test_a_release_that_was_killed_after_its_commit_is_live_and_goes_on(cl
         await client.push_model(model, name, alias="champion")
         await client.submit(scoring.job(name))
         with monkeypatch.context() as patched:
-            patched.setattr(Registry, "promote", killed)
+            patched.setattr(Registry, "complete", killed)
             with pytest.raises(GridError, match="killed"):
                 await client.submit(squared(name), update=True, model=after)
         assert await champion(client, name) == 1

@@ -34,10 +34,10 @@ results: results.payments
 """
 
 
-def booster():
+def booster(rounds=5):
     rows = np.linspace(0, 2, 200, dtype=np.float32).reshape(-1, 1)
     matrix = xgb.DMatrix(rows, (rows[:, 0] > 1).astype(int), feature_names=["share"])
-    return xgb.train({"objective": "binary:logistic", "nthread": 1}, matrix, 5)
+    return xgb.train({"objective": "binary:logistic", "nthread": 1}, matrix, rounds)
 
 
 async def until(condition):
