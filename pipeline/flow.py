@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.grid.heap import FULL, HEAP_ADVICE, HIGH, look_at_heaps
 from pipeline.job.life import JOBS_MAP
 from pipeline.sinks.health import SinkLook, examine_sink
 from pipeline.sinks.status import sink_statuses
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.grid import Grid
+    from pipeline.grid.heap import MemberHeap
     from pipeline.grid.records import BadRecord
     from pipeline.sinks.status import SinkStatus
     from pipeline.sources.status import SourceStatus
     from pipeline.worker.status import JobStatus, Overview
+
+_HEAP_SECONDS = 2.0
+"""How long is waited for members to tell how full their heaps are."""
 
 
 GONE = "GONE"
@@ -43,12 +48,14 @@ class Flow:
         sources: Those that run or have failed, by name.
         sinks: Those that are known, by name.
         bad_records: What was met in control maps and cannot be used.
+        heaps: Of the members.
     """
 
     overview: Overview
     sources: Sequence[SourceStatus] = ()
     sinks: Sequence[SinkStatus] = ()
     bad_records: Sequence[BadRecord] = ()
+    heaps: Sequence[MemberHeap] = ()
 
     @property
     def at(self) -> float:
@@ -89,8 +96,10 @@ class FlowLookout:
             HazelcastError: The cluster did not answer.
         """
         overview = await self._lookout.look()
-        sources, sinks = await asyncio.gather(
-            source_statuses(self._grid, self._sources), sink_statuses(self._grid, self._sinks)
+        sources, sinks, heaps = await asyncio.gather(
+            source_statuses(self._grid, self._sources),
+            sink_statuses(self._grid, self._sinks),
+            look_at_heaps(self._grid, _HEAP_SECONDS),
         )
         if self._job is not None:
             job = overview.jobs[0].record.job
@@ -99,7 +108,7 @@ class FlowLookout:
         bad = self._grid.bad_records.all()
         if self._job is not None:
             bad = [each for each in bad if each.key == self._job or each.key.startswith(f"{self._job}/")]
-        return Flow(overview, sources, sinks, bad)
+        return Flow(overview, sources, sinks, bad, heaps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +120,14 @@ class Findings:
         jobs: Of each job.
         sinks: Of each sink.
         records: Of each bad record, by map and key.
+        members: Of the members' heaps.
     """
 
     sources: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     jobs: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     sinks: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     records: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    members: Sequence[Finding] = ()
 
     @property
     def all_well(self) -> bool:
@@ -125,6 +136,8 @@ class Findings:
 
     def __iter__(self) -> Iterator[tuple[str, Sequence[Finding]]]:
         """Names with what there is to say of each: what lies first on the way of an event comes first."""
+        if self.members:
+            yield "members", self.members
         for kind in (self.sources, self.jobs, self.sinks, self.records):
             yield from kind.items()
 
@@ -178,6 +191,7 @@ class History:
                 _place(bad): [Finding(Level.PROBLEM, "bad_record", f"It {_cannot(bad)}.", REPAIR)]
                 for bad in self._flows[-1].bad_records
             },
+            _examine_heaps([flow.heaps for flow in self._flows]),
         )
 
 
@@ -191,9 +205,28 @@ def orphaned(name: str) -> Finding:
     )
 
 
+def _examine_heaps(looks: Sequence[Sequence[MemberHeap]]) -> list[Finding]:
+    """What there is to say of the heaps. What is used includes garbage, so the lowest of the looks counts."""
+    found = []
+    for now in looks[-1]:
+        seen = [each for look in looks for each in look if each.address == now.address and each.most]
+        lowest = min(seen, key=lambda each: each.share, default=now)
+        if lowest.share >= HIGH:
+            level = Level.NOTE
+            if lowest.share >= FULL:
+                level = Level.PROBLEM
+            text = str(lowest)
+            found.append(Finding(level, "heap", f"{text[:1].upper()}{text[1:]}.", HEAP_ADVICE))
+    return sorted(found, key=lambda finding: finding.level is Level.NOTE)
+
+
 def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
-    """Sources, jobs and sinks with what there is to say of each, for scripts."""
+    """Sources, jobs, sinks and members with what there is to say of each, for scripts."""
     return {
+        "members": {
+            "heaps": [{"share": round(each.share, 3), **asdict(each)} for each in flow.heaps],
+            **_judged(findings.members),
+        },
         "sources": [_with(each, findings.sources[each.name]) for each in flow.sources],
         "jobs": [_with(each, findings.jobs[each.record.name]) for each in flow.overview.jobs]
         + [{"name": name, "state": GONE, **_judged(findings.jobs[name])} for name in flow.gone]

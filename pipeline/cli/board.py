@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pipeline.cli.output import duration_text, milliseconds_text, one_line, visible
 from pipeline.flow import GONE, INVALID, Findings
+from pipeline.grid.heap import worst_of
 from pipeline.job import JobState
 from pipeline.worker.health import Level, is_well
 
@@ -183,6 +184,8 @@ def _head(scene: Scene, width: int, hint: str) -> Text:
         jobs, workers = len(scene.flow.overview.jobs), len(scene.flow.overview.workers)
         parts.append(f"{jobs} {'job' if jobs == 1 else 'jobs'}")
         parts.append(f"{workers} {'worker' if workers == 1 else 'workers'}")
+        if heap := worst_of(scene.flow.heaps):
+            parts.append(f"heap {heap.share:.0%}")
     left = f"gridscore top  {visible(' · '.join(parts))}"
     right = f"{hint}  {scene.clock}" if hint else scene.clock
     if cell_len(left) + cell_len(right) + 2 > width:

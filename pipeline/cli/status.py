@@ -77,6 +77,7 @@ def status(
             return history, flow, numbers
 
     from pipeline.flow import GONE, INVALID, to_json
+    from pipeline.grid.heap import size_text, worst_of
     from pipeline.job.life import OVER
 
     history, flow, acknowledged = run(main())
@@ -100,6 +101,9 @@ def status(
             _show("sink", sink.record.name, sink.state, _sink_lines(sink), findings.sinks[sink.record.name])
         for place, found in findings.records.items():
             _show("record", place, INVALID, (), found)
+        if heap := worst_of(flow.heaps):
+            of = f"{heap.share:.0%} of {size_text(heap.most)} of heap used"
+            _show("", "members", f"{len(flow.heaps)}, {of}", (), findings.members)
         if not (flow.overview.jobs or flow.gone or flow.invalid):
             console.print("No jobs. `gridscore submit FILE` submits one.", highlight=False, soft_wrap=True)
     if not findings.all_well:

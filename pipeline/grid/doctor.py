@@ -10,6 +10,7 @@ from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError, JournalMissingError
 from pipeline.grid import transport
+from pipeline.grid.heap import HEAP_ADVICE, HIGH, look_at_heaps, worst_of
 from pipeline.grid.journal import Journal
 from pipeline.grid.management import MapConfig, MemberConfig, MemberReport, Protection, ask_members
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipeline.grid.connection import Grid
+    from pipeline.grid.heap import MemberHeap
 
 OLDEST_VERSION = (5, 6)
 MIN_PER_PARTITION = 1000
@@ -96,7 +98,8 @@ async def examine(grid: Grid, *jobs: Needs) -> list[Finding]:
         reports = await ask_members(grid)
         members = sum(not member.lite_member for member in grid.members)
         config = next((report.config for report in reports if report.config is not None), None)
-        findings = [_client(), *_versions(grid), _size(members), _clock(reports), *_agreement(reports)]
+        findings = [_client(), *_versions(grid), _size(members), _heap(await look_at_heaps(grid)), _clock(reports)]
+        findings += _agreement(reports)
         for needs in jobs or (Needs(),):
             for kind, name in (("event", needs.events), ("result", needs.results)):
                 if config is not None:
@@ -167,6 +170,19 @@ def _size(members: int) -> Finding:
             "One may fail without loss of data, but only three keep control maps both safe and available.",
         )
     return Finding(Level.OK, "members", f"{members} members")
+
+
+def _heap(heaps: list[MemberHeap]) -> Finding:
+    silent = next((heap for heap in heaps if not heap.most), None)
+    worst = worst_of(heaps)
+    if worst is None or silent is not None:
+        why = f"{silent.address} does not tell how full it is: {silent.refusal}" if silent else "no member tells"
+        advice = "Enable `metrics` in the members' hazelcast.yaml."
+        return Finding(Level.WARN, "heap", why, advice)
+    if worst.share >= HIGH:
+        return Finding(Level.WARN, "heap", f"{worst}, garbage included", HEAP_ADVICE)
+    others = "" if len(heaps) == 1 else "; the others use less"
+    return Finding(Level.OK, "heap", f"{worst}{others}")
 
 
 def _clock(reports: list[MemberReport]) -> Finding:

@@ -1,6 +1,6 @@
-"""What members say about themselves: their effective configuration and their clock.
+"""What members say about themselves: their effective configuration, their clock, their heap.
 
-The Python client cannot ask for either. Management Center can, by two requests of the client protocol that open-source
+The Python client cannot ask for any of it. Management Center can, by requests of the client protocol that open-source
 members answer to any client (unless `management-center.trusted-interfaces` is set). They only read.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
-from hazelcast.errors import HazelcastError
-from hazelcast.protocol.builtin import CodecUtil, StringCodec
+from hazelcast.errors import HazelcastError, TargetDisconnectedError
+from hazelcast.protocol.builtin import ByteArrayCodec, CodecUtil, FixSizedTypesCodec, ListMultiFrameCodec, StringCodec
 from hazelcast.protocol.client_message import (
     REQUEST_HEADER_SIZE,
     RESPONSE_HEADER_SIZE,
@@ -25,19 +25,24 @@ from hazelcast.protocol.client_message import (
     create_initial_buffer,
 )
 
+from pipeline.errors import GridError
 from pipeline.grid import transport
+from pipeline.grid.metrics import Sample, heap_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
     from pipeline.grid.connection import Grid
 
+_READ_METRICS = 0x200100
 _GET_MEMBER_CONFIG = 0x200500
 _GET_TIMED_MEMBER_STATE = 0x200B00
 _GET_CLUSTER_METADATA = 0x200E00
 _ANSWER_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 _CLOCK_SAMPLES = 3
+_UUID_BYTES = 17
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,31 @@ async def is_safe(grid: Grid, members: int) -> bool:
     return len(states) == members and all(state and _says_safe(json.loads(state), members) for state in states)
 
 
+async def read_heap(grid: Grid, member: UUID, since: int) -> tuple[Sample, int]:
+    """The heap of a member as it was last measured, and what to pass as `since` to wait for the next time.
+
+    Args:
+        grid: The connection.
+        member: Its identity; it must be connected.
+        since: 0 for what is there already; otherwise the answer comes when the member measures next.
+
+    Raises:
+        GridError: It does not tell, or not in a way that we understand.
+        HazelcastError: It did not answer.
+    """
+    connection = transport.member_connections(grid.client).get(member)
+    if connection is None:
+        raise TargetDisconnectedError(f"no connection to the member {member}")
+    request = create_initial_buffer(REQUEST_HEADER_SIZE + _UUID_BYTES + 8, _READ_METRICS, True)
+    FixSizedTypesCodec.encode_uuid(request, REQUEST_HEADER_SIZE, member)
+    FixSizedTypesCodec.encode_long(request, REQUEST_HEADER_SIZE + _UUID_BYTES, since)
+    message = OutboundMessage(request, True)
+    blobs, after = await transport.ask(grid.client, message, connection, _decode_metrics)
+    if not blobs:
+        raise GridError("The member has measured nothing yet.")
+    return heap_of(bytes(blobs[-1])), after
+
+
 def _says_safe(state: dict[str, Any], members: int) -> bool:
     timed = state["timedMemberState"]
     partitions: dict[str, Any] = timed["memberState"]["memberPartitionState"]
@@ -198,6 +228,11 @@ def _decode_state(message: InboundMessage) -> str | None:
     message.next_frame()
     state: str | None = CodecUtil.decode_nullable(message, StringCodec.decode)
     return state
+
+
+def _decode_metrics(message: InboundMessage) -> tuple[list[bytes], int]:
+    after = int(struct.unpack_from("<q", message.next_frame().buf, RESPONSE_HEADER_SIZE)[0])
+    return ListMultiFrameCodec.decode(message, ByteArrayCodec.decode), after
 
 
 def _decode_config(message: InboundMessage) -> str:

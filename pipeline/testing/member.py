@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import uuid
+import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,6 +84,8 @@ class Member:
         self._views: list[tuple[Link, int]] = []
         self._parked: dict[tuple[str, int], list[_Read]] = {}
         self._stalled: dict[int, deque[Callable[[], None]]] = {}
+        self._measurements: list[bytes] = []
+        self._metrics_parked: list[tuple[Link, Request]] = []
 
     # ------------------------------------------------------------------ in and out
 
@@ -149,6 +152,7 @@ class Member:
         self._views = [view for view in self._views if view[0] is not link]
         for reads in self._parked.values():
             reads[:] = [read for read in reads if read.link is not link]
+        self._metrics_parked = [each for each in self._metrics_parked if each[0] is not link]
 
     def publish_views(self) -> None:
         """Tell every client who is there and who owns what."""
@@ -239,6 +243,30 @@ class Member:
     def _backup_listener(self, _link: Link, request: Request, _name: str) -> Reply:
         return Reply(request.type + 1, request.correlation, uuid_bytes(self._cluster.new_uuid()))
 
+    # ------------------------------------------------------------------ what it measures
+
+    def measure(self, used: int, most: int) -> None:
+        """Measure the heap now: that is what clients are told. Without it, nothing was measured yet."""
+        self._measurements.append(heap_blob(used, most))
+        parked, self._metrics_parked = self._metrics_parked, []
+        for link, request in parked:
+            link.answer(self._metrics(request).encode())
+
+    @_answers(0x200100)
+    def _read_metrics(self, link: Link, request: Request, _name: str) -> Reply | None:
+        (since,) = request.fixed("q", 17)
+        if not self._measurements and not since:
+            link.answer(error(request.correlation, "UnsupportedOperation", "nothing is measured"))
+        elif since >= len(self._measurements):
+            self._metrics_parked.append((link, request))
+        else:
+            return self._metrics(request)
+        return None
+
+    def _metrics(self, request: Request) -> Reply:
+        after = struct.pack("<q", len(self._measurements))
+        return Reply(request.type + 1, request.correlation, after).list(self._measurements[-1:]).data(bytes(8))
+
     # ------------------------------------------------------------------ maps
 
     @_answers(0x012D00)
@@ -328,3 +356,17 @@ def _page(read: _Read) -> Reply:
     reply = Reply(read.request.type + 1, read.request.correlation, struct.pack("<iq", count, sequence))
     reply.list(change.item() for change in read.items)
     return reply.data(struct.pack(f"<{count}q", *range(sequence - count, sequence)))
+
+
+def heap_blob(used: int, most: int) -> bytes:
+    """What a member packs its metrics into, with those of its heap only."""
+    words, metrics, last = bytearray(struct.pack(">i", 3)), bytearray(), ""
+    for number, word in enumerate(("maxHeap", "memory", "usedHeap")):
+        common = int(last[:1] == word[:1])  # it might be more: what counts is that it is not always 0
+        words += struct.pack(">iBB", number, common, len(word) - common) + word[common:].encode("utf-16-be")
+        last = word
+    for prefix, metric, value in ((1, 0, most), (1, 2, used)):
+        # Nothing is said to be as in the metric before: prefix, metric, two discriminators, unit, targets, no tags.
+        metrics += struct.pack(">BiiiibBBBq", 0, prefix, metric, -1, -1, -1, 0, 0, 0, value)
+    packed, rest = zlib.compress(bytes(words)), zlib.compress(bytes(metrics))
+    return struct.pack(">hi", 1, len(packed)) + packed + struct.pack(">i", 2) + rest

@@ -60,6 +60,7 @@ NAMES = {
     0x013800: "Map.FetchEntries",
     0x014100: "Map.EventJournalSubscribe",
     0x014200: "Map.EventJournalRead",
+    0x200100: "MC.ReadMetrics",
 }
 """The requests that the stub knows, by type: the names of Hazelcast's protocol definitions."""
 

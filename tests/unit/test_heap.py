@@ -1,0 +1,54 @@
+"""How full a member's heap is, as it tells: on a stub cluster, and from what it packs."""
+
+import zlib
+
+import pytest
+
+from pipeline.errors import GridError
+from pipeline.flow import _examine_heaps
+from pipeline.grid.heap import MemberHeap, look_at_heaps
+from pipeline.grid.metrics import heap_of
+from pipeline.testing import StubCluster
+from pipeline.testing.member import heap_blob
+from pipeline.worker.health import Level
+
+
+async def test_a_heap_is_what_the_member_measured_last_or_it_is_said_why_it_is_not_known():
+    async with StubCluster(4) as cluster:
+        client = await cluster.client()
+        (heap,) = await look_at_heaps(client.grid)
+        assert "measured" in heap.refusal
+        (member,) = cluster.members
+        member.measure(500 << 20, 1000 << 20)
+        member.measure(950 << 20, 1000 << 20)
+        (heap,) = await look_at_heaps(client.grid)
+        assert f"{heap}".endswith("uses 95% of its 1.0 GB of heap")
+
+
+def test_a_heap_is_a_problem_when_it_was_full_at_every_look():
+    full, high, low = ([MemberHeap("a:1", used, 100)] for used in (95, 85, 50))
+    assert [each.level for each in _examine_heaps([full, full])] == [Level.PROBLEM]
+    assert [each.level for each in _examine_heaps([full, high])] == [Level.NOTE]
+    assert not _examine_heaps([full, low])
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"",
+        b"\0\1",
+        b"\0\2" + bytes(20),
+        heap_blob(1, 2)[:40],
+        heap_blob(1, 0),
+        b"\0\1\0\0\0\0" + bytes(4),
+        b"\0\1" + len(zlib.compress(bytes(1 << 26))).to_bytes(4, "big") + zlib.compress(bytes(1 << 26)) + bytes(9),
+    ],
+)
+def test_what_a_member_tells_in_other_ways_is_refused(blob):
+    with pytest.raises(GridError, match="heap"):
+        heap_of(blob)
+
+
+def test_a_heap_is_read_as_it_was_packed():
+    sample = heap_of(heap_blob(123, 456))
+    assert (sample.used, sample.most) == (123, 456)
