@@ -21,7 +21,7 @@ from pipeline.job.syntax import parse
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from pipeline.job import Feature, Job
+    from pipeline.job import Feature, FieldType, Job
     from pipeline.job.expressions import Node
 
 ATTRIBUTE = "gridscore"
@@ -39,7 +39,8 @@ class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         features: The expression of each, in Python's own spelling, with its default.
-        fields: Types of the event fields and `lookup.field` that these use.
+        fields: Types of the event fields and `lookup.field` that these use, with units and names in JSON where these
+            are not the default.
         lookups: The key by which each lookup that they use is asked.
         margin: The expression of the margin, with its default; empty if there is none.
         machine: What was computed by, as far as expressions depend on it: a digest of the C library's functions, and
@@ -82,9 +83,9 @@ def definitions_of(job: Job) -> Definitions:
     for lookup, name in sorted(used):
         if lookup:
             field = job.lookups[lookup].fields[name]
-            fields[f"{lookup}.{name}"] = _kept(field.type + _default(field.default))
+            fields[f"{lookup}.{name}"] = _kept(_field_text(name, field) + _default(field.default))
         else:
-            fields[name] = job.schema_[name].type
+            fields[name] = _kept(_field_text(name, job.schema_[name]))
     return Definitions(
         features={name: _made(each) for name, each in job.features.items()},
         fields=fields,
@@ -95,6 +96,38 @@ def definitions_of(job: Job) -> Definitions:
         margin="" if job.margin is None else _made(job.margin),
         machine=_machine(nodes),
     )
+
+
+def same_definition(old: str, new: str) -> bool:
+    """Whether two texts of definitions mean the same: `1` is `1.0`, and a list is a tuple."""
+    return old == new or (_normal(old) == _normal(new) is not None)
+
+
+def _normal(text: str) -> tuple[str, str] | None:
+    expression, _, default = text.partition(", default ")
+    try:
+        first, second = (
+            ast.dump(_Normal().visit(ast.parse(part or "None", mode="eval"))) for part in (expression, default)
+        )
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return first, second
+
+
+class _Normal(ast.NodeTransformer):
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        value = node.value
+        if isinstance(value, float) and abs(value) < 2**53 and value.is_integer():
+            value = int(value)
+        return ast.Constant(value)
+
+    def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
+        return self.generic_visit(ast.List(node.elts, node.ctx))
+
+
+def _field_text(name: str, field: FieldType) -> str:
+    unit = f", unit {field.unit}" if field.type == "timestamp" and field.unit != "iso" else ""
+    return field.type + unit + (f", json {field.json_name!r}" if field.json_name not in ("", name) else "")
 
 
 def _machine(nodes: Sequence[Node]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from pipeline.errors import ModelMismatchError
 from pipeline.features import definitions_of
+from pipeline.features.definitions import same_definition
 from pipeline.features.operations import number_text, parse_number
 from pipeline.job.check import compile_features
 from pipeline.job.expressions import find
@@ -120,11 +121,17 @@ def changed_features(job: Job, version: ModelVersion) -> list[str]:
     ):
         for name, text in now.items():
             # What training did not use is used by a feature that has changed, and that is told of the feature.
-            if (old := before.get(name, text)) != text:
+            if not same_definition(old := before.get(name, text), text):
                 lines.append(f"{what}`{_short(name)}`: trained with `{old}`, the job has `{text}`")
-    if trained.margin != present.margin:
+    if not same_definition(trained.margin, present.margin):
         shown = [f"`{text}`" if text else "none" for text in (trained.margin, present.margin)]
         lines.append("the margin: trained with {}, the job has {}".format(*shown))
+    if not lines and trained.fields:  # a name in an expression is a field if there is one, else an earlier feature
+        lines += [
+            f"the field `{_short(name)}`: training {'read' if name in trained.fields else 'did not read'} it, "
+            f"the job {'does not' if name in trained.fields else 'does'}"
+            for name in sorted(trained.fields.keys() ^ present.fields.keys())
+        ]
     return lines
 
 

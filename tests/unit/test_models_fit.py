@@ -1,6 +1,7 @@
 """A version scores for a job only as it was trained: names, order, kinds, categories, definitions of features."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 import xgboost as xgb
 
 from pipeline.errors import ModelError, ModelMismatchError
-from pipeline.features import OfflineMatrix, offline_matrix
+from pipeline.features import OfflineMatrix, definitions_of, offline_matrix
 from pipeline.job import Job
 from pipeline.models import check_fit
 from pipeline.models.candidate import Candidate
@@ -289,6 +290,35 @@ def test_types_and_lookups_belong_to_a_definition_and_spelling_does_not():
     assert "`shop.size`: trained with `float`, the job has `float, default 1.0`" in refused(
         Job.from_json(defaulted), version
     )
+
+
+def test_what_a_name_means_belongs_to_a_definition_and_how_a_number_is_written_does_not():
+    features = {"rate": "amount / 100", "double": "rate * 2", "age": "epoch(at)", "few": "amount in [1, 2]"}
+    features["size"] = "shop.size"
+
+    def given(fields=None, size=None, **changed):
+        schema = {"amount": "float", "at": {"type": "timestamp", "unit": "s"}, **(fields or {})}
+        lookups = {"shop": {"map": "l", "key": "amount", "fields": {"size": size or {"type": "float", "default": 0}}}}
+        made = {"schema": schema, "lookups": lookups, "features": {**features, **changed}}
+        return Job.model_validate({**job().to_json(), **made})
+
+    def changes(trained_with, of):
+        version = SimpleNamespace(definitions=definitions_of(trained_with))
+        return changed_features(of, version)
+
+    plain, shadowed = given(), given({"rate": "float"})
+    assert changes(plain, shadowed) == ["the field `rate`: training did not read it, the job does"]
+    assert changes(shadowed, plain) == ["the field `rate`: training read it, the job does not"]
+    for field in ({"type": "timestamp", "unit": "ms"}, {"type": "timestamp", "unit": "s", "json": "then"}):
+        (line,) = changes(plain, given({"at": field}))
+        assert line.startswith("the type of the field `at`: trained with `timestamp, unit s`, the job has `timestamp, ")
+    (line,) = changes(plain, given({"amount": {"type": "float", "json": "usd"}}))
+    assert "`float, json 'usd'`" in line
+    spelled = given(None, {"type": "float", "default": 0.0}, double="rate * 2.0", few="amount in (1.0, 2)")
+    assert changes(plain, spelled) == changes(spelled, plain) == []
+    for other in ({"double": "rate * 2.5"}, {"few": "amount in (1, 3)"}, {"rate": "amount / 10"}):
+        assert len(changes(plain, given(**other))) == 1
+    assert len(changes(plain, given(None, {"type": "float", "default": 1}))) == 1
 
 
 def test_long_definitions_are_compared_whole_and_kept_short():
