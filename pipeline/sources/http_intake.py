@@ -35,6 +35,7 @@ class Ticket:
         map_name: Where they go.
         confirmed: How many the grid has, with their backups; those of the request's beginning.
         open: How many it does not have yet.
+        size: Bytes of these.
         error: Why it never will.
         moved: Set when the figures change.
         pieces: What is not confirmed, in the order of the request.
@@ -43,6 +44,7 @@ class Ticket:
     map_name: str
     confirmed: int = 0
     open: int = 0
+    size: int = 0
     error: GridscoreError | None = None
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     pieces: deque[_Piece] = field(default_factory=deque)
@@ -136,6 +138,7 @@ class Intake:
         lane.pieces.append(piece)
         lane.arrived.set()
         ticket.open += count
+        ticket.size += size
         ticket.pieces.append(piece)
         self._open.add(ticket)
 
@@ -173,6 +176,8 @@ class Intake:
     def _fits(self, lane: _Lane, ticket: Ticket, count: int, size: int) -> bool:
         # A piece that is larger than everything may be goes when there is nothing else.
         if ticket.open and ticket.open + count > max(count, self._max_events // _SHARE):
+            return False
+        if ticket.open and ticket.size + size > max(size, self._max_bytes // _SHARE):
             return False
         return not lane.events or (lane.events + count <= self._max_events and lane.bytes + size <= self._max_bytes)
 
@@ -228,8 +233,10 @@ class Intake:
         self._release(piece)
         ticket = piece.ticket
         while ticket.pieces and ticket.pieces[0].confirmed:  # what an answer counts is the beginning of its request
-            count = len(ticket.pieces.popleft().batch.entries)
+            first = ticket.pieces.popleft()
+            count = len(first.batch.entries)
             ticket.open -= count
+            ticket.size -= first.size
             ticket.confirmed += count
             ticket.moved.set()
         if not ticket.open:
