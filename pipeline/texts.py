@@ -1,8 +1,32 @@
-"""Numbers as people read them in messages."""
+"""Numbers and foreign texts as people read them in messages."""
 
 from __future__ import annotations
+
+import re
+from typing import Any
+
+# What a terminal obeys or hides: C0, DEL, C1, line separators, marks that turn the direction; and lone surrogates,
+# which no stream can encode.
+_CONTROLS = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROL = re.compile(f"[{_CONTROLS}]")
+NOT_LAYOUT = re.compile(rf"(?![\n\t])[{_CONTROLS}]")
 
 
 def count_text(number: float, one: str, many: str = "") -> str:
     """A number of things: `1 event`, `1,204 events`."""
     return f"{number:,.0f} {one if number == 1 else many or one + 's'}"
+
+
+def visible(value: Any, *, layout: bool = False) -> str:
+    r"""Text with control characters spelled out, as in `\x1b`.
+
+    Args:
+        value: Whatever is to be shown.
+        layout: Keep newlines and tabs, for text whose lines are its own.
+    """
+    return (NOT_LAYOUT if layout else _CONTROL).sub(_spelled, str(value))
+
+
+def _spelled(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

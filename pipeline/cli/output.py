@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,6 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import UsageError
+from pipeline.texts import NOT_LAYOUT
+from pipeline.texts import visible as visible  # noqa: PLC0414 -- the commands take it from here
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -31,12 +32,6 @@ _CELL = 60
 """Characters of a cell that stands before others; the last column has room for all."""
 _LAST_CELL = 10
 """Characters that the last column has at least, however narrow the terminal."""
-
-# What a terminal obeys or hides: C0, DEL, C1, line separators, marks that turn the direction; and lone surrogates,
-# which no stream can encode.
-_CONTROLS = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-_CONTROL = re.compile(f"[{_CONTROLS}]")
-_NOT_LAYOUT = re.compile(rf"(?![\n\t])[{_CONTROLS}]")
 
 
 def _environment(stream: TextIO | None) -> Mapping[str, str]:
@@ -65,16 +60,6 @@ def _console(*, stderr: bool = False) -> Console:
 
 console = _console()
 errors = _console(stderr=True)
-
-
-def visible(value: Any, *, layout: bool = False) -> str:
-    r"""Text with control characters spelled out, as in `\x1b`.
-
-    Args:
-        value: Whatever is to be shown.
-        layout: Keep newlines and tabs, for text whose lines are its own.
-    """
-    return (_NOT_LAYOUT if layout else _CONTROL).sub(_spelled, str(value))
 
 
 def safe(value: Any, *, layout: bool = False) -> str:
@@ -114,7 +99,7 @@ def milliseconds_text(value: float | None) -> str:
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """A value as JSON that is safe to look at: what a terminal would obey is escaped, all else is readable."""
     text = json.dumps(value, indent=indent, default=str, ensure_ascii=False)
-    return _NOT_LAYOUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return NOT_LAYOUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def print_json(value: Any) -> None:
@@ -168,11 +153,6 @@ def _cell(value: Any, length: int | None = None) -> str:
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     text = str(value)
     return visible(text if length is None else shorten(text, length))
-
-
-def _spelled(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def selection(members: Sequence[str], cluster_name: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from pipeline.errors import BadRecordError, ConflictError, GridError, GridscoreE
 from pipeline.grid import transport, wire
 from pipeline.grid.entries import values_of
 from pipeline.grid.writer import partition_of
+from pipeline.texts import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -105,7 +106,8 @@ class BadRecord:
     value_data: bytes
 
     def __str__(self) -> str:
-        return f"The control record `{self.key}` in `{self.map_name}` cannot be used: {self.reason}"
+        # Anybody may have written the key, and the reason quotes the value: neither may look like a line of the log.
+        return visible(f"The control record `{self.key}` in `{self.map_name}` cannot be used: {self.reason}")
 
     def to_json(self) -> dict[str, str]:
         """For scripts."""

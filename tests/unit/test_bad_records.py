@@ -11,7 +11,7 @@ from test_stub_grid import booster
 from pipeline.errors import BadRecordError, GridscoreError, JobError
 from pipeline.flow import FlowLookout, History, to_json
 from pipeline.grid import transport, wire
-from pipeline.grid.records import MAX_RECORD, Records
+from pipeline.grid.records import MAX_RECORD, BadRecord, Records
 from pipeline.grid.writer import partition_of
 from pipeline.job import JobState, parse_job
 from pipeline.job.plugs.http_source import HttpSourceSettings
@@ -296,3 +296,10 @@ def test_messages_of_any_length_leave_the_records_of_their_writers_good():
     assert msgspec.convert(job, JobFigures).model_error == "x" * 1_000
     sink = {"id": "1", "seen_at": 1, "sink": "s", **SinkStats(error="x" * 40_000).to_json()}
     assert msgspec.convert(sink, SinkProcess).error == "x" * 1_000
+
+
+def test_a_bad_record_speaks_in_one_line_whatever_its_key_is():
+    bad = BadRecord("jobs", "a\n2026-01-01 ERROR \x1b[2Jforged\u2028", "it is `\x1b`", b"", b"")
+    assert str(bad) == (
+        r"The control record `a\x0a2026-01-01 ERROR \x1b[2Jforged\u2028` in `jobs` cannot be used: it is `\x1b`"
+    )
