@@ -486,7 +486,9 @@ class WebhookSink:
             return SinkInterruptedError(f"The web hook at {self._where} cannot be reached: {_printable(what)}.")
         if isinstance(error, TimeoutError):
             return _LaterError(f"no answer in {self._timeout:.0f} s")
-        return _LaterError(_printable(str(error) or type(error).__name__))
+        # The text of an answer that is not HTTP would show the address, which may hold a token.
+        what = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+        return _LaterError(_printable(what or type(error).__name__))
 
 
 def _advice(status: int) -> str:

@@ -340,6 +340,34 @@ def test_properties_that_are_no_secrets_are_written_as_they_are():
     assert list(plain_secrets({"kind": "kafka", "set": plain})) == []
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dsn": "host=db password = hunter2"},
+        {"dsn": "host=db password='hunter2'"},
+        {"dsn": "postgresql:///db?user=u&pass%77ord=hunter2"},
+        *({"url": f"https://h.example.com/x?{name}=hunter2"} for name in ("token", "api_key", "sig", "a=1&X-Api-Key")),
+        *({"headers": {name: "hunter2"}} for name in ("Cookie", "X-Auth", "X-Auth-Key", "X-Anything")),
+        {"ca": "-----BEGIN EC PRIVATE KEY-----"},
+    ],
+)
+def test_a_secret_is_found_in_whatever_form_it_is_taken(settings):
+    assert [path[0] for path in plain_secrets(settings)] == list(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dsn": "host=db password = ${P}"},
+        {"dsn": "host=db password='${P}'"},
+        {"url": "https://h.example.com/x?token=${T}&page=1"},
+        {"headers": {"User-Agent": "shop", "Cookie": "${C}", "X-Request-Id": "a"}},
+    ],
+)
+def test_what_is_not_a_secret_in_a_text_is_taken(settings):
+    assert list(plain_secrets(settings)) == []
+
+
 def test_a_reference_without_quotes_where_yaml_needs_them_is_told():
     (said,) = problems(SECRETS.replace('"hunter2"', "${PASSWORD}"))
     assert said.endswith("within `{ }` and `[ ]`, `${NAME}` needs quotes")

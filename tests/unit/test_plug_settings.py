@@ -134,6 +134,15 @@ def test_texts_are_taken_from_the_environment_and_hidden():
     assert hidden.hide("no hunter2 at broker, me") == "no ${PASS} at ${HOST}, me"  # too short to be hidden
 
 
+def test_an_address_is_hidden_as_libraries_show_it_too():
+    settings = Settings(to="events.x", brokers=("${HOOK}",))
+    _, hidden = from_environment(settings, {"HOOK": "https://me:pass1@h.example.com/hooks/T0B0?token=SE CRET"})
+    for shown in ("https://h.example.com/hooks/T0B0?token=SE%20CRET", "GET /hooks/T0B0", "token=SE CRET", "with pass1"):
+        said = hidden.hide(shown)
+        assert "${HOOK}" in said
+        assert not any(part in said for part in ("CRET", "T0B0", "pass1"))
+
+
 def test_what_comes_from_the_environment_is_not_looked_at_again():
     settings = Settings(to="events.x", brokers=("${A}",))
     made, hidden = from_environment(settings, {"A": "x${B}y", "B": "no"})

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, SecretStr
 
@@ -22,6 +24,8 @@ _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHORTEST = 4
 """Characters of a value below which hiding it would make messages unreadable and hide nothing."""
+_SHORTEST_PATH = 8
+"""The same for the path of an address."""
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
 _Error = TypeVar("_Error", bound=GridscoreError)
@@ -57,11 +61,25 @@ def from_environment(settings: _Settings, environment: Mapping[str, str] | None 
     """
     reader = _Reader(os.environ if environment is None else environment)
     made = reader.model(settings, ())
-    values = {value: f"${{{name}}}" for name, value in reader.used.items() if len(value) >= _SHORTEST} | {
-        value: "**********" for value in reader.secrets if len(value) >= _SHORTEST
-    }
+    values = {
+        form: f"${{{name}}}" for name, value in reader.used.items() for form in _forms(value) if len(form) >= _SHORTEST
+    } | {value: "**********" for value in reader.secrets if len(value) >= _SHORTEST}
     # The longest first: one value may be a part of another.
     return made, Hidden(tuple(sorted(values.items(), key=lambda item: -len(item[0]))))
+
+
+def _forms(value: str) -> set[str]:
+    """A value, and of an address what libraries show of it: quoted, its path, its query, its password."""
+    forms = {value}
+    if "://" not in value:
+        return forms
+    for text in (value, quote(value, safe="%/:=&?#[]@!$'()*+,;~")):
+        forms.add(text)
+        with suppress(ValueError):
+            parts = urlsplit(text)
+            paths = (parts.path, f"{parts.path}?{parts.query}") if len(parts.path) >= _SHORTEST_PATH else ()
+            forms.update(form for form in (*paths, parts.query, parts.password) if form)
+    return forms
 
 
 class _Reader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +20,21 @@ _HARMLESS = re.compile(
     r"username|(ca|certificate)\.pem)$"
 )
 _HARMLESS_VALUE = re.compile(r"-?[0-9]+(\.[0-9]+)?|true|false", re.IGNORECASE)
-_IN_TEXT = re.compile(r"(?:^|[\s?&])(?:ssl)?password=(?!\$\{)[^\s&]", re.IGNORECASE)
-"""A password as libpq takes it in a text: `host=db password=…`, `?password=…`."""
+_IN_TEXT = re.compile(r"(?:^|[\s?&'])(?:ssl)?password\s*=\s*(?!'?\$\{)[^\s&]", re.IGNORECASE)
+"""A password as libpq takes it in a text: `host=db password = …`, `?password=…`."""
+_HEADERS = "headers"
+"""The field that takes headers of requests. Any may be a secret, but for those that are known not to."""
+_HARMLESS_HEADER = re.compile(
+    r"accept(-.*)?|cache-control|content-.*|from|host|origin|prefer|referer|user-agent|via|x-(correlation|request|trace)-id"
+    r"|x-(source|environment|version|content-type-options)",
+    re.IGNORECASE,
+)
+_IN_QUERY = re.compile(
+    r"(.*[._-])?(access_?key|api_?key|apikey|auth|code|credential|key|pass|passwd|password|secret|sig|signature|token)",
+    re.IGNORECASE,
+)
+"""Names in the query of an address whose values are secrets."""
+_KEY = "PRIVATE KEY-----"
 
 
 def is_secret(path: Sequence[object]) -> bool:
@@ -29,6 +42,8 @@ def is_secret(path: Sequence[object]) -> bool:
     names = [each for each in path if isinstance(each, str)]
     if any(_SECRET.search(name) for name in names):
         return True
+    if _HEADERS in names[:-1]:
+        return not _HARMLESS_HEADER.fullmatch(names[-1])
     return _PROPERTIES in names[:-1] and not _HARMLESS.search(names[-1])
 
 
@@ -59,11 +74,20 @@ def _texts(value: Any) -> list[str]:
 
 
 def _has_password(text: str) -> bool:
-    """Whether a text holds a password, as the address of a database may."""
-    if _IN_TEXT.search(text):
+    """Whether a text holds a password, as the address of a database may, a token in a query, or a private key."""
+    if _IN_TEXT.search(text) or _KEY in text:
         return True
     try:
-        password = urlsplit(text).password if "://" in text else None
-    except ValueError:  # such as a port that is none
+        parts = urlsplit(text if "://" in text else "")
+        password = parts.password
+        query = parse_qsl(parts.query)
+    except ValueError:  # such as a port that is not a number
         return False
-    return bool(password) and "${" not in str(password)
+    secrets = [password or "", *(value for name, value in query if _is_secret_parameter(name, parts.scheme))]
+    return any(each and "${" not in each for each in secrets)
+
+
+def _is_secret_parameter(name: str, scheme: str) -> bool:
+    if scheme.startswith("http"):
+        return bool(_IN_QUERY.fullmatch(name.replace("-", "_")))
+    return name.lower() in ("password", "sslpassword")
