@@ -108,7 +108,9 @@ def test_categories_that_xgboost_has_recorded_wrongly_are_not_taken():
     frame = pd.DataFrame({"x": range(60), "kind": pd.Categorical(["blå", "rot", "vert"] * 20)})
     model = xgb.train({"nthread": 1}, xgb.DMatrix(frame, np.arange(60) % 3, enable_categorical=True), 3)
 
-    assert describe(raw(model, "ubj")).categories == {}
+    # Before 3.4, XGBoost cuts texts of other than ASCII letters in the middle.
+    whole = tuple(map(int, xgb.__version__.split(".")[:2])) >= (3, 4)
+    assert describe(raw(model, "ubj")).categories == ({"kind": ("blå", "rot", "vert")} if whole else {})
 
 
 def test_numbers_as_categories_of_a_data_frame_are_refused_where_codes_would_be_mistaken():
