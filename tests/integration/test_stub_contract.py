@@ -15,6 +15,7 @@ from scoring import until
 from pipeline.errors import JournalMissingError
 from pipeline.grid import GridSettings, Records, connect, transport, wire
 from pipeline.grid.copies import Fetcher
+from pipeline.grid.heap import look_at_heaps
 from pipeline.grid.journal import Journal
 from pipeline.grid.member import Cluster
 from pipeline.grid.template import template_file
@@ -448,6 +449,16 @@ async def test_a_client_comes_back_after_its_connection_broke_and_hears_again(gr
 async def _put_and_look(proxy, events):
     await proxy.put("a", json("1"))
     return events
+
+
+async def test_a_member_tells_its_heap(grid, request):
+    if request.node.callspec.params["grid"] == "stub":
+        (member,) = request.getfixturevalue("stub").members
+        member.measure(100 << 20, 256 << 20)
+    async with asyncio.timeout(30):
+        while not (heap := (await look_at_heaps(grid))[0]).most:  # a member measures for the first time after a moment
+            await asyncio.sleep(0.05)
+    assert 0 < heap.used <= heap.most <= 256 << 20
 
 
 def test_the_stub_was_compared_in_all_that_it_knows(stub, request):
