@@ -90,7 +90,7 @@ async def test_bad_events_become_dead_letters_and_harm_nobody(cluster, unique):
     assert "amount" in by_key["wrong-type"].error
     assert "user" in by_key["missing"].error
     assert "of Hazelcast type" in by_key["number"].error
-    assert all(dead.stage == "decode" for dead in found)
+    assert all(dead.stage == "decode" for _, dead in found)
 
 
 async def test_a_worker_goes_on_from_the_committed_offsets(cluster, unique):
