@@ -305,7 +305,7 @@ def _inputs(now: JobStatus) -> list[Finding]:
     """Models that were refused, and lookups that are old or have bad entries."""
     found = _models(now)
     for name, copy in now.lookups.items():
-        age, bad, error = copy.get("age", 0), copy.get("bad", 0), copy.get("error", "")
+        age, bad, error = copy.get("age", 0), int(copy.get("bad", 0)), copy.get("error", "")
         if age > LOOKUP_OLD_SECONDS:
             text = f"The copy of the lookup `{name}` was last known to be right {age / 60:,.0f} minutes ago."
             found.append(_problem("lookup_old", text, "The worker's log says why it cannot be loaded anew."))
