@@ -33,7 +33,7 @@ bench: $(BENCH_STAMP) ## Measure Gridscore beside what one would use instead (QU
 test: lint tests ## Check style and types, then run all tests
 
 tests: $(DEV_STAMP) ## Run all tests, or those that TESTS names
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(TESTS)
 
 lint: $(DEV_STAMP) ## Check style and types only
 	$(BIN)/python -m ruff check

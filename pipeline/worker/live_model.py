@@ -170,9 +170,13 @@ class LiveModel:
         )
 
     async def _is_current(self) -> bool:
-        """Whether the job is still at the revision that this worker scores for."""
+        """Whether the job is still at the revision that this worker scores for.
+
+        A job without a record has no next revision: it was removed, which ends this runner, or never submitted, as in a
+        benchmark.
+        """
         current = await self._jobs.find(self._job.name)
-        return current is not None and current.is_same_run(self._record)
+        return current is None or current.is_same_run(self._record)
 
     async def _resolve(self) -> ModelVersion:
         model = self._job.model

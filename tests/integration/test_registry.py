@@ -404,10 +404,13 @@ async def test_metadata_that_was_changed_in_the_grid_is_refused(grid, name, fiel
 
     await metadata.set(key, HazelcastJsonValue(json.dumps(changed)))
 
-    with pytest.raises(ModelError, match="is not valid"):
-        await Registry(grid).resolve(name)
-    assert name not in [model.name for model in await Registry(grid).list()]
-    await (await grid.map(MODELS_MAP)).delete(name)
+    try:
+        with pytest.raises(ModelError, match="is not valid"):
+            await Registry(grid).resolve(name)
+        assert name not in [model.name for model in await Registry(grid).list()]
+    finally:  # others share the cluster, and look at all its records
+        await metadata.delete(key)
+        await (await grid.map(MODELS_MAP)).delete(name)
 
 
 async def test_outputs_of_a_version_that_was_pushed_before_they_were_noted_are_read_from_its_file(grid, registry, name):
