@@ -444,7 +444,7 @@ async def test_outputs_of_a_version_that_was_pushed_before_they_were_noted_are_r
 async def test_a_record_that_is_none_is_refused(grid, registry, name, value):
     await (await grid.map(MODELS_MAP)).set(name, HazelcastJsonValue(value))
     try:
-        with pytest.raises((ModelError, GridError), match="is not valid|cannot be used"):
+        with pytest.raises((ModelError, GridError), match=r"is not valid|cannot be used"):
             await registry.resolve(name)
         assert name not in [model.name for model in await registry.list()]
     finally:
