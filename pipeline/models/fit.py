@@ -169,8 +169,10 @@ def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
         if category is None:
             if texts is not None:
                 problem = f"trained as a category ({_texts(texts)}), the job makes a number of it: {made}"
-            elif types.get(name) == "c" and not _is_code(node, nodes, job):
+            elif types.get(name) == "c" and not (_is_code(node, nodes, job) or _is_made_alike(name, job, version)):
                 problem = f"trained as a category by codes, the job computes a number: {made}"
+                if version.definitions is None:
+                    problem += ", and the model does not say that training did the same: attach the matrix to it"
         elif texts is None:
             what = "a category of which the model has only codes" if types.get(name) == "c" else "a number"
             problem = f"trained as {what}, the job makes a category of texts: {made}"
@@ -203,6 +205,13 @@ def _is_code(node: Node, nodes: Mapping[str, Node], job: Job) -> bool:
         lookup, field = cast("tuple[str, str]", node.value)
         return job.lookups[lookup].fields[field].type == "int"
     return node.op == "int_field" or find(node, "category") is not None or node.type == Type.UNKNOWN
+
+
+def _is_made_alike(name: str, job: Job, version: ModelVersion) -> bool:
+    """Whether training computed a number by the same expression: then it was that number which was the code."""
+    if version.definitions is None or name not in version.definitions.features:
+        return False
+    return same_definition(version.definitions.features[name], definitions_of(job).features[name])
 
 
 def _is_number(text: str) -> bool:

@@ -145,6 +145,28 @@ def test_codes_without_texts_can_be_codes_of_the_job_and_nothing_else():
     check_fit(job(), named)
 
 
+async def test_a_number_of_the_attached_matrix_may_be_a_code_and_scores_as_it_was_trained():
+    types = ["c", "float", "float"]
+    given = job(carrier="floor(amount) % 5").model_copy(update={"events": "events.e", "results": "results.r"})
+    booster = trained(given, types=types)
+    assert "the job computes a number" in refused(job(carrier="floor(amount) % 4"), version_of(booster))
+    bare = version_of(trained(given, attach=False, types=types))
+    assert "does not say that training did the same: attach the matrix" in refused(given, bare)
+
+    rows = offline_matrix(given, HISTORY, SHOPS).values
+    data = xgb.DMatrix(rows, feature_names=list(given.features), feature_types=types, enable_categorical=True)
+    assert len(set(expected := booster.predict(data).tolist())) > 5
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        await client.put_events("l", {n: {"size": n + 4.0, "rank": n} for n in (1, 2, 3)})
+        await client.push_model(booster, "m", alias="champion")
+        await client.submit(given)
+        async with cluster.worker("worker"):
+            await client.put_events("events.e", dict(enumerate(HISTORY.to_dict("records"))))
+            results = await cluster.results("results.r", len(HISTORY), seconds=60)
+    assert [results[key]["score"] for key in range(len(HISTORY))] == expected
+
+
 def test_a_number_is_not_a_category_of_the_same_name():
     version = version_of(trained(job(carrier="code"), attach=False))
 
