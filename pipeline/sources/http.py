@@ -25,6 +25,7 @@ from pipeline.sources.http_app import EventsApp
 from pipeline.sources.http_intake import Intake
 from pipeline.sources.http_places import Places
 from pipeline.sources.http_protocol import BoundedHeads
+from pipeline.sources.http_tls import TlsServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Sequence
@@ -88,7 +89,7 @@ class HttpSource:
         listening = self._listen(config)
         host, port = listening.getsockname()[:2]
         self.address = f"http{'s' if config.is_ssl else ''}://{f'[{host}]' if ':' in host else host}:{port}"
-        self._server = _Server(config)
+        self._server = _Server(config, self._places)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve([listening]))
         _log.info("Events are taken at %s/events/%s", self.address, settings.to, extra={"action": "listening"})
         if not settings.token and not ipaddress.ip_address(host).is_loopback:
@@ -162,6 +163,21 @@ class HttpSource:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, places: Places) -> None:
+        super().__init__(config)
+        self._places = places
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        context = self.config.ssl
+        if context is None or not sockets:
+            await super().startup(sockets)
+            return
+        # As uvicorn does, but for who accepts.
+        options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        make = partial(BoundedHeads, places=self._places, **options)
+        self.servers = [TlsServer(each, context, self._places, make) for each in sockets]  # type: ignore[misc]  # alike
+        self.started = True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         # Signals are for whoever runs the source.

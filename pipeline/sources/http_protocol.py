@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from pipeline.sources.http_places import Places
+    from pipeline.sources.http_places import Connection, Places
 
 # Of uvicorn's own messages only those about our faults: a stranger who sends nonsense must not fill the log.
 _faults = logging.getLogger(f"{__name__}.faults")
@@ -57,12 +57,16 @@ class BoundedHeads(HttpToolsProtocol):
         *arguments: Of uvicorn's protocol.
         places: Of all connections.
         **options: Of uvicorn's protocol.
+
+    Attributes:
+        handshake: What has held the place of a connection with TLS so far.
     """
 
     def __init__(self, *arguments: Any, places: Places, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.logger = _faults
         self._places = places
+        self.handshake: Connection | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._reading_head = True
         self._moved = False  # whether the read under way has brought us on: a head has begun or ended, or body came
@@ -74,6 +78,8 @@ class BoundedHeads(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
         """Somebody has connected: a head must follow."""
         super().connection_made(transport)
+        if self.handshake is not None:
+            self._places.leave(self.handshake)
         if self._places.enter(self, self.client[0] if self.client else ""):
             self._expect_head()
         else:

@@ -43,7 +43,7 @@ async def listening(cluster=None, **settings):
 
 @asynccontextmanager
 async def connected(source):
-    host, _, port = source.address.removeprefix("http://").rpartition(":")
+    host, _, port = source.address.partition("://")[2].rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         yield reader, writer

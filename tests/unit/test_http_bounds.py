@@ -1,11 +1,14 @@
 """What strangers may do to the HTTP source: say nothing, never come to an end, send much that is very small."""
 
 import asyncio
+import ssl
 
 import pytest
-from http_listening import client, connected, listening
+import trustme
+import uvloop
+from http_listening import EVENTS, client, connected, listening
 
-from pipeline.sources import http_protocol
+from pipeline.sources import http_protocol, http_tls
 
 
 async def sent_until_closed(reader, writer, piece):
@@ -31,6 +34,39 @@ async def test_who_sends_no_whole_head_loses_the_connection(monkeypatch, begun):
     async with listening() as source, connected(source) as (reader, writer):
         writer.write(begun)
         assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_handshakes_of_tls_take_places_and_end_in_time(monkeypatch, tmp_path, caplog, loop):
+    """asyncio itself counts none of them, and waits a minute for each."""
+    authority, trust = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(trust)
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    tls = dict.fromkeys(("certificate", "private_key"), str(tmp_path / "both.pem"))
+
+    async def main():
+        async with listening(max_per_address=3, **tls) as source, asyncio.timeout(60):
+            async with connected(source) as (first, _), connected(source), connected(source):
+                async with client(source, verify=trust) as http:
+                    assert (await http.post(f"/events/{EVENTS}", json={})).status_code == 202
+                assert await first.read() == b""  # who has been silent for longest went for it
+                monkeypatch.setattr(http_tls, "HANDSHAKE_SECONDS", 0.05)
+                async with connected(source) as (silent, _):
+                    assert await silent.read() == b""
+                async with connected(source) as (wrong, writer):
+                    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+                    await wrong.read()
+            while source._places._addresses:
+                await asyncio.sleep(0.01)
+            async with connected(source) as (left, _):  # when the source is stopped
+                pass
+        assert await left.read() == b""
+        assert not source._places._addresses
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_the_time_for_a_head_begins_anew_with_each_answer(monkeypatch):

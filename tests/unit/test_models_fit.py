@@ -153,8 +153,8 @@ async def test_a_number_of_the_attached_matrix_may_be_a_code_and_scores_as_it_wa
     bare = version_of(trained(given, attach=False, types=types))
     assert "does not say that training did the same: attach the matrix" in refused(given, bare)
 
-    rows = offline_matrix(given, HISTORY, SHOPS).values
-    data = xgb.DMatrix(rows, feature_names=list(given.features), feature_types=types, enable_categorical=True)
+    matrix = offline_matrix(given, HISTORY, SHOPS)
+    data = xgb.DMatrix(matrix.values, feature_names=list(given.features), feature_types=types, enable_categorical=True)
     assert len(set(expected := booster.predict(data).tolist())) > 5
     async with StubCluster() as cluster:
         client = await cluster.client()
