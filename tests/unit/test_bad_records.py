@@ -3,6 +3,7 @@
 import asyncio
 import json
 import struct
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -14,16 +15,21 @@ from pipeline.grid import transport, wire
 from pipeline.grid.records import MAX_RECORD, BadRecord, Records
 from pipeline.grid.writer import partition_of
 from pipeline.job import JobState, parse_job
+from pipeline.job.plugs.base import SinkSettings
 from pipeline.job.plugs.http_source import HttpSourceSettings
+from pipeline.job.plugs.logfile_source import LogfileSourceSettings
 from pipeline.models import Registry
 from pipeline.repair import CONTROL_MAPS, find_repairs, repair
+from pipeline.sinks.runner import SinkRunner
 from pipeline.sinks.stats import SinkStats
 from pipeline.sinks.status import SinkProcess
 from pipeline.sources.position import Positions, forget_all
 from pipeline.sources.runner import runner_of
 from pipeline.sources.status import running_sources
 from pipeline.testing import StubCluster
+from pipeline.testing.sinks import ListSink, Received
 from pipeline.wipe import remnants
+from pipeline.worker.audit import audit
 from pipeline.worker.lease_records import LEASES_MAP, lease_key, read_records
 from pipeline.worker.names import POSITIONS_MAP
 from pipeline.worker.stats import JobStats
@@ -107,7 +113,26 @@ async def test_what_a_running_source_may_put_into_is_not_wiped(stub):
     assert await remnants(client.grid, "payments", ["events"])
 
 
-async def test_nothing_but_the_bad_records_suffers(stub):
+@asynccontextmanager
+async def plugs(stub, folder):
+    """A source that reads 50 events from a file, and a sink: the source's runner, and what the sink has received."""
+    (folder / "events.jsonl").write_text("".join(f'{{"id": "e{n}", "amount": {n}}}\n' for n in range(50)))
+    settings = LogfileSourceSettings(to="events.payments", path=(str(folder / "events.jsonl"),), key=("id",))
+    source, received = runner_of(await stub.connect("source"), settings, "file"), Received()
+    sink = SinkRunner(
+        await stub.connect("sink"), "list", "list", SinkSettings(results="results.payments"), lambda: ListSink(received)
+    )
+    tasks = [asyncio.create_task(each.run()) for each in (source, sink)]
+    try:
+        yield source, received
+    finally:
+        source.stop()
+        tasks[1].cancel()
+        (ended, _) = await asyncio.gather(*tasks, return_exceptions=True)
+        assert ended is None
+
+
+async def test_nothing_but_the_bad_records_suffers(stub, tmp_path):
     client = await submitted(stub)
     grid = client.grid
     entries = [(data(-11, f"{kind}/9{n}".encode()), value) for n, (kind, value) in enumerate(GARBAGE.items())]
@@ -116,11 +141,23 @@ async def test_nothing_but_the_bad_records_suffers(stub):
         for key, value in entries:
             await put_raw(grid, each.name, key, value)
     await put_raw(grid, "gridscore.eras", data(-11, b"large"), text('{"since": 1, "x": "%s"}' % ("x" * MAX_RECORD)))
-    async with stub.worker("worker"):
-        await client.put_events("events.payments", {f"e{i}": {"amount": i} for i in range(50)})
+    async with stub.worker("worker"), plugs(stub, tmp_path) as (source, received):
         await stub.results("results.payments", 50, seconds=20)
+        async with asyncio.timeout(20):
+            while len(received.results) < 50 or not await Positions(grid, "file").load():
+                await asyncio.sleep(0.01)
+        assert (len(received.results), source.stats.events) == (50, 50)
+        found = await audit(grid, await client.jobs.get("payments"), repair=True)
+        assert (found.events, found.results, found.missing, found.complete) == (50, 50, 0, True)
         history = History()
-        flow = await FlowLookout(grid).look()
+        async with asyncio.timeout(20):
+            while True:  # they say once a second how they are
+                flow = await FlowLookout(grid).look()
+                plugged = [(each.name, each.state) for each in flow.sources]
+                plugged += [(each.record.name, each.state) for each in flow.sinks]
+                if plugged == [("file", "running"), ("list", "delivering")]:
+                    break
+                await asyncio.sleep(0.1)
         history.add(flow)
         (status,) = flow.overview.jobs
         assert (status.workers, status.lag is not None) == (1, True)
