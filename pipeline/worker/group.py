@@ -30,7 +30,7 @@ import asyncio
 import logging
 import time
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,10 @@ _HUNGRY_SECONDS = 15.0
 _LOOK_ALL_SECONDS = 1.5
 """Less than half of a lease, so that a lease is watched without a break before its owner is suspected."""
 
-_CHECKS_PER_SECOND = 5
+_CHECK_ROUND_SECONDS = 60.0
+_MIN_CHECK_SECONDS, _MAX_CHECK_SECONDS = 0.2, 5.0
+"""Held partitions are checked in turn, in a round that takes a minute if that means neither more nor fewer checks."""
+
 _RESTART_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
 
@@ -113,6 +116,7 @@ class Group:
         self._giving: set[int] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
+        self._doubt = asyncio.Event()  # all journals may have begun again
         self._who: set[str] = set()
         self._who_since = float("-inf")
         self._looked_all = float("-inf")
@@ -415,6 +419,7 @@ class Group:
 
     def _regressed(self, partition: int, oldest: int) -> None:
         """The journal of a partition begins again: so do we, with the lease's consent."""
+        self._doubt.set()
         lease = self.leases.held.get(partition)
         if lease is not None:
             # What is under way is of the journal that was, and must have come before anything of the new one does.
@@ -475,24 +480,26 @@ class Group:
         return True
 
     async def _check(self) -> None:
-        """Compare the journals with our positions, a few partitions at a time: a parked read would never tell.
+        """Compare the journals with our positions, one partition after the other: a parked read would never tell.
 
-        After a member has come or gone all at once: the sooner a journal that has begun again is found, the fewer new
-        events can have covered its tracks.
+        All at once after a member has come or gone, and after one journal has begun again: what happened to it may have
+        happened to all, and the sooner that is found, the fewer new events can have covered its tracks.
         """
-        changed = asyncio.Event()
-        stop_watching = self._grid.on_member_change(changed.set)
+        stop_watching = self._grid.on_member_change(self._doubt.set)
+        waiting: deque[int] = deque()
         try:
             while True:
-                for partition in range(self._grid.partition_count):
-                    try:
-                        async with asyncio.timeout(1 / _CHECKS_PER_SECOND):
-                            await changed.wait()
-                    except TimeoutError:
-                        await self._check_one(partition)
-                        continue
-                    changed.clear()
-                    await asyncio.gather(*map(self._check_one, range(self._grid.partition_count)))
+                pause = _CHECK_ROUND_SECONDS / max(len(self.held), 1)
+                try:
+                    async with asyncio.timeout(min(max(pause, _MIN_CHECK_SECONDS), _MAX_CHECK_SECONDS)):
+                        await self._doubt.wait()
+                except TimeoutError:
+                    waiting = waiting or deque(self.held)
+                    if waiting:
+                        await self._check_one(waiting.popleft())
+                    continue
+                self._doubt.clear()
+                await asyncio.gather(*map(self._check_one, list(self.held)))
         finally:
             stop_watching()
 

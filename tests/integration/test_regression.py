@@ -39,7 +39,7 @@ async def test_a_journal_that_begins_again_is_counted_and_what_comes_after_is_sc
         await asyncio.to_thread(no_backup.kill, 2)
         after = scoring.events(1_000, begin=2_000)
         await client.put_events(f"events.{name}", after)
-        results = await scoring.all_results(client, name, 3_000, seconds=60)
+        results = await scoring.all_results(client, name, 3_000, seconds=120)
 
         async def settled():
             records = await read_records(client.grid, name)
@@ -47,7 +47,7 @@ async def test_a_journal_that_begins_again_is_counted_and_what_comes_after_is_sc
             return counted if counted and not await pending(client.grid, name) else None
 
         # A third of the partitions, more or less.
-        assert 20 < await scoring.until(settled, seconds=60) < 200
+        assert 20 < await scoring.until(settled, seconds=120) < 200
         assert worker.runners[name].stats.regressions > 0
         lost = await (await client.grid.map(f"events.{name}")).size()
         assert lost < 3_000

@@ -160,6 +160,26 @@ def test_a_journal_that_began_again_is_counted_and_read_from_its_beginning(world
     assert Counter(lease["regressions"] for lease in world.ledger.leases.values())[1] == 1
 
 
+def test_a_map_that_was_destroyed_is_noticed_within_seconds_however_many_partitions_it_has():
+    world = World(120, ring=64)
+    try:
+        for _ in range(2):
+            world.start()
+        put(world, "before", 600)
+        settled(world)
+        has = {partition for partition, lease in world.ledger.leases.items() if lease["offset"] > 0}
+        for partition in sorted(has):
+            world.regress(partition)
+
+        def all_say_so():
+            return all(world.ledger.leases[partition]["regressions"] == 1 for partition in has)
+
+        # One that is found has all the worker's others checked at once.
+        assert seconds_until(world, all_say_so) < 10.0
+    finally:
+        world.close()
+
+
 def test_a_network_that_is_silent_for_longer_than_the_lease_costs_nothing_but_time(world):
     first, second = world.start(), world.start()
     settled(world)
