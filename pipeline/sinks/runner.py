@@ -41,6 +41,7 @@ from pipeline.sinks.registry import KINDS
 from pipeline.sinks.rescan import DeliverAgain
 from pipeline.sinks.stats import DELIVERING, PAUSED, WAITING, SinkStats
 from pipeline.worker.dead_letters import Rejected, letter
+from pipeline.worker.fence import Fence
 from pipeline.worker.group import Group
 from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.letter_writer import COUNT_SECONDS, LetterWriter, Limits
@@ -109,7 +110,7 @@ class SinkRunner:
         self.map = settings.results
         self._settings = settings
         self._make = make
-        self._lease_seconds = lease_seconds
+        self._fence = Fence.of(lease_seconds)
         self.id = new_identity()
         self.stats = SinkStats()
         members = Members(grid, self.id, PROCESSES_MAP)
@@ -138,7 +139,7 @@ class SinkRunner:
                 `on_loss: halt`, or what its destination says.
         """
         # What the system holds for a member that cannot be reached must not be delivered after the lease.
-        transport.hold_at_most(self._grid.client, self._lease_seconds / 2)
+        transport.hold_at_most(self._grid.client, self._fence.hold)
         await register(self._grid, self.name, self.kind, self._settings)
         try:
             await self._grid.while_same(self._take_part())

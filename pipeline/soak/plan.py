@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from pipeline.errors import UsageError
+from pipeline.worker.fence import Fence
 
 KINDS = {
     "worker-kill": "a worker is killed with -9, and another one started in its place",
@@ -14,7 +15,7 @@ KINDS = {
     "leave": "a worker is asked to stop (SIGTERM), and another one started in its place",
     "member-kill": "a member is killed with -9, and started again",
     "cut": "nothing goes between a worker and the members for longer than its lease, then the connections are reset",
-    "hold": "what goes between a worker and the members is held for less than half of its lease, then goes on",
+    "hold": "what goes between a worker and the members is held for less than the system would hold it, then goes on",
 }
 
 WARM_UP_SECONDS = 3.0
@@ -165,7 +166,7 @@ def _length(draw: random.Random, kind: str, lease: float) -> float:
     if kind == "leave":
         return draw.uniform(0.0, lease)
     if kind == "hold":
-        return draw.uniform(0.1, 0.4) * lease
+        return draw.uniform(0.4, 0.95) * Fence.of(lease).hold
     return draw.uniform(1.5, 3.0) * lease  # a pause or a cut, well past the lease
 
 

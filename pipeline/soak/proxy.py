@@ -4,9 +4,9 @@ They forward bytes, or *hold* them for a while, or are *cut*: then nothing goes 
 the cut ends every connection is reset and what was held is thrown away.
 
 Bytes held for long are never delivered, and that is the network's behaviour, not an indulgence: a worker gives a
-connection up when a member has not confirmed its bytes for half of a lease (TCP_USER_TIMEOUT). A proxy confirms them
-at once, being the other end of that connection, so it has to keep this promise in the worker's place. What had left the
-proxy towards a member before the cut is delivered, as with any router; a cut is not a kill.
+connection up when a member has not confirmed its bytes for a quarter of a lease (TCP_USER_TIMEOUT). A proxy confirms
+them at once, being the other end of that connection, so it has to keep this promise in the worker's place. What had
+left the proxy towards a member before the cut is delivered, as with any router; a cut is not a kill.
 
 A new connection during a hold or a cut is accepted, as the system does it, and gets no answer.
 """

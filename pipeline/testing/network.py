@@ -142,9 +142,13 @@ class Link(asyncio.Transport):
             if flags & _FINAL:
                 self._up.send(body[begin:at])
                 begin = at
-        if self._up.held and self._patience is None:
-            seconds = self._hold_seconds()
-            self._patience = self._loop.call_later(seconds, self._give_up)
+        self._lose_patience()
+
+    def _lose_patience(self) -> None:
+        """Begin to count for how long nobody confirms what was sent; the system does, though the client be paused."""
+        if self._up.held and self._up and self._patience is None:
+            loop = self._cluster.loop or self._loop
+            self._patience = loop.call_later(self._hold_seconds(), self._give_up)
 
     def is_closing(self) -> bool:
         """Whether it is closed."""
@@ -180,6 +184,7 @@ class Link(asyncio.Transport):
     def hang(self) -> None:
         """Deliver nothing in either direction, and tell nobody."""
         self._up.held = self._down.held = True
+        self._lose_patience()
 
     def heal(self) -> None:
         """Deliver what was held."""

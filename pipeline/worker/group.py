@@ -285,9 +285,11 @@ class Group:
 
     async def _commit(self, part: int) -> None:
         """Commit a part of the partitions, once a second. No part waits for another, whose member may be slow."""
-        await asyncio.sleep(COMMIT_SECONDS * part / _COMMIT_PARTS)
+        # With a short lease more often, or a renewal could not be tried again while it stands.
+        pause = min(COMMIT_SECONDS, self.leases.seconds / 5)
+        await asyncio.sleep(pause * part / _COMMIT_PARTS)
         while True:
-            await asyncio.sleep(COMMIT_SECONDS)
+            await asyncio.sleep(pause)
             mine = [partition for partition in self.held if partition % _COMMIT_PARTS == part]
             lost = await self.leases.commit(self.offsets.committable(mine), mine)
             self._stats.committed_at = int(time.time() * 1000)

@@ -12,8 +12,9 @@ changed only by compare-and-set on its exact bytes:
 
 Records are never deleted while their job exists, so epochs only grow.
 
-A lease stands, for its owner, until a lease time (less a margin) after it *began* its last successful change. A failed
-compare-and-set means that somebody else has taken it: the partition is dropped at once.
+A lease stands, for its owner, until some time after it *began* its last successful change; `fence` says how long, and
+why nothing that it sent comes after what its successor writes. A failed compare-and-set means that somebody else has
+taken it: the partition is dropped at once.
 
 The record of a partition lies in that very partition: a member that does not answer keeps results from being written
 and leases from being taken alike. Watching must have been without a break: a record that nobody could change, because
@@ -35,6 +36,7 @@ from hazelcast.errors import HazelcastError
 from msgspec.structs import replace
 
 from pipeline.errors import BadRecordError, ConflictError
+from pipeline.worker.fence import SETTLE_SECONDS, Fence
 from pipeline.worker.lease_records import LEASES_MAP, NOBODY, LeaseRecord, bad_lease, decode, read_records
 from pipeline.worker.lease_writes import Change, LeaseWriter, Written
 
@@ -49,14 +51,9 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 LEASE_SECONDS = 5.0
-SETTLE_SECONDS = 1.0
-"""How long a member may take with writes that it held while a partition moved, once the partition takes writes again:
-it tries every 500 ms (`hazelcast.invocation.retry.pause.millis`)."""
 
 _ATTEMPTS = 10
 _TELL_SECONDS = 1.0
-_MARGIN = 0.2
-"""Part of the lease time that the owner does not use, for writes that are under way and clocks that run unevenly."""
 
 
 class Progress(NamedTuple):
@@ -131,7 +128,7 @@ class Leases:
         grid: The connection.
         job: Name of the job.
         worker: Identity of this worker.
-        seconds: Lease time: how long the partitions of a killed worker wait for a new owner.
+        seconds: Lease time: how long the partitions of a killed worker wait for a new owner; see `Fence.of`.
         dated: Whether epochs begin with the time, in seconds since 1970, and not with 1.
     """
 
@@ -142,6 +139,7 @@ class Leases:
         self.job = job
         self.worker = worker
         self.seconds = seconds
+        self._fence = Fence.of(seconds)
         self.held: dict[int, Lease] = {}
         self.claiming: set[int] = set()
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -155,7 +153,7 @@ class Leases:
     def until(self, partition: int) -> float:
         """Until when, of the grid's clock, this worker may write for the partition; minus infinity if it may not."""
         lease = self.held.get(partition)
-        return lease.renewed_at + self.seconds * (1 - _MARGIN) if lease is not None else float("-inf")
+        return lease.renewed_at + self._fence.send if lease is not None else float("-inf")
 
     def stands(self, partition: int, now: float) -> bool:
         """Whether this worker may write for the partition at `now`, of the grid's clock."""

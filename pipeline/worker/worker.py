@@ -21,6 +21,7 @@ from pipeline.errors import (
 from pipeline.grid import transport
 from pipeline.job import JobRecord, Jobs, JobState
 from pipeline.job.life import WANTED
+from pipeline.worker.fence import Fence
 from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.members import PUBLISH_SECONDS, Members, Membership, new_identity
 from pipeline.worker.runner import JobRunner
@@ -66,6 +67,9 @@ class Worker:
         grid: The connection; it stays open afterwards.
         jobs: Names of the jobs to score for; all if None.
         lease_seconds: How long partitions of a killed worker wait for a new owner.
+
+    Raises:
+        UsageError: No worker can live with so short or so long a lease.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Worker:
         self._grid = grid
         self._only = set(jobs) if jobs is not None else None
         self._lease_seconds = lease_seconds
+        self._fence = Fence.of(lease_seconds)
         self._jobs = Jobs(grid)
         self._running: dict[str, _Running] = {}
         self._changed = asyncio.Event()
@@ -108,7 +113,7 @@ class Worker:
     async def run(self) -> None:
         """Find jobs and score for them until cancelled; then stop them cleanly."""
         # What the system holds for a member that cannot be reached must not be delivered after the lease.
-        transport.hold_at_most(self._grid.client, self._lease_seconds / 2)
+        transport.hold_at_most(self._grid.client, self._fence.hold)
         try:
             await self._watch()
             async with asyncio.TaskGroup() as tasks:

@@ -207,7 +207,7 @@ class Process:
                 await asyncio.sleep(1.0)  # the network broke just then
         stop = self.loop.create_task(self._stop.wait())
         while not self.stopping:
-            worker = self.worker = Worker(grid, ["sim"], lease_seconds=LEASE_SECONDS)
+            worker = self.worker = Worker(grid, ["sim"], lease_seconds=self.world.lease)
             worker.id = worker._members.worker = self.name
             run = self.loop.create_task(worker.run())
             await asyncio.wait((run, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -228,7 +228,8 @@ class Process:
 class World:
     """All of it."""
 
-    def __init__(self, partitions=8, ring=64, latency=0.001, seed=0):
+    def __init__(self, partitions=8, ring=64, latency=0.001, seed=0, lease=LEASE_SECONDS):
+        self.lease = lease
         self.time = VirtualTime()
         self._patch = self.time.patched()
         self._patch.__enter__()

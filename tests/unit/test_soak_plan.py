@@ -46,7 +46,7 @@ def test_every_fault_is_there_and_no_worker_suffers_two_at_once(seed):
         if fault.kind in ("pause", "cut"):
             assert fault.seconds > 5.0
         if fault.kind == "hold":
-            assert fault.seconds < 2.5
+            assert fault.seconds < 1.25
     assert made.seconds >= max(fault.at + fault.seconds for fault in made.faults)
 
 

@@ -1,0 +1,115 @@
+"""The fence: whoever has lost a lease changes nothing any more, however faults combine on one worker."""
+
+import json
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from world import World, _data
+
+from pipeline.errors import UsageError
+from pipeline.grid.transport import HOLD_SECONDS
+from pipeline.job.plugs.base import SinkSettings
+from pipeline.sinks.runner import SinkRunner
+from pipeline.testing import StubCluster
+from pipeline.worker import Worker
+from pipeline.worker.fence import LONGEST_SECONDS, SHORTEST_SECONDS, Fence
+
+PARTITIONS = 8
+
+
+@pytest.fixture
+def fenced():
+    worlds = []
+
+    def make(lease):
+        worlds.append(World(PARTITIONS, lease=lease))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def pause_and_hold(world, pause, hold):
+    """Pause a worker that has renewed, with an event in hand, then hold what it sends; the epoch that stands then."""
+    first, second = world.start(), world.start()
+    world.settle()
+    groups = [world.workers[name].worker.runners["sim"].group for name in (first, second)]
+    (own, others) = (group.leases for group in groups)
+
+    partition = min(own.held)
+    before = own.held[partition].text
+    assert world.time.run_until(lambda: own.held[partition].text != before, seconds=world.lease)
+    # The other one sees it almost when it happened: the worst moment.
+    groups[1]._looked_all = float("-inf")
+    groups[1].wake()
+    assert world.time.run_until(lambda: others._sights[partition].text == own.held[partition].text, seconds=0.1)
+    renewed = own.held[partition].renewed_at
+    world.pause(first)
+    (key,) = world.keys_of(partition, 1)
+    world.put({key: 1.0})
+    world.time.advance(renewed + pause - world.time.now)
+    world.cluster.hang(first)
+    world.resume(first)
+    until = renewed + pause + hold
+    if world.time.run_until(lambda: world.owners()[partition] == second, seconds=until - world.time.now):
+        world.time.advance(0.1)
+        world.put({key: 2.0})  # and what is late must not stand in its place
+        world.time.advance(max(0.0, until - world.time.now))
+    world.cluster.heal()
+    world.time.advance(0.01)
+    result = world.cluster.partition("results.sim", partition).get(_data(key))
+    world.advance(60.0)
+    world.settle()
+    world.check()
+    return None if result is None else json.loads(result[12:])["epoch"]
+
+
+def test_a_pause_and_then_a_hold_of_the_same_worker_let_nothing_late_through(fenced):
+    assert pause_and_hold(fenced(5.0), 3.95, 2.48) == 2
+
+
+@pytest.mark.parametrize("lease", [2.0, 5.0, 60.0])
+def test_what_is_sent_and_held_for_as_long_as_can_be_is_not_too_late(fenced, lease):
+    fence = Fence.of(lease)
+    assert pause_and_hold(fenced(lease), fence.send - 0.02, fence.hold - 0.02) == 1
+
+
+@pytest.mark.parametrize("lease", [2.0, 5.0, 60.0])
+def test_what_is_held_for_longer_never_comes(fenced, lease):
+    fence = Fence.of(lease)
+    assert pause_and_hold(fenced(lease), fence.send - 0.02, lease + 6.0 - fence.send) == 2
+
+
+@given(lease=st.floats(SHORTEST_SECONDS, 60.0) | st.floats(60.0, LONGEST_SECONDS))
+def test_all_that_an_owner_sends_comes_before_its_successor_writes_whatever_the_lease(lease):
+    fence = Fence.of(lease)
+    assert fence.send + fence.hold + fence.slack == pytest.approx(lease)
+    assert fence.latest_arrival < fence.first_write
+    assert fence.send >= 0.69 * lease  # or owners would lose what they can keep
+    assert 0.2 <= fence.hold <= HOLD_SECONDS
+
+
+@pytest.mark.parametrize("lease", [float("nan"), -5.0, 0.0, 0.9, 100_000.0])
+async def test_no_worker_and_no_sink_begins_with_a_lease_that_cannot_be_kept(lease):
+    async with StubCluster() as cluster:
+        grid = await cluster.connect()
+        with pytest.raises(UsageError, match="not between 1 s and a day"):
+            Worker(grid, lease_seconds=lease)
+        with pytest.raises(UsageError, match="not between 1 s and a day"):
+            SinkRunner(grid, "x", "list", SinkSettings(results="results.x"), list, lease_seconds=lease)
+
+
+@pytest.mark.parametrize("times", [(5.0, 4.0, 2.5, 0.25), (5.0, 3.0, 2.0, 0.0), (5.0, 0.0, 1.0, 1.0)])
+def test_times_that_leave_no_room_are_refused(times):
+    with pytest.raises(ValueError, match="may come after"):
+        Fence(*times)
