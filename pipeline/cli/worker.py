@@ -49,8 +49,9 @@ def worker(
         if code:
             raise typer.Exit(code)
         return
-    from pipeline.worker.process import tune
+    from pipeline.worker.process import import_xgboost, tune
 
+    import_xgboost()
     tune()
     log = logging.getLogger("pipeline.worker")
     if not log.isEnabledFor(logging.INFO):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import psutil
 from hazelcast.errors import HazelcastError
 
 from pipeline.errors import (
@@ -192,12 +194,22 @@ class Worker:
             record,
             self._members,
             joined=self._membership.soon,
-            started=lambda: self._note(record, JobState.RUNNING),
+            started=lambda: self._started(record),
             lease_seconds=self._lease_seconds,
         )
         task = asyncio.create_task(self._run(record, runner), name=f"job {name}")
         self._running[name] = _Running(record, runner, task)
         _log.info("%s: starting revision %d", name, record.revision, extra={"action": "job_start", "job": name})
+
+    def _started(self, record: JobRecord) -> None:
+        self._note(record, JobState.RUNNING)
+        since = time.time() - psutil.Process().create_time()
+        _log.info(
+            "%s: holds its first partitions, %.1f s after this process was started",
+            record.name,
+            since,
+            extra={"action": "first_partitions", "job": record.name},
+        )
 
     async def _run(self, record: JobRecord, runner: JobRunner) -> None:
         name = record.name

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -69,8 +70,14 @@ def test_an_operators_day(run, start, job, cluster):
     assert "EVENTS/S" in printed
     assert job in printed
 
-    # A worker that is killed is there again, and all are well.
     children = psutil.Process(crew.pid).children()
+    for child in children:
+        check_it_is_lean(child)
+    assert (
+        len(re.findall(r"holds its first partitions, \d+\.\d s after this process was started", log.read_text())) == 2
+    )
+
+    # A worker that is killed is there again, and all are well.
     children[0].kill()
     until(lambda: "was ended by signal 9; it is started again in 0.5 s" in log.read_text())
     until(lambda: len(psutil.Process(crew.pid).children()) == 2 and status())
@@ -99,6 +106,14 @@ def test_an_operators_day(run, start, job, cluster):
     text = log.read_text()
     assert "All workers stopped." in text
     assert "Traceback" not in text
+
+
+def check_it_is_lean(worker):
+    """A worker that has scored has loaded nothing that only tables, training and plots need."""
+    libraries = {part for mapped in worker.memory_maps() for part in Path(mapped.path).parts}
+    assert "xgboost" in libraries
+    assert not libraries & {"pandas", "pyarrow", "sklearn", "matplotlib"}
+    assert worker.memory_info().rss < 150 << 20
 
 
 def has_letter(run, job):
