@@ -130,6 +130,8 @@ def test_second_run_on_a_cluster_that_stays_scores_again(start, cluster):
         assert report["ok"] is True, report["problems"]
         assert report["scored"] == flights
         versions.append(report["model"]["version"])
+        selected = f"GRIDSCORE_MEMBERS={cluster.addresses[0]} GRIDSCORE_CLUSTER_NAME={cluster.cluster_name}"
+        assert f"Selected by export {selected}" in demo.said
         assert demo.processes() == []
     # The same model is not pushed again.
     assert versions[0] == versions[1]

@@ -5,7 +5,9 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import xgboost as xgb
+from typer.testing import CliRunner
 
+from pipeline.cli import _commands
 from pipeline.client import connect
 from pipeline.job import parse_job
 
@@ -107,3 +109,9 @@ async def until(condition, seconds=20.0):
             if value:
                 return value
             await asyncio.sleep(0.02)
+
+
+async def command(cluster, *words):
+    """What a command does and says, in this process."""
+    arguments = [*words, "--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name]
+    return await asyncio.to_thread(CliRunner().invoke, _commands(), arguments)

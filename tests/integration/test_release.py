@@ -164,3 +164,40 @@ async def test_what_cannot_go_live_is_refused_before_anything_is_pushed(cluster,
             await client.rollback(name)
         assert [v.version for v in (await client.models.get(name)).versions] == [1]
         assert await transport.map_size(client.grid.client, f"results.{name}") == 0
+
+
+async def test_commands_say_what_went_live_and_how_to_undo_it(cluster, unique, tmp_path):
+    name = f"job-{unique}"
+    text = scoring.JOB.format(name=name, mode="copy")
+    file, model = tmp_path / "job.yaml", tmp_path / "model.ubj"
+    file.write_text(text.replace("  amount: amount\n", "  amount: amount ** 2\n"))
+    scoring.booster(seed=2).save_model(model)
+    submit = ("submit", str(file), "--update", "--model", str(model))
+
+    async def said(*words):
+        done = await scoring.command(cluster, *words)
+        assert done.exit_code == 0, done.exception or done.output
+        return done.stdout
+
+    async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
+        await client.put_events(f"lookups.{name}", scoring.customers())
+        await client.submit(scoring.job(name), model=scoring.booster())
+        assert await said(*submit) == (
+            f"Job {name} submitted: WAITING, revision 2.\n"
+            f"Workers pick it up with version 2 of the model {name} within a second: `gridscore jobs`.\n"
+            f"Undo it: `gridscore rollback {name}`.\n"
+        )
+        assert await said(*submit) == (
+            f"Job {name} is submitted already, unchanged: WAITING, revision 2. Version 2 of the model {name} is live.\n"
+        )
+        assert await said("rollback", name) == (
+            f"Job {name} is as it was before its last update: WAITING, revision 3.\n"
+            f"It scores with version 1 of the model {name} within a second.\n"
+        )
+        await client.jobs.suspend(name)
+        back = json.loads(await said("rollback", name, "--json"))
+        assert back == {"name": name, "state": "SUSPENDED", "revision": 4, "changed": True, "version": 2}
+        assert f"\nIt is suspended: `gridscore resume {name}` starts it.\n" in await said("rollback", name)
+        await client.cancel(name)
+        refused = await scoring.command(cluster, "rollback", name)
+        assert "is CANCELLED" in str(refused.exception)

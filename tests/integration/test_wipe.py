@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 
 import pytest
 import scoring
-from typer.testing import CliRunner
+from scoring import command
 
-from pipeline.cli import _commands
 from pipeline.errors import JobError, ModelError
 from pipeline.grid import transport
 from pipeline.worker.dead_letters import map_of
@@ -46,9 +48,22 @@ async def sizes(client, name):
     return [await transport.map_size(client.grid.client, each) for each in maps]
 
 
-async def command(cluster, *words):
-    arguments = [*words, "--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name]
-    return await asyncio.to_thread(CliRunner().invoke, _commands(), arguments)
+def answered(cluster, answer, *words):
+    """Exit code of a command at a terminal, where its question is answered, and what it says there."""
+    ours, its = os.openpty()
+    where = ["--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name]
+    with os.fdopen(ours, "r+b", buffering=0) as terminal:
+        terminal.write(f"{answer}\n".encode())
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", *words, *where],
+            stdin=its,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        os.close(its)
+        said, _ = process.communicate(timeout=60)
+    return process.returncode, said
 
 
 async def test_what_a_job_has_left_is_shown_and_removed(cluster, unique):
@@ -59,8 +74,13 @@ async def test_what_a_job_has_left_is_shown_and_removed(cluster, unique):
         what = json.loads(shown.stdout)
         assert [(each["what"], each["entries"]) for each in what["what"][:2]] == [("results", 50), ("dead letters", 1)]
         assert what["removed"] is False
-        asked = await command(cluster, "wipe", name, "--results")
-        assert asked.exit_code == 2 or "there is no terminal" in str(asked.exception)
+        for words in ([], ["--json"]):
+            asked = await command(cluster, "wipe", name, "--results", *words)
+            assert "This needs confirmation, and there is no terminal.\nGive --yes, or --dry-run" in str(
+                asked.exception
+            )
+        code, said = await asyncio.to_thread(answered, cluster, "n", "wipe", name, "--results")
+        assert (code, "Remove all of this for good? [y/N]" in said, f"results.{name}" in said) == (1, True, True), said
         assert await sizes(client, name) == [50, 51, 1]
 
         done = await command(cluster, "wipe", name, "--results", "--dead-letters", "--yes")
@@ -81,6 +101,8 @@ async def test_what_a_job_has_left_is_shown_and_removed(cluster, unique):
 async def test_events_and_model_go_with_everything_that_the_cluster_knew(cluster, unique):
     name = f"job-{unique}"
     async with ended(cluster, name) as client:
+        missing = await command(cluster, "wipe", f"{name}-x", "--yes")
+        assert f"There is no job `{name}-x`" in str(missing.exception)
         await request(client.grid, name, [3], "test")
         found = await client.wipe(name, results=True, events=True, model=True, dead_letters=True)
 
@@ -115,6 +137,8 @@ async def test_what_others_use_stays(cluster, unique):
         for what in ("events", "model"):
             with pytest.raises(JobError, match=f"The job `{other}` (uses `events|scores with the model)"):
                 await client.wipe(name, **{what: True})
+            refused = await command(cluster, "wipe", name, f"--{what}", "--yes")
+            assert f"The job `{other}`" in str(refused.exception)
         assert await sizes(client, name) == [50, 51, 1]
         await client.cancel(other)
         await client.wipe(other)
