@@ -4,7 +4,7 @@ What a program needs is here:
 
 * `connect` to a cluster, and through the `Client` put events, push models, submit jobs, and iterate over results;
 * `load_job` and `offline_matrix`, to train on exactly the features that the stream will see;
-* `verify_webhook`, for whoever receives results by a web hook;
+* `verify_webhook`, for programs that receive results by a web hook;
 * `Cluster`, to start real members from Python;
 * `GridscoreError`, the root of every error that a person can act on.
 """

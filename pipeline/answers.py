@@ -1,4 +1,4 @@
-"""Answers: events that are put by somebody who waits for their results.
+"""Answers: events that are put by a client that waits for their results.
 
 A result belongs to an event if it was made of *that* entry of the journal, not of an older one under the same key. So
 the place is looked up that the event got in its journal, while it is being scored; what comes of its key in the

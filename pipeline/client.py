@@ -88,7 +88,7 @@ class Client:
         max_wait: float | None = None,
         on_wait: Callable[[Waiting | None], None] | None = None,
     ) -> Producer:
-        """A producer of events, for whoever puts for long: see `Producer`."""
+        """A producer of events, for programs that put many: see `Producer`."""
         return Producer(self.grid, map_name, max_wait=max_wait, on_wait=on_wait)
 
     async def submit(

@@ -130,7 +130,7 @@ class LookupTooLargeError(GridError):
 
 
 class ConflictError(GridError):
-    """Somebody else changed the record in the meantime."""
+    """Another client changed the record in the meantime."""
 
 
 class BadRecordError(GridError):

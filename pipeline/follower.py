@@ -1,4 +1,4 @@
-"""A follower: reads the journals of all partitions of a map, without a lease, for whoever wants to see what is written.
+"""A follower: reads the journals of all partitions of a map, without a lease, for programs that watch what is written.
 
 Unlike an entry listener it misses nothing that the rings still hold: after a lost connection, or the death of a member,
 it reads on from where it was, and what was overwritten meanwhile is counted. What is not taken is not read ahead
@@ -41,7 +41,7 @@ class Follower:
         map_name: Of a map with a journal.
 
     Attributes:
-        positions: By partition, the sequence from which on nothing was seen; moved on by whoever takes pages.
+        positions: By partition, the sequence from which on nothing was seen; moved on by the consumer of the pages.
         lost: Entries that were overwritten before they were read.
         regressions: How often a journal has begun again, as its map has lost writes.
     """

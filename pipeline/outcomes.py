@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """Somebody who waits for what becomes of the event under a key.
+    """A caller that waits for what becomes of the event under a key.
 
     Attributes:
         key: Serialized.

@@ -57,7 +57,7 @@ _RETRY_SECONDS = 0.25
 
 
 class WithdrawnError(GridError):
-    """Whoever wanted the put does not want it any more."""
+    """The caller no longer wants the put."""
 
 
 class Taken:

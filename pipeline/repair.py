@@ -14,7 +14,7 @@ import msgspec
 
 from pipeline.grid import transport
 from pipeline.grid.entries import values_of
-from pipeline.grid.records import BadRecord, Records, key_text, parsed, reason_of
+from pipeline.grid.records import BadRecord, Records, key_text, parsed, partition_in, reason_of
 from pipeline.grid.writer import partition_of
 from pipeline.job import JobRecord
 from pipeline.job.life import JOBS_MAP
@@ -192,10 +192,12 @@ def _lease(bad: BadRecord, count: int) -> LeaseRecord | None:
 
     What is not known is chosen so that nothing is passed over: at worst events are scored again, which does no harm.
     """
-    group, _, partition = bad.key.rpartition("/")
-    if not partition.isdecimal() or bad.key_data[4:] != lease_key(group, int(partition), count)[4:]:
+    try:
+        partition = partition_in(bad.key, count)
+    except ValueError:
         return None
-    if int(partition) >= count or partition_of(bad.key_data, count) != int(partition):
+    key = lease_key(bad.key.rpartition("/")[0], partition, count)
+    if bad.key_data[4:] != key[4:] or partition_of(bad.key_data, count) != partition:
         return None
     try:
         there = msgspec.json.decode(bad.value_data[12:])

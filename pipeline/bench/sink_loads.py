@@ -143,7 +143,7 @@ async def webhook(folder: Path, count: int, results: str, batch: int = 1) -> Asy
 
 
 async def _listening(hook: LeashedProcess, port: int) -> None:
-    """Return when somebody listens there."""
+    """Return when a server listens there."""
     for _ in range(_LOOKS):
         if not is_free(port):
             return

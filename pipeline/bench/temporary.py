@@ -1,4 +1,4 @@
-"""Maps of a run in somebody's cluster: under which names they do no harm, and how nothing of them stays."""
+"""Maps of a run in a cluster of others: under which names they do no harm, and how nothing of them stays."""
 
 from __future__ import annotations
 

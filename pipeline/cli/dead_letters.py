@@ -145,8 +145,8 @@ def replay(
 
     Those of one key come back one after the other, the oldest first. A dead letter is removed when the cluster has
     confirmed its event; that of an event that fails again is written anew. Refused, and left as they are: dead letters
-    that hold only a part of a large event, those that somebody else puts back just now, and those whose key has a newer
-    event meanwhile, unless --force is given. The exit code is 1 if any was refused.
+    that hold only a part of a large event, those that another process is putting back now, and those whose key has a
+    newer event meanwhile, unless --force is given. The exit code is 1 if any was refused.
 
     Example: [bold]gridscore dead-letters replay flights --all[/]
     """

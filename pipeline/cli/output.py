@@ -167,7 +167,7 @@ def print_selection(screen: Console, environment: Mapping[str, str]) -> None:
 
 
 def confirmed(question: str, *, as_json: bool = False) -> bool:
-    """Ask whoever sits at the terminal; the answer.
+    """Ask the user at the terminal; the answer.
 
     Raises:
         UsageError: There is no terminal, or a script reads the output.

@@ -1,4 +1,4 @@
-"""How full the members' heaps are, as they tell whoever asks. What is used includes garbage."""
+"""How full the members' heaps are, as they report it when asked. What is used includes garbage."""
 
 from __future__ import annotations
 

@@ -129,12 +129,18 @@ class BadRecords:
         """Add some."""
         for bad in found:
             self._known[bad.map_name, bad.key_data] = bad
-            told = (bad.map_name, bad.key_data, hash(bad.value_data))
-            if told not in self._told:
-                while len(self._told) >= _TOLD:
-                    self._told.pop(next(iter(self._told)))
-                self._told[told] = None
+            if self.is_new(bad.map_name, bad.key_data, bad.value_data):
                 _log.error("%s. `gridscore repair` repairs or removes it.", bad, extra={"action": "bad_record"})
+
+    def is_new(self, map_name: str, key: bytes, value: bytes) -> bool:
+        """Whether an entry is asked about for the first time, as far as that is remembered."""
+        place = (map_name, key, hash(value))
+        if place in self._told:
+            return False
+        while len(self._told) >= _TOLD:
+            self._told.pop(next(iter(self._told)))
+        self._told[place] = None
+        return True
 
     def replace(self, map_name: str, found: Iterable[BadRecord], *, prefix: str = "") -> None:
         """Note all that a map holds now under keys with that beginning."""
@@ -204,7 +210,7 @@ class Records:
         """Write a new value if the record is still what it was.
 
         Raises:
-            ConflictError: Somebody else changed or removed it.
+            ConflictError: Another client changed or removed it.
         """
         text = record_text(value)
         if text == record.raw:

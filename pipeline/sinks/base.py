@@ -40,7 +40,7 @@ class Delivered(NamedTuple):
         partition: Of the result map.
         sequence: In that partition's journal. If a rescan found it in the map, that of the journal's end when the map
             was looked at: it is as new as that.
-        epoch: Of the sink's lease. It begins with the time at which somebody first held the partition, in seconds since
+        epoch: Of the sink's lease. It begins with the time at which the partition was first held, in seconds since
             1970, and grows with every owner, so that (`epoch`, `sequence`) grows with time, though the cluster may lose
             all that it has: of two results of a key, the one with the larger pair is the newer, even if it comes first.
     """

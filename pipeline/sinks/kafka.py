@@ -93,7 +93,7 @@ class KafkaSink:
         await self._in_thread(self._open)
 
     async def taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:
-        """With transactions: fence whoever held them before, and find how far he came.
+        """With transactions: fence the processes that held them before, and find how far they came.
 
         Raises:
             SinkInterruptedError: Kafka is away.

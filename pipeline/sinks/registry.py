@@ -1,4 +1,4 @@
-"""The kinds of sinks, by name. One line a plug; nothing is imported before somebody asks for it.
+"""The kinds of sinks, by name. One line a plug; nothing is imported before it is asked for.
 
 A new sink needs its settings in `pipeline/job/plugs/<kind>_sink.py`, its plug in `pipeline/sinks/<kind>.py`, a line
 here, and an extra in `pyproject.toml` if it needs a library.

@@ -226,7 +226,7 @@ class WebhookSink:
         return {}
 
     async def dropped(self, partitions: Collection[int]) -> None:
-        """Partitions went: whoever has them tries their results anew."""
+        """Partitions went: their new owners try the results anew."""
         self._stories = {key: story for key, story in self._stories.items() if story.partition not in partitions}
 
     async def deliver(self, delivery: Delivery) -> Sequence[Refused]:

@@ -94,7 +94,7 @@ class SoakOptions:
 
 @dataclass(slots=True)
 class Status:
-    """What is going on, for whoever watches.
+    """What is going on, for those who watch.
 
     Attributes:
         phase: In words.

@@ -1,4 +1,4 @@
-"""What an Avro schema may make of a message: schemas come from whoever may write to the registry.
+"""What an Avro schema may make of a message: schemas come from all who may write to the registry.
 
 Types nest, and a few bytes can stand for any number of values: an array of nulls takes none for its items, and records
 in records double with each level. A type within itself lets a message choose how deep the reader calls itself, which

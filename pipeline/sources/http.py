@@ -1,7 +1,7 @@
 """The HTTP source: web pages, tills and anything else that can post JSON.
 
 A request is answered when the grid has confirmed its events with their backups, and not before: 202 means that they are
-there. So nothing has to be remembered here, and nothing is lost when this process dies: whoever got no answer sends
+there. So nothing has to be remembered here, and nothing is lost when this process dies: without an answer, clients send
 again, and as events have keys, sending again changes nothing.
 """
 

@@ -307,7 +307,7 @@ class EventsApp:
         )
 
     def _admit(self, request: Request) -> None:
-        """Refuse pages of other origins, and whoever does not show the token.
+        """Refuse pages of other origins, and clients without the token.
 
         A browser asks before it sends JSON, but not before it sends plain text: so this must be looked at here, too.
         """

@@ -19,7 +19,7 @@ _BELIEVED_SECONDS = 1.0
 
 
 class GridHealth:
-    """Asks the grid when somebody wants to know, once a second at most, however many do.
+    """Asks the grid when asked, once a second at most, however many ask.
 
     Args:
         grid: The connection.

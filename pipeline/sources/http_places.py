@@ -67,7 +67,7 @@ class Places:
         self._saying: asyncio.TimerHandle | None = None
 
     def enter(self, connection: Connection, host: str) -> bool:
-        """Somebody has connected; whether there is room for him."""
+        """A client has connected; whether there is room for it."""
         address = _address(host)
         own = self._addresses.get(address) or _Waiting()
         crowded = own if own.count >= self._of_address else self._all if self._all.count >= MAX_CONNECTIONS else None

@@ -76,7 +76,7 @@ class BoundedHeads(HttpToolsProtocol):
         self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
-        """Somebody has connected: a head must follow."""
+        """A client has connected: a head must follow."""
         super().connection_made(transport)
         if self.handshake is not None:
             self._places.leave(self.handshake)

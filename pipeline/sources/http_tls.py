@@ -1,7 +1,7 @@
 """Connections of the HTTP source that begin with TLS: they take a place before their handshake, which ends in time.
 
 asyncio's own server makes a protocol only once the handshake is over. Until then it knows no address, counts nothing,
-and waits for a minute: whoever connects and says nothing would hold as many files as the process may have.
+and waits for a minute: clients that say nothing could hold as many files as the process may have.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kinds of sources, by name. One line a plug; nothing of it is imported before somebody asks for it."""
+"""The kinds of sources, by name. One line a plug; nothing of it is imported before it is asked for."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class PAUSE:
 
 @dataclass(slots=True)
 class Received:
-    """What a destination has received, whoever brought it.
+    """What a destination has received, from all processes.
 
     Attributes:
         results: In the order of their arrival, with those that came again.

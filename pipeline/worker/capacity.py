@@ -27,7 +27,7 @@ async def examine_capacity(grid: Grid, job: Job) -> Finding | None:
 
 
 async def warnings(grid: Grid, job: Job) -> list[str]:
-    """What to say to whoever submits a job.
+    """Warnings for the user who submits a job.
 
     Raises:
         GridError: The cluster did not answer.

@@ -54,7 +54,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
         size: Of the event, bytes; `raw` is cut to a mebibyte.
         at: When, RFC 3339.
         origin: Where a source has read it; empty for an event of a job.
-        claim: Of whoever is putting the event back: when, in milliseconds since 1970, and a random text.
+        claim: Of the process that is putting the event back: when, in milliseconds since 1970, and a random text.
     """
 
     job: str
@@ -266,17 +266,16 @@ async def walk_entries(grid: Grid, job: str) -> AsyncIterator[tuple[int, list[tu
 async def walk_letters(grid: Grid, job: str) -> AsyncIterator[Listed]:
     """Every dead letter of a job, in no order; walks the map in pages: a schema change may have filled it.
 
-    What is not a dead letter, or has a key that nobody can type, is left out, and named in the log.
+    What is not a dead letter, or has a key that nobody can type, is left out, and named in the log once.
 
     Raises:
         HazelcastError: The cluster did not answer.
     """
     async for _, entries in walk_entries(grid, job):
-        for key, _, dead in entries:
+        for key, value, dead in entries:
             if dead is not None and (found := id_of(key)) is not None:
                 yield Listed(found, dead)
-            else:
-                name = map_of(job)
+            elif grid.bad_records.is_new(name := map_of(job), key, value):
                 _log.warning(
                     "%s: an entry is not a dead letter: %r", name, key[12:], extra={"action": "foreign_record"}
                 )

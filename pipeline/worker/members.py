@@ -164,7 +164,7 @@ class Membership:
         self._now.set()
 
     async def watch(self) -> None:
-        """Look at once whenever somebody has come or gone.
+        """Look at once whenever a member has come or gone.
 
         Raises:
             HazelcastError: The cluster did not answer.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class NotNowError(Exception):
-    """Whoever waits for a partition to come to some offset waits in vain: it is no longer ours, or does not come on."""
+    """Waiting for a partition to come to some offset is in vain: it is no longer ours, or does not come on."""
 
 
 @dataclass(slots=True, eq=False)

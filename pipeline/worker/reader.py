@@ -163,7 +163,7 @@ class JournalReader:
         self._read(cursor)
 
     def stop(self, partition: int) -> None:
-        """Stop reading a partition. The parked read stays at the member, for whoever reads from there next."""
+        """Stop reading a partition. The parked read stays at the member, for the next that reads from there."""
         cursor = self._cursors.pop(partition, None)
         if cursor is not None:
             if cursor.parked is not None:
@@ -198,7 +198,7 @@ class JournalReader:
         return True
 
     def fail(self, error: GridscoreError) -> None:
-        """Let whoever waits for events get this error instead."""
+        """Give those that wait for events this error instead."""
         self._failure = error
         self._arrived.set()
 

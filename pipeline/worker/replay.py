@@ -47,7 +47,7 @@ _ATTEMPTS = 5
 _AT_ONCE = 64
 _NO_TEXT = bytes(4)
 CLAIM_SECONDS = 60.0
-"""After so long a claim is free: whoever made it has died."""
+"""After so long a claim is free: the process that made it has died."""
 
 PUT_SECONDS = CLAIM_SECONDS / 2
 """How long after its claim a process may still put an event: well before others take it for dead."""

@@ -1,7 +1,7 @@
 """Dead letters that are none any more: the event has its result by now, or a newer event under its key has.
 
 A restart from the oldest scores an event again that could not be scored before, and does not know of its dead letter.
-So whoever holds the first partition of a job looks, now and then, what stands under the keys of its dead letters:
+So the worker that holds the first partition of a job looks, now and then, what stands under their keys:
 
 - If it is the result of the very event, the dead letter is removed.
 - If it is that of a newer event of the key, nobody needs the older one any more, but somebody may want to know why it

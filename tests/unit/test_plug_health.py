@@ -108,6 +108,12 @@ def test_a_destination_that_is_away_is_a_problem_if_it_lasts():
     assert sink_codes(*[away] * 5, sink()) == []
 
 
+def test_a_sink_that_is_paused_is_a_problem_if_it_lasts():
+    paused = sink(state="paused", error="there are 20 dead letters, and may be 20", unread=9)
+    assert sink_codes(*[paused] * 6) == ["paused"]
+    assert sink_codes(*[paused] * 5, sink()) == []
+
+
 def test_lag_that_grows_and_a_standstill_are_problems():
     growing = [sink(unread=1_000 * n, offset=10 * n) for n in range(1, 8)]
     assert sink_codes(*growing) == ["lag"]

@@ -1,4 +1,4 @@
-"""Kinds of sources and sinks: where settings and code of each are, imported only when somebody wants that kind."""
+"""Kinds of sources and sinks: where settings and code of each are, imported only when that kind is used."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class PlugKind:
 
 
 class PlugKinds(Generic[_Settings, _Plug]):
-    """All kinds of one side, by name. Nothing of a kind is imported before somebody asks for it.
+    """All kinds of one side, by name. Nothing of a kind is imported before it is asked for.
 
     Args:
         side: What they are.
