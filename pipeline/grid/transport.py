@@ -77,10 +77,10 @@ def check_client_version() -> None:
 
 
 class NotSentError(HazelcastError):  # type: ignore[misc]
-    """The request was not sent: the time until which it might be had come."""
+    """The request was not sent: it was too late, or there was no connection to the member that it was for."""
 
-    def __init__(self) -> None:
-        super().__init__("it was not sent in time")
+    def __init__(self, why: str = "it was not sent in time") -> None:
+        super().__init__(why)
 
 
 class RawMessage(InboundMessage):  # type: ignore[misc]  # the client is untyped
@@ -225,11 +225,21 @@ class _BoundedMessage(OutboundMessage):  # type: ignore[misc]
 
     __slots__ = ("service", "until")
 
+    def is_for(self, connection: AsyncioConnection) -> bool:
+        """Whether a connection is that of the partition's owner: another member would pass it on, however late."""
+        invocation = self.service._pending[self.get_correlation_id()]  # noqa: SLF001
+        owner = self.service._partition_service.get_partition_owner(invocation.partition_id)  # noqa: SLF001
+        return owner is not None and owner == connection.remote_uuid
+
     def expire(self) -> None:
-        """Let its invocation fail with `NotSentError`."""
+        """Let its invocation fail because it is too late."""
+        self.fail(NotSentError())
+
+    def fail(self, error: NotSentError) -> None:
+        """Let its invocation fail."""
         invocation = self.service._pending.get(self.get_correlation_id())  # noqa: SLF001
         if invocation is not None:
-            self.service._complete_with_error(invocation, NotSentError())  # noqa: SLF001
+            self.service._complete_with_error(invocation, error)  # noqa: SLF001
 
 
 class _Connection(AsyncioConnection):  # type: ignore[misc]
@@ -241,7 +251,10 @@ class _Connection(AsyncioConnection):  # type: ignore[misc]
             return bool(super().send_message(message))
         if not self.live or self._proto is None:
             return False
-        self._proto.write_until(message.buf, message.until, message.expire)
+        if not message.is_for(self):
+            message.fail(NotSentError("it was not sent: there is no connection to the partition's owner"))
+        else:
+            self._proto.write_until(message.buf, message.until, message.expire)
         return True
 
     async def close_connection(self, reason: str | None, cause: Exception | None, unsafe: bool = False) -> None:
@@ -374,7 +387,8 @@ def invoke(
         decode: Makes the future's value of the response.
         retry_seconds: For how long the client may send it again after an error that may pass; as long as is configured
             if None. With 0, it is sent once: nothing can overtake it or come late.
-        until: Of the monotonic clock: when it must no longer be sent. The future then fails with `NotSentError`.
+        until: Of the monotonic clock: when it must no longer be sent. It then goes to the owner of the partition and
+            through no other member. The future fails with `NotSentError` if it was not sent.
     """
     service = client._invocation_service  # noqa: SLF001
     if until is not None:

@@ -86,7 +86,7 @@ class StubCluster:
         self._journals = dict(JOURNALS if journals is None else journals)
         self._unsafe = unsafe
         self._maps: dict[str, list[Partition]] = {}
-        self._refused: set[str] = set()
+        self._refused: set[tuple[str, Member | None]] = set()
         self._ports = iter(range(_FIRST_PORT, 2**16))
         self.members = [Member(self, next(self._ports)) for _ in range(members)]
         self._owners = [self.members[p % members] for p in range(partitions)]
@@ -154,18 +154,24 @@ class StubCluster:
         self._grids.append(grid)
         return grid
 
-    def cut(self, client: str = "*") -> None:
-        """Break the connections of the clients of that name or pattern, and refuse new ones until `heal`."""
-        self._refused.add(client)
+    def cut(self, client: str = "*", member: Member | None = None) -> None:
+        """Break the connections of the clients of that name or pattern, and refuse new ones until `heal`.
+
+        Args:
+            client: Name or pattern.
+            member: Only those to this one.
+        """
+        self._refused.add((client, member))
         for link in self._links_of(client):
-            link.cut()
+            if member in (None, link.member):
+                link.cut()
 
     def hang(self, client: str = "*") -> None:
         """Deliver nothing to or from the clients of that name or pattern until `heal`, without telling them.
 
         New connections of theirs are not made either.
         """
-        self._refused.add(client)
+        self._refused.add((client, None))
         for link in self._links_of(client):
             link.hang()
 
@@ -186,10 +192,11 @@ class StubCluster:
         Raises:
             ConnectionRefusedError: There is none, or the client is cut off.
         """
-        if not any(fnmatchcase(client, pattern) for pattern in self._refused):
-            for member in self.members:
-                if member.address == address:
-                    return member
+        for member in self.members:
+            if member.address == address:
+                if any(fnmatchcase(client, pattern) and at in (None, member) for pattern, at in self._refused):
+                    break
+                return member
         raise ConnectionRefusedError(f"{client} cannot reach {address}")
 
     def disconnected(self, link: Link) -> None:

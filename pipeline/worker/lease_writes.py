@@ -119,7 +119,10 @@ class LeaseWriter:
                 before, after = wire.json_data(change.expected), wire.json_data(text)
                 message = wire.encode_replace_if_same(self._prefixes[change.partition], before, after)
                 decode = wire.decode_replace_if_same
-            future = transport.invoke(client, message, change.partition, decode, retry_seconds=seconds)
+            # To the owner's own connection, as results go: who cannot write them must not keep the lease either.
+            future = transport.invoke(
+                client, message, change.partition, decode, retry_seconds=seconds, until=began + seconds
+            )
             future.add_done_callback(partial(answered, position))
             futures.append(future)
         if futures:

@@ -13,6 +13,8 @@ from pipeline.grid.transport import HOLD_SECONDS
 from pipeline.job.plugs.base import SinkSettings
 from pipeline.sinks.runner import SinkRunner
 from pipeline.testing import StubCluster
+from pipeline.testing.member import Member
+from pipeline.testing.messages import Request
 from pipeline.worker import Worker
 from pipeline.worker.fence import LONGEST_SECONDS, SHORTEST_SECONDS, Fence
 
@@ -113,3 +115,43 @@ async def test_no_worker_and_no_sink_begins_with_a_lease_that_cannot_be_kept(lea
 def test_times_that_leave_no_room_are_refused(times):
     with pytest.raises(ValueError, match="may come after"):
         Fence(*times)
+
+
+def test_a_write_that_has_a_bound_never_takes_the_way_through_another_member():
+    world = World(PARTITIONS, members=2)
+    through_others = []
+    receive = Member.receive
+
+    def watch(member, link, body):
+        request = Request(body)
+        if request.name == "Map.PutAll" and link.client.startswith("w") and request.partition >= 0:
+            owner = world.cluster.owner(request.partition)
+            if request.text() == "results.sim" and owner is not member:
+                through_others.append(request.partition)
+        receive(member, link, body)
+
+    Member.receive = watch
+    try:
+        first = world.start()
+        world.settle()
+        far = world.cluster.members[1]
+        world.cluster.cut(first, far)
+        world.put({f"cut{i}": float(i) for i in range(64)})
+        world.advance(3.0)
+        # Those of the other member go on.
+        assert {world.cluster.owner(p) for p, *_ in world.wrong()} == {far}
+        assert not through_others
+        # Whoever cannot write lets go, and whoever can takes it.
+        world.start()
+        for _ in range(30):
+            world.advance(1.0)
+            if not world.wrong():
+                break
+        assert not world.wrong()
+        world.cluster.heal()
+        world.settle()
+        world.check()
+        assert not through_others
+    finally:
+        Member.receive = receive
+        world.close()

@@ -228,7 +228,7 @@ class Process:
 class World:
     """All of it."""
 
-    def __init__(self, partitions=8, ring=64, latency=0.001, seed=0, lease=LEASE_SECONDS):
+    def __init__(self, partitions=8, ring=64, latency=0.001, seed=0, lease=LEASE_SECONDS, members=1):
         self.lease = lease
         self.time = VirtualTime()
         self._patch = self.time.patched()
@@ -237,6 +237,7 @@ class World:
             partitions,
             journals={"events.*": ring, "results.*": 1_000_000},
             loop=self.time.loop("members"),
+            members=members,
             latency=lambda: latency,
             seed=seed,
         )
