@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.grid.heap import FULL, HEAP_ADVICE, HIGH, look_at_heaps
+from pipeline.grid.heap import HEAP_ADVICE, SLOW, STOP, look_at_heaps
 from pipeline.job.life import JOBS_MAP
 from pipeline.sinks.health import SinkLook, examine_sink
 from pipeline.sinks.status import sink_statuses
@@ -211,12 +211,12 @@ def _examine_heaps(looks: Sequence[Sequence[MemberHeap]]) -> list[Finding]:
     for now in looks[-1]:
         seen = [each for look in looks for each in look if each.address == now.address and each.most]
         lowest = min(seen, key=lambda each: each.share, default=now)
-        if lowest.share >= HIGH:
-            level = Level.NOTE
-            if lowest.share >= FULL:
-                level = Level.PROBLEM
+        if lowest.share >= SLOW:
+            level, what = Level.NOTE, "producers are slowed down"
+            if lowest.share >= STOP:
+                level, what = Level.PROBLEM, "producers and sources stop before it runs out"
             text = str(lowest)
-            found.append(Finding(level, "heap", f"{text[:1].upper()}{text[1:]}.", HEAP_ADVICE))
+            found.append(Finding(level, "heap", f"{text[:1].upper()}{text[1:]}: {what}.", HEAP_ADVICE))
     return sorted(found, key=lambda finding: finding.level is Level.NOTE)
 
 

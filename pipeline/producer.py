@@ -4,6 +4,9 @@ The journal of a partition is a ring. A producer keeps a part of it free (`RESER
 it into a partition between two looks at what is unread there. Several producers see each other only by what they have
 put, so the free part is for what others put unseen: with the figures here, five at once can never overrun a ring.
 
+A partition that is full holds up only its own events: those that wait for it, up to a bound, do not count against what
+others may put. Nor may more be put than the members' heaps have room for (`grid.heap`), which holds up everything.
+
 Events go as one put-all a partition, one under way in each partition and the next collecting behind it, so that two
 writes of one key never change places; nor do a put and a removal. A put whose fate is unknown is made again: the same
 key and value, so nothing but another entry in the journal comes of it.
@@ -13,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -22,16 +25,19 @@ from typing import TYPE_CHECKING, Any
 from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
 
 from pipeline.errors import BackPressureError, GridError, GridscoreError
+from pipeline.grid import transport
 from pipeline.grid.capacity import journal_capacity
+from pipeline.grid.heap import SLOW
 from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.worker.room import RingReaders, Waiting
+from pipeline.producer_queue import AT_ONCE_BYTES, AT_ONCE_EVENTS, PartitionQueue, Segment, Taken, WithdrawnError
+from pipeline.worker.room import RingReaders, WaitingForJob, WaitingForMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from pipeline.grid import Grid
     from pipeline.grid.capacity import Capacity
-    from pipeline.worker.room import Unread
+    from pipeline.worker.room import Waiting
 
 _log = logging.getLogger(__name__)
 
@@ -41,106 +47,19 @@ RESERVE = 1 / 4
 STEP = 1 / 16
 """Part of a ring that is put into a partition between two looks at it."""
 
-AT_ONCE_EVENTS = 32_768
-AT_ONCE_BYTES = 32 << 20
-"""What may wait or be under way before `put` and `send` take no more."""
-
 SAY_SECONDS = 10.0
 """Pause between two lines in the log that say that we wait."""
 
-_CHUNK_EVENTS = 2_000
+_CHUNK_EVENTS, _CHUNK_BYTES = 2_000, 1 << 20
 _MESSAGE_EVENTS = 1_000
 _MESSAGE_BYTES = 1 << 20
 _LOOK_EARLY = 3 / 4
-_LOOK_SECONDS = 0.2  # offsets are committed once a second
+_FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.02, 0.2
+"""Pauses between two looks at full partitions: from the former, as long as they move, to the latter."""
+
+_MEMORY_SECONDS, _MEASURING_SECONDS = 0.1, 3.0
+_HOT_SAMPLE, _HOT = 500, 3 / 4
 _RETRY_SECONDS = 0.25
-
-
-class WithdrawnError(GridError):
-    """The caller no longer wants the put."""
-
-
-class Taken:
-    """What one call has taken. It goes its way; `confirmed` waits for the end of it."""
-
-    __slots__ = ("_answered", "count", "dropped", "error", "open")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.open = 0  # not acknowledged yet
-        self.error: Exception | None = None
-        self.dropped = False
-        self._answered: asyncio.Event = asyncio.Event()
-
-    @property
-    def is_answered(self) -> bool:
-        """Whether nothing of it waits or is under way."""
-        return not self.open
-
-    async def confirmed(self) -> None:
-        """Wait until the cluster has confirmed all of it.
-
-        Raises:
-            BackPressureError: A partition was full for longer than `max_wait`; the entries for others have been put.
-            GridError: The cluster did not confirm a put. Putting the same again does no harm.
-        """
-        while self.open:
-            await self._answered.wait()
-        if self.error is not None:
-            raise self.error
-
-    def drop(self) -> None:
-        """Put no more of it than is under way."""
-        self.dropped = True
-
-    def opened(self, count: int) -> None:
-        """So many more wait."""
-        self.open += count
-        self._answered.clear()
-
-    def closed(self, count: int, error: Exception | None) -> None:
-        """So many are answered, or given up."""
-        self.error = self.error or error
-        self.open -= count
-        if not self.open:
-            self._answered.set()
-
-
-@dataclass(slots=True)
-class _Segment:
-    """Entries of one call in one partition, to be put or to be removed; the texts of the latter are empty."""
-
-    batch: Taken
-    keys: list[bytes]
-    texts: list[bytes]
-    removes: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Partition:
-    """What waits and is under way in one partition.
-
-    Attributes:
-        number: Of the partition.
-        queue: What waits.
-        under_way: Events in the message that is under way.
-        busy: Whether there is one, or one is about to be made again.
-        allowance: Events that may be put since the last look.
-        spent: Events put since then, or at that time not acknowledged.
-        blocked_at: Since when nothing can be put; None if something can.
-        failed_at: Since when puts fail; None if they do not.
-        unread: As the last look has found it.
-    """
-
-    number: int
-    queue: deque[_Segment] = field(default_factory=deque)
-    under_way: int = 0
-    busy: bool = False
-    allowance: int = 0
-    spent: int = 0
-    blocked_at: float | None = None
-    failed_at: float | None = None
-    unread: Unread | None = None
 
 
 class Producer:
@@ -151,14 +70,15 @@ class Producer:
     Args:
         grid: The connection.
         map_name: The event map.
-        max_wait: Seconds that a partition may be full before what waits for it is given up; for ever if None.
+        max_wait: Seconds that a partition, or a member's heap, may be full before what waits is given up; for ever if
+            None.
         retry_seconds: How long a put is tried again that the cluster does not confirm.
         on_wait: Called when waiting begins, several times a second as long as it lasts, and with None when it ends.
 
     Attributes:
         acknowledged: Events that the cluster has confirmed, with their backups.
         repeated: Events that were put once more because the fate of the first put was unknown.
-        waited: Seconds for which some partition had no room.
+        waited: Seconds for which some partition, or a member's heap, had no room.
     """
 
     def __init__(
@@ -180,15 +100,22 @@ class Producer:
         self._capacity: Capacity | None = None
         self._limit = self._step = 0
         self._prepared: asyncio.Task[None] | None = None
-        self._partitions = [_Partition(number) for number in range(grid.partition_count)]
-        self._due: set[_Partition] = set()
+        self._partitions = [PartitionQueue(number) for number in range(grid.partition_count)]
+        self._due: set[PartitionQueue] = set()
+        self._full: set[PartitionQueue] = set()
+        self._wanted = asyncio.Event()  # a look
+        self._heaps = grid.heaps
+        self._standing: asyncio.Task[None] | None = None  # for lack of memory
+        self._short_of_memory = False  # and that was said
         self._looking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._events = self._bytes = 0  # that wait or are under way
         self._room = asyncio.Event()
         self._sent = Taken()
         self._said_at = float("-inf")
+        self._said: tuple[str, str] | None = None  # why we wait
         self._waiting_since: float | None = None
+        self._chunk = 16
         self.acknowledged = 0
         self.repeated = 0
         self.waited = 0.0
@@ -269,40 +196,92 @@ class Producer:
     async def _take(self, entries: Iterable[tuple[Any, bytes | None]], batch: Taken) -> int:
         await self._prepare()
         rest, count = iter(entries), 0
-        while chunk := list(islice(rest, _CHUNK_EVENTS)):
-            while self._events > AT_ONCE_EVENTS or self._bytes > AT_ONCE_BYTES:
+        while chunk := list(islice(rest, self._chunk)):
+            while not self._has_room():
                 self._room.clear()
                 await self._room.wait()
             if batch.error is not None:
                 break
-            for partition in self._enqueue(chunk, batch):
+            segments = self._split(chunk, batch)
+            late: list[Segment] = []
+            crowded: set[PartitionQueue] = set()
+            for segment in segments:
+                if segment.partition in crowded or segment.partition.is_crowded:
+                    crowded.add(segment.partition)
+                    late.append(segment)
+                else:
+                    self._enqueue(segment)
+            for partition in dict.fromkeys(each.partition for each in segments):
                 self._pump(partition)
             count += len(chunk)
             batch.count += len(chunk)
             await asyncio.sleep(0)  # lets the messages go out and the answers come in
+            for segment in late:
+                await self._enter(segment)
         return count
 
-    def _enqueue(self, chunk: list[tuple[Any, bytes | None]], batch: Taken) -> list[_Partition]:
+    def _has_room(self) -> bool:
+        events, size = self._events, self._bytes
+        if events <= AT_ONCE_EVENTS and size <= min(AT_ONCE_BYTES, self._heaps.most_under_way):
+            return True
+        held = sum(each.events for each in self._full)
+        held_size = sum(each.bytes for each in self._full)
+        most = min(AT_ONCE_BYTES, self._heaps.most_under_way)
+        return max(events - held, held) <= AT_ONCE_EVENTS and max(size - held_size, held_size) <= most
+
+    def _split(self, chunk: list[tuple[Any, bytes | None]], batch: Taken) -> list[Segment]:
+        """What is for which partition, in the order of the chunk within each."""
         count, serialize, size = self._grid.partition_count, self._writer.serialize_key, 0
-        segments: dict[int, _Segment] = {}
+        latest: dict[int, Segment] = {}
+        segments = []
         serialized = [serialize(key) for key, _ in chunk]  # before anything is queued: a key may have no form
         for data, (_, text) in zip(serialized, chunk, strict=True):
             number = partition_of(data, count)
-            segment = segments.get(number)
+            segment = latest.get(number)
             removes = text is None
             if segment is None or segment.removes is not removes:
-                segment = segments[number] = _Segment(batch, [], [], removes)
-                self._partitions[number].queue.append(segment)
+                segment = latest[number] = Segment(batch, self._partitions[number], [], [], removes)
+                segments.append(segment)
             segment.keys.append(data)
             if text is not None:
                 segment.texts.append(text)
                 size += len(text)
             else:
                 segment.texts.append(b"")
-        self._events += len(chunk)
+        # Heavier events count at once: a chunk is taken whole, however much others wait for room.
+        self._chunk = max(1, min(_CHUNK_EVENTS, _CHUNK_BYTES * len(chunk) // max(1, size)))
+        return segments
+
+    def _enqueue(self, segment: Segment) -> None:
+        partition, count, size = segment.partition, len(segment.keys), sum(map(len, segment.texts))
+        partition.queue.append(segment)
+        partition.events += count
+        partition.bytes += size
+        self._events += count
         self._bytes += size
-        batch.opened(len(chunk))
-        return [self._partitions[number] for number in segments]
+        segment.batch.opened(count)
+
+    async def _enter(self, segment: Segment) -> None:
+        """Enqueue what is for a crowded partition, when there is room for it: one after the other."""
+        partition = segment.partition
+        if partition.is_crowded:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            partition.entering.append(turn)
+            try:
+                await turn
+                if segment.batch.error is None:
+                    self._enqueue(segment)
+            finally:
+                partition.entering.remove(turn)
+                self._admit(partition)
+        else:
+            self._enqueue(segment)
+        self._pump(partition)
+
+    @staticmethod
+    def _admit(partition: PartitionQueue) -> None:
+        if partition.entering and not partition.holds_enough and not partition.entering[0].done():
+            partition.entering[0].set_result(None)
 
     def _prepare(self) -> asyncio.Future[None]:
         if self._prepared is None or (self._prepared.done() and self._failed(self._prepared)):
@@ -315,27 +294,34 @@ class Producer:
 
     async def _find_capacity(self) -> None:
         await self._writer.prepare()
+        await self._heaps.start()
         capacity = self._capacity = await journal_capacity(self._grid, self.map_name)
         if capacity is not None:
             ring = capacity.partition
             self._limit = max(1, ring - max(1, int(ring * RESERVE)))
             self._step = max(1, int(ring * STEP))
 
-    def _close(self, segment: _Segment, error: Exception | None = None) -> None:
+    def _close(self, segment: Segment, error: Exception | None = None) -> None:
         """The entries of a segment are answered, or given up."""
-        count = len(segment.keys)
+        count, size, partition = len(segment.keys), sum(map(len, segment.texts)), segment.partition
         if error is None:
             self.acknowledged += count
         self._events -= count
-        self._bytes -= sum(map(len, segment.texts))
+        self._bytes -= size
+        partition.events -= count
+        partition.bytes -= size
         self._room.set()
+        self._admit(partition)
         segment.batch.closed(count, error)
 
     # ------------------------------------------------------------------ what is under way
 
-    def _pump(self, partition: _Partition) -> None:
+    def _pump(self, partition: PartitionQueue) -> None:
         """Put what waits in a partition, as far as there is room for it."""
         if partition.busy:
+            return
+        if partition.queue and self._lacks_memory(partition):
+            self._next(partition, 0)  # forgets what was withdrawn
             return
         room = _MESSAGE_EVENTS
         if self._capacity is not None:
@@ -349,6 +335,8 @@ class Producer:
         texts = [text for part in parts for text in part.texts]
         partition.busy, partition.under_way = True, len(keys)
         partition.spent += len(keys)
+        if not parts[0].removes:
+            self._heaps.spend(len(keys), sum(map(len, keys)) + sum(map(len, texts)))
         if self._capacity is not None and partition.spent >= partition.allowance * _LOOK_EARLY:
             self._look_at(partition)  # early, so that the answer is there when it is needed
         if parts[0].removes:
@@ -364,9 +352,9 @@ class Producer:
             if isinstance(answer, BaseException):
                 raise answer
 
-    def _next(self, partition: _Partition, room: int) -> list[_Segment]:
+    def _next(self, partition: PartitionQueue, room: int) -> list[Segment]:
         """Take up to so many events off the queue, and no more bytes than a message should have: puts or removals."""
-        parts: list[_Segment] = []
+        parts: list[Segment] = []
         queue, size = partition.queue, 0
         while queue:
             segment = queue[0]
@@ -386,12 +374,13 @@ class Producer:
                 room -= count
                 continue
             if count:
-                parts.append(_Segment(segment.batch, segment.keys[:count], segment.texts[:count], segment.removes))
+                keys, texts = segment.keys[:count], segment.texts[:count]
+                parts.append(Segment(segment.batch, partition, keys, texts, segment.removes))
                 del segment.keys[:count], segment.texts[:count]
             break
         return parts
 
-    def _answered(self, partition: _Partition, parts: list[_Segment], put: asyncio.Future[None]) -> None:
+    def _answered(self, partition: PartitionQueue, parts: list[Segment], put: asyncio.Future[None]) -> None:
         error = asyncio.CancelledError() if put.cancelled() else put.exception()
         partition.under_way = 0
         if error is None:
@@ -424,7 +413,7 @@ class Producer:
         self.repeated += sum(len(part.keys) for part in parts)
         self._spawn_retry(partition)
 
-    def _spawn_retry(self, partition: _Partition) -> None:
+    def _spawn_retry(self, partition: PartitionQueue) -> None:
         async def again() -> None:
             await asyncio.sleep(_RETRY_SECONDS)
             partition.busy = False
@@ -438,10 +427,53 @@ class Producer:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    # ------------------------------------------------------------------ room in the heaps
+
+    def _lacks_memory(self, partition: PartitionQueue) -> bool:
+        """Whether what is next may not be put for lack of memory; it is then put as soon as there is some."""
+        if partition.queue[0].removes or self._heaps.has_room:
+            return False
+        if self._standing is None:
+            self._standing = self._spawn(self._stand_still())
+            self._standing.add_done_callback(self._looked)
+        return True
+
+    async def _stand_still(self) -> None:
+        try:
+            await self._wait_for_memory()
+        finally:
+            self._standing = None
+        for partition in self._partitions:
+            self._pump(partition)
+        if self._short_of_memory and self._standing is None:
+            self._short_of_memory = False
+            if self._waiting_since is None and self.on_wait is not None:
+                self.on_wait(None)
+
+    async def _wait_for_memory(self) -> None:
+        """Wait until something may be put, or nothing is left to be put."""
+        began = self._grid.clock()
+        while (held := [each for each in self._partitions if each.queue]) and not self._heaps.has_room:
+            now, worst = self._grid.clock(), self._heaps.worst
+            seconds = now - began
+            # The next measurement of a heap that is not full brings room: not worth a word unless it is long in coming.
+            if worst is not None and (worst.share >= SLOW or seconds >= _MEASURING_SECONDS):
+                self._short_of_memory = True
+                waiting = WaitingForMemory(map_name=self.map_name, seconds=seconds, heap=worst)
+                self._say(waiting, now)
+                if self.max_wait is not None and seconds >= self.max_wait:
+                    self._give_up_late(held, waiting)
+            for partition in held:
+                self._pump(partition)
+            await asyncio.sleep(_MEMORY_SECONDS)
+        self.waited += self._grid.clock() - began
+
     # ------------------------------------------------------------------ room in the rings
 
-    def _look_at(self, partition: _Partition) -> None:
-        self._due.add(partition)
+    def _look_at(self, partition: PartitionQueue) -> None:
+        if partition not in self._full:  # those are looked at as often as is good
+            self._due.add(partition)
+            self._wanted.set()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look())
             self._looking.add_done_callback(self._looked)
@@ -455,77 +487,99 @@ class Producer:
             self._give_up([each for each in self._partitions if each.queue], failure)
 
     async def _look(self) -> None:
-        """Look at the partitions that are due until none is."""
-        while self._due:
-            due = list(self._due)
-            self._due.clear()
-            marks = [(partition, partition.spent, partition.under_way) for partition in due]
-            try:
-                found = await self._readers.unread([each.number for each in due], self._limit - self._step)
-            except (HazelcastError, GridscoreError) as error:
-                if isinstance(error, HazelcastClientNotActiveError) or not self._grid.is_running:
-                    self._give_up([each for each in self._partitions if each.queue], _closed(self.map_name, error))
-                    return
-                _log.warning("The room in %s cannot be seen, trying again: %s", self.map_name, error)
-                self._due.update(due)
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
+        """Look at the partitions that are due, and at those that are full, until there are none."""
+        pause, again_at = _FIRST_LOOK_SECONDS, 0.0
+        while self._due or self._full:
+            self._wanted.clear()
             now = self._grid.clock()
-            for partition, spent, under_way in marks:
-                # What was under way when we looked may or may not have been counted there.
-                partition.spent += under_way - spent
-                unread = partition.unread = found[partition.number]
-                partition.allowance = self._step if unread.count + self._step <= self._limit else 0
-                if partition.allowance or not partition.queue:
-                    partition.blocked_at = None
-                elif partition.blocked_at is None:
-                    partition.blocked_at = now
-            for partition in due:
-                self._pump(partition)
-            blocked = [each for each in due if each.blocked_at is not None and each.queue]
-            self._tell(blocked, now)
-            if blocked:
-                self._due.update(blocked)
-                await asyncio.sleep(_LOOK_SECONDS)
-        self._tell([], self._grid.clock())
+            full = set(self._full) if now >= again_at else set()
+            due = list(self._due | full)  # each once: what was put since the last look is taken off once
+            self._due.clear()
+            if due and not await self._look_into(due):
+                return
+            now = self._grid.clock()
+            if full:
+                pause = _FIRST_LOOK_SECONDS if not full <= self._full else min(_LOOK_SECONDS, pause * 2)
+                again_at = now + pause
+            elif not self._full:
+                again_at, pause = 0.0, _FIRST_LOOK_SECONDS
+            elif not again_at:
+                again_at = now + pause
+            self._tell(now)
+            if self._full and not self._due:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, again_at - now)):
+                        await self._wanted.wait()
+        self._tell(self._grid.clock())
 
-    def _tell(self, blocked: list[_Partition], now: float) -> None:
+    async def _look_into(self, due: list[PartitionQueue]) -> bool:
+        """Find out how much may be put into partitions, and do; False if the connection is gone."""
+        marks = [(partition, partition.spent, partition.under_way) for partition in due]
+        try:
+            found = await self._readers.unread([each.number for each in due], self._limit - self._step)
+        except (HazelcastError, GridscoreError) as error:
+            if isinstance(error, HazelcastClientNotActiveError) or not self._grid.is_running:
+                self._give_up([each for each in self._partitions if each.queue], _closed(self.map_name, error))
+                return False
+            _log.warning("The room in %s cannot be seen, trying again: %s", self.map_name, error)
+            self._due.update(each for each in due if each not in self._full)
+            await asyncio.sleep(_RETRY_SECONDS)
+            return True
+        now = self._grid.clock()
+        for partition, spent, under_way in marks:
+            # What was under way when we looked may or may not have been counted there.
+            partition.spent += under_way - spent
+            unread = partition.unread = found[partition.number]
+            partition.allowance = self._step if unread.count + self._step <= self._limit else 0
+            if partition.allowance or not partition.queue:
+                partition.blocked_at = None
+                self._full.discard(partition)
+            else:
+                self._full.add(partition)
+                if partition.blocked_at is None:
+                    partition.blocked_at = now
+        self._room.set()  # what waits for full partitions does not count against what others may put
+        for partition in due:
+            self._admit(partition)
+            self._pump(partition)
+        return True
+
+    def _tell(self, now: float) -> None:
         """Say that we wait, or wait no longer; give up what has waited too long."""
-        if not blocked:
-            if self._waiting_since is not None and not any(each.blocked_at is not None for each in self._due):
+        full = [each for each in self._full if each.queue]
+        if not full:
+            if self._waiting_since is not None and not self._full:
                 self.waited += now - self._waiting_since
                 self._waiting_since = None
-                if self.on_wait is not None:
+                if self.on_wait is not None and self._standing is None:
                     self.on_wait(None)
             return
         if self._waiting_since is None:
             self._waiting_since = now
-        worst = max(blocked, key=lambda each: (each.unread.count if each.unread else 0, -(each.blocked_at or 0)))
-        waiting = self._waiting(worst, len(blocked), now - min(each.blocked_at or now for each in blocked))
-        if now - self._said_at >= SAY_SECONDS:
-            self._said_at = now
+        worst = max(full, key=lambda each: (each.unread.count if each.unread else 0, -(each.blocked_at or 0)))
+        self._say(self._waiting(worst, len(full), now - min(each.blocked_at or now for each in full)), now)
+        if self.max_wait is None:
+            return
+        late = [each for each in full if now - (each.blocked_at or now) >= self.max_wait]
+        if late:
+            self._give_up_late(late, self._waiting(late[0], len(late), self.max_wait))
+
+    def _say(self, waiting: Waiting, now: float) -> None:
+        reason = (waiting.job, str(waiting).partition(":")[0])
+        if now - self._said_at >= SAY_SECONDS or reason != self._said:
+            self._said_at, self._said = now, reason
             _log.warning("%s: %s", self.map_name, waiting, extra={"action": "back_pressure", "job": waiting.job})
         if self.on_wait is not None:
             self.on_wait(waiting)
-        if self.max_wait is None:
-            return
-        late = [each for each in blocked if now - (each.blocked_at or now) >= self.max_wait]
-        if late:
-            waiting = self._waiting(late[0], len(late), self.max_wait)
-            error = BackPressureError(
-                f"{sum(len(s.keys) for each in late for s in each.queue):,} events were not put into "
-                f"`{self.map_name}` in {self.max_wait:g} s: {waiting}.",
-                waiting.hint,
-            )
-            self._give_up(late, error)
 
-    def _waiting(self, partition: _Partition, count: int, seconds: float) -> Waiting:
+    def _waiting(self, partition: PartitionQueue, count: int, seconds: float) -> WaitingForJob:
         unread, capacity = partition.unread, self._capacity
-        return Waiting(
-            self.map_name,
+        return WaitingForJob(
+            map_name=self.map_name,
             job=unread.job if unread else "",
             state=unread.state if unread else "",
             partition=partition.number,
+            key=self._hot_key(partition),
             unread=unread.count if unread else 0,
             capacity=capacity.partition if capacity else 0,
             owned=unread.owned if unread else False,
@@ -533,9 +587,28 @@ class Producer:
             seconds=seconds,
         )
 
-    def _give_up(self, partitions: list[_Partition], error: GridscoreError) -> None:
+    def _hot_key(self, partition: PartitionQueue) -> str:
+        """The key of most of what waits for a partition; empty if there are many, or little waits."""
+        keys = list(islice((key for segment in partition.queue for key in segment.keys), _HOT_SAMPLE))
+        if len(keys) < self._step:
+            return ""
+        (key, count), *_ = Counter(keys).most_common(1)
+        if count < len(keys) * _HOT:
+            return ""
+        try:
+            return repr(transport.to_object(self._grid.client, key))[:100]
+        except HazelcastError:  # of a type that is not registered here
+            return ""
+
+    def _give_up_late(self, partitions: list[PartitionQueue], waiting: Waiting) -> None:
+        count = sum(len(segment.keys) for each in partitions for segment in each.queue)
+        text = f"{count:,} events were not put into `{self.map_name}` in {self.max_wait:g} s: {waiting}."
+        self._give_up(partitions, BackPressureError(text, waiting.hint))
+
+    def _give_up(self, partitions: list[PartitionQueue], error: GridscoreError) -> None:
         for partition in partitions:
             partition.blocked_at = None
+            self._full.discard(partition)
             while partition.queue and not partition.busy:
                 self._close(partition.queue.popleft(), error)
 

@@ -15,6 +15,7 @@ from hazelcast.security import BasicTokenProvider
 
 from pipeline.errors import ClusterReplacedError, ConnectionFailedError, GridError, MapNotFoundError
 from pipeline.grid import transport
+from pipeline.grid.heap import HeapWatch
 from pipeline.grid.records import BadRecords
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Grid:
         name: What this client is called in the cluster's own views.
         clock: Monotonic seconds, by which leases are timed; a stub of a cluster may have a clock of its own.
         bad_records: What was met in control maps and is no record.
+        heaps: How much more may be put before a member is out of memory.
     """
 
     def __init__(self, client: HazelcastClient, settings: GridSettings) -> None:
@@ -52,6 +54,7 @@ class Grid:
         self.searches = asyncio.Semaphore(SEARCHES)  # of journals, see `sequences`
         self.clock: Callable[[], float] = time.monotonic
         self.bad_records = BadRecords()
+        self.heaps = HeapWatch(self)
         self._maps: dict[str, Any] = {}
         self._on_reconnect: list[Callable[[], None]] = []
         self._on_member_change: list[Callable[[], None]] = []
@@ -131,6 +134,7 @@ class Grid:
     async def close(self) -> None:
         """Close the connection. A second call does nothing."""
         self._closing = True
+        self.heaps.close()
         await self.client.shutdown()
 
     def _lifecycle_changed(self, state: str) -> None:

@@ -10,7 +10,7 @@ from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError, JournalMissingError
 from pipeline.grid import transport
-from pipeline.grid.heap import HEAP_ADVICE, HIGH, look_at_heaps, worst_of
+from pipeline.grid.heap import HEAP_ADVICE, SLOW, look_at_heaps, worst_of
 from pipeline.grid.journal import Journal
 from pipeline.grid.management import MapConfig, MemberConfig, MemberReport, Protection, ask_members
 
@@ -177,9 +177,9 @@ def _heap(heaps: list[MemberHeap]) -> Finding:
     worst = worst_of(heaps)
     if worst is None or silent is not None:
         why = f"{silent.address} does not tell how full it is: {silent.refusal}" if silent else "no member tells"
-        advice = "Enable `metrics` in the members' hazelcast.yaml."
+        advice = "Producers cannot stop before it is out of memory. Enable `metrics` in the members' hazelcast.yaml."
         return Finding(Level.WARN, "heap", why, advice)
-    if worst.share >= HIGH:
+    if worst.share >= SLOW:
         return Finding(Level.WARN, "heap", f"{worst}, garbage included", HEAP_ADVICE)
     others = "" if len(heaps) == 1 else "; the others use less"
     return Finding(Level.OK, "heap", f"{worst}{others}")

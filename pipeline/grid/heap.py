@@ -1,33 +1,66 @@
-"""How full the members' heaps are, as they report it when asked. What is used includes garbage."""
+"""Room in the members' heaps: how much more may be put before one of them runs out of memory.
+
+Members measure their heaps every few seconds. Between two measurements a process may put no more than a part of what is
+free then, so that nothing is overrun meanwhile, though others put as well: near `STOP` that is little, and from there
+on nothing. What is used includes garbage, so of the last measurements the lowest counts, each with what we have put
+since. Members collect garbage when they need room for something: whoever puts nothing may wait for long, so a little is
+put up to the very end.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hazelcast.errors import HazelcastError
+from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError, TargetDisconnectedError
 
 from pipeline.errors import GridError
 from pipeline.grid.management import read_heap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
     from pipeline.grid.connection import Grid
+    from pipeline.grid.metrics import Sample
 
-HIGH = 0.8
-"""Part of a heap from which on it is worth a word."""
+_log = logging.getLogger(__name__)
 
-FULL = 0.93
-"""Part of a heap above which it is a problem: a member that is out of memory dies, and takes others along."""
+SLOW = 0.8
+"""Part of a heap from which on producers are slowed down so much that it is worth a word."""
+
+STOP = 0.93
+"""Part of a heap above which nothing is put any more. The rest is for what members do with what there is."""
+
+_BEFORE_SLOW, _BEFORE_STOP = 1 / 2, 1 / 8
+"""Parts of what is free up to these that may be put between two measurements; the larger counts."""
+
+_LEAST = 1 / 256
+"""Part of a heap that may be put between two measurements below `STOP` however little is free."""
 
 HEAP_ADVICE = (
     "Remove entries or maps that nobody needs, or give the members more heap, or start more members. A journal keeps "
     "what is removed from its map until newer events overwrite it: a smaller `capacity` keeps less."
 )
 
+MEASURE_ADVICE = "Let members measure oftener: `metrics: {collection-frequency-seconds: 1}` in their hazelcast.yaml."
+
+ENTRY_BYTES = 200
+"""What an entry takes beside its text: its key, its record, its place in the journal."""
+
+UNDER_WAY = 1 / 32
+"""Part of the smallest heap that may be under way from here at once."""
+
+_KEPT = 2
 _ANSWER_SECONDS = 10.0
+_MISSING_SECONDS = 60.0
+"""How long a member that does not tell is not asked again."""
+
+_RETRY_SECONDS = 1.0
+_STALE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +116,131 @@ async def look_at_heaps(grid: Grid, seconds: float = _ANSWER_SECONDS) -> list[Me
         return MemberHeap(address, sample.used, sample.most)
 
     return list(await asyncio.gather(*map(look, grid.members)))
+
+
+class _Mark(NamedTuple):
+    """A measurement, and what we had put until then."""
+
+    sample: Sample
+    spent: int
+
+
+class HeapWatch:
+    """The members' heaps as producers of this process see them. One a connection.
+
+    It asks as long as something is put, each member once a measurement. A member that does not tell bounds nothing.
+
+    Attributes:
+        worst: The heap with the least room; None if none is known.
+        most_under_way: Bytes that may be under way at once.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._marks: dict[UUID, deque[_Mark]] = {}
+        self._followers: dict[UUID, asyncio.Task[None]] = {}
+        self._used = asyncio.Event()
+        self._spent = 0
+        self._until = float("inf")
+        self._closed = False
+        self.worst: MemberHeap | None = None
+        self.most_under_way = float("inf")
+
+    async def start(self) -> None:
+        """Look for the first time, if nobody has, and go on beside what is put."""
+        fresh = [self._follow(member) for member in self._grid.members if member.uuid not in self._followers]
+        if fresh:
+            try:
+                async with asyncio.timeout(_RETRY_SECONDS):
+                    await asyncio.gather(*(first.wait() for first in fresh))
+            except TimeoutError:
+                pass  # it comes later, or never
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._closed = True
+        for task in self._followers.values():
+            task.cancel()
+
+    # ------------------------------------------------------------------ what may be put
+
+    @property
+    def has_room(self) -> bool:
+        """Whether something may be put now. Whoever waits asks again and again: that keeps the measurements coming."""
+        if self._spent < self._until:
+            return True
+        self._used.set()
+        return False
+
+    def spend(self, entries: int, size: int) -> None:
+        """So many entries, of so many bytes, are on their way."""
+        self._spent += size + entries * ENTRY_BYTES
+        self._used.set()
+        if not self._followers and not self._closed:
+            self._judge()  # all members were gone, and others may be there now
+
+    # ------------------------------------------------------------------ measurements
+
+    def _follow(self, member: Any) -> asyncio.Event:
+        first = asyncio.Event()
+        task = asyncio.get_running_loop().create_task(self._ask(member, first))
+        self._followers[member.uuid] = task
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._followers.pop(member.uuid, None)
+            self._marks.pop(member.uuid, None)
+            first.set()
+            self._judge()
+
+        task.add_done_callback(ended)
+        return first
+
+    async def _ask(self, member: Any, first: asyncio.Event) -> None:
+        """Ask a member for one measurement after the other until it is gone."""
+        since = 0
+        while any(each.uuid == member.uuid for each in self._grid.members):
+            try:
+                # It may take as long as the member waits before it measures again: some have reasons for minutes.
+                sample, since = await read_heap(self._grid, member.uuid, since)
+            except Exception as error:  # noqa: BLE001 -- whatever it tells, nobody waits for this member for ever
+                what = str(error) or type(error).__name__
+                _log.debug("%s does not tell how full its heap is: %s", _address(member), what)
+                self._marks.pop(member.uuid, None)
+                first.set()
+                self._judge()
+                since = 0
+                lost = isinstance(error, TargetDisconnectedError | HazelcastClientNotActiveError)
+                await asyncio.sleep(_RETRY_SECONDS if lost else _MISSING_SECONDS)
+                continue
+            marks = self._marks.setdefault(member.uuid, deque(maxlen=_KEPT))
+            marks.append(_Mark(sample, self._spent))
+            first.set()
+            self._judge()
+            self._used.clear()
+            idle_since = asyncio.get_running_loop().time()
+            await self._used.wait()
+            if asyncio.get_running_loop().time() - idle_since > _STALE_SECONDS:
+                marks.clear()  # others may have filled it since
+
+    def _judge(self) -> None:
+        """What may be put until the next measurement."""
+        until, worst, smallest = float("inf"), None, float("inf")
+        for member in self._grid.members:
+            if member.uuid not in self._followers and not self._closed:
+                self._follow(member)
+            marks = self._marks.get(member.uuid)
+            if not marks:
+                continue
+            most = marks[-1].sample.most
+            used = min(mark.sample.used + marks[-1].spent - mark.spent for mark in marks)
+            room = max((SLOW * most - used) * _BEFORE_SLOW, (STOP * most - used) * _BEFORE_STOP)
+            if used < STOP * most:
+                room = max(room, most * _LEAST)
+            smallest = min(smallest, most)
+            if marks[-1].spent + room < until:
+                until, worst = marks[-1].spent + room, MemberHeap(_address(member), used, most)
+        self._until, self.worst = until, worst
+        self.most_under_way = smallest * UNDER_WAY
 
 
 def worst_of(heaps: Sequence[MemberHeap]) -> MemberHeap | None:

@@ -31,7 +31,8 @@ from hazelcast.errors import HazelcastError, HazelcastSerializationError
 from pipeline.errors import ConnectionFailedError, GridError, GridscoreError, UsageError
 from pipeline.job.plugs.environment import Hidden, from_environment
 from pipeline.job.types import seconds_of
-from pipeline.producer import Producer, WithdrawnError
+from pipeline.producer import Producer
+from pipeline.producer_queue import WithdrawnError
 from pipeline.sources.base import Poison, PushedSource, SourceInterruptedError
 from pipeline.sources.registry import KINDS, name_of
 from pipeline.sources.status import FAILED, Publisher, SourceStats
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import Grid
     from pipeline.job.plugs.base import SourceSettings
-    from pipeline.producer import Taken
+    from pipeline.producer_queue import Taken
     from pipeline.sources.base import Batch, Source
     from pipeline.worker.dead_letters import DeadLetter
     from pipeline.worker.room import Waiting

@@ -11,8 +11,9 @@ A partition is *taken* in this order:
 3. If the owner before did not release it, results may stand up to the journal's end as it is now: it is in doubt.
 4. It is read from the offset on. What is in doubt is looked over first: a job passes over events whose results stand.
 
-It is *committed* once a second: what is acknowledged becomes the offset by compare-and-set, which also renews
-the lease. A failed compare-and-set means that somebody else has it: it is dropped, unwritten results and all.
+It is *committed* once a second, and earlier where what is not committed fills half of its ring: producers wait for it.
+What is acknowledged becomes the offset by compare-and-set, which also renews the lease. A failed compare-and-set means
+that somebody else has it: it is dropped, unwritten results and all.
 
 It is *given back* within one budget of time, in this order:
 
@@ -59,6 +60,12 @@ _log = logging.getLogger(__name__)
 COMMIT_SECONDS = 1.0
 _COMMIT_PARTS = 10
 """Parts in which partitions are committed, one after the other: all at once would hold events up, every second anew."""
+
+EARLY_SECONDS = 0.05
+"""Pause between two commits that come early."""
+
+_EARLY = 2
+"""A ring of which one so-manieth is read and not committed is committed early: producers stop at three quarters."""
 
 GIVE_BACK_SECONDS = 4.0
 _RELEASE_SECONDS = 1.5
@@ -117,6 +124,9 @@ class Group:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._doubt = asyncio.Event()  # all journals may have begun again
+        self._early: set[int] = set()
+        self._filling = asyncio.Event()
+        self.early_events: float = float("inf")
         self._who: set[str] = set()
         self._who_since = float("-inf")
         self._looked_all = float("-inf")
@@ -138,6 +148,17 @@ class Group:
         there = self.offsets.acknowledged(partition)
         return None if there is None else there.offset
 
+    def set_ring(self, capacity: int) -> None:
+        """Commit early what fills the rings, which hold so many entries each."""
+        self.early_events = max(1, capacity // _EARLY)
+
+    def acknowledged(self, partition: int, offset: int) -> None:
+        """A partition has come so far, which may be too far to wait for the next commit."""
+        lease = self.leases.held.get(partition)
+        if lease is not None and offset - lease.record.offset >= self.early_events:
+            self._early.add(partition)
+            self._filling.set()
+
     def wake(self) -> None:
         """Look at once who lives and who holds what."""
         self._wake.set()
@@ -145,7 +166,7 @@ class Group:
     async def run(self) -> None:
         """Take part until cancelled; call `leave` then."""
         async with asyncio.TaskGroup() as group:
-            for loop in (self._balance, self._check):
+            for loop in (self._balance, self._check, self._commit_early):
                 group.create_task(_for_ever(loop))
             for part in range(_COMMIT_PARTS):
                 group.create_task(_for_ever(partial(self._commit, part)))
@@ -291,7 +312,7 @@ class Group:
         while True:
             await asyncio.sleep(pause)
             mine = [partition for partition in self.held if partition % _COMMIT_PARTS == part]
-            lost = await self.leases.commit(self.offsets.committable(mine), mine)
+            lost = await self._commit_these(mine)
             self._stats.committed_at = int(time.time() * 1000)
             now, busy = self._grid.clock(), self._beginning.keys() | self._giving
             for partition in mine:
@@ -303,6 +324,18 @@ class Group:
                     lost.append(partition)
             self._lose(lost)
             self._stats.partitions = len(self.held)
+
+    async def _commit_early(self) -> None:
+        """Commit what fills its ring, all of it together: a key that gets most events has one partition only."""
+        while True:
+            await self._filling.wait()
+            self._filling.clear()
+            mine, self._early = [partition for partition in self._early if partition in self.held], set()
+            self._lose(await self._commit_these(mine))
+            await asyncio.sleep(EARLY_SECONDS)
+
+    async def _commit_these(self, partitions: Collection[int]) -> list[int]:
+        return await self.leases.commit(self.offsets.committable(partitions), partitions)
 
     # ------------------------------------------------------------------ giving back
 

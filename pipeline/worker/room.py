@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.grid.heap import HEAP_ADVICE, MEASURE_ADVICE, SLOW, STOP
 from pipeline.grid.journal import Journal
 from pipeline.job import Jobs
 from pipeline.job.life import ENDED
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pipeline.grid import Grid
+    from pipeline.grid.heap import MemberHeap
     from pipeline.job import JobRecord
     from pipeline.worker.lease_records import LeaseRecord
 
@@ -43,15 +45,35 @@ class Unread:
     owned: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """Why a producer waits.
 
     Attributes:
         map_name: The event map.
+        seconds: For how long, already.
+        job: The job that is waited for; empty if it is not a job.
+    """
+
+    map_name: str
+    seconds: float
+    job: str = ""
+
+    @property
+    def hint(self) -> str:
+        """What to do if it lasts."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingForJob(Waiting):
+    """Events that a job has not scored would be overwritten.
+
+    Attributes:
         job: The job that is furthest behind.
         state: Of the job.
         partition: Where it is furthest behind.
+        key: Of most events that wait for this partition, if most have one; empty if not.
         unread: Events there that the job has not committed.
         capacity: Events that the ring holds.
         owned: Whether a worker holds the partition for that job.
@@ -59,21 +81,20 @@ class Waiting:
         seconds: How long none could be put into the one that waits longest.
     """
 
-    map_name: str
-    job: str
     state: str
     partition: int
+    key: str = ""
     unread: int
     capacity: int
     owned: bool
     partitions: int
-    seconds: float
 
     def __str__(self) -> str:
         more = f" (and {self.partitions - 1} more)" if self.partitions > 1 else ""
+        key = f"; most events that wait for it have the key {self.key}" if self.key else ""
         return (
             f"waiting for job {self.job} ({self.state}): partition {self.partition}{more} has {self.unread:,} unread "
-            f"events of {self.capacity:,} that the journal holds"
+            f"events of {self.capacity:,} that the journal holds{key}"
         )
 
     @property
@@ -83,7 +104,40 @@ class Waiting:
             return f"`gridscore resume {self.job}` lets it go on; `gridscore cancel {self.job}` gives its events up."
         if not self.owned:
             return f"No worker scores for it: start `gridscore worker`, or `gridscore cancel {self.job}`."
+        if self.key:
+            return "One partition is scored by one worker: spread the events over more keys, or give the journal room."
         return "Start more workers, put fewer events a second, or give the journal more capacity."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingForMemory(Waiting):
+    """The heap of a member is nearly full.
+
+    Attributes:
+        heap: Of the member with the least room.
+    """
+
+    heap: MemberHeap
+
+    @property
+    def stops(self) -> bool:
+        """Whether nothing is put any more; otherwise only a little."""
+        return self.heap.share >= STOP
+
+    def __str__(self) -> str:
+        if self.stops:
+            return f"waiting for memory: {self.heap}, and above {STOP:.0%} nothing is put"
+        if self.heap.share >= SLOW:
+            return f"slowed down for lack of memory: {self.heap}, and above {SLOW:.0%} less is put"
+        return (
+            f"waiting for member {self.heap.address} to measure its heap: as much as may be put between two "
+            f"measurements was put"
+        )
+
+    @property
+    def hint(self) -> str:
+        """What to do if it lasts."""
+        return HEAP_ADVICE if self.heap.share >= SLOW else MEASURE_ADVICE
 
 
 class RingReaders:

@@ -9,9 +9,9 @@ The way of a batch, in order. Nothing overtakes:
    and what is next collects behind it: members may change the order of two. It is sent only as long as the lease
    stands (`grid.outbox`).
 5. When a partition's write is acknowledged, and so are the dead letters of what the batch rejected of *this* partition,
-   its offset may be *committed* (`offsets`); the group does this once a second. Dead letters hold up nothing else: they
-   lie in other partitions, whose members may be slow. A write that failed puts its partition back to what is
-   acknowledged.
+   its offset may be *committed* (`offsets`); the group does this once a second, or earlier where a ring fills. Dead
+   letters hold up nothing else: they lie in other partitions, whose members may be slow. A write that failed puts its
+   partition back to what is acknowledged.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
 
-from pipeline.errors import first_of
+from pipeline.errors import GridError, first_of
 from pipeline.features import LookupTable
+from pipeline.grid.capacity import journal_capacity
 from pipeline.grid.copies import Fetcher, LiveCopy
 from pipeline.grid.writer import MapWriter
 from pipeline.worker.audit import audit_on_schedule
@@ -142,6 +143,7 @@ class JobRunner:
             async with asyncio.TaskGroup() as tasks:
                 for work in (self._score, self.group.run, self._model.follow, self._watch):
                     tasks.create_task(work())
+                tasks.create_task(self._learn_ring())
                 tasks.create_task(self._rescanner.run())
                 tasks.create_task(self._retention.run())
                 tasks.create_task(self._superseded.run())
@@ -162,6 +164,16 @@ class JobRunner:
         await self._model.start()
         self.has_joined = True
         self._joined()
+
+    async def _learn_ring(self) -> None:
+        """Find out beside the rest when a ring is so full that waiting for the next commit would be too long."""
+        try:
+            ring = await journal_capacity(self._grid, self._job.events)
+        except (HazelcastError, GridError) as error:
+            _log.debug("%s: the capacity of the journal is not known: %s", self._job.name, error)
+            return
+        if ring is not None:
+            self.group.set_ring(ring.partition)
 
     async def _stop(self) -> None:
         self.has_joined = False
@@ -302,6 +314,7 @@ class JobRunner:
             self.group.put_back(write.partition)
             return
         self.stats.events += self.group.offsets.acknowledge(write)
+        self.group.acknowledged(write.partition, write.next)
         self.stats.wrote(write.arrived_at, self._grid.clock())
 
     # ------------------------------------------------------------------ beside it

@@ -70,6 +70,22 @@ async def test_a_partition_without_room_holds_up_no_other_of_its_map():
             assert (await blocked).status_code == 429
 
 
+async def test_a_member_that_is_nearly_out_of_heap_is_named_until_it_has_room():
+    async with StubCluster() as cluster:
+        (member,) = cluster.members
+        member.measure(95 << 20, 100 << 20)
+        async with listening(cluster, key=("id",), patience="2s") as source, client(source) as http:
+            refused = await posted(http, EVENTS, "a")
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert "waiting for memory: member 127.0.0.1:" in refused.json()["error"]
+            assert "uses 95% of its 100 MB of heap" in refused.json()["error"]
+            member.measure(50 << 20, 100 << 20)
+            assert (await posted(http, EVENTS, "a")).status_code == 202
+            async with asyncio.timeout(10):
+                while source.runner.stats.waiting:
+                    await asyncio.sleep(0.01)
+
+
 async def test_a_grid_that_does_not_answer_is_told_as_such(monkeypatch):
     monkeypatch.setattr(http_health, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(http_app, "GRID_SECONDS", 0.2)
