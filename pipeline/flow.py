@@ -206,17 +206,21 @@ def orphaned(name: str) -> Finding:
 
 
 def _examine_heaps(looks: Sequence[Sequence[MemberHeap]]) -> list[Finding]:
-    """What there is to say of the heaps. What is used includes garbage, so the lowest of the looks counts."""
+    """What there is to say of the heaps. What is used includes garbage, so the lowest of the looks counts.
+
+    A healthy member may be at 99 % before it collects, and stay there if nobody needs room: it is not a problem until
+    a collection between two looks has left it as full. A heap that is exhausted is collected all the time.
+    """
     found = []
     for now in looks[-1]:
         seen = [each for look in looks for each in look if each.address == now.address and each.most]
         lowest = min(seen, key=lambda each: each.share, default=now)
         if lowest.share >= SLOW:
-            level, what = Level.NOTE, "producers are slowed down"
-            if lowest.share >= STOP:
-                level, what = Level.PROBLEM, "producers and sources stop before it runs out"
+            level, what = Level.NOTE, "garbage included: producers are slowed down until it is collected"
+            if lowest.share >= STOP and seen[0].collections != seen[-1].collections:
+                level, what = Level.PROBLEM, "after garbage collection: producers and sources stop before it runs out"
             text = str(lowest)
-            found.append(Finding(level, "heap", f"{text[:1].upper()}{text[1:]}: {what}.", HEAP_ADVICE))
+            found.append(Finding(level, "heap", f"{text[:1].upper()}{text[1:]}, {what}.", HEAP_ADVICE))
     return sorted(found, key=lambda finding: finding.level is Level.NOTE)
 
 

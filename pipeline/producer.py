@@ -459,7 +459,7 @@ class Producer:
             # The next measurement of a heap that is not full brings room: not worth a word unless it is long in coming.
             if worst is not None and (worst.share >= SLOW or seconds >= _MEASURING_SECONDS):
                 self._short_of_memory = True
-                waiting = WaitingForMemory(map_name=self.map_name, seconds=seconds, heap=worst)
+                waiting = WaitingForMemory(map_name=self.map_name, seconds=seconds, heap=worst, stops=self._heaps.stops)
                 self._say(waiting, now)
                 if self.max_wait is not None and seconds >= self.max_wait:
                     self._give_up_late(held, waiting)

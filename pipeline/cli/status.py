@@ -102,7 +102,7 @@ def status(
         for place, found in findings.records.items():
             _show("record", place, INVALID, (), found)
         if heap := worst_of(flow.heaps):
-            of = f"{heap.share:.0%} of {size_text(heap.most)} of heap used"
+            of = f"{heap.share:.0%} of {size_text(heap.most)} of heap used, garbage included"
             _show("", "members", f"{len(flow.heaps)}, {of}", (), findings.members)
         if not (flow.overview.jobs or flow.gone or flow.invalid):
             console.print("No jobs. `gridscore submit FILE` submits one.", highlight=False, soft_wrap=True)

@@ -2,16 +2,16 @@
 
 Members measure their heaps every few seconds. Between two measurements a process may put no more than a part of what is
 free then, so that nothing is overrun meanwhile, though others put as well: near `STOP` that is little, and from there
-on nothing. What is used includes garbage, so of the last measurements the lowest counts, each with what we have put
-since. Members collect garbage when they need room for something: whoever puts nothing may wait for long, so a little is
-put up to the very end.
+on nothing. What is used includes garbage: a healthy member may be at 99 % before it collects. So what counts is the
+lowest measurement since the last collection, with what we have put since. Members collect garbage when they need room
+for something: whoever puts nothing may wait for long. So a little is put up to the very end, until a measurement after
+a collection says that no more fits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +39,10 @@ _BEFORE_SLOW, _BEFORE_STOP = 1 / 2, 1 / 8
 """Parts of what is free up to these that may be put between two measurements; the larger counts."""
 
 _LEAST = 1 / 256
-"""Part of a heap that may be put between two measurements below `STOP` however little is free."""
+"""Part of a heap that may be put between two measurements until it is known that garbage is not what fills it."""
+
+_TO_END = 1 / 8
+"""Part of what is free with garbage counted, above `SLOW`: it bounds what several processes put unseen."""
 
 HEAP_ADVICE = (
     "Remove entries or maps that nobody needs, or give the members more heap, or start more members. A journal keeps "
@@ -54,7 +57,6 @@ ENTRY_BYTES = 200
 UNDER_WAY = 1 / 32
 """Part of the smallest heap that may be under way from here at once."""
 
-_KEPT = 2
 _ANSWER_SECONDS = 10.0
 _MISSING_SECONDS = 60.0
 """How long a member that does not tell is not asked again."""
@@ -72,12 +74,14 @@ class MemberHeap:
         used: Bytes in use; garbage that was not collected yet counts, too.
         most: Bytes that it may have.
         refusal: Why it is not known; the figures are 0 then.
+        collections: How often garbage was collected.
     """
 
     address: str
     used: int = 0
     most: int = 0
     refusal: str = ""
+    collections: int = 0
 
     @property
     def share(self) -> float:
@@ -113,16 +117,44 @@ async def look_at_heaps(grid: Grid, seconds: float = _ANSWER_SECONDS) -> list[Me
             return MemberHeap(address, refusal="it does not answer")
         except (HazelcastError, GridError) as error:
             return MemberHeap(address, refusal=str(error))
-        return MemberHeap(address, sample.used, sample.most)
+        return MemberHeap(address, sample.used, sample.most, collections=sample.collections)
 
     return list(await asyncio.gather(*map(look, grid.members)))
 
 
 class _Mark(NamedTuple):
-    """A measurement, and what we had put until then."""
+    """A measurement, what we had put until then, and whether a collection was seen before it."""
 
     sample: Sample
     spent: int
+    collected: bool = False
+
+
+class _Marks(NamedTuple):
+    """The lowest measurement since the last collection, with what we have put since, and the last one."""
+
+    floor: _Mark
+    last: _Mark
+
+    @property
+    def used(self) -> int:
+        """What is used if all that we have put since the floor is there to stay."""
+        return self.floor.sample.used + self.last.spent - self.floor.spent
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it was too full even after a collection."""
+        return self.floor.collected and self.floor.sample.used >= STOP * self.floor.sample.most
+
+    @classmethod
+    def after(cls, before: _Marks | None, sample: Sample, spent: int) -> _Marks:
+        """With one measurement more."""
+        if before is None:
+            return cls(_Mark(sample, spent), _Mark(sample, spent))
+        collected = sample.collections != before.last.sample.collections
+        last = _Mark(sample, spent, collected or before.floor.collected)
+        now = cls(before.floor, last)
+        return cls(last, last) if collected or sample.used <= now.used else now
 
 
 class HeapWatch:
@@ -132,18 +164,20 @@ class HeapWatch:
 
     Attributes:
         worst: The heap with the least room; None if none is known.
+        stops: Whether nothing may be put because of it; otherwise a little may.
         most_under_way: Bytes that may be under way at once.
     """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._marks: dict[UUID, deque[_Mark]] = {}
+        self._marks: dict[UUID, _Marks] = {}
         self._followers: dict[UUID, asyncio.Task[None]] = {}
         self._used = asyncio.Event()
         self._spent = 0
         self._until = float("inf")
         self._closed = False
         self.worst: MemberHeap | None = None
+        self.stops = False
         self.most_under_way = float("inf")
 
     async def start(self) -> None:
@@ -212,34 +246,35 @@ class HeapWatch:
                 lost = isinstance(error, TargetDisconnectedError | HazelcastClientNotActiveError)
                 await asyncio.sleep(_RETRY_SECONDS if lost else _MISSING_SECONDS)
                 continue
-            marks = self._marks.setdefault(member.uuid, deque(maxlen=_KEPT))
-            marks.append(_Mark(sample, self._spent))
+            self._marks[member.uuid] = _Marks.after(self._marks.get(member.uuid), sample, self._spent)
             first.set()
             self._judge()
             self._used.clear()
             idle_since = asyncio.get_running_loop().time()
             await self._used.wait()
             if asyncio.get_running_loop().time() - idle_since > _STALE_SECONDS:
-                marks.clear()  # others may have filled it since
+                self._marks.pop(member.uuid, None)  # others may have filled it since
 
     def _judge(self) -> None:
         """What may be put until the next measurement."""
-        until, worst, smallest = float("inf"), None, float("inf")
+        until, worst, stops, smallest = float("inf"), None, False, float("inf")
         for member in self._grid.members:
             if member.uuid not in self._followers and not self._closed:
                 self._follow(member)
             marks = self._marks.get(member.uuid)
-            if not marks:
+            if marks is None:
                 continue
-            most = marks[-1].sample.most
-            used = min(mark.sample.used + marks[-1].spent - mark.spent for mark in marks)
+            most, used, raw = marks.last.sample.most, marks.used, marks.last.sample.used
             room = max((SLOW * most - used) * _BEFORE_SLOW, (STOP * most - used) * _BEFORE_STOP)
-            if used < STOP * most:
+            if not marks.is_full:
                 room = max(room, most * _LEAST)
+            if raw > SLOW * most:
+                room = min(room, (most - raw) * _TO_END)
             smallest = min(smallest, most)
-            if marks[-1].spent + room < until:
-                until, worst = marks[-1].spent + room, MemberHeap(_address(member), used, most)
-        self._until, self.worst = until, worst
+            if marks.last.spent + room < until:
+                until, stops = marks.last.spent + room, marks.is_full
+                worst = MemberHeap(_address(member), used, most, collections=marks.last.sample.collections)
+        self._until, self.worst, self.stops = until, worst, stops
         self.most_under_way = smallest * UNDER_WAY
 
 

@@ -19,7 +19,13 @@ _MAX_BYTES = 16 << 20
 
 _INT, _WORD, _WIDE = struct.Struct(">i"), struct.Struct(">iBB"), struct.Struct(">q")
 _PREFIX, _METRIC, _DISCRIMINATOR, _DISCRIMINATOR_VALUE, _UNIT, _TARGETS, _TAGS = (1 << bit for bit in range(7))
-_WANTED = {("memory", "usedHeap"): "used", ("memory", "maxHeap"): "most"}
+_WANTED = {
+    ("memory", "usedHeap"): "used",
+    ("memory", "maxHeap"): "most",
+    ("gc", "minorCount"): "minor",
+    ("gc", "majorCount"): "major",
+    ("gc", "unknownCount"): "unknown",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +35,12 @@ class Sample:
     Attributes:
         used: Bytes in use, garbage that was not collected yet among them.
         most: Bytes that it may have.
+        collections: How often garbage was collected; it may lag behind by a second.
     """
 
     used: int
     most: int
+    collections: int
 
 
 def heap_of(blob: bytes) -> Sample:
@@ -43,8 +51,8 @@ def heap_of(blob: bytes) -> Sample:
     """
     try:
         found = _find(blob)
-        sample = Sample(**found)
-    except (struct.error, zlib.error, IndexError, TypeError, UnicodeDecodeError, ValueError) as error:
+        sample = Sample(found["used"], found["most"], found["minor"] + found["major"] + found.get("unknown", 0))
+    except (struct.error, zlib.error, LookupError, UnicodeDecodeError, ValueError) as error:
         raise GridError(f"What a member tells of its heap cannot be read: {error or type(error).__name__}") from None
     if sample.most <= 0 or sample.used < 0:
         raise GridError("A member tells nothing of its heap.")

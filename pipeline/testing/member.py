@@ -245,9 +245,9 @@ class Member:
 
     # ------------------------------------------------------------------ what it measures
 
-    def measure(self, used: int, most: int) -> None:
+    def measure(self, used: int, most: int, collections: int = 1) -> None:
         """Measure the heap now: that is what clients are told. Without it, nothing was measured yet."""
-        self._measurements.append(heap_blob(used, most))
+        self._measurements.append(heap_blob(used, most, collections))
         parked, self._metrics_parked = self._metrics_parked, []
         for link, request in parked:
             link.answer(self._metrics(request).encode())
@@ -358,15 +358,15 @@ def _page(read: _Read) -> Reply:
     return reply.data(struct.pack(f"<{count}q", *range(sequence - count, sequence)))
 
 
-def heap_blob(used: int, most: int) -> bytes:
+def heap_blob(used: int, most: int, collections: int = 1) -> bytes:
     """What a member packs its metrics into, with those of its heap only."""
-    words, metrics, last = bytearray(struct.pack(">i", 3)), bytearray(), ""
-    for number, word in enumerate(("maxHeap", "memory", "usedHeap")):
+    words, metrics, last = bytearray(struct.pack(">i", 6)), bytearray(), ""
+    for number, word in enumerate(("gc", "majorCount", "maxHeap", "memory", "minorCount", "usedHeap")):
         common = int(last[:1] == word[:1])  # it might be more: what counts is that it is not always 0
         words += struct.pack(">iBB", number, common, len(word) - common) + word[common:].encode("utf-16-be")
         last = word
-    for prefix, metric, value in ((1, 0, most), (1, 2, used)):
+    for prefix, metric, value in ((3, 2, most), (3, 5, used), (0, 1, 0), (0, 4, collections)):
         # Nothing is said to be as in the metric before: prefix, metric, two discriminators, unit, targets, no tags.
         metrics += struct.pack(">BiiiibBBBq", 0, prefix, metric, -1, -1, -1, 0, 0, 0, value)
     packed, rest = zlib.compress(bytes(words)), zlib.compress(bytes(metrics))
-    return struct.pack(">hi", 1, len(packed)) + packed + struct.pack(">i", 2) + rest
+    return struct.pack(">hi", 1, len(packed)) + packed + struct.pack(">i", 4) + rest

@@ -115,14 +115,11 @@ class WaitingForMemory(Waiting):
 
     Attributes:
         heap: Of the member with the least room.
+        stops: Whether nothing is put any more; otherwise only a little.
     """
 
     heap: MemberHeap
-
-    @property
-    def stops(self) -> bool:
-        """Whether nothing is put any more; otherwise only a little."""
-        return self.heap.share >= STOP
+    stops: bool = False
 
     def __str__(self) -> str:
         if self.stops:

@@ -26,8 +26,15 @@ async def test_a_heap_is_what_the_member_measured_last_or_it_is_said_why_it_is_n
 
 
 def test_a_heap_is_a_problem_when_it_was_full_at_every_look():
-    full, high, low = ([MemberHeap("a:1", used, 100)] for used in (95, 85, 50))
-    assert [each.level for each in _examine_heaps([full, full])] == [Level.PROBLEM]
+    full, still, high, low = (
+        [MemberHeap("a:1", used, 100, collections=count)] for used, count in ((95, 1), (96, 2), (85, 2), (50, 2))
+    )
+    (problem,) = _examine_heaps([full, still])
+    assert problem.level is Level.PROBLEM
+    assert "uses 95% of its 0 MB of heap, after garbage collection" in problem.text
+    (note,) = _examine_heaps([full, full])  # nothing was collected: it may be garbage, and is no problem then
+    assert note.level is Level.NOTE
+    assert "garbage included" in note.text
     assert [each.level for each in _examine_heaps([full, high])] == [Level.NOTE]
     assert not _examine_heaps([full, low])
 
@@ -50,5 +57,5 @@ def test_what_a_member_tells_in_other_ways_is_refused(blob):
 
 
 def test_a_heap_is_read_as_it_was_packed():
-    sample = heap_of(heap_blob(123, 456))
-    assert (sample.used, sample.most) == (123, 456)
+    sample = heap_of(heap_blob(123, 456, 7))
+    assert (sample.used, sample.most, sample.collections) == (123, 456, 7)

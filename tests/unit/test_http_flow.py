@@ -73,8 +73,13 @@ async def test_a_partition_without_room_holds_up_no_other_of_its_map():
 async def test_a_member_that_is_nearly_out_of_heap_is_named_until_it_has_room():
     async with StubCluster() as cluster:
         (member,) = cluster.members
-        member.measure(95 << 20, 100 << 20)
+        member.measure(50 << 20, 100 << 20)
         async with listening(cluster, key=("id",), patience="2s") as source, client(source) as http:
+            assert (await posted(http, EVENTS, "first")).status_code == 202
+            member.measure(95 << 20, 100 << 20, collections=2)
+            async with asyncio.timeout(10):
+                while not source.runner._grid.heaps.stops:
+                    await asyncio.sleep(0.01)
             refused = await posted(http, EVENTS, "a")
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
             assert "waiting for memory: member 127.0.0.1:" in refused.json()["error"]
