@@ -506,6 +506,8 @@ class Producer:
             elif not again_at:
                 again_at = now + pause
             self._tell(now)
+            if self._waiting_since is not None and not self._full:
+                await asyncio.sleep(_LOOK_SECONDS)  # whoever was given up hears why before it is over
             if self._full and not self._due:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(0.0, again_at - now)):
