@@ -79,6 +79,7 @@ class Retention:
         held: Partitions that this worker may write for now.
         acknowledged: Next sequence to read of a partition, all before it being scored and acknowledged; None if this
             worker does not score it.
+        until: Until when, of the grid's clock, this worker may write for a partition.
 
     Attributes:
         removed: Events removed since it began.
@@ -90,11 +91,13 @@ class Retention:
         job: Job,
         held: Callable[[], Collection[int]],
         acknowledged: Callable[[int], int | None],
+        until: Callable[[int], float],
     ) -> None:
         self._grid = grid
         self._job = job
         self._held = held
         self._acknowledged = acknowledged
+        self._until = until
         self._journal = Journal(grid, job.events)
         self._letters: set[Rejection] = set()
         self._letters_size = 0
@@ -250,6 +253,7 @@ class Retention:
                     partition,
                     wire.decode_remove_if_same,
                     retry_seconds=0,
+                    until=self._until(partition),
                 )
                 for key in keys
             ),

@@ -126,7 +126,7 @@ class JobRunner:
         self._missing = MissingResults(grid, job, self.group, self.stats)
         self._rescanner = Rescanner(grid, self.group, job.name, self.stats, self._missing.rescan)
         self._superseded = Superseded(grid, job, lambda: self.group.standing)
-        self._retention = Retention(grid, job, lambda: self.group.standing, self.group.come_to)
+        self._retention = Retention(grid, job, lambda: self.group.standing, self.group.come_to, self.group.leases.until)
         self._lanes: dict[int, deque[_Waiting]] = {}
         self._failures: list[BaseException] = []
         self._tasks: set[asyncio.Task[Any]] = set()

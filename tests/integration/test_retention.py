@@ -24,7 +24,7 @@ def of_worker(client, worker, job):
         there = group.offsets.acknowledged(partition)
         return None if there is None else there.offset
 
-    return Retention(client.grid, job, lambda: group.held, acknowledged)
+    return Retention(client.grid, job, lambda: group.held, acknowledged, group.leases.until)
 
 
 @asynccontextmanager
@@ -71,7 +71,7 @@ async def test_a_job_that_retains_all_has_nothing_to_do(cluster, unique):
 async def test_partitions_that_are_not_held_are_left_alone(cluster, unique):
     name = f"job-{unique}"
     async with scored(cluster, name, 20) as (client, _, _):
-        other = Retention(client.grid, keeping(name, "1s"), set, lambda _: None)
+        other = Retention(client.grid, keeping(name, "1s"), set, lambda _: None, lambda _: float("-inf"))
         assert await other.round() == 0
 
 
@@ -167,6 +167,16 @@ async def _is_empty(proxy):
     return await proxy.size() == 0
 
 
+@pytest.mark.usefixtures("always_old")
+async def test_nothing_is_removed_once_the_lease_no_longer_stands(cluster, unique, monkeypatch):
+    name = f"job-{unique}"
+    async with scored(cluster, name, 20, "1h") as (client, worker, old):
+        # The loop comes too late: what is held by name is not held any more by the clock.
+        monkeypatch.setattr(old, "_until", lambda partition: worker.runners[name].group.leases.until(partition) - 60.0)
+        assert await old.round() == 0
+        assert len(await keys_of(client, f"events.{name}")) == len(await keys_of(client, f"results.{name}")) == 20
+
+
 async def test_what_is_none_of_our_results_stays(cluster, unique):
     name = f"job-{unique}"
     async with scored(cluster, name, 0) as (client, _, old):
@@ -179,7 +189,7 @@ def test_it_takes_more_time_while_it_does_not_keep_up(caplog):
     class Nothing:
         clock = client = parked_reads = None
 
-    old = Retention(Nothing(), scoring.job("job"), set, lambda _: None)
+    old = Retention(Nothing(), scoring.job("job"), set, lambda _: None, lambda _: 0.0)
     shares = []
     for behind in (True, True, True, False, False, False):
         old._keep_up(behind)

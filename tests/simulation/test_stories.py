@@ -8,6 +8,7 @@ from world import World, _data
 
 from pipeline.grid.writer import partition_of
 from pipeline.testing import Fault
+from pipeline.worker import rescan
 from pipeline.worker.dead_letters import letter_id
 
 PARTITIONS = 24
@@ -178,6 +179,20 @@ def test_a_map_that_was_destroyed_is_noticed_within_seconds_however_many_partiti
         assert seconds_until(world, all_say_so) < 10.0
     finally:
         world.close()
+
+
+def test_a_rescan_that_is_asked_for_late_shows_nothing_twice(world):
+    """Requests have no bound in time: one may come when it was done long ago, and the partition has another owner."""
+    first = world.start()
+    put(world, "before")
+    settled(world)
+    world.stop(first)
+    world.start()
+    settled(world)
+    before = world.ledger.writes.copy()
+    world.ask(rescan.request(world.grid, "sim", range(PARTITIONS), "gap"))
+    settled(world)
+    assert world.ledger.writes == before
 
 
 def test_a_network_that_is_silent_for_longer_than_the_lease_costs_nothing_but_time(world):
