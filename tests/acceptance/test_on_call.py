@@ -459,4 +459,4 @@ def test_what_is_shown_is_true_names_the_next_command_and_is_over_once_it_is_rep
     # And when it is repaired, it is over
     fault.repair(site)
     if fault.code != 4:
-        until(lambda: site.well() and fault.shown[0] not in site.status()[1])
+        until(lambda: site.well() and fault.shown[0] not in site.status()[1], seconds=180)
