@@ -41,6 +41,9 @@ _log = logging.getLogger(__name__)
 
 RESCANS_MAP = "gridscore.rescans"
 LOOK_SECONDS = 2.0
+_LETTERS_SECONDS = 5.0
+"""Dead letters that were read serve the rescans of so long: one for each partition would read all of them each time."""
+
 _WAIT_SECONDS = 0.1
 _PATIENCE_SECONDS = 20.0
 """How long what was found is waited for, before the request is left for later."""
@@ -187,6 +190,8 @@ class MissingResults:
         self._stats = stats
         self._journal = Journal(grid, job.events)
         self._rejected: set[Rejection] = set()
+        self._letters: set[Rejection] = set()
+        self._letters_at = float("-inf")
 
     def were_rejected(self, events: Iterable[Rejected]) -> None:
         """Events could not be scored, whether or not there was room for their dead letters."""
@@ -200,8 +205,10 @@ class MissingResults:
             NotNowError: It is no longer ours, or what was found is not scored for too long.
             HazelcastError: The cluster did not answer.
         """
-        rejected = await rejections(self._grid, self._job)
-        while await self._pass(partition, rejected):
+        # An event that was rejected since they were read is only tried once more.
+        if self._grid.clock() - self._letters_at > _LETTERS_SECONDS:
+            self._letters, self._letters_at = await rejections(self._grid, self._job), self._grid.clock()
+        while await self._pass(partition, self._letters):
             pass
 
     async def _pass(self, partition: int, rejected: set[Rejection]) -> int:
