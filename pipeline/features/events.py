@@ -77,6 +77,8 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 text: byte {error.start} of a string"
     text = str(error)
+    if text == "Invalid UTF-8 encoded string":  # msgspec 0.23 no longer says where
+        return "not UTF-8 text"
     if not isinstance(error, msgspec.ValidationError):
         return f"not JSON: {text[:1].lower()}{text[1:]}".replace("not JSON: jSON is malformed", "not JSON")
     if missing := re.search(r"missing required field `(.*)`", text):

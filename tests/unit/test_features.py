@@ -167,7 +167,7 @@ def test_what_may_be_absent_may_be_absent():
         ({"t": 5}, "field `t`: expected a time (RFC 3339), got a whole number"),
         ({"@when": "x"}, "field `@when`: expected a number or null, got a string"),
         (json.dumps(EVENT).encode() + b"x", "not JSON: trailing characters"),
-        (json.dumps(EVENT).encode().replace(b"AB", b"A\xff"), "not UTF-8 text: byte 1 of a string"),
+        (json.dumps(EVENT).encode().replace(b"AB", b"A\xff"), "not UTF-8 text"),
     ],
 )
 def test_an_event_that_breaks_the_schema_says_why(payload, reason):
