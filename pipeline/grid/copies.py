@@ -80,15 +80,14 @@ class LiveCopy:
         self._task: asyncio.Task[None] | None = None
         self._registration: str | None = None
         self._stop_watching: Callable[[], None] = lambda: None
-        self._right_at = 0.0
         self._loaded_at = 0.0
         self.loads = 0
         self.changes = 0
 
     @property
     def age(self) -> float:
-        """Seconds since the copy was last known to hold what the map held."""
-        return time.monotonic() - self._right_at
+        """Seconds since the copy was last known to hold what the map held: since its load, for sizes show no values."""
+        return time.monotonic() - self._loaded_at
 
     async def start(self) -> None:
         """Load the map and begin to follow it.
@@ -161,7 +160,6 @@ class LiveCopy:
             changes = self.changes
             size = await (await self._grid.map(self.map_name)).size()
             if size == len(self._table):
-                self._right_at = asked_at
                 return
             if changes != self.changes:
                 return  # it is changing right now: compare again next time
@@ -200,7 +198,7 @@ class LiveCopy:
         for key in [key for key in self._table.keys() if key not in seen and key not in touched]:  # noqa: SIM118
             self._table.remove(key)
         self.loads += 1
-        self._loaded_at = self._right_at = began
+        self._loaded_at = began
 
     async def _load_partition(self, partition: int, seen: set[Any]) -> None:
         table = self._table

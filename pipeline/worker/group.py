@@ -130,6 +130,7 @@ class Group:
         self._who: set[str] = set()
         self._who_since = float("-inf")
         self._looked_all = float("-inf")
+        self._leaving = False
         self.first_taken = asyncio.Event()
 
     @property
@@ -173,10 +174,12 @@ class Group:
 
     async def leave(self) -> None:
         """Give everything back."""
+        self._leaving = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._grid.is_running:
+            await self.leases.claimed()
             await self._give_back(list(self.held))
         self.reader.close()
 
@@ -239,8 +242,9 @@ class Group:
             self.wake()
 
     def _taken(self, lease: Lease) -> None:
-        self._beginning[lease.partition] = lease
-        self._spawn(self._begin(lease))
+        if not self._leaving:
+            self._beginning[lease.partition] = lease
+            self._spawn(self._begin(lease))
 
     def _quota(self) -> int:
         held = Counter(self.leases.owners().values())
@@ -294,9 +298,14 @@ class Group:
                 extra={"action": "regression"},
             )
             return oldest if await self._begin_again(partition, oldest) else None
-        if lease.before:
-            lease.doubt = max(lease.doubt, newest + 1)
+        self._settle_doubt(lease, newest)
         return record.offset
+
+    @staticmethod
+    def _settle_doubt(lease: Lease, newest: int) -> None:
+        """Whoever did not release it may have written results up to where its journal ends now."""
+        if lease.before and not lease.is_doubted:
+            lease.doubt, lease.is_doubted = max(lease.doubt, newest + 1), True
 
     def _read(self, lease: Lease, offset: int) -> None:
         self.offsets.begin(lease.partition, Progress.of(lease.record)._replace(offset=offset))
@@ -363,13 +372,13 @@ class Group:
         except TimeoutError:
             _log.warning("%s: some writes were not acknowledged before the partitions were given back", self._name)
         progress = {}
-        for partition in partitions:
-            lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
-            settled = lease is not None and not lease.unsettled and self.offsets.settled(partition)
-            if lease is not None and settled and lease.record.offset >= 0:
-                progress[partition] = there or Progress.of(lease.record)
         try:
             async with asyncio.timeout_at(deadline):
+                await asyncio.gather(*map(self._doubt_unbegun, partitions))
+                for partition in partitions:
+                    lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
+                    if lease is not None and not lease.unsettled and self.offsets.settled(partition):
+                        progress[partition] = there or Progress.of(lease.record)
                 await self.leases.release(progress)
                 self._stats.given += len(progress)
                 self._stats.rebalances += bool(progress)
@@ -381,6 +390,15 @@ class Group:
                 self.leases.seconds,
                 str(error) or "the cluster does not answer",
             )
+
+    async def _doubt_unbegun(self, partition: int) -> None:
+        """Find out what is in doubt of a partition that was taken over and is given back before it has begun."""
+        lease = self.leases.held.get(partition)
+        if lease is not None and lease.before and not lease.is_doubted:
+            try:
+                self._settle_doubt(lease, (await self.reader.bounds(partition))[1])
+            except GridError:
+                lease.unsettled = True  # nobody knows, so it runs out
 
     def drop(self, partition: int) -> None:
         """Neither read, write nor commit a partition any more, without a word to the grid."""

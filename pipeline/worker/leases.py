@@ -86,6 +86,7 @@ class Lease:
         renewed_at: When the last successful change began.
         before: Worker that held it and did not release it; empty if it was released: then `doubt` is known.
         doubt: Sequence before which results may stand that the offset does not cover.
+        is_doubted: Whether `doubt` covers what the worker before may have written.
         unsettled: Whether a write of unknown fate may still come.
     """
 
@@ -95,6 +96,7 @@ class Lease:
     renewed_at: float
     before: str = ""
     doubt: int = 0
+    is_doubted: bool = False
     unsettled: bool = False
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -227,6 +229,11 @@ class Leases:
         wanted = {p: self._sights.pop(p) for p in partitions if p in self._sights}
         self.claiming.update(wanted)
         return await self._to_the_end(self._claim_all(wanted, taken))
+
+    async def claimed(self) -> None:
+        """Return when the claims under way have ended: what they took can be released then."""
+        while self.claiming and self._under_way:
+            await asyncio.wait(set(self._under_way))
 
     async def _claim_all(self, sights: Mapping[int, _Sight], taken: Callable[[Lease], None]) -> list[Lease]:
         try:

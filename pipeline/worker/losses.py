@@ -59,6 +59,7 @@ class Losses:
         self._offsets = offsets
         self._fail = fail
         self._asked_all = float("-inf")
+        self._counted: dict[int, int] = {}  # by partition, up to where its gaps are counted: one may be met again
 
     async def begin(self, partition: int) -> None:
         """Events were overwritten before anybody began: they are nobody's loss, but they are not left, either.
@@ -81,16 +82,18 @@ class Losses:
             HazelcastError: The cluster did not answer.
         """
         lost = first - expected
-        self._stats.lost += lost
-        _log.error(
-            "%s: partition %d lost %d events, overwritten before they were read (expected sequence %d, got %d)",
-            self._name,
-            partition,
-            lost,
-            expected,
-            first,
-            extra={"action": "lost", "lost": lost, "partition": partition},
-        )
+        if (new := first - max(expected, self._counted.get(partition, expected))) > 0:
+            self._counted[partition] = first
+            self._stats.lost += new
+            _log.error(
+                "%s: partition %d lost %d events, overwritten before they were read (expected sequence %d, got %d)",
+                self._name,
+                partition,
+                new,
+                first - new,
+                first,
+                extra={"action": "lost", "lost": new, "partition": partition},
+            )
         if self._subscription.rescans:
             # Written before the offset passes the gap, so that it outlives us.
             await rescan.request(self._grid, self._name, [partition], "gap")
@@ -112,6 +115,7 @@ class Losses:
             HazelcastError: The cluster did not answer.
         """
         self._stats.regressions += 1
+        self._counted.pop(partition, None)
         if not self._subscription.rescans:
             return
         await rescan.request(self._grid, self._name, [partition], "regression")

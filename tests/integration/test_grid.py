@@ -224,6 +224,22 @@ async def test_copy_that_differs_is_loaded_again(grid, unique):
     await copy.close()
 
 
+async def test_equal_sizes_do_not_make_a_copy_younger(grid, unique):
+    name, table = f"lookups.age-{unique}", DictTable()
+    await MapWriter(grid, name).put([("a", b"1")])
+    copy = LiveCopy(grid, name, table, max_entries=10, verify_seconds=0.05, reload_seconds=1.0)
+    await copy.start()
+    table.entries["a"] = b"missed"  # as if a listener event had been missed
+    loads, oldest = copy.loads, 0.0
+    while copy.loads == loads:
+        oldest = max(oldest, copy.age)
+        await asyncio.sleep(0.01)
+    assert oldest > 0.9
+    assert table.entries == {"a": b"1"}
+    assert copy.age < 0.5
+    await copy.close()
+
+
 async def test_copy_is_loaded_again_after_a_reconnect(grid, unique):
     name, table = f"lookups.reconnect-{unique}", DictTable()
     await MapWriter(grid, name).put([("a", b"1")])

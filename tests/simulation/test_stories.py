@@ -150,6 +150,59 @@ def test_what_was_overwritten_unread_is_counted_and_scored_all_the_same(world):
     assert lost == gone > 0
 
 
+def test_a_gap_is_counted_once_however_often_what_it_asks_for_is_tried(world):
+    name = world.start()
+    settled(world)
+    world.stop(name)
+    world.advance(10.0)
+    put(world, "flood", PARTITIONS * 256 * 2)
+    world.cluster.faults.append(Fault("timeout", applied=False, map="gridscore.rescans", request="Map.Set", times=90))
+    name = world.start()
+    world.time.run_until(lambda: sum(lease["lost"] for lease in world.ledger.leases.values()) > 0, seconds=30.0)
+    world.advance(30.0)
+    assert not world.cluster.faults
+    stats = world.workers[name].worker.runners["sim"].stats
+    assert stats.lost == sum(lease["lost"] for lease in world.ledger.leases.values()) > 0
+    settled(world)
+
+
+def test_what_a_worker_claims_while_its_job_ends_is_free_again_at_once(world):
+    first, second = world.start(), world.start()
+    settled(world)
+    put(world, "before")
+    world.kill(first)
+    put(world, "after")
+    worker = world.workers[second].worker
+    assert world.time.run_until(lambda: worker.runners["sim"].group.leases.claiming, seconds=30.0)
+    # Given another job would go on in that process, its loop does not end with this one.
+    world.ask(world.client.jobs.suspend("sim"))
+    assert seconds_until(world, lambda: not worker._running and not worker._ending) < 5.0
+    assert second not in world.owners().values()
+    world.ask(world.client.jobs.resume("sim"))
+    settled(world)
+    assert not world.ledger.duplicates()
+
+
+def test_results_that_may_stand_are_looked_for_though_who_took_over_left_before_it_began(world):
+    first, second = world.start(), world.start()
+    settled(world)
+    held = next(p for p, owner in world.owners().items() if owner == first)
+    commits = Fault("silence", applied=False, map="gridscore.leases", client=first, times=1_000)
+    world.cluster.faults.append(commits)
+    (key,) = world.keys_of(held, 1)
+    world.put({key: 1.0})
+    assert world.time.run_until(lambda: held not in {p for p, *_ in world.wrong()}, seconds=1.0)
+    world.kill(first)
+    world.cluster.faults.remove(commits)
+    leases = world.workers[second].worker.runners["sim"].group.leases
+    world.cluster.faults.append(Fault("silence", request="Map.EventJournalSubscribe", partition=held, client=second))
+    assert world.time.run_until(lambda: held in leases.held, seconds=30.0)
+    world.stop(second)
+    world.start()
+    settled(world)
+    assert not world.ledger.duplicates()
+
+
 def test_a_journal_that_began_again_is_counted_and_read_from_its_beginning(world):
     world.start()
     put(world, "before")
