@@ -22,7 +22,7 @@ from pipeline.job.release import Release
 from pipeline.models.version import early_stopping
 from pipeline.producer import Producer
 from pipeline.results import ResultStream, Start
-from pipeline.worker import Worker, rescan
+from pipeline.worker import Worker, preparation, rescan
 from pipeline.worker.lease_records import read_records
 from pipeline.worker.leases import begin_anew
 
@@ -99,6 +99,7 @@ class Client:
         model: Any = None,
         version: int | None = None,
         allow_changed_features: bool = False,
+        prepare: bool = True,
     ) -> JobRecord:
         """Submit a job, or the job file at a path.
 
@@ -112,6 +113,7 @@ class Client:
                 one of them without the other. The alias that the job follows points at it afterwards.
             version: A version that is in the registry, instead.
             allow_changed_features: Accept a model that was trained with other definitions of features of these names.
+            prepare: Give the job's maps the journals that they lack, if they do not exist yet; workers will, too.
 
         Raises:
             JobFileError: The file is not a valid job.
@@ -126,6 +128,8 @@ class Client:
 
         if not isinstance(job, Job):
             job = load_job(Path(job))
+        if prepare:
+            await preparation.prepare(self.grid, job)
         await Journal(self.grid, job.events).bounds(0)
         for lookup in job.lookups.values():
             await self.grid.require_map(lookup.map)

@@ -79,6 +79,7 @@ def _commands() -> typer.Typer:
         jobs,
         load,
         model,
+        prepare,
         repair,
         sink,
         soak,
@@ -94,6 +95,7 @@ def _commands() -> typer.Typer:
     app.command(rich_help_panel="Start here")(up.up)
     app.command(rich_help_panel="Start here")(demo.demo)
     app.command(rich_help_panel="Jobs")(load.load)
+    app.command(rich_help_panel="Jobs")(prepare.prepare)
     app.command(rich_help_panel="Jobs")(jobs.submit)
     app.add_typer(jobs.app, name="jobs", rich_help_panel="Jobs")
     app.command(rich_help_panel="Jobs")(jobs.suspend)

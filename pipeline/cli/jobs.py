@@ -34,6 +34,9 @@ def submit(
         int | None, typer.Option("--version", min=1, help="The same with a version that was pushed before.")
     ] = None,
     allow_changed_features: AllowChanged = False,
+    prepare: Annotated[
+        bool, typer.Option(help="Give the job's maps the journals that they lack; see `gridscore prepare`.")
+    ] = True,
     members: Members = None,
     cluster_name: ClusterName = None,
     settings: SettingsFile = None,
@@ -57,7 +60,12 @@ def submit(
             client = Client(grid)
             before = await _find(client.jobs, job.name)
             record = await client.submit(
-                job, update=update, model=model, version=version, allow_changed_features=allow_changed_features
+                job,
+                update=update,
+                model=model,
+                version=version,
+                allow_changed_features=allow_changed_features,
+                prepare=prepare,
             )
             unchanged = before is not None and before.revision == record.revision
             found = await client.version_of(job, record.release)

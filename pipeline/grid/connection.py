@@ -51,6 +51,7 @@ class Grid:
         self.settings = settings
         self.name: str = client.name
         self.parked_reads: dict[Any, Any] = {}  # of journals, see `journal`
+        self.journalled: set[str] = set()  # maps that are known to have a journal, see `journal`
         self.searches = asyncio.Semaphore(SEARCHES)  # of journals, see `sequences`
         self.clock: Callable[[], float] = time.monotonic
         self.bad_records = BadRecords()
@@ -144,6 +145,7 @@ class Grid:
         elif state == LifecycleState.CONNECTED and self._was_disconnected:
             self._was_disconnected = False
             _log.warning("Connected to the cluster again", extra={"action": "reconnected"})
+            self.journalled.clear()
             before, self._cluster_id = self._cluster_id, transport.cluster_id(self.client)
             if self._cluster_id != before:
                 _log.error("%s", self._replaced_error(), extra={"action": "cluster_replaced"})

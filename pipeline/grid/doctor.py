@@ -244,8 +244,8 @@ def _journal(what: str, config: MapConfig, partitions: int, *, needed: bool) -> 
             Level.FAIL if needed else Level.WARN,
             what,
             f"no event journal (configured by `{config.pattern}`)" + ("" if needed else ": no sink can follow it"),
-            "Add `event-journal: {enabled: true, capacity: 1000000}` to it in the members' hazelcast.yaml and restart "
-            "them, or name the map by a pattern that has one.",
+            "`gridscore prepare JOB_FILE` adds one, if the map does not exist yet. Otherwise name another map, or add "
+            "`event-journal: {enabled: true, capacity: 1000000}` in the members' hazelcast.yaml and restart them.",
         )
     each = config.journal_capacity // partitions
     detail = f"journal of {config.journal_capacity:,}, {each:,} a partition (`{config.pattern}`)"

@@ -10,6 +10,7 @@ from hazelcast.errors import HazelcastError, UnsupportedOperationError
 
 from pipeline.errors import GridError, JournalMissingError
 from pipeline.grid import transport, wire
+from pipeline.grid.management import first_config
 from pipeline.grid.wire import Page
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Journal:
     """
 
     def __init__(self, grid: Grid, map_name: str) -> None:
+        self._grid = grid
         self._client = grid.client
         self._parked: dict[tuple[str, int, int], _Parked] = grid.parked_reads
         self.map_name = map_name
@@ -61,6 +63,7 @@ class Journal:
             JournalMissingError: The map has no journal.
             GridError: The cluster did not answer.
         """
+        await self._require()
         try:
             oldest, newest = await transport.invoke(
                 self._client, wire.encode_subscribe(self.map_name), partition, wire.decode_subscribe
@@ -70,6 +73,19 @@ class Journal:
         except HazelcastError as error:
             raise GridError(f"The journal of `{self.map_name}` could not be read: {error}") from error
         return oldest, newest
+
+    async def _require(self) -> None:
+        """Refuse a map whose configuration has no journal, before any request names the map.
+
+        A request makes a map as it is configured at that moment. What is configured for it later, by `prepare`, would
+        then reach only those members that have not been asked.
+        """
+        if self.map_name in self._grid.journalled:
+            return
+        config = await first_config(self._grid)
+        if config is not None and config.map(self.map_name).journal_capacity is None:
+            raise journal_missing(self.map_name)
+        self._grid.journalled.add(self.map_name)
 
     def read(self, partition: int, start: int, max_size: int) -> asyncio.Future[Page | None]:
         """Read from a sequence on; waits at the member until there is something to read.
@@ -102,8 +118,8 @@ def journal_missing(map_name: str) -> JournalMissingError:
     """The error for a map without a journal."""
     return JournalMissingError(
         f"The map `{map_name}` has no event journal, so nothing that is put into it can be seen in order.",
-        "Give it one in the members' hazelcast.yaml (see `events.*` in ours, or name the map `events.…`) and restart "
-        "them; `gridscore doctor` checks it.",
+        "If nothing has been put into it yet, `gridscore prepare JOB_FILE` gives it one, without a restart. Otherwise "
+        "name another map; or configure one in the members' hazelcast.yaml (`events.*` in ours) and restart them.",
     )
 
 

@@ -40,8 +40,7 @@ async def warnings(grid: Grid, job: Job) -> list[str]:
 
 def judge(job: Job, peak_rate: float, capacity: Capacity) -> Finding:
     """Compare a capacity with a peak rate, in events per second, and the headroom that the job wants."""
-    # An event that is removed later is two entries: at a steady rate as many go as come.
-    entries = 1 if job.retain_seconds is None else 2
+    entries = _entries(job)
     lasts = capacity.total / (peak_rate * entries)
     holds = "holds" if capacity.source is Source.CONFIGURED else "seems to hold"
     detail = (
@@ -53,7 +52,7 @@ def judge(job: Job, peak_rate: float, capacity: Capacity) -> Finding:
     what = f"event map {job.events}"
     if lasts >= job.headroom_seconds:
         return Finding(Level.OK, what, detail)
-    needed = _rounded_up(peak_rate * entries * job.headroom_seconds, capacity.partitions)
+    needed = needed_capacity(job, peak_rate, capacity.partitions)
     return Finding(
         Level.WARN,
         what,
@@ -63,11 +62,20 @@ def judge(job: Job, peak_rate: float, capacity: Capacity) -> Finding:
     )
 
 
-def _rounded_up(entries: float, partitions: int) -> int:
-    """The next capacity with two figures that gives each partition its part, after rounding down."""
+def needed_capacity(job: Job, peak_rate: float, partitions: int) -> int:
+    """Entries that the journal of a job's events must hold over all partitions, at so many events a second.
+
+    Two figures, and enough for each partition after rounding down.
+    """
+    entries = peak_rate * _entries(job) * job.headroom_seconds
     least = math.ceil(entries / partitions) * partitions
     step: int = 10 ** max(0, len(str(least)) - 2)
     return math.ceil(least / step) * step
+
+
+def _entries(job: Job) -> int:
+    # An event that is removed later is two entries: at a steady rate as many go as come.
+    return 1 if job.retain_seconds is None else 2
 
 
 def _seconds(seconds: float) -> str:

@@ -37,6 +37,7 @@ from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.letter_writer import LetterWriter, Limits
 from pipeline.worker.live_model import LiveModel
 from pipeline.worker.offsets import Write
+from pipeline.worker.preparation import prepare
 from pipeline.worker.rescan import MissingResults, Rescanner
 from pipeline.worker.restart import restart_position
 from pipeline.worker.retention import Retention
@@ -157,6 +158,7 @@ class JobRunner:
             await asyncio.shield(self._stop())
 
     async def _prepare(self) -> None:
+        await prepare(self._grid, self._job)  # a cluster that was stopped as a whole has forgotten it
         await self.group.reader.bounds(0)  # a map without a journal is best found at once
         await self._results.prepare()
         for copy in self._copies.values():

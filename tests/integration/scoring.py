@@ -90,7 +90,7 @@ async def scoring(cluster, name, *, mode="copy", model=None, file=None, **worker
             yield client, scorer
 
 
-async def all_results(client, name, count, seconds=30.0):
+async def all_results(client, name, count, seconds=90.0):
     """The result map, once it has as many entries as expected."""
     proxy = await client.grid.map(f"results.{name}")
     async with asyncio.timeout(seconds):
@@ -99,7 +99,7 @@ async def all_results(client, name, count, seconds=30.0):
     return {key: value.loads() for key, value in await proxy.entry_set()}
 
 
-async def until(condition, seconds=20.0):
+async def until(condition, seconds=90.0):
     """Wait for a condition, asynchronous or not, by looking at it."""
     async with asyncio.timeout(seconds):
         while True:

@@ -1,0 +1,36 @@
+"""What is added to a cluster for a job, and what is left as it is."""
+
+import pytest
+
+from pipeline.grid.management import MapConfig, MemberConfig, Protection
+from pipeline.worker.preparation import _control, _lacks
+
+
+@pytest.mark.parametrize(
+    ("rule", "members", "protection"),
+    [
+        (Protection(enabled=True, minimum_members=2, protect_on="READ_WRITE"), 3, "majority"),
+        (Protection(enabled=False, minimum_members=2, protect_on="READ_WRITE"), 3, None),
+        (Protection(enabled=True, minimum_members=2, protect_on="READ_WRITE"), 4, None),  # both halves would go on
+        (Protection(enabled=True, minimum_members=5, protect_on="READ_WRITE"), 3, None),  # nothing could be written
+        (Protection(enabled=True, minimum_members=2, protect_on="WRITE"), 3, None),
+    ],
+)
+def test_control_maps_get_a_protection_that_the_members_know_and_that_is_a_majority(rule, members, protection):
+    addition = _control(MemberConfig(protections={"majority": rule}), "gridscore.*", members)
+    assert (addition.config.pattern, addition.config.protection) == ("gridscore.*", protection)
+
+
+@pytest.mark.parametrize(
+    ("has", "why"),
+    [
+        (MapConfig(), "no journal (`default`)"),
+        (MapConfig(journal_capacity=10_000), "a journal of 10,000 (`default`)"),
+        (MapConfig(journal_capacity=10**6, backups=0), "no synchronous backup (`default`)"),
+        (MapConfig(journal_capacity=10**6, time_to_live=60), "entries expire (`default`)"),
+        (MapConfig(journal_capacity=10**6), ""),
+        (MapConfig("events.*", followers=("map-store",)), ""),  # ours would drop it
+    ],
+)
+def test_what_is_fit_stays_and_what_its_owner_stores_elsewhere_too(has, why):
+    assert _lacks(has, 20_000) == why
