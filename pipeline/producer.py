@@ -29,7 +29,15 @@ from pipeline.grid import transport
 from pipeline.grid.capacity import journal_capacity
 from pipeline.grid.heap import SLOW
 from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.producer_queue import AT_ONCE_BYTES, AT_ONCE_EVENTS, PartitionQueue, Segment, Taken, WithdrawnError
+from pipeline.producer_queue import (
+    AT_ONCE_BYTES,
+    AT_ONCE_EVENTS,
+    HELD_EVENTS,
+    PartitionQueue,
+    Segment,
+    Taken,
+    WithdrawnError,
+)
 from pipeline.worker.room import RingReaders, WaitingForJob, WaitingForMemory
 
 if TYPE_CHECKING:
@@ -74,6 +82,8 @@ class Producer:
             None.
         retry_seconds: How long a put is tried again that the cluster does not confirm.
         on_wait: Called when waiting begins, several times a second as long as it lasts, and with None when it ends.
+        most_held: Events, and bytes of them, that may wait for one full partition; what comes then for it is refused at
+            once. If None, whoever brings more waits, and brings nothing else meanwhile.
 
     Attributes:
         acknowledged: Events that the cluster has confirmed, with their backups.
@@ -89,11 +99,13 @@ class Producer:
         max_wait: float | None = None,
         retry_seconds: float = 60.0,
         on_wait: Callable[[Waiting | None], None] | None = None,
+        most_held: tuple[int, int] | None = None,
     ) -> None:
         self._grid = grid
         self.map_name = map_name
         self.max_wait = max_wait
         self.on_wait = on_wait
+        self._most_held = most_held
         self._retry_seconds = retry_seconds
         self._writer = MapWriter(grid, map_name)
         self._readers = RingReaders(grid, map_name)
@@ -206,13 +218,15 @@ class Producer:
             late: list[Segment] = []
             crowded: set[PartitionQueue] = set()
             for segment in segments:
-                if segment.partition in crowded or segment.partition.is_crowded:
+                if self._most_held is None and (segment.partition in crowded or segment.partition.is_crowded):
                     crowded.add(segment.partition)
                     late.append(segment)
                 else:
                     self._enqueue(segment)
             for partition in dict.fromkeys(each.partition for each in segments):
                 self._pump(partition)
+                if partition in self._full:
+                    self._refuse(partition)
             count += len(chunk)
             batch.count += len(chunk)
             await asyncio.sleep(0)  # lets the messages go out and the answers come in
@@ -222,12 +236,17 @@ class Producer:
 
     def _has_room(self) -> bool:
         events, size = self._events, self._bytes
-        if events <= AT_ONCE_EVENTS and size <= min(AT_ONCE_BYTES, self._heaps.most_under_way):
+        most = self._most_under_way
+        if events <= AT_ONCE_EVENTS and size <= most:
             return True
         held = sum(each.events for each in self._full)
         held_size = sum(each.bytes for each in self._full)
-        most = min(AT_ONCE_BYTES, self._heaps.most_under_way)
         return max(events - held, held) <= AT_ONCE_EVENTS and max(size - held_size, held_size) <= most
+
+    @property
+    def _most_under_way(self) -> float:
+        """Bytes that may wait or be under way; as many may wait for full partitions."""
+        return min(AT_ONCE_BYTES, self._heaps.most_under_way)
 
     def _split(self, chunk: list[tuple[Any, bytes | None]], batch: Taken) -> list[Segment]:
         """What is for which partition, in the order of the chunk within each."""
@@ -544,6 +563,8 @@ class Producer:
         for partition in due:
             self._admit(partition)
             self._pump(partition)
+            if partition in self._full:
+                self._refuse(partition)
         return True
 
     def _tell(self, now: float) -> None:
@@ -601,6 +622,17 @@ class Producer:
             return repr(transport.to_object(self._grid.client, key))[:100]
         except HazelcastError:  # of a type that is not registered here
             return ""
+
+    def _refuse(self, partition: PartitionQueue) -> None:
+        """Refuse what came last for a full partition, as far as more waits for it than may."""
+        if self._most_held is None:
+            return
+        events, size = min(HELD_EVENTS, self._most_held[0]), min(self._most_under_way // 4, self._most_held[1])
+        waiting = None
+        while len(partition.queue) > 1 and (partition.events > events or partition.bytes > size):
+            waiting = waiting or self._waiting(partition, 1, self._grid.clock() - (partition.blocked_at or 0.0))
+            text = f"There is no room in `{self.map_name}`: {waiting}."
+            self._close(partition.queue.pop(), BackPressureError(text, waiting.hint))
 
     def _give_up_late(self, partitions: list[PartitionQueue], waiting: Waiting) -> None:
         count = sum(len(segment.keys) for each in partitions for segment in each.queue)

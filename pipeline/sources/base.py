@@ -112,6 +112,11 @@ class Source(Protocol):
 class PushedSource(Source, Protocol):
     """Takes what others send, who wait for an answer and send again what was refused. It bounds what waits."""
 
+    @property
+    def most_held(self) -> tuple[int, int]:
+        """Events, and bytes of them, that may wait for one partition without room; what comes then is refused."""
+        ...
+
     def streams(self) -> Sequence[AsyncIterator[Batch]]:
         """Instead of `batches`: one for each map. In each, writes of a key keep their order."""
         ...

@@ -103,6 +103,11 @@ class HttpSource:
         """What is posted, a stream a map, until the source is closed."""
         return self._intake.streams()
 
+    @property
+    def most_held(self) -> tuple[int, int]:
+        """So much that a few partitions without room leave some of the source's room to others."""
+        return self._intake.most_held
+
     async def acknowledge(self, batch: Batch) -> None:
         """Answer the request if its events are all in the grid now."""
         self._intake.acknowledge(batch)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _SHARE = 8
 """Requests that may fill the share of a map together; one alone may not, however much it sends."""
 
+_HELD = 5
+"""Partitions without room that would fill the share of a map together."""
+
 _AGAIN = "Send what is not confirmed again, later and under the same keys; some of it may be there already."
 
 
@@ -97,6 +100,11 @@ class Intake:
         self._open: set[Ticket] = set()
         self.closed = asyncio.Event()
         self.acknowledged = 0
+
+    @property
+    def most_held(self) -> tuple[int, int]:
+        """Events and bytes that may wait for one partition without room."""
+        return self._max_events // _HELD, self._max_bytes // _HELD
 
     @property
     def events(self) -> int:

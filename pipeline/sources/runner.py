@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hazelcast.errors import HazelcastError, HazelcastSerializationError
 
-from pipeline.errors import ConnectionFailedError, GridError, GridscoreError, UsageError
+from pipeline.errors import BackPressureError, ConnectionFailedError, GridError, GridscoreError, UsageError
 from pipeline.job.plugs.environment import Hidden, from_environment
 from pipeline.job.types import seconds_of
 from pipeline.producer import Producer
@@ -378,7 +378,7 @@ class SourceRunner:
 
     def _refuse(self, source: PushedSource, batch: Batch, error: GridscoreError | HazelcastError) -> None:
         # Its sender sends it again. That is no reason to begin anew: nobody could reach us meanwhile.
-        if not isinstance(error, WithdrawnError):
+        if not isinstance(error, WithdrawnError | BackPressureError):  # the latter has been said by the producer
             self._interrupted(error, "refused, for its sender to send it again")
         source.refuse(batch, error)
 
@@ -510,7 +510,8 @@ class SourceRunner:
             def on_wait(waiting: Waiting | None) -> None:
                 self._waits(map_name, waiting)
 
-            producer = Producer(self._grid, map_name, max_wait=self._max_wait, on_wait=on_wait)
+            held = self._source.most_held if isinstance(self._source, PushedSource) else None
+            producer = Producer(self._grid, map_name, max_wait=self._max_wait, on_wait=on_wait, most_held=held)
             self._producers[map_name] = producer
         return producer
 

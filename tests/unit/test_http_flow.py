@@ -47,7 +47,7 @@ async def test_a_map_without_room_holds_up_no_other():
         async with listening(cluster, **settings) as source, client(source) as http:
             blocked = [asyncio.create_task(posted(http, FULL, f"b{i}", f"c{i}")) for i in range(50)]
             async with asyncio.timeout(10):
-                while source._intake.events < 50:  # its share of the room
+                while source._intake.events < 10:  # as many as may wait for one partition
                     await asyncio.sleep(0.01)
             healthy = await asyncio.gather(*(posted(http, EVENTS, f"k{i}") for i in range(20)))
             assert {answer.status_code for answer in healthy} == {202}
@@ -68,6 +68,27 @@ async def test_a_partition_without_room_holds_up_no_other_of_its_map():
             blocked = asyncio.create_task(posted(http, FULL, keys[0]))
             assert (await posted(http, FULL, other)).status_code == 202
             assert (await blocked).status_code == 429
+
+
+async def test_a_key_of_which_too_much_is_posted_holds_up_no_other_of_its_map(caplog):
+    """Senders of the key fill all that may wait in the source, ten times."""
+    async with StubCluster(partitions=2) as cluster:
+        keys = await fill(cluster)
+        writer = MapWriter(await cluster.connect("test"), FULL)
+        others = [key for n in range(50) if partition_of(writer.serialize_key(key := f"o{n}"), 2)]
+        settings = {"to": FULL, "key": ("id",), "max_waiting": 1_000, "patience": "5s"}
+        async with listening(cluster, **settings) as source, client(source) as http, client(source) as elsewhere:
+            hot = [asyncio.create_task(posted(http, FULL, *[keys[0]] * 100)) for _ in range(100)]
+            await asyncio.wait(hot, return_when=asyncio.FIRST_COMPLETED)
+            for answer in await asyncio.gather(*(posted(elsewhere, FULL, key) for key in others)):
+                assert answer.status_code == 202, answer.text
+            assert sum(not each.done() for each in hot) > 1  # which may still find room
+            for answer in await asyncio.gather(*hot):
+                assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+                assert f"partition 0 has {RING:,} unread events of {RING:,}" in answer.json()["error"]
+                assert f"most events that wait for it have the key '{keys[0]}'" in answer.json()["error"]
+            assert source.runner.stats.state != "interrupted"
+        assert "refused" not in caplog.text
 
 
 async def test_a_member_that_is_nearly_out_of_heap_is_named_until_it_has_room():
