@@ -241,15 +241,15 @@ def _losses(looks: Sequence[Look]) -> list[Finding]:
     what = _loss_text(lost, regressions)
     if not what:
         return found
-    if rescans:
-        if not now.rescans:
-            text = f"{what}; the event map was rescanned, and events that it still had were scored."
-            found.append(_note("loss_settled", text))
-    elif max(news) > 0:
-        advice = f"`gridscore audit {name}` finds events without a result; `gridscore status {name} --acknowledge` "
-        found.append(_problem("loss", f"{what}.", f"{advice}notes that you know."))
-    else:
+    known = f"`gridscore status {name} --acknowledge` notes that you know."
+    if max(news) <= 0:
         found.append(_note("loss_acknowledged", f"{what}, and somebody has acknowledged it."))
+    elif not rescans:
+        advice = f"`gridscore audit {name}` finds events without a result; {known}"
+        found.append(_problem("loss", f"{what}.", advice))
+    elif not now.rescans:
+        text = f"{what}; the event map was rescanned, and events that it still had were scored."
+        found.append(_note("loss_settled", text, known))
     return found
 
 

@@ -182,6 +182,7 @@ def test_loss_is_settled_when_no_rescan_is_left():
     assert codes(*[status(totals=lost, rescans=waits)] * 2) == ["rescan"]
     assert codes(status(totals=lost, rescans=waits), status(totals=lost)) == []
     assert codes(status(totals=lost), level=Level.NOTE) == ["loss_settled"]
+    assert codes(status(totals=lost, acknowledged=lost), level=Level.NOTE) == ["loss_acknowledged"]
     assert (
         codes(status(rescans=(Rescan(3, "gap", 5),)), status(rescans=(Rescan(3, "gap", 6),))) == []
     )  # done, and again
