@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import sys
@@ -66,6 +67,7 @@ def root(
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
+@functools.cache
 def _commands() -> typer.Typer:
     """The app with every command; the modules behind them are light, what they use is imported when they run."""
     from pipeline.cli import (
