@@ -30,6 +30,9 @@ _USUAL_BYTES, _PART = 1_024, 10
 COUNT_SECONDS = 2.0
 """Pause between two looks at the number of dead letters while there is no room; what was seen is old after that."""
 
+SOUGHT = 10_000
+"""Letters that are sought in the grid between two looks while there is no room."""
+
 SAY_SECONDS = 10.0
 """Pause between two lines in the log about dead letters."""
 
@@ -85,15 +88,19 @@ class LetterWriter:
         self._looked_at = float("-inf")
         self._entries, self._size = 0, 0.0  # room that this process may take
         self._weight, self._weighed = 0.0, 0.0  # letters that the mean size is of, and their bytes
-        self._under_way = 0
+        self._under_way = self._sought = 0
         self._unsaid = self._unkept_unsaid = 0
         self._said_at = float("-inf")
         self.full = ""
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a look that is not old has shown that there is no room."""
-        return bool(self.full) and self._grid.clock() - self._looked_at < COUNT_SECONDS
+    def may_put(self, count: int) -> bool:
+        """Whether so many are worth a `put`: where a look that is not old has shown that there is no room, only so many
+        that a flood does not cost as much as if there were; among them may be some that the grid has already.
+        """
+        if not self.full or self._grid.clock() - self._looked_at >= COUNT_SECONDS:
+            return True
+        self._sought += count
+        return self._sought <= SOUGHT
 
     def serialize_key(self, key: object) -> bytes:
         """A key as the grid stores it."""
@@ -116,7 +123,9 @@ class LetterWriter:
         self._under_way += size
         try:
             await self._writer.prepare()
-            left, new = await self._unknown(letters), 0
+            left, again = await self._unknown(letters)
+            await self._writer.put(((each.id, each.text) for each in again), until=until)
+            new = len(again)
             while left:
                 count = await self._take(left)
                 kept, left = (left[:count], left[count:]) if within else (left, [])
@@ -172,8 +181,8 @@ class LetterWriter:
         async with self._looking:
             await self._look()
 
-    async def _unknown(self, letters: Sequence[DeadLetter]) -> list[_Text]:
-        """Those that the grid does not have as they are; of several with one ID, the last."""
+    async def _unknown(self, letters: Sequence[DeadLetter]) -> tuple[list[_Text], list[_Text]]:
+        """Those that the grid does not have, and those that it has otherwise; of several with one ID, the last."""
         texts = {(text := _Text(dead, dead.id, encode(dead))).id: text for dead in letters}
         by_partition: dict[int, dict[bytes, _Text]] = {}
         for each in texts.values():
@@ -181,10 +190,14 @@ class LetterWriter:
             by_partition.setdefault(partition_of(key, self._grid.partition_count), {})[key] = each
         name = map_of(self._name)
         looks = [values_of(self._grid, name, partition, keys) for partition, keys in by_partition.items()]
-        known = set()
+        again = []
         for keys, found in zip(by_partition.values(), await asyncio.gather(*looks), strict=True):
-            known |= {keys[key].id for key, value in found.items() if _is_known(decode(value), keys[key].dead)}
-        return [each for each in texts.values() if each.id not in known]
+            for key, value in found.items():
+                each = keys[key]
+                del texts[each.id]
+                if not _is_known(decode(value), each.dead):
+                    again.append(each)
+        return list(texts.values()), again
 
     async def _take(self, letters: Sequence[_Text]) -> int:
         """Take room for some letters; for how many, from the first, there was some."""
@@ -222,7 +235,7 @@ class LetterWriter:
         share = min(1.0, max(0.0, self._share()))
         self._entries = max(0, math.ceil(entries * share))
         self._size = max(size * share, min(size, largest), 0.0)
-        self._looked_at = self._grid.clock()
+        self._looked_at, self._sought = self._grid.clock(), 0
         self.full = self._why(there) if entries <= 0 or size < largest else ""
 
     def _why(self, there: int) -> str:

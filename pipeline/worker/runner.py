@@ -282,7 +282,7 @@ class JobRunner:
         """
         until = self.group.leases.until(rejected[0].partition)
         letters, new, unkept = self._letters, 0, len(rejected)
-        if not letters.is_full:  # or the flood would cost as much as if there were room
+        if letters.may_put(len(rejected)):
             dead = [letter(self._grid, self._job.name, self._job.events, each) for each in rejected]
             new, left = await letters.put(dead, until=until)
             unkept = len(left)

@@ -5,7 +5,7 @@ import asyncio
 import scoring
 
 from pipeline.job import Jobs
-from pipeline.worker import rescan, superseded
+from pipeline.worker import letter_writer, rescan, superseded
 from pipeline.worker.audit import audit
 from pipeline.worker.dead_letters import walk_letters
 from pipeline.worker.health import Look, examine
@@ -109,3 +109,20 @@ async def test_what_has_no_room_is_counted_said_and_found_again(cluster, unique)
         await acknowledge(client.grid, found[1], ["unkept"])
         found = await status_of(client, name, lambda s: s.totals["dead_letters"] == 0)
         assert "dead_letters_full" not in codes(found)
+
+
+async def test_an_event_that_comes_again_needs_no_room_for_its_dead_letter(cluster, unique, monkeypatch):
+    monkeypatch.setattr(letter_writer, "COUNT_SECONDS", 60.0)
+    name = f"job-{unique}"
+    async with scoring.scoring(cluster, name, file=file(name) + "max_dead_letters: 5\n") as (client, _):
+        bad = {key: {**event, "amount": None} for key, event in scoring.events(8).items()}
+        await client.put_events(f"events.{name}", bad)
+        await status_of(client, name, lambda s: s.totals["unkept"] == 3)
+        before = {each.key: each.sequence for each in (await letters(client, name)).values()}
+        await client.put_events(f"events.{name}", {key: bad[key] for key in before})
+        await client.put_events(f"events.{name}", scoring.events(10, 12))
+        await scoring.all_results(client, name, 10)
+        found = await status_of(client, name, lambda s: s.totals["events"] == 10)
+        assert (found[1].totals["unkept"], found[1].totals["dead_letters"]) == (3, 5)
+        after = {each.key: each.sequence for each in (await letters(client, name)).values()}
+        assert all(after[key] > sequence for key, sequence in before.items())  # it is that of the newest
