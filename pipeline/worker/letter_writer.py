@@ -94,8 +94,10 @@ class LetterWriter:
         self.full = ""
 
     def may_put(self, count: int) -> bool:
-        """Whether so many are worth a `put`: where a look that is not old has shown that there is no room, only so many
-        that a flood does not cost as much as if there were; among them may be some that the grid has already.
+        """Whether so many are worth a `put`.
+
+        Where a look that is not old has shown that there is no room, that is to find those that the grid has already:
+        not so many that a flood costs as much as if there were room.
         """
         if not self.full or self._grid.clock() - self._looked_at >= COUNT_SECONDS:
             return True
