@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pipeline.job import FieldType, Job
     from pipeline.job.expressions import Node
 
-_EXACT = 2.0**53
-"""From here on, a float does not hold the digits of every whole number."""
+_EXACT_BITS = {2: 11, 4: 24}
+"""Bits of the whole numbers that a float of so many bytes holds with all digits; one of eight has 53."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _SUFFIXES = (".csv", ".parquet")
 
@@ -58,6 +58,7 @@ def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) ->
             _restore_digits(frame, path, kinds or {})
         elif name.endswith((".csv", ".csv.gz")):
             # pandas would guess, take `NA` for missing, and round decimal numbers in its own way.
+            _check_header(path)
             pd.read_csv(path, header=None, nrows=2, dtype=str)  # else surplus cells of the first row are an index
             names = pd.read_csv(path, nrows=0).columns
             typed = {name: kinds[name] for name in names if name in kinds} if kinds else {}
@@ -141,10 +142,11 @@ def rows_as_json(frame: pd.DataFrame, fields: Mapping[str, FieldType], source: s
     """
     names = [kind.json_name or name for name, kind in fields.items()]
     columns = [
-        _values(frame[_column(frame, name, kind, source)], kind, f"{source}: the column `{name}`")
+        _values(_series(frame, _column(frame, name, kind, source), source), kind, f"{source}: the column `{name}`")
         for name, kind in fields.items()
     ]
-    encode = msgspec.json.Encoder(decimal_format="number").encode
+    # What JSON has no type for becomes a text, for the decoder to refuse.
+    encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
     return (encode(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True))
 
 
@@ -172,9 +174,13 @@ def lookup_entries(
             hint = "Name the columns of the key with `columns` in the lookup." if not lookup.columns else ""
             raise TableError(f"{source} has no column `{column}`, which is the key of the lookup `{name}`.", hint)
         where = f"{source}: the column `{column}`"
-        if node.type == Type.NUMBER and (single or node.op == "int_field"):
-            _check_digits(frame[column], where)
-        values = _texts(frame[column], where) if _is_time(frame[column]) else _python(frame[column])
+        series = _series(frame, column, source)
+        if node.type != Type.NUMBER:
+            values = _texts(series, where)
+        else:
+            if single or node.op == "int_field":
+                _check_digits(series, where)
+            values = _python(series)
         made = list(map(key_part(node, single=single), values))
         if not skip_bad:
             _check_keys(values, made, where)
@@ -193,10 +199,9 @@ def key_part(node: Node, *, single: bool) -> Callable[[Any], Any]:
         node: The compiled expression of the key.
         single: Whether it is all of the key, which may be a whole number then.
     """
-    if node.type == Type.TIMESTAMP:
-        return _time_text
     if node.type != Type.NUMBER:
-        return _text
+        make = _time_text if node.type == Type.TIMESTAMP else _text
+        return lambda value: text if isinstance(text := make(value), str) else None
     if node.op == "int_field":
         return _whole if single else lambda value: None if (whole := _whole(value)) is None else str(whole)
     # The number is a float in the stream, which rounds from 2^53 on.
@@ -271,6 +276,22 @@ def _column(frame: pd.DataFrame, name: str, kind: FieldType, source: str) -> str
     raise TableError(f"{source} has no column `{kind.json_name or name}`.", hint)
 
 
+def _series(frame: pd.DataFrame, column: str, source: str) -> pd.Series:
+    if np.count_nonzero(frame.columns == column) > 1:
+        raise TableError(f"{source} has two columns `{column}`.", "Give each column a name of its own.")
+    return frame[column]
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what pandas would take for other columns than are meant."""
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise TableError(f"`{path}` has two columns `{twice[0]}`.", "Give each column a name of its own.")
+    for separator, name in ((";", "`;`"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise TableError(f"`{path}` is separated by {name}.", "Save it with commas, and decimal points in numbers.")
+
+
 def _values(series: pd.Series, kind: FieldType, where: str) -> list[Any]:
     """The values of a column as a producer would have them; None where there is none."""
     if kind.type == "string":
@@ -300,22 +321,35 @@ def _values(series: pd.Series, kind: FieldType, where: str) -> list[Any]:
 
 def _python(series: pd.Series) -> list[Any]:
     """Plain Python values; None for what is missing."""
-    return list(series.astype(object).where(series.notna(), None).tolist())
+    return list(map(_plain, series.astype(object).where(series.notna(), None).tolist()))
 
 
-def _texts(series: pd.Series, where: str) -> list[str | None]:
+def _plain(value: Any) -> Any:
+    """Python's own value for one of numpy; a time of pandas with its nanoseconds, as text."""
+    if isinstance(value, pd.Timestamp):
+        return value.isoformat()
+    return value.item() if isinstance(value, np.number | np.bool_ | np.str_) else value
+
+
+def _texts(series: pd.Series, where: str) -> list[Any]:
+    """Texts, and what is not one and has no spelling of its own, for the decoder to refuse."""
     if _is_time(series):
         return to_text()(np.array([math.nan if v is None else v / 1e6 for v in _micros(series, where)], np.float64))
-    return list(map(_text, _python(series)))
+    _check_digits(series, where)
+    values = _python(series)
+    if any(isinstance(value, bytes) for value in values):
+        raise TableError(f"{where} holds bytes, and not texts.", 'Decode it: `column.str.decode("utf-8")`.')
+    return list(map(_text, values))
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any) -> Any:
     if isinstance(value, float):
         return number_text(value)
-    return value if value is None or isinstance(value, str) else str(value)
+    # Of true and false, and of lists, Python's spelling is not that of a producer.
+    return value if value is None or isinstance(value, str | bool | list | dict) else str(value)
 
 
-def _time_text(value: Any) -> str | None:
+def _time_text(value: Any) -> Any:
     """A time in the spelling that keys have."""
     try:
         parsed = msgspec.convert(value, dt.datetime)  # which rounds as the decoder of events does
@@ -371,20 +405,25 @@ def _check_keys(values: Sequence[Any], keys: Sequence[Any], where: str) -> None:
 
 
 def _check_digits(series: pd.Series, where: str) -> None:
-    """Refuse floats for whole numbers where they may have lost digits already."""
-    if pd.api.types.is_float_dtype(series.dtype) and (series.abs() >= _EXACT).any():
+    """Refuse floats for whole numbers, and their texts, where they may have lost digits already."""
+    if not pd.api.types.is_float_dtype(series.dtype):
+        return
+    bits = _EXACT_BITS.get(series.dtype.itemsize, 53)
+    if (series.abs() >= 2.0**bits).any():
         raise TableError(
-            f"{where} holds whole numbers beyond 2^53 as floats, which have lost their last digits.",
+            f"{where} holds whole numbers beyond 2^{bits} as floats, which have lost their last digits.",
             "Read it with all of them: as `Int64` of pandas, or give the file itself.",
         )
 
 
 def _is_time(series: pd.Series) -> bool:
-    return isinstance(series.dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(series.dtype)
+    return bool(series.dtype.kind == "M")
 
 
 def _micros(series: pd.Series, where: str) -> list[int | None]:
     """Microseconds since 1970; nanoseconds are rounded as the decoder of events rounds them, half of one up."""
+    if isinstance(series.dtype, pd.ArrowDtype):
+        series = series.array.__arrow_array__().to_pandas()
     if not isinstance(series.dtype, pd.DatetimeTZDtype):
         raise TableError(
             f"{where} has times without a time zone.",
@@ -417,4 +456,5 @@ def take_columns(frame: pd.DataFrame, names: Sequence[str], source: str) -> pd.D
             raise TableError(
                 f"{source} has no column `{name}` to keep.", f"Its columns: {', '.join(map(str, frame.columns[:30]))}."
             )
+        _series(frame, name, source)
     return frame[list(names)]

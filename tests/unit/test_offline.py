@@ -261,6 +261,8 @@ def test_an_empty_history_gives_an_empty_matrix():
         (lambda h, _: (h, None), "The job has a lookup `shop`, but no tables of lookups are given."),
         (lambda h, d: (h, {**d, "item": d["item"].drop(columns="id")}), "the table of the lookup `item` has no column `id`, which is the key of the lookup `item`."),
         (lambda h, d: (h, {**d, "item": d["item"].drop(columns="price")}), "the table of the lookup `item` has no column `price`."),
+        (lambda h, d: (pd.concat([h, h[["amount"]] * 2], axis=1), d), "the history has two columns `amount`."),
+        (lambda h, d: (h, {**d, "item": pd.concat([d["item"]] * 2, axis=1)}), "the table of the lookup `item` has two columns `id`."),
         (lambda h, d: (h.assign(at="2020-01-01 05:00:00"), d), "the history, row 1: field `at`: expected `datetime` with a timezone component."),
         (lambda h, d: (h.assign(amount="1"), d), "the history, row 1: field `amount`: expected a number or null, got a string."),
         (lambda h, d: (h.assign(code=[None, *h["code"][1:]]), d), "the history, row 1: field `code`: expected a string, got null."),
@@ -279,6 +281,21 @@ def test_rows_that_are_longer_than_the_header_are_refused(tmp_path, rows):
     for kinds in (None, {"a": "int", "b": "float"}):
         with pytest.raises(TableError, match=r"long\.csv` cannot be read: .*Expected 2 fields in line \d, saw 3"):
             read_table(tmp_path / "long.csv", kinds)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("code,amount,code\n1,2,3\n", "has two columns `code`"),
+        ("\ufeffcode;amount\n1;2,5\n", "is separated by `;`"),
+        ('"code";"amount"\n"1";"2"\n', "is separated by `;`"),
+        ("code\tamount\n1\t2\n", "is separated by tabs"),
+    ],
+)
+def test_a_csv_file_whose_header_misleads_is_refused(tmp_path, text, reason):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(TableError, match=rf"x\.csv` {reason}"):
+        read_table(tmp_path / "x.csv", {"code": "string"})
 
 
 def test_files_that_do_not_fit(directory):

@@ -285,6 +285,104 @@ def test_whole_numbers_that_have_lost_digits_already_are_refused(nasty):
         list(rows_as_json(history, NASTY.schema_, "the history"))
 
 
+@pytest.mark.parametrize(
+    ("column", "dtype"),
+    [("id", "float64"), ("id", "float32"), ("id", "Float32"), ("country", "float64"), ("country", "float32")],
+)
+def test_a_float_column_that_may_have_lost_digits_is_neither_numbers_nor_texts_nor_keys(column, dtype):
+    history = pd.DataFrame({"id": [1, None], "country": "x", "at": "2020-01-01T00:00:00Z", "amount": 1.0, "paid": True})
+    number = 2.0**24 if dtype.lower() == "float32" else 2.0**53
+    entries = pd.DataFrame({"id": [1, 2], "country": "x", "limit": 1, "kind": "x"})
+    for good in (True, False):
+        values = pd.Series([number - good, None], dtype=dtype)
+        calls = [
+            lambda given: list(rows_as_json(history.assign(**{column: given}), NASTY.schema_)),
+            lambda given: list(lookup_entries(entries.assign(**{column: given}), NASTY, "card")),
+            lambda given: event_keys(history.assign(**{column: given})[:1], [column], "the history"),
+        ]
+        for call in calls:
+            if good:
+                assert str(int(number) - 1) in str(call(values))
+            else:
+                power = 24 if dtype.lower() == "float32" else 53
+                with pytest.raises(TableError, match=rf"`{column}` holds whole numbers beyond 2\^{power} as floats"):
+                    call(values)
+
+
+def test_a_string_of_something_else_is_refused_and_not_spelled():
+    history = pd.DataFrame({"id": [1, 2], "at": "2020-01-01T00:00:00Z", "amount": 1.0, "paid": True})
+    cards = pd.DataFrame({"id": [1, 2], "limit": 1, "kind": "x"})
+    grid = {"card": cards.assign(country="x"), "holder": pd.DataFrame({"id": [1], "since": "2020-01-01T00:00:00Z"})}
+    for value, what in (([True, False], "true or false"), ([["a"], ["b"]], "a list"), ([{"a": 1}, {}], "an object")):
+        with pytest.raises(TableError, match=f"row 1: field `country`: expected a string or null, got {what}"):
+            offline_matrix(NASTY, history.assign(country=value), grid)
+        with pytest.raises(TableError, match=r"`country`, row 1: .* cannot be a key of the lookup"):
+            lookup_entries(cards.assign(country=value), NASTY, "card")
+    for call in (
+        lambda: list(rows_as_json(history.assign(country=[b"DE", None]), NASTY.schema_)),
+        lambda: lookup_entries(cards.assign(country=[b"DE", None]), NASTY, "card"),
+    ):
+        with pytest.raises(TableError, match="`country` holds bytes, and not texts"):
+            call()
+
+
+PLAIN = parse_job(
+    """\
+job: plain
+events: e
+schema: {id: int, country: string, at: timestamp, amount: float}
+features: {hour: hour(at), country: category(country), amount: amount}
+model: m
+results: r
+""",
+    "test",
+)
+TIMES = ["2010-03-14T03:30:59.9999995Z", "2010-03-14T04:31:00+01:00", None]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda times: pd.Series(times, dtype=pd.ArrowDtype(pa.timestamp("ns", "UTC"))),
+        lambda times: pd.Series(times, dtype=object),
+        lambda times: pd.Series(times, dtype="category"),
+        lambda times: pd.Series([None if pd.isna(t) else t.tz_convert("Asia/Kolkata") for t in times], dtype=object),
+    ],
+    ids=["arrow", "object", "category", "zone"],
+)
+def test_times_are_the_same_however_a_table_holds_them(how):
+    times = list(pd.to_datetime(pd.Series(TIMES), utc=True, format="ISO8601").dt.as_unit("ns"))
+    holders = pd.DataFrame({"id": [1, 2, 3], "since": TIMES})
+    plain = [json.loads(entry)["since"] for _, entry in lookup_entries(holders, NASTY, "holder")]
+    typed = [
+        json.loads(entry)["since"] for _, entry in lookup_entries(holders.assign(since=how(times)), NASTY, "holder")
+    ]
+    table = LookupTable(NASTY.lookups["holder"])
+    for key, since in enumerate([*plain, *typed]):
+        table.put(key, json.dumps({"since": since}))
+    found = table.gather("since", table.rows(range(6)))
+    assert found[:3].tobytes() == found[3:].tobytes()
+    assert not table.bad
+
+
+@pytest.mark.parametrize("value", [pd.Timestamp("2020-01-01"), pd.Period("2020-01-01", "D"), pd.Timedelta(1, "s")])
+def test_what_is_not_a_moment_is_refused_by_its_row(value):
+    history = pd.DataFrame({"id": 1, "country": "x", "at": pd.Series(["2020-01-01T00:00:00Z", value], dtype=object)})
+    matrix = offline_matrix(PLAIN, history.assign(amount=1.0), skip_bad=True)
+    assert (len(matrix), matrix.skipped) == (1, 1)
+    with pytest.raises(TableError, match="row 2: field `at`: "):
+        offline_matrix(PLAIN, history.assign(amount=1.0))
+
+
+def test_numbers_of_numpy_in_a_column_of_objects_are_numbers():
+    values = pd.Series([np.float32(0.1), np.int64(2**53 + 1)], dtype=object)
+    history = pd.DataFrame({"id": values[[1, 1]].tolist(), "country": np.str_("x"), "at": TIMES[:2], "amount": values})
+    assert [json.loads(row) for row in rows_as_json(history.astype(object), PLAIN.schema_)] == [
+        {"id": 2**53 + 1, "country": "x", "at": TIMES[row], "amount": (float(np.float32(0.1)), 2**53 + 1)[row]}
+        for row in range(2)
+    ]
+
+
 KEYED = parse_job(
     """\
 job: keyed
