@@ -12,7 +12,7 @@ from pipeline.features.columns import EventColumns
 from pipeline.features.definitions import ATTRIBUTE, Attribute, Definitions, definitions_of
 from pipeline.features.events import DecodeError, Event, EventDecoder
 from pipeline.features.lookup_table import LookupTable
-from pipeline.features.offline import OfflineMatrix, offline_matrix
+from pipeline.features.offline import OfflineMatrix, booster_of, offline_matrix
 from pipeline.features.plan import FeaturePlan
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "FeaturePlan",
     "LookupTable",
     "OfflineMatrix",
+    "booster_of",
     "definitions_of",
     "offline_matrix",
 ]

@@ -6,6 +6,7 @@ training needs no second implementation and cannot differ in a bit.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,12 +73,17 @@ class OfflineMatrix:
         attribute = Attribute(self.names, self.categories, self.margin, self.definitions)
         return msgspec.json.encode(attribute).decode()
 
-    def attach(self, booster: Any) -> None:
+    def attach(self, model: Any) -> None:
         """Put names, categories and definitions into a Booster, so that they are saved with it and pushed with it.
 
+        Args:
+            model: The Booster, or an estimator of `xgboost.sklearn`.
+
         Raises:
-            ModelError: It was trained on other features, or on these in another order.
+            ModelError: It was trained on other features, on these in another order, or with other codes, or is an
+                estimator that takes another number than NaN for missing.
         """
+        booster = booster_of(model)
         names = booster.feature_names
         if names is None:
             booster.feature_names = list(self.names)
@@ -86,11 +92,27 @@ class OfflineMatrix:
             raise ModelError(
                 "The model was trained on these features in another order."
                 if same
-                else f"The model was trained on other features: {', '.join(names[:10])}{', …' * (len(names) > 10)}.",
-                "Attach the matrix that it was trained on; its columns are "
-                f"{', '.join(self.names[:10])}{', …' * (len(self.names) > 10)}.",
+                else f"The model was trained on other features: {_few(names)}.",
+                f"Attach the matrix that it was trained on; its columns are {_few(self.names)}.",
             )
+        self._check_codes(booster.attr(ATTRIBUTE))
         booster.set_attr(**{ATTRIBUTE: self.attribute})
+
+    def _check_codes(self, attached: str | None) -> None:
+        """Refuse a model that goes on from one with other codes (`xgb_model=`), whose trees it still has."""
+        try:
+            earlier = msgspec.json.decode(attached or "", type=Attribute).categories
+        except msgspec.DecodeError:
+            return
+        for name, texts in self.categories.items():
+            if name in earlier and texts[: len(earlier[name])] != earlier[name]:
+                raise ModelError(
+                    f"The model was attached to other codes of `{name}`: it has {_few(earlier[name])}; the matrix "
+                    f"{_few(texts)}.",
+                    "Its trees from before would take one category for another. Make the matrix with the categories of "
+                    "the model that it goes on from (`--categories-from`). If it does not go on from one: "
+                    f"`booster.set_attr({ATTRIBUTE}=None)`, then attach.",
+                )
 
     def to_parquet(self, path: Path | str) -> None:
         """Write features, margins (as `base_margin`) and kept columns; :attr:`attribute` goes into the metadata.
@@ -145,6 +167,24 @@ class OfflineMatrix:
             margin=margin,
             definitions=attribute.definitions,
         )
+
+
+def booster_of(model: Any) -> Any:
+    """The Booster of an estimator; anything else as it is.
+
+    Raises:
+        ModelError: The estimator takes another number than NaN for missing, or was not fitted.
+    """
+    if not hasattr(model, "get_booster"):
+        return model
+    if model.missing is not None and not math.isnan(model.missing):
+        raise ModelError(
+            f"The estimator takes {model.missing:g} for missing, and scoring takes only NaN for it.",
+            "Train with `missing=nan`, the default, and put NaN where a value is missing.",
+        )
+    if not model.__sklearn_is_fitted__():
+        raise ModelError("The model has not been fitted.", "Fit it first.")
+    return model.get_booster()
 
 
 def offline_matrix(
@@ -309,6 +349,10 @@ def _learn(
         name: tuple(sorted((text for text in found[name] if text is not None), key=_by_size if numeric else str))
         for name, (_, numeric) in slots.items()
     }
+
+
+def _few(texts: Sequence[str]) -> str:
+    return f"{', '.join(texts[:10])}{', …' * (len(texts) > 10)}"
 
 
 def _by_size(text: str) -> tuple[float, str]:

@@ -13,6 +13,7 @@ import msgspec
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ModelError, UsageError
+from pipeline.features import booster_of
 from pipeline.job.types import FeatureName
 from pipeline.models.description import NAMES_HINT, describe_document
 from pipeline.models.document import SAVE_HINT, read_document
@@ -129,19 +130,12 @@ def read_model(model: Any) -> tuple[bytes, str]:
             raise ModelError(f"{path} cannot be read: {error.strerror}.", SAVE_HINT) from None
     import xgboost
 
-    if isinstance(model, xgboost.XGBModel) and model.missing is not None and not math.isnan(model.missing):
-        raise ModelError(
-            f"The estimator takes {model.missing:g} for missing, and scoring takes only NaN for it.",
-            "Train with `missing=nan`, the default, and put NaN where a value is missing.",
-        )
+    booster = booster_of(model)
     try:
-        booster = model.get_booster() if isinstance(model, xgboost.XGBModel) else model
         if isinstance(booster, xgboost.Booster):
             return bytes(booster.save_raw("ubj")), "The model"
-    except Exception as error:
-        if isinstance(error, xgboost.core.XGBoostError) or type(error).__name__ == "NotFittedError":
-            raise ModelError(f"The model cannot be saved: {error}", "Fit it first.") from None
-        raise
+    except xgboost.core.XGBoostError as error:
+        raise ModelError(f"The model cannot be saved: {error}", "Fit it first.") from None
     raise ModelError(
         f"A {type(model).__name__} is not a model that Gridscore takes.",
         "Give an XGBoost Booster, or the path of a file that `booster.save_model('model.ubj')` wrote.",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.errors import UsageError
-from pipeline.features import ATTRIBUTE, Attribute, OfflineMatrix
+from pipeline.features import ATTRIBUTE, OfflineMatrix
 from pipeline.models.description import describe
+from pipeline.models.version import signature
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +38,7 @@ def read_categories(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         UsageError: There is no such file, or it has no categories.
         TableError: It is a Parquet file, but no matrix of ours.
-        ModelError: It is a damaged model.
+        ModelError: It is a damaged model, or one whose categories contradict each other.
     """
     if path.suffix == ".parquet":
         return OfflineMatrix.from_parquet(path).categories
@@ -48,14 +49,11 @@ def read_categories(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         return msgspec.json.decode(payload, type=dict[str, tuple[str, ...]])
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        # Not a plain object of lists: then it is a model, which is checked before XGBoost may see it.
-        attached = describe(payload, str(path)).attributes.get(ATTRIBUTE)
-    if attached is None:
+        description = describe(payload, str(path))  # not a plain object of lists: then it is a model
+    categories = signature(description, None, str(path)).categories
+    if not categories and ATTRIBUTE not in description.attributes:
         raise UsageError(
             f"The model {path} has no categories.",
             "Attach the matrix that it learns from to the Booster (OfflineMatrix.attach), then save it.",
         )
-    try:
-        return msgspec.json.decode(attached, type=Attribute).categories
-    except msgspec.DecodeError as error:
-        raise UsageError(f"The categories attached to {path} cannot be read: {error}.") from None
+    return categories

@@ -228,6 +228,46 @@ def test_attached_categories_that_contradict_the_trained_ones_are_refused_unless
     assert given.categories == {"carrier": ("DL", "UA")}
 
 
+def test_categories_of_a_continued_model_keep_their_codes():
+    earlier = offline_matrix(job(), HISTORY[HISTORY.carrier != "AA"], SHOPS)
+    first = xgb.train({"nthread": 1}, xgb.DMatrix(earlier.values, LABELS[: len(earlier)]), 2)
+    earlier.attach(first)
+
+    def continued(matrix):
+        data = xgb.DMatrix(matrix.values, LABELS, feature_names=list(matrix.names))
+        return xgb.train({"nthread": 1}, data, 2, xgb_model=first)
+
+    other = offline_matrix(job(), HISTORY, SHOPS)
+    booster = continued(other)
+    with pytest.raises(ModelError, match="other codes of `carrier`: it has DL, UA; the matrix AA, DL, UA") as caught:
+        other.attach(booster)
+    assert "--categories-from" in caught.value.hint
+    assert version_of(booster).categories == earlier.categories
+
+    for categories in (earlier.categories, {"carrier": ["DL", "UA", "AA"]}):
+        longer = offline_matrix(job(), HISTORY, SHOPS, categories)
+        booster = continued(longer)
+        longer.attach(booster)
+        assert version_of(booster).categories == {"carrier": tuple(categories["carrier"])}
+    booster.set_attr(gridscore=None)
+    other.attach(booster)
+    booster.set_attr(gridscore="{")
+    other.attach(booster)
+    assert version_of(booster).categories == other.categories
+
+
+def test_a_matrix_is_attached_to_an_estimator_like_to_its_booster():
+    matrix = offline_matrix(job(), HISTORY, SHOPS)
+    estimator = xgb.XGBClassifier(n_estimators=2, n_jobs=1).fit(matrix.values, LABELS)
+    matrix.attach(estimator)
+    assert version_of(estimator).categories == matrix.categories
+    estimator.set_params(missing=-999.0)
+    with pytest.raises(ModelError, match="takes -999 for missing"):
+        matrix.attach(estimator)
+    with pytest.raises(ModelError, match="not been fitted"):
+        matrix.attach(xgb.XGBClassifier())
+
+
 def test_an_estimator_that_takes_a_number_for_missing_is_refused():
     matrix = offline_matrix(job(), HISTORY, SHOPS)
     for missing in (0.0, np.nan):

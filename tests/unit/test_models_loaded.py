@@ -149,7 +149,7 @@ def test_a_file_above_the_limit_is_refused_unread(tmp_path):
 def test_what_is_no_model_is_refused():
     with pytest.raises(ModelError, match="A dict is not a model"):
         candidate({})
-    with pytest.raises(ModelError, match="cannot be saved"):
+    with pytest.raises(ModelError, match="has not been fitted"):
         candidate(xgb.XGBClassifier())
 
 

@@ -15,7 +15,7 @@ import xgboost as xgb
 from typer.testing import CliRunner
 
 from pipeline.cli import _commands
-from pipeline.errors import ExpressionError, ModelError, TableError
+from pipeline.errors import ExpressionError, ModelError, TableError, UsageError
 from pipeline.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix
 from pipeline.features.tables import lookup_entries, read_lookup, read_table, rows_as_json
 from pipeline.features.times import to_local
@@ -186,6 +186,17 @@ def test_categories_travel_with_the_model(tmp_path):
         assert loaded.feature_names == list(matrix.names)
         assert json.loads(loaded.attr("gridscore"))["categories"]["code"] == ["007", "8", "9"]
         assert read_categories(tmp_path / name) == matrix.categories
+
+
+def test_categories_are_taken_of_a_model_that_a_data_frame_gave_them(tmp_path):
+    frame = pd.DataFrame({"code": pd.Categorical(["b", "a", "b", "c"], ["c", "b", "a"]), "amount": [1.0, 2, 3, 4]})
+    booster = xgb.train({"max_depth": 2}, xgb.DMatrix(frame, [0, 1, 1, 0], enable_categorical=True), 2)
+    booster.save_model(tmp_path / "m.ubj")
+    assert read_categories(tmp_path / "m.ubj") == {"code": ("c", "b", "a")}
+    booster = xgb.train({}, xgb.DMatrix(frame[["amount"]], [0, 1, 1, 0]), 2)
+    booster.save_model(tmp_path / "m.ubj")
+    with pytest.raises(UsageError, match="has no categories"):
+        read_categories(tmp_path / "m.ubj")
 
 
 def test_bad_rows_are_named_or_skipped_and_counted():
