@@ -28,6 +28,7 @@ from pipeline.sources.position import position_of
 from pipeline.sources.status import SourceRecord
 from pipeline.worker import lease_records, rescan
 from pipeline.worker.audit import AUDITS_MAP, Noted
+from pipeline.worker.autoscale import AUTOSCALE_MAP, Decisions
 from pipeline.worker.lease_records import LEASES_MAP, NOBODY, LeaseRecord, lease_key
 from pipeline.worker.members import WORKERS_MAP
 from pipeline.worker.names import POSITIONS_MAP, SINKS_MAP, SOURCES_MAP
@@ -116,6 +117,7 @@ CONTROL_MAPS = (
     ),
     ControlMap(AUDITS_MAP, _kind(Noted), "the next audit of that job comes after a full pause.", False),
     ControlMap(ACKNOWLEDGED_MAP, _kind(Acknowledgement), "losses that were acknowledged are shown again.", False),
+    ControlMap(AUTOSCALE_MAP, _kind(Decisions), "`autoscale --explain` begins anew.", False),
     ControlMap(WORKERS_MAP, _kind(WorkerRecord), _BACK, False),
     ControlMap(
         MODELS_MAP,

@@ -72,6 +72,7 @@ def _commands() -> typer.Typer:
     """The app with every command; the modules behind them are light, what they use is imported when they run."""
     from pipeline.cli import (
         audit,
+        autoscale,
         bench,
         dead_letters,
         demo,
@@ -110,6 +111,7 @@ def _commands() -> typer.Typer:
     app.add_typer(source.app, name="source", rich_help_panel="Scoring")
     app.add_typer(sink.app, name="sink", rich_help_panel="Scoring")
     app.command(rich_help_panel="Scoring")(worker.worker)
+    app.command(rich_help_panel="Scoring")(autoscale.autoscale)
     app.command(rich_help_panel="Scoring")(watch.watch)
     app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="Scoring")
     app.command(rich_help_panel="Scoring")(audit.audit)

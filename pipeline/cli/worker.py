@@ -6,13 +6,16 @@ import asyncio
 import logging
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.options import ClusterName, Members, SettingsFile, connected
 from pipeline.cli.output import errors, run, visible
 from pipeline.cli.signals import on_signals
+
+if TYPE_CHECKING:
+    from pipeline.worker.processes import WorkerProcesses
 
 _MAX_PROCESSES = 512
 
@@ -44,8 +47,8 @@ def worker(
     """
     only = [name for name in jobs.split(",") if name] if jobs else None
     if processes is not None:
-        command = _command(jobs, lease, members, cluster_name, settings)
-        code = run(_supervise(command, _count(processes)))
+        command = command_of(jobs, lease, members, cluster_name, settings)
+        code = run(supervise(supervised(command, _count(processes))))
         if code:
             raise typer.Exit(code)
         return
@@ -100,8 +103,8 @@ async def _score(only: list[str] | None, lease: float, connection: tuple[Any, An
     errors.print("Worker stopped.", highlight=False)
 
 
-async def _supervise(command: list[str], count: int) -> int:
-    """Keep worker processes running until told to stop; returns the exit code."""
+def supervised(command: list[str], count: int) -> WorkerProcesses:
+    """Worker processes whose lines are shown; `supervise` runs them."""
     from pipeline.worker.processes import WorkerProcesses
 
     def show(number: int, line: str) -> None:
@@ -111,7 +114,11 @@ async def _supervise(command: list[str], count: int) -> int:
     def tell(line: str) -> None:
         errors.print(visible(line), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    workers = WorkerProcesses(command, count, show=show, tell=tell)
+    return WorkerProcesses(command, count, show=show, tell=tell)
+
+
+async def supervise(workers: WorkerProcesses) -> int:
+    """Keep worker processes running until told to stop; returns the exit code."""
     told = False
 
     def stop() -> None:
@@ -122,14 +129,15 @@ async def _supervise(command: list[str], count: int) -> int:
         workers.stop()
 
     on_signals(lambda _name: stop())
-    errors.print(f"Starting {_times(count, 'worker process', 'worker processes')}. Ctrl-C stops.", highlight=False)
+    started = _times(workers.count, "worker process", "worker processes")
+    errors.print(f"Starting {started}. Ctrl-C stops.", highlight=False)
     code = await workers.run()
     if told and not code:
         errors.print("All workers stopped.", highlight=False)
     return code
 
 
-def _command(jobs: str | None, lease: float, members: list[str] | None, name: str | None, settings: Any) -> list[str]:
+def command_of(jobs: str | None, lease: float, members: list[str] | None, name: str | None, settings: Any) -> list[str]:
     """The command line of a worker process that is like this one."""
     # The same package as ours, not one that happens to lie in the working folder.
     own_path = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]  # noqa: PTH109 -- as the interpreter writes it

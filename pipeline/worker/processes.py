@@ -90,6 +90,7 @@ class _Child:
         held: What it has said before, not shown yet.
         quick_deaths: How often in a row the process here died at once.
         exit_code: What the last one ended with.
+        leaving: Set once this place is given up.
     """
 
     number: int
@@ -98,6 +99,7 @@ class _Child:
     held: deque[str] = field(default_factory=lambda: deque(maxlen=_HELD_LINES))
     quick_deaths: int = 0
     exit_code: int = 0
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class WorkerProcesses:
@@ -127,6 +129,8 @@ class WorkerProcesses:
         self._show = show
         self._tell = tell
         self._delays = delays
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._resized = asyncio.Event()
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
         self._connected = asyncio.Event()
@@ -137,6 +141,23 @@ class WorkerProcesses:
         if self._stopping.is_set():
             self._at_once.set()
         self._stopping.set()
+
+    @property
+    def count(self) -> int:
+        """How many there should be."""
+        return sum(not child.leaving.is_set() for child in self._children)
+
+    def resize(self, count: int) -> None:
+        """Have so many from now on: new ones are started, or the last ones give their partitions back and end."""
+        staying = [child for child in self._children if not child.leaving.is_set()]
+        for child in staying[count:]:
+            child.leaving.set()
+        for _ in range(count - len(staying)):
+            free = set(range(1, len(self._children) + 2)) - {child.number for child in self._children}
+            child = _Child(min(free))
+            self._children.append(child)
+            self._tasks.add(asyncio.create_task(self._keep(child)))
+        self._resized.set()
 
     @property
     def pids(self) -> list[int]:
@@ -152,12 +173,19 @@ class WorkerProcesses:
         Raises:
             WorkersFailedError: They end as soon as they are started; their own error has been shown.
         """
-        tasks = [asyncio.create_task(self._keep(child)) for child in self._children]
+        self._tasks = {asyncio.create_task(self._keep(child)) for child in self._children}
         try:
-            await asyncio.gather(*tasks)
+            while self._tasks:
+                self._resized.clear()
+                resized = asyncio.create_task(self._resized.wait())
+                ended, _ = await asyncio.wait({*self._tasks, resized}, return_when=asyncio.FIRST_COMPLETED)
+                resized.cancel()
+                for task in self._tasks & ended:
+                    self._tasks.discard(task)
+                    task.result()
         finally:
             self._stopping.set()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._at_once.is_set():
             return 130
         codes = [child.exit_code for child in self._children if child.exit_code]
@@ -167,10 +195,12 @@ class WorkerProcesses:
         """Keep a process running in one place."""
         loop = asyncio.get_running_loop()
         if child.number > 1:
-            await _first(self._connected, self._stopping)
-        while not self._stopping.is_set():
+            await _first(self._connected, self._stopping, child.leaving)
+        while not (self._stopping.is_set() or child.leaving.is_set()):
             began = loop.time()
             code = child.exit_code = await self._live(child)
+            if child.leaving.is_set():
+                break
             if self._stopping.is_set():
                 if code == -signal.SIGTERM:  # somebody signalled all of us before it could listen
                     child.exit_code = 0
@@ -188,7 +218,9 @@ class WorkerProcesses:
                 )
             delay = self._delays[min(max(child.quick_deaths - 1, 0), len(self._delays) - 1)]
             self._tell(f"worker {child.number} {_ending(code)}; it is started again in {delay:g} s")
-            await _first(self._stopping, seconds=delay)
+            await _first(self._stopping, child.leaving, seconds=delay)
+        if child.leaving.is_set():
+            self._children.remove(child)
 
     def _never_began(self, child: _Child, code: int) -> None:
         """The very first is gone before it was connected: so are we, and what it said is our error."""
@@ -217,7 +249,7 @@ class WorkerProcesses:
         ]
         ended = asyncio.create_task(process.wait())
         try:
-            await _first(ended, self._stopping)
+            await _first(ended, self._stopping, child.leaving)
             if not ended.done() and process.stdin is not None:
                 process.stdin.close()
                 await _first(ended, self._at_once, seconds=STOP_SECONDS + 2)

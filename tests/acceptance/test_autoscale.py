@@ -1,0 +1,113 @@
+"""`gridscore autoscale`, as a user runs it: it grows with a backlog, shrinks when that is gone, and says why."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import xgboost as xgb
+
+from pipeline.client import connect
+from pipeline.job import parse_job
+
+JOB = """\
+job: {name}
+events: events.{name}
+schema: {{a: float, b: float}}
+features: {{a: a, b: b}}
+model: {{name: {name}, alias: champion}}
+results: results.{name}
+"""
+
+
+def slow_model():
+    """A model that takes some tens of microseconds for an event."""
+    draw = np.random.default_rng(0)
+    rows = draw.normal(size=(2_000, 2)).astype(np.float32)
+    matrix = xgb.DMatrix(rows, rows.sum(axis=1) > 0, feature_names=["a", "b"])
+    return xgb.train({"objective": "binary:logistic", "max_depth": 8, "eta": 0.01, "nthread": 2}, matrix, 500)
+
+
+async def submitted(cluster, name, count):
+    async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
+        await client.push_model(slow_model(), name, alias="champion")
+        await client.submit(parse_job(JOB.format(name=name), "test"))
+        events = {f"e{i}": {"a": i % 7 / 3, "b": i % 11 / 5} for i in range(count)}
+        await client.put_events(f"events.{name}", events)
+
+
+@contextmanager
+def running(cluster, *words):
+    """The command; its error output, line by line, is `stderr` of what is given."""
+    command = [sys.executable, "-m", "pipeline.cli", *words]
+    connection = ["--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name]
+    process = subprocess.Popen([*command, *connection], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def lines_until(process, text):
+    """Its lines up to the first that has the text in it."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError("".join(lines))
+
+
+@pytest.mark.timeout(240)
+async def test_a_backlog_gets_a_second_worker_and_calm_takes_it_away(cluster, unique):
+    name = f"job-{unique}"
+    await submitted(cluster, name, 100_000)
+    options = ("--max", "2", "--drain", "1", "--calm", "3")
+    with running(cluster, "autoscale", name, *options) as process:
+        assert any("a backlog of" in line for line in lines_until(process, "from 1 to 2: "))
+        lines_until(process, "from 2 to 1: ")
+        async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
+            assert await (await client.grid.map(f"results.{name}")).size() == 100_000
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    with running(cluster, "autoscale", name, "--explain", "--json") as process:
+        shown = json.loads(process.communicate()[0])
+    assert [each["target"] for each in shown] == [2, 1]
+    assert "no backlog for" in shown[1]["why"]
+
+
+async def test_a_command_of_the_users_is_told_how_many_are_wanted(cluster, unique, tmp_path):
+    name = f"job-{unique}"
+    await submitted(cluster, name, 100)
+    told = tmp_path / "told"
+    script = tmp_path / "scale.py"
+    script.write_text(f"import sys; print(*sys.argv[1:], file=open({str(told)!r}, 'a'))")
+    words = f"{sys.executable} {script} {{job}} {{workers}}"
+    with running(cluster, "autoscale", name, "--max", "3", "--exec", words) as process:
+        # Nobody scores, so one more is asked for, once.
+        lines_until(process, "from 1 to 2: ")
+        async with asyncio.timeout(60):
+            while not told.exists() or told.read_text() != f"{name} 2\n":
+                await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--min", "4", "--max", "2"], "--min 4 is more than --max 2"),
+        (["--exec", "kubectl scale"], "does not say `{workers}`"),
+        (["--exec", "'"], "--exec: No closing quotation"),
+        ([], "There is no job"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(cluster, words, error):
+    with running(cluster, "autoscale", "nobody", *words) as process:
+        assert error in process.communicate()[1]
+        assert process.returncode in (2, 6)
