@@ -223,6 +223,7 @@ class _Target:
     kinds: Mapping[str, CellKind]
     required: tuple[str, ...] = ()
     parts: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    values: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,15 +263,15 @@ def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] 
         raise UsageError("Rows need a key.", "Give --key COLUMN; repeat it for a key of several columns.")
     if job is None or (to is not None and to != job.events):
         return _Target(_checked(to or ""), tuple(key), "|", {})
-    from pipeline.features.tables import kinds_of
+    from pipeline.features.tables import field_values, kinds_of
 
     fields = job.schema_
     required = tuple(kind.json_name or name for name, kind in fields.items() if not kind.optional)
-    return _Target(job.events, tuple(key), "|", kinds_of(fields), required)
+    return _Target(job.events, tuple(key), "|", kinds_of(fields), required, values=field_values(fields))
 
 
 def _lookup_target(job: Job, name: str) -> _Target:
-    from pipeline.features.tables import key_part, kinds_of
+    from pipeline.features.tables import field_values, key_part, kinds_of
     from pipeline.job.check import compile_keys
     from pipeline.job.types import Type
 
@@ -284,7 +285,8 @@ def _lookup_target(job: Job, name: str) -> _Target:
             kinds[column] = "string"
         else:
             kinds.setdefault(column, "number")
-    return _Target(lookup.map, tuple(lookup.key_columns), lookup.separator, kinds, parts=parts)
+    values = field_values(lookup.fields)
+    return _Target(lookup.map, tuple(lookup.key_columns), lookup.separator, kinds, parts=parts, values=values)
 
 
 def _checked(name: str) -> str:
@@ -324,6 +326,7 @@ async def _put_rows(plan: _Plan, connection: tuple[Any, Any, Any], resume: bool,
             kinds=target.kinds,
             required=target.required,
             parts=target.parts,
+            values=target.values,
         )
         for path in plan.files
     ]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _EXACT_BITS = {2: 11, 4: 24}
 """Bits of the whole numbers that a float of so many bytes holds with all digits; one of eight has 53."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_BOOLS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 _SUFFIXES = (".csv", ".parquet")
 
 
@@ -301,22 +302,59 @@ def _values(series: pd.Series, kind: FieldType, where: str) -> list[Any]:
             return _python(series)
         if kind.unit == "iso":
             return [None if value is None else _rfc3339(value) for value in _micros(series, where)]
-        unit = 1_000 if kind.unit == "ms" else 1_000_000
-        return [
-            value if value is None else value // unit if value % unit == 0 else value / unit
-            for value in _micros(series, where)
-        ]
+        return [None if value is None else _in_unit(value, kind) for value in _micros(series, where)]
     if kind.type == "float" and pd.api.types.is_float_dtype(series.dtype):
         # msgspec writes NaN as null.
         return list(series.astype(np.float64).tolist()) if isinstance(series.dtype, np.dtype) else _python(series)
     values = _python(series)
     if kind.type == "int":
         _check_digits(series, where)
-        return [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+        return list(map(_as_int, values))
     if kind.type == "bool":
-        known = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
-        return [known.get(str(value).lower(), value) for value in values]
+        return [_BOOLS.get(str(value).lower(), value) for value in values]
     return values
+
+
+def field_values(fields: Mapping[str, FieldType]) -> dict[str, Callable[[Any], Any]]:
+    """What makes of one value of a typed table what a producer would have, as `rows_as_json` does of whole columns.
+
+    By both names that a column may have. They raise ValueError for what may be another value than was meant.
+    """
+    return {name: _field_value(kind) for field, kind in fields.items() for name in {field, kind.json_name or field}}
+
+
+def _field_value(kind: FieldType) -> Callable[[Any], Any]:
+
+    def made(value: Any) -> Any:
+        if isinstance(value, dt.datetime):
+            if value.tzinfo is None:
+                raise ValueError("it is a time without a time zone")
+            if kind.type == "string":
+                return _time_text(value)
+            return value if kind.unit == "iso" else _in_unit((value - _EPOCH) // dt.timedelta(microseconds=1), kind)
+        if kind.type in ("int", "string") and isinstance(value, float) and abs(value) >= 2.0**53:
+            raise ValueError("it is a float beyond 2^53, and may have lost digits")
+        if kind.type == "string":
+            if isinstance(value, bytes):
+                raise ValueError("it is bytes, and not a text")
+            return _text(value)
+        if kind.type == "int":
+            return _as_int(value)
+        return _BOOLS.get(str(value).lower(), value) if kind.type == "bool" else value
+
+    return made
+
+
+def _as_int(value: Any) -> Any:
+    """A float or decimal number that is whole; anything else as it is."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    return whole if isinstance(value, decimal.Decimal) and isinstance(whole := _real(value), int) else value
+
+
+def _in_unit(micros: int, kind: FieldType) -> float:
+    unit = 1_000 if kind.unit == "ms" else 1_000_000
+    return micros // unit if micros % unit == 0 else micros / unit
 
 
 def _python(series: pd.Series) -> list[Any]:
@@ -328,6 +366,8 @@ def _plain(value: Any) -> Any:
     """Python's own value for one of numpy; a time of pandas with its nanoseconds, as text."""
     if isinstance(value, pd.Timestamp):
         return value.isoformat()
+    if isinstance(value, decimal.Decimal) and not value.is_finite():
+        return None  # as an infinite float is
     return value.item() if isinstance(value, np.number | np.bool_ | np.str_) else value
 
 
@@ -345,8 +385,10 @@ def _texts(series: pd.Series, where: str) -> list[Any]:
 def _text(value: Any) -> Any:
     if isinstance(value, float):
         return number_text(value)
-    # Of true and false, and of lists, Python's spelling is not that of a producer.
-    return value if value is None or isinstance(value, str | bool | list | dict) else str(value)
+    if isinstance(value, dt.datetime):
+        return _time_text(value)
+    # Of true and false, of lists and bytes, Python's spelling is not that of a producer.
+    return value if value is None or isinstance(value, str | bool | list | dict | bytes) else str(value)
 
 
 def _time_text(value: Any) -> Any:

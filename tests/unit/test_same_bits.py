@@ -19,7 +19,7 @@ from pipeline.features import EventDecoder, FeaturePlan, LookupTable, OfflineMat
 from pipeline.features.cells import READERS
 from pipeline.features.tables import event_keys, lookup_entries, read_history, read_lookup, rows_as_json
 from pipeline.job import parse_job
-from pipeline.sources.tables import Row, TableFile
+from pipeline.sources.tables import BadRow, Row, TableFile
 from pipeline.testing import StubCluster
 
 
@@ -374,6 +374,13 @@ def test_what_is_not_a_moment_is_refused_by_its_row(value):
         offline_matrix(PLAIN, history.assign(amount=1.0))
 
 
+@pytest.mark.parametrize("value", ["1.5", "1E+50", "Infinity", "NaN", "9223372036854775808"])
+def test_a_decimal_number_that_is_not_an_int_is_refused_by_its_row(value):
+    history = pd.DataFrame({"id": pd.Series([Decimal("7.00"), Decimal(value)], dtype=object), "country": "x"})
+    history = history.assign(at="2020-01-01T00:00:00Z", amount=1.0)
+    assert offline_matrix(PLAIN, history, skip_bad=True).rows.tolist() == [0]
+
+
 def test_numbers_of_numpy_in_a_column_of_objects_are_numbers():
     values = pd.Series([np.float32(0.1), np.int64(2**53 + 1)], dtype=object)
     history = pd.DataFrame({"id": values[[1, 1]].tolist(), "country": np.str_("x"), "at": TIMES[:2], "amount": values})
@@ -433,6 +440,87 @@ def test_keys_are_the_same_numbers_however_a_table_holds_them(tmp_path, how):
             tmp_path / f"{name}.csv", target.key, separator=target.separator, kinds=target.kinds, parts=target.parts
         )
         assert [row.key for row in file.rows()] == [key for key, _ in lookup_entries(frame, KEYED, name)]
+
+
+TYPED = parse_job(
+    """\
+job: typed
+events: e
+schema: {k: string}
+lookups:
+  l:
+    map: l
+    key: k
+    fields:
+      i: int?
+      s: string?
+      b: bool?
+      ms: {type: timestamp, unit: ms, optional: true}
+      sec: {type: timestamp, unit: s, optional: true, json: "in seconds"}
+features: {i: l.i}
+model: m
+results: r
+""",
+    "test",
+)
+MOMENTS = pa.array([1_577_836_800_123_456_500, None, -1_500], pa.timestamp("ns", "America/New_York"))
+
+
+def loaded(path):
+    target = _lookup_target(TYPED, "l")
+    file = TableFile(path, target.key, kinds=target.kinds, parts=target.parts, values=target.values)
+    return list(file.rows())
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        {"i": [1.0, None, 2.0**53 - 1]},  # what pandas saves of whole numbers with gaps
+        {"i": pa.array([Decimal(1), None, Decimal(-7)])},
+        {"s": [1, None, 2**53 + 1]},
+        {"s": [1.0, None, 2.5]},
+        {"s": pa.array(["a", None, "c"]).dictionary_encode()},
+        {"b": [1, None, 0]},
+        {"ms": MOMENTS, "in seconds": MOMENTS},
+        {"ms": MOMENTS.cast(pa.timestamp("s", "UTC"), safe=False), "in seconds": [1.5, None, 7.0]},
+        {"k": MOMENTS[::2].take([0, 1, 1])},
+        {"k": pa.array([1, 2, 3])},
+    ],
+    ids=" ".join,
+)
+def test_a_typed_table_is_loaded_as_training_reads_it(tmp_path, typed):
+    """By `gridscore load --from`, and into the map that the stream looks into."""
+    texts = {"k": ["a", "b", "c"], "i": [1, None, 3], "s": ["x", None, "NA"], "b": [True, None, False]}
+    path = tmp_path / "l.parquet"
+    parquet.write_table(pa.table(texts | {"ms": [1, None, 3], "in seconds": [1, None, 3]} | typed), path)
+    entries = dict(lookup_entries(read_lookup(path, TYPED, "l"), TYPED, "l"))
+    rows = {row.key: row.text for row in loaded(path)}
+
+    assert rows.keys() == entries.keys()
+    tables = [LookupTable(TYPED.lookups["l"]) for _ in range(2)]
+    for table, given in zip(tables, (entries, rows), strict=True):
+        for key, text in given.items():
+            table.put(key, text)
+        assert not table.bad, table.last_error
+    for name in TYPED.lookups["l"].fields:
+        first, second = (table.gather(name, table.rows(list(rows))) for table in tables)
+        assert first == second if name == "s" else first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [{"s": [b"x"]}, {"k": [b"a"]}, {"i": [2.0**53]}, {"s": [2.0**53]}, {"ms": pa.array([1], pa.timestamp("ms"))}],
+    ids=" ".join,
+)
+def test_what_training_refuses_is_not_loaded(tmp_path, typed):
+    path = tmp_path / "l.parquet"
+    plain = {"k": ["a"], "i": [1], "s": ["x"], "b": [True], "ms": [1], "in seconds": [1]}
+    parquet.write_table(pa.table(plain | typed), path)
+    with pytest.raises(TableError, match=f"`{min(typed)}` (holds|has)"):
+        list(lookup_entries(read_lookup(path, TYPED, "l"), TYPED, "l"))
+    (row,) = loaded(path)
+    assert isinstance(row, BadRow)
+    assert f"`{min(typed)}`" in row.error
 
 
 @pytest.mark.parametrize("value", ["x", "1.5", True, Decimal("1.5"), 2**63, b"1"])
