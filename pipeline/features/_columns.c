@@ -1,9 +1,10 @@
 /* Decodes JSON events straight to cells, from which columns are made: no Python object an event.
 
 A text of the common shape is read here: an object with plain keys, and values whose meaning leaves no choice; what the
-schema does not name is passed over, whatever it holds. For anything else (escapes in keys and in fields of the schema,
-repeated keys, numbers at the edge of what a double holds, whatever is not JSON or breaks the schema) `decode` calls back, and msgspec says what the event is or why it is none. So nothing is accepted or refused
-here that msgspec would not, and the twin in `columns.py`, which asks msgspec for every event, gives the same cells.
+schema does not name is passed over, whatever it holds. For anything else (escapes in keys, times that are not in UTC,
+repeated keys, numbers at the edge of what a double holds, whatever is not JSON or breaks the schema) `decode` calls back,
+and msgspec says what the event is or why it is none. So nothing is accepted or refused here that msgspec would not, and
+the twin in `columns.py`, which asks msgspec for every event, gives the same cells.
 
 Texts are `bytes`, which end with a zero that is not counted: a reader that stops at every byte that it does not expect
 cannot run over the end. */
@@ -236,12 +237,13 @@ static inline const char *find_quote(const char *p, const char *end, int *ascii)
 
 static inline int two(const char *p) { return is_digit(p[0]) && is_digit(p[1]) ? (p[0] - '0') * 10 + p[1] - '0' : -1; }
 
-/* `2026-01-31T12:00:00.5Z` to microseconds; 0 if it is written otherwise or far away. */
+/* `2026-01-31T12:00:00.5Z` to microseconds; 0 if it is written otherwise, has another zone, or is far away. */
 static int read_time(const char *p, size_t length, int64_t *micros)
 {
     static const unsigned char last[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    if (length < 20 || length > 27 || p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':' ||
-        p[length - 1] != 'Z')
+    size_t zone = length < 25 || memcmp(p + length - 6, "+00:00", 6) ? 1 : 6, stop = length - zone;
+    if (length < 20 || length > 40 || p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':' ||
+        (zone == 1 && p[length - 1] != 'Z'))
         return 0;
     int century = two(p), year = two(p + 2), month = two(p + 5), day = two(p + 8);
     int hour = two(p + 11), minute = two(p + 14), second = two(p + 17);
@@ -255,21 +257,139 @@ static int read_time(const char *p, size_t length, int64_t *micros)
     if (day > last[month - 1] + (leap && month == 2))
         return 0;
     int64_t fraction = 0;
-    if (length > 20) {
-        if (p[19] != '.' || length < 22)
+    if (stop > 19) {
+        if (p[19] != '.' || stop == 20)
             return 0;
         int64_t unit = 100000;
-        for (size_t i = 20; i < length - 1; i++, unit /= 10) {
+        for (size_t i = 20; i < stop; i++, unit /= 10) {
             if (!is_digit(p[i]))
                 return 0;
             fraction += unit * (p[i] - '0');
         }
+        fraction += stop > 26 && p[26] >= '5'; /* as msgspec rounds */
     }
     /* Days since 1970, with years that begin in March. */
     int y = year - (month <= 2), m = (month + 9) % 12;
     int64_t days = (int64_t)365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719468;
     *micros = ((days * 24 + hour) * 60 + minute) * 60000000 + second * 1000000 + fraction;
     return 1;
+}
+
+/* From a byte that is not ASCII to behind the last such byte in a row, as long as they are UTF-8. */
+static const char *skip_utf8(const char *p)
+{
+    const unsigned char *u = (const unsigned char *)p;
+    while (*u >= 0x80) {
+        /* What the second byte may be keeps out overlong forms, surrogates, and what is beyond U+10FFFF. */
+        unsigned char low = *u == 0xE0 ? 0xA0 : *u == 0xF0 ? 0x90 : 0x80, high = *u == 0xED ? 0x9F : *u == 0xF4 ? 0x8F : 0xBF;
+        int more = *u >= 0xC2 && *u <= 0xDF ? 1 : *u >= 0xE0 && *u <= 0xEF ? 2 : *u >= 0xF0 && *u <= 0xF4 ? 3 : 0;
+        if (!more || u[1] < low || u[1] > high)
+            return NULL;
+        for (u += 2; --more; u++) /* a zero at the end is no continuation */
+            if ((*u & 0xC0) != 0x80)
+                return NULL;
+    }
+    return (const char *)u;
+}
+
+/* From behind `\u` to behind its four digits, and those of its second half; what they stand for goes to `code`. */
+static const char *read_code(const char *p, uint32_t *code)
+{
+    for (int half = 0; half < 2; half++) {
+        uint32_t unit = 0;
+        for (int i = 0; i < 4; i++, p++) {
+            char c = *p;
+            uint32_t digit = (uint32_t)(is_digit(c) ? c - '0' : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10 : 16);
+            if (digit > 15)
+                return NULL;
+            unit = unit << 4 | digit;
+        }
+        if (half) {
+            *code = 0x10000 + ((*code & 0x3FF) << 10) + (unit & 0x3FF);
+            return (unit & 0xFC00) == 0xDC00 ? p : NULL;
+        }
+        *code = unit;
+        if ((unit & 0xF800) != 0xD800)
+            return p;
+        if ((unit & 0xFC00) != 0xD800 || p[0] != '\\' || p[1] != 'u')
+            return NULL;
+        p += 2;
+    }
+    return NULL;
+}
+
+/* From behind the opening quote to behind the closing one. */
+static const char *skip_string(const char *p, const char *end)
+{
+    const uint64_t ones = 0x0101010101010101u, high = 0x8080808080808080u;
+    uint64_t word, quote, slash;
+    uint32_t code;
+    for (;;) {
+        for (; end - p >= 8; p += 8) {
+            memcpy(&word, p, 8);
+            quote = word ^ (ones * '"');
+            slash = word ^ (ones * '\\');
+            if ((((quote - ones) & ~quote) | ((slash - ones) & ~slash) | (word - ones * 0x20) | word) & high)
+                break;
+        }
+        while ((unsigned char)*p >= 0x20 && (unsigned char)*p < 0x80 && *p != '"' && *p != '\\')
+            p++;
+        if (*p == '"')
+            return p + 1;
+        if ((unsigned char)*p >= 0x80) {
+            if (!(p = skip_utf8(p)))
+                return NULL;
+        } else if (*p == '\\') {
+            p += 2;
+            switch (p[-1]) {
+            case '"':
+            case '\\':
+            case '/':
+            case 'b':
+            case 'f':
+            case 'n':
+            case 'r':
+            case 't':
+                break;
+            case 'u':
+                if (!(p = read_code(p, &code)))
+                    return NULL;
+                break;
+            default:
+                return NULL;
+            }
+        } else {
+            return NULL;
+        }
+    }
+}
+
+/* The string between its quotes, which `skip_string` has passed. */
+static PyObject *unescaped(const char *p, const char *quote)
+{
+    static const char letters[] = "bfnrt", meanings[] = "\b\f\n\r\t";
+    char *text = PyMem_Malloc((size_t)(quote - p) + 1), *to = text; /* UTF-8 is never longer than its escapes */
+    if (!text)
+        return PyErr_NoMemory();
+    while (p < quote) {
+        uint32_t code;
+        if (*p != '\\') {
+            *to++ = *p++;
+        } else if (p[1] != 'u') {
+            const char *found = strchr(letters, p[1]);
+            *to++ = found ? meanings[found - letters] : p[1];
+            p += 2;
+        } else {
+            p = read_code(p + 2, &code);
+            int more = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+            *to++ = (char)(more ? (0xF0 << (3 - more) & 0xFF) | code >> 6 * more : code);
+            while (more--)
+                *to++ = (char)(0x80 | (code >> 6 * more & 0x3F));
+        }
+    }
+    PyObject *made = PyUnicode_DecodeUTF8(text, to - text, NULL);
+    PyMem_Free(text);
+    return made;
 }
 
 static const char *read_value(const char *p, const char *text, const char *end, const Field *field, Cell *cell,
@@ -303,9 +423,12 @@ static const char *read_value(const char *p, const char *text, const char *end, 
     int ascii = 1;
     const char *begin = p + 1;
     p = find_quote(begin, end, &ascii);
-    if (!p)
-        return NULL;
-    if (kind == TIME) {
+    if (!p) {
+        if (kind == TIME || !(p = skip_string(begin, end)))
+            return NULL;
+        cell->object = unescaped(begin, --p);
+        *tag = IS_OBJECT;
+    } else if (kind == TIME) {
         if (!read_time(begin, (size_t)(p - begin), &cell->integer))
             return NULL;
         *tag = IS_MICROS;
@@ -315,100 +438,14 @@ static const char *read_value(const char *p, const char *text, const char *end, 
         *tag = IS_TEXT;
     } else {
         cell->object = PyUnicode_DecodeUTF8(begin, p - begin, NULL);
-        if (!cell->object) {
-            PyErr_Clear();
-            return NULL;
-        }
         *tag = IS_OBJECT;
     }
+    if (*tag == IS_OBJECT && !cell->object) {
+        PyErr_Clear();
+        *tag = ABSENT;
+        return NULL;
+    }
     return p + 1;
-}
-
-/* From a byte that is not ASCII to behind the last such byte in a row, as long as they are UTF-8. */
-static const char *skip_utf8(const char *p)
-{
-    const unsigned char *u = (const unsigned char *)p;
-    while (*u >= 0x80) {
-        /* What the second byte may be keeps out overlong forms, surrogates, and what is beyond U+10FFFF. */
-        unsigned char low = *u == 0xE0 ? 0xA0 : *u == 0xF0 ? 0x90 : 0x80, high = *u == 0xED ? 0x9F : *u == 0xF4 ? 0x8F : 0xBF;
-        int more = *u >= 0xC2 && *u <= 0xDF ? 1 : *u >= 0xE0 && *u <= 0xEF ? 2 : *u >= 0xF0 && *u <= 0xF4 ? 3 : 0;
-        if (!more || u[1] < low || u[1] > high)
-            return NULL;
-        for (u += 2; --more; u++) /* a zero at the end is no continuation */
-            if ((*u & 0xC0) != 0x80)
-                return NULL;
-    }
-    return (const char *)u;
-}
-
-/* From behind `\u` to behind its four digits, and those of its second half. */
-static const char *skip_code(const char *p)
-{
-    uint32_t code = 0;
-    for (int half = 0; half < 2; half++) {
-        uint32_t unit = 0;
-        for (int i = 0; i < 4; i++, p++) {
-            char c = *p;
-            uint32_t digit = (uint32_t)(is_digit(c) ? c - '0' : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10 : 16);
-            if (digit > 15)
-                return NULL;
-            unit = unit << 4 | digit;
-        }
-        if (half)
-            return (unit & 0xFC00) == 0xDC00 ? p : NULL;
-        code = unit;
-        if ((code & 0xF800) != 0xD800)
-            return p;
-        if ((code & 0xFC00) != 0xD800 || p[0] != '\\' || p[1] != 'u')
-            return NULL;
-        p += 2;
-    }
-    return NULL;
-}
-
-/* From behind the opening quote to behind the closing one. */
-static const char *skip_string(const char *p, const char *end)
-{
-    const uint64_t ones = 0x0101010101010101u, high = 0x8080808080808080u;
-    uint64_t word, quote, slash;
-    for (;;) {
-        for (; end - p >= 8; p += 8) {
-            memcpy(&word, p, 8);
-            quote = word ^ (ones * '"');
-            slash = word ^ (ones * '\\');
-            if ((((quote - ones) & ~quote) | ((slash - ones) & ~slash) | (word - ones * 0x20) | word) & high)
-                break;
-        }
-        while ((unsigned char)*p >= 0x20 && (unsigned char)*p < 0x80 && *p != '"' && *p != '\\')
-            p++;
-        if (*p == '"')
-            return p + 1;
-        if ((unsigned char)*p >= 0x80) {
-            if (!(p = skip_utf8(p)))
-                return NULL;
-        } else if (*p == '\\') {
-            p += 2;
-            switch (p[-1]) {
-            case '"':
-            case '\\':
-            case '/':
-            case 'b':
-            case 'f':
-            case 'n':
-            case 'r':
-            case 't':
-                break;
-            case 'u':
-                if (!(p = skip_code(p)))
-                    return NULL;
-                break;
-            default:
-                return NULL;
-            }
-        } else {
-            return NULL;
-        }
-    }
 }
 
 static const char *skip_number(const char *p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gc
 import json
 import os
@@ -71,6 +72,7 @@ STRINGS = [
         '"\\ud800"',
         '"\\ud83d\\ude00"',
         '"😀"',
+        '"\\"\\\\\\/\\b\\f\\n\\r\\t\\u0000\\u00E9\\u0436\\u4e2d\\uD83D\\uDE00 é中😀"',
         '"a\tb"',
         '"a\x00"',
     ],
@@ -83,6 +85,9 @@ WRITTEN_TIMES = """
 2020-13-01T00:00:00Z 2020-01-01t00:00:00z 2020-01-01T24:00:00Z 2020-01-01T23:59:60Z 2020-01-01T00:00:00
 0001-01-01T00:00:00Z 1900-02-29T00:00:00Z 1700-01-01T00:00:00.5Z 1699-12-31T23:59:59Z 2250-12-31T23:59:59.999999Z
 9999-12-31T23:59:59.999999Z 0001-01-01T00:00:00+14:00 2000-02-29T12:00:00-00:00 2020-00-01T00:00:00Z
+2020-01-01T00:00:00+00:00 2020-01-01T00:00:00.5+00:00 2020-02-28T23:59:59.9999995Z 1969-12-31T23:59:59.999999499+00:00
+2020-01-01T00:00:00.+00:00 2020-01-01T00:00:00.123456789Z 2020-01-01T00:00:00.123456489123456789+00:00 2020-01-01+00:00
+2020-01-01T00:00+00:00 2020-01-01T00:00:00.12345650Z 2020-01-01T00:00:00.1234567x9Z 2250-12-31T23:59:59.9999999Z
 2020-01-00T00:00:00Z 2020-1-01T00:00:00ZZ 2020-01-01T00:00:00.12x45Z 2100-02-29T00:00:00Z
 """
 NUMBERS = WRITTEN_NUMBERS.split()
@@ -237,6 +242,29 @@ def test_what_the_schema_does_not_name_is_passed_over_without_a_call():
     assert np.frombuffer(cells.numbers(0)).tolist() == [1.5] * len(UNNAMED)
 
 
+def test_escaped_texts_and_the_times_of_other_languages_are_read_without_a_call():
+    """As json.dumps and isoformat of Python write them, Instant of Java and time.Time of Go."""
+    module = compiled("pipeline.features._columns")
+    if module is None:
+        pytest.skip("the inner loops are not compiled")
+
+    def fall_back(position):
+        raise AssertionError(texts[position])
+
+    moment = dt.datetime(2020, 1, 1, 0, 0, 0, 123457, dt.UTC)
+    cities = ["São Paulo", 'the "Big" Apple\n', "Москва", "😀"]
+    times = [
+        "2020-01-01T00:00:00.1234567Z",
+        "2020-01-01T00:00:00.123456789Z",
+        moment.isoformat(),
+        "2020-01-01T00:00:00.123457Z",
+    ]
+    texts = [json.dumps({"s": city, "t": time}).encode() for city, time in zip(cities, times, strict=True)]
+    cells = module.Decoder((("s", b"s", 2, False), ("t", b"t", 4, False))).decode(texts, fall_back)
+    assert cells.objects(0) == cities
+    assert cells.objects(1) == [moment] * 4
+
+
 def test_what_is_passed_over_is_read_as_the_twin_reads_it(twins):
     def both(value):
         return [b'{"s":"x","a":1,"other":%b}' % value, b'{"s":"x","other":{"k":[0,%b]},"a":1}' % value]
@@ -245,7 +273,7 @@ def test_what_is_passed_over_is_read_as_the_twin_reads_it(twins):
         assert_same(twins, both(value.encode()))
     for escape in BROKEN_ESCAPES.split():
         for text in (f'"{escape}"', f'"{escape}', f'"{escape}1234"', f'"12345678{escape}"'):
-            assert_same(twins, both(text.encode()))
+            assert_same(twins, [*both(text.encode()), b'{"s":%b,"a":1}' % text.encode()])
     draw = random.Random(5)
     right = "aéж中\U00010348\U0010ffff".encode()
     for _ in range(3_000):  # damaged UTF-8
