@@ -223,7 +223,7 @@ class _Target:
     kinds: Mapping[str, CellKind]
     required: tuple[str, ...] = ()
     parts: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
-    values: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    values: Mapping[str, tuple[str, Callable[[Any], Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

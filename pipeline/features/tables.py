@@ -315,12 +315,17 @@ def _values(series: pd.Series, kind: FieldType, where: str) -> list[Any]:
     return values
 
 
-def field_values(fields: Mapping[str, FieldType]) -> dict[str, Callable[[Any], Any]]:
+def field_values(fields: Mapping[str, FieldType]) -> dict[str, tuple[str, Callable[[Any], Any]]]:
     """What makes of one value of a typed table what a producer would have, as `rows_as_json` does of whole columns.
 
-    By both names that a column may have. They raise ValueError for what may be another value than was meant.
+    By both names that a column may have, behind the field's name in JSON. ValueError is raised for what may be another
+    value than was meant.
     """
-    return {name: _field_value(kind) for field, kind in fields.items() for name in {field, kind.json_name or field}}
+    return {
+        name: (kind.json_name or field, _field_value(kind))
+        for field, kind in fields.items()
+        for name in {field, kind.json_name or field}
+    }
 
 
 def _field_value(kind: FieldType) -> Callable[[Any], Any]:

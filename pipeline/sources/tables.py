@@ -69,7 +69,8 @@ class TableFile:
         required: Columns that must be there, besides those of the key.
         max_row: Bytes of one row at most.
         parts: What makes a part of the key of the value of a column; None if that cannot be one.
-        values: What makes what the entry gets of the value of a column; ValueError if that cannot be told.
+        values: What a column is called in the entry, unless there is one of that name; and what makes what the entry
+            gets of its value: ValueError if that cannot be told.
 
     Attributes:
         size: Of what is to be read: bytes, or rows of a Parquet file.
@@ -89,7 +90,7 @@ class TableFile:
         required: Collection[str] = (),
         max_row: int = MAX_ROW,
         parts: Mapping[str, Callable[[Any], Any]] | None = None,
-        values: Mapping[str, Callable[[Any], Any]] | None = None,
+        values: Mapping[str, tuple[str, Callable[[Any], Any]]] | None = None,
     ) -> None:
         self.path = path
         self._key = tuple(key)
@@ -218,12 +219,14 @@ class TableFile:
                 return BadRow(number, f"its `{name}` is no text and no whole number, and cannot be a key")
             parts.append(part if isinstance(part, int | str) else str(part))
         if text is None:
-            for name, made in self._values.items():
+            for name, (called, made) in self._values.items():
                 if value.get(name) is not None:
                     try:
                         value[name] = made(value[name])
                     except ValueError as error:
                         return BadRow(number, f"`{name}`: {error}")
+                if name in value and called not in value:
+                    value[called] = value.pop(name)
             try:
                 text = _encode(value)
             except (TypeError, ValueError, OverflowError, RecursionError) as error:

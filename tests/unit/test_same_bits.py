@@ -507,6 +507,17 @@ def test_a_typed_table_is_loaded_as_training_reads_it(tmp_path, typed):
         assert first == second if name == "s" else first.tobytes() == second.tobytes()
 
 
+def test_a_column_may_have_the_name_of_its_field_and_the_entry_has_that_in_json(tmp_path):
+    path = tmp_path / "l.csv"
+    path.write_text("k,i,s,b,ms,sec\na,1,x,true,1,1.5\n")
+    ((_, entry),) = lookup_entries(read_lookup(path, TYPED, "l"), TYPED, "l")
+    (row,) = loaded(path)
+    assert json.loads(row.text) == {"k": "a", **json.loads(entry)}
+    path.write_text("k,sec,in seconds\na,1,2\n")
+    (row,) = loaded(path)
+    assert json.loads(row.text) == {"k": "a", "sec": 1, "in seconds": 2}
+
+
 @pytest.mark.parametrize(
     "typed",
     [{"s": [b"x"]}, {"k": [b"a"]}, {"i": [2.0**53]}, {"s": [2.0**53]}, {"ms": pa.array([1], pa.timestamp("ms"))}],
