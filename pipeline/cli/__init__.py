@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import importlib
 import logging
 import os
 import sys
@@ -13,16 +14,6 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import GridError, GridscoreError
-
-app = typer.Typer(
-    name="gridscore",
-    help="Machine-learning inference on live data inside an ordinary Hazelcast cluster.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EROFS)
 
@@ -47,7 +38,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     *,
     verbose: Annotated[
@@ -67,70 +57,82 @@ def root(
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
-@functools.cache
-def _commands() -> typer.Typer:
-    """The app with every command; the modules behind them are light, what they use is imported when they run."""
-    from pipeline.cli import (
-        audit,
-        autoscale,
-        bench,
-        dead_letters,
-        demo,
-        doctor,
-        features,
-        job,
-        jobs,
-        load,
-        model,
-        prepare,
-        repair,
-        sink,
-        soak,
-        source,
-        status,
-        top,
-        up,
-        watch,
-        wipe,
-        worker,
-    )
+_COMMANDS = {
+    "Start here": {"up": "up", "demo": "demo"},
+    "Jobs": {
+        "load": "load",
+        "prepare": "prepare",
+        "submit": "jobs",
+        "jobs": "jobs",
+        "suspend": "jobs",
+        "resume": "jobs",
+        "restart": "jobs",
+        "rollback": "jobs",
+        "cancel": "jobs",
+        "wipe": "wipe",
+        "job": "job",
+    },
+    "Scoring": {
+        "source": "source",
+        "sink": "sink",
+        "worker": "worker",
+        "autoscale": "autoscale",
+        "watch": "watch",
+        "dead-letters": "dead_letters",
+        "audit": "audit",
+    },
+    "Models and features": {"model": "model", "features": "features"},
+    "Health": {
+        "top": "top",
+        "status": "status",
+        "doctor": "doctor",
+        "repair": "repair",
+        "bench": "bench",
+        "soak": "soak",
+    },
+}
+"""By panel of the help: each command, and the module that has it."""
 
-    app.command(rich_help_panel="Start here")(up.up)
-    app.command(rich_help_panel="Start here")(demo.demo)
-    app.command(rich_help_panel="Jobs")(load.load)
-    app.command(rich_help_panel="Jobs")(prepare.prepare)
-    app.command(rich_help_panel="Jobs")(jobs.submit)
-    app.add_typer(jobs.app, name="jobs", rich_help_panel="Jobs")
-    app.command(rich_help_panel="Jobs")(jobs.suspend)
-    app.command(rich_help_panel="Jobs")(jobs.resume)
-    app.command(rich_help_panel="Jobs")(jobs.restart)
-    app.command(rich_help_panel="Jobs")(jobs.rollback)
-    app.command(rich_help_panel="Jobs")(jobs.cancel)
-    app.command(rich_help_panel="Jobs")(wipe.wipe)
-    app.add_typer(job.app, name="job", rich_help_panel="Jobs")
-    app.add_typer(source.app, name="source", rich_help_panel="Scoring")
-    app.add_typer(sink.app, name="sink", rich_help_panel="Scoring")
-    app.command(rich_help_panel="Scoring")(worker.worker)
-    app.command(rich_help_panel="Scoring")(autoscale.autoscale)
-    app.command(rich_help_panel="Scoring")(watch.watch)
-    app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel="Scoring")
-    app.command(rich_help_panel="Scoring")(audit.audit)
-    app.add_typer(model.app, name="model", rich_help_panel="Models and features")
-    app.command(rich_help_panel="Models and features")(features.features)
-    app.command(rich_help_panel="Health")(top.top)
-    app.command(rich_help_panel="Health")(status.status)
-    app.command(rich_help_panel="Health")(doctor.doctor)
-    app.command(rich_help_panel="Health")(repair.repair)
-    app.add_typer(bench.app, name="bench", rich_help_panel="Health")
-    app.command(rich_help_panel="Health")(soak.soak)
-    return app
+_GROUPS = {"jobs", "job", "source", "sink", "dead-letters", "model", "bench"}
+
+
+@functools.cache
+def _commands(only: str | None = None) -> typer.Typer:
+    """The app with every command, or with one: importing the modules of all takes longer than most commands do."""
+    made = typer.Typer(
+        name="gridscore",
+        help="Machine-learning inference on live data inside an ordinary Hazelcast cluster.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(root)
+    for panel, commands in _COMMANDS.items():
+        for name, module_name in commands.items():
+            if only not in (None, name):
+                continue
+            module = importlib.import_module(f"pipeline.cli.{module_name}")
+            if name in _GROUPS:
+                made.add_typer(module.app, name=name, rich_help_panel=panel)
+            else:
+                made.command(rich_help_panel=panel)(getattr(module, name))
+    return made
+
+
+def _named(words: list[str]) -> str | None:
+    """The command that a command line names, if nothing that stands before it asks for more than that."""
+    for word in words:
+        if word not in ("-v", "--verbose", "--version"):
+            return word if any(word in commands for commands in _COMMANDS.values()) else None
+    return "up" if "--version" in words else None
 
 
 def main() -> None:
     """Run the command line. Errors that a person can act on are printed without a traceback."""
     try:
         try:
-            _commands()()
+            _commands(_named(sys.argv[1:]))()
         finally:
             sys.stdout.flush()  # while there is somebody who can tell that it did not work
     except GridscoreError as error:

@@ -1,0 +1,48 @@
+"""The command line as a whole: which modules a command imports."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import _commands, _named
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["jobs", "--json"], "jobs"),
+        (["-v", "dead-letters", "list"], "dead-letters"),
+        (["--help", "jobs"], None),
+        (["-h"], None),
+        (["job", "check"], "job"),
+        (["jbos"], None),
+        ([], None),
+        (["--version"], "up"),
+    ],
+)
+def test_only_the_command_that_is_named_is_imported(words, name):
+    assert _named(words) == name
+
+
+def test_alone_a_command_is_what_it_is_among_all():
+    both = [CliRunner().invoke(_commands(only), ["submit", "--help"]).stdout for only in ("submit", None)]
+    assert both[0] == both[1]
+    assert "Submit a job file" in both[0]
+
+
+def test_a_light_command_imports_nothing_heavy():
+    code = "import sys; from pipeline.cli import main; sys.argv[1:] = ['jobs', '--help']\n"
+    code += "try:\n    main()\nexcept SystemExit:\n"
+    code += "    print([name for name in ('numpy', 'hazelcast', 'xgboost') if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_typing_error_gets_a_suggestion_from_all_commands():
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "statsu"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "status" in ended.stderr
