@@ -19,7 +19,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 BENCH_STAMP := $(VENV)/.installed-bench
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo bench test tests lint clean
+.PHONY: help demo bench test tests mutants lint clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -34,6 +34,9 @@ test: lint tests ## Check style and types, then run all tests
 
 tests: $(DEV_STAMP) ## Run all tests, or those that TESTS names
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(TESTS)
+
+mutants: $(DEV_STAMP) ## Show that the tests catch deliberate defects, one at a time (ARGS="lease margin": some of them)
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 lint: $(DEV_STAMP) ## Check style and types only
 	$(BIN)/python -m ruff check

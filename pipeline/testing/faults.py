@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-Outcome = Literal["timeout", "indeterminate", "unacknowledged", "disconnect", "silence", "duplicate", "delay"]
+Outcome = Literal["timeout", "indeterminate", "unacknowledged", "disconnect", "silence", "duplicate", "delay", "move"]
 
-ANSWERED = frozenset(("unacknowledged", "duplicate", "delay"))
+ANSWERED = frozenset(("unacknowledged", "duplicate", "delay", "move"))
 """Outcomes with an answer: such a request takes effect, whatever the fault says."""
 
 
@@ -24,14 +24,16 @@ class Fault:
             `disconnect`: the connection breaks instead of an answer;
             `silence`: no answer, as long as the connection lives;
             `duplicate`: the answer, twice;
-            `delay`: the answer, but only after the partition has stood still for `seconds`.
+            `delay`: the answer, but only after the partition has stood still for `seconds`;
+            `move`: the answer, but the partition moves for `seconds`: it can be read meanwhile, and each write is tried
+                again every half of a second, on its own, so that what comes later may be done before it.
         applied: Whether the request takes effect before that; one that is answered always does.
         request: Which requests, a pattern of their names, such as `Map.PutAll`; `messages.NAMES` lists them.
         map: On which maps, a pattern.
         partition: On which partition; any if None.
         client: Of which client, a pattern.
         times: How many requests; the fault is over then.
-        seconds: For `delay`.
+        seconds: For `delay` and `move`.
     """
 
     outcome: Outcome

@@ -26,6 +26,8 @@ from pipeline.testing.operations import OPERATIONS
 from pipeline.testing.store import CLEAR_ALL, Change, Ring
 
 if TYPE_CHECKING:
+    import asyncio
+
     from pipeline.testing.cluster import StubCluster
     from pipeline.testing.faults import Fault
     from pipeline.testing.network import Link
@@ -34,6 +36,11 @@ MAP_SERVICE = "hz:impl:mapService"
 _VERSION = "5.6.0"
 _ENTRY_EVENT = 0x011902
 _MEMBERS_VIEW, _PARTITIONS_VIEW = 0x000302, 0x000303
+_RETRY_SECONDS = 0.5
+_READS = frozenset(
+    f"Map.{name}" for name in ("Get", "GetAll", "FetchEntries", "EventJournalRead", "EventJournalSubscribe")
+)
+"""What is answered while a partition moves."""
 _AUTHENTICATED, _CREDENTIALS_FAILED = 0, 1
 
 
@@ -84,6 +91,7 @@ class Member:
         self._views: list[tuple[Link, int]] = []
         self._parked: dict[tuple[str, int], list[_Read]] = {}
         self._stalled: dict[int, deque[Callable[[], None]]] = {}
+        self._moving: dict[int, float] = {}  # until when, of the loop's clock
         self._measurements: list[bytes] = []
         self._metrics_parked: list[tuple[Link, Request]] = []
 
@@ -100,10 +108,25 @@ class Member:
 
         if fault is not None and fault.outcome == "delay":
             self._stall(link, request.partition, fault.seconds)
+        if fault is not None and fault.outcome == "move":
+            self._moving[request.partition] = self._loop(link).time() + fault.seconds
         if request.partition in self._stalled:
             self._stalled[request.partition].append(execute)
+        elif request.name in _READS:
+            execute()
+        else:
+            self._try(link, request.partition, execute)
+
+    def _try(self, link: Link, partition: int, execute: Callable[[], None]) -> None:
+        """Execute a write, unless its partition is moving: then again in a while, whatever has come in between."""
+        loop = self._loop(link)
+        if loop.time() < self._moving.get(partition, 0.0):
+            loop.call_later(_RETRY_SECONDS, self._try, link, partition, execute)
         else:
             execute()
+
+    def _loop(self, link: Link) -> asyncio.AbstractEventLoop:
+        return self._cluster.loop or link._loop  # noqa: SLF001
 
     def _stall(self, link: Link, partition: int, seconds: float) -> None:
         """Let a partition's operations wait, as behind one that takes long."""
@@ -115,7 +138,7 @@ class Member:
             for execute in self._stalled.pop(partition):
                 execute()
 
-        (self._cluster.loop or link._loop).call_later(seconds, go_on)  # noqa: SLF001
+        self._loop(link).call_later(seconds, go_on)
 
     def _execute(self, link: Link, request: Request, map_name: str, fault: Fault | None) -> None:
         outcome = fault.outcome if fault is not None else ""

@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.grid.transport import HOLD_SECONDS
 from pipeline.job.plugs.base import SinkSettings
 from pipeline.sinks.runner import SinkRunner
-from pipeline.testing import StubCluster
+from pipeline.testing import Fault, StubCluster
 from pipeline.testing.member import Member
 from pipeline.testing.messages import Request
 from pipeline.worker import Worker
@@ -41,8 +41,8 @@ def _quiet():
     logging.disable(logging.NOTSET)
 
 
-def pause_and_hold(world, pause, hold):
-    """Pause a worker that has renewed, with an event in hand, then hold what it sends; the epoch that stands then."""
+def renewed_one(world):
+    """Two workers, a partition of the first, and when it renewed that lease: just now, as the second has seen."""
     first, second = world.start(), world.start()
     world.settle()
     groups = [world.workers[name].worker.runners["sim"].group for name in (first, second)]
@@ -55,7 +55,12 @@ def pause_and_hold(world, pause, hold):
     groups[1]._looked_all = float("-inf")
     groups[1].wake()
     assert world.time.run_until(lambda: others._sights[partition].text == own.held[partition].text, seconds=0.1)
-    renewed = own.held[partition].renewed_at
+    return first, second, partition, own.held[partition].renewed_at
+
+
+def pause_and_hold(world, pause, hold):
+    """Pause a worker that has renewed, with an event in hand, then hold what it sends; the epoch that stands then."""
+    first, second, partition, renewed = renewed_one(world)
     world.pause(first)
     (key,) = world.keys_of(partition, 1)
     world.put({key: 1.0})
@@ -90,6 +95,46 @@ def test_what_is_sent_and_held_for_as_long_as_can_be_is_not_too_late(fenced, lea
 def test_what_is_held_for_longer_never_comes(fenced, lease):
     fence = Fence.of(lease)
     assert pause_and_hold(fenced(lease), fence.send - 0.02, lease + 6.0 - fence.send) == 2
+
+
+@pytest.mark.parametrize("lease", [5.0, 60.0])
+@pytest.mark.parametrize("late", [-0.05, 30.0])
+def test_nothing_is_sent_when_the_lease_ends_or_later(fenced, lease, late):
+    assert pause_and_hold(fenced(lease), lease + late, Fence.of(lease).hold - 0.02) != 1
+
+
+@pytest.mark.parametrize("seconds", [eighths / 8 for eighths in range(14, 34)])
+def test_what_a_member_holds_while_a_partition_moves_comes_before_the_successor_writes(fenced, seconds):
+    world = fenced(5.0)
+    first, second, partition, renewed = renewed_one(world)
+    world.pause(first)
+    (key,) = world.keys_of(partition, 1)
+    world.put({key: 1.0})
+    world.time.advance(renewed + Fence.of(5.0).send - 0.05 - world.time.now)
+    # Its last act is a result, not another renewal
+    silence = Fault("silence", applied=False, request="Map.ReplaceIfSame", client=first, times=100)
+    move = Fault("move", request="Map.PutAll", map="results.*", client=first, seconds=seconds)
+    world.cluster.faults += [silence, move]
+    world.resume(first)
+    world.time.advance(0.02)
+    world.pause(first)
+    assert not move.times
+    assert world.time.run_until(lambda: world.owners()[partition] == second, seconds=20.0)
+    world.advance(5.0)
+    world.check()
+
+
+def test_a_renewal_of_unknown_fate_that_did_not_happen_is_not_taken_for_one(fenced):
+    world = fenced(5.0)
+    first, _, partition, _ = renewed_one(world)
+    held = world.workers[first].worker.runners["sim"].group.leases.held
+    fault = Fault("timeout", applied=False, request="Map.ReplaceIfSame", client=first, partition=partition)
+    world.cluster.faults.append(fault)
+    assert world.time.run_until(lambda: not fault.times, seconds=5.0)
+    world.time.advance(0.1)
+    assert partition not in held
+    world.settle()
+    world.check()
 
 
 @given(lease=st.floats(SHORTEST_SECONDS, 60.0) | st.floats(60.0, LONGEST_SECONDS))

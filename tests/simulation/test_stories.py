@@ -1,15 +1,20 @@
 """What is promised of a worker group, a story each, in virtual time: who takes over, when, and what does not move."""
 
+import asyncio
+import json
 import logging
 from collections import Counter
 
 import pytest
-from world import World, _data
+from world import World, _data, score_of
 
 from pipeline.grid.writer import partition_of
 from pipeline.testing import Fault
+from pipeline.testing.member import Member
+from pipeline.testing.messages import Request
 from pipeline.worker import rescan
 from pipeline.worker.dead_letters import letter_id
+from pipeline.worker.scorer import Scorer
 
 PARTITIONS = 24
 
@@ -46,6 +51,19 @@ def seconds_until(world, condition, most=60.0):
     began = world.time.now
     assert world.time.run_until(condition, seconds=most)
     return world.time.now - began
+
+
+def score_slowly(monkeypatch):
+    """Let a batch take five seconds, as if its lookups were fetched for so long; gives the batches."""
+    score, began = Scorer.score, []
+
+    async def slowly(self, arrivals, model):
+        began.append(arrivals)
+        await asyncio.sleep(5.0)
+        return await score(self, arrivals, model)
+
+    monkeypatch.setattr(Scorer, "score", slowly)
+    return began
 
 
 def test_a_worker_that_joins_gets_its_share_and_nothing_else_moves(world):
@@ -97,6 +115,7 @@ def test_a_worker_that_is_stopped_while_it_gives_back_gives_all_of_it_back(world
     world.stop(first)
     assert seconds_until(world, lambda: {world.owners()[partition] for partition in rest} == {second}) < 4.0
     settled(world)
+    assert not world.ledger.duplicates()
 
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
@@ -248,6 +267,56 @@ def test_a_rescan_that_is_asked_for_late_shows_nothing_twice(world):
     assert world.ledger.writes == before
 
 
+def test_a_rescan_scores_nothing_that_only_waits_in_the_journal(world, monkeypatch):
+    first = world.start()
+    settled(world)
+    world.stop(first)
+    keys = world.keys_of(3, 20)
+    world.put(dict.fromkeys(keys, 1.0))
+    world.ask(rescan.request(world.grid, "sim", [3], "gap"))
+    written, watch = Counter(), world.cluster.on_change
+
+    def changed(name, partition, change):
+        watch(name, partition, change)
+        if name == "results.sim":
+            written[change.key] += 1
+
+    world.cluster.on_change = changed
+    score_slowly(monkeypatch)
+    world.start()
+    settled(world)
+    assert written == {_data(key): 1 for key in keys}
+
+
+def test_a_rescan_puts_no_event_behind_a_newer_one_of_its_key(world, monkeypatch):
+    world.start()
+    (key,) = world.keys_of(3, 1)
+    world.put({key: 1.0})
+    settled(world)
+    world.advance(3.0)  # it is committed
+    events, put, receive = world.cluster.partition("events.sim", 3), [], Member.receive
+
+    def put_behind(member, link, body):
+        """The newer one comes right before the answer with the older one."""
+        request = Request(body)
+        if request.name != "Map.GetAll" or request.text() != "events.sim" or request.partition != 3 or put:
+            receive(member, link, body)
+            return
+        link.answer = put.append
+        receive(member, link, body)
+        del link.answer
+        events.put(_data(key), events.get(_data(key)).replace(b"1.0", b"2.0"))
+        world.cluster.loop.call_later(0.01, link.answer, *put)
+
+    monkeypatch.setattr(Member, "receive", put_behind)
+    world.ledger.amounts[key].add(2.0)
+    world.cluster.partition("results.sim", 3).remove(_data(key))
+    world.ask(rescan.request(world.grid, "sim", [3], "gap"))
+    assert world.time.run_until(lambda: put, seconds=10.0)
+    world.advance(5.0)
+    settled(world)
+
+
 def test_a_network_that_is_silent_for_longer_than_the_lease_costs_nothing_but_time(world):
     first, second = world.start(), world.start()
     settled(world)
@@ -272,6 +341,50 @@ def test_writes_whose_fate_is_unknown_are_looked_up_and_not_guessed(world, outco
     put(world, "events")
     settled(world)
     assert not world.ledger.duplicates()
+
+
+def test_a_write_that_a_member_holds_while_its_connection_breaks_is_waited_for(world):
+    first = world.start()
+    settled(world)
+    move = Fault("move", request="Map.PutAll", map="results.*", partition=3, client="w*", seconds=3.0)
+    world.cluster.faults.append(move)
+    world.put(dict.fromkeys(world.keys_of(3, 1), 1.0))
+    assert world.time.run_until(lambda: not move.times, seconds=5.0)
+    world.cluster.cut(first)
+    world.cluster.heal()
+    world.advance(5.0)
+    settled(world)
+    assert not world.ledger.duplicates()
+
+
+def test_results_from_before_a_journal_began_again_say_nothing_of_what_it_has_now(world):
+    first = world.start()
+    keys = world.keys_of(3, 20)
+    world.put(dict.fromkeys(keys, 1.0))
+    settled(world)
+    world.regress(3)
+    assert world.time.run_until(lambda: world.ledger.leases[3]["regressions"] == 1, seconds=90.0)
+    world.pause(first)
+    world.put(dict.fromkeys(keys[:10], 2.0))
+    world.kill(first)
+    world.start()
+    settled(world)
+    results = world.cluster.partition("results.sim", 3)
+    scores = [json.loads(results.get(_data(key))[12:])["score"] for key in keys[:10]]
+    assert scores == pytest.approx([score_of(2.0)] * 10)
+
+
+def test_what_is_scored_while_its_journal_begins_again_is_not_written(world, monkeypatch):
+    world.start()
+    settled(world)
+    began = score_slowly(monkeypatch)
+    world.put(dict.fromkeys(world.keys_of(3, 4), 1.0))
+    assert world.time.run_until(lambda: began, seconds=5.0)
+    world.regress(3)
+    world.put(dict.fromkeys(world.keys_of(3, 2), 2.0))
+    assert world.time.run_until(lambda: world.ledger.leases[3]["regressions"] == 1, seconds=4.0)
+    monkeypatch.undo()
+    settled(world)  # the ledger has compared every result with the lease of its moment
 
 
 def test_a_dead_letter_that_is_not_answered_holds_up_its_own_partition_and_no_other(world, monkeypatch):

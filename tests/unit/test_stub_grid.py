@@ -134,6 +134,20 @@ async def test_a_partition_that_stands_still_keeps_its_order():
         assert (await Journal(grid, "events.x").read(partition, 0, 10)).values == [b"1", b"2"]
 
 
+async def test_what_comes_while_a_partition_moves_may_be_done_after_what_came_later():
+    async with StubCluster() as cluster:
+        grid = await cluster.connect()
+        key, partition = place(grid, "k")
+        writer = MapWriter(grid, "events.x")
+        cluster.faults.append(Fault("move", seconds=0.05, partition=partition))
+        first = writer.put_partition(partition, [key], [b"1"])
+        await asyncio.sleep(0.1)
+        await writer.put_partition(partition, [key], [b"2"])
+        assert not first.done()
+        await first
+        assert (await Journal(grid, "events.x").read(partition, 0, 10)).values == [b"2", b"1"]
+
+
 async def test_a_cut_client_waits_for_the_network_and_comes_back_by_itself():
     async with StubCluster() as cluster:
         grid = await cluster.connect("cut-off")

@@ -1,0 +1,337 @@
+"""Mutants: deliberate defects, applied to a copy of this tree one at a time, and the tests that must catch each.
+
+`make mutants` runs all of them, `make mutants ARGS="margin doubt"` those whose names contain one of the words. First
+the tests pass without a defect, or their failing would say nothing. A mutant that survives is a hole in the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 300
+"""For the tests of one mutant. One that makes them hang shows nothing."""
+
+FENCE = "tests/simulation/test_fence.py"
+STORIES = "tests/simulation/test_stories.py"
+SINKS = "tests/simulation/test_sinks.py"
+OUTBOX = "tests/unit/test_outbox.py"
+
+
+class Mutant(NamedTuple):
+    """A defect.
+
+    Attributes:
+        name: What is wrong then.
+        file: Where, below `pipeline/`.
+        old: The right text; it is there once.
+        new: The wrong text.
+        tests: Arguments of pytest.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = [
+    Mutant(
+        "a lease is never looked at before a write",
+        "worker/leases.py",
+        'return lease.renewed_at + self._fence.send if lease is not None else float("-inf")',
+        'return float("inf")',
+        (FENCE, "-k", "lease_ends"),
+    ),
+    Mutant(
+        "no second look at the clock before the system takes the bytes",
+        "grid/outbox.py",
+        "if time.monotonic() >= until:",
+        "if False:",
+        (OUTBOX,),
+    ),
+    Mutant(
+        "no margin: results are sent until the lease ends",
+        "worker/leases.py",
+        "lease.renewed_at + self._fence.send if",
+        "lease.renewed_at + self._fence.lease if",
+        (FENCE, "-k", "lease_ends"),
+    ),
+    Mutant(
+        "no bound on what the system holds",
+        "worker/worker.py",
+        "transport.hold_at_most(self._grid.client, self._fence.hold)",
+        "pass",
+        (FENCE, "-k", "hold_of_the_same_worker or held_for"),
+    ),
+    Mutant(
+        "results go through another member than the owner",
+        "grid/transport.py",
+        "if not message.is_for(self):",
+        "if False:",
+        (FENCE, "-k", "another_member"),
+    ),
+    Mutant(
+        "no wait before a lease that has run out is taken",
+        "worker/leases.py",
+        "                await asyncio.sleep(SETTLE_SECONDS)\n            before =",
+        "                await asyncio.sleep(0)\n            before =",
+        (FENCE, "-k", "moves"),
+    ),
+    Mutant(
+        "a lease that has run out is taken without a mark",
+        "worker/leases.py",
+        "if record.heir != self.worker:",
+        "if False:",
+        (FENCE, "-k", "moves"),
+    ),
+    Mutant(
+        "a new owner has the epoch of the one before",
+        "worker/leases.py",
+        "owner=self.worker, epoch=before + 1)",
+        "owner=self.worker, epoch=max(before, 1))",
+        (STORIES, "-k", "died_are_taken"),
+    ),
+    Mutant(
+        "a failed compare-and-set is taken for a success",
+        "worker/lease_writes.py",
+        "written(position, records[position] if future.result() else None)",
+        "written(position, records[position])",
+        (STORIES, "-k", "paused_past"),
+    ),
+    Mutant(
+        "a compare-and-set of unknown fate is taken for a success",
+        "worker/lease_writes.py",
+        "written(position, record if found[partition] == record.text else None)",
+        "written(position, record)",
+        (FENCE, "-k", "unknown_fate"),
+    ),
+    Mutant(
+        "what is written and not acknowledged is committed",
+        "worker/offsets.py",
+        "return {partition: there[partition].acknowledged for partition in partitions if partition in there}",
+        "return {p: there[p].acknowledged._replace(offset=there[p].written) for p in partitions if p in there}",
+        (STORIES, "-k", "fate_is_unknown or holds_up"),
+    ),
+    Mutant(
+        "an offset passes writes that are under way",
+        "worker/offsets.py",
+        "while there.pending and there.pending[0].done:",
+        "while there.pending:",
+        (STORIES, "-k", "holds_up"),
+    ),
+    Mutant(
+        "a partition is given back with writes under way",
+        "worker/group.py",
+        "settled = lease is not None and not lease.unsettled and self.offsets.settled(partition)",
+        "settled = lease is not None",
+        (STORIES, "-k", "while_it_gives_back"),
+    ),
+    Mutant(
+        "one event is passed over where a partition is taken over",
+        "worker/group.py",
+        "self.reader.start(lease.partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)",
+        "self.reader.start(lease.partition, offset + 1, epoch=lease.record.epoch, doubt=lease.doubt)",
+        (STORIES, "-k", "died_are_taken"),
+    ),
+    Mutant(
+        "results that stand are not looked at",
+        "worker/runner.py",
+        "rest = await without_standing(self._grid, self._record.job.results, partition, page, origin)",
+        "rest = page",
+        (STORIES, "-k", "fate_is_unknown or may_die"),
+    ),
+    Mutant(
+        "nothing is in doubt after a crash",
+        "worker/group.py",
+        "lease.doubt = max(lease.doubt, newest + 1)",
+        "pass",
+        (STORIES, "-k", "may_die"),
+    ),
+    Mutant(
+        "nothing is in doubt after a write of unknown fate",
+        "worker/group.py",
+        "lease.doubt = max(lease.doubt, written)",
+        "pass",
+        (STORIES, "-k", "fate_is_unknown"),
+    ),
+    Mutant(
+        "a write of unknown fate is not waited for",
+        "worker/group.py",
+        "settled = await self._settle(partition, token)\n            finally:",
+        "settled = True\n            finally:",
+        (STORIES, "-k", "member_holds"),
+    ),
+    Mutant(
+        "a result from before the journal began again counts",
+        "worker/standing.py",
+        "if result.epoch >= origin}",
+        "if result.epoch >= 0}",
+        (STORIES, "-k", "say_nothing"),
+    ),
+    Mutant(
+        "what was scored while its journal began again is written",
+        "worker/runner.py",
+        "if not group.reader.is_current(part.cursor):",
+        "if False:",
+        (STORIES, "-k", "is_scored_while"),
+    ),
+    Mutant(
+        "a gap in a journal is not looked into",
+        "worker/reader.py",
+        "elif page.first > cursor.position or page.first < cursor.doubt:",
+        "elif page.first < cursor.doubt:",
+        (STORIES, "-k", "overwritten_unread"),
+    ),
+    Mutant(
+        "a journal that begins again is not noticed",
+        "worker/reader.py",
+        "another = newest + 1 < before",
+        "another = False",
+        (STORIES, "-k", "began_again or destroyed"),
+    ),
+    Mutant(
+        "dead letters hold up other partitions",
+        "worker/runner.py",
+        "bad = rejected.get(part.partition)",
+        "bad = batch.rejected",
+        (STORIES, "-k", "dead_letter"),
+    ),
+    Mutant(
+        "dead letters are not waited for",
+        "worker/runner.py",
+        "if error is not None or each.letters is None:",
+        "if True:",
+        (STORIES, "-k", "dead_letter"),
+    ),
+    Mutant(
+        "dead letters have no bound in time",
+        "worker/runner.py",
+        "new, left = await letters.put(dead, until=until)",
+        "new, left = await letters.put(dead)",
+        (STORIES, "-k", "dead_letter"),
+    ),
+    Mutant(
+        "a rescan looks for events before it notes what arrives",
+        "worker/rescan.py",
+        """\
+        with self._group.reader.note_keys(partition) as arrived:
+            missing = await still_without_result(self._grid, self._job, partition, events, rejected)
+""",
+        """\
+        missing = await still_without_result(self._grid, self._job, partition, events, rejected)
+        with self._group.reader.note_keys(partition) as arrived:
+""",
+        (STORIES, "-k", "newer_one"),
+    ),
+    Mutant(
+        "a rescan does not wait for the journal",
+        "worker/rescan.py",
+        "while (self._group.come_to(partition) or 0) <= newest:",
+        "while False:",
+        (STORIES, "-k", "only_waits"),
+    ),
+    Mutant(
+        "a rescan puts an old event behind a new one of its key",
+        "worker/rescan.py",
+        "missing = [event for event in missing if event.key not in arrived]",
+        "pass",
+        (STORIES, "-k", "newer_one"),
+    ),
+    Mutant(
+        "sinks remember nothing",
+        "sinks/records.py",
+        "remember=_REMEMBER,",
+        "remember=0,",
+        (SINKS, "-k", "only_those"),
+    ),
+    Mutant(
+        "a sink does not look at its leases",
+        "sinks/runner.py",
+        "ended = [partition for partition in current if not group.leases.stands(partition, now)]",
+        "ended: list[int] = []",
+        (SINKS,),
+    ),
+    Mutant(
+        "a sink commits what it is delivering",
+        "sinks/runner.py",
+        "done, sent, began, until = False, False, clock(), self._until(now)",
+        "done, sent, began, until = True, False, clock(), self._until(now)",
+        (SINKS,),
+    ),
+]
+
+
+def copy(target: Path) -> None:
+    """Copy what tests need."""
+    for name in ("pipeline", "tests", "jobs", "pyproject.toml", "hazelcast.yaml"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target / name)
+
+
+def run(tree: Path, arguments: tuple[str, ...]) -> str:
+    """Run tests in a tree: `pass`, `fail`, or what else came of it."""
+    environment = os.environ | {
+        "PYTHONPATH": str(tree),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "GRIDSCORE_SIMULATION_SHRINK": "0",
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no end in {SECONDS} s"
+    return {0: "pass", 1: "fail"}.get(done.returncode, f"pytest ended with {done.returncode}")
+
+
+def mutated(tree: Path, mutant: Mutant) -> str:
+    """The text of its file with the defect.
+
+    Raises:
+        ValueError: Its text is not there once.
+    """
+    text = (tree / "pipeline" / mutant.file).read_text()
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.name}: its text is {text.count(mutant.old)} times in {mutant.file}")
+    return text.replace(mutant.old, mutant.new)
+
+
+def main(words: list[str]) -> int:
+    """Run the mutants whose names contain one of the words, or all; how many were not caught."""
+    chosen = [each for each in MUTANTS if not words or any(word in each.name for word in words)]
+    wrong = 0
+    with tempfile.TemporaryDirectory() as name:
+        tree = Path(name)
+        copy(tree)
+        files = sorted({argument for each in chosen for argument in each.tests if argument.endswith(".py")})
+        if (healthy := run(tree, tuple(files))) != "pass":
+            print(f"Nothing can be judged: without a defect, {healthy}: {' '.join(files)}")
+            return 1
+        for mutant in chosen:
+            began, file = time.monotonic(), tree / "pipeline" / mutant.file
+            before = file.read_text()
+            file.write_text(mutated(tree, mutant))
+            outcome = run(tree, mutant.tests)
+            file.write_text(before)
+            word = {"pass": "SURVIVED", "fail": "caught"}.get(outcome, outcome)
+            wrong += word != "caught"
+            print(f"{word:<10}  {time.monotonic() - began:3.0f} s  {mutant.name}", flush=True)
+    print(f"{len(chosen) - wrong} of {len(chosen)} mutants are caught")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(sys.argv[1:])))
