@@ -131,8 +131,8 @@ MUTANTS = [
     Mutant(
         "a partition is given back with writes under way",
         "worker/group.py",
-        "settled = lease is not None and not lease.unsettled and self.offsets.settled(partition)",
-        "settled = lease is not None",
+        "if lease is not None and not lease.unsettled and self.offsets.settled(partition):",
+        "if lease is not None:",
         (STORIES, "-k", "while_it_gives_back"),
     ),
     Mutant(
@@ -152,7 +152,7 @@ MUTANTS = [
     Mutant(
         "nothing is in doubt after a crash",
         "worker/group.py",
-        "lease.doubt = max(lease.doubt, newest + 1)",
+        "lease.doubt, lease.is_doubted = max(lease.doubt, newest + 1), True",
         "pass",
         (STORIES, "-k", "may_die"),
     ),
@@ -247,11 +247,11 @@ MUTANTS = [
         (STORIES, "-k", "newer_one"),
     ),
     Mutant(
-        "sinks remember nothing",
-        "sinks/records.py",
-        "remember=_REMEMBER,",
-        "remember=0,",
-        (SINKS, "-k", "only_those"),
+        "the last entries of a partition are not remembered",
+        "worker/reader.py",
+        "_REMEMBERED = 128",
+        "_REMEMBERED = 0",
+        (STORIES, SINKS, "-k", "alone_had or only_those"),
     ),
     Mutant(
         "a sink does not look at its leases",

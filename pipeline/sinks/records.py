@@ -25,7 +25,6 @@ ERAS_MAP = "gridscore.eras"
 """Control map that says since when the cluster has what it has: gone when a cluster has lost everything."""
 
 _ATTEMPTS = 5
-_REMEMBER = 128
 
 
 def group_of(name: str) -> str:
@@ -44,8 +43,6 @@ def subscription_of(name: str, settings: SinkSettings) -> Subscription:
         again=again,
         # A destination outlives the grid: what comes after a cluster has lost everything must not look older there.
         dated=True,
-        # A result may be delivered before a backup has it. When its member dies then, not everything is to come again.
-        remember=_REMEMBER,
     )
 
 

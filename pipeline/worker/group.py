@@ -115,9 +115,7 @@ class Group:
         self._stats = stats
         self.leases = Leases(grid, subscription.group, members.worker, seconds=seconds, dated=subscription.dated)
         self.offsets = Offsets()
-        self.reader = JournalReader(
-            grid, subscription.map, self._regressed, self._look_into, remember=subscription.remember
-        )
+        self.reader = JournalReader(grid, subscription.map, self._regressed, self._look_into)
         self._losses = Losses(grid, subscription, stats, self.leases, self.offsets, self.reader.fail)
         self._beginning: dict[int, object] = {}  # partitions that will be read, each with what asked for it last
         self._giving: set[int] = set()
@@ -477,8 +475,6 @@ class Group:
         if lease is not None:
             # What is under way is of the journal that was, and must have come before anything of the new one does.
             lease.unsettled = lease.unsettled or not self.offsets.settled(partition)
-        if not self._subscription.remember:
-            self.offsets.forget(partition)
         token = self._beginning[partition] = object()
 
         async def restart() -> None:

@@ -24,8 +24,6 @@ class Subscription:
         restarts: Counts the restarts that set the offsets anew.
         again: How one goes on after a `halt`, for people.
         dated: Whether epochs begin with the time, in seconds since 1970, and not with 1: for what outlives the grid.
-        remember: How many of the newest entries of a partition are remembered, so that a journal that has lost a few of
-            them can be told from one that has begun again.
     """
 
     group: str
@@ -36,7 +34,6 @@ class Subscription:
     restarts: int = 0
     again: str = ""
     dated: bool = False
-    remember: int = 0
 
     @property
     def rescans(self) -> bool:

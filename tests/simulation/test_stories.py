@@ -233,6 +233,25 @@ def test_a_journal_that_began_again_is_counted_and_read_from_its_beginning(world
     assert Counter(lease["regressions"] for lease in world.ledger.leases.values())[1] == 1
 
 
+def test_entries_that_a_dead_member_alone_had_are_read_again_and_no_others(world):
+    first = world.start()
+    keys = world.keys_of(3, 8)
+    world.put(dict.fromkeys(keys[:5], 1.0))
+    settled(world)
+    world.advance(3.0)  # all five are committed
+    before = world.ledger.writes.copy()
+    world.pause(first)
+    world.regress(3, 2)
+    world.put(dict.fromkeys(keys[3:], 2.0))  # in their place
+    world.resume(first)
+    world.advance(70.0)  # a round of looks at all partitions
+    settled(world)
+    results = world.cluster.partition("results.sim", 3)
+    scores = [json.loads(results.get(_data(key))[12:])["score"] for key in keys]
+    assert scores == pytest.approx([score_of(1.0)] * 3 + [score_of(2.0)] * 5)
+    assert {which[3] for which in world.ledger.writes - before} == set(keys[3:])
+
+
 def test_a_map_that_was_destroyed_is_noticed_within_seconds_however_many_partitions_it_has():
     world = World(120, ring=64)
     try:
