@@ -485,7 +485,10 @@ def test_a_dead_letter_is_not_written_by_a_worker_whose_lease_has_passed_on(worl
     (bad,) = world.keys_of(partition, 1)
     world.put({bad: None})
     assert world.time.run_until(lambda: stats.batches > before, seconds=5.0)
-    world.pause(first)  # before it has sent the dead letter
+    # It has seen that the letter is not there, and asks whether there is room: it would be sent next.
+    asked = world.cluster.requests["Map.Size"]
+    assert world.time.run_until(lambda: world.cluster.requests["Map.Size"] > asked, seconds=0.1)
+    world.pause(first)
     assert seconds_until(world, lambda: owners == [second]) < 10.0
     world.resume(first)
     settled(world)
