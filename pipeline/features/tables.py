@@ -464,6 +464,8 @@ def _check_digits(series: pd.Series, where: str) -> None:
 
 
 def _is_time(series: pd.Series) -> bool:
+    if isinstance(series.dtype, pd.ArrowDtype):  # a date is of the kind M there
+        return bool(series.dtype.type is pd.Timestamp)
     return bool(series.dtype.kind == "M")
 
 

@@ -326,6 +326,14 @@ def test_a_string_of_something_else_is_refused_and_not_spelled():
             call()
 
 
+def test_a_date_is_a_text_and_not_a_moment():
+    dates = pd.Series(["2020-01-31", None], dtype=pd.ArrowDtype(pa.date32()))
+    history = pd.DataFrame({"id": 1, "country": dates, "at": "2020-01-01T00:00:00Z", "amount": 1.0, "paid": True})
+    assert [json.loads(row)["country"] for row in rows_as_json(history, NASTY.schema_)] == ["2020-01-31", None]
+    with pytest.raises(TableError, match="row 1: field `at`: invalid RFC3339 encoded datetime"):
+        offline_matrix(PLAIN, history.assign(country="x", at=dates)[:1])
+
+
 PLAIN = parse_job(
     """\
 job: plain
