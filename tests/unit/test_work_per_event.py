@@ -28,6 +28,8 @@ from pipeline.worker.members import Members
 from pipeline.worker.runner import JobRunner
 
 EVENTS = 16_000
+OTHER_CALLS = 200
+"""Calls that a request besides reads and writes takes, a commit say: the longer it all takes, the more there are."""
 PARTITIONS = 8
 COUNTED = (str(Path(pipeline.__file__).parent), str(Path(hazelcast.__file__).parent))
 STUB = str(Path(pipeline.__file__).parent / "testing")
@@ -43,9 +45,9 @@ async def work_off(cluster, profile):
         await MapWriter(grid, name).put((key, msgspec.json.encode(value)) for key, value in entries.items())
     await MapWriter(grid, "events.bench").put(card.events(EVENTS))
     started = asyncio.Event()
-    runner = JobRunner(
-        grid, JobRecord(job, JobState.RUNNING, 1, "", "", ""), Members(grid, "worker"), started=started.set
-    )
+    record = JobRecord(job, JobState.RUNNING, 1, "", "", "")
+    # Counting takes so long on a busy machine that shorter leases ran out.
+    runner = JobRunner(grid, record, Members(grid, "worker"), started=started.set, lease_seconds=120.0)
     task = asyncio.create_task(runner.run())
     await started.wait()
     before = cluster.requests.copy()
@@ -83,7 +85,7 @@ def left_to_the_collector():
 
 @pytest.fixture(scope="module")
 def counts():
-    """Requests by name, calls by kind, and circles by class, of a worker that works a backlog off."""
+    """Requests by name, calls per event by kind, and circles by class, of a worker that works a backlog off."""
     calls = Counter()
 
     def called(frame, kind, _argument):
@@ -100,7 +102,9 @@ def counts():
             return await work_off(cluster, called)
 
     requests, left = asyncio.run(main())
-    return requests, calls, left
+    others = sum(requests.values()) - requests["Map.PutAll"] - requests["Map.EventJournalRead"]
+    per_event = {kind: (count - OTHER_CALLS * others) / EVENTS for kind, count in calls.items()}
+    return requests, per_event, left
 
 
 def test_many_events_share_a_request(counts):
@@ -110,13 +114,13 @@ def test_many_events_share_a_request(counts):
 
 
 def test_no_python_function_is_called_for_each_event(counts):
-    _, calls, _ = counts
-    assert calls["call"] / EVENTS <= 0.6
+    _, per_event, _ = counts
+    assert per_event["call"] <= 0.48
 
 
 def test_an_event_takes_few_calls_from_python_to_c(counts):
-    _, calls, _ = counts
-    assert calls["c_call"] / EVENTS <= (5.0 if all(map(compiled, MODULES)) else 12.7)
+    _, per_event, _ = counts
+    assert per_event["c_call"] <= (5.0 if all(map(compiled, MODULES)) else 12.7)
 
 
 def test_nothing_is_left_to_the_garbage_collector(counts):
