@@ -31,7 +31,7 @@ _FAULTS = "Faults"
 def soak(
     *,
     full: Annotated[
-        bool, typer.Option("--full", help="500,000 events, 41 faults, about ten minutes; the rest is as you say.")
+        bool, typer.Option("--full", help="500,000 events, 47 faults, about ten minutes; the rest is as you say.")
     ] = False,
     events: Annotated[
         int | None, typer.Option("--events", min=100, help="Events at least.", show_default="60000; full: 500000")
@@ -79,6 +79,13 @@ def soak(
     holds: Annotated[
         int | None, typer.Option(min=0, help="A worker's network hangs for a moment.", rich_help_panel=_FAULTS)
     ] = None,
+    pause_holds: Annotated[
+        int | None,
+        typer.Option(min=0, help="SIGSTOP until a lease is nearly over, then a hold.", rich_help_panel=_FAULTS),
+    ] = None,
+    member_pauses: Annotated[
+        int | None, typer.Option(min=0, help="SIGSTOP of a member of ours.", rich_help_panel=_FAULTS)
+    ] = None,
     duration: Annotated[
         float, typer.Option("--duration", min=10, help="Seconds of load after which it ends in any case.")
     ] = 1_800.0,
@@ -104,8 +111,9 @@ def soak(
     own = settings is None if not members else len(members) == 1 and members[0].isdigit()
     count = int(members[0]) if members and own else 3
     found = None if own else grid_settings(members, cluster_name, settings)
-    default = Counts() if full else Counts(worker_kills=5, pauses=2, leaves=2, member_kills=1, cuts=1, holds=1)
+    default = Counts() if full else Counts(5, 2, 2, 1, 1, 1, 1, 1)
     kills = (default.member_kills if own and count >= 3 else 0) if member_kills is None else member_kills
+    stops = (default.member_pauses if own else 0) if member_pauses is None else member_pauses
     counts = Counts(
         worker_kills=default.worker_kills if worker_kills is None else worker_kills,
         pauses=default.pauses if pauses is None else pauses,
@@ -113,9 +121,14 @@ def soak(
         member_kills=kills,
         cuts=default.cuts if cuts is None else cuts,
         holds=default.holds if holds is None else holds,
+        pause_holds=default.pause_holds if pause_holds is None else pause_holds,
+        member_pauses=stops,
     )
-    if not own and kills:
-        raise UsageError("Members of your own cluster are not killed.", "Leave --member-kills out.")
+    if not own and kills + stops:
+        raise UsageError(
+            "Members of your own cluster are neither killed nor stopped.",
+            "Leave --member-kills and --member-pauses out.",
+        )
     options = SoakOptions(
         seed=secrets.randbelow(1_000_000) if seed is None else seed,
         events=(500_000 if full else 60_000) if events is None else events,

@@ -1,6 +1,6 @@
 """The checker of a soak: what should have come out, computed again offline, against what did.
 
-It takes nobody's word. Expected scores come from the ledger, by the offline features and XGBoost itself; what was
+It takes nobody's word. Expected scores come from the ledger, by pandas and XGBoost alone and none of our code; what was
 written comes from the result map's own journal; who owned a partition when, from the lease records as they were seen.
 
 Judged are:
@@ -11,12 +11,17 @@ Judged are:
    or one in the map that is not that of the event that is in the event map.
 3. *Late*: a write by an owner whose time was over. In a partition's journal, epochs never go down; nor is there a lower
    epoch behind a position at which the journal ended when a lease record was known to have a higher one.
-4. *Double*: an event of one sequence written twice. Each has a cause. Whoever leaves in order, or gives partitions to
-   others, causes none; one who is killed, cut off or paused, at most what was written since the last commit.
+4. *Slow*: a killed worker's partitions that were taken over too late, if nothing else happened at that time.
+5. *Double*: an event of one sequence written twice. Each has a cause. Whoever leaves in order, or gives partitions to
+   others, causes none; one who is killed, cut off or paused, at most what was under way: what stood in the journal
+   before the next owner had its lease was there to be seen. What a member took with it is written again.
+
+What could not be judged is counted, and said.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -25,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from pipeline.job import Job
     from pipeline.soak.evidence import Acknowledged, Evidence, Incident, Mark, Result, Write
 
 EXAMPLES = 5
@@ -39,9 +43,18 @@ _UNDER_WAY_MS = 1_000
 """How long after a fault something scored before it may still be written."""
 
 _AFTERMATH_MS = 30_000
-"""How long after a fault something may still be its consequence."""
+"""How long after a member is back something may still be a consequence: its partitions move back to it."""
 
-UNORDERLY = ("worker-kill", "pause", "cut", "hold", "member-kill", "crash")
+_LOOK_MS = 3_000
+"""How long before it is written an event may have been looked for among the results that stand."""
+
+TAKEOVER_SECONDS = 5.0
+"""How long a takeover may take beyond the lease: until others have seen it, and what may be under way has settled."""
+
+_SEEN_SECONDS = 3.0
+"""How much later the recorder may see it, which looks once a second."""
+
+UNORDERLY = ("worker-kill", "pause", "pause-hold", "cut", "hold", "member-kill", "member-pause", "crash")
 """Faults that may cause doubles."""
 
 
@@ -103,6 +116,8 @@ class Verdict:
         rescued: Writes for events that were found in the map, not in the journal.
         replaced_unseen: Events replaced by later ones, whose own write is not known because of a gap in the record.
         takeover_ms: How long the partitions of each killed worker had no owner, at most, as far as it was seen.
+        slow: Takeovers that took too long.
+        unjudged: What could not be judged, and how often.
         gaps: Writes that the record lacks.
         crashes: Workers that ended by themselves, or did not stop in order.
     """
@@ -122,6 +137,8 @@ class Verdict:
     rescued: int = 0
     replaced_unseen: int = 0
     takeover_ms: dict[int, int] = field(default_factory=dict)
+    slow: Finding = field(default_factory=Finding)
+    unjudged: dict[str, int] = field(default_factory=dict)
     gaps: int = 0
     crashes: list[str] = field(default_factory=list)
 
@@ -141,6 +158,8 @@ class Verdict:
             found.append("Results do not say their epoch, so late writes could not be looked for.")
         elif self.late.count:
             found.append(f"{self.late.count:,} results were written by an owner whose time was over.")
+        if self.slow.count:
+            found.append(f"{self.slow.count:,} killed workers had their partitions taken over too late.")
         for doubles in self.doubles:
             if doubles.count > doubles.bound:
                 fault = "" if doubles.incident is None else f" (fault {doubles.incident})"
@@ -159,14 +178,13 @@ class Verdict:
 
 
 def expected_scores(
-    job: Job, model: Any, lookups: Mapping[str, Mapping[str, Any]], ledger: Iterable[Acknowledged]
+    model: Any, customers: Mapping[str, Mapping[str, float]], ledger: Iterable[Acknowledged]
 ) -> dict[int, float]:
-    """Score of each event by its number, from its JSON, by the offline features and `Booster.predict`.
+    """Score of each event by its number, from its JSON: the soak's job written once more, in pandas and XGBoost.
 
     Args:
-        job: Whose features.
         model: The Booster that was pushed.
-        lookups: The entries of each lookup, by name and key.
+        customers: The entries of the lookup.
         ledger: The events; one that was acknowledged twice counts once.
 
     Returns:
@@ -176,35 +194,39 @@ def expected_scores(
     import pandas as pd
     import xgboost
 
-    from pipeline.features import offline_matrix
-
     texts = {each.number: each.text for each in ledger}
     if not texts:
         return {}
-    frame = pd.DataFrame([msgspec.json.decode(text) for text in texts.values()])
-    tables = {}
-    for name, entries in lookups.items():
-        (column,) = job.lookups[name].key_columns
-        tables[name] = pd.DataFrame([{column: key, **value} for key, value in entries.items()])
-    matrix = offline_matrix(job, frame, tables)
-    scores = model.predict(xgboost.DMatrix(matrix.values, feature_names=list(matrix.names)))
+    events = pd.DataFrame([msgspec.json.decode(text) for text in texts.values()])
+    rows = events.join(pd.DataFrame.from_dict(customers, orient="index"), on="user")
+    columns = {
+        "amount": rows["amount"],
+        "log_amount": rows["amount"].map(math.log1p),
+        "age": rows["age"],
+        "share": rows["amount"] / rows["limit"],
+        "home": rows["country"] == "DE",
+    }
+    scores = model.predict(xgboost.DMatrix(pd.DataFrame(columns).astype("float32")))
     return dict(zip(texts, scores.tolist(), strict=True))
 
 
-def check(evidence: Evidence, expected: Mapping[int, float]) -> Verdict:
+def check(evidence: Evidence, expected: Mapping[int, float], lease: float = 5.0) -> Verdict:
     """Judge a run.
 
     Args:
         evidence: Of the run.
         expected: Score of each event in the ledger, by number.
+        lease: Lease time of the workers, in seconds.
     """
-    return _Check(evidence, expected).verdict
+    return _Check(evidence, expected, lease).verdict
 
 
 class _Check:
-    def __init__(self, evidence: Evidence, expected: Mapping[int, float]) -> None:
+    def __init__(self, evidence: Evidence, expected: Mapping[int, float], lease: float) -> None:
         self._evidence = evidence
         self._expected = expected
+        self._lease = lease
+        self._most = round((lease + TAKEOVER_SECONDS + _SEEN_SECONDS) * 1000)
         self._keys = {each.number: each.key for each in evidence.ledger}
         self._newest: dict[str, int] = {}
         for each in evidence.ledger:
@@ -228,9 +250,15 @@ class _Check:
         self._lost()
         self._wrong()
         self._late()
-        doubled = _Causes(evidence).doubles(self.verdict)
+        doubled = _Causes(evidence, self._most).doubles(self.verdict)
         self._doubled_notices(doubled)
         self._takeovers()
+        unjudged = {
+            "events of unknown fate": len(evidence.doubt),
+            "replaced events whose writes are not known": self.verdict.replaced_unseen,
+            "writes that the record lacks": self.verdict.gaps,
+        }
+        self.verdict.unjudged |= {what: count for what, count in unjudged.items() if count}
 
     def _lost(self) -> None:
         verdict, evidence = self.verdict, self._evidence
@@ -318,7 +346,8 @@ class _Check:
 
     def _takeovers(self) -> None:
         """How long it took until the last partition of a killed worker had another owner."""
-        marks = self._evidence.marks
+        marks, verdict, most = self._evidence.marks, self.verdict, self._most
+        last = max((each.at for each in self._evidence.ledger), default=0)
         for incident in self._evidence.incidents:
             if incident.kind not in ("worker-kill", "crash"):
                 continue
@@ -327,20 +356,42 @@ class _Check:
             for mark in marks:
                 if mark.at <= incident.at:
                     owned[mark.partition] = mark
-                elif (before := owned.get(mark.partition)) and _pid(before.owner) == incident.pid:
+                    continue
+                before = owned.get(mark.partition)
+                if before is not None and _pid(before.owner) == incident.pid and mark.owner != before.owner:
                     longest = max(longest or 0, mark.at - incident.at)
                     del owned[mark.partition]
             if longest is not None:
-                self.verdict.takeover_ms[incident.number] = longest
+                verdict.takeover_ms[incident.number] = longest
+            never = any(_pid(mark.owner) == incident.pid for mark in owned.values())
+            if longest is None and not never:
+                continue  # it held nothing
+            # Who is to take over must be well, and have been so for long enough to know who holds what.
+            begin, end = incident.at - round(self._lease * 1000), incident.at + most
+            others = [
+                each
+                for each in self._evidence.incidents
+                if each is not incident and each.kind in UNORDERLY and each.at <= end and each.until >= begin
+            ]
+            if others or end > last:
+                what = "takeovers beside another fault, or at the end"
+                verdict.unjudged[what] = verdict.unjudged.get(what, 0) + 1
+            elif never:
+                verdict.slow.add(f"fault {incident.number}: partitions that nobody took")
+            elif longest is not None and longest > most:
+                verdict.slow.add(f"fault {incident.number}: {longest / 1000:.1f} s, {most / 1000:.0f} s at most may be")
 
 
 class _Causes:
     """Finds for each event that was written twice whose fault it was."""
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Evidence, aftermath: int) -> None:
         self._evidence = evidence
+        self._aftermath = aftermath
         self._owners: dict[tuple[int, int], int] = {}
+        self._marks: dict[int, list[Mark]] = defaultdict(list)
         for mark in evidence.marks:
+            self._marks[mark.partition].append(mark)
             if (pid := _pid(mark.owner)) is not None:
                 self._owners[mark.partition, mark.epoch] = pid
         self._found: dict[tuple[str, int | None], Doubles] = {}
@@ -364,17 +415,31 @@ class _Causes:
                     counts[event] += 1
                     self._blame(before, write)
         for place, doubles in self._found.items():
-            doubles.bound = self._bound(self._blamed[place])
+            incident = self._blamed[place]
+            if incident is not None and incident.pid is None:
+                doubles.bound = self._bound(incident)
         verdict.doubles = sorted(self._found.values(), key=lambda each: (each.cause, each.incident or 0))
         return counts
 
     def _blame(self, before: Write, write: Write) -> None:
-        incident, cause = self._cause(before, write)
+        stood = self._stood(before, write)
+        incident, cause = self._cause(before, write, stood=stood)
         place = (cause, None if incident is None else incident.number)
-        self._found.setdefault(place, Doubles(*place)).count += 1
+        doubles = self._found.setdefault(place, Doubles(*place))
+        doubles.count += 1
+        doubles.bound += cause in UNORDERLY and not stood
         self._blamed[place] = incident
 
-    def _cause(self, before: Write, write: Write) -> tuple[Incident | None, str]:
+    def _stood(self, before: Write, write: Write) -> bool:
+        """Whether the first write was seen to stand when whoever made the second one looked, or earlier."""
+        epoch, again = before.result.epoch or 0, write.result.epoch or 0
+        return any(
+            mark.position >= before.position
+            and (mark.epoch <= epoch if again > epoch else mark.at <= write.result.scored_at - _LOOK_MS)
+            for mark in self._marks[before.partition]
+        )
+
+    def _cause(self, before: Write, write: Write, *, stood: bool) -> tuple[Incident | None, str]:
         first, second = before.result, write.result
         epochs = [result.epoch if result.epoch is not None else -1 for result in (first, second)]
         # Of two owners, something has happened to the earlier one, whichever of them was the first to write.
@@ -384,34 +449,27 @@ class _Causes:
         near = [
             each
             for each in self._evidence.incidents
-            if each.at - COMMIT_MS <= until and first.scored_at <= each.until + _AFTERMATH_MS and each.at >= 0
+            if each.at - COMMIT_MS <= until
+            and first.scored_at <= each.until + (_AFTERMATH_MS if each.worker is None else self._aftermath)
+            and each.at >= 0
         ]
-        # First what was done to the owner itself, then what was done to all.
+        # First what was done to the owner itself, then what was done to all; but what stood, only a member takes away.
         own = [each for each in near if each.pid is not None and each.pid == owner]
         if not moved:
             own = [each for each in own if each.kind != "leave"]
         members = [each for each in near if each.kind == "member-kill" or (each.worker is None)]
         strangers = [each for each in near if owner is None and each.pid is not None]
-        for candidates in (own, members, strangers):
+        for candidates in (members, own, strangers) if stood else (own, members, strangers):
             if candidates:
                 # The last one that began before the second write.
                 incident = max(candidates, key=lambda each: each.at)
                 return incident, incident.kind
         return None, "rebalance" if moved else "unexplained"
 
-    def _bound(self, incident: Incident | None) -> int:
-        """One uncommitted batch: what those that the fault hit had written since their last commit."""
-        if incident is None or incident.kind not in UNORDERLY:
-            return 0
-        began = incident.at - COMMIT_MS
-        count = 0
-        for write in self._evidence.writes:
-            if began <= write.result.scored_at <= incident.at + _UNDER_WAY_MS:
-                owner = self._owners.get(
-                    (write.partition, write.result.epoch if write.result.epoch is not None else -1)
-                )
-                count += incident.pid is None or owner is None or owner == incident.pid
-        return count
+    def _bound(self, incident: Incident) -> int:
+        """What a member may take with it: what was written since the last commits before that."""
+        began, end = incident.at - COMMIT_MS, incident.at + _UNDER_WAY_MS
+        return sum(began <= write.result.scored_at <= end for write in self._evidence.writes)
 
 
 def _by_partition(writes: Sequence[Write]) -> dict[int, list[Write]]:

@@ -37,6 +37,7 @@ READY = "is looking for jobs"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _WATCH_SECONDS = 0.1
+_BEFORE_SECONDS = 0.05
 _SAFE_LOOKS = 2
 _RESTARTS = 3
 
@@ -253,7 +254,7 @@ class Faults:
             note = ""
             try:
                 if fault.worker is None:
-                    note = await self._kill_member(fault.member or 0, fault.seconds)
+                    note = await self._harm_member(fault.member or 0, fault)
                 else:
                     await self._harm(self._slots[fault.worker], fault)
             finally:
@@ -272,21 +273,38 @@ class Faults:
             slot.start()
         elif fault.kind == "pause":
             await slot.pause(fault.seconds)
+        elif fault.kind == "pause-hold":
+            async with asyncio.TaskGroup() as both:
+                both.create_task(slot.pause(fault.seconds))
+                # A moment before, so that nothing passes when it goes on.
+                await asyncio.sleep(fault.seconds - _BEFORE_SECONDS)
+                await slot.network.hold(_BEFORE_SECONDS + fault.hold)
         elif fault.kind == "cut":
             await slot.network.cut(fault.seconds, fault.member)
         elif fault.kind == "hold":
             await slot.network.hold(fault.seconds)
 
-    async def _kill_member(self, index: int, seconds: float) -> str:
-        """Kill it and start it again; says how long that took."""
+    async def _harm_member(self, index: int, fault: Fault) -> str:
         if self._cluster is None:
             raise GridscoreError("The members are not ours to kill.")
-        await asyncio.to_thread(self._cluster.kill, index)
+        if fault.kind == "member-kill":
+            return await self._kill_member(self._cluster, index, fault.seconds)
+        pid = self._cluster.pids[index]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(fault.seconds)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        return ""
+
+    async def _kill_member(self, cluster: Cluster, index: int, seconds: float) -> str:
+        """Kill it and start it again; says how long that took."""
+        await asyncio.to_thread(cluster.kill, index)
         await asyncio.sleep(seconds)
         started = time.monotonic()
         for attempt in range(_RESTARTS):
             try:
-                await asyncio.to_thread(self._cluster.restart, index)
+                await asyncio.to_thread(cluster.restart, index)
                 break
             except MemberError:
                 # Its port may have been somebody's for a moment.

@@ -11,9 +11,11 @@ from pipeline.worker.fence import Fence
 
 KINDS = {
     "worker-kill": "a worker is killed with -9, and another one started in its place",
-    "pause": "a worker is stopped for longer than its lease (SIGSTOP), and goes on (SIGCONT)",
+    "pause": "a worker is stopped for shorter or longer than its lease (SIGSTOP), and goes on (SIGCONT)",
+    "pause-hold": "a worker is stopped until its lease is nearly over, and what it then sends is held for a moment",
     "leave": "a worker is asked to stop (SIGTERM), and another one started in its place",
     "member-kill": "a member is killed with -9, and started again",
+    "member-pause": "a member is stopped for shorter or longer than a lease (SIGSTOP), and goes on (SIGCONT)",
     "cut": "nothing goes between a worker and the members for longer than its lease, then the connections are reset",
     "hold": "what goes between a worker and the members is held for less than the system would hold it, then goes on",
 }
@@ -21,6 +23,9 @@ KINDS = {
 WARM_UP_SECONDS = 3.0
 _BACK_SECONDS = 4.0
 """What a worker is given, after its fault is over, before the next one may be done to it."""
+
+_SHORT = 0.4
+"""Part of the pauses that are about as long as a lease, or shorter."""
 
 _MEMBER_BACK_SECONDS = 14.0
 """What a member takes to start and to have its partitions back, about; the trial waits for it in any case."""
@@ -38,6 +43,7 @@ class Fault:
         worker: The slot of the worker it is done to.
         member: The index of the member it is done to; for a cut, the one member that the worker is cut from, or None
             for all of them.
+        hold: Seconds for which, after a pause, what the worker sends is held.
     """
 
     number: int
@@ -46,6 +52,7 @@ class Fault:
     seconds: float
     worker: int | None = None
     member: int | None = None
+    hold: float = 0.0
 
     def __str__(self) -> str:
         whom = f"worker {self.worker}" if self.worker is not None else f"member {self.member}"
@@ -64,11 +71,18 @@ class Counts:
     member_kills: int = 6
     cuts: int = 3
     holds: int = 2
+    pause_holds: int = 4
+    member_pauses: int = 2
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.worker_kills + self.pauses + self.leaves + self.member_kills + self.cuts + self.holds
+        return sum(asdict(self).values())
+
+    @property
+    def of_members(self) -> int:
+        """Those that are done to members."""
+        return self.member_kills + self.member_pauses
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +120,7 @@ class Plan:
         Raises:
             UsageError: There are too few workers or members for these faults.
         """
-        if counts.total > counts.member_kills and workers < 2:
+        if counts.total > counts.of_members and workers < 2:
             raise UsageError("Faults of workers need two workers at least.", "Raise --workers.")
         if counts.member_kills and members < 3:
             raise UsageError(
@@ -115,7 +129,7 @@ class Plan:
             )
         draw = random.Random(seed)  # noqa: S311 -- it is to be repeated
         found = _worker_faults(draw, counts, seconds, lease, workers, members)
-        found += _member_faults(draw, counts.member_kills, seconds, members)
+        found += _member_faults(draw, counts, seconds, lease, members)
         found.sort(key=lambda fault: fault["at"])
         faults = tuple(Fault(number, **fault) for number, fault in enumerate(found))
         end = max((fault.at + fault.seconds for fault in faults), default=0.0)
@@ -134,7 +148,7 @@ def _worker_faults(
     draw: random.Random, counts: Counts, seconds: float, lease: float, workers: int, members: int
 ) -> list[dict[str, Any]]:
     kinds = ["worker-kill"] * counts.worker_kills + ["pause"] * counts.pauses + ["leave"] * counts.leaves
-    kinds += ["cut"] * counts.cuts + ["hold"] * counts.holds
+    kinds += ["cut"] * counts.cuts + ["hold"] * counts.holds + ["pause-hold"] * counts.pause_holds
     draw.shuffle(kinds)
     gap = (seconds - WARM_UP_SECONDS) / max(1, len(kinds))
     suffering = max(1, workers // 2)
@@ -149,6 +163,8 @@ def _worker_faults(
         worker = draw.choice([slot for slot in range(workers) if busy_until[slot] <= at])
         length = round(_length(draw, kind, lease), 2)
         faults.append({"kind": kind, "at": round(at, 2), "seconds": length, "worker": worker})
+        if kind == "pause-hold":
+            faults[-1]["hold"] = round(draw.uniform(0.8, 0.98) * Fence.of(lease).hold, 2)
         if kind == "cut":
             # The first is from all members, the next from one: then the worker lives on with half of its grid.
             if cuts % 2:
@@ -167,16 +183,26 @@ def _length(draw: random.Random, kind: str, lease: float) -> float:
         return draw.uniform(0.0, lease)
     if kind == "hold":
         return draw.uniform(0.4, 0.95) * Fence.of(lease).hold
-    return draw.uniform(1.5, 3.0) * lease  # a pause or a cut, well past the lease
+    if kind == "pause-hold":
+        # It may have used up to a third of the lease since it renewed: about when it must no longer send.
+        return draw.uniform(Fence.of(lease).send - lease / 3, lease)
+    if kind == "pause" and draw.random() < _SHORT:
+        return draw.uniform(0.2, 1.2) * lease
+    return draw.uniform(1.5, 3.0) * lease  # well past the lease
 
 
-def _member_faults(draw: random.Random, kills: int, seconds: float, members: int) -> list[dict[str, Any]]:
+def _member_faults(
+    draw: random.Random, counts: Counts, seconds: float, lease: float, members: int
+) -> list[dict[str, Any]]:
     faults: list[dict[str, Any]] = []
-    gap = (seconds - WARM_UP_SECONDS) / max(1, kills)
+    gap = (seconds - WARM_UP_SECONDS) / max(1, counts.of_members)
     at = WARM_UP_SECONDS
-    for index in range(kills):
+    kinds = ["member-kill"] * counts.member_kills + ["member-pause"] * counts.member_pauses
+    draw.shuffle(kinds)
+    for index, kind in enumerate(kinds):
         at = max(at, WARM_UP_SECONDS + gap * (index + draw.uniform(0.0, 0.5)))
-        length = round(draw.uniform(0.5, 8.0), 2)
-        faults.append({"kind": "member-kill", "at": round(at, 2), "seconds": length, "member": draw.randrange(members)})
-        at += length + _MEMBER_BACK_SECONDS
+        # A pause is shorter than what other members take for a death (60 s).
+        length = round(draw.uniform(0.5, 8.0) if kind == "member-kill" else draw.uniform(0.2, 2.0) * lease, 2)
+        faults.append({"kind": kind, "at": round(at, 2), "seconds": length, "member": draw.randrange(members)})
+        at += length + (_MEMBER_BACK_SECONDS if kind == "member-kill" else _BACK_SECONDS)
     return faults

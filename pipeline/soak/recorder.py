@@ -57,7 +57,7 @@ class Recorder:
         self._journal = LineFile(folder / JOURNAL)
         self._marks = LineFile(folder / MARKS)
         self._positions = [0] * grid.partition_count
-        self._epochs: dict[int, tuple[int, str]] = {}
+        self._seen: dict[int, tuple[int, str, int]] = {}
         self._limit = asyncio.Semaphore(_AT_ONCE)
 
     async def run(self) -> None:
@@ -98,11 +98,10 @@ class Recorder:
         bounds = await asyncio.gather(*(self._reader.bounds(p) for p in range(self._grid.partition_count)))
         now = b"%d" % (time.time_ns() // 1_000_000)
         for partition, record in leases.items():
-            seen = (record.epoch, record.owner)
-            if self._epochs.get(partition) != seen:
-                self._epochs[partition] = seen
-                fields = (partition, record.epoch, record.owner, bounds[partition][1])
-                self._marks.add(now, *(str(each).encode() for each in fields))
+            seen = (record.epoch, record.owner, bounds[partition][1])
+            if self._seen.get(partition) != seen:
+                self._seen[partition] = seen
+                self._marks.add(now, *(str(each).encode() for each in (partition, *seen)))
         await _all(self._read(p, newest) for p, (_, newest) in enumerate(bounds))
 
     async def _read(self, partition: int, newest: int) -> None:

@@ -79,6 +79,8 @@ class Report:
             ("found by a rescan", f"{verdict.rescued:,}"),
             ("written twice", ", ".join(f"{n:,} by {cause}" for cause, n in self.doubles.items()) or "0"),
             ("notified twice", f"{verdict.doubled_notices:,}"),
+            ("taken over too late", f"{verdict.slow.count:,}"),
+            ("not judged", ", ".join(f"{count:,} {what}" for what, count in verdict.unjudged.items()) or "nothing"),
         ]
         if takeovers:
             rows.append(("longest takeover after a kill", f"{max(takeovers) / 1000:.1f} s"))
@@ -95,6 +97,7 @@ class Report:
             "wrong": verdict.wrong,
             "late": verdict.late,
             "notified twice": verdict.unexplained_notices,
+            "slow": verdict.slow,
         }
         return [f"{what}: {example}" for what, finding in findings.items() if finding for example in finding.examples]
 

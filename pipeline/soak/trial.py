@@ -175,8 +175,11 @@ class _Trial:
             cluster = await self._start_cluster()
             stack.push_async_callback(asyncio.to_thread, _stop_cluster, cluster, folder)
             settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
-        elif options.counts.member_kills:
-            raise UsageError("Members of a cluster that is not ours are not killed.", "Take --member-kills 0.")
+        elif options.counts.of_members:
+            raise UsageError(
+                "Members of a cluster that is not ours are neither killed nor stopped.",
+                "Take --member-kills 0 --member-pauses 0.",
+            )
         grid = await stack.enter_async_context(await connect(settings, name="gridscore-soak"))
         addresses = [f"{member.address.host}:{member.address.port}" for member in grid.members]
         plan = Plan.make(
@@ -215,8 +218,8 @@ class _Trial:
 
         self._phase("computing what should be there")
         evidence = await asyncio.to_thread(Evidence.load, folder, set(progress.doubt))
-        expected = await asyncio.to_thread(expected_scores, self._job, self._model, self._lookups, evidence.ledger)
-        verdict = await asyncio.to_thread(check, evidence, expected)
+        expected = await asyncio.to_thread(expected_scores, self._model, self._lookups["customer"], evidence.ledger)
+        verdict = await asyncio.to_thread(check, evidence, expected, options.lease)
         verdict.crashes = list(faults.crashes)
         if ended_early:
             verdict.crashes.append(

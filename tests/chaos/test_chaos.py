@@ -1,6 +1,6 @@
 """What is promised holds while workers and members are killed, paused and cut off; shown from outside.
 
-A short form runs always: a few faults of each kind, in two minutes or so. The full form, 500,000 events and 41 faults,
+A short form runs always: a few faults of each kind, in two minutes or so. The full form, 500,000 events and 47 faults,
 takes ten: `pytest tests/chaos -m full`. Every run prints its seed; GRIDSCORE_SEED repeats one.
 """
 
@@ -16,7 +16,9 @@ from pipeline.soak.trial import SoakOptions, run_soak
 # Its worker faults come within ten seconds of each other, and the member's death among them.
 SHORT_SEED = 20
 SHORT = {"events": 40_000, "rate": 1_000.0, "heap": "512m"}
-SHORT_COUNTS = Counts(worker_kills=3, pauses=1, leaves=1, member_kills=1, cuts=1, holds=1)
+SHORT_COUNTS = Counts(
+    worker_kills=3, pauses=1, leaves=1, member_kills=1, cuts=1, holds=1, pause_holds=1, member_pauses=1
+)
 
 
 def _tell(_status, line):
@@ -48,6 +50,8 @@ def judge(report, counts, events):
         "member-kill": counts.member_kills,
         "cut": counts.cuts,
         "hold": counts.holds,
+        "pause-hold": counts.pause_holds,
+        "member-pause": counts.member_pauses,
     }
     assert (verdict.lost.count, verdict.wrong.count, verdict.late.count) == (0, 0, 0)
     # The evidence is whole: every write was recorded, and the listener was there.

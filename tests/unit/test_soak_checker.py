@@ -1,8 +1,11 @@
 """The checker of a soak passes what is right, and fails each single thing that is not."""
 
 import msgspec
+import pandas as pd
 import pytest
+import xgboost as xgb
 
+from pipeline.features import offline_matrix
 from pipeline.soak.checker import check, expected_scores
 from pipeline.soak.evidence import (
     EVENTS,
@@ -13,6 +16,7 @@ from pipeline.soak.evidence import (
     MARKS,
     NOTICES,
     RESULTS,
+    Acknowledged,
     Evidence,
     Incident,
     LineFile,
@@ -191,6 +195,7 @@ def test_results_without_an_epoch_do_not_pass(ran):
 def killed(ran, kind="worker-kill", at=60_600, pid=KILLED, number=0):
     """At that time worker 101 was killed, and worker 102 went on with epoch 2 in the partitions that it had."""
     ran.incidents.append(Incident(number, kind, at, at + 1_000, worker=0, pid=pid))
+    ran.marks += [(at - 100, p, 1, f"host-{KILLED}-abcdef", 4) for p in range(10)]
     ran.marks += [(at + 4_000, p, 2, f"host-{HEIR}-abcdef", 5 + (p == 0)) for p in range(10)]
     ran.writes = [ran.write(n, epoch=1 if n <= 60 else 2) for n in range(100)]
 
@@ -207,7 +212,7 @@ def test_doubles_of_one_uncommitted_batch_are_allowed_after_a_kill(ran):
         twice(ran, n, epoch=2, after=6_000)
     verdict = ran.check()
     assert [(each.cause, each.incident, each.count) for each in verdict.doubles] == [("worker-kill", 0, 2)]
-    assert verdict.doubles[0].bound >= 2
+    assert verdict.doubles[0].bound == 2
     assert verdict.is_good
     assert verdict.takeover_ms == {0: 4_000}
 
@@ -217,7 +222,7 @@ def test_doubles_of_what_had_long_been_committed_are_too_many(ran):
     for n in range(40, 61):
         twice(ran, n, epoch=2, after=66_000 - n * 1000)
     verdict = ran.check()
-    assert verdict.doubles[0].count == 21 > verdict.doubles[0].bound
+    assert (verdict.doubles[0].count, verdict.doubles[0].bound) == (21, 11)
     assert not verdict.is_good
 
 
@@ -294,7 +299,7 @@ def test_a_write_that_stands_elsewhere_after_its_member_died_is_one_write(ran):
 
 
 def test_a_worker_that_ended_by_itself_is_a_problem(ran):
-    ran.incidents.append(Incident(-1, "crash", 5_000, 5_100, worker=0, pid=KILLED, note="Worker 0 ended by itself"))
+    ran.incidents.append(Incident(-1, "crash", 5_000, 5_100, worker=0, pid=LEFT, note="Worker 0 ended by itself"))
     assert ran.check().problems == ["Worker 0 ended by itself"]
 
 
@@ -305,22 +310,35 @@ def test_a_line_that_a_killed_process_left_unfinished_is_ignored(ran):
     assert check(Evidence.load(ran.folder), {n: n / 128 for n in ran.ledger}).is_good
 
 
-def test_expected_scores_are_those_of_the_model_on_the_offline_features():
-    import numpy as np
-    import xgboost as xgb
-
-    from pipeline.soak.evidence import Acknowledged
-
+def test_expected_scores_need_none_of_our_features_and_are_those_of_them_all_the_same():
     job, people = soak_job("x"), customers(7)
     model = booster(7, job.feature_names)
     ledger = [Acknowledged(0, *event(7, n)) for n in range(300)]
-    scores = expected_scores(job, model, {"customer": people}, [*ledger, ledger[5]])
-    rows = []
-    for each in ledger:
-        value = msgspec.json.decode(each.text)
-        person = people.get(value["user"], {"age": np.nan, "limit": np.nan})
-        amount = value["amount"]
-        home = float(value["country"] == "DE")
-        rows.append([amount, np.log1p(amount), person["age"], amount / person["limit"], home])
-    matrix = xgb.DMatrix(np.array(rows).astype(np.float32), feature_names=list(job.feature_names))
-    assert scores == dict(enumerate(model.predict(matrix).tolist()))
+    frame = pd.DataFrame([msgspec.json.decode(each.text) for each in ledger])
+    table = pd.DataFrame([{"user": user, **person} for user, person in people.items()])
+    matrix = offline_matrix(job, frame, {"customer": table})
+    scores = model.predict(xgb.DMatrix(matrix.values, feature_names=list(matrix.names)))
+    assert expected_scores(model, people, [*ledger, ledger[5]]) == dict(enumerate(scores.tolist()))
+
+
+def test_a_takeover_that_took_too_long_is_a_problem(ran):
+    killed(ran)
+    ran.marks = [(at + 9_001 if rest[1] == 2 else at, *rest) for at, *rest in ran.marks]
+    verdict = ran.check()
+    assert verdict.slow.examples == ["fault 0: 13.0 s, 13 s at most may be"]
+    assert verdict.problems == ["1 killed workers had their partitions taken over too late."]
+
+
+def test_partitions_that_nobody_took_are_a_problem(ran):
+    killed(ran)
+    del ran.marks[-1]
+    assert ran.check().slow.examples == ["fault 0: partitions that nobody took"]
+
+
+def test_a_takeover_beside_another_fault_is_not_judged_and_that_is_said(ran):
+    killed(ran)
+    ran.marks = [(at + 9_001 if rest[1] == 2 else at, *rest) for at, *rest in ran.marks]
+    ran.incidents.append(Incident(1, "member-kill", 63_000, 70_000, member=1))
+    verdict = ran.check()
+    assert verdict.is_good
+    assert verdict.unjudged == {"takeovers beside another fault, or at the end": 1}

@@ -27,27 +27,37 @@ def test_every_fault_is_there_and_no_worker_suffers_two_at_once(seed):
     assert {kind: kinds.count(kind) for kind in KINDS} == {
         "worker-kill": 20,
         "pause": 5,
+        "pause-hold": 4,
         "leave": 5,
         "member-kill": 6,
+        "member-pause": 2,
         "cut": 3,
         "hold": 2,
     }
-    assert [fault.number for fault in made.faults] == list(range(41))
+    assert [fault.number for fault in made.faults] == list(range(47))
     assert [fault.at for fault in made.faults] == sorted(fault.at for fault in made.faults)
     spans = [(f.at, f.at + f.seconds, f.worker) for f in made.faults if f.worker is not None]
     for at, _, worker in spans:
         others = [each for each in spans if each[0] <= at < each[1]]
         assert len(others) <= 2
         assert [each[2] for each in others].count(worker) == 1
-    members = [fault for fault in made.faults if fault.kind == "member-kill"]
+    members = [fault for fault in made.faults if fault.worker is None]
     for first, second in itertools.pairwise(members):
         assert first.at + first.seconds < second.at
     for fault in made.faults:
-        if fault.kind in ("pause", "cut"):
+        if fault.kind == "cut":
             assert fault.seconds > 5.0
         if fault.kind == "hold":
             assert fault.seconds < 1.25
+        if fault.kind == "pause-hold":
+            assert 1.8 < fault.seconds < 5.0
+            assert 1.0 <= fault.hold < 1.25
     assert made.seconds >= max(fault.at + fault.seconds for fault in made.faults)
+
+
+def test_pauses_are_shorter_than_a_lease_and_longer():
+    pauses = [fault.seconds for seed in range(20) for fault in plan(seed).faults if fault.kind == "pause"]
+    assert min(pauses) < 5.0 < max(pauses)
 
 
 def test_faults_that_need_longer_get_it():
@@ -56,7 +66,7 @@ def test_faults_that_need_longer_get_it():
 
 @pytest.mark.parametrize(
     ("counts", "changes"),
-    [(Counts(member_kills=1), {"members": 2}), (Counts(member_kills=0), {"workers": 1})],
+    [(Counts(member_kills=1), {"members": 2}), (Counts(), {"workers": 1})],
 )
 def test_faults_that_would_leave_nobody_are_refused(counts, changes):
     with pytest.raises(UsageError):
