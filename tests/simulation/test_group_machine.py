@@ -163,9 +163,14 @@ class GroupMachine(RuleBasedStateMachine):
         self.world.cluster.faults.append(fault)
         self.world.advance(seconds)
 
-    @rule(partition=st.integers(0, PARTITIONS - 1), stands=st.sampled_from([0.3, 2.0, 7.0]), seconds=SECONDS)
-    def stall_a_partition(self, partition, stands, seconds):
-        self.world.cluster.faults.append(Fault("delay", partition=partition, seconds=stands, client="w*"))
+    @rule(
+        outcome=st.sampled_from(["delay", "move"]),
+        partition=st.integers(0, PARTITIONS - 1),
+        stands=st.sampled_from([0.3, 2.0, 7.0]),
+        seconds=SECONDS,
+    )
+    def stall_a_partition(self, outcome, partition, stands, seconds):
+        self.world.cluster.faults.append(Fault(outcome, partition=partition, seconds=stands, client="w*"))
         self.world.advance(seconds)
 
     @precondition(lambda self: self.losses < MOST_LOSSES)
