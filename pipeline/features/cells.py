@@ -24,7 +24,8 @@ MISSING = frozenset(
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 _NUMBER = re.compile(r"[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,9})?|inf(inity)?)", re.IGNORECASE)
-_BOOLS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+BOOLS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False, "yes": True, "no": False}
+"""What true and false are, in small letters."""
 
 
 def _string(cell: str) -> str | None:
@@ -62,9 +63,9 @@ def _bool(cell: str) -> bool | None:
     text = cell.strip()
     if text in MISSING:
         return None
-    if text.lower() not in _BOOLS:
+    if text.lower() not in BOOLS:
         raise ValueError(f"`{cell[:50]}` is neither true nor false")
-    return _BOOLS[text.lower()]
+    return BOOLS[text.lower()]
 
 
 READERS: dict[CellKind, Callable[[str], Any]] = {

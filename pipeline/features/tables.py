@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import TableError
-from pipeline.features.cells import MISSING, READERS
+from pipeline.features.cells import BOOLS, MISSING, READERS
 from pipeline.features.operations import number_text
 from pipeline.features.times import to_text
 from pipeline.job.check import compile_keys
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _EXACT_BITS = {2: 11, 4: 24}
 """Bits of the whole numbers that a float of so many bytes holds with all digits; one of eight has 53."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_BOOLS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 _SUFFIXES = (".csv", ".parquet")
 
 
@@ -248,6 +247,7 @@ def _column_of(cells: Sequence[Any], kind: CellKind, index: pd.Index) -> pd.Seri
             values.append(read(cell) if isinstance(cell, str) else None)
         except ValueError:
             values.append(cell)
+            kind = "string"  # of a column of numbers, pandas would make its own of a text such as `1_0`
     dtypes = {"float": "float64", "int": "int64" if None not in values else "Int64", "bool": "boolean"}
     try:
         return pd.Series(values, index, dtype=dtypes.get(kind, "object"))
@@ -311,7 +311,7 @@ def _values(series: pd.Series, kind: FieldType, where: str) -> list[Any]:
         _check_digits(series, where)
         return list(map(_as_int, values))
     if kind.type == "bool":
-        return [_BOOLS.get(str(value).lower(), value) for value in values]
+        return [BOOLS.get(str(value).lower(), value) for value in values]
     return values
 
 
@@ -345,7 +345,7 @@ def _field_value(kind: FieldType) -> Callable[[Any], Any]:
             return _text(value)
         if kind.type == "int":
             return _as_int(value)
-        return _BOOLS.get(str(value).lower(), value) if kind.type == "bool" else value
+        return BOOLS.get(str(value).lower(), value) if kind.type == "bool" else value
 
     return made
 

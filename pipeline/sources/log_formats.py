@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -11,9 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from pipeline.features.cells import READERS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from pipeline.features.cells import CellKind
     from pipeline.job.plugs.logfile_source import LogfileSourceSettings
 
 _BOM = b"\xef\xbb\xbf"
@@ -67,10 +69,10 @@ class Csv(LogFormat):
 
     quoted = True
 
-    def __init__(self, columns: Sequence[str], delimiter: str, types: Mapping[str, str]) -> None:
+    def __init__(self, columns: Sequence[str], delimiter: str, types: Mapping[str, CellKind]) -> None:
         self._columns = columns
         self._delimiter = delimiter
-        self._converters = [_CONVERTERS[types.get(name, "string")] for name in columns]
+        self._converters = [READERS[types.get(name, "string")] for name in columns]
 
     def parse(self, raw: bytes) -> Parsed:
         """See `LogFormat.parse`."""
@@ -87,10 +89,10 @@ class Csv(LogFormat):
 class Expression(LogFormat):
     """What a regular expression names. It must match the whole line; groups that took no part are null."""
 
-    def __init__(self, pattern: str, types: Mapping[str, str]) -> None:
+    def __init__(self, pattern: str, types: Mapping[str, CellKind]) -> None:
         self._match = re.compile(pattern).fullmatch
         names = re.compile(pattern).groupindex
-        self._converters = [(name, _CONVERTERS[types.get(name, "string")]) for name in names]
+        self._converters = [(name, READERS[types[name]] if name in types else str) for name in names]
 
     def parse(self, raw: bytes) -> Parsed:
         """See `LogFormat.parse`."""
@@ -280,38 +282,3 @@ def _converted(name: str, convert: Callable[[str], Any], value: str) -> Any:
         return convert(value)
     except ValueError:
         raise ValueError(f"`{name}`: {value[:100]!r} is not of its type.") from None
-
-
-_NUMBER = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?").fullmatch  # Python takes more: `1_000`, other digits
-
-
-def _int(value: str) -> int | None:
-    if not value:
-        return None
-    if _NUMBER(value) is None:
-        raise ValueError
-    return int(value)
-
-
-def _float(value: str) -> float | None:
-    if not value:
-        return None
-    if _NUMBER(value) is None:
-        raise ValueError
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError  # JSON has none
-    return number
-
-
-_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False, "": None}
-
-
-def _bool(value: str) -> bool | None:
-    try:
-        return _BOOLEANS[value.lower()]
-    except KeyError:
-        raise ValueError from None
-
-
-_CONVERTERS: dict[str, Callable[[str], Any]] = {"string": str, "int": _int, "float": _float, "bool": _bool}

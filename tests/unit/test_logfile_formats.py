@@ -76,9 +76,10 @@ def test_csv_has_quotes_types_and_nulls():
     types = {"n": "int", "x": "float", "ok": "bool"}
     found = parse(b'7,,yes,"a ""b"",\r\nc"', b"n,x,ok,text", format="csv", types=types)
     assert found == {"n": 7, "x": None, "ok": True, "text": 'a "b",\r\nc'}
+    assert parse(b',NA,,""', b"n,x,ok,text", format="csv", types=types) == dict.fromkeys(["n", "x", "ok", "text"])
 
 
-@pytest.mark.parametrize("raw", [b"1", b"1,2,3", b"x,1", b"1_0,1", b"1,nan", b'1,"open', b"1,\xff"])
+@pytest.mark.parametrize("raw", [b"1", b"1,2,3", b"x,1", b"1_0,1", b"1,maybe", b'1,"open', b"1,\xff"])
 def test_what_is_no_csv_record_is_refused(raw):
     with pytest.raises(ValueError):
         parse(raw, b"n,x", format="csv", types={"n": "int", "x": "float"})
