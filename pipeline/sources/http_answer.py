@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.responses import Response
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
     from pipeline.sources.http_events import EventError, Taken
     from pipeline.sources.http_intake import Ticket
 
@@ -17,6 +21,9 @@ MAX_ERRORS = 100
 """Errors that an answer lists; all are counted."""
 MAX_PLACES = 100
 """Events of which an answer says what to wait for; of none if there are more."""
+
+REST_SECONDS, SILENT_SECONDS = 10.0, 1.0
+"""How long the rest of a body is read and thrown away that was refused: in all, and without anything of it coming."""
 
 
 class Answer:
@@ -55,7 +62,7 @@ class Answer:
 
     def failed(self, status: int, error: str) -> Response:
         """It was not all put, or nobody knows."""
-        return json_response(status, {"error": error, **self._value()}, {"Retry-After": "1", "Connection": "close"})
+        return refusal(status, {"error": error, **self._value()}, {"Retry-After": "1"})
 
     def _value(self) -> dict[str, Any]:
         value: dict[str, Any] = {"accepted": self._ticket.confirmed}
@@ -67,6 +74,30 @@ class Answer:
             value["refused"] = self.refused
             value["errors"] = [{"index": each.place, "error": each.error} for each in self._errors]
         return value
+
+
+class _Refusal(Response):
+    """An answer that ends the connection, perhaps before the whole body was read.
+
+    Many clients send all of a body before they read an answer, and a connection that is closed with something unread is
+    reset: they would never see it. So the rest is read and thrown away, for some seconds, before the connection ends.
+    """
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, read on, and be done."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REST_SECONDS):
+                while (await asyncio.wait_for(receive(), SILENT_SECONDS)).get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b""})
+
+
+def refusal(status: int, value: Any, headers: dict[str, str]) -> Response:
+    """An answer in JSON to a request of which nothing more is taken."""
+    headers = {**headers, "Connection": "close"}
+    return _Refusal(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
 def json_response(status: int, value: Any, headers: dict[str, str] | None = None) -> Response:

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from pipeline.errors import BackPressureError, EventRejectedError, GridError
 from pipeline.job.types import seconds_of
-from pipeline.sources.http_answer import MAX_PLACES, Answer, json_response
+from pipeline.sources.http_answer import MAX_PLACES, Answer, json_response, refusal
 from pipeline.sources.http_events import (
     MAX_KEY,
     SLICE,
@@ -333,10 +333,8 @@ def _later(status: int, message: str) -> HTTPException:
 async def _http_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    headers = dict(error.headers or {})
-    if error.status_code in (408, 413, 429):
-        headers["Connection"] = "close"  # there may be more of the body, which nobody will read
-    return json_response(error.status_code, {"error": error.detail}, headers)
+    answer = refusal if error.status_code in (408, 413, 429) else json_response  # there may be more of the body
+    return answer(error.status_code, {"error": error.detail}, dict(error.headers or {}))
 
 
 async def _failure(_request: Request, error: Exception) -> Response:

@@ -164,6 +164,17 @@ async def test_a_source_that_nobody_reads_again_does_not_say_so(monkeypatch, cap
     assert "read again" not in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
+async def test_who_sends_all_before_it_reads_is_told_why_it_was_refused(kind):
+    lines = b'{"text":"%s"}\n' % (b"x" * 100_000) * 500
+    async with StubCluster() as cluster:
+        (member,) = cluster.members
+        member.measure(95 << 20, 100 << 20, collections=2)
+        async with listening(cluster, patience="1s") as source, client(source) as http:
+            answer = await http.post(f"/events/{EVENTS}", content=lines, headers={"content-type": kind})
+            assert answer.status_code == (413 if kind == "application/json" else 429), answer.text
+
+
 @pytest.mark.parametrize("results", ["results.x", "scores"])
 async def test_all_who_wait_for_a_result_share_one_reader(results):
     """The second map has no journal."""
