@@ -3,8 +3,10 @@
 import asyncio
 import json
 
+import httpx
 import pytest
 import scoring
+from http_serving import serving
 
 from pipeline.client import connect
 from pipeline.grid.heap import STOP, look_at_heaps
@@ -44,3 +46,46 @@ async def test_a_heap_that_is_nearly_full_stops_producers_and_nobody_dies(small_
         assert said[-1] is None
         assert small_member.alive == [True]
         assert await (await client.grid.map(f"events.{unique}")).size() == 170
+
+
+async def test_senders_at_full_speed_are_told_of_the_heap_before_the_member_is_out_of_it(small_member, unique):
+    """One post and two producers, each of more than the heap, and none knows of the others."""
+    events, address = f"events.{unique}", {"members": small_member.addresses, "cluster_name": small_member.cluster_name}
+
+    async def lines():
+        for number in range(300):
+            yield TEXT[:-1] + b',"id":"k%d"}\n' % number
+
+    async with connect(**address) as client, connect(**address) as one, connect(**address) as other:
+        said = []
+        putting = [
+            asyncio.create_task(
+                each.producer(f"lookups.{unique}", on_wait=said.append).put(
+                    (f"{place}-{number}", TEXT) for number in range(300)
+                )
+            )
+            for place, each in enumerate((one, other))
+        ]
+        async with (
+            serving(client.grid, to=events, key=("id",), patience="5s", max_event=2 << 20) as source,
+            httpx.AsyncClient(base_url=source.address, timeout=120) as http,
+        ):
+            answer = await http.post(
+                f"/events/{events}", content=lines(), headers={"content-type": "application/x-ndjson"}
+            )
+            assert answer.status_code == 429, answer.text
+            assert "waiting for memory: member" in answer.json()["error"]
+            assert 0 < answer.json()["accepted"] <= await source.size(events) < 300
+            await scoring.until(lambda: any("nothing is put" in str(each) for each in said), seconds=60)
+            assert not any(each.done() for each in putting)
+            assert small_member.alive == [True]
+            for each in putting:
+                each.cancel()
+            await asyncio.gather(*putting, return_exceptions=True)
+            for name in (events, f"lookups.{unique}"):
+                await (await client.grid.map(name)).destroy()
+
+            async def taken():
+                return (await http.post(f"/events/{events}", json={"id": "small"})).status_code == 202
+
+            await scoring.until(taken, seconds=90)
