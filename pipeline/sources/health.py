@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.grid.heap import HEAP_ADVICE, MEASURE_ADVICE
 from pipeline.sources.status import FAILED
 from pipeline.texts import count_text
 from pipeline.worker.health import Finding, Level
@@ -40,7 +41,7 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
         )
         found.append(Finding(Level.PROBLEM, "paused", f"It reads nothing. Paused: {now.waiting}.", advice))
     elif states == {"waiting"}:
-        advice = "Nothing is lost: it goes on when the events before have been scored. More workers would help."
+        advice = f"Nothing is lost: {_outlook(now.waiting)}"
         found.append(Finding(Level.NOTE, "waiting", f"It waits for room: {now.waiting}.", advice))
     if now.dead_letters:
         text = f"{count_text(now.dead_letters, 'dead letter')}: what it read and is no event."
@@ -48,3 +49,11 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
             Finding(Level.NOTE, "dead_letters", text, f"`gridscore dead-letters list {now.name}` says why each is.")
         )
     return sorted(found, key=lambda finding: finding.level is Level.NOTE)
+
+
+def _outlook(waiting: str) -> str:
+    if waiting.startswith("waiting for job"):
+        return "it goes on when the events before have been scored. More workers would help."
+    if waiting.startswith("waiting for member"):
+        return f"it goes on with the next measurement. {MEASURE_ADVICE}"
+    return f"it goes on when the member has room. {HEAP_ADVICE}"

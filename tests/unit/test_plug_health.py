@@ -5,12 +5,14 @@ from test_health import position, status
 from pipeline.cli.jobs import _print_plugs
 from pipeline.cli.status import _show, _sink_lines, _source_lines
 from pipeline.flow import Flow, History, to_json
+from pipeline.grid.heap import MemberHeap
 from pipeline.sinks.health import SinkLook, examine_sink
 from pipeline.sinks.records import SinkRecord
 from pipeline.sinks.status import SinkProcess, SinkStatus
 from pipeline.sources.health import examine_source
 from pipeline.sources.status import SourceRecord, SourceStatus
 from pipeline.worker.health import Level
+from pipeline.worker.room import WaitingForJob, WaitingForMemory
 from pipeline.worker.status import Overview
 
 
@@ -80,6 +82,17 @@ def test_a_source_that_waits_for_room_is_worth_a_word():
     assert codes(examine_source([waits, waits])) == []
     assert codes(examine_source([waits, waits]), Level.NOTE) == ["waiting", "dead_letters"]
     assert codes(examine_source([waits, source()]), Level.NOTE) == []
+
+
+def test_a_source_that_waits_is_advised_by_what_it_waits_for():
+    heap = WaitingForMemory(map_name="m", seconds=3.0, heap=MemberHeap("a:1", 95 << 20, 100 << 20), stops=True)
+    place = {"partition": 1, "unread": 9, "capacity": 9, "owned": True, "partitions": 1}
+    job = WaitingForJob(map_name="m", job="j", seconds=1.0, state="RUNNING", **place)
+    for reason, scored in ((heap, False), (job, True)):
+        (finding,) = examine_source([source(state="waiting", waiting=str(reason))])
+        assert finding.text == f"It waits for room: {reason}."
+        assert ("have been scored. More workers would help." in finding.advice) == scored
+        assert ("Remove entries" in finding.advice) == (not scored)
 
 
 def test_a_sink_that_failed_says_why():
