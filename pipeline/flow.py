@@ -217,6 +217,8 @@ def _examine_heaps(looks: Sequence[Sequence[MemberHeap]]) -> list[Finding]:
         lowest = min(seen, key=lambda each: each.share, default=now)
         if lowest.share >= SLOW:
             level, what = Level.NOTE, "garbage included: producers are slowed down until it is collected"
+            if lowest.share >= STOP:
+                what = f"{what}, and put nothing if it is as full then"
             if lowest.share >= STOP and seen[0].collections != seen[-1].collections:
                 level, what = Level.PROBLEM, "after garbage collection: producers and sources stop before it runs out"
             text = str(lowest)

@@ -40,6 +40,10 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
             f"`gridscore dead-letters list {now.name}` says why each is, `purge` or `replay` makes room."
         )
         found.append(Finding(Level.PROBLEM, "paused", f"It reads nothing. Paused: {now.waiting}.", advice))
+    elif states == {"waiting"} and all(look.waiting.startswith("waiting for memory") for look in looks):
+        # Only a collection that has left the heap as full makes it wait so.
+        advice = f"Nothing is lost: it goes on when the member has room. {HEAP_ADVICE}"
+        found.append(Finding(Level.PROBLEM, "heap", f"It puts nothing: {now.waiting}.", advice))
     elif states == {"waiting"}:
         advice = f"Nothing is lost: {_outlook(now.waiting)}"
         found.append(Finding(Level.NOTE, "waiting", f"It waits for room: {now.waiting}.", advice))

@@ -84,15 +84,17 @@ def test_a_source_that_waits_for_room_is_worth_a_word():
     assert codes(examine_source([waits, source()]), Level.NOTE) == []
 
 
-def test_a_source_that_waits_is_advised_by_what_it_waits_for():
+def test_a_source_that_waits_is_judged_and_advised_by_what_it_waits_for():
     heap = WaitingForMemory(map_name="m", seconds=3.0, heap=MemberHeap("a:1", 95 << 20, 100 << 20), stops=True)
     place = {"partition": 1, "unread": 9, "capacity": 9, "owned": True, "partitions": 1}
     job = WaitingForJob(map_name="m", job="j", seconds=1.0, state="RUNNING", **place)
     for reason, scored in ((heap, False), (job, True)):
         (finding,) = examine_source([source(state="waiting", waiting=str(reason))])
-        assert finding.text == f"It waits for room: {reason}."
+        assert str(reason) in finding.text
+        assert finding.level is (Level.NOTE if scored else Level.PROBLEM)
         assert ("have been scored. More workers would help." in finding.advice) == scored
         assert ("Remove entries" in finding.advice) == (not scored)
+        assert codes(examine_source([source(state="waiting", waiting=str(reason)), source()])) == []
 
 
 def test_a_sink_that_failed_says_why():
