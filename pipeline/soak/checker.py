@@ -253,12 +253,14 @@ class _Check:
         doubled = _Causes(evidence, self._most).doubles(self.verdict)
         self._doubled_notices(doubled)
         self._takeovers()
-        unjudged = {
-            "events of unknown fate": len(evidence.doubt),
-            "replaced events whose writes are not known": self.verdict.replaced_unseen,
-            "writes that the record lacks": self.verdict.gaps,
-        }
-        self.verdict.unjudged |= {what: count for what, count in unjudged.items() if count}
+        self._cannot("events of unknown fate", len(evidence.doubt))
+        self._cannot("replaced events whose writes are not known", self.verdict.replaced_unseen)
+        self._cannot("writes that the record lacks", evidence.gaps)
+
+    def _cannot(self, what: str, count: int = 1) -> None:
+        """Note what cannot be judged."""
+        if count:
+            self.verdict.unjudged[what] = self.verdict.unjudged.get(what, 0) + count
 
     def _lost(self) -> None:
         verdict, evidence = self.verdict, self._evidence
@@ -365,7 +367,8 @@ class _Check:
                 verdict.takeover_ms[incident.number] = longest
             never = any(_pid(mark.owner) == incident.pid for mark in owned.values())
             if longest is None and not never:
-                continue  # it held nothing
+                self._cannot("takeovers of a worker that held nothing")
+                continue
             # Who is to take over must be well, and have been so for long enough to know who holds what.
             begin, end = incident.at - round(self._lease * 1000), incident.at + most
             others = [
@@ -374,8 +377,7 @@ class _Check:
                 if each is not incident and each.kind in UNORDERLY and each.at <= end and each.until >= begin
             ]
             if others or end > last:
-                what = "takeovers beside another fault, or at the end"
-                verdict.unjudged[what] = verdict.unjudged.get(what, 0) + 1
+                self._cannot("takeovers beside another fault, or at the end")
             elif never:
                 verdict.slow.add(f"fault {incident.number}: partitions that nobody took")
             elif longest is not None and longest > most:

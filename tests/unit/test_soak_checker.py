@@ -329,6 +329,11 @@ def test_a_takeover_that_took_too_long_is_a_problem(ran):
     assert verdict.problems == ["1 killed workers had their partitions taken over too late."]
 
 
+def test_a_worker_that_held_nothing_when_it_was_killed_shows_nothing_and_that_is_said(ran):
+    ran.incidents.append(Incident(0, "worker-kill", 60_600, 61_600, worker=1, pid=LEFT))
+    assert ran.check().unjudged == {"takeovers of a worker that held nothing": 1}
+
+
 def test_partitions_that_nobody_took_are_a_problem(ran):
     killed(ran)
     del ran.marks[-1]
