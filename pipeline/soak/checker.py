@@ -11,7 +11,8 @@ Judged are:
    or one in the map that is not that of the event that is in the event map.
 3. *Late*: a write by an owner whose time was over. In a partition's journal, epochs never go down; nor is there a lower
    epoch behind a position at which the journal ended when a lease record was known to have a higher one.
-4. *Slow*: a killed worker's partitions that were taken over too late, if nothing else happened at that time.
+4. *Slow*: a killed worker's partitions that were taken over too late, if no member had a fault at that time. Another
+   worker's fault allows as much time again: it may have been about to take over.
 5. *Double*: an event of one sequence written twice. Each has a cause. Whoever leaves in order, or gives partitions to
    others, causes none; one who is killed, cut off or paused, at most what was under way: what stood in the journal
    before the next owner had its lease was there to be seen. What a member took with it is written again.
@@ -44,6 +45,9 @@ _UNDER_WAY_MS = 1_000
 
 _AFTERMATH_MS = 30_000
 """How long after a member is back something may still be a consequence: its partitions move back to it."""
+
+_BACK_MS = 10_000
+"""How long after a member is back it is busy with its partitions, more than with what workers ask for."""
 
 _LOOK_MS = 3_000
 """How long before it is written an event may have been looked for among the results that stand."""
@@ -348,7 +352,7 @@ class _Check:
 
     def _takeovers(self) -> None:
         """How long it took until the last partition of a killed worker had another owner."""
-        marks, verdict, most = self._evidence.marks, self.verdict, self._most
+        marks, verdict = self._evidence.marks, self.verdict
         last = max((each.at for each in self._evidence.ledger), default=0)
         for incident in self._evidence.incidents:
             if incident.kind not in ("worker-kill", "crash"):
@@ -369,19 +373,31 @@ class _Check:
             if longest is None and not never:
                 self._cannot("takeovers of a worker that held nothing")
                 continue
-            # Who is to take over must be well, and have been so for long enough to know who holds what.
-            begin, end = incident.at - round(self._lease * 1000), incident.at + most
-            others = [
-                each
-                for each in self._evidence.incidents
-                if each is not incident and each.kind in UNORDERLY and each.at <= end and each.until >= begin
-            ]
-            if others or end > last:
-                self._cannot("takeovers beside another fault, or at the end")
+            most, beside = self._patience(incident)
+            if incident.at + most > last or any(each.worker is None for each in beside):
+                self._cannot("takeovers beside a fault of a member, or at the end")
             elif never:
                 verdict.slow.add(f"fault {incident.number}: partitions that nobody took")
             elif longest is not None and longest > most:
                 verdict.slow.add(f"fault {incident.number}: {longest / 1000:.1f} s, {most / 1000:.0f} s at most may be")
+
+    def _patience(self, incident: Incident) -> tuple[int, list[Incident]]:
+        """How long a takeover may take, and the faults beside it: whoever is about to take over may be hit as well."""
+        most = self._most
+        while True:
+            # A member that is back is still given its partitions; a worker that is well is well.
+            beside = [
+                each
+                for each in self._evidence.incidents
+                if each is not incident
+                and each.kind in UNORDERLY
+                and each.at <= incident.at + most
+                and each.until >= incident.at - (_BACK_MS if each.kind == "member-kill" else 0)
+            ]
+            enough = self._most + len(beside) * round((self._lease + TAKEOVER_SECONDS) * 1000)
+            if enough <= most:
+                return most, beside
+            most = enough
 
 
 class _Causes:

@@ -340,10 +340,21 @@ def test_partitions_that_nobody_took_are_a_problem(ran):
     assert ran.check().slow.examples == ["fault 0: partitions that nobody took"]
 
 
-def test_a_takeover_beside_another_fault_is_not_judged_and_that_is_said(ran):
-    killed(ran)
-    ran.marks = [(at + 9_001 if rest[1] == 2 else at, *rest) for at, *rest in ran.marks]
-    ran.incidents.append(Incident(1, "member-kill", 63_000, 70_000, member=1))
+def taken_after(ran, seconds):
+    killed(ran, at=50_600)
+    ran.marks = [(50_600 + seconds * 1000 if rest[1] == 2 else at, *rest) for at, *rest in ran.marks]
+
+
+def test_a_takeover_beside_a_members_fault_is_not_judged_and_that_is_said(ran):
+    taken_after(ran, 14)
+    ran.incidents.append(Incident(1, "member-kill", 53_000, 60_000, member=1))
     verdict = ran.check()
     assert verdict.is_good
-    assert verdict.unjudged == {"takeovers beside another fault, or at the end": 1}
+    assert verdict.unjudged == {"takeovers beside a fault of a member, or at the end": 1}
+
+
+@pytest.mark.parametrize(("seconds", "slow"), [(22, 0), (24, 1)])
+def test_a_takeover_may_take_as_long_again_if_another_worker_had_a_fault(ran, seconds, slow):
+    taken_after(ran, seconds)
+    ran.incidents.append(Incident(1, "pause", 53_000, 60_000, worker=2, pid=LEFT))
+    assert ran.check().slow.count == slow
