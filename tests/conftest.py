@@ -13,6 +13,9 @@ from pipeline.errors import MemberError
 from pipeline.grid.member import Cluster
 from pipeline.grid.settings import GridSettings
 
+# Members and brokers of tests live for seconds: what the second compiler of their JVMs costs comes back much later.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
 # A shell starts `make test &` with SIGINT ignored, and `nohup` ignores SIGHUP. Children inherit that and would never
 # end by Ctrl-C; a handler, which does nothing either, is not inherited.
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
