@@ -37,6 +37,7 @@ class Answer:
         self._errors: list[EventError] = []
         self.seen = self.refused = 0
         self.single = False
+        self.is_read = False  # the whole body
 
     def add(self, taken: Taken) -> None:
         """Events of the request have been read."""
@@ -62,7 +63,8 @@ class Answer:
 
     def failed(self, status: int, error: str) -> Response:
         """It was not all put, or nobody knows."""
-        return refusal(status, {"error": error, **self._value()}, {"Retry-After": "1"})
+        answer = json_response if self.is_read else refusal
+        return answer(status, {"error": error, **self._value()}, {"Retry-After": "1", "Connection": "close"})
 
     def _value(self) -> dict[str, Any]:
         value: dict[str, Any] = {"accepted": self._ticket.confirmed}

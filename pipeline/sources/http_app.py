@@ -137,6 +137,7 @@ class EventsApp:
                 await self._take_lines(request, ticket, answer, prefix)
             else:
                 await self._take_body(request, ticket, answer, prefix, text=content_type in _TEXT)
+            answer.is_read = True
             await intake.confirmed(ticket)
             if answer.placed:
                 answer.after = await self._results.places(map_name, answer.placed)

@@ -5,12 +5,12 @@ import functools
 import logging
 
 import pytest
-from http_listening import EVENTS, client, listening
+from http_listening import EVENTS, client, connected, listening
 
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job import Jobs, parse_job
 from pipeline.producer import Producer
-from pipeline.sources import http_app, http_health, runner
+from pipeline.sources import http_answer, http_app, http_health, runner
 from pipeline.testing import Fault, StubCluster
 
 FULL = "events.full"
@@ -173,6 +173,18 @@ async def test_who_sends_all_before_it_reads_is_told_why_it_was_refused(kind):
         async with listening(cluster, patience="1s") as source, client(source) as http:
             answer = await http.post(f"/events/{EVENTS}", content=lines, headers={"content-type": kind})
             assert answer.status_code == (413 if kind == "application/json" else 429), answer.text
+
+
+async def test_a_refusal_ends_the_connection_at_once_where_nothing_is_left_to_read(monkeypatch):
+    monkeypatch.setattr(http_answer, "SILENT_SECONDS", 60.0)
+    monkeypatch.setattr(http_answer, "REST_SECONDS", 60.0)
+    async with StubCluster(partitions=1) as cluster:
+        await fill(cluster)
+        async with listening(cluster, to=FULL, patience="1s") as source, connected(source) as (reader, writer):
+            writer.write(b"POST /events/events.full HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+            writer.write(b"content-length: 2\r\n\r\n{}")
+            async with asyncio.timeout(30):
+                assert (await reader.read()).startswith(b"HTTP/1.1 429 ")
 
 
 @pytest.mark.parametrize("results", ["results.x", "scores"])
