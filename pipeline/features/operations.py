@@ -140,8 +140,8 @@ def _number(column: Strings) -> Any:
 
 def parse_number(text: str | None) -> float:
     """The number that a text is; NaN if it is not a number."""
-    # Python reads `1_000` and the digits of all scripts as numbers; nobody else does.
-    if text is None or len(text) > 64 or "_" in text or not text.isascii():
+    # Python reads `1_000`, `inf` and the digits of all scripts as numbers; nobody else does.
+    if text is None or len(text) > 64 or "_" in text or not text.isascii() or text.rstrip()[-1:].isalpha():
         return math.nan
     try:
         return float(text)
