@@ -17,6 +17,7 @@ from pipeline.errors import ClusterReplacedError, ConnectionFailedError, GridErr
 from pipeline.grid import transport
 from pipeline.grid.heap import HeapWatch
 from pipeline.grid.records import BadRecords
+from pipeline.grid.watches import Watched, Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -44,6 +45,7 @@ class Grid:
         clock: Monotonic seconds, by which leases are timed; a stub of a cluster may have a clock of its own.
         bad_records: What was met in control maps and is no record.
         heaps: How much more may be put before a member is out of memory.
+        watches: Who hears of changes of control maps.
     """
 
     def __init__(self, client: HazelcastClient, settings: GridSettings) -> None:
@@ -58,6 +60,8 @@ class Grid:
         self.heaps = HeapWatch(self)
         self._maps: dict[str, Any] = {}
         self._on_reconnect: list[Callable[[], None]] = []
+        self.watches = Watches(self)
+        self.watched: dict[str, Watched[Any]] = {}  # by map
         self._on_member_change: list[Callable[[], None]] = []
         self._was_disconnected = False
         self._closing = False

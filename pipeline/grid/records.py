@@ -272,20 +272,14 @@ class Records:
     async def watch(self, callback: Callable[[], None], *, updates: bool = True) -> Callable[[], Any]:
         """Call back after any change, by an entry listener; returns a coroutine function that ends it.
 
-        Listeners may miss changes while the connection is down: look at the records from time to time, too.
+        Listeners may miss changes while the connection is down: so it calls back after a reconnect, too. Look at the
+        records from time to time all the same.
 
         Args:
             callback: What to call.
             updates: Also when a record has changed, not only when one has come or gone.
         """
-        proxy = await self._map()
-        registration = await transport.listen(proxy, callback, updates=updates)
-
-        async def stop() -> None:
-            if self._grid.is_running:
-                await proxy.remove_entry_listener(registration)
-
-        return stop
+        return await self._grid.watches.add(await self._map(), callback, updates=updates)
 
     async def _read(self, parse: Callable[[Record], _T]) -> tuple[dict[str, _T], list[BadRecord]]:
         good, bad = {}, []

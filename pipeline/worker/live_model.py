@@ -15,6 +15,7 @@ from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridscoreError, ModelError
 from pipeline.features import FeaturePlan
+from pipeline.grid.watches import NET_SECONDS
 from pipeline.job import Jobs
 from pipeline.models import LoadedModel, Registry, check_fit
 from pipeline.models.fit import fit_warnings
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-"""How often the registry is looked at even if no change was announced: a promotion is live within a second."""
+"""First pause between two attempts to load a model. A promotion is announced, and live within a second."""
 
 _RETRY_SECONDS = 10.0
 
@@ -102,7 +103,8 @@ class LiveModel:
         told = ""
         while True:
             try:
-                async with asyncio.timeout(POLL_SECONDS):
+                soon = told or self._stats.model_error or self._release is not None
+                async with asyncio.timeout(POLL_SECONDS if soon else NET_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
                 pass

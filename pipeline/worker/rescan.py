@@ -23,6 +23,7 @@ from pipeline.errors import GridError
 from pipeline.grid.copies import payload
 from pipeline.grid.journal import Journal, Page
 from pipeline.grid.records import Count, Records, Word, partition_in
+from pipeline.grid.watches import Watched
 from pipeline.worker.missing import Event, rejection_of_raw, rejections, still_without_result, without_result
 from pipeline.worker.offsets import NotNowError
 
@@ -113,6 +114,19 @@ async def pending(grid: Grid, group: str) -> dict[int, Record]:
     return {partition: found.record for partition, found in requests_of(group, await all_requests(grid)).items()}
 
 
+async def watched(grid: Grid, group: str) -> dict[int, Record]:
+    """The same, read once for all groups of a process, and only if a request has come or gone.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    count = grid.partition_count
+    there = grid.watched.get(RESCANS_MAP)
+    if there is None:
+        there = grid.watched[RESCANS_MAP] = Watched(grid, RESCANS_MAP, lambda record: request_of(record, count))
+    return {partition: found.record for partition, found in requests_of(group, await there.read()).items()}
+
+
 def requests_of(group: str, requests: Mapping[str, Request]) -> dict[int, Request]:
     """The requests for a group among those for all, by partition."""
     found = {}
@@ -155,7 +169,7 @@ class Rescanner:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
-                requests = await pending(self._grid, self._name)
+                requests = await watched(self._grid, self._name)
                 self._stats.rescans = sum(1 for partition in requests if partition in self._group.held)
                 for partition, record in requests.items():
                     if partition in self._group.held:
