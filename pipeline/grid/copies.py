@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _LOAD_BATCH = 4_096
 _LOAD_CONCURRENCY = 16
+_SPREAD_SECONDS = 10.0
 _JSON, _STRING = -130, -11
 
 
@@ -111,13 +113,17 @@ class LiveCopy:
             clear_all_func=self._all_gone,
             evict_all_func=self._all_gone,
         )
-        self._stop_watching = self._grid.on_reconnect(self._doubt.set)
+        self._stop_watching = self._grid.on_reconnect(self._reconnected)
         try:
             await self._load()
         except BaseException:
             await self.close()
             raise
         self._task = asyncio.create_task(self._follow(), name=f"copy of {self.map_name}")
+
+    def _reconnected(self) -> None:
+        """Load it again, but not at the same moment as all other processes that a member has come back to."""
+        asyncio.get_running_loop().call_later(random.uniform(0, _SPREAD_SECONDS), self._doubt.set)  # noqa: S311
 
     async def close(self) -> None:
         """Stop following the map."""

@@ -28,7 +28,7 @@ from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
 from pipeline.errors import GridError, first_of
 from pipeline.features import LookupTable
 from pipeline.grid.capacity import journal_capacity
-from pipeline.grid.copies import Fetcher, LiveCopy
+from pipeline.grid.copies import Fetcher
 from pipeline.grid.writer import MapWriter
 from pipeline.worker.audit import audit_on_schedule
 from pipeline.worker.dead_letters import letter
@@ -36,6 +36,7 @@ from pipeline.worker.group import Group
 from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.letter_writer import LetterWriter, Limits
 from pipeline.worker.live_model import LiveModel
+from pipeline.worker.lookups import Lookups
 from pipeline.worker.offsets import Write
 from pipeline.worker.preparation import prepare
 from pipeline.worker.rescan import MissingResults, Rescanner
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from pipeline.job import JobRecord
     from pipeline.worker.dead_letters import Rejected
     from pipeline.worker.leases import Lease
+    from pipeline.worker.lookups import SharedCopy
     from pipeline.worker.members import Members
     from pipeline.worker.scorer import PartitionBatch, ScoredBatch
 
@@ -89,6 +91,7 @@ class JobRunner:
         joined: Called once, when the job could be scored for: this worker takes part in the group from then on.
         started: Called once, when the first partitions are held.
         lease_seconds: How long partitions of a killed worker wait for a new owner.
+        lookups: Copies of lookup maps that jobs of the process share; its own if None.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class JobRunner:
         joined: Callable[[], Any] = lambda: None,
         started: Callable[[], Any] = lambda: None,
         lease_seconds: float = LEASE_SECONDS,
+        lookups: Lookups | None = None,
     ) -> None:
         job = record.job
         self._grid = grid
@@ -112,11 +116,12 @@ class JobRunner:
         self.is_scoring = False
         subscriber = _Scoring(grid, record, self.stats)
         self.group = Group(grid, subscription_of(record), subscriber, members, self.stats, seconds=lease_seconds)
-        self._tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
-        self._copies = {
-            name: LiveCopy(grid, lookup.map, self._tables[name], max_entries=lookup.max_entries)
+        self._lookups = lookups or Lookups(grid)
+        self._copies = {n: self._lookups.of(lookup) for n, lookup in job.lookups.items() if lookup.mode == "copy"}
+        self._started_copies: list[SharedCopy] = []
+        self._tables = {
+            name: self._copies[name].table if name in self._copies else LookupTable(lookup)
             for name, lookup in job.lookups.items()
-            if lookup.mode == "copy"
         }
         fetchers = {n: Fetcher(grid, lookup.map) for n, lookup in job.lookups.items() if lookup.mode == "fetch"}
         self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats)
@@ -162,7 +167,8 @@ class JobRunner:
         await self.group.reader.bounds(0)  # a map without a journal is best found at once
         await self._results.prepare()
         for copy in self._copies.values():
-            await copy.start()
+            self._started_copies.append(copy)
+            await self._lookups.start(copy)
         await self._model.start()
         self.has_joined = True
         self._joined()
@@ -186,8 +192,8 @@ class JobRunner:
             # A cluster that is gone must not keep us.
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._model.close()
-                for copy in self._copies.values():
-                    await copy.close()
+                while self._started_copies:
+                    await self._lookups.close(self._started_copies.pop())
         except (HazelcastError, TimeoutError) as error:
             _log.warning("%s: not everything could be closed: %s", self._job.name, error or "no answer")
 
@@ -337,13 +343,13 @@ class JobRunner:
             self.stats.copies = {
                 name: {
                     "entries": len(self._tables[name]),
-                    "age": round(copy.age, 1),
-                    "loads": copy.loads,
+                    "age": round(shared.copy.age, 1),
+                    "loads": shared.copy.loads,
                     "bad": self._tables[name].bad,
                     "error": self._tables[name].last_error[:MOST_SHOWN] if self._tables[name].bad else "",
                     "missed": self._model.active.plan.missed[name],
                 }
-                for name, copy in self._copies.items()
+                for name, shared in self._copies.items()
             }
             await asyncio.sleep(_STATS_SECONDS)
 
