@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import zlib
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ MAX_FOUND_ON_SCHEDULE = 100_000
 """The same for audits that run beside the scoring."""
 
 _LOOK_SECONDS = 0.5
-_SCHEDULE_SECONDS = 30.0
+_SCHEDULE_SECONDS = 60.0
 _CHUNK = 1_000
 _EXAMPLES = 10
 _AT_ONCE = 8
@@ -305,7 +306,7 @@ async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
     """Audit a job as often as it says, in whichever worker of its group is first; returns if it says never.
 
     Who begins notes it in `gridscore.audits` by compare-and-set, so that no other does. An audit whose worker dies is
-    not taken up again: the next one finds what it would have found. The first comes after a whole pause.
+    not taken up again: the next one finds what it would have found. The first comes after one to two whole pauses.
 
     Args:
         grid: The connection.
@@ -317,8 +318,11 @@ async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
         return
     records, clock = Records(grid, AUDITS_MAP), grid.clock
     seen: tuple[str, float] = ("", 0.0)
+    # Jobs that were submitted together are not audited together, nor do all workers look at once.
+    late, tick = pause * share_of(job.name), min(pause / 4, _SCHEDULE_SECONDS)
+    await asyncio.sleep(tick * share_of(job.name + worker))
     while True:
-        await asyncio.sleep(min(pause / 4, _SCHEDULE_SECONDS))
+        await asyncio.sleep(tick)
         try:
             record = await _schedule(records, job.name)
             if record is None:
@@ -328,7 +332,8 @@ async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
                 seen = (record.raw, clock())
             # Its time, by clocks of people; or, should a clock be wrong, by what we have seen ourselves.
             since = time.time() - record.value.get("began_at", 0) / 1000
-            if since < pause and clock() - seen[1] < pause:
+            wait = pause if "last_at" in record.value else pause + late
+            if since < wait and clock() - seen[1] < wait:
                 continue
             await records.replace(record, {**record.value, **_noted(worker)})
             outcome = await _outcome(grid, job)
@@ -338,6 +343,11 @@ async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
             continue  # another worker was first
         except (HazelcastError, GridError) as error:
             _log.warning("%s: the audit failed, trying again: %s", job.name, error)
+
+
+def share_of(name: str) -> float:
+    """A number from 0 to 1 that is always the same for a name, and another for each."""
+    return zlib.crc32(name.encode()) / 2**32
 
 
 class Noted(msgspec.Struct, frozen=True):
