@@ -30,9 +30,10 @@ from pipeline.worker import lease_records, rescan
 from pipeline.worker.audit import AUDITS_MAP, Noted
 from pipeline.worker.autoscale import AUTOSCALE_MAP, Decisions
 from pipeline.worker.lease_records import LEASES_MAP, NOBODY, LeaseRecord, lease_key
-from pipeline.worker.members import WORKERS_MAP
+from pipeline.worker.members import HEARTBEATS_MAP, HOLDINGS_MAP, WORKERS_MAP, Heartbeat, Holdings
 from pipeline.worker.names import POSITIONS_MAP, SINKS_MAP, SOURCES_MAP
 from pipeline.worker.rescan import RESCANS_MAP
+from pipeline.worker.sessions import SESSIONS_MAP
 from pipeline.worker.status import ACKNOWLEDGED_MAP, Acknowledgement, WorkerRecord
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ CONTROL_MAPS = (
     ControlMap(AUDITS_MAP, _kind(Noted), "the next audit of that job comes after a full pause.", False),
     ControlMap(ACKNOWLEDGED_MAP, _kind(Acknowledgement), "losses that were acknowledged are shown again.", False),
     ControlMap(AUTOSCALE_MAP, _kind(Decisions), "`autoscale --explain` begins anew.", False),
+    ControlMap(SESSIONS_MAP, lease_records.parse, "leases that hang on it run out, and are taken again.", False),
+    ControlMap(HEARTBEATS_MAP, _kind(Heartbeat), _BACK, False),
+    ControlMap(HOLDINGS_MAP, _kind(Holdings), "it comes back when its process takes or gives a partition.", False),
     ControlMap(WORKERS_MAP, _kind(WorkerRecord), _BACK, False),
     ControlMap(
         MODELS_MAP,

@@ -20,6 +20,7 @@ SECONDS = 300
 """For the tests of one mutant. One that makes them hang shows nothing."""
 
 FENCE = "tests/simulation/test_fence.py"
+SESSIONS = "tests/simulation/test_sessions.py"
 STORIES = "tests/simulation/test_stories.py"
 SINKS = "tests/simulation/test_sinks.py"
 OUTBOX = "tests/unit/test_outbox.py"
@@ -47,8 +48,8 @@ MUTANTS = [
     Mutant(
         "a lease is never looked at before a write",
         "worker/leases.py",
-        'return lease.renewed_at + self._fence.send if lease is not None else float("-inf")',
-        'return float("inf")',
+        'min(lease.session.renewed_at + self._send_seconds, lease.ends) if lease is not None else float("-inf")',
+        'float("inf")',
         (FENCE, "-k", "lease_ends"),
     ),
     Mutant(
@@ -61,8 +62,8 @@ MUTANTS = [
     Mutant(
         "no margin: results are sent until the lease ends",
         "worker/leases.py",
-        "lease.renewed_at + self._fence.send if",
-        "lease.renewed_at + self._fence.lease if",
+        "self._send_seconds = self.sessions.fence.send",
+        "self._send_seconds = self.sessions.fence.lease",
         (FENCE, "-k", "lease_ends"),
     ),
     Mutant(
@@ -94,10 +95,24 @@ MUTANTS = [
         (FENCE, "-k", "moves"),
     ),
     Mutant(
+        "a session that has run out is not closed before what hangs on it is taken",
+        "worker/leases.py",
+        "not await self.sessions.end(record.session)",
+        "not self.sessions.is_over(record.session)",
+        (SESSIONS, "-k", "renews_before"),
+    ),
+    Mutant(
+        "a lease of before in the same process is taken at once",
+        "worker/leases.py",
+        "self._let_go.get(partition) == sight.record.session",
+        "True",
+        (SESSIONS, "-k", "same_process"),
+    ),
+    Mutant(
         "a new owner has the epoch of the one before",
         "worker/leases.py",
-        "owner=self.worker, epoch=before + 1)",
-        "owner=self.worker, epoch=max(before, 1))",
+        "owner=self.worker, epoch=before + 1, session",
+        "owner=self.worker, epoch=max(before, 1), session",
         (STORIES, "-k", "died_are_taken"),
     ),
     Mutant(

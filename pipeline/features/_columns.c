@@ -1,10 +1,10 @@
 /* Decodes JSON events straight to cells, from which columns are made: no Python object an event.
 
 A text of the common shape is read here: an object with plain keys, and values whose meaning leaves no choice; what the
-schema does not name is passed over, whatever it holds. For anything else (escapes in keys, repeated keys, numbers at the
-edge of what a double holds, whatever is not JSON or breaks the schema) `decode` calls back, and msgspec says what the
-event is or why it is none. So nothing is accepted or refused here that msgspec would not, and the twin in `columns.py`,
-which asks msgspec for every event, gives the same cells.
+schema does not name is passed over, whatever it holds. For anything else (escapes in keys, times that are not in UTC,
+repeated keys, numbers at the edge of what a double holds, whatever is not JSON or breaks the schema) `decode` calls back,
+and msgspec says what the event is or why it is none. So nothing is accepted or refused here that msgspec would not, and
+the twin in `columns.py`, which asks msgspec for every event, gives the same cells.
 
 Texts are `bytes`, which end with a zero that is not counted: a reader that stops at every byte that it does not expect
 cannot run over the end. */
@@ -20,8 +20,7 @@ enum { FLOAT = 0, INT = 1, STRING = 2, BOOL = 3, TIME = 4, STAMP = 5 };         
 enum { ABSENT = 0, IS_NULL, IS_FALSE, IS_TRUE, IS_INT, IS_FLOAT, IS_TEXT, IS_MICROS, IS_OBJECT }; /* what a cell is */
 
 typedef union {
-    int64_t integer; /* IS_INT; IS_MICROS: 256 times the microseconds since 1970, and 128 more than the quarters of an hour
-                        by which the zone is ahead of UTC */
+    int64_t integer; /* IS_INT; IS_MICROS: microseconds since 1970 */
     double number;
     struct {
         uint32_t begin, length;
@@ -238,22 +237,14 @@ static inline const char *find_quote(const char *p, const char *end, int *ascii)
 
 static inline int two(const char *p) { return is_digit(p[0]) && is_digit(p[1]) ? (p[0] - '0') * 10 + p[1] - '0' : -1; }
 
-/* `2026-01-31T12:00:00.5+01:00` to what the cell of a time is; 0 if it is written otherwise, or is far away. */
-static int read_time(const char *p, size_t length, int64_t *time)
+/* `2026-01-31T12:00:00.5Z` to microseconds; 0 if it is written otherwise, has another zone, or is far away. */
+static int read_time(const char *p, size_t length, int64_t *micros)
 {
     static const unsigned char last[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    if (length < 20 || length > 40 || p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':')
+    size_t zone = length < 25 || memcmp(p + length - 6, "+00:00", 6) ? 1 : 6, stop = length - zone;
+    if (length < 20 || length > 40 || p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':' ||
+        (zone == 1 && p[length - 1] != 'Z'))
         return 0;
-    size_t stop = length - 1;
-    int quarters = 0;
-    if (p[stop] != 'Z') {
-        stop -= 5;
-        int hours = two(p + stop + 1), minutes = two(p + stop + 4);
-        if (stop < 19 || (p[stop] != '+' && p[stop] != '-') || p[stop + 3] != ':' || hours < 0 || hours > 23 ||
-            minutes < 0 || minutes > 45 || minutes % 15)
-            return 0;
-        quarters = (hours * 4 + minutes / 15) * (p[stop] == '-' ? -1 : 1);
-    }
     int century = two(p), year = two(p + 2), month = two(p + 5), day = two(p + 8);
     int hour = two(p + 11), minute = two(p + 14), second = two(p + 17);
     if (century < 0 || year < 0 || month < 1 || month > 12 || day < 1 || hour < 0 || hour > 23 || minute < 0 ||
@@ -280,8 +271,7 @@ static int read_time(const char *p, size_t length, int64_t *time)
     /* Days since 1970, with years that begin in March. */
     int y = year - (month <= 2), m = (month + 9) % 12;
     int64_t days = (int64_t)365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719468;
-    int64_t micros = ((days * 24 + hour) * 60 + minute) * 60000000 + second * 1000000 + fraction;
-    *time = (micros - quarters * (int64_t)900000000) * 256 + quarters + 128;
+    *micros = ((days * 24 + hour) * 60 + minute) * 60000000 + second * 1000000 + fraction;
     return 1;
 }
 
@@ -692,8 +682,6 @@ static PyObject *text_object(Field *field, const char *text, size_t length)
 }
 
 /* A new reference. */
-static int64_t micros_of(const Cell *cell) { return (cell->integer - (cell->integer & 255)) / 256; }
-
 static PyObject *object_of(const Cells *self, Py_ssize_t row, Py_ssize_t column)
 {
     Py_ssize_t at = row * self->decoder->count + column;
@@ -711,17 +699,10 @@ static PyObject *object_of(const Cells *self, Py_ssize_t row, Py_ssize_t column)
         return text_object(&self->decoder->fields[column], PyBytes_AS_STRING(self->texts[row]) + cell->text.begin,
                            cell->text.length);
     case IS_MICROS: {
-        int64_t micros = micros_of(cell), seconds = micros / 1000000;
-        int quarters = (int)(cell->integer & 255) - 128;
-        PyObject *delta = PyDelta_FromDSU((int)(seconds / 86400), (int)(seconds % 86400), (int)(micros % 1000000));
+        int64_t seconds = cell->integer / 1000000, micros = cell->integer % 1000000;
+        PyObject *delta = PyDelta_FromDSU((int)(seconds / 86400), (int)(seconds % 86400), (int)micros);
         PyObject *time = delta ? PyNumber_Add(epoch, delta) : NULL;
         Py_XDECREF(delta);
-        if (time && quarters) {
-            PyObject *offset = PyDelta_FromDSU(0, quarters * 900, 0), *zone = offset ? PyTimeZone_FromOffset(offset) : NULL;
-            Py_SETREF(time, zone ? PyObject_CallMethod(time, "astimezone", "O", zone) : NULL);
-            Py_XDECREF(offset);
-            Py_XDECREF(zone);
-        }
         return time;
     }
     case IS_OBJECT:
@@ -803,7 +784,7 @@ static PyObject *cells_numbers(PyObject *object, PyObject *argument)
             number = 0.0;
             break;
         case IS_MICROS:
-            number = (double)micros_of(&self->cells[at]) / 1e6;
+            number = (double)self->cells[at].integer / 1e6;
             break;
         case IS_NULL:
             number = Py_NAN;

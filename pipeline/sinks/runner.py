@@ -113,7 +113,8 @@ class SinkRunner:
         self._fence = Fence.of(lease_seconds)
         self.id = new_identity()
         self.stats = SinkStats()
-        members = Members(grid, self.id, PROCESSES_MAP)
+        members = Members(grid, self.id, PROCESSES_MAP, seconds=lease_seconds)
+        self._members = members
         subscription = subscription_of(name, settings)
         self._moves = Moves(self._taken, self._dropped)
         self.group = Group(grid, subscription, _Delivering(self._moves), members, self.stats, seconds=lease_seconds)
@@ -231,6 +232,7 @@ class SinkRunner:
             _log.warning("%s: its record could not be removed: %s", self.name, error or "the cluster does not answer")
         # Waits for the delivery under way, as long as there is time.
         await self.group.leave()
+        await self._members.sessions.close()
         if self._deliveries is not None:
             self._deliveries.cancel()
             await asyncio.wait({self._deliveries})

@@ -30,8 +30,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import zlib
-from collections import Counter, deque
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +40,7 @@ from pipeline.errors import GridError, GridscoreError
 from pipeline.worker.assignment import quota
 from pipeline.worker.leases import Leases, Progress
 from pipeline.worker.losses import Losses
+from pipeline.worker.members import bits_of
 from pipeline.worker.offsets import Offsets
 from pipeline.worker.reader import JournalReader
 
@@ -74,12 +74,10 @@ _RELEASE_SECONDS = 1.5
 _TURN_SECONDS = 1.0
 _HUNGRY_TURN_SECONDS = 0.2
 _HUNGRY_SECONDS = 15.0
-_LOOK_ALL_SECONDS = 1.5
-"""Less than half of a lease, so that a lease is watched without a break before its owner is suspected."""
-
+_PASS_SECONDS = 1.0
 _CHECK_ROUND_SECONDS = 60.0
-_MIN_CHECK_SECONDS, _MAX_CHECK_SECONDS = 0.2, 5.0
-"""Held partitions are checked in turn, in a round that takes a minute if that means neither more nor fewer checks."""
+_MAX_CHECK_SECONDS = 5.0
+"""Held partitions are checked in turn, in a round that takes a minute where a process holds few."""
 
 _RESTART_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
@@ -113,7 +111,14 @@ class Group:
         self._name = subscription.group
         self._members = members
         self._stats = stats
-        self.leases = Leases(grid, subscription.group, members.worker, seconds=seconds, dated=subscription.dated)
+        self.leases = Leases(
+            grid,
+            subscription.group,
+            members.worker,
+            seconds=seconds,
+            dated=subscription.dated,
+            sessions=members.sessions,
+        )
         self.offsets = Offsets()
         self.reader = JournalReader(grid, subscription.map, self._regressed, self._look_into)
         self._losses = Losses(grid, subscription, stats, self.leases, self.offsets, self.reader.fail)
@@ -125,9 +130,10 @@ class Group:
         self._early: set[int] = set()
         self._filling = asyncio.Event()
         self.early_events: float = float("inf")
+        self._all = (1 << grid.partition_count) - 1
         self._who: set[str] = set()
+        self._passed: dict[int, float] = {}
         self._who_since = float("-inf")
-        self._looked_all = float("-inf")
         self._leaving = False
         self.first_taken = asyncio.Event()
 
@@ -203,31 +209,43 @@ class Group:
     async def _turn(self) -> bool:
         """Look, and take or give what is to be; whether something is missing still."""
         leases, count, now = self.leases, self._grid.partition_count, self._grid.clock()
-        who = self._members.group(self._name)
+        members = self._members
+        who = members.group(self._name)
         if who != self._who:
-            self._who, self._who_since, self._looked_all = who, now, float("-inf")
-        mine = self._quota()
-        if now - self._looked_all >= _LOOK_ALL_SECONDS or len(leases.held) < mine:
-            await leases.look(range(count))
-            self._looked_all = now
-        else:
-            # The leases of those who live need no watching.
-            await leases.look(p for p, owner in leases.owners().items() if not self._members.is_fresh(owner))
-        mine = self._quota()
-        room = mine - len(leases.held) - len(self.leases.claiming)
-        # Each begins elsewhere, so that several do not go for the same.
-        start = zlib.crc32(self._members.worker.encode()) % count
-        free, expired = (
-            sorted(there, key=lambda partition: (partition - start) % count)
-            for there in (leases.free(), leases.expired())
+            self._who, self._who_since = who, now
+        others = members.held(self._name)
+        mine = quota(
+            members.worker,
+            {name: others[name].bit_count() if name != members.worker else len(leases.held) for name in who},
+            count,
         )
+        room = mine - len(leases.held) - len(leases.claiming)
+        # The leases of those who live need no look.
+        known = bits_of(leases.held) | bits_of(leases.claiming)
+        for name, held in others.items():
+            if members.is_fresh(name):
+                known |= held
+        # What somebody takes, or has taken and not said so yet, is not looked at again and again.
+        self._passed = {p: at for p, at in self._passed.items() if now - at < _PASS_SECONDS}
+        unknown = (
+            [p for p in range(count) if not known >> p & 1 and p not in self._passed] if known != self._all else []
+        )
+        # Each begins with others, so that several do not go for the same; and looks at no more than it may take.
+        present = sorted(name for name in who if name == members.worker or members.is_fresh(name))
+        first = present.index(members.worker)
+        unknown.sort(key=lambda partition: (partition - first) % len(present))
+        await leases.look(unknown[: max(2 * room, 0) + -(-len(unknown) // len(who))], members.is_silent)
+        self._passed |= {p: now for p, owner in leases.seen() if owner != members.worker and members.is_fresh(owner)}
+        free, expired = ([p for p in unknown if p in there] for there in (set(leases.free()), set(leases.expired())))
         # What nobody scores any more is taken by whoever has watched it, though it be too much: a newcomer, for whom
         # there may be room, would have to watch it first. It then gets its share, in order.
         expired = expired[: max(room - len(free), -(-len(expired) // len(who)))]
         if claims := [*free[: max(0, room)], *expired]:
             self._spawn(self._take(claims))
             await asyncio.sleep(0)  # until they are under way
-        elif room < 0 and not self._giving and not leases.claiming:
+        elif (
+            room < 0 and not self._giving and not leases.claiming and all(map(members.is_fresh, who - {members.worker}))
+        ):
             # What came last goes first: it is the least settled.
             self._spawn(self._give_back([p for p in leases.held if p not in self._beginning][room:]))
         return len(leases.held) < mine
@@ -235,6 +253,7 @@ class Group:
     async def _take(self, partitions: Collection[int]) -> None:
         taken = await self.leases.claim(partitions, self._taken)
         if taken:
+            self._members.changed()
             self._stats.taken += len(taken)
             self._stats.rebalances += 1
             self.wake()
@@ -243,10 +262,6 @@ class Group:
         if not self._leaving:
             self._beginning[lease.partition] = lease
             self._spawn(self._begin(lease))
-
-    def _quota(self) -> int:
-        held = Counter(self.leases.owners().values())
-        return quota(self._members.worker, {name: held[name] for name in self._who}, self._grid.partition_count)
 
     async def _begin(self, lease: Lease) -> None:
         """Read what was taken. What cannot be begun is let go, so that it is taken again."""
@@ -361,6 +376,7 @@ class Group:
             for partition in partitions:
                 self.drop(partition)
             self._giving.difference_update(partitions)
+            self._members.changed()
 
     async def _release(self, partitions: Collection[int]) -> None:
         deadline = asyncio.get_running_loop().time() + GIVE_BACK_SECONDS
@@ -540,7 +556,7 @@ class Group:
             while True:
                 pause = _CHECK_ROUND_SECONDS / max(len(self.held), 1)
                 try:
-                    async with asyncio.timeout(min(max(pause, _MIN_CHECK_SECONDS), _MAX_CHECK_SECONDS)):
+                    async with asyncio.timeout(self._members.turn(min(pause, _MAX_CHECK_SECONDS))):
                         await self._doubt.wait()
                 except TimeoutError:
                     waiting = waiting or deque(self.held)
@@ -555,7 +571,10 @@ class Group:
     async def _check_one(self, partition: int) -> None:
         try:
             await self.reader.check(partition)
-        except GridscoreError as error:
+            # It is written only when its offset moves: somebody may have set it anew meanwhile.
+            if not await self.leases.check(partition):
+                self._lose([partition])
+        except (GridscoreError, HazelcastError) as error:
             _log.debug("%s: checking partition %d failed: %s", self._name, partition, error)
 
     def _spawn(self, coroutine: Any) -> None:

@@ -14,7 +14,7 @@ from pipeline.grid import transport, wire
 from pipeline.grid.records import JSON, BadRecord, Count, Record, Word, partition_in, reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pipeline.grid import Grid
     from pipeline.job import JobRecord
@@ -28,14 +28,14 @@ _Epoch = Annotated[int, Meta(ge=0, lt=2**52)]
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """What the grid knows of one partition of a job.
+    """What the grid knows of one partition of a job; or of a session, which has an owner and renewals, and no more.
 
     Attributes:
         owner: Worker that holds the lease; empty if nobody does, and all that was written is committed.
         epoch: Counts the owners and resets, from 1 or, for sinks, from the second at which a partition was first held;
             never goes back. Every result names the epoch that it was written in.
         offset: Next sequence to read; -1 if nobody has begun.
-        deadline: When the lease ends unless renewed, in milliseconds since 1970; for people.
+        deadline: Of a session: when it ends unless renewed, in milliseconds since 1970; for people.
         renewals: Counts the changes, so that no two texts of a record are the same.
         lease: Lease time of the owner, in milliseconds.
         origin: Epoch since which sequences are those of the journal as it is: older results say nothing about it.
@@ -45,13 +45,14 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
         run: Number of the job's restart that the offset follows.
         doubt: Sequence before which results may stand that the offset does not cover.
         heir: Worker that is about to take a lease that has run out; empty if none is.
+        session: Of the owner, on which the lease hangs.
     """
 
     owner: Word
     epoch: _Epoch
     offset: Annotated[int, Meta(ge=-1, lt=2**62)]
-    deadline: Count
-    renewals: Count
+    deadline: Count = 0
+    renewals: Count = 0
     lease: Annotated[int, Meta(ge=0, le=86_400_000)] = 0
     origin: Count = 0
     lost: _Sequence = 0
@@ -60,6 +61,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     doubt: _Sequence = 0
     heir: Word = ""
     unkept: _Sequence = 0
+    session: Word = ""
 
     def has_begun(self, job: JobRecord | Subscription) -> bool:
         """Whether the offset says something: after a restart a worker sets it anew, and until then it does not."""
@@ -68,7 +70,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
 encode = msgspec.json.Encoder(order="deterministic").encode
 decode = msgspec.json.Decoder(LeaseRecord).decode
-NOBODY = LeaseRecord("", 0, -1, 0, 0)
+NOBODY = LeaseRecord("", 0, -1)
 
 
 def parse(record: Record, partition_count: int) -> LeaseRecord:
@@ -94,7 +96,7 @@ def lease_key(job: str, partition: int, partition_count: int) -> bytes:
 
 
 async def read_texts(
-    grid: Grid, keys: list[bytes], partitions: Iterable[int], seconds: float
+    grid: Grid, keys: Mapping[int, bytes], seconds: float, map_name: str = LEASES_MAP
 ) -> dict[int, bytes | None]:
     """Exact texts of records by partition; without those that did not come in time.
 
@@ -102,9 +104,9 @@ async def read_texts(
     """
     futures = {
         transport.invoke(
-            grid.client, wire.encode_get_all(LEASES_MAP, [keys[p]]), p, wire.decode_get_all, retry_seconds=seconds
+            grid.client, wire.encode_get_all(map_name, [key]), p, wire.decode_get_all, retry_seconds=seconds
         ): p
-        for p in partitions
+        for p, key in keys.items()
     }
     if not futures:
         return {}
@@ -135,10 +137,10 @@ async def read_records(
     Raises:
         HazelcastError: The cluster did not answer.
     """
-    keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
-    wanted = list(range(grid.partition_count) if partitions is None else partitions)
-    texts = await read_texts(grid, keys, wanted, seconds)
-    if len(texts) < len(set(wanted)):
+    wanted = range(grid.partition_count) if partitions is None else partitions
+    keys = {p: lease_key(job, p, grid.partition_count) for p in wanted}
+    texts = await read_texts(grid, keys, seconds)
+    if len(texts) < len(keys):
         raise OperationTimeoutError("a member does not answer")
     found, bad = {}, []
     for partition, text in texts.items():

@@ -46,22 +46,35 @@ Outcome: TypeAlias = "Written | HazelcastError | None"
 
 
 class LeaseWriter:
-    """Reads and writes the lease records of one group.
+    """Reads and writes the lease records of one group, or the record of one session.
 
     Args:
         grid: The connection.
-        job: Name of the group.
+        name: Of the group.
         seconds: Lease time.
-
-    Attributes:
-        keys: Serialized keys of the records, by partition.
+        map_name: Where the records are.
     """
 
-    def __init__(self, grid: Grid, job: str, seconds: float) -> None:
+    def __init__(self, grid: Grid, name: str, seconds: float, map_name: str = LEASES_MAP) -> None:
         self._grid = grid
+        self._name = name
+        self._map_name = map_name
         self._seconds = seconds * _ANSWER
-        self.keys = [lease_key(job, p, grid.partition_count) for p in range(grid.partition_count)]
-        self._prefixes = [wire.replace_if_same_prefix(LEASES_MAP, key) for key in self.keys]
+        self._keys: dict[int, bytes] = {}
+        self._prefixes: dict[int, Any] = {}
+
+    def key(self, partition: int) -> bytes:
+        """Serialized key of a partition's record."""
+        key = self._keys.get(partition)
+        if key is None:
+            key = self._keys[partition] = lease_key(self._name, partition, self._grid.partition_count)
+        return key
+
+    def _prefix(self, partition: int) -> Any:
+        prefix = self._prefixes.get(partition)
+        if prefix is None:
+            prefix = self._prefixes[partition] = wire.replace_if_same_prefix(self._map_name, self.key(partition))
+        return prefix
 
     async def read(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
         """Exact texts of records by partition; see `read_texts`.
@@ -69,7 +82,18 @@ class LeaseWriter:
         Raises:
             HazelcastError: No record at all could be read.
         """
-        return await read_texts(self._grid, self.keys, partitions, self._seconds)
+        keys = {partition: self.key(partition) for partition in partitions}
+        return await read_texts(self._grid, keys, self._seconds, self._map_name)
+
+    async def remove(self, partition: int, text: bytes) -> None:
+        """Remove a record if it is the expected text.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        message = wire.encode_remove_if_same(self._map_name, self.key(partition), wire.json_data(text))
+        client, seconds = self._grid.client, self._seconds
+        await transport.invoke(client, message, partition, wire.decode_remove_if_same, retry_seconds=seconds)
 
     async def write(self, partition: int, expected: bytes | None, record: LeaseRecord) -> Written | None:
         """Compare-and-set one record; None if it was not what was expected.
@@ -113,11 +137,11 @@ class LeaseWriter:
             text = encode(change.record)
             records.append(Written(change.record, text, began))
             if change.expected is None:
-                message = wire.encode_put_if_absent(LEASES_MAP, self.keys[change.partition], text)
+                message = wire.encode_put_if_absent(self._map_name, self.key(change.partition), text)
                 decode: Callable[[Any], bool] = wire.decode_put_if_absent
             else:
                 before, after = wire.json_data(change.expected), wire.json_data(text)
-                message = wire.encode_replace_if_same(self._prefixes[change.partition], before, after)
+                message = wire.encode_replace_if_same(self._prefix(change.partition), before, after)
                 decode = wire.decode_replace_if_same
             # To the owner's own connection, as results go: who cannot write them must not keep the lease either.
             future = transport.invoke(

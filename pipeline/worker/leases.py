@@ -3,24 +3,26 @@
 One record per job and partition, in the control map `gridscore.leases`, holds owner, epoch, deadline and offset, and is
 changed only by compare-and-set on its exact bytes:
 
-1. *Claim*: a record without an owner is taken with the next epoch. So is one that has not changed for its owner's
-   whole lease time *as this process watched it*, but in two steps: it is changed, which shuts its owner out, and after
-   a while taken. Clocks of different machines are never compared; the deadline in the record is for people.
-2. *Renew and commit*: owner and epoch stay, offset and deadline move. The offset never goes back.
+1. *Claim*: a record without an owner is taken with the next epoch. So is one whose owner's session has not changed for
+   the whole lease time *as this process watched it*, but in three steps: the session is closed, which shuts its owner
+   out; the record is changed; and after a while taken. Clocks of different machines are never compared; deadlines in
+   records are for people.
+2. *Commit*: owner and epoch stay, the offset moves. It never goes back. What is not moved need not be written: its
+   owner renews its sessions (`sessions`).
 3. *Release*: the owner is taken out, so that the next one need not wait, nor doubt what was written.
 4. *Reset*: the offset is set anew, with the next epoch, because the journal or a user wants it so.
 
 Records are never deleted while their job exists, so epochs only grow.
 
-A lease stands, for its owner, until some time after it *began* its last successful change; `fence` says how long, and
-why nothing that it sent comes after what its successor writes. A failed compare-and-set means that somebody else has
-taken it: the partition is dropped at once.
+A lease stands, for its owner, until some time after it *began* the last successful renewal of its session; `fence` says
+how long, and why nothing that it sent comes after what its successor writes. A failed compare-and-set means that
+somebody else has taken it: the partition is dropped at once.
 
 The record of a partition lies in that very partition: a member that does not answer keeps results from being written
 and leases from being taken alike. Watching must have been without a break: a record that nobody could change, because
-its member did not answer, has not run out. The two steps are there because a member does not refuse a write while the
-partition moves to another member: it holds it, tries it again every half of a second, and says nothing. Once the first
-step has been written, so has everything before it that is still to be written, within `SETTLE_SECONDS`.
+its member did not answer, has not run out. The last two steps are there because a member does not refuse a write while
+the partition moves to another member: it holds it, tries it again every half of a second, and says nothing. Once the
+first of them has been written, so has everything before it that is still to be written, within `SETTLE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -36,15 +38,17 @@ from hazelcast.errors import HazelcastError
 from msgspec.structs import replace
 
 from pipeline.errors import BadRecordError, ConflictError
-from pipeline.worker.fence import SETTLE_SECONDS, Fence
+from pipeline.worker.fence import SETTLE_SECONDS
 from pipeline.worker.lease_records import LEASES_MAP, NOBODY, LeaseRecord, bad_lease, decode, read_records
 from pipeline.worker.lease_writes import Change, LeaseWriter, Written
+from pipeline.worker.sessions import Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
     from pipeline.grid import Grid
     from pipeline.worker.lease_writes import Outcome
+    from pipeline.worker.sessions import Session
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +58,9 @@ LEASE_SECONDS = 5.0
 
 _ATTEMPTS = 10
 _TELL_SECONDS = 1.0
+_NEVER = float("inf")
+_STILL_SECONDS = 2.0
+_HEIR_SECONDS = SETTLE_SECONDS + 2.0
 
 
 class Progress(NamedTuple):
@@ -83,7 +90,8 @@ class Lease:
         partition: Which.
         record: As it was last written.
         text: Its exact bytes.
-        renewed_at: When the last successful change began.
+        session: On which it hangs.
+        ends: When it ends because it could not be hung on another session.
         before: Worker that held it and did not release it; empty if it was released: then `doubt` is known.
         doubt: Sequence before which results may stand that the offset does not cover.
         is_doubted: Whether `doubt` covers what the worker before may have written.
@@ -93,7 +101,8 @@ class Lease:
     partition: int
     record: LeaseRecord
     text: bytes
-    renewed_at: float
+    session: Session
+    ends: float = _NEVER
     before: str = ""
     doubt: int = 0
     is_doubted: bool = False
@@ -102,25 +111,28 @@ class Lease:
 
     def adopt(self, written: Written) -> None:
         """Take over what was written."""
-        self.record, self.text, self.renewed_at = written
+        self.record, self.text, _ = written
 
 
-@dataclass(slots=True)
-class _Sight:
-    """Somebody else's record: as it was seen last, since when it is the same, and when it was looked at."""
+class _Sight(NamedTuple):
+    """Somebody else's record: as it was seen last, when, and since when it is the same."""
 
     record: LeaseRecord
     text: bytes | None
-    since: float
     looked: float
+    since: float
 
 
 class _Due(NamedTuple):
-    """A lease to be committed, how far its partition has come, and the record that this is about; any if None."""
+    """A lease to be committed, how far its partition has come, the record that this is about; any if None.
+
+    And whether it is to hang on another session.
+    """
 
     lease: Lease
     there: Progress
     seen: LeaseRecord | None
+    strays: bool = False
 
 
 class Leases:
@@ -132,20 +144,33 @@ class Leases:
         worker: Identity of this worker.
         seconds: Lease time: how long the partitions of a killed worker wait for a new owner; see `Fence.of`.
         dated: Whether epochs begin with the time, in seconds since 1970, and not with 1.
+        sessions: Of the process; its own if None.
+
+    Attributes:
+        sessions: On which its leases hang.
     """
 
     def __init__(
-        self, grid: Grid, job: str, worker: str, *, seconds: float = LEASE_SECONDS, dated: bool = False
+        self,
+        grid: Grid,
+        job: str,
+        worker: str,
+        *,
+        seconds: float = LEASE_SECONDS,
+        dated: bool = False,
+        sessions: Sessions | None = None,
     ) -> None:
         self._grid = grid
         self.job = job
         self.worker = worker
         self.seconds = seconds
-        self._fence = Fence.of(seconds)
+        self.sessions = sessions or Sessions(grid, worker, seconds)
+        self._send_seconds = self.sessions.fence.send
         self.held: dict[int, Lease] = {}
         self.claiming: set[int] = set()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._sights: dict[int, _Sight] = {}
+        self._let_go: dict[int, str] = {}  # partitions that were held, with the sessions on which they hung
         self._failures: list[HazelcastError] = []  # of what was tried since the last word about it
         self._tried: Counter[str] = Counter()
         self._told = float("-inf")
@@ -155,7 +180,7 @@ class Leases:
     def until(self, partition: int) -> float:
         """Until when, of the grid's clock, this worker may write for the partition; minus infinity if it may not."""
         lease = self.held.get(partition)
-        return lease.renewed_at + self._fence.send if lease is not None else float("-inf")
+        return min(lease.session.renewed_at + self._send_seconds, lease.ends) if lease is not None else float("-inf")
 
     def stands(self, partition: int, now: float) -> bool:
         """Whether this worker may write for the partition at `now`, of the grid's clock."""
@@ -163,38 +188,52 @@ class Leases:
 
     # ------------------------------------------------------------------ others' leases
 
-    async def look(self, partitions: Iterable[int]) -> None:
-        """Read records that are not held. Those whose member does not answer in time are as they were seen last.
+    async def look(self, partitions: Iterable[int], is_silent: Callable[[str], bool] = lambda _owner: False) -> None:
+        """Read records that are not held; others that were seen are forgotten.
+
+        Those whose member does not answer in time are as they were seen last. So are, for a while, those whose owner
+        has fallen silent: it does not change them either.
+
+        Args:
+            partitions: Which.
+            is_silent: Whether a worker has not been heard of.
 
         Raises:
             HazelcastError: No record at all could be read.
         """
-        wanted = [p for p in partitions if p not in self.held]
+        now, before, self._sights = self._grid.clock(), self._sights, {}
+        wanted = []
+        for partition in partitions:
+            if partition in self.held or partition in self.claiming:
+                continue
+            sight = before.get(partition)
+            if sight is not None:
+                self._sights[partition] = sight
+            if sight is None or now - sight.looked > _STILL_SECONDS or not is_silent(sight.record.owner):
+                wanted.append(partition)
         texts = await self._records.read(wanted)
-        now = self._grid.clock()
         for partition, text in texts.items():
             if partition in self.held or partition in self.claiming:
                 continue  # it was taken, or is being taken, since it was asked for
-            sight = self._sights.get(partition)
-            if sight is not None and sight.text == text:
-                if now - sight.looked > self.seconds / 2:
-                    sight.since = now  # while nobody looked, or could look, nobody may have been able to renew
-                sight.looked = now
-                continue
             try:
                 record = NOBODY if text is None else decode(text)
             except (ValueError, RecursionError) as error:
                 # Nobody takes the partition before it is repaired; the others are none the worse for it.
-                key = self._records.keys[partition]
+                key = self._records.key(partition)
                 self._grid.bad_records.note([bad_lease(self.job, partition, key, text or b"", error)])
                 self._sights.pop(partition, None)
                 continue
-            self._sights[partition] = _Sight(record, text, now, now)
+            sight = before.get(partition)
+            since = sight.since if sight is not None and sight.text == text else now
+            self._sights[partition] = _Sight(record, text, now, since)
+            if self._let_go.get(partition) != record.session:
+                # If it hangs on a session of ours, and nobody holds it: it must run out.
+                self.sessions.let_run_out(record.session)
+        await self.sessions.look(sight.record for sight in self._sights.values() if sight.record.owner)
 
-    def owners(self) -> dict[int, str]:
-        """Owner by partition, as far as is known: of what is held, and of what was seen last."""
-        owners = {p: sight.record.owner for p, sight in self._sights.items()}
-        return owners | dict.fromkeys(self.held, self.worker)
+    def seen(self) -> list[tuple[int, str]]:
+        """Partitions that were looked at last and are not free, with their owners, or who is about to take them."""
+        return [(p, sight.record.heir or sight.record.owner) for p, sight in self._sights.items() if sight.record.owner]
 
     def others(self) -> set[str]:
         """The owners of what was seen and is not held; not those of free partitions."""
@@ -205,16 +244,22 @@ class Leases:
         return [partition for partition, sight in self._sights.items() if not sight.record.owner]
 
     def expired(self) -> list[int]:
-        """Partitions seen whose owner has let them run out while they were watched, or was this worker."""
-        now = self._grid.clock()
-        found = []
-        for partition, sight in self._sights.items():
-            record = sight.record
-            lease = record.lease / 1000 or self.seconds
-            watched = sight.looked - sight.since >= lease and now - sight.looked < lease / 2
-            if record.owner and (watched or self.worker in (record.owner, record.heir)):
-                found.append(partition)
-        return found
+        """Partitions seen whose owner's session has run out while it was watched; or that were let go here."""
+        return [
+            partition
+            for partition, sight in self._sights.items()
+            if sight.record.owner
+            and (self._is_ours(partition, sight) or self.sessions.is_over(sight.record.session))
+            and not self._has_heir(sight)
+        ]
+
+    def _has_heir(self, sight: _Sight) -> bool:
+        """Whether somebody else is about to take it: whoever marked it anew now would only begin the wait again."""
+        return sight.record.heir not in ("", self.worker) and self._grid.clock() - sight.since < _HEIR_SECONDS
+
+    def _is_ours(self, partition: int, sight: _Sight) -> bool:
+        """Whether it was held here, by this very object, and let go without a word to the grid."""
+        return sight.record.owner == self.worker and self._let_go.get(partition) == sight.record.session
 
     async def claim(self, partitions: Iterable[int], taken: Callable[[Lease], None] = lambda _: None) -> list[Lease]:
         """Take partitions that are free or expired; returns those that were taken before anybody else did.
@@ -247,6 +292,8 @@ class Leases:
         record, text = sight.record, sight.text
         try:
             if record.owner:
+                if not self._is_ours(partition, sight) and not await self.sessions.end(record.session):
+                    return None
                 if record.heir != self.worker:
                     heir = replace(record, heir=self.worker, renewals=record.renewals + 1)
                     announced = await self._records.write(partition, text, heir)
@@ -255,30 +302,43 @@ class Leases:
                     record, text, _ = announced
                 await asyncio.sleep(SETTLE_SECONDS)
             before = int(time.time()) if self._dated and text is None else record.epoch
-            fresh = replace(self._next(record), owner=self.worker, epoch=before + 1)
-            written = await self._records.write(partition, text, fresh)
+            session = await self.sessions.open(partition)
+            fresh = replace(self._next(record), owner=self.worker, epoch=before + 1, session=session.name)
+            session.leases += 1
+            try:
+                written = await self._records.write(partition, text, fresh)
+            except HazelcastError:
+                self.sessions.detach(session, released=False)  # it may have been written
+                raise
         except HazelcastError as error:
             self._failures.append(error)
             return None
         if written is None:
+            self.sessions.detach(session, released=True)
             return None
-        lease = self.held[partition] = Lease(partition, *written, before=record.owner, doubt=record.doubt)
+        self._let_go.pop(partition, None)
+        doubt = record.doubt
+        lease = self.held[partition] = Lease(
+            partition, written.record, written.text, session, before=record.owner, doubt=doubt
+        )
         taken(lease)
         return lease
 
     # ------------------------------------------------------------------ one's own
 
     async def commit(self, progress: Mapping[int, Progress], partitions: Collection[int] | None = None) -> list[int]:
-        """Write offsets and renew; returns partitions that are lost because somebody else has taken them.
+        """Write offsets; returns partitions that are lost because somebody else has taken them.
 
-        Also renews, unchanged, every held lease that has used up a third of its time. A partition whose write has an
-        unknown fate stays held: it is read back by the next call, and stops standing by itself if that takes too long.
+        Also has the sessions renewed that are due, and hangs leases on other sessions, where theirs is retired or
+        their partition has moved to another member. A partition whose write has an unknown fate stays held: it is
+        read back by the next call.
 
         Args:
             progress: By partition; no offset may be smaller than what is committed.
             partitions: Only these; all that are held if None.
         """
-        now = self._grid.clock()
+        self.sessions.renew()
+        now, homes = self._grid.clock(), self.sessions.homes
         due = []
         for partition in self.held if partitions is None else partitions:
             lease = self.held.get(partition)
@@ -287,9 +347,21 @@ class Leases:
             record = lease.record
             there = progress.get(partition) or Progress.of(record)
             moved = there != Progress.of(record)
-            if not lease.changing.locked() and (moved or now - lease.renewed_at > self.seconds / 3):
-                due.append(_Due(lease, there, record))
-        return await self._to_the_end(self._commit_all(due))
+            session = lease.session
+            strays = session.retired or homes[partition] != session.partition
+            # If its member is another one now, and cannot be reached, the session does not show it.
+            lease.ends = min(lease.ends, now + self._send_seconds) if homes[partition] != session.partition else _NEVER
+            if not lease.changing.locked() and (moved or strays):
+                due.append(_Due(lease, there, record, strays))
+        return await self._to_the_end(self._commit_all(due)) if due else []
+
+    async def _hang(self, lease: Lease) -> Session:
+        """The session on which a lease is to hang from now on: its own one is retired, or of another member."""
+        try:
+            return await self.sessions.open(lease.partition)
+        except HazelcastError as error:
+            self._failures.append(error)  # it ends in time
+            return lease.session
 
     async def _commit_all(self, due: Sequence[_Due]) -> list[int]:
         # What is being changed has its turn next time: its member may be slow, and the others' need not wait for it.
@@ -300,9 +372,9 @@ class Leases:
 
     async def _commit_these(self, due: Iterable[_Due], owner: str) -> list[int]:
         """Write offsets and owner; returns partitions that are lost."""
-        lost, leases, changes = [], [], []
+        lost, leases, changes, sessions = [], [], [], []
         # In one order, so that a commit and a release never wait for each other.
-        for lease, there, seen in sorted(due, key=_partition_of):
+        for lease, there, seen, strays in sorted(due, key=_partition_of):
             await lease.changing.acquire()
             record = lease.record
             if seen is not None and record is not seen:
@@ -323,24 +395,55 @@ class Leases:
                 lease.changing.release()
                 continue
             doubt = lease.doubt if there.offset < lease.doubt else 0
-            fresh = replace(self._next(record), owner=owner, doubt=doubt, **there._asdict())
+            session = await self._hang(lease) if owner and strays else lease.session
+            fresh = replace(
+                self._next(record),
+                owner=owner,
+                doubt=doubt,
+                session=session.name if owner else "",
+                **there._asdict(),
+            )
+            session.leases += 1
+            sessions.append(session)
             leases.append(lease)
             changes.append(Change(lease.partition, lease.text, fresh))
 
         def written(position: int, outcome: Outcome) -> None:
-            lease = leases[position]
+            lease, session, before = leases[position], sessions[position], leases[position].session
             if isinstance(outcome, HazelcastError):
-                self._failures.append(outcome)  # not known to be lost; `stands` ends it in time
+                self._failures.append(outcome)  # not known to be lost
             elif outcome is None:
                 lost.append(lease)
             else:
                 lease.adopt(outcome)
+                if session is not before and self.held.get(lease.partition) is lease:
+                    # It hangs on one of both: the other lets go of it below.
+                    lease.session, session = session, before
+                    lease.ends = _NEVER
+            # If it was dropped meanwhile, that let go of the one before; the new one must run out.
+            self.sessions.detach(session, released=session is before or lease.session is not before)
             lease.changing.release()
 
         await self._records.write_all(changes, written)
         for lease in lost:
             self._lose(lease)
         return [lease.partition for lease in lost if lease.partition not in self.held]
+
+    async def check(self, partition: int) -> bool:
+        """Whether the record of a held partition is what was written last; if not, it is lost.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        lease = self.held.get(partition)
+        if lease is None or lease.changing.locked():
+            return True
+        text = lease.text
+        there = await self._records.read([partition])
+        if there.get(partition) != text and lease.text == text and not lease.changing.locked():
+            self._lose(lease)
+            return False
+        return True
 
     async def settle(self, partition: int) -> bool:
         """Return when no write from before this call can come any more; False if the lease is lost.
@@ -369,8 +472,10 @@ class Leases:
         )
 
     def drop(self, partition: int) -> None:
-        """Forget a partition at once, without a word to the grid."""
-        self.held.pop(partition, None)
+        """Forget a partition at once, without a word to the grid: its session must run out."""
+        if (lease := self.held.pop(partition, None)) is not None:
+            self._let_go[partition] = lease.record.session
+            self.sessions.detach(lease.session, released=False)
 
     def _lose(self, lease: Lease) -> None:
         """Forget a lease that somebody else has taken; a newer one of the same partition stays."""
@@ -400,6 +505,8 @@ class Leases:
 
     async def _release_all(self, due: list[_Due]) -> None:
         await self._commit_these(due, "")
+        for each in due:
+            self.sessions.detach(each.lease.session, released=not each.lease.record.owner)
         self._tell("releases", len(due))
 
     async def reset(self, partition: int, offset: int, *, run: int | None = None, regressed: bool = False) -> bool:
@@ -455,6 +562,7 @@ class Leases:
                 origin=epoch,
                 renewals=record.renewals + 1,
                 lease=record.lease,
+                session=record.session,
             )
             changes.append(Change(partition, sight.text, fresh))
 
@@ -468,11 +576,9 @@ class Leases:
     # ------------------------------------------------------------------ records
 
     def _next(self, record: LeaseRecord) -> LeaseRecord:
-        """The record, renewed by this worker."""
-        deadline = int((time.time() + self.seconds) * 1000)
-        lease = int(self.seconds * 1000)
+        """The record, changed by this worker."""
         # To hand further changes through here costs more than the second `replace` that it saves.
-        return replace(record, deadline=deadline, renewals=record.renewals + 1, lease=lease, heir="")
+        return replace(record, renewals=record.renewals + 1, lease=int(self.seconds * 1000), heir="")
 
     async def _change(self, lease: Lease, change: Callable[[LeaseRecord], LeaseRecord]) -> bool:
         """Change the record of a held lease; False, and the partition is dropped, if somebody else has."""

@@ -283,9 +283,7 @@ class JournalReader:
             # Should it lose still more just now, there would be nothing to read until something is put.
             async with asyncio.timeout(_LOOK_SECONDS):
                 while position <= wanted[-1]:
-                    page = await self._journal.read(
-                        partition, position, min(self._page_events, wanted[-1] + 1 - position)
-                    )
+                    page = await self._journal.read(partition, position, self._page_events)
                     if page is None:
                         break
                     if page.first > position:

@@ -21,10 +21,12 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.grid import transport
+from pipeline.grid.watches import NET_SECONDS
 from pipeline.job import JobRecord, Jobs, JobState
 from pipeline.job.life import WANTED
 from pipeline.worker.fence import Fence
 from pipeline.worker.leases import LEASE_SECONDS
+from pipeline.worker.lookups import Lookups
 from pipeline.worker.members import PUBLISH_SECONDS, Members, Membership, new_identity
 from pipeline.worker.runner import JobRunner
 
@@ -84,6 +86,7 @@ class Worker:
         self._jobs = Jobs(grid)
         self._running: dict[str, _Running] = {}
         self._changed = asyncio.Event()
+        self._lookups = Lookups(grid)
         self._crashes: dict[str, list[float]] = {}
         self._orphaned: set[str] = set()  # jobs that the cluster which replaced ours does not have
         self._ending: set[asyncio.Task[None]] = set()
@@ -92,7 +95,7 @@ class Worker:
         self._notes: set[asyncio.Task[None]] = set()
         self.id = new_identity()
         grid.on_replaced(self._replaced)
-        self._members = Members(grid, self.id)
+        self._members = Members(grid, self.id, seconds=lease_seconds)
         self._membership = Membership(grid, self._members, self._says, self._groups)
 
     async def __aenter__(self) -> Self:
@@ -144,14 +147,15 @@ class Worker:
     async def _follow_jobs(self) -> None:
         while True:
             self._changed.clear()
+            settled = False
             try:
-                await self._reconcile()
+                settled = await self._reconcile()
             except (HazelcastError, GridscoreError) as error:
                 if not self._grid.is_running:
                     raise
                 _log.warning("Looking for jobs failed, trying again: %s", error, extra={"action": "retry"})
             try:
-                async with asyncio.timeout(PUBLISH_SECONDS):
+                async with asyncio.timeout(NET_SECONDS if settled else PUBLISH_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
                 pass
@@ -163,8 +167,8 @@ class Worker:
             self._cancel(name)
         self._changed.set()
 
-    async def _reconcile(self) -> None:
-        """Start, stop and restart runners so that they are what the job records want."""
+    async def _reconcile(self) -> bool:
+        """Start, stop and restart runners so that they are what the job records want; whether all of them score."""
         records = await self._jobs.all()
         self._orphaned -= {record.name for record in records}
         wanted = {
@@ -180,12 +184,13 @@ class Worker:
         if over:
             await self._end(over)
             self._changed.set()  # what was read before is old by now
-            return
+            return False
         for name, record in wanted.items():
             if name not in self._running:
                 self._start(record)
             elif self._running[name].runner.is_scoring and record.state != JobState.RUNNING:
                 self._note(record, JobState.RUNNING)
+        return all(record.state == JobState.RUNNING for record in wanted.values())
 
     def _start(self, record: JobRecord) -> None:
         name = record.name
@@ -196,6 +201,7 @@ class Worker:
             joined=self._membership.soon,
             started=lambda: self._started(record),
             lease_seconds=self._lease_seconds,
+            lookups=self._lookups,
         )
         task = asyncio.create_task(self._run(record, runner), name=f"job {name}")
         self._running[name] = _Running(record, runner, task)
@@ -234,6 +240,8 @@ class Worker:
         finally:
             if (running := self._running.get(name)) is not None and running.runner is runner:
                 del self._running[name]
+                # Unless it has failed, it is started again; but not at once.
+                asyncio.get_running_loop().call_later(PUBLISH_SECONDS, self._changed.set)
 
     def _note(self, record: JobRecord, state: JobState, error: str = "") -> None:
         async def mark() -> None:
@@ -284,3 +292,4 @@ class Worker:
             self._cancel(name)
         if self._ending:
             await asyncio.wait(set(self._ending))
+        await self._members.sessions.close()

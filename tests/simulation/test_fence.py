@@ -1,5 +1,6 @@
 """The fence: whoever has lost a lease changes nothing any more, however faults combine on one worker."""
 
+import asyncio
 import json
 import logging
 
@@ -49,13 +50,25 @@ def renewed_one(world):
     (own, others) = (group.leases for group in groups)
 
     partition = min(own.held)
-    before = own.held[partition].text
-    assert world.time.run_until(lambda: own.held[partition].text != before, seconds=world.lease)
-    # The other one sees it almost when it happened: the worst moment.
-    groups[1]._looked_all = float("-inf")
-    groups[1].wake()
-    assert world.time.run_until(lambda: others._sights[partition].text == own.held[partition].text, seconds=0.1)
-    return first, second, partition, own.held[partition].renewed_at
+    session, watching = own.held[partition].session, others.sessions
+    before = session.renewed_at
+    assert world.time.run_until(lambda: session.renewed_at != before, seconds=world.lease)
+    # The other one sees it almost when it happened, and goes on watching: the worst moment.
+    loop = world.workers[second].loop
+
+    async def watch():
+        while session.name not in watching._sights or not watching.is_over(session.name):
+            if session.name in watching._sights:
+                watching._sights[session.name].asked = float("-inf")
+            await watching.look([own.held[partition].record])
+            await asyncio.sleep(0.05)
+
+    loop.call_soon(lambda: tasks.append(loop.create_task(watch())))
+    tasks = []
+    assert world.time.run_until(
+        lambda: session.name in watching._sights and watching._sights[session.name].text == session.text, seconds=0.1
+    )
+    return first, second, partition, session.renewed_at
 
 
 def pause_and_hold(world, pause, hold):
@@ -128,11 +141,17 @@ def test_a_renewal_of_unknown_fate_that_did_not_happen_is_not_taken_for_one(fenc
     world = fenced(5.0)
     first, _, partition, _ = renewed_one(world)
     held = world.workers[first].worker.runners["sim"].group.leases.held
-    fault = Fault("timeout", applied=False, request="Map.ReplaceIfSame", client=first, partition=partition)
+    session = held[partition].session
+    before = session.renewed_at
+    fault = Fault("timeout", applied=False, request="Map.ReplaceIfSame", client=first, map="gridscore.sessions")
     world.cluster.faults.append(fault)
     assert world.time.run_until(lambda: not fault.times, seconds=5.0)
     world.time.advance(0.1)
-    assert partition not in held
+    assert session.renewed_at == before
+    # It is tried again while the lease stands.
+    world.time.advance(1.0)
+    assert session.renewed_at > before
+    assert held[partition].session is session
     world.settle()
     world.check()
 

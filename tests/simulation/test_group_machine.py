@@ -44,6 +44,8 @@ REQUESTS = st.sampled_from(
         ("Map.ReplaceIfSame", "gridscore.leases"),
         ("Map.PutIfAbsent", "gridscore.leases"),
         ("Map.GetAll", "gridscore.leases"),
+        ("Map.ReplaceIfSame", "gridscore.sessions"),
+        ("Map.GetAll", "gridscore.sessions"),
         ("Map.GetAll", "results.*"),
         ("Map.EventJournalRead", "events.*"),
         ("Map.EventJournalSubscribe", "events.*"),

@@ -92,7 +92,7 @@ class Ledger:
             self._event(partition, change)
         elif map_name == "results.sim":
             self._result(partition, change)
-        elif map_name == "gridscore.leases":
+        elif map_name == "gridscore.leases" and _text(change.key).startswith("sim/"):
             self._lease(partition, change)
 
     def regressed(self, partition):
@@ -207,7 +207,7 @@ class Process:
                 await asyncio.sleep(1.0)  # the network broke just then
         stop = self.loop.create_task(self._stop.wait())
         while not self.stopping:
-            worker = self.worker = Worker(grid, ["sim"], lease_seconds=self.world.lease)
+            worker = self.worker = Worker(grid, self.world.jobs, lease_seconds=self.world.lease)
             worker.id = worker._members.worker = self.name
             run = self.loop.create_task(worker.run())
             await asyncio.wait((run, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -230,6 +230,7 @@ class World:
 
     def __init__(self, partitions=8, ring=64, latency=0.001, seed=0, lease=LEASE_SECONDS, members=1):
         self.lease = lease
+        self.jobs = ["sim"]
         self.time = VirtualTime()
         self._patch = self.time.patched()
         self._patch.__enter__()

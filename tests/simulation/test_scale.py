@@ -1,0 +1,227 @@
+"""What coordination costs in a large cluster, in counts: 100 workers, 50 jobs, 1,999 partitions, 20 members.
+
+One worker of the hundred is real. The others are what it sees of them: heartbeats that go on, and holdings. What all of
+them do together, when one dies and when one comes, is told of fewer, all of them real.
+"""
+
+import json
+import logging
+import sys
+from collections import Counter
+
+import pytest
+from world import World
+
+from pipeline.grid.writer import partition_of
+from pipeline.testing.network import Link
+from pipeline.worker.audit import share_of
+from pipeline.worker.members import HEARTBEATS_MAP, HOLDINGS_MAP, packed, unpacked
+
+WORKERS, JOBS, PARTITIONS, MEMBERS = 100, 50, 1_999, 20
+SHARE = PARTITIONS // WORKERS + 1
+IDLE_SECONDS = 60.0
+
+CALLS_A_SECOND_OF_CPU = 4_000_000
+"""Calls from Python, of both kinds, that one core makes in a second, at the least: 4.6 million were measured."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet():
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def serialized(value):
+    data = (value if isinstance(value, str) else json.dumps(value)).encode()
+    kind = -11 if isinstance(value, str) else -130
+    return b"\0\0\0\0" + kind.to_bytes(4, "big", signed=True) + len(data).to_bytes(4, "big") + data
+
+
+def put(world, map_name, key, value):
+    data = serialized(key)
+    world.cluster.partition(map_name, partition_of(data, world.partitions)).put(data, serialized(value))
+
+
+def more_jobs(world, count):
+    """Submit the world's job under other names, too: as records, to submit them one by one would take long."""
+    world.advance(0.1)
+    (text,) = [
+        value[12:].decode()
+        for p in range(world.partitions)
+        for _, value in world.cluster.partition("gridscore.jobs", p)
+    ]
+    for number in range(1, count):
+        name = f"sim{number}"
+        world.jobs.append(name)
+        put(world, "gridscore.jobs", name, json.loads(text.replace('"sim"', f'"{name}"').replace(".sim", f".{name}")))
+    # The model keeps its name.
+    for name in world.jobs[1:]:
+        record = json.loads(text.replace(".sim", f".{name}"))
+        record["name"] = record["spec"]["job"] = name
+        put(world, "gridscore.jobs", name, record)
+
+
+class Crowd:
+    """The other workers, as the maps show them."""
+
+    def __init__(self, world):
+        self._world = world
+        self._beat = 0
+        first = PARTITIONS - SHARE
+        bounds = [first * number // (WORKERS - 1) for number in range(WORKERS)]
+        self._names = [f"somewhere.example.com-12345-{number:06}" for number in range(WORKERS - 1)]
+        for number, name in enumerate(self._names):
+            held = packed(range(bounds[number], bounds[number + 1]))
+            put(world, HOLDINGS_MAP, name, {"version": 1, "groups": dict.fromkeys(world.jobs, held)})
+        self.go_on()
+
+    def go_on(self):
+        self._beat += 1
+        for name in self._names:
+            put(self._world, HEARTBEATS_MAP, name, {"beat": self._beat, "holds": 1})
+        self._world.user.call_later(1.0, self.go_on)
+
+
+class Counts:
+    """What worker processes ask for and get, and how many calls one of them makes, while this is entered."""
+
+    def __init__(self, monkeypatch, world):
+        self.requests, self.received, self.calls = Counter(), Counter(), 0
+        fault_for, answered = world.cluster.fault_for, Link._answered
+
+        def asked(request, map_name, link):
+            if link.client.startswith("w"):
+                self.requests[request.name, map_name.split(".sim")[0]] += 1
+            return fault_for(request, map_name, link)
+
+        def receive(link, body):
+            self.received[link.client[0]] += len(body)
+            answered(link, body)
+
+        monkeypatch.setattr(world.cluster, "fault_for", asked)
+        monkeypatch.setattr(Link, "_answered", receive)
+
+    def clear(self):
+        self.requests.clear()
+        self.received.clear()
+
+    def profile(self, loop, monkeypatch):
+        step = loop.step
+
+        def called(_frame, kind, _argument):
+            self.calls += kind in {"call", "c_call"}
+
+        def profiled():
+            sys.setprofile(called)
+            try:
+                step()
+            finally:
+                sys.setprofile(None)
+
+        monkeypatch.setattr(loop, "step", profiled)
+
+
+@pytest.fixture(scope="module")
+def idle():
+    """Requests, bytes and calls a second of a worker that has its share of all jobs, and how long that took."""
+    world = World(PARTITIONS, members=MEMBERS)
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            counts = Counts(patch, world)
+            more_jobs(world, JOBS)
+            Crowd(world)
+            name, began = world.start(), world.time.now
+
+            def groups():
+                worker = getattr(world.workers[name], "worker", None)
+                return [runner.group for runner in worker.runners.values()] if worker is not None else []
+
+            def has_its_share():
+                return len(groups()) == JOBS and all(len(group.held) == SHARE for group in groups())
+
+            while not has_its_share():
+                assert world.time.now - began < 60.0
+                world.time.advance(0.5)
+            took = world.time.now - began
+            world.time.advance(5.0)
+            counts.clear()
+            world.time.advance(IDLE_SECONDS)
+            requests = {what: count / IDLE_SECONDS for what, count in counts.requests.items()}
+            received = counts.received["w"] / IDLE_SECONDS
+            counts.profile(world.workers[name].loop, patch)
+            world.time.advance(2.0)
+            yield requests, received, counts.calls / 2.0, took
+        finally:
+            world.close()
+
+
+def test_an_idle_cluster_takes_no_more_than_two_thousand_requests_a_second(idle):
+    requests, *_ = idle
+    assert sum(requests.values()) * WORKERS <= 2_000, requests
+
+
+def test_no_lease_of_those_who_live_is_read_and_only_few_of_ones_own(idle):
+    requests, *_ = idle
+    # Each one that is held, once in ten minutes.
+    assert requests["Map.GetAll", "gridscore.leases"] <= SHARE * JOBS / 590
+    assert ("Map.ReplaceIfSame", "gridscore.leases") not in requests
+    assert requests["Map.ReplaceIfSame", "gridscore.sessions"] <= MEMBERS / 2
+
+
+def test_rescans_jobs_and_aliases_are_read_when_they_change_and_once_a_minute(idle):
+    requests, *_ = idle
+    assert requests.get(("Map.EntrySet", "gridscore.rescans"), 0) <= 2 / IDLE_SECONDS
+    assert requests.get(("Map.EntrySet", "gridscore.jobs"), 0) <= 2 / IDLE_SECONDS
+    assert requests["Map.GetAll", "gridscore.models"] <= JOBS / IDLE_SECONDS
+
+
+def test_a_member_sends_no_more_than_a_megabyte_of_control_data_a_second(idle):
+    _, received, *_ = idle
+    assert 0 < received * WORKERS / MEMBERS <= 1_000_000
+
+
+def test_an_idle_worker_takes_five_percent_of_a_core_and_a_job_a_thousandth(idle):
+    _, _, calls, _ = idle
+    assert calls <= 0.05 * CALLS_A_SECOND_OF_CPU
+    assert calls / JOBS <= 0.001 * CALLS_A_SECOND_OF_CPU
+
+
+def test_a_new_worker_has_its_share_within_fifteen_seconds(idle):
+    *_, took = idle
+    assert took <= 15.0
+
+
+def test_many_workers_take_over_from_one_that_is_killed_and_make_room_for_a_new_one(monkeypatch):
+    world = World(61, members=4)
+    try:
+        counts = Counts(monkeypatch, world)
+        more_jobs(world, 2)
+        names = [world.start() for _ in range(6)]
+        world.settle()
+        shares = Counter(world.owners().values())
+        counts.clear()
+        world.kill(names[0])
+        assert world.time.run_until(lambda: names[0] not in world.owners().values(), seconds=10.0)
+        world.settle()
+        # Each is marked, taken and begun; and looked for a few times by each of those who may take it.
+        moved = shares[names[0]] * len(world.jobs)
+        assert sum(n for (_, name), n in counts.requests.items() if name == "gridscore.leases") <= 30 * moved
+        new = world.start()
+        assert world.time.run_until(
+            lambda: Counter(world.owners().values())[new] >= 61 // 7 and world.is_balanced(), seconds=15.0
+        )
+        world.check()
+    finally:
+        world.close()
+
+
+def test_audits_of_jobs_that_were_submitted_together_are_spread():
+    tenths = Counter(int(share_of(f"job{number}") * 10) for number in range(JOBS))
+    assert max(tenths.values()) <= JOBS / 4
+
+
+@pytest.mark.parametrize("held", [[], [0], range(PARTITIONS), range(0, PARTITIONS, 97)])
+def test_what_a_worker_holds_is_few_bytes(held):
+    assert unpacked(packed(held)) == sum(1 << partition for partition in held)
+    assert len(packed(held)) <= 110

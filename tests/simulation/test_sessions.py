@@ -1,0 +1,180 @@
+"""Sessions: what hangs on them stands while they are renewed, and is taken only after they are closed."""
+
+import asyncio
+import logging
+
+import pytest
+
+from pipeline.testing import StubCluster
+from pipeline.testing.virtual_time import VirtualTime
+from pipeline.worker.lease_records import read_records
+from pipeline.worker.leases import Leases, Progress
+
+PARTITIONS = 8
+JOB = "job"
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def virtual():
+    """Runs a test's coroutine, which gets a stub cluster of two members, in virtual time."""
+    time = VirtualTime()
+    with time.patched():
+
+        def run(test):
+            loop = time.loop("worker")
+            cluster = StubCluster(PARTITIONS, loop=time.loop("members"), members=2, latency=lambda: 0.001)
+            time.run(test(cluster), loop, seconds=300.0)
+
+        yield run
+        time.close()
+
+
+async def claim_all(leases):
+    await leases.look(range(PARTITIONS))
+    return await leases.claim([*leases.free(), *leases.expired()])
+
+
+async def watch(leases, seconds):
+    """Look as a group does, so that no time passes unwatched."""
+    end = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < end:
+        await leases.look(range(PARTITIONS))
+        await asyncio.sleep(0.1)
+
+
+def test_one_session_a_member_is_renewed_and_no_lease(virtual):
+    async def test(cluster):
+        leases = Leases(await cluster.connect("first"), JOB, "first")
+        await claim_all(leases)
+        texts = {partition: lease.text for partition, lease in leases.held.items()}
+        before = cluster.requests["Map.ReplaceIfSame"]
+        for _ in range(100):
+            await leases.commit({})
+            await asyncio.sleep(0.1)
+        assert cluster.requests["Map.ReplaceIfSame"] - before <= 2 * 10 / 1.6
+        assert {partition: lease.text for partition, lease in leases.held.items()} == texts
+        assert all(leases.stands(partition, leases.sessions._grid.clock()) for partition in range(PARTITIONS))
+
+    virtual(test)
+
+
+def test_whoever_renews_before_its_session_is_closed_keeps_its_leases(virtual):
+    async def test(cluster):
+        first = Leases(await cluster.connect("first"), JOB, "first")
+        second = Leases(await cluster.connect("second"), JOB, "second")
+        await claim_all(first)
+        await watch(second, 6.0)
+        assert len(second.expired()) == PARTITIONS
+        # The owner was only paused, and is the quicker one.
+        await first.commit({})
+        await asyncio.sleep(0.01)
+        assert await second.claim(second.expired()) == []
+        assert all(first.stands(partition, first.sessions._grid.clock()) for partition in first.held)
+        assert {record.owner for record in (await read_records(first.sessions._grid, JOB)).values()} == {"first"}
+
+    virtual(test)
+
+
+def test_whoever_comes_too_late_finds_its_session_closed_and_stands_no_longer(virtual):
+    async def test(cluster):
+        first = Leases(await cluster.connect("first"), JOB, "first")
+        second = Leases(await cluster.connect("second"), JOB, "second")
+        await claim_all(first)
+        await watch(second, 6.0)
+        assert len(await second.claim(second.expired())) == PARTITIONS
+        await first.commit({})
+        await asyncio.sleep(0.1)
+        assert first.until(0) == float("-inf")
+        assert sorted(await first.commit(dict.fromkeys(range(PARTITIONS), Progress(1, 0)))) == list(range(PARTITIONS))
+
+    virtual(test)
+
+
+def test_a_restart_in_the_same_process_waits_for_the_lease_of_before_like_anybody(virtual):
+    async def test(cluster):
+        grid = await cluster.connect("worker")
+        before = Leases(grid, JOB, "worker")
+        await claim_all(before)
+        # Given one that has ended without giving back, as after an error: its writes may be under way still
+        after = Leases(grid, JOB, "worker", sessions=before.sessions)
+        began = grid.clock()
+        while len(after.held) < PARTITIONS:
+            after.sessions.renew()
+            await claim_all(after)
+            await asyncio.sleep(0.1)
+            for partition in list(before.held):
+                before.drop(partition)
+        assert before.sessions.seconds <= grid.clock() - began < 10.0
+        assert sum(session.leases for session in after.sessions._own.values()) == PARTITIONS
+
+    virtual(test)
+
+
+def test_what_was_let_go_here_is_taken_again_after_it_has_settled(virtual):
+    async def test(cluster):
+        leases = Leases(await cluster.connect("worker"), JOB, "worker")
+        await claim_all(leases)
+        began = leases.sessions._grid.clock()
+        leases.drop(3)
+        assert [lease.partition for lease in await claim_all(leases)] == [3]
+        assert 1.0 <= leases.sessions._grid.clock() - began < 1.1
+
+    virtual(test)
+
+
+def test_a_lease_that_is_let_go_while_it_is_hung_on_another_session_leaves_nothing_behind(virtual):
+    async def test(cluster):
+        leases = Leases(await cluster.connect("worker"), JOB, "worker")
+        await claim_all(leases)
+        for partition in range(1, PARTITIONS):
+            leases.drop(partition)  # retires the sessions of all
+        commit = asyncio.create_task(leases.commit({}))
+        await asyncio.sleep(0.0035)  # the new session is there, and the lease is being hung on it
+        assert len(leases.sessions._own) > 1
+        leases.drop(0)
+        await commit
+        assert not leases.sessions._own
+        other = Leases(await cluster.connect("other"), JOB, "other")
+        await watch(other, 6.0)
+        assert len(await other.claim(other.expired())) == PARTITIONS
+
+    virtual(test)
+
+
+def test_a_lease_whose_partition_has_moved_hangs_on_a_session_of_the_member_that_has_it(virtual):
+    async def test(cluster):
+        grid = await cluster.connect("worker")
+        leases = Leases(grid, JOB, "worker")
+        await claim_all(leases)
+        cluster.start_member()
+        for _ in range(40):
+            await leases.commit({})
+            await asyncio.sleep(0.1)
+        owner_of = grid.client.partition_service.get_partition_owner
+        assert all(owner_of(p) == owner_of(lease.session.partition) for p, lease in leases.held.items())
+        assert len({lease.session for lease in leases.held.values()}) == 3
+        assert all(leases.stands(partition, grid.clock()) for partition in range(PARTITIONS))
+
+    virtual(test)
+
+
+def test_somebody_who_has_marked_a_lease_is_not_made_to_begin_again(virtual):
+    async def test(cluster):
+        first = Leases(await cluster.connect("first"), JOB, "first")
+        heirs = [Leases(await cluster.connect(f"heir{number}"), JOB, f"heir{number}") for number in range(2)]
+        await claim_all(first)
+        await asyncio.gather(*(watch(each, 6.0) for each in heirs))
+        claim = asyncio.create_task(heirs[0].claim(range(PARTITIONS)))
+        await asyncio.sleep(0.1)
+        await heirs[1].look(range(PARTITIONS))
+        assert heirs[1].expired() == []
+        assert len(await claim) == PARTITIONS
+
+    virtual(test)
