@@ -47,11 +47,16 @@ class Capacity:
         return self.partition * self.partitions
 
 
-async def journal_capacity(grid: Grid, map_name: str) -> Capacity | None:
+async def journal_capacity(grid: Grid, map_name: str, *, most: int | None = None) -> Capacity | None:
     """Capacity of the journal of a map; None if the map has none.
 
     A cluster that tells its configuration to Management Center only (`management-center.trusted-interfaces`) is asked
     for the bounds of all journals instead: a ring that has dropped its oldest entries is full, so it shows its size.
+
+    Args:
+        grid: The connection.
+        map_name: The map.
+        most: Partitions to ask for at most, of those that are spread over all; what is found may then be less.
 
     Raises:
         GridError: The cluster did not answer.
@@ -63,7 +68,8 @@ async def journal_capacity(grid: Grid, map_name: str) -> Capacity | None:
         return None if capacity is None else Capacity(max(1, capacity // count), count, Source.CONFIGURED)
     journal = Journal(grid, map_name)
     try:
-        bounds = await asyncio.gather(*(journal.bounds(partition) for partition in range(count)))
+        asked = range(0, count, -(-count // most) if most else 1)
+        bounds = await asyncio.gather(*(journal.bounds(partition) for partition in asked))
     except JournalMissingError:
         return None
     full = [newest - oldest + 1 for oldest, newest in bounds if oldest > 0]

@@ -69,6 +69,9 @@ UNACKNOWLEDGED_EVENTS = 32_768
 """Events written and not acknowledged, above which the loop waits."""
 
 CLOSE_SECONDS = 3.0
+_RINGS = 32
+"""Rings that are looked at to learn how much one holds: each worker does, and too small a number only commits early."""
+
 _STATS_SECONDS = 0.5
 _RETRY_SECONDS = 0.5
 
@@ -176,7 +179,7 @@ class JobRunner:
     async def _learn_ring(self) -> None:
         """Find out beside the rest when a ring is so full that waiting for the next commit would be too long."""
         try:
-            ring = await journal_capacity(self._grid, self._job.events)
+            ring = await journal_capacity(self._grid, self._job.events, most=_RINGS)
         except (HazelcastError, GridError) as error:
             _log.debug("%s: the capacity of the journal is not known: %s", self._job.name, error)
             return

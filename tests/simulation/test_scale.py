@@ -143,7 +143,7 @@ def idle():
             while not has_its_share():
                 assert world.time.now - began < 60.0
                 world.time.advance(0.5)
-            took = world.time.now - began
+            took, begun = world.time.now - began, Counter(counts.requests)
             world.time.advance(5.0)
             counts.clear()
             world.time.advance(IDLE_SECONDS)
@@ -151,7 +151,7 @@ def idle():
             received = counts.received["w"] / IDLE_SECONDS
             counts.profile(world.workers[name].loop, patch)
             world.time.advance(2.0)
-            yield requests, received, counts.calls / 2.0, took
+            yield requests, received, counts.calls / 2.0, took, begun
         finally:
             world.close()
 
@@ -182,14 +182,21 @@ def test_a_member_sends_no_more_than_a_megabyte_of_control_data_a_second(idle):
 
 
 def test_an_idle_worker_takes_five_percent_of_a_core_and_a_job_a_thousandth(idle):
-    _, _, calls, _ = idle
+    _, _, calls, *_ = idle
     assert calls <= 0.05 * CALLS_A_SECOND_OF_CPU
     assert calls / JOBS <= 0.001 * CALLS_A_SECOND_OF_CPU
 
 
 def test_a_new_worker_has_its_share_within_fifteen_seconds(idle):
-    *_, took = idle
+    *_, took, _ = idle
     assert took <= 15.0
+
+
+def test_a_new_worker_asks_for_what_it_takes_and_not_for_all_partitions_of_all_jobs(idle):
+    *_, begun = idle
+    # Of each job 32 rings, to learn their size, and of each lease that it takes its record, its journal and its place.
+    assert begun["Map.EventJournalSubscribe", "events"] <= JOBS * (32 + 2 * SHARE)
+    assert sum(count for (_, name), count in begun.items() if name == "gridscore.leases") <= 6 * JOBS * SHARE
 
 
 def test_many_workers_take_over_from_one_that_is_killed_and_make_room_for_a_new_one(monkeypatch):
