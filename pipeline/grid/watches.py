@@ -79,14 +79,17 @@ class Watched(Generic[_T]):
         grid: The connection.
         map_name: The map.
         parse: What to make of each record.
+        pause: Seconds between two reads, however much changes.
     """
 
-    def __init__(self, grid: Grid, map_name: str, parse: Callable[[Record], _T]) -> None:
+    def __init__(self, grid: Grid, map_name: str, parse: Callable[[Record], _T], pause: float) -> None:
         self._grid = grid
         self._records = Records(grid, map_name)
         self._parse = parse
         self._found: dict[str, _T] = {}
+        self._pause = pause
         self._read_at = float("-inf")
+        self._has_changed = True
         self._reading = asyncio.Lock()
         self._is_watching = False
 
@@ -100,14 +103,16 @@ class Watched(Generic[_T]):
             if not self._is_watching:
                 await self._records.watch(self._changed)
                 self._is_watching = True
-            if (now := self._grid.clock()) - self._read_at > NET_SECONDS:
-                self._read_at = now  # before it is read: what changes meanwhile is read again
+            age = self._grid.clock() - self._read_at
+            if age >= self._pause and (self._has_changed or age > NET_SECONDS):
+                self._has_changed = False  # before it is read: what changes meanwhile is read again
                 try:
                     self._found = await self._records.read(self._parse)
                 except BaseException:
-                    self._changed()
+                    self._has_changed = True
                     raise
+                self._read_at = self._grid.clock()
         return self._found
 
     def _changed(self) -> None:
-        self._read_at = float("-inf")
+        self._has_changed = True

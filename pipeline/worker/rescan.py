@@ -123,7 +123,9 @@ async def watched(grid: Grid, group: str) -> dict[int, Record]:
     count = grid.partition_count
     there = grid.watched.get(RESCANS_MAP)
     if there is None:
-        there = grid.watched[RESCANS_MAP] = Watched(grid, RESCANS_MAP, lambda record: request_of(record, count))
+        there = grid.watched[RESCANS_MAP] = Watched(
+            grid, RESCANS_MAP, lambda record: request_of(record, count), LOOK_SECONDS * 0.9
+        )
     return {partition: found.record for partition, found in requests_of(group, await there.read()).items()}
 
 

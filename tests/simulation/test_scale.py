@@ -14,6 +14,7 @@ from world import World
 
 from pipeline.grid.writer import partition_of
 from pipeline.testing.network import Link
+from pipeline.worker import rescan
 from pipeline.worker.audit import share_of
 from pipeline.worker.members import HEARTBEATS_MAP, HOLDINGS_MAP, packed, unpacked
 
@@ -218,6 +219,28 @@ def test_many_workers_take_over_from_one_that_is_killed_and_make_room_for_a_new_
         assert world.time.run_until(
             lambda: Counter(world.owners().values())[new] >= 61 // 7 and world.is_balanced(), seconds=15.0
         )
+        world.check()
+    finally:
+        world.close()
+
+
+def test_a_rescan_of_all_partitions_is_read_about_once_a_process_and_not_once_a_partition(monkeypatch):
+    world = World(61, members=4)
+    try:
+        counts = Counts(monkeypatch, world)
+        more_jobs(world, 6)
+        for _ in range(3):
+            world.start()
+        world.put({f"e{number}": float(number) for number in range(200)})
+        world.settle()
+        counts.clear()
+        for job in world.jobs:
+            world.ask(rescan.request(world.grid, job, range(61), "test"))
+        began = world.time.now
+        assert world.time.run_until(lambda: not world._rescans(), seconds=120.0)
+        # Each process looks every two seconds, for all of its jobs, as long as something changes.
+        assert counts.requests["Map.EntrySet", "gridscore.rescans"] <= 3 * ((world.time.now - began) / 1.8 + 2)
+        assert counts.requests["Map.FetchEntries", "events"] <= 2 * len(world.jobs) * 61
         world.check()
     finally:
         world.close()
