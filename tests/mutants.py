@@ -102,6 +102,20 @@ MUTANTS = [
         (SESSIONS, "-k", "renews_before"),
     ),
     Mutant(
+        "what is only read back is taken for acknowledged",
+        "worker/lease_writes.py",
+        "return self.began > _UNSAID",
+        "return True",
+        (SESSIONS, "-k", "acknowledged"),
+    ),
+    Mutant(
+        "a session is renewed that is older than its lease",
+        "worker/sessions.py",
+        "if self._grid.clock() - session.renewed_at >= self.seconds:",
+        "if False:",
+        (SESSIONS, "-k", "older_than"),
+    ),
+    Mutant(
         "a lease of before in the same process is taken at once",
         "worker/leases.py",
         "self._let_go.get(partition) == sight.record.session",
@@ -125,7 +139,7 @@ MUTANTS = [
     Mutant(
         "a compare-and-set of unknown fate is taken for a success",
         "worker/lease_writes.py",
-        "written(position, record if found[partition] == record.text else None)",
+        "written(position, record._replace(began=_UNSAID) if found[partition] == record.text else None)",
         "written(position, record)",
         (FENCE, "-k", "unknown_fate"),
     ),

@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 _ANSWER = 0.25
 """Part of the lease time that a member may take to answer; a compare-and-set of unknown fate takes it twice."""
 
+_UNSAID = float("-inf")
+
 
 class Change(NamedTuple):
     """A record to be written if the one there is the expected text; if there is none, if that is None."""
@@ -34,11 +36,19 @@ class Change(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A record as it was written, its exact bytes, and when that began."""
+    """A record as it was written, its exact bytes, and when that began.
+
+    Minus infinity if no member said so and it was only read back: it may be on one member alone, and go with it.
+    """
 
     record: LeaseRecord
     text: bytes
     began: float
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether a member said that it is written, and its backups have it."""
+        return self.began > _UNSAID
 
 
 Outcome: TypeAlias = "Written | HazelcastError | None"
@@ -164,4 +174,4 @@ class LeaseWriter:
                 if partition not in found:
                     written(position, OperationTimeoutError("a member does not answer"))
                 else:
-                    written(position, record if found[partition] == record.text else None)
+                    written(position, record._replace(began=_UNSAID) if found[partition] == record.text else None)

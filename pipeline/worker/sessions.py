@@ -4,7 +4,11 @@ A lease names the session of its owner, and stands as long as that is renewed. A
 `gridscore.sessions`, in a partition of the member that it is for: a member that does not answer keeps results from
 being written and leases from being renewed alike, and leases of other members go on. Only its owner renews it, by
 compare-and-set; somebody who has watched it unchanged for the whole lease time *closes* it, by compare-and-set too:
-so either the owner was quicker, or it finds out at its next renewal. No session is opened twice.
+so either the owner was quicker, or it finds out at its next renewal. No session is opened twice, and none is renewed
+that the owner let grow older than the lease.
+
+A member may die with what it alone has. So only what was acknowledged counts, not what was merely read: a renewal for
+the owner, a close for whoever takes what hangs on it.
 
 When leases are let go that the grid knows nothing of, their session is *retired*: it is renewed only until what else
 hangs on it hangs on another one. It then runs out, and what was let go can be taken.
@@ -50,7 +54,7 @@ class Session:
     Attributes:
         name: Under which leases name it.
         partition: In which its record lies.
-        renewed_at: When the last successful renewal began; minus infinity if somebody has closed it.
+        renewed_at: When the last acknowledged renewal began; minus infinity if it is over.
         leases: How many hang on it.
         retired: Whether no further lease may hang on it.
     """
@@ -68,7 +72,10 @@ class Session:
 
 @dataclass(slots=True, eq=False)
 class _Sight:
-    """Somebody else's session: as it was seen last, since when it is the same, when it was looked at, and its lease."""
+    """Somebody else's session: as it was seen last, since when it is the same, when it was looked at, and its lease.
+
+    And its text as we closed it and that was acknowledged.
+    """
 
     partition: int
     writer: LeaseWriter
@@ -78,6 +85,7 @@ class _Sight:
     looked: float = float("-inf")
     asked: float = float("-inf")
     lease: float = 0.0
+    closed: bytes | None = None
     closing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -147,8 +155,8 @@ class Sessions:
         nonce = uuid.uuid4().hex[:16]
         writer = LeaseWriter(self._grid, nonce, self.seconds, SESSIONS_MAP)
         written = await writer.write(home, None, self._next(NOBODY))
-        if written is None:
-            raise HazelcastError("a session of that name exists")
+        if written is None or not written.is_acknowledged:
+            raise HazelcastError("a session could not be opened")
         session = Session(f"{nonce}/{home}", home, writer, *written)
         self._own[session.name] = self._current[home] = session
         return session
@@ -192,13 +200,18 @@ class Sessions:
         async with session.changing:
             if not self._is_due(session):
                 return
+            if self._grid.clock() - session.renewed_at >= self.seconds:
+                # Somebody may have closed it, and that may be lost: who resumes would then renew it under the heir.
+                self._end_own(session)
+                return
             outcome: list[Written | None] = []
             try:
                 outcome = [await session.writer.write(session.partition, session.text, self._next(session.record))]
             except HazelcastError as error:
                 _log.debug("a session could not be renewed: %s", error)  # if that goes on, its leases end
             if outcome and outcome[0] is not None:
-                session.record, session.text, session.renewed_at = outcome[0]
+                session.record, session.text, began = outcome[0]
+                session.renewed_at = max(session.renewed_at, began)
             elif outcome:
                 await self._look_again(session)
 
@@ -213,8 +226,11 @@ class Sessions:
         if text is not None and record.owner:
             session.record, session.text = record, text  # its next renewal begins from there
         else:
-            session.renewed_at = float("-inf")
-            self.retire(session)
+            self._end_own(session)
+
+    def _end_own(self, session: Session) -> None:
+        session.renewed_at = float("-inf")
+        self.retire(session)
 
     def _next(self, record: LeaseRecord) -> LeaseRecord:
         deadline, lease = int((time.time() + self.seconds) * 1000), int(self.seconds * 1000)
@@ -288,17 +304,21 @@ class Sessions:
         """
         sight = self._sights[name]
         async with sight.closing:
-            if sight.text is not None and not sight.record.owner:
+            if sight.text is not None and sight.text == sight.closed:
                 return True
             if not self.is_over(name):
                 return False
-            closed = replace(sight.record, owner="", renewals=sight.record.renewals + 1, lease=int(sight.lease * 1000))
+            closed = sight.record
+            if sight.text is None or closed.owner:
+                closed = replace(closed, owner="", renewals=closed.renewals + 1, lease=int(sight.lease * 1000))
+            # What somebody else closed is written as it is, so that many heirs do not fail each other.
             written = await sight.writer.write(sight.partition, sight.text, closed)
             if written is None:
-                sight.since = float("inf")
+                sight.since = self._grid.clock()
                 return False
             sight.record, sight.text, _ = written
-            return True
+            sight.closed = sight.text if written.is_acknowledged else None
+            return written.is_acknowledged
 
     async def sweep(self) -> None:
         """Remove what nobody has renewed for long: whoever waits for it goes on without.

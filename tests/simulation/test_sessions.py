@@ -5,10 +5,11 @@ import logging
 
 import pytest
 
-from pipeline.testing import StubCluster
+from pipeline.testing import Fault, StubCluster
 from pipeline.testing.virtual_time import VirtualTime
 from pipeline.worker.lease_records import read_records
 from pipeline.worker.leases import Leases, Progress
+from pipeline.worker.sessions import SESSIONS_MAP
 
 PARTITIONS = 8
 JOB = "job"
@@ -70,14 +71,73 @@ def test_whoever_renews_before_its_session_is_closed_keeps_its_leases(virtual):
         first = Leases(await cluster.connect("first"), JOB, "first")
         second = Leases(await cluster.connect("second"), JOB, "second")
         await claim_all(first)
-        await watch(second, 6.0)
-        assert len(second.expired()) == PARTITIONS
-        # The owner was only paused, and is the quicker one.
+        watching = asyncio.create_task(watch(second, 5.2))
+        await asyncio.sleep(4.9)
+        # The last renewal takes so long that the session seems to have run out, and still is the quicker one.
+        cluster.faults.append(Fault("move", request="Map.ReplaceIfSame", map=SESSIONS_MAP, seconds=0.4, times=2))
         await first.commit({})
-        await asyncio.sleep(0.01)
+        await watching
+        assert len(second.expired()) == PARTITIONS
         assert await second.claim(second.expired()) == []
         assert all(first.stands(partition, first.sessions._grid.clock()) for partition in first.held)
         assert {record.owner for record in (await read_records(first.sessions._grid, JOB)).values()} == {"first"}
+
+    virtual(test)
+
+
+def test_nobody_renews_a_session_that_it_let_grow_older_than_the_lease(virtual):
+    async def test(cluster):
+        leases = Leases(await cluster.connect("first"), JOB, "first")
+        await claim_all(leases)
+        # Somebody may have closed it, and that went with a member.
+        await asyncio.sleep(5.1)
+        before = cluster.requests["Map.ReplaceIfSame"]
+        await leases.commit({})
+        await asyncio.sleep(0.1)
+        assert cluster.requests["Map.ReplaceIfSame"] == before
+        assert leases.until(0) == float("-inf")
+
+    virtual(test)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_session_is_closed_only_if_that_is_acknowledged_for_whoever_takes_what_hangs_on_it(virtual, own):
+    async def test(cluster):
+        first = Leases(await cluster.connect("first"), JOB, "first")
+        heirs = [Leases(await cluster.connect(name), JOB, name) for name in ("second", "third")]
+        await claim_all(first)
+        await asyncio.gather(*(watch(each, 5.2) for each in heirs))
+        heir = heirs[not own]
+        fault = Fault("unacknowledged", request="Map.ReplaceIfSame", map=SESSIONS_MAP, times=1000)
+        cluster.faults.append(fault)
+        assert await heirs[0].claim(heirs[0].expired()) == []
+        await watch(heir, 1.2)
+        assert len(heir.expired()) == PARTITIONS
+        assert await heir.claim(heir.expired()) == []
+        fault.times = 0
+        await watch(heir, 0.2)
+        assert len(await heir.claim(heir.expired())) == PARTITIONS
+
+    virtual(test)
+
+
+def test_a_renewal_that_nobody_acknowledged_does_not_count(virtual):
+    async def test(cluster):
+        leases = Leases(await cluster.connect("first"), JOB, "first")
+        await claim_all(leases)
+        until = leases.until(0)
+        fault = Fault("unacknowledged", request="Map.ReplaceIfSame", map=SESSIONS_MAP, times=1000)
+        cluster.faults.append(fault)
+        for _ in range(34):
+            await leases.commit({})
+            await asyncio.sleep(0.1)
+        assert fault.times < 1000
+        assert leases.until(0) == until
+        fault.times = 0
+        for _ in range(6):
+            await leases.commit({})
+            await asyncio.sleep(0.1)
+        assert leases.until(0) > until
 
     virtual(test)
 
