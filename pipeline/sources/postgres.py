@@ -26,7 +26,7 @@ from pipeline.sources.postgres_rows import Query, Row, describe, reading, settle
 from pipeline.sources.postgres_trigger import statements
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 
     from pipeline.grid import Grid
     from pipeline.job.plugs.postgres_source import PostgresSourceSettings
@@ -94,15 +94,19 @@ class PostgresSource:
         """All rows, then changes as they come; ends after the rows if no changes are followed."""
         settings = self._settings
         try:
-            async for batch in self._load():
-                yield batch
-            if settings.notify is not None:
-                async for batch in self._notified():
+            # A reading that is broken off has to give its cursor back before the connection is closed.
+            async with contextlib.aclosing(self._load()) as loaded:
+                async for batch in loaded:
                     yield batch
+            if settings.notify is not None:
+                async with contextlib.aclosing(self._notified()) as notified:
+                    async for batch in notified:
+                        yield batch
             while settings.poll_column is not None:
                 await asyncio.sleep(seconds_of(settings.every))
-                async for batch in self._polled():
-                    yield batch
+                async with contextlib.aclosing(self._polled()) as polled:
+                    async for batch in polled:
+                        yield batch
         except psycopg.Error as error:
             raise self._failure(error) from None
 
@@ -138,15 +142,16 @@ class PostgresSource:
 
     # ------------------------------------------------------------------ full loads
 
-    async def _load(self) -> AsyncIterator[Batch]:
+    async def _load(self) -> AsyncGenerator[Batch, None]:
         """Every row, from the position on if there is one."""
         settings, seen = self._settings, set[str | int]()
-        async for batch in self._polled() if settings.poll_column is not None else self._rows():
-            if settings.mirror:
-                seen.update(key for key, _ in batch.entries)
-                # A row that is refused is there all the same.
-                seen.update(each.key for each in batch.poison if each.key is not None)
-            yield batch
+        async with contextlib.aclosing(self._polled() if settings.poll_column is not None else self._rows()) as rows:
+            async for batch in rows:
+                if settings.mirror:
+                    seen.update(key for key, _ in batch.entries)
+                    # A row that is refused is there all the same.
+                    seen.update(each.key for each in batch.poison if each.key is not None)
+                yield batch
         if settings.mirror:
             there = await (await self._grid.map(settings.to)).key_set()
             gone = [key for key in there if key not in seen and isinstance(key, str | int)]
@@ -155,7 +160,7 @@ class PostgresSource:
             for begin in range(0, len(gone), settings.batch):
                 yield Batch([(key, None) for key in gone[begin : begin + settings.batch]])
 
-    async def _rows(self) -> AsyncIterator[Batch]:
+    async def _rows(self) -> AsyncGenerator[Batch, None]:
         query = self._known
         async with reading(self._open_reader, query.select(), batch=self._settings.batch) as parts:
             async for records in parts:
@@ -177,7 +182,7 @@ class PostgresSource:
 
     # ------------------------------------------------------------------ polling
 
-    async def _polled(self) -> AsyncIterator[Batch]:
+    async def _polled(self) -> AsyncGenerator[Batch, None]:
         """Rows whose mark is as new as the newest that was seen, or as much older as late commits may make it."""
         query, before = self._known, self._window
         column = f"q.{quoted(query.mark or '')}"
@@ -220,7 +225,7 @@ class PostgresSource:
 
     # ------------------------------------------------------------------ notifications
 
-    async def _notified(self) -> AsyncIterator[Batch]:
+    async def _notified(self) -> AsyncGenerator[Batch, None]:
         listener = self._listener
         if listener is None:
             return
@@ -230,8 +235,9 @@ class PostgresSource:
             if not payloads:
                 await listener.execute("SELECT 1")  # a connection that is dead says nothing by itself
             if any(not payload.strip() for payload in payloads):
-                async for batch in self._load():
-                    yield batch
+                async with contextlib.aclosing(self._load()) as loaded:
+                    async for batch in loaded:
+                        yield batch
             wanted = list(dict.fromkeys(payload for payload in payloads if payload.strip()))
             for begin in range(0, len(wanted), _AT_ONCE):
                 yield await self._changed(wanted[begin : begin + _AT_ONCE])

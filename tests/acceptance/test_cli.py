@@ -85,7 +85,7 @@ def test_a_job_without_its_lookup_map_or_model_is_refused(gridscore, job_file, u
 
 def test_an_event_map_without_a_journal_is_refused(gridscore, job_file, unique):
     job_file.write_text(job_file.read_text().replace(f"events.pay-{unique}", f"plain-{unique}"))
-    done = gridscore("submit", job_file, code=3)
+    done = gridscore("submit", job_file, "--no-prepare", code=3)
     assert f"The map `plain-{unique}` has no event journal" in done.stderr
 
 

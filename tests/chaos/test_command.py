@@ -40,7 +40,20 @@ async def names(grid):
 
 async def test_it_passes_on_a_cluster_of_others_and_takes_everything_away(cluster, grid_settings, tmp_path):
     folder = tmp_path / "kept"
-    faults = ("--worker-kills", "1", "--pauses", "0", "--leaves", "1", "--cuts", "1", "--holds", "0")
+    faults = (
+        "--worker-kills",
+        "1",
+        "--pauses",
+        "0",
+        "--pause-holds",
+        "0",
+        "--leaves",
+        "1",
+        "--cuts",
+        "1",
+        "--holds",
+        "0",
+    )
     soak = await start(
         cluster, "--events", "4000", "--rate", "400", "--seed", "7", *faults, "--keep", str(folder), "--json"
     )
@@ -53,8 +66,10 @@ async def test_it_passes_on_a_cluster_of_others_and_takes_everything_away(cluste
     assert report["faults_done"] == {
         "worker-kill": 1,
         "pause": 0,
+        "pause-hold": 0,
         "leave": 1,
         "member-kill": 0,
+        "member-pause": 0,
         "cut": 1,
         "hold": 0,
     }
@@ -94,7 +109,7 @@ async def test_killed_with_9_it_takes_its_processes_along_a_stopped_one_too(clus
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--member-kills", "1"), "Members of your own cluster are not killed"),
+        (("--member-kills", "1"), "Members of your own cluster are neither killed nor stopped"),
         (("--workers", "1"), "need two workers"),
         (("--keep", "."), "is not empty"),
     ],

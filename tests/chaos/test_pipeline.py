@@ -287,9 +287,9 @@ async def test_every_event_arrives_once_with_its_score_whatever_is_killed(
         ] * 3
         results = await written(grid, job.results)
 
-    # What a result should say follows from the event alone, by the offline features and XGBoost itself.
+    # What a result should say follows from the event alone, by pandas and XGBoost alone.
     ledger = [Acknowledged(0, number, "", event(SEED, number).text) for number in range(count)]
-    expected = await asyncio.to_thread(expected_scores, job, model, {"customer": lookups}, ledger)
+    expected = await asyncio.to_thread(expected_scores, model, lookups, ledger)
     newest = dict(results)
     decoded = {key: msgspec.json.decode(text) for key, text in newest.items()}
     assert sorted(each["n"] for each in decoded.values()) == list(range(count))

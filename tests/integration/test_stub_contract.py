@@ -466,4 +466,5 @@ def test_the_stub_was_compared_in_all_that_it_knows(stub, request):
     everything = {name for name in globals() if name.startswith("test_")}
     if ran != everything:
         pytest.skip("only some of the comparisons were asked for")
-    assert set(NAMES.values()) == set(stub.requests)
+    # What else is asked it refuses, as members do that trust no Management Center from here.
+    assert set(NAMES.values()) == {name for name in stub.requests if not name.startswith("0x")}
