@@ -12,8 +12,8 @@ A partition is *taken* in this order:
 4. It is read from the offset on. What is in doubt is looked over first: a job passes over events whose results stand.
 
 It is *committed* once a second, and earlier where what is not committed fills half of its ring: producers wait for it.
-What is acknowledged becomes the offset by compare-and-set, which also renews the lease. A failed compare-and-set means
-that somebody else has it: it is dropped, unwritten results and all.
+What is acknowledged becomes the offset by compare-and-set. A failed compare-and-set means that somebody else has it: it
+is dropped, unwritten results and all.
 
 It is *given back* within one budget of time, in this order:
 
@@ -327,25 +327,29 @@ class Group:
     # ------------------------------------------------------------------ committing
 
     async def _commit(self, part: int) -> None:
-        """Commit a part of the partitions, once a second. No part waits for another, whose member may be slow."""
+        """Commit a part of the partitions, once a second. Nothing waits for what a slow member has."""
         # With a short lease more often, or a renewal could not be tried again while it stands.
         pause = min(COMMIT_SECONDS, self.leases.seconds / 5)
         await asyncio.sleep(pause * part / _COMMIT_PARTS)
-        while True:
-            await asyncio.sleep(pause)
-            mine = [partition for partition in self.held if partition % _COMMIT_PARTS == part]
-            lost = await self._commit_these(mine)
-            self._stats.committed_at = int(time.time() * 1000)
-            now, busy = self._grid.clock(), self._beginning.keys() | self._giving
-            for partition in mine:
-                if partition not in self.held:
-                    continue
-                # The second is a net: whatever went wrong, a partition that is held is read, or let go.
-                unread = not self.reader.reads(partition) and partition not in busy
-                if unread or not self.leases.stands(partition, now):
-                    lost.append(partition)
-            self._lose(lost)
-            self._stats.partitions = len(self.held)
+        async with asyncio.TaskGroup() as turns:
+            while True:
+                await asyncio.sleep(pause)
+                turns.create_task(self._commit_part(part))
+
+    async def _commit_part(self, part: int) -> None:
+        mine = [partition for partition in self.held if partition % _COMMIT_PARTS == part]
+        lost = await self._commit_these(mine)
+        self._stats.committed_at = int(time.time() * 1000)
+        now, busy = self._grid.clock(), self._beginning.keys() | self._giving
+        for partition in mine:
+            if partition not in self.held:
+                continue
+            # The second is a net: whatever went wrong, a partition that is held is read, or let go.
+            unread = not self.reader.reads(partition) and partition not in busy
+            if unread or not self.leases.stands(partition, now):
+                lost.append(partition)
+        self._lose(lost)
+        self._stats.partitions = len(self.held)
 
     async def _commit_early(self) -> None:
         """Commit what fills its ring, all of it together: a key that gets most events has one partition only."""

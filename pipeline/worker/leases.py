@@ -351,17 +351,9 @@ class Leases:
             strays = session.retired or homes[partition] != session.partition
             # If its member is another one now, and cannot be reached, the session does not show it.
             lease.ends = min(lease.ends, now + self._send_seconds) if homes[partition] != session.partition else _NEVER
-            if not lease.changing.locked() and (moved or strays):
+            if not lease.changing.locked() and (moved or (strays and self.sessions.ready(partition))):
                 due.append(_Due(lease, there, record, strays))
         return await self._to_the_end(self._commit_all(due)) if due else []
-
-    async def _hang(self, lease: Lease) -> Session:
-        """The session on which a lease is to hang from now on: its own one is retired, or of another member."""
-        try:
-            return await self.sessions.open(lease.partition)
-        except HazelcastError as error:
-            self._failures.append(error)  # it ends in time
-            return lease.session
 
     async def _commit_all(self, due: Sequence[_Due]) -> list[int]:
         # What is being changed has its turn next time: its member may be slow, and the others' need not wait for it.
@@ -395,7 +387,8 @@ class Leases:
                 lease.changing.release()
                 continue
             doubt = lease.doubt if there.offset < lease.doubt else 0
-            session = await self._hang(lease) if owner and strays else lease.session
+            # If there is none to hang it on yet, it stays on its own one until the next time.
+            session = (self.sessions.ready(lease.partition) if owner and strays else None) or lease.session
             fresh = replace(
                 self._next(record),
                 owner=owner,

@@ -21,6 +21,7 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hazelcast.errors import HazelcastError
@@ -131,17 +132,30 @@ class Sessions:
         Raises:
             HazelcastError: The cluster did not answer.
         """
+        if (session := self.ready(partition)) is not None:
+            return session
+        return await asyncio.shield(self._opening[self.homes[partition]])
+
+    def ready(self, partition: int) -> Session | None:
+        """The session on which a lease of that partition can hang; None if it must first be renewed or opened.
+
+        That is begun then, and nobody need wait for it: its member may be slow.
+        """
         if not self.homes:
             self._find_homes()
         home = self.homes[partition]
         session = self._current.get(home)
         if session is not None and not self._is_due(session):
             return session
-        opening = self._opening.get(home)
-        if opening is None:
+        if home not in self._opening:
             opening = self._opening[home] = asyncio.get_running_loop().create_task(self._renew_or_open(home))
-            opening.add_done_callback(lambda _: self._opening.pop(home))
-        return await asyncio.shield(opening)
+            opening.add_done_callback(partial(self._opened, home))
+        return None
+
+    def _opened(self, home: int, opening: asyncio.Task[Session]) -> None:
+        del self._opening[home]
+        if not opening.cancelled() and (error := opening.exception()) is not None:
+            _log.debug("a session could not be opened: %s", error)  # what was to hang on it ends in time
 
     async def _renew_or_open(self, home: int) -> Session:
         if (session := self._current.get(home)) is not None:

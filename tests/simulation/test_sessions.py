@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import pytest
+from world import World
 
 from pipeline.testing import Fault, StubCluster
 from pipeline.testing.virtual_time import VirtualTime
@@ -195,9 +196,12 @@ def test_a_lease_that_is_let_go_while_it_is_hung_on_another_session_leaves_nothi
         await claim_all(leases)
         for partition in range(1, PARTITIONS):
             leases.drop(partition)  # retires the sessions of all
-        commit = asyncio.create_task(leases.commit({}))
-        await asyncio.sleep(0.0035)  # the new session is there, and the lease is being hung on it
+        await leases.commit({})
+        await asyncio.sleep(0.01)  # the new session is there
         assert len(leases.sessions._own) > 1
+        commit = asyncio.create_task(leases.commit({}))
+        await asyncio.sleep(0.0005)  # the lease is being hung on it
+        assert leases.held[0].changing.locked()
         leases.drop(0)
         await commit
         assert not leases.sessions._own
@@ -223,6 +227,45 @@ def test_a_lease_whose_partition_has_moved_hangs_on_a_session_of_the_member_that
         assert all(leases.stands(partition, grid.clock()) for partition in range(PARTITIONS))
 
     virtual(test)
+
+
+def test_a_session_that_cannot_be_opened_holds_up_no_commit(virtual):
+    async def test(cluster):
+        grid = await cluster.connect("worker")
+        leases = Leases(grid, JOB, "worker")
+        await claim_all(leases)
+        cluster.faults.append(Fault("silence", request="Map.PutIfAbsent", map=SESSIONS_MAP, times=1000))
+        cluster.start_member()
+        for offset in range(20):
+            began = grid.clock()
+            await leases.commit(dict.fromkeys(range(PARTITIONS), Progress(offset, 0)))
+            assert grid.clock() - began < 0.1
+            await asyncio.sleep(0.5)
+        staying = [p for p, lease in leases.held.items() if leases.sessions.homes[p] == lease.session.partition]
+        assert 0 < len(staying) < PARTITIONS
+        assert all(leases.stands(partition, grid.clock()) for partition in staying)
+
+    virtual(test)
+
+
+def test_a_lease_that_cannot_be_committed_holds_up_no_other():
+    world = World(20)
+    try:
+        world.start()
+        world.settle()
+        silent, other = 0, 10  # both are committed at the same time
+        world.cluster.faults.append(
+            Fault("silence", request="Map.ReplaceIfSame", map="gridscore.leases", partition=silent, times=1000)
+        )
+        for _ in range(8):
+            before = world.ledger.leases[other]["offset"]
+            world.flood(silent, 1.0, 1)
+            world.flood(other, 1.0, 1)
+            world.advance(1.2)
+            assert world.ledger.leases[other]["offset"] > before
+        world.check()
+    finally:
+        world.close()
 
 
 def test_somebody_who_has_marked_a_lease_is_not_made_to_begin_again(virtual):
