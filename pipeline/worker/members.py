@@ -4,6 +4,7 @@ A heartbeat is a few bytes in `gridscore.heartbeats`, which every process reads 
 what its process *holds*: its groups, and its partitions of each, in `gridscore.holdings`. Those are read when they have
 changed. What is for people is in a third map, which no process reads.
 
+Others are judged as of the last look: while nobody can look, as when a member does not answer, nobody falls silent.
 Clocks are not compared. Who is taken for dead and is not loses nothing but his partitions, and those only after their
 leases have run out.
 """
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from hazelcast.core import HazelcastJsonValue
-from hazelcast.errors import HazelcastError
+from hazelcast.errors import HazelcastError, OperationTimeoutError
 
 from pipeline.errors import BadRecordError, GridscoreError
 from pipeline.grid.records import Count, Record, Records, record_text
@@ -161,6 +162,13 @@ class Members:
         Raises:
             HazelcastError: The cluster did not answer.
         """
+        try:
+            async with asyncio.timeout(GONE_SECONDS):
+                await self._look()
+        except TimeoutError:
+            raise OperationTimeoutError("a member does not answer") from None
+
+    async def _look(self) -> None:
         heartbeats = await self._heartbeats.read(lambda record: (msgspec.convert(record.value, Heartbeat), record.raw))
         now = self._grid.clock()
         # A look that could not be made for a while proves nothing about those who could not write meanwhile.
@@ -189,9 +197,8 @@ class Members:
 
     def group(self, job: str) -> set[str]:
         """Living workers that take part in a job's group; this worker is always one of them."""
-        now = self._grid.clock()
         living = {
-            name for name, sight in self._sights.items() if job in sight.held and now - sight.since < GONE_SECONDS
+            name for name, sight in self._sights.items() if job in sight.held and self._silence(sight) < GONE_SECONDS
         }
         return living | {self.worker}
 
@@ -202,7 +209,10 @@ class Members:
     def is_fresh(self, worker: str) -> bool:
         """Whether a worker was heard of just now: its leases need no watching."""
         sight = self._sights.get(worker)
-        return sight is not None and self._grid.clock() - sight.since < SUSPECT_SECONDS
+        return sight is not None and self._silence(sight) < SUSPECT_SECONDS
+
+    def _silence(self, sight: _Sight) -> float:
+        return self._looked - sight.since
 
     def is_silent(self, worker: str) -> bool:
         """Whether a worker has not been heard of for a while, and has not left either."""
@@ -210,10 +220,9 @@ class Members:
 
     def changes(self) -> set[str]:
         """Groups of which somebody has come, gone, fallen silent or taken or given something since the last call."""
-        now = self._grid.clock()
         before, self._told = self._told, {}
         for name, sight in self._sights.items():
-            silent = now - sight.since
+            silent = self._silence(sight)
             self._told[name] = sight.version, silent < SUSPECT_SECONDS, silent < GONE_SECONDS, sight.held
         changed = {name for name in before.keys() | self._told.keys() if before.get(name) != self._told.get(name)}
         return {
@@ -257,9 +266,8 @@ class Members:
         Raises:
             HazelcastError: The cluster did not answer.
         """
-        now = self._grid.clock()
         for name, sight in list(self._sights.items()):
-            if name != self.worker and now - sight.since > seconds:
+            if name != self.worker and self._silence(sight) > seconds:
                 await self._heartbeats.remove(Record(name, {}, sight.raw))
                 await self._forget(name)
         if self.worker == min(self._sights, default=""):

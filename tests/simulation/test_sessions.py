@@ -268,6 +268,29 @@ def test_a_lease_that_cannot_be_committed_holds_up_no_other():
         world.close()
 
 
+def test_nobody_falls_silent_while_heartbeats_cannot_be_read():
+    world = World(12)
+    try:
+        first, second = world.start(), world.start()
+        world.settle()
+        members = world.workers[first].worker._members
+        # All members are asked at once: one that hangs keeps the answer of all back.
+        fault = Fault("silence", request="Map.EntrySet", map="gridscore.heartbeats", times=1000)
+        world.cluster.faults.append(fault)
+        for _ in range(80):
+            world.advance(0.1)
+            assert members.group("sim") == {first, second}
+            assert members.is_fresh(second)
+        # Nor does a look whose answer is lost wait for ever.
+        fault.times = 0
+        world.kill(second)
+        assert world.time.run_until(lambda: members.group("sim") == {first}, seconds=15.0)
+        world.settle()
+        world.check()
+    finally:
+        world.close()
+
+
 def test_somebody_who_has_marked_a_lease_is_not_made_to_begin_again(virtual):
     async def test(cluster):
         first = Leases(await cluster.connect("first"), JOB, "first")
