@@ -270,6 +270,7 @@ class Members:
             if name != self.worker and self._silence(sight) > seconds:
                 await self._heartbeats.remove(Record(name, {}, sight.raw))
                 await self._forget(name)
+        self.sessions.forget()
         if self.worker == min(self._sights, default=""):
             await self.sessions.sweep()  # one of all is enough
 

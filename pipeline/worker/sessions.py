@@ -201,8 +201,11 @@ class Sessions:
             return
         self._renewed = now
         self._find_homes()
-        for session in self._own.values():
-            if self._is_due(session) and not session.changing.locked():
+        homes = set(self.homes)
+        for session in list(self._own.values()):
+            if not session.leases and session.partition not in homes:
+                self.retire(session)  # its member is gone, and what hung on it hangs on others
+            elif self._is_due(session) and not session.changing.locked():
                 task = asyncio.get_running_loop().create_task(self._renew(session))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -334,6 +337,11 @@ class Sessions:
             sight.closed = sight.text if written.is_acknowledged else None
             return written.is_acknowledged
 
+    def forget(self) -> None:
+        """Forget the sessions of others at which nobody has looked for long."""
+        now = self._grid.clock()
+        self._sights = {n: each for n, each in self._sights.items() if now - each.asked < _SWEEP_SECONDS}
+
     async def sweep(self) -> None:
         """Remove what nobody has renewed for long: whoever waits for it goes on without.
 
@@ -349,4 +357,3 @@ class Sessions:
             if now - self._swept[name][1] > _SWEEP_SECONDS + 2 * (lease if isinstance(lease, int) else 0) / 1000:
                 sight = self._sight_of(name)
                 await sight.writer.remove(sight.partition, record.raw.encode())
-        self._sights = {n: each for n, each in self._sights.items() if now - each.asked < _SWEEP_SECONDS}

@@ -229,6 +229,41 @@ def test_a_lease_whose_partition_has_moved_hangs_on_a_session_of_the_member_that
     virtual(test)
 
 
+def test_a_session_on_which_nothing_hangs_ends_with_its_member(virtual):
+    async def test(cluster):
+        leases = Leases(await cluster.connect("worker"), JOB, "worker")
+        await claim_all(leases)
+        for _ in range(3):
+            cluster.start_member()
+            for _ in range(40):
+                await leases.commit({})
+                await asyncio.sleep(0.1)
+            cluster.kill_member(0)
+            for _ in range(40):
+                await leases.commit({})
+                await asyncio.sleep(0.1)
+        assert len(leases.held) == PARTITIONS
+        assert len(leases.sessions._own) <= len(cluster.members)
+
+    virtual(test)
+
+
+def test_every_process_forgets_the_sessions_of_others_at_which_it_no_longer_looks():
+    world = World(12)
+    try:
+        names = [world.start() for _ in range(3)]
+        world.settle()
+        world.kill(names.pop(1))
+        world.advance(30.0)
+        sessions = [world.workers[name].worker._members.sessions for name in names]
+        assert all(each._sights for each in sessions)
+        world.advance(130.0)
+        assert not any(each._sights for each in sessions)
+        world.check()
+    finally:
+        world.close()
+
+
 def test_a_session_that_cannot_be_opened_holds_up_no_commit(virtual):
     async def test(cluster):
         grid = await cluster.connect("worker")
