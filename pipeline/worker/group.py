@@ -223,7 +223,7 @@ class Group:
         # The leases of those who live need no look.
         known = bits_of(leases.held) | bits_of(leases.claiming)
         for name, held in others.items():
-            if members.is_fresh(name):
+            if members.vouches(name):
                 known |= held
         # What somebody takes, or has taken and not said so yet, is not looked at again and again.
         self._passed = {p: at for p, at in self._passed.items() if now - at < _PASS_SECONDS}

@@ -225,11 +225,13 @@ class Leases:
                 continue
             sight = before.get(partition)
             since = sight.since if sight is not None and sight.text == text else now
+            if sight is not None and not record.session and now - sight.looked > _STILL_SECONDS + self.seconds / 2:
+                since = now  # while nobody looked, or could look, its owner may not have been able to renew it
             self._sights[partition] = _Sight(record, text, now, since)
             if self._let_go.get(partition) != record.session:
                 # If it hangs on a session of ours, and nobody holds it: it must run out.
                 self.sessions.let_run_out(record.session)
-        await self.sessions.look(sight.record for sight in self._sights.values() if sight.record.owner)
+        await self.sessions.look(sight.record for sight in self._sights.values() if sight.record.session)
 
     def seen(self) -> list[tuple[int, str]]:
         """Partitions that were looked at last and are not free, with their owners, or who is about to take them."""
@@ -249,9 +251,15 @@ class Leases:
             partition
             for partition, sight in self._sights.items()
             if sight.record.owner
-            and (self._is_ours(partition, sight) or self.sessions.is_over(sight.record.session))
+            and (self._is_ours(partition, sight) or self._is_over(sight))
             and not self._has_heir(sight)
         ]
+
+    def _is_over(self, sight: _Sight) -> bool:
+        if sight.record.session:
+            return self.sessions.is_over(sight.record.session)
+        # An owner that knows no sessions renews the record itself.
+        return sight.looked - sight.since >= (sight.record.lease / 1000 or self.seconds)
 
     def _has_heir(self, sight: _Sight) -> bool:
         """Whether somebody else is about to take it: whoever marked it anew now would only begin the wait again."""
@@ -292,7 +300,8 @@ class Leases:
         record, text = sight.record, sight.text
         try:
             if record.owner:
-                if not self._is_ours(partition, sight) and not await self.sessions.end(record.session):
+                hangs = record.session and not self._is_ours(partition, sight)
+                if hangs and not await self.sessions.end(record.session):
                     return None
                 if record.heir != self.worker:
                     heir = replace(record, heir=self.worker, renewals=record.renewals + 1)

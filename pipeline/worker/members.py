@@ -214,6 +214,10 @@ class Members:
     def _silence(self, sight: _Sight) -> float:
         return self._looked - sight.since
 
+    def vouches(self, worker: str) -> bool:
+        """Whether a worker was heard of just now, and what we know of its partitions is no older."""
+        return self.is_fresh(worker) and (sight := self._sights[worker]).version >= sight.holds
+
     def is_silent(self, worker: str) -> bool:
         """Whether a worker has not been heard of for a while, and has not left either."""
         return worker in self._sights and not self.is_fresh(worker)

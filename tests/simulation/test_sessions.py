@@ -4,11 +4,13 @@ import asyncio
 import logging
 
 import pytest
+from msgspec.structs import replace
 from world import World
 
 from pipeline.testing import Fault, StubCluster
 from pipeline.testing.virtual_time import VirtualTime
-from pipeline.worker.lease_records import read_records
+from pipeline.worker.lease_records import LeaseRecord, read_records
+from pipeline.worker.lease_writes import LeaseWriter
 from pipeline.worker.leases import Leases, Progress
 from pipeline.worker.sessions import SESSIONS_MAP
 
@@ -259,6 +261,48 @@ def test_every_process_forgets_the_sessions_of_others_at_which_it_no_longer_look
         assert all(each._sights for each in sessions)
         world.advance(130.0)
         assert not any(each._sights for each in sessions)
+        world.check()
+    finally:
+        world.close()
+
+
+def test_a_lease_without_a_session_is_taken_only_after_its_record_has_not_changed_for_its_lease_time(virtual):
+    async def test(cluster):
+        grid = await cluster.connect("old")
+        old, other = LeaseWriter(grid, JOB, 5.0), Leases(await cluster.connect("other"), JOB, "other")
+        record, texts = LeaseRecord("old", 1, 0, lease=5000), dict.fromkeys(range(PARTITIONS))
+        for renewal in range(8):
+            record = replace(record, renewals=renewal)
+            for partition, text in texts.items():
+                texts[partition] = (await old.write(partition, text, record)).text
+            await watch(other, 1.0)
+            assert other.expired() == []
+            # A lease of the same kind that has run out says nothing about the others.
+            if renewal == 6:
+                del texts[3]
+        await watch(other, 3.2)
+        assert other.expired() == [3]
+        assert len(await other.claim([3])) == 1
+        assert other.expired() == []
+        await watch(other, 5.1)
+        assert len(await other.claim(other.expired())) == PARTITIONS - 1
+
+    virtual(test)
+
+
+def test_a_worker_is_not_believed_to_hold_what_it_held_before_its_heartbeat():
+    world = World(12)
+    try:
+        first, second = world.start(), world.start()
+        world.settle()
+        fault = Fault("timeout", request="Map.GetAll", map="gridscore.holdings", client=first, times=99)
+        world.cluster.faults.append(fault)
+        world.start()  # to whom the second gives a part of what it holds
+        group = world.workers[first].worker.runners["sim"].group
+        assert world.time.run_until(lambda: second in group.leases.others(), seconds=5.0)
+        assert group._members.is_fresh(second)
+        fault.times = 0
+        world.settle()
         world.check()
     finally:
         world.close()
