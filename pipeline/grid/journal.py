@@ -80,12 +80,15 @@ class Journal:
         A request makes a map as it is configured at that moment. What is configured for it later, by `prepare`, would
         then reach only those members that have not been asked.
         """
-        if self.map_name in self._grid.journalled:
+        grid = self._grid
+        if self.map_name in grid.journalled:
             return
-        config = await first_config(self._grid)
+        if grid.config_look is None or grid.config_look.done():  # all partitions are asked for at once, say
+            grid.config_look = asyncio.ensure_future(first_config(grid))
+        config = await asyncio.shield(grid.config_look)
         if config is not None and config.map(self.map_name).journal_capacity is None:
             raise journal_missing(self.map_name)
-        self._grid.journalled.add(self.map_name)
+        grid.journalled.add(self.map_name)
 
     def read(self, partition: int, start: int, max_size: int) -> asyncio.Future[Page | None]:
         """Read from a sequence on; waits at the member until there is something to read.

@@ -42,6 +42,7 @@ _GET_CLUSTER_METADATA = 0x200E00
 _ANSWER_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 _CLOCK_SAMPLES = 3
+_REFUSALS = (HazelcastError, ET.ParseError, struct.error, OSError)
 _UUID_BYTES = 17
 
 
@@ -139,8 +140,9 @@ async def ask_members(grid: Grid) -> list[MemberReport]:
 async def first_config(grid: Grid) -> MemberConfig | None:
     """The configuration of a member that tells it, of those connected now; None if none does."""
     for connection in transport.member_connections(grid.client).values():
-        if (config := (await _ask(grid, "", connection)).config) is not None:
-            return config
+        with contextlib.suppress(TimeoutError, *_REFUSALS):
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await _config(grid, connection)
     return None
 
 
@@ -202,14 +204,18 @@ async def _ask(grid: Grid, address: str, connection: Any) -> MemberReport:
         return MemberReport(address, refusal="no connection from here")
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
-            config = MemberConfig.parse(await _request(grid, connection, _GET_MEMBER_CONFIG, _decode_config))
+            config = await _config(grid, connection)
             samples = [await _clock(grid, connection) for _ in range(_CLOCK_SAMPLES)]
     except TimeoutError:
         return MemberReport(address, refusal=f"no answer in {_ANSWER_SECONDS:.0f} seconds")
-    except (HazelcastError, ET.ParseError, struct.error, OSError) as error:
+    except _REFUSALS as error:
         return MemberReport(address, refusal=str(error) or type(error).__name__)
     uncertainty, offset = min(samples)  # the quickest answer says most
     return MemberReport(address, config, offset, uncertainty)
+
+
+async def _config(grid: Grid, connection: Any) -> MemberConfig:
+    return MemberConfig.parse(await _request(grid, connection, _GET_MEMBER_CONFIG, _decode_config))
 
 
 async def _clock(grid: Grid, connection: Any) -> tuple[float, float]:

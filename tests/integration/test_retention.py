@@ -33,6 +33,7 @@ async def scored(cluster, name, count=200, retain="1s"):
     async with scoring.scoring(cluster, name) as (client, worker):
         await client.put_events(f"events.{name}", scoring.events(count))
         await scoring.all_results(client, name, count)
+        await scoring.until(lambda: name in worker.runners)
         yield client, worker, of_worker(client, worker, keeping(name, retain))
 
 

@@ -1,8 +1,12 @@
 """What is added to a cluster for a job, and what is left as it is."""
 
+import asyncio
+
 import pytest
 
+from pipeline.grid.journal import Journal
 from pipeline.grid.management import MapConfig, MemberConfig, Protection
+from pipeline.testing import StubCluster
 from pipeline.worker.preparation import _control, _lacks
 
 
@@ -34,3 +38,11 @@ def test_control_maps_get_a_protection_that_the_members_know_and_that_is_a_major
 )
 def test_what_is_fit_stays_and_what_its_owner_stores_elsewhere_too(has, why):
     assert _lacks(has, 20_000) == why
+
+
+async def test_the_configuration_is_asked_for_once_for_all_partitions_of_a_map():
+    async with StubCluster(partitions=32) as cluster:
+        grid = await cluster.connect("reader")
+        journal = Journal(grid, "events.many")
+        await asyncio.gather(*(journal.bounds(partition) for partition in range(32)))
+        assert cluster.requests["0x200500"] == len(grid.members)

@@ -76,7 +76,7 @@ async def filled(cluster, client):
 def _known_ring(monkeypatch):
     """A stub does not tell how its journals are configured."""
 
-    async def capacity(grid, map_name):
+    async def capacity(grid, map_name, **_):
         return Capacity(RING, grid.partition_count, Source.CONFIGURED) if map_name.startswith("events.") else None
 
     monkeypatch.setattr(producing, "journal_capacity", capacity)
