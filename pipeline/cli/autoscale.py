@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.worker.autoscale import Decision, Policy
     from pipeline.worker.status import Overview
 
-LOOK_SECONDS = 2.0
+_LOOK_SECONDS = 2.0
 
 _MOST = 512
 _COMMAND_SECONDS = 60.0
@@ -123,12 +123,13 @@ async def _run(
         if dry_run:
             await _follow(grid, job, policy, None)
         elif words is not None:
-            begun: list[int] = []
+            told: int | None = None
 
             async def execute(target: int, _overview: Overview) -> None:
-                if begun[-1:] != [target]:
+                nonlocal told
+                if target != told:
                     await _execute([word.replace("{workers}", str(target)).replace("{job}", job) for word in words])
-                    begun.append(target)
+                    told = target
 
             await _follow(grid, job, policy, execute)
         else:
@@ -167,7 +168,7 @@ async def _follow(
     """Look, decide and scale, again and again; without `scale` only say what would be done.
 
     Raises:
-        JobError: There is no such job any more.
+        JobError: The job no longer exists.
     """
     from hazelcast.errors import HazelcastError
 
@@ -209,7 +210,7 @@ async def _follow(
                 memory = after
         except (GridError, HazelcastError, ScaleError) as error:
             say(f"Trying again: {error}")
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _execute(words: list[str]) -> None:

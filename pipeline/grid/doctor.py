@@ -290,22 +290,13 @@ def _parsing(what: str, config: MapConfig) -> list[Finding]:
 
 
 def _expiry(what: str, config: MapConfig) -> list[Finding]:
-    set_here = [
-        name
-        for name, is_set in (
-            (f"time-to-live-seconds {config.time_to_live}", config.time_to_live > 0),
-            (f"max-idle-seconds {config.max_idle}", config.max_idle > 0),
-            (f"eviction {config.eviction}", config.eviction != "NONE"),
-        )
-        if is_set
-    ]
-    if not set_here:
+    if not config.expiry:
         return []
     return [
         Finding(
             Level.FAIL,
             what,
-            " and ".join(set_here),
+            " and ".join(config.expiry),
             "Remove it: replicas expire entries each on their own, and their journals differ for good afterwards. "
             "Remove old entries explicitly instead.",
         )

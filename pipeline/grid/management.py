@@ -66,6 +66,16 @@ class MapConfig:
     followers: tuple[str, ...] = ()
     parses_json: bool = True
 
+    @property
+    def expiry(self) -> list[str]:
+        """What makes entries go by themselves, in the words of the configuration."""
+        named = (
+            (f"time-to-live-seconds {self.time_to_live}", self.time_to_live > 0),
+            (f"max-idle-seconds {self.max_idle}", self.max_idle > 0),
+            (f"eviction {self.eviction}", self.eviction != "NONE"),
+        )
+        return [name for name, is_set in named if is_set]
+
 
 @dataclass(frozen=True)
 class Protection:

@@ -31,7 +31,7 @@ class _Watch:
 
 
 class Watches:
-    """Who wants to hear of changes of which map, of one connection."""
+    """The listeners of one connection: one for each map, with everybody who asked for it."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid

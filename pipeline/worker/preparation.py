@@ -79,17 +79,15 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
         for pattern, example in _CONTROL.items()
         if config.map(example).pattern == "default" and not any(name.startswith(pattern[:-1]) for name in names)
     ]
-    capacity = max(_CAPACITY, MIN_PER_PARTITION * grid.partition_count)
-    if job.peak_rate is not None:
-        capacity = max(
-            MIN_PER_PARTITION * grid.partition_count, needed_capacity(job, job.peak_rate, grid.partition_count)
-        )
+    wanted = _CAPACITY if job.peak_rate is None else needed_capacity(job, job.peak_rate, grid.partition_count)
+    capacity = max(wanted, MIN_PER_PARTITION * grid.partition_count)
+    least = 1 if job.peak_rate is None else capacity  # without a rate, a journal of any size will do
     for name in (job.events, job.results):
         has = config.map(name)
         if name in names:
             if has.journal_capacity is None and name == job.events:
                 raise _too_late(name)
-        elif has.pattern != name and (why := _lacks(has, capacity if job.peak_rate is not None else 1)):
+        elif has.pattern != name and (why := _lacks(has, least)):
             total = capacity * (1 + min(1, members - 1))
             costs = (_ENTRY_BYTES[0] * total, _ENTRY_BYTES[1] * total)
             found.append(Addition(NewMapConfig(name, capacity), why, costs))
@@ -131,7 +129,7 @@ def _lacks(has: MapConfig, capacity: int) -> str:
         return f"a journal of {has.journal_capacity:,} (`{has.pattern}`)"
     if has.backups == 0:
         return f"no synchronous backup (`{has.pattern}`)"
-    if has.time_to_live or has.max_idle or has.eviction != "NONE":
+    if has.expiry:
         return f"entries expire (`{has.pattern}`)"
     return ""
 
