@@ -53,7 +53,7 @@ class Grid:
         self.settings = settings
         self.name: str = client.name
         self.parked_reads: dict[Any, Any] = {}  # of journals, see `journal`
-        self.journalled: set[str] = set()  # maps that are known to have a journal, see `journal`
+        self.journalled: dict[str, int | None] = {}  # maps that have a journal, and what it holds over all partitions
         self.config_look: asyncio.Future[Any] | None = None  # at the members' configuration, under way; likewise
         self.searches = asyncio.Semaphore(SEARCHES)  # of journals, see `sequences`
         self.clock: Callable[[], float] = time.monotonic

@@ -10,7 +10,8 @@ from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridError, JournalMissingError
 from pipeline.grid import transport
-from pipeline.grid.heap import HEAP_ADVICE, SLOW, look_at_heaps, worst_of
+from pipeline.grid.capacity import journal_bytes
+from pipeline.grid.heap import HEAP_ADVICE, SLOW, look_at_heaps, size_text, worst_of
 from pipeline.grid.journal import Journal
 from pipeline.grid.management import MapConfig, MemberConfig, MemberReport, Protection, ask_members
 
@@ -229,15 +230,16 @@ def _agreement(reports: list[MemberReport]) -> list[Finding]:
 def _journalled_map(kind: str, name: str, config: MemberConfig, members: int, partitions: int) -> list[Finding]:
     map_config = config.map(name)
     what = f"{kind} map {name}"
+    replicas = 1 + min(map_config.backups + map_config.async_backups, max(0, members - 1))
     return [
-        _journal(what, map_config, partitions, needed=kind == "event"),
+        _journal(what, map_config, partitions, replicas, needed=kind == "event"),
         _backups(what, map_config, members),
         *_expiry(what, map_config),
         *_parsing(what, map_config),
     ]
 
 
-def _journal(what: str, config: MapConfig, partitions: int, *, needed: bool) -> Finding:
+def _journal(what: str, config: MapConfig, partitions: int, replicas: int, *, needed: bool) -> Finding:
     if config.journal_capacity is None:
         return Finding(
             # Results are scored, listened to and queried without one; only sinks need it.
@@ -248,7 +250,11 @@ def _journal(what: str, config: MapConfig, partitions: int, *, needed: bool) -> 
             "`event-journal: {enabled: true, capacity: 1000000}` in the members' hazelcast.yaml and restart them.",
         )
     each = config.journal_capacity // partitions
-    detail = f"journal of {config.journal_capacity:,}, {each:,} a partition (`{config.pattern}`)"
+    least, most = map(size_text, journal_bytes(config.journal_capacity, replicas))
+    detail = (
+        f"journal of {config.journal_capacity:,}, {each:,} a partition (`{config.pattern}`): once full, {least} to "
+        f"{most} of heap over all members, for events of 90 bytes"
+    )
     if each < MIN_PER_PARTITION:
         return Finding(
             Level.WARN,

@@ -74,6 +74,12 @@ class Journal:
             raise GridError(f"The journal of `{self.map_name}` could not be read: {error}") from error
         return oldest, newest
 
+    @property
+    def ring(self) -> int | None:
+        """Entries that the ring of one partition holds, as configured; None if that is not known (yet)."""
+        total = self._grid.journalled.get(self.map_name)
+        return None if total is None else max(1, total // self._grid.partition_count)
+
     async def _require(self) -> None:
         """Refuse a map whose configuration has no journal, before any request names the map.
 
@@ -88,7 +94,7 @@ class Journal:
         config = await asyncio.shield(grid.config_look)
         if config is not None and config.map(self.map_name).journal_capacity is None:
             raise journal_missing(self.map_name)
-        grid.journalled.add(self.map_name)
+        grid.journalled[self.map_name] = None if config is None else config.map(self.map_name).journal_capacity
 
     def read(self, partition: int, start: int, max_size: int) -> asyncio.Future[Page | None]:
         """Read from a sequence on; waits at the member until there is something to read.

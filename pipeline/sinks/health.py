@@ -14,6 +14,7 @@ from pipeline.worker.health import (
     Level,
     committed_between,
     grows,
+    runs_out,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def examine_sink(looks: Sequence[SinkLook], *, late_seconds: float = LATE_SECOND
         text = f"The journal of `{now.record.map}` cannot be read."
         found.append(Finding(Level.PROBLEM, "no_journal", text, "Does the map have one? See `gridscore doctor`."))
     elif all(not look.status.processes for look in looks):
-        found += _stopped(now)
+        found += _stopped(looks)
     else:
         found += _keeps_up(looks, late_seconds)
     if now.lost:
@@ -67,12 +68,19 @@ def examine_sink(looks: Sequence[SinkLook], *, late_seconds: float = LATE_SECOND
     return sorted(found, key=lambda finding: finding.level is Level.NOTE)
 
 
+def _runs_out(looks: Sequence[SinkLook], advice: str) -> Finding | None:
+    return runs_out([(look.at, look.status.positions) for look in looks], "result", advice)
+
+
 def _full(now: SinkStatus) -> float:
     return max((position.full for position in now.positions), default=0.0)
 
 
-def _stopped(now: SinkStatus) -> list[Finding]:
+def _stopped(looks: Sequence[SinkLook]) -> list[Finding]:
+    now = looks[-1].status
     waiting = f"; {count_text(now.lag or 0, 'result')} {'waits' if now.lag == 1 else 'wait'}" if now.lag else ""
+    if forecast := _runs_out(looks, "It is not running: start it, by the same command again."):
+        return [forecast]
     if (full := _full(now)) >= NEARLY_FULL:
         text = f"It is not running, and what waits fills {full:.0%} of a partition's journal: the oldest results are "
         return [
@@ -92,7 +100,9 @@ def _keeps_up(looks: Sequence[SinkLook], late_seconds: float) -> list[Finding]:
     if all(look.status.state == "waiting" for look in looks):
         advice = "Bring it back. The sink tries again by itself; results wait in the journal meanwhile."
         found.append(Finding(Level.PROBLEM, "away", f"It waits for its destination: {now.error}", advice))
-    if (full := _full(now)) >= NEARLY_FULL:
+    if forecast := _runs_out(looks, "More processes, or a larger journal."):
+        found.append(forecast)
+    elif (full := _full(now)) >= NEARLY_FULL:
         text = f"What waits fills {full:.0%} of a partition's journal: the oldest results are overwritten next."
         found.append(Finding(Level.NOTE, "journal_nearly_full", text, "More processes, or a larger journal."))
     seconds = last.at - first.at

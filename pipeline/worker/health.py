@@ -30,6 +30,11 @@ LOOKUP_OLD_SECONDS = 660.0
 NEARLY_FULL = 0.8
 """Part of a partition's journal that unread events may fill before it is worth a word."""
 
+_FORECAST_FULL = 0.25
+"""Below it, what comes between two commits looks like growth."""
+
+_FORECAST_SECONDS, _SOON_SECONDS = 300.0, 60.0
+"""Unread entries that are overwritten so soon are worth a word; and are a problem."""
 
 QUALITY_EVENTS = 100
 """Events that must have been counted before shares of what was missing are worth a word."""
@@ -100,7 +105,7 @@ def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> lis
     elif now.record.state in WANTED:
         found = [*_scored_for(looks), *_keeps_up(looks, late_seconds), *_losses(looks), *_inputs(now), *_quality(now)]
     else:
-        found = [*_asleep(now), *_losses(looks)]
+        found = [*_asleep(looks), *_losses(looks)]
     found += _unkept(now)
     if now.record.state in OVER:
         # Only worth knowing: nothing can be done for it any more, and submitted again, it begins anew.
@@ -127,13 +132,16 @@ def _failed(now: JobStatus) -> list[Finding]:
     return [_problem("failed", f"The job failed: {now.record.error}", advice)]
 
 
-def _asleep(now: JobStatus) -> list[Finding]:
+def _asleep(looks: Sequence[Look]) -> list[Finding]:
+    now = looks[-1].status
     if now.record.state == JobState.CANCELLED:
         return [_note("cancelled", "Cancelled by a user.", "Submitted again, it begins anew.")]
     if now.record.state != JobState.SUSPENDED:
         return []
     resume = f"`gridscore resume {now.record.name}` goes on from the committed offsets."
     full = max((position.full for position in now.positions), default=0.0)
+    if forecast := runs_out([(look.at, look.status.positions) for look in looks], "event", resume):
+        return [forecast]
     if full >= NEARLY_FULL:
         text = (
             f"Suspended, and unread events fill {full:.0%} of a partition's journal: the oldest are overwritten next."
@@ -187,9 +195,12 @@ def _keeps_up(looks: Sequence[Look], late_seconds: float) -> list[Finding]:
         return [_problem("no_journal", text, f"`gridscore doctor` checks the cluster for the job {now.record.name}.")]
     found = []
     full = max((position.full for position in now.positions), default=0.0)
-    if full >= NEARLY_FULL:
+    more = "More workers, or a larger journal, would give it room."
+    if forecast := runs_out([(look.at, look.status.positions) for look in looks], "event", more):
+        found.append(forecast)
+    elif full >= NEARLY_FULL:
         text = f"Unread events fill {full:.0%} of a partition's journal: producers have to wait, or events are lost."
-        found.append(_note("journal_nearly_full", text, "More workers, or a larger journal, would give it room."))
+        found.append(_note("journal_nearly_full", text, more))
     if last.at - first.at < TREND_SECONDS or not _always(looks, lambda status: status.lag is not None):
         return found
     lags = [look.status.lag or 0 for look in looks]
@@ -213,6 +224,35 @@ def committed_between(before: Sequence[Position], after: Sequence[Position]) -> 
     """Entries that were committed between two looks."""
     pairs = zip(before, after, strict=False)
     return sum(later.offset - max(earlier.offset, 0) for earlier, later in pairs if later.offset > earlier.offset)
+
+
+def runs_out(looks: Sequence[tuple[float, Sequence[Position]]], what: str, advice: str) -> Finding | None:
+    """When unread entries will be overwritten, if what is unread goes on growing as it did.
+
+    Args:
+        looks: When each was taken, in seconds, and how far each partition had come then; the latest last.
+        what: What an entry is called.
+        advice: What to do.
+    """
+    if looks[-1][0] - looks[0][0] < TREND_SECONDS:
+        return None
+    half = len(looks) // 2
+    between = sum(at for at, _ in looks[-half:]) / half - sum(at for at, _ in looks[:half]) / half
+    found = []
+    for partition, now in enumerate(looks[-1][1]):
+        if now.room is None or now.full < _FORECAST_FULL or any(partition >= len(each) for _, each in looks):
+            continue
+        unread = [each[partition].unread for _, each in looks]
+        if grows(unread):
+            rate = (sum(unread[-half:]) - sum(unread[:half])) / half / between
+            found.append((now.room / rate, partition))
+    found = sorted(each for each in found if each[0] < _FORECAST_SECONDS)
+    if not found:
+        return None
+    seconds, partition = found[0]
+    more = f", and {count_text(len(found) - 1, 'more partition')} within {_FORECAST_SECONDS / 60:.0f} minutes"
+    text = f"Partition {partition} loses unread {what}s in {seconds:,.0f} s at this rate{more if found[1:] else ''}."
+    return Finding(Level.PROBLEM if seconds < _SOON_SECONDS else Level.NOTE, "journal_runs_out", text, advice)
 
 
 def grows(lags: Sequence[int]) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import JournalMissingError
 from pipeline.grid import transport
+from pipeline.grid.capacity import journal_bytes
 from pipeline.grid.doctor import MIN_PER_PARTITION
 from pipeline.grid.heap import size_text
 from pipeline.grid.management import first_config
@@ -26,9 +27,6 @@ _log = logging.getLogger(__name__)
 
 _CAPACITY = 1_000_000
 """Entries of a journal, as in our hazelcast.yaml."""
-
-_ENTRY_BYTES = (50, 250)
-"""What an entry of 90 bytes costs in a full ring, while it is in the map still and once it was replaced or removed."""
 
 _CONTROL = {"gridscore.*": "gridscore.jobs", "dead-letters.*": "dead-letters.job"}
 """Patterns of control maps, each with a map that stands for all of it."""
@@ -88,8 +86,7 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
             if has.journal_capacity is None and name == job.events:
                 raise _too_late(name)
         elif has.pattern != name and (why := _lacks(has, least)):
-            total = capacity * (1 + min(1, members - 1))
-            costs = (_ENTRY_BYTES[0] * total, _ENTRY_BYTES[1] * total)
+            costs = journal_bytes(capacity, 1 + min(1, members - 1))
             found.append(Addition(NewMapConfig(name, capacity), why, costs))
     return found
 

@@ -152,7 +152,9 @@ class Position:
         offset: The committed offset; -1 if nobody has begun.
         held: Entries of the journal.
         unread: Those that the offset does not cover.
-        full: Part of the ring that unread events fill, 0 to 1; 0 while the ring has not gone round yet.
+        full: Part of the ring that unread events fill, 0 to 1; 0 if the size of the ring is not known: while it has not
+            gone round yet, on members that do not tell their configuration.
+        room: Entries that fit in before the first unread one is overwritten; None if that is not known.
     """
 
     owner: str
@@ -161,6 +163,7 @@ class Position:
     held: int
     unread: int
     full: float
+    room: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,24 +436,29 @@ async def positions(
     except GridError:
         return None
     return tuple(
-        _position(subscription, leases.get(partition), oldest, newest)
+        _position(subscription, leases.get(partition), oldest, newest, journal.ring)
         for partition, (oldest, newest) in enumerate(bounds)
     )
 
 
-def _position(subscription: Subscription, lease: LeaseRecord | None, oldest: int, newest: int) -> Position:
+def _position(
+    subscription: Subscription, lease: LeaseRecord | None, oldest: int, newest: int, ring: int | None
+) -> Position:
     held = newest + 1 - oldest
     if lease is not None and lease.has_begun(subscription):
         unread = max(0, newest + 1 - max(lease.offset, oldest))
     else:
         unread = 0 if subscription.beginning == "latest" else held
+    if oldest > 0 and held:
+        ring = held  # it has gone round, and shows its size
     return Position(
         owner=lease.owner if lease is not None else "",
         stamp=(lease.epoch, lease.renewals) if lease is not None else (0, 0),
         offset=lease.offset if lease is not None else -1,
         held=held,
         unread=unread,
-        full=unread / held if oldest > 0 and held else 0.0,
+        full=min(1.0, unread / ring) if ring else 0.0,
+        room=max(0, ring - unread) if ring else None,
     )
 
 

@@ -464,6 +464,7 @@ FAULTS = [
 ELSEWHERE = {
     "job starting": "unit/test_health.py::test_a_job_that_is_starting_is_not_well_yet",
     "job no_owner": "unit/test_health.py::test_partitions_that_nobody_living_owns",
+    "job journal_runs_out": "unit/test_health.py::test_when_unread_events_will_be_overwritten_is_told",
     "job lag": "unit/test_health.py::test_lag_that_grows_beyond_what_can_be_worked_off",
     "job stuck": "unit/test_health.py::test_nothing_committed_though_events_wait",
     "job no_journal": "unit/test_health.py::test_a_journal_that_cannot_be_read",
@@ -478,6 +479,7 @@ ELSEWHERE = {
     "sink paused": "unit/test_plug_health.py::test_a_sink_that_is_paused_is_a_problem_if_it_lasts",
     "sink lag": "unit/test_plug_health.py::test_lag_that_grows_and_a_standstill_are_problems",
     "sink stuck": "unit/test_plug_health.py::test_lag_that_grows_and_a_standstill_are_problems",
+    "sink journal_runs_out": "unit/test_plug_health.py::test_when_results_will_be_overwritten_is_told",
     "sink journal_full": "unit/test_plug_health.py"
     "::test_a_sink_that_is_stopped_is_a_problem_only_when_results_will_be_lost",
     "sink no_journal": "unit/test_plug_health.py::test_what_was_lost_or_refused_is_worth_a_word",

@@ -51,7 +51,10 @@ def test_our_own_member_is_fit_for_a_job(cluster, unique):
     findings = examined(cluster, needs, prepare=prepare)
     assert {finding.what for finding in findings if finding.level is not Level.OK} == {"members"}
     assert by_what(findings, "version") == {"Hazelcast 5.6.0": Level.OK}
-    assert "journal of 1,000,000, 3,690 a partition (`events.*`)" in by_what(findings, f"event map events.x-{unique}")
+    assert (
+        "journal of 1,000,000, 3,690 a partition (`events.*`): once full, 48 MB to 238 MB of heap over all members, "
+        "for events of 90 bytes"
+    ) in by_what(findings, f"event map events.x-{unique}")
     assert by_what(findings, f"lookup map {lookup}") == {"1 entries": Level.OK}
     assert by_what(findings, "SQL") == {"answers": Level.OK}
 
@@ -102,7 +105,9 @@ hazelcast:
     with Cluster.start(2, port=0, heap="256m", register=False, config=config) as cluster:
         findings = examined(cluster, Needs("events.x", "results.x"))
     events = by_what(findings, "event map events.x")
-    assert events["journal of 10,000, 36 a partition (`events.*`)"] is Level.WARN
+    assert Level.WARN in [
+        level for text, level in events.items() if text.startswith("journal of 10,000, 36 a partition")
+    ]
     assert events["backup-count 0"] is Level.FAIL
     assert events["time-to-live-seconds 60"] is Level.FAIL
     assert by_what(findings, "control maps gridscore.*")["no split-brain protection"] is Level.WARN

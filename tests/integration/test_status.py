@@ -51,6 +51,7 @@ async def test_the_figures_are_those_of_the_workers_and_the_grid(cluster, unique
         assert status.versions == [1]
         assert status.latency_ms["p99"] is None or status.latency_ms["p99"] > 0
         assert status.lookups["customer"]["entries"] == 50
+        assert {position.room for position in status.positions} == {1_000_000 // count}  # as configured, nothing unread
         value = status.to_json()
         assert (value["name"], value["state"], value["lag"], value["rescans"]) == (name, "RUNNING", 0, 0)
         assert is_well(examine([Look(overview.at, status)]))

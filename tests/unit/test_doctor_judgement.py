@@ -47,7 +47,7 @@ def test_the_most_specific_pattern_wins_as_in_hazelcast():
     ],
 )
 def test_journals(config, level):
-    finding = doctor._journal("map", config, 271, needed=True)
+    finding = doctor._journal("map", config, 271, 2, needed=True)
     assert finding.level is level
     assert bool(finding.advice) is (level is not Level.OK)
 

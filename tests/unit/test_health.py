@@ -144,6 +144,60 @@ def test_a_journal_that_cannot_be_read():
     assert codes(status(positions=[], lag=None)) == ["no_journal"]
 
 
+def filling(unread, ring=3690, seconds=1, **changes):
+    """Looks at a job of 20 partitions, one of which, number 17, has so many unread events."""
+    looks = []
+    for count in unread:
+        ring_17 = {"unread": count, "full": count / ring, "room": ring - count}
+        at_17 = replace(position(), **ring_17)
+        looks.append(
+            status([replace(position(), room=ring)] * 17 + [at_17] + [replace(position(), room=ring)] * 2, **changes)
+        )
+    return [Look(float(at * seconds), each) for at, each in enumerate(looks)]
+
+
+def forecasts(looks):
+    return [(each.level, each.text) for each in examine(looks) if each.code == "journal_runs_out"]
+
+
+def test_when_unread_events_will_be_overwritten_is_told():
+    looks = filling([1000, 1050, 1100, 1150, 1200, 1250])
+    assert forecasts(looks) == [(Level.PROBLEM, "Partition 17 loses unread events in 49 s at this rate.")]
+    assert "journal_nearly_full" not in [each.code for each in examine(filling([3000, 3050, 3100, 3150, 3200, 3250]))]
+    slow = filling([1000, 1010, 1020, 1030, 1040, 1050])
+    assert forecasts(slow) == [(Level.NOTE, "Partition 17 loses unread events in 264 s at this rate.")]
+    nobody = filling([1000, 1050, 1100, 1150, 1200, 1250], workers=())
+    assert [each.code for each in examine(nobody)][:2] == ["no_worker", "journal_runs_out"]
+    asleep = filling([1000, 1050, 1100, 1150, 1200, 1250], job=record(JobState.SUSPENDED))
+    assert [each.code for each in examine(asleep)] == ["journal_runs_out"]
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        [0, 100, 200, 300, 400, 500],  # what comes between two commits, for all that is known
+        [1000, 1500, 900, 1400, 1000, 1500],
+        [1500, 1400, 1300, 1200, 1100, 1000],
+        [1000, 1001, 1002, 1003, 1004, 1005],  # in an hour
+        [1000, 1100, 1200],  # too short to tell
+    ],
+)
+def test_what_is_no_growth_is_no_forecast(unread):
+    assert forecasts(filling(unread)) == []
+
+
+def test_without_the_size_of_the_ring_there_is_no_forecast():
+    looks = filling([1000, 1050, 1100, 1150, 1200, 1250])
+    bare = [
+        Look(
+            each.at,
+            replace(each.status, positions=tuple(replace(p, room=None, full=0.0) for p in each.status.positions)),
+        )
+        for each in looks
+    ]
+    assert forecasts(bare) == []
+
+
 def test_a_journal_that_is_nearly_full_is_a_note_while_somebody_reads_it():
     full = [position(full=0.9)]
     assert codes(status(full), level=Level.NOTE) == ["journal_nearly_full"]

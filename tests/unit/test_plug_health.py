@@ -1,5 +1,8 @@
 """Whether sources and sinks are well: each rule, when it holds, and when it does not."""
 
+from dataclasses import replace
+
+import pytest
 from test_health import position, status
 
 from pipeline.cli.jobs import _print_plugs
@@ -115,6 +118,17 @@ def test_a_sink_that_is_stopped_is_a_problem_only_when_results_will_be_lost():
     assert sink_codes(sink(state="", unread=5), level=Level.NOTE) == ["stopped"]
     assert sink_codes(sink(state="", unread=5, full=0.9)) == ["journal_full"]
     assert sink_codes(sink(), sink(state="", unread=5), level=Level.NOTE) == []
+
+
+@pytest.mark.parametrize("state", ["", "delivering"])
+def test_when_results_will_be_overwritten_is_told(state):
+    looks = []
+    for at, unread in enumerate([1000, 1050, 1100, 1150, 1200, 1250]):
+        look = sink(state=state, unread=unread, offset=100 + at)
+        ring = {"full": unread / 3690, "room": 3690 - unread}
+        looks.append(replace(look, positions=[replace(each, **ring) for each in look.positions]))
+    found = examine_sink([SinkLook(float(at), each) for at, each in enumerate(looks)])
+    assert [each.text for each in found][:1] == ["Partition 0 loses unread results in 49 s at this rate."]
 
 
 def test_a_destination_that_is_away_is_a_problem_if_it_lasts():
