@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -52,6 +53,7 @@ def worker(
         if code:
             raise typer.Exit(code)
         return
+    gc.disable()  # until all is imported: it would look through that again and again
     from pipeline.worker.process import import_xgboost, tune
 
     import_xgboost()

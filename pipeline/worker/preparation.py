@@ -69,6 +69,7 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
     """
     config = await first_config(grid)
     if config is None:
+        grid.journalled.add(job.events)  # to ask again would tell no more
         return []
     names = await transport.map_names(grid.client)
     members = max(1, sum(not member.lite_member for member in grid.members))
@@ -82,6 +83,8 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
     least = 1 if job.peak_rate is None else capacity  # without a rate, a journal of any size will do
     for name in (job.events, job.results):
         has = config.map(name)
+        if has.journal_capacity is not None:
+            grid.journalled.add(name)
         if name in names:
             if has.journal_capacity is None and name == job.events:
                 raise _too_late(name)
@@ -101,6 +104,8 @@ async def prepare(grid: Grid, job: Job) -> list[Addition]:
     found = await additions(grid, job)
     for addition in found:
         await add_map_config(grid, addition.config)
+        if addition.config.journal_capacity is not None:
+            grid.journalled.add(addition.config.pattern)
         _log.info("Added to the cluster: %s", addition, extra={"action": "prepared", "map": addition.config.pattern})
     return found
 

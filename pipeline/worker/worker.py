@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-import psutil
 from hazelcast.errors import HazelcastError
 
 from pipeline.errors import (
@@ -28,6 +26,7 @@ from pipeline.worker.fence import Fence
 from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.lookups import Lookups
 from pipeline.worker.members import PUBLISH_SECONDS, Members, Membership, new_identity
+from pipeline.worker.process import age
 from pipeline.worker.runner import JobRunner
 
 if TYPE_CHECKING:
@@ -209,11 +208,10 @@ class Worker:
 
     def _started(self, record: JobRecord) -> None:
         self._note(record, JobState.RUNNING)
-        since = time.time() - psutil.Process().create_time()
         _log.info(
             "%s: holds its first partitions, %.1f s after this process was started",
             record.name,
-            since,
+            age(),
             extra={"action": "first_partitions", "job": record.name},
         )
 

@@ -112,7 +112,7 @@ def check_it_is_lean(worker):
     """A worker that has scored has loaded nothing that only tables, training and plots need."""
     libraries = {part for mapped in worker.memory_maps() for part in Path(mapped.path).parts}
     assert "xgboost" in libraries
-    assert not libraries & {"pandas", "pyarrow", "sklearn", "matplotlib"}
+    assert not libraries & {"pandas", "pyarrow", "scipy", "sklearn", "matplotlib"}
     assert worker.memory_info().rss < 150 << 20
 
 

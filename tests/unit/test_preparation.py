@@ -6,8 +6,9 @@ import pytest
 
 from pipeline.grid.journal import Journal
 from pipeline.grid.management import MapConfig, MemberConfig, Protection
+from pipeline.job import parse_job
 from pipeline.testing import StubCluster
-from pipeline.worker.preparation import _control, _lacks
+from pipeline.worker.preparation import _control, _lacks, prepare
 
 
 @pytest.mark.parametrize(
@@ -45,4 +46,15 @@ async def test_the_configuration_is_asked_for_once_for_all_partitions_of_a_map()
         grid = await cluster.connect("reader")
         journal = Journal(grid, "events.many")
         await asyncio.gather(*(journal.bounds(partition) for partition in range(32)))
+        assert cluster.requests["0x200500"] == len(grid.members)
+
+
+async def test_a_job_that_starts_asks_for_the_configuration_once_before_it_reads():
+    async with StubCluster(partitions=8) as cluster:
+        grid = await cluster.connect("worker")
+        job = parse_job(
+            "job: j\nevents: events.j\nschema: {a: float}\nfeatures: {a: a}\nmodel: {name: m}\nresults: r.j\n", "it"
+        )
+        await prepare(grid, job)
+        await Journal(grid, "events.j").bounds(0)
         assert cluster.requests["0x200500"] == len(grid.members)
