@@ -69,7 +69,7 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
     """
     config = await first_config(grid)
     if config is None:
-        grid.journalled.add(job.events)  # to ask again would tell no more
+        grid.journalled[job.events] = None  # to ask again would tell no more
         return []
     names = await transport.map_names(grid.client)
     members = max(1, sum(not member.lite_member for member in grid.members))
@@ -84,7 +84,7 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
     for name in (job.events, job.results):
         has = config.map(name)
         if has.journal_capacity is not None:
-            grid.journalled.add(name)
+            grid.journalled[name] = has.journal_capacity
         if name in names:
             if has.journal_capacity is None and name == job.events:
                 raise _too_late(name)
@@ -105,7 +105,7 @@ async def prepare(grid: Grid, job: Job) -> list[Addition]:
     for addition in found:
         await add_map_config(grid, addition.config)
         if addition.config.journal_capacity is not None:
-            grid.journalled.add(addition.config.pattern)
+            grid.journalled[addition.config.pattern] = addition.config.journal_capacity
         _log.info("Added to the cluster: %s", addition, extra={"action": "prepared", "map": addition.config.pattern})
     return found
 

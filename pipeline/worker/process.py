@@ -61,8 +61,8 @@ def tune() -> None:
 
 def age() -> float:
     """Seconds since this process was started."""
-    created = psutil.Process().create_time()
+    created = float(psutil.Process().create_time())
     if sys.platform == "linux":
         # Times since the machine was started are exact; as a time of day that moment is known to a second only.
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - (created - psutil.boot_time())
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - (created - float(psutil.boot_time()))
     return time.time() - created

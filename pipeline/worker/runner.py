@@ -29,6 +29,7 @@ from pipeline.errors import GridError, first_of
 from pipeline.features import LookupTable
 from pipeline.grid.capacity import journal_capacity
 from pipeline.grid.copies import Fetcher
+from pipeline.grid.journal import Journal
 from pipeline.grid.writer import MapWriter
 from pipeline.worker.audit import audit_on_schedule
 from pipeline.worker.dead_letters import letter
@@ -178,13 +179,14 @@ class JobRunner:
 
     async def _learn_ring(self) -> None:
         """Find out beside the rest when a ring is so full that waiting for the next commit would be too long."""
+        ring = Journal(self._grid, self._job.events).ring  # as the members are configured, if they say so
         try:
-            ring = await journal_capacity(self._grid, self._job.events, most=_RINGS)
+            if ring is None and (seen := await journal_capacity(self._grid, self._job.events, most=_RINGS)) is not None:
+                ring = seen.partition
         except (HazelcastError, GridError) as error:
             _log.debug("%s: the capacity of the journal is not known: %s", self._job.name, error)
-            return
         if ring is not None:
-            self.group.set_ring(ring.partition)
+            self.group.set_ring(ring)
 
     async def _stop(self) -> None:
         self.has_joined = False

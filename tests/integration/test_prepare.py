@@ -8,6 +8,7 @@ from scoring import JOB, all_results, booster, command, customers, events, expec
 
 from pipeline.client import connect
 from pipeline.errors import JournalMissingError
+from pipeline.grid import management
 from pipeline.grid.doctor import Level, Needs, examine
 from pipeline.grid.journal import Journal
 from pipeline.grid.management import ask_members
@@ -80,14 +81,18 @@ async def test_members_that_join_later_have_it_too(bare, unique):
         assert await journalled(client, f"events.{name}") == 500
 
 
-async def test_what_a_worker_finds_missing_it_adds(bare, unique):
-    name = f"job-{unique}"
+async def test_what_a_worker_finds_missing_it_adds_and_asks_once_for_the_configuration(bare, unique, monkeypatch):
+    name, asked, ask = f"job-{unique}", [], management._config
+    monkeypatch.setattr(management, "_config", lambda *of: asked.append(of) or ask(*of))
     async with connect(members=bare.addresses, cluster_name=bare.cluster_name) as client:
         await client.put_events(f"lookups.{name}", customers())
         await client.push_model(booster(), name, alias="champion")
         await client.jobs.submit(job(name))  # as a cluster has it that kept its records and forgot its configuration
         async with Worker(client.grid, [name]) as worker:
+            asked.clear()
             await until(lambda: name in worker.runners and worker.runners[name].is_scoring)
+            await until(lambda: worker.runners[name].group.early_events == 1_000_000 // 271 // 2)
+            assert len(asked) == 1
             await client.put_events(f"events.{name}", events(100))
             assert len(await all_results(client, name, 100)) == 100
 
