@@ -216,10 +216,13 @@ def _examine_heaps(looks: Sequence[Sequence[MemberHeap]]) -> list[Finding]:
         seen = [each for look in looks for each in look if each.address == now.address and each.most]
         lowest = min(seen, key=lambda each: each.share, default=now)
         if lowest.share >= SLOW:
-            level, what = Level.NOTE, "garbage included: producers are slowed down until it is collected"
-            if lowest.share >= STOP:
-                what = f"{what}, and put nothing if it is as full then"
-            if lowest.share >= STOP and seen[0].collections != seen[-1].collections:
+            collected = seen[0].collections != seen[-1].collections
+            level, what = Level.NOTE, "after garbage collection: producers and sources are slowed down"
+            if not collected:
+                what = "garbage included: nothing was collected meanwhile. Until it is, producers are slowed down"
+                if lowest.share >= STOP:
+                    what = f"{what}, and if it is as full then, they put nothing"
+            elif lowest.share >= STOP:
                 level, what = Level.PROBLEM, "after garbage collection: producers and sources stop before it runs out"
             text = str(lowest)
             found.append(Finding(level, "heap", f"{text[:1].upper()}{text[1:]}, {what}.", HEAP_ADVICE))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pipeline.flow import Flow, FlowLookout, History
+    from pipeline.grid.heap import MemberHeap
     from pipeline.sinks.status import SinkStatus
     from pipeline.sources.status import SourceStatus
     from pipeline.worker.health import Finding
@@ -77,7 +78,6 @@ def status(
             return history, flow, numbers
 
     from pipeline.flow import GONE, INVALID, to_json
-    from pipeline.grid.heap import size_text, worst_of
     from pipeline.job.life import OVER
 
     history, flow, acknowledged = run(main())
@@ -94,16 +94,15 @@ def status(
             _show("source", source.name, source.state, _source_lines(source), findings.sources[source.name])
         for each in flow.overview.jobs:
             name = each.record.name
-            _show("", name, each.state.value, _job_lines(each), findings.jobs[name], over=each.state in OVER)
+            over = each.state in OVER  # what is over for good is neither well nor not
+            _show("", name, each.state.value, _job_lines(each), findings.jobs[name], unjudged=over)
         for name in flow.gone:
             _show("", name, GONE, (), findings.jobs[name])
         for sink in flow.sinks:
             _show("sink", sink.record.name, sink.state, _sink_lines(sink), findings.sinks[sink.record.name])
         for place, found in findings.records.items():
             _show("record", place, INVALID, (), found)
-        if heap := worst_of(flow.heaps):
-            of = f"{heap.share:.0%} of {size_text(heap.most)} of heap used, garbage included"
-            _show("", "members", f"{len(flow.heaps)}, {of}", (), findings.members)
+        _show_members(flow.heaps, findings.members)
         if not (flow.overview.jobs or flow.gone or flow.invalid):
             console.print("No jobs. `gridscore submit FILE` submits one.", highlight=False, soft_wrap=True)
     if not findings.all_well:
@@ -178,17 +177,26 @@ def _sink_lines(status: SinkStatus) -> Iterable[str]:
     )
 
 
+def _show_members(heaps: Sequence[MemberHeap], findings: Sequence[Finding]) -> None:
+    from pipeline.grid.heap import size_text, worst_of
+    from pipeline.worker.health import is_well
+
+    if heap := worst_of(heaps):
+        of = f"{heap.share:.0%} of {size_text(heap.most)} of heap used, garbage included"
+        # What may be garbage is neither well nor a problem.
+        _show("", "members", f"{len(heaps)}, {of}", (), findings, unjudged=bool(findings) and is_well(findings))
+
+
 def _processes(processes: Sequence[object]) -> str:
     return f"{len(processes)} {'process' if len(processes) == 1 else 'processes'}"
 
 
 def _show(
-    kind: str, name: str, state: str, lines: Iterable[str], findings: Sequence[Finding], *, over: bool = False
+    kind: str, name: str, state: str, lines: Iterable[str], findings: Sequence[Finding], *, unjudged: bool = False
 ) -> None:
     from pipeline.worker.health import Level, is_well
 
-    # What is over for good is neither.
-    verdict = "" if over else "[green]well[/], " if is_well(findings) else "[red]not well[/], "
+    verdict = "" if unjudged else "[green]well[/], " if is_well(findings) else "[red]not well[/], "
     what = f"{kind} " if kind else ""
     console.print(f"{what}[bold]{safe(name)}[/]: {verdict}{safe(state)}", highlight=False, soft_wrap=True)
     for line in lines:

@@ -4,6 +4,7 @@ import zlib
 
 import pytest
 
+from pipeline.cli.status import _show_members
 from pipeline.errors import GridError
 from pipeline.flow import _examine_heaps
 from pipeline.grid.heap import MemberHeap, look_at_heaps
@@ -34,9 +35,19 @@ def test_a_heap_is_a_problem_when_it_was_full_at_every_look():
     assert "uses 95% of its 0 MB of heap, after garbage collection" in problem.text
     (note,) = _examine_heaps([full, full])  # nothing was collected: it may be garbage, and is no problem then
     assert note.level is Level.NOTE
-    assert "garbage included" in note.text
+    assert "garbage included: nothing was collected meanwhile" in note.text
     assert [each.level for each in _examine_heaps([full, high])] == [Level.NOTE]
     assert not _examine_heaps([full, low])
+
+
+@pytest.mark.parametrize(
+    ("used", "collections", "verdict"),
+    [(30, 1, "well, 1,"), (95, 1, "1,"), (85, 2, "1,"), (95, 2, "not well, 1,")],
+)
+def test_members_are_called_well_only_if_it_is_known_that_they_have_room(used, collections, verdict, capsys):
+    looks = [[MemberHeap("a:1", used, 100, collections=count)] for count in (1, collections)]
+    _show_members(looks[-1], _examine_heaps(looks))
+    assert capsys.readouterr().out.startswith(f"members: {verdict} {used}% of 0 MB of heap used")
 
 
 @pytest.mark.parametrize(
