@@ -82,8 +82,9 @@ class Producer:
             None.
         retry_seconds: How long a put is tried again that the cluster does not confirm.
         on_wait: Called when waiting begins, several times a second as long as it lasts, and with None when it ends.
-        most_held: Events, and bytes of them, that may wait for one full partition; what comes then for it is refused at
-            once. If None, whoever brings more waits, and brings nothing else meanwhile.
+        most_held: Events, bytes of them, and calls that may wait for full partitions, with all that they bring; a
+            quarter of it for one. What comes then for these is refused at once. If None, whoever brings more for one
+            waits, and brings nothing else meanwhile.
 
     Attributes:
         acknowledged: Events that the cluster has confirmed, with their backups.
@@ -99,7 +100,7 @@ class Producer:
         max_wait: float | None = None,
         retry_seconds: float = 60.0,
         on_wait: Callable[[Waiting | None], None] | None = None,
-        most_held: tuple[int, int] | None = None,
+        most_held: tuple[int, int, int] | None = None,
     ) -> None:
         self._grid = grid
         self.map_name = map_name
@@ -115,6 +116,7 @@ class Producer:
         self._partitions = [PartitionQueue(number) for number in range(grid.partition_count)]
         self._due: set[PartitionQueue] = set()
         self._full: set[PartitionQueue] = set()
+        self._held: dict[Taken, None] = {}  # what came first for full partitions comes first
         self._wanted = asyncio.Event()  # a look
         self._heaps = grid.heaps
         self._standing: asyncio.Task[None] | None = None  # for lack of memory
@@ -195,13 +197,16 @@ class Producer:
 
     def withdraw(self, taken: Taken) -> None:
         """Put no more of what a call has taken than is under way, and make room for others at once."""
+        self._withdraw(taken, _withdrawn())
+
+    def _withdraw(self, taken: Taken, error: GridError) -> None:
         taken.drop()
-        for partition in self._partitions:
+        for partition in taken.partitions:
             dropped = [segment for segment in partition.queue if segment.batch is taken]
             if dropped:
                 partition.queue = deque(segment for segment in partition.queue if segment.batch is not taken)
             for segment in dropped:
-                self._close(segment, _withdrawn())
+                self._close(segment, error)
 
     # ------------------------------------------------------------------ what waits
 
@@ -223,12 +228,11 @@ class Producer:
                     late.append(segment)
                 else:
                     self._enqueue(segment)
-            for partition in dict.fromkeys(each.partition for each in segments):
-                self._pump(partition)
-                if partition in self._full:
-                    self._refuse(partition)
             count += len(chunk)
             batch.count += len(chunk)
+            for partition in dict.fromkeys(each.partition for each in segments):
+                self._pump(partition)
+            self._hold(batch.partitions & self._full, [batch])
             await asyncio.sleep(0)  # lets the messages go out and the answers come in
             for segment in late:
                 await self._enter(segment)
@@ -279,6 +283,8 @@ class Producer:
         self._events += count
         self._bytes += size
         segment.batch.opened(count)
+        segment.batch.size += size
+        segment.batch.partitions.add(partition)
 
     async def _enter(self, segment: Segment) -> None:
         """Enqueue what is for a crowded partition, when there is room for it: one after the other."""
@@ -563,8 +569,8 @@ class Producer:
         for partition in due:
             self._admit(partition)
             self._pump(partition)
-            if partition in self._full:
-                self._refuse(partition)
+        full = self._full.intersection(due)
+        self._hold(full, (segment.batch for each in full for segment in each.queue))
         return True
 
     def _tell(self, now: float) -> None:
@@ -623,16 +629,32 @@ class Producer:
         except HazelcastError:  # of a type that is not registered here
             return ""
 
-    def _refuse(self, partition: PartitionQueue) -> None:
-        """Refuse what came last for a full partition, as far as more waits for it than may."""
-        if self._most_held is None:
+    def _hold(self, full: set[PartitionQueue], calls: Iterable[Taken]) -> None:
+        """These wait for full partitions; refuse what came last, as far as more waits for one, or for all, than may."""
+        if self._most_held is None or not full:
             return
-        events, size = min(HELD_EVENTS, self._most_held[0]), min(self._most_under_way // 4, self._most_held[1])
-        waiting = None
-        while len(partition.queue) > 1 and (partition.events > events or partition.bytes > size):
-            waiting = waiting or self._waiting(partition, 1, self._grid.clock() - (partition.blocked_at or 0.0))
-            text = f"There is no room in `{self.map_name}`: {waiting}."
-            self._close(partition.queue.pop(), BackPressureError(text, waiting.hint))
+        events, size, count = self._most_held
+        events, size = min(AT_ONCE_EVENTS // 2, events), min(int(self._most_under_way) // 2, size)
+        for partition in full:
+            while len(partition.queue) > 1 and (
+                partition.events > min(HELD_EVENTS, events // 4)
+                or partition.bytes > size // 4
+                or len(partition.queue) > count // 4
+            ):
+                self._refuse(partition.queue[-1].batch)
+        self._held.update(dict.fromkeys(calls))
+        held = [each for each in self._held if each.open]
+        events, size = sum(each.count for each in held) - events, sum(each.size for each in held) - size
+        while len(held) > 1 and (events > 0 or size > 0 or len(held) > count):
+            call = held.pop()
+            events, size = events - call.count, size - call.size
+            self._refuse(call)
+        self._held = dict.fromkeys(held)
+
+    def _refuse(self, call: Taken) -> None:
+        partition = next(each for each in call.partitions if each in self._full)
+        waiting = self._waiting(partition, 1, self._grid.clock() - (partition.blocked_at or 0.0))
+        self._withdraw(call, BackPressureError(f"There is no room in `{self.map_name}`: {waiting}.", waiting.hint))
 
     def _give_up_late(self, partitions: list[PartitionQueue], waiting: Waiting) -> None:
         count = sum(len(segment.keys) for each in partitions for segment in each.queue)

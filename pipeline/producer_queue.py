@@ -27,10 +27,11 @@ class WithdrawnError(GridError):
 class Taken:
     """What one call has taken. It goes its way; `confirmed` waits for the end of it."""
 
-    __slots__ = ("_answered", "count", "dropped", "error", "open")
+    __slots__ = ("_answered", "count", "dropped", "error", "open", "partitions", "size")
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.size = 0
+        self.partitions: set[PartitionQueue] = set()  # that it has something for
         self.open = 0  # not acknowledged yet
         self.error: Exception | None = None
         self.dropped = False

@@ -113,8 +113,8 @@ class PushedSource(Source, Protocol):
     """Takes what others send, who wait for an answer and send again what was refused. It bounds what waits."""
 
     @property
-    def most_held(self) -> tuple[int, int]:
-        """Events, and bytes of them, that may wait for one partition without room; what comes then is refused."""
+    def most_held(self) -> tuple[int, int, int]:
+        """Events, bytes and batches that may wait for partitions without room; what comes then for these is refused."""
         ...
 
     def streams(self) -> Sequence[AsyncIterator[Batch]]:

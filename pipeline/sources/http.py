@@ -104,8 +104,8 @@ class HttpSource:
         return self._intake.streams()
 
     @property
-    def most_held(self) -> tuple[int, int]:
-        """So much that a few partitions without room leave some of the source's room to others."""
+    def most_held(self) -> tuple[int, int, int]:
+        """So much that partitions without room, however many, leave some of the source's room to others."""
         return self._intake.most_held
 
     async def acknowledge(self, batch: Batch) -> None:

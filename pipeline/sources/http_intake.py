@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import BackPressureError, GridError, GridscoreError
 from pipeline.sources.base import Batch
+from pipeline.sources.http_places import MAX_REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 _SHARE = 8
 """Requests that may fill the share of a map together; one alone may not, however much it sends."""
 
-_HELD = 5
-"""Partitions without room that would fill the share of a map together."""
+_HELD = 4 / 5
+"""Part of the share of a map that those may take who wait for partitions without room."""
 
 _AGAIN = "Send what is not confirmed again, later and under the same keys; some of it may be there already."
 
@@ -102,9 +103,10 @@ class Intake:
         self.acknowledged = 0
 
     @property
-    def most_held(self) -> tuple[int, int]:
-        """Events and bytes that may wait for one partition without room."""
-        return self._max_events // _HELD, self._max_bytes // _HELD
+    def most_held(self) -> tuple[int, int, int]:
+        """Events, bytes and pieces that may wait for partitions without room."""
+        requests = MAX_REQUESTS // len(self._lanes)
+        return int(self._max_events * _HELD), int(self._max_bytes * _HELD), int(requests * _HELD)
 
     @property
     def events(self) -> int:

@@ -4,13 +4,14 @@ import asyncio
 import functools
 import logging
 
+import httpx
 import pytest
 from http_listening import EVENTS, client, connected, listening
 
 from pipeline.grid.writer import MapWriter, partition_of
 from pipeline.job import Jobs, parse_job
 from pipeline.producer import Producer
-from pipeline.sources import http_answer, http_app, http_health, runner
+from pipeline.sources import http_answer, http_app, http_health, http_intake, http_places, runner
 from pipeline.testing import Fault, StubCluster
 
 FULL = "events.full"
@@ -25,15 +26,20 @@ results: results.slow
 """
 
 
-async def fill(cluster, partition=0):
-    """Fill a ring that a job has not read, which no worker scores; returns keys of that partition."""
+async def fill(cluster, *partitions):
+    """Fill rings that a job has not read, which no worker scores; returns a key of each partition."""
     grid = await cluster.connect("filler")
     await Jobs(grid).submit(parse_job(JOB, "test"))
     writer = MapWriter(grid, FULL)
-    keys = [f"k{i}" for i in range(3 * RING * cluster.partitions)]
-    keys = [key for key in keys if partition_of(writer.serialize_key(key), cluster.partitions) == partition]
-    await writer.put((key, b"{}") for key in keys[: 2 * RING])
-    return keys
+    keys = {}
+    for key in (f"k{i}" for i in range(100 * cluster.partitions)):
+        keys.setdefault(partition_of(writer.serialize_key(key), cluster.partitions), key)
+    await writer.put((keys[partition], b"{}") for partition in partitions for _ in range(2 * RING))
+    return [keys[partition] for partition in range(cluster.partitions)]
+
+
+def many(source):
+    return client(source, limits=httpx.Limits(max_connections=None))
 
 
 async def posted(http, name, *keys):
@@ -42,7 +48,7 @@ async def posted(http, name, *keys):
 
 async def test_a_map_without_room_holds_up_no_other():
     async with StubCluster(partitions=1) as cluster:
-        await fill(cluster)
+        await fill(cluster, 0)
         settings = {"key": ("id",), "also": (FULL,), "max_waiting": 100, "patience": "3s"}
         async with listening(cluster, **settings) as source, client(source) as http:
             blocked = [asyncio.create_task(posted(http, FULL, f"b{i}", f"c{i}")) for i in range(50)]
@@ -61,34 +67,65 @@ async def test_a_map_without_room_holds_up_no_other():
 
 async def test_a_partition_without_room_holds_up_no_other_of_its_map():
     async with StubCluster(partitions=2) as cluster:
-        keys = await fill(cluster)
-        writer = MapWriter(await cluster.connect("test"), FULL)
-        other = next(f"o{i}" for i in range(99) if partition_of(writer.serialize_key(f"o{i}"), 2))
+        blocked, other = await fill(cluster, 0)
         async with listening(cluster, to=FULL, key=("id",), patience="3s") as source, client(source) as http:
-            blocked = asyncio.create_task(posted(http, FULL, keys[0]))
+            waiting = asyncio.create_task(posted(http, FULL, blocked))
             assert (await posted(http, FULL, other)).status_code == 202
-            assert (await blocked).status_code == 429
+            assert (await waiting).status_code == 429
 
 
 async def test_a_key_of_which_too_much_is_posted_holds_up_no_other_of_its_map(caplog):
     """Senders of the key fill all that may wait in the source, ten times."""
     async with StubCluster(partitions=2) as cluster:
-        keys = await fill(cluster)
-        writer = MapWriter(await cluster.connect("test"), FULL)
-        others = [key for n in range(50) if partition_of(writer.serialize_key(key := f"o{n}"), 2)]
+        full, other = await fill(cluster, 0)
         settings = {"to": FULL, "key": ("id",), "max_waiting": 1_000, "patience": "5s"}
         async with listening(cluster, **settings) as source, client(source) as http, client(source) as elsewhere:
-            hot = [asyncio.create_task(posted(http, FULL, *[keys[0]] * 100)) for _ in range(100)]
+            hot = [asyncio.create_task(posted(http, FULL, *[full] * 100)) for _ in range(100)]
             await asyncio.wait(hot, return_when=asyncio.FIRST_COMPLETED)
-            for answer in await asyncio.gather(*(posted(elsewhere, FULL, key) for key in others)):
+            for answer in await asyncio.gather(*(posted(elsewhere, FULL, other) for _ in range(25))):
                 assert answer.status_code == 202, answer.text
             assert sum(not each.done() for each in hot) > 1  # which may still find room
             for answer in await asyncio.gather(*hot):
                 assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
                 assert f"partition 0 has {RING:,} unread events of {RING:,}" in answer.json()["error"]
-                assert f"most events that wait for it have the key '{keys[0]}'" in answer.json()["error"]
+                assert f"most events that wait for it have the key '{full}'" in answer.json()["error"]
             assert source.runner.stats.state != "interrupted"
         assert "refused" not in caplog.text
+
+
+@pytest.mark.parametrize(("count", "beside"), [(280, 0), (42, 10)], ids=["alone", "among others"])
+async def test_however_many_partitions_are_full_the_others_of_their_map_are_not_held_up(count, beside):
+    """Each post has an event for one of seven full partitions, and some for one that is not full."""
+    async with StubCluster(partitions=8) as cluster:
+        *full, other = await fill(cluster, *range(7))
+        settings = {"to": FULL, "key": ("id",), "max_waiting": 100, "patience": "2s"}
+        async with listening(cluster, **settings) as source, many(source) as http, client(source) as elsewhere:
+            posts = [asyncio.create_task(posted(http, FULL, full[n % 7], *[other] * beside)) for n in range(count)]
+            await asyncio.wait(posts, return_when=asyncio.FIRST_COMPLETED)
+            for answer in await asyncio.gather(*(posted(elsewhere, FULL, other) for _ in range(20))):
+                assert answer.status_code == 202, answer.text
+            assert sum(not each.done() for each in posts) > 1
+            for answer in await asyncio.gather(*posts):
+                assert answer.status_code == 429
+                assert f"has {RING:,} unread events of {RING:,}" in answer.json()["error"]
+
+
+async def test_posts_that_wait_for_a_full_partition_leave_places_to_others(monkeypatch):
+    for module in (http_places, http_intake):
+        monkeypatch.setattr(module, "MAX_REQUESTS", 20, raising=False)
+    async with StubCluster(partitions=2) as cluster:
+        full, other = await fill(cluster, 0)
+        settings = {"to": FULL, "key": ("id",), "patience": "2s"}
+        async with listening(cluster, **settings) as source, many(source) as http, client(source) as elsewhere:
+            hot = [asyncio.create_task(posted(http, FULL, full)) for _ in range(10)]
+            await asyncio.wait(hot, return_when=asyncio.FIRST_COMPLETED)
+            for _ in range(4):
+                hot += (more := [asyncio.create_task(posted(http, FULL, full)) for _ in range(5)])
+                await asyncio.wait(more, return_when=asyncio.FIRST_COMPLETED)
+            assert sum(not each.done() for each in hot) > 1
+            for answer in await asyncio.gather(*(posted(elsewhere, FULL, other) for _ in range(10))):
+                assert answer.status_code == 202, answer.text
+            assert {(await each).status_code for each in hot} == {429}
 
 
 async def test_a_member_that_is_nearly_out_of_heap_is_named_until_it_has_room():
@@ -179,7 +216,7 @@ async def test_a_refusal_ends_the_connection_at_once_where_nothing_is_left_to_re
     monkeypatch.setattr(http_answer, "SILENT_SECONDS", 60.0)
     monkeypatch.setattr(http_answer, "REST_SECONDS", 60.0)
     async with StubCluster(partitions=1) as cluster:
-        await fill(cluster)
+        await fill(cluster, 0)
         async with listening(cluster, to=FULL, patience="1s") as source, connected(source) as (reader, writer):
             writer.write(b"POST /events/events.full HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
             writer.write(b"content-length: 2\r\n\r\n{}")
