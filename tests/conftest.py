@@ -26,7 +26,7 @@ for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch, tmp_path_factory):
     """No test sees the connection, the registered cluster or the settings file of whoever runs it, or litters /tmp."""
-    for name in [name for name in os.environ if name.startswith("GRIDSCORE_")]:
+    for name in [name for name in os.environ if name.startswith("GRIDSCORE_") and name != "GRIDSCORE_HAZELCAST"]:
         monkeypatch.delenv(name)
     base = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("GRIDSCORE_HOME", str(base / "home"))

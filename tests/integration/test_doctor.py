@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.grid import GridSettings, connect, doctor
+from pipeline.grid.artifacts import DEFAULT_VERSION
 from pipeline.grid.doctor import Level, LookupNeed, Needs, examine
 from pipeline.grid.member import Cluster
 from pipeline.job import Jobs, load_job
@@ -50,7 +51,7 @@ def test_our_own_member_is_fit_for_a_job(cluster, unique):
     needs = Needs(f"events.x-{unique}", f"results.x-{unique}", [LookupNeed(lookup, 10)])
     findings = examined(cluster, needs, prepare=prepare)
     assert {finding.what for finding in findings if finding.level is not Level.OK} == {"members"}
-    assert by_what(findings, "version") == {"Hazelcast 5.6.0": Level.OK}
+    assert by_what(findings, "version") == {f"Hazelcast {DEFAULT_VERSION}": Level.OK}
     assert (
         "journal of 1,000,000, 3,690 a partition (`events.*`): once full, 48 MB to 238 MB of heap over all members, "
         "for events of 90 bytes"
