@@ -7,7 +7,6 @@ import inspect
 import re
 import types
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
@@ -44,7 +43,6 @@ def command_of(
     *,
     help_text: str,
     example: str = "",
-    flags: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[..., None]:
     """A function for typer, with an option for each field of a plug's settings, and those of the connection.
 
@@ -54,24 +52,20 @@ def command_of(
 
     Args:
         model: The settings.
-        run: Called with the settings, with members, cluster name and settings file as `connected` takes them, and with
-            the flags by name.
+        run: Called with the settings, and with members, cluster name and settings file as `connected` takes them.
         help_text: Of the command.
         example: A command line that can work.
-        flags: More options, each with typer's annotation of a bool.
     """
     fields, common = _in_order(model)
     names = _names(fields)
 
     def command(**given: Any) -> None:
         connection = tuple(given.pop(f"connection_{name}") for name in _CONNECTION)
-        flagged = {name: given.pop(name) for name in flags}
-        run(_settings(model, fields, given), connection, **flagged)
+        run(_settings(model, fields, given), connection)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         *(_parameter(name, field, names, common.get(name)) for name, field in fields.items()),
-        *(inspect.Parameter(name, keyword, default=False, annotation=flag) for name, flag in flags.items()),
         *(
             inspect.Parameter(f"connection_{name}", keyword, default=None, annotation=annotation)
             for name, annotation in _CONNECTION.items()

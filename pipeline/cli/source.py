@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.on_grid import KINDS_ON_GRID, ON_GRID, drop_from_grid, place
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
 from pipeline.cli.output import console, one_line, print_json, print_table, run, visible
 from pipeline.cli.plug_run import Line, run_until_told, running, say
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pipeline.job.plugs.base import SourceSettings
-    from pipeline.sources.kafka_on_grid import SourceOnGrid
     from pipeline.sources.runner import SourceRunner
     from pipeline.sources.status import SourceRecord
 
@@ -34,18 +32,12 @@ class _Sources(PlugGroup):
     def make(self, kind: str) -> Callable[..., None]:
         plug = KINDS[kind]
 
-        def start(
-            settings: Any, connection: tuple[Any, Any, Any], *, on_grid: bool = False, submit: bool = False
-        ) -> None:
-            if on_grid or submit:
-                place(settings, connection, on_grid=on_grid, submit=submit)
-            else:
-                _run({"": settings}, connection)
+        def start(settings: Any, connection: tuple[Any, Any, Any]) -> None:
+            _run({"": settings}, connection)
 
         text = f"{plug.summary}\n\nRuns until its end, Ctrl-C or SIGTERM. {SECRETS} {TIMES}"
         example = f"gridscore source {kind} {plug.example}"
-        flags = ON_GRID if kind in KINDS_ON_GRID else {}
-        return command_of(plug.settings_class(), start, help_text=text, example=example, flags=flags)
+        return command_of(plug.settings_class(), start, help_text=text, example=example)
 
 
 app = typer.Typer(
@@ -88,17 +80,15 @@ def list_(
     """
     import msgspec
 
-    from pipeline.sources.kafka_on_grid import sources_on_grid
     from pipeline.sources.status import source_records
 
-    async def main() -> tuple[list[SourceRecord], list[SourceOnGrid]]:
+    async def main() -> list[SourceRecord]:
         async with connected(members, cluster_name, settings) as grid:
-            return await source_records(grid), await sources_on_grid(grid)
+            return await source_records(grid)
 
-    found, placed = run(main())
+    found = run(main())
     if as_json:
-        of_the_grid = [{**each._asdict(), "kind": "kafka", "on_grid": True} for each in placed]
-        print_json([*(msgspec.structs.asdict(each) for each in found), *of_the_grid])
+        print_json([msgspec.structs.asdict(each) for each in found])
         return
     columns = ("NAME", "KIND", "MAP", "HOST", "PID", "STATE", "EVENTS", "EVENTS/S", "POISON", "WAITED s", "LAST ERROR")
     rows = [
@@ -116,23 +106,8 @@ def list_(
             one_line(_trouble(s)),
         )
         for s in found
-    ] + [(s.name, "kafka", s.map, "(on the grid)", "", s.state, *[""] * 4, one_line(s.error)) for s in placed]
+    ]
     print_table(columns, rows, empty="No source is running.")
-
-
-@app.command()
-def drop(
-    name: Annotated[str, typer.Argument(help="Name of the source.", show_default=False)],
-    *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
-) -> None:
-    """Drop a source that the cluster itself runs: its job, its mappings, and its place in the topic. Events stay.
-
-    Example: [bold]gridscore source drop kafka-events.clicks[/]
-    """
-    drop_from_grid(name, (members, cluster_name, settings))
 
 
 @app.command()

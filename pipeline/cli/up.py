@@ -47,7 +47,7 @@ def up(
     ] = None,
     kafka: Annotated[
         bool,
-        typer.Option("--kafka", help="With the Kafka connector, for `gridscore source kafka --on-grid`."),
+        typer.Option("--kafka", help="With the Kafka connector: SQL can then read topics, see docs/sources.md."),
     ] = False,
     as_json: Json = False,
 ) -> None:
