@@ -132,7 +132,7 @@ async def webhook(folder: Path, count: int, results: str, batch: int = 1) -> Asy
                 url=f"http://{HOST}:{port}/",
                 secret=(f"${{{_SECRET}}}",),
                 batch=batch,
-                allow_private=True,
+                public_only=False,
             )
             yield Load(settings, most=_ONE_BY_ONE if batch == 1 else None)
     finally:

@@ -1,4 +1,4 @@
-"""Which addresses a web hook may be at: those of the public network, unless more is allowed.
+"""Which addresses a web hook may be at: any, or only those of the public network.
 
 A name is looked up by whoever owns it, and may give another address each time. So what counts is the address that a
 socket is about to connect to, and it is looked at there, in whatever way it was written.
@@ -68,8 +68,8 @@ def _inner(address: ipaddress.IPv6Address) -> Sequence[ipaddress.IPv4Address]:
 class Gate:
     """Makes the sockets of connections, and none to a forbidden address."""
 
-    def __init__(self, *, allow_private: bool) -> None:
-        self._allow_private = allow_private
+    def __init__(self, *, public_only: bool) -> None:
+        self._public_only = public_only
 
     def check(self, address: str) -> None:
         """Refuse an address that is not public.
@@ -77,7 +77,7 @@ class Gate:
         Raises:
             ForbiddenAddressError: It is not.
         """
-        if not self._allow_private and not is_public(address):
+        if self._public_only and not is_public(address):
             raise ForbiddenAddressError(address)
 
     def socket(self, info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:

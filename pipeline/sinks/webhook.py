@@ -179,7 +179,7 @@ class WebhookSink:
         self._map_json = _json(settings.results)
         self._timeout = seconds_of(settings.timeout)
         self._deadline = seconds_of(settings.deadline)
-        self._gate = Gate(allow_private=settings.allow_private)
+        self._gate = Gate(public_only=settings.public_only)
         self._smallest = self.max_results = min(_MAX_DELIVERY, 2 * settings.batch * settings.connections)
         self._stories: dict[str, _Story] = {}
         self._not_before = 0.0
@@ -476,7 +476,7 @@ class WebhookSink:
             )
         if isinstance(cause, ForbiddenAddressError):
             what = f"is at {cause.address}, which is not an address of the public network"
-            hint = "--allow-private allows it, if it is yours."
+            hint = "--public-only refuses it; leave that out if the address is yours."
             if connecting:
                 return GridscoreError(f"The web hook at {self._where} {what}.", hint)
             return _LaterError(f"it {what}", hint=hint)  # a name may have another address soon

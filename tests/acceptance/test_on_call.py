@@ -288,7 +288,7 @@ def overrun(site):
 def deliver_to_nobody(site):
     site.start(
         *("sink", "webhook", "--from", f"results.{JOB}", "--url", site.hook.url, "--secret", "${HOOK}"),
-        *("--name", "alerts", "--allow-private", "--batch", "100"),
+        *("--name", "alerts", "--batch", "100"),
     )
 
 

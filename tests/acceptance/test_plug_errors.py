@@ -18,7 +18,7 @@ NOBODY = "127.0.0.1:1"
 
 KAFKA = ("kafka", "--topic", "t", "--brokers", NOBODY)
 MQTT = ("mqtt", "--topic", "t", "--broker", f"mqtt://{NOBODY}")
-WEBHOOK = ("webhook", "--url", f"http://{NOBODY}/", "--secret", "${HOOK_SECRET}", "--allow-private")
+WEBHOOK = ("webhook", "--url", f"http://{NOBODY}/", "--secret", "${HOOK_SECRET}")
 POSTGRES = ("postgres", "--table", "t", "--database", f"postgresql://u:hunter2@{NOBODY}/d")
 
 

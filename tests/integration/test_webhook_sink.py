@@ -109,7 +109,7 @@ async def receiver():
 
 
 def settings(url, **more):
-    given = {"results": "results.x", "url": url, "secret": ["${HOOK_SECRET}"], "allow_private": True} | more
+    given = {"results": "results.x", "url": url, "secret": ["${HOOK_SECRET}"]} | more
     return WebhookSinkSettings.model_validate(given)
 
 
@@ -389,16 +389,16 @@ async def test_nobody_there_is_said_at_the_start_and_may_heal():
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "127.1"])
 async def test_private_addresses_are_refused_however_they_are_written(receiver, host):
     with pytest.raises(GridscoreError, match=r"is at (::ffff:)?127.0.0.1|is at ::1") as failure:
-        async with opened(f"http://{host}:{receiver.port}/hook", allow_private=False):
+        async with opened(f"http://{host}:{receiver.port}/hook", public_only=True):
             pass
-    assert "--allow-private" in failure.value.hint
+    assert "--public-only" in failure.value.hint
     assert not isinstance(failure.value, SinkInterruptedError)
 
 
 async def test_a_name_that_leads_elsewhere_later_does_not_get_around_the_check(receiver):
     """DNS rebinding: the address that a socket is to connect to is what counts, not that of an earlier answer."""
     async with opened(receiver.url, deadline="1s") as sink:  # as if it had been public when it was looked at
-        sink._gate._allow_private = False
+        sink._gate._public_only = True
         with pytest.raises(GridscoreError, match=r"127.0.0.1, which is not an address of the public network"):
             await sink.deliver(delivery([result("k")]))
     assert receiver.requests == []
@@ -406,10 +406,10 @@ async def test_a_name_that_leads_elsewhere_later_does_not_get_around_the_check(r
 
 async def test_an_address_that_was_refused_once_is_looked_at_again(receiver):
     async with opened(receiver.url) as sink:
-        sink._gate._allow_private = False
+        sink._gate._public_only = True
         with pytest.raises(SinkInterruptedError, match="not an address of the public network"):
             await sink.deliver(delivery([result("k")], seconds=0.2))
-        sink._gate._allow_private = True
+        sink._gate._public_only = False
         assert await sink.deliver(delivery([result("k")])) == []
         await receiver.stop()
         sink._session.connector.clear_dns_cache()
@@ -532,7 +532,7 @@ async def test_every_result_is_posted_though_a_process_is_killed_and_what_is_ref
     name, refusing = f"results.hook-{unique}", "k5"
     receiver.answer = lambda _number, results: status(422 if any(r["key"] == refusing for r in results) else 200)
     arguments = ["--from", name, "--name", f"hook-{unique}", "--url", receiver.url, "--secret", "${HOOK_SECRET}"]
-    arguments += ["--allow-private", "--batch", "20", "--only", "decision=decline"]
+    arguments += ["--batch", "20", "--only", "decision=decline"]
     expected = {f"k{number}" for number in range(0, 4_000, 2)}
     async with await connect(grid_settings) as grid:
         client = Client(grid)
@@ -614,10 +614,12 @@ async def until(condition, wanted=True, seconds=30):
             await asyncio.sleep(0.02)
 
 
-async def test_a_hook_at_a_private_address_is_one_clear_message(unique, receiver, sink):
-    process = sink("--from", f"results.{unique}", "--url", receiver.url, "--secret", "${HOOK_SECRET}")
+async def test_a_hook_at_a_private_address_where_only_public_ones_are_wanted_is_one_clear_message(
+    unique, receiver, sink
+):
+    process = sink("--from", f"results.{unique}", "--url", receiver.url, "--secret", "${HOOK_SECRET}", "--public-only")
     out, _ = await asyncio.to_thread(process.communicate)
     assert process.returncode == 1
     assert "127.0.0.1, which is not an address of the public network" in " ".join(out.split())
-    assert "--allow-private" in out
+    assert "--public-only" in out
     assert "Traceback" not in out

@@ -63,7 +63,7 @@ def test_what_is_public(address):
 
 
 def test_the_gate_makes_no_socket_to_what_is_not_public():
-    gate = Gate(allow_private=False)
+    gate = Gate(public_only=True)
     (info, *_) = socket.getaddrinfo("2130706433", 80, type=socket.SOCK_STREAM)
     with pytest.raises(ForbiddenAddressError, match="not public") as refused:
         gate.socket(info)
@@ -72,4 +72,4 @@ def test_the_gate_makes_no_socket_to_what_is_not_public():
 
 def test_the_gate_lets_through_what_is_allowed():
     (info, *_) = socket.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
-    Gate(allow_private=True).socket(info).close()
+    Gate(public_only=False).socket(info).close()

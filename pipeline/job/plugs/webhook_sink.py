@@ -80,8 +80,8 @@ class WebhookSinkSettings(SinkSettings):
         description="How long a result is tried before the sink stops; the next start goes on with it. Results wait in "
         "the journal meanwhile.",
     )
-    allow_private: bool = Field(
-        default=False, description="Also post to private, loopback, link-local and other addresses that are not public."
+    public_only: bool = Field(
+        default=False, description="Refuse private, loopback, link-local and other addresses that are not public."
     )
     ca_file: str | None = Field(
         default=None, description="File with the certificates (PEM) that the host's is checked against."
