@@ -1,8 +1,7 @@
 /* Decodes JSON events straight to cells, from which columns are made: no Python object an event.
 
 A text of the common shape is read here: an object with plain keys, and values whose meaning leaves no choice; what the
-schema does not name is passed over, whatever it holds. For anything else (escapes in keys, times that are not in UTC,
-repeated keys, numbers at the edge of what a double holds, whatever is not JSON or breaks the schema) `decode` calls back,
+schema does not name is passed over, whatever it holds. For anything else (times written in other ways, repeated keys, numbers at the edge of what a double holds, whatever is not JSON or breaks the schema) `decode` calls back,
 and msgspec says what the event is or why it is none. So nothing is accepted or refused here that msgspec would not, and
 the twin in `columns.py`, which asks msgspec for every event, gives the same cells.
 
@@ -17,14 +16,14 @@ cannot run over the end. */
 #include <stdint.h>
 
 enum { FLOAT = 0, INT = 1, STRING = 2, BOOL = 3, TIME = 4, STAMP = 5 };                   /* what a field is */
-enum { ABSENT = 0, IS_NULL, IS_FALSE, IS_TRUE, IS_INT, IS_FLOAT, IS_TEXT, IS_MICROS, IS_OBJECT }; /* what a cell is */
+enum { ABSENT = 0, IS_NULL, IS_FALSE, IS_TRUE, IS_INT, IS_FLOAT, IS_TEXT, IS_MICROS, IS_ZONED, IS_OBJECT }; /* what a cell is */
 
 typedef union {
     int64_t integer; /* IS_INT; IS_MICROS: microseconds since 1970 */
     double number;
     struct {
         uint32_t begin, length;
-    } text; /* in the bytes of the row; ASCII */
+    } text; /* in the bytes of the row; ASCII. IS_TEXT; IS_ZONED: a time that is not in UTC */
     PyObject *object;
 } Cell;
 
@@ -65,7 +64,7 @@ typedef struct {
 } Cells;
 
 static PyTypeObject DecoderType, CellsType;
-static PyObject *epoch, *timestamp_name;
+static PyObject *epoch, *timestamp_name, *astimezone_name;
 
 #define TEXTS 1024 /* remembered by field */
 #define ROWS 4096
@@ -237,14 +236,23 @@ static inline const char *find_quote(const char *p, const char *end, int *ascii)
 
 static inline int two(const char *p) { return is_digit(p[0]) && is_digit(p[1]) ? (p[0] - '0') * 10 + p[1] - '0' : -1; }
 
-/* `2026-01-31T12:00:00.5Z` to microseconds; 0 if it is written otherwise, has another zone, or is far away. */
-static int read_time(const char *p, size_t length, int64_t *micros)
+/* `2026-01-31T12:00:00.5Z` to microseconds, and its zone to minutes; 0 if it is written otherwise or is far away. */
+static int read_time(const char *p, size_t length, int64_t *micros, int *zone)
 {
     static const unsigned char last[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    size_t zone = length < 25 || memcmp(p + length - 6, "+00:00", 6) ? 1 : 6, stop = length - zone;
-    if (length < 20 || length > 40 || p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':' ||
-        (zone == 1 && p[length - 1] != 'Z'))
+    if (length < 20 || length > 40 || p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':')
         return 0;
+    size_t stop = length - 1;
+    *zone = 0;
+    if (p[stop] != 'Z') {
+        if (length < 25 || p[length - 3] != ':' || (p[length - 6] != '+' && p[length - 6] != '-'))
+            return 0;
+        stop = length - 6;
+        int hours = two(p + stop + 1), minutes = two(p + stop + 4);
+        if (hours < 0 || hours > 23 || minutes < 0 || minutes > 59)
+            return 0;
+        *zone = (p[stop] == '-' ? -1 : 1) * (hours * 60 + minutes);
+    }
     int century = two(p), year = two(p + 2), month = two(p + 5), day = two(p + 8);
     int hour = two(p + 11), minute = two(p + 14), second = two(p + 17);
     if (century < 0 || year < 0 || month < 1 || month > 12 || day < 1 || hour < 0 || hour > 23 || minute < 0 ||
@@ -271,7 +279,7 @@ static int read_time(const char *p, size_t length, int64_t *micros)
     /* Days since 1970, with years that begin in March. */
     int y = year - (month <= 2), m = (month + 9) % 12;
     int64_t days = (int64_t)365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719468;
-    *micros = ((days * 24 + hour) * 60 + minute) * 60000000 + second * 1000000 + fraction;
+    *micros = ((days * 24 + hour) * 60 + minute - *zone) * 60000000 + second * 1000000 + fraction;
     return 1;
 }
 
@@ -364,13 +372,11 @@ static const char *skip_string(const char *p, const char *end)
     }
 }
 
-/* The string between its quotes, which `skip_string` has passed. */
-static PyObject *unescaped(const char *p, const char *quote)
+/* The string between its quotes, which `skip_string` has passed, in UTF-8, which is never longer than its escapes. */
+static Py_ssize_t unescape(const char *p, const char *quote, char *text)
 {
     static const char letters[] = "bfnrt", meanings[] = "\b\f\n\r\t";
-    char *text = PyMem_Malloc((size_t)(quote - p) + 1), *to = text; /* UTF-8 is never longer than its escapes */
-    if (!text)
-        return PyErr_NoMemory();
+    char *to = text;
     while (p < quote) {
         uint32_t code;
         if (*p != '\\') {
@@ -387,7 +393,15 @@ static PyObject *unescaped(const char *p, const char *quote)
                 *to++ = (char)(0x80 | (code >> 6 * more & 0x3F));
         }
     }
-    PyObject *made = PyUnicode_DecodeUTF8(text, to - text, NULL);
+    return to - text;
+}
+
+static PyObject *unescaped(const char *p, const char *quote)
+{
+    char *text = PyMem_Malloc((size_t)(quote - p) + 1);
+    if (!text)
+        return PyErr_NoMemory();
+    PyObject *made = PyUnicode_DecodeUTF8(text, unescape(p, quote, text), NULL);
     PyMem_Free(text);
     return made;
 }
@@ -420,7 +434,8 @@ static const char *read_value(const char *p, const char *text, const char *end, 
     }
     if (*p != '"')
         return NULL;
-    int ascii = 1;
+    int ascii = 1, zone;
+    int64_t micros;
     const char *begin = p + 1;
     p = find_quote(begin, end, &ascii);
     if (!p) {
@@ -429,16 +444,20 @@ static const char *read_value(const char *p, const char *text, const char *end, 
         cell->object = unescaped(begin, --p);
         *tag = IS_OBJECT;
     } else if (kind == TIME) {
-        if (!read_time(begin, (size_t)(p - begin), &cell->integer))
+        if (!read_time(begin, (size_t)(p - begin), &micros, &zone))
             return NULL;
-        *tag = IS_MICROS;
+        *tag = zone ? IS_ZONED : IS_MICROS;
+        if (!zone)
+            cell->integer = micros;
     } else if (ascii) {
-        cell->text.begin = (uint32_t)(begin - text);
-        cell->text.length = (uint32_t)(p - begin);
         *tag = IS_TEXT;
     } else {
         cell->object = PyUnicode_DecodeUTF8(begin, p - begin, NULL);
         *tag = IS_OBJECT;
+    }
+    if (*tag == IS_TEXT || *tag == IS_ZONED) {
+        cell->text.begin = (uint32_t)(begin - text);
+        cell->text.length = (uint32_t)(p - begin);
     }
     if (*tag == IS_OBJECT && !cell->object) {
         PyErr_Clear();
@@ -534,6 +553,8 @@ static const char *skip_value(const char *p, const char *end)
     }
 }
 
+#define LONGEST_KEY 1024 /* with its escapes; msgspec reads what is longer */
+
 static inline int is_key(const Field *field, const char *p, Py_ssize_t length)
 {
     return field->length == length && is_same(field->text, p, (size_t)length);
@@ -569,11 +590,17 @@ static int read_event(Decoder *self, const char *text, Py_ssize_t size, Cell *ce
             } else {
                 int ascii = 1;
                 p = find_quote(p, end, &ascii);
-                if (!p)
-                    return 0;
-                found = field_of(self, key, p - key);
-                if (found < 0 && !ascii && !skip_string(key, end))
-                    return 0;
+                if (p) {
+                    found = field_of(self, key, p - key);
+                    if (found < 0 && !ascii && !skip_string(key, end))
+                        return 0;
+                } else {
+                    char plain[LONGEST_KEY];
+                    p = skip_string(key, end);
+                    if (!p || --p - key > LONGEST_KEY)
+                        return 0;
+                    found = field_of(self, plain, unescape(key, p, plain));
+                }
                 if (found >= 0)
                     *following = found;
             }
@@ -681,6 +708,24 @@ static PyObject *text_object(Field *field, const char *text, size_t length)
     return made;
 }
 
+/* Of a time that `read_time` has read before. */
+static int64_t micros_of(const Cells *self, Py_ssize_t row, const Cell *cell, int *zone)
+{
+    int64_t micros = 0;
+    read_time(PyBytes_AS_STRING(self->texts[row]) + cell->text.begin, cell->text.length, &micros, zone);
+    return micros;
+}
+
+/* A new reference. */
+static PyObject *time_of(int64_t integer)
+{
+    int64_t seconds = integer / 1000000, micros = integer % 1000000;
+    PyObject *delta = PyDelta_FromDSU((int)(seconds / 86400), (int)(seconds % 86400), (int)micros);
+    PyObject *time = delta ? PyNumber_Add(epoch, delta) : NULL;
+    Py_XDECREF(delta);
+    return time;
+}
+
 /* A new reference. */
 static PyObject *object_of(const Cells *self, Py_ssize_t row, Py_ssize_t column)
 {
@@ -698,12 +743,18 @@ static PyObject *object_of(const Cells *self, Py_ssize_t row, Py_ssize_t column)
     case IS_TEXT:
         return text_object(&self->decoder->fields[column], PyBytes_AS_STRING(self->texts[row]) + cell->text.begin,
                            cell->text.length);
-    case IS_MICROS: {
-        int64_t seconds = cell->integer / 1000000, micros = cell->integer % 1000000;
-        PyObject *delta = PyDelta_FromDSU((int)(seconds / 86400), (int)(seconds % 86400), (int)micros);
-        PyObject *time = delta ? PyNumber_Add(epoch, delta) : NULL;
+    case IS_MICROS:
+        return time_of(cell->integer);
+    case IS_ZONED: {
+        int zone;
+        PyObject *time = time_of(micros_of(self, row, cell, &zone));
+        PyObject *delta = time ? PyDelta_FromDSU(0, zone * 60, 0) : NULL;
+        PyObject *named = delta ? PyTimeZone_FromOffset(delta) : NULL;
+        PyObject *local = named ? PyObject_CallMethodOneArg(time, astimezone_name, named) : NULL;
+        Py_XDECREF(named);
         Py_XDECREF(delta);
-        return time;
+        Py_XDECREF(time);
+        return local;
     }
     case IS_OBJECT:
         return Py_NewRef(cell->object);
@@ -770,6 +821,7 @@ static PyObject *cells_numbers(PyObject *object, PyObject *argument)
     double *numbers = (double *)PyByteArray_AS_STRING(array);
     for (Py_ssize_t row = 0, at = column; row < self->rows; row++, at += width) {
         double number;
+        int zone;
         switch (self->tags[at]) {
         case IS_FLOAT:
             number = self->cells[at].number;
@@ -785,6 +837,9 @@ static PyObject *cells_numbers(PyObject *object, PyObject *argument)
             break;
         case IS_MICROS:
             number = (double)self->cells[at].integer / 1e6;
+            break;
+        case IS_ZONED:
+            number = (double)micros_of(self, row, &self->cells[at], &zone) / 1e6;
             break;
         case IS_NULL:
             number = Py_NAN;
@@ -1097,7 +1152,8 @@ PyMODINIT_FUNC PyInit__columns(void)
     PyDateTime_IMPORT;
     if (!PyDateTimeAPI || PyType_Ready(&DecoderType) < 0 || PyType_Ready(&CellsType) < 0)
         return NULL;
-    if (!(timestamp_name = PyUnicode_InternFromString("timestamp")))
+    if (!(timestamp_name = PyUnicode_InternFromString("timestamp")) ||
+        !(astimezone_name = PyUnicode_InternFromString("astimezone")))
         return NULL;
     epoch = PyDateTimeAPI->DateTime_FromDateAndTime(1970, 1, 1, 0, 0, 0, 0, PyDateTime_TimeZone_UTC,
                                                     PyDateTimeAPI->DateTimeType);

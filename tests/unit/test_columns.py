@@ -50,7 +50,32 @@ JOB = Job.model_validate(
 )
 INDEX = {"ab": 1, "": 2, "é": 3, 5: 4, 2**53 + 1: 5, None: 6}
 
-KEYS = ["a", "b", "n", "s", "q", "ключ", "f", "t", "u", "@when", 'a\\"b', 'a"b', "other", "", "\\u0061", "é", "a\tb"]
+KEYS = [
+    "a",
+    "b",
+    "n",
+    "s",
+    "q",
+    "ключ",
+    "f",
+    "t",
+    "u",
+    "@when",
+    'a\\"b',
+    'a"b',
+    "other",
+    "",
+    "\\u0061",
+    "é",
+    "a\tb",
+    "\\u043a\\u043b\\u044e\\u0447",
+    "\\u0040when",
+    "\\ud83d\\ude00",
+    "\\ud800",
+    "\\x",
+    "\\/",
+    "x" * 1030 + "\\n",
+]
 WRITTEN_NUMBERS = """
 0 -0 1 -1 5 01 00 -01 0.0 -0.0 0.5 .5 5. - +1 1e5 1E5 1e+5 1e-5 1e 1e+ 1.e5 0e0 -0e0 0e99999 0.0e-400 1e22 1e23 1e-22
 1e-23 123456789012345678 1234567890123456789 9007199254740993 9007199254740993.0 9223372036854775807
@@ -88,6 +113,10 @@ WRITTEN_TIMES = """
 2020-01-01T00:00:00+00:00 2020-01-01T00:00:00.5+00:00 2020-02-28T23:59:59.9999995Z 1969-12-31T23:59:59.999999499+00:00
 2020-01-01T00:00:00.+00:00 2020-01-01T00:00:00.123456789Z 2020-01-01T00:00:00.123456489123456789+00:00 2020-01-01+00:00
 2020-01-01T00:00+00:00 2020-01-01T00:00:00.12345650Z 2020-01-01T00:00:00.1234567x9Z 2250-12-31T23:59:59.9999999Z
+2020-01-01T00:00:00-00:00 2020-01-01T00:00:00.25+05:53 2020-12-31T23:59:59.9999999-00:01 2020-01-01T00:00:00+23:59
+2020-01-01T00:00:00-23:60 2020-01-01T00:00:00+24:00 2020-01-01T00:00:00+0200 2020-01-01T00:00:00+02
+1700-01-01T00:00:00+14:00 2250-12-31T23:59:59.9999999-12:00 2020-01-01T00:00:00*02:00
+2020-01-01T00:00:00.5+2:000 2020-01-01T00:00:00.+02:00
 2020-01-00T00:00:00Z 2020-1-01T00:00:00ZZ 2020-01-01T00:00:00.12x45Z 2100-02-29T00:00:00Z
 """
 NUMBERS = WRITTEN_NUMBERS.split()
@@ -117,7 +146,11 @@ numbers = (
     | st.integers(-(2**70), 2**70).map(str)
     | st.decimals(allow_nan=False, allow_infinity=False).map(str)
 )
-times = st.sampled_from(TIMES) | st.datetimes().map(lambda time: f'"{time.isoformat()}Z"')
+times = st.sampled_from(TIMES) | st.builds(
+    lambda time, zone: f'"{time.isoformat()}{zone}"',
+    st.datetimes(),
+    st.just("Z") | st.from_regex(r"[+-]([01][0-9]|2[0-4]):[0-6][0-9]", fullmatch=True),
+)
 strings = (
     st.sampled_from(STRINGS)
     | st.text(max_size=12).map(json.dumps)
@@ -257,12 +290,14 @@ def test_escaped_texts_and_the_times_of_other_languages_are_read_without_a_call(
         "2020-01-01T00:00:00.1234567Z",
         "2020-01-01T00:00:00.123456789Z",
         moment.isoformat(),
-        "2020-01-01T00:00:00.123457Z",
+        moment.astimezone(dt.timezone(dt.timedelta(hours=-3, minutes=-7))).isoformat(),
     ]
-    texts = [json.dumps({"s": city, "t": time}).encode() for city, time in zip(cities, times, strict=True)]
-    cells = module.Decoder((("s", b"s", 2, False), ("t", b"t", 4, False))).decode(texts, fall_back)
+    texts = [json.dumps({"город": city, "t": time}).encode() for city, time in zip(cities, times, strict=True)]
+    cells = module.Decoder((("s", "город".encode(), 2, False), ("t", b"t", 4, False))).decode(texts, fall_back)
     assert cells.objects(0) == cities
     assert cells.objects(1) == [moment] * 4
+    assert cells.objects(1)[3].isoformat() == times[3]
+    assert np.frombuffer(cells.numbers(1)).tolist() == [moment.timestamp()] * 4
 
 
 def test_what_is_passed_over_is_read_as_the_twin_reads_it(twins):
