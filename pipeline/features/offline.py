@@ -126,8 +126,11 @@ class OfflineMatrix:
         columns = {name: pa.array(self.values[:, index]) for index, name in enumerate(self.names)}
         if self.margins is not None:
             columns[MARGINS] = pa.array(self.margins)
-        if self.kept is not None:
-            columns |= {name: pa.Array.from_pandas(self.kept[name]) for name in self.kept.columns}
+        for name, kept in () if self.kept is None else self.kept.items():
+            try:
+                columns[str(name)] = pa.Array.from_pandas(kept)
+            except (ValueError, pa.ArrowException) as error:
+                raise TableError(f"The column `{name}` cannot be kept in a Parquet file: {error}.") from None
         table = pa.table(columns)
         table = table.replace_schema_metadata({ATTRIBUTE: self.attribute})
         try:

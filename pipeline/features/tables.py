@@ -6,10 +6,14 @@ read as one. A value that does not fit is left as it is, for the decoder to say 
 
 from __future__ import annotations
 
+import csv
 import datetime as dt
 import decimal
+import gzip
+import json
 import math
 import numbers
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +62,7 @@ def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) ->
             _restore_digits(frame, path, kinds or {})
         elif name.endswith((".csv", ".csv.gz")):
             # pandas would guess, take `NA` for missing, and round decimal numbers in its own way.
-            _check_header(path)
-            pd.read_csv(path, header=None, nrows=2, dtype=str)  # else surplus cells of the first row are an index
+            _check_cells(path)
             names = pd.read_csv(path, nrows=0).columns
             typed = {name: kinds[name] for name in names if name in kinds} if kinds else {}
             missing = {name: list(MISSING) for name in names.difference(list(typed))}
@@ -69,7 +72,7 @@ def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) ->
                 frame[column] = _column_of(frame[column].tolist(), kind, frame.index)
         else:
             raise TableError(f"`{path}` is neither CSV nor Parquet.", "Name it .csv, .csv.gz or .parquet.")
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
+    except (OSError, EOFError, ValueError, csv.Error) as error:  # pandas' and pyarrow's own errors are ValueErrors
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise TableError(
             f"`{path}` cannot be read: {reason}.",
@@ -146,8 +149,16 @@ def rows_as_json(frame: pd.DataFrame, fields: Mapping[str, FieldType], source: s
         for name, kind in fields.items()
     ]
     # What JSON has no type for becomes a text, for the decoder to refuse.
-    encode = msgspec.json.Encoder(decimal_format="number", enc_hook=str).encode
-    return (encode(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True))
+    encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
+
+    def encode(row: Sequence[Any]) -> bytes:
+        values = dict(zip(names, row, strict=True))
+        try:
+            return encoder.encode(values)
+        except UnicodeEncodeError:  # half a surrogate pair: as an escape, for the decoder to refuse
+            return json.dumps(values, default=str).encode()
+
+    return map(encode, zip(*columns, strict=True))
 
 
 def lookup_entries(
@@ -283,14 +294,29 @@ def _series(frame: pd.DataFrame, column: str, source: str) -> pd.Series:
     return frame[column]
 
 
-def _check_header(path: Path) -> None:
-    """Refuse what pandas would take for other columns than are meant."""
-    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
-    if twice := [name for name in header if name and header.count(name) > 1]:
-        raise TableError(f"`{path}` has two columns `{twice[0]}`.", "Give each column a name of its own.")
-    for separator, name in ((";", "`;`"), ("\t", "tabs")):
-        if len(header) == 1 and separator in header[0]:
-            raise TableError(f"`{path}` is separated by {name}.", "Save it with commas, and decimal points in numbers.")
+def _check_cells(path: Path) -> None:
+    """Refuse what pandas would take for other columns than are meant, or for missing."""
+    unpacked = gzip.open if path.name.lower().endswith(".gz") else open
+    with unpacked(path, "rt", encoding="utf-8-sig", newline="") as file:
+        csv.field_size_limit(sys.maxsize)  # pandas has none
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise TableError(f"`{path}` has two columns `{twice[0]}`.", "Give each column a name of its own.")
+        for separator, name in ((";", "`;`"), ("\t", "tabs")):
+            if len(header) == 1 and separator in header[0]:
+                raise TableError(
+                    f"`{path}` is separated by {name}.", "Save it with commas, and decimal points in numbers."
+                )
+        width, line = len(header), reader.line_num
+        for cells in reader:
+            first, line = line + 1, reader.line_num
+            if len(cells) != width and (len(cells) > 1 or "".join(cells).strip()):  # pandas skips blank lines
+                raise TableError(
+                    f"`{path}`, line {first}: it has {len(cells)} cell{'s' * (len(cells) > 1)}, and the header has "
+                    f"{width}.",
+                    "Is the file cut off, or a comma in a text without quotes? Correct it.",
+                )
 
 
 def _values(series: pd.Series, kind: FieldType, where: str) -> list[Any]:

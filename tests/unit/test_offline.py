@@ -285,13 +285,36 @@ def test_tables_that_do_not_fit(change, message):
         offline_matrix(JOB, history, lookups)
 
 
-@pytest.mark.parametrize("rows", ["1,2,\n4,5,\n", "0,1,2\n1,4,5\n", "x,1,2\n3,4\n", "3,4\n0,1,2\n"])
-def test_rows_that_are_longer_than_the_header_are_refused(tmp_path, rows):
-    """pandas would take the first cells for the index, and move every column by one."""
-    (tmp_path / "long.csv").write_text("a,b\n" + rows)
+@pytest.mark.parametrize(
+    ("rows", "line", "cells"),
+    [
+        ("1,2,\n4,5,\n", 2, 3),
+        ("0,1,2\n1,4,5\n", 2, 3),
+        ("x,1,2\n3,4\n", 2, 3),
+        ("3,4\n0,1,2\n", 3, 3),
+        ("1,2\n\n   \n3\n", 5, 1),
+        ('"1\n2",2\n"3\n4"\n', 4, 1),
+        ("1,2\n3", 3, 1),
+    ],
+)
+def test_rows_that_are_longer_or_shorter_than_the_header_are_refused(tmp_path, rows, line, cells):
+    """pandas would take surplus cells for the index, and those that are cut off for missing."""
+    (tmp_path / "x.csv").write_text("a,b\n" + rows)
+    reason = f"line {line}: it has {cells} cells?, and the header has 2"
     for kinds in (None, {"a": "int", "b": "float"}):
-        with pytest.raises(TableError, match=r"long\.csv` cannot be read: .*Expected 2 fields in line \d, saw 3"):
-            read_table(tmp_path / "long.csv", kinds)
+        with pytest.raises(TableError, match=reason):
+            read_table(tmp_path / "x.csv", kinds)
+
+
+def test_a_text_that_is_none_is_a_bad_row(tmp_path):
+    code, note = (pd.Series(each, dtype=object) for each in (["007", "\ud800", "007", "9"], ["\ud800", "", "", ""]))
+    history = HISTORY.assign(code=code, note=note)
+    with pytest.raises(TableError, match=r"the history, row 2: .*surrogate"):
+        offline_matrix(JOB, history, LOOKUPS)
+    matrix = offline_matrix(JOB, history, LOOKUPS, keep=["note"], skip_bad=True)
+    assert matrix.rows.tolist() == [0, 2, 3]
+    with pytest.raises(TableError, match="The column `note` cannot be kept"):
+        matrix.to_parquet(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize(
