@@ -132,6 +132,7 @@ class Group:
         self.early_events: float = float("inf")
         self._all = (1 << grid.partition_count) - 1
         self._who: set[str] = set()
+        self._older: list[str] = []
         self._passed: dict[int, float] = {}
         self._who_since = float("-inf")
         self._leaving = False
@@ -214,6 +215,10 @@ class Group:
         if who != self._who:
             self._who, self._who_since = who, now
         others = members.held(self._name)
+        if older := members.older(self._name):
+            self._make_room(older)
+            return False
+        self._older = []
         mine = quota(
             members.worker,
             {name: others[name].bit_count() if name != members.worker else len(leases.held) for name in who},
@@ -249,6 +254,20 @@ class Group:
             # What came last goes first: it is the least settled.
             self._spawn(self._give_back([p for p in leases.held if p not in self._beginning][room:]))
         return len(leases.held) < mine
+
+    def _make_room(self, older: list[str]) -> None:
+        """Leave everything to processes of an older release, which may misread what we write."""
+        if older != self._older:
+            _log.warning(
+                "%s: workers of an older release score, which cannot share partitions with this one: %s. It takes "
+                "partitions once they have ended.",
+                self._name,
+                ", ".join(older),
+                extra={"action": "older_release"},
+            )
+            self._older = older
+        if not self._giving and (ours := [p for p in self.leases.held if p not in self._beginning]):
+            self._spawn(self._give_back(ours))
 
     async def _take(self, partitions: Collection[int]) -> None:
         taken = await self.leases.claim(partitions, self._taken)

@@ -43,6 +43,12 @@ WORKERS_MAP = "gridscore.workers"
 HEARTBEATS_MAP = "gridscore.heartbeats"
 HOLDINGS_MAP = "gridscore.holdings"
 
+FORMAT = 1
+"""Of what processes of a group write for each other: a release that older ones would misread counts it up.
+
+Where processes of two formats meet in a group, the newer give back what they hold, and wait until the older have gone.
+"""
+
 SUSPECT_SECONDS = 1.6
 """A worker whose heartbeat has not changed for so long is late: its leases are watched."""
 
@@ -114,10 +120,12 @@ class Heartbeat(msgspec.Struct, frozen=True):
     Attributes:
         beat: Counts on.
         holds: Version of what it holds.
+        format: Of what it writes, see `FORMAT`.
     """
 
     beat: Count
     holds: Count
+    format: Count = 0
 
 
 @dataclass(slots=True)
@@ -125,6 +133,7 @@ class _Sight:
     raw: str
     since: float
     holds: int
+    format: int
     version: int = -1
     held: dict[str, int] = field(default_factory=dict)
 
@@ -140,7 +149,10 @@ class Members:
 
     Attributes:
         sessions: Of this process.
+        format: Of what this process writes.
     """
+
+    format = FORMAT
 
     def __init__(self, grid: Grid, worker: str, map_name: str = WORKERS_MAP, *, seconds: float = LEASE_SECONDS) -> None:
         self._grid = grid
@@ -176,7 +188,7 @@ class Members:
         self._looked = now
         sights = {}
         for name, (heartbeat, raw) in heartbeats.items():
-            sight = sights[name] = self._sights.get(name) or _Sight(raw, now, heartbeat.holds)
+            sight = sights[name] = self._sights.get(name) or _Sight(raw, now, heartbeat.holds, heartbeat.format)
             if sight.raw != raw or blind:
                 sight.raw, sight.since, sight.holds = raw, now, heartbeat.holds
         self._sights = sights
@@ -196,11 +208,19 @@ class Members:
             sight.version, sight.held = found.version, held
 
     def group(self, job: str) -> set[str]:
-        """Living workers that take part in a job's group; this worker is always one of them."""
-        living = {
-            name for name, sight in self._sights.items() if job in sight.held and self._silence(sight) < GONE_SECONDS
+        """Living workers of our format that take part in a job's group; this worker is always one of them."""
+        return {name for name, number in self._formats(job).items() if number == self.format} | {self.worker}
+
+    def older(self, job: str) -> list[str]:
+        """Living workers of an older format that take part in a job's group: as long as there are any, it is theirs."""
+        return sorted(name for name, number in self._formats(job).items() if number < self.format)
+
+    def _formats(self, job: str) -> dict[str, int]:
+        return {
+            name: sight.format
+            for name, sight in self._sights.items()
+            if job in sight.held and self._silence(sight) < GONE_SECONDS
         }
-        return living | {self.worker}
 
     def held(self, job: str) -> dict[str, int]:
         """Partitions of a job that each other worker holds, a bit for each."""
@@ -248,7 +268,7 @@ class Members:
         if groups is not None:
             held = {name: packed(partitions) for name, partitions in groups.items()}
             await self._holdings.put(self.worker, msgspec.to_builtins(Holdings(version, held)))
-        await self._heartbeats.put(self.worker, msgspec.to_builtins(Heartbeat(beat, version)))
+        await self._heartbeats.put(self.worker, msgspec.to_builtins(Heartbeat(beat, version, self.format)))
 
     async def leave(self) -> None:
         """Take our records away, so that the others make room for what we are about to give back.

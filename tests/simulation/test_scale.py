@@ -16,7 +16,7 @@ from pipeline.grid.writer import partition_of
 from pipeline.testing.network import Link
 from pipeline.worker import rescan
 from pipeline.worker.audit import share_of
-from pipeline.worker.members import HEARTBEATS_MAP, HOLDINGS_MAP, packed, unpacked
+from pipeline.worker.members import FORMAT, HEARTBEATS_MAP, HOLDINGS_MAP, packed, unpacked
 
 WORKERS, JOBS, PARTITIONS, MEMBERS = 100, 50, 1_999, 20
 SHARE = PARTITIONS // WORKERS + 1
@@ -80,7 +80,7 @@ class Crowd:
     def go_on(self):
         self._beat += 1
         for name in self._names:
-            put(self._world, HEARTBEATS_MAP, name, {"beat": self._beat, "holds": 1})
+            put(self._world, HEARTBEATS_MAP, name, {"beat": self._beat, "holds": 1, "format": FORMAT})
         self._world.user.call_later(1.0, self.go_on)
 
 

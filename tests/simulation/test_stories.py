@@ -14,6 +14,7 @@ from pipeline.testing.member import Member
 from pipeline.testing.messages import Request
 from pipeline.worker import rescan
 from pipeline.worker.dead_letters import letter_id
+from pipeline.worker.members import FORMAT
 from pipeline.worker.scorer import Scorer
 
 PARTITIONS = 24
@@ -494,3 +495,58 @@ def test_a_dead_letter_is_not_written_by_a_worker_whose_lease_has_passed_on(worl
     settled(world)
     world.advance(30.0)
     assert owners == [second]  # a late one would bring back what somebody may have dealt with
+
+
+def owning(world):
+    return {owner for owner in world.owners().values() if owner}
+
+
+def test_workers_of_a_newer_format_wait_until_the_older_have_gone(world):
+    """An upgrade, as a rollout makes it, under load: one starts, one stops, and so on."""
+    old = [world.start(), world.start()]
+    put(world, "a")
+    settled(world)
+    new = [world.start(FORMAT + 1), world.start(FORMAT + 1)]
+    put(world, "b")
+    world.advance(8.0)
+    assert owning(world) == set(old)
+    assert set(world.owners().values()) == set(old)  # nothing has moved to nobody
+    world.stop(old[0])
+    put(world, "c")
+    for _ in range(40):
+        world.advance(0.2)
+        assert not owning(world) & set(new)
+    assert set(world.owners().values()) == {old[1]}
+    world.stop(old[1])
+    put(world, "d")
+    assert seconds_until(world, lambda: owning(world) == set(new)) < 3.0
+    put(world, "e")
+    settled(world)
+    assert world.ledger.duplicates() == {}
+
+
+def test_workers_of_a_newer_format_give_way_to_older_ones(world):
+    """A downgrade, under load."""
+    new = [world.start(FORMAT + 1), world.start(FORMAT + 1)]
+    put(world, "a")
+    settled(world)
+    old = world.start()
+    put(world, "b")
+    assert seconds_until(world, lambda: owning(world) == {old}) < 5.0
+    put(world, "c")
+    world.advance(8.0)
+    assert owning(world) == {old}
+    for each in new:
+        world.stop(each)
+    settled(world)
+    assert world.ledger.duplicates() == {}
+
+
+def test_workers_of_a_newer_format_take_over_from_older_ones_that_were_killed(world):
+    old, new = world.start(), world.start(FORMAT + 1)
+    put(world, "a")
+    seconds_until(world, lambda: owning(world) == {old})
+    world.kill(old)
+    put(world, "b")
+    settled(world)
+    assert owning(world) == {new}

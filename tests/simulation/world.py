@@ -22,6 +22,7 @@ from pipeline.job import parse_job
 from pipeline.testing import StubCluster
 from pipeline.testing.virtual_time import VirtualTime
 from pipeline.worker import Worker
+from pipeline.worker.members import FORMAT
 
 LEASE_SECONDS = 5.0
 JOB = """\
@@ -186,9 +187,10 @@ def _data(key):
 class Process:
     """A worker and its event loop."""
 
-    def __init__(self, world, name):
+    def __init__(self, world, name, number):
         self.world = world
         self.name = name
+        self.format = number
         self.loop = world.time.loop(name, skew=world.draw_skew())
         self.stopping = False
         self._stop = asyncio.Event()
@@ -209,6 +211,7 @@ class Process:
         while not self.stopping:
             worker = self.worker = Worker(grid, self.world.jobs, lease_seconds=self.world.lease)
             worker.id = worker._members.worker = self.name
+            worker._members.format = self.format
             run = self.loop.create_task(worker.run())
             await asyncio.wait((run, stop), return_when=asyncio.FIRST_COMPLETED)
             run.cancel()
@@ -286,10 +289,10 @@ class World:
         """So many events for one partition."""
         self.put(dict.fromkeys(self.keys_of(partition, count), amount))
 
-    def start(self):
+    def start(self, number=FORMAT):
         self.started += 1
         name = f"w{self.started}"
-        self.workers[name] = Process(self, name)
+        self.workers[name] = Process(self, name, number)
         return name
 
     def stop(self, name):
