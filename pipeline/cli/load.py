@@ -225,6 +225,11 @@ class _Target:
     parts: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     values: Mapping[str, tuple[str, Callable[[Any], Any]]] = field(default_factory=dict)
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """How rows become entries."""
+        return {name: getattr(self, name) for name in ("separator", "required", "parts", "values")}
+
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
@@ -319,16 +324,7 @@ async def _put_rows(plan: _Plan, connection: tuple[Any, Any, Any], resume: bool,
 
     target = plan.target
     files: list[TableFile | None] = [
-        TableFile(
-            path,
-            target.key,
-            separator=target.separator,
-            kinds=target.kinds,
-            required=target.required,
-            parts=target.parts,
-            values=target.values,
-        )
-        for path in plan.files
+        TableFile(path, target.key, kinds=target.kinds, **target.how) for path in plan.files
     ]
     counts: dict[str, Any] = {}
     async with connected(*connection) as grid:
@@ -357,6 +353,6 @@ async def _put_query(grid: Grid, plan: _Plan, load: Any, *, resume: bool) -> Any
     from pipeline.sources.query import QueryRows
 
     target = plan.target
-    rows = QueryRows(grid, plan.query or "", plan.database or "", target.map, target.key, target.separator)
+    rows = QueryRows(grid, plan.query or "", plan.database or "", target.map, target.key, **target.how)
     async with rows:
         return await load.query(plan.query or "", rows.chunks(), resume=resume)

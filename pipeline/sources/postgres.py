@@ -332,6 +332,11 @@ class PostgresSource:
         return connection
 
     @property
+    def types(self) -> dict[str, str]:
+        """The columns of an open source, with their types as PostgreSQL calls them."""
+        return self._known.types
+
+    @property
     def _open_reader(self) -> psycopg.AsyncConnection[Any]:
         if self._reader is None:
             raise UsageError("The source is not open.")

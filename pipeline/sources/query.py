@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+import datetime as dt
+import decimal
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
 
 from pipeline.errors import GridError, GridscoreError, UsageError
 from pipeline.job.plugs.environment import from_environment
 from pipeline.sources.base import SourceInterruptedError
-from pipeline.sources.tables import BadRow, Row
+from pipeline.sources.tables import BadRow, Row, RowMaker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from pipeline.grid import Grid
-    from pipeline.sources.base import Source
+
+_decode = msgspec.json.Decoder(float_hook=decimal.Decimal).decode  # of a float, digits would be lost
+_PYTHON: dict[str, Callable[[Any], Any]] = {
+    "real": float,
+    "double precision": float,
+    "timestamp without time zone": dt.datetime.fromisoformat,
+    "timestamp with time zone": dt.datetime.fromisoformat,
+}
+"""What makes of JSON what a typed file has of the same column."""
 
 
 class QueryRows:
@@ -25,13 +37,14 @@ class QueryRows:
         database: Address of the database; `${NAME}` in it is taken from the environment.
         to: The map.
         key: Columns of the key.
-        separator: What joins them.
+        how: As those of :class:`pipeline.sources.tables.RowMaker`. Without anything to be made of their values, rows
+            are as the server writes them.
 
     Raises:
         UsageError: Settings are not valid, or the extra `postgres` is not installed.
     """
 
-    def __init__(self, grid: Grid, query: str, database: str, to: str, key: Sequence[str], separator: str) -> None:
+    def __init__(self, grid: Grid, query: str, database: str, to: str, key: Sequence[str], **how: Any) -> None:
         from pydantic import ValidationError
 
         from pipeline.job.plugs.postgres_source import PostgresSourceSettings
@@ -39,17 +52,20 @@ class QueryRows:
 
         try:
             settings = PostgresSourceSettings(
-                to=to, database=database, query=query, key=tuple(key), separator=separator
+                to=to, database=database, query=query, key=tuple(key), separator=how.get("separator", "|")
             )
         except ValidationError as error:
             detail = error.errors(include_url=False, include_input=False)[0]
             raise UsageError(f"{detail['loc'][0] if detail['loc'] else 'The query'}: {detail['msg']}.") from None
         settings, self._hidden = from_environment(settings)
-        self._source: Source = KINDS.make(grid, "load", settings)
+        self._source: Any = KINDS.make(grid, "load", settings)
+        self._maker = RowMaker("The query", key, **how) if how.get("parts") or how.get("values") else None
 
     async def __aenter__(self) -> Self:
         try:
             await self._source.open()
+            if self._maker is not None:
+                self._maker.look_for_columns(list(self._source.types))
         except BaseException as error:
             await self._source.close()
             if isinstance(error, SourceInterruptedError):
@@ -74,7 +90,7 @@ class QueryRows:
                 chunk: list[Row | BadRow] = []
                 for key, text in batch.entries:
                     number += 1
-                    chunk.append(Row(number, key, text or b"null"))
+                    chunk.append(self._row(number, key, text or b"null"))
                 for poison in batch.poison:
                     number += 1
                     chunk.append(BadRow(number, poison.error.rstrip(".")))
@@ -84,3 +100,12 @@ class QueryRows:
             raise GridError(message, "What was read is in the map. Go on with --resume.") from None
         except GridscoreError as error:
             raise self._hidden.within(error) from None
+
+    def _row(self, number: int, key: str | int, text: bytes) -> Row | BadRow:
+        if self._maker is None:
+            return Row(number, key, text)
+        values = _decode(text)
+        for name, kind in self._source.types.items():
+            if kind in _PYTHON and values[name] is not None:
+                values[name] = _PYTHON[kind](values[name])
+        return self._maker.row(number, values, key=key)

@@ -57,20 +57,113 @@ class BadRow(NamedTuple):
     error: str
 
 
-class TableFile:
-    """A file of rows.
+class RowMaker:
+    """Makes entries of the values of rows.
 
     Args:
-        path: A file called .csv, .parquet, .jsonl, .ndjson, or one of them but Parquet with .gz behind.
+        what: What the rows are of, for people.
         key: Columns of the key; several are joined.
         separator: What joins them.
-        kinds: For CSV, what a column holds where it should not be guessed. What looks like a number as programs write
-            it is one, otherwise; and keys are texts, otherwise.
         required: Columns that must be there, besides those of the key.
         max_row: Bytes of one row at most.
         parts: What makes a part of the key of the value of a column; None if that cannot be one.
         values: What a column is called in the entry, unless there is one of that name; and what makes what the entry
             gets of its value: ValueError if that cannot be told.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        key: Sequence[str],
+        *,
+        separator: str = "|",
+        required: Collection[str] = (),
+        max_row: int = MAX_ROW,
+        parts: Mapping[str, Callable[[Any], Any]] | None = None,
+        values: Mapping[str, tuple[str, Callable[[Any], Any]]] | None = None,
+    ) -> None:
+        self._what = what
+        self._key = tuple(key)
+        self._separator = separator
+        self._required = tuple(required)
+        self._max_row = max_row
+        self._parts = dict(parts or {})
+        self._values = dict(values or {})
+
+    def row(
+        self, number: int, value: dict[str, Any], text: bytes | None = None, key: str | int | None = None
+    ) -> Row | BadRow:
+        """The row of these values.
+
+        Args:
+            number: Of the row.
+            value: Its columns.
+            text: Their JSON, if they are to stay as they are.
+            key: Of an event, if it is known.
+        """
+        made_key = self._key_of(number, value) if key is None or self._parts else key
+        if isinstance(made_key, BadRow):
+            return made_key
+        if text is None:
+            for name, (called, made) in self._values.items():
+                if value.get(name) is not None:
+                    try:
+                        value[name] = made(value[name])
+                    except ValueError as error:
+                        return BadRow(number, f"`{name}`: {error}")
+                if name in value and called not in value:
+                    value[called] = value.pop(name)
+            try:
+                text = _encode(value)
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                return BadRow(number, f"it cannot be written as JSON: {error}")
+        if len(text) > self._max_row:
+            return self._too_long(number)
+        return Row(number, made_key, text)
+
+    def _key_of(self, number: int, value: dict[str, Any]) -> str | int | BadRow:
+        parts = []
+        for name in self._key:
+            part = value.get(name)
+            if part is None or part == "":
+                return BadRow(number, f"it has no `{name}`, which belongs to the key")
+            if name in self._parts and (part := self._parts[name](part)) is None:
+                return BadRow(number, f"its `{name}` cannot be a key of the lookup")
+            if isinstance(part, bool | float | list | dict | bytes):
+                return BadRow(number, f"its `{name}` is no text and no whole number, and cannot be a key")
+            parts.append(part if isinstance(part, int | str) else str(part))
+        key = parts[0] if len(parts) == 1 else self._separator.join(map(str, parts))
+        if isinstance(key, int) and not -(1 << 63) <= key < 1 << 63:
+            return BadRow(number, f"its key {key} has more than 64 bits")
+        return key
+
+    def _too_long(self, number: int) -> BadRow:
+        return BadRow(number, f"it is longer than {self._max_row:,} bytes")
+
+    def look_for_columns(self, columns: Sequence[str]) -> None:
+        """See whether all that must be there is.
+
+        Raises:
+            TableError: A column is missing.
+        """
+        for name in (*self._key, *self._required):
+            if name not in columns:
+                close = difflib.get_close_matches(name, columns, n=1)
+                raise TableError(
+                    f"{self._what} has no column `{name}`{', which belongs to the key' * (name in self._key)}.",
+                    f"Did you mean `{close[0]}`?" if close else f"Its columns: {', '.join(columns[:30])}.",
+                )
+
+
+class TableFile(RowMaker):
+    """A file of rows.
+
+    Args:
+        path: A file called .csv, .parquet, .jsonl, .ndjson, or one of them but Parquet with .gz behind.
+        key: Columns of the key; several are joined.
+        kinds: For CSV, what a column holds where it should not be guessed. What looks like a number as programs write
+            it is one, otherwise; and keys are texts, otherwise.
+        how: As those of :class:`RowMaker`.
 
     Attributes:
         size: Of what is to be read: bytes, or rows of a Parquet file.
@@ -85,21 +178,12 @@ class TableFile:
         path: Path,
         key: Sequence[str],
         *,
-        separator: str = "|",
         kinds: Mapping[str, CellKind] | None = None,
-        required: Collection[str] = (),
-        max_row: int = MAX_ROW,
-        parts: Mapping[str, Callable[[Any], Any]] | None = None,
-        values: Mapping[str, tuple[str, Callable[[Any], Any]]] | None = None,
+        **how: Any,
     ) -> None:
+        super().__init__(f"`{path}`", key, **how)
         self.path = path
-        self._key = tuple(key)
-        self._separator = separator
         self._kinds = dict(kinds or {})
-        self._required = tuple(required)
-        self._max_row = max_row
-        self._parts = dict(parts or {})
-        self._values = dict(values or {})
         self._read = self._reader_of(path)
         self.size = path.stat().st_size
         self.done = 0
@@ -156,7 +240,7 @@ class TableFile:
                 if not isinstance(value, dict):
                     yield BadRow(number, "it is JSON, but no object")
                     continue
-                yield self._row(number, value, text)
+                yield self.row(number, value, text)
 
     def _csv(self) -> Iterator[Row | BadRow]:
         with self._bytes() as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
@@ -168,7 +252,7 @@ class TableFile:
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
                 raise TableError(f"`{self.path}` has two columns `{twice}`.", "Give each column a name of its own.")
-            self._look_for_columns(header)
+            self.look_for_columns(header)
             kinds: dict[str, CellKind] = {**dict.fromkeys(self._key, "string"), **self._kinds}
             guess = [READERS[kinds[name]] if name in kinds else _guessed for name in header]
             line = reader.line_num
@@ -190,65 +274,20 @@ class TableFile:
                 except ValueError as error:
                     yield BadRow(first, str(error))
                     continue
-                yield self._row(first, value)
+                yield self.row(first, value)
 
     def _parquet(self) -> Iterator[Row | BadRow]:
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(self.path) as file:
             self.size, self.done = file.metadata.num_rows, 0
-            self._look_for_columns(file.schema_arrow.names)
+            self.look_for_columns(file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
                 for value in _in_micros(batch).to_pylist():
                     number += 1
-                    yield self._row(number, value)
+                    yield self.row(number, value)
                 self.done = number
-
-    # ------------------------------------------------------------------ rows
-
-    def _row(self, number: int, value: dict[str, Any], text: bytes | None = None) -> Row | BadRow:
-        parts = []
-        for name in self._key:
-            part = value.get(name)
-            if part is None or part == "":
-                return BadRow(number, f"it has no `{name}`, which belongs to the key")
-            if name in self._parts and (part := self._parts[name](part)) is None:
-                return BadRow(number, f"its `{name}` cannot be a key of the lookup")
-            if isinstance(part, bool | float | list | dict | bytes):
-                return BadRow(number, f"its `{name}` is no text and no whole number, and cannot be a key")
-            parts.append(part if isinstance(part, int | str) else str(part))
-        if text is None:
-            for name, (called, made) in self._values.items():
-                if value.get(name) is not None:
-                    try:
-                        value[name] = made(value[name])
-                    except ValueError as error:
-                        return BadRow(number, f"`{name}`: {error}")
-                if name in value and called not in value:
-                    value[called] = value.pop(name)
-            try:
-                text = _encode(value)
-            except (TypeError, ValueError, OverflowError, RecursionError) as error:
-                return BadRow(number, f"it cannot be written as JSON: {error}")
-        if len(text) > self._max_row:
-            return self._too_long(number)
-        key = parts[0] if len(parts) == 1 else self._separator.join(map(str, parts))
-        if isinstance(key, int) and not -(1 << 63) <= key < 1 << 63:
-            return BadRow(number, f"its key {key} has more than 64 bits")
-        return Row(number, key, text)
-
-    def _too_long(self, number: int) -> BadRow:
-        return BadRow(number, f"it is longer than {self._max_row:,} bytes")
-
-    def _look_for_columns(self, columns: Sequence[str]) -> None:
-        for name in (*self._key, *self._required):
-            if name not in columns:
-                close = difflib.get_close_matches(name, columns, n=1)
-                raise TableError(
-                    f"`{self.path}` has no column `{name}`{', which belongs to the key' * (name in self._key)}.",
-                    f"Did you mean `{close[0]}`?" if close else f"Its columns: {', '.join(columns[:30])}.",
-                )
 
     @contextmanager
     def _bytes(self) -> Iterator[IO[bytes]]:

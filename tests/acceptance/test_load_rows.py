@@ -117,6 +117,53 @@ def test_a_query_is_loaded_and_resumed(load, entries, tmp_path, unique):
         assert 'relation "order_s" does not exist' in load(*unknown, code=3, THE_PASSWORD=secret)
 
 
+TYPED = """\
+job: typed
+events: events.NAME
+schema: {code: string, count: int, amount: "float?", at: {type: timestamp, unit: ms}, seen: {type: string, json: last}}
+lookups:
+  item: {map: lookups.NAME, key: code, columns: [id], fields: {price: "float?", kind: string}}
+features: {amount: amount}
+model: typed
+results: results.NAME
+"""
+
+
+def test_rows_of_a_query_have_the_types_of_the_job_as_those_of_files_have(load, entries, tmp_path, unique):
+    job = tmp_path / "job.yaml"
+    job.write_text(TYPED.replace("NAME", unique))
+    at = pd.to_datetime(["2020-01-01T05:00:00.5Z", "2020-01-02T00:00:00Z"], format="ISO8601")
+    rows = pd.DataFrame(
+        {"id": [1, 2], "code": [7, 8], "count": [3.0, 4.0], "amount": [0.1, None], "at": at, "last": at}
+    )
+    rows.to_parquet(tmp_path / "rows.parquet")
+    load(job, "--from", tmp_path / "rows.parquet", "--key", "id")
+    expected = entries(f"events.{unique}")
+    assert [type(expected[1][name]) for name in ("code", "count", "at", "last")] == [str, int, int, str]
+    with PostgresServer.start(tmp_path) as postgres:
+        postgres.execute(
+            "CREATE TABLE rows AS SELECT n AS id, n + 6 AS code, (n + 2)::numeric(9, 2) AS count, "
+            "CASE n WHEN 1 THEN 0.1 END AS amount, "
+            "CASE n WHEN 1 THEN '2020-01-01T05:00:00.5Z' ELSE '2020-01-02T00:00:00Z' END::timestamptz AS at "
+            "FROM generate_series(1, 2) n"
+        )
+        to = ("--database", postgres.url(), job)
+        query = "SELECT id, code, count, amount, at, at AS last FROM rows ORDER BY id"
+        assert "2 entries" in load(*to, "--query", query, "--key", "id")
+        assert entries(f"events.{unique}") == expected
+        assert "The query has no column `count`" in load(
+            *to, "--query", "SELECT id, code FROM rows", "--key", "id", code=2
+        )
+        naive = query.replace("at,", "at::timestamp,", 1)
+        assert "row 1 cannot be read: `at`: it is a time without" in load(*to, "--query", naive, "--key", "id", code=2)
+        items = "SELECT code::numeric AS id, amount AS price, code AS kind FROM rows"
+        assert "2 entries" in load(*to, "--query", items, "--lookup", "item")
+        assert entries(f"lookups.{unique}") == {
+            "7": {"id": 7, "price": 0.1, "kind": "7"},
+            "8": {"id": 8, "price": None, "kind": "8"},
+        }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
