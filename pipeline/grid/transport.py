@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import struct
 import time
 from typing import TYPE_CHECKING, Any
@@ -316,6 +317,19 @@ def _refuse_pickle(client: HazelcastClient) -> None:
     serializer.read, serializer.write = read, write
 
 
+_FROM_MEMBER = re.compile(r"Exception from server: (?:[\w$]+\.)*(\w+?)(?:Exception|Error)?: (.*)")
+
+
+def without_java(message: str) -> str:
+    """What a member says went wrong, without where in its code, and what that calls it unless it says nothing else."""
+    line = message.split("\n", 1)[0].rstrip()
+    if not (found := _FROM_MEMBER.fullmatch(line)):
+        return line
+    name, said = found.groups()
+    is_plain = said not in ("", "null") and not re.search(r"\b(com|java)\.\w", said)
+    return said if is_plain else " ".join(re.findall("[A-Z]+(?![a-z])|[A-Z][a-z]*", name)).lower()
+
+
 def _leave_out_java_stacks(client: HazelcastClient) -> None:
     """Cut what members say went wrong to what it is: where in their code is nothing for logs and records."""
     service = client._invocation_service  # noqa: SLF001
@@ -324,7 +338,7 @@ def _leave_out_java_stacks(client: HazelcastClient) -> None:
     def cut(error: BaseException | None) -> None:
         if isinstance(error, HazelcastError) and len(error.args) == 2 and isinstance(error.args[0], str):
             message, cause = error.args
-            error.args = (message.split("\n", 1)[0].rstrip(), cause)
+            error.args = (without_java(message), cause)
             cut(cause)
 
     def notify_cut(invocation: Any, error: BaseException) -> None:

@@ -412,9 +412,10 @@ class JournalReader:
         now = self._grid.clock()
         if now - self._told_at > _TELL_SECONDS:
             _log.warning(
-                "Reading `%s` failed in %d partitions, trying again: %s",
+                "Reading `%s` failed in %d %s, trying again: %s",
                 self._journal.map_name,
                 self._failed_reads,
+                "partition" if self._failed_reads == 1 else "partitions",
                 error or type(error).__name__,
                 extra={"action": "read_failed"},
             )

@@ -177,3 +177,20 @@ def test_an_empty_read_is_nothing():
     receiver = Receiver()
     receiver.feed(read_response([], 0))
     assert wire.decode_read(receiver.messages[0]) is None
+
+
+_MEMBER, _AT = "Exception from server: ", "\n \tat a.B.c(B.java:1)"
+
+
+@pytest.mark.parametrize(
+    ("message", "plain"),
+    [
+        (f"{_MEMBER}com.x.DistributedObjectDestroyedException: null{_AT}", "distributed object destroyed"),
+        (f"{_MEMBER}com.x.GoneException: Object[com.hazelcast.Service] is gone", "gone"),
+        (f"{_MEMBER}java.lang.OutOfMemoryError: Java heap space{_AT}", "Java heap space"),
+        (f"{_MEMBER}com.hazelcast.core.HazelcastException: Map `x`: gone\n ", "Map `x`: gone"),
+        ("connection closed", "connection closed"),
+    ],
+)  # fmt: skip
+def test_what_a_member_says_is_told_without_names_of_java_classes(message, plain):
+    assert transport.without_java(message) == plain
