@@ -1,6 +1,8 @@
 """What somebody on call sees when one thing breaks, and that it is over once that is repaired.
 
 A fault is broken, shown, repaired, and must then be gone from `gridscore status`: one table, on one small cluster.
+
+Alone, on two busy cores, the file takes 70 seconds.
 """
 
 import asyncio
