@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_ANSWER = 0.25
+ANSWER = 0.25
 """Part of the lease time that a member may take to answer; a compare-and-set of unknown fate takes it twice."""
 
 _UNSAID = float("-inf")
@@ -69,7 +69,7 @@ class LeaseWriter:
         self._grid = grid
         self._name = name
         self._map_name = map_name
-        self._seconds = seconds * _ANSWER
+        self._seconds = seconds * ANSWER
         self._keys: dict[int, bytes] = {}
         self._prefixes: dict[int, Any] = {}
 

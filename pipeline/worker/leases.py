@@ -34,13 +34,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from hazelcast.errors import HazelcastError
+from hazelcast.errors import HazelcastError, OperationTimeoutError
 from msgspec.structs import replace
 
 from pipeline.errors import BadRecordError, ConflictError
 from pipeline.worker.fence import SETTLE_SECONDS
 from pipeline.worker.lease_records import LEASES_MAP, NOBODY, LeaseRecord, bad_lease, decode, read_records
-from pipeline.worker.lease_writes import Change, LeaseWriter, Written
+from pipeline.worker.lease_writes import ANSWER, Change, LeaseWriter, Written
 from pipeline.worker.sessions import Sessions
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Leases:
             HazelcastError: No record at all could be read.
         """
         now, before, self._sights = self._grid.clock(), self._sights, {}
-        wanted = []
+        wanted, until = [], now + self.seconds * ANSWER
         for partition in partitions:
             if partition in self.held or partition in self.claiming:
                 continue
@@ -211,8 +211,14 @@ class Leases:
                 self._sights[partition] = sight
             if sight is None or now - sight.looked > _STILL_SECONDS or not is_silent(sight.record.owner):
                 wanted.append(partition)
-        texts = await self._records.read(wanted)
-        for partition, text in texts.items():
+        reads = await asyncio.gather(*(self._read(partition, until) for partition in wanted))
+        failures = [read for read in reads if isinstance(read, HazelcastError)]
+        if wanted and len(failures) == len(wanted):
+            raise failures[0]
+        for partition, read in zip(wanted, reads, strict=True):
+            if isinstance(read, HazelcastError):
+                continue
+            text, asked, answered = read
             if partition in self.held or partition in self.claiming:
                 continue  # it was taken, or is being taken, since it was asked for
             try:
@@ -224,14 +230,31 @@ class Leases:
                 self._sights.pop(partition, None)
                 continue
             sight = before.get(partition)
-            since = sight.since if sight is not None and sight.text == text else now
-            if sight is not None and not record.session and now - sight.looked > _STILL_SECONDS + self.seconds / 2:
-                since = now  # while nobody looked, or could look, its owner may not have been able to renew it
-            self._sights[partition] = _Sight(record, text, now, since)
+            since = sight.since if sight is not None and sight.text == text else answered
+            if sight is not None and not record.session and asked - sight.looked > _STILL_SECONDS + self.seconds / 2:
+                since = answered  # while nobody looked, or could look, its owner may not have been able to renew it
+            self._sights[partition] = _Sight(record, text, asked, since)
             if self._let_go.get(partition) != record.session:
                 # If it hangs on a session of ours, and nobody holds it: it must run out.
                 self.sessions.let_run_out(record.session)
         await self.sessions.look(sight.record for sight in self._sights.values() if sight.record.session)
+
+    async def _read(self, partition: int, until: float) -> tuple[bytes | None, float, float] | HazelcastError:
+        """Read a record when it is its turn, and say when that was asked and answered."""
+        async with self.sessions.turn(partition, "look"):
+            if (asked := self._grid.clock()) >= until:
+                return OperationTimeoutError("no member answers")
+            try:
+                texts = await self._records.read([partition])
+            except HazelcastError as error:
+                return error
+            return texts[partition], asked, self._grid.clock()
+
+    async def _take(self, partition: int, text: bytes | None, record: LeaseRecord) -> Written | None:
+        """Write a record that is not held when it is its turn; None if it has changed, or the turn comes too late."""
+        until = self._grid.clock() + self.seconds * ANSWER
+        async with self.sessions.turn(partition, "take"):
+            return await self._records.write(partition, text, record) if self._grid.clock() < until else None
 
     def seen(self) -> list[tuple[int, str]]:
         """Partitions that were looked at last and are not free, with their owners, or who is about to take them."""
@@ -305,7 +328,7 @@ class Leases:
                     return None
                 if record.heir != self.worker:
                     heir = replace(record, heir=self.worker, renewals=record.renewals + 1)
-                    announced = await self._records.write(partition, text, heir)
+                    announced = await self._take(partition, text, heir)
                     if announced is None:
                         return None
                     record, text, _ = announced
@@ -315,7 +338,7 @@ class Leases:
             fresh = replace(self._next(record), owner=self.worker, epoch=before + 1, session=session.name)
             session.leases += 1
             try:
-                written = await self._records.write(partition, text, fresh)
+                written = await self._take(partition, text, fresh)
             except HazelcastError:
                 self.sessions.detach(session, released=False)  # it may have been written
                 raise

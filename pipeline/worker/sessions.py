@@ -47,6 +47,9 @@ _LOOK_SECONDS, _LAST_LOOK_SECONDS = 1.0, 0.2
 
 _SWEEP_SECONDS = 60.0
 
+AT_ONCE = 16
+"""Leases of one member's that a process looks at, or takes, at once."""
+
 
 @dataclass(slots=True, eq=False)
 class Session:
@@ -110,6 +113,7 @@ class Sessions:
         self._own: dict[str, Session] = {}
         self._current: dict[int, Session] = {}  # by partition
         self.homes: list[int] = []
+        self._turns: dict[tuple[int, str], asyncio.Semaphore] = {}
         self._opening: dict[int, asyncio.Task[Session]] = {}
         self._sights: dict[str, _Sight] = {}
         self._swept: dict[str, tuple[str, float]] = {}
@@ -125,6 +129,15 @@ class Sessions:
             first.setdefault(owner_of(home), home)  # as it was, where that is possible
         count = self._grid.partition_count
         self.homes = [p if (owner := owner_of(p)) is None else first.setdefault(owner, p) for p in range(count)]
+
+    def turn(self, partition: int, what: str) -> asyncio.Semaphore:
+        """To be held while a lease that is not held is looked at, or taken: only so many of one member's at once.
+
+        More would only wait at the member, until it is too late for their answers, and be asked for again.
+        """
+        if not self.homes:
+            self._find_homes()
+        return self._turns.setdefault((self.homes[partition], what), asyncio.Semaphore(AT_ONCE))
 
     async def open(self, partition: int) -> Session:
         """The session on which a lease of that partition can hang, just renewed or opened.
