@@ -359,8 +359,8 @@ def _protection(what: str, protection: Protection | None, members: int) -> Findi
             Level.WARN,
             what,
             "no split-brain protection",
-            f"Give `gridscore.*` and `dead-letters.*` one of {max(2, majority)} members (see our hazelcast.yaml): "
-            "otherwise both sides of a split cluster score the same partition.",
+            f"Give all maps of jobs one of {max(2, majority)} members (see our hazelcast.yaml): otherwise both "
+            "sides of a split cluster score the same partition.",
         )
     detail = f"split-brain protection of {protection.minimum_members} members"
     if protection.minimum_members > members:

@@ -87,11 +87,15 @@ class MemberExtras:
         jars: More for the class path; folders of classes, too.
         environment: Variables that are set, or set anew, for the members and their children.
         properties: Of the Java runtime, by name. Hazelcast takes `hz.…` as a setting that goes before its YAML.
+        announced: Ports that the members announce in place of their own: of proxies in front of them.
+        outbound: Ports from which each member connects to others.
     """
 
     jars: Sequence[Path] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     properties: Mapping[str, str] = field(default_factory=dict)
+    announced: Sequence[int] = ()
+    outbound: Sequence[range] = ()
 
 
 class Launch:
@@ -124,6 +128,8 @@ class Launch:
                 index=index,
                 cluster_name=cluster_name,
                 instance_name=f"{cluster_name}-{index}",
+                announced=extras.announced,
+                outbound=extras.outbound,
             )
             (folder / f"member-{index}.yaml").write_text(text, encoding="utf-8")
         self._guard = start_guard()

@@ -41,7 +41,7 @@ class Cluster:
     They also end when this process ends, whatever way. Make one with :meth:`start`.
 
     Attributes:
-        addresses: Where the members listen, `host:port`.
+        addresses: Where the members can be reached, `host:port`.
         cluster_name: What clients must name.
         log_files: One a member.
         version: Hazelcast's version.
@@ -57,7 +57,7 @@ class Cluster:
         self.cluster_name = launch.cluster_name
         self.version = launch.version
         self.heap = launch.heap
-        self.addresses = [f"{HOST}:{port}" for port in launch.ports]
+        self.addresses = [f"{HOST}:{port}" for port in launch.extras.announced or launch.ports]
         self.log_files = [folder / f"member-{index}.log" for index in range(len(launch.ports))]
 
     @classmethod

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pipeline.errors import MemberError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Below three members a majority is all of them: protection would stop the cluster at the first loss.
 _PROTECTED_FROM = 3
@@ -51,7 +54,14 @@ def load_template(path: Path | None = None) -> dict[str, Any]:
 
 
 def member_config(
-    template: dict[str, Any], *, ports: list[int], index: int, cluster_name: str, instance_name: str
+    template: dict[str, Any],
+    *,
+    ports: list[int],
+    index: int,
+    cluster_name: str,
+    instance_name: str,
+    announced: Sequence[int] = (),
+    outbound: Sequence[range] = (),
 ) -> str:
     """The YAML of one member of a cluster that lives on this machine only.
 
@@ -61,19 +71,24 @@ def member_config(
         index: Which member this is.
         cluster_name: The cluster's name.
         instance_name: What the member calls itself in its log.
+        announced: Ports that all members announce in place of their own.
+        outbound: Ports from which each member connects to others; any if empty.
     """
+    announced = announced or ports
     config = dict(template)
     config["cluster-name"] = cluster_name
     config["instance-name"] = instance_name
     network = dict(config.get("network") or {})
     network["port"] = {"port": ports[index], "auto-increment": False}
     network["reuse-address"] = True
-    network["public-address"] = f"127.0.0.1:{ports[index]}"
+    network["public-address"] = f"127.0.0.1:{announced[index]}"
+    if outbound:
+        network["outbound-ports"] = [f"{outbound[index][0]}-{outbound[index][-1]}"]
     network["interfaces"] = {"enabled": True, "interfaces": ["127.0.0.1"]}
     network["join"] = {
         "auto-detection": {"enabled": False},
         "multicast": {"enabled": False},
-        "tcp-ip": {"enabled": True, "member-list": [f"127.0.0.1:{port}" for port in ports]},
+        "tcp-ip": {"enabled": True, "member-list": [f"127.0.0.1:{port}" for port in announced]},
     }
     config["network"] = network
     if protections := config.get("split-brain-protection"):

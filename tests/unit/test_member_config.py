@@ -38,8 +38,10 @@ def test_our_template_has_what_jobs_need():
             "time-to-live-seconds": 0,
         }
         assert template["map"][name]["backup-count"] == 1
-    for name in ("gridscore.*", "dead-letters.*"):
+    # What the smaller side of a split cluster has is old, and incomplete: nobody must score with it, nor get it back.
+    for name in ("events.*", "results.*", "lookups.*", "gridscore.*", "dead-letters.*"):
         assert template["map"][name]["split-brain-protection-ref"] in template["split-brain-protection"]
+        assert template["map"][name]["merge-policy"] == {"class-name": "DiscardMergePolicy"}
     assert "event-journal" not in template["map"]["lookups.*"]
     assert template["jet"]["enabled"] is True
     assert template_cluster_name(template) == "dev"
@@ -51,6 +53,23 @@ def test_members_list_each_other_and_search_nobody():
     assert network["join"]["tcp-ip"]["member-list"] == ["127.0.0.1:7000", "127.0.0.1:7001", "127.0.0.1:7002"]
     assert network["join"]["multicast"]["enabled"] is False
     assert network["interfaces"]["interfaces"] == ["127.0.0.1"]
+
+
+def test_members_behind_proxies_announce_those_and_are_known_by_where_they_connect_from():
+    text = member_config(
+        load_template(),
+        ports=[7000, 7001],
+        index=1,
+        cluster_name="test",
+        instance_name="test-1",
+        announced=[8000, 8005],
+        outbound=[range(9000, 9100), range(9100, 9200)],
+    )
+    network = yaml.safe_load(text)["hazelcast"]["network"]
+    assert network["port"]["port"] == 7001
+    assert network["public-address"] == "127.0.0.1:8005"
+    assert network["outbound-ports"] == ["9100-9199"]
+    assert network["join"]["tcp-ip"]["member-list"] == ["127.0.0.1:8000", "127.0.0.1:8005"]
 
 
 @pytest.mark.parametrize(("members", "expected"), [(3, 2), (4, 3), (5, 3)])
