@@ -31,7 +31,7 @@ _FAULTS = "Faults"
 def soak(
     *,
     full: Annotated[
-        bool, typer.Option("--full", help="500,000 events, 47 faults, about ten minutes; the rest is as you say.")
+        bool, typer.Option("--full", help="500,000 events, 55 faults, about ten minutes; the rest is as you say.")
     ] = False,
     events: Annotated[
         int | None, typer.Option("--events", min=100, help="Events at least.", show_default="60000; full: 500000")
@@ -86,6 +86,21 @@ def soak(
     member_pauses: Annotated[
         int | None, typer.Option(min=0, help="SIGSTOP of a member of ours.", rich_help_panel=_FAULTS)
     ] = None,
+    member_cuts: Annotated[
+        int | None, typer.Option(min=0, help="A member of ours is cut off from the others.", rich_help_panel=_FAULTS)
+    ] = None,
+    pause_cuts: Annotated[
+        int | None,
+        typer.Option(min=0, help="SIGSTOP until a lease is nearly over, then a cut.", rich_help_panel=_FAULTS),
+    ] = None,
+    heir_kills: Annotated[
+        int | None,
+        typer.Option(min=0, help="kill -9 of a worker and of who takes over from it.", rich_help_panel=_FAULTS),
+    ] = None,
+    both_kills: Annotated[
+        int | None,
+        typer.Option(min=0, help="kill -9 of a worker and the member with its heartbeat.", rich_help_panel=_FAULTS),
+    ] = None,
     duration: Annotated[
         float, typer.Option("--duration", min=10, help="Seconds of load after which it ends in any case.")
     ] = 1_800.0,
@@ -111,9 +126,11 @@ def soak(
     own = settings is None if not members else len(members) == 1 and members[0].isdigit()
     count = int(members[0]) if members and own else 3
     found = None if own else grid_settings(members, cluster_name, settings)
-    default = Counts() if full else Counts(5, 2, 2, 1, 1, 1, 1, 1)
+    default = Counts() if full else Counts(5, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1)
     kills = (default.member_kills if own and count >= 3 else 0) if member_kills is None else member_kills
     stops = (default.member_pauses if own else 0) if member_pauses is None else member_pauses
+    splits = (default.member_cuts if own and count >= 3 else 0) if member_cuts is None else member_cuts
+    pairs = (default.both_kills if own and count >= 3 else 0) if both_kills is None else both_kills
     counts = Counts(
         worker_kills=default.worker_kills if worker_kills is None else worker_kills,
         pauses=default.pauses if pauses is None else pauses,
@@ -123,11 +140,15 @@ def soak(
         holds=default.holds if holds is None else holds,
         pause_holds=default.pause_holds if pause_holds is None else pause_holds,
         member_pauses=stops,
+        member_cuts=splits,
+        pause_cuts=default.pause_cuts if pause_cuts is None else pause_cuts,
+        heir_kills=default.heir_kills if heir_kills is None else heir_kills,
+        both_kills=pairs,
     )
-    if not own and kills + stops:
+    if not own and kills + stops + splits + pairs:
         raise UsageError(
-            "Members of your own cluster are neither killed nor stopped.",
-            "Leave --member-kills and --member-pauses out.",
+            "Members of your own cluster are neither killed nor stopped, nor cut off.",
+            "Leave --member-kills, --member-pauses, --member-cuts and --both-kills out.",
         )
     options = SoakOptions(
         seed=secrets.randbelow(1_000_000) if seed is None else seed,

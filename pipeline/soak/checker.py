@@ -11,8 +11,8 @@ Judged are:
    or one in the map that is not that of the event that is in the event map.
 3. *Late*: a write by an owner whose time was over. In a partition's journal, epochs never go down; nor is there a lower
    epoch behind a position at which the journal ended when a lease record was known to have a higher one.
-4. *Slow*: a killed worker's partitions that were taken over too late, if no member had a fault at that time. Another
-   worker's fault allows as much time again: it may have been about to take over.
+4. *Slow*: a killed worker's partitions that were taken over too late. The time counts anew when another fault beside
+   it is over: it may have hit whoever was about to take over. After a member's, its partitions come back first.
 5. *Double*: an event of one sequence written twice. Each has a cause. Whoever leaves in order, or gives partitions to
    others, causes none; one who is killed, cut off or paused, at most what was under way: what stood in the journal
    before the next owner had its lease was there to be seen. What a member took with it is written again.
@@ -23,10 +23,12 @@ What could not be judged is counted, and said.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from pipeline.soak.evidence import pid_of
+from pipeline.soak.plan import HEARTBEAT_SECONDS, SEEN_SECONDS, TAKEOVER_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -36,15 +38,12 @@ if TYPE_CHECKING:
 EXAMPLES = 5
 """Cases of each kind that are spelled out."""
 
-COMMIT_MS = 3_000
-"""What a worker writes between two commits, at most, in milliseconds: it commits once a second, on a machine that is
-fully loaded, and whose clock of `scored_at` runs from before the write."""
+_UNDER_WAY_MS = 3_000
+"""How long before a fault what it hits may have been scored, on a machine that is fully loaded: a write that a member
+does not acknowledge is given up later."""
 
-_UNDER_WAY_MS = 1_000
-"""How long after a fault something scored before it may still be written."""
-
-_AFTERMATH_MS = 30_000
-"""How long after a member is back something may still be a consequence: its partitions move back to it."""
+_AFTERMATH_MS = 5_000
+"""How long after a member is back, and every partition has its backup, something may still be a consequence."""
 
 _BACK_MS = 10_000
 """How long after a member is back it is busy with its partitions, more than with what workers ask for."""
@@ -52,13 +51,10 @@ _BACK_MS = 10_000
 _LOOK_MS = 3_000
 """How long before it is written an event may have been looked for among the results that stand."""
 
-TAKEOVER_SECONDS = 5.0
-"""How long a takeover may take beyond the lease: until others have seen it, and what may be under way has settled."""
+_CHAIN_MS = 60_000
+"""How long faults beside a takeover may follow one another; a longer time would prove nothing."""
 
-_SEEN_SECONDS = 3.0
-"""How much later the recorder may see it, which looks once a second."""
-
-UNORDERLY = ("worker-kill", "pause", "pause-hold", "cut", "hold", "member-kill", "member-pause", "crash")
+UNORDERLY = ("worker-kill", "pause", "pause-hold", "cut", "hold", "member-kill", "member-pause", "member-cut", "crash")
 """Faults that may cause doubles."""
 
 
@@ -120,6 +116,8 @@ class Verdict:
         rescued: Writes for events that were found in the map, not in the journal.
         replaced_unseen: Events replaced by later ones, whose own write is not known because of a gap in the record.
         takeover_ms: How long the partitions of each killed worker had no owner, at most, as far as it was seen.
+        takeovers_judged: Kills after which it was judged.
+        takeovers_beside: Those of them that had other faults beside them, and so more time.
         slow: Takeovers that took too long.
         unjudged: What could not be judged, and how often.
         gaps: Writes that the record lacks.
@@ -141,6 +139,8 @@ class Verdict:
     rescued: int = 0
     replaced_unseen: int = 0
     takeover_ms: dict[int, int] = field(default_factory=dict)
+    takeovers_judged: int = 0
+    takeovers_beside: int = 0
     slow: Finding = field(default_factory=Finding)
     unjudged: dict[str, int] = field(default_factory=dict)
     gaps: int = 0
@@ -229,8 +229,7 @@ class _Check:
     def __init__(self, evidence: Evidence, expected: Mapping[int, float], lease: float) -> None:
         self._evidence = evidence
         self._expected = expected
-        self._lease = lease
-        self._most = round((lease + TAKEOVER_SECONDS + _SEEN_SECONDS) * 1000)
+        self._most = round((lease + TAKEOVER_SECONDS + SEEN_SECONDS) * 1000)
         self._keys = {each.number: each.key for each in evidence.ledger}
         self._newest: dict[str, int] = {}
         for each in evidence.ledger:
@@ -337,7 +336,12 @@ class _Check:
         """Compare what the listener had twice with what was written twice."""
         verdict, evidence = self.verdict, self._evidence
         seen: Counter[tuple[str, int, int]] = Counter()
-        deaths = [(each.at, each.until) for each in evidence.incidents if each.kind == "member-kill"]
+        # One that the others take for dead drops what it alone has, as one that is dead does.
+        deaths = [
+            (each.at, each.until)
+            for each in evidence.incidents
+            if each.kind == "member-kill" or (each.worker is None and each.until - each.at > HEARTBEAT_SECONDS * 1000)
+        ]
         for notice in evidence.notices:
             event = (notice.key, notice.result.n, notice.result.sequence)
             seen[event] += 1
@@ -364,40 +368,39 @@ class _Check:
                     owned[mark.partition] = mark
                     continue
                 before = owned.get(mark.partition)
-                if before is not None and _pid(before.owner) == incident.pid and mark.owner != before.owner:
+                if before is not None and pid_of(before.owner) == incident.pid and mark.owner != before.owner:
                     longest = max(longest or 0, mark.at - incident.at)
                     del owned[mark.partition]
             if longest is not None:
-                verdict.takeover_ms[incident.number] = longest
-            never = any(_pid(mark.owner) == incident.pid for mark in owned.values())
+                verdict.takeover_ms[incident.number] = max(longest, verdict.takeover_ms.get(incident.number, 0))
+            never = any(pid_of(mark.owner) == incident.pid for mark in owned.values())
             if longest is None and not never:
                 self._cannot("takeovers of a worker that held nothing")
                 continue
-            most, beside = self._patience(incident)
-            if incident.at + most > last or any(each.worker is None for each in beside):
-                self._cannot("takeovers beside a fault of a member, or at the end")
-            elif never:
-                verdict.slow.add(f"fault {incident.number}: partitions that nobody took")
-            elif longest is not None and longest > most:
-                verdict.slow.add(f"fault {incident.number}: {longest / 1000:.1f} s, {most / 1000:.0f} s at most may be")
+            most = self._patience(incident)
+            if most > _CHAIN_MS:
+                self._cannot("takeovers beside faults that followed one another for longer than a minute")
+            elif incident.at + most > last:
+                self._cannot("takeovers at the end")
+            else:
+                verdict.takeovers_judged += 1
+                verdict.takeovers_beside += most > self._most
+                if never:
+                    verdict.slow.add(f"fault {incident.number}: partitions that nobody took")
+                elif longest is not None and longest > most:
+                    verdict.slow.add(
+                        f"fault {incident.number}: {longest / 1000:.1f} s, {most / 1000:.0f} s at most may be"
+                    )
 
-    def _patience(self, incident: Incident) -> tuple[int, list[Incident]]:
-        """How long a takeover may take, and the faults beside it: whoever is about to take over may be hit as well."""
-        most = self._most
-        while True:
+    def _patience(self, incident: Incident) -> int:
+        """How long a takeover may take: whoever is about to take over may be hit as well."""
+        end = incident.at + self._most
+        for each in sorted(self._evidence.incidents, key=lambda each: each.at):
             # A member that is back is still given its partitions; a worker that is well is well.
-            beside = [
-                each
-                for each in self._evidence.incidents
-                if each is not incident
-                and each.kind in UNORDERLY
-                and each.at <= incident.at + most
-                and each.until >= incident.at - (_BACK_MS if each.kind == "member-kill" else 0)
-            ]
-            enough = self._most + len(beside) * round((self._lease + TAKEOVER_SECONDS) * 1000)
-            if enough <= most:
-                return most, beside
-            most = enough
+            over = each.until + (_BACK_MS if each.worker is None else 0)
+            if each is not incident and each.kind in UNORDERLY and over >= incident.at and each.at <= end:
+                end = max(end, over + self._most)
+        return end - incident.at
 
 
 class _Causes:
@@ -410,10 +413,9 @@ class _Causes:
         self._marks: dict[int, list[Mark]] = defaultdict(list)
         for mark in evidence.marks:
             self._marks[mark.partition].append(mark)
-            if (pid := _pid(mark.owner)) is not None:
+            if (pid := pid_of(mark.owner)) is not None:
                 self._owners[mark.partition, mark.epoch] = pid
         self._found: dict[tuple[str, int | None], Doubles] = {}
-        self._blamed: dict[tuple[str, int | None], Incident | None] = {}
 
     def doubles(self, verdict: Verdict) -> Counter[tuple[str, int, int]]:
         """Count them into the verdict; returns how often too many each event was written, by key, number, sequence."""
@@ -432,21 +434,21 @@ class _Causes:
                 if before is not None:
                     counts[event] += 1
                     self._blame(before, write)
-        for place, doubles in self._found.items():
-            incident = self._blamed[place]
-            if incident is not None and incident.pid is None:
-                doubles.bound = self._bound(incident)
         verdict.doubles = sorted(self._found.values(), key=lambda each: (each.cause, each.incident or 0))
         return counts
 
     def _blame(self, before: Write, write: Write) -> None:
+        if before.final and not write.final:
+            before, write = write, before  # what is gone was there first, wherever it stood
         stood = self._stood(before, write)
         incident, cause = self._cause(before, write, stood=stood)
         place = (cause, None if incident is None else incident.number)
         doubles = self._found.setdefault(place, Doubles(*place))
         doubles.count += 1
+        if incident is not None and incident.worker is None and not before.final:
+            # Gone with the member: only what nobody had acknowledged can be.
+            stood = before.result.scored_at < incident.at - _UNDER_WAY_MS
         doubles.bound += cause in UNORDERLY and not stood
-        self._blamed[place] = incident
 
     def _stood(self, before: Write, write: Write) -> bool:
         """Whether the first write was seen to stand when whoever made the second one looked, or earlier."""
@@ -467,7 +469,7 @@ class _Causes:
         near = [
             each
             for each in self._evidence.incidents
-            if each.at - COMMIT_MS <= until
+            if each.at - _UNDER_WAY_MS <= until
             and first.scored_at <= each.until + (_AFTERMATH_MS if each.worker is None else self._aftermath)
             and each.at >= 0
         ]
@@ -475,7 +477,7 @@ class _Causes:
         own = [each for each in near if each.pid is not None and each.pid == owner]
         if not moved:
             own = [each for each in own if each.kind != "leave"]
-        members = [each for each in near if each.kind == "member-kill" or (each.worker is None)]
+        members = [each for each in near if each.worker is None]
         strangers = [each for each in near if owner is None and each.pid is not None]
         for candidates in (members, own, strangers) if stood else (own, members, strangers):
             if candidates:
@@ -484,11 +486,6 @@ class _Causes:
                 return incident, incident.kind
         return None, "rebalance" if moved else "unexplained"
 
-    def _bound(self, incident: Incident) -> int:
-        """What a member may take with it: what was written since the last commits before that."""
-        began, end = incident.at - COMMIT_MS, incident.at + _UNDER_WAY_MS
-        return sum(began <= write.result.scored_at <= end for write in self._evidence.writes)
-
 
 def _by_partition(writes: Sequence[Write]) -> dict[int, list[Write]]:
     """Writes of each partition, in their order."""
@@ -496,9 +493,3 @@ def _by_partition(writes: Sequence[Write]) -> dict[int, list[Write]]:
     for write in writes:
         found[write.partition].append(write)
     return found
-
-
-def _pid(worker: str) -> int | None:
-    """Process of a worker, from its identity: host, process and a random part."""
-    match = re.fullmatch(r".*-(\d+)-[0-9a-f]+", worker)
-    return int(match[1]) if match else None

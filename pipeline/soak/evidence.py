@@ -17,6 +17,7 @@ killed process has left unfinished is ignored.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -160,7 +161,8 @@ class Incident(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         number: Its number in the plan.
-        kind: See `plan.KINDS`, or `crash` for a worker that ended by itself.
+        kind: See `plan.KINDS`, or `crash` for a worker that ended by itself. Of a fault that combines several, each is
+            an incident of its own kind, under the same number.
         at: Milliseconds since 1970 when it began.
         until: The same, when it was over: the worker or member was back, the bytes flowed again.
         worker: Slot of the worker.
@@ -260,3 +262,9 @@ def _writes(folder: Path) -> tuple[list[Write], int]:
 def _positions(path: Path) -> dict[tuple[int, int], tuple[bytes, bytes]]:
     """Key and text by partition and sequence."""
     return {(int(partition), int(position)): (key, text) for partition, position, key, text in lines(path)}
+
+
+def pid_of(worker: str) -> int | None:
+    """Process of a worker, from its identity: host, process and a random part."""
+    match = re.fullmatch(r".*-(\d+)-[0-9a-f]+", worker)
+    return int(match[1]) if match else None

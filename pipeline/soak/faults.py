@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Self
+from collections import Counter
+from typing import TYPE_CHECKING, Self
 
 import msgspec
+from hazelcast.errors import HazelcastError
 
 from pipeline.errors import GridscoreError, MemberError
+from pipeline.grid import Records, transport
 from pipeline.grid.management import is_safe
+from pipeline.grid.writer import partition_of
 from pipeline.leash import LeashedProcess
 from pipeline.soak import detour
-from pipeline.soak.evidence import INCIDENTS, Incident, LineFile
+from pipeline.soak.evidence import INCIDENTS, Incident, LineFile, pid_of
+from pipeline.worker.lease_records import read_records
+from pipeline.worker.members import HEARTBEATS_MAP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from pipeline.grid import Grid
     from pipeline.grid.member import Cluster
     from pipeline.soak.plan import Fault, Plan
-    from pipeline.soak.proxy import Network
+    from pipeline.soak.proxy import Backbone, Network
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +47,7 @@ _WATCH_SECONDS = 0.1
 _BEFORE_SECONDS = 0.05
 _SAFE_LOOKS = 2
 _RESTARTS = 3
+_HEIR_SECONDS = 30.0
 
 
 class WorkerSlot:
@@ -155,7 +163,9 @@ class Faults:
     Args:
         slots: The workers.
         cluster: The members, if they are ours to kill.
+        backbone: The ways between them, if they are ours to cut.
         grid: A connection that is not in the way of any fault.
+        job: What the workers score.
         folder: Where the note goes.
         tell: Called with a line when something begins or ends.
     """
@@ -164,15 +174,19 @@ class Faults:
         self,
         slots: Sequence[WorkerSlot],
         cluster: Cluster | None,
+        backbone: Backbone | None,
         grid: Grid,
+        job: str,
         folder: Path,
         tell: Callable[[str], None],
     ) -> None:
         self._slots = slots
         self._cluster = cluster
+        self._backbone = backbone
         self._grid = grid
         self._notes = LineFile(folder / INCIDENTS)
         self._tell = tell
+        self._job = job
         self._member = asyncio.Lock()
         self._members = len(grid.members)
         self._watching: asyncio.Task[None] | None = None
@@ -242,60 +256,101 @@ class Faults:
                 await self._slots[fault.worker].until_started()
             self.now[fault.number] = str(fault)
             self._tell(str(fault))
-            incident: dict[str, Any] = {
-                "number": fault.number,
-                "kind": fault.kind,
-                "worker": fault.worker,
-                "member": fault.member,
-            }
-            if fault.worker is not None:
-                incident["pid"] = self._slots[fault.worker].pid
-            at = _now()
-            note = ""
             try:
-                if fault.worker is None:
-                    note = await self._harm_member(fault.member or 0, fault)
-                else:
+                if fault.worker is not None:
                     await self._harm(self._slots[fault.worker], fault)
+                elif fault.kind == "both-kill":
+                    await self._kill_both(fault)
+                else:
+                    await self._harm_member(fault.member or 0, fault.kind, fault)
             finally:
                 del self.now[fault.number]
             self.done += 1
-            self._note(Incident(at=at, until=_now(), note=note, **incident))
 
     async def _harm(self, slot: WorkerSlot, fault: Fault) -> None:
-        if fault.kind == "worker-kill":
+        if fault.kind in ("worker-kill", "heir-kill"):
+            async with asyncio.TaskGroup() as both:
+                if fault.kind == "heir-kill":
+                    both.create_task(self._kill_heir(slot.pid, fault))
+                await self._kill_worker(slot, fault)
+            return
+        kind, _, after = fault.kind.partition("-")
+        with self._noted(fault, kind if after == "cut" else fault.kind, slot):
+            if kind == "leave":
+                await self._leave(slot)
+                await asyncio.sleep(fault.seconds)
+                slot.start()
+            elif kind == "pause":
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(slot.pause(fault.seconds))
+                    if after:
+                        # A moment before, so that nothing passes when it goes on.
+                        await asyncio.sleep(fault.seconds - _BEFORE_SECONDS)
+                        suffer = slot.network.hold if after == "hold" else slot.network.cut
+                        await suffer(_BEFORE_SECONDS + fault.hold)
+            elif kind == "cut":
+                await slot.network.cut(fault.seconds, fault.member)
+            elif kind == "hold":
+                await slot.network.hold(fault.seconds)
+
+    async def _kill_worker(self, slot: WorkerSlot, fault: Fault) -> None:
+        with self._noted(fault, "worker-kill", slot):
             await slot.kill()
             await asyncio.sleep(fault.seconds)
             slot.start()
-        elif fault.kind == "leave":
-            await self._leave(slot)
-            await asyncio.sleep(fault.seconds)
-            slot.start()
-        elif fault.kind == "pause":
-            await slot.pause(fault.seconds)
-        elif fault.kind == "pause-hold":
-            async with asyncio.TaskGroup() as both:
-                both.create_task(slot.pause(fault.seconds))
-                # A moment before, so that nothing passes when it goes on.
-                await asyncio.sleep(fault.seconds - _BEFORE_SECONDS)
-                await slot.network.hold(_BEFORE_SECONDS + fault.hold)
-        elif fault.kind == "cut":
-            await slot.network.cut(fault.seconds, fault.member)
-        elif fault.kind == "hold":
-            await slot.network.hold(fault.seconds)
 
-    async def _harm_member(self, index: int, fault: Fault) -> str:
-        if self._cluster is None:
+    async def _kill_heir(self, pid: int, fault: Fault) -> None:
+        """Kill the first worker that is about to take a partition of this one, or has taken it."""
+        before = {p for p, lease in (await read_records(self._grid, self._job)).items() if pid_of(lease.owner) == pid}
+        deadline = time.monotonic() + _HEIR_SECONDS
+        while before and time.monotonic() < deadline:
+            with contextlib.suppress(HazelcastError):
+                leases = await read_records(self._grid, self._job, before)
+                heirs = {pid_of(lease.heir or lease.owner) for lease in leases.values()} - {None, pid}
+                for slot in self._slots:
+                    if slot.pid in heirs and not slot.busy.locked():
+                        async with slot.busy:
+                            await self._kill_worker(slot, fault)
+                        return
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _kill_both(self, fault: Fault) -> None:
+        """Kill the worker that holds the most of those that are well, and the member that has its heartbeat."""
+        owners = Counter(pid_of(lease.owner) for lease in (await read_records(self._grid, self._job)).values())
+        slot = max(self._slots, key=lambda slot: (not slot.busy.locked(), owners[slot.pid]))
+        async with slot.busy:
+            await slot.until_started()
+            names = await Records(self._grid, HEARTBEATS_MAP).all()
+            name = next((each for each in names if pid_of(each) == slot.pid), "")
+            partition = partition_of(transport.key_data(self._grid.client, name), self._grid.partition_count)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._kill_worker(slot, fault))
+                await self._harm_member(self._owner_of(partition), "member-kill", fault)
+
+    def _owner_of(self, partition: int) -> int:
+        """Index of the member that owns a partition."""
+        owner = self._grid.client.partition_service.get_partition_owner(partition)
+        addresses = [f"{each.address.host}:{each.address.port}" for each in self._grid.members if each.uuid == owner]
+        return self._cluster.addresses.index(addresses[0]) if self._cluster and addresses else 0
+
+    async def _harm_member(self, index: int, kind: str, fault: Fault) -> None:
+        cluster, backbone = self._cluster, self._backbone
+        if cluster is None or backbone is None:
             raise GridscoreError("The members are not ours to kill.")
-        if fault.kind == "member-kill":
-            return await self._kill_member(self._cluster, index, fault.seconds)
-        pid = self._cluster.pids[index]
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            await asyncio.sleep(fault.seconds)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        return ""
+        with self._noted(fault, kind, member=index) as notes:
+            if kind == "member-kill":
+                notes.append(await self._kill_member(cluster, index, fault.seconds))
+            elif kind == "member-cut":
+                await backbone.cut(fault.seconds, index)
+            else:
+                pid = cluster.pids[index]
+                os.kill(pid, signal.SIGSTOP)
+                try:
+                    await asyncio.sleep(fault.seconds)
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+            # If the others have taken it for dead, it comes back by itself. Then its partitions come back to it.
+            await self.until_safe()
 
     async def _kill_member(self, cluster: Cluster, index: int, seconds: float) -> str:
         """Kill it and start it again; says how long that took."""
@@ -329,6 +384,17 @@ class Faults:
         self.crashes.append(f"Worker {slot.index} (process {slot.pid}) {what}. Its last lines:\n{slot.last_lines()}")
         self._tell(f"worker {slot.index} {what}")
         _log.error("%s", self.crashes[-1])
+
+    @contextlib.contextmanager
+    def _noted(
+        self, fault: Fault, kind: str, slot: WorkerSlot | None = None, member: int | None = None
+    ) -> Iterator[list[str]]:
+        """Note what is done inside, with what is put into the list."""
+        at, notes = _now(), list[str]()
+        worker, pid = (None, None) if slot is None else (slot.index, slot.pid)
+        yield notes
+        member = fault.member if member is None else member
+        self._note(Incident(fault.number, kind, at, _now(), worker, pid, member, " ".join(notes)))
 
     def _note(self, incident: Incident) -> None:
         self._notes.add(msgspec.json.encode(incident))

@@ -1,4 +1,4 @@
-"""A network that can fail: TCP proxies between one worker and the members.
+"""A network that can fail: TCP proxies between one worker and the members, and between the members themselves.
 
 They forward bytes, or *hold* them for a while, or are *cut*: then nothing goes through in either direction, and when
 the cut ends every connection is reset and what was held is thrown away.
@@ -9,6 +9,9 @@ them at once, being the other end of that connection, so it has to keep this pro
 left the proxy towards a member before the cut is delivered, as with any router; a cut is not a kill.
 
 A new connection during a hold or a cut is accepted, as the system does it, and gets no answer.
+
+Members have no such bound among themselves. What they send to each other during a cut is held, as by a system that
+sends it again and again, and arrives afterwards.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -116,7 +120,7 @@ class _End(asyncio.Protocol):
 
 
 class Gate:
-    """The way from one worker to one member."""
+    """The way to one member from a worker, from another member, or from all clients."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
@@ -195,7 +199,7 @@ class Gate:
 
 
 class _Near(_End):
-    """The end towards the worker: it waits until the member is connected."""
+    """The end towards whoever connects: it waits until the member is connected."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -230,18 +234,83 @@ class Network:
 
     async def hold(self, seconds: float, member: int | None = None) -> None:
         """Hold all bytes for so long, to and from one member or all, and then let them go on."""
-        await self._shut(seconds, member, Gate.release)
+        await _shut(self._chosen(member), seconds, Gate.release)
 
     async def cut(self, seconds: float, member: int | None = None) -> None:
         """Let nothing through for so long, to and from one member or all, and then reset every connection."""
-        await self._shut(seconds, member, Gate.reset)
+        await _shut(self._chosen(member), seconds, Gate.reset)
 
-    async def _shut(self, seconds: float, member: int | None, end: Callable[[Gate], None]) -> None:
-        gates = self._gates if member is None else [self._gates[member]]
-        try:
-            for gate in gates:
-                gate.hold()
-            await asyncio.sleep(seconds)
-        finally:
-            for gate in gates:
-                end(gate)
+    def _chosen(self, member: int | None) -> list[Gate]:
+        return self._gates if member is None else [self._gates[member]]
+
+
+class Backbone:
+    """The ways to all members from everybody, the other members included; an asynchronous context manager.
+
+    Members announce its ports in place of their own, and connect to others from ports by which it knows them.
+
+    Args:
+        members: Ports at which the members listen.
+        outbound: Ports from which each member connects to others.
+
+    Attributes:
+        ports: What the members have to announce; while it is open.
+    """
+
+    def __init__(self, members: Sequence[int], outbound: Sequence[range]) -> None:
+        self._outbound = outbound
+        # By whom it leads to, then by who connects; those of clients come last.
+        self._gates = [[Gate((HOST, port)) for _ in (*outbound, None)] for port in members]
+        self._servers: list[asyncio.Server] = []
+        self.ports: list[int] = []
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for gates in self._gates:
+            self._servers.append(await loop.create_server(partial(_Arriving, gates, self._outbound), HOST, 0))
+        self.ports = [server.sockets[0].getsockname()[1] for server in self._servers]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for server in self._servers:
+            server.close()
+        for gate in self._between():
+            await gate.close()
+        for gates in self._gates:
+            await gates[-1].close()
+
+    async def cut(self, seconds: float, member: int) -> None:
+        """Hold all bytes between one member and the others for so long; clients reach all of them."""
+        await _shut(self._between(member), seconds, Gate.release)
+
+    def _between(self, member: int | None = None) -> list[Gate]:
+        return [
+            gate
+            for target, gates in enumerate(self._gates)
+            for source, gate in enumerate(gates[:-1])
+            if member is None or member in (target, source)
+        ]
+
+
+class _Arriving(_Near):
+    """The end towards whoever connects to a member; the port that it comes from says which gate is its."""
+
+    def __init__(self, gates: Sequence[Gate], outbound: Sequence[range]) -> None:
+        super().__init__(gates[-1])
+        self._choice = gates, outbound
+
+    def connection_made(self, transport: Any) -> None:
+        gates, outbound = self._choice
+        port = transport.get_extra_info("peername")[1]
+        self._gate = next((gate for gate, ports in zip(gates, outbound, strict=False) if port in ports), gates[-1])
+        super().connection_made(transport)
+
+
+async def _shut(gates: Sequence[Gate], seconds: float, end: Callable[[Gate], None]) -> None:
+    try:
+        for gate in gates:
+            gate.hold()
+        await asyncio.sleep(seconds)
+    finally:
+        for gate in gates:
+            end(gate)

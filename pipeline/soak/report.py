@@ -49,7 +49,8 @@ class Report:
     @property
     def done(self) -> dict[str, int]:
         """How many faults of each kind were done."""
-        counts = Counter(incident.kind for incident in self.incidents)
+        numbers = {incident.number for incident in self.incidents}
+        counts = Counter(fault.kind for fault in self.plan.faults if fault.number in numbers)
         return {kind: counts[kind] for kind in KINDS}
 
     @property
@@ -79,7 +80,11 @@ class Report:
             ("found by a rescan", f"{verdict.rescued:,}"),
             ("written twice", ", ".join(f"{n:,} by {cause}" for cause, n in self.doubles.items()) or "0"),
             ("notified twice", f"{verdict.doubled_notices:,}"),
-            ("taken over too late", f"{verdict.slow.count:,}"),
+            (
+                "taken over too late",
+                f"{verdict.slow.count:,} of {verdict.takeovers_judged:,}"
+                + (f", {verdict.takeovers_beside:,} of them beside other faults" if verdict.takeovers_beside else ""),
+            ),
             ("not judged", ", ".join(f"{count:,} {what}" for what, count in verdict.unjudged.items()) or "nothing"),
         ]
         if takeovers:

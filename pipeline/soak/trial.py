@@ -13,6 +13,7 @@ import tempfile
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from hazelcast.serialization.data import Data
 from pipeline.client import Client
 from pipeline.errors import GridscoreError, MemberError, UsageError
 from pipeline.grid import connect, transport
+from pipeline.grid.launch import MemberExtras
 from pipeline.grid.member import Cluster
 from pipeline.grid.records import Records
 from pipeline.grid.settings import GridSettings
@@ -32,9 +34,9 @@ from pipeline.soak import listener
 from pipeline.soak.checker import check, expected_scores
 from pipeline.soak.evidence import LEDGER, Evidence, lines
 from pipeline.soak.faults import Faults, WorkerSlot
-from pipeline.soak.plan import Counts, Plan
+from pipeline.soak.plan import HEARTBEAT_SECONDS, Counts, Plan
 from pipeline.soak.producer import Progress, read_progress
-from pipeline.soak.proxy import Network
+from pipeline.soak.proxy import Backbone, Network
 from pipeline.soak.report import Report
 from pipeline.soak.workload import booster, customers, soak_job
 from pipeline.worker.dead_letters import map_of
@@ -59,6 +61,15 @@ _PORTS = (10_000, 30_000)
 """Members listen below the ports that systems give to whoever connects: one that is down must find its own free."""
 
 _PORT_ATTEMPTS = 10
+
+_MEMBER_PROPERTIES = {
+    # A member that is silent for longer than this is taken for dead, so that a run has time for it.
+    "hazelcast.max.no.heartbeat.seconds": f"{HEARTBEAT_SECONDS:.0f}",
+    "hazelcast.heartbeat.interval.seconds": "1",
+    # Those that were split look for each other after five minutes, and then every two, unless told otherwise.
+    "hazelcast.merge.first.run.delay.seconds": "5",
+    "hazelcast.merge.next.run.delay.seconds": "5",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +180,17 @@ class _Trial:
     async def _in(self, stack: AsyncExitStack, folder: Path) -> Report:
         options = self._options
         cluster: Cluster | None = None
+        backbone: Backbone | None = None
         settings = options.settings
         if settings is None:
             self._phase(f"starting {options.members} members")
-            cluster = await self._start_cluster()
+            cluster, backbone = await self._start_cluster(stack)
             stack.push_async_callback(asyncio.to_thread, _stop_cluster, cluster, folder)
             settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
         elif options.counts.of_members:
             raise UsageError(
-                "Members of a cluster that is not ours are neither killed nor stopped.",
-                "Take --member-kills 0 --member-pauses 0.",
+                "Members of a cluster that is not ours are neither killed, nor stopped, nor cut off.",
+                "Take --member-kills 0 --member-pauses 0 --member-cuts 0 --both-kills 0.",
             )
         grid = await stack.enter_async_context(await connect(settings, name="gridscore-soak"))
         addresses = [f"{member.address.host}:{member.address.port}" for member in grid.members]
@@ -195,7 +207,7 @@ class _Trial:
             self._say(line)
         record = await stack.enter_async_context(self._set_stage(grid, own=cluster is not None))
         slots = [await self._slot(stack, index, addresses, settings, folder) for index in range(options.workers)]
-        faults = Faults(slots, cluster, grid, folder, self._say)
+        faults = Faults(slots, cluster, backbone, grid, self._name, folder, self._say)
         for slot in slots:
             slot.start()
         await stack.enter_async_context(faults)
@@ -240,17 +252,25 @@ class _Trial:
 
     # ------------------------------------------------------------------ the stage
 
-    async def _start_cluster(self) -> Cluster:
+    async def _start_cluster(self, stack: AsyncExitStack) -> tuple[Cluster, Backbone]:
         options = self._options
         draw = secrets.SystemRandom()
         for attempt in range(_PORT_ATTEMPTS):
-            try:
-                return await asyncio.to_thread(
-                    Cluster.start, options.members, port=draw.randrange(*_PORTS), heap=options.heap, register=False
-                )
-            except MemberError as error:
-                if "in use" not in str(error) or attempt == _PORT_ATTEMPTS - 1:
-                    raise
+            first = draw.randrange(*_PORTS)
+            ports = range(first, first + options.members)
+            outbound = [range(start, start + 100) for start in range(first + 100, first + 100 * len(ports) + 1, 100)]
+            async with AsyncExitStack() as attempted:
+                backbone = await attempted.enter_async_context(Backbone(ports, outbound))
+                extras = MemberExtras(properties=_MEMBER_PROPERTIES, announced=backbone.ports, outbound=outbound)
+                start = partial(Cluster.start, options.members, port=first, heap=options.heap, extras=extras)
+                try:
+                    cluster = await asyncio.to_thread(start)
+                except MemberError as error:
+                    if "in use" not in str(error) or attempt == _PORT_ATTEMPTS - 1:
+                        raise
+                else:
+                    stack.push_async_exit(attempted.pop_all())
+                    return cluster, backbone
         raise AssertionError
 
     @asynccontextmanager

@@ -1,6 +1,6 @@
 """What is promised holds while workers and members are killed, paused and cut off; shown from outside.
 
-A short form runs always: a few faults of each kind, in two minutes or so. The full form, 500,000 events and 47 faults,
+A short form runs always: a few faults of each kind, in two minutes or so. The full form, 500,000 events and 55 faults,
 takes ten: `pytest tests/chaos -m full`. Every run prints its seed; GRIDSCORE_SEED repeats one.
 """
 
@@ -17,7 +17,18 @@ from pipeline.soak.trial import SoakOptions, run_soak
 SHORT_SEED = 20
 SHORT = {"events": 40_000, "rate": 1_000.0, "heap": "512m"}
 SHORT_COUNTS = Counts(
-    worker_kills=3, pauses=1, leaves=1, member_kills=1, cuts=1, holds=1, pause_holds=1, member_pauses=1
+    worker_kills=3,
+    pauses=1,
+    leaves=1,
+    member_kills=1,
+    cuts=1,
+    holds=1,
+    pause_holds=1,
+    member_pauses=1,
+    member_cuts=1,
+    pause_cuts=1,
+    heir_kills=1,
+    both_kills=1,
 )
 
 
@@ -52,6 +63,10 @@ def judge(report, counts, events):
         "hold": counts.holds,
         "pause-hold": counts.pause_holds,
         "member-pause": counts.member_pauses,
+        "member-cut": counts.member_cuts,
+        "pause-cut": counts.pause_cuts,
+        "heir-kill": counts.heir_kills,
+        "both-kill": counts.both_kills,
     }
     assert (verdict.lost.count, verdict.wrong.count, verdict.late.count) == (0, 0, 0)
     # The evidence is whole: every write was recorded, and the listener was there.

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.soak.plan import KINDS, Counts, Plan
+from pipeline.soak.plan import HEARTBEAT_SECONDS, KINDS, Counts, Plan
 from pipeline.soak.workload import UPDATE_DISTANCE, block, customers, event
 
 
@@ -31,14 +31,18 @@ def test_every_fault_is_there_and_no_worker_suffers_two_at_once(seed):
         "leave": 5,
         "member-kill": 6,
         "member-pause": 2,
+        "member-cut": 2,
+        "pause-cut": 2,
+        "heir-kill": 2,
+        "both-kill": 2,
         "cut": 3,
         "hold": 2,
     }
-    assert [fault.number for fault in made.faults] == list(range(47))
+    assert [fault.number for fault in made.faults] == list(range(55))
     assert [fault.at for fault in made.faults] == sorted(fault.at for fault in made.faults)
     spans = [(f.at, f.at + f.seconds, f.worker) for f in made.faults if f.worker is not None]
     for at, _, worker in spans:
-        others = [each for each in spans if each[0] <= at < each[1]]
+        others = [each for each in spans if each[0] <= at <= each[1]]
         assert len(others) <= 2
         assert [each[2] for each in others].count(worker) == 1
     members = [fault for fault in made.faults if fault.worker is None]
@@ -55,6 +59,28 @@ def test_every_fault_is_there_and_no_worker_suffers_two_at_once(seed):
     assert made.seconds >= max(fault.at + fault.seconds for fault in made.faults)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_most_kills_come_when_no_other_fault_delays_a_takeover(seed):
+    """Of sixty, forty at least have at most one other kill beside them, and thirteen seconds after both."""
+    counts = Counts(60, 15, 5, 12, 9, 2, 12, 8, 6, 2, 2, 2)
+    faults = plan(seed, counts, seconds=830.0).faults
+    judged = 0
+    for fault in faults:
+        end = fault.at + 13
+        beside = [
+            each for each in faults if each is not fault and each.at + each.seconds >= fault.at and each.at <= end
+        ]
+        judged += (
+            fault.kind == "worker-kill" and all(each.kind == "worker-kill" for each in beside) and len(beside) <= 1
+        )
+    assert judged >= 45
+
+
+def test_members_are_paused_for_shorter_and_longer_than_their_heartbeats_may_fail():
+    pauses = [fault.seconds for fault in plan(counts=Counts(0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0)).faults]
+    assert sorted(each > HEARTBEAT_SECONDS for each in pauses) == [False, False, True, True]
+
+
 def test_pauses_are_shorter_than_a_lease_and_longer():
     pauses = [fault.seconds for seed in range(20) for fault in plan(seed).faults if fault.kind == "pause"]
     assert min(pauses) < 5.0 < max(pauses)
@@ -66,7 +92,7 @@ def test_faults_that_need_longer_get_it():
 
 @pytest.mark.parametrize(
     ("counts", "changes"),
-    [(Counts(member_kills=1), {"members": 2}), (Counts(), {"workers": 1})],
+    [(Counts(member_kills=1, member_cuts=0, both_kills=0), {"members": 2}), (Counts(), {"workers": 1})],
 )
 def test_faults_that_would_leave_nobody_are_refused(counts, changes):
     with pytest.raises(UsageError):

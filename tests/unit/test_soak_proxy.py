@@ -1,10 +1,11 @@
 """The network that can fail does to connections what it says."""
 
 import asyncio
+import socket
 
 import pytest
 
-from pipeline.soak.proxy import Network
+from pipeline.soak.proxy import Backbone, Network
 
 
 @pytest.fixture
@@ -122,6 +123,32 @@ async def test_one_member_can_be_cut_off_alone(echo):
         await cutting
 
 
+async def test_a_member_is_cut_from_another_and_not_from_clients_and_what_was_sent_arrives_afterwards(echo):
+    """The other member is known by the port that it connects from."""
+    address, came = echo
+    with socket.socket() as member:
+        member.bind(("127.0.0.1", 0))
+        source = member.getsockname()[1]
+        member.setblocking(False)
+        async with Backbone([int(address.rpartition(":")[2])] * 2, [range(0), range(source, source + 1)]) as backbone:
+            await asyncio.get_running_loop().sock_connect(member, ("127.0.0.1", backbone.ports[0]))
+            reader, writer = await asyncio.open_connection(sock=member)
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"a"
+            client, to_client = await asyncio.open_connection("127.0.0.1", backbone.ports[0])
+            cutting = asyncio.create_task(backbone.cut(0.3, 1))
+            await asyncio.sleep(0)
+            writer.write(b"late")
+            to_client.write(b"c")
+            assert await client.readexactly(1) == b"c"
+            assert [bytes(got) for got in came] == [b"a", b"c"]
+            assert not cutting.done()
+            await cutting
+            assert await reader.readexactly(4) == b"late"
+            writer.close()
+            to_client.close()
+
+
 async def test_a_member_that_is_down_refuses(unused_port):
     async with Network([f"127.0.0.1:{unused_port}"]) as network:
         reader, writer = await connect(network)
@@ -132,8 +159,6 @@ async def test_a_member_that_is_down_refuses(unused_port):
 
 @pytest.fixture
 def unused_port():
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
