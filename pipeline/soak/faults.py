@@ -25,13 +25,14 @@ from pipeline.worker.lease_records import read_records
 from pipeline.worker.members import HEARTBEATS_MAP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from pipeline.grid import Grid
     from pipeline.grid.member import Cluster
     from pipeline.soak.plan import Fault, Plan
     from pipeline.soak.proxy import Backbone, Network
+    from pipeline.worker.lease_records import LeaseRecord
 
 _log = logging.getLogger(__name__)
 
@@ -301,22 +302,29 @@ class Faults:
 
     async def _kill_heir(self, pid: int, fault: Fault) -> None:
         """Kill the first worker that is about to take a partition of this one, or has taken it."""
-        before = {p for p, lease in (await read_records(self._grid, self._job)).items() if pid_of(lease.owner) == pid}
+        before = {p for p, lease in (await self._leases()).items() if pid_of(lease.owner) == pid}
         deadline = time.monotonic() + _HEIR_SECONDS
         while before and time.monotonic() < deadline:
-            with contextlib.suppress(HazelcastError):
-                leases = await read_records(self._grid, self._job, before)
-                heirs = {pid_of(lease.heir or lease.owner) for lease in leases.values()} - {None, pid}
-                for slot in self._slots:
-                    if slot.pid in heirs and not slot.busy.locked():
-                        async with slot.busy:
-                            await self._kill_worker(slot, fault)
-                        return
+            leases = await self._leases(before)
+            heirs = {pid_of(lease.heir or lease.owner) for lease in leases.values()} - {None, pid}
+            for slot in self._slots:
+                if slot.pid in heirs and not slot.busy.locked():
+                    async with slot.busy:
+                        await self._kill_worker(slot, fault)
+                    return
             await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _leases(self, partitions: Collection[int] | None = None) -> dict[int, LeaseRecord]:
+        """The lease records, as soon as they can be read: a member that is split off refuses it for a while."""
+        async with asyncio.timeout(SAFE_SECONDS):
+            while True:
+                with contextlib.suppress(HazelcastError):
+                    return await read_records(self._grid, self._job, partitions)
+                await asyncio.sleep(_WATCH_SECONDS)
 
     async def _kill_both(self, fault: Fault) -> None:
         """Kill the worker that holds the most of those that are well, and the member that has its heartbeat."""
-        owners = Counter(pid_of(lease.owner) for lease in (await read_records(self._grid, self._job)).values())
+        owners = Counter(pid_of(lease.owner) for lease in (await self._leases()).values())
         slot = max(self._slots, key=lambda slot: (not slot.busy.locked(), owners[slot.pid]))
         async with slot.busy:
             await slot.until_started()
