@@ -227,9 +227,13 @@ class Faults:
         """
         began = time.monotonic()
         try:
-            async with asyncio.TaskGroup() as group:
-                for fault in plan.faults:
-                    group.create_task(self._at(began, fault))
+            for alone in (False, True):
+                faults = [fault for fault in plan.faults if fault.alone is alone]
+                if alone and faults:
+                    began = max(began, time.monotonic() - faults[0].at)
+                async with asyncio.TaskGroup() as group:
+                    for fault in faults:
+                        group.create_task(self._at(began, fault))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 

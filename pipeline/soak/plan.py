@@ -64,6 +64,7 @@ class Fault:
         member: The index of the member it is done to; for a cut, the one member that the worker is cut from, or None
             for all of them.
         hold: Seconds for which, after a pause, what the worker sends is held, or its network is cut.
+        alone: Whether it waits until all faults that are not are over.
     """
 
     number: int
@@ -73,6 +74,7 @@ class Fault:
     worker: int | None = None
     member: int | None = None
     hold: float = 0.0
+    alone: bool = False
 
     def __str__(self) -> str:
         named = (("worker", self.worker), ("member", self.member))
@@ -216,7 +218,8 @@ def _kills_alone(draw: random.Random, counts: Counts, lease: float, workers: int
     for index in range(round(counts.worker_kills * _ALONE)):
         # Mostly another worker starts at once, as a supervisor would have it: so there is time for many.
         length = round(draw.uniform(0.1, 1.5) if index % 5 else draw.uniform(lease, 2 * lease), 2)
-        faults.append({"kind": "worker-kill", "at": at, "seconds": length, "worker": index % workers})
+        fault = {"kind": "worker-kill", "at": at, "seconds": length, "worker": index % workers, "alone": True}
+        faults.append(fault)
         at += draw.uniform(0.0, lease)
         if index % together == together - 1:
             at = max(each["at"] + each["seconds"] for each in faults) + lease + TAKEOVER_SECONDS + SEEN_SECONDS

@@ -45,6 +45,9 @@ def test_every_fault_is_there_and_no_worker_suffers_two_at_once(seed):
         others = [each for each in spans if each[0] <= at <= each[1]]
         assert len(others) <= 2
         assert [each[2] for each in others].count(worker) == 1
+    alone = [fault.kind for fault in made.faults if fault.alone]
+    assert alone == ["worker-kill"] * 15
+    assert all(fault.alone for fault in made.faults[-15:])
     members = [fault for fault in made.faults if fault.worker is None]
     for first, second in itertools.pairwise(members):
         assert first.at + first.seconds < second.at
