@@ -393,12 +393,12 @@ class _Check:
                     )
 
     def _patience(self, incident: Incident) -> int:
-        """How long a takeover may take: whoever is about to take over may be hit as well."""
+        """How long a takeover may take: whoever is about to take over may be hit as well, or leave."""
         end = incident.at + self._most
         for each in sorted(self._evidence.incidents, key=lambda each: each.at):
             # A member that is back is still given its partitions; a worker that is well is well.
             over = each.until + (_BACK_MS if each.worker is None else 0)
-            if each is not incident and each.kind in UNORDERLY and over >= incident.at and each.at <= end:
+            if each is not incident and over >= incident.at and each.at <= end:
                 end = max(end, over + self._most)
         return end - incident.at
 

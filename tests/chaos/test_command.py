@@ -53,6 +53,10 @@ async def test_it_passes_on_a_cluster_of_others_and_takes_everything_away(cluste
         "1",
         "--holds",
         "0",
+        "--pause-cuts",
+        "0",
+        "--heir-kills",
+        "0",
     )
     soak = await start(
         cluster, "--events", "4000", "--rate", "400", "--seed", "7", *faults, "--keep", str(folder), "--json"
@@ -70,6 +74,10 @@ async def test_it_passes_on_a_cluster_of_others_and_takes_everything_away(cluste
         "leave": 1,
         "member-kill": 0,
         "member-pause": 0,
+        "member-cut": 0,
+        "pause-cut": 0,
+        "heir-kill": 0,
+        "both-kill": 0,
         "cut": 1,
         "hold": 0,
     }

@@ -376,6 +376,7 @@ def taken_after(ran, seconds):
     [
         (22, Incident(1, "pause", 53_000, 60_000, worker=2, pid=LEFT), 0),
         (24, Incident(1, "pause", 53_000, 60_000, worker=2, pid=LEFT), 1),
+        (22, Incident(1, "leave", 53_000, 60_000, worker=2, pid=LEFT), 0),
         (32, Incident(1, "member-kill", 53_000, 60_000, member=1), 0),
         (33, Incident(1, "member-kill", 53_000, 60_000, member=1), 1),
     ],
