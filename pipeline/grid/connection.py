@@ -249,7 +249,8 @@ def _client_config(settings: GridSettings, addresses: list[str], name: str) -> C
     config.cluster_members = addresses
     # A worker waits for a lost cluster as long as it takes; `connect` bounds only the first search.
     config.cluster_connect_timeout = -1
-    config.connection_timeout = min(5.0, settings.connect_timeout)
+    # So there is time to ask another one if a member hangs.
+    config.connection_timeout = min(5.0, settings.connect_timeout / 2)
     config.retry_initial_backoff = 0.2
     config.retry_max_backoff = 2.0
     config.reconnect_mode = ReconnectMode.ON

@@ -288,6 +288,7 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
     client = HazelcastClient(config)
     _refuse_pickle(client)
     _leave_out_java_stacks(client)
+    _bound_authentication(client, config.connection_timeout)
     reactor = _Reactor()
     client._connection_manager._reactor = reactor  # noqa: SLF001
     starting = asyncio.ensure_future(client._start())  # noqa: SLF001
@@ -302,6 +303,21 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
         await client.shutdown()
         raise
     return client
+
+
+def _bound_authentication(client: HazelcastClient, seconds: float) -> None:
+    """Let a member that takes connections and does not answer, one that is stopped, not keep us from asking another."""
+    manager = client._connection_manager  # noqa: SLF001
+    authenticate = manager._authenticate  # noqa: SLF001
+
+    async def bounded(connection: AsyncioConnection) -> InboundMessage:
+        try:
+            return await asyncio.wait_for(authenticate(connection), seconds)
+        except BaseException as error:
+            await connection.close_connection("It was not authenticated.", error)  # the client forgets it if cancelled
+            raise
+
+    manager._authenticate = bounded  # noqa: SLF001
 
 
 def _refuse_pickle(client: HazelcastClient) -> None:

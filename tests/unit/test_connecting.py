@@ -1,0 +1,39 @@
+"""Connecting to a cluster of which members hang."""
+
+import asyncio
+
+from hazelcast.config import Config
+
+from pipeline.grid import transport
+
+
+async def test_a_member_that_takes_connections_and_answers_nobody_keeps_no_one_from_asking_the_next():
+    asked, serving, all_asked = set(), set(), asyncio.Event()
+
+    def hang(name):
+        async def serve(reader, writer):
+            serving.add(asyncio.current_task())
+            await reader.read(3)
+            asked.add(name)
+            if len(asked) == 2:
+                all_asked.set()
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+        return serve
+
+    servers = [await asyncio.start_server(hang(name), "127.0.0.1", 0) for name in ("first", "second")]
+    config = Config()
+    config.cluster_members = [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers]
+    config.cluster_connect_timeout = -1
+    config.connection_timeout = 0.1
+    connecting = asyncio.create_task(transport.start_client(config, 60))
+    async with asyncio.timeout(30):
+        await all_asked.wait()
+    connecting.cancel()
+    await asyncio.gather(connecting, return_exceptions=True)
+    for server in servers:
+        server.close()
+    async with asyncio.timeout(30):
+        await asyncio.gather(*serving)
