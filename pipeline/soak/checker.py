@@ -313,7 +313,10 @@ class _Check:
             return
         late = self.verdict.late
         assert late is not None  # noqa: S101 -- for the type checker
-        by_partition = _by_partition(evidence.writes)
+        # What went with a member had positions that others have now: it is compared with nothing.
+        standing = [write for write in evidence.writes if write.final]
+        self._cannot("writes that went with a member", len(evidence.writes) - len(standing))
+        by_partition = _by_partition(standing)
         marks = defaultdict(list)
         for mark in evidence.marks:
             marks[mark.partition].append(mark)

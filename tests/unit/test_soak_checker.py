@@ -187,6 +187,15 @@ def test_a_write_that_was_under_way_when_the_lease_passed_on_is_not_late(ran):
     assert ran.check().is_good
 
 
+def test_writes_that_went_with_a_member_are_not_compared_with_those_that_have_their_place(ran):
+    ran.incidents.append(Incident(0, "member-cut", 98_600, 125_000, member=1))
+    ran.seen = [ran.write(n, after=150) for n in (89, 99)]
+    ran.writes[89], ran.writes[99] = ran.write(89, epoch=2), ran.write(99, epoch=2)
+    verdict = ran.check()
+    assert verdict.late.count == 0
+    assert verdict.unjudged == {"writes that went with a member": 2}
+
+
 def test_results_without_an_epoch_do_not_pass(ran):
     del ran.writes[42][2]["epoch"]
     assert "epoch" in ran.check().problems[0]
