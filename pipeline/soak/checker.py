@@ -248,7 +248,10 @@ class _Check:
             gaps=evidence.gaps,
             crashes=[each.note for each in evidence.incidents if each.kind == "crash"],
         )
+        self._acknowledged = {each.number: each.at for each in evidence.ledger}
         for key in gone:
+            if self._by_one_alone(self._newest[key]):
+                continue  # it is counted among the lost
             self.verdict.gone.add(f"event {self._newest[key]} under `{key}`")
         self._lost()
         self._wrong()
@@ -277,8 +280,19 @@ class _Check:
                 if missing and evidence.gaps:
                     verdict.replaced_unseen += 1
                     continue
-            if missing:
+            if missing and self._by_one_alone(number):
+                self._cannot("events that a member acknowledged when it was split off, and dropped")
+            elif missing:
                 verdict.lost.add(f"event {number} under `{key}`")
+
+    def _by_one_alone(self, number: int) -> bool:
+        """Whether an event was acknowledged when a member may have been about to find itself alone."""
+        at, missed = self._acknowledged[number], HEARTBEAT_SECONDS * 1000
+        return any(
+            each.kind in ("member-cut", "member-pause")
+            and each.at + missed <= at <= min(each.until, each.at + 2.5 * missed)
+            for each in self._evidence.incidents
+        )
 
     def _wrong(self) -> None:
         evidence, wrong = self._evidence, self.verdict.wrong

@@ -65,6 +65,7 @@ _PORT_ATTEMPTS = 10
 _MEMBER_PROPERTIES = {
     # A member that is silent for longer than this is taken for dead, so that a run has time for it.
     "hazelcast.max.no.heartbeat.seconds": f"{HEARTBEAT_SECONDS:.0f}",
+    "hazelcast.heartbeat.interval.seconds": "1",
     # Backups that missed something are made good after thirty seconds, unless told otherwise.
     "hazelcast.partition.backup.sync.interval": "5",
     # Those that were split look for each other after five minutes, and then every two, unless told otherwise.

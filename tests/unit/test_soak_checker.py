@@ -155,6 +155,20 @@ def test_an_event_that_the_cluster_has_lost_is_a_problem_even_if_it_was_scored(r
     assert verdict.problems == ["1 acknowledged events are no longer in the cluster: it has lost them."]
 
 
+@pytest.mark.parametrize(("cut", "good"), [(30_000, True), (35_000, False), (10_000, False)])
+def test_an_event_that_a_member_acknowledged_when_it_was_split_off_is_not_judged_and_that_is_said(ran, cut, good):
+    """Ten to twenty-five seconds after its heartbeats began to fail; before, the other side has it as well."""
+    ran.incidents.append(Incident(0, "member-cut", cut, cut + 30_000, member=1))
+    ran.writes = [write for write in ran.writes if write[2]["n"] != 42]
+    ran.notices = [notice for notice in ran.notices if notice[2]["n"] != 42]
+    del ran.events["e42"], ran.results["e42"]
+    verdict = ran.check()
+    assert verdict.is_good == good
+    assert verdict.unjudged == (
+        {"events that a member acknowledged when it was split off, and dropped": 1} if good else {}
+    )
+
+
 def test_an_event_in_doubt_may_have_a_result_or_not(ran):
     del ran.ledger[99]
     del ran.results["e99"]
