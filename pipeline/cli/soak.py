@@ -31,7 +31,7 @@ _FAULTS = "Faults"
 def soak(
     *,
     full: Annotated[
-        bool, typer.Option("--full", help="500,000 events, 55 faults, about ten minutes; the rest is as you say.")
+        bool, typer.Option("--full", help="500,000 events, 55 faults, a quarter of an hour; the rest is as you say.")
     ] = False,
     events: Annotated[
         int | None, typer.Option("--events", min=100, help="Events at least.", show_default="60000; full: 500000")
