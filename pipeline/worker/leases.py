@@ -34,7 +34,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from hazelcast.errors import HazelcastError, OperationTimeoutError
+from hazelcast.errors import HazelcastError
 from msgspec.structs import replace
 
 from pipeline.errors import BadRecordError, ConflictError
@@ -213,10 +213,10 @@ class Leases:
                 wanted.append(partition)
         reads = await asyncio.gather(*(self._read(partition, until) for partition in wanted))
         failures = [read for read in reads if isinstance(read, HazelcastError)]
-        if wanted and len(failures) == len(wanted):
+        if failures and not any(isinstance(read, tuple) for read in reads):
             raise failures[0]
         for partition, read in zip(wanted, reads, strict=True):
-            if isinstance(read, HazelcastError):
+            if not isinstance(read, tuple):
                 continue
             text, asked, answered = read
             if partition in self.held or partition in self.claiming:
@@ -239,11 +239,11 @@ class Leases:
                 self.sessions.let_run_out(record.session)
         await self.sessions.look(sight.record for sight in self._sights.values() if sight.record.session)
 
-    async def _read(self, partition: int, until: float) -> tuple[bytes | None, float, float] | HazelcastError:
-        """Read a record when it is its turn, and say when that was asked and answered."""
+    async def _read(self, partition: int, until: float) -> tuple[bytes | None, float, float] | HazelcastError | None:
+        """Read a record when it is its turn, and say when that was asked and answered; None if that comes too late."""
         async with self.sessions.turn(partition, "look"):
             if (asked := self._grid.clock()) >= until:
-                return OperationTimeoutError("no member answers")
+                return None
             try:
                 texts = await self._records.read([partition])
             except HazelcastError as error:
