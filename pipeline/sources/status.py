@@ -20,6 +20,7 @@ from hazelcast.errors import HazelcastError
 from pipeline.errors import GridscoreError, JobError
 from pipeline.grid import transport
 from pipeline.grid.records import Count, Figure, Records, Word, parsed, record_text
+from pipeline.health_file import touch_health_file
 from pipeline.job.plugs.http_source import MAX_FURTHER_MAPS
 from pipeline.sources.position import forget_all
 from pipeline.worker.dead_letters import map_of
@@ -167,6 +168,7 @@ class Publisher:
     async def _publish(self) -> None:
         proxy = await self._grid.map(SOURCES_MAP)
         await proxy.set(self.id, self._value())
+        touch_health_file()
         if not self._healed and self._stats.state in ("running", "waiting", "paused"):
             await self._records.delete(_failure_key(self._stats.name))
             self._healed = True

@@ -28,6 +28,7 @@ from hazelcast.errors import HazelcastError, OperationTimeoutError
 
 from pipeline.errors import BadRecordError, GridscoreError
 from pipeline.grid.records import Count, Record, Records, record_text
+from pipeline.health_file import touch_health_file
 from pipeline.worker.leases import LEASE_SECONDS
 from pipeline.worker.sessions import Sessions
 
@@ -398,6 +399,7 @@ class Membership:
         self._version += changed
         self._beat += 1
         await self._members.say(self._beat, self._version, held if changed else None)
+        touch_health_file()
         self._held = held
         now = self._grid.clock()
         if changed or now - self._said_at >= PUBLISH_SECONDS * 0.9:

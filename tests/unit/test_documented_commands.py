@@ -1,4 +1,4 @@
-"""Every command of a source or sink that the pages show is one that gridscore takes."""
+"""Every command of a source or sink that the pages and Compose files show is one that gridscore takes."""
 
 import re
 import shlex
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli.plugs import command_of
@@ -19,7 +20,14 @@ REGISTRIES = {"source": sources, "sink": sinks}
 
 
 def commands():
-    """Page and words of each: a line of a block, or a piece of text between backquotes."""
+    """Page and words of each: a line of a block, or a piece of text between backquotes; the command of a service."""
+    for file in sorted((ROOT / "compose").glob("*.yaml")):
+        for name, service in yaml.safe_load(file.read_text()).get("services", {}).items():
+            command = service.get("command", "")
+            text = command if isinstance(command, str) else " ".join(command)
+            words = ["gridscore", *shlex.split(text.rpartition("gridscore ")[2])]
+            if words[1:] and words[1] in REGISTRIES:
+                yield pytest.param(words, id=f"{file.name}: {name}")
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
         found = re.findall(r"^(?: {4})?(gridscore (?:source|sink) .*)$", text, re.MULTILINE)

@@ -1,0 +1,198 @@
+"""The Compose file as users run it, on a real engine: it comes up, scores, survives; a ledger judges from outside."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+import uuid
+
+import pytest
+from engine import ROOT, Engine, missing
+
+IMAGE = "localhost/gridscore-test"
+MEMBERS = [f"member-{number}" for number in (1, 2, 3)]
+
+pytestmark = pytest.mark.timeout(900)
+
+
+class Composed:
+    """The containers of the Compose file, under a name of our own."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.name = f"gridscore-{uuid.uuid4().hex[:6]}"
+        engine.environment |= {"GRIDSCORE_IMAGE": IMAGE, "COMPOSE_PROJECT_NAME": self.name, "MEMBER_HEAP": "256m"}
+
+    def compose(self, *words, seconds=120):
+        command = (sys.executable, "-m", "podman_compose", "-f", "compose/compose.yaml")
+        return self.engine.run(*command, *words, seconds=seconds)
+
+    def of(self, service):
+        """The names of its containers that run."""
+        label = f"label=com.docker.compose.service={service}"
+        mine = f"label=com.docker.compose.project={self.name}"
+        words = ("ps", "--filter", label, "--filter", mine, "--filter", "status=running", "--format", "{{.Names}}")
+        return sorted(self.engine.podman(*words).split())
+
+    def shrink(self):
+        """Go back to one worker, as `--scale worker=1` of Docker Compose does; podman-compose forgets what it added."""
+        for each in {*self.of("worker")} - {f"{self.name}_worker_1"}:
+            self.engine.podman("stop", "--time", "15", each)
+            self.engine.podman("rm", each)
+
+    def inside(self, *words, code=0):
+        """Run a command in a worker."""
+        return self.engine.podman("exec", self.of("worker")[0], *words, code=code)
+
+    def is_healthy(self, container):
+        # Where there is no systemd nobody else asks.
+        command = ["podman", "healthcheck", "run", container]
+        return not subprocess.run(command, env=self.engine.environment, capture_output=True, check=False).returncode
+
+    def workers(self):
+        # A command that cannot connect while members come and go shows nothing.
+        found = json.loads(self.inside("gridscore", "jobs", "--json", code=None) or "[]")
+        return found[0]["workers"] if found else 0
+
+
+def until(condition, seconds=90):
+    """Wait for it."""
+    pause = threading.Event()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        pause.wait(0.25)
+    pytest.fail("it did not become so")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    if why := missing():
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            pytest.fail(why)
+        pytest.skip(why)
+    engine = Engine()
+    engine.prepare(IMAGE)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def composed(engine):
+    composed = Composed(engine)
+    try:
+        # This podman knows no health of dependencies: we wait for what Docker Compose waits for by itself.
+        composed.compose("up", "-d", *MEMBERS)
+        until(lambda: all(composed.is_healthy(each) for name in MEMBERS for each in composed.of(name) or [""]))
+        composed.compose("up", "-d")
+        yield composed
+    finally:
+        for container in engine.podman("ps", "--all", "--format", "{{.Names}}").split():
+            if container.startswith(composed.name):
+                print(container, engine.podman("logs", "--tail", "20", container, code=None))
+        composed.shrink()
+        composed.compose("down", "--volumes", "--timeout", "5")
+
+
+@pytest.fixture
+def ledger(composed):
+    """Puts payments until it is asked what came of them."""
+    engine, name = composed.engine, f"{composed.name}-ledger-{uuid.uuid4().hex[:4]}"
+    mounts = ("-v", f"{ROOT}/jobs/payments:/job:ro", "-v", f"{ROOT}/tests/containers/ledger.py:/ledger.py:ro")
+    script = 'python /job/train.py -o /tmp/m.ubj && exec python /ledger.py "$0" /tmp/m.ubj'
+    words = ("--network", f"{composed.name}_default", "--env", f"GRIDSCORE_MEMBERS={','.join(MEMBERS)}", *mounts)
+    engine.podman("run", "-d", "--name", name, *words, "--entrypoint", "sh", IMAGE, "-ec", script, uuid.uuid4().hex[:6])
+    until(lambda: "sent" in engine.podman("logs", name))
+
+    def judgement():
+        engine.podman("stop", "--time", "90", name)
+        return json.loads(engine.podman("logs", name).splitlines()[-1])
+
+    yield judgement
+    engine.podman("rm", "--force", name)
+
+
+def test_the_commands_of_the_readme_show_scores_and_every_container_is_healthy(composed):
+    until(lambda: composed.workers() == 1)
+    text = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"test_containers\.py runs these -->\n```sh\n(.*?)```", text, re.DOTALL)
+    _up, load, watch = block.splitlines()
+    composed.inside(*shlex.split(load.partition(" exec worker ")[2]))
+    shown = composed.inside(*shlex.split(watch.partition(" exec worker ")[2]), "--limit", "5")
+    assert "approve" in shown
+    until(lambda: all(composed.is_healthy(each) for each in [*composed.of("worker"), *composed.of("member-1")]))
+
+
+def test_a_worker_is_unhealthy_while_the_cluster_does_not_answer(composed):
+    (worker,) = composed.of("worker")
+    members = [each for name in MEMBERS for each in composed.of(name)]
+    composed.engine.podman("pause", *members)
+    until(lambda: not composed.is_healthy(worker))
+    composed.engine.podman("unpause", *members)
+    until(lambda: composed.is_healthy(worker))
+
+
+def test_scaling_loses_and_repeats_nothing(composed, ledger):
+    composed.compose("up", "-d", "--no-recreate", "--scale", "worker=4", "worker")
+    until(lambda: len(composed.of("worker")) == composed.workers() == 4)
+    composed.shrink()
+    until(lambda: composed.workers() == 1)
+    judged = ledger()
+    assert judged == {"sent": judged["sent"], "lost": 0, "wrong": 0, "twice": 0}
+    assert judged["sent"] > 1000
+
+
+def test_killed_containers_lose_nothing(composed, ledger):
+    composed.compose("up", "-d", "--no-recreate", "--scale", "worker=2", "worker")
+    until(lambda: composed.workers() == 2)
+    engine = composed.engine
+    engine.podman("kill", "--signal", "KILL", composed.of("worker")[0])
+    engine.podman("kill", "--signal", "KILL", composed.of("member-2")[0])
+    until(lambda: composed.workers() >= 1)
+    judged = ledger()
+    assert (judged["lost"], judged["wrong"]) == (0, 0)
+    assert judged["sent"] > 500
+    composed.shrink()
+
+
+def test_down_leaves_nothing(composed):
+    composed.compose("down", "--volumes", "--timeout", "5")
+    for what in ("ps --all", "network ls", "volume ls"):
+        assert composed.name not in composed.engine.podman(*what.split())
+
+
+def test_up_scale_logs_and_down_by_the_engines_api(engine, tmp_path):
+    name = f"sdk-{uuid.uuid4().hex[:6]}"
+    with engine.served() as address:
+        environment = {**os.environ, "DOCKER_HOST": address, "GRIDSCORE_CLUSTER_NAME": name, "TERM": "dumb"}
+        until(lambda: os.path.exists(address.removeprefix("unix://")))  # noqa: PTH110
+
+        def gridscore(*words):
+            command = [sys.executable, "-m", "pipeline.cli", *words]
+            done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, (words, done.stdout, done.stderr)
+            return done.stdout
+
+        def up():
+            return json.loads(gridscore("up", "--docker", "--heap", "256m", "--cluster-name", name, "--json"))
+
+        try:
+            environment |= up()["environment"]
+            gridscore("load", "jobs/payments/job.yaml", "--lookups", "jobs/payments/lookups")
+            model = str(tmp_path / "model.ubj")
+            subprocess.run([sys.executable, "jobs/payments/train.py", "-o", model], cwd=ROOT, check=True)
+            gridscore("submit", "jobs/payments/job.yaml", "--model", model)
+            for count in (2, 1):
+                gridscore("scale", "payments", f"worker={count}", "--image", IMAGE)
+                until(lambda count=count: json.loads(gridscore("jobs", "--json"))[0]["workers"] == count)
+            assert "payments: holds its first partitions" in gridscore("logs")
+            # What is there already goes on.
+            engine.podman("stop", f"gridscore-{name}-payments-worker-1", f"gridscore-{name}-member-1")
+            assert up()["members"] == environment["GRIDSCORE_MEMBERS"].split(",")
+        finally:
+            gridscore("down")
+        assert name not in engine.podman("ps", "--all")
