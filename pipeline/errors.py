@@ -151,6 +151,12 @@ class MemberError(GridscoreError):
     exit_code = 5
 
 
+class ContainerError(GridscoreError):
+    """There is no container engine for us, or it could not start what was asked for."""
+
+    exit_code = 5
+
+
 class JobError(GridscoreError):
     """A job is not in a state that allows what was asked, or does not exist."""
 

@@ -58,7 +58,7 @@ def root(
 
 
 _COMMANDS = {
-    "Start here": {"up": "up", "demo": "demo"},
+    "Start here": {"up": "up", "down": "containers", "logs": "containers", "demo": "demo"},
     "Jobs": {
         "load": "load",
         "prepare": "prepare",
@@ -77,6 +77,7 @@ _COMMANDS = {
         "sink": "sink",
         "worker": "worker",
         "autoscale": "autoscale",
+        "scale": "containers",
         "watch": "watch",
         "dead-letters": "dead_letters",
         "audit": "audit",

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from pipeline.cli.containers import Image  # noqa: TC001 -- typer reads the annotations
+from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected, grid_settings
 from pipeline.cli.output import errors, print_json, print_table, run, safe
 from pipeline.cli.worker import command_of, supervise, supervised
-from pipeline.errors import GridError, GridscoreError, UsageError
+from pipeline.errors import ContainerError, GridError, GridscoreError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -64,6 +65,10 @@ def autoscale(
             help="Run this to have `{workers}` workers of `{job}`, and start none here. No shell is involved.",
         ),
     ] = None,
+    docker: Annotated[
+        bool, typer.Option("--docker", help="Start workers as containers, which go on when the command ends.")
+    ] = False,
+    image: Image = "gridscore",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the last decisions, and why; change nothing.")
@@ -76,8 +81,8 @@ def autoscale(
     """Keep as many workers as a job needs: by its backlog, its latency, and the time until unread events are lost.
 
     Growing takes seconds and goes in proportion; shrinking waits for calm and takes small steps. The workers are
-    processes of this command, and end with it; or whatever --exec starts. Workers that run elsewhere count, too. Every
-    change is explained in a line, and kept.
+    processes of this command, and end with it; or containers; or whatever --exec starts. Workers that run elsewhere
+    count, too. Every change is explained in a line, and kept.
 
     Example: [bold]gridscore autoscale flights --max 16 --exec "kubectl scale deploy/worker --replicas {workers}"[/]
     """
@@ -89,9 +94,11 @@ def autoscale(
         return
     if least > most:
         raise UsageError(f"--min {least} is more than --max {most}.")
+    if docker and command is not None:
+        raise UsageError("--docker and --exec are two ways to start workers.", "Take one.")
     words = _words(command)
     policy = Policy(least, most, drain_seconds=drain, latency_ms=latency, down_seconds=calm)
-    code = run(_run(job, policy, words, connection, dry_run=dry_run))
+    code = run(_run(job, policy, words, connection, dry_run=dry_run, image=image if docker else None))
     if code:
         raise typer.Exit(code)
 
@@ -117,11 +124,19 @@ def _words(command: str | None) -> list[str] | None:
 
 
 async def _run(
-    job: str, policy: Policy, words: list[str] | None, connection: tuple[Any, Any, Any], *, dry_run: bool
+    job: str,
+    policy: Policy,
+    words: list[str] | None,
+    connection: tuple[Any, Any, Any],
+    *,
+    dry_run: bool,
+    image: str | None = None,
 ) -> int:
     async with connected(*connection) as grid:
         if dry_run:
             await _follow(grid, job, policy, None)
+        elif image is not None:
+            await _with_containers(grid, job, policy, connection, image)
         elif words is not None:
             told: int | None = None
 
@@ -160,6 +175,23 @@ async def _with_processes(grid: Grid, job: str, policy: Policy, connection: tupl
     with contextlib.suppress(asyncio.CancelledError):
         await following
     return code
+
+
+async def _with_containers(grid: Grid, job: str, policy: Policy, connection: tuple[Any, Any, Any], image: str) -> None:
+    """Keep the workers as containers; they go on when we end."""
+    from pipeline.containers import Containers
+
+    settings = grid_settings(*connection)
+    containers = Containers(settings.cluster_name)
+
+    async def resize(target: int, overview: Overview) -> None:
+        # The name of a container's machine is ours: it uses our network.
+        workers = containers.workers(job)
+        others = max(overview.jobs[0].workers - len(workers), 0)
+        if len(workers) != (wanted := max(target - others, 0)):
+            await asyncio.to_thread(containers.scale, job, wanted, settings, image)
+
+    await _follow(grid, job, policy, resize)
 
 
 async def _follow(
@@ -208,7 +240,7 @@ async def _follow(
                     if changed:
                         await keep(grid, job, msgspec.structs.replace(decision, at=int(time.time() * 1000)))
                 memory = after
-        except (GridError, HazelcastError, ScaleError) as error:
+        except (GridError, HazelcastError, ScaleError, ContainerError) as error:
             say(f"Trying again: {error}")
         await asyncio.sleep(_LOOK_SECONDS)
 

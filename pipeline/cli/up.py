@@ -49,6 +49,9 @@ def up(
         bool,
         typer.Option("--kafka", help="With the Kafka connector: SQL can then read topics, see docs/sources.md."),
     ] = False,
+    docker: Annotated[
+        bool, typer.Option("--docker", help="As containers, which go on when the command ends; see `gridscore down`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a Hazelcast cluster on this machine until Ctrl-C. It needs no Java, Maven or Docker.
@@ -62,6 +65,11 @@ def up(
     from pipeline.grid.artifacts import DEFAULT_VERSION
     from pipeline.grid.member import Cluster, config_identity, running_cluster
 
+    if docker:
+        if kafka:
+            raise UsageError("--kafka is for members without --docker.", "The public image lacks the connector.")
+        _in_containers(members, port, heap or "1g", cluster_name, version or DEFAULT_VERSION, config, as_json=as_json)
+        return
     asked = {
         "members": members,
         "port": port,
@@ -105,6 +113,36 @@ def up(
             _report(cluster.state(), as_json=as_json, already=False)
             _watch(cluster, ended)
             errors.print("Stopping", highlight=False)
+
+
+def _in_containers(
+    members: int | None,
+    port: int | None,
+    heap: str,
+    cluster_name: str | None,
+    version: str,
+    config: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    from pipeline.cli.containers import say
+    from pipeline.containers import Containers
+
+    containers = Containers(cluster_name)
+    containers.up(members=members, port=port, heap=heap, version=version, config=config, progress=say)
+    environment = selection(containers.addresses, containers.cluster_name)
+    if as_json:
+        print_json(
+            {"cluster_name": containers.cluster_name, "members": containers.addresses, "environment": environment}
+        )
+        return
+    console.print(f"Cluster [bold]{safe(containers.cluster_name)}[/] runs in containers", highlight=False)
+    print_selection(console, environment)
+    console.print(
+        "Next: [bold]gridscore scale JOB worker=2[/] starts workers, [bold]gridscore down[/] ends it all.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _refuse_another(running: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -179,7 +179,7 @@ class Launch:
             for index in sorted(missing):
                 if (code := self.exits.get(index)) is not None:
                     raise death(self, index, code)
-                if _is_ready(self.log_since_start(index), expected):
+                if is_ready(self.log_since_start(index), expected):
                     missing.discard(index)
                     if progress and len(indexes) > 1:
                         progress(f"{len(indexes) - len(missing)} of {count_of(len(indexes))} are in the cluster")
@@ -258,7 +258,8 @@ class Launch:
         ]
 
 
-def _is_ready(log: str, expected: int) -> bool:
+def is_ready(log: str, expected: int) -> bool:
+    """Whether a member says in its log that it has started, in a cluster of so many."""
     sizes = re.findall(r"Members \{size:(\d+)", log)
     return "is STARTED" in log and bool(sizes) and int(sizes[-1]) >= expected
 

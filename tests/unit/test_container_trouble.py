@@ -1,0 +1,136 @@
+"""What an engine that is missing, forbidden or too small says to a user, and a member that does not come up."""
+
+import gc
+import socket
+from types import SimpleNamespace
+
+import docker
+import pytest
+from docker.errors import APIError, DockerException, ImageNotFound
+
+from pipeline.containers import Containers
+from pipeline.errors import ContainerError, MemberError, UsageError
+from pipeline.grid.settings import GridSettings
+
+
+class FakeEngine:
+    """As much of Docker's client as is needed: images that are there, memory, and containers that log and end."""
+
+    def __init__(self, *, memory=1 << 36, images=True, log="", state=None):
+        self.containers = self.images = self
+        self.made = []
+        self.memory, self.has_images, self.log, self.state = memory, images, log, state or {"OOMKilled": False}
+
+    def info(self):
+        return {"MemTotal": self.memory}
+
+    def get(self, name):
+        if not self.has_images:
+            raise ImageNotFound(f"no such image: {name}")
+
+    def pull(self, name):
+        raise APIError(f"pinging container registry for {name}: no such host")
+
+    def list(self, **_):
+        return self.made
+
+    def create(self, _image, name, labels, **how):
+        made = SimpleNamespace(name=name, labels=labels, how=how, status="created", attrs={"State": self.state})
+        made.put_archive = lambda *_: True
+        made.start = lambda: setattr(made, "status", "running")
+        made.reload = lambda: setattr(made, "status", "exited")
+        made.logs = lambda **_: self.log.encode()
+        self.made.append(made)
+        return made
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    def use(**how):
+        fake = FakeEngine(**how)
+        monkeypatch.setattr(docker, "from_env", lambda **_: fake)
+        return fake
+
+    return use
+
+
+def up(**how):
+    wanted = {"members": 2, "port": None, "heap": "256m", "version": "5.6.0", "config": None} | how
+    Containers("test").up(**wanted, progress=lambda _: None)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Docker's library leaves a socket open
+def test_a_missing_engine(monkeypatch, tmp_path):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody")
+    with pytest.raises(ContainerError, match="No container engine answers") as raised:
+        Containers("test")
+    assert "DOCKER_HOST" in raised.value.hint
+    del raised
+    gc.collect()
+
+
+def test_a_forbidden_engine(monkeypatch):
+    def refuse(**_):
+        raise DockerException("Error while fetching server API version: PermissionError(13, 'Permission denied')")
+
+    monkeypatch.setattr(docker, "from_env", refuse)
+    with pytest.raises(ContainerError, match="may not use the container engine"):
+        Containers("test")
+
+
+def test_an_unknown_image(engine):
+    engine(images=False)
+    with pytest.raises(ContainerError, match=r"no image `docker.io/hazelcast/hazelcast:5\.6\.0` here"):
+        up()
+    with pytest.raises(ContainerError) as raised:
+        Containers("test").scale("flights", 1, GridSettings(members=["127.0.0.1:1"]), "gridscore")
+    assert "make image" in raised.value.hint
+
+
+def test_a_port_in_use(engine):
+    engine()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(MemberError, match="is in use"):
+            up(members=1, port=taken.getsockname()[1])
+
+
+def test_too_little_memory(engine):
+    engine(memory=1 << 30)
+    with pytest.raises(ContainerError, match=r"may need 1\.6 GB, but the container engine has 1\.1 GB"):
+        up()
+
+
+def test_a_member_that_is_out_of_memory(engine):
+    engine(state={"OOMKilled": True})
+    with pytest.raises(ContainerError, match="its memory did not do"):
+        up()
+
+
+def test_a_member_that_ends_shows_its_last_lines(engine):
+    engine(log="SEVERE: Invalid configuration\n\tat com.hazelcast.Some.where")
+    with pytest.raises(ContainerError, match="Invalid configuration") as raised:
+        up()
+    assert "at com.hazelcast" not in raised.value.message
+
+
+def test_another_number_of_members_is_refused(engine):
+    engine(log="x")
+    with pytest.raises(ContainerError):
+        up()
+    with pytest.raises(UsageError, match="has 2 members in containers already"):
+        up(members=3)
+
+
+def test_workers_are_given_no_credentials(engine):
+    engine()
+    with pytest.raises(UsageError, match="no credentials"):
+        Containers("test").scale("flights", 1, GridSettings(members=["127.0.0.1:1"], token="x"), "gridscore")  # noqa: S106
+
+
+def test_a_worker_has_little_power(engine):
+    made = engine().made
+    Containers("test").scale("flights", 2, GridSettings(members=["127.0.0.1:1"]), "gridscore")
+    assert [each.name for each in made] == ["gridscore-test-flights-worker-1", "gridscore-test-flights-worker-2"]
+    assert all(each.how["read_only"] and each.how["cap_drop"] == ["ALL"] for each in made)
