@@ -13,6 +13,8 @@ import uuid
 import pytest
 from engine import ROOT, Engine, missing
 
+from pipeline.grid.artifacts import DEFAULT_VERSION
+
 IMAGE = "localhost/gridscore-test"
 MEMBERS = [f"member-{number}" for number in (1, 2, 3)]
 
@@ -26,6 +28,7 @@ class Composed:
         self.engine = engine
         self.name = f"gridscore-{uuid.uuid4().hex[:6]}"
         engine.environment |= {"GRIDSCORE_IMAGE": IMAGE, "COMPOSE_PROJECT_NAME": self.name, "MEMBER_HEAP": "256m"}
+        engine.environment["HAZELCAST_VERSION"] = DEFAULT_VERSION
 
     def compose(self, *words, seconds=120):
         command = (sys.executable, "-m", "podman_compose", "-f", "compose/compose.yaml")

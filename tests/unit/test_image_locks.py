@@ -54,3 +54,13 @@ def test_the_image_says_its_licence():
     text = (LOCKS / "Dockerfile").read_text()
     assert f'org.opencontainers.image.licenses="{PROJECT["project"]["license"]}"' in text
     assert f"ARG VERSION={PROJECT['project']['version']}" in text
+
+
+def test_all_that_asks_for_health_looks_at_the_file_that_the_image_names():
+    text = (LOCKS / "Dockerfile").read_text()
+    (named,) = re.findall(r"GRIDSCORE_HEALTH_FILE=(\S+)", text)
+    looked = re.findall(r"find (\S+) -newermt", text)
+    for manifest in (ROOT / "deploy").rglob("*.yaml"):
+        looked += re.findall(r"find (\S+) -newermt", manifest.read_text())
+    assert len(looked) > 3
+    assert {*looked} == {named}
