@@ -1,11 +1,14 @@
 """Room in the members' heaps: how much more may be put before one of them runs out of memory.
 
 Members measure their heaps every few seconds. Between two measurements a process may put no more than a part of what is
-free then, so that nothing is overrun meanwhile, though others put as well: near `STOP` that is little, and from there
-on nothing. What is used includes garbage: a healthy member may be at 99 % before it collects. So what counts is the
-lowest measurement since the last collection, with what we have put since. Members collect garbage when they need room
-for something: whoever puts nothing may wait for long. So a little is put up to the very end, until a measurement after
-a collection says that no more fits.
+free then, so that nothing is overrun meanwhile: near `STOP` that is little, and from there on nothing. Others put as
+well, and processes do not see each other. So each takes the share of that part which it had of what the heap grew by
+lately, and begins with a small one.
+
+What is used includes garbage: a healthy member may be at 99 % before it collects. So what counts is the lowest
+measurement since the last collection, with what we have put since. Members collect garbage when they need room for
+something: whoever puts nothing may wait for long. So a little is put up to the very end, until a measurement after a
+collection says that no more fits.
 """
 
 from __future__ import annotations
@@ -38,11 +41,17 @@ STOP = 0.93
 _BEFORE_SLOW, _BEFORE_STOP = 1 / 2, 1 / 8
 """Parts of what is free up to these that may be put between two measurements; the larger counts."""
 
+_LEAST_SHARE = 1 / 16
+"""Of what may be put at all, a process takes so much at first, and at the least: up to 16 cannot overrun a heap."""
+
 _LEAST = 1 / 256
 """Part of a heap that may be put between two measurements until it is known that garbage is not what fills it."""
 
 _TO_END = 1 / 8
 """Part of what is free with garbage counted, above `SLOW`: it bounds what several processes put unseen."""
+
+_LEAST_SHARE_TO_END = 1 / 4
+"""Of that, a process takes so much at the least: 16 of them put half of what is free."""
 
 HEAP_ADVICE = (
     "Remove entries or maps that nobody needs, or give the members more heap, or start more members. A journal keeps "
@@ -131,10 +140,14 @@ class _Mark(NamedTuple):
 
 
 class _Marks(NamedTuple):
-    """The lowest measurement since the last collection, with what we have put since, and the last one."""
+    """The lowest measurement since the last collection, with what we have put since, and the last one; and our share.
+
+    The share is the part of what a heap has grown by that we have put: with garbage, and what others put.
+    """
 
     floor: _Mark
     last: _Mark
+    share: float = _LEAST_SHARE
 
     @property
     def used(self) -> int:
@@ -153,8 +166,12 @@ class _Marks(NamedTuple):
             return cls(_Mark(sample, spent), _Mark(sample, spent))
         collected = sample.collections != before.last.sample.collections
         last = _Mark(sample, spent, collected or before.floor.collected)
-        now = cls(before.floor, last)
-        return cls(last, last) if collected or sample.used <= now.used else now
+        since = before.floor if collected else before.last  # what is left of both has no, or the same, garbage in it
+        share, ours, grown = before.share, spent - since.spent, sample.used - since.sample.used
+        if ours:
+            share = max(min(ours / grown if grown > 0 else 1.0, 2 * share, 1.0), _LEAST_SHARE)
+        now = cls(before.floor, last, share)
+        return cls(last, last, share) if collected or sample.used <= now.used else now
 
 
 class HeapWatch:
@@ -265,11 +282,11 @@ class HeapWatch:
             if marks is None:
                 continue
             most, used, raw = marks.last.sample.most, marks.used, marks.last.sample.used
-            room = max((SLOW * most - used) * _BEFORE_SLOW, (STOP * most - used) * _BEFORE_STOP)
+            room = max((SLOW * most - used) * _BEFORE_SLOW, (STOP * most - used) * _BEFORE_STOP) * marks.share
             if not marks.is_full:
                 room = max(room, most * _LEAST)
             if raw > SLOW * most:
-                room = min(room, (most - raw) * _TO_END)
+                room = min(room, (most - raw) * _TO_END * max(marks.share, _LEAST_SHARE_TO_END))
             smallest = min(smallest, most)
             if marks.last.spent + room < until:
                 until, stops = marks.last.spent + room, marks.is_full

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -169,13 +171,20 @@ async def reading(
     Whoever takes them may wait for days between two of them, so there is no transaction meanwhile, which would hold up
     VACUUM in all of the database: at its end the server puts what the statement gives into temporary files of its own.
     """
-    async with connection.cursor(name="gridscore", withhold=True) as cursor:
+    cursor = connection.cursor(name="gridscore", withhold=True)
+
+    async def parts() -> AsyncIterator[list[Any]]:
+        while records := await cursor.fetchmany(batch):
+            yield records
+
+    async def close() -> None:
+        with contextlib.suppress(psycopg.Error):
+            await cursor.close()
+
+    try:
         async with connection.transaction():
             await connection.execute("SET TRANSACTION READ ONLY")
             await cursor.execute(statement.encode())
-
-        async def parts() -> AsyncIterator[list[Any]]:
-            while records := await cursor.fetchmany(batch):
-                yield records
-
         yield parts()
+    finally:
+        await asyncio.shield(close())  # whoever is cancelled here, too, leaves no cursor open

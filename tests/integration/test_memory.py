@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from pipeline.client import connect
 from pipeline.grid.heap import STOP, look_at_heaps
 from pipeline.grid.member import Cluster
 from pipeline.grid.writer import MapWriter
+from pipeline.leash import LeashedProcess
 
 HEAP = 256 << 20
 TEXT = json.dumps({"text": "x" * ((1 << 20) - 100)}).encode()
@@ -90,3 +92,37 @@ async def test_senders_at_full_speed_are_told_of_the_heap_before_the_member_is_o
                 return (await http.post(f"/events/{events}", json={"id": "small"})).status_code == 202
 
             await scoring.until(taken, seconds=90)
+
+
+async def test_processes_at_full_speed_stop_before_the_member_is_out_of_heap(small_member, unique, tmp_path):
+    """Four processes, of which none knows of the others, load each as much as the heap holds."""
+    table = tmp_path / "rows.jsonl"
+    table.write_bytes(b"".join(b'{"id":%d,"text":"%s"}\n' % (number, b"x" * 100_000) for number in range(2_500)))
+    maps = [f"lookups.{unique}-{place}" for place in range(4)]
+    where = ["--cluster-name", small_member.cluster_name, *(f"--members={each}" for each in small_member.addresses)]
+    with ExitStack() as stack:
+        loads = [
+            stack.enter_context(
+                LeashedProcess(
+                    "pipeline.cli",
+                    ["load", "--from", str(table), "--to", name, "--key", "id", *where],
+                    tmp_path / f"{name}.log",
+                )
+            )
+            for name in maps
+        ]
+
+        async def all_wait():
+            assert [each.exit_code for each in loads] == [None] * 4, [each.last_lines() for each in loads]
+            return all("waiting for memory: member" in each.log_file.read_text() for each in loads)
+
+        await scoring.until(all_wait, seconds=90)
+        assert small_member.alive == [True]
+        async with connect(members=small_member.addresses, cluster_name=small_member.cluster_name) as client:
+            (heap,) = await look_at_heaps(client.grid)
+            assert heap.share > 0.8
+            for each in loads:
+                each.stop()
+            for name in maps:
+                await (await client.grid.map(name)).destroy()
+    assert small_member.alive == [True]

@@ -1,5 +1,6 @@
 """How full a member's heap is, as it tells: on a stub cluster, and from what it packs."""
 
+import asyncio
 import zlib
 
 import pytest
@@ -12,6 +13,17 @@ from pipeline.grid.metrics import heap_of
 from pipeline.testing import StubCluster
 from pipeline.testing.member import heap_blob
 from pipeline.worker.health import Level
+
+
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def seen_by(watch):
+    (marks,) = watch._marks.values()
+    return marks.last.sample.used, marks.last.sample.collections
 
 
 async def test_a_heap_is_what_the_member_measured_last_or_it_is_said_why_it_is_not_known():
@@ -70,3 +82,33 @@ def test_what_a_member_tells_in_other_ways_is_refused(blob):
 def test_a_heap_is_read_as_it_was_packed():
     sample = heap_of(heap_blob(123, 456, 7))
     assert (sample.used, sample.most, sample.collections) == (123, 456, 7)
+
+
+@pytest.mark.parametrize("count", [1, 4, 16])
+@pytest.mark.parametrize("garbage", [0.0, 2.0])
+async def test_processes_that_know_nothing_of_each_other_do_not_overrun_a_heap(count, garbage):
+    """Each puts whatever it may at once; what is put makes garbage, which is collected now and then."""
+    most, piece = 256 << 20, 1 << 16
+    async with StubCluster(4) as cluster:
+        (member,) = cluster.members
+        kept, dirt, collections = most // 10, 0, 1
+        watches = [(await cluster.client()).grid.heaps for _ in range(count)]
+        member.measure(kept, most)
+        for watch in watches:
+            await watch.start()
+        for number in range(200):
+            before = kept
+            for watch in watches:
+                while watch.has_room:
+                    watch.spend(0, piece)
+                    kept, dirt = kept + piece, dirt + int(garbage * piece)
+                    assert kept < most, "the member is out of memory"
+            if kept + dirt > 0.98 * most or number % 3 == 0:
+                dirt, collections = 0, collections + 1
+            now = min(kept + dirt, most), collections
+            member.measure(now[0], most, collections)
+            await until(lambda now=now: all(seen_by(watch) == now for watch in watches))
+            if kept == before and all(watch.stops for watch in watches):
+                break
+        assert all(watch.stops for watch in watches)
+        assert kept <= 0.97 * most
