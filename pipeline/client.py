@@ -303,7 +303,7 @@ class Client:
     ) -> ResultStream:
         """Results of a map as they are written: `async for result in await client.results(...)`.
 
-        None is missed that the map's journal still holds, whatever happens to the connection: see `ResultStream`.
+        No result is missed that the map's journal still holds, whatever happens to the connection: see `ResultStream`.
 
         Args:
             map_name: The result map.

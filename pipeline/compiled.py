@@ -1,6 +1,6 @@
 """The compiled inner loops: used where they could be compiled when Gridscore was installed, and not forbidden.
 
-Each has a twin in Python beside it that gives the same, slower. `GRIDSCORE_PURE=1` takes the twins.
+Each has a twin in Python beside it that gives the same, slower. `GRIDSCORE_PURE=1` uses the Python twins.
 """
 
 from __future__ import annotations

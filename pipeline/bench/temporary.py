@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.job import Job
 
 REMOVE_SECONDS = 10.0
-"""How long removing what was made may take: a cluster that has gone must not keep us."""
+"""How long removing what was made may take: do not wait for a cluster that is gone."""
 
 _ATTEMPTS = 5
 

@@ -1,4 +1,4 @@
-"""`gridscore dead-letters`: what could not be scored or delivered, and what sources read that is no event."""
+"""`gridscore dead-letters`: what could not be scored, delivered, or taken as an event."""
 
 from __future__ import annotations
 

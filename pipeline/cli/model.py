@@ -146,7 +146,7 @@ def show(
     *,
     version: Annotated[int | None, typer.Option("--version", help="A version; else the alias decides.", min=1)] = None,
     alias: Annotated[
-        str | None, typer.Option("--alias", help="An alias; `champion` if nothing is said, else the latest version.")
+        str | None, typer.Option("--alias", help="An alias; without it `champion`, else the latest version.")
     ] = None,
     members: Members = None,
     cluster_name: ClusterName = None,

@@ -32,7 +32,7 @@ def _addresses(value: Any) -> Any:
         try:
             return json.loads(value)
         except ValueError:
-            raise ValueError("it begins like a JSON list, but is none") from None
+            raise ValueError("it begins like a JSON list, but is not one") from None
     return [address.strip() for address in value.split(",") if address.strip()]
 
 

@@ -124,7 +124,7 @@ class ModelRef(Strict):
     """Which model scores: a name, and an alias or a fixed version."""
 
     name: JobName = Field(description="Its name in the registry.")
-    alias: JobName | None = Field(default=None, description="The alias to follow; `champion` if nothing is said.")
+    alias: JobName | None = Field(default=None, description="The alias to follow; default `champion`.")
     version: int | None = Field(default=None, ge=1, description="A fixed version, instead of an alias.")
 
     @model_validator(mode="before")
@@ -225,12 +225,12 @@ class Job(Strict):
     sources: dict[JobName, AnySource] = Field(
         default={},
         max_length=64,
-        description="Where events come from, for `gridscore source run`; to the job's event map if nothing is said.",
+        description="Where events come from, for `gridscore source run`; to the job's event map by default.",
     )
     sinks: dict[JobName, AnySink] = Field(
         default={},
         max_length=64,
-        description="Where results go, for `gridscore sink run`; from the job's result map if nothing is said.",
+        description="Where results go, for `gridscore sink run`; from the job's result map by default.",
     )
 
     @model_validator(mode="before")

@@ -195,7 +195,7 @@ class Registry:
     async def resolve(
         self, name: str, alias: str | None = None, version: int | None = None, *, release: Release | None = None
     ) -> ModelVersion:
-        """The version that an alias (`champion`, if nothing is said) or a number means now.
+        """The version that an alias (`champion` by default) or a number means now.
 
         Args:
             name: Of the model.

@@ -174,7 +174,7 @@ class SinkRunner:
             await asyncio.shield(self._stop())
 
     async def _note(self, error: str) -> None:
-        """Leave a word of what stopped us for good, or take it back; a cluster that is gone must not keep us."""
+        """Leave a word of what stopped us for good, or take it back; do not wait for a cluster that is gone."""
         if not self._grid.is_running:
             return
         try:

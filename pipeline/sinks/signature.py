@@ -79,7 +79,7 @@ def verify_webhook(
 
     Raises:
         SignatureError: It must not be believed: answer with 401 or 400.
-        UsageError: The secret is none.
+        UsageError: The secret is not valid.
     """
     key = decode_secret(secret)
     lower = {name.lower(): value for name, value in headers.items()}

@@ -529,7 +529,7 @@ def _address(text: str) -> URL:
     except ValueError:
         found = None
     if not found:
-        raise UsageError("The address of the web hook is none.", "Write it as https://shop.example.com/decisions.")
+        raise UsageError("The address of the web hook is not a URL.", "Write it as https://shop.example.com/decisions.")
     return url
 
 

@@ -34,13 +34,13 @@ class SourceInterruptedError(GridscoreError):
 
 
 class Poison(NamedTuple):
-    """Something that is no event: it goes to the dead letters of the source.
+    """Something that is not an event: it goes to the dead letters of the source.
 
     Attributes:
         origin: Where it came from, for people and as an identity: `clicks/3@1042`.
         key: The key that it would have had.
         raw: Its bytes.
-        error: Why it is no event.
+        error: Why it is not an event.
     """
 
     origin: str

@@ -48,7 +48,7 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
         advice = f"Nothing is lost: {_outlook(now.waiting)}"
         found.append(Finding(Level.NOTE, "waiting", f"It waits for room: {now.waiting}.", advice))
     if now.dead_letters:
-        text = f"{count_text(now.dead_letters, 'dead letter')}: what it read and is no event."
+        text = f"{count_text(now.dead_letters, 'dead letter')}: what it read and could not take as an event."
         found.append(
             Finding(Level.NOTE, "dead_letters", text, f"`gridscore dead-letters list {now.name}` says why each is.")
         )

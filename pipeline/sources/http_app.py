@@ -129,7 +129,7 @@ class EventsApp:
         if prefix is not None and len(prefix) > MAX_KEY:
             raise HTTPException(400, f"A key has {MAX_KEY} characters at most.")
         if not request.headers.get("content-length", "1").isdigit():
-            raise HTTPException(400, "The Content-Length is no number.")
+            raise HTTPException(400, "The Content-Length is not a number.")
         intake, ticket = self._intake, Ticket(map_name)
         answer = Answer(ticket, MAX_PLACES if self._settings.results else 0)
         try:

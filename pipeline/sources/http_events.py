@@ -17,7 +17,7 @@ MAX_KEY = 512
 
 
 class EventError(NamedTuple):
-    """Why something in a request is no event.
+    """Why something in a request is not an event.
 
     Attributes:
         place: Among the events of the request, from 0.

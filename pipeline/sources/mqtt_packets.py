@@ -96,7 +96,7 @@ class Cutter:
                 try:
                     messages.append(_message(data, body, after, _RECEIPTS[first >> 1 & 3], five=five))
                 except (IndexError, KeyError):
-                    raise MalformedError("A message is none of MQTT's.") from None
+                    raise MalformedError("A message is not valid MQTT.") from None
                 at = after
             else:
                 other, at = data[at:after], after
@@ -130,7 +130,7 @@ def user_property(properties: bytes, name: str) -> str | None:
             else:
                 at += _BYTES[kind]
     except (KeyError, struct.error):
-        raise MalformedError("Its properties are none of MQTT's.") from None
+        raise MalformedError("Its properties are not valid MQTT.") from None
     return None
 
 
@@ -149,7 +149,7 @@ def _message(data: bytes, body: int, after: int, receipt: bytes, *, five: bool) 
             begin += size
     # Without a topic it would be known by an alias, which we have not allowed.
     if begin > after or not topic:
-        raise MalformedError("A message is none of MQTT's.")
+        raise MalformedError("A message is not valid MQTT.")
     return Message(topic, data[begin:after], receipt, properties)
 
 

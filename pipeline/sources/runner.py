@@ -8,9 +8,9 @@ Two tasks an attempt, in one direction:
 
 A source that others push to is read by a task a map instead, and each batch is acknowledged or refused by itself.
 
-What is no event is kept, and so must not be too much: a source pauses when it has as many dead letters as it may have,
-or when nearly all of what it has read lately is one, as with a wrong format. It goes on when somebody has dealt with
-some of them (purged, put back), or in a new process.
+What is not an event is kept, and so must not be too much: a source pauses when it has as many dead letters as it may
+have, or when nearly all of what it has read lately is one, as with a wrong format. It goes on when somebody has dealt
+with some of them (purged, put back), or in a new process.
 
 Producers outlive an attempt. What an attempt has left in their queues is dropped, and what is under way stays in front
 of what comes next: however often a source begins again, writes of one key never change places.
@@ -419,7 +419,7 @@ class SourceRunner:
         self.stats.poison += len(each.poison)
 
     async def _begin_burial(self, poison: Sequence[Poison], to: str) -> asyncio.Task[int]:
-        """Write dead letters, no more than some at once: a flood of what is no event must not fill the memory."""
+        """Write dead letters, no more than some at once: a flood of what is not an event must not fill the memory."""
         graves = self._graves
         await graves.acquire()
         task = self._spawn(self._bury(poison, to))

@@ -125,7 +125,7 @@ class AvroReader:
         if answer is None:
             raise NoEventError(f"the schema registry has no schema {schema_id}")
         if not isinstance(answer, dict):
-            raise NoEventError(f"what the schema registry has as schema {schema_id} is none")
+            raise NoEventError(f"what the schema registry has as schema {schema_id} is not a schema")
         if answer.get("schemaType", "AVRO") != "AVRO":
             raise NoEventError(f"schema {schema_id} is not Avro but {answer['schemaType']}")
         try:

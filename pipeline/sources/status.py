@@ -154,7 +154,7 @@ class Publisher:
             await asyncio.sleep(PUBLISH_SECONDS)
 
     async def close(self) -> None:
-        """Remove the record, and leave a word if the source has failed; a cluster that is gone must not keep us."""
+        """Remove the record, and leave a word if the source has failed; do not wait for a cluster that is gone."""
         if not self._grid.is_running:
             return
         with contextlib.suppress(HazelcastError, GridscoreError, TimeoutError):

@@ -3,7 +3,8 @@
 They lie in the map `dead-letters.<job>` as JSON values, under an ID made of the event's partition, key and bytes: an
 event met again (after a crash, by a restart from the oldest, or brought back in vain) is the same dead letter.
 
-What a source reads and is no event lies there, too, under the name of the source; its ID is made of where it came from.
+What a source reads that is not an event lies there, too, under the name of the source; its ID is made of where it came
+from.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MAX_RAW = 1 << 20
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """An event that could not be scored, or something that a source has read and is no event.
+    """An event that could not be scored, or something that a source has read that is not an event.
 
     Attributes:
         job: That could not score it; or the source.
@@ -180,7 +181,7 @@ def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> DeadLette
 def letter_of_source(
     grid: Grid, source: str, map_name: str, number: int, *, origin: str, key: Any, raw: bytes, error: str
 ) -> DeadLetter:
-    """The dead letter of what a source has read and is no event.
+    """The dead letter of what a source has read that is not an event.
 
     Args:
         grid: The connection.
@@ -190,7 +191,7 @@ def letter_of_source(
         origin: Where it came from; it says which letters are the same.
         key: The key that the event would have had.
         raw: Its bytes.
-        error: Why it is no event.
+        error: Why it is not an event.
     """
     text = str(key).encode(errors="replace").decode()
     return DeadLetter(

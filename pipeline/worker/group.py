@@ -242,7 +242,7 @@ class Group:
         await leases.look(unknown[: max(2 * room, 0) + -(-len(unknown) // len(who))], members.is_silent)
         self._passed |= {p: now for p, owner in leases.seen() if owner != members.worker and members.is_fresh(owner)}
         free, expired = ([p for p in unknown if p in there] for there in (set(leases.free()), set(leases.expired())))
-        # What nobody scores any more is taken by whoever has watched it, though it be too much: a newcomer, for whom
+        # What nobody scores any more is taken by whoever has watched it, even beyond its share: a newcomer, for whom
         # there may be room, would have to watch it first. It then gets its share, in order.
         expired = expired[: max(room - len(free), -(-len(expired) // len(who)))]
         if claims := [*free[: max(0, room)], *expired]:

@@ -194,7 +194,7 @@ class JobRunner:
         for task in self._tasks:
             task.cancel()
         try:
-            # A cluster that is gone must not keep us.
+            # Do not wait for a cluster that is gone.
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._model.close()
                 while self._started_copies:

@@ -499,7 +499,7 @@ async def test_settings_that_cannot_be(monkeypatch):
             pass
     monkeypatch.setenv("HOOK_SECRET", SECRET)
     monkeypatch.setenv("ADDRESS", "file:///etc/passwd")
-    with pytest.raises(UsageError, match="address of the web hook is none"):
+    with pytest.raises(UsageError, match="address of the web hook is not a URL"):
         async with opened("${ADDRESS}"):
             pass
 
