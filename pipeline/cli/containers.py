@@ -9,17 +9,13 @@ import typer
 
 from pipeline.cli.options import ClusterName, Members, SettingsFile, connected, grid_settings
 from pipeline.cli.output import console, errors, run, safe, visible
+from pipeline.cli.plug_run import say
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.containers import Containers
 
 Image = Annotated[str, typer.Option("--image", help="Our image; `make image` builds it.")]
-
-
-def say(text: str) -> None:
-    """Tell how a start goes on."""
-    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def scale(

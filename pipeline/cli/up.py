@@ -125,7 +125,7 @@ def _in_containers(
     *,
     as_json: bool,
 ) -> None:
-    from pipeline.cli.containers import say
+    from pipeline.cli.plug_run import say
     from pipeline.containers import Containers
 
     containers = Containers(cluster_name)

@@ -23,6 +23,7 @@ from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError, Unsu
 
 from pipeline.errors import GridError, GridscoreError
 from pipeline.grid.journal import Journal, journal_missing
+from pipeline.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -412,10 +413,9 @@ class JournalReader:
         now = self._grid.clock()
         if now - self._told_at > _TELL_SECONDS:
             _log.warning(
-                "Reading `%s` failed in %d %s, trying again: %s",
+                "Reading `%s` failed in %s, trying again: %s",
                 self._journal.map_name,
-                self._failed_reads,
-                "partition" if self._failed_reads == 1 else "partitions",
+                count_text(self._failed_reads, "partition"),
                 error or type(error).__name__,
                 extra={"action": "read_failed"},
             )
