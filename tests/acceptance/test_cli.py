@@ -173,8 +173,7 @@ def test_the_whole_story_by_hand(gridscore, cluster, job_file, tmp_path, unique)
         shown = gridscore("dead-letters", "show", name, letter["id"]).stdout
         assert '{"x":1}' in shown
         assert "customer" in shown
-        (status,) = [s for s in json.loads(gridscore("jobs", "--json").stdout) if s["name"] == name]
-        assert (status["state"], status["workers"], status["lag"]) == ("RUNNING", 1, 0)
+        wait_for(lambda: standing(gridscore, name) == ("RUNNING", 1, 0))  # offsets are committed once a second
         assert "suspended: SUSPENDED" in gridscore("jobs", "suspend", name).stdout
         assert "is suspended already, unchanged: SUSPENDED" in gridscore("suspend", name).stdout
         assert "resumed: " in gridscore("resume", name).stdout
@@ -186,6 +185,11 @@ def test_the_whole_story_by_hand(gridscore, cluster, job_file, tmp_path, unique)
     assert worker.returncode == 0
     assert "Worker stopped." in stderr
     assert "Traceback" not in stderr
+
+
+def standing(gridscore, name):
+    (job,) = [job for job in json.loads(gridscore("jobs", "--json").stdout) if job["name"] == name]
+    return job["state"], job["workers"], job["lag"]
 
 
 def put(cluster, map_name, events):
