@@ -408,14 +408,14 @@ class Group:
                 await self.offsets.settle(partitions)
         except TimeoutError:
             _log.warning("%s: some writes were not acknowledged before the partitions were given back", self._name)
-        progress = {}
+        progress: dict[int, Progress | None] = {}
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.gather(*map(self._doubt_unbegun, partitions))
                 for partition in partitions:
                     lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
                     if lease is not None and not lease.unsettled and self.offsets.settled(partition):
-                        progress[partition] = there or Progress.of(lease.record)
+                        progress[partition] = there  # one that is just being begun has none, but may get an offset
                 await self.leases.release(progress)
                 self._stats.given += len(progress)
                 self._stats.rebalances += bool(progress)

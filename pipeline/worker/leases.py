@@ -507,11 +507,11 @@ class Leases:
         if self.held.get(lease.partition) is lease:
             self.drop(lease.partition)
 
-    async def release(self, progress: Mapping[int, Progress]) -> None:
+    async def release(self, progress: Mapping[int, Progress | None]) -> None:
         """Commit partitions and give them back. All that was written for them must have been acknowledged.
 
         Args:
-            progress: Of the partitions to give back.
+            progress: Of the partitions to give back; None where nothing was read, so what is committed stays.
         """
         origins = {partition: lease.record.origin for partition, lease in self.held.items() if partition in progress}
         # A compare-and-set under way changes the text that the next one must compare with: let it end first.
@@ -524,7 +524,7 @@ class Leases:
                 record = lease.record
                 # If it was reset meanwhile, what had been done before no longer counts.
                 as_it_was = record.origin == origin
-                there = progress[partition] if as_it_was else Progress.of(record)
+                there = (progress[partition] if as_it_was else None) or Progress.of(record)
                 due.append(_Due(lease, there, None))
         await self._to_the_end(self._release_all(due))
 

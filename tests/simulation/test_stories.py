@@ -203,6 +203,18 @@ def test_what_a_worker_claims_while_its_job_ends_is_free_again_at_once(world):
     assert not world.ledger.duplicates()
 
 
+def test_what_a_worker_is_about_to_begin_when_it_leaves_is_free_again_at_once(world):
+    first = world.start()
+    leases = world.ledger.leases
+    assert world.time.run_until(lambda: len(leases) == PARTITIONS, seconds=30.0)
+    # Given a first offset that is written while it leaves
+    world.cluster.faults.append(Fault("delay", map="gridscore.leases", partition=7, seconds=0.5))
+    assert world.time.run_until(lambda: any(each["offset"] >= 0 for each in leases.values()), seconds=30.0)
+    world.stop(first)
+    # Then none is left to run out, which takes five seconds
+    assert seconds_until(world, lambda: set(world.owners().values()) == {""}) < 2.0
+
+
 def test_results_that_may_stand_are_looked_for_though_who_took_over_left_before_it_began(world):
     first, second = world.start(), world.start()
     settled(world)
