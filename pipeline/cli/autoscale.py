@@ -18,6 +18,7 @@ from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, conne
 from pipeline.cli.output import errors, print_json, print_table, run, safe
 from pipeline.cli.worker import command_of, supervise, supervised
 from pipeline.errors import ContainerError, GridError, GridscoreError, UsageError
+from pipeline.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -229,7 +230,8 @@ async def _follow(
                 load = Load.of(status, overview.at)
                 if memory is None:
                     memory = Memory(min(max(load.workers, policy.least), policy.most))
-                    say(f"{load.workers} workers score for {job}; {policy.least} to {policy.most} are allowed.")
+                    now = f"{count_text(load.workers, 'worker')} {'scores' if load.workers == 1 else 'score'} for {job}"
+                    say(f"{now}; {policy.least} to {policy.most} are allowed.")
                 decision, after = decide(policy, memory, load)
                 changed = decision.target != memory.target
                 if changed:

@@ -14,6 +14,7 @@ from pipeline.cli.output import duration_text, milliseconds_text, one_line, visi
 from pipeline.flow import GONE, INVALID, Findings
 from pipeline.grid.heap import worst_of
 from pipeline.job import JobState
+from pipeline.texts import count_text
 from pipeline.worker.health import Level, is_well
 
 if TYPE_CHECKING:
@@ -182,8 +183,8 @@ def _head(scene: Scene, width: int, hint: str) -> Text:
     parts = [scene.cluster]
     if scene.flow is not None:
         jobs, workers = len(scene.flow.overview.jobs), len(scene.flow.overview.workers)
-        parts.append(f"{jobs} {'job' if jobs == 1 else 'jobs'}")
-        parts.append(f"{workers} {'worker' if workers == 1 else 'workers'}")
+        parts.append(count_text(jobs, "job"))
+        parts.append(count_text(workers, "worker"))
         if heap := worst_of(scene.flow.heaps):
             parts.append(f"heap {heap.share:.0%}")
     left = f"gridscore top  {visible(' · '.join(parts))}"

@@ -11,6 +11,7 @@ from pipeline.cli.options import ClusterName, Members, SettingsFile, connected, 
 from pipeline.cli.output import console, errors, run, safe, visible
 from pipeline.cli.plug_run import say
 from pipeline.errors import UsageError
+from pipeline.texts import count_text
 
 if TYPE_CHECKING:
     from pipeline.containers import Containers
@@ -44,7 +45,11 @@ def scale(
     run(look())
     where = grid_settings(members, cluster_name, settings)
     Containers(where.cluster_name).scale(job, int(match[1]), where, image, say)
-    console.print(f"{match[1]} workers of {safe(job)} run in containers.", highlight=False)
+    count = int(match[1])
+    console.print(
+        f"{count_text(count, 'worker')} of {safe(job)} {'runs in a container' if count == 1 else 'run in containers'}.",
+        highlight=False,
+    )
 
 
 def _containers(cluster_name: str | None) -> Containers:
@@ -79,5 +84,6 @@ def down(*, cluster_name: ClusterName = None) -> None:
     """
     count = _containers(cluster_name).down()
     errors.print(
-        f"{count} containers removed." if count else "There were no containers of this cluster.", highlight=False
+        f"{count_text(count, 'container')} removed." if count else "There were no containers of this cluster.",
+        highlight=False,
     )

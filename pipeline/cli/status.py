@@ -11,6 +11,7 @@ import typer
 from pipeline.cli.options import ClusterName, Json, Members, SettingsFile, connected
 from pipeline.cli.output import console, duration_text, errors, milliseconds_text, print_json, run, safe
 from pipeline.errors import GridError, UsageError
+from pipeline.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -144,7 +145,7 @@ def _job_lines(status: JobStatus) -> Iterable[str]:
     versions = ", ".join(f"v{version}" for version in status.versions) or "none"
     commit = "never" if status.commit_age is None else f"{duration_text(status.commit_age)} ago"
     owned = f"{status.partitions} of {len(status.positions) or '?'} partitions owned"
-    workers = f"{status.workers} {'worker' if status.workers == 1 else 'workers'}"
+    workers = count_text(status.workers, "worker")
     p99 = milliseconds_text(status.latency_ms["p99"])
     yield f"{workers}, {owned}, model {record.job.model.name} {versions}"
     yield f"{totals['rate']:,.0f} events/s, lag {lag}, p99 {p99}, last commit {commit}"

@@ -17,6 +17,7 @@ import typer
 from pipeline.cli.options import ClusterName, Members, SettingsFile, connected
 from pipeline.cli.output import console, json_text, run
 from pipeline.errors import GridscoreError, JobError
+from pipeline.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,7 +183,7 @@ class _Watcher:
         from pipeline.cli.board import Scene
 
         members = len(self._grid.members)
-        cluster = f"{self._grid.settings.cluster_name} · {members} {'member' if members == 1 else 'members'}"
+        cluster = f"{self._grid.settings.cluster_name} · {count_text(members, 'member')}"
         return Scene(cluster, _clock(), self._flow, self._history.findings(), self._silence())
 
     def _silence(self) -> str:

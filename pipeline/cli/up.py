@@ -13,6 +13,7 @@ import typer
 from pipeline.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from pipeline.cli.output import console, errors, print_json, print_selection, safe, selection, visible
 from pipeline.errors import UsageError
+from pipeline.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -220,7 +221,7 @@ def _report(state: dict[str, Any], *, as_json: bool, already: bool) -> None:
     if already:
         console.print(f"{what} runs already (process {state['owner']['pid']})", highlight=False)
     else:
-        console.print(f"{what} is up: {count} {'member' if count == 1 else 'members'}", highlight=False)
+        console.print(f"{what} is up: {count_text(count, 'member')}", highlight=False)
     for address, log in zip(state["members"], state["log_files"], strict=True):
         console.print(f"  [bold]{safe(address)}[/]  {safe(log)}", highlight=False, soft_wrap=True)
     print_selection(console, environment)

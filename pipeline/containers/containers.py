@@ -19,6 +19,7 @@ from pipeline.grid.member import parse_heap
 from pipeline.grid.ports import HOST, choose_ports
 from pipeline.grid.template import load_template, member_config, template_cluster_name
 from pipeline.log_end import last_lines
+from pipeline.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,7 +166,7 @@ class Containers:
                 self._start(each)
         last = max((int(each.name.rpartition("-")[2]) for each in there), default=0)
         more = max(count - len(there), 0)
-        self._check_memory(count * _WORKER_BYTES, f"{count} workers", "N")
+        self._check_memory(count * _WORKER_BYTES, count_text(count, "worker"), "N")
         for number in range(last + 1, last + 1 + more):
             worker = self._create(
                 image,

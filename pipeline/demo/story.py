@@ -28,6 +28,7 @@ from pipeline.grid import GridSettings, connect
 from pipeline.grid.member import Cluster, running_cluster
 from pipeline.job import load_job
 from pipeline.leash import LeashedProcess
+from pipeline.texts import count_text
 from pipeline.worker.status import job_status
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class _Story:
                 options.members, register=running_cluster() is None, heap=options.heap, on_progress=at.progress
             )
         )
-        count = f"{options.members} {'member' if options.members == 1 else 'members'}"
+        count = count_text(options.members, "member")
         at.done(f"Hazelcast {self._cluster.version} is up, {count} at {', '.join(self._cluster.addresses)}")
         return GridSettings.load(members=self._cluster.addresses, cluster_name=self._cluster.cluster_name)
 

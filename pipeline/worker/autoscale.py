@@ -160,7 +160,7 @@ def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory
         if overwritten_in < policy.ring_seconds:
             return decided(policy.most, why)
         if target == policy.most:
-            return decided(target, f"{why}, but no more than {policy.most} workers are allowed")
+            return decided(target, f"{why}, but {policy.most} is the most that is allowed")
         if load.workers < target and since < _JOIN_SECONDS:
             return decided(target, f"{why}; {load.workers} of {target} workers score so far")
         if since < policy.up_seconds:

@@ -189,8 +189,11 @@ def test_up_scale_logs_and_down_by_the_engines_api(engine, tmp_path):
             model = str(tmp_path / "model.ubj")
             subprocess.run([sys.executable, "jobs/payments/train.py", "-o", model], cwd=ROOT, check=True)
             gridscore("submit", "jobs/payments/job.yaml", "--model", model)
-            for count in (2, 1):
-                gridscore("scale", "payments", f"worker={count}", "--image", IMAGE)
+            for count, said in (
+                (2, "2 workers of payments run in containers.\n"),
+                (1, "1 worker of payments runs in a container.\n"),
+            ):
+                assert gridscore("scale", "payments", f"worker={count}", "--image", IMAGE) == said
                 until(lambda count=count: json.loads(gridscore("jobs", "--json"))[0]["workers"] == count)
             assert "payments: holds its first partitions" in gridscore("logs")
             # What is there already goes on.

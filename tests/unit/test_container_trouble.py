@@ -100,6 +100,9 @@ def test_too_little_memory(engine):
     engine(memory=1 << 30)
     with pytest.raises(ContainerError, match=r"may need 1\.6 GB, but the container engine has 1\.1 GB"):
         up()
+    engine(memory=1 << 29)
+    with pytest.raises(ContainerError, match=r"^1 worker may need 1\.1 GB"):
+        Containers("test").scale("flights", 1, GridSettings(members=["127.0.0.1:1"]), "gridscore")
 
 
 def test_a_member_that_is_out_of_memory(engine):
