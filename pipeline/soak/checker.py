@@ -11,8 +11,8 @@ Judged are:
    or one in the map that is not that of the event that is in the event map.
 3. *Late*: a write by an owner whose time was over. In a partition's journal, epochs never go down; nor is there a lower
    epoch behind a position at which the journal ended when a lease record was known to have a higher one.
-4. *Slow*: a killed worker's partitions that were taken over too late. The time counts anew when another fault beside
-   it is over: it may have hit whoever was about to take over. After a member's, its partitions come back first.
+4. *Slow*: a killed worker's partitions that were taken over too late. The time counts anew when another worker is
+   killed or leaves, or another fault is over: it may have hit whoever was about to take over, see `_patience`.
 5. *Double*: an event of one sequence written twice. Each has a cause. Whoever leaves in order, or gives partitions to
    others, causes none; one who is killed, cut off or paused, at most what was under way: what stood in the journal
    before the next owner had its lease was there to be seen. What a member took with it is written again.
@@ -48,8 +48,14 @@ _AFTERMATH_MS = 5_000
 _BACK_MS = 10_000
 """How long after a member is back it is busy with its partitions, more than with what workers ask for."""
 
+_MOMENT_MS = 2_000
+"""How long it takes a member that is split off to find itself alone, at most, on a machine that is fully loaded."""
+
 _LOOK_MS = 3_000
 """How long before it is written an event may have been looked for among the results that stand."""
+
+_GONE = ("worker-kill", "crash", "leave")
+"""Faults after which a worker never comes back."""
 
 _CHAIN_MS = 60_000
 """How long faults beside a takeover may follow one another; a longer time would prove nothing."""
@@ -249,11 +255,7 @@ class _Check:
             crashes=[each.note for each in evidence.incidents if each.kind == "crash"],
         )
         self._acknowledged = {each.number: each.at for each in evidence.ledger}
-        for key in gone:
-            if self._by_one_alone(self._newest[key]):
-                continue  # it is counted among the lost
-            self.verdict.gone.add(f"event {self._newest[key]} under `{key}`")
-        self._lost()
+        self._lost({self._newest[key] for key in gone})
         self._wrong()
         self._late()
         doubled = _Causes(evidence, self._most).doubles(self.verdict)
@@ -268,10 +270,11 @@ class _Check:
         if count:
             self.verdict.unjudged[what] = self.verdict.unjudged.get(what, 0) + count
 
-    def _lost(self) -> None:
+    def _lost(self, gone: set[int]) -> None:
         verdict, evidence = self.verdict, self._evidence
         written = {write.result.n for write in evidence.writes}
         written.update(notice.result.n for notice in evidence.notices)
+        lost = set()
         for number, key in self._keys.items():
             if self._newest[key] == number:
                 missing = key not in evidence.results
@@ -280,19 +283,24 @@ class _Check:
                 if missing and evidence.gaps:
                     verdict.replaced_unseen += 1
                     continue
-            if missing and self._by_one_alone(number):
-                self._cannot("events that a member acknowledged when it was split off, and dropped")
-            elif missing:
-                verdict.lost.add(f"event {number} under `{key}`")
+            if missing:
+                lost.add(number)
+        dropped = self._dropped_by_one_alone(lost | gone)
+        self._cannot("events that a member acknowledged when it was split off, and dropped", len(dropped))
+        for numbers, finding in ((gone, verdict.gone), (lost, verdict.lost)):
+            for number in sorted(numbers - dropped):
+                finding.add(f"event {number} under `{self._keys[number]}`")
 
-    def _by_one_alone(self, number: int) -> bool:
-        """Whether an event was acknowledged when a member may have been about to find itself alone."""
-        at, missed = self._acknowledged[number], HEARTBEAT_SECONDS * 1000
-        return any(
-            each.kind in ("member-cut", "member-pause")
-            and each.at + missed <= at <= min(each.until, each.at + 2.5 * missed)
-            for each in self._evidence.incidents
-        )
+    def _dropped_by_one_alone(self, numbers: set[int]) -> set[int]:
+        """Those that were acknowledged while a member may have been finding itself alone: that lasts for a moment."""
+        dropped, missed = set[int](), HEARTBEAT_SECONDS * 1000
+        for each in self._evidence.incidents:
+            if each.kind in ("member-cut", "member-pause"):
+                until = min(each.until, each.at + 2.5 * missed)
+                near = {n: at for n in numbers if each.at + missed <= (at := self._acknowledged[n]) <= until}
+                first = min(near.values(), default=0)
+                dropped.update(n for n, at in near.items() if at <= first + _MOMENT_MS)
+        return dropped
 
     def _wrong(self) -> None:
         evidence, wrong = self._evidence, self.verdict.wrong
@@ -397,7 +405,7 @@ class _Check:
             most = self._patience(incident)
             if most > _CHAIN_MS:
                 self._cannot("takeovers beside faults that followed one another for longer than a minute")
-            elif incident.at + most > last:
+            elif never and incident.at + most > last:
                 self._cannot("takeovers at the end")
             else:
                 verdict.takeovers_judged += 1
@@ -410,14 +418,24 @@ class _Check:
                     )
 
     def _patience(self, incident: Incident) -> int:
-        """How long a takeover may take: whoever is about to take over may be hit as well, or leave."""
+        """How long a takeover may take: whoever is about to take over may be hit as well, or leave.
+
+        Of a worker that is killed or leaves, others miss heartbeat and mark as soon as the first one's: from then on.
+        One that was paused or cut off is back in the group when that is over, and watches what it is to take anew.
+        """
         end = incident.at + self._most
         for each in sorted(self._evidence.incidents, key=lambda each: each.at):
-            # A member that is back is still given its partitions; a worker that is well is well.
-            over = each.until + (_BACK_MS if each.worker is None else 0)
-            if each is not incident and over >= incident.at and each.at <= end:
+            if each is not incident and (over := _over(each)) >= incident.at and each.at <= end:
                 end = max(end, over + self._most)
         return end - incident.at
+
+
+def _over(incident: Incident) -> int:
+    """From when on a fault holds up no takeover beside it that begins anew."""
+    if incident.worker is None:
+        return incident.until + _BACK_MS  # a member that is back is still given its partitions
+    # Who comes in the place of one that has gone watches what others watch already: they do not wait for it.
+    return incident.at if incident.kind in _GONE else incident.until
 
 
 class _Causes:

@@ -169,6 +169,15 @@ def test_an_event_that_a_member_acknowledged_when_it_was_split_off_is_not_judged
     )
 
 
+def test_what_was_lost_before_or_after_the_moment_in_which_a_member_is_split_off_is_lost(ran):
+    ran.incidents.append(Incident(0, "member-cut", 30_000, 60_000, member=1))
+    for n in (42, 44, 45):
+        del ran.events[f"e{n}"], ran.results[f"e{n}"]
+    verdict = ran.check()
+    assert verdict.unjudged == {"events that a member acknowledged when it was split off, and dropped": 2}
+    assert verdict.lost.examples == verdict.gone.examples == ["event 45 under `e45`"]
+
+
 def test_an_event_in_doubt_may_have_a_result_or_not(ran):
     del ran.ledger[99]
     del ran.results["e99"]
@@ -399,9 +408,14 @@ def taken_after(ran, seconds):
     [
         (22, Incident(1, "pause", 53_000, 60_000, worker=2, pid=LEFT), 0),
         (24, Incident(1, "pause", 53_000, 60_000, worker=2, pid=LEFT), 1),
-        (22, Incident(1, "leave", 53_000, 60_000, worker=2, pid=LEFT), 0),
+        (22, Incident(1, "cut", 53_000, 60_000, worker=2, pid=LEFT), 0),
         (32, Incident(1, "member-kill", 53_000, 60_000, member=1), 0),
         (33, Incident(1, "member-kill", 53_000, 60_000, member=1), 1),
+        # Who is killed or leaves does so at once; nobody waits for the one that comes in its place.
+        (15, Incident(1, "worker-kill", 53_000, 60_000, worker=2, pid=LEFT), 0),
+        (16, Incident(1, "worker-kill", 53_000, 60_000, worker=2, pid=LEFT), 1),
+        (15, Incident(1, "leave", 53_000, 60_000, worker=2, pid=LEFT), 0),
+        (16, Incident(1, "leave", 53_000, 60_000, worker=2, pid=LEFT), 1),
     ],
 )
 def test_the_time_for_a_takeover_counts_anew_when_a_fault_beside_it_is_over(ran, seconds, other, slow):
@@ -409,6 +423,25 @@ def test_the_time_for_a_takeover_counts_anew_when_a_fault_beside_it_is_over(ran,
     ran.incidents.append(other)
     verdict = ran.check()
     assert (verdict.slow.count, verdict.takeovers_judged, verdict.takeovers_beside) == (slow, 1, 1)
+
+
+def test_a_kill_counts_from_then_on_and_not_from_when_another_worker_is_in_its_place(ran):
+    taken_after(ran, 26)
+    # From one replacement to the next kill a takeover could be, but not from one kill to the next one.
+    others = [(number, 48_000 + number * 14_000) for number in range(1, 6)]
+    ran.incidents += [Incident(n, "worker-kill", at, at + 5_000, worker=2, pid=LEFT) for n, at in others]
+    verdict = ran.check()
+    assert verdict.slow.examples == ["fault 0: 26.0 s, 24 s at most may be"]
+    assert (verdict.takeovers_judged, verdict.takeovers_beside) == (1, 1)
+
+
+@pytest.mark.parametrize(("taken", "judged"), [(range(10), 1), (range(9), 0)])
+def test_a_takeover_at_the_end_is_judged_if_all_was_taken(ran, taken, judged):
+    killed(ran, at=97_000)
+    ran.marks = [mark for mark in ran.marks if mark[2] == 1 or mark[1] in taken]
+    verdict = ran.check()
+    assert (verdict.takeovers_judged, verdict.slow.count) == (judged, 0)
+    assert verdict.unjudged == ({} if judged else {"takeovers at the end": 1})
 
 
 def test_a_takeover_among_faults_that_never_end_is_not_judged_and_that_is_said(ran):
