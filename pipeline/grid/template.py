@@ -91,19 +91,14 @@ def member_config(
         "tcp-ip": {"enabled": True, "member-list": [f"127.0.0.1:{port}" for port in announced]},
     }
     config["network"] = network
-    if protections := config.get("split-brain-protection"):
-        config["split-brain-protection"] = {
-            name: _protection(dict(protection or {}), len(ports)) for name, protection in protections.items()
-        }
+    # Left out, not disabled: beside `recently-active-split-brain-protection`, Hazelcast ignores `enabled: false`.
+    protections = config.pop("split-brain-protection", None)
+    if protections and len(ports) >= _PROTECTED_FROM:
+        majority = {"minimum-cluster-size": len(ports) // 2 + 1}
+        config["split-brain-protection"] = {name: (each or {}) | majority for name, each in protections.items()}
     return str(yaml.safe_dump({"hazelcast": config}, sort_keys=False))
 
 
 def template_cluster_name(template: dict[str, Any]) -> str:
     """The cluster name that the configuration gives, or Hazelcast's own default."""
     return str(template.get("cluster-name") or "dev")
-
-
-def _protection(protection: dict[str, Any], members: int) -> dict[str, Any]:
-    if members < _PROTECTED_FROM:
-        return protection | {"enabled": False}
-    return protection | {"minimum-cluster-size": members // 2 + 1}

@@ -180,11 +180,14 @@ def test_a_config_of_the_users_own_is_used(tmp_path):
     config = tmp_path / "mine.yaml"
     config.write_text(
         "hazelcast:\n  properties:\n    hazelcast.partition.count: 31\n"
-        "  split-brain-protection:\n    two: {enabled: true, minimum-cluster-size: 2}\n",
+        "  map: {protected: {split-brain-protection-ref: two}}\n"
+        "  split-brain-protection:\n    two:\n      enabled: true\n      minimum-cluster-size: 2\n"
+        "      recently-active-split-brain-protection: {heartbeat-tolerance-millis: 20000}\n",
         encoding="utf-8",
     )
     with Cluster.start(**SMALL, config=config) as cluster, connected(cluster) as client:
         assert client.partition_service.get_partition_count() == 31
+        client.get_map("protected").blocking().put("key", "one member is no majority of two")
 
 
 STARTS_AND_WAITS = """

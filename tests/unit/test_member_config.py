@@ -80,8 +80,8 @@ def test_protection_asks_for_a_majority(members, expected):
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_protection_is_off_where_it_would_only_stop_the_cluster(members):
-    assert config_of(members)["split-brain-protection"]["gridscore-majority"]["enabled"] is False
+def test_protection_is_left_out_where_it_would_only_stop_the_cluster(members):
+    assert "split-brain-protection" not in config_of(members)
 
 
 def test_the_template_itself_is_not_changed():
