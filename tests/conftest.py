@@ -7,6 +7,7 @@ import signal
 import tempfile
 import uuid
 
+import hypothesis
 import pytest
 
 from pipeline.errors import MemberError
@@ -15,6 +16,10 @@ from pipeline.grid.settings import GridSettings
 
 # Members and brokers of tests live for seconds: what the second compiler of their JVMs costs comes back much later.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
+# Whether an example is slow says how busy the machine is.
+hypothesis.settings.register_profile("anywhere", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("anywhere")
 
 # A shell starts `make test &` with SIGINT ignored, and `nohup` ignores SIGHUP. Children inherit that and would never
 # end by Ctrl-C; a handler, which does nothing either, is not inherited.

@@ -232,7 +232,6 @@ def test_a_group_keeps_its_promises_whatever_happens():
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
             derandomize="GRIDSCORE_SIMULATION_EXAMPLES" not in os.environ,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
             print_blob=True,

@@ -11,7 +11,7 @@ import random
 import numpy as np
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.compiled import compiled
@@ -234,7 +234,7 @@ def assert_same(twins: tuple[EventDecoder, EventDecoder], payloads: list[bytes])
     assert exactly(fast.without({0})) == exactly(pure[1:])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 @given(payloads=st.lists(texts() | st.binary(max_size=20), max_size=8))
 def test_the_compiled_decoder_reads_what_its_twin_reads(twins, payloads):
     assert_same(twins, payloads)

@@ -351,7 +351,7 @@ def of_the_c_library(name):
 functions = {name: of_the_c_library(name) for name in ("sin", "exp", "log", "log1p")}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.one_of(number_texts, bool_texts), values=rows)
 @example(text="(b % log1p(a))", values=[(2.0, 1e300, None)])
 @patch.multiple(np, **functions)
@@ -385,7 +385,7 @@ zone_names = st.sampled_from(
 moments = st.datetimes(dt.datetime(1975, 1, 1), dt.datetime(2037, 1, 1), timezones=st.just(dt.UTC))  # noqa: DTZ001
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(moment=moments, zone=zone_names)
 def test_parts_of_times_are_those_of_datetime(moment, zone):
     parts = ("year", "month", "day", "hour", "minute", "second", "dayofweek", "dayofyear")
@@ -551,7 +551,7 @@ def test_a_power_tower_takes_no_time():
     assert time.process_time() - began < 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(st.sampled_from("abst(),.'\"+-*/<>=!&|~ \n#0123456789[]{}:@\\lxifelsnotandrNone"), max_size=60))
 def test_any_text_is_compiled_or_refused(text):
     fields = {name: FieldType.model_validate(kind) for name, kind in SCHEMA.items()}

@@ -180,7 +180,7 @@ def test_an_event_that_breaks_the_schema_says_why(payload, reason):
         EventDecoder(JOB).decode_all([json.dumps(EVENT).encode(), payload])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_no_bytes_can_break_the_decoder(payload):
     with contextlib.suppress(DecodeError):
@@ -251,7 +251,7 @@ def test_a_model_without_the_categories_is_refused():
         FeaturePlan(JOB, tables(), {"c": []})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values=st.lists(events, min_size=1, max_size=40), data=st.data())
 def test_an_event_gets_the_same_bits_in_any_batch(values, data):
     plan = FeaturePlan(JOB, tables(), CATEGORIES)

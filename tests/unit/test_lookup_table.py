@@ -110,7 +110,7 @@ def test_a_key_that_cannot_be_one_is_held_and_never_found():
     assert len(table) == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(

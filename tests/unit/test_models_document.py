@@ -260,7 +260,7 @@ def test_a_tree_that_prediction_could_not_follow_is_refused(booster, change, say
         describe(damaged(booster, change))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_truncated_or_altered_file_is_described_or_refused(booster, data):
     payload = bytearray(raw(booster, data.draw(st.sampled_from(["ubj", "json"]))))
