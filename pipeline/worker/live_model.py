@@ -17,8 +17,9 @@ from pipeline.errors import GridscoreError, ModelError
 from pipeline.features import FeaturePlan
 from pipeline.grid.watches import NET_SECONDS
 from pipeline.job import Jobs
-from pipeline.models import LoadedModel, Registry, check_fit
+from pipeline.models import Registry, check_fit
 from pipeline.models.fit import fit_warnings
+from pipeline.worker.loaded_models import LoadedModels
 from pipeline.worker.scorer import ActiveModel
 
 if TYPE_CHECKING:
@@ -39,10 +40,26 @@ _RETRY_SECONDS = 10.0
 
 
 class LiveModel:
-    """Keeps `active` at the version that the job's model reference means."""
+    """Keeps `active` at the version that the job's model reference means.
 
-    def __init__(self, grid: Grid, record: JobRecord, tables: Mapping[str, LookupTable], stats: JobStats) -> None:
+    Args:
+        grid: The connection.
+        record: Of the job.
+        tables: Lookups of its features.
+        stats: Where to say what went wrong.
+        models: Those that jobs of the process share; its own if None.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        record: JobRecord,
+        tables: Mapping[str, LookupTable],
+        stats: JobStats,
+        models: LoadedModels | None = None,
+    ) -> None:
         self._registry = Registry(grid)
+        self._models = models or LoadedModels(grid)
         self._jobs = Jobs(grid)
         self._record = record
         self._job = record.job
@@ -206,7 +223,6 @@ class LiveModel:
         check_fit(self._job, version, allow_changed=True)  # whoever promoted it was told, and allowed it
         for warning in fit_warnings({self._job.name: self._job}, version):
             _log.info("%s: %s", self._job.name, warning, extra={"action": "changed_features"})
-        payload = await self._registry.fetch(version.name, version.version)
-        model = await asyncio.to_thread(LoadedModel.load, version, payload)
+        model = await self._models.of(version)
         plan = FeaturePlan(self._job, self._tables, version.categories)
         return ActiveModel(model, plan)

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from pipeline.job import JobRecord
     from pipeline.worker.dead_letters import Rejected
     from pipeline.worker.leases import Lease
+    from pipeline.worker.loaded_models import LoadedModels
     from pipeline.worker.lookups import SharedCopy
     from pipeline.worker.members import Members
     from pipeline.worker.scorer import PartitionBatch, ScoredBatch
@@ -96,6 +97,7 @@ class JobRunner:
         started: Called once, when the first partitions are held.
         lease_seconds: How long partitions of a killed worker wait for a new owner.
         lookups: Copies of lookup maps that jobs of the process share; its own if None.
+        models: Loaded models that they share; its own if None.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class JobRunner:
         started: Callable[[], Any] = lambda: None,
         lease_seconds: float = LEASE_SECONDS,
         lookups: Lookups | None = None,
+        models: LoadedModels | None = None,
     ) -> None:
         job = record.job
         self._grid = grid
@@ -129,7 +132,7 @@ class JobRunner:
         }
         fetchers = {n: Fetcher(grid, lookup.map) for n, lookup in job.lookups.items() if lookup.mode == "fetch"}
         self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats)
-        self._model = LiveModel(grid, record, self._tables, self.stats)
+        self._model = LiveModel(grid, record, self._tables, self.stats, models)
         self._results = MapWriter(grid, job.results)
         limits = Limits(job.max_dead_letters, job.max_dead_letter_bytes)
         self._letters = LetterWriter(grid, job.name, limits, share=lambda: len(self.group.held) / grid.partition_count)

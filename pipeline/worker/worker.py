@@ -24,6 +24,7 @@ from pipeline.job import JobRecord, Jobs, JobState
 from pipeline.job.life import WANTED
 from pipeline.worker.fence import Fence
 from pipeline.worker.leases import LEASE_SECONDS
+from pipeline.worker.loaded_models import LoadedModels
 from pipeline.worker.lookups import Lookups
 from pipeline.worker.members import PUBLISH_SECONDS, Members, Membership, new_identity
 from pipeline.worker.process import age
@@ -85,7 +86,7 @@ class Worker:
         self._jobs = Jobs(grid)
         self._running: dict[str, _Running] = {}
         self._changed = asyncio.Event()
-        self._lookups = Lookups(grid)
+        self._lookups, self._models = Lookups(grid), LoadedModels(grid)
         self._crashes: dict[str, list[float]] = {}
         self._orphaned: set[str] = set()  # jobs that the cluster which replaced ours does not have
         self._ending: set[asyncio.Task[None]] = set()
@@ -201,6 +202,7 @@ class Worker:
             started=lambda: self._started(record),
             lease_seconds=self._lease_seconds,
             lookups=self._lookups,
+            models=self._models,
         )
         task = asyncio.create_task(self._run(record, runner), name=f"job {name}")
         self._running[name] = _Running(record, runner, task)
