@@ -15,7 +15,7 @@ from hazelcast.asyncio import HazelcastClient
 from pipeline.client import Client
 from pipeline.grid import Grid, GridSettings
 from pipeline.grid.connection import _client_config
-from pipeline.grid.transport import _refuse_pickle, check_client_version
+from pipeline.grid.transport import _look_through_rarely, _refuse_pickle, check_client_version
 from pipeline.testing.member import Member
 from pipeline.testing.network import Link, StubReactor
 from pipeline.testing.store import Partition, Ring
@@ -147,6 +147,7 @@ class StubCluster:
         client = HazelcastClient(_client_config(settings, addresses, name))
         _refuse_pickle(client)
         client._connection_manager._reactor = StubReactor(self, name)  # noqa: SLF001
+        _look_through_rarely(client)
         await client._start()  # noqa: SLF001
         grid = Grid(client, settings)
         if isinstance(loop := asyncio.get_running_loop(), VirtualLoop):
