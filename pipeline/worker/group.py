@@ -235,11 +235,12 @@ class Group:
         unknown = (
             [p for p in range(count) if not known >> p & 1 and p not in self._passed] if known != self._all else []
         )
-        # Each begins with others, so that several do not go for the same; and looks at no more than it may take.
+        # Each begins with others, so that several do not go for the same; and looks at no more than it may take, but at
+        # its part of all, so that whatever cannot be read, each is looked at by somebody.
         present = sorted(name for name in who if name == members.worker or members.is_fresh(name))
         first = present.index(members.worker)
         unknown.sort(key=lambda partition: (partition - first) % len(present))
-        await leases.look(unknown[: max(2 * room, 0) + -(-len(unknown) // len(who))], members.is_silent)
+        await leases.look(unknown[: max(room, -(-len(unknown) // len(who)))], members.is_silent)
         self._passed |= {p: now for p, owner in leases.seen() if owner != members.worker and members.is_fresh(owner)}
         free, expired = ([p for p in unknown if p in there] for there in (set(leases.free()), set(leases.expired())))
         # What nobody scores any more is taken by whoever has watched it, even beyond its share: a newcomer, for whom
@@ -360,13 +361,9 @@ class Group:
         lost = await self._commit_these(mine)
         self._stats.committed_at = int(time.time() * 1000)
         now, busy = self._grid.clock(), self._beginning.keys() | self._giving
-        for partition in mine:
-            if partition not in self.held:
-                continue
-            # The second is a net: whatever went wrong, a partition that is held is read, or let go.
-            unread = not self.reader.reads(partition) and partition not in busy
-            if unread or not self.leases.stands(partition, now):
-                lost.append(partition)
+        held, stands, reads = self.leases.held, self.leases.stands, self.reader.reads
+        # The second is a net: whatever went wrong, a partition that is held is read, or let go.
+        lost += [p for p in mine if p in held and not (stands(p, now) and (reads(p) or p in busy))]
         self._lose(lost)
         self._stats.partitions = len(self.held)
 

@@ -184,7 +184,8 @@ class Leases:
 
     def stands(self, partition: int, now: float) -> bool:
         """Whether this worker may write for the partition at `now`, of the grid's clock."""
-        return now < self.until(partition)
+        lease = self.held.get(partition)
+        return lease is not None and now < lease.ends and now < lease.session.renewed_at + self._send_seconds
 
     # ------------------------------------------------------------------ others' leases
 
@@ -209,7 +210,7 @@ class Leases:
             sight = before.get(partition)
             if sight is not None:
                 self._sights[partition] = sight
-            if sight is None or now - sight.looked > _STILL_SECONDS or not is_silent(sight.record.owner):
+            if sight is None or now - sight.looked > self._still(sight) or not is_silent(sight.record.owner):
                 wanted.append(partition)
         reads = await asyncio.gather(*(self._read(partition, until) for partition in wanted))
         failures = [read for read in reads if isinstance(read, HazelcastError)]
@@ -237,7 +238,12 @@ class Leases:
             if self._let_go.get(partition) != record.session:
                 # If it hangs on a session of ours, and nobody holds it: it must run out.
                 self.sessions.let_run_out(record.session)
-        await self.sessions.look(sight.record for sight in self._sights.values() if sight.record.session)
+        on = {(each.record.session, each.record.lease): each.record for each in self._sights.values()}
+        await self.sessions.look(record for record in on.values() if record.session)
+
+    def _still(self, sight: _Sight) -> float:
+        """For how long a record whose owner is silent is taken to be as it was: if it is not, it cannot be claimed."""
+        return 2 * self.seconds if sight.record.session else _STILL_SECONDS  # a session alone shows that it runs out
 
     async def _read(self, partition: int, until: float) -> tuple[bytes | None, float, float] | HazelcastError | None:
         """Read a record when it is its turn, and say when that was asked and answered; None if that comes too late."""
@@ -370,21 +376,21 @@ class Leases:
             partitions: Only these; all that are held if None.
         """
         self.sessions.renew()
-        now, homes = self._grid.clock(), self.sessions.homes
+        now, homes, held = self._grid.clock(), self.sessions.homes, self.held
         due = []
-        for partition in self.held if partitions is None else partitions:
-            lease = self.held.get(partition)
+        # Each second for each lease that is held, and nearly always for nothing.
+        for partition in held if partitions is None else partitions:
+            lease = held.get(partition)
             if lease is None:
                 continue
-            record = lease.record
-            there = progress.get(partition) or Progress.of(record)
-            moved = there != Progress.of(record)
-            session = lease.session
-            strays = session.retired or homes[partition] != session.partition
+            record, session, there = lease.record, lease.session, progress.get(partition)
+            moved = there is not None and there != (record.offset, record.lost, record.unkept)
+            at_home = homes[partition] == session.partition
             # If its member is another one now, and cannot be reached, the session does not show it.
-            lease.ends = min(lease.ends, now + self._send_seconds) if homes[partition] != session.partition else _NEVER
-            if not lease.changing.locked() and (moved or (strays and self.sessions.ready(partition))):
-                due.append(_Due(lease, there, record, strays))
+            lease.ends = _NEVER if at_home else min(lease.ends, now + self._send_seconds)
+            strays = session.retired or not at_home
+            if (moved or strays) and not lease.changing.locked() and (moved or self.sessions.ready(partition)):
+                due.append(_Due(lease, there or Progress.of(record), record, strays))
         return await self._to_the_end(self._commit_all(due)) if due else []
 
     async def _commit_all(self, due: Sequence[_Due]) -> list[int]:
