@@ -212,14 +212,13 @@ class Leases:
                 self._sights[partition] = sight
             if sight is None or now - sight.looked > self._still(sight) or not is_silent(sight.record.owner):
                 wanted.append(partition)
-        reads = await asyncio.gather(*(self._read(partition, until) for partition in wanted))
-        failures = [read for read in reads if isinstance(read, HazelcastError)]
-        if failures and not any(isinstance(read, tuple) for read in reads):
+        reads: dict[int, tuple[bytes | None, float, float]] = {}
+        failures: list[HazelcastError] = []
+        together = self.sessions.together(wanted)
+        await asyncio.gather(*(self._read(partitions, until, reads, failures) for partitions in together))
+        if failures and not reads:
             raise failures[0]
-        for partition, read in zip(wanted, reads, strict=True):
-            if not isinstance(read, tuple):
-                continue
-            text, asked, answered = read
+        for partition, (text, asked, answered) in reads.items():
             if partition in self.held or partition in self.claiming:
                 continue  # it was taken, or is being taken, since it was asked for
             try:
@@ -245,22 +244,32 @@ class Leases:
         """For how long a record whose owner is silent is taken to be as it was: if it is not, it cannot be claimed."""
         return 2 * self.seconds if sight.record.session else _STILL_SECONDS  # a session alone shows that it runs out
 
-    async def _read(self, partition: int, until: float) -> tuple[bytes | None, float, float] | HazelcastError | None:
-        """Read a record when it is its turn, and say when that was asked and answered; None if that comes too late."""
-        async with self.sessions.turn(partition, "look"):
-            if (asked := self._grid.clock()) >= until:
-                return None
-            try:
-                texts = await self._records.read([partition])
-            except HazelcastError as error:
-                return error
-            return texts[partition], asked, self._grid.clock()
+    async def _read(
+        self,
+        partitions: Sequence[int],
+        until: float,
+        reads: dict[int, tuple[bytes | None, float, float]],
+        failures: list[HazelcastError],
+    ) -> None:
+        """Read records of one member when it is their turn, and note when that was asked and answered."""
+        async with self.sessions.turn(partitions, "look"):
+            if (asked := self._grid.clock()) < until:
+                try:
+                    texts = await self._records.read(partitions)
+                except HazelcastError as error:
+                    failures.append(error)
+                else:
+                    answered = self._grid.clock()
+                    reads.update({partition: (text, asked, answered) for partition, text in texts.items()})
 
-    async def _take(self, partition: int, text: bytes | None, record: LeaseRecord) -> Written | None:
-        """Write a record that is not held when it is its turn; None if it has changed, or the turn comes too late."""
+    async def _take(self, changes: Sequence[Change], written: Callable[[int, Outcome], None]) -> bool:
+        """Write records of one member that are not held when it is their turn; False if that comes too late."""
         until = self._grid.clock() + self.seconds * ANSWER
-        async with self.sessions.turn(partition, "take"):
-            return await self._records.write(partition, text, record) if self._grid.clock() < until else None
+        async with self.sessions.turn([each.partition for each in changes], "take"):
+            if self._grid.clock() >= until:
+                return False
+            await self._records.write_all(changes, written)
+            return True
 
     def seen(self) -> list[tuple[int, str]]:
         """Partitions that were looked at last and are not free, with their owners, or who is about to take them."""
@@ -318,49 +327,89 @@ class Leases:
             await asyncio.wait(set(self._under_way))
 
     async def _claim_all(self, sights: Mapping[int, _Sight], taken: Callable[[Lease], None]) -> list[Lease]:
+        leases: list[Lease] = []
+
+        def took(lease: Lease) -> None:
+            leases.append(lease)
+            taken(lease)
+
+        owned = [p for p, sight in sights.items() if sight.record.owner]
+        free = [p for p, sight in sights.items() if not sight.record.owner]
+        together = [*self.sessions.together(free), *self.sessions.together(owned)]
         try:
-            claims = await asyncio.gather(*(self._claim(p, sight, taken) for p, sight in sights.items()))
+            await asyncio.gather(*(self._claim({p: sights[p] for p in each}, took) for each in together))
         finally:
             self.claiming.difference_update(sights)
-        self._tell("claims", len(claims))
-        return [lease for lease in claims if lease is not None]
+        self._tell("claims", len(sights))
+        return leases
 
-    async def _claim(self, partition: int, sight: _Sight, taken: Callable[[Lease], None]) -> Lease | None:
-        record, text = sight.record, sight.text
+    async def _claim(self, sights: Mapping[int, _Sight], taken: Callable[[Lease], None]) -> None:
+        """Take partitions of one member, all of them free or none."""
         try:
-            if record.owner:
-                hangs = record.session and not self._is_ours(partition, sight)
-                if hangs and not await self.sessions.end(record.session):
-                    return None
-                if record.heir != self.worker:
-                    heir = replace(record, heir=self.worker, renewals=record.renewals + 1)
-                    announced = await self._take(partition, text, heir)
-                    if announced is None:
-                        return None
-                    record, text, _ = announced
-                await asyncio.sleep(SETTLE_SECONDS)
-            before = int(time.time()) if self._dated and text is None else record.epoch
-            session = await self.sessions.open(partition)
-            fresh = replace(self._next(record), owner=self.worker, epoch=before + 1, session=session.name)
-            session.leases += 1
-            try:
-                written = await self._take(partition, text, fresh)
-            except HazelcastError:
-                self.sessions.detach(session, released=False)  # it may have been written
-                raise
+            records = {partition: (sight.record, sight.text) for partition, sight in sights.items()}
+            if any(record.owner for record, _ in records.values()):
+                records = await self._announce(sights)
+                await asyncio.sleep(SETTLE_SECONDS if records else 0.0)
+            sessions = {partition: await self.sessions.open(partition) for partition in records}
         except HazelcastError as error:
             self._failures.append(error)
-            return None
-        if written is None:
-            self.sessions.detach(session, released=True)
-            return None
-        self._let_go.pop(partition, None)
-        doubt = record.doubt
-        lease = self.held[partition] = Lease(
-            partition, written.record, written.text, session, before=record.owner, doubt=doubt
-        )
-        taken(lease)
-        return lease
+            return
+        changes = []
+        for partition, (record, text) in records.items():
+            session = sessions[partition]
+            before = int(time.time()) if self._dated and text is None else record.epoch
+            fresh = replace(self._next(record), owner=self.worker, epoch=before + 1, session=session.name)
+            session.leases += 1
+            changes.append(Change(partition, text, fresh))
+
+        def written(position: int, outcome: Outcome) -> None:
+            partition = changes[position].partition
+            session, record = sessions[partition], records[partition][0]
+            if outcome is None or isinstance(outcome, HazelcastError):
+                if outcome is not None:
+                    self._failures.append(outcome)
+                self.sessions.detach(session, released=outcome is None)  # else it may have been written
+                return
+            self._let_go.pop(partition, None)
+            lease = self.held[partition] = Lease(
+                partition, outcome.record, outcome.text, session, before=record.owner, doubt=record.doubt
+            )
+            taken(lease)
+
+        if changes and not await self._take(changes, written):
+            for session in sessions.values():
+                self.sessions.detach(session, released=True)
+
+    async def _announce(self, sights: Mapping[int, _Sight]) -> dict[int, tuple[LeaseRecord, bytes | None]]:
+        """Say of leases that have run out that this worker is about to take them; their records then, where it may."""
+        ours = {partition for partition, sight in sights.items() if self._is_ours(partition, sight)}
+        hangs = {sight.record.session for partition, sight in sights.items() if partition not in ours} - {""}
+        over = {""}
+        for name in hangs:
+            try:
+                over |= {name} if await self.sessions.end(name) else set()
+            except HazelcastError as error:
+                self._failures.append(error)
+        records: dict[int, tuple[LeaseRecord, bytes | None]] = {}
+        changes = []
+        for partition, (record, text, *_) in sights.items():
+            if partition not in ours and record.session not in over:
+                continue
+            if record.heir == self.worker:
+                records[partition] = record, text
+            else:
+                heir = replace(record, heir=self.worker, renewals=record.renewals + 1)
+                changes.append(Change(partition, text, heir))
+
+        def written(position: int, outcome: Outcome) -> None:
+            if isinstance(outcome, HazelcastError):
+                self._failures.append(outcome)
+            elif outcome is not None:
+                records[changes[position].partition] = outcome.record, outcome.text
+
+        if changes:
+            await self._take(changes, written)
+        return records
 
     # ------------------------------------------------------------------ one's own
 

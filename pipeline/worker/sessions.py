@@ -33,7 +33,7 @@ from pipeline.worker.lease_records import NOBODY, LeaseRecord, decode
 from pipeline.worker.lease_writes import LeaseWriter, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from pipeline.grid import Grid
 
@@ -47,8 +47,9 @@ _LOOK_SECONDS, _LAST_LOOK_SECONDS = 1.0, 0.2
 
 _SWEEP_SECONDS = 60.0
 
-AT_ONCE = 16
-"""Leases of one member's that a process looks at, or takes, at once."""
+_TOGETHER, _TURNS = 4, 4
+"""A process looks at, or takes, sixteen leases of one member's at once: so many together, which wait for each other,
+in so many turns."""
 
 
 @dataclass(slots=True, eq=False)
@@ -130,14 +131,21 @@ class Sessions:
         count = self._grid.partition_count
         self.homes = [p if (owner := owner_of(p)) is None else first.setdefault(owner, p) for p in range(count)]
 
-    def turn(self, partition: int, what: str) -> asyncio.Semaphore:
-        """To be held while a lease that is not held is looked at, or taken: only so many of one member's at once.
+    def together(self, partitions: Iterable[int]) -> list[list[int]]:
+        """The partitions by their member, in parts that are looked at, or taken, in one turn."""
+        if not self.homes:
+            self._find_homes()
+        by_member: dict[int, list[int]] = {}
+        for partition in partitions:
+            by_member.setdefault(self.homes[partition], []).append(partition)
+        return [each[at : at + _TOGETHER] for each in by_member.values() for at in range(0, len(each), _TOGETHER)]
+
+    def turn(self, partitions: Sequence[int], what: str) -> asyncio.Semaphore:
+        """To be held while leases that are not held are looked at, or taken, `together`.
 
         More would only wait at the member, until it is too late for their answers, and be asked for again.
         """
-        if not self.homes:
-            self._find_homes()
-        return self._turns.setdefault((self.homes[partition], what), asyncio.Semaphore(AT_ONCE))
+        return self._turns.setdefault((self.homes[partitions[0]], what), asyncio.Semaphore(_TURNS))
 
     async def open(self, partition: int) -> Session:
         """The session on which a lease of that partition can hang, just renewed or opened.

@@ -214,7 +214,7 @@ def test_many_workers_take_over_from_one_that_is_killed_and_make_room_for_a_new_
         world.settle()
         # Each is marked, taken and begun; and looked for a few times by each of those who may take it.
         moved = shares[names[0]] * len(world.jobs)
-        assert sum(n for (_, name), n in counts.requests.items() if name == "gridscore.leases") <= 30 * moved
+        assert sum(n for (_, name), n in counts.requests.items() if name == "gridscore.leases") <= 12 * moved
         new = world.start()
         assert world.time.run_until(
             lambda: Counter(world.owners().values())[new] >= 61 // 7 and world.is_balanced(), seconds=15.0

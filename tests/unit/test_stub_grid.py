@@ -290,6 +290,34 @@ def test_loops_share_the_time_and_take_turns(time):
     assert heard == [("a", 1), ("a", 2), ("b", 2), ("a", 3), ("b", 4), ("b", 6)]
 
 
+def test_requests_under_way_are_looked_through_once_a_second_and_at_once_when_a_connection_has_closed(time):
+    looks = []
+
+    class Pending(dict):
+        def values(self):
+            looks.append(time.now)
+            return super().values()
+
+    async def work():
+        async with StubCluster(loop=asyncio.get_running_loop()) as cluster:
+            grid = await cluster.connect("one")
+            service = grid.client._invocation_service
+            service._pending = Pending(service._pending)
+            proxy = await grid.map("lookups.x")
+            cluster.faults.append(Fault("silence", request="Map.Set"))
+            write = asyncio.ensure_future(proxy.set("a", HazelcastJsonValue("1")))
+            await asyncio.sleep(10)
+            assert 9 <= len(looks) <= 11
+            cluster.cut("one")
+            cut = time.now
+            with pytest.raises(TargetDisconnectedError):
+                await write
+            assert time.now < cut + 0.25
+
+    with time.patched():
+        time.run(work(), time.loop("one"))
+
+
 def test_a_paused_process_does_nothing_while_time_goes_on(time):
     done = []
     loop = time.loop("paused")
