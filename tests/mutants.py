@@ -83,22 +83,22 @@ MUTANTS = [
     Mutant(
         "no wait before a lease that has run out is taken",
         "worker/leases.py",
-        "                await asyncio.sleep(SETTLE_SECONDS)\n            before =",
-        "                await asyncio.sleep(0)\n            before =",
+        "await asyncio.sleep(SETTLE_SECONDS if records else 0.0)",
+        "await asyncio.sleep(0)",
         (FENCE, "-k", "moves"),
     ),
     Mutant(
         "a lease that has run out is taken without a mark",
         "worker/leases.py",
-        "if record.heir != self.worker:",
-        "if False:",
+        "if record.heir == self.worker:",
+        "if True:",
         (FENCE, "-k", "moves"),
     ),
     Mutant(
         "a session that has run out is not closed before what hangs on it is taken",
         "worker/leases.py",
-        "not await self.sessions.end(record.session)",
-        "not self.sessions.is_over(record.session)",
+        "if await self.sessions.end(name) else",
+        "if self.sessions.is_over(name) else",
         (SESSIONS, "-k", "renews_before"),
     ),
     Mutant(
