@@ -184,8 +184,7 @@ class Leases:
 
     def stands(self, partition: int, now: float) -> bool:
         """Whether this worker may write for the partition at `now`, of the grid's clock."""
-        lease = self.held.get(partition)
-        return lease is not None and now < lease.ends and now < lease.session.renewed_at + self._send_seconds
+        return now < self.until(partition)
 
     # ------------------------------------------------------------------ others' leases
 
