@@ -111,8 +111,11 @@ def _keeps_up(looks: Sequence[SinkLook], late_seconds: float) -> list[Finding]:
     lags = [look.status.lag or 0 for look in looks]
     rate = committed_between(first.status.positions, now.positions) / seconds
     if not rate:
-        text = f"Nothing was committed in {seconds:.0f} s, though {count_text(lags[-1], 'result')} wait."
-        return [Finding(Level.PROBLEM, "stuck", text, "The log of its processes says what they wait for.")]
+        text = (
+            f"Nothing was committed in {seconds:.0f} s, though {count_text(lags[-1], 'result waits', 'results wait')}."
+        )
+        advice = "Does its destination answer? The log of its processes says what they wait for."
+        return [Finding(Level.PROBLEM, "stuck", text, advice)]
     if grows(lags) and lags[-1] / rate > late_seconds:
         text = (
             f"Lag grows: {lags[0]:,} to {lags[-1]:,} results in {seconds:.0f} s, while {rate:,.0f} a second were "

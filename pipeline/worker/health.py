@@ -45,6 +45,9 @@ MANY_MISSES, ALL_MISSES = 0.2, 0.99
 SOME_UNSEEN, MANY_UNSEEN = 0.05, 0.5
 """Part of the events with a category that the model does not know: worth a word; and not what it was trained for."""
 
+_NAMED = 3
+"""Workers that a sentence names at most."""
+
 MANY_MISSING = 0.5
 """Part of the events without a value for a feature that is worth a word."""
 
@@ -169,7 +172,10 @@ def _scored_for(looks: Sequence[Look]) -> list[Finding]:
             f"{count_text(len(orphans), 'partition')} of {len(now.positions)} {'has' if len(orphans) == 1 else 'have'} "
         )
         text += "no living owner: their events wait."
-        return [_problem("no_owner", text, "Another worker takes them over within the lease time; is one able to?")]
+        if owners := sorted({owner for partition in orphans if (owner := now.positions[partition].owner)}):
+            text += f" Last held by {', '.join(owners[:_NAMED])}{', …' if owners[_NAMED:] else ''}."
+        advice = "Another worker takes them over once their leases have run out. If none does: `gridscore worker`."
+        return [_problem("no_owner", text, advice)]
     return []
 
 
@@ -209,7 +215,8 @@ def _keeps_up(looks: Sequence[Look], late_seconds: float) -> list[Finding]:
     running = _always(looks, lambda status: bool(status.workers) and status.state == JobState.RUNNING)
     if lags[0] and lags[-1] and all(before.offset == after.offset for before, after in pairs):
         if running:
-            text = f"Nothing was committed in {last.at - first.at:.0f} s, though {count_text(lags[-1], 'event')} wait."
+            waiting = count_text(lags[-1], "event waits", "events wait")
+            text = f"Nothing was committed in {last.at - first.at:.0f} s, though {waiting}."
             found.append(_problem("stuck", text, "The workers' logs say what they wait for."))
     elif rate > 0 and grows(lags) and lags[-1] / rate > late_seconds:
         text = (

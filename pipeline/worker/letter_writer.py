@@ -91,6 +91,8 @@ class LetterWriter:
         self._under_way = self._sought = 0
         self._unsaid = self._unkept_unsaid = 0
         self._said_at = float("-inf")
+        self._saying: asyncio.TimerHandle | None = None
+        self._example = self._was_full = ""
         self.full = ""
 
     def may_put(self, count: int) -> bool:
@@ -154,17 +156,24 @@ class LetterWriter:
         """
         self._unsaid += count
         self._unkept_unsaid += unkept
-        now = self._grid.clock()
-        if now - self._said_at < SAY_SECONDS:
-            return
-        text, extra = "%s: %d went to the dead letters; %s: %s", {"action": "dead_letter"}
+        self._example = f"{where}: {error}"
+        self._was_full = self.full if unkept else self._was_full
+        if self._saying is None:  # what is not said now is said later, though nothing more may come
+            wait = self._said_at + SAY_SECONDS - self._grid.clock()
+            if wait <= 0:
+                self._say()
+            else:
+                self._saying = asyncio.get_running_loop().call_later(wait, self._say)
+
+    def _say(self) -> None:
+        text, extra = "%s: %d went to the dead letters; %s", {"action": "dead_letter"}
         if self._unsaid:
-            _log.warning(text, self._name, self._unsaid, where, error, extra=extra)
+            _log.warning(text, self._name, self._unsaid, self._example, extra=extra)
         if self._unkept_unsaid:
-            text = "%s: %d more could not be scored, and have no dead letter: %s; %s: %s"
+            text = "%s: %d more could not be scored, and have no dead letter: %s; %s"
             extra = {"action": "dead_letter_unkept"}
-            _log.error(text, self._name, self._unkept_unsaid, self.full, where, error, extra=extra)
-        self._said_at, self._unsaid, self._unkept_unsaid = now, 0, 0
+            _log.error(text, self._name, self._unkept_unsaid, self._was_full, self._example, extra=extra)
+        self._said_at, self._unsaid, self._unkept_unsaid, self._saying = self._grid.clock(), 0, 0, None
 
     async def count(self) -> int:
         """How many there are in the grid.

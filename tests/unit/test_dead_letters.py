@@ -81,6 +81,17 @@ async def size(grid, name="test"):
     return await transport.map_size(grid.client, map_of(name))
 
 
+async def test_what_is_rejected_is_said_though_nothing_more_comes(caplog, monkeypatch):
+    monkeypatch.setattr(letter_writer, "SAY_SECONDS", 0.05)
+    async with StubCluster() as cluster, asyncio.timeout(30):
+        writer = LetterWriter(await cluster.connect("user"), "test", MANY)
+        writer.say(1, "sequence 0", "too long")
+        writer.say(0, "sequence 1", "too short", unkept=2)
+        while "2 more could not be scored, and have no dead letter" not in caplog.text:
+            await asyncio.sleep(0.01)
+    assert [record.action for record in caplog.records] == ["dead_letter", "dead_letter_unkept"]
+
+
 async def test_several_processes_together_keep_as_many_as_there_may_be_and_seldom_count_them():
     async with StubCluster() as cluster:
         grid = await cluster.connect("user")

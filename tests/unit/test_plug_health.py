@@ -149,6 +149,8 @@ def test_lag_that_grows_and_a_standstill_are_problems():
     assert sink_codes(*growing, late_seconds=10_000.0) == []
     assert sink_codes(*growing[:2]) == []
     assert sink_codes(*[sink(unread=9)] * 6) == ["stuck"]
+    (finding,) = examine_sink([SinkLook(float(at), sink(unread=1)) for at in range(6)])
+    assert "though 1 result waits." in finding.text
 
 
 def test_what_was_lost_or_refused_is_worth_a_word():
