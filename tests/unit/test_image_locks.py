@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -64,3 +65,17 @@ def test_all_that_asks_for_health_looks_at_the_file_that_the_image_names():
         looked += re.findall(r"find (\S+) -newermt", manifest.read_text())
     assert len(looked) > 3
     assert {*looked} == {named}
+
+
+def test_no_service_with_a_secret_of_the_environment_has_a_read_only_root():
+    """Docker Compose refuses it: it copies such a secret into the container."""
+    base = yaml.safe_load((LOCKS / "compose.yaml").read_text())["services"]
+    found = 0
+    for path in LOCKS.glob("*.yaml"):
+        document = yaml.safe_load(path.read_text())
+        for service in document["services"].values():
+            merged = base.get(service.get("extends", {}).get("service"), {}) | service
+            if any("environment" in document["secrets"][each] for each in merged.get("secrets", [])):
+                found += 1
+                assert not merged.get("read_only")
+    assert found == 2
