@@ -134,7 +134,7 @@ MUTANTS = [
         "worker/lease_writes.py",
         "written(position, records[position] if future.result() else None)",
         "written(position, records[position])",
-        (STORIES, "-k", "paused_past"),
+        (SESSIONS, "-k", "comes_too_late"),
     ),
     Mutant(
         "a compare-and-set of unknown fate is taken for a success",
