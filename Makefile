@@ -18,7 +18,7 @@ IMAGE ?= gridscore
 
 BIN := $(VENV)/bin
 # A stamp is made last, so a failed installation is tried again; it is older than what it was made of when that has changed.
-MADE_OF := pyproject.toml hatch_build.py $(wildcard pipeline/*/_*.c)
+MADE_OF := pyproject.toml hatch_build.py $(wildcard pipeline/gridscore/*/_*.c)
 DEMO_STAMP := $(VENV)/.installed-demo
 BENCH_STAMP := $(VENV)/.installed-bench
 DEV_STAMP := $(VENV)/.installed-dev
@@ -29,7 +29,7 @@ help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
 
 demo: $(DEMO_STAMP) ## Score real flights live, on a real cluster
-	@$(BIN)/python -m pipeline.cli demo $(ARGS)
+	@$(BIN)/python -m gridscore.cli demo $(ARGS)
 
 bench: $(BENCH_STAMP) ## Measure Gridscore beside what one would use instead (QUICK=1: in ten minutes)
 	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
@@ -62,7 +62,7 @@ lock: $(DEV_STAMP) ## Pin what the image holds, anew (ARGS="--upgrade": the newe
 	  | $(LOCK) - $(ARGS) -o compose/build-requirements.txt
 
 clean: ## Remove .venv and everything that was built
-	rm -rf .venv .venv-* build dist out pipeline/*/_*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist out pipeline/gridscore/*/_*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

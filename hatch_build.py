@@ -11,6 +11,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+SOURCES = "pipeline"
+
 
 class CompileHook(BuildHookInterface):
     """Compiles each `_*.c` of the package, beside its source.
@@ -36,7 +38,7 @@ class CompileHook(BuildHookInterface):
 
     def clean(self, versions: list[str]) -> None:  # noqa: ARG002 -- hatchling's signature
         """Remove what was compiled."""
-        for path in [*Path(self.root, "pipeline").rglob("_*.so"), *Path(self.root, "pipeline").rglob("_*.pyd")]:
+        for path in [*Path(self.root, SOURCES).rglob("_*.so"), *Path(self.root, SOURCES).rglob("_*.pyd")]:
             path.unlink()
 
 
@@ -48,18 +50,22 @@ def _compile(root: Path) -> list[str]:
     flags = [] if sys.platform == "win32" else ["-O3", "-std=c11", "-fvisibility=hidden"]
     libraries = [] if sys.platform == "win32" else ["m"]
     extensions = [
-        Extension(".".join(source.with_suffix("").parts), [str(source)], extra_compile_args=flags, libraries=libraries)
-        for source in sorted(path.relative_to(root) for path in (root / "pipeline").rglob("_*.c"))
+        Extension(
+            ".".join(source.with_suffix("").parts[1:]), [str(source)], extra_compile_args=flags, libraries=libraries
+        )
+        for source in sorted(path.relative_to(root) for path in (root / SOURCES).rglob("_*.c"))
     ]
     before = Path.cwd()
     scratch = tempfile.mkdtemp()
     os.chdir(root)
     try:
-        command = build_ext(Distribution({"name": "gridscore", "ext_modules": extensions}))
+        command = build_ext(
+            Distribution({"name": "gridscore", "package_dir": {"": SOURCES}, "ext_modules": extensions})
+        )
         command.inplace, command.build_temp, command.force = True, scratch, True
         command.ensure_finalized()
         command.run()
     finally:
         os.chdir(before)
         shutil.rmtree(scratch, ignore_errors=True)
-    return [Path(command.get_ext_filename(extension.name)).as_posix() for extension in extensions]
+    return [Path(SOURCES, command.get_ext_filename(extension.name)).as_posix() for extension in extensions]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.output import console, errors, run
-from pipeline.errors import GridscoreError, UsageError
+from gridscore.cli.output import console, errors, run
+from gridscore.errors import GridscoreError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
@@ -81,7 +81,7 @@ def _measure(options: Options, out: Path) -> tuple[Outcome, Path]:
     from benchmarks.display import Display, duration
     from benchmarks.outcome import FORMAT, Outcome
     from benchmarks.session import FLOOR_SECONDS, Session
-    from pipeline.worker.process import tune
+    from gridscore.worker.process import tune
 
     began, began_at = datetime.now(UTC), time.monotonic()
     warm_up, seconds = options.steady_seconds

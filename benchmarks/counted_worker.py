@@ -16,8 +16,8 @@ import msgspec
 from hazelcast.internal.asyncio_invocation import InvocationService
 from hazelcast.internal.asyncio_reactor import AsyncioReactor
 
-from pipeline import cli
-from pipeline.testing.messages import NAMES
+from gridscore import cli
+from gridscore.testing.messages import NAMES
 
 _FRAME = struct.Struct("<iH")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.cli.output import errors
+from gridscore.cli.output import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,14 +14,14 @@ import msgspec
 import numpy as np
 
 from benchmarks.systems.base import Bed
-from pipeline.bench.rounds import destroy, put_events
-from pipeline.errors import GridscoreError
-from pipeline.features import EventDecoder, FeaturePlan, LookupTable
-from pipeline.grid import GridSettings, connect
-from pipeline.grid.launch import MemberExtras
-from pipeline.grid.member import Cluster
-from pipeline.grid.writer import MapWriter
-from pipeline.worker.runner import BATCH_EVENTS
+from gridscore.bench.rounds import destroy, put_events
+from gridscore.errors import GridscoreError
+from gridscore.features import EventDecoder, FeaturePlan, LookupTable
+from gridscore.grid import GridSettings, connect
+from gridscore.grid.launch import MemberExtras
+from gridscore.grid.member import Cluster
+from gridscore.grid.writer import MapWriter
+from gridscore.worker.runner import BATCH_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.work import Work
-    from pipeline.grid import Grid
+    from gridscore.grid import Grid
 
 
 @dataclass

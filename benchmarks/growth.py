@@ -19,11 +19,11 @@ from benchmarks.outcome import Growth, Status
 from benchmarks.systems.gridscore import Gridscore
 from benchmarks.throughput import worked_off
 from benchmarks.work import WORKS
-from pipeline.bench.crew import suspended
-from pipeline.bench.meter import resident_bytes
-from pipeline.bench.rounds import put_events
-from pipeline.errors import GridscoreError
-from pipeline.grid.template import load_template
+from gridscore.bench.crew import suspended
+from gridscore.bench.meter import resident_bytes
+from gridscore.bench.rounds import put_events
+from gridscore.errors import GridscoreError
+from gridscore.grid.template import load_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -208,7 +208,7 @@ async def _run(place: Ground, system: Gridscore, point: Point, count: int) -> Gr
 
 def _heap(asked: str, events: int) -> str:
     """What is asked for, or what so many events need if that is more."""
-    from pipeline.grid.member import parse_heap
+    from gridscore.grid.member import parse_heap
 
     needed = events * _BYTES_PER_EVENT + (512 << 20)
     return asked if parse_heap(asked) >= needed else f"{-(-needed >> 20)}m"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from pipeline.errors import GridscoreError
-from pipeline.grid.artifacts import cache_folder
+from gridscore.errors import GridscoreError
+from gridscore.grid.artifacts import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

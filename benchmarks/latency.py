@@ -12,7 +12,7 @@ from hdrh.histogram import HdrHistogram
 from benchmarks.load import OUTSTANDING, closed_loop, open_loop, schedule
 from benchmarks.outcome import Latency, Saturation, Spike, SpikeBin, Status
 from benchmarks.throughput import RUN_SECONDS
-from pipeline.errors import GridscoreError
+from gridscore.errors import GridscoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from benchmarks.load import Sights
     from benchmarks.systems.base import System
-    from pipeline.bench.meter import Usage
+    from gridscore.bench.meter import Usage
 
 Found = TypeVar("Found")
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.bench.meter import Meter, Usage
-from pipeline.errors import GridscoreError
+from gridscore.bench.meter import Meter, Usage
+from gridscore.errors import GridscoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,8 +16,8 @@ from benchmarks import judgement, sections, view
 from benchmarks.display import duration
 from benchmarks.markdown import NOT_MEASURED, number, spread_text, table
 from benchmarks.outcome import FORMAT, Latency, Outcome, Spread, Status
-from pipeline.cli.output import errors
-from pipeline.errors import GridscoreError, UsageError
+from gridscore.cli.output import errors
+from gridscore.errors import GridscoreError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

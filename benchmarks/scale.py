@@ -27,23 +27,23 @@ import msgspec
 import typer
 import yaml
 
-from pipeline.bench import card
-from pipeline.bench.meter import Meter, resident_bytes
-from pipeline.cli.output import console, errors, print_json, print_table, run
-from pipeline.errors import GridscoreError
-from pipeline.grid import GridSettings, Records, connect
-from pipeline.grid.member import Cluster
-from pipeline.grid.template import load_template
-from pipeline.grid.writer import MapWriter
-from pipeline.job import Jobs, parse_job
-from pipeline.leash import LeashedProcess
-from pipeline.models import Registry
-from pipeline.worker.members import HOLDINGS_MAP, unpacked
+from gridscore.bench import card
+from gridscore.bench.meter import Meter, resident_bytes
+from gridscore.cli.output import console, errors, print_json, print_table, run
+from gridscore.errors import GridscoreError
+from gridscore.grid import GridSettings, Records, connect
+from gridscore.grid.member import Cluster
+from gridscore.grid.template import load_template
+from gridscore.grid.writer import MapWriter
+from gridscore.job import Jobs, parse_job
+from gridscore.leash import LeashedProcess
+from gridscore.models import Registry
+from gridscore.worker.members import HOLDINGS_MAP, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.grid import Grid
+    from gridscore.grid import Grid
 
 _WAIT_SECONDS = 300.0
 _LOOK_SECONDS = 0.1

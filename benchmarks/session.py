@@ -16,7 +16,7 @@ from benchmarks.outcome import Latency, Saturation, Spike, Status, SystemNote, T
 from benchmarks.systems import NotAvailableError, system_class
 from benchmarks.throughput import Measured
 from benchmarks.work import WORKS
-from pipeline.errors import GridscoreError
+from gridscore.errors import GridscoreError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from benchmarks.outcome import Outcome
     from benchmarks.systems.base import System
     from benchmarks.work import Work
-    from pipeline.grid.launch import MemberExtras
+    from gridscore.grid.launch import MemberExtras
 
 PARTS = ("throughput", "limits", "latency", "spike", "growth")
 QUICK_PARTS = ("throughput", "limits", "latency")

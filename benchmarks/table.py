@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.limits import TITLES
 from benchmarks.outcome import Status
-from pipeline.cli.output import print_table
+from gridscore.cli.output import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipeline.bench import card
-from pipeline.job import parse_job
+from gridscore.bench import card
+from gridscore.job import parse_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from pipeline.job import Job
+    from gridscore.job import Job
 
 WIDE_FEATURES = 200
 HEAVY_TREES = 1_000

@@ -10,9 +10,9 @@ import uuid
 import hypothesis
 import pytest
 
-from pipeline.errors import MemberError
-from pipeline.grid.member import Cluster
-from pipeline.grid.settings import GridSettings
+from gridscore.errors import MemberError
+from gridscore.grid.member import Cluster
+from gridscore.grid.settings import GridSettings
 
 # Members and brokers of tests live for seconds: what the second compiler of their JVMs costs comes back much later.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")

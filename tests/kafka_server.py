@@ -18,7 +18,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from pipeline.testing.kafka import Broker
+from gridscore.testing.kafka import Broker
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -31,7 +31,7 @@ class Mutant(NamedTuple):
 
     Attributes:
         name: What is wrong then.
-        file: Where, below `pipeline/`.
+        file: Where, below `pipeline/gridscore/`.
         old: The right text; it is there once.
         new: The wrong text.
         tests: Arguments of pytest.
@@ -312,7 +312,7 @@ def copy(target: Path) -> None:
 def run(tree: Path, arguments: tuple[str, ...]) -> str:
     """Run tests in a tree: `pass`, `fail`, or what else came of it."""
     environment = os.environ | {
-        "PYTHONPATH": str(tree),
+        "PYTHONPATH": str(tree / "pipeline"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "GRIDSCORE_SIMULATION_SHRINK": "0",
     }
@@ -332,7 +332,7 @@ def mutated(tree: Path, mutant: Mutant) -> str:
     Raises:
         ValueError: Its text is not there once.
     """
-    text = (tree / "pipeline" / mutant.file).read_text()
+    text = (tree / "pipeline/gridscore" / mutant.file).read_text()
     if text.count(mutant.old) != 1:
         raise ValueError(f"{mutant.name}: its text is {text.count(mutant.old)} times in {mutant.file}")
     return text.replace(mutant.old, mutant.new)
@@ -350,7 +350,7 @@ def main(words: list[str]) -> int:
             print(f"Nothing can be judged: without a defect, {healthy}: {' '.join(files)}")
             return 1
         for mutant in chosen:
-            began, file = time.monotonic(), tree / "pipeline" / mutant.file
+            began, file = time.monotonic(), tree / "pipeline/gridscore" / mutant.file
             before = file.read_text()
             file.write_text(mutated(tree, mutant))
             outcome = run(tree, mutant.tests)

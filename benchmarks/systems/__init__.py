@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from pipeline.errors import GridscoreError
+from gridscore.errors import GridscoreError
 
 if TYPE_CHECKING:
     from benchmarks.systems.base import System

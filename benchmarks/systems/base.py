@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.work import Work
-    from pipeline.grid import Grid
+    from gridscore.grid import Grid
 
 
 @dataclass(frozen=True, slots=True)

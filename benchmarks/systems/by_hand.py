@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.systems import by_hand_loop
 from benchmarks.systems.in_grid import InGrid
-from pipeline.errors import GridscoreError
-from pipeline.leash import LeashedProcess
+from gridscore.errors import GridscoreError
+from gridscore.leash import LeashedProcess
 
 if TYPE_CHECKING:
     from benchmarks.systems.base import Bed

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from benchmarks.features import Work
-from pipeline.grid import GridSettings, connect
-from pipeline.grid.journal import Journal
-from pipeline.grid.writer import MapWriter
-from pipeline.worker.process import tune
+from gridscore.grid import GridSettings, connect
+from gridscore.grid.journal import Journal
+from gridscore.grid.writer import MapWriter
+from gridscore.worker.process import tune
 
 if TYPE_CHECKING:
-    from pipeline.grid import Grid
-    from pipeline.grid.journal import Page
+    from gridscore.grid import Grid
+    from gridscore.grid.journal import Page
 
 READY = "reading"
 """What it prints when it reads all partitions."""

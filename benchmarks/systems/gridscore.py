@@ -9,16 +9,16 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.systems.in_grid import InGrid
-from pipeline.bench.rounds import destroy
-from pipeline.errors import GridscoreError
-from pipeline.grid import transport
-from pipeline.grid.records import Records
-from pipeline.job import Jobs, parse_job
-from pipeline.leash import LeashedProcess
-from pipeline.models import Registry
-from pipeline.worker.lease_records import read_records
-from pipeline.worker.leases import begin_anew
-from pipeline.worker.members import WORKERS_MAP
+from gridscore.bench.rounds import destroy
+from gridscore.errors import GridscoreError
+from gridscore.grid import transport
+from gridscore.grid.records import Records
+from gridscore.job import Jobs, parse_job
+from gridscore.leash import LeashedProcess
+from gridscore.models import Registry
+from gridscore.worker.lease_records import read_records
+from gridscore.worker.leases import begin_anew
+from gridscore.worker.members import WORKERS_MAP
 
 if TYPE_CHECKING:
     from benchmarks.systems.base import Bed
@@ -69,7 +69,7 @@ class Gridscore(InGrid):
             arguments += ["--members", address]
         for number in range(self._count):
             log = self.bed.folder / f"gridscore-worker-{number}.log"
-            self._workers.append(LeashedProcess("pipeline.cli", arguments, log))
+            self._workers.append(LeashedProcess("gridscore.cli", arguments, log))
         pids = set(self.pids())
         await self._until(lambda records: pids <= {record["pid"] for record in records}, "The workers do not start")
 

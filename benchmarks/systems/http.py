@@ -12,9 +12,9 @@ import msgspec
 
 from benchmarks.features import Result
 from benchmarks.systems.base import System
-from pipeline.errors import GridscoreError
-from pipeline.grid.ports import HOST
-from pipeline.leash import LeashedProcess
+from gridscore.errors import GridscoreError
+from gridscore.grid.ports import HOST
+from gridscore.leash import LeashedProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.features import Work
-from pipeline.grid.ports import HOST
+from gridscore.grid.ports import HOST
 
 BACKLOG = 1_024
 IDLE_SECONDS = 3_600

@@ -26,9 +26,9 @@ from filelock import FileLock
 
 from benchmarks.jars import jar
 from benchmarks.systems.in_grid import InGrid
-from pipeline.errors import GridscoreError
-from pipeline.grid.artifacts import cache_folder, java_executable, member_jars
-from pipeline.grid.launch import MemberExtras
+from gridscore.errors import GridscoreError
+from gridscore.grid.artifacts import cache_folder, java_executable, member_jars
+from gridscore.grid.launch import MemberExtras
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,10 +19,10 @@ from filelock import FileLock
 
 from benchmarks.features import Result
 from benchmarks.systems.base import System
-from pipeline.errors import GridscoreError
-from pipeline.grid.artifacts import cache_folder
-from pipeline.leash import LeashedProcess
-from pipeline.testing.kafka import Broker
+from gridscore.errors import GridscoreError
+from gridscore.grid.artifacts import cache_folder
+from gridscore.leash import LeashedProcess
+from gridscore.testing.kafka import Broker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

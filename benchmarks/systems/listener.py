@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.systems.in_grid import InGrid
-from pipeline.errors import GridscoreError
-from pipeline.grid.writer import MapWriter
-from pipeline.leash import LeashedProcess
+from gridscore.errors import GridscoreError
+from gridscore.grid.writer import MapWriter
+from gridscore.leash import LeashedProcess
 
 if TYPE_CHECKING:
     from benchmarks.systems.base import Bed

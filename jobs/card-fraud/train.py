@@ -11,8 +11,8 @@ from pathlib import Path
 
 import xgboost as xgb
 
-from pipeline.features import offline_matrix
-from pipeline.job import load_job
+from gridscore.features import offline_matrix
+from gridscore.job import load_job
 
 JOB_FILE = Path(__file__).with_name("job.yaml")
 TREES = 120

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import xgboost as xgb
 from sklearn.metrics import roc_auc_score
 
-from pipeline.demo.dataset import Flights, load_flights, was_late
-from pipeline.demo.training import lookups_for
-from pipeline.features import offline_matrix
-from pipeline.job import load_job
+from gridscore.demo.dataset import Flights, load_flights, was_late
+from gridscore.demo.training import lookups_for
+from gridscore.features import offline_matrix
+from gridscore.job import load_job
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.job import Job
+    from gridscore.job import Job
 
 JOB_FILE = Path(__file__).with_name("job.yaml")
 TREES = 100

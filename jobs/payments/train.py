@@ -7,8 +7,8 @@ from pathlib import Path
 
 import xgboost
 
-from pipeline.features import offline_matrix
-from pipeline.job import load_job
+from gridscore.features import offline_matrix
+from gridscore.job import load_job
 
 HERE = Path(__file__).parent
 

@@ -3,7 +3,7 @@
 import sys
 import time
 
-GRIDSCORE = [sys.executable, "-m", "pipeline.cli"]
+GRIDSCORE = [sys.executable, "-m", "gridscore.cli"]
 
 
 def until(condition, seconds=90):

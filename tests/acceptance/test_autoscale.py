@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from pipeline.client import connect
-from pipeline.job import parse_job
+from gridscore.client import connect
+from gridscore.job import parse_job
 
 JOB = """\
 job: {name}
@@ -43,7 +43,7 @@ async def submitted(cluster, name, count):
 @contextmanager
 def running(cluster, *words):
     """The command; its error output, line by line, is `stderr` of what is given."""
-    command = [sys.executable, "-m", "pipeline.cli", *words]
+    command = [sys.executable, "-m", "gridscore.cli", *words]
     connection = ["--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name]
     process = subprocess.Popen([*command, *connection], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:

@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-GROUP = [sys.executable, "-m", "pipeline.cli", "bench", "group"]
+GROUP = [sys.executable, "-m", "gridscore.cli", "bench", "group"]
 
 
 @pytest.mark.timeout(600)

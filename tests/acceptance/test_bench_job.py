@@ -10,11 +10,11 @@ import msgspec
 import pandas as pd
 import pytest
 
-from pipeline.bench import card
-from pipeline.client import connect
-from pipeline.grid import transport
-from pipeline.job import parse_job
-from pipeline.worker.lease_records import LEASES_MAP
+from gridscore.bench import card
+from gridscore.client import connect
+from gridscore.grid import transport
+from gridscore.job import parse_job
+from gridscore.worker.lease_records import LEASES_MAP
 
 SMALL = ("--events", "2000", "--rounds", "1", "--rate", "300", "--seconds", "1")
 
@@ -56,7 +56,7 @@ class Own:
     @property
     def command(self):
         where = ["--cluster-name", self.cluster.cluster_name, "--members", self.cluster.addresses[0]]
-        return [sys.executable, "-m", "pipeline.cli", "bench", "job", str(self.file), *where]
+        return [sys.executable, "-m", "gridscore.cli", "bench", "job", str(self.file), *where]
 
     def bench(self, *arguments):
         command = [*self.command, *map(str, arguments)]

@@ -8,7 +8,7 @@ KINDS = ("nowhere", "files", "files-jsonl", "postgres", "postgres-typed", "webho
 
 
 def bench(*arguments):
-    command = [sys.executable, "-m", "pipeline.cli", "bench", "sinks", *arguments]
+    command = [sys.executable, "-m", "gridscore.cli", "bench", "sinks", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -6,7 +6,7 @@ import sys
 
 
 def bench(*arguments):
-    command = [sys.executable, "-m", "pipeline.cli", "bench", "sources", *arguments]
+    command = [sys.executable, "-m", "gridscore.cli", "bench", "sources", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

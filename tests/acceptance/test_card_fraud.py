@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline.testing.mqtt import MqttBroker, available
+from gridscore.testing.mqtt import MqttBroker, available
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "jobs/card-fraud"
-COMMANDS = {"gridscore": [sys.executable, "-m", "pipeline.cli"], "python": [sys.executable]}
+COMMANDS = {"gridscore": [sys.executable, "-m", "gridscore.cli"], "python": [sys.executable]}
 
 
 class Shell:

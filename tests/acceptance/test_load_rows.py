@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.grid import connect
-from pipeline.testing.postgres import PostgresServer
+from gridscore.grid import connect
+from gridscore.testing.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def load(cluster):
             "GRIDSCORE_CLUSTER_NAME": cluster.cluster_name,
             **environment,
         }
-        command = [sys.executable, "-m", "pipeline.cli", "load", *map(str, arguments)]
+        command = [sys.executable, "-m", "gridscore.cli", "load", *map(str, arguments)]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
@@ -179,7 +179,7 @@ def test_rows_of_a_query_have_the_types_of_the_job_as_those_of_files_have(load, 
     ],
 )
 def test_what_does_not_go_together(arguments, message, tmp_path, monkeypatch, capfd):
-    from pipeline.cli import main
+    from gridscore.cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["gridscore", "load", *arguments])

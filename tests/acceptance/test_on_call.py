@@ -31,16 +31,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 import scoring
 from hazelcast.core import HazelcastJsonValue
 
-from pipeline import offline_matrix
-from pipeline.cli import main
-from pipeline.client import connect
-from pipeline.grid.launch import MemberExtras
-from pipeline.grid.member import Cluster
-from pipeline.grid.template import template_file
-from pipeline.grid.writer import MapWriter
-from pipeline.job import parse_job
-from pipeline.job.life import JOBS_MAP
-from pipeline.models import Registry
+from gridscore import offline_matrix
+from gridscore.cli import main
+from gridscore.client import connect
+from gridscore.grid.launch import MemberExtras
+from gridscore.grid.member import Cluster
+from gridscore.grid.template import template_file
+from gridscore.grid.writer import MapWriter
+from gridscore.job import parse_job
+from gridscore.job.life import JOBS_MAP
+from gridscore.models import Registry
 
 JOB = "payments"
 TRIAL = "trial"

@@ -21,7 +21,7 @@ from hazelcast.core import HazelcastJsonValue
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 import scoring
 
-from pipeline.client import connect
+from gridscore.client import connect
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.grid.ports import choose_ports
+from gridscore.cli import main
+from gridscore.grid.ports import choose_ports
 
 ROOT = Path(__file__).parents[2]
-GRIDSCORE = [sys.executable, "-m", "pipeline.cli"]
+GRIDSCORE = [sys.executable, "-m", "gridscore.cli"]
 NOBODY = "127.0.0.1:1"
 
 KAFKA = ("kafka", "--topic", "t", "--brokers", NOBODY)

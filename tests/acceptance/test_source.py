@@ -13,7 +13,7 @@ from pathlib import Path
 
 from commands import GRIDSCORE, until
 
-from pipeline.client import connect
+from gridscore.client import connect
 
 ROOT = Path(__file__).parents[2]
 

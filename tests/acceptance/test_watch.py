@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from pipeline.grid import connect
-from pipeline.grid.writer import MapWriter
+from gridscore.grid import connect
+from gridscore.grid.writer import MapWriter
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def watch(cluster, unique):
 
     def start_watch(*arguments, target=f"results.watch-{unique}"):
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "watch", target, *arguments, *where],
+            [sys.executable, "-m", "gridscore.cli", "watch", target, *arguments, *where],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

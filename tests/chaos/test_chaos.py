@@ -9,9 +9,9 @@ import os
 
 import pytest
 
-from pipeline.errors import MemberError
-from pipeline.soak.plan import Counts
-from pipeline.soak.trial import SoakOptions, run_soak
+from gridscore.errors import MemberError
+from gridscore.soak.plan import Counts
+from gridscore.soak.trial import SoakOptions, run_soak
 
 # Its worker faults come within ten seconds of each other, and the member's death among them.
 SHORT_SEED = 20

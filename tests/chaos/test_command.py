@@ -9,20 +9,20 @@ import sys
 import psutil
 import pytest
 
-from pipeline.grid import connect, transport
-from pipeline.grid.records import Records
-from pipeline.job.life import JOBS_MAP
-from pipeline.models.registry import MODELS_MAP
-from pipeline.soak.trial import clear
-from pipeline.soak.workload import soak_job
-from pipeline.worker.lease_records import read_records
+from gridscore.grid import connect, transport
+from gridscore.grid.records import Records
+from gridscore.job.life import JOBS_MAP
+from gridscore.models.registry import MODELS_MAP
+from gridscore.soak.trial import clear
+from gridscore.soak.workload import soak_job
+from gridscore.worker.lease_records import read_records
 
 
 def command(cluster, *options):
     where = ("--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name)
     # A seed in the environment is for the soak of many faults.
     environment = {name: value for name, value in os.environ.items() if name != "GRIDSCORE_SEED"}
-    arguments = (sys.executable, "-m", "pipeline.cli", "soak", *where, "--workers", "2", "--lease", "2", *options)
+    arguments = (sys.executable, "-m", "gridscore.cli", "soak", *where, "--workers", "2", "--lease", "2", *options)
     return arguments, environment
 
 
@@ -97,7 +97,7 @@ async def test_killed_with_9_it_takes_its_processes_along_a_stopped_one_too(clus
             # Two workers, the listener and, a moment later, the producer.
             while len(children := psutil.Process(soak.pid).children(recursive=True)) < 4:
                 await asyncio.sleep(0.05)
-        workers = [child for child in children if "pipeline.soak.detour" in " ".join(child.cmdline())]
+        workers = [child for child in children if "gridscore.soak.detour" in " ".join(child.cmdline())]
         assert len(workers) == 2
         os.kill(workers[0].pid, signal.SIGSTOP)
     finally:

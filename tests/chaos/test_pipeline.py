@@ -20,17 +20,17 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from pipeline.client import connect
-from pipeline.grid import transport
-from pipeline.grid.journal import Journal
-from pipeline.leash import LeashedProcess
-from pipeline.sinks.status import sink_statuses
-from pipeline.soak.checker import expected_scores
-from pipeline.soak.evidence import Acknowledged
-from pipeline.soak.workload import booster, customers, event, soak_job
-from pipeline.testing.postgres import PostgresServer, PostgresServerError
-from pipeline.worker.lease_records import read_records
-from pipeline.worker.status import lag
+from gridscore.client import connect
+from gridscore.grid import transport
+from gridscore.grid.journal import Journal
+from gridscore.leash import LeashedProcess
+from gridscore.sinks.status import sink_statuses
+from gridscore.soak.checker import expected_scores
+from gridscore.soak.evidence import Acknowledged
+from gridscore.soak.workload import booster, customers, event, soak_job
+from gridscore.testing.postgres import PostgresServer, PostgresServerError
+from gridscore.worker.lease_records import read_records
+from gridscore.worker.status import lag
 
 EVENTS = int(os.environ.get("GRIDSCORE_PIPELINE_EVENTS", "20000"))
 FULL = EVENTS >= 200_000
@@ -52,7 +52,7 @@ class Part:
 
     def start(self):
         log = self._folder / f"{self.name}-{self._starts}.log"
-        self._process = LeashedProcess("pipeline.cli", self._arguments, log)
+        self._process = LeashedProcess("gridscore.cli", self._arguments, log)
         self._starts += 1
 
     def check(self):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.grid.artifacts import DEFAULT_VERSION, cache_folder, java_executable, member_jars
+from gridscore.grid.artifacts import DEFAULT_VERSION, cache_folder, java_executable, member_jars
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

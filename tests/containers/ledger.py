@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xgboost
 
-from pipeline import connect, load_job, offline_matrix
+from gridscore import connect, load_job, offline_matrix
 
 KINDS = [{"customer": name, "amount": amount, "country": "DE"} for name in ("ann", "ida") for amount in (5.8, 990.0)]
 SECONDS, BATCH, PATIENCE = 0.05, 20, 60

@@ -13,7 +13,7 @@ import uuid
 import pytest
 from engine import ROOT, Engine, missing
 
-from pipeline.grid.artifacts import DEFAULT_VERSION
+from gridscore.grid.artifacts import DEFAULT_VERSION
 
 IMAGE = "localhost/gridscore-test"
 MEMBERS = [f"member-{number}" for number in (1, 2, 3)]
@@ -175,7 +175,7 @@ def test_up_scale_logs_and_down_by_the_engines_api(engine, tmp_path):
         until(lambda: os.path.exists(address.removeprefix("unix://")))  # noqa: PTH110
 
         def gridscore(*words):
-            command = [sys.executable, "-m", "pipeline.cli", *words]
+            command = [sys.executable, "-m", "gridscore.cli", *words]
             done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, (words, done.stdout, done.stderr)
             return done.stdout

@@ -3,9 +3,9 @@
 import asyncio
 from contextlib import aclosing, asynccontextmanager
 
-from pipeline.job.plugs.http_source import HttpSourceSettings
-from pipeline.sources.http import HttpSource
-from pipeline.sources.runner import SourceRunner
+from gridscore.job.plugs.http_source import HttpSourceSettings
+from gridscore.sources.http import HttpSource
+from gridscore.sources.runner import SourceRunner
 
 
 class Held(HttpSource):

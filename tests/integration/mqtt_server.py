@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from pipeline.testing.mqtt import MqttBroker, available
+from gridscore.testing.mqtt import MqttBroker, available
 
 USER, PASSWORD = "device", "right-password"
 

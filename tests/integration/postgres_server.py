@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pipeline.testing.postgres import PostgresServer, PostgresServerError
+from gridscore.testing.postgres import PostgresServer, PostgresServerError
 
 
 @pytest.fixture(scope="session")

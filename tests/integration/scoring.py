@@ -7,9 +7,9 @@ import numpy as np
 import xgboost as xgb
 from typer.testing import CliRunner
 
-from pipeline.cli import _commands
-from pipeline.client import connect
-from pipeline.job import parse_job
+from gridscore.cli import _commands
+from gridscore.client import connect
+from gridscore.job import parse_job
 
 JOB = """\
 job: {name}
@@ -80,7 +80,7 @@ def predict(model, rows):
 @asynccontextmanager
 async def scoring(cluster, name, *, mode="copy", model=None, file=None, **worker):
     """A client, with the job submitted and a worker that scores for it; another job file, if it is given."""
-    from pipeline.worker import Worker
+    from gridscore.worker import Worker
 
     async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
         await client.put_events(f"lookups.{name}", customers())

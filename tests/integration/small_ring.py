@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from pipeline.grid.member import Cluster
-from pipeline.grid.template import template_file
+from gridscore.grid.member import Cluster
+from gridscore.grid.template import template_file
 
 RING = 16
 PARTITIONS = 271

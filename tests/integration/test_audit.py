@@ -7,11 +7,11 @@ import pytest
 import scoring
 from hazelcast.errors import HazelcastError
 
-from pipeline.grid import connect, transport
-from pipeline.grid.records import Records
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.worker import antijoin, audit
-from pipeline.worker.audit import AUDITS_MAP
+from gridscore.grid import connect, transport
+from gridscore.grid.records import Records
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.worker import antijoin, audit
+from gridscore.worker.audit import AUDITS_MAP
 
 
 async def settled(client, name):

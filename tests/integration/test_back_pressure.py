@@ -11,13 +11,13 @@ import psycopg
 import scoring
 from small_ring import PARTITIONS, RING
 
-from pipeline.client import connect
-from pipeline.job.plugs.kafka_source import KafkaSourceSettings
-from pipeline.job.plugs.postgres_sink import PostgresSinkSettings
-from pipeline.leash import LeashedProcess
-from pipeline.sinks.runner import runner_of as sink_runner_of
-from pipeline.sources.runner import runner_of as source_runner_of
-from pipeline.worker.lease_records import read_records
+from gridscore.client import connect
+from gridscore.job.plugs.kafka_source import KafkaSourceSettings
+from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
+from gridscore.leash import LeashedProcess
+from gridscore.sinks.runner import runner_of as sink_runner_of
+from gridscore.sources.runner import runner_of as source_runner_of
+from gridscore.worker.lease_records import read_records
 
 SLOW = """
     CREATE FUNCTION take_a_second() RETURNS trigger LANGUAGE plpgsql AS
@@ -48,7 +48,7 @@ async def gridscore(cluster, *arguments):
     """What a command says as JSON."""
     where = ("--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name)
     command = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pipeline.cli", *arguments, *where, "--json"), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "gridscore.cli", *arguments, *where, "--json"), stdout=asyncio.subprocess.PIPE
     )
     out, _ = await command.communicate()
     assert command.returncode == 0
@@ -164,7 +164,7 @@ async def test_a_slow_worker_slows_its_source_and_nothing_is_overrun(small_ring,
             return sum(kafka.committed(topic, source.name).values())
 
         # The lease outlasts the pauses: nobody else would score meanwhile.
-        worker = LeashedProcess("pipeline.cli", ["worker", "--jobs", name, "--lease", "60", *where], tmp_path / "log")
+        worker = LeashedProcess("gridscore.cli", ["worker", "--jobs", name, "--lease", "60", *where], tmp_path / "log")
         with worker:
             async with running(source):
                 for part in (1, 2, 3):

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.grid import GridSettings, connect, doctor
-from pipeline.grid.artifacts import DEFAULT_VERSION
-from pipeline.grid.doctor import Level, LookupNeed, Needs, examine
-from pipeline.grid.member import Cluster
-from pipeline.job import Jobs, load_job
+from gridscore.grid import GridSettings, connect, doctor
+from gridscore.grid.artifacts import DEFAULT_VERSION
+from gridscore.grid.doctor import Level, LookupNeed, Needs, examine
+from gridscore.grid.member import Cluster
+from gridscore.job import Jobs, load_job
 
 ROOT = Path(__file__).resolve().parents[2]
 
 COMMAND = """
 import typer
-from pipeline.cli.doctor import doctor
+from gridscore.cli.doctor import doctor
 app = typer.Typer()
 app.command()(doctor)
 app()
@@ -152,7 +152,8 @@ hazelcast:
 def test_the_command_fails_if_something_fails(cluster, needed):
     arguments = ["--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name, "--json"]
     # A capacity that no journal has makes a healthy member sick, without a second one.
-    command = COMMAND.replace("app()\n", f"import pipeline.grid.doctor as d; d.OLDEST_VERSION = ({needed}, 0)\napp()\n")
+    before = f"import gridscore.grid.doctor as d; d.OLDEST_VERSION = ({needed}, 0)\n"
+    command = COMMAND.replace("app()\n", f"{before}app()\n")
     result = subprocess.run(
         [sys.executable, "-c", command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )

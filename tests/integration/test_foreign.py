@@ -7,13 +7,13 @@ import pytest_asyncio
 import scoring
 from hazelcast.core import HazelcastJsonValue
 
-from pipeline.client import connect
-from pipeline.grid import Records, transport
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.job import Jobs
-from pipeline.worker.dead_letters import list_letters, map_of
-from pipeline.worker.members import WORKERS_MAP
-from pipeline.worker.status import job_status, living_workers
+from gridscore.client import connect
+from gridscore.grid import Records, transport
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.job import Jobs
+from gridscore.worker.dead_letters import list_letters, map_of
+from gridscore.worker.members import WORKERS_MAP
+from gridscore.worker.status import job_status, living_workers
 
 UNKNOWN_TYPE = struct.pack(">ii", 0, 1234) + b"whatever"
 

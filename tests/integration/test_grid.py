@@ -9,17 +9,17 @@ import pytest_asyncio
 from hazelcast.core import HazelcastJsonValue
 from hazelcast.errors import HazelcastError
 
-from pipeline.errors import (
+from gridscore.errors import (
     ConflictError,
     ConnectionFailedError,
     JournalMissingError,
     LookupTooLargeError,
     MapNotFoundError,
 )
-from pipeline.grid import GridSettings, Records, connect, transport
-from pipeline.grid.copies import Fetcher, LiveCopy
-from pipeline.grid.journal import Journal
-from pipeline.grid.writer import MapWriter, partition_of
+from gridscore.grid import GridSettings, Records, connect, transport
+from gridscore.grid.copies import Fetcher, LiveCopy
+from gridscore.grid.journal import Journal
+from gridscore.grid.writer import MapWriter, partition_of
 
 
 @pytest_asyncio.fixture

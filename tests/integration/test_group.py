@@ -6,9 +6,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import scoring
 
-from pipeline.client import connect
-from pipeline.worker import Worker
-from pipeline.worker.lease_records import read_records
+from gridscore.client import connect
+from gridscore.worker import Worker
+from gridscore.worker.lease_records import read_records
 
 
 @asynccontextmanager

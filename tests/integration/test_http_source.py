@@ -10,12 +10,12 @@ from hazelcast.core import HazelcastJsonValue
 from hazelcast.internal.asyncio_connection import DefaultAsyncioAddressProvider
 from http_serving import serving
 
-from pipeline.errors import SettingsError, UsageError
-from pipeline.grid import connect
-from pipeline.job.plugs.http_source import HttpSourceSettings
-from pipeline.soak.detour import divert
-from pipeline.soak.proxy import Network
-from pipeline.sources.http import HttpSource
+from gridscore.errors import SettingsError, UsageError
+from gridscore.grid import connect
+from gridscore.job.plugs.http_source import HttpSourceSettings
+from gridscore.soak.detour import divert
+from gridscore.soak.proxy import Network
+from gridscore.sources.http import HttpSource
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 PAGE = "https://shop.example.com"

@@ -13,11 +13,11 @@ import msgspec
 import pytest
 from confluent_kafka import Producer as KafkaProducer
 
-from pipeline.grid import connect
-from pipeline.producer import Producer
+from gridscore.grid import connect
+from gridscore.producer import Producer
 
 SECONDS = 180
-COMMAND = "from pipeline.cli import main; main()"
+COMMAND = "from gridscore.cli import main; main()"
 
 
 @pytest.fixture

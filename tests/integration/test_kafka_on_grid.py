@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import MemberError
-from pipeline.grid import GridSettings, connect
-from pipeline.grid.member import Cluster
+from gridscore.errors import MemberError
+from gridscore.grid import GridSettings, connect
+from gridscore.grid.member import Cluster
 
 PAGE = Path(__file__).parents[2] / "docs" / "sources.md"
 SECONDS = 60

@@ -14,14 +14,14 @@ import msgspec
 import pytest
 from kafka_server import PASSWORD, USER
 
-from pipeline.grid import connect
-from pipeline.grid.journal import Journal
-from pipeline.job.plugs.kafka_sink import KafkaSinkSettings
-from pipeline.kafka import KafkaRefusedError
-from pipeline.producer import Producer
-from pipeline.sinks import kafka as kafka_module
-from pipeline.sinks.base import Delivered, Delivery, SinkInterruptedError
-from pipeline.sinks.kafka import KafkaSink, headers_of
+from gridscore.grid import connect
+from gridscore.grid.journal import Journal
+from gridscore.job.plugs.kafka_sink import KafkaSinkSettings
+from gridscore.kafka import KafkaRefusedError
+from gridscore.producer import Producer
+from gridscore.sinks import kafka as kafka_module
+from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
+from gridscore.sinks.kafka import KafkaSink, headers_of
 
 SECONDS = 60
 FOREVER = float("inf")
@@ -305,7 +305,7 @@ async def test_positions_are_read_when_the_transactions_of_before_have_ended(set
         assert await taking == {partition: part[-1].sequence + 1 for partition, part in found.items()}
 
 
-SINK = "from pipeline.cli import main; main()"
+SINK = "from gridscore.cli import main; main()"
 
 
 async def test_killed_sinks_leave_each_result_once_for_who_reads_committed(kafka, topic, grid, cluster, unique):

@@ -7,10 +7,10 @@ import pytest_asyncio
 import scoring
 from hazelcast.errors import HazelcastError
 
-from pipeline.grid import connect
-from pipeline.grid.writer import partition_of
-from pipeline.worker.lease_records import lease_key, read_records
-from pipeline.worker.leases import Leases, Progress, begin_anew
+from gridscore.grid import connect
+from gridscore.grid.writer import partition_of
+from gridscore.worker.lease_records import lease_key, read_records
+from gridscore.worker.leases import Leases, Progress, begin_anew
 
 
 @pytest_asyncio.fixture

@@ -4,13 +4,13 @@ import asyncio
 
 import scoring
 
-from pipeline.job import Jobs
-from pipeline.worker import letter_writer, rescan, superseded
-from pipeline.worker.audit import audit
-from pipeline.worker.dead_letters import walk_letters
-from pipeline.worker.health import Look, examine
-from pipeline.worker.replay import letter_ids, replay
-from pipeline.worker.status import Lookout, acknowledge
+from gridscore.job import Jobs
+from gridscore.worker import letter_writer, rescan, superseded
+from gridscore.worker.audit import audit
+from gridscore.worker.dead_letters import walk_letters
+from gridscore.worker.health import Look, examine
+from gridscore.worker.replay import letter_ids, replay
+from gridscore.worker.status import Lookout, acknowledge
 
 
 def file(name, **changes):

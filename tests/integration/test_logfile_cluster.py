@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from pipeline.client import connect
-from pipeline.leash import LeashedProcess
-from pipeline.worker.dead_letters import list_letters
+from gridscore.client import connect
+from gridscore.leash import LeashedProcess
+from gridscore.worker.dead_letters import list_letters
 
 SECONDS = 60
 
@@ -48,7 +48,7 @@ async def test_a_source_killed_while_files_are_rotated_brings_every_line_once(cl
     log, count = tmp_path / "app.log", 20_000
     events = await client.grid.map(f"events.{unique}")
     write(log, 0, count)
-    with LeashedProcess("pipeline.cli", arguments, tmp_path / "first.out") as process:
+    with LeashedProcess("gridscore.cli", arguments, tmp_path / "first.out") as process:
         async with asyncio.timeout(SECONDS):
             while not await events.size():
                 assert process.exit_code is None, process.last_lines()
@@ -58,7 +58,7 @@ async def test_a_source_killed_while_files_are_rotated_brings_every_line_once(cl
     rotated = tmp_path / "app.log.1"
     log.rename(rotated)
     write(log, count + 1_000, 1_000)
-    with LeashedProcess("pipeline.cli", arguments, tmp_path / "second.out") as process:
+    with LeashedProcess("gridscore.cli", arguments, tmp_path / "second.out") as process:
         await wait_for_size(events, count + 2_000, process)
         (tmp_path / "packing").write_bytes(gzip.compress(rotated.read_bytes()))
         rotated.unlink()
@@ -77,7 +77,7 @@ async def test_a_history_is_read_to_its_end_and_what_is_no_event_is_a_dead_lette
     with (tmp_path / "app.log").open("a") as log:
         log.write("broken\n")
     monkeypatch.setenv("COLUMNS", "200")
-    command = [sys.executable, "-m", "pipeline.cli", *arguments, "--until-end"]
+    command = [sys.executable, "-m", "gridscore.cli", *arguments, "--until-end"]
     done = await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, timeout=SECONDS, check=False
     )

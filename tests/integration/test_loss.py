@@ -7,15 +7,15 @@ import pytest
 import scoring
 import yaml
 
-from pipeline.grid import connect
-from pipeline.grid.member import Cluster
-from pipeline.grid.settings import GridSettings
-from pipeline.grid.template import template_file
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.job import JobState
-from pipeline.worker.lease_records import read_records
-from pipeline.worker.reader import JournalReader
-from pipeline.worker.rescan import pending
+from gridscore.grid import connect
+from gridscore.grid.member import Cluster
+from gridscore.grid.settings import GridSettings
+from gridscore.grid.template import template_file
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.job import JobState
+from gridscore.worker.lease_records import read_records
+from gridscore.worker.reader import JournalReader
+from gridscore.worker.rescan import pending
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import hazelcast
 import psutil
 import pytest
 
-from pipeline.errors import MemberError
-from pipeline.grid import GridSettings, ports
-from pipeline.grid import member as member_module
-from pipeline.grid.connection import or_local_cluster
-from pipeline.grid.member import Cluster, running_cluster
+from gridscore.errors import MemberError
+from gridscore.grid import GridSettings, ports
+from gridscore.grid import member as member_module
+from gridscore.grid.connection import or_local_cluster
+from gridscore.grid.member import Cluster, running_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"port": 0, "heap": "256m", "register": False}
@@ -192,7 +192,7 @@ def test_a_config_of_the_users_own_is_used(tmp_path):
 
 STARTS_AND_WAITS = """
 import json, os, sys
-from pipeline.grid.member import Cluster
+from gridscore.grid.member import Cluster
 cluster = Cluster.start(port=0, heap="256m", register=False)
 if "fork" in sys.argv and os.fork() == 0:
     sys.stdin.read()  # holds the guard's pipe open after its parent's death, until the test ends
@@ -232,8 +232,8 @@ def test_members_end_when_the_guard_is_killed_and_we_notice():
 
 UP = """
 import sys, typer
-from pipeline.cli.up import up
-from pipeline.errors import GridscoreError
+from gridscore.cli.up import up
+from gridscore.errors import GridscoreError
 app = typer.Typer()
 app.command()(up)
 try:

@@ -7,9 +7,9 @@ import zipfile
 
 import pytest
 
-from pipeline.errors import MemberError
-from pipeline.grid import artifacts
-from pipeline.grid.artifacts import member_jars
+from gridscore.errors import MemberError
+from gridscore.grid import artifacts
+from gridscore.grid.artifacts import member_jars
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 import scoring
 from http_serving import serving
 
-from pipeline.client import connect
-from pipeline.grid.heap import STOP, look_at_heaps
-from pipeline.grid.member import Cluster
-from pipeline.grid.writer import MapWriter
-from pipeline.leash import LeashedProcess
+from gridscore.client import connect
+from gridscore.grid.heap import STOP, look_at_heaps
+from gridscore.grid.member import Cluster
+from gridscore.grid.writer import MapWriter
+from gridscore.leash import LeashedProcess
 
 HEAP = 256 << 20
 TEXT = json.dumps({"text": "x" * ((1 << 20) - 100)}).encode()
@@ -104,7 +104,7 @@ async def test_processes_at_full_speed_stop_before_the_member_is_out_of_heap(sma
         loads = [
             stack.enter_context(
                 LeashedProcess(
-                    "pipeline.cli",
+                    "gridscore.cli",
                     ["load", "--from", str(table), "--to", name, "--key", "id", *where],
                     tmp_path / f"{name}.log",
                 )

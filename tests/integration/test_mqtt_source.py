@@ -17,16 +17,16 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from source_reading import read
 
-from pipeline.client import connect
-from pipeline.errors import UsageError
-from pipeline.job.plugs.mqtt_source import MqttSourceSettings
-from pipeline.leash import LeashedProcess
-from pipeline.sources import mqtt_link
-from pipeline.sources import runner as runners
-from pipeline.sources.base import SourceInterruptedError
-from pipeline.sources.mqtt import MqttSource
-from pipeline.sources.runner import SourceRunner
-from pipeline.worker.dead_letters import list_letters
+from gridscore.client import connect
+from gridscore.errors import UsageError
+from gridscore.job.plugs.mqtt_source import MqttSourceSettings
+from gridscore.leash import LeashedProcess
+from gridscore.sources import mqtt_link
+from gridscore.sources import runner as runners
+from gridscore.sources.base import SourceInterruptedError
+from gridscore.sources.mqtt import MqttSource
+from gridscore.sources.runner import SourceRunner
+from gridscore.worker.dead_letters import list_letters
 
 SECONDS = 30
 
@@ -398,7 +398,7 @@ async def test_a_source_killed_in_the_middle_costs_nothing(cluster, mosquitto, u
         async def all_there():
             return await events.size() == 2 * count
 
-        with LeashedProcess("pipeline.cli", arguments, tmp_path / "first.log") as process:
+        with LeashedProcess("gridscore.cli", arguments, tmp_path / "first.log") as process:
 
             async def first():
                 assert process.exit_code is None, process.last_lines()
@@ -412,7 +412,7 @@ async def test_a_source_killed_in_the_middle_costs_nothing(cluster, mosquitto, u
             process._process.kill()
             await sending
         await asyncio.to_thread(one.publish, topic, *(b'{"n":%d}' % n for n in range(count, 2 * count)))
-        with LeashedProcess("pipeline.cli", arguments, tmp_path / "second.log"):
+        with LeashedProcess("gridscore.cli", arguments, tmp_path / "second.log"):
             await wait_for(all_there)
 
 

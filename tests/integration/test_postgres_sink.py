@@ -13,15 +13,15 @@ import msgspec
 import psycopg
 import pytest
 
-from pipeline.errors import UsageError
-from pipeline.grid import connect
-from pipeline.job.plugs.postgres_sink import PostgresSinkSettings
-from pipeline.postgres import PostgresError
-from pipeline.producer import Producer
-from pipeline.sinks.base import Delivered, Delivery, SinkInterruptedError
-from pipeline.sinks.postgres import ERAS_MAP, PostgresSink
-from pipeline.sinks.runner import runner_of
-from pipeline.sinks.status import forget
+from gridscore.errors import UsageError
+from gridscore.grid import connect
+from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
+from gridscore.postgres import PostgresError
+from gridscore.producer import Producer
+from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
+from gridscore.sinks.postgres import ERAS_MAP, PostgresSink
+from gridscore.sinks.runner import runner_of
+from gridscore.sinks.status import forget
 
 
 def result(key, sequence=0, *, epoch=1, partition=0, **fields):

@@ -9,12 +9,12 @@ import psycopg
 import pytest
 from pydantic import ValidationError
 
-from pipeline.grid import connect
-from pipeline.job.plugs.postgres_source import PostgresSourceSettings
-from pipeline.postgres import PostgresError
-from pipeline.sources.base import SourceInterruptedError
-from pipeline.sources.postgres import PostgresSource
-from pipeline.sources.runner import SourceRunner
+from gridscore.grid import connect
+from gridscore.job.plugs.postgres_source import PostgresSourceSettings
+from gridscore.postgres import PostgresError
+from gridscore.sources.base import SourceInterruptedError
+from gridscore.sources.postgres import PostgresSource
+from gridscore.sources.runner import SourceRunner
 
 
 @pytest.fixture

@@ -6,16 +6,16 @@ import pytest
 import yaml
 from scoring import JOB, all_results, booster, command, customers, events, expected_rows, job, predict, until
 
-from pipeline.client import connect
-from pipeline.errors import JournalMissingError
-from pipeline.grid import management
-from pipeline.grid.doctor import Level, Needs, examine
-from pipeline.grid.journal import Journal
-from pipeline.grid.management import ask_members
-from pipeline.grid.member import Cluster
-from pipeline.job import parse_job
-from pipeline.worker import Worker
-from pipeline.worker.preparation import additions, prepare
+from gridscore.client import connect
+from gridscore.errors import JournalMissingError
+from gridscore.grid import management
+from gridscore.grid.doctor import Level, Needs, examine
+from gridscore.grid.journal import Journal
+from gridscore.grid.management import ask_members
+from gridscore.grid.member import Cluster
+from gridscore.job import parse_job
+from gridscore.worker import Worker
+from gridscore.worker.preparation import additions, prepare
 
 versions = pytest.mark.parametrize("bare", ["5.6.0", "5.7.0"], indirect=True, scope="module")
 

@@ -8,14 +8,14 @@ import scoring
 from hazelcast.errors import TargetDisconnectedError
 from small_ring import PARTITIONS, RING
 
-from pipeline.client import connect
-from pipeline.errors import BackPressureError, GridError
-from pipeline.grid import capacity
-from pipeline.grid.capacity import Capacity, Source, journal_capacity
-from pipeline.grid.journal import Journal
-from pipeline.grid.writer import MapWriter
-from pipeline.worker import Worker
-from pipeline.worker.capacity import warnings
+from gridscore.client import connect
+from gridscore.errors import BackPressureError, GridError
+from gridscore.grid import capacity
+from gridscore.grid.capacity import Capacity, Source, journal_capacity
+from gridscore.grid.journal import Journal
+from gridscore.grid.writer import MapWriter
+from gridscore.worker import Worker
+from gridscore.worker.capacity import warnings
 
 
 @pytest.fixture

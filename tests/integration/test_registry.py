@@ -15,16 +15,16 @@ from hazelcast.protocol.codec import map_put_all_codec
 from hazelcast.serialization.data import Data
 from typer.testing import CliRunner
 
-from pipeline.cli.model import app
-from pipeline.errors import GridError, ModelError, ModelMismatchError, UsageError
-from pipeline.grid import connect, transport
-from pipeline.grid.writer import partition_of
-from pipeline.job import Job
-from pipeline.models import LoadedModel, Registry
-from pipeline.models import record as record_room
-from pipeline.models.chunks import CHUNKS_MAP
-from pipeline.models.registry import MODELS_MAP, VERSIONS_MAP
-from pipeline.models.version import CHUNK
+from gridscore.cli.model import app
+from gridscore.errors import GridError, ModelError, ModelMismatchError, UsageError
+from gridscore.grid import connect, transport
+from gridscore.grid.writer import partition_of
+from gridscore.job import Job
+from gridscore.models import LoadedModel, Registry
+from gridscore.models import record as record_room
+from gridscore.models.chunks import CHUNKS_MAP
+from gridscore.models.registry import MODELS_MAP, VERSIONS_MAP
+from gridscore.models.version import CHUNK
 
 NAMES = ["a", "b", "c"]
 
@@ -270,7 +270,7 @@ async def test_a_push_that_the_cluster_refuses_leaves_nothing(grid, registry, na
     async def refuse(*_):
         raise HazelcastInstanceNotActiveError("going down")
 
-    monkeypatch.setattr("pipeline.models.chunks._put", refuse)
+    monkeypatch.setattr("gridscore.models.chunks._put", refuse)
     with pytest.raises(GridError, match="did not take the model"):
         await registry.push(train(1), name)
 

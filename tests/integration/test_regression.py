@@ -7,10 +7,10 @@ import pytest
 import scoring
 import yaml
 
-from pipeline.grid.member import Cluster
-from pipeline.grid.template import template_file
-from pipeline.worker.lease_records import read_records
-from pipeline.worker.rescan import pending
+from gridscore.grid.member import Cluster
+from gridscore.grid.template import template_file
+from gridscore.worker.lease_records import read_records
+from gridscore.worker.rescan import pending
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import scoring
 
-from pipeline.client import connect
-from pipeline.errors import GridError, JobError, ModelMismatchError, UsageError
-from pipeline.grid import transport
-from pipeline.job import parse_job
-from pipeline.models import Registry
-from pipeline.worker.live_model import LiveModel
-from pipeline.worker.stats import JobStats
+from gridscore.client import connect
+from gridscore.errors import GridError, JobError, ModelMismatchError, UsageError
+from gridscore.grid import transport
+from gridscore.job import parse_job
+from gridscore.models import Registry
+from gridscore.worker.live_model import LiveModel
+from gridscore.worker.stats import JobStats
 
 NAMES = ("amount", "log_amount", "age", "share", "home")
 
@@ -142,7 +142,7 @@ async def test_a_worker_of_the_revision_before_does_not_take_the_model_of_the_ne
 
 
 def pipeline_table(job):
-    from pipeline.features import LookupTable
+    from gridscore.features import LookupTable
 
     return LookupTable(job.lookups["customer"])
 

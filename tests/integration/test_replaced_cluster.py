@@ -5,17 +5,17 @@ import asyncio
 import pytest
 import scoring
 
-from pipeline.client import connect
-from pipeline.errors import ClusterReplacedError
-from pipeline.flow import FlowLookout, History
-from pipeline.grid import GridSettings
-from pipeline.grid import connect as connect_grid
-from pipeline.grid.member import Cluster
-from pipeline.job.plugs.base import SinkSettings
-from pipeline.sinks.runner import SinkRunner
-from pipeline.sources.runner import SourceRunner
-from pipeline.testing.sinks import ListSink, Received
-from pipeline.testing.sources import Script
+from gridscore.client import connect
+from gridscore.errors import ClusterReplacedError
+from gridscore.flow import FlowLookout, History
+from gridscore.grid import GridSettings
+from gridscore.grid import connect as connect_grid
+from gridscore.grid.member import Cluster
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.sinks.runner import SinkRunner
+from gridscore.sources.runner import SourceRunner
+from gridscore.testing.sinks import ListSink, Received
+from gridscore.testing.sources import Script
 
 
 async def findings(client):

@@ -12,16 +12,16 @@ import scoring
 import yaml
 from hazelcast.internal.asyncio_connection import DefaultAsyncioAddressProvider
 
-from pipeline import EventRejectedError, NoResultError
-from pipeline.client import connect
-from pipeline.errors import GridError, JournalMissingError, UsageError
-from pipeline.grid.member import Cluster
-from pipeline.grid.template import template_file
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.soak.detour import divert
-from pipeline.soak.proxy import Network
-from pipeline.worker import reader
-from pipeline.worker.dead_letters import get_letter
+from gridscore import EventRejectedError, NoResultError
+from gridscore.client import connect
+from gridscore.errors import GridError, JournalMissingError, UsageError
+from gridscore.grid.member import Cluster
+from gridscore.grid.template import template_file
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.soak.detour import divert
+from gridscore.soak.proxy import Network
+from gridscore.worker import reader
+from gridscore.worker.dead_letters import get_letter
 
 
 def connected(cluster):

@@ -8,9 +8,9 @@ import pytest
 import scoring
 from hazelcast.errors import HazelcastError
 
-from pipeline.grid.writer import MapWriter
-from pipeline.worker import retention
-from pipeline.worker.retention import Retention
+from gridscore.grid.writer import MapWriter
+from gridscore.worker import retention
+from gridscore.worker.retention import Retention
 
 
 def keeping(name, retain):

@@ -20,11 +20,11 @@ import fastavro
 import pytest
 import trustme
 
-from pipeline.job.plugs.kafka_source import KafkaSourceSettings
-from pipeline.kafka import KafkaRefusedError
-from pipeline.sources.base import SourceInterruptedError
-from pipeline.sources.kafka_messages import NoEventError
-from pipeline.sources.schema_registry import AvroReader
+from gridscore.job.plugs.kafka_source import KafkaSourceSettings
+from gridscore.kafka import KafkaRefusedError
+from gridscore.sources.base import SourceInterruptedError
+from gridscore.sources.kafka_messages import NoEventError
+from gridscore.sources.schema_registry import AvroReader
 
 CUSTOMER = {"type": "record", "name": "Customer", "namespace": "shop", "fields": [{"name": "id", "type": "string"}]}
 PAYMENT = {

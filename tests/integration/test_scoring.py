@@ -8,13 +8,13 @@ import pytest
 import scoring
 from hazelcast.core import HazelcastJsonValue
 
-from pipeline.client import connect
-from pipeline.errors import JobError, ModelMismatchError
-from pipeline.job import JobState
-from pipeline.worker import Worker
-from pipeline.worker.dead_letters import list_letters
-from pipeline.worker.lease_records import read_records
-from pipeline.worker.status import job_status
+from gridscore.client import connect
+from gridscore.errors import JobError, ModelMismatchError
+from gridscore.job import JobState
+from gridscore.worker import Worker
+from gridscore.worker.dead_letters import list_letters
+from gridscore.worker.lease_records import read_records
+from gridscore.worker.status import job_status
 
 
 @pytest.mark.parametrize("mode", ["copy", "fetch"])

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from scoring import until
 
-from pipeline.grid import connect
-from pipeline.grid.writer import MapWriter
-from pipeline.job.plugs.base import SinkSettings
-from pipeline.sinks.runner import SinkRunner
-from pipeline.sinks.status import forget, sink_statuses
-from pipeline.testing.sinks import ABORT, ListSink, Received
-from pipeline.worker.dead_letters import list_letters
+from gridscore.grid import connect
+from gridscore.grid.writer import MapWriter
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.sinks.runner import SinkRunner
+from gridscore.sinks.status import forget, sink_statuses
+from gridscore.testing.sinks import ABORT, ListSink, Received
+from gridscore.worker.dead_letters import list_letters
 
 
 def results(count, begin=0, **more):
@@ -150,7 +150,7 @@ def sink_process(cluster):
         connection = ["--cluster-name", cluster.cluster_name, *(f"--members={member}" for member in cluster.addresses)]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", "sink", *arguments, *connection], stdout=output, stderr=output
+                [sys.executable, "-m", "gridscore.cli", "sink", *arguments, *connection], stdout=output, stderr=output
             )
         processes.append(process)
         return process

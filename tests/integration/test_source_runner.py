@@ -6,27 +6,27 @@ import json
 import pytest
 import scoring
 
-from pipeline.client import connect
-from pipeline.errors import BackPressureError, JobError, UsageError
-from pipeline.grid.journal import Journal
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.job.plugs.environment import Hidden
-from pipeline.job.plugs.files_sink import FilesSinkSettings
-from pipeline.sinks.records import register
-from pipeline.sources import runner as runners
-from pipeline.sources.base import Poison, SourceInterruptedError
-from pipeline.sources.position import Positions, PositionTakenError
-from pipeline.sources.runner import SourceRunner
-from pipeline.sources.status import (
+from gridscore.client import connect
+from gridscore.errors import BackPressureError, JobError, UsageError
+from gridscore.grid.journal import Journal
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.job.plugs.environment import Hidden
+from gridscore.job.plugs.files_sink import FilesSinkSettings
+from gridscore.sinks.records import register
+from gridscore.sources import runner as runners
+from gridscore.sources.base import Poison, SourceInterruptedError
+from gridscore.sources.position import Positions, PositionTakenError
+from gridscore.sources.runner import SourceRunner
+from gridscore.sources.status import (
     forget,
     running_sources,
     source_records,
     source_statuses,
 )
-from pipeline.testing.sources import AbortedError, Script, UnhealableError
-from pipeline.worker.dead_letters import list_letters, map_of
-from pipeline.worker.names import SOURCES_MAP, owner_of
-from pipeline.worker.replay import letter_ids, replay
+from gridscore.testing.sources import AbortedError, Script, UnhealableError
+from gridscore.worker.dead_letters import list_letters, map_of
+from gridscore.worker.names import SOURCES_MAP, owner_of
+from gridscore.worker.replay import letter_ids, replay
 
 
 @pytest.fixture(autouse=True)
@@ -160,14 +160,14 @@ async def test_an_interruption_is_healed_by_beginning_again(client, make, unique
     items = [entry(f"k{n}", n) for n in range(50)]
     script = Script([*items, Script.INTERRUPT, Script.INTERRUPT, entry("last", 1)], size=10)
     runner = make(script)
-    with caplog.at_level("INFO", logger="pipeline.sources"):
+    with caplog.at_level("INFO", logger="gridscore.sources"):
         await runner.run()
 
     assert await (await client.grid.map(f"events.{unique}")).size() == 51
     # What was under way was acknowledged before beginning again, so nothing was put twice.
     assert await versions(client, f"events.{unique}", "k1") == [1]
     assert (runner.stats.interruptions, script.opened) == (2, 3)
-    said = [record.message for record in caplog.records if record.name == "pipeline.sources.runner"]
+    said = [record.message for record in caplog.records if record.name == "gridscore.sources.runner"]
     assert [line.partition(": ")[2][:11] for line in said] == ["interrupted", "going on"] * 2
 
 

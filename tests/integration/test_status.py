@@ -8,14 +8,14 @@ import pytest
 import scoring
 from hazelcast.core import HazelcastJsonValue
 
-from pipeline.client import connect
-from pipeline.errors import JobError
-from pipeline.grid.records import record_text
-from pipeline.job import JobState
-from pipeline.worker import Worker, rescan
-from pipeline.worker.health import Look, examine, is_well
-from pipeline.worker.members import WORKERS_MAP
-from pipeline.worker.status import Lookout, acknowledge
+from gridscore.client import connect
+from gridscore.errors import JobError
+from gridscore.grid.records import record_text
+from gridscore.job import JobState
+from gridscore.worker import Worker, rescan
+from gridscore.worker.health import Look, examine, is_well
+from gridscore.worker.members import WORKERS_MAP
+from gridscore.worker.status import Lookout, acknowledge
 
 
 async def settled(lookout, condition):

@@ -12,16 +12,16 @@ from hazelcast.internal.asyncio_invocation import Invocation
 from hazelcast.protocol.codec import client_ping_codec, client_statistics_codec
 from scoring import until
 
-from pipeline.errors import JournalMissingError
-from pipeline.grid import GridSettings, Records, connect, transport, wire
-from pipeline.grid.copies import Fetcher
-from pipeline.grid.heap import look_at_heaps
-from pipeline.grid.journal import Journal
-from pipeline.grid.member import Cluster
-from pipeline.grid.template import template_file
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.testing import StubCluster
-from pipeline.testing.messages import NAMES
+from gridscore.errors import JournalMissingError
+from gridscore.grid import GridSettings, Records, connect, transport, wire
+from gridscore.grid.copies import Fetcher
+from gridscore.grid.heap import look_at_heaps
+from gridscore.grid.journal import Journal
+from gridscore.grid.member import Cluster
+from gridscore.grid.template import template_file
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.testing import StubCluster
+from gridscore.testing.messages import NAMES
 
 PARTITIONS = 271
 RING = 4

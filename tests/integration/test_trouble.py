@@ -8,13 +8,13 @@ import pytest
 import scoring
 from hazelcast.errors import TargetDisconnectedError
 
-from pipeline.client import connect
-from pipeline.grid.member import Cluster
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.job import parse_job
-from pipeline.worker import Worker
-from pipeline.worker.lease_records import read_records
-from pipeline.worker.reader import JournalReader
+from gridscore.client import connect
+from gridscore.grid.member import Cluster
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.job import parse_job
+from gridscore.worker import Worker
+from gridscore.worker.lease_records import read_records
+from gridscore.worker.reader import JournalReader
 
 
 @pytest.mark.parametrize("mode", ["copy", "fetch"])

@@ -13,8 +13,8 @@ import pytest
 from hazelcast.core import HazelcastJsonValue
 from http_serving import serving
 
-from pipeline.grid import connect
-from pipeline.grid.copies import LiveCopy
+from gridscore.grid import connect
+from gridscore.grid.copies import LiveCopy
 
 PAGE = """<!doctype html>
 <html lang="en">

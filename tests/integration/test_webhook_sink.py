@@ -23,18 +23,18 @@ import trustme
 from aiohttp import web
 from pydantic import ValidationError
 
-from pipeline.client import Client
-from pipeline.errors import GridscoreError, UsageError
-from pipeline.grid import connect
-from pipeline.job.plugs.environment import from_environment
-from pipeline.job.plugs.webhook_sink import WebhookSinkSettings
-from pipeline.sinks import webhook
-from pipeline.sinks.base import Delivered, Delivery, Refused, SinkInterruptedError
-from pipeline.sinks.runner import runner_of
-from pipeline.sinks.signature import verify_webhook
-from pipeline.sinks.status import sink_statuses
-from pipeline.sinks.webhook import WebhookSink
-from pipeline.worker.dead_letters import map_of
+from gridscore.client import Client
+from gridscore.errors import GridscoreError, UsageError
+from gridscore.grid import connect
+from gridscore.job.plugs.environment import from_environment
+from gridscore.job.plugs.webhook_sink import WebhookSinkSettings
+from gridscore.sinks import webhook
+from gridscore.sinks.base import Delivered, Delivery, Refused, SinkInterruptedError
+from gridscore.sinks.runner import runner_of
+from gridscore.sinks.signature import verify_webhook
+from gridscore.sinks.status import sink_statuses
+from gridscore.sinks.webhook import WebhookSink
+from gridscore.worker.dead_letters import map_of
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 
@@ -514,7 +514,7 @@ def sink(cluster):
 
     def start(*arguments):
         where = ["--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name]
-        command = [sys.executable, "-m", "pipeline.cli", "sink", "webhook", *arguments, *where]
+        command = [sys.executable, "-m", "gridscore.cli", "sink", "webhook", *arguments, *where]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         started.append(process)
         return process

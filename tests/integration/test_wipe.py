@@ -11,12 +11,12 @@ import pytest
 import scoring
 from scoring import command
 
-from pipeline.errors import JobError, ModelError
-from pipeline.grid import transport
-from pipeline.worker.dead_letters import map_of
-from pipeline.worker.lease_records import read_records
-from pipeline.worker.rescan import RESCANS_MAP, request
-from pipeline.worker.status import acknowledge, job_status
+from gridscore.errors import JobError, ModelError
+from gridscore.grid import transport
+from gridscore.worker.dead_letters import map_of
+from gridscore.worker.lease_records import read_records
+from gridscore.worker.rescan import RESCANS_MAP, request
+from gridscore.worker.status import acknowledge, job_status
 
 
 @asynccontextmanager
@@ -55,7 +55,7 @@ def answered(cluster, answer, *words):
     with os.fdopen(ours, "r+b", buffering=0) as terminal:
         terminal.write(f"{answer}\n".encode())
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *words, *where],
+            [sys.executable, "-m", "gridscore.cli", *words, *where],
             stdin=its,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from world import World, _data
 
-from pipeline.errors import UsageError
-from pipeline.grid.transport import HOLD_SECONDS
-from pipeline.job.plugs.base import SinkSettings
-from pipeline.sinks.runner import SinkRunner
-from pipeline.testing import Fault, StubCluster
-from pipeline.testing.member import Member
-from pipeline.testing.messages import Request
-from pipeline.worker import Worker
-from pipeline.worker.fence import LONGEST_SECONDS, SHORTEST_SECONDS, Fence
+from gridscore.errors import UsageError
+from gridscore.grid.transport import HOLD_SECONDS
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.sinks.runner import SinkRunner
+from gridscore.testing import Fault, StubCluster
+from gridscore.testing.member import Member
+from gridscore.testing.messages import Request
+from gridscore.worker import Worker
+from gridscore.worker.fence import LONGEST_SECONDS, SHORTEST_SECONDS, Fence
 
 PARTITIONS = 8
 

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 from world import World
 
-from pipeline.testing import Fault
+from gridscore.testing import Fault
 
 EXAMPLES = int(os.environ.get("GRIDSCORE_SIMULATION_EXAMPLES", "40"))
 STEPS = int(os.environ.get("GRIDSCORE_SIMULATION_STEPS", "25"))
@@ -217,7 +217,7 @@ def _quiet():
     What a collected future has to say may come while an expression is parsed. To show a traceback is to parse again,
     and CPython 3.11 answers that with a SystemError.
     """
-    before = {name: logging.getLogger(name).level for name in ("hazelcast", "pipeline", "asyncio")}
+    before = {name: logging.getLogger(name).level for name in ("hazelcast", "gridscore", "asyncio")}
     for name in before:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     yield

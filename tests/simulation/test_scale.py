@@ -12,11 +12,11 @@ from collections import Counter
 import pytest
 from world import World
 
-from pipeline.grid.writer import partition_of
-from pipeline.testing.network import Link
-from pipeline.worker import rescan
-from pipeline.worker.audit import share_of
-from pipeline.worker.members import FORMAT, HEARTBEATS_MAP, HOLDINGS_MAP, packed, unpacked
+from gridscore.grid.writer import partition_of
+from gridscore.testing.network import Link
+from gridscore.worker import rescan
+from gridscore.worker.audit import share_of
+from gridscore.worker.members import FORMAT, HEARTBEATS_MAP, HOLDINGS_MAP, packed, unpacked
 
 WORKERS, JOBS, PARTITIONS, MEMBERS = 100, 50, 1_999, 20
 SHARE = PARTITIONS // WORKERS + 1

@@ -7,12 +7,12 @@ import struct
 
 import pytest
 
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.job.plugs.base import SinkSettings
-from pipeline.sinks.records import all_sinks
-from pipeline.sinks.runner import SinkRunner
-from pipeline.testing import StubCluster, VirtualTime
-from pipeline.testing.sinks import ABORT, ListSink, Received
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.sinks.records import all_sinks
+from gridscore.sinks.runner import SinkRunner
+from gridscore.testing import StubCluster, VirtualTime
+from gridscore.testing.sinks import ABORT, ListSink, Received
 
 PARTITIONS = 8
 MAP = "results.sim"

@@ -5,7 +5,7 @@ from collections import Counter
 from test_scale import more_jobs
 from world import World
 
-from pipeline.testing.network import Link
+from gridscore.testing.network import Link
 
 
 def test_slow_members_are_not_flooded_by_workers_that_all_start_at_once(monkeypatch):

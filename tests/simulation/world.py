@@ -16,13 +16,13 @@ import numpy as np
 import xgboost as xgb
 from hazelcast.errors import HazelcastError
 
-from pipeline.client import Client
-from pipeline.grid.writer import partition_of
-from pipeline.job import parse_job
-from pipeline.testing import StubCluster
-from pipeline.testing.virtual_time import VirtualTime
-from pipeline.worker import Worker
-from pipeline.worker.members import FORMAT
+from gridscore.client import Client
+from gridscore.grid.writer import partition_of
+from gridscore.job import parse_job
+from gridscore.testing import StubCluster
+from gridscore.testing.virtual_time import VirtualTime
+from gridscore.worker import Worker
+from gridscore.worker.members import FORMAT
 
 LEASE_SECONDS = 5.0
 JOB = """\

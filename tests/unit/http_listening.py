@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from pipeline.job.plugs.http_source import HttpSourceSettings
-from pipeline.sources.http import HttpSource
-from pipeline.sources.runner import SourceRunner
-from pipeline.testing import StubCluster
+from gridscore.job.plugs.http_source import HttpSourceSettings
+from gridscore.sources.http import HttpSource
+from gridscore.sources.runner import SourceRunner
+from gridscore.testing import StubCluster
 
 EVENTS = "events.x"
 SECONDS = 60

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import xgboost  # noqa: F401 -- once, not in each child
 
-from pipeline.errors import ModelError
-from pipeline.models.candidate import Candidate
-from pipeline.models.document import read_document
+from gridscore.errors import ModelError
+from gridscore.models.candidate import Candidate
+from gridscore.models.document import read_document
 
 MEMORY = 768 << 20
 """Bytes of addresses that the check of one small file may take beyond what the process has already."""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.worker.autoscale import Load, Memory, Policy, decide
+from gridscore.worker.autoscale import Load, Memory, Policy, decide
 
 RING = 2_000_000
 

@@ -9,31 +9,31 @@ import msgspec
 import pytest
 from test_stub_grid import booster
 
-from pipeline.errors import BadRecordError, GridscoreError, JobError
-from pipeline.flow import FlowLookout, History, to_json
-from pipeline.grid import transport, wire
-from pipeline.grid.records import MAX_RECORD, BadRecord, Records
-from pipeline.grid.writer import partition_of
-from pipeline.job import JobState, parse_job
-from pipeline.job.plugs.base import SinkSettings
-from pipeline.job.plugs.http_source import HttpSourceSettings
-from pipeline.job.plugs.logfile_source import LogfileSourceSettings
-from pipeline.models import Registry
-from pipeline.repair import CONTROL_MAPS, find_repairs, repair
-from pipeline.sinks.runner import SinkRunner
-from pipeline.sinks.stats import SinkStats
-from pipeline.sinks.status import SinkProcess
-from pipeline.sources.position import Positions, forget_all
-from pipeline.sources.runner import runner_of
-from pipeline.sources.status import running_sources
-from pipeline.testing import StubCluster
-from pipeline.testing.sinks import ListSink, Received
-from pipeline.wipe import remnants
-from pipeline.worker.audit import audit
-from pipeline.worker.lease_records import LEASES_MAP, lease_key, read_records
-from pipeline.worker.names import POSITIONS_MAP
-from pipeline.worker.stats import JobStats
-from pipeline.worker.status import JobFigures
+from gridscore.errors import BadRecordError, GridscoreError, JobError
+from gridscore.flow import FlowLookout, History, to_json
+from gridscore.grid import transport, wire
+from gridscore.grid.records import MAX_RECORD, BadRecord, Records
+from gridscore.grid.writer import partition_of
+from gridscore.job import JobState, parse_job
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.job.plugs.http_source import HttpSourceSettings
+from gridscore.job.plugs.logfile_source import LogfileSourceSettings
+from gridscore.models import Registry
+from gridscore.repair import CONTROL_MAPS, find_repairs, repair
+from gridscore.sinks.runner import SinkRunner
+from gridscore.sinks.stats import SinkStats
+from gridscore.sinks.status import SinkProcess
+from gridscore.sources.position import Positions, forget_all
+from gridscore.sources.runner import runner_of
+from gridscore.sources.status import running_sources
+from gridscore.testing import StubCluster
+from gridscore.testing.sinks import ListSink, Received
+from gridscore.wipe import remnants
+from gridscore.worker.audit import audit
+from gridscore.worker.lease_records import LEASES_MAP, lease_key, read_records
+from gridscore.worker.names import POSITIONS_MAP
+from gridscore.worker.stats import JobStats
+from gridscore.worker.status import JobFigures
 
 JOB = """\
 job: payments
@@ -285,7 +285,7 @@ async def test_a_job_that_no_worker_could_compute_is_not_submitted(stub, monkeyp
     def broken(*_):
         raise RecursionError("too deep")
 
-    monkeypatch.setattr("pipeline.features.FeaturePlan", broken)
+    monkeypatch.setattr("gridscore.features.FeaturePlan", broken)
     with pytest.raises(JobError, match="RecursionError: too deep"):
         await client.submit(parse_job(JOB, "test"))
     assert await client.jobs.all() == []

@@ -5,18 +5,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.bench import card
-from pipeline.bench.advice import advice
-from pipeline.bench.own_job import Latency
-from pipeline.bench.rounds import REST, Run, figures, predict, stage_figures
-from pipeline.bench.samples import MAX_BYTES, bounded, from_history, keys
-from pipeline.bench.temporary import _names
-from pipeline.errors import TableError
-from pipeline.grid.capacity import Capacity, Source
-from pipeline.grid.management import MemberConfig
-from pipeline.grid.writer import partition_of
-from pipeline.job import parse_job
-from pipeline.worker.stats import STAGES
+from gridscore.bench import card
+from gridscore.bench.advice import advice
+from gridscore.bench.own_job import Latency
+from gridscore.bench.rounds import REST, Run, figures, predict, stage_figures
+from gridscore.bench.samples import MAX_BYTES, bounded, from_history, keys
+from gridscore.bench.temporary import _names
+from gridscore.errors import TableError
+from gridscore.grid.capacity import Capacity, Source
+from gridscore.grid.management import MemberConfig
+from gridscore.grid.writer import partition_of
+from gridscore.job import parse_job
+from gridscore.worker.stats import STAGES
 
 STAGE_MICROS = dict.fromkeys((*STAGES, REST), 1.0)
 BUSY = {"events_per_s": 100_000, "cpu_us_per_event": 9.5}

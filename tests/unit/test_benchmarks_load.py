@@ -10,7 +10,7 @@ from benchmarks import latency
 from benchmarks.latency import bins_of, histogram_of, seconds_until_normal
 from benchmarks.load import closed_loop, open_loop, schedule
 from benchmarks.outcome import Latency, SpikeBin
-from pipeline.errors import GridscoreError
+from gridscore.errors import GridscoreError
 
 
 class Echo:

@@ -9,7 +9,7 @@ from benchmarks.session import PARTS, QUICK_EVENTS, QUICK_PARTS, Options
 from benchmarks.systems import SYSTEMS, NotAvailableError, system_class
 from benchmarks.throughput import worked_off, wrong_scores
 from benchmarks.work import WORKS
-from pipeline.errors import GridscoreError
+from gridscore.errors import GridscoreError
 
 
 def options(**changes):

@@ -9,16 +9,16 @@ from rich.console import Console
 from test_health import position, record, status
 from test_plug_health import sink, source
 
-from pipeline.cli import jobs
-from pipeline.cli.board import Column, Scene, board, compact, table
-from pipeline.cli.jobs import _place, _what_happens, replay_figures
-from pipeline.cli.output import duration_text, milliseconds_text
-from pipeline.errors import UsageError
-from pipeline.flow import Flow, History, to_json
-from pipeline.grid.records import BadRecord
-from pipeline.job import JobState
-from pipeline.job.life import JOBS_MAP
-from pipeline.worker.status import JobFigures, Overview, WorkerRecord
+from gridscore.cli import jobs
+from gridscore.cli.board import Column, Scene, board, compact, table
+from gridscore.cli.jobs import _place, _what_happens, replay_figures
+from gridscore.cli.output import duration_text, milliseconds_text
+from gridscore.errors import UsageError
+from gridscore.flow import Flow, History, to_json
+from gridscore.grid.records import BadRecord
+from gridscore.job import JobState
+from gridscore.job.life import JOBS_MAP
+from gridscore.worker.status import JobFigures, Overview, WorkerRecord
 
 BUSY = JobFigures(
     events=12_345_678,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.grid.capacity import Capacity, Source
-from pipeline.grid.doctor import Level
-from pipeline.job import parse_job
-from pipeline.worker.capacity import judge, warnings
+from gridscore.grid.capacity import Capacity, Source
+from gridscore.grid.doctor import Level
+from gridscore.job import parse_job
+from gridscore.worker.capacity import judge, warnings
 
 JOB = """\
 job: payments

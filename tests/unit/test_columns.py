@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.compiled import compiled
-from pipeline.features import EventColumns, EventDecoder, FeaturePlan, LookupTable, events
-from pipeline.job import Job
+from gridscore.compiled import compiled
+from gridscore.features import EventColumns, EventDecoder, FeaturePlan, LookupTable, events
+from gridscore.job import Job
 
 JOB = Job.model_validate(
     {
@@ -202,7 +202,7 @@ def texts(draw: st.DrawFn) -> bytes:
 @pytest.fixture(scope="module")
 def twins() -> tuple[EventDecoder, EventDecoder]:
     """Two decoders: compiled, and in Python."""
-    if compiled("pipeline.features._columns") is None:
+    if compiled("gridscore.features._columns") is None:
         if os.environ.get("CI"):
             pytest.fail("the inner loops are not compiled")
         pytest.skip("the inner loops are not compiled")
@@ -263,7 +263,7 @@ BROKEN_ESCAPES = r"\a \ \u \u12 \u12g4 \ud800 \ud800x \ud800\n \ud800\ud800 \udc
 
 
 def test_what_the_schema_does_not_name_is_passed_over_without_a_call():
-    module = compiled("pipeline.features._columns")
+    module = compiled("gridscore.features._columns")
     if module is None:
         pytest.skip("the inner loops are not compiled")
 
@@ -277,7 +277,7 @@ def test_what_the_schema_does_not_name_is_passed_over_without_a_call():
 
 def test_escaped_texts_and_the_times_of_other_languages_are_read_without_a_call():
     """As json.dumps and isoformat of Python write them, Instant of Java and time.Time of Go."""
-    module = compiled("pipeline.features._columns")
+    module = compiled("gridscore.features._columns")
     if module is None:
         pytest.skip("the inner loops are not compiled")
 
@@ -424,7 +424,7 @@ def test_nothing_is_leaked(twins):
 
 
 def test_names_and_texts_of_any_length_are_told_apart():
-    module = compiled("pipeline.features._columns")
+    module = compiled("gridscore.features._columns")
     if module is None:
         pytest.skip("the inner loops are not compiled")
     for length in range(1, 40):
@@ -442,7 +442,7 @@ def test_names_and_texts_of_any_length_are_told_apart():
 
 
 def test_what_is_asked_for_wrongly_is_an_error_and_no_crash():
-    module = compiled("pipeline.features._columns")
+    module = compiled("gridscore.features._columns")
     if module is None:
         pytest.skip("the inner loops are not compiled")
     cells = module.Decoder((("a", b"a", 0, False), ("s", b"s", 2, False))).decode([b'{"a":1,"s":"x"}'], lambda _: None)

@@ -6,7 +6,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import _commands, _named
+from gridscore.cli import _commands, _named
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_alone_a_command_is_what_it_is_among_all():
 
 
 def test_a_light_command_imports_nothing_heavy():
-    code = "import sys; from pipeline.cli import main; sys.argv[1:] = ['jobs', '--help']\n"
+    code = "import sys; from gridscore.cli import main; sys.argv[1:] = ['jobs', '--help']\n"
     code += "try:\n    main()\nexcept SystemExit:\n"
     code += "    print([name for name in ('numpy', 'hazelcast', 'xgboost') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -42,7 +42,7 @@ def test_a_light_command_imports_nothing_heavy():
 
 def test_a_typing_error_gets_a_suggestion_from_all_commands():
     ended = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "statsu"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "gridscore.cli", "statsu"], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 2
     assert "status" in ended.stderr

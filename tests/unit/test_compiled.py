@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import compiled
-from pipeline.grid import cutting
-from pipeline.job import parse_job
-from pipeline.worker import results
+from gridscore import compiled
+from gridscore.grid import cutting
+from gridscore.job import parse_job
+from gridscore.worker import results
 
 ROOT = Path(__file__).parents[2]
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
@@ -25,8 +25,8 @@ missing = [name for name in compiled.MODULES if compiled.compiled(name) is None]
 if missing and not IN_CI:
     pytest.skip(f"not compiled here, the twins in Python run: {missing}", allow_module_level=True)
 
-wire = compiled.compiled("pipeline.grid._wire")
-fast_results = compiled.compiled("pipeline.worker._results")
+wire = compiled.compiled("gridscore.grid._wire")
+fast_results = compiled.compiled("gridscore.worker._results")
 
 
 def test_where_there_is_a_compiler_the_inner_loops_are_compiled():
@@ -199,7 +199,7 @@ def test_columns_of_other_types_are_refused(columns):
 
 
 def test_the_twins_run_where_somebody_asks_for_them():
-    script = "from pipeline import compiled; print(compiled.describe())"
+    script = "from gridscore import compiled; print(compiled.describe())"
     environment = {**os.environ, "GRIDSCORE_PURE": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "inner loops in Python\n"

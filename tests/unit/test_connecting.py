@@ -4,7 +4,7 @@ import asyncio
 
 from hazelcast.config import Config
 
-from pipeline.grid import transport
+from gridscore.grid import transport
 
 
 async def test_a_member_that_takes_connections_and_answers_nobody_keeps_no_one_from_asking_the_next():

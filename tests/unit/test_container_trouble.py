@@ -8,9 +8,9 @@ import docker
 import pytest
 from docker.errors import APIError, DockerException, ImageNotFound
 
-from pipeline.containers import Containers
-from pipeline.errors import ContainerError, MemberError, UsageError
-from pipeline.grid.settings import GridSettings
+from gridscore.containers import Containers
+from gridscore.errors import ContainerError, MemberError, UsageError
+from gridscore.grid.settings import GridSettings
 
 
 class FakeEngine:

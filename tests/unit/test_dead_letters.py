@@ -11,27 +11,27 @@ import pytest
 from hazelcast.core import HazelcastJsonValue
 from test_bad_records import put_raw
 
-from pipeline.cli.dead_letters import _remove
-from pipeline.grid import transport
-from pipeline.grid.wire import json_data
-from pipeline.grid.writer import MapWriter
-from pipeline.job import Jobs, parse_job
-from pipeline.job.plugs.base import SinkSettings
-from pipeline.sinks import runner as sink_runner
-from pipeline.sinks.runner import SinkRunner
-from pipeline.sources import runner as source_runner
-from pipeline.sources.base import Poison
-from pipeline.sources.runner import SourceRunner
-from pipeline.testing import Fault, StubCluster
-from pipeline.testing.sinks import ListSink, Received
-from pipeline.testing.sources import Script
-from pipeline.worker import letter_writer, replay
-from pipeline.worker.dead_letters import DeadLetter, encode, list_letters, map_of, walk_letters
-from pipeline.worker.lease_records import LEASES_MAP, NOBODY, lease_key
-from pipeline.worker.lease_records import encode as encode_lease
-from pipeline.worker.letter_writer import LetterWriter, Limits
-from pipeline.worker.removal import Choice, Removed, remove
-from pipeline.worker.status import job_status
+from gridscore.cli.dead_letters import _remove
+from gridscore.grid import transport
+from gridscore.grid.wire import json_data
+from gridscore.grid.writer import MapWriter
+from gridscore.job import Jobs, parse_job
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.sinks import runner as sink_runner
+from gridscore.sinks.runner import SinkRunner
+from gridscore.sources import runner as source_runner
+from gridscore.sources.base import Poison
+from gridscore.sources.runner import SourceRunner
+from gridscore.testing import Fault, StubCluster
+from gridscore.testing.sinks import ListSink, Received
+from gridscore.testing.sources import Script
+from gridscore.worker import letter_writer, replay
+from gridscore.worker.dead_letters import DeadLetter, encode, list_letters, map_of, walk_letters
+from gridscore.worker.lease_records import LEASES_MAP, NOBODY, lease_key
+from gridscore.worker.lease_records import encode as encode_lease
+from gridscore.worker.letter_writer import LetterWriter, Limits
+from gridscore.worker.removal import Choice, Removed, remove
+from gridscore.worker.status import job_status
 
 MANY = Limits(10_000, 64 << 20)
 ALL = Choice()
@@ -408,7 +408,7 @@ async def test_a_purge_does_not_acknowledge_events_that_have_no_dead_letter(monk
         async def connected(*_):
             yield grid
 
-        monkeypatch.setattr("pipeline.cli.dead_letters.connected", connected)
+        monkeypatch.setattr("gridscore.cli.dead_letters.connected", connected)
         for with_events in (False, True):
             await _remove("payments", ALL, (None, None, None), with_events=with_events)
             # They are in the event map still: until an audit has found them, it is nobody's place to say so.

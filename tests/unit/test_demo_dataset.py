@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.demo import dataset
-from pipeline.errors import UsageError
+from gridscore.demo import dataset
+from gridscore.errors import UsageError
 
 
 def flight(**changes):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.demo import extras
-from pipeline.errors import UsageError
+from gridscore.demo import extras
+from gridscore.errors import UsageError
 
 
 def test_missing_packages_are_named_with_what_to_install(monkeypatch):

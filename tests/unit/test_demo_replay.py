@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.demo import replay as module
-from pipeline.demo.replay import MAX_UNSCORED, Replay
-from pipeline.errors import GridError, GridscoreError
+from gridscore.demo import replay as module
+from gridscore.demo.replay import MAX_UNSCORED, Replay
+from gridscore.errors import GridError, GridscoreError
 
 PARTITIONS = 4
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline.cli import _commands
+from gridscore.cli import _commands
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", exc_type=ImportError)
 

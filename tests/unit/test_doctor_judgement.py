@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.grid import doctor
-from pipeline.grid.doctor import Level
-from pipeline.grid.management import MapConfig, MemberConfig, MemberReport, Protection
+from gridscore.grid import doctor
+from gridscore.grid.doctor import Level
+from gridscore.grid.management import MapConfig, MemberConfig, MemberReport, Protection
 
 XML = """<?xml version="1.0" encoding="UTF-8"?>
 <hazelcast xmlns="http://www.hazelcast.com/schema/config">

@@ -9,10 +9,10 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from pipeline.cli.plugs import command_of
-from pipeline.job.plugs.sections import kinds
-from pipeline.sinks import registry as sinks
-from pipeline.sources import registry as sources
+from gridscore.cli.plugs import command_of
+from gridscore.job.plugs.sections import kinds
+from gridscore.sinks import registry as sinks
+from gridscore.sources import registry as sources
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "jobs").glob("*/README.md"))]

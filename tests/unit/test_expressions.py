@@ -18,12 +18,12 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ExpressionError
-from pipeline.features import EventDecoder, FeaturePlan, LookupTable, maths
-from pipeline.job import Job, zones
-from pipeline.job.expressions import Scope, compile_expression
-from pipeline.job.functions import FUNCTIONS, NAMES, SPECIAL
-from pipeline.job.types import FieldType, LookupField
+from gridscore.errors import ExpressionError
+from gridscore.features import EventDecoder, FeaturePlan, LookupTable, maths
+from gridscore.job import Job, zones
+from gridscore.job.expressions import Scope, compile_expression
+from gridscore.job.functions import FUNCTIONS, NAMES, SPECIAL
+from gridscore.job.types import FieldType, LookupField
 
 SCHEMA = {
     "a": "float?",

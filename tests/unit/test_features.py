@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ModelMismatchError
-from pipeline.features import DecodeError, EventDecoder, FeaturePlan, LookupTable, quality
-from pipeline.job import Job
+from gridscore.errors import ModelMismatchError
+from gridscore.features import DecodeError, EventDecoder, FeaturePlan, LookupTable, quality
+from gridscore.job import Job
 
 JOB = Job.model_validate(
     {
@@ -281,7 +281,7 @@ def test_large_batches_have_the_same_bits_too():
 
 def test_a_worker_does_without_pandas():
     script = (
-        "import sys, pipeline.features, pipeline.job; sys.exit('pandas' in sys.modules or 'pyarrow' in sys.modules)"
+        "import sys, gridscore.features, gridscore.job; sys.exit('pandas' in sys.modules or 'pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=False).returncode == 0
 

@@ -7,15 +7,15 @@ import json
 import pandas as pd
 import pytest
 
-from pipeline.errors import SettingsError
-from pipeline.grid.writer import MapWriter
-from pipeline.job import Jobs, parse_job
-from pipeline.job.plugs.files_sink import FilesSinkSettings
-from pipeline.sinks import files
-from pipeline.sinks.base import Delivered, Delivery, SinkInterruptedError
-from pipeline.sinks.files import FilesSink
-from pipeline.sinks.runner import runner_of
-from pipeline.testing import StubCluster
+from gridscore.errors import SettingsError
+from gridscore.grid.writer import MapWriter
+from gridscore.job import Jobs, parse_job
+from gridscore.job.plugs.files_sink import FilesSinkSettings
+from gridscore.sinks import files
+from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
+from gridscore.sinks.files import FilesSink
+from gridscore.sinks.runner import runner_of
+from gridscore.testing import StubCluster
 
 MAP = "results.x"
 AT = 1_700_000_000_123

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.job import JobRecord, JobState, parse_job
-from pipeline.worker.health import Level, Look, examine, is_well
-from pipeline.worker.status import JobFigures, JobStatus, Position, QualityFigures, Rescan
+from gridscore.job import JobRecord, JobState, parse_job
+from gridscore.worker.health import Level, Look, examine, is_well
+from gridscore.worker.status import JobFigures, JobStatus, Position, QualityFigures, Rescan
 
 JOB = """\
 job: flights

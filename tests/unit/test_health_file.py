@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from hazelcast.errors import HazelcastError
 
-from pipeline.health_file import VARIABLE
-from pipeline.sources.status import Publisher, SourceStats
-from pipeline.testing import StubCluster
-from pipeline.worker.members import Members
+from gridscore.health_file import VARIABLE
+from gridscore.sources.status import Publisher, SourceStats
+from gridscore.testing import StubCluster
+from gridscore.worker.members import Members
 
 
 @pytest.fixture

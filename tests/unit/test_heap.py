@@ -5,14 +5,14 @@ import zlib
 
 import pytest
 
-from pipeline.cli.status import _show_members
-from pipeline.errors import GridError
-from pipeline.flow import _examine_heaps
-from pipeline.grid.heap import MemberHeap, look_at_heaps
-from pipeline.grid.metrics import heap_of
-from pipeline.testing import StubCluster
-from pipeline.testing.member import heap_blob
-from pipeline.worker.health import Level
+from gridscore.cli.status import _show_members
+from gridscore.errors import GridError
+from gridscore.flow import _examine_heaps
+from gridscore.grid.heap import MemberHeap, look_at_heaps
+from gridscore.grid.metrics import heap_of
+from gridscore.testing import StubCluster
+from gridscore.testing.member import heap_blob
+from gridscore.worker.health import Level
 
 
 async def until(condition):

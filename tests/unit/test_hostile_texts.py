@@ -10,31 +10,31 @@ import sys
 import pytest
 from confluent_kafka import Message
 
-from pipeline.grid.writer import MapWriter
-from pipeline.job.plugs.base import SinkSettings
-from pipeline.job.plugs.files_sink import FilesSinkSettings
-from pipeline.job.plugs.kafka_source import KafkaSourceSettings
-from pipeline.job.plugs.logfile_source import LogfileSourceSettings
-from pipeline.job.plugs.mqtt_source import MqttSourceSettings
-from pipeline.job.plugs.postgres_source import PostgresSourceSettings
-from pipeline.sinks.base import Delivered, Delivery
-from pipeline.sinks.files import FilesSink
-from pipeline.sinks.kafka_transactions import Transactions
-from pipeline.sinks.runner import SinkRunner
-from pipeline.sources import log_tail
-from pipeline.sources.base import Poison
-from pipeline.sources.kafka_messages import MessageReader, NoEventError
-from pipeline.sources.log_formats import format_of, seconds_of_time
-from pipeline.sources.log_tail import Tail
-from pipeline.sources.mqtt_messages import MessageDecoder
-from pipeline.sources.mqtt_packets import Message as MqttMessage
-from pipeline.sources.postgres import PostgresSource
-from pipeline.sources.runner import SourceRunner
-from pipeline.testing import StubCluster
-from pipeline.testing.sinks import ListSink, Received
-from pipeline.testing.sources import Script
-from pipeline.worker.dead_letters import list_letters
-from pipeline.worker.replay import letter_ids, replay
+from gridscore.grid.writer import MapWriter
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.job.plugs.files_sink import FilesSinkSettings
+from gridscore.job.plugs.kafka_source import KafkaSourceSettings
+from gridscore.job.plugs.logfile_source import LogfileSourceSettings
+from gridscore.job.plugs.mqtt_source import MqttSourceSettings
+from gridscore.job.plugs.postgres_source import PostgresSourceSettings
+from gridscore.sinks.base import Delivered, Delivery
+from gridscore.sinks.files import FilesSink
+from gridscore.sinks.kafka_transactions import Transactions
+from gridscore.sinks.runner import SinkRunner
+from gridscore.sources import log_tail
+from gridscore.sources.base import Poison
+from gridscore.sources.kafka_messages import MessageReader, NoEventError
+from gridscore.sources.log_formats import format_of, seconds_of_time
+from gridscore.sources.log_tail import Tail
+from gridscore.sources.mqtt_messages import MessageDecoder
+from gridscore.sources.mqtt_packets import Message as MqttMessage
+from gridscore.sources.postgres import PostgresSource
+from gridscore.sources.runner import SourceRunner
+from gridscore.testing import StubCluster
+from gridscore.testing.sinks import ListSink, Received
+from gridscore.testing.sources import Script
+from gridscore.worker.dead_letters import list_letters
+from gridscore.worker.replay import letter_ids, replay
 
 
 def nested(depth):

@@ -8,7 +8,7 @@ import trustme
 import uvloop
 from http_listening import EVENTS, client, connected, listening
 
-from pipeline.sources import http_protocol, http_tls
+from gridscore.sources import http_protocol, http_tls
 
 
 async def sent_until_closed(reader, writer, piece):

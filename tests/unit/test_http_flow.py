@@ -8,11 +8,11 @@ import httpx
 import pytest
 from http_listening import EVENTS, client, connected, listening
 
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.job import Jobs, parse_job
-from pipeline.producer import Producer
-from pipeline.sources import http_answer, http_app, http_health, http_intake, http_places, runner
-from pipeline.testing import Fault, StubCluster
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.job import Jobs, parse_job
+from gridscore.producer import Producer
+from gridscore.sources import http_answer, http_app, http_health, http_intake, http_places, runner
+from gridscore.testing import Fault, StubCluster
 
 FULL = "events.full"
 RING = 1_000  # of the stub

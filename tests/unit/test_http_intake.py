@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from pipeline.errors import GridError
-from pipeline.sources.http_intake import Intake, Ticket
+from gridscore.errors import GridError
+from gridscore.sources.http_intake import Intake, Ticket
 
 
 async def test_one_request_has_no_more_than_its_share_of_the_bytes():

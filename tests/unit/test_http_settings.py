@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pipeline.job.plugs.http_source import HttpSourceSettings
+from gridscore.job.plugs.http_source import HttpSourceSettings
 
 
 def test_a_map_is_enough():

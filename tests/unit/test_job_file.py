@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import JobFileError
-from pipeline.job import Job, job_json_schema, load_job, parse_job
-from pipeline.job.plugs.secrets import plain_secrets
+from gridscore.errors import JobFileError
+from gridscore.job import Job, job_json_schema, load_job, parse_job
+from gridscore.job.plugs.secrets import plain_secrets
 
 FLIGHTS = """\
 job: flights

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from test_bad_records import JOB, submitted
 
-from pipeline.cli.jobs import when_it_scores
-from pipeline.errors import JobError
-from pipeline.job import JobState, parse_job
-from pipeline.testing import StubCluster
+from gridscore.cli.jobs import when_it_scores
+from gridscore.errors import JobError
+from gridscore.job import JobState, parse_job
+from gridscore.testing import StubCluster
 
 OTHER = JOB.replace("amount / 100", "amount / 50")
 

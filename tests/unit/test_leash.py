@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.leash import LeashedProcess
+from gridscore.leash import LeashedProcess
 
 # Says when it runs, then sleeps until it is told to end.
 CHILD = """
@@ -68,7 +68,7 @@ def test_child_ends_when_the_parent_is_killed(tmp_path, monkeypatch):
     parent_code = textwrap.dedent(f"""
         import sys, time
         from pathlib import Path
-        from pipeline.leash import LeashedProcess
+        from gridscore.leash import LeashedProcess
         child = LeashedProcess("leashed_child", [], Path({str(log)!r}))
         print(child.pid, flush=True)
         time.sleep(60)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.job.plugs.logfile_source import LogfileSourceSettings
-from pipeline.sources.log_formats import access_time, format_of, seconds_of_time
+from gridscore.job.plugs.logfile_source import LogfileSourceSettings
+from gridscore.sources.log_formats import access_time, format_of, seconds_of_time
 
 
 def parse(raw, header=b"", **settings):

@@ -10,15 +10,15 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from pipeline.errors import UsageError
-from pipeline.job.plugs.logfile_source import LogfileSourceSettings
-from pipeline.sources import logfile
-from pipeline.sources.base import SourceInterruptedError
-from pipeline.sources.log_tail import Tail
-from pipeline.sources.logfile import LogfileSource
-from pipeline.sources.position import PositionTakenError
-from pipeline.testing import StubCluster
-from pipeline.worker.names import POSITIONS_MAP
+from gridscore.errors import UsageError
+from gridscore.job.plugs.logfile_source import LogfileSourceSettings
+from gridscore.sources import logfile
+from gridscore.sources.base import SourceInterruptedError
+from gridscore.sources.log_tail import Tail
+from gridscore.sources.logfile import LogfileSource
+from gridscore.sources.position import PositionTakenError
+from gridscore.testing import StubCluster
+from gridscore.worker.names import POSITIONS_MAP
 
 SECONDS = 20
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.features import LookupTable
-from pipeline.job import Lookup
+from gridscore.features import LookupTable
+from gridscore.job import Lookup
 
 FIELDS = {
     "year": "float?",

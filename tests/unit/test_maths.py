@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.features import definitions_of, maths
-from pipeline.job import parse_job
-from pipeline.models.fit import fit_warnings
+from gridscore.features import definitions_of, maths
+from gridscore.job import parse_job
+from gridscore.models.fit import fit_warnings
 
 SPECIAL = [
     0.0,
@@ -86,8 +86,8 @@ def test_a_model_records_what_its_features_were_computed_by_and_a_difference_is_
     job = parse_job(JOB.format(expression), "test")
     assert list(Version.definitions.machine) == recorded
     assert fit_warnings({"j": job}, Version) == []
-    monkeypatch.setattr("pipeline.features.maths.digest", lambda: "another")
-    monkeypatch.setattr("pipeline.job.zones.release", lambda: "1999.1")
+    monkeypatch.setattr("gridscore.features.maths.digest", lambda: "another")
+    monkeypatch.setattr("gridscore.job.zones.release", lambda: "1999.1")
     told = fit_warnings({"j": job}, Version)
     assert len(told) == len(recorded)
     assert all(f"was trained with a different {what} (" in text for what, text in zip(recorded, told, strict=True))

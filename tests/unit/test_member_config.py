@@ -10,12 +10,12 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.cli.up import _refuse_another
-from pipeline.errors import MemberError, UsageError
-from pipeline.grid import member, ports
-from pipeline.grid.launch import death
-from pipeline.grid.member import Cluster, parse_heap, running_cluster
-from pipeline.grid.template import load_template, member_config, template_cluster_name
+from gridscore.cli.up import _refuse_another
+from gridscore.errors import MemberError, UsageError
+from gridscore.grid import member, ports
+from gridscore.grid.launch import death
+from gridscore.grid.member import Cluster, parse_heap, running_cluster
+from gridscore.grid.template import load_template, member_config, template_cluster_name
 
 
 def config_of(members, index=0, template=None):

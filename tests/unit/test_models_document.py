@@ -12,9 +12,9 @@ import xgboost as xgb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ModelError
-from pipeline.models.description import describe
-from pipeline.models.document import read_document
+from gridscore.errors import ModelError
+from gridscore.models.description import describe
+from gridscore.models.document import read_document
 
 NAMES = ["a", "b", "c"]
 
@@ -274,7 +274,7 @@ def test_a_truncated_or_altered_file_is_described_or_refused(booster, data):
 
 def test_the_sets_of_categories_may_not_take_memory_out_of_proportion(monkeypatch, booster):
     """A code of four bytes can ask for a set of two mebibytes, in each split."""
-    monkeypatch.setattr("pipeline.models.description._SPARE_SETS", 1 << 20)
+    monkeypatch.setattr("gridscore.models.description._SPARE_SETS", 1 << 20)
 
     def huge(tree, _):
         tree["categories"] = [(1 << 24) - 1 for _ in tree["categories"]]

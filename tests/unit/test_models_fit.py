@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import xgboost as xgb
 
-from pipeline.errors import ModelError, ModelMismatchError
-from pipeline.features import OfflineMatrix, definitions_of, offline_matrix
-from pipeline.job import Job
-from pipeline.models import check_fit
-from pipeline.models.candidate import Candidate
-from pipeline.models.fit import changed_features, fit_warnings
-from pipeline.models.version import ModelVersion
-from pipeline.testing import StubCluster
+from gridscore.errors import ModelError, ModelMismatchError
+from gridscore.features import OfflineMatrix, definitions_of, offline_matrix
+from gridscore.job import Job
+from gridscore.models import check_fit
+from gridscore.models.candidate import Candidate
+from gridscore.models.fit import changed_features, fit_warnings
+from gridscore.models.version import ModelVersion
+from gridscore.testing import StubCluster
 
 HISTORY = pd.DataFrame(
     {

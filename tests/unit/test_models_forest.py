@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from pipeline import compiled
-from pipeline.models.candidate import Candidate
-from pipeline.models.document import read_document
-from pipeline.models.forest import Forest
-from pipeline.models.loaded import LoadedModel
-from pipeline.models.predictor import Predictor
+from gridscore import compiled
+from gridscore.models.candidate import Candidate
+from gridscore.models.document import read_document
+from gridscore.models.forest import Forest
+from gridscore.models.loaded import LoadedModel
+from gridscore.models.predictor import Predictor
 
 FEATURES = 7
 
 pytestmark = pytest.mark.skipif(
-    compiled.compiled("pipeline.models._forest") is None, reason="the forest is not compiled here"
+    compiled.compiled("gridscore.models._forest") is None, reason="the forest is not compiled here"
 )  # where it must be, `test_compiled` fails
 
 

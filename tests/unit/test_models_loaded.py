@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import xgboost as xgb
 
-from pipeline.errors import ModelError, UsageError
-from pipeline.models import LoadedModel
-from pipeline.models.candidate import Candidate
+from gridscore.errors import ModelError, UsageError
+from gridscore.models import LoadedModel
+from gridscore.models.candidate import Candidate
 
 NAMES = ["a", "b", "kind"]
 TYPES = ["float", "int", "c"]

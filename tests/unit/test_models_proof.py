@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from pipeline import compiled
-from pipeline.errors import ModelError
-from pipeline.models import document as documents
-from pipeline.models import proof
-from pipeline.models.candidate import Candidate
-from pipeline.models.description import describe
-from pipeline.models.document import read_document
-from pipeline.models.forest import Forest
-from pipeline.models.loaded import LoadedModel
+from gridscore import compiled
+from gridscore.errors import ModelError
+from gridscore.models import document as documents
+from gridscore.models import proof
+from gridscore.models.candidate import Candidate
+from gridscore.models.description import describe
+from gridscore.models.document import read_document
+from gridscore.models.forest import Forest
+from gridscore.models.loaded import LoadedModel
 
 pytestmark = pytest.mark.skipif(
-    compiled.compiled("pipeline.models._forest") is None, reason="the forest is not compiled here"
+    compiled.compiled("gridscore.models._forest") is None, reason="the forest is not compiled here"
 )  # where it must be, `test_compiled` fails
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import xgboost
 
-from pipeline.errors import ModelError
-from pipeline.models.candidate import Candidate
-from pipeline.models.loaded import LoadedModel
+from gridscore.errors import ModelError
+from gridscore.models.candidate import Candidate
+from gridscore.models.loaded import LoadedModel
 
 FOLDER = Path(__file__).parent / "models_by_version"
 FILES = sorted(FOLDER.glob("*.ubj"))

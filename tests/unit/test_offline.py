@@ -14,13 +14,13 @@ import pytest
 import xgboost as xgb
 from typer.testing import CliRunner
 
-from pipeline.cli import _commands
-from pipeline.errors import ExpressionError, ModelError, TableError, UsageError
-from pipeline.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix
-from pipeline.features.tables import lookup_entries, read_lookup, read_table, rows_as_json
-from pipeline.features.times import to_local
-from pipeline.job import Job
-from pipeline.models.inputs import read_categories
+from gridscore.cli import _commands
+from gridscore.errors import ExpressionError, ModelError, TableError, UsageError
+from gridscore.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix
+from gridscore.features.tables import lookup_entries, read_lookup, read_table, rows_as_json
+from gridscore.features.times import to_local
+from gridscore.job import Job
+from gridscore.models.inputs import read_categories
 
 JOB = Job.model_validate(
     {

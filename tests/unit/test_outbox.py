@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.grid import outbox as outbox_module
-from pipeline.grid.outbox import Outbox
+from gridscore.grid import outbox as outbox_module
+from gridscore.grid.outbox import Outbox
 
 
 @contextmanager

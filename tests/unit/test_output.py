@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from pipeline.cli import output, watch
-from pipeline.cli.output import json_text, print_table, safe, visible
-from pipeline.errors import UsageError
-from pipeline.results import Result
+from gridscore.cli import output, watch
+from gridscore.cli.output import json_text, print_table, safe, visible
+from gridscore.errors import UsageError
+from gridscore.results import Result
 
 EVIL = "a\x1b[31m\x07\r\n\x9b2J\u202e\x7f[/bold][red]:smile:\udcff"
 
@@ -129,7 +129,7 @@ def test_safe_text_is_not_markup(screen):
 
 def gridscore(*arguments, stdout=subprocess.PIPE):
     return subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
+        [sys.executable, "-m", "gridscore.cli", *arguments],
         env={**os.environ, "COLUMNS": "40"},
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -162,7 +162,7 @@ def test_no_line_is_longer_than_the_terminal_is_wide(columns, width):
     try:
         termios.tcsetwinsize(terminal, (24, 80))
         subprocess.run(
-            [sys.executable, "-c", "from pipeline.cli.output import console; print(console.width, console.height)"],
+            [sys.executable, "-c", "from gridscore.cli.output import console; print(console.width, console.height)"],
             env={**os.environ, "COLUMNS": columns, "LINES": "500", "TERM": "xterm"},
             stdout=terminal,
             check=True,

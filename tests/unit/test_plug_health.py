@@ -5,18 +5,18 @@ from dataclasses import replace
 import pytest
 from test_health import position, status
 
-from pipeline.cli.jobs import _print_plugs
-from pipeline.cli.status import _show, _sink_lines, _source_lines
-from pipeline.flow import Flow, History, to_json
-from pipeline.grid.heap import MemberHeap
-from pipeline.sinks.health import SinkLook, examine_sink
-from pipeline.sinks.records import SinkRecord
-from pipeline.sinks.status import SinkProcess, SinkStatus
-from pipeline.sources.health import examine_source
-from pipeline.sources.status import SourceRecord, SourceStatus
-from pipeline.worker.health import Level
-from pipeline.worker.room import WaitingForJob, WaitingForMemory
-from pipeline.worker.status import Overview
+from gridscore.cli.jobs import _print_plugs
+from gridscore.cli.status import _show, _sink_lines, _source_lines
+from gridscore.flow import Flow, History, to_json
+from gridscore.grid.heap import MemberHeap
+from gridscore.sinks.health import SinkLook, examine_sink
+from gridscore.sinks.records import SinkRecord
+from gridscore.sinks.status import SinkProcess, SinkStatus
+from gridscore.sources.health import examine_source
+from gridscore.sources.status import SourceRecord, SourceStatus
+from gridscore.worker.health import Level
+from gridscore.worker.room import WaitingForJob, WaitingForMemory
+from gridscore.worker.status import Overview
 
 
 def source(name="clicks", *, failure="", dead_letters=0, **figures):
@@ -186,7 +186,7 @@ def test_looks_that_are_old_are_forgotten():
 
 
 def test_people_are_told_of_sources_and_sinks(capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.cli.output.console.width", 300)
+    monkeypatch.setattr("gridscore.cli.output.console.width", 300)
     flow = Flow(Overview(0.0, [], []), [source(failure="no such topic")], [sink(unread=17, rate=900.0)])
     _print_plugs(flow)
     printed = capsys.readouterr().out.splitlines()

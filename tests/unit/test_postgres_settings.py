@@ -4,13 +4,13 @@ import psycopg
 import pytest
 from pydantic import ValidationError
 
-from pipeline.errors import UsageError
-from pipeline.job.plugs.postgres_sink import PostgresSinkSettings
-from pipeline.job.plugs.postgres_source import PostgresSourceSettings
-from pipeline.postgres import PostgresError, failure, place_of
-from pipeline.sinks.base import SinkInterruptedError
-from pipeline.sinks.postgres_table import ResultTable
-from pipeline.sources.postgres_trigger import statements
+from gridscore.errors import UsageError
+from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
+from gridscore.job.plugs.postgres_source import PostgresSourceSettings
+from gridscore.postgres import PostgresError, failure, place_of
+from gridscore.sinks.base import SinkInterruptedError
+from gridscore.sinks.postgres_table import ResultTable
+from gridscore.sources.postgres_trigger import statements
 
 
 def sink(**more):

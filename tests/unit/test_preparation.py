@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from pipeline.grid.journal import Journal
-from pipeline.grid.management import MapConfig, MemberConfig, Protection
-from pipeline.job import parse_job
-from pipeline.testing import StubCluster
-from pipeline.worker.preparation import _control, _lacks, prepare
+from gridscore.grid.journal import Journal
+from gridscore.grid.management import MapConfig, MemberConfig, Protection
+from gridscore.job import parse_job
+from gridscore.testing import StubCluster
+from gridscore.worker.preparation import _control, _lacks, prepare
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from pipeline import producer as producing
-from pipeline import producer_queue
-from pipeline.errors import BackPressureError
-from pipeline.grid import transport
-from pipeline.grid.capacity import Capacity, Source
-from pipeline.grid.heap import look_at_heaps
-from pipeline.grid.writer import partition_of
-from pipeline.job import parse_job
-from pipeline.testing import StubCluster
-from pipeline.worker import group as group_module
-from pipeline.worker import runner
+from gridscore import producer as producing
+from gridscore import producer_queue
+from gridscore.errors import BackPressureError
+from gridscore.grid import transport
+from gridscore.grid.capacity import Capacity, Source
+from gridscore.grid.heap import look_at_heaps
+from gridscore.grid.writer import partition_of
+from gridscore.job import parse_job
+from gridscore.testing import StubCluster
+from gridscore.worker import group as group_module
+from gridscore.worker import runner
 
 JOB = """\
 job: clicks

@@ -6,15 +6,15 @@ import pytest
 from test_bad_records import JOB, put_raw, text
 from test_stub_grid import booster
 
-from pipeline.client import Client
-from pipeline.errors import ConflictError, GridError, JobError, ModelError
-from pipeline.grid import transport
-from pipeline.job import JobState, parse_job
-from pipeline.job.life import JOBS_MAP
-from pipeline.models import Registry
-from pipeline.testing import StubCluster
-from pipeline.worker.live_model import LiveModel
-from pipeline.worker.stats import JobStats
+from gridscore.client import Client
+from gridscore.errors import ConflictError, GridError, JobError, ModelError
+from gridscore.grid import transport
+from gridscore.job import JobState, parse_job
+from gridscore.job.life import JOBS_MAP
+from gridscore.models import Registry
+from gridscore.testing import StubCluster
+from gridscore.worker.live_model import LiveModel
+from gridscore.worker.stats import JobStats
 
 
 def job(divisor):

@@ -13,16 +13,16 @@ import pytest
 import xgboost as xgb
 from pyarrow import parquet
 
-from pipeline.cli.load import _lookup_target
-from pipeline.errors import TableError
-from pipeline.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix
-from pipeline.features.cells import READERS
-from pipeline.features.tables import event_keys, lookup_entries, read_history, read_lookup, read_table, rows_as_json
-from pipeline.job import FieldType, parse_job
-from pipeline.job.plugs.logfile_source import LogfileSourceSettings
-from pipeline.sources.log_formats import format_of
-from pipeline.sources.tables import BadRow, Row, TableFile
-from pipeline.testing import StubCluster
+from gridscore.cli.load import _lookup_target
+from gridscore.errors import TableError
+from gridscore.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix
+from gridscore.features.cells import READERS
+from gridscore.features.tables import event_keys, lookup_entries, read_history, read_lookup, read_table, rows_as_json
+from gridscore.job import FieldType, parse_job
+from gridscore.job.plugs.logfile_source import LogfileSourceSettings
+from gridscore.sources.log_formats import format_of
+from gridscore.sources.tables import BadRow, Row, TableFile
+from gridscore.testing import StubCluster
 
 
 async def scores_of(job, booster, history, lookups, wanted):

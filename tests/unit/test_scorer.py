@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from pipeline.features import FeaturePlan
-from pipeline.grid.wire import Page
-from pipeline.job import parse_job
-from pipeline.models import LoadedModel
-from pipeline.models.candidate import Candidate
-from pipeline.worker import results
-from pipeline.worker.reader import Arrival, Cursor
-from pipeline.worker.scorer import ActiveModel, Scorer
-from pipeline.worker.stats import JobStats
+from gridscore.features import FeaturePlan
+from gridscore.grid.wire import Page
+from gridscore.job import parse_job
+from gridscore.models import LoadedModel
+from gridscore.models.candidate import Candidate
+from gridscore.worker import results
+from gridscore.worker.reader import Arrival, Cursor
+from gridscore.worker.scorer import ActiveModel, Scorer
+from gridscore.worker.stats import JobStats
 
 JOB = """
 job: counts

@@ -2,12 +2,12 @@ import asyncio
 
 import pytest
 
-from pipeline.grid import transport
-from pipeline.grid.journal import Journal
-from pipeline.grid.writer import MapWriter
-from pipeline.sequences import READ_BYTES, sequences_of
-from pipeline.sources.http_results import ResultFinder
-from pipeline.testing import StubCluster
+from gridscore.grid import transport
+from gridscore.grid.journal import Journal
+from gridscore.grid.writer import MapWriter
+from gridscore.sequences import READ_BYTES, sequences_of
+from gridscore.sources.http_results import ResultFinder
+from gridscore.testing import StubCluster
 
 LARGE = b'{"v":"' + b"x" * 100_000 + b'"}'
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from pipeline.errors import SettingsError
-from pipeline.grid import GridSettings
+from gridscore.errors import SettingsError
+from gridscore.grid import GridSettings
 
 
 @pytest.fixture(autouse=True)

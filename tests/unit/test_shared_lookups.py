@@ -2,8 +2,8 @@
 
 import asyncio
 
-from pipeline.job import parse_job
-from pipeline.testing import StubCluster
+from gridscore.job import parse_job
+from gridscore.testing import StubCluster
 
 JOB = """\
 job: {name}

@@ -7,9 +7,9 @@ import weakref
 import numpy as np
 import xgboost as xgb
 
-from pipeline.job import parse_job
-from pipeline.models import LoadedModel
-from pipeline.testing import StubCluster
+from gridscore.job import parse_job
+from gridscore.models import LoadedModel
+from gridscore.testing import StubCluster
 
 JOB = """\
 job: {name}

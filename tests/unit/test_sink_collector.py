@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.sinks.base import Delivered
-from pipeline.sinks.collector import Part, cut
-from pipeline.worker.dead_letters import Rejected
+from gridscore.sinks.base import Delivered
+from gridscore.sinks.collector import Part, cut
+from gridscore.worker.dead_letters import Rejected
 
 
 def part(partition, sequences, **more):

@@ -8,18 +8,18 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from pipeline.errors import EventsLostError, GridscoreError, JournalMissingError, UsageError
-from pipeline.grid.records import Records
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.job.plugs.base import SinkSettings
-from pipeline.sinks import runner as runner_module
-from pipeline.sinks.base import SinkInterruptedError
-from pipeline.sinks.records import all_sinks
-from pipeline.sinks.runner import SinkRunner
-from pipeline.testing import Fault, StubCluster
-from pipeline.testing.sinks import ABORT, PAUSE, ListSink, Received
-from pipeline.worker.dead_letters import list_letters
-from pipeline.worker.lease_records import read_records
+from gridscore.errors import EventsLostError, GridscoreError, JournalMissingError, UsageError
+from gridscore.grid.records import Records
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.sinks import runner as runner_module
+from gridscore.sinks.base import SinkInterruptedError
+from gridscore.sinks.records import all_sinks
+from gridscore.sinks.runner import SinkRunner
+from gridscore.testing import Fault, StubCluster
+from gridscore.testing.sinks import ABORT, PAUSE, ListSink, Received
+from gridscore.worker.dead_letters import list_letters
+from gridscore.worker.lease_records import read_records
 
 MAP = "results.x"
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import xgboost as xgb
 
-from pipeline.features import offline_matrix
-from pipeline.soak.checker import check, expected_scores
-from pipeline.soak.evidence import (
+from gridscore.features import offline_matrix
+from gridscore.soak.checker import check, expected_scores
+from gridscore.soak.evidence import (
     EVENTS,
     INCIDENTS,
     JOURNAL,
@@ -21,7 +21,7 @@ from pipeline.soak.evidence import (
     Incident,
     LineFile,
 )
-from pipeline.soak.workload import booster, customers, event, soak_job
+from gridscore.soak.workload import booster, customers, event, soak_job
 
 KILLED, HEIR, LEFT = 101, 102, 103
 

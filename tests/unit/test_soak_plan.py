@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from pipeline.errors import UsageError
-from pipeline.soak.plan import HEARTBEAT_SECONDS, KINDS, Counts, Plan
-from pipeline.soak.workload import UPDATE_DISTANCE, block, customers, event
+from gridscore.errors import UsageError
+from gridscore.soak.plan import HEARTBEAT_SECONDS, KINDS, Counts, Plan
+from gridscore.soak.workload import UPDATE_DISTANCE, block, customers, event
 
 
 def plan(seed=1, counts=None, **changes):

@@ -6,17 +6,17 @@ import random
 
 import pytest
 
-from pipeline import producer
-from pipeline.grid import transport
-from pipeline.grid.journal import Journal
-from pipeline.grid.writer import partition_of
-from pipeline.sources import runner as runners
-from pipeline.sources.base import Poison
-from pipeline.sources.runner import SourceRunner
-from pipeline.sources.status import FAILED, Publisher, SourceStats, source_statuses
-from pipeline.testing import Fault, StubCluster
-from pipeline.testing.sources import AbortedError, Script
-from pipeline.worker.dead_letters import list_letters
+from gridscore import producer
+from gridscore.grid import transport
+from gridscore.grid.journal import Journal
+from gridscore.grid.writer import partition_of
+from gridscore.sources import runner as runners
+from gridscore.sources.base import Poison
+from gridscore.sources.runner import SourceRunner
+from gridscore.sources.status import FAILED, Publisher, SourceStats, source_statuses
+from gridscore.testing import Fault, StubCluster
+from gridscore.testing.sources import AbortedError, Script
+from gridscore.worker.dead_letters import list_letters
 
 EVENTS = "events.x"
 

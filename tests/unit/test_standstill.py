@@ -4,17 +4,17 @@ import asyncio
 
 import pytest
 
-from pipeline.errors import GridError
-from pipeline.grid.writer import MapWriter
-from pipeline.job import Jobs, parse_job
-from pipeline.producer import Producer
-from pipeline.testing import StubCluster
-from pipeline.worker.group import Group
-from pipeline.worker.members import Members
-from pipeline.worker.reader import JournalReader
-from pipeline.worker.standing import ResultOrigin, results_of
-from pipeline.worker.stats import GroupStats
-from pipeline.worker.subscription import Subscription
+from gridscore.errors import GridError
+from gridscore.grid.writer import MapWriter
+from gridscore.job import Jobs, parse_job
+from gridscore.producer import Producer
+from gridscore.testing import StubCluster
+from gridscore.worker.group import Group
+from gridscore.worker.members import Members
+from gridscore.worker.reader import JournalReader
+from gridscore.worker.standing import ResultOrigin, results_of
+from gridscore.worker.stats import GroupStats
+from gridscore.worker.subscription import Subscription
 
 EVENTS = "events.x"
 JOB = f"""\

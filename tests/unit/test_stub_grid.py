@@ -15,12 +15,12 @@ from hazelcast.errors import (
     UnsupportedOperationError,
 )
 
-from pipeline.grid import transport, wire
-from pipeline.grid.journal import Journal
-from pipeline.grid.writer import MapWriter, partition_of
-from pipeline.job import parse_job
-from pipeline.testing import Fault, StubCluster, VirtualTime
-from pipeline.testing.virtual_time import NothingLeftError
+from gridscore.grid import transport, wire
+from gridscore.grid.journal import Journal
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.job import parse_job
+from gridscore.testing import Fault, StubCluster, VirtualTime
+from gridscore.testing.virtual_time import NothingLeftError
 
 JOB = """\
 job: payments
@@ -373,7 +373,7 @@ def test_what_takes_too_long_and_what_spins_are_errors(time):
 def test_clocks_of_processes_may_differ_and_the_machines_clock_comes_back(time):
     import time as machine
 
-    from pipeline.worker import stats
+    from gridscore.worker import stats
 
     async def now():
         return stats.time.time()

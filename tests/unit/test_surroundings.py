@@ -8,8 +8,8 @@ import sys
 IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM)
 
 IMPORT_ALL = """
-import importlib, pkgutil, pipeline
-names = [module.name for module in pkgutil.walk_packages(pipeline.__path__, "pipeline.")]
+import importlib, pkgutil, gridscore
+names = [module.name for module in pkgutil.walk_packages(gridscore.__path__, "gridscore.")]
 for name in names:
     if not name.endswith("__main__"):
         importlib.import_module(name)

@@ -7,8 +7,8 @@ import json
 import pandas as pd
 import pytest
 
-from pipeline.errors import TableError
-from pipeline.sources.tables import BadRow, Row, TableFile
+from gridscore.errors import TableError
+from gridscore.sources.tables import BadRow, Row, TableFile
 
 
 def read(path, *key, **more):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import _commands
-from pipeline.features import EventDecoder, FeaturePlan
-from pipeline.features.times import to_local
-from pipeline.job import Job, zones
+from gridscore.cli import _commands
+from gridscore.features import EventDecoder, FeaturePlan
+from gridscore.features.times import to_local
+from gridscore.job import Job, zones
 
 RULES = ("America/St_Johns", "America/New_York", "Australia/Lord_Howe", "Antarctica/Troll", "America/Santiago")
 

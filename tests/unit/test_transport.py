@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.grid import transport, wire
+from gridscore.grid import transport, wire
 
 FINAL, UNFRAGMENTED = 1 << 13, (1 << 15) | (1 << 14)
 

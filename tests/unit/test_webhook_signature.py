@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from pipeline import GridscoreError
-from pipeline.errors import UsageError
-from pipeline.sinks.signature import SignatureError, decode_secret, sign, verify_webhook
+from gridscore import GridscoreError
+from gridscore.errors import UsageError
+from gridscore.sinks.signature import SignatureError, decode_secret, sign, verify_webhook
 
 # The example of the reference implementations of Standard Webhooks.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 -- published

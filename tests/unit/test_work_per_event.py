@@ -16,23 +16,23 @@ import hazelcast
 import msgspec
 import pytest
 
-import pipeline
-from pipeline.bench import card
-from pipeline.compiled import MODULES, compiled
-from pipeline.grid import wire
-from pipeline.grid.writer import MapWriter
-from pipeline.job import JobRecord, JobState
-from pipeline.models import Registry
-from pipeline.testing import StubCluster
-from pipeline.worker.members import Members
-from pipeline.worker.runner import JobRunner
+import gridscore
+from gridscore.bench import card
+from gridscore.compiled import MODULES, compiled
+from gridscore.grid import wire
+from gridscore.grid.writer import MapWriter
+from gridscore.job import JobRecord, JobState
+from gridscore.models import Registry
+from gridscore.testing import StubCluster
+from gridscore.worker.members import Members
+from gridscore.worker.runner import JobRunner
 
 EVENTS = 16_000
 OTHER_CALLS = 200
 """Calls that a request besides reads and writes takes, a commit say: the longer it all takes, the more there are."""
 PARTITIONS = 8
-COUNTED = (str(Path(pipeline.__file__).parent), str(Path(hazelcast.__file__).parent))
-STUB = str(Path(pipeline.__file__).parent / "testing")
+COUNTED = (str(Path(gridscore.__file__).parent), str(Path(hazelcast.__file__).parent))
+STUB = str(Path(gridscore.__file__).parent / "testing")
 NETWORK = str(Path(STUB) / "network.py")
 
 
@@ -76,7 +76,7 @@ def left_to_the_collector():
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         modules = ((type(each).__module__, type(each).__qualname__) for each in gc.garbage)
-        left.update(f"{module}.{name}" for module, name in modules if module.startswith(("pipeline.", "hazelcast.")))
+        left.update(f"{module}.{name}" for module, name in modules if module.startswith(("gridscore.", "hazelcast.")))
     finally:
         gc.set_debug(0)
         gc.garbage.clear()

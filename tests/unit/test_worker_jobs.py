@@ -7,9 +7,9 @@ from hazelcast.errors import HazelcastError
 from test_bad_records import JOB
 from test_stub_grid import booster
 
-from pipeline.job import parse_job
-from pipeline.testing import StubCluster
-from pipeline.worker.runner import JobRunner
+from gridscore.job import parse_job
+from gridscore.testing import StubCluster
+from gridscore.worker.runner import JobRunner
 
 
 @pytest.mark.parametrize("meanwhile", ["replaced", "interrupted"])

@@ -1,0 +1,183 @@
+"""The command `gridscore`: puts the command groups together, and prints errors for people."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import importlib
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from gridscore.errors import GridError, GridscoreError
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EROFS)
+
+
+class _Formatter(logging.Formatter):
+    """Lines of the log as a terminal may show them, whatever was in the data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from gridscore.cli.output import visible
+
+        return visible(super().format(record), layout=True)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        from gridscore.compiled import describe
+        from gridscore.job.zones import release
+
+        typer.echo(f"gridscore {version('gridscore')} ({describe()}, time zones {release()})")
+        raise typer.Exit
+
+
+def root(
+    *,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what happens, the client's log included.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001 -- the callback does it
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Set up logging before any command."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose else logging.WARNING)
+    # The client logs a traceback for each address that does not answer; our own error says it once.
+    logging.getLogger("hazelcast").setLevel(logging.INFO if verbose else logging.CRITICAL)
+    if not verbose:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+_COMMANDS = {
+    "Start here": {"up": "up", "down": "containers", "logs": "containers", "demo": "demo"},
+    "Jobs": {
+        "load": "load",
+        "prepare": "prepare",
+        "submit": "jobs",
+        "jobs": "jobs",
+        "suspend": "jobs",
+        "resume": "jobs",
+        "restart": "jobs",
+        "rollback": "jobs",
+        "cancel": "jobs",
+        "wipe": "wipe",
+        "job": "job",
+    },
+    "Scoring": {
+        "source": "source",
+        "sink": "sink",
+        "worker": "worker",
+        "autoscale": "autoscale",
+        "scale": "containers",
+        "watch": "watch",
+        "dead-letters": "dead_letters",
+        "audit": "audit",
+    },
+    "Models and features": {"model": "model", "features": "features"},
+    "Health": {
+        "top": "top",
+        "status": "status",
+        "doctor": "doctor",
+        "repair": "repair",
+        "bench": "bench",
+        "soak": "soak",
+    },
+}
+"""By panel of the help: each command, and the module that has it."""
+
+_GROUPS = {"jobs", "job", "source", "sink", "dead-letters", "model", "bench"}
+
+
+@functools.cache
+def _commands(only: str | None = None) -> typer.Typer:
+    """The app with every command, or with one: importing the modules of all takes longer than most commands do."""
+    made = typer.Typer(
+        name="gridscore",
+        help="Machine-learning inference on live data inside an ordinary Hazelcast cluster.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(root)
+    for panel, commands in _COMMANDS.items():
+        for name, module_name in commands.items():
+            if only not in (None, name):
+                continue
+            module = importlib.import_module(f"gridscore.cli.{module_name}")
+            if name in _GROUPS:
+                made.add_typer(module.app, name=name, rich_help_panel=panel)
+            else:
+                made.command(rich_help_panel=panel)(getattr(module, name))
+    return made
+
+
+def _named(words: list[str]) -> str | None:
+    """The command that a command line names, if nothing that stands before it asks for more than that."""
+    for word in words:
+        if word not in ("-v", "--verbose", "--version"):
+            return word if any(word in commands for commands in _COMMANDS.values()) else None
+    return "up" if "--version" in words else None
+
+
+def main() -> None:
+    """Run the command line. Errors that a person can act on are printed without a traceback."""
+    try:
+        try:
+            _commands(_named(sys.argv[1:]))()
+        finally:
+            sys.stdout.flush()  # while there is somebody who can tell that it did not work
+    except GridscoreError as error:
+        sys.exit(_report(error))
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `gridscore jobs | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        if error.errno is None:  # not from the system, so from our own code
+            raise
+        sys.exit(_report(_refused(error)))
+    except Exception as error:
+        # The client is imported only by commands that connect; those without it cannot raise its errors.
+        failure = sys.modules.get("hazelcast.errors")
+        if failure is None or not isinstance(error, failure.HazelcastError):
+            raise
+        sys.exit(
+            _report(GridError(f"The cluster did not answer as it should: {error}", "Is it still there? Try again."))
+        )
+
+
+def _refused(error: OSError) -> GridscoreError:
+    """What the system refused, for people."""
+    logging.getLogger(__name__).debug("where it happened", exc_info=error)
+    with contextlib.suppress(OSError, ValueError):  # what could not be written is not tried again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    what = os.strerror(error.errno or 0)
+    if error.filename is not None:
+        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+        return GridscoreError(f"`{place}` cannot be read or written: {what}.")
+    if error.errno in _OUTPUT_ERRORS:
+        return GridscoreError(f"The output cannot be written: {what}.", "Make room, or write it elsewhere.")
+    return GridscoreError(f"The system refused: {what}.", "`gridscore -v COMMAND` shows where.")
+
+
+def _report(error: GridscoreError) -> int:
+    """Print an error for people; returns the exit code."""
+    from gridscore.cli.output import errors, safe
+
+    with contextlib.suppress(OSError):  # with nowhere to write to, the exit code has to say it
+        errors.print(f"[bold red]error:[/] {safe(error.message, layout=True)}", highlight=False, soft_wrap=True)
+        if error.hint:
+            errors.print(safe(error.hint, layout=True), style="dim", highlight=False, soft_wrap=True)
+    return error.exit_code

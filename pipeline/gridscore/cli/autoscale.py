@@ -1,0 +1,288 @@
+"""`gridscore autoscale`: as many workers as a job needs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import shlex
+import socket
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from gridscore.cli.containers import Image  # noqa: TC001 -- typer reads the annotations
+from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected, grid_settings
+from gridscore.cli.output import errors, print_json, print_table, run, safe
+from gridscore.cli.worker import command_of, supervise, supervised
+from gridscore.errors import ContainerError, GridError, GridscoreError, UsageError
+from gridscore.texts import count_text
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gridscore.grid import Grid
+    from gridscore.worker.autoscale import Decision, Policy
+    from gridscore.worker.status import Overview
+
+_LOOK_SECONDS = 2.0
+
+_MOST = 512
+_COMMAND_SECONDS = 60.0
+
+
+class ScaleError(GridscoreError):
+    """The number of workers could not be changed; it is tried again."""
+
+
+def autoscale(
+    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    *,
+    least: Annotated[int, typer.Option("--min", min=1, max=_MOST, help="Workers there are always.")] = 1,
+    most: Annotated[int, typer.Option("--max", min=1, max=_MOST, help="Workers there may be.")] = 8,
+    drain: Annotated[
+        float,
+        typer.Option("--drain", min=1.0, max=3600.0, metavar="SECONDS", help="Grow if a backlog would take longer."),
+    ] = 10.0,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            "--latency", min=0.1, metavar="MS", help="Grow if p99 in the workers is more; else it is ignored."
+        ),
+    ] = None,
+    calm: Annotated[
+        float,
+        typer.Option(
+            "--calm", min=1.0, max=86_400.0, metavar="SECONDS", help="Shrink after so long without a backlog."
+        ),
+    ] = 120.0,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--exec",
+            metavar="COMMAND",
+            help="Run this to have `{workers}` workers of `{job}`, and start none here. No shell is involved.",
+        ),
+    ] = None,
+    docker: Annotated[
+        bool, typer.Option("--docker", help="Start workers as containers, which go on when the command ends.")
+    ] = False,
+    image: Image = "gridscore",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the last decisions, and why; change nothing.")
+    ] = False,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Keep as many workers as a job needs: by its backlog, its latency, and the time until unread events are lost.
+
+    Growing takes seconds and goes in proportion; shrinking waits for calm and takes small steps. The workers are
+    processes of this command, and end with it; or containers; or whatever --exec starts. Workers that run elsewhere
+    count, too. Every change is explained in a line, and kept.
+
+    Example: [bold]gridscore autoscale flights --max 16 --exec "kubectl scale deploy/worker --replicas {workers}"[/]
+    """
+    from gridscore.worker.autoscale import Policy
+
+    connection = (members, cluster_name, settings)
+    if explain:
+        _explain(job, connection, as_json=as_json)
+        return
+    if least > most:
+        raise UsageError(f"--min {least} is more than --max {most}.")
+    if docker and command is not None:
+        raise UsageError("--docker and --exec are two ways to start workers.", "Take one.")
+    words = _words(command)
+    policy = Policy(least, most, drain_seconds=drain, latency_ms=latency, down_seconds=calm)
+    code = run(_run(job, policy, words, connection, dry_run=dry_run, image=image if docker else None))
+    if code:
+        raise typer.Exit(code)
+
+
+def _words(command: str | None) -> list[str] | None:
+    """The words of a command.
+
+    Raises:
+        UsageError: It is not one, or cannot say how many workers are wanted.
+    """
+    if command is None:
+        return None
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--exec: {error}.") from None
+    if not words or not any("{workers}" in word for word in words):
+        raise UsageError(
+            "--exec: the command does not say `{workers}`.",
+            "For example: --exec 'kubectl scale deploy/worker --replicas {workers}'",
+        )
+    return words
+
+
+async def _run(
+    job: str,
+    policy: Policy,
+    words: list[str] | None,
+    connection: tuple[Any, Any, Any],
+    *,
+    dry_run: bool,
+    image: str | None = None,
+) -> int:
+    async with connected(*connection) as grid:
+        if dry_run:
+            await _follow(grid, job, policy, None)
+        elif image is not None:
+            await _with_containers(grid, job, policy, connection, image)
+        elif words is not None:
+            told: int | None = None
+
+            async def execute(target: int, _overview: Overview) -> None:
+                nonlocal told
+                if target != told:
+                    await _execute([word.replace("{workers}", str(target)).replace("{job}", job) for word in words])
+                    told = target
+
+            await _follow(grid, job, policy, execute)
+        else:
+            return await _with_processes(grid, job, policy, connection)
+        return 0
+
+
+async def _with_processes(grid: Grid, job: str, policy: Policy, connection: tuple[Any, Any, Any]) -> int:
+    """Keep the workers as processes of ours until told to stop; returns the exit code."""
+    from gridscore.job import Jobs
+    from gridscore.worker.leases import LEASE_SECONDS
+
+    await Jobs(grid).get(job)  # a wrong name is best found before anything is started
+    workers = supervised(command_of(job, LEASE_SECONDS, *connection), policy.least)
+
+    async def resize(target: int, overview: Overview) -> None:
+        ours = {(socket.gethostname(), pid) for pid in workers.pids}
+        scoring = overview.jobs[0].figures
+        others = sum(each.id in scoring and (each.host, each.pid) not in ours for each in overview.workers)
+        workers.resize(max(target - others, 0))
+
+    following = asyncio.create_task(_follow(grid, job, policy, resize))
+    running = asyncio.create_task(supervise(workers))
+    await asyncio.wait({following, running}, return_when=asyncio.FIRST_COMPLETED)
+    if not following.cancel():
+        workers.stop()
+    code = await running
+    with contextlib.suppress(asyncio.CancelledError):
+        await following
+    return code
+
+
+async def _with_containers(grid: Grid, job: str, policy: Policy, connection: tuple[Any, Any, Any], image: str) -> None:
+    """Keep the workers as containers; they go on when we end."""
+    from gridscore.containers import Containers
+
+    settings = grid_settings(*connection)
+    containers = Containers(settings.cluster_name)
+
+    async def resize(target: int, overview: Overview) -> None:
+        # The name of a container's machine is ours: it uses our network.
+        workers = containers.workers(job)
+        others = max(overview.jobs[0].workers - len(workers), 0)
+        if len(workers) != (wanted := max(target - others, 0)):
+            await asyncio.to_thread(containers.scale, job, wanted, settings, image)
+
+    await _follow(grid, job, policy, resize)
+
+
+async def _follow(
+    grid: Grid, job: str, policy: Policy, scale: Callable[[int, Overview], Awaitable[None]] | None
+) -> None:
+    """Look, decide and scale, again and again; without `scale` only say what would be done.
+
+    Raises:
+        JobError: The job no longer exists.
+    """
+    from hazelcast.errors import HazelcastError
+
+    from gridscore.job.life import WANTED
+    from gridscore.worker.autoscale import Load, Memory, decide, keep
+    from gridscore.worker.status import Lookout
+
+    lookout = Lookout(grid, job)
+    memory: Memory | None = None
+    said = ""
+
+    def say(text: str) -> None:
+        nonlocal said
+        if text != said:
+            errors.print(f"{time.strftime('%H:%M:%S')} {safe(text)}", highlight=False, soft_wrap=True)
+        said = text
+
+    while True:
+        try:
+            overview = await lookout.look()
+            (status,) = overview.jobs
+            if status.record.state not in WANTED:
+                say(f"The job is {status.record.state}: nothing is changed.")
+                memory = None
+            else:
+                load = Load.of(status, overview.at)
+                if memory is None:
+                    memory = Memory(min(max(load.workers, policy.least), policy.most))
+                    now = f"{count_text(load.workers, 'worker')} {'scores' if load.workers == 1 else 'score'} for {job}"
+                    say(f"{now}; {policy.least} to {policy.most} are allowed.")
+                decision, after = decide(policy, memory, load)
+                changed = decision.target != memory.target
+                if changed:
+                    would = "would change" if scale is None else "changes"
+                    say(f"The number of workers {would} from {memory.target} to {decision.target}: {decision.why}.")
+                if scale is not None:
+                    await scale(decision.target, overview)
+                    if changed:
+                        await keep(grid, job, msgspec.structs.replace(decision, at=int(time.time() * 1000)))
+                memory = after
+        except (GridError, HazelcastError, ScaleError, ContainerError) as error:
+            say(f"Trying again: {error}")
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _execute(words: list[str]) -> None:
+    """Run the user's command.
+
+    Raises:
+        ScaleError: It failed, or does not end.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL)
+    except OSError as error:
+        raise ScaleError(f"`{words[0]}` cannot be run: {error.strerror}.") from None
+    try:
+        async with asyncio.timeout(_COMMAND_SECONDS):
+            code = await process.wait()
+    except TimeoutError:
+        raise ScaleError(f"`{words[0]}` did not end in {_COMMAND_SECONDS:g} s and was killed.") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if code:
+        raise ScaleError(f"`{shlex.join(words)}` ended with code {code}.")
+
+
+def _explain(job: str, connection: tuple[Any, Any, Any], *, as_json: bool) -> None:
+    from gridscore.worker.autoscale import kept
+
+    async def main() -> list[Decision]:
+        async with connected(*connection) as grid:
+            return await kept(grid, job)
+
+    found: list[Decision] = run(main())
+    if as_json:
+        print_json([{"at": each.at, "workers": each.workers, "target": each.target, "why": each.why} for each in found])
+        return
+    rows = [
+        (dt.datetime.fromtimestamp(each.at / 1000).astimezone().isoformat(" ", "seconds"), each.target, each.why)
+        for each in found
+    ]
+    print_table(("AT", "WORKERS", "WHY"), rows, empty=f"Nothing was decided about {job} yet.")

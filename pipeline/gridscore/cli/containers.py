@@ -1,0 +1,89 @@
+"""`gridscore scale`, `logs` and `down`: what `gridscore up --docker` started, and workers beside it, as containers."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gridscore.cli.options import ClusterName, Members, SettingsFile, connected, grid_settings
+from gridscore.cli.output import console, errors, run, safe, visible
+from gridscore.cli.plug_run import say
+from gridscore.errors import UsageError
+from gridscore.texts import count_text
+
+if TYPE_CHECKING:
+    from gridscore.containers import Containers
+
+Image = Annotated[str, typer.Option("--image", help="Our image; `make image` builds it.")]
+
+
+def scale(
+    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    what: Annotated[str, typer.Argument(metavar="worker=N", help="How many workers.", show_default=False)],
+    *,
+    image: Image = "gridscore",
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Have so many workers of a job, as containers of this machine; workers that are too many leave in order.
+
+    Example: [bold]gridscore scale flights worker=4[/]
+    """
+    from gridscore.containers import Containers
+    from gridscore.job import Jobs
+
+    if not (match := re.fullmatch(r"worker=(\d{1,3})", what)):
+        raise UsageError(f"`{what}` does not say how many workers.", "Write it as worker=4.")
+
+    async def look() -> None:
+        async with connected(members, cluster_name, settings) as grid:
+            await Jobs(grid).get(job)
+
+    run(look())
+    where = grid_settings(members, cluster_name, settings)
+    Containers(where.cluster_name).scale(job, int(match[1]), where, image, say)
+    count = int(match[1])
+    console.print(
+        f"{count_text(count, 'worker')} of {safe(job)} {'runs in a container' if count == 1 else 'run in containers'}.",
+        highlight=False,
+    )
+
+
+def _containers(cluster_name: str | None) -> Containers:
+    from gridscore.containers import Containers
+    from gridscore.grid import GridSettings
+
+    return Containers(GridSettings.load(cluster_name=cluster_name).cluster_name)
+
+
+def logs(
+    *,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=1, max=100_000, help="So many lines of each.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C.")] = False,
+    cluster_name: ClusterName = None,
+) -> None:
+    """Show the last lines of each container's log.
+
+    Example: [bold]gridscore logs --follow[/]
+    """
+
+    def show(name: str, line: str) -> None:
+        console.print(f"{name} | {visible(line)}", markup=False, highlight=False, soft_wrap=True)
+
+    if not _containers(cluster_name).logs(show, tail=tail, follow=follow):
+        errors.print("There are no containers of this cluster.", highlight=False)
+
+
+def down(*, cluster_name: ClusterName = None) -> None:
+    """Stop and remove the containers of a cluster: its workers first, then its members, and with them what they hold.
+
+    Example: [bold]gridscore down[/]
+    """
+    count = _containers(cluster_name).down()
+    errors.print(
+        f"{count_text(count, 'container')} removed." if count else "There were no containers of this cluster.",
+        highlight=False,
+    )

@@ -1,0 +1,304 @@
+"""`gridscore dead-letters`: what could not be scored, delivered, or taken as an event."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected, valid
+from gridscore.cli.output import confirmed, console, errors, print_json, print_table, run, visible
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+    from gridscore.job import JobRecord
+    from gridscore.worker.dead_letters import DeadLetter, Listed
+    from gridscore.worker.removal import Choice, Removed
+    from gridscore.worker.replay import Replayed
+    from gridscore.worker.superseded import By
+
+app = typer.Typer(help="Events that could not be scored, each with its error and its bytes.", no_args_is_help=True)
+
+JobName = Annotated[str, typer.Argument(help="Name of the job, source or sink.", show_default=False)]
+WithEvents = Annotated[bool, typer.Option("--with-events", help="Remove the events themselves, too; of a job.")]
+
+
+async def _check(grid: Grid, name: str) -> JobRecord | None:
+    """The job of that name, if it is one; None for a source or a sink.
+
+    Raises:
+        JobError: There is none of that name: a misspelt one is an error, not an empty list.
+    """
+    from gridscore.job import Jobs
+    from gridscore.worker.dead_letters import map_of
+    from gridscore.worker.names import owner_of
+
+    record = await Jobs(grid).find(name)
+    if record is None and await owner_of(grid, name) is None and not await grid.has_map(map_of(name)):
+        await Jobs(grid).get(name)
+    return record
+
+
+@app.command("list")
+def list_(
+    job: JobName,
+    *,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Show at most so many, latest first.")] = 20,
+    before: Annotated[
+        str | None, typer.Option("--before", metavar="ID", help="Go on behind this one, the last of another list.")
+    ] = None,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """List the dead letters of a job, a source or a sink, the latest first.
+
+    Example: [bold]gridscore dead-letters list flights[/]
+    """
+    from gridscore.worker.dead_letters import Listed, get_letter, list_letters
+    from gridscore.worker.superseded import superseded
+
+    async def main() -> tuple[int, list[Listed], dict[str, By]]:
+        async with connected(members, cluster_name, settings) as grid:
+            record = await _check(grid, job)
+            last = Listed(before, await get_letter(grid, job, before)) if before else None
+            total, letters = await list_letters(grid, job, limit, last)
+            return total, letters, await superseded(grid, record.job, (each.dead for each in letters)) if record else {}
+
+    total, letters, over = run(main())
+    if as_json:
+        print_json([_plain(letter_id, dead, over.get(dead.id)) for letter_id, dead in letters])
+        return
+    rows = [
+        (
+            letter_id,
+            dead.key,
+            dead.stage,
+            dead.at,
+            f"({over[dead.id].value}) {dead.error}" if dead.id in over else dead.error,
+        )
+        for letter_id, dead in letters
+    ]
+    empty = f"{job} has no dead letters{f' before {before}' if before else ''}."
+    print_table(("ID", "KEY", "STAGE", "AT", "ERROR"), rows, empty=empty)
+    if len(letters) == limit and total > limit:
+        text = f"{total:,} in all. Go on: --before {letters[-1].id}; or show more: --limit."
+        console.print(text, style="dim", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def show(
+    job: JobName,
+    key: Annotated[str, typer.Argument(help="The dead letter's ID, as `list` shows it.", show_default=False)],
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show one dead letter: error, origin and the event's bytes.
+
+    Example: [bold]gridscore dead-letters show flights 17-9af3c0015b2e77d0[/]
+    """
+    from gridscore.worker.dead_letters import get_letter
+
+    async def main() -> DeadLetter:
+        async with connected(members, cluster_name, settings) as grid:
+            return await get_letter(grid, job, key)
+
+    dead = run(main())
+    if as_json:
+        print_json(_plain(key, dead))
+        return
+    names = ("partition", "sequence") if not dead.origin else ("origin",)
+    for name in ("job", "map", *names, "key", "stage", "error", "at", "size"):
+        console.print(f"[bold]{name:>10}[/]  ", end="")
+        console.print(visible(getattr(dead, name)), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"[bold]{'raw':>10}[/]  ", end="")
+    raw = dead.raw_bytes.decode(errors="backslashreplace")
+    console.print(visible(raw, layout=True), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def replay(
+    job: JobName,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Dead letters, as `list` shows them.")
+    ] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All dead letters of the job.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Put an event back even if a newer one has its key meanwhile.")
+    ] = False,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Put events back into the event map, under their own keys, to be scored once it is fixed.
+
+    Those of a sink are results: they are put back into the result map, so that it delivers them again. Other sinks and
+    the listeners of that map get them once more, too.
+
+    Those of one key come back one after the other, the oldest first. A dead letter is removed when the cluster has
+    confirmed its event; that of an event that fails again is written anew. Refused, and left as they are: dead letters
+    that hold only a part of a large event, those that another process is putting back now, and those whose key has a
+    newer event meanwhile, unless --force is given. The exit code is 1 if any was refused.
+
+    Example: [bold]gridscore dead-letters replay flights --all[/]
+    """
+    from gridscore.errors import UsageError
+    from gridscore.sinks.records import find_sink
+    from gridscore.worker.replay import letter_ids
+    from gridscore.worker.replay import replay as bring_back
+
+    if everything == bool(ids):
+        raise UsageError("Say which dead letters: their IDs, or --all.", f"`gridscore dead-letters list {job}`")
+
+    async def main() -> tuple[list[Replayed], bool]:
+        async with connected(members, cluster_name, settings) as grid:
+            wanted = await letter_ids(grid, job) if everything else list(dict.fromkeys(ids or ()))
+            columns = (TextColumn("Putting events back"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+                task, done = bar.add_task("", total=len(wanted)), []
+                of_job = await find_sink(grid, job) is None
+                async for each in bring_back(grid, job, wanted, force=force, of_job=of_job):
+                    done.append(each)
+                    bar.advance(task)
+            return done, of_job
+
+    done, of_job = run(main())
+    refused = sorted((each for each in done if each.refusal), key=lambda each: each.id)
+    if as_json:
+        plain = [{"id": each.id, "key": each.key, "reason": each.refusal} for each in refused]
+        print_json({"replayed": len(done) - len(refused), "refused": plain})
+    elif not done:
+        console.print(f"{visible(job)} has no dead letters.", markup=False, highlight=False)
+    else:
+        if refused:
+            print_table(("ID", "KEY", "REFUSED BECAUSE"), [(r.id, r.key, r.refusal) for r in refused], empty="")
+        put = len(done) - len(refused)
+        what, where = ("events", "event map") if of_job else ("results", "result map")
+        console.print(f"{put:,} of {len(done):,} {what} are in the {where} again.", highlight=False)
+    if refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def purge(
+    job: JobName,
+    *,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="TIME", help="Those written longer ago, as 7d.")
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Those whose error has this text.")] = "",
+    over: Annotated[
+        bool, typer.Option("--superseded", help="Those whose event, or a newer one of its key, is scored.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    with_events: WithEvents = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Remove dead letters for good: all, or those for which all conditions hold. A source or sink that pauses goes on.
+
+    The events of a job stay in its event map: a later audit finds that they have no result, and has them scored again.
+    --with-events removes them, too, where the map still has the very ones.
+
+    Example: [bold]gridscore dead-letters purge flights --older-than 7d[/]
+    """
+    from gridscore.errors import UsageError
+    from gridscore.job.types import Duration, seconds_of
+    from gridscore.worker.removal import Choice
+
+    if everything == bool(older_than or reason or over):
+        raise UsageError(
+            "Say which dead letters: --all, or some of --older-than, --reason and --superseded.",
+            f"`gridscore dead-letters list {job}`",
+        )
+    seconds = seconds_of(valid(Duration, "--older-than", older_than)) if older_than else None
+    choice = Choice(seconds, reason, over)
+    connection = (members, cluster_name, settings)
+    if not dry_run and not yes:
+        found = run(_remove(job, choice, connection, with_events=with_events, dry_run=True))
+        events = ", and their events" if with_events else ""
+        question = f"Remove {found.letters:,} dead letters of {visible(job)}{events}?"
+        if found.letters and not confirmed(question, as_json=as_json):
+            raise typer.Exit(1)
+    _say(job, run(_remove(job, choice, connection, with_events=with_events, dry_run=dry_run)), dry_run, as_json)
+
+
+@app.command()
+def discard(
+    job: JobName,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Dead letters, as `list` shows them.")],
+    *,
+    with_events: WithEvents = False,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Remove single dead letters for good. The exit code is 1 if one is not there.
+
+    The events of a job stay in its event map, as with `purge`.
+
+    Example: [bold]gridscore dead-letters discard flights 17-9af3c0015b2e77d0[/]
+    """
+    from gridscore.worker.removal import Choice
+
+    choice = Choice(ids=frozenset(ids))
+    found = run(_remove(job, choice, (members, cluster_name, settings), with_events=with_events))
+    _say(job, found, False, as_json)
+    if found.left:
+        raise typer.Exit(1)
+
+
+async def _remove(
+    name: str, choice: Choice, connection: tuple[Any, Any, Any], *, with_events: bool, dry_run: bool = False
+) -> Removed:
+    from gridscore.errors import UsageError
+    from gridscore.grid import transport
+    from gridscore.worker.dead_letters import map_of
+    from gridscore.worker.removal import Removed, remove
+
+    async with connected(*connection) as grid:
+        record = await _check(grid, name)
+        if record is None and (with_events or choice.superseded):
+            option = "--with-events" if with_events else "--superseded"
+            raise UsageError(f"{option} only applies to a job, and `{name}` is not a job.", "Leave it out.")
+        total = len(choice.ids) or await transport.map_size(grid.client, map_of(name))
+        columns = (TextColumn("Looking through"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        done = Removed()
+        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+            task = bar.add_task("", total=total)
+            job = record.job if record else None
+            async for done in remove(grid, name, choice, job=job, with_events=with_events, dry_run=dry_run):
+                bar.update(task, completed=done.looked)
+        return done
+
+
+def _say(job: str, found: Removed, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        value = {"removed": found.letters, "events_removed": found.events, "dry_run": dry_run}
+        print_json({**value, "not_removed": sorted(found.left)} if found.left else value)
+        return
+    what = "would be removed" if dry_run else "removed"
+    events = f", and {found.events:,} of their events" if found.events else ""
+    text = f"{visible(job)}: {found.letters:,} dead letters {what}{events}."
+    console.print(text, markup=False, highlight=False)
+    for letter_id in sorted(found.left):
+        text = f"{visible(letter_id)} was not removed: there is no such dead letter, or it is being put back just now."
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _plain(letter_id: str, dead: DeadLetter, over: By | None = None) -> dict[str, Any]:
+    text = dead.raw_bytes.decode(errors="backslashreplace")
+    return {"id": letter_id, **msgspec.structs.asdict(dead), "text": text, "superseded": over.value if over else ""}

@@ -1,0 +1,116 @@
+"""`gridscore doctor`: checks a running cluster against what a job needs."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from gridscore.cli.output import console, print_json, run, safe
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+    from gridscore.grid.doctor import Finding, Needs
+    from gridscore.job import Job
+
+_MARKS = {"ok": "[green]ok  [/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+
+
+def doctor(
+    *,
+    job: Annotated[
+        Path | None, typer.Option("--job", metavar="FILE", help="A job file to check the cluster for.")
+    ] = None,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Check the cluster against what jobs need, and say what to change. Changes nothing itself.
+
+    Without --job the jobs that are submitted are checked.
+
+    The exit code is 1 if something fails that a job cannot do without.
+
+    Example: [bold]gridscore doctor --job jobs/flights/job.yaml[/]
+    """
+    from gridscore.grid.doctor import Level, examine
+    from gridscore.worker.capacity import examine_capacity
+
+    named = _load(job) if job else None
+
+    async def main() -> list[Finding]:
+        async with connected(members, cluster_name, settings) as grid:
+            jobs = [named] if named else await _submitted(grid)
+            found = await examine(grid, *map(_needs, jobs))
+            capacities = [await examine_capacity(grid, each) for each in jobs]
+            return [*found, *(each for each in capacities if each is not None), *await _records(grid)]
+
+    findings: list[Finding] = run(main())
+    if as_json:
+        print_json([{"level": f.level, "what": f.what, "detail": f.detail, "advice": f.advice} for f in findings])
+    else:
+        for finding in findings:
+            console.print(
+                f"{_MARKS[finding.level]}  [bold]{safe(finding.what)}[/]: {safe(finding.detail, layout=True)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            if finding.advice:
+                console.print(
+                    f"      {safe(finding.advice, layout=True)}", style="dim", highlight=False, soft_wrap=True
+                )
+    if any(finding.level is Level.FAIL for finding in findings):
+        raise typer.Exit(1)
+
+
+def _load(file: Path) -> Job:
+    from gridscore.job import load_job
+
+    return load_job(file)
+
+
+async def _submitted(grid: Grid) -> list[Job]:
+    from gridscore.errors import GridError
+    from gridscore.job.life import ENDED, JOBS_MAP, Jobs
+
+    if not await grid.has_map(JOBS_MAP):
+        return []
+    try:
+        return [record.job for record in await Jobs(grid).all() if record.state not in ENDED]
+    except GridError:
+        return []  # control maps may be what is wrong; the findings say so
+
+
+async def _records(grid: Grid) -> list[Finding]:
+    """What lies in control maps and cannot be used."""
+    from gridscore.errors import GridError
+    from gridscore.grid.doctor import Finding, Level
+    from gridscore.repair import find_repairs
+
+    try:
+        repairs = await find_repairs(grid)
+    except GridError:
+        return []  # as above
+    return [
+        Finding(
+            Level.FAIL if repair.harms else Level.WARN,
+            f"control record {repair.bad.key} in {repair.bad.map_name}",
+            repair.bad.reason,
+            f"`gridscore repair` {repair.what}: {repair.means}",
+        )
+        for repair in repairs
+    ]
+
+
+def _needs(job: Job) -> Needs:
+    from gridscore.grid.doctor import LookupNeed, Needs
+
+    lookups = job.lookups.values()
+    return Needs(
+        job.events,
+        job.results,
+        tuple(LookupNeed(lookup.map, lookup.max_entries if lookup.mode == "copy" else None) for lookup in lookups),
+    )

@@ -1,0 +1,127 @@
+"""`gridscore features`: a history to the training matrix, with the features of the job that will score."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
+from gridscore.cli.output import console, errors, print_json, print_table, safe
+
+if TYPE_CHECKING:
+    from gridscore.features import OfflineMatrix
+
+_OUTPUT_HINT = "Make the folder, or name another place with --output."
+
+
+def features(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)],
+    history: Annotated[Path, typer.Argument(help="Events as rows: CSV or Parquet.", show_default=False)],
+    *,
+    lookups: Annotated[
+        Path | None, typer.Option("--lookups", help="Directory with a CSV or Parquet file for each lookup.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The matrix, a Parquet file.")],
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="Column of the history to keep, such as the label; repeatable.")
+    ] = None,
+    categories_from: Annotated[
+        Path | None, typer.Option("--categories-from", help="Take categories from this matrix or model.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that are no events of the schema, and count them.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the training matrix from a history: exactly the features that the stream would see.
+
+    Example: [bold]gridscore features job.yaml history.csv --lookups lookups/ --keep label -o matrix.parquet[/]
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from gridscore.errors import TableError, UsageError
+    from gridscore.features import offline_matrix
+    from gridscore.job import load_job
+    from gridscore.models.inputs import read_categories
+
+    if output.suffix != ".parquet":
+        raise UsageError(f"The matrix is a Parquet file: `{output}` must end in .parquet.")
+    if output.is_dir() or not output.parent.is_dir():
+        what = "it is a folder" if output.is_dir() else f"there is no folder `{output.parent}`"
+        raise TableError(f"`{output}` cannot be written: {what}.", _OUTPUT_HINT)
+    job = load_job(job_file)
+    categories = None if categories_from is None else read_categories(categories_from)
+    began = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("reading", total=None)
+        matrix = offline_matrix(
+            job,
+            history,
+            lookups,
+            categories,
+            keep=keep or (),
+            skip_bad=skip_bad,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total, description="features"),
+        )
+        if not len(matrix):
+            raise TableError(
+                f"`{history}` has no row that is an event: all {matrix.skipped:,} were left out.",
+                "Without --skip-bad you are told what is wrong with the first.",
+            )
+        progress.update(task, description="writing")
+        try:
+            matrix.to_parquet(output)
+        except TableError as error:
+            raise TableError(error.message, error.hint or _OUTPUT_HINT) from None
+    summary = _summary(matrix, time.perf_counter() - began)
+    if as_json:
+        print_json({"output": str(output), **summary})
+        return
+    rows = [(f["name"], f["missing"], f["min"], f["mean"], f["max"], f["categories"]) for f in summary["features"]]
+    print_table(("FEATURE", "MISSING", "MIN", "MEAN", "MAX", "CATEGORIES"), rows, empty="")
+    for name, lookup in summary["lookups"].items():
+        bad = f", {lookup['bad']:,} of them not readable" if lookup["bad"] else ""
+        console.print(
+            f"lookup {name}: {lookup['entries']:,} entries{bad}; "
+            f"{lookup['missed']:,} of {lookup['events']:,} events had none",
+            highlight=False,
+            soft_wrap=True,
+        )
+    skipped = f", {matrix.skipped:,} bad rows left out" if matrix.skipped else ""
+    console.print(
+        f"[bold green]{safe(output)}:[/] {len(matrix):,} rows of {len(matrix.names)} features in "
+        f"{summary['seconds']:.1f} s{skipped}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _summary(matrix: OfflineMatrix, seconds: float) -> dict[str, Any]:
+    import numpy as np
+
+    described = []
+    for index, name in enumerate(matrix.names):
+        column = matrix.values[:, index]
+        present = column[~np.isnan(column)]
+        some = len(present) > 0
+        described.append(
+            {
+                "name": name,
+                "missing": len(column) - len(present),
+                "min": float(present.min()) if some else None,
+                "mean": float(present.mean(dtype=np.float64)) if some else None,
+                "max": float(present.max()) if some else None,
+                "categories": len(matrix.categories[name]) if name in matrix.categories else None,
+            }
+        )
+    return {
+        "rows": len(matrix),
+        "skipped": matrix.skipped,
+        "seconds": round(seconds, 3),
+        "features": described,
+        "lookups": matrix.looked_up,
+    }

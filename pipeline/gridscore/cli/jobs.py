@@ -1,0 +1,415 @@
+"""`gridscore submit`, `jobs`, `suspend`, `resume`, `restart`, `cancel`: the life of jobs in a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gridscore.cli.options import AllowChanged, ClusterName, Json, Members, SettingsFile, connected
+from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, run, safe
+
+if TYPE_CHECKING:
+    from gridscore.flow import Flow
+    from gridscore.job import JobRecord, Jobs
+    from gridscore.worker.status import JobStatus
+
+Name = Annotated[str, typer.Argument(help="Name of the job.", show_default=False)]
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(help="The job file.", show_default=False)],
+    *,
+    update: Annotated[bool, typer.Option("--update", help="Replace an active job of this name, and go on.")] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="FILE",
+            help="A model (XGBoost UBJ or JSON) to push, that goes live with the job in one step.",
+        ),
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="The same with a version that was pushed before.")
+    ] = None,
+    allow_changed_features: AllowChanged = False,
+    prepare: Annotated[
+        bool, typer.Option(help="Give the job's maps the journals that they lack; see `gridscore prepare`.")
+    ] = True,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a job file to the cluster; any worker picks it up.
+
+    Job and model that were made for each other go live together: no event is scored by the one without the other.
+
+    Example: [bold]gridscore submit jobs/flights/job.yaml --update --model model.ubj[/]
+    """
+    from gridscore.client import Client
+    from gridscore.job import load_job
+    from gridscore.models.fit import fit_warnings
+    from gridscore.worker.capacity import warnings
+
+    job = load_job(file)
+
+    async def main() -> tuple[JobRecord, bool, int, list[str]]:
+        async with connected(members, cluster_name, settings) as grid:
+            client = Client(grid)
+            before = await _find(client.jobs, job.name)
+            record = await client.submit(
+                job,
+                update=update,
+                model=model,
+                version=version,
+                allow_changed_features=allow_changed_features,
+                prepare=prepare,
+            )
+            unchanged = before is not None and before.revision == record.revision
+            found = await client.version_of(job, record.release)
+            told = [*await warnings(grid, job), *fit_warnings({job.name: job}, found)]
+            return record, unchanged, found.version, told
+
+    record, unchanged, number, told = run(main())
+    print_warnings(told)
+    if unchanged:
+        live = f" Version {number} of the model {safe(job.model.name)} is live." if model or version else ""
+        _report(record, "is submitted already, unchanged", as_json=as_json, changed=False, version=number, more=live)
+    else:
+        more = f" with version {number} of the model {safe(job.model.name)}" if record.release else ""
+        more = when_it_scores(record, f"Workers pick it up{more} within a second: `gridscore jobs`.")
+        if record.previous is not None:
+            more += f"\nUndo it: `gridscore rollback {safe(record.name)}`."
+        _report(record, "submitted", as_json=as_json, changed=True, version=number, more=more)
+
+
+def rollback(
+    name: Name,
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Undo the last update of a job, and the version of the model that went live with it, in one step.
+
+    Given twice, it is as it was. A job that FAILED runs again, one that is suspended stays so.
+
+    Example: [bold]gridscore rollback flights[/]
+    """
+    from gridscore.client import Client
+
+    async def main() -> tuple[JobRecord, int]:
+        async with connected(members, cluster_name, settings) as grid:
+            client = Client(grid)
+            record = await client.rollback(name)
+            return record, (await client.version_of(record.job, record.release)).version
+
+    record, number = run(main())
+    text = f"It scores with version {number} of the model {safe(record.job.model.name)} within a second."
+    more = when_it_scores(record, text)
+    _report(record, "is as it was before its last update", as_json=as_json, changed=True, version=number, more=more)
+
+
+def when_it_scores(record: JobRecord, text: str) -> str:
+    """A line that says when a changed job scores: as `text` says, or not before it is resumed."""
+    from gridscore.job import JobState
+
+    if record.state is JobState.SUSPENDED:
+        return f"\nIt is suspended: `gridscore resume {safe(record.name)}` starts it."
+    return f"\n{text}"
+
+
+app = typer.Typer(help="The jobs of the cluster; without a command, lists them.", invoke_without_command=True)
+
+
+@app.callback()
+def jobs(
+    context: typer.Context,
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """List the jobs of the cluster: state, lag, rate, model version, losses; and sources and sinks, if there are any.
+
+    Example: [bold]gridscore jobs --json[/]
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from gridscore.flow import GONE, INVALID, REPAIR, FlowLookout, orphaned
+
+    async def main() -> Flow:
+        async with connected(members, cluster_name, settings) as grid:
+            return await FlowLookout(grid).look()
+
+    flow = run(main())
+    statuses = flow.overview.jobs
+    if as_json:
+        gone = [{"name": name, "state": GONE, "error": orphaned(name).text} for name in flow.gone]
+        invalid = [{"name": each.key, "state": INVALID, "error": str(each)} for each in flow.invalid]
+        print_json([*(status.to_json() for status in statuses), *gone, *invalid])
+        return
+    columns = ("JOB", "STATE", "WORKERS", "PARTITIONS", "EVENTS", "EVENTS/S", "LAG", "DEAD", "LOST", "MODEL")
+    rows = []
+    for s in statuses:
+        versions = ", ".join(f"v{v}" for v in s.versions)
+        rows.append(
+            (
+                s.record.name,
+                s.state.value,
+                s.workers,
+                s.partitions,
+                int(s.totals["events"]),
+                float(s.totals["rate"]),
+                s.lag,
+                int(s.totals["dead_letters"]),
+                int(s.totals["lost"]),
+                f"{s.record.job.model.name} {versions}".strip(),
+            )
+        )
+    rows += [(name, GONE, *[None] * 8) for name in flow.gone]
+    rows += [(each.key, INVALID, *[None] * 8) for each in flow.invalid]
+    print_table(columns, rows, empty="No jobs. `gridscore submit FILE` submits one.")
+    for s in statuses:
+        for problem in [s.record.error, *s.model_errors]:
+            if problem:
+                text = f"[yellow]{safe(s.record.name)}:[/] {safe(problem, layout=True)}"
+                console.print(text, highlight=False, soft_wrap=True)
+    for name in flow.gone:
+        found = orphaned(name)
+        text = f"[red]{safe(name)}:[/] {safe(found.text)} {safe(found.advice)}"
+        console.print(text, highlight=False, soft_wrap=True)
+    for each in flow.bad_records:
+        console.print(f"[red]{safe(each)}.[/] {REPAIR}", highlight=False, soft_wrap=True)
+    _print_plugs(flow)
+
+
+def _print_plugs(flow: Flow) -> None:
+    if flow.sources:
+        console.print()
+        columns: tuple[str, ...] = ("SOURCE", "KIND", "MAP", "STATE", "PROCESSES", "EVENTS", "EVENTS/S", "DEAD")
+        rows: list[tuple[Any, ...]] = [
+            (
+                s.name,
+                s.kind,
+                s.map,
+                s.state,
+                len(s.processes),
+                s.events,
+                s.rate,
+                s.dead_letters,
+                one_line(s.waiting or s.error),
+            )
+            for s in flow.sources
+        ]
+        print_table((*columns, "WAITS FOR, LAST ERROR"), rows, empty="")
+    if flow.sinks:
+        console.print()
+        columns = ("SINK", "KIND", "MAP", "STATE", "PROCESSES", "RESULTS", "RESULTS/S", "LAG", "DEAD", "LOST")
+        rows = []
+        for sink in flow.sinks:
+            what, done = (sink.record.name, sink.record.kind, sink.record.map), (sink.delivered, sink.rate, sink.lag)
+            bad = (sink.dead_letters, sink.lost, one_line(sink.error))
+            rows.append((*what, sink.state, len(sink.processes), *done, *bad))
+        print_table((*columns, "LAST ERROR"), rows, empty="")
+
+
+def suspend(
+    name: Name,
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Stop scoring and keep the offsets.
+
+    Example: [bold]gridscore suspend flights[/]
+    """
+    _move("suspend", name, (members, cluster_name, settings), as_json=as_json)
+
+
+def resume(
+    name: Name,
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Score again, from where the job stopped; also a job that FAILED, once it is fixed.
+
+    Example: [bold]gridscore resume flights[/]
+    """
+    _move("resume", name, (members, cluster_name, settings), as_json=as_json)
+
+
+def cancel(
+    name: Name,
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """End a job for good. Its results stay; submitted again, it begins anew.
+
+    Example: [bold]gridscore cancel flights[/]
+    """
+    _move("cancel", name, (members, cluster_name, settings), as_json=as_json)
+
+
+def restart(
+    name: Name,
+    *,
+    begin: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="PLACE",
+            help="oldest, latest, committed, a time (2026-01-31T12:00:00Z), or how long ago (90s, 15m, 2h, 1d).",
+        ),
+    ] = "committed",
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Start a job anew from another place in the journal: score events again, or leave some out.
+
+    Scoring again is safe: a result takes the place of the one before it, and listeners see it once more. A job that is
+    suspended or FAILED runs afterwards. A time means the first event that was scored then or later.
+
+    Example: [bold]gridscore restart flights --from 2h[/]
+    """
+    from gridscore.job import Jobs
+    from gridscore.worker.status import job_status
+
+    place = _place(begin)
+
+    async def main() -> tuple[JobRecord, JobStatus]:
+        async with connected(members, cluster_name, settings) as grid:
+            jobs = Jobs(grid)
+            before = await job_status(grid, await jobs.get(name))
+            return await jobs.restart(name, place), before
+
+    record, before = run(main())
+    figures = replay_figures(before, place)
+    if as_json:
+        print_json(
+            {"name": record.name, "state": record.state.value, "revision": record.revision, "from": place, **figures}
+        )
+        return
+    _report(record, f"restarted from {safe(record.begin or place)}", as_json=False, changed=True)
+    console.print(_what_happens(figures, exact=place in _PLACES), highlight=False, soft_wrap=True)
+    if not before.workers and not before.idle_workers:
+        console.print("No worker is running; `gridscore worker` starts one.", style="yellow", highlight=False)
+
+
+app.command("suspend")(suspend)
+app.command("resume")(resume)
+app.command("restart")(restart)
+app.command("rollback")(rollback)
+app.command("cancel")(cancel)
+
+_PLACES = ("oldest", "latest", "committed")
+
+
+def _place(text: str) -> str:
+    """Where to begin; `2h` and `2h ago` as a time."""
+    import datetime as dt
+    import re
+
+    from gridscore.errors import UsageError
+    from gridscore.job.types import seconds_of
+
+    text = text.strip()
+    if text in _PLACES:
+        return text
+    if found := re.fullmatch(r"([1-9][0-9]{0,8}[smhd])( ago)?", text):
+        try:
+            moment = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds_of(found[1]))
+        except OverflowError:
+            raise UsageError(f"--from: `{text}` was before there were computers.", "Say oldest.") from None
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return text  # a time, or the error that the restart itself gives
+
+
+def replay_figures(before: JobStatus, place: str) -> dict[str, int]:
+    """What a restart means, by what the journal holds now: events that are read, are scored again, are left out.
+
+    Args:
+        before: The job as it was.
+        place: Where it begins: `oldest`, `latest`, `committed`, or a time, of which the journal itself knows nothing:
+            the figures are at most, then.
+    """
+    unread = before.lag or 0
+    if place == "latest":
+        return {"to_read": 0, "scored_again": 0, "left_out": unread}
+    if place == "committed":
+        return {"to_read": unread, "scored_again": 0, "left_out": 0}
+    held = sum(position.held for position in before.positions)
+    return {"to_read": held, "scored_again": held - unread, "left_out": 0}
+
+
+def _what_happens(figures: dict[str, int], *, exact: bool) -> str:
+    about = "About" if exact else "At most"
+    if figures["left_out"]:
+        return f"About {figures['left_out']:,} events that nobody has read yet are left out."
+    text = f"{about} {figures['to_read']:,} events are read from there"
+    return f"{text}, {figures['scored_again']:,} of them scored before." if figures["scored_again"] else f"{text}."
+
+
+def _move(verb: str, name: str, connection: tuple[Any, Any, Any], *, as_json: bool) -> None:
+    from gridscore.job import Jobs
+    from gridscore.job.life import OVER, WANTED, JobState
+
+    # What was so already is left as it is, and said to be so.
+    done, already, states = {
+        "suspend": ("suspended", "is suspended already", {JobState.SUSPENDED}),
+        "resume": ("resumed", "is not suspended", WANTED),
+        "cancel": ("cancelled", "has ended already", OVER),
+    }[verb]
+
+    async def main() -> tuple[JobRecord | None, bool]:
+        async with connected(*connection) as grid:
+            before = await _find(Jobs(grid), name)
+            return await getattr(Jobs(grid), verb)(name), before is None or before.state not in states
+
+    record, changed = run(main())
+    if record is None:
+        if as_json:
+            print_json({"name": name, "state": None, "revision": None, "changed": True})
+        else:
+            text = f"The record of the job {safe(name)}, which could not be used, was removed; its offsets stay."
+            console.print(text, highlight=False, soft_wrap=True)
+        return
+    _report(record, done if changed else f"{already}, unchanged", as_json=as_json, changed=changed)
+
+
+async def _find(jobs: Jobs, name: str) -> JobRecord | None:
+    """The job as it is now; None also if its record cannot be read, of which the change itself will complain."""
+    from gridscore.errors import BadRecordError, JobError
+
+    try:
+        return await jobs.find(name)
+    except (JobError, BadRecordError):
+        return None
+
+
+def _report(
+    record: JobRecord, done: str, *, as_json: bool, changed: bool, version: int | None = None, more: str = ""
+) -> None:
+    if as_json:
+        value = {"name": record.name, "state": record.state.value, "revision": record.revision, "changed": changed}
+        print_json(value if version is None else {**value, "version": version})
+        return
+    console.print(
+        f"Job [bold]{safe(record.name)}[/] {done}: {record.state.value}, revision {record.revision}.{more}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,358 @@
+"""`gridscore load`: tables into a job's lookup maps, rows of a history, a file or a query into any map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected, valid
+from gridscore.cli.output import console, errors, print_json, run, visible
+from gridscore.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import pandas as pd
+    from rich.progress import Progress
+
+    from gridscore.features.cells import CellKind
+    from gridscore.grid import Grid
+    from gridscore.job import Job
+    from gridscore.sources.loading import Loaded
+    from gridscore.worker.room import Waiting
+
+_AT_ONCE = 5_000
+_KINDS = ("string", "int", "float", "bool")
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+
+
+def load(
+    job_file: Annotated[
+        Path | None, typer.Argument(metavar="[JOB]", help="The job file; not needed with --to.", show_default=False)
+    ] = None,
+    *,
+    lookups: Annotated[
+        Path | None, typer.Option("--lookups", help="Directory with a CSV or Parquet file for each lookup.")
+    ] = None,
+    events: Annotated[Path | None, typer.Option("--events", help="Events as rows: CSV, Parquet or JSON lines.")] = None,
+    rows: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="FILE", help="Rows, however many: CSV, Parquet or JSON lines; repeatable."),
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option("--query", metavar="SQL", help="Rows of a query; with --database.")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            metavar="URL",
+            help="A PostgreSQL database, postgresql://…; ${NAME} is taken from the environment.",
+        ),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="MAP", help="Map for the rows of --from or --query.")
+    ] = None,
+    lookup: Annotated[
+        str | None, typer.Option("--lookup", metavar="NAME", help="The same: map and key of a lookup of the job.")
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", help="Column that makes the key; repeatable: joined by `|`.", metavar="COLUMN"),
+    ] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--types",
+            metavar="COLUMN=TYPE",
+            help="What a column of CSV holds, where it should not be guessed: string, int, float or bool; repeatable.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the last load of this file or query ended.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="ROWS", help="Put so many rows at most.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and count them.")
+    ] = False,
+    max_wait: Annotated[
+        str | None,
+        typer.Option("--max-wait", metavar="TIME", help="Give up when a job has made no room for so long, as 30s."),
+    ] = None,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Put tables into the maps that a job reads: its lookups, its events, or both (lookups first); or into any map.
+
+    The files of --lookups and --events are those of `gridscore features`, and become the very entries that it computes
+    with. Those of --from and --query may be of any size, and can be resumed: they go on after what the cluster has
+    confirmed. Loading again writes the same entries again, which does no harm.
+
+    Events wait, and say so, where they would overwrite some that a job has not scored yet.
+
+    Example: [bold]gridscore load job.yaml --lookups lookups/ --events history.csv --key id[/]
+
+    Example: [bold]gridscore load --from clicks.jsonl --to events.clicks --key id --resume[/]
+    """
+    from gridscore.job import load_job
+
+    patience = None if max_wait is None else _seconds(max_wait)
+    job = None if job_file is None else load_job(job_file)
+    if events is not None and events.name.lower().endswith(_JSON_LINES):
+        rows, events = [*(rows or []), events], None
+    connection = (members, cluster_name, settings)
+    if rows or query is not None:
+        if lookups is not None or events is not None:
+            raise UsageError("--from and --query go without --lookups and --events.", "Load one after the other.")
+        target = _target(job, to, lookup, key)
+        plan = _Plan(rows or [], query, database, replace(target, kinds={**target.kinds, **_kinds(types)}))
+        how = {"limit": limit, "skip_bad": skip_bad, "max_wait": patience}
+        counts = run(_put_rows(plan, connection, resume, how))
+    else:
+        if given := [name for name, value in (("--to", to), ("--lookup", lookup), ("--database", database)) if value]:
+            raise UsageError(f"{given[0]} needs rows to load.", "Give --from FILE or --query SQL.")
+        if resume or limit is not None or skip_bad:
+            raise UsageError("--resume, --limit and --skip-bad are for --from and --query.", "Leave them out.")
+        counts = run(_put(_tables(job, lookups, events, key), connection, patience))
+    if as_json:
+        print_json(counts)
+        return
+    for name, count in counts.items():
+        if isinstance(count, int):
+            console.print(f"{name}: {count:,} entries", highlight=False)
+            continue
+        more = f", {count['passed']:,} passed over as loaded before" if count["passed"] else ""
+        more += f", {count['skipped']:,} left out that cannot be read" if count["skipped"] else ""
+        console.print(f"{name}: {count['rows']:,} entries{more}", highlight=False)
+
+
+# ---------------------------------------------------------------------- whole tables, checked before anything is put
+
+
+def _tables(
+    job: Job | None, lookups: Path | None, events: Path | None, key: list[str] | None
+) -> list[tuple[str, int, Iterable[tuple[Any, bytes]]]]:
+    from gridscore.features import tables
+
+    if lookups is None and events is None:
+        raise UsageError(
+            "There is nothing to load.", "Give --lookups DIR, --events FILE --key COLUMN, --from FILE or --query SQL."
+        )
+    if (events is None) != (not key):
+        raise UsageError("Events need a key, and a key needs events.", "Give --events FILE --key COLUMN.")
+    if job is None:
+        raise UsageError("--lookups and --events are those of a job.", "Give its file: gridscore load JOB …")
+    # Read everything before anything is put: a wrong file should not leave half a load behind.
+    loads: list[tuple[str, int, Iterable[tuple[Any, bytes]]]] = []
+    if lookups is not None:
+        for name, lookup in job.lookups.items():
+            frame = tables.read_lookup(tables.find_lookup(lookups, name), job, name)
+            loads.append((lookup.map, len(frame), tables.lookup_entries(frame, job, name, f"lookup `{name}`")))
+    if events is not None:
+        history = tables.read_history(events, job, key or [])
+        loads.append((job.events, len(history), _events(history, job, key or [], str(events))))
+    return loads
+
+
+def _events(history: pd.DataFrame, job: Job, key: list[str], source: str) -> Iterator[tuple[str, bytes]]:
+    from gridscore.features import tables
+
+    keys = tables.event_keys(history, key, source)
+    return zip(keys, tables.rows_as_json(history, job.schema_, source), strict=True)
+
+
+async def _put(
+    loads: list[tuple[str, int, Iterable[tuple[Any, bytes]]]], connection: tuple[Any, Any, Any], max_wait: float | None
+) -> Any:
+    from rich.progress import MofNCompleteColumn
+
+    from gridscore.producer import Producer
+
+    counts: dict[str, int] = {}
+    async with connected(*connection) as grid:
+        with _progress(MofNCompleteColumn()) as progress:
+            for name, total, entries in loads:
+                task = progress.add_task(visible(name), total=total, waiting="")
+
+                def waits(waiting: Waiting | None, task: Any = task) -> None:
+                    progress.update(task, waiting=visible(waiting or ""))
+
+                producer, rest = Producer(grid, name, max_wait=max_wait, on_wait=waits), iter(entries)
+                while chunk := list(islice(rest, _AT_ONCE)):
+                    await producer.send(chunk)
+                    progress.update(task, completed=producer.acknowledged)
+                await producer.flush()
+                progress.update(task, completed=producer.acknowledged)
+                counts[name] = producer.acknowledged
+    return counts
+
+
+def _progress(count: Any) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        count,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[waiting]}", style="yellow", markup=False),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+
+
+# ---------------------------------------------------------------------- rows, one after the other
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where rows go, what makes their keys, and what their columns hold."""
+
+    map: str
+    key: tuple[str, ...]
+    separator: str
+    kinds: Mapping[str, CellKind]
+    required: tuple[str, ...] = ()
+    parts: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    values: Mapping[str, tuple[str, Callable[[Any], Any]]] = field(default_factory=dict)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How rows become entries."""
+        return {name: getattr(self, name) for name in ("separator", "required", "parts", "values")}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is loaded."""
+
+    files: list[Path]
+    query: str | None
+    database: str | None
+    target: _Target
+
+    def __post_init__(self) -> None:
+        if self.files and self.query is not None:
+            raise UsageError("--from and --query are two things to load.", "Load one after the other.")
+        if (self.query is None) != (self.database is None):
+            raise UsageError("--query and --database belong together.", "Give both.")
+        if self.query is not None:
+            from gridscore.sources.registry import KINDS
+
+            KINDS["postgres"].plug_class()  # or there is no library to ask with, which is better said at once
+
+
+def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] | None) -> _Target:
+    if to is not None and lookup is not None:
+        raise UsageError("--to and --lookup are two places.", "Give one of them.")
+    if lookup is not None:
+        if job is None or lookup not in job.lookups:
+            known = ", ".join(f"`{name}`" for name in job.lookups) if job is not None else ""
+            raise UsageError(
+                f"There is no lookup `{lookup}`.",
+                f"The job has {known or 'none'}." if job is not None else "Give the job file: gridscore load JOB …",
+            )
+        return _lookup_target(job, lookup)
+    if to is None and job is None:
+        raise UsageError("Where should the rows go?", "Give --to MAP, or the file of the job whose events they are.")
+    if not key:
+        raise UsageError("Rows need a key.", "Give --key COLUMN; repeat it for a key of several columns.")
+    if job is None or (to is not None and to != job.events):
+        return _Target(_checked(to or ""), tuple(key), "|", {})
+    from gridscore.features.tables import field_values, kinds_of
+
+    fields = job.schema_
+    required = tuple(kind.json_name or name for name, kind in fields.items() if not kind.optional)
+    return _Target(job.events, tuple(key), "|", kinds_of(fields), required, values=field_values(fields))
+
+
+def _lookup_target(job: Job, name: str) -> _Target:
+    from gridscore.features.tables import field_values, key_part, kinds_of
+    from gridscore.job.check import compile_keys
+    from gridscore.job.types import Type
+
+    lookup = job.lookups[name]
+    nodes = compile_keys(lookup, job.schema_)
+    kinds: dict[str, CellKind] = kinds_of(lookup.fields)
+    parts = {}
+    for column, node in zip(lookup.key_columns, nodes, strict=True):
+        parts[column] = key_part(node, single=len(nodes) == 1)
+        if node.type != Type.NUMBER:
+            kinds[column] = "string"
+        else:
+            kinds.setdefault(column, "number")
+    values = field_values(lookup.fields)
+    return _Target(lookup.map, tuple(lookup.key_columns), lookup.separator, kinds, parts=parts, values=values)
+
+
+def _checked(name: str) -> str:
+    from gridscore.job.types import MapName
+
+    return valid(MapName, "--to", name)
+
+
+def _seconds(text: str) -> float:
+    from gridscore.job.types import Duration, seconds_of
+
+    return seconds_of(valid(Duration, "--max-wait", text))
+
+
+def _kinds(texts: list[str] | None) -> dict[str, CellKind]:
+    kinds: dict[str, Any] = {}
+    for text in texts or []:
+        name, _, kind = text.rpartition("=")
+        if not name or kind not in _KINDS:
+            raise UsageError(f"--types: `{text}` is not COLUMN=TYPE.", f"Types are {', '.join(_KINDS)}.")
+        kinds[name] = kind
+    return kinds
+
+
+async def _put_rows(plan: _Plan, connection: tuple[Any, Any, Any], resume: bool, how: Mapping[str, Any]) -> Any:
+    from rich.progress import TextColumn
+
+    from gridscore.sources.loading import Load
+    from gridscore.sources.tables import TableFile
+
+    target = plan.target
+    files: list[TableFile | None] = [
+        TableFile(path, target.key, kinds=target.kinds, **target.how) for path in plan.files
+    ]
+    counts: dict[str, Any] = {}
+    async with connected(*connection) as grid:
+        with _progress(TextColumn("{task.fields[rows]} rows")) as progress:
+            for file in files or [None]:
+                name = target.map if file is None or len(files) == 1 else str(file.path)
+                task = progress.add_task(visible(name), total=None, waiting="", rows="0")
+
+                def shows(loaded: Loaded, task: Any = task) -> None:
+                    total = loaded.size or None
+                    progress.update(task, completed=loaded.done, total=total, rows=f"{loaded.rows:,}")
+
+                def waits(waiting: Waiting | None, task: Any = task) -> None:
+                    progress.update(task, waiting=visible(waiting or ""))
+
+                load = Load(grid, target.map, **how, on_progress=shows, on_wait=waits)
+                if file is not None:
+                    loaded = await load.file(file, resume=resume)
+                else:
+                    loaded = await _put_query(grid, plan, load, resume=resume)
+                counts[name] = {"rows": loaded.rows, "passed": loaded.passed, "skipped": loaded.skipped}
+    return counts
+
+
+async def _put_query(grid: Grid, plan: _Plan, load: Any, *, resume: bool) -> Any:
+    from gridscore.sources.query import QueryRows
+
+    target = plan.target
+    rows = QueryRows(grid, plan.query or "", plan.database or "", target.map, target.key, **target.how)
+    async with rows:
+        return await load.query(plan.query or "", rows.chunks(), resume=resume)

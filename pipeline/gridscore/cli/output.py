@@ -1,0 +1,186 @@
+"""What commands print: tables for people, JSON for scripts, notes on the error stream.
+
+Keys, events, names and messages come from anywhere, and none of them may speak to the terminal or to rich's markup:
+:func:`visible` is for text that is printed as it is, :func:`safe` for text within markup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+from rich.cells import cell_len
+from rich.console import Console, ConsoleDimensions
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from gridscore.errors import UsageError
+from gridscore.texts import NOT_LAYOUT
+from gridscore.texts import visible as visible  # noqa: PLC0414 -- the commands take it from here
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable, Mapping, Sequence
+
+_PIPE_WIDTH = 10_000
+_CELL = 60
+"""Characters of a cell that stands before others; the last column has room for all."""
+_LAST_CELL = 10
+"""Characters that the last column has at least, however narrow the terminal."""
+
+
+def _environment(stream: TextIO | None) -> Mapping[str, str]:
+    """Without a width or height that the terminal does not have: lines that wrap push a screen out of sight."""
+    try:
+        size = os.get_terminal_size(stream.fileno()) if stream is not None else None
+    except (OSError, ValueError):  # no terminal
+        size = None
+    if size is None or not size.columns:
+        return os.environ
+    most = {"COLUMNS": size.columns, "LINES": size.lines}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in most or (value.isdecimal() and int(value) <= most[name])
+    }
+
+
+def _console(*, stderr: bool = False) -> Console:
+    made = Console(stderr=stderr, emoji=False, _environ=_environment(sys.stderr if stderr else sys.stdout))
+    if not made.is_terminal:
+        # Whoever reads a pipe wants one line a row, wherever the terminal around it ends.
+        made.size = ConsoleDimensions(_PIPE_WIDTH, 25)
+    return made
+
+
+console = _console()
+errors = _console(stderr=True)
+
+
+def safe(value: Any, *, layout: bool = False) -> str:
+    """Text for a place within rich's markup, with control characters spelled out."""
+    return escape(visible(value, layout=layout))
+
+
+def one_line(text: str) -> str:
+    """A text of several lines, as messages with a hint are, in one."""
+    return " ".join(text.split())
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, cut with an ellipsis if it is longer."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def duration_text(seconds: float) -> str:
+    """A time span in its largest unit: `0.3 s`, `12 s`, `3 min`, `5 h`, `2 d`."""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    for unit, length in (("min", 60), ("h", 3_600)):
+        if seconds < length * (60 if unit == "min" else 48):
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86_400:,.0f} d"
+
+
+def milliseconds_text(value: float | None) -> str:
+    """A latency: `0.84 ms`, `12 ms`, `1.2 s`; a dash for none."""
+    if value is None:
+        return "-"
+    if value >= 1_000:
+        return f"{value / 1_000:,.1f} s"
+    return f"{value:.2g} ms" if value < 1 else f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """A value as JSON that is safe to look at: what a terminal would obey is escaped, all else is readable."""
+    text = json.dumps(value, indent=indent, default=str, ensure_ascii=False)
+    return NOT_LAYOUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON, without colours."""
+    sys.stdout.write(json_text(value, indent=2) + "\n")
+
+
+def print_warnings(texts: Iterable[str]) -> None:
+    """Print what does not stop a command."""
+    for text in texts:
+        errors.print(f"[yellow]warning:[/] {safe(text, layout=True)}", highlight=False, soft_wrap=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+    """Print rows under column names; numbers to the right; the text `empty` if there is none.
+
+    Only the last column is folded where the terminal is narrow, so let it be the one with the long texts.
+    """
+    rows = [list(row) for row in rows]
+    if not rows:
+        console.print(visible(empty), markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    last = len(columns) - 1
+    cells = [[_cell(value, None if i == last else _CELL) for i, value in enumerate(row)] for row in rows]
+    widths = []
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) for row in rows)
+        fixed = index < last or numeric
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=fixed)
+        width = max(cell_len(text) for text in (column, *(row[index] for row in cells)))
+        widths.append(width if fixed else min(width, max(_LAST_CELL, cell_len(column))))
+    for row in cells:
+        table.add_row(*map(Text, row))
+    gap = 2 if sum(widths) + 2 * last <= console.width else 1
+    table.padding = (0, gap, 0, 0)
+    needed = sum(widths) + gap * last
+    if needed > console.width:
+        table.width = needed  # the terminal breaks the lines: better than to leave out figures
+    console.print(table, crop=False)
+
+
+def _cell(value: Any, length: int | None = None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    text = str(value)
+    return visible(text if length is None else shorten(text, length))
+
+
+def selection(members: Sequence[str], cluster_name: str) -> dict[str, str]:
+    """The environment in which other commands find a cluster."""
+    return {"GRIDSCORE_MEMBERS": ",".join(members), "GRIDSCORE_CLUSTER_NAME": cluster_name}
+
+
+def print_selection(screen: Console, environment: Mapping[str, str]) -> None:
+    """Print what makes other commands find a cluster, ready to be pasted."""
+    exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    screen.print(f"Selected by [bold]export {safe(exports)}[/]", highlight=False, soft_wrap=True)
+
+
+def confirmed(question: str, *, as_json: bool = False) -> bool:
+    """Ask the user at the terminal; the answer.
+
+    Raises:
+        UsageError: There is no terminal, or a script reads the output.
+    """
+    if as_json or not sys.stdin.isatty():
+        raise UsageError("This needs confirmation, and there is no terminal.", "Give --yes, or --dry-run.")
+    return typer.confirm(question, err=True)
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a command's coroutine to its end, on uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(coroutine)
+    return uvloop.run(coroutine)

@@ -1,0 +1,124 @@
+"""Running sources and sinks from the command line: until their end or a signal, with a line for each on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+from gridscore.cli.output import errors, run, visible
+from gridscore.cli.signals import on_signals
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+_SHOW_SECONDS = 0.25
+
+
+class Counted(Protocol):
+    """What counts events."""
+
+    events: int
+
+
+class Runner(Protocol):
+    """What a line is for."""
+
+    name: str
+
+    @property
+    def stats(self) -> Counted:
+        """What it has done."""
+
+    async def run(self) -> None:
+        """Go on until its end, or until cancelled."""
+
+
+_Runner = TypeVar("_Runner", bound=Runner)
+
+
+class Line(NamedTuple):
+    """What is said of one that runs.
+
+    Attributes:
+        figures: What it has done.
+        trouble: What is wrong; empty if nothing.
+        progress: What is done, and what there is to do; None if that is not known.
+    """
+
+    figures: str
+    trouble: str
+    progress: tuple[int, int] | None = None
+
+
+def run_until_told(main: Callable[[], Awaitable[None]], stop: Callable[[], bool]) -> int:
+    """Run a coroutine until its end, Ctrl-C or SIGTERM.
+
+    Args:
+        main: Makes it.
+        stop: Called at the first signal; whether it ends by itself then. Else it is cancelled.
+
+    Returns:
+        The exit code: 130 after Ctrl-C, else 0.
+    """
+    signals: list[str] = []
+
+    async def until_told() -> None:
+        task = asyncio.current_task()
+
+        def told(name: str) -> None:
+            if signals:
+                os._exit(130)  # whoever asks twice does not want to wait; what is not committed comes again
+            signals.append(name)
+            if not stop() and task is not None:
+                task.cancel()
+
+        on_signals(told)
+        try:
+            await main()
+        except asyncio.CancelledError:
+            if not signals:
+                raise
+
+    run(until_told())
+    return 130 if "SIGINT" in signals else 0
+
+
+@asynccontextmanager
+async def running(
+    runners: Sequence[_Runner], line: Callable[[_Runner, float], Line]
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Their tasks, with a line for each on a terminal; a bar and the time left for what has an end.
+
+    Whatever still runs when it is left is cancelled.
+
+    Args:
+        runners: What runs.
+        line: Makes a line of one, and of its events a second.
+    """
+    tasks = [asyncio.create_task(each.run()) for each in runners]
+    all_tasks = [*tasks, asyncio.create_task(_show(runners, line))]
+    try:
+        yield tasks
+    finally:
+        for task in all_tasks:
+            task.cancel()
+        await asyncio.gather(*all_tasks, return_exceptions=True)
+
+
+async def _show(runners: Sequence[_Runner], line: Callable[[_Runner, float], Line]) -> None:
+    from gridscore.cli.meter import Meter
+
+    if not errors.is_terminal:
+        return
+    with Meter(errors, [each.name for each in runners]) as meter:
+        while True:
+            for index, each in enumerate(runners):
+                meter.show(index, *line(each, meter.rate(index, each.stats.events)))
+            await asyncio.sleep(_SHOW_SECONDS)
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,342 @@
+"""Commands made of the settings of sources and sinks: each field is an option, checked by its model."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import re
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from gridscore.cli.options import ClusterName, Members, SettingsFile
+from gridscore.errors import UsageError
+from gridscore.job.plugs.base import SinkSettings, SourceSettings
+from gridscore.job.types import MAX_NAME, Duration, MapName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from pydantic.fields import FieldInfo
+
+    from gridscore.grid import Grid
+    from gridscore.job.plugs.sections import Side
+
+_NOT_OPTIONS = ("kind",)
+_CONNECTION = {"members": Members, "cluster_name": ClusterName, "settings": SettingsFile}
+_COMMON: dict[type[BaseModel], str] = {SourceSettings: "Every source", SinkSettings: "Every sink"}
+_METAVARS = ((get_args(Duration)[-1], "TIME"), (get_args(MapName)[-1], "MAP"))
+_FILES = ("path", "certificate", "private_key")
+
+_Entry = TypeVar("_Entry", SourceSettings, SinkSettings)
+
+TIMES = "A TIME is a whole number and a unit: 90s, 15m, 1h, 2d."
+SECRETS = "A text may say ${NAME}, an environment variable, which is never shown."
+
+
+def command_of(
+    model: type[BaseModel],
+    run: Callable[..., None],
+    *,
+    help_text: str,
+    example: str = "",
+) -> Callable[..., None]:
+    """A function for typer, with an option for each field of a plug's settings, and those of the connection.
+
+    A tuple or list is a repeatable option; a dictionary, a repeatable KEY=VALUE; a bool, a flag, with its opposite if
+    it is set already. What is not given is left to the model. Options that must be given come first; those that all
+    plugs have are a panel of their own.
+
+    Args:
+        model: The settings.
+        run: Called with the settings, and with members, cluster name and settings file as `connected` takes them.
+        help_text: Of the command.
+        example: A command line that can work.
+    """
+    fields, common = _in_order(model)
+    names = _names(fields)
+
+    def command(**given: Any) -> None:
+        connection = tuple(given.pop(f"connection_{name}") for name in _CONNECTION)
+        run(_settings(model, fields, given), connection)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        *(_parameter(name, field, names, common.get(name)) for name, field in fields.items()),
+        *(
+            inspect.Parameter(f"connection_{name}", keyword, default=None, annotation=annotation)
+            for name, annotation in _CONNECTION.items()
+        ),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    shown = example.replace("[", "\\[")
+    command.__doc__ = f"{help_text}\n\nExample: [bold]{shown}[/]" if example else help_text
+    return command
+
+
+def _in_order(model: type[BaseModel]) -> tuple[dict[str, FieldInfo], dict[str, str]]:
+    """The fields that are options, in the order of the help; and the panels of those that all plugs have."""
+    base = next((each for each in _COMMON if issubclass(model, each)), None)
+    of_all = {} if base is None else base.model_fields
+
+    def rank(name: str, field: FieldInfo) -> int:
+        if field.is_required():
+            return 1 + (name == "to") - (name == "results")  # from where, with what, to where
+        return 4 if name in of_all else 3
+
+    fields = [(name, field) for name, field in model.model_fields.items() if name not in _NOT_OPTIONS]
+    fields.sort(key=lambda each: rank(*each))
+    panels = {name: _COMMON[base] for name, field in of_all.items() if base is not None and not field.is_required()}
+    return dict(fields), panels
+
+
+def _names(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
+    """Options, by the names of fields and by their aliases."""
+    return {called: option_of(name, field) for name, field in fields.items() for called in (name, field.alias or name)}
+
+
+def _by_options(text: str, names: Mapping[str, str]) -> str:
+    """A text that names fields, as `key` or `key: value`, with options instead; what it begins with is a value."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1], found[2] or ""
+        return f"`{names[name]}{value.replace(': ', ' ')}`" if name in names else found[0]
+
+    return re.sub(r"(?!^)`(\w+)(: \w+)?`", option, text)
+
+
+def option_of(name: str, field: FieldInfo) -> str:
+    """The option of a field: `--max-wait`."""
+    return f"--{(field.alias or name).replace('_', '-')}"
+
+
+def check(model: type[BaseModel], values: Mapping[str, Any], names: Mapping[str, str]) -> Any:
+    """Settings of these values.
+
+    Args:
+        model: The settings.
+        values: By the names of fields, or their aliases.
+        names: What people call a field, by its name or alias.
+
+    Raises:
+        UsageError: They are not valid; a line for each problem, without the values.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_said(detail, names) for detail in error.errors(include_url=False, include_input=False)]
+        raise UsageError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _said(detail: Any, names: Mapping[str, str]) -> str:
+    place = [part for part in detail["loc"] if part != "[key]"]
+    message = str(detail.get("ctx", {}).get("error") or detail["msg"][:1].lower() + detail["msg"][1:])
+    if not place:
+        return _by_options(f" {message}", names)[1:]  # of several options: what it begins with is one of them
+    message = _by_options(message, names)
+    where = names.get(str(place[0]), str(place[0]))
+    return f"{where}: it must be given." if detail["type"] == "missing" else f"{where}: {message}"
+
+
+def _settings(model: type[BaseModel], fields: Mapping[str, FieldInfo], given: Mapping[str, Any]) -> Any:
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        value = given[name]
+        if value is None or value == []:
+            continue
+        values[field.alias or name] = _pairs(option_of(name, field), value) if _form(field) == "pairs" else value
+    return check(model, values, _names(fields))
+
+
+def _pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option}: `{text}` is not KEY=VALUE.")
+        if key in pairs:
+            raise UsageError(f"{option}: `{key}` is given twice.")
+        pairs[key] = value
+    return pairs
+
+
+def _parameter(name: str, field: FieldInfo, names: Mapping[str, str], panel: str | None) -> inspect.Parameter:
+    option = option_of(name, field)
+    kind, form = _kind(field), _form(field)
+    text = _by_options(f" {field.description or ''}", names)[1:] + (" Repeatable." if form != "one" else "")
+    more: dict[str, Any] = {}
+    annotation: Any = kind
+    metavar = _metavar(name, field, kind)
+    if form == "pairs":
+        annotation, metavar = list[str], "KEY=VALUE"
+        text = re.sub(r"`([\w.]+): ", r"`\1=", text)  # as a job file has them
+    elif form == "many":
+        annotation = list[kind]  # type: ignore[valid-type]
+    elif kind is bool and field.default is True:
+        option = f"{option}/--no-{option.removeprefix('--')}"
+    choices = _choices(field)
+    if choices:
+        metavar = f"[{'|'.join(choices)}]"
+    default = _default_text(field)
+    if default:
+        text = f"{text} [default: {default}]"
+    if field.is_required():
+        text = f"{text} [required]"
+    if metavar is not None:
+        more["metavar"] = metavar
+    if panel is not None:
+        more["rich_help_panel"] = panel
+    info = typer.Option(option, help=text.strip().replace("[", "\\["), show_default=False, **more)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, info]
+    )
+
+
+def _default_text(field: FieldInfo) -> str:
+    """The default, if it is worth being shown."""
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if default is None or default in ((), [], {}, "", False) or isinstance(default, SecretStr):
+        return ""
+    if isinstance(default, enum.Enum):
+        return str(default.value)
+    if isinstance(default, tuple | list):
+        return ", ".join(map(str, default))
+    if isinstance(default, int) and default >= 100_000:
+        return f"{default:,}"
+    return "yes" if default is True else str(default)
+
+
+def _bare(annotation: Any) -> Any:
+    """An annotation without `Annotated` and `None`."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [each for each in get_args(annotation) if each is not type(None)]
+        return _bare(rest[0]) if len(rest) == 1 else str
+    return annotation
+
+
+def _form(field: FieldInfo) -> Literal["one", "many", "pairs"]:
+    origin = get_origin(_bare(field.annotation)) or _bare(field.annotation)
+    if origin is dict:
+        return "pairs"
+    return "many" if origin in (tuple, list, set, frozenset) else "one"
+
+
+def _kind(field: FieldInfo) -> Any:
+    """The type that typer is told; what is none of its own is a text, which the model reads."""
+    kind = _bare(field.annotation)
+    if _form(field) == "many":
+        arguments = get_args(kind)
+        kind = _bare(arguments[0]) if arguments else str
+    return kind if kind in (bool, int, float, Path) else str
+
+
+def _metavar(name: str, field: FieldInfo, kind: Any) -> str | None:
+    """What stands for the value."""
+    if kind is bool:
+        return None
+    for marker, metavar in _METAVARS:
+        if _mentions(field.annotation, field.metadata, marker):
+            return metavar
+    if name in _FILES or name.endswith("_file"):
+        return "FILE"
+    return "NUMBER" if kind in (int, float) else "TEXT"
+
+
+def _mentions(annotation: Any, metadata: Iterable[Any], marker: Any) -> bool:
+    """Whether a type is checked by a validator, itself or what is in it."""
+    if any(each is marker or each == marker for each in metadata):
+        return True
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _mentions(arguments[0], arguments[1:], marker)
+    return get_origin(annotation) is not Literal and any(_mentions(each, (), marker) for each in arguments)
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    kind = _bare(field.annotation)
+    if _form(field) == "many" and get_args(kind):
+        kind = _bare(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return [str(each) for each in get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return [str(each.value) for each in kind]
+    return []
+
+
+def chosen(
+    job_file: Path, job: str, side: Side, entries: Mapping[str, _Entry], names: Iterable[str] | None
+) -> dict[str, _Entry]:
+    """The entries of a section of a job file that are asked for, all if none is, each by the name that it runs under.
+
+    Args:
+        job_file: The file, for messages.
+        job: Name of the job, which goes before the names of its entries: two jobs may have a source `clicks`.
+        side: What they are.
+        entries: Of the section.
+        names: Those that are asked for.
+
+    Raises:
+        UsageError: There is none of that name, or none at all; or it cannot run under its name.
+    """
+    wanted = list(dict.fromkeys(names or entries))
+    unknown = [name for name in wanted if name not in entries]
+    if unknown or not entries:
+        there = f"There are: {', '.join(entries)}." if entries else f"Its section `{side}s` is empty, or missing."
+        raise UsageError(f"{job_file} has no {side}{f' `{unknown[0]}`' if unknown else ''}.", there)
+    called = {name: entries[name].name or f"{job}-{name}" for name in wanted}
+    for name, text in called.items():
+        if len(text) > MAX_NAME:
+            raise UsageError(
+                f"{job_file}: the {side} `{name}` would be called `{text}`: {MAX_NAME} characters are possible.",
+                f"Give it a `name` in the section `{side}s`.",
+            )
+        if list(called.values()).count(text) > 1:
+            raise UsageError(f"{job_file}: two {side}s are called `{text}`.", "Give each a `name` of its own.")
+    return {called[name]: entries[name] for name in wanted}
+
+
+async def note_of_map(grid: Grid, name: str, known: Collection[str]) -> str:
+    """What to say if a map is not there, and is called almost as one that jobs have; empty if all is well.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    import difflib
+
+    close = [] if name in known else difflib.get_close_matches(name, known, n=1)
+    if not close or await grid.has_map(name):
+        return ""
+    return f"No job has the map {name}, and it is not there yet. Did you mean {close[0]}?"
+
+
+class PlugGroup(typer.core.TyperGroup):
+    """A command group with a command for each kind of plug, made when it is asked for.
+
+    Subclasses say which kinds there are, and make their commands.
+    """
+
+    def kinds(self) -> list[str]:
+        """The kinds."""
+        raise NotImplementedError
+
+    def make(self, kind: str) -> Callable[..., None]:
+        """The function for a kind's command."""
+        raise NotImplementedError
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Kinds first."""
+        return [*self.kinds(), *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        if cmd_name not in self.kinds():
+            return super().get_command(ctx, cmd_name)
+        app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
+        app.command(cmd_name, rich_help_panel="Kinds")(self.make(cmd_name))
+        return typer.main.get_command(app)

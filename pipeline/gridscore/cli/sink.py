@@ -1,0 +1,169 @@
+"""`gridscore sink`: runs sinks, which bring results to where applications act on them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from gridscore.cli.output import console, one_line, print_json, print_table, run, visible
+from gridscore.cli.plug_run import Line, run_until_told, running, say
+from gridscore.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
+from gridscore.sinks.registry import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gridscore.job.plugs.base import SinkSettings
+    from gridscore.sinks.runner import SinkRunner
+    from gridscore.sinks.status import SinkStatus
+
+
+class _Sinks(PlugGroup):
+    def kinds(self) -> list[str]:
+        return KINDS.available
+
+    def make(self, kind: str) -> Callable[..., None]:
+        plug = KINDS[kind]
+
+        def start(settings: Any, connection: tuple[Any, Any, Any]) -> None:
+            _run({"": settings}, connection)
+
+        text = (
+            f"{plug.summary}\n\nRuns until Ctrl-C or SIGTERM. Start it several times, anywhere, and its processes "
+            f"share the work. {SECRETS} {TIMES}"
+        )
+        example = f"gridscore sink {kind} {plug.example}"
+        return command_of(plug.settings_class(), start, help_text=text, example=example)
+
+
+app = typer.Typer(cls=_Sinks, help="Bring results to where applications act on them.", no_args_is_help=True)
+
+
+@app.command("run")
+def run_(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Sinks of its section `sinks`; else all.")
+    ] = None,
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Run sinks of a job file, all in this process, until Ctrl-C or SIGTERM.
+
+    Example: [bold]gridscore sink run job.yaml alerts[/]
+    """
+    from gridscore.job import load_job
+
+    job = load_job(job_file)
+    _run(chosen(job_file, job.name, "sink", job.sinks, names), (members, cluster_name, settings))
+
+
+@app.command("list")
+def list_(
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """List the sinks, running or not: how far each has come, and what it waits for or has failed of.
+
+    The lag is what the journal holds beyond the committed offsets.
+
+    Example: [bold]gridscore sink list --json[/]
+    """
+    from gridscore.sinks.status import sink_statuses
+
+    async def main() -> list[SinkStatus]:
+        async with connected(members, cluster_name, settings) as grid:
+            return await sink_statuses(grid)
+
+    found = run(main())
+    if as_json:
+        print_json([each.to_json() for each in found])
+        return
+    columns = ("NAME", "KIND", "MAP", "STATE", "PROCESSES", "LAG", "RESULTS/S", "LOST", "DEAD LETTERS", "LAST ERROR")
+    rows = [
+        (
+            each.record.name,
+            each.record.kind,
+            each.record.map,
+            each.state,
+            len(each.processes),
+            each.lag,
+            each.rate,
+            each.lost,
+            each.dead_letters,
+            one_line(each.error),
+        )
+        for each in found
+    ]
+    print_table(columns, rows, empty="There are no sinks.")
+
+
+@app.command()
+def forget(
+    name: Annotated[str, typer.Argument(help="Name of the sink.", show_default=False)],
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Forget how far a sink has come: when it is started again, it begins anew. Stop it first. Its dead letters stay.
+
+    Example: [bold]gridscore sink forget alerts[/]
+    """
+    from gridscore.sinks import status
+
+    async def main() -> None:
+        async with connected(members, cluster_name, settings) as grid:
+            await status.forget(grid, name)
+
+    run(main())
+    console.print(f"{visible(name)}: forgotten.", markup=False, highlight=False)
+
+
+def _run(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any]) -> None:
+    """Run sinks until told to stop."""
+    for settings in sinks.values():
+        KINDS.check(settings)
+    runners: list[SinkRunner] = []
+    code = run_until_told(lambda: _deliver(sinks, connection, runners), lambda: False)
+    for each in runners:
+        dead = f", {each.stats.dead:,} to the dead letters" if each.stats.dead else ""
+        say(f"{each.name}: {each.stats.events:,} results delivered{dead}.")
+    if code:
+        raise typer.Exit(code)
+
+
+async def _deliver(
+    sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any], runners: list[SinkRunner]
+) -> None:
+    """Run sinks until cancelled; one that cannot go on stops the others, in good order."""
+    from gridscore.job import Jobs
+    from gridscore.sinks.runner import runner_of
+
+    async with connected(*connection) as grid:
+        runners += [runner_of(grid, settings, name or None) for name, settings in sinks.items()]
+        results = {record.job.results for record in await Jobs(grid).all()}
+        for each in runners:
+            say(f"{each.name}: {each.map} to {each.kind}. Ctrl-C stops it.")
+            if note := await note_of_map(grid, each.map, results):
+                say(note)
+        async with running(runners, _line) as tasks:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+
+def _line(runner: SinkRunner, rate: float) -> Line:
+    stats = runner.stats
+    dead = f", {stats.dead:,} dead letters" if stats.dead else ""
+    figures = f"{stats.events:,} results, {rate:,.0f}/s{dead}, {stats.partitions} partitions"
+    return Line(figures, stats.error)

@@ -1,0 +1,241 @@
+"""`gridscore soak`: load and faults, and a judgement of what came out, from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gridscore.cli.options import ClusterName, Json, SettingsFile, grid_settings
+from gridscore.cli.output import console, errors, print_json, print_table, run, safe, visible
+from gridscore.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.progress import Progress
+
+    from gridscore.soak.report import Report
+    from gridscore.soak.trial import SoakOptions, Status
+
+SEED = "GRIDSCORE_SEED"
+_FAULTS = "Faults"
+
+
+def soak(
+    *,
+    full: Annotated[
+        bool, typer.Option("--full", help="500,000 events, 55 faults, a quarter of an hour; the rest is as you say.")
+    ] = False,
+    events: Annotated[
+        int | None, typer.Option("--events", min=100, help="Events at least.", show_default="60000; full: 500000")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=10, help="Events per second.", show_default="1500; full: 2000")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=32, help="Worker processes.")] = 4,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, envvar=SEED, help="Repeat a run.", show_default="a new one")
+    ] = None,
+    lease: Annotated[
+        float, typer.Option("--lease", min=2.0, max=60.0, help="Lease time of the workers, seconds.")
+    ] = 5.0,
+    members: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--members",
+            "-m",
+            metavar="N|HOST:PORT",
+            help="How many members to start (3); or where your cluster runs, repeat for several.",
+        ),
+    ] = None,
+    heap: Annotated[
+        str | None,
+        typer.Option(
+            "--heap", metavar="SIZE", help="Java heap of each member that is started.", show_default="768m; full: 1536m"
+        ),
+    ] = None,
+    worker_kills: Annotated[
+        int | None, typer.Option(min=0, help="kill -9 of a worker.", rich_help_panel=_FAULTS)
+    ] = None,
+    pauses: Annotated[
+        int | None, typer.Option(min=0, help="SIGSTOP of a worker past its lease.", rich_help_panel=_FAULTS)
+    ] = None,
+    leaves: Annotated[
+        int | None, typer.Option(min=0, help="A worker stops in order, another joins.", rich_help_panel=_FAULTS)
+    ] = None,
+    member_kills: Annotated[
+        int | None, typer.Option(min=0, help="kill -9 of a member of ours.", rich_help_panel=_FAULTS)
+    ] = None,
+    cuts: Annotated[
+        int | None, typer.Option(min=0, help="A worker's network is cut past its lease.", rich_help_panel=_FAULTS)
+    ] = None,
+    holds: Annotated[
+        int | None, typer.Option(min=0, help="A worker's network hangs for a moment.", rich_help_panel=_FAULTS)
+    ] = None,
+    pause_holds: Annotated[
+        int | None,
+        typer.Option(min=0, help="SIGSTOP until a lease is nearly over, then a hold.", rich_help_panel=_FAULTS),
+    ] = None,
+    member_pauses: Annotated[
+        int | None, typer.Option(min=0, help="SIGSTOP of a member of ours.", rich_help_panel=_FAULTS)
+    ] = None,
+    member_cuts: Annotated[
+        int | None, typer.Option(min=0, help="A member of ours is cut off from the others.", rich_help_panel=_FAULTS)
+    ] = None,
+    pause_cuts: Annotated[
+        int | None,
+        typer.Option(min=0, help="SIGSTOP until a lease is nearly over, then a cut.", rich_help_panel=_FAULTS),
+    ] = None,
+    heir_kills: Annotated[
+        int | None,
+        typer.Option(min=0, help="kill -9 of a worker and of who takes over from it.", rich_help_panel=_FAULTS),
+    ] = None,
+    both_kills: Annotated[
+        int | None,
+        typer.Option(min=0, help="kill -9 of a worker and the member with its heartbeat.", rich_help_panel=_FAULTS),
+    ] = None,
+    duration: Annotated[
+        float, typer.Option("--duration", min=10, help="Seconds of load after which it ends in any case.")
+    ] = 1_800.0,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="DIR", help="New folder for ledger, records and logs.")
+    ] = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Prove what survives: events under load while workers and members are killed, paused and cut off.
+
+    Afterwards every score is computed again offline, and every write to the result map is accounted for: nothing may be
+    lost, wrong, or written by a worker whose time was over. It starts a cluster of its own, unless one is named; then
+    its members are left alone, and everything that was put into it is taken away at the end. Exit code 1 if it failed.
+
+    Example: [bold]gridscore soak --full --keep out/soak[/]
+    """
+    from gridscore.soak.plan import Counts
+    from gridscore.soak.trial import SoakOptions
+
+    # Only a cluster that is named here is used: one that the environment happens to name is not for this.
+    own = settings is None if not members else len(members) == 1 and members[0].isdigit()
+    count = int(members[0]) if members and own else 3
+    found = None if own else grid_settings(members, cluster_name, settings)
+    default = Counts() if full else Counts(5, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1)
+    kills = (default.member_kills if own and count >= 3 else 0) if member_kills is None else member_kills
+    stops = (default.member_pauses if own else 0) if member_pauses is None else member_pauses
+    splits = (default.member_cuts if own and count >= 3 else 0) if member_cuts is None else member_cuts
+    pairs = (default.both_kills if own and count >= 3 else 0) if both_kills is None else both_kills
+    counts = Counts(
+        worker_kills=default.worker_kills if worker_kills is None else worker_kills,
+        pauses=default.pauses if pauses is None else pauses,
+        leaves=default.leaves if leaves is None else leaves,
+        member_kills=kills,
+        cuts=default.cuts if cuts is None else cuts,
+        holds=default.holds if holds is None else holds,
+        pause_holds=default.pause_holds if pause_holds is None else pause_holds,
+        member_pauses=stops,
+        member_cuts=splits,
+        pause_cuts=default.pause_cuts if pause_cuts is None else pause_cuts,
+        heir_kills=default.heir_kills if heir_kills is None else heir_kills,
+        both_kills=pairs,
+    )
+    if not own and kills + stops + splits + pairs:
+        raise UsageError(
+            "Members of your own cluster are neither killed nor stopped, nor cut off.",
+            "Leave --member-kills, --member-pauses, --member-cuts and --both-kills out.",
+        )
+    options = SoakOptions(
+        seed=secrets.randbelow(1_000_000) if seed is None else seed,
+        events=(500_000 if full else 60_000) if events is None else events,
+        rate=(2_000.0 if full else 1_500.0) if rate is None else rate,
+        workers=workers,
+        lease=lease,
+        counts=counts,
+        members=count,
+        heap=heap or ("1536m" if full else "768m"),
+        settings=found,
+        folder=keep,
+        limit=duration,
+    )
+    try:
+        report = run(_run(options))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        errors.print("Stopped. Nothing of the soak is left running.", highlight=False)
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print(report)
+    if not report.verdict.is_good:
+        raise typer.Exit(1)
+
+
+async def _run(options: SoakOptions) -> Report:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from gridscore.soak.trial import run_soak
+
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, lambda: task and task.cancel())
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("events"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+        return await run_soak(options, _watcher(bar, options))
+
+
+def _watcher(bar: Progress, options: SoakOptions) -> Callable[[Status, str | None], None]:
+    line = bar.add_task("starting", total=options.events)
+    told = ""
+
+    def watch(status: Status, text: str | None) -> None:
+        nonlocal told
+        faults = f", {status.faults} of {status.planned} faults" if status.planned else ""
+        now = f": {'; '.join(status.now)}" if status.now else ""
+        # More events than were asked for are put if the faults take longer.
+        total = max(options.events, status.acknowledged)
+        bar.update(line, completed=status.acknowledged, total=total, description=safe(f"{status.phase}{faults}{now}"))
+        if text is not None:
+            bar.console.print(visible(text), markup=False, highlight=False, style="dim")
+        elif status.phase != told and not errors.is_terminal:
+            told = status.phase
+            errors.print(visible(told), markup=False, highlight=False, style="dim")
+
+    return watch
+
+
+def _print(report: Report) -> None:
+    print_table(("", f"SEED {report.seed}"), report.rows(), empty="")
+    problems = report.verdict.problems
+    if problems:
+        console.print("\n[bold red]Failed[/]")
+        for text in (*problems, *report.examples()):
+            console.print(f"  {visible(text, layout=True)}", markup=False, highlight=False)
+    else:
+        console.print(
+            "\n[bold green]Passed[/]: nothing lost, nothing wrong, nothing written by an expired owner.",
+            highlight=False,
+        )
+    command = visible(" ".join(_command(report.seed)))
+    console.print(f"Repeat it: {command}", markup=False, highlight=False, soft_wrap=True)
+    if report.folder is not None:
+        console.print(f"Ledger, records and logs: {visible(report.folder)}", markup=False, highlight=False)
+
+
+def _command(seed: int) -> list[Any]:
+    """The command line, with the seed, and another folder to be named by whoever repeats it."""
+    words = ["gridscore", *sys.argv[1:]]
+    if "--seed" not in words and SEED not in os.environ:
+        words += ["--seed", str(seed)]
+    return words

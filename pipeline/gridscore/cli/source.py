@@ -1,0 +1,196 @@
+"""`gridscore source`: runs sources, which put what they read into event maps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from gridscore.cli.output import console, one_line, print_json, print_table, run, visible
+from gridscore.cli.plug_run import Line, run_until_told, running, say
+from gridscore.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
+from gridscore.sources.registry import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gridscore.job.plugs.base import SourceSettings
+    from gridscore.sources.runner import SourceRunner
+    from gridscore.sources.status import SourceRecord
+
+_ROWS = "postgres"  # whose maps are lookups, as a rule
+
+
+class _Sources(PlugGroup):
+    def kinds(self) -> list[str]:
+        return KINDS.available
+
+    def make(self, kind: str) -> Callable[..., None]:
+        plug = KINDS[kind]
+
+        def start(settings: Any, connection: tuple[Any, Any, Any]) -> None:
+            _run({"": settings}, connection)
+
+        text = f"{plug.summary}\n\nRuns until its end, Ctrl-C or SIGTERM. {SECRETS} {TIMES}"
+        example = f"gridscore source {kind} {plug.example}"
+        return command_of(plug.settings_class(), start, help_text=text, example=example)
+
+
+app = typer.Typer(
+    cls=_Sources, help="Read events from where they arise, and put them into event maps.", no_args_is_help=True
+)
+
+
+@app.command("run")
+def run_(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Sources of its section `sources`; else all.")
+    ] = None,
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Run sources of a job file, all in this process, until their end, Ctrl-C or SIGTERM.
+
+    Example: [bold]gridscore source run job.yaml clicks[/]
+    """
+    from gridscore.job import load_job
+
+    job = load_job(job_file)
+    _run(chosen(job_file, job.name, "source", job.sources, names), (members, cluster_name, settings))
+
+
+@app.command("list")
+def list_(
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """List the sources that run now, wherever they do, and for a day those that failed, until they run again.
+
+    Example: [bold]gridscore source list --json[/]
+    """
+    import msgspec
+
+    from gridscore.sources.status import source_records
+
+    async def main() -> list[SourceRecord]:
+        async with connected(members, cluster_name, settings) as grid:
+            return await source_records(grid)
+
+    found = run(main())
+    if as_json:
+        print_json([msgspec.structs.asdict(each) for each in found])
+        return
+    columns = ("NAME", "KIND", "MAP", "HOST", "PID", "STATE", "EVENTS", "EVENTS/S", "POISON", "WAITED s", "LAST ERROR")
+    rows = [
+        (
+            s.name,
+            s.kind,
+            s.map,
+            s.host,
+            str(s.pid),
+            s.state,
+            s.events,
+            s.rate,
+            s.poison,
+            s.waited,
+            one_line(_trouble(s)),
+        )
+        for s in found
+    ]
+    print_table(columns, rows, empty="No source is running.")
+
+
+@app.command()
+def forget(
+    name: Annotated[str, typer.Argument(help="Name of the source.", show_default=False)],
+    *,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Forget the positions that a source keeps in the grid, and its last error: it begins anew at its next start.
+
+    A source that runs is not forgotten: stop it first. What is kept elsewhere, as the offsets of Kafka's consumer
+    groups, is not touched.
+
+    Example: [bold]gridscore source forget access-log[/]
+    """
+    from gridscore.sources import status
+
+    async def main() -> tuple[int, bool]:
+        async with connected(members, cluster_name, settings) as grid:
+            return await status.forget(grid, name)
+
+    count, failed = run(main())
+    and_error = " and its last error" if failed else ""
+    console.print(f"{visible(name)}: {count:,} positions{and_error} forgotten.", markup=False, highlight=False)
+
+
+def _trouble(source: SourceRecord) -> str:
+    return source.waiting if source.state == "paused" else source.error
+
+
+def _run(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]) -> None:
+    """Run sources until all have ended, or told to stop."""
+    for settings in sources.values():
+        KINDS.check(settings)
+    # What changes is worth a line for whoever runs a source, and rare.
+    logging.getLogger("gridscore.sources").setLevel(min(logging.INFO, logging.getLogger().level))
+    runners: list[SourceRunner] = []
+
+    def stop() -> bool:
+        for each in runners:
+            each.stop()
+        return bool(runners)  # there are none while it connects
+
+    code = run_until_told(lambda: _read(sources, connection, runners), stop)
+    for each in runners:
+        stats = each.stats
+        poison = f", {stats.poison:,} to the dead letters" if stats.poison else ""
+        say(f"{each.name}: {stats.events:,} events{poison}.")
+    if code:
+        raise typer.Exit(code)
+
+
+async def _read(
+    sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any], runners: list[SourceRunner]
+) -> None:
+    """Run sources; one that cannot go on stops the others, in good order."""
+    from gridscore.grid.capacity import journal_capacity
+    from gridscore.job import Jobs
+    from gridscore.sources.runner import runner_of
+
+    async with connected(*connection) as grid:
+        runners += [runner_of(grid, settings, name or None) for name, settings in sources.items()]
+        events = {record.job.events for record in await Jobs(grid).all()}
+        for each in runners:
+            say(f"{each.name}: {each.stats.kind} to {each.stats.map}. Ctrl-C stops it.")
+            if note := await note_of_map(grid, each.stats.map, events):
+                say(note)
+            if each.stats.kind != _ROWS and await journal_capacity(grid, each.stats.map) is None:
+                say(f"{each.stats.map} has no event journal: it can be looked up, and no job can score it.")
+        async with running(runners, _line) as tasks:
+            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            if pending:
+                for each in runners:
+                    each.stop()
+                await asyncio.wait(pending)
+            for task in (*done, *pending):
+                task.result()
+
+
+def _line(runner: SourceRunner, rate: float) -> Line:
+    stats = runner.stats
+    poison = f", {stats.poison:,} dead letters" if stats.poison else ""
+    trouble = stats.waiting or (stats.error if stats.state == "interrupted" else "")
+    return Line(f"{stats.events:,} events, {rate:,.0f}/s{poison}", trouble, runner.progress)

@@ -1,0 +1,211 @@
+"""`gridscore status`: is everything well? For scripts by exit code and JSON, for people with reasons and advice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from gridscore.cli.output import console, duration_text, errors, milliseconds_text, print_json, run, safe
+from gridscore.errors import GridError, UsageError
+from gridscore.texts import count_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from gridscore.flow import Flow, FlowLookout, History
+    from gridscore.grid.heap import MemberHeap
+    from gridscore.sinks.status import SinkStatus
+    from gridscore.sources.status import SourceStatus
+    from gridscore.worker.health import Finding
+    from gridscore.worker.status import JobStatus
+
+UNHEALTHY = 10
+"""Exit code when something is not well; those of errors are lower."""
+
+_ANSWER_SECONDS = 15.0
+_WORTH_SHOWING = 0.0005
+_COUNTS = {"lost": "lost", "regressions": "regressions", "dead_letters": "dead letters", "rescued": "rescued"}
+
+
+def status(
+    job: Annotated[str | None, typer.Argument(help="Name of the job; else all jobs.", show_default=False)] = None,
+    *,
+    seconds: Annotated[
+        float, typer.Option("--for", min=0.0, max=600.0, help="How long to look, in seconds; 0 looks once.")
+    ] = 5.0,
+    late: Annotated[
+        float,
+        typer.Option(
+            "--late", min=0.0, metavar="SECONDS", help="Growing lag is bad if working it off would take longer."
+        ),
+    ] = 10.0,
+    acknowledge: Annotated[
+        bool, typer.Option("--acknowledge", help="Note that you know of the losses of JOB so far.")
+    ] = False,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether jobs, sources and sinks are well, and why not.
+
+    If a job is named, of that job, the sources of its events and the sinks of its results. Exit code 0: all are well;
+    10: at least one is not; anything else is an error. It looks several times in --for seconds, and what is over at
+    one of these looks is no problem.
+
+    Example: [bold]gridscore status flights --json[/]
+    """
+    if acknowledge and job is None:
+        raise UsageError("--acknowledge is for one job.", "Name it: `gridscore status JOB --acknowledge`.")
+
+    async def main() -> tuple[History, Flow, dict[str, int]]:
+        from gridscore.flow import FlowLookout, History
+
+        async with connected(members, cluster_name, settings) as grid:
+            lookout, history = FlowLookout(grid, job), History()
+            with errors.status(f"Looking for {seconds:g} s") if seconds else contextlib.nullcontext():
+                flow = await _look(lookout, history, seconds)
+            if not acknowledge:
+                return history, flow, {}
+            from gridscore.worker.status import acknowledge as note
+
+            numbers = await note(grid, flow.overview.jobs[0])
+            flow = await _look_once(lookout)
+            history.replace(flow)
+            return history, flow, numbers
+
+    from gridscore.flow import GONE, INVALID, to_json
+    from gridscore.job.life import OVER
+
+    history, flow, acknowledged = run(main())
+    findings = history.findings(late_seconds=late)
+    if as_json:
+        workers = [worker.id for worker in flow.overview.workers]
+        print_json({"healthy": findings.all_well, **to_json(flow, findings), "workers": workers})
+    else:
+        if acknowledged:
+            lost, regressions = acknowledged["lost"], acknowledged["regressions"]
+            unkept = f", {acknowledged['unkept']:,} without a dead letter" if acknowledged["unkept"] else ""
+            console.print(f"Acknowledged: {lost:,} lost, {regressions:,} regressions{unkept}.", highlight=False)
+        for source in flow.sources:
+            _show("source", source.name, source.state, _source_lines(source), findings.sources[source.name])
+        for each in flow.overview.jobs:
+            name = each.record.name
+            over = each.state in OVER  # what is over for good is neither well nor not
+            _show("", name, each.state.value, _job_lines(each), findings.jobs[name], unjudged=over)
+        for name in flow.gone:
+            _show("", name, GONE, (), findings.jobs[name])
+        for sink in flow.sinks:
+            _show("sink", sink.record.name, sink.state, _sink_lines(sink), findings.sinks[sink.record.name])
+        for place, found in findings.records.items():
+            _show("record", place, INVALID, (), found)
+        _show_members(flow.heaps, findings.members)
+        if not (flow.overview.jobs or flow.gone or flow.invalid):
+            console.print("No jobs. `gridscore submit FILE` submits one.", highlight=False, soft_wrap=True)
+    if not findings.all_well:
+        raise typer.Exit(UNHEALTHY)
+
+
+async def _look(lookout: FlowLookout, history: History, seconds: float) -> Flow:
+    """Look about once a second; returns the last look.
+
+    Raises:
+        GridError: The cluster does not answer in time.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while True:
+        flow = await _look_once(lookout)
+        history.add(flow)
+        left = began + seconds - loop.time()
+        if left <= 0:
+            return flow
+        await asyncio.sleep(min(1.0, left))
+
+
+async def _look_once(lookout: FlowLookout) -> Flow:
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await lookout.look()
+    except TimeoutError:
+        raise GridError(
+            f"The cluster did not answer in {_ANSWER_SECONDS:.0f} seconds.", "Are all its members well?"
+        ) from None
+
+
+def _job_lines(status: JobStatus) -> Iterable[str]:
+    from gridscore.worker.health import shares_text
+
+    record, totals = status.record, status.totals
+    lag = "unknown" if status.lag is None else f"{status.lag:,}"
+    versions = ", ".join(f"v{version}" for version in status.versions) or "none"
+    commit = "never" if status.commit_age is None else f"{duration_text(status.commit_age)} ago"
+    owned = f"{status.partitions} of {len(status.positions) or '?'} partitions owned"
+    workers = count_text(status.workers, "worker")
+    p99 = milliseconds_text(status.latency_ms["p99"])
+    yield f"{workers}, {owned}, model {record.job.model.name} {versions}"
+    yield f"{totals['rate']:,.0f} events/s, lag {lag}, p99 {p99}, last commit {commit}"
+    yield ", ".join(f"{totals[key]:,.0f} {name}" for key, name in _COUNTS.items())
+    if lacking := [f"{kind} {shares_text(shares)}" for kind, shares in _lacking(status)]:
+        yield f"of the last {status.quality.events:,} events counted: {'; '.join(lacking)}"
+
+
+def _lacking(status: JobStatus) -> Iterable[tuple[str, dict[str, float]]]:
+    for kind, shares in status.quality.shares().items():
+        if some := {name: share for name, share in shares.items() if share >= _WORTH_SHOWING}:
+            yield kind.replace("_", " "), some
+
+
+def _source_lines(status: SourceStatus) -> Iterable[str]:
+    yield f"{status.kind} to {status.map}, {_processes(status.processes)}"
+    if status.processes:
+        yield (
+            f"{status.rate:,.0f} events/s, {status.events:,} events, {status.dead_letters:,} dead letters, waited "
+            f"{status.waited:,.1f} s for room"
+        )
+
+
+def _sink_lines(status: SinkStatus) -> Iterable[str]:
+    lag = "unknown" if status.lag is None else f"{status.lag:,}"
+    yield f"{status.record.map} to {status.record.kind}, {_processes(status.processes)}"
+    yield (
+        f"{status.rate:,.0f} results/s, lag {lag}, {status.partitions} of {len(status.positions) or '?'} partitions "
+        f"owned, {status.lost:,} lost, {status.dead_letters:,} dead letters"
+    )
+
+
+def _show_members(heaps: Sequence[MemberHeap], findings: Sequence[Finding]) -> None:
+    from gridscore.grid.heap import size_text, worst_of
+    from gridscore.worker.health import is_well
+
+    if heap := worst_of(heaps):
+        of = f"{heap.share:.0%} of {size_text(heap.most)} of heap used, garbage included"
+        # What may be garbage is neither well nor a problem.
+        _show("", "members", f"{len(heaps)}, {of}", (), findings, unjudged=bool(findings) and is_well(findings))
+
+
+def _processes(processes: Sequence[object]) -> str:
+    return f"{len(processes)} {'process' if len(processes) == 1 else 'processes'}"
+
+
+def _show(
+    kind: str, name: str, state: str, lines: Iterable[str], findings: Sequence[Finding], *, unjudged: bool = False
+) -> None:
+    from gridscore.worker.health import Level, is_well
+
+    verdict = "" if unjudged else "[green]well[/], " if is_well(findings) else "[red]not well[/], "
+    what = f"{kind} " if kind else ""
+    console.print(f"{what}[bold]{safe(name)}[/]: {verdict}{safe(state)}", highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(f"  {safe(line)}", highlight=False, soft_wrap=True)
+    for finding in findings:
+        mark = "[red]problem[/]" if finding.level is Level.PROBLEM else "[yellow]note[/]   "
+        # Errors have lines of their own, as a message and what to do.
+        text = safe(finding.text, layout=True).rstrip().replace("\n", f"\n{' ' * 11}")
+        console.print(f"  {mark}  {text}", highlight=False, soft_wrap=True)
+        if finding.advice:
+            console.print(f"           {safe(finding.advice)}", style="dim", highlight=False, soft_wrap=True)

@@ -1,0 +1,175 @@
+"""`gridscore worker`: scores for the submitted jobs until it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gridscore.cli.options import ClusterName, Members, SettingsFile, connected
+from gridscore.cli.output import errors, run, visible
+from gridscore.cli.signals import on_signals
+
+if TYPE_CHECKING:
+    from gridscore.worker.processes import WorkerProcesses
+
+_MAX_PROCESSES = 512
+
+
+def worker(
+    *,
+    processes: Annotated[
+        str | None,
+        typer.Option("--processes", "-p", metavar="N|auto", help="So many worker processes; auto: one for each core."),
+    ] = None,
+    jobs: Annotated[
+        str | None, typer.Option("--jobs", metavar="A,B", help="Score only for these jobs; else for all.")
+    ] = None,
+    lease: Annotated[
+        float, typer.Option("--lease", min=2.0, max=600.0, help="Seconds after which a killed worker is replaced.")
+    ] = 5.0,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+    leashed: Annotated[bool, typer.Option("--leashed", hidden=True)] = False,
+) -> None:
+    """Find submitted jobs and score for them; Ctrl-C or SIGTERM stops it cleanly, a second one at once.
+
+    Nothing needs to be installed on the members, and a worker keeps nothing on disk: start it anywhere.
+
+    With --processes, worker processes that die are started again, and none outlives the command.
+
+    Example: [bold]gridscore worker --processes auto[/]
+    """
+    only = [name for name in jobs.split(",") if name] if jobs else None
+    if processes is not None:
+        command = command_of(jobs, lease, members, cluster_name, settings)
+        code = run(supervise(supervised(command, _count(processes))))
+        if code:
+            raise typer.Exit(code)
+        return
+    gc.disable()  # until all is imported: it would look through that again and again
+    from gridscore.worker.process import import_xgboost, tune
+
+    import_xgboost()
+    tune()
+    log = logging.getLogger("gridscore.worker")
+    if not log.isEnabledFor(logging.INFO):
+        log.setLevel(logging.INFO)  # which job, revision and version of its model it takes belongs into its log
+    run(_score(only, lease, (members, cluster_name, settings), leashed=leashed))
+
+
+async def _score(only: list[str] | None, lease: float, connection: tuple[Any, Any, Any], *, leashed: bool) -> None:
+    """Be a worker until told to stop."""
+    from gridscore.worker import Worker
+    from gridscore.worker.processes import hold_leash, say_ready
+
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    stopping = signals = False
+
+    def stop() -> None:
+        nonlocal stopping
+        if not stopping and task is not None:
+            stopping = True
+            task.cancel()
+
+    def signalled() -> None:
+        nonlocal signals
+        if signals:
+            # Whoever asks twice does not want to wait; the leases then run out by themselves.
+            os._exit(130)
+        # The leash does not count: a service manager signals the parent, which lets go, and us at the same moment.
+        signals = True
+        stop()
+
+    on_signals(lambda _name: signalled())
+    if leashed:
+        hold_leash(lambda: loop.call_soon_threadsafe(stop))
+    try:
+        async with connected(*connection) as grid:
+            scoring = Worker(grid, only, lease_seconds=lease)
+            if leashed:
+                say_ready()
+            errors.print(
+                f"Worker {scoring.id} is looking for jobs." + ("" if leashed else " Ctrl-C stops it."), highlight=False
+            )
+            await scoring.run()
+    except asyncio.CancelledError:
+        if not stopping:
+            raise
+    errors.print("Worker stopped.", highlight=False)
+
+
+def supervised(command: list[str], count: int) -> WorkerProcesses:
+    """Worker processes whose lines are shown; `supervise` runs them."""
+    from gridscore.worker.processes import WorkerProcesses
+
+    def show(number: int, line: str) -> None:
+        prefix = f"{number:>{len(str(count))}} | " if number else ""
+        errors.print(prefix + visible(line), markup=False, highlight=False, soft_wrap=True)
+
+    def tell(line: str) -> None:
+        errors.print(visible(line), style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    return WorkerProcesses(command, count, show=show, tell=tell)
+
+
+async def supervise(workers: WorkerProcesses) -> int:
+    """Keep worker processes running until told to stop; returns the exit code."""
+    told = False
+
+    def stop() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            errors.print("Stopping; once more to stop at once.", highlight=False)
+        workers.stop()
+
+    on_signals(lambda _name: stop())
+    started = _times(workers.count, "worker process", "worker processes")
+    errors.print(f"Starting {started}. Ctrl-C stops.", highlight=False)
+    code = await workers.run()
+    if told and not code:
+        errors.print("All workers stopped.", highlight=False)
+    return code
+
+
+def command_of(jobs: str | None, lease: float, members: list[str] | None, name: str | None, settings: Any) -> list[str]:
+    """The command line of a worker process that is like this one."""
+    # The same package as ours, not one that happens to lie in the working folder.
+    own_path = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]  # noqa: PTH109 -- as the interpreter writes it
+    verbose = ["--verbose"] if logging.getLogger().isEnabledFor(logging.DEBUG) else []
+    command = [sys.executable, *own_path, "-m", "gridscore.cli", *verbose, "worker", "--leashed", "--lease", str(lease)]
+    for option, value in (("--jobs", jobs), ("--cluster-name", name), ("--settings", settings)):
+        if value is not None:
+            command += [option, str(value)]
+    for member in members or ():
+        command += ["--members", member]
+    return command
+
+
+def _count(text: str) -> int:
+    """How many processes.
+
+    Raises:
+        UsageError: The text is neither a number of them nor `auto`.
+    """
+    from gridscore.errors import UsageError
+    from gridscore.worker.processes import core_count
+
+    if text == "auto":
+        return core_count()
+    if text.isdecimal() and 1 <= int(text) <= _MAX_PROCESSES:
+        return int(text)
+    raise UsageError(
+        f"--processes: `{text}` is not a number from 1 to {_MAX_PROCESSES}.", "Or say auto, for one on each core."
+    )
+
+
+def _times(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

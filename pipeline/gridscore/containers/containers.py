@@ -1,0 +1,317 @@
+"""Members and workers as containers, by Docker's API.
+
+They use this machine's own network: members listen on 127.0.0.1, as those of `gridscore up` do, so workers in
+containers and commands beside them reach them under the same addresses, and nobody else does.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from gridscore.errors import ContainerError, UsageError
+from gridscore.grid.launch import START_SECONDS, count_of, is_ready
+from gridscore.grid.member import parse_heap
+from gridscore.grid.ports import HOST, choose_ports
+from gridscore.grid.template import load_template, member_config, template_cluster_name
+from gridscore.log_end import last_lines
+from gridscore.texts import count_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from gridscore.grid import GridSettings
+
+IMAGE = "gridscore"
+MEMBER_IMAGE = "docker.io/hazelcast/hazelcast"
+_CLUSTER, _ROLE, _JOB, _PORT = "gridscore.cluster", "gridscore.role", "gridscore.job", "gridscore.port"
+_CONFIG_FOLDER, _CONFIG_FILE = "/opt/hazelcast", "gridscore.yaml"
+_OVERHEAD_BYTES = 512 << 20
+"""What a member's JVM takes besides its heap."""
+_WORKER_BYTES = 1 << 30
+_STOP_SECONDS = 15
+"""How long a worker may take to give its partitions back."""
+
+
+class Containers:
+    """Those of one cluster.
+
+    Args:
+        cluster_name: Its name; None: the one in our `hazelcast.yaml`.
+
+    Raises:
+        ContainerError: There is no engine, or it is not for us.
+    """
+
+    def __init__(self, cluster_name: str | None = None) -> None:
+        self.cluster_name = cluster_name or template_cluster_name(load_template())
+        self._client = _engine()
+
+    # ------------------------------------------------------------------ members
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the members are."""
+        return [f"{HOST}:{each.labels[_PORT]}" for each in self._find("member")]
+
+    def up(
+        self,
+        *,
+        members: int | None,
+        port: int | None,
+        heap: str,
+        version: str,
+        config: Path | None,
+        progress: Callable[[str], None],
+    ) -> None:
+        """Start members, or go on with those that an earlier call started; returns when all are in the cluster.
+
+        Raises:
+            ContainerError: They did not come up.
+            UsageError: Others are there already.
+        """
+        there = self._find("member")
+        if there and members not in (None, len(there)):
+            raise UsageError(
+                f"Cluster `{self.cluster_name}` has {count_of(len(there))} in containers already.",
+                "End it first: `gridscore down`; or start another beside it: --cluster-name OTHER.",
+            )
+        if not there:
+            there = self._create_members(members or 1, port, heap, version, config, progress)
+        asleep, now = [each for each in there if each.status != "running"], int(time.time())
+        for each in asleep:
+            self._start(each)
+        self._await(asleep, len(there), now, progress)
+
+    def _create_members(
+        self,
+        members: int,
+        port: int | None,
+        heap: str,
+        version: str,
+        config: Path | None,
+        progress: Callable[[str], None],
+    ) -> list[Any]:
+        limit = parse_heap(heap) + _OVERHEAD_BYTES
+        self._check_memory(members * limit, f"{count_of(members).capitalize()} with a heap of {heap}", "--heap")
+        ports = choose_ports(members, port)
+        template, made = load_template(config), []
+        for index, own in enumerate(ports):
+            name = f"gridscore-{self.cluster_name}-member-{index + 1}"
+            options = f"-Xms{heap} -Xmx{heap} -XX:MaxTenuringThreshold=0 -Dhazelcast.wait.seconds.before.join=0"
+            made.append(
+                self._create(
+                    f"{MEMBER_IMAGE}:{version}",
+                    name,
+                    progress,
+                    labels={_ROLE: "member", _PORT: str(own)},
+                    environment={
+                        "HAZELCAST_CONFIG": f"{_CONFIG_FOLDER}/{_CONFIG_FILE}",
+                        "JAVA_OPTS": f"{options} -Dhazelcast.socket.bind.any=false",
+                    },
+                    mem_limit=limit,
+                )
+            )
+            text = member_config(
+                template, ports=ports, index=index, cluster_name=self.cluster_name, instance_name=f"member-{index + 1}"
+            )
+            made[-1].put_archive(_CONFIG_FOLDER, _archive(_CONFIG_FILE, text.encode()))
+        return made
+
+    def _await(self, missing: list[Any], expected: int, since: int, progress: Callable[[str], None]) -> None:
+        """Wait until these say, since then, that they are in the cluster."""
+        if missing:
+            progress(f"Waiting for {count_of(len(missing))}")
+        pause, deadline = threading.Event(), time.monotonic() + START_SECONDS
+        while missing:
+            for each in list(missing):
+                each.reload()
+                log = each.logs(since=since).decode(errors="replace")
+                if each.status in ("exited", "dead"):
+                    raise _death(each, log)
+                if is_ready(log, expected):
+                    missing.remove(each)
+            if missing and time.monotonic() > deadline:
+                raise ContainerError(f"{missing[0].name} was not in the cluster after {START_SECONDS:.0f} seconds.")
+            pause.wait(0.25)
+
+    # ------------------------------------------------------------------ workers
+
+    def workers(self, job: str) -> list[Any]:
+        """The containers of workers of a job."""
+        return self._find("worker", job)
+
+    def scale(
+        self, job: str, count: int, settings: GridSettings, image: str, progress: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Have so many workers of a job; those that are too many give their partitions back first.
+
+        Raises:
+            ContainerError: Not all could be started.
+            UsageError: A container could not log in where these settings lead.
+        """
+        if settings.tls or settings.username or settings.password or settings.token:
+            raise UsageError("Workers in containers are given addresses and a name only, no credentials and no TLS.")
+        there = self.workers(job)
+        for each in there[count:]:
+            each.stop(timeout=_STOP_SECONDS)
+            each.remove()
+        for each in there[:count]:
+            if each.status != "running":
+                self._start(each)
+        last = max((int(each.name.rpartition("-")[2]) for each in there), default=0)
+        more = max(count - len(there), 0)
+        self._check_memory(count * _WORKER_BYTES, count_text(count, "worker"), "N")
+        for number in range(last + 1, last + 1 + more):
+            worker = self._create(
+                image,
+                f"gridscore-{self.cluster_name}-{job}-worker-{number}",
+                progress,
+                labels={_ROLE: "worker", _JOB: job},
+                command=["worker", "--jobs", job],
+                environment={
+                    "GRIDSCORE_MEMBERS": ",".join(settings.members or self.addresses),
+                    "GRIDSCORE_CLUSTER_NAME": settings.cluster_name,
+                },
+                mem_limit=_WORKER_BYTES,
+                read_only=True,
+                tmpfs={"/tmp": ""},  # noqa: S108 -- inside the container
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges:true"],
+                restart_policy={"Name": "unless-stopped"},
+            )
+            self._start(worker)
+
+    # ------------------------------------------------------------------ all
+
+    def down(self) -> int:
+        """Stop and remove all of them, workers first; how many there were."""
+        workers, members = self._find("worker"), self._find("member")
+        for each in workers:
+            each.stop(timeout=_STOP_SECONDS)
+        for each in [*workers, *members]:
+            each.remove(force=True, v=True)
+        return len(workers) + len(members)
+
+    def logs(self, show: Callable[[str, str], None], *, tail: int, follow: bool) -> int:
+        """Show the last lines of each, with its name; how many containers there are.
+
+        Args:
+            show: Given the name of a container, and a line.
+            tail: How many lines.
+            follow: Go on until the containers end.
+        """
+        found = self._find()
+
+        def read(each: Any) -> None:
+            if not follow:
+                lines = each.logs(tail=tail).decode(errors="replace").splitlines()
+            else:
+                lines = (line.decode(errors="replace") for line in each.logs(tail=tail, stream=True, follow=True))
+            for line in lines:
+                show(each.name, line.rstrip())
+
+        if not follow:
+            for each in found:
+                read(each)
+            return len(found)
+        threads = [threading.Thread(target=read, args=(each,), daemon=True) for each in found]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return len(found)
+
+    def _find(self, role: str | None = None, job: str | None = None) -> list[Any]:
+        wanted = {_CLUSTER: self.cluster_name, _ROLE: role, _JOB: job}
+        labels = [f"{label}={value}" for label, value in wanted.items() if value is not None]
+        found = self._client.containers.list(all=True, filters={"label": labels})
+        return sorted(found, key=lambda each: (len(each.name), each.name))
+
+    def _create(
+        self, image: str, name: str, progress: Callable[[str], None], *, labels: dict[str, str], **how: Any
+    ) -> Any:
+        from docker.errors import APIError, ImageNotFound
+
+        try:
+            try:
+                self._client.images.get(image)
+            except ImageNotFound:
+                progress(f"Pulling {image}")
+                self._client.images.pull(image)
+            labels = {_CLUSTER: self.cluster_name, **labels}
+            return self._client.containers.create(image, name=name, labels=labels, network_mode="host", **how)
+        except APIError as error:
+            if "pull" in str(error) or isinstance(error, ImageNotFound) or "registry" in str(error):
+                hint = (
+                    "`make image` in a checkout builds it."
+                    if image == IMAGE
+                    else "Is its version right, and a registry reachable?"
+                )
+                raise ContainerError(f"There is no image `{image}` here, and it cannot be pulled.", hint) from error
+            raise ContainerError(f"{name} cannot be made: {error.explanation or error}") from error
+
+    def _start(self, container: Any) -> None:
+        from docker.errors import APIError
+
+        try:
+            container.start()
+        except APIError as error:
+            raise ContainerError(f"{container.name} cannot be started: {error.explanation or error}") from error
+
+    def _check_memory(self, needed: int, what: str, option: str) -> None:
+        total = int(self._client.info()["MemTotal"])
+        if needed > total:
+            raise ContainerError(
+                f"{what} may need {needed / 1e9:.1f} GB, but the container engine has {total / 1e9:.1f} GB.",
+                f"Ask for less ({option}), or give the engine more.",
+            )
+
+
+def _engine() -> Any:
+    try:
+        import docker
+    except ImportError:
+        raise ContainerError(
+            "Docker's library for Python is missing.", "Install the extra `docker`: pip install -e '.[docker]'."
+        ) from None
+    from docker.errors import DockerException
+
+    try:
+        return docker.from_env(timeout=120)
+    except DockerException as error:
+        if "PermissionError" in str(error):
+            raise ContainerError(
+                "This user may not use the container engine.", "On Linux: be in the group `docker`, or use sudo."
+            ) from error
+        raise ContainerError(
+            "No container engine answers.", "Start Docker, or say where another is: DOCKER_HOST=unix:///path/to/socket."
+        ) from error
+
+
+def _archive(name: str, data: bytes) -> bytes:
+    """A tar archive of one file, as the engine takes it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.mode = len(data), 0o644
+        archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _death(container: Any, log: str) -> ContainerError:
+    """Why a member has ended, for people."""
+    if container.attrs["State"].get("OOMKilled"):
+        return ContainerError(f"{container.name} was ended: its memory did not do.", "Take a smaller --heap.")
+    if re.search(r"Address already in use|BindException|ports? .* in use", log, re.IGNORECASE):
+        return ContainerError(
+            f"Port {container.labels[_PORT]} of {container.name} is in use.",
+            "`gridscore down`, then take another: --port.",
+        )
+    lines = [line for line in log.splitlines() if line.strip() and not line.lstrip().startswith("at ")]
+    return ContainerError(f"{container.name} has ended. Its last lines:\n{last_lines(lines)}")

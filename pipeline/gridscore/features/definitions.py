@@ -1,0 +1,173 @@
+"""What a model's columns mean: names, categories, and how training has made each feature.
+
+It travels with the model as an attribute of the Booster, and is only ever compared with a job, never computed with.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from typing import TYPE_CHECKING, Annotated, cast
+
+import msgspec
+from msgspec import Meta
+
+from gridscore.features import maths
+from gridscore.job import zones
+from gridscore.job.check import compile_features, compile_keys, compile_margin
+from gridscore.job.expressions import find
+from gridscore.job.syntax import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from gridscore.job import Feature, FieldType, Job
+    from gridscore.job.expressions import Node
+
+ATTRIBUTE = "gridscore"
+"""The attribute of a Booster, and the key in a Parquet file's metadata, that holds an :class:`Attribute`."""
+
+_MAX_TEXT = 240
+"""Characters of a definition that are kept to be shown; of longer ones a digest says whether they are the same."""
+
+Text = Annotated[str, Meta(max_length=1_000)]
+Texts = Annotated[dict[Text, Annotated[str, Meta(max_length=_MAX_TEXT + 40)]], Meta(max_length=20_000)]
+
+
+class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How features are made.
+
+    Attributes:
+        features: The expression of each, in Python's own spelling, with its default.
+        fields: Types of the event fields and `lookup.field` that these use, with units and names in JSON where these
+            are not the default.
+        lookups: The key by which each lookup that they use is asked.
+        margin: The expression of the margin, with its default; empty if there is none.
+        machine: What was computed by, as far as expressions depend on it: a digest of the C library's functions, and
+            the release of the time zones.
+    """
+
+    features: Texts = {}
+    fields: Texts = {}
+    lookups: Texts = {}
+    margin: Annotated[str, Meta(max_length=_MAX_TEXT + 40)] = ""
+    machine: Texts = {}
+
+
+class Attribute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What training knew of a matrix and XGBoost has no place for.
+
+    Attributes:
+        features: Names in the order of the columns.
+        categories: Texts in the order of their codes, by feature.
+        margin: Expression of the margin; empty if there is none.
+        definitions: How the features were made; None where an earlier version of Gridscore attached it.
+    """
+
+    features: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=100_000)]
+    categories: dict[str, tuple[Text, ...]] = {}
+    margin: Annotated[str, Meta(max_length=10_000)] = ""
+    definitions: Definitions | None = None
+
+
+def definitions_of(job: Job) -> Definitions:
+    """How a job makes its features."""
+    nodes = [*compile_features(job.features, job.schema_, job.lookups).values()]
+    if job.margin is not None:
+        nodes.append(compile_margin(job.margin, job.features, job.schema_, job.lookups))
+    used = set(_inputs(nodes))
+    lookups = {lookup for lookup, _ in used if lookup}
+    for name in lookups:
+        used |= set(_inputs(compile_keys(job.lookups[name], job.schema_)))
+    fields: dict[str, str] = {}
+    for lookup, name in sorted(used):
+        if lookup:
+            field = job.lookups[lookup].fields[name]
+            fields[f"{lookup}.{name}"] = _kept(_field_text(name, field) + _default(field.default))
+        else:
+            fields[name] = _kept(_field_text(name, job.schema_[name]))
+    return Definitions(
+        features={name: _made(each) for name, each in job.features.items()},
+        fields=fields,
+        lookups={
+            name: _kept(job.lookups[name].separator.join(map(_spelled, job.lookups[name].key)))
+            for name in sorted(lookups)
+        },
+        margin="" if job.margin is None else _made(job.margin),
+        machine=_machine(nodes),
+    )
+
+
+def same_definition(old: str, new: str) -> bool:
+    """Whether two texts of definitions mean the same: `1` is `1.0`, and a list is a tuple."""
+    return old == new or (_normal(old) == _normal(new) is not None)
+
+
+def _normal(text: str) -> tuple[str, str] | None:
+    expression, _, default = text.partition(", default ")
+    try:
+        first, second = (
+            ast.dump(_Normal().visit(ast.parse(part or "None", mode="eval"))) for part in (expression, default)
+        )
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return first, second
+
+
+class _Normal(ast.NodeTransformer):
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        value = node.value
+        if isinstance(value, float) and abs(value) < 2**53 and value.is_integer():
+            value = int(value)
+        return ast.Constant(value)
+
+    def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
+        return self.generic_visit(ast.List(node.elts, node.ctx))
+
+
+def _field_text(name: str, field: FieldType) -> str:
+    unit = f", unit {field.unit}" if field.type == "timestamp" and field.unit != "iso" else ""
+    return field.type + unit + (f", json {field.json_name!r}" if field.json_name not in ("", name) else "")
+
+
+def _machine(nodes: Sequence[Node]) -> dict[str, str]:
+    found = {}
+    if any(find(node, op) for node in nodes for op in (*maths.NAMES, "power")):
+        found["maths library"] = maths.digest()
+    if any(find(node, "local") for node in nodes):
+        found["time zone release"] = zones.release()
+    return found
+
+
+def _made(feature: Feature) -> str:
+    return _kept(_spelled(feature.expression) + _default(feature.default))
+
+
+def _inputs(nodes: Iterable[Node]) -> Iterator[tuple[str, str]]:
+    """Lookup (empty for the event) and field of everything that expressions read."""
+    waiting, seen = list(nodes), set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        waiting += node.args
+        if node.op in ("field", "int_field"):
+            yield "", str(node.value)
+        elif node.op == "lookup":
+            yield cast("tuple[str, str]", node.value)
+
+
+def _spelled(text: str) -> str:
+    """An expression without what does not matter: spaces, parentheses, kinds of quotes."""
+    return ast.unparse(parse(text))
+
+
+def _default(value: object) -> str:
+    return "" if value is None else f", default {value!r}"
+
+
+def _kept(text: str) -> str:
+    if len(text) <= _MAX_TEXT:
+        return text
+    return f"{text[:_MAX_TEXT]}… (sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"

@@ -1,0 +1,157 @@
+"""Events: from the JSON of journal entries to typed values, strictly, as msgspec understands it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from gridscore.compiled import compiled
+from gridscore.errors import GridscoreError
+from gridscore.features.columns import EventColumns, StructCells
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from gridscore.job import FieldType, Job
+
+Event = Any
+"""A decoded event: an instance of a msgspec struct that is made from the job's schema."""
+
+_INT = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_TYPES: dict[str, Any] = {
+    "float": float,
+    "int": _INT,
+    "string": str,
+    "bool": bool,
+    "iso": Annotated[dt.datetime, msgspec.Meta(tz=True)],
+    "s": _INT | float,
+    "ms": _INT | float,
+}
+_KINDS = {"float": 0, "int": 1, "string": 2, "bool": 3, "iso": 4, "s": 5, "ms": 5}
+"""How the compiled module numbers the kinds of values."""
+_WORDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "int | float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "datetime": "a time (RFC 3339)",
+    "null": "null",
+    "array": "a list",
+    "object": "an object",
+}
+
+
+class DecodeError(GridscoreError):
+    """An event is not JSON, or is not what the schema says."""
+
+
+def struct_type(name: str, fields: Mapping[str, FieldType], *, may_lack: Iterable[str] = ()) -> type[msgspec.Struct]:
+    """A struct type for JSON objects with these fields; others are ignored.
+
+    Args:
+        name: Of the type.
+        fields: By name.
+        may_lack: Fields that may be absent or null whatever their type says.
+    """
+    lacking = set(may_lack)
+    definition: list[Any] = []
+    for field, kind in fields.items():
+        decoded = _TYPES[kind.unit if kind.type == "timestamp" else kind.type]
+        if kind.optional or field in lacking:
+            definition.append((field, decoded | None, None))
+        else:
+            definition.append((field, decoded))
+    renamed = {field: kind.json_name for field, kind in fields.items() if kind.json_name}
+    # The values are all atoms: the garbage collector need not look at these structs.
+    return msgspec.defstruct(name, definition, rename=renamed or None, kw_only=True, gc=False)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something could not be decoded, for people."""
+    if isinstance(error, RecursionError):
+        return "not JSON that can be read: nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text: byte {error.start} of a string"
+    text = str(error)
+    if text == "Invalid UTF-8 encoded string":  # msgspec 0.23 no longer says where
+        return "not UTF-8 text"
+    if not isinstance(error, msgspec.ValidationError):
+        return f"not JSON: {text[:1].lower()}{text[1:]}".replace("not JSON: jSON is malformed", "not JSON")
+    if missing := re.search(r"missing required field `(.*)`", text):
+        return f"the field `{missing[1]}` is missing"
+    text, _, place = text.partition(" - at `$")
+    where = f"field `{place.rstrip('`').lstrip('.')}`: " if place else ""
+    if found := re.fullmatch(r"Expected `(.+)`, got `(.+)`", text):
+        wanted = found[1]
+        null = " or null" if wanted.endswith(" | null") else ""
+        wanted = wanted.removesuffix(" | null")
+        return f"{where}expected {_WORDS.get(wanted, wanted)}{null}, got {_WORDS.get(found[2], found[2])}"
+    return f"{where}{text[:1].lower()}{text[1:]}"
+
+
+class EventDecoder:
+    """Decodes the events of a job.
+
+    Types are strict: `"1"` is not a number and `1.0` not an `int`. Fields that the schema does not name are ignored.
+
+    Attributes:
+        event_type: The struct type of its events.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.event_type = struct_type("Event", job.schema_)
+        self._schema = job.schema_
+        self._decode = msgspec.json.Decoder(self.event_type).decode
+        module = compiled("gridscore.features._columns")
+        self._cells = None if module is None else module.Decoder(tuple(map(_cell, job.schema_.items()))).decode
+
+    def decode(self, payload: bytes) -> Event:
+        """Decode one event.
+
+        Raises:
+            DecodeError: It is not JSON, or breaks the schema.
+        """
+        try:
+            return self._decode(payload)
+        except (ValueError, RecursionError) as error:
+            raise DecodeError(reason_of(error)) from None
+
+    def decode_all(self, payloads: Iterable[bytes]) -> EventColumns:
+        """Decode many events, far faster than one by one.
+
+        Raises:
+            DecodeError: One of them cannot be decoded; `decode_good` tells which.
+        """
+        events, bad = self.decode_good(list(payloads))
+        for reason in bad.values():
+            raise DecodeError(reason)
+        return events
+
+    def decode_good(self, payloads: Sequence[bytes]) -> tuple[EventColumns, dict[int, str]]:
+        """Decode those of many events that can be decoded; and for each other, by its position, why it cannot."""
+        bad: dict[int, str] = {}
+
+        def decode(position: int) -> Event | None:
+            try:
+                return self._decode(payloads[position])
+            except (ValueError, RecursionError) as error:
+                bad[position] = reason_of(error)
+                return None
+
+        if self._cells is not None:
+            return EventColumns(self._schema, self._cells(payloads, decode)), bad
+        try:
+            events = list(map(self._decode, payloads))
+        except (ValueError, RecursionError):
+            events = [event for position in range(len(payloads)) if (event := decode(position)) is not None]
+        return EventColumns(self._schema, StructCells(self._schema, events)), bad
+
+
+def _cell(field: tuple[str, FieldType]) -> tuple[str, bytes, int, bool]:
+    name, kind = field
+    number = _KINDS[kind.unit if kind.type == "timestamp" else kind.type]
+    return name, (kind.json_name or name).encode(), number, kind.optional

@@ -1,0 +1,191 @@
+"""The local table of a lookup: entries of a map in typed columns, found by key, gathered for a whole batch at once.
+
+Row 0 is what an event gets that has no entry: the lookup's defaults, else NaN or None. An entry that cannot be decoded
+is held by key at row 0 too, counted, and harms no other.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from itertools import count, repeat
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from gridscore.features.events import reason_of, struct_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from gridscore.features.columns import EventColumns
+    from gridscore.job import Lookup, LookupField
+
+_versions = count(1)
+_FIRST_CAPACITY = 1_024
+_NAN = float("nan")
+
+
+class LookupTable:
+    """A table of entries by key.
+
+    Args:
+        lookup: What the job file says of it.
+
+    Attributes:
+        bad: Entries held that cannot be decoded, and count as missing.
+        last_error: Why the last one could not be.
+    """
+
+    def __init__(self, lookup: Lookup) -> None:
+        with_default = [name for name, field in lookup.fields.items() if field.default is not None]
+        entry_type = struct_type("Entry", lookup.fields, may_lack=with_default)
+        self._decode = msgspec.json.Decoder(entry_type).decode
+        self._values = _tuple_getter(tuple(lookup.fields))
+        self._index: dict[Hashable, int] = {}
+        self._version = next(_versions)  # of the index
+        self._free: list[int] = []
+        self._used = 1
+        self._capacity = _FIRST_CAPACITY
+        self._names = tuple(lookup.fields)
+        self._convert = [_converter(field) for field in lookup.fields.values()]
+        self._strings = [field.type == "string" for field in lookup.fields.values()]
+        # Of whole numbers the columns hold what computes; beyond 2**53 that is not all their digits.
+        self._whole = {
+            name: np.zeros(self._capacity, np.int64) for name, field in lookup.fields.items() if field.type == "int"
+        }
+        self._defaults = {name: int(lookup.fields[name].default or 0) for name in self._whole}
+        for name, whole in self._whole.items():
+            whole[0] = self._defaults[name]
+        self._columns: list[Any] = []
+        for string, convert in zip(self._strings, self._convert, strict=True):
+            column: Any = [None] * self._capacity if string else np.full(self._capacity, _NAN)
+            column[0] = convert(None)
+            self._columns.append(column)
+        self.bad = 0
+        self.last_error = ""
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, key: object) -> bool:
+        return self._index.get(key, 0) != 0
+
+    def keys(self) -> Iterable[Any]:
+        """The keys held."""
+        return self._index.keys()
+
+    def put(self, key: Any, payload: bytes | str) -> None:
+        """Take an entry, in the place of the one that has the key already."""
+        try:
+            row = self._index.get(key)
+        except TypeError:
+            key = f"\0{key!r}"  # no event can have such a key; it is held to be counted
+            row = self._index.get(key)
+        try:
+            entry = self._values(self._decode(payload))
+            values = [convert(value) for convert, value in zip(self._convert, entry, strict=True)]
+        except (ValueError, OverflowError, RecursionError, TypeError) as error:
+            self.last_error = f"the entry of {key!r}: {reason_of(error)}"
+            if row != 0:
+                self.bad += 1
+                if row is not None:
+                    self._free.append(row)
+            self._index[key] = 0
+            self._version = next(_versions)
+            return
+        if not row:
+            self.bad -= row == 0
+            self._index[key] = row = self._new_row()
+            self._version = next(_versions)
+        for column, value in zip(self._columns, values, strict=True):
+            column[row] = value
+        for name, whole in self._whole.items():
+            whole[row] = self._defaults[name] if (given := entry[self._names.index(name)]) is None else given
+
+    def remove(self, key: Any) -> None:
+        """Forget an entry; nothing happens if there is none."""
+        try:
+            row = self._index.pop(key, None)
+        except TypeError:
+            row = self._index.pop(f"\0{key!r}", None)
+        self._version = next(_versions)
+        if row:
+            self._free.append(row)
+        elif row == 0:
+            self.bad -= 1
+
+    def clear(self) -> None:
+        """Forget all entries."""
+        self._index.clear()
+        self._version = next(_versions)
+        self._free.clear()
+        self._used = 1
+        self.bad = 0
+
+    def rows(self, keys: Sequence[Any]) -> NDArray[np.intp]:
+        """The row of each key; 0 is that of missing entries."""
+        return np.fromiter(map(self._index.get, keys, repeat(0)), np.intp, len(keys))
+
+    def rows_of(self, events: EventColumns, field: str) -> NDArray[np.intp]:
+        """The row of each event whose field is the key, as `rows` has it."""
+        return events.rows(field, self._index, self._version)
+
+    def column(self, name: str) -> Any:
+        """The values of a field by row: float64 (timestamps as seconds), or a list of strings.
+
+        It must be asked for again after the table has changed.
+        """
+        return self._columns[self._names.index(name)]
+
+    def gather(self, name: str, rows: NDArray[np.intp]) -> Any:
+        """The values of a field in these rows."""
+        column = self.column(name)
+        if isinstance(column, list):
+            return list(map(column.__getitem__, rows.tolist()))
+        return column.take(rows)
+
+    def gather_texts(self, name: str, rows: NDArray[np.intp]) -> list[str | None]:
+        """The values of a field of whole numbers in these rows, with all their digits."""
+        missing = np.isnan(self.gather(name, rows)).tolist()
+        return [
+            None if no else str(value) for no, value in zip(missing, self._whole[name].take(rows).tolist(), strict=True)
+        ]
+
+    def _new_row(self) -> int:
+        if self._free:
+            return self._free.pop()
+        row = self._used
+        if row == self._capacity:
+            for position, column in enumerate(self._columns):
+                if self._strings[position]:
+                    column.extend([None] * self._capacity)
+                else:
+                    self._columns[position] = np.concatenate([column, np.full(self._capacity, _NAN)])
+            self._whole = {name: np.concatenate([each, np.zeros_like(each)]) for name, each in self._whole.items()}
+            self._capacity *= 2
+        self._used += 1
+        return row
+
+
+def _tuple_getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    if len(names) == 1:
+        single = attrgetter(names[0])
+        return lambda entry: (single(entry),)
+    return attrgetter(*names)
+
+
+def _converter(field: LookupField) -> Callable[[Any], Any]:
+    default = field.default
+    if field.type == "string":
+        return lambda value: default if value is None else value
+    missing = _NAN if default is None else float(default)
+    if field.type != "timestamp":
+        return lambda value: missing if value is None else float(value)
+    if field.unit == "iso":
+        return lambda value: missing if value is None else dt.datetime.timestamp(value)
+    divisor = 1000.0 if field.unit == "ms" else 1.0
+    return lambda value: missing if value is None else value / divisor

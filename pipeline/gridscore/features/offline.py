@@ -1,0 +1,386 @@
+"""Features offline: the matrix that the stream would have seen, from a history and tables of the lookups.
+
+Each row becomes the JSON of an event, is decoded by the same decoder and goes through the same plan as live, so that
+training needs no second implementation and cannot differ in a bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from gridscore.errors import ModelError, TableError
+from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, definitions_of
+from gridscore.features.events import EventDecoder
+from gridscore.features.lookup_table import LookupTable
+from gridscore.features.plan import FeaturePlan
+from gridscore.features.program import Program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from gridscore.features.columns import EventColumns
+    from gridscore.job import Job
+
+MARGINS = "base_margin"
+"""The column of a Parquet file with the margins, if the job has any."""
+
+_BATCH = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineMatrix:
+    """The features of a history.
+
+    Attributes:
+        names: Of the features, in the order of the columns.
+        values: A row an event, float32.
+        categories: For each feature made with `category`, the values in the order of their codes.
+        rows: Which rows of the history these are; all of them, unless bad ones were skipped.
+        skipped: Bad rows left out.
+        kept: Columns of the history to keep beside the features, such as the label.
+        looked_up: By lookup: how many entries it has, and how many events had none.
+        margins: The margin of each event, float32, for `base_margin` of a DMatrix; None if the job has none.
+        margin: Its expression.
+        definitions: How the features were made; None of a file that an earlier version wrote.
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.float32]
+    categories: dict[str, tuple[str, ...]]
+    rows: NDArray[np.intp]
+    skipped: int = 0
+    kept: pd.DataFrame | None = None
+    looked_up: dict[str, dict[str, int]] = field(default_factory=dict)
+    margins: NDArray[np.float32] | None = None
+    margin: str = ""
+    definitions: Definitions | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def attribute(self) -> str:
+        """Names, categories and definitions as JSON, as they travel with a model."""
+        attribute = Attribute(self.names, self.categories, self.margin, self.definitions)
+        return msgspec.json.encode(attribute).decode()
+
+    def attach(self, model: Any) -> None:
+        """Put names, categories and definitions into a Booster, so that they are saved with it and pushed with it.
+
+        Args:
+            model: The Booster, or an estimator of `xgboost.sklearn`.
+
+        Raises:
+            ModelError: It was trained on other features, on these in another order, or with other codes, or is an
+                estimator that takes another number than NaN for missing.
+        """
+        booster = booster_of(model)
+        names = booster.feature_names
+        if names is None:
+            booster.feature_names = list(self.names)
+        elif names != list(self.names):
+            same = set(names) == set(self.names) and len(names) == len(self.names)
+            raise ModelError(
+                "The model was trained on these features in another order."
+                if same
+                else f"The model was trained on other features: {_few(names)}.",
+                f"Attach the matrix that it was trained on; its columns are {_few(self.names)}.",
+            )
+        self._check_codes(booster.attr(ATTRIBUTE))
+        booster.set_attr(**{ATTRIBUTE: self.attribute})
+
+    def _check_codes(self, attached: str | None) -> None:
+        """Refuse a model that goes on from one with other codes (`xgb_model=`), whose trees it still has."""
+        try:
+            earlier = msgspec.json.decode(attached or "", type=Attribute).categories
+        except msgspec.DecodeError:
+            return
+        for name, texts in self.categories.items():
+            if name in earlier and texts[: len(earlier[name])] != earlier[name]:
+                raise ModelError(
+                    f"The model was attached to other codes of `{name}`: it has {_few(earlier[name])}; the matrix "
+                    f"{_few(texts)}.",
+                    "Its trees from before would take one category for another. Make the matrix with the categories of "
+                    "the model that it goes on from (`--categories-from`). If it does not go on from one: "
+                    f"`booster.set_attr({ATTRIBUTE}=None)`, then attach.",
+                )
+
+    def to_parquet(self, path: Path | str) -> None:
+        """Write features, margins (as `base_margin`) and kept columns; :attr:`attribute` goes into the metadata.
+
+        Raises:
+            TableError: The file cannot be written.
+        """
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        columns = {name: pa.array(self.values[:, index]) for index, name in enumerate(self.names)}
+        if self.margins is not None:
+            columns[MARGINS] = pa.array(self.margins)
+        for name, kept in () if self.kept is None else self.kept.items():
+            try:
+                columns[str(name)] = pa.Array.from_pandas(kept)
+            except (ValueError, pa.ArrowException) as error:
+                raise TableError(f"The column `{name}` cannot be kept in a Parquet file: {error}.") from None
+        table = pa.table(columns)
+        table = table.replace_schema_metadata({ATTRIBUTE: self.attribute})
+        try:
+            parquet.write_table(table, path)
+        except OSError as error:
+            raise TableError(f"`{path}` cannot be written: {error.strerror or error}.") from None
+
+    @classmethod
+    def from_parquet(cls, path: Path | str) -> OfflineMatrix:
+        """Read what :meth:`to_parquet` wrote.
+
+        Raises:
+            TableError: It cannot be read, or is not such a file.
+        """
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        attribute = _read_attribute(_parquet_attribute(Path(path)), path)
+        names, margin = attribute.features, attribute.margin
+        try:
+            table = parquet.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise TableError(f"`{path}` cannot be read: {error}.") from None
+        values = np.empty((table.num_rows, len(names)), np.float32)
+        for index, name in enumerate(names):
+            values[:, index] = table.column(name).to_numpy()
+        margins = table.column(MARGINS).to_numpy() if margin else None
+        others = [name for name in table.column_names if name not in names and not (margin and name == MARGINS)]
+        kept = table.select(others).to_pandas() if others else None
+        return cls(
+            names,
+            values,
+            attribute.categories,
+            np.arange(len(values)),
+            kept=kept,
+            margins=margins,
+            margin=margin,
+            definitions=attribute.definitions,
+        )
+
+
+def booster_of(model: Any) -> Any:
+    """The Booster of an estimator; anything else as it is.
+
+    Raises:
+        ModelError: The estimator takes another number than NaN for missing, or was not fitted.
+    """
+    if not hasattr(model, "get_booster"):
+        return model
+    if model.missing is not None and not math.isnan(model.missing):
+        raise ModelError(
+            f"The estimator takes {model.missing:g} for missing, and scoring takes only NaN for it.",
+            "Train with `missing=nan`, the default, and put NaN where a value is missing.",
+        )
+    if not model.__sklearn_is_fitted__():
+        raise ModelError("The model has not been fitted.", "Fit it first.")
+    return model.get_booster()
+
+
+def offline_matrix(
+    job: Job,
+    history: Any,
+    lookups: Any = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
+    *,
+    keep: Sequence[str] = (),
+    skip_bad: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> OfflineMatrix:
+    """The features of a history, as the stream would see them.
+
+    Args:
+        job: Whose features.
+        history: A DataFrame with a column for each field of the schema, or the path of a CSV or Parquet file.
+        lookups: The lookups' tables: a directory with a file for each, or DataFrames or paths by name.
+        categories: For each feature made with `category`, the values in the order of their codes; without them they are
+            learnt from the history: all values in it, sorted.
+        keep: Columns of the history to keep beside the features.
+        skip_bad: Leave out rows that are not events of the schema, and entries whose key is not one, instead of
+            raising.
+        on_progress: Called with the rows done and all rows to do; twice as many as the history has, if categories are
+            learnt.
+
+    Raises:
+        TableError: A file or column is missing, or a row is not an event of the schema, or has a key that is not one.
+    """
+    from gridscore.features import tables
+
+    source = "the history"
+    if not hasattr(history, "columns"):
+        source = str(history)
+        history = tables.read_history(history, job)
+    clash = [name for name in keep if name in job.features]
+    if clash:
+        raise TableError(
+            f"The column `{clash[0]}` cannot be kept: a feature has that name.", "The matrix has the feature already."
+        )
+    if job.margin is not None and MARGINS in [*keep, *job.features]:
+        raise TableError(f"`{MARGINS}` is the column of the job's margin.", "Give the other column another name.")
+    kept = tables.take_columns(history, keep, source) if keep else None
+    tables.rows_as_json(history[:0], job.schema_, source)  # a missing column is best said before lookups are read
+    reading = _Reading(job, history, source, skip_bad=skip_bad)
+    filled = {name: _fill(job, name, lookups, skip_bad=skip_bad) for name in job.lookups}
+
+    total = len(history)
+    learn = categories is None and bool(Program(job, filled, None).category_values())
+    report = on_progress or (lambda _done, _total: None)
+    passes = 2 if learn else 1
+    if learn:
+        categories = _learn(job, filled, reading, lambda done: report(done, total * passes))
+    plan = FeaturePlan(job, filled, categories or {})
+    values = np.empty((total, len(plan.names)), np.float32)
+    rows = np.empty(total, np.intp)
+    margins = None if job.margin is None else np.empty(total, np.float32)
+    filled_to = 0
+    for done, positions, events in reading.batches():
+        matrix, begins = plan.inputs(events)
+        kept_rows = np.array(positions, np.intp)
+        if margins is not None and begins is not None:
+            lacking = np.flatnonzero(np.isnan(begins))
+            if lacking.size and not skip_bad:
+                raise TableError(
+                    f"{source}, row {positions[lacking[0]] + 1}: the job's `margin` gives no number.",
+                    "Such an event is not scored. Give `margin` a `default`, or leave such rows out with `--skip-bad`.",
+                )
+            matrix, kept_rows = np.delete(matrix, lacking, axis=0), np.delete(kept_rows, lacking)
+            begins = np.delete(begins, lacking)
+            margins[filled_to : filled_to + len(begins)] = begins
+        values[filled_to : filled_to + len(matrix)] = matrix
+        rows[filled_to : filled_to + len(matrix)] = kept_rows
+        filled_to += len(matrix)
+        report(total * (passes - 1) + done, total * passes)
+    used = {name: tuple(map(str, known)) for name, known in (categories or {}).items() if name in job.features}
+    return OfflineMatrix(
+        names=plan.names,
+        values=values[:filled_to],
+        categories=used,
+        rows=rows[:filled_to],
+        skipped=total - filled_to,
+        kept=None if kept is None else kept.iloc[rows[:filled_to]].reset_index(drop=True),
+        margins=None if margins is None else margins[:filled_to],
+        margin="" if job.margin is None else job.margin.expression,
+        looked_up={
+            name: {"entries": len(table), "bad": table.bad, "events": plan.looked_up[name], "missed": plan.missed[name]}
+            for name, table in filled.items()
+        },
+        definitions=definitions_of(job),
+    )
+
+
+class _Reading:
+    """A history, batch by batch as events."""
+
+    def __init__(self, job: Job, frame: pd.DataFrame, source: str, *, skip_bad: bool) -> None:
+        self._schema = job.schema_
+        self._decoder = EventDecoder(job)
+        self._frame = frame
+        self._source = source
+        self._skip_bad = skip_bad
+
+    def batches(self) -> Iterator[tuple[int, list[int], EventColumns]]:
+        """Rows read so far; then the positions of this batch's rows and their events."""
+        from gridscore.features import tables
+
+        for start in range(0, len(self._frame), _BATCH):
+            part = self._frame.iloc[start : start + _BATCH]
+            payloads = list(tables.rows_as_json(part, self._schema, self._source))
+            events, bad = self._decoder.decode_good(payloads)
+            if bad and not self._skip_bad:
+                position, reason = next(iter(bad.items()))
+                raise TableError(
+                    f"{self._source}, row {start + position + 1}: {reason}.",
+                    "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",
+                )
+            end = start + len(payloads)
+            yield end, [start + row for row in range(len(payloads)) if row not in bad], events
+
+
+def _fill(job: Job, name: str, lookups: Any, *, skip_bad: bool) -> LookupTable:
+    """The local table of a lookup, filled as the grid would fill it."""
+    from gridscore.features import tables
+
+    if lookups is None:
+        raise TableError(
+            f"The job has a lookup `{name}`, but no tables of lookups are given.",
+            "Give the directory that holds them with `--lookups DIR`.",
+        )
+    if isinstance(lookups, str | Path):
+        given: Any = tables.find_lookup(Path(lookups), name)
+    elif name in lookups:
+        given = lookups[name]
+    else:
+        raise TableError(f"There is no table for the lookup `{name}`.", f"Given are: {', '.join(lookups) or 'none'}.")
+    source = f"the table of the lookup `{name}`"
+    if isinstance(given, str | Path):
+        source = str(given)
+        given = tables.read_lookup(given, job, name)
+    table = LookupTable(job.lookups[name])
+    for key, payload in tables.lookup_entries(given, job, name, source, skip_bad=skip_bad):
+        table.put(key, payload)
+    return table
+
+
+def _learn(
+    job: Job, filled: Mapping[str, LookupTable], reading: _Reading, report: Callable[[int], None]
+) -> dict[str, tuple[str, ...]]:
+    program = Program(job, filled, None)
+    slots = program.category_values()
+    found: dict[str, set[str | None]] = {name: set() for name in slots}
+    for done, _, events in reading.batches():
+        if events:
+            with np.errstate(all="ignore"):
+                values = program.run(events)
+            for name, (slot, _) in slots.items():
+                found[name].update(values[slot])
+        report(done)
+    # Numbers by their size, text by the alphabet.
+    return {
+        name: tuple(sorted((text for text in found[name] if text is not None), key=_by_size if numeric else str))
+        for name, (_, numeric) in slots.items()
+    }
+
+
+def _few(texts: Sequence[str]) -> str:
+    return f"{', '.join(texts[:10])}{', …' * (len(texts) > 10)}"
+
+
+def _by_size(text: str) -> tuple[float, str]:
+    """Beyond 2^53, one float stands for several numbers."""
+    return float(text), text
+
+
+def _parquet_attribute(path: Path) -> str:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        metadata = parquet.read_schema(path).metadata or {}
+    except FileNotFoundError:
+        raise TableError(f"There is no file `{path}`.") from None
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f"`{path}` cannot be read: {error}.") from None
+    found = metadata.get(ATTRIBUTE.encode())
+    if found is None:
+        raise TableError(f"`{path}` is not a matrix that `gridscore features` made: it has no categories.")
+    return str(found.decode())
+
+
+def _read_attribute(text: str, path: Path | str) -> Attribute:
+    try:
+        return msgspec.json.decode(text, type=Attribute)
+    except msgspec.DecodeError:
+        raise TableError(f"The names and categories in `{path}` cannot be read.") from None

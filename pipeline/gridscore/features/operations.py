@@ -1,0 +1,223 @@
+"""The operations of expressions, on whole columns: numbers as float64 arrays, strings as lists.
+
+A missing number is NaN and a missing string None. Operations here never fail on a value: what cannot be computed is
+missing or infinite, as in pandas.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gridscore.features import maths, times
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    Bools = NDArray[np.bool_]
+    Strings = Sequence[str | None]
+
+
+def _coalesce(a: Any, b: Any) -> Any:
+    return np.where(np.isfinite(a), a, b)
+
+
+def _isnull(value: Any) -> Any:
+    return ~np.isfinite(value)
+
+
+def _to_number(value: Any) -> Any:
+    return np.multiply(value, 1.0)
+
+
+def _truth(value: Any) -> Any:
+    return np.equal(value, 1.0)
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": np.true_divide,
+    "floor_divide": np.floor_divide,
+    "modulo": np.mod,
+    "power": maths.function("pow"),
+    "negative": np.negative,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "not": np.logical_not,
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+    "where": np.where,
+    "coalesce": _coalesce,
+    "isnull": _isnull,
+    "to_number": _to_number,
+    "truth": _truth,
+    "epoch": _identity,
+    "abs": np.abs,
+    **{name: maths.function(name) for name in maths.NAMES if name != "pow"},
+    "sqrt": np.sqrt,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "sign": np.sign,
+    "radians": np.radians,
+    "degrees": np.degrees,
+    "min": np.minimum,
+    "max": np.maximum,
+}
+"""Operations that numpy broadcasts: an argument is a column or a single number."""
+
+
+# Of strings; each takes columns and gives one.
+
+
+def _bools(values: Iterable[bool], count: int) -> Bools:
+    return np.fromiter(values, np.bool_, count)
+
+
+def _compared(test: Callable[[str, str], bool]) -> Callable[[Strings, Strings], Bools]:
+    def compare(a: Strings, b: Strings) -> Bools:
+        pairs = zip(a, b, strict=True)
+        return _bools([x is not None and y is not None and test(x, y) for x, y in pairs], len(a))
+
+    return compare
+
+
+def _differ(a: Strings, b: Strings) -> Bools:
+    return _bools([x is None or y is None or x != y for x, y in zip(a, b, strict=True)], len(a))
+
+
+def _searched(test: Callable[[str, str], bool]) -> Callable[[Any], Callable[[Strings], Bools]]:
+    def with_text(text: str) -> Callable[[Strings], Bools]:
+        return lambda column: _bools([x is not None and test(x, text) for x in column], len(column))
+
+    return with_text
+
+
+def _changed(change: Callable[[str], str]) -> Callable[[Any], Callable[[Strings], list[str | None]]]:
+    return lambda _: lambda column: [None if x is None else change(x) for x in column]
+
+
+def _string_in(items: Any) -> Callable[[Strings], Bools]:
+    held = frozenset(items).__contains__
+    return lambda column: _bools(map(held, column), len(column))
+
+
+def _number_in(items: Any) -> Callable[[Any], Any]:
+    if len(items) > 8:
+        held = frozenset(items).__contains__
+        return lambda column: _bools(map(held, column.tolist()), len(column))
+
+    def any_of(column: Any) -> Any:
+        found = np.zeros(len(column), np.bool_)
+        for item in items:
+            np.logical_or(found, np.equal(column, item), out=found)
+        return found
+
+    return any_of
+
+
+def _length(column: Strings) -> Any:
+    return np.fromiter([math.nan if x is None else len(x) for x in column], np.float64, len(column))
+
+
+def _number(column: Strings) -> Any:
+    return np.fromiter(map(parse_number, column), np.float64, len(column))
+
+
+def parse_number(text: str | None) -> float:
+    """The number that a text is; NaN if it is not a number."""
+    # Python reads `1_000`, `inf` and the digits of all scripts as numbers; nobody else does.
+    if text is None or len(text) > 64 or "_" in text or not text.isascii() or text.rstrip()[-1:].isalpha():
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def number_text(value: float) -> str | None:
+    """A number as text: without a fraction if it has none. None if it is missing or infinite."""
+    if not math.isfinite(value):
+        return None
+    if abs(value) < 2.0**63 and value.is_integer():
+        return str(int(value))
+    return repr(value)
+
+
+def _concat(a: Strings, b: Strings) -> list[str | None]:
+    return [None if x is None or y is None else x + y for x, y in zip(a, b, strict=True)]
+
+
+def _string_where(condition: Any, a: Strings, b: Strings) -> list[str | None]:
+    return [x if c else y for c, x, y in zip(condition.tolist(), a, b, strict=True)]
+
+
+def _string_coalesce(a: Strings, b: Strings) -> list[str | None]:
+    return [y if x is None else x for x, y in zip(a, b, strict=True)]
+
+
+def _int_texts(column: Sequence[int | None]) -> list[str | None]:
+    return [None if value is None else str(value) for value in column]
+
+
+def _number_texts(column: Any) -> list[str | None]:
+    return list(map(number_text, column.tolist()))
+
+
+def _bool_texts(column: Any) -> list[str | None]:
+    texts = {1.0: "true", 0.0: "false"}
+    return list(map(texts.get, column.tolist()))
+
+
+def _always(operation: Any, _: Any) -> Any:
+    return operation
+
+
+def _rounded(digits: Any) -> Callable[[Any], Any]:
+    return lambda column: np.round(column, digits)
+
+
+COLUMNAR: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "round": _rounded,
+    "number_in": _number_in,
+    "string_in": _string_in,
+    "string_equal": lambda _: _compared(str.__eq__),
+    "string_not_equal": lambda _: _differ,
+    "string_less": lambda _: _compared(str.__lt__),
+    "string_less_equal": lambda _: _compared(str.__le__),
+    "string_greater": lambda _: _compared(str.__gt__),
+    "string_greater_equal": lambda _: _compared(str.__ge__),
+    "string_where": lambda _: _string_where,
+    "string_coalesce": lambda _: _string_coalesce,
+    "string_isnull": lambda _: lambda column: _bools([x is None for x in column], len(column)),
+    "string_of_int": lambda _: _int_texts,
+    "string_of_number": lambda _: _number_texts,
+    "string_of_bool": lambda _: _bool_texts,
+    "string_of_timestamp": lambda _: times.to_text(),
+    "concat": lambda _: _concat,
+    "len": lambda _: _length,
+    "lower": _changed(str.lower),
+    "upper": _changed(str.upper),
+    "strip": _changed(str.strip),
+    "startswith": _searched(str.startswith),
+    "endswith": _searched(str.endswith),
+    "contains": _searched(str.__contains__),
+    "number": lambda _: _number,
+    "local": times.to_local,
+    **{name: partial(_always, part) for name, part in times.PARTS.items()},
+}
+"""Operations whose arguments are whole columns, made from the node's constant."""

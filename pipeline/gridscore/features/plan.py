@@ -1,0 +1,112 @@
+"""The feature plan: from decoded events to the float32 matrix that the model scores, column by column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gridscore.features.columns import EventColumns
+from gridscore.features.program import Program
+from gridscore.features.quality import QualityCounter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gridscore.features.events import Event
+    from gridscore.features.lookup_table import LookupTable
+    from gridscore.job import Job
+
+
+class FeaturePlan:
+    """Computes the features of a job.
+
+    Whatever the batches, an event gets the same bits. What is missing or not finite is NaN, always the same NaN.
+
+    Args:
+        job: Whose features.
+        tables: Its lookup tables, by name.
+        categories: For each feature made with `category`, the values in the order of their codes.
+
+    Raises:
+        ModelMismatchError: There are no categories for a feature that needs them.
+
+    Attributes:
+        names: The features, in the order of the matrix's columns.
+        looked_up: Events looked up so far, by lookup.
+        missed: Those that had no entry, or a bad one.
+        quality: What was missing in the last events.
+    """
+
+    def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]]) -> None:
+        self.names = job.feature_names
+        self._schema = job.schema_
+        self._program = Program(job, tables, categories)
+        self._slots = [self._program.feature(name) for name in self.names]
+        self._margin = self._program.margin()
+        self._lookup_slots = list(self._program.lookup_slots.items())
+        # Only of lookups that a feature uses: nobody needs the others' entries.
+        self._key_program = Program(job, tables, categories)
+        self._key_slots = {name: self._key_program.keys(name) for name in job.lookups}
+        self._used = frozenset(self._program.lookup_slots)
+        self.looked_up = dict.fromkeys(job.lookups, 0)
+        self.missed = dict.fromkeys(job.lookups, 0)
+        texts = {name: slot for name, (slot, _) in self._program.category_values().items()}
+        self.quality = QualityCounter(self.names, self._program.lookup_slots, texts, categories)
+
+    def keys(self, events: EventColumns | Sequence[Event]) -> dict[str, list[Any]]:
+        """The keys that each lookup is asked for, in the order of the events; None where an event has none."""
+        if not events:
+            return {name: [] for name in self._key_slots}
+        with np.errstate(all="ignore"):
+            values = self._key_program.run(EventColumns.of(self._schema, events))
+        return {
+            name: list(values[slot]) if name in self._used else [None] * len(events)
+            for name, slot in self._key_slots.items()
+        }
+
+    def matrix(self, events: EventColumns | Sequence[Event]) -> NDArray[np.float32]:
+        """The features of these events: a row an event, in C order."""
+        return self.inputs(events)[0]
+
+    def inputs(self, events: EventColumns | Sequence[Event]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """What the model scores these events from.
+
+        Returns:
+            Their features as `matrix` has them; and the margin of each, NaN where it is missing or not finite: float32
+            of shape (n,), or None if the job has no margin.
+        """
+        events = EventColumns.of(self._schema, events)
+        count = len(events)
+        if count == 0:
+            empty = np.empty((0, len(self._slots)), np.float32)
+            return empty, None if self._margin is None else empty[:, 0].copy()
+        if count == 1:
+            # In places numpy takes an array of one item for a number; `power` has a short cut for those, and its last
+            # bit may differ: a row alone is computed as one of two.
+            matrix, margins = self._compute(events.take((0, 0)), 1)
+            return matrix[:1], None if margins is None else margins[:1]
+        return self._compute(events, count)
+
+    def _compute(self, events: EventColumns, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        margins = None
+        out = np.empty((len(events), len(self._slots)), np.float32)
+        with np.errstate(all="ignore"):
+            values = self._program.run(events)
+            for column, slot in zip(out.T, self._slots, strict=True):
+                column[...] = values[slot]
+            if self._margin is not None:
+                margins = np.empty(len(events), np.float32)
+                margins[...] = values[self._margin]
+                np.copyto(margins, np.nan, where=~np.isfinite(margins))
+        # XGBoost refuses to train on infinity; and one NaN is not another, bit by bit.
+        finite = np.isfinite(out)
+        np.copyto(out, np.nan, where=~finite)
+        for name, slot in self._lookup_slots:
+            self.looked_up[name] += count
+            self.missed[name] += count - int(np.count_nonzero(values[slot][:count]))
+        if self.quality.is_due():
+            self.quality.count(values, finite, count)
+        return out, margins

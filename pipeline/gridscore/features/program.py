@@ -1,0 +1,288 @@
+"""The program of a batch: expressions of a job lowered to a list of column operations, each done once.
+
+Nothing of an expression's text is left here: a step is a function of ours and the numbers of its operands.
+"""
+
+from __future__ import annotations
+
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gridscore.errors import ModelMismatchError
+from gridscore.features.operations import COLUMNAR, ELEMENTWISE
+from gridscore.job.check import compile_features, compile_keys, compile_margin
+from gridscore.job.expressions import Node, find
+from gridscore.job.types import Type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gridscore.features.columns import EventColumns
+    from gridscore.features.lookup_table import LookupTable
+    from gridscore.job import Job
+
+_NAN = float("nan")
+
+
+class _Ref(NamedTuple):
+    """Where a value is, and whether it is one for all rows."""
+
+    slot: int
+    scalar: bool = False
+
+
+_COUNT = _Ref(0, scalar=True)
+_EVENTS = _Ref(1)
+
+
+class _Step(NamedTuple):
+    run: Callable[..., Any]
+    args: tuple[int, ...]
+    out: int
+
+
+class Program:
+    """A list of steps from events to columns.
+
+    Args:
+        job: Whose expressions.
+        tables: Its lookup tables.
+        categories: The categories of each feature that has any.
+
+    Outputs are asked for with `feature`, `margin`, `category_values` and `keys`, before the first run.
+    """
+
+    def __init__(
+        self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]] | None
+    ) -> None:
+        self._job = job
+        self._tables = tables
+        self._categories = categories
+        self._nodes = compile_features(job.features, job.schema_, job.lookups)
+        self._values: list[Any] = [None, None]  # the number of rows, and the events
+        self._steps: list[_Step] = []
+        self._memo: dict[Any, _Ref] = {}
+        self.lookup_slots: dict[str, int] = {}
+
+    # ------------------------------------------------------------------ outputs
+
+    def feature(self, name: str) -> int:
+        """The slot of a feature's values: an array, or a single number."""
+        return self._feature(name).slot
+
+    def margin(self) -> int | None:
+        """The slot of the margins: an array, or a single number; None if the job has none."""
+        job = self._job
+        if job.margin is None:
+            return None
+        node = compile_margin(job.margin, job.features, job.schema_, job.lookups)
+        self._earlier(node)
+        return self._with_default(node, job.margin.default).slot
+
+    def category_values(self) -> dict[str, tuple[int, bool]]:
+        """The slots of what is made a category, by feature: lists of strings; and whether they are those of numbers."""
+        found = {}
+        for name, node in self._nodes.items():
+            inner = find(node, "category")
+            if inner is not None:
+                text = inner.args[0]
+                self._earlier(text)
+                found[name] = self._column(text).slot, text.op in {"string_of_int", "string_of_number"}
+        return found
+
+    def keys(self, lookup: str) -> int:
+        """The slot of the keys of a lookup: a list of strings or integers, None where there is none."""
+        return self._keys(lookup).slot
+
+    def run(self, events: EventColumns) -> list[Any]:
+        """The values of all slots for these events."""
+        values = self._values.copy()
+        values[_COUNT.slot] = len(events)
+        values[_EVENTS.slot] = events
+        for run, args, out in self._steps:
+            values[out] = run(*[values[arg] for arg in args])
+        return values
+
+    # ------------------------------------------------------------------ lowering
+
+    def _slot(self, value: Any = None) -> int:
+        self._values.append(value)
+        return len(self._values) - 1
+
+    def _step(self, run: Callable[..., Any], *args: _Ref, scalar: bool = False) -> _Ref:
+        out = self._slot()
+        self._steps.append(_Step(run, tuple(arg.slot for arg in args), out))
+        return _Ref(out, scalar)
+
+    def _lower(self, node: Node) -> _Ref:
+        found = self._memo.get(node)
+        if found is None:
+            found = self._memo[node] = self._lowered(node)
+        return found
+
+    def _lowered(self, node: Node) -> _Ref:
+        value: Any = node.value
+        match node.op:
+            case "constant":
+                missing = None if node.type == Type.STRING else _NAN
+                return _Ref(self._slot(missing if value is None else value), scalar=True)
+            case "field" | "int_field":
+                return self._field(value)
+            case "lookup":
+                return self._gather(*value)
+            case "feature":
+                return self._feature(value)
+            case "category":
+                return self._step(self._encoder(value), self._column(node.args[0]))
+            case "to_number" if node.args[0].nullable:
+                return self._lower(node.args[0])  # a column that can say "missing" is a number already
+            case "string_of_int" if node.args[0].op == "lookup":
+                return self._gather(*node.args[0].value, texts=True)  # type: ignore[misc]
+            case "string_of_int":
+                return self._step(COLUMNAR["string_of_int"](None), self._raw(str(node.args[0].value)))
+            case "string_equal" | "string_not_equal" if any(arg.op == "constant" for arg in node.args):
+                constant = next(arg for arg in node.args if arg.op == "constant")
+                other = node.args[1] if node.args[0] is constant else node.args[0]
+                member = Node("string_in", (other,), Type.BOOL, (constant.value,))
+                return self._lower(member if node.op == "string_equal" else Node("not", (member,), Type.BOOL))
+        if node.op in ELEMENTWISE:
+            args = [self._lower(arg) for arg in node.args]
+            return self._step(ELEMENTWISE[node.op], *args, scalar=all(arg.scalar for arg in args))
+        return self._step(COLUMNAR[node.op](value), *(self._column(arg) for arg in node.args))
+
+    def _column(self, node: Node) -> _Ref:
+        """The value with one item a row."""
+        ref = self._lower(node)
+        if not ref.scalar:
+            return ref
+        memo = ("column", ref.slot)
+        if memo not in self._memo:
+            fill = _repeat if node.type == Type.STRING else _fill
+            self._memo[memo] = self._step(fill, ref, _COUNT)
+        return self._memo[memo]
+
+    def _raw(self, name: str) -> _Ref:
+        """The values of a field as decoded."""
+        memo = ("raw", name)
+        if memo not in self._memo:
+            self._memo[memo] = self._step(lambda events: events.objects(name), _EVENTS)
+        return self._memo[memo]
+
+    def _field(self, name: str) -> _Ref:
+        if self._job.schema_[name].type == "string":
+            return self._raw(name)
+        return self._step(lambda events: events.column(name), _EVENTS)
+
+    def _feature(self, name: str) -> _Ref:
+        memo = ("feature", name)
+        if memo not in self._memo:
+            self._memo[memo] = self._with_default(self._nodes[name], self._job.features[name].default)
+        return self._memo[memo]
+
+    def _earlier(self, node: Node) -> None:
+        """Lower the features that a value is made of, from the first on: each may be made of the one before it."""
+        needed: set[Any] = set()
+        waiting = [node]
+        while waiting:
+            each = waiting.pop()
+            waiting.extend(each.args)
+            if each.op == "feature" and each.value not in needed:
+                needed.add(each.value)
+                waiting.append(self._nodes[str(each.value)])
+        for name in self._nodes:
+            if name in needed:
+                self._feature(name)
+
+    def _with_default(self, node: Node, default: float | None) -> _Ref:
+        ref = self._lower(node)
+        if default is None or (node.type == Type.BOOL and not node.nullable):
+            return ref
+        return self._step(_or_default(default), ref, scalar=ref.scalar)
+
+    def _gather(self, lookup: str, field: str, *, texts: bool = False) -> _Ref:
+        memo = ("rows", lookup)
+        table = self._tables[lookup]
+        if memo not in self._memo:
+            self._memo[memo] = self._rows(lookup, table)
+            self.lookup_slots[lookup] = self._memo[memo].slot
+        gather = table.gather_texts if texts else table.gather
+        return self._step(lambda rows: gather(field, rows), self._memo[memo])
+
+    def _rows(self, lookup: str, table: LookupTable) -> _Ref:
+        nodes = compile_keys(self._job.lookups[lookup], self._job.schema_)
+        if len(nodes) == 1 and (nodes[0].op == "int_field" or (nodes[0].op, nodes[0].type) == ("field", Type.STRING)):
+            field = str(nodes[0].value)
+            return self._step(lambda events: table.rows_of(events, field), _EVENTS)
+        return self._step(table.rows, self._keys(lookup))
+
+    def _keys(self, name: str) -> _Ref:
+        memo = ("keys", name)
+        if memo not in self._memo:
+            lookup = self._job.lookups[name]
+            nodes = compile_keys(lookup, self._job.schema_)
+            if len(nodes) == 1:
+                self._memo[memo] = self._single_key(nodes[0])
+            else:
+                parts = [self._column(_as_string(node)) for node in nodes]
+                self._memo[memo] = self._step(_joiner(lookup.separator), *parts)
+        return self._memo[memo]
+
+    def _single_key(self, node: Node) -> _Ref:
+        if node.op == "int_field":
+            return self._raw(str(node.value))
+        if node.type == Type.NUMBER:
+            return self._step(_whole_numbers, self._column(node))
+        return self._column(_as_string(node))
+
+    def _encoder(self, feature: str) -> Callable[[Any], Any]:
+        if self._categories is None:  # they are still to be learnt
+            return lambda column: np.full(len(column), _NAN)
+        known = self._categories.get(feature)
+        if known is None:
+            raise ModelMismatchError(
+                f"The model has no categories for the feature `{feature}`, which the job file makes with `category`.",
+                "Train it on a matrix of `gridscore features`, and attach that to the Booster before you save it.",
+            )
+        codes = {text: float(code) for code, text in enumerate(known)}
+        return lambda column: np.fromiter(map(codes.get, column, repeat(_NAN)), np.float64, len(column))
+
+
+def _as_string(node: Node) -> Node:
+    if node.type == Type.STRING:
+        return node
+    if node.type == Type.TIMESTAMP:
+        return Node("string_of_timestamp", (node,), Type.STRING)
+    op = "string_of_int" if node.op == "int_field" else "string_of_number"
+    return Node(op, (node,), Type.STRING)
+
+
+def _fill(value: Any, count: int) -> Any:
+    return np.full(count, value)
+
+
+def _repeat(value: Any, count: int) -> list[Any]:
+    return [value] * count
+
+
+def _or_default(default: float) -> Callable[[Any], Any]:
+    # What is beyond a float32 would be missing to the model.
+    return lambda value: np.where(np.isfinite(np.asarray(value, np.float32)), value, default)
+
+
+def _whole_numbers(column: Any) -> list[int | None]:
+    """As keys; none has more than 64 bits."""
+    return [int(value) if value.is_integer() and -(2.0**63) <= value < 2.0**63 else None for value in column.tolist()]
+
+
+def _joiner(separator: str) -> Callable[..., list[str | None]]:
+    join = separator.join
+
+    def joined(*parts: Sequence[str | None]) -> list[str | None]:
+        try:
+            return list(map(join, zip(*parts, strict=True)))
+        except TypeError:  # a part is missing somewhere
+            return [None if None in row else join(row) for row in zip(*parts, strict=True)]
+
+    return joined

@@ -1,0 +1,274 @@
+"""The connection to the cluster: one client, one event loop, its maps and partitions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from hazelcast.config import Config, ReconnectMode
+from hazelcast.errors import AuthenticationError, ClientNotAllowedInClusterError, HazelcastError, IllegalStateError
+from hazelcast.lifecycle import LifecycleState
+from hazelcast.security import BasicTokenProvider
+
+from gridscore.errors import ClusterReplacedError, ConnectionFailedError, GridError, MapNotFoundError
+from gridscore.grid import transport
+from gridscore.grid.heap import HeapWatch
+from gridscore.grid.records import BadRecords
+from gridscore.grid.watches import Watched, Watches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from hazelcast.asyncio import HazelcastClient
+
+    from gridscore.grid.settings import GridSettings
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+DEFAULT_ADDRESS = "127.0.0.1:5701"
+
+SEARCHES = 4
+"""Reads that may be under way at once of those that look for events which were just put."""
+
+
+class Grid:
+    """A connected client. Use it from the event loop that made it, as an asynchronous context manager.
+
+    Attributes:
+        client: The Hazelcast client underneath, for what this class does not offer.
+        name: What this client is called in the cluster's own views.
+        clock: Monotonic seconds, by which leases are timed; a stub of a cluster may have a clock of its own.
+        bad_records: What was met in control maps and is no record.
+        heaps: How much more may be put before a member is out of memory.
+        watches: Who hears of changes of control maps.
+    """
+
+    def __init__(self, client: HazelcastClient, settings: GridSettings) -> None:
+        self.client = client
+        self.settings = settings
+        self.name: str = client.name
+        self.parked_reads: dict[Any, Any] = {}  # of journals, see `journal`
+        self.journalled: dict[str, int | None] = {}  # maps that have a journal, and what it holds over all partitions
+        self.config_look: asyncio.Future[Any] | None = None  # at the members' configuration, under way; likewise
+        self.searches = asyncio.Semaphore(SEARCHES)  # of journals, see `sequences`
+        self.clock: Callable[[], float] = time.monotonic
+        self.bad_records = BadRecords()
+        self.heaps = HeapWatch(self)
+        self._maps: dict[str, Any] = {}
+        self._on_reconnect: list[Callable[[], None]] = []
+        self.watches = Watches(self)
+        self.watched: dict[str, Watched[Any]] = {}  # by map
+        self._on_member_change: list[Callable[[], None]] = []
+        self._was_disconnected = False
+        self._closing = False
+        self._on_replaced: list[Callable[[], None]] = []
+        self._replaced = asyncio.Event()
+        self._cluster_id = transport.cluster_id(client)
+        client.lifecycle_service.add_listener(self._lifecycle_changed)
+        # A member that leaves takes its undelivered events along, even if others stay connected.
+        transport.on_connection_opened(client, self._connection_opened)
+        client.cluster_service.add_listener(self._members_changed, self._members_changed)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def partition_count(self) -> int:
+        """Number of partitions of the cluster, fixed for its life."""
+        return int(self.client.partition_service.get_partition_count())
+
+    @property
+    def members(self) -> list[Any]:
+        """The members that the client knows now."""
+        return list(self.client.cluster_service.get_members())
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the client has neither been closed nor given up on the cluster."""
+        return bool(self.client.lifecycle_service.is_running())
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to the cluster now, as far as the client knows."""
+        return self.is_running and not self._was_disconnected
+
+    async def map(self, name: str) -> Any:
+        """The map of that name. Creating the proxy creates the map in the cluster if it does not exist."""
+        if name not in self._maps:
+            self._maps[name] = await self.client.get_map(name)
+        return self._maps[name]
+
+    async def has_map(self, name: str) -> bool:
+        """Whether a map of that name exists in the cluster, without creating it."""
+        # A map that was destroyed and then filled by a client that still knew it has entries, but no name.
+        return name in await transport.map_names(self.client) or await transport.map_size(self.client, name) > 0
+
+    async def require_map(self, name: str) -> None:
+        """Refuse a lookup map that does not exist.
+
+        Raises:
+            MapNotFoundError: There is no such map.
+        """
+        if not await self.has_map(name):
+            raise MapNotFoundError(
+                f"The lookup map `{name}` does not exist in the cluster.",
+                "Put the reference data into it first, or correct the name in the job file.",
+            )
+
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back whenever a member has been connected anew; returns a function that ends it."""
+        self._on_reconnect.append(callback)
+        return lambda: self._on_reconnect.remove(callback)
+
+    def on_member_change(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back whenever a member has come or gone; returns a function that ends it."""
+        self._on_member_change.append(callback)
+        return lambda: self._on_member_change.remove(callback)
+
+    def on_replaced(self, callback: Callable[[], None]) -> None:
+        """Call back when the cluster was replaced by another one, before anything is read from that."""
+        self._on_replaced.append(callback)
+
+    async def close(self) -> None:
+        """Close the connection. A second call does nothing."""
+        self._closing = True
+        self.heaps.close()
+        await self.client.shutdown()
+
+    def _lifecycle_changed(self, state: str) -> None:
+        if state == LifecycleState.DISCONNECTED and not self._closing:
+            self._was_disconnected = True
+            _log.warning("The connection to the cluster is lost, trying again", extra={"action": "disconnected"})
+        elif state == LifecycleState.CONNECTED and self._was_disconnected:
+            self._was_disconnected = False
+            _log.warning("Connected to the cluster again", extra={"action": "reconnected"})
+            self.journalled.clear()
+            before, self._cluster_id = self._cluster_id, transport.cluster_id(self.client)
+            if self._cluster_id != before:
+                _log.error("%s", self._replaced_error(), extra={"action": "cluster_replaced"})
+                self._replaced.set()
+                for callback in list(self._on_replaced):
+                    callback()
+
+    def _replaced_error(self) -> ClusterReplacedError:
+        return ClusterReplacedError(
+            f"The cluster `{self.settings.cluster_name}` was replaced by another one: the events, jobs, models and "
+            "offsets that it kept in memory are gone.",
+            "Submit the jobs and push the models again, then start again what has ended.",
+        )
+
+    async def while_same(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run something that relies on what the cluster keeps, and cancel it once the cluster is another one.
+
+        Raises:
+            ClusterReplacedError: It is.
+        """
+        task = asyncio.ensure_future(work)
+        replaced = asyncio.ensure_future(self._replaced.wait())
+        try:
+            await asyncio.wait({task, replaced}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise self._replaced_error()
+        finally:
+            for each in (task, replaced):
+                each.cancel()
+            await asyncio.gather(task, replaced, return_exceptions=True)
+
+    def _members_changed(self, _member: object) -> None:
+        for callback in list(self._on_member_change):
+            callback()
+
+    def _connection_opened(self, _connection: object) -> None:
+        for callback in list(self._on_reconnect):
+            callback()
+
+
+def or_local_cluster(settings: GridSettings) -> GridSettings:
+    """The settings, or those of the cluster that `gridscore up` runs on this machine if they do not say where."""
+    if settings.members:
+        return settings
+    from gridscore.grid.member import running_cluster
+
+    named = "cluster_name" in settings.model_fields_set
+    local = (running_cluster(settings.cluster_name) if named else None) or running_cluster()
+    if local is None:
+        return settings
+    names = {} if named else {"cluster_name": local["cluster_name"]}
+    return settings.model_copy(update={"members": list(local["members"]), **names})
+
+
+async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
+    """Connect to the cluster that the settings name.
+
+    Args:
+        settings: Where the cluster is.
+        name: What this client is called in the cluster's own views.
+
+    Raises:
+        ConnectionFailedError: No member answered in `connect_timeout`, or the cluster refused this client.
+        UnsupportedClientError: The installed client is not the version that the journal protocol needs.
+    """
+    transport.check_client_version()
+    addresses = list(settings.members) or [DEFAULT_ADDRESS]
+    config = _client_config(settings, addresses, name or f"gridscore-{uuid.uuid4().hex[:8]}")
+    where = f"cluster `{settings.cluster_name}` at {', '.join(addresses)}"
+    try:
+        return Grid(await transport.start_client(config, settings.connect_timeout), settings)
+    except (TimeoutError, IllegalStateError, OSError):
+        _log.debug("connecting failed", exc_info=True)
+        raise ConnectionFailedError(
+            f"No connection to the {where}.",
+            "Is a member running there, and is that the cluster's name? `gridscore up` starts one on this machine; "
+            "--members and --cluster-name (or GRIDSCORE_MEMBERS and GRIDSCORE_CLUSTER_NAME) name another.",
+        ) from None
+    except (AuthenticationError, ClientNotAllowedInClusterError) as error:
+        raise ConnectionFailedError(f"The {where} refused this client: {error}", _refusal_hint(settings)) from None
+    except HazelcastError as error:
+        raise GridError(f"Connecting to the {where} failed: {error}") from error
+
+
+def _refusal_hint(settings: GridSettings) -> str:
+    if settings.username or settings.token:
+        return "Open-source Hazelcast accepts no credentials; with Enterprise, check the user name and password."
+    return "Check the cluster's name and, with Enterprise, the credentials."
+
+
+def _client_config(settings: GridSettings, addresses: list[str], name: str) -> Config:
+    config = Config()
+    config.client_name = name
+    config.cluster_name = settings.cluster_name
+    config.cluster_members = addresses
+    # A worker waits for a lost cluster as long as it takes; `connect` bounds only the first search.
+    config.cluster_connect_timeout = -1
+    # So there is time to ask another one if a member hangs.
+    config.connection_timeout = min(5.0, settings.connect_timeout / 2)
+    config.retry_initial_backoff = 0.2
+    config.retry_max_backoff = 2.0
+    config.reconnect_mode = ReconnectMode.ON
+    config.invocation_timeout = settings.invocation_timeout
+    # A write whose backup did not answer is not a success, and one whose fate is unknown is not sent twice: both are
+    # reported, and read back by whoever wrote.
+    config.fail_on_indeterminate_operation_state = True
+    config.redo_operation = False
+    if settings.username is not None:
+        config.creds_username = settings.username
+        config.creds_password = settings.password.get_secret_value() if settings.password else None
+    if settings.token is not None:
+        config.token_provider = BasicTokenProvider(settings.token.get_secret_value())
+    if settings.tls:
+        config.ssl_enabled = True
+        config.ssl_cafile = str(settings.tls_ca_file) if settings.tls_ca_file else None
+        config.ssl_certfile = str(settings.tls_cert_file) if settings.tls_cert_file else None
+        config.ssl_keyfile = str(settings.tls_key_file) if settings.tls_key_file else None
+        config.ssl_password = settings.tls_key_password.get_secret_value() if settings.tls_key_password else None
+        config.ssl_check_hostname = settings.tls_check_hostname
+    return config

@@ -1,0 +1,307 @@
+"""Live local copies of lookup maps: loaded once, kept current by a listener, checked, and loaded again when in doubt.
+
+Listeners of Hazelcast may come back from a reconnect having missed events (hazelcast#8847, #12857). A copy is therefore
+loaded anew after every reconnect and whenever its size is not the map's, in place: a reader of the table never sees a
+half-empty copy. How long ago it was last known to be right is its `age`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import GridError, LookupTooLargeError
+from gridscore.grid import transport, wire
+from gridscore.grid.entries import walk
+from gridscore.grid.writer import partition_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from gridscore.grid.connection import Grid
+
+_log = logging.getLogger(__name__)
+
+_LOAD_BATCH = 4_096
+_LOAD_CONCURRENCY = 16
+_SPREAD_SECONDS = 10.0
+_JSON, _STRING = -130, -11
+
+
+class Table(Protocol):
+    """What a copy feeds: the entries of one map by key."""
+
+    def put(self, key: Any, payload: bytes) -> None:
+        """Take an entry; the payload is JSON text in UTF-8, or whatever was in the map if it was not JSON."""
+
+    def remove(self, key: Any) -> None:
+        """Forget an entry; nothing happens if there is none."""
+
+    def keys(self) -> Iterable[Any]:
+        """The keys held now."""
+
+    def __len__(self) -> int:
+        """Number of entries held."""
+
+
+class LiveCopy:
+    """A copy of a whole map in a table of this process.
+
+    Args:
+        grid: The connection.
+        map_name: The map to copy.
+        table: What to feed; it is only touched from the event loop.
+        max_entries: Entries that it may hold.
+        verify_seconds: Pause between two comparisons of its size with the map's.
+        reload_seconds: Age of the last load at which the map is loaded again, whatever the sizes say.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        map_name: str,
+        table: Table,
+        *,
+        max_entries: int,
+        verify_seconds: float = 5.0,
+        reload_seconds: float = 600.0,
+    ) -> None:
+        self._grid = grid
+        self.map_name = map_name
+        self._table = table
+        self._max_entries = max_entries
+        self._verify_seconds = verify_seconds
+        self._reload_seconds = reload_seconds
+        self._touched: set[Any] | None = None  # keys changed while loading, by the listener
+        self._doubt = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._registration: str | None = None
+        self._stop_watching: Callable[[], None] = lambda: None
+        self._loaded_at = 0.0
+        self.loads = 0
+        self.changes = 0
+
+    @property
+    def age(self) -> float:
+        """Seconds since the copy was last known to hold what the map held: since its load, for sizes show no values."""
+        return time.monotonic() - self._loaded_at
+
+    async def start(self) -> None:
+        """Load the map and begin to follow it.
+
+        Raises:
+            MapNotFoundError: There is no such map.
+            LookupTooLargeError: It has more entries than the copy may hold.
+            GridError: The cluster did not answer.
+        """
+        await self._grid.require_map(self.map_name)
+        proxy = await self._grid.map(self.map_name)
+        # First the listener, then the load: nothing that changes in between is missed.
+        self._registration = await proxy.add_entry_listener(
+            include_value=True,
+            added_func=self._put,
+            updated_func=self._put,
+            loaded_func=self._put,
+            removed_func=self._removed,
+            evicted_func=self._removed,
+            expired_func=self._removed,
+            clear_all_func=self._all_gone,
+            evict_all_func=self._all_gone,
+        )
+        self._stop_watching = self._grid.on_reconnect(self._reconnected)
+        try:
+            await self._load()
+        except BaseException:
+            await self.close()
+            raise
+        self._task = asyncio.create_task(self._follow(), name=f"copy of {self.map_name}")
+
+    def _reconnected(self) -> None:
+        """Load it again, but not at the same moment as all other processes that a member has come back to."""
+        asyncio.get_running_loop().call_later(random.uniform(0, _SPREAD_SECONDS), self._doubt.set)  # noqa: S311
+
+    async def close(self) -> None:
+        """Stop following the map."""
+        self._stop_watching()
+        self._stop_watching = lambda: None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self._registration is not None and self._grid.is_running:
+            registration, self._registration = self._registration, None
+            try:
+                await (await self._grid.map(self.map_name)).remove_entry_listener(registration)
+            except HazelcastError:
+                _log.debug("The listener on %s could not be removed", self.map_name, exc_info=True)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._verify_seconds):
+                    await self._doubt.wait()
+            except TimeoutError:
+                pass
+            try:
+                await self._check()
+            except Exception as error:  # noqa: BLE001 -- a copy that is no longer checked would grow stale unseen
+                _log.warning(
+                    "The copy of `%s` could not be checked, it is %.0f s old: %s",
+                    self.map_name,
+                    self.age,
+                    error,
+                    extra={"action": "copy_stale"},
+                )
+                self._doubt.set()
+                await asyncio.sleep(1.0)
+
+    async def _check(self) -> None:
+        asked_at = time.monotonic()
+        if not self._doubt.is_set() and asked_at - self._loaded_at < self._reload_seconds:
+            changes = self.changes
+            size = await (await self._grid.map(self.map_name)).size()
+            if size == len(self._table):
+                return
+            if changes != self.changes:
+                return  # it is changing right now: compare again next time
+            _log.warning(
+                "The copy of `%s` has %d entries, the map %d: loading it again",
+                self.map_name,
+                len(self._table),
+                size,
+                extra={"action": "copy_differs"},
+            )
+        self._doubt.clear()
+        await self._load()
+
+    async def _load(self) -> None:
+        began = time.monotonic()
+        await self._refuse_if_too_large(await (await self._grid.map(self.map_name)).size())
+        self._touched = set()
+        seen: set[Any] = set()
+        limit = asyncio.Semaphore(_LOAD_CONCURRENCY)
+
+        async def load(partition: int) -> None:
+            async with limit:
+                await self._load_partition(partition, seen)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for partition in range(self._grid.partition_count):
+                    group.create_task(load(partition))
+        except ExceptionGroup as failures:
+            error = failures.exceptions[0]
+            if isinstance(error, HazelcastError):
+                raise GridError(f"The lookup map `{self.map_name}` could not be loaded: {error}") from error
+            raise error from None
+        finally:
+            touched, self._touched = self._touched, None
+        for key in [key for key in self._table.keys() if key not in seen and key not in touched]:  # noqa: SIM118
+            self._table.remove(key)
+        self.loads += 1
+        self._loaded_at = began
+
+    async def _load_partition(self, partition: int, seen: set[Any]) -> None:
+        table = self._table
+        async for entries in walk(self._grid, self.map_name, partition, _LOAD_BATCH):
+            for key_data, value_data in entries:
+                key = self._key(key_data)
+                seen.add(key)
+                # What the listener said while we load is newer than what we load.
+                if self._touched is None or key not in self._touched:
+                    table.put(key, payload(value_data))
+            await self._refuse_if_too_large(len(seen))
+
+    def _key(self, data: bytes) -> Any:
+        try:
+            return transport.to_object(self._grid.client, data)
+        except HazelcastError:
+            return data  # of a type that cannot be read: no event has such a key, but it is there to be counted
+
+    async def _refuse_if_too_large(self, size: int) -> None:
+        if size > self._max_entries:
+            raise LookupTooLargeError(
+                f"The lookup map `{self.map_name}` has {size:,} entries, more than the {self._max_entries:,} that a "
+                "local copy may hold.",
+                "Raise `max_entries` of the lookup if every worker has the memory, or set `mode: fetch` to look up "
+                "each batch's keys in the grid.",
+            )
+
+    def _put(self, event: Any) -> None:
+        self.changes += 1
+        try:
+            key, text = event.key, _text(event.value)
+        except HazelcastError:
+            return  # of a type that cannot be read; the next check counts it
+        if self._touched is not None:
+            self._touched.add(key)
+        if len(self._table) < self._max_entries:
+            self._table.put(key, text)
+        else:
+            # The next check finds that the sizes differ, and then fails with the reason.
+            self._table.remove(key)
+
+    def _removed(self, event: Any) -> None:
+        self.changes += 1
+        try:
+            key = event.key
+        except HazelcastError:
+            return
+        if self._touched is not None:
+            self._touched.add(key)
+        self._table.remove(key)
+
+    def _all_gone(self, _event: object) -> None:
+        # Members keep no order between this event and those of keys: entries that are put after it may be here before
+        # it. So nothing is removed: the map is loaded again.
+        self.changes += 1
+        self._doubt.set()
+
+
+def payload(value_data: bytes) -> bytes:
+    """JSON text of a serialized value; empty if it is neither JSON nor a string."""
+    if len(value_data) >= 12 and int.from_bytes(value_data[4:8], "big", signed=True) in (_JSON, _STRING):
+        return value_data[12:]
+    return b""
+
+
+def _text(value: Any) -> bytes:
+    if hasattr(value, "to_string"):
+        value = value.to_string()
+    return value.encode() if isinstance(value, str) else b""
+
+
+class Fetcher:
+    """Looks up the keys of one batch in the grid, for maps too big to copy. Nothing is kept between batches."""
+
+    def __init__(self, grid: Grid, map_name: str) -> None:
+        self._grid = grid
+        self.map_name = map_name
+
+    def fetch(self, keys: Iterable[Any]) -> Awaitable[list[tuple[Any, bytes]]]:
+        """Entries of the keys that exist, one call a partition.
+
+        Raises:
+            HazelcastError: A partition did not answer.
+        """
+        client, count = self._grid.client, self._grid.partition_count
+        by_data: dict[bytes, Any] = {}
+        by_partition: dict[int, list[bytes]] = {}
+        for key in keys:
+            for data in transport.key_forms(client, key):
+                by_data[data] = key
+                by_partition.setdefault(partition_of(data, count), []).append(data)
+        calls = [
+            transport.invoke(client, wire.encode_get_all(self.map_name, group), partition, wire.decode_get_all)
+            for partition, group in by_partition.items()
+        ]
+        return self._collect(calls, by_data)
+
+    async def _collect(self, calls: Sequence[Awaitable[Any]], by_data: dict[bytes, Any]) -> list[tuple[Any, bytes]]:
+        answers = await asyncio.gather(*calls)
+        return [(by_data[key], payload(value)) for entries in answers for key, value in entries]

@@ -1,0 +1,40 @@
+"""The entries of a map as they are serialized: those of a partition page by page, or those of some keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gridscore.grid import transport, wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+    from gridscore.grid.connection import Grid
+
+
+async def walk(grid: Grid, name: str, partition: int, page: int) -> AsyncGenerator[list[tuple[bytes, bytes]], None]:
+    """Keys and values of a partition of a map, about `page` at a time.
+
+    What is put or removed meanwhile may be met or not; what stays is met, perhaps twice.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    pointers = [wire.FIRST_ENTRY]
+    while pointers[-1][0] >= 0:
+        message = wire.encode_fetch_entries(name, pointers, page)
+        pointers, entries = await transport.invoke(grid.client, message, partition, wire.decode_fetch_entries)
+        yield entries
+
+
+async def values_of(grid: Grid, name: str, partition: int, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+    """Values by key of those keys that have one; all must lie in that partition.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    wanted = list(dict.fromkeys(keys))
+    if not wanted:
+        return {}
+    message = wire.encode_get_all(name, wanted)
+    return dict(await transport.invoke(grid.client, message, partition, wire.decode_get_all))

@@ -1,0 +1,304 @@
+"""Room in the members' heaps: how much more may be put before one of them runs out of memory.
+
+Members measure their heaps every few seconds. Between two measurements a process may put no more than a part of what is
+free then, so that nothing is overrun meanwhile: near `STOP` that is little, and from there on nothing. Others put as
+well, and processes do not see each other. So each takes the share of that part which it had of what the heap grew by
+lately, and begins with a small one.
+
+What is used includes garbage: a healthy member may be at 99 % before it collects. So what counts is the lowest
+measurement since the last collection, with what we have put since. Members collect garbage when they need room for
+something: whoever puts nothing may wait for long. So a little is put up to the very end, until a measurement after a
+collection says that no more fits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError, TargetDisconnectedError
+
+from gridscore.errors import GridError
+from gridscore.grid.management import read_heap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from gridscore.grid.connection import Grid
+    from gridscore.grid.metrics import Sample
+
+_log = logging.getLogger(__name__)
+
+SLOW = 0.8
+"""Part of a heap from which on producers are slowed down so much that it is worth a word."""
+
+STOP = 0.93
+"""Part of a heap above which nothing is put any more. The rest is for what members do with what there is."""
+
+_BEFORE_SLOW, _BEFORE_STOP = 1 / 2, 1 / 8
+"""Parts of what is free up to these that may be put between two measurements; the larger counts."""
+
+_LEAST_SHARE = 1 / 16
+"""Of what may be put at all, a process takes so much at first, and at the least: up to 16 cannot overrun a heap."""
+
+_LEAST = 1 / 256
+"""Part of a heap that may be put between two measurements until it is known that garbage is not what fills it."""
+
+_TO_END = 1 / 8
+"""Part of what is free with garbage counted, above `SLOW`: it bounds what several processes put unseen."""
+
+_LEAST_SHARE_TO_END = 1 / 4
+"""Of that, a process takes so much at the least: 16 of them put half of what is free."""
+
+HEAP_ADVICE = (
+    "Remove entries or maps that nobody needs, or give the members more heap, or start more members. A journal keeps "
+    "what is removed from its map until newer events overwrite it: a smaller `capacity` keeps less."
+)
+
+MEASURE_ADVICE = "Let members measure oftener: `metrics: {collection-frequency-seconds: 1}` in their hazelcast.yaml."
+
+ENTRY_BYTES = 200
+"""What an entry takes beside its text: its key, its record, its place in the journal."""
+
+UNDER_WAY = 1 / 32
+"""Part of the smallest heap that may be under way from here at once."""
+
+_ANSWER_SECONDS = 10.0
+_MISSING_SECONDS = 60.0
+"""How long a member that does not tell is not asked again."""
+
+_RETRY_SECONDS = 1.0
+_STALE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemberHeap:
+    """A member's heap.
+
+    Attributes:
+        address: Where the cluster says that it is.
+        used: Bytes in use; garbage that was not collected yet counts, too.
+        most: Bytes that it may have.
+        refusal: Why it is not known; the figures are 0 then.
+        collections: How often garbage was collected.
+    """
+
+    address: str
+    used: int = 0
+    most: int = 0
+    refusal: str = ""
+    collections: int = 0
+
+    @property
+    def share(self) -> float:
+        """Part of it that is in use."""
+        return self.used / self.most if self.most else 0.0
+
+    def __str__(self) -> str:
+        return f"member {self.address} uses {self.share:.0%} of its {size_text(self.most)} of heap"
+
+
+def size_text(count: int) -> str:
+    """Bytes for people: `256 MB`, `3.5 GB`."""
+    megabytes = count / (1 << 20)
+    if megabytes >= 1000:
+        return f"{megabytes / 1024:.1f} GB"
+    return f"{megabytes:.0f} MB"
+
+
+async def look_at_heaps(grid: Grid, seconds: float = _ANSWER_SECONDS) -> list[MemberHeap]:
+    """How full the heaps were when the members last measured them. One that does not tell is in the list, with why.
+
+    Args:
+        grid: The connection.
+        seconds: How long answers are waited for.
+    """
+
+    async def look(member: Any) -> MemberHeap:
+        address = _address(member)
+        try:
+            async with asyncio.timeout(seconds):
+                sample, _ = await read_heap(grid, member.uuid, 0)
+        except TimeoutError:
+            return MemberHeap(address, refusal="it does not answer")
+        except (HazelcastError, GridError) as error:
+            return MemberHeap(address, refusal=str(error))
+        return MemberHeap(address, sample.used, sample.most, collections=sample.collections)
+
+    return list(await asyncio.gather(*map(look, grid.members)))
+
+
+class _Mark(NamedTuple):
+    """A measurement, what we had put until then, and whether a collection was seen before it."""
+
+    sample: Sample
+    spent: int
+    collected: bool = False
+
+
+class _Marks(NamedTuple):
+    """The lowest measurement since the last collection, with what we have put since, and the last one; and our share.
+
+    The share is the part of what a heap has grown by that we have put: with garbage, and what others put.
+    """
+
+    floor: _Mark
+    last: _Mark
+    share: float = _LEAST_SHARE
+
+    @property
+    def used(self) -> int:
+        """What is used if all that we have put since the floor is there to stay."""
+        return self.floor.sample.used + self.last.spent - self.floor.spent
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it was too full even after a collection."""
+        return self.floor.collected and self.floor.sample.used >= STOP * self.floor.sample.most
+
+    @classmethod
+    def after(cls, before: _Marks | None, sample: Sample, spent: int) -> _Marks:
+        """With one measurement more."""
+        if before is None:
+            return cls(_Mark(sample, spent), _Mark(sample, spent))
+        collected = sample.collections != before.last.sample.collections
+        last = _Mark(sample, spent, collected or before.floor.collected)
+        since = before.floor if collected else before.last  # what is left of both has no, or the same, garbage in it
+        share, ours, grown = before.share, spent - since.spent, sample.used - since.sample.used
+        if ours:
+            share = max(min(ours / grown if grown > 0 else 1.0, 2 * share, 1.0), _LEAST_SHARE)
+        now = cls(before.floor, last, share)
+        return cls(last, last, share) if collected or sample.used <= now.used else now
+
+
+class HeapWatch:
+    """The members' heaps as producers of this process see them. One a connection.
+
+    It asks as long as something is put, each member once a measurement. A member that does not tell bounds nothing.
+
+    Attributes:
+        worst: The heap with the least room; None if none is known.
+        stops: Whether nothing may be put because of it; otherwise a little may.
+        most_under_way: Bytes that may be under way at once.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._marks: dict[UUID, _Marks] = {}
+        self._followers: dict[UUID, asyncio.Task[None]] = {}
+        self._used = asyncio.Event()
+        self._spent = 0
+        self._until = float("inf")
+        self._closed = False
+        self.worst: MemberHeap | None = None
+        self.stops = False
+        self.most_under_way = float("inf")
+
+    async def start(self) -> None:
+        """Look for the first time, if nobody has, and go on beside what is put."""
+        fresh = [self._follow(member) for member in self._grid.members if member.uuid not in self._followers]
+        if fresh:
+            try:
+                async with asyncio.timeout(_RETRY_SECONDS):
+                    await asyncio.gather(*(first.wait() for first in fresh))
+            except TimeoutError:
+                pass  # it comes later, or never
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._closed = True
+        for task in self._followers.values():
+            task.cancel()
+
+    # ------------------------------------------------------------------ what may be put
+
+    @property
+    def has_room(self) -> bool:
+        """Whether something may be put now. Whoever waits asks again and again: that keeps the measurements coming."""
+        if self._spent < self._until:
+            return True
+        self._used.set()
+        return False
+
+    def spend(self, entries: int, size: int) -> None:
+        """So many entries, of so many bytes, are on their way."""
+        self._spent += size + entries * ENTRY_BYTES
+        self._used.set()
+        if not self._followers and not self._closed:
+            self._judge()  # all members were gone, and others may be there now
+
+    # ------------------------------------------------------------------ measurements
+
+    def _follow(self, member: Any) -> asyncio.Event:
+        first = asyncio.Event()
+        task = asyncio.get_running_loop().create_task(self._ask(member, first))
+        self._followers[member.uuid] = task
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._followers.pop(member.uuid, None)
+            self._marks.pop(member.uuid, None)
+            first.set()
+            self._judge()
+
+        task.add_done_callback(ended)
+        return first
+
+    async def _ask(self, member: Any, first: asyncio.Event) -> None:
+        """Ask a member for one measurement after the other until it is gone."""
+        since = 0
+        while any(each.uuid == member.uuid for each in self._grid.members):
+            try:
+                # It may take as long as the member waits before it measures again: some have reasons for minutes.
+                sample, since = await read_heap(self._grid, member.uuid, since)
+            except Exception as error:  # noqa: BLE001 -- whatever it tells, nobody waits for this member for ever
+                what = str(error) or type(error).__name__
+                _log.debug("%s does not tell how full its heap is: %s", _address(member), what)
+                self._marks.pop(member.uuid, None)
+                first.set()
+                self._judge()
+                since = 0
+                lost = isinstance(error, TargetDisconnectedError | HazelcastClientNotActiveError)
+                await asyncio.sleep(_RETRY_SECONDS if lost else _MISSING_SECONDS)
+                continue
+            self._marks[member.uuid] = _Marks.after(self._marks.get(member.uuid), sample, self._spent)
+            first.set()
+            self._judge()
+            self._used.clear()
+            idle_since = asyncio.get_running_loop().time()
+            await self._used.wait()
+            if asyncio.get_running_loop().time() - idle_since > _STALE_SECONDS:
+                self._marks.pop(member.uuid, None)  # others may have filled it since
+
+    def _judge(self) -> None:
+        """What may be put until the next measurement."""
+        until, worst, stops, smallest = float("inf"), None, False, float("inf")
+        for member in self._grid.members:
+            if member.uuid not in self._followers and not self._closed:
+                self._follow(member)
+            marks = self._marks.get(member.uuid)
+            if marks is None:
+                continue
+            most, used, raw = marks.last.sample.most, marks.used, marks.last.sample.used
+            room = max((SLOW * most - used) * _BEFORE_SLOW, (STOP * most - used) * _BEFORE_STOP) * marks.share
+            if not marks.is_full:
+                room = max(room, most * _LEAST)
+            if raw > SLOW * most:
+                room = min(room, (most - raw) * _TO_END * max(marks.share, _LEAST_SHARE_TO_END))
+            smallest = min(smallest, most)
+            if marks.last.spent + room < until:
+                until, stops = marks.last.spent + room, marks.is_full
+                worst = MemberHeap(_address(member), used, most, collections=marks.last.sample.collections)
+        self._until, self.worst, self.stops = until, worst, stops
+        self.most_under_way = smallest * UNDER_WAY
+
+
+def worst_of(heaps: Sequence[MemberHeap]) -> MemberHeap | None:
+    """The fullest of those that are known."""
+    return max((heap for heap in heaps if heap.most), key=lambda heap: heap.share, default=None)
+
+
+def _address(member: Any) -> str:
+    return f"{member.address.host}:{member.address.port}"

@@ -1,0 +1,360 @@
+"""Control records: small JSON objects in a map of the grid, changed only by compare-and-set.
+
+`replaceIfSame` of Hazelcast compares serialized bytes. A record therefore keeps the very text that it was read as. Keys
+keep their order, which matters in what records hold (the features of a job, for one).
+
+Any client can put anything into a map. Records are therefore read as bytes, and what is not a record, or not what its
+reader makes of it, is a :class:`BadRecord`: it is left out and noted, and the others are read as if it were not there.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+from hazelcast.core import HazelcastJsonValue
+from hazelcast.errors import (
+    IndeterminateOperationStateError,
+    OperationTimeoutError,
+    TargetDisconnectedError,
+)
+
+from gridscore.errors import BadRecordError, ConflictError, GridError, GridscoreError
+from gridscore.grid import transport, wire
+from gridscore.grid.entries import values_of
+from gridscore.grid.writer import partition_of
+from gridscore.texts import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from gridscore.grid.connection import Grid
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+"""A count or a time that a record may hold: sums of them stay within what JSON and other clients can read."""
+
+Figure = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+"""A rate or a time span."""
+
+Word = Annotated[str, msgspec.Meta(max_length=10_000)]
+"""A name or a message."""
+
+_ATTEMPTS = 50
+JSON, _STRING = -130, -11
+"""Types of serialized values."""
+_HEADER = 12  # hash, type and length in front of a text
+_TOLD = 1_000
+
+MAX_RECORD = 8 << 20
+"""Bytes of a record above which it is not looked into: that of a model with 10,000 versions has a quarter of it."""
+
+INDETERMINATE = (IndeterminateOperationStateError, TargetDisconnectedError, OperationTimeoutError)
+"""Errors after which a write may or may not have happened."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def record_text(value: dict[str, Any]) -> str:
+    """The text of a record's value."""
+    return _encode(value).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as it was read or written: `raw` is its exact text."""
+
+    key: str
+    value: dict[str, Any]
+    raw: str
+
+
+def partition_in(key: str, partition_count: int) -> int:
+    """The partition that the key of a record ends in, as in `payments/17`.
+
+    Raises:
+        ValueError: It does not.
+    """
+    _, _, text = key.rpartition("/")
+    if not (text.isascii() and text.isdecimal() and len(text) < 8 and int(text) < partition_count):
+        raise ValueError("its key does not end in the number of a partition")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """An entry of a control map that is not what it should be.
+
+    Attributes:
+        map_name: The map.
+        key: Its key, as people would write it.
+        reason: What is wrong with it.
+        key_data: The key as it is serialized.
+        value_data: The value as it is serialized.
+    """
+
+    map_name: str
+    key: str
+    reason: str
+    key_data: bytes
+    value_data: bytes
+
+    def __str__(self) -> str:
+        # Anybody may have written the key, and the reason quotes the value: neither may look like a line of the log.
+        return visible(f"The control record `{self.key}` in `{self.map_name}` cannot be used: {self.reason}")
+
+    def to_json(self) -> dict[str, str]:
+        """For scripts."""
+        return {"map": self.map_name, "key": self.key, "reason": self.reason}
+
+
+class BadRecords:
+    """The bad records that one connection has met last; each is told in the log once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, bytes], BadRecord] = {}
+        self._told: dict[tuple[str, bytes, int], None] = {}
+
+    def all(self) -> list[BadRecord]:
+        """Those that were there when their map was read last, by map and key."""
+        return sorted(self._known.values(), key=lambda bad: (bad.map_name, bad.key))
+
+    def note(self, found: Iterable[BadRecord]) -> None:
+        """Add some."""
+        for bad in found:
+            self._known[bad.map_name, bad.key_data] = bad
+            if self.is_new(bad.map_name, bad.key_data, bad.value_data):
+                _log.error("%s. `gridscore repair` repairs or removes it.", bad, extra={"action": "bad_record"})
+
+    def is_new(self, map_name: str, key: bytes, value: bytes) -> bool:
+        """Whether an entry is asked about for the first time, as far as that is remembered."""
+        place = (map_name, key, hash(value))
+        if place in self._told:
+            return False
+        while len(self._told) >= _TOLD:
+            self._told.pop(next(iter(self._told)))
+        self._told[place] = None
+        return True
+
+    def replace(self, map_name: str, found: Iterable[BadRecord], *, prefix: str = "") -> None:
+        """Note all that a map holds now under keys with that beginning."""
+        for place, bad in list(self._known.items()):
+            if bad.map_name == map_name and bad.key.startswith(prefix):
+                del self._known[place]
+        self.note(found)
+
+
+class Records:
+    """The records of one control map."""
+
+    def __init__(self, grid: Grid, map_name: str) -> None:
+        self._grid = grid
+        self.map_name = map_name
+
+    async def get(self, key: str) -> Record | None:
+        """The record of that key, or None.
+
+        Raises:
+            BadRecordError: Something else is there.
+        """
+        found = await self._value(key)
+        return None if found is None else as_record(self.map_name, self._key(key), found)
+
+    async def all(self, bad: list[BadRecord] | None = None) -> dict[str, Record]:
+        """Every record, by key. What is not a record is left out, noted, and added to `bad`."""
+        records, found = await self._read(lambda record: record)
+        self._grid.bad_records.note(found)
+        if bad is not None:
+            bad += found
+        return records
+
+    async def read(self, parse: Callable[[Record], _T]) -> dict[str, _T]:
+        """What `parse` makes of every record, by key. What is not a record, or fails there for any reason, is noted."""
+        found, bad = await self._read(parse)
+        self._grid.bad_records.replace(self.map_name, bad)
+        return found
+
+    async def create(self, key: str, value: dict[str, Any]) -> Record:
+        """Write a record that does not exist yet.
+
+        Raises:
+            ConflictError: It exists.
+        """
+        await self._map()  # known by name from now on
+        text = record_text(value)
+        data = self._key(key)
+        message = wire.encode_put_if_absent(self.map_name, data, text.encode())
+        try:
+            created = await self._invoke(data, message, wire.decode_put_if_absent)
+        except INDETERMINATE:
+            created = await self._was_written(key, text)
+        if not created:
+            raise ConflictError(f"{self.map_name}: the record `{key}` exists already.")
+        return Record(key, value, text)
+
+    async def put(self, key: str, value: dict[str, Any]) -> None:
+        """Write a record, whatever was there.
+
+        Raises:
+            HazelcastError: The cluster did not answer; it may have been written or not.
+        """
+        await (await self._map()).set(key, HazelcastJsonValue(record_text(value)))
+
+    async def replace(self, record: Record, value: dict[str, Any]) -> Record:
+        """Write a new value if the record is still what it was.
+
+        Raises:
+            ConflictError: Another client changed or removed it.
+        """
+        text = record_text(value)
+        if text == record.raw:
+            # Nothing would change, and a compare-and-set to the same bytes could not tell success from failure.
+            return record
+        try:
+            done = await (await self._map()).replace_if_same(
+                record.key, HazelcastJsonValue(record.raw), HazelcastJsonValue(text)
+            )
+        except INDETERMINATE:
+            # Whether it happened is not known, so look. A value that two may write alike needs its writer in it.
+            done = await self._value(record.key) == wire.json_data(text.encode())
+        if not done:
+            raise ConflictError(f"{self.map_name}: the record `{record.key}` was changed by somebody else.")
+        return Record(record.key, value, text)
+
+    async def update(self, key: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> Record:
+        """Read, change and write until nobody came between.
+
+        Args:
+            key: Of the record.
+            change: Gets the current value (None if there is none) and returns the new one; may be called repeatedly,
+                may raise to give up.
+
+        Raises:
+            BadRecordError: What is there is not a record.
+            ConflictError: Others kept changing it.
+        """
+        for _ in range(_ATTEMPTS):
+            record = await self.get(key)
+            try:
+                if record is None:
+                    return await self.create(key, change(None))
+                return await self.replace(record, change(dict(record.value)))
+            except ConflictError:
+                continue
+        raise ConflictError(f"{self.map_name}: the record `{key}` is changed by others all the time.")
+
+    async def delete(self, key: str) -> None:
+        """Remove the record if it exists."""
+        await (await self._map()).delete(key)
+
+    async def remove(self, record: Record) -> bool:
+        """Remove a record if it is still what it was; whether it was."""
+        return bool(await (await self._map()).remove_if_same(record.key, HazelcastJsonValue(record.raw)))
+
+    async def remove_bad(self, bad: BadRecord) -> bool:
+        """Remove a bad record if it is still what it was; whether it was."""
+        message = wire.encode_remove_if_same(self.map_name, bad.key_data, bad.value_data)
+        return bool(await self._invoke(bad.key_data, message, wire.decode_remove_if_same))
+
+    async def repair(self, bad: BadRecord, value: dict[str, Any]) -> bool:
+        """Write a good value in the place of a bad one if that is still what it was; whether it was."""
+        prefix = wire.replace_if_same_prefix(self.map_name, bad.key_data)
+        text = wire.json_data(record_text(value).encode())
+        message = wire.encode_replace_if_same(prefix, bad.value_data, text)
+        return bool(await self._invoke(bad.key_data, message, wire.decode_replace_if_same))
+
+    async def watch(self, callback: Callable[[], None], *, updates: bool = True) -> Callable[[], Any]:
+        """Call back after any change, by an entry listener; returns a coroutine function that ends it.
+
+        Listeners may miss changes while the connection is down: so it calls back after a reconnect, too. Look at the
+        records from time to time all the same.
+
+        Args:
+            callback: What to call.
+            updates: Also when a record has changed, not only when one has come or gone.
+        """
+        return await self._grid.watches.add(await self._map(), callback, updates=updates)
+
+    async def _read(self, parse: Callable[[Record], _T]) -> tuple[dict[str, _T], list[BadRecord]]:
+        good, bad = {}, []
+        for key, value in await transport.map_entries(self._grid.client, self.map_name):
+            try:
+                record = as_record(self.map_name, key, value)
+                good[record.key] = parse(record)
+            except BadRecordError as error:
+                bad.append(error.record)
+            except Exception as error:  # noqa: BLE001 -- whatever is wrong with one record does not concern the others
+                bad.append(BadRecord(self.map_name, record.key, reason_of(error), key, value))
+        return good, bad
+
+    async def _value(self, key: str) -> bytes | None:
+        """The value under a key as it is serialized, or None."""
+        data = self._key(key)
+        found = await values_of(self._grid, self.map_name, partition_of(data, self._grid.partition_count), [data])
+        return next(iter(found.values()), None)
+
+    async def _was_written(self, key: str, text: str) -> bool:
+        current = await self._value(key)
+        if current is None:
+            raise GridError(f"{self.map_name}: writing the record `{key}` failed.", "Try again.")
+        return current[4:] == wire.json_data(text.encode())[4:]
+
+    async def _invoke(self, key: bytes, message: Any, decode: Callable[[Any], Any]) -> Any:
+        partition = partition_of(key, self._grid.partition_count)
+        return await transport.invoke(self._grid.client, message, partition, decode)
+
+    def _key(self, key: str) -> bytes:
+        return transport.key_data(self._grid.client, key)
+
+    async def _map(self) -> Any:
+        return await self._grid.map(self.map_name)
+
+
+def as_record(map_name: str, key: bytes, value: bytes) -> Record:
+    """The record of a serialized entry.
+
+    Raises:
+        BadRecordError: It is not valid.
+    """
+    name = ""
+    try:
+        name = key_text(key)
+        if (kind := int.from_bytes(value[4:8], "big", signed=True)) != JSON:
+            raise ValueError(f"it is not a JSON value, but of Hazelcast's type {kind}")  # noqa: TRY301
+        if len(value) > MAX_RECORD:
+            raise ValueError(f"it has {len(value):,} bytes, more than {MAX_RECORD:,}")  # noqa: TRY301
+        text = value[_HEADER:]
+        return Record(name, _decode(text), text.decode())
+    except (ValueError, RecursionError) as error:  # msgspec's errors are among them
+        shown = name or key[8:].hex()[:80]
+        raise BadRecordError(BadRecord(map_name, shown, reason_of(error), key, value)) from None
+
+
+def key_text(key: bytes) -> str:
+    """The text that a serialized key is.
+
+    Raises:
+        ValueError: It is not valid.
+    """
+    if (kind := int.from_bytes(key[4:8], "big", signed=True)) != _STRING:
+        raise ValueError(f"its key is not a text, but of Hazelcast's type {kind}")
+    return key[_HEADER:].decode()
+
+
+def parsed(kind: type[_T]) -> Callable[[Record], _T]:
+    """Makes structs of records, for `Records.read`."""
+    return lambda record: msgspec.convert(record.value, kind)
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line."""
+    text = error.message if isinstance(error, GridscoreError) else str(error)
+    text = " ".join(text.split())[:500]
+    for_people = isinstance(error, (ValueError, GridscoreError)) and text
+    return text if for_people else f"{type(error).__name__}: {text}"

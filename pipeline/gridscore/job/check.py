@@ -1,0 +1,237 @@
+"""What must hold between the parts of a job file: names in expressions, types, maps, results, decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gridscore.errors import ExpressionError
+from gridscore.job.expressions import Node, Scope, compile_expression, is_coded
+from gridscore.job.problems import MAX_PROBLEMS
+from gridscore.job.types import Type
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from gridscore.job.document import Path
+    from gridscore.job.file import Decision, Feature, Lookup
+    from gridscore.job.types import FieldType
+
+RESULT_FIELDS = ("score", "decision", "version", "model", "revision", "sequence", "epoch", "scored_at")
+"""Fields of every result; event fields with these names cannot be included in one."""
+
+
+@dataclass(slots=True)
+class Parts:
+    """The parts of a job, as far as each is right in itself.
+
+    Attributes:
+        fields: The schema.
+        lookups: By name.
+        features: By name.
+        include: Event fields to copy to results.
+        decisions: The list.
+        maps: Names of maps by the key that names them.
+        broken: Names of what is wrong in itself; it is not reported again.
+        margin: What each score begins with.
+    """
+
+    fields: Mapping[str, FieldType] = field(default_factory=dict)
+    lookups: Mapping[str, Lookup] = field(default_factory=dict)
+    features: Mapping[str, Feature] = field(default_factory=dict)
+    include: Sequence[Any] = ()
+    decisions: Sequence[Decision] = ()
+    maps: Mapping[str, str] = field(default_factory=dict)
+    broken: frozenset[str] = frozenset()
+    margin: Feature | None = None
+
+
+def check(parts: Parts) -> list[tuple[Path, str]]:
+    """Everything that is wrong between the parts, with its path in the file."""
+    return [
+        *_check_json_names(parts),
+        *_check_lookups(parts),
+        *_check_features(parts),
+        *_check_margin(parts),
+        *_check_result(parts),
+        *_check_decisions(parts),
+    ]
+
+
+MAX_OPERATIONS = 30_000
+"""Of all features together: a worker compiles them between two batches, and its leases must not run out meanwhile."""
+
+
+def compile_keys(lookup: Lookup, fields: Mapping[str, FieldType], broken: frozenset[str] = frozenset()) -> list[Node]:
+    """The key expressions of a lookup.
+
+    Raises:
+        ExpressionError: One cannot be used.
+    """
+    nodes = []
+    for text in lookup.key:
+        node = compile_expression(text, Scope(fields, {}, broken=broken))
+        if node.type == Type.BOOL:
+            raise ExpressionError(f"`{text}` is true or false: a key is a string or a whole number")
+        nodes.append(node)
+    return nodes
+
+
+def compile_features(
+    features: Mapping[str, Feature], fields: Mapping[str, FieldType], lookups: Mapping[str, Lookup]
+) -> dict[str, Node]:
+    """The expressions of features by name, in order.
+
+    Raises:
+        ExpressionError: One cannot be used.
+    """
+    compiled: dict[str, Node] = {}
+    coded: set[str] = set()
+    known = {name: lookup.fields for name, lookup in lookups.items()}
+    for name, feature in features.items():
+        scope = Scope(fields, known, tuple(compiled), coded)
+        node = compiled[name] = compile_expression(feature.expression, scope, category=name)
+        if is_coded(node, coded):
+            coded.add(name)
+    return compiled
+
+
+def compile_margin(
+    margin: Feature,
+    features: Collection[str],
+    fields: Mapping[str, FieldType],
+    lookups: Mapping[str, Lookup],
+    broken: frozenset[str] = frozenset(),
+) -> Node:
+    """The expression of a job's margin.
+
+    Raises:
+        ExpressionError: It cannot be used.
+    """
+    known = {name: lookup.fields for name, lookup in lookups.items()}
+    node = compile_expression(margin.expression, Scope(fields, known, tuple(features), broken=broken))
+    if node.type in {Type.STRING, Type.TIMESTAMP}:
+        raise ExpressionError(f"the value is a {node.type}, a margin is a number")
+    return node
+
+
+def _check_json_names(parts: Parts) -> list[tuple[Path, str]]:
+    found: list[tuple[Path, str]] = []
+    for section, fields in [
+        (("schema",), parts.fields),
+        *((("lookups", name, "fields"), lookup.fields) for name, lookup in parts.lookups.items()),
+    ]:
+        seen: dict[str, str] = {}
+        for name, kind in fields.items():
+            other = seen.setdefault(kind.json_name or name, name)
+            if other != name:
+                found.append(((*section, name), f"it reads the same JSON field as `{other}`"))
+    return found
+
+
+def _check_lookups(parts: Parts) -> list[tuple[Path, str]]:
+    found: list[tuple[Path, str]] = []
+    for name, lookup in parts.lookups.items():
+        path = ("lookups", name, "key")
+        try:
+            compile_keys(lookup, parts.fields, parts.broken)
+        except ExpressionError as error:
+            found.extend((path, line) for line in error.message.splitlines())
+        if lookup.map in (parts.maps.get("events"), parts.maps.get("results")):
+            found.append((("lookups", name, "map"), f"`{lookup.map}` is the job's event or result map"))
+    if parts.maps.get("events") and parts.maps.get("events") == parts.maps.get("results"):
+        found.append((("results",), "results cannot go to the event map: every result would be an event"))
+    return found
+
+
+def _check_features(parts: Parts) -> list[tuple[Path, str]]:
+    found: list[tuple[Path, str]] = []
+    lookups = {name: lookup.fields for name, lookup in parts.lookups.items()}
+    names = list(parts.features)
+    coded: set[str] = set()
+    operations = 0
+    for position, (name, feature) in enumerate(parts.features.items()):
+        if len(found) > MAX_PROBLEMS:
+            break  # no more are shown, and each costs a search for what was meant
+        scope = Scope(parts.fields, lookups, names[:position], coded, parts.broken, names[position:])
+        path = ("features", name, "expression")
+        try:
+            node = compile_expression(feature.expression, scope, category=name)
+        except ExpressionError as error:
+            found.extend((path, line) for line in error.message.splitlines())
+            continue
+        if (operations := operations + node.size) > MAX_OPERATIONS:
+            found.append((path, f"the features up to this one come to more than {MAX_OPERATIONS:,} operations"))
+            break
+        if is_coded(node, coded):
+            coded.add(name)
+        if node.type == Type.STRING:
+            found.append((path, "the value is a string, a feature is a number: use `category(...)` or compare it"))
+        if node.type == Type.TIMESTAMP:
+            found.append(
+                (
+                    path,
+                    "the value is a timestamp, a feature is a number: use `epoch(...)` or a part such as `hour(...)`",
+                )
+            )
+    return found
+
+
+def _check_margin(parts: Parts) -> list[tuple[Path, str]]:
+    if parts.margin is None:
+        return []
+    try:
+        compile_margin(parts.margin, parts.features, parts.fields, parts.lookups, parts.broken)
+    except ExpressionError as error:
+        return [(("margin", "expression"), line) for line in error.message.splitlines()]
+    return []
+
+
+def _check_result(parts: Parts) -> list[tuple[Path, str]]:
+    import difflib
+
+    found: list[tuple[Path, str]] = []
+    seen = set()
+    for position, name in enumerate(parts.include):
+        path = ("result", "include", position)
+        if name in seen:
+            found.append((path, f"`{name}` is here twice"))
+        elif name in RESULT_FIELDS:
+            found.append(
+                (path, f"`{name}` is a field of every result already; give the event field another name with `json`")
+            )
+        elif name not in parts.fields and name not in parts.broken:
+            close = difflib.get_close_matches(str(name), parts.fields, n=1)
+            meant = f", did you mean `{close[0]}`?" if close else ""
+            found.append((path, f"there is no event field `{name}`{meant}"))
+        seen.add(name)
+    return found
+
+
+def _check_decisions(parts: Parts) -> list[tuple[Path, str]]:
+    decisions = parts.decisions
+    if not decisions:
+        return []
+    found: list[tuple[Path, str]] = []
+    if len(decisions) == 1:
+        found.append((("decisions",), "one decision decides nothing: add the one to take below `at_least`"))
+    seen: set[str] = set()
+    above: float | None = None
+    last = len(decisions) - 1
+    for position, decision in enumerate(decisions):
+        path = ("decisions", position)
+        if decision.decision in seen:
+            found.append((path, f"the decision `{decision.decision}` is here twice"))
+        seen.add(decision.decision)
+        threshold = decision.at_least
+        if position == last:
+            if threshold is not None and last:
+                found.append((path, "the last decision is for all lower scores: leave its `at_least` out"))
+        elif threshold is None:
+            found.append((path, "only the last decision, for all lower scores, can be without `at_least`"))
+        elif above is not None and threshold >= above:
+            found.append(
+                (path, f"`at_least: {threshold:g}` is not below the {above:g} before it: decisions go from high to low")
+            )
+        above = threshold if threshold is not None else above
+    return found

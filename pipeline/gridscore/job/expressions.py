@@ -1,0 +1,629 @@
+"""The expression language: the subset of Python that `pandas.DataFrame.eval` made known, parsed and type-checked.
+
+Python's own parser reads the text and nothing of it is ever run: the syntax tree is walked, what is not on the list is
+refused, and each part is given its type. The outcome is a tree of :class:`Node`, which `features` computes column-wise.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime as dt
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from gridscore.errors import ExpressionError
+from gridscore.job import zones
+from gridscore.job.functions import FUNCTIONS, NAMES, SPECIAL
+from gridscore.job.syntax import name_of, parse, source_of
+from gridscore.job.types import Type
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Hashable, Mapping, Sequence
+
+    from gridscore.job.types import FieldType
+
+MAX_CONCATENATIONS = 16
+"""Strings put together in one expression; with the size of an event, this bounds what a row can take."""
+MAX_ITEMS = 1_000
+MAX_NODES, MAX_NODE_DEPTH = 4_000, 150
+"""Operations that an expression is compiled to, each counted wherever it is used, and how deep they may be nested.
+
+Short texts can mean many: the middle of `a < b < c` is used twice. Whatever walks over nodes relies on both.
+"""
+MAX_PROBLEMS = 5
+"""Problems told of one expression; each costs a search for what was meant."""
+
+_ARITHMETIC = {
+    ast.Add: ("add", "+"),
+    ast.Sub: ("subtract", "-"),
+    ast.Mult: ("multiply", "*"),
+    ast.Div: ("divide", "/"),
+    ast.FloorDiv: ("floor_divide", "//"),
+    ast.Mod: ("modulo", "%"),
+    ast.Pow: ("power", "**"),
+}
+_BITWISE = {ast.BitAnd: ("and", "&"), ast.BitOr: ("or", "|")}
+_COMPARISONS = {
+    ast.Eq: ("equal", "=="),
+    ast.NotEq: ("not_equal", "!="),
+    ast.Lt: ("less", "<"),
+    ast.LtE: ("less_equal", "<="),
+    ast.Gt: ("greater", ">"),
+    ast.GtE: ("greater_equal", ">="),
+}
+_A = {Type.NUMBER: "a number", Type.STRING: "a string", Type.BOOL: "true or false", Type.TIMESTAMP: "a timestamp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation of an expression.
+
+    Attributes:
+        op: What it does: `field`, `lookup`, `feature`, `constant`, or the name of an operation in `features`.
+        args: What it does it to.
+        type: Type of its value.
+        value: What identifies a field, lookup field, feature or category; the value of a constant or constant argument.
+        nullable: Whether a BOOL can be missing; values of other types always can.
+        size: Nodes of the tree below, and itself.
+        depth: Levels of that tree.
+    """
+
+    op: str
+    args: tuple[Node, ...] = ()
+    type: Type = Type.UNKNOWN
+    value: Hashable = None
+    nullable: bool = False
+    size: int = field(init=False, compare=False, repr=False)
+    depth: int = field(init=False, compare=False, repr=False)
+    _hash: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Counted and hashed once: a walk over all that is below would take for ever where parts are used twice.
+        put = object.__setattr__
+        put(self, "size", 1 + sum(arg.size for arg in self.args))
+        put(self, "depth", 1 + max((arg.depth for arg in self.args), default=0))
+        put(self, "_hash", hash((self.op, self.args, self.type, self.value, self.nullable)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+_UNKNOWN = Node("constant")
+_NULL = Node("null")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The names that an expression can use.
+
+    Attributes:
+        fields: Of the event.
+        lookups: Fields of each lookup.
+        features: Features defined earlier.
+        coded: Those of them that are made of a category's code.
+        broken: Names of fields, lookups and features that exist, but whose definition is wrong.
+        later: Features defined later, for a better message.
+    """
+
+    fields: Mapping[str, FieldType]
+    lookups: Mapping[str, Mapping[str, FieldType]]
+    features: Collection[str] = ()
+    coded: Collection[str] = ()
+    broken: Collection[str] = ()
+    later: Collection[str] = ()
+
+
+def compile_expression(text: str, scope: Scope, *, category: str | None = None) -> Node:
+    """Parse and type-check an expression.
+
+    Args:
+        text: The expression.
+        scope: The names that it can use.
+        category: The feature whose categories `category()` means; None where it cannot be used.
+
+    Raises:
+        ExpressionError: It cannot be used; the message has a line for each reason.
+    """
+    compiler = _Compiler(text, scope, category)
+    try:
+        node = compiler.compile()
+    except _EnoughError:
+        node = _UNKNOWN
+    if compiler.problems:
+        raise ExpressionError("\n".join(compiler.problems))
+    return node
+
+
+def find(node: Node, op: str) -> Node | None:
+    """The first operation of that name in an expression."""
+    if node.op == op:
+        return node
+    return next((found for arg in node.args if (found := find(arg, op)) is not None), None)
+
+
+def is_coded(node: Node, coded: Collection[str]) -> bool:
+    """Whether a value depends on the code of a category, given the earlier features that do."""
+    if node.op == "category" or (node.op == "feature" and node.value in coded):
+        return True
+    return any(is_coded(arg, coded) for arg in node.args)
+
+
+class _EnoughError(Exception):
+    """So much is wrong that no more need be told."""
+
+
+class _Compiler:
+    def __init__(self, text: str, scope: Scope, category: str | None) -> None:
+        self._text = text
+        self._scope = scope
+        self._category = category
+        self._categories = 0
+        self._concatenations = 0
+        self.problems: list[str] = []
+
+    def compile(self) -> Node:
+        try:
+            tree = parse(self._text)
+        except ExpressionError as error:
+            return self._wrong(error.message)
+        try:
+            node = self._node(tree)
+        except RecursionError:  # whoever called us had not much room left
+            return self._wrong("too deeply nested")
+        if self._concatenations > MAX_CONCATENATIONS:
+            self._wrong(f"more than {MAX_CONCATENATIONS} strings put together with `+`")
+        if node is _NULL:
+            return self._wrong("the whole expression is `None`")
+        return node
+
+    def _wrong(self, message: str) -> Node:
+        if message not in self.problems:
+            self.problems.append(message)
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise _EnoughError
+        return _UNKNOWN
+
+    # ------------------------------------------------------------------ nodes
+
+    def _node(self, tree: ast.expr) -> Node:
+        node = self._any(tree)
+        if node.size > MAX_NODES:
+            self._wrong(f"it comes to more than {MAX_NODES:,} operations: make features of its parts")
+            raise _EnoughError
+        if node.depth > MAX_NODE_DEPTH:
+            self._wrong(f"its operations are nested more than {MAX_NODE_DEPTH} levels deep: make features of its parts")
+            raise _EnoughError
+        return node
+
+    def _any(self, tree: ast.expr) -> Node:
+        match tree:
+            case ast.Constant():
+                return self._constant(tree)
+            case ast.Name():
+                return self._bare(tree.id)
+            case ast.Attribute():
+                return self._attribute(tree)
+            case ast.UnaryOp():
+                return self._unary(tree)
+            case ast.BinOp():
+                return self._binary(tree)
+            case ast.BoolOp():
+                op = "and" if isinstance(tree.op, ast.And) else "or"
+                values = [self._truth(self._node(value), value, f"`{op}`") for value in tree.values]
+                return _all(op, values)
+            case ast.Compare():
+                return self._compare(tree)
+            case ast.IfExp():
+                return self._where(tree.test, tree.body, tree.orelse, "`if`")
+            case ast.Call():
+                return self._call(tree)
+            case ast.List() | ast.Tuple() | ast.Set():
+                return self._wrong(f"{source_of(tree)}: a list can only stand after `in`")
+            case _:
+                return self._wrong(f"{source_of(tree)}: {name_of(tree)} cannot be used in an expression")
+
+    def _constant(self, tree: ast.Constant) -> Node:
+        value = tree.value
+        if value is None:
+            return _NULL
+        if isinstance(value, bool):
+            return Node("constant", (), Type.BOOL, value)
+        if isinstance(value, int | float):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if math.isinf(number):
+                return self._wrong(f"{source_of(tree)}: the number is too large")
+            return Node("constant", (), Type.NUMBER, number)
+        if isinstance(value, str):
+            return Node("constant", (), Type.STRING, value)
+        return self._wrong(f"{source_of(tree)}: only numbers, strings, True, False and None can be written out")
+
+    def _bare(self, name: str) -> Node:
+        scope = self._scope
+        if name in scope.fields:
+            field = scope.fields[name]
+            # An integer beyond 2**53 is not the same as a float: keys, categories and texts are made of the original.
+            op = "int_field" if field.type == "int" else "field"
+            return Node(op, (), field.value_type, name, nullable=field.optional)
+        if name in scope.features:
+            return Node("feature", (), Type.NUMBER, name)
+        if name in scope.broken:
+            return _UNKNOWN
+        if name in scope.lookups:
+            fields = ", ".join(scope.lookups[name])
+            return self._wrong(f"`{name}` is a lookup: name one of its fields, as in `{name}.field` ({fields})")
+        if name in scope.later:
+            return self._wrong(f"`{name}` is a feature defined further down: move it up")
+        if name in NAMES:
+            example = SPECIAL.get(name) or FUNCTIONS[name].example
+            return self._wrong(f"`{name}` is a function: call it, as in `{example}`")
+        known = [*scope.fields, *scope.features, *scope.lookups]
+        return self._wrong(f"there is no event field or earlier feature `{name}`{_meant(name, known)}")
+
+    def _attribute(self, tree: ast.Attribute) -> Node:
+        if not isinstance(tree.value, ast.Name):
+            return self._wrong(f"{source_of(tree)}: a `.` can only stand between a lookup and its field")
+        lookup, name = tree.value.id, tree.attr
+        fields = self._scope.lookups.get(lookup)
+        if fields is None:
+            if lookup in self._scope.broken:
+                return _UNKNOWN
+            if lookup in self._scope.fields:
+                return self._wrong(f"`{lookup}.{name}`: `{lookup}` is a field of the event, only lookups have fields")
+            return self._wrong(f"there is no lookup `{lookup}`{_meant(lookup, self._scope.lookups)}")
+        if name in fields:
+            return Node("lookup", (), fields[name].value_type, (lookup, name), nullable=True)
+        return self._wrong(f"the lookup `{lookup}` has no field `{name}`{_meant(name, fields)}")
+
+    def _unary(self, tree: ast.UnaryOp) -> Node:
+        operand = self._node(tree.operand)
+        match tree.op:
+            case ast.Not():
+                return Node("not", (self._truth(operand, tree.operand, "`not`"),), Type.BOOL)
+            case ast.Invert():
+                return Node("not", (self._truth(operand, tree.operand, "`~`"),), Type.BOOL)
+            case ast.UAdd():
+                return self._number(operand, tree.operand, "`+`")
+            case _:
+                return Node("negative", (self._number(operand, tree.operand, "`-`"),), Type.NUMBER)
+
+    def _binary(self, tree: ast.BinOp) -> Node:
+        kind = type(tree.op)
+        left, right = self._node(tree.left), self._node(tree.right)
+        if kind in _BITWISE:
+            op, sign = _BITWISE[kind]
+            hint = ""
+            if Type.NUMBER in {left.type, right.type}:
+                # `a > 1 & b` is `a > (1 & b)` in Python, and so here.
+                hint = f"; put comparisons in parentheses, or write `{op}`"
+            a = self._truth(left, tree.left, f"`{sign}`", hint)
+            b = self._truth(right, tree.right, f"`{sign}`", hint)
+            return Node(op, (a, b), Type.BOOL)
+        if kind not in _ARITHMETIC:
+            return self._wrong(f"{source_of(tree)}: this operator cannot be used in an expression")
+        op, sign = _ARITHMETIC[kind]
+        types = {left.type, right.type} - {Type.UNKNOWN}
+        if kind is ast.Add and types == {Type.STRING}:
+            self._concatenations += 1
+            return Node("concat", (left, right), Type.STRING)
+        if kind is ast.Sub and types == {Type.TIMESTAMP}:
+            return Node("subtract", (left, right), Type.NUMBER)
+        if Type.STRING in types and kind is ast.Add:
+            odd = tree.right if left.type == Type.STRING else tree.left
+            return self._wrong(
+                f"{source_of(tree)}: `+` needs two numbers or two strings; "
+                f"`string({ast.unparse(odd)})` makes a string of the other"
+            )
+        if Type.TIMESTAMP in types:
+            return self._wrong(
+                f"{source_of(tree)}: of two timestamps only the difference, in seconds, can be taken; "
+                "`epoch(x)` makes a number of one"
+            )
+        a, b = self._number(left, tree.left, f"`{sign}`"), self._number(right, tree.right, f"`{sign}`")
+        return Node(op, (a, b), Type.NUMBER)
+
+    def _compare(self, tree: ast.Compare) -> Node:
+        parts: list[Node] = []
+        left_tree = tree.left
+        left = self._node(left_tree)
+        for op, right_tree in zip(tree.ops, tree.comparators, strict=True):
+            if isinstance(op, ast.In | ast.NotIn):
+                member = self._member(left, left_tree, right_tree)
+                parts.append(member if isinstance(op, ast.In) else Node("not", (member,), Type.BOOL))
+                if len(tree.ops) > 1:
+                    self._wrong(f"{source_of(tree)}: `in` cannot be chained with another comparison")
+                break
+            right = self._node(right_tree)
+            if isinstance(op, ast.Is | ast.IsNot):
+                if right is not _NULL or left is _NULL:
+                    self._wrong(f"{source_of(tree)}: `is` can only be followed by `None`; write `==`")
+                    break
+                null = self._isnull(left)
+                parts.append(null if isinstance(op, ast.Is) else Node("not", (null,), Type.BOOL))
+            else:
+                parts.append(self._comparison(op, left, left_tree, right, right_tree))
+            left, left_tree = right, right_tree
+        return _all("and", parts) if parts else _UNKNOWN
+
+    def _comparison(self, op: ast.cmpop, left: Node, left_tree: ast.expr, right: Node, right_tree: ast.expr) -> Node:
+        name, sign = _COMPARISONS[type(op)]
+        shown = f"`{ast.unparse(left_tree)} {sign} {ast.unparse(right_tree)}`"
+        if left is _NULL or right is _NULL:
+            return self._wrong(f"{shown}: write `is None` or `is not None`")
+        types = {left.type, right.type} - {Type.UNKNOWN}
+        if types == {Type.STRING}:
+            return Node(f"string_{name}", (left, right), Type.BOOL)
+        if types <= {Type.TIMESTAMP}:
+            return Node(name, (left, right), Type.BOOL)
+        if types <= {Type.NUMBER, Type.BOOL}:
+            return Node(name, (_as_number(left), _as_number(right)), Type.BOOL)
+        hint = ""
+        if Type.TIMESTAMP in types and Type.STRING in types:
+            hint = '; write a timestamp as `timestamp("2026-01-31T00:00:00Z")`'
+        return self._wrong(f"{shown} compares {_A[left.type]} with {_A[right.type]}{hint}")
+
+    def _member(self, left: Node, left_tree: ast.expr, right_tree: ast.expr) -> Node:
+        if not isinstance(right_tree, ast.List | ast.Tuple | ast.Set):
+            hint = "; `contains(text, part)` looks inside a string" if left.type == Type.STRING else ""
+            return self._wrong(
+                f"{source_of(right_tree)}: `in` needs a list that is written out, as in `x in [1, 2]`{hint}"
+            )
+        if len(right_tree.elts) > MAX_ITEMS:
+            return self._wrong(f"a list after `in` has more than {MAX_ITEMS} items")
+        values: list[str | float] = []
+        types = set()
+        for item in right_tree.elts:
+            negative = isinstance(item, ast.UnaryOp) and isinstance(item.op, ast.USub)
+            constant = item.operand if isinstance(item, ast.UnaryOp) and negative else item
+            node = self._constant(constant) if isinstance(constant, ast.Constant) else _UNKNOWN
+            if node.type not in {Type.NUMBER, Type.STRING} or (negative and node.type != Type.NUMBER):
+                return self._wrong(f"{source_of(item)}: a list after `in` can only hold numbers or strings")
+            types.add(node.type)
+            value: Any = node.value
+            values.append(-value if negative else value)
+        if len(types) > 1:
+            return self._wrong(f"{source_of(right_tree)}: a list after `in` holds either numbers or strings")
+        if left.type == Type.BOOL:
+            left = _as_number(left)
+        if left is _NULL or (types and left.type not in {*types, Type.UNKNOWN}):
+            items = next(iter(types), "nothing but item")
+            return self._wrong(f"{source_of(left_tree)} is {_a(left)}, the list after `in` holds {items}s")
+        if left.type not in {Type.NUMBER, Type.STRING, Type.UNKNOWN}:
+            return self._wrong(f"{source_of(left_tree)} is {_A[left.type]}: `in` is for numbers and strings")
+        op = "string_in" if left.type == Type.STRING else "number_in"
+        return Node(op, (left,), Type.BOOL, tuple(dict.fromkeys(values)))
+
+    # ------------------------------------------------------------------ functions
+
+    def _call(self, tree: ast.Call) -> Node:
+        if not isinstance(tree.func, ast.Name):
+            hint = ""
+            if isinstance(tree.func, ast.Attribute) and tree.func.attr in NAMES:
+                hint = f"; write `{self._as_function(tree.func, tree.args)}`"
+            return self._wrong(f"{source_of(tree)}: only functions can be called{hint}")
+        name = tree.func.id
+        if name not in NAMES:
+            return self._wrong(f"there is no function `{name}`{_meant(name, NAMES)}")
+        if tree.keywords:
+            return self._wrong(f"`{name}` takes no named arguments")
+        if any(isinstance(arg, ast.Starred) for arg in tree.args):
+            return self._wrong(f"{source_of(tree)}: `*` before a value cannot be used in an expression")
+        args = tree.args
+        if name in FUNCTIONS:
+            least, most = FUNCTIONS[name].arity
+        else:
+            least, most = {"where": (3, 3), "coalesce": (2, 16)}.get(name, (1, 1))
+        if not least <= len(args) <= most:
+            needs = f"{least}" if least == most else f"{least} to {most}"
+            example = SPECIAL.get(name) or FUNCTIONS[name].example
+            return self._wrong(f"`{name}` takes {needs} argument{'s' * (most > 1)}, as in `{example}`, not {len(args)}")
+        if name == "where":
+            return self._where(args[0], args[1], args[2], "`where`")
+        if name == "coalesce":
+            return self._coalesce(args)
+        if name in SPECIAL:
+            node = self._node(args[0])
+            if node is _NULL:
+                return self._wrong(f"{source_of(tree)}: the argument is `None`")
+            if name == "isnull":
+                return self._isnull(node)
+            return self._string(node) if name == "string" else self._category_of(node, args[0])
+        return self._function(name, args)
+
+    def _as_function(self, func: ast.Attribute, args: Sequence[ast.expr]) -> str:
+        """How `np.log(x)` or `name.lower()` is written here: what names nothing of the job is a module of Python's."""
+        base = func.value
+        while isinstance(base, ast.Attribute | ast.Call):
+            base = base.value if isinstance(base, ast.Attribute) else base.func
+        scope = self._scope
+        known = (scope.fields, scope.features, scope.lookups, scope.broken, scope.later)
+        is_module = isinstance(base, ast.Name) and not any(base.id in names for names in known)
+        shown = ", ".join(map(ast.unparse, args if is_module else [func.value, *args]))
+        return f"{func.attr}({shown})"
+
+    def _function(self, name: str, args: Sequence[ast.expr]) -> Node:
+        function = FUNCTIONS[name]
+        nodes: list[Node] = []
+        constants: list[Any] = []
+        for position, arg in enumerate(args):
+            expected = function.takes[min(position, len(function.takes) - 1)]
+            node = self._node(arg)
+            what = f"`{name}`"
+            if position in function.constant:
+                if node.type not in {expected, Type.UNKNOWN} or node.op != "constant":
+                    kind = "a text in quotes" if expected == Type.STRING else "a number that is written out"
+                    example = function.example
+                    return self._wrong(f"{what}: argument {position + 1} must be {kind}, as in `{example}`")
+                constants.append(node.value)
+            elif expected == Type.NUMBER:
+                nodes.append(self._number(node, arg, what))
+            elif node.type not in {expected, Type.UNKNOWN}:
+                hint = "; `string(x)` makes a string" if expected == Type.STRING else ""
+                return self._wrong(f"{source_of(arg)} is {_a(node)}: {what} needs {_A[expected]}{hint}")
+            else:
+                nodes.append(node)
+        if name == "timestamp":
+            return self._timestamp(constants[0])
+        value = constants[0] if constants else None
+        if name == "round":
+            if value is not None and not (isinstance(value, float) and value.is_integer() and abs(value) <= 15):
+                return self._wrong("`round`: the number of digits must be a whole number up to 15")
+            value = int(value or 0)
+        elif function.takes[0] == Type.TIMESTAMP and value is not None:
+            return self._part(name, nodes[0], value)
+        elif name == "clip":
+            return Node("min", (Node("max", (nodes[0], nodes[1]), Type.NUMBER), nodes[2]), Type.NUMBER)
+        elif name in {"min", "max"}:
+            return _fold(name, nodes)
+        return Node(name, tuple(nodes), function.gives, value)
+
+    def _part(self, name: str, node: Node, zone: str) -> Node:
+        try:
+            zones.zone(zone)
+        except ExpressionError as error:
+            return self._wrong(f"`{name}`: {error.message}{_meant(zone[:64], zones.zone_names())}")
+        return Node(name, (Node("local", (node,), Type.TIMESTAMP, zone),), Type.NUMBER)
+
+    def _timestamp(self, text: Any) -> Node:
+        try:
+            value = dt.datetime.fromisoformat(str(text))
+        except ValueError:
+            return self._wrong(f"`timestamp`: `{text}` is not a time like 2026-01-31T00:00:00Z")
+        if value.tzinfo is None:
+            return self._wrong(f"`timestamp`: `{text}` has no offset from UTC; put `Z` at its end if it is UTC")
+        return Node("constant", (), Type.TIMESTAMP, value.timestamp())
+
+    def _where(self, test: ast.expr, body: ast.expr, orelse: ast.expr, what: str) -> Node:
+        condition = self._truth(self._node(test), test, what)
+        a, b = self._node(body), self._node(orelse)
+        unified = self._unify((a, b), (body, orelse), what)
+        if unified is None:
+            return _UNKNOWN
+        a, b = unified
+        op = "string_where" if a.type == Type.STRING else "where"
+        return Node(op, (condition, a, b), a.type, None, nullable=a.nullable or b.nullable)
+
+    def _coalesce(self, trees: Sequence[ast.expr]) -> Node:
+        nodes = [self._node(tree) for tree in trees]
+        unified = self._unify(nodes, trees, "`coalesce`")
+        if unified is None:
+            return _UNKNOWN
+        result = unified[-1]
+        for node in reversed(unified[:-1]):
+            op = "string_coalesce" if node.type == Type.STRING else "coalesce"
+            result = Node(op, (node, result), node.type, None, nullable=node.nullable and result.nullable)
+        return result
+
+    def _unify(self, nodes: Sequence[Node], trees: Sequence[ast.expr], what: str) -> list[Node] | None:
+        """The same values with one type; None, and a problem noted, if there is none."""
+        types = {node.type for node in nodes} - {Type.UNKNOWN}
+        if types == {Type.NUMBER, Type.BOOL} or (types == {Type.BOOL} and any(node is _NULL for node in nodes)):
+            nodes = [_as_number(node) for node in nodes]
+            types = {Type.NUMBER}
+        elif types == {Type.BOOL} and len({node.nullable for node in nodes}) > 1:
+            # One may be missing: both become columns that can say so.
+            nodes = [n if n.nullable else Node("to_number", (n,), Type.BOOL, None, nullable=True) for n in nodes]
+        if len(types) > 1:
+            listed = ", ".join(f"{source_of(tree)} is {_a(node)}" for node, tree in zip(nodes, trees, strict=True))
+            self._wrong(f"{what} needs values of one type, but {listed}")
+            return None
+        if not types:
+            if all(node is _NULL for node in nodes):
+                self._wrong(f"{what}: all values are `None`")
+            return None
+        kind = types.pop()
+        return [Node("constant", (), kind, None, nullable=True) if node is _NULL else node for node in nodes]
+
+    def _isnull(self, node: Node) -> Node:
+        if node.type == Type.BOOL and not node.nullable:
+            return Node("constant", (), Type.BOOL, value=False)
+        return Node("string_isnull" if node.type == Type.STRING else "isnull", (node,), Type.BOOL)
+
+    def _string(self, node: Node) -> Node:
+        if node.type == Type.STRING:
+            return node
+        op = {
+            Type.BOOL: "string_of_bool",
+            Type.TIMESTAMP: "string_of_timestamp",
+        }.get(node.type, "string_of_int" if self._is_int(node) else "string_of_number")
+        arg = _as_number(node) if node.type == Type.BOOL else node
+        return Node(op, (arg,), Type.STRING)
+
+    def _is_int(self, node: Node) -> bool:
+        """Whether the value is one that the grid holds with all its digits."""
+        if node.op != "lookup":
+            return node.op == "int_field"
+        lookup, name = cast("tuple[str, str]", node.value)
+        return self._scope.lookups[lookup][name].type == "int"
+
+    def _category_of(self, node: Node, tree: ast.expr) -> Node:
+        if self._category is None:
+            return self._wrong("`category` can only be used in a feature")
+        self._categories += 1
+        if self._categories > 1:
+            return self._wrong(
+                "`category` can be used once in a feature: its categories are kept under the feature's name"
+            )
+        if node.type not in {Type.STRING, Type.NUMBER, Type.UNKNOWN}:
+            return self._wrong(f"{source_of(tree)} is {_a(node)}: `category` needs a string or a number")
+        if is_coded(node, self._scope.coded):
+            return self._wrong(
+                "`category` cannot be made of the code of another category: it is known after training only"
+            )
+        return Node("category", (self._string(node),), Type.NUMBER, self._category)
+
+    # ------------------------------------------------------------------ types
+
+    def _number(self, node: Node, tree: ast.expr, what: str) -> Node:
+        if node is _NULL:
+            return self._wrong(f"{what} cannot be used with `None`; `x is None` asks whether a value is missing")
+        if node.type in {Type.NUMBER, Type.UNKNOWN}:
+            return node
+        if node.type == Type.BOOL:
+            return _as_number(node)
+        hint = "; `number(x)` reads a number from a string" if node.type == Type.STRING else "; use `epoch(x)`"
+        if node.type == Type.STRING and what not in {"`+`", "`-`", "`*`", "`/`"}:
+            hint = ""
+        return self._wrong(f"{source_of(tree)} is {_a(node)}: {what} needs a number{hint}")
+
+    def _truth(self, node: Node, tree: ast.expr, what: str, hint: str = "") -> Node:
+        if node.type == Type.UNKNOWN and node is not _NULL:
+            return node
+        if node.type != Type.BOOL:
+            hint = hint or ("; write `!= 0`" if node.type == Type.NUMBER else "; write `is not None`, or compare it")
+            return self._wrong(f"{source_of(tree)} is {_a(node)}: {what} needs true or false{hint}")
+        return Node("truth", (node,), Type.BOOL) if node.nullable else node
+
+
+def _as_number(node: Node) -> Node:
+    if node.type != Type.BOOL:
+        return node
+    return Node("to_number", (node,), Type.NUMBER)
+
+
+def _all(op: str, nodes: Sequence[Node]) -> Node:
+    """Many conditions under `and` or `or`, halved again and again, so that many are not nested deeply."""
+    if len(nodes) == 1:
+        return nodes[0]
+    half = len(nodes) // 2
+    return Node(op, (_all(op, nodes[:half]), _all(op, nodes[half:])), Type.BOOL)
+
+
+def _fold(op: str, nodes: Sequence[Node]) -> Node:
+    result = nodes[0]
+    for node in nodes[1:]:
+        result = Node(op, (result, node), Type.NUMBER)
+    return result
+
+
+def _a(node: Node) -> str:
+    return "`None`" if node is _NULL else _A.get(node.type, "not known")
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean `{close[0]}`?" if close else ""

@@ -1,0 +1,437 @@
+"""The job file: what a job is, as frozen models, read from YAML with every problem found at once and in its line."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from gridscore.errors import JobFileError
+from gridscore.job.check import Parts, check
+from gridscore.job.document import Problem, read_yaml
+from gridscore.job.plugs import sections
+from gridscore.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
+from gridscore.job.problems import dotted, error_of, located, within
+from gridscore.job.types import (
+    DEAD_LETTER_BYTES,
+    DEAD_LETTERS,
+    KINDS,
+    Duration,
+    FeatureName,
+    FieldType,
+    JobName,
+    LookupField,
+    MapName,
+    MaxDeadLetterBytes,
+    MaxDeadLetters,
+    Name,
+    Strict,
+    seconds_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path as FilePath
+
+
+_SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+def _texts(value: Any) -> Any:
+    """YAML's `3` is the expression `3`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(value)
+    return {True: "True", False: "False"}[value] if isinstance(value, bool) else value
+
+
+class Lookup(Strict):
+    """A reference map in the cluster, and how an event finds its entry there."""
+
+    map: MapName = Field(description="The map.")
+    key: tuple[Text, ...] = Field(
+        min_length=1,
+        max_length=8,
+        description="Expression over event fields that gives the key: a string or a whole number. "
+        "A list makes a composite key: its parts as strings, joined by `separator`.",
+    )
+    separator: str = Field(default="|", max_length=8, description="What joins the parts of a composite key.")
+    columns: tuple[Column, ...] = Field(
+        default=(),
+        description="Columns of a table file that make the key, where they are not called as in `key`.",
+    )
+    fields: dict[Name, LookupField] = Field(
+        min_length=1, max_length=256, description="Fields of an entry that features use, with their types."
+    )
+    mode: Literal["copy", "fetch"] = Field(
+        default="copy",
+        description="`copy` keeps the whole map in each worker, current; `fetch` gets the entries of each micro-batch.",
+    )
+    max_entries: int = Field(
+        default=1_000_000, ge=1, le=100_000_000, description="Entries above which the map is not copied, but an error."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_key(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "key" in value:
+            key = value["key"]
+            value = {**value, "key": [_texts(part) for part in key] if isinstance(key, list) else [_texts(key)]}
+        return value
+
+    @model_validator(mode="after")
+    def _columns_for_keys(self) -> Lookup:
+        if self.columns and len(self.columns) != len(self.key):
+            raise ValueError(f"`columns` names {len(self.columns)}, but `key` has {len(self.key)}")
+        if self.mode == "fetch" and "max_entries" in self.model_fields_set:
+            raise ValueError("`max_entries` is for `mode: copy`")
+        if len(self.key) == 1 and "separator" in self.model_fields_set and self.separator != "|":
+            raise ValueError("`separator` is for a composite key, which is a list")
+        return self
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Columns of a table file that make the key."""
+        return self.columns or self.key
+
+
+class Feature(Strict):
+    """An expression, and what to take where it gives nothing."""
+
+    expression: Text = Field(description="Expression over event fields, `lookup.field`, and features further up.")
+    default: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        ge=-3.0e38,
+        le=3.0e38,
+        strict=True,
+        description="What to take where the value is missing or infinite; without it, the model gets a missing value.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {**value, "expression": _texts(value["expression"])} if "expression" in value else value
+        return {"expression": _texts(value)}
+
+
+class ModelRef(Strict):
+    """Which model scores: a name, and an alias or a fixed version."""
+
+    name: JobName = Field(description="Its name in the registry.")
+    alias: JobName | None = Field(default=None, description="The alias to follow; default `champion`.")
+    version: int | None = Field(default=None, ge=1, description="A fixed version, instead of an alias.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, dict) and value.get("alias") is None and value.get("version") is None:
+            return {**value, "alias": "champion"}
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ModelRef:
+        if self.alias is not None and self.version is not None:
+            raise ValueError("give an `alias` to follow or a fixed `version`, not both")
+        return self
+
+
+class ResultSpec(Strict):
+    """What a result holds beside score, decision, model, version, sequence and time."""
+
+    include: tuple[str, ...] = Field(default=(), max_length=64, description="Event fields to copy to the result.")
+
+
+class Decision(Strict):
+    """What to do from a score on."""
+
+    decision: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(description="Its name.")
+    at_least: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        strict=True,
+        description="The lowest score for it; the last decision has none and is for all lower scores.",
+    )
+
+
+class Job(Strict):
+    """A job: which events, which features, which model, and where results go."""
+
+    model_config = ConfigDict(populate_by_name=True, title="Gridscore job file")
+
+    name: JobName = Field(alias="job", description="Name of the job in the cluster.")
+    description: str = Field(default="", max_length=2_000, description="For people.")
+    events: MapName = Field(description="The event map; it must have an event journal.")
+    schema_: dict[Name, FieldType] = Field(
+        alias="schema", min_length=1, max_length=1_000, description="Fields of an event, with their types."
+    )
+    lookups: dict[Name, Lookup] = Field(
+        default={}, max_length=64, description="Reference maps, by the name that expressions use."
+    )
+    features: dict[FeatureName, Feature] = Field(
+        min_length=1, max_length=1_000, description="The model's features, in its order."
+    )
+    margin: Feature | None = Field(
+        default=None,
+        description="Expression of the margin that each event's score begins with, instead of the model's base score: "
+        "`base_margin` in XGBoost.",
+    )
+    model: ModelRef = Field(description="Which model scores.")
+    results: MapName = Field(description="The result map; a result's key is the event's key.")
+    result: ResultSpec = Field(default=ResultSpec(), description="What a result holds.")
+    decisions: tuple[Decision, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Decisions by score, from the highest threshold to the last, which has none.",
+    )
+    start: Literal["oldest", "latest"] = Field(
+        default="oldest", description="Where to begin in the journal when there are no committed offsets."
+    )
+    on_loss: Literal["rescan", "continue", "halt"] = Field(
+        default="rescan",
+        description="When the journal has lost events before they were read: `rescan` finds those without a result in "
+        "the event map and scores them; `continue` only counts them; `halt` fails the job.",
+    )
+    retain: Literal["all"] | Duration = Field(
+        default="all",
+        description="How long scored events and their results are kept, as `1h`; `all` keeps them for good.",
+    )
+    audit: Literal["off"] | Duration = Field(
+        default="1h", description="How often the cluster is asked for events that have no result, as `1h`; or `off`."
+    )
+    max_dead_letters: MaxDeadLetters = Field(
+        default=DEAD_LETTERS,
+        description="Dead letters that are kept; further events that cannot be scored are counted, and stay in the "
+        "event map.",
+    )
+    max_dead_letter_bytes: MaxDeadLetterBytes = Field(default=DEAD_LETTER_BYTES, description="The same in bytes.")
+    peak_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e9,
+        allow_inf_nan=False,
+        description="Events per second at the worst of times; with it, the journal's capacity is checked.",
+    )
+    headroom: Duration = Field(
+        default="30s", description="How long the journal should hold events at the peak rate that nobody reads."
+    )
+    sources: dict[JobName, AnySource] = Field(
+        default={},
+        max_length=64,
+        description="Where events come from, for `gridscore source run`; to the job's event map by default.",
+    )
+    sinks: dict[JobName, AnySink] = Field(
+        default={},
+        max_length=64,
+        description="Where results go, for `gridscore sink run`; from the job's result map by default.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _maps_of_plugs(cls, value: Any) -> Any:
+        return sections.with_maps(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Job:
+        problems = check(_parts(self.schema_, self.lookups, self.features, self, frozenset()))
+        if problems:
+            text = "; ".join(f"{dotted(path)}: {message}" for path, message in problems)
+            raise PydanticCustomError("job_parts", "{text}", {"text": text})
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Job:
+        entries: list[tuple[str, AnySource | AnySink]] = [*self.sources.items(), *self.sinks.items()]
+        names = [self.name, *(each.name or f"{self.name}-{key}" for key, each in entries)]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(
+                f"two of its job, sources and sinks are called `{twice}`, and would share their dead letters: "
+                "give one of them another `name`"
+            )
+        return self
+
+    @property
+    def retain_seconds(self) -> float | None:
+        """How long scored events and their results are kept; None: for good."""
+        return None if self.retain == "all" else seconds_of(self.retain)
+
+    @property
+    def audit_seconds(self) -> float | None:
+        """Pause between two audits; None: there are none."""
+        return None if self.audit == "off" else seconds_of(self.audit)
+
+    @property
+    def headroom_seconds(self) -> float:
+        """How long the journal should hold events at the peak rate that nobody reads."""
+        return seconds_of(self.headroom)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features in the model's order."""
+        return tuple(self.features)
+
+    @property
+    def decision_steps(self) -> tuple[tuple[float, ...], tuple[str, ...]]:
+        """Thresholds, ascending, and the decisions: that below the first threshold, then from each on."""
+        ascending = self.decisions[::-1]
+        return (
+            tuple(decision.at_least for decision in ascending if decision.at_least is not None),
+            tuple(decision.decision for decision in ascending),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as plain JSON values, for :meth:`from_json`."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Job:
+        """The job that :meth:`to_json` gave.
+
+        Raises:
+            ValueError: It is not a job.
+        """
+        return cls.model_validate(value, by_alias=True, by_name=False)
+
+
+_MODELS: dict[tuple[str, ...], type[Strict]] = {
+    (): Job,
+    ("schema",): FieldType,
+    ("lookups",): Lookup,
+    ("lookups", "fields"): LookupField,
+    ("features",): Feature,
+    ("margin",): Feature,
+    ("model",): ModelRef,
+    ("result",): ResultSpec,
+    ("decisions",): Decision,
+}
+"""The models of the parts of a file, by their path without the names that a user gave."""
+
+
+def load_job(path: FilePath | str) -> Job:
+    """Read a job file.
+
+    Raises:
+        JobFileError: It cannot be read, or is not valid; the message has a line for each problem.
+    """
+    from pathlib import Path
+
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read((1 << 20) + 1)
+        text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise JobFileError(f"There is no job file `{path}`.", "Give the path of a YAML file.") from None
+    except UnicodeDecodeError as error:
+        raise JobFileError(f"{path}: not UTF-8 text, at byte {error.start}.") from None
+    except OSError as error:
+        raise JobFileError(f"The job file `{path}` cannot be read: {error.strerror or error}.") from None
+    return parse_job(text, str(path))
+
+
+def parse_job(text: str, source: str) -> Job:
+    """Read the text of a job file.
+
+    Args:
+        text: YAML.
+        source: What to call it in messages, usually its path.
+
+    Raises:
+        JobFileError: It is not valid; the message has a line for each problem.
+    """
+    document = read_yaml(text)
+    problems = list(document.problems)
+    job = None
+    if document.data is not None:
+        try:
+            job = Job.model_validate(document.data, by_alias=True, by_name=False)
+        except ValidationError as error:
+            problems += located(error, document, _MODELS)
+            problems += [Problem(document.line_of(p), within(p, m)) for p, m in check(_draft(document.data))]
+    elif not problems:
+        problems.append(Problem(1, "the file is empty"))
+    if job is None or problems:
+        raise error_of(problems, source)
+    return job
+
+
+def job_json_schema() -> dict[str, Any]:
+    """JSON Schema of the job file, for editors."""
+    schema = Job.model_json_schema(by_alias=True, mode="validation")
+    definitions = schema["$defs"]
+    kinds = [f"{kind}{mark}" for kind in KINDS for mark in ("", "?")]
+    for name in ("FieldType", "LookupField"):
+        long = definitions[name]
+        long["properties"]["type"] = {**long["properties"]["type"], "enum": kinds}
+        definitions[name] = {"anyOf": [{"type": "string", "enum": kinds}, long]}
+    expression = {"type": ["string", "number", "boolean"]}
+    definitions["Feature"]["properties"]["expression"] |= expression
+    definitions["Feature"] = {"anyOf": [expression, definitions["Feature"]]}
+    definitions["ModelRef"] = {"anyOf": [{"type": "string"}, definitions["ModelRef"]]}
+    key = definitions["Lookup"]["properties"]["key"]
+    single = {"type": ["string", "number"], "description": key.pop("description"), "title": key.pop("title")}
+    definitions["Lookup"]["properties"]["key"] = {"anyOf": [single, key]}
+    for section in sections.SECTIONS:
+        schema["properties"][section]["additionalProperties"] = sections.json_schema(section, definitions)
+    for unused in ("SourceSettings", "SinkSettings"):
+        definitions.pop(unused, None)
+    return {"$schema": _SCHEMA_URL, **schema}
+
+
+def _parts(schema: Any, lookups: Any, features: Any, rest: Any, broken: frozenset[str]) -> Parts:
+    maps = {key: value for key in ("events", "results") if isinstance(value := getattr(rest, key, None), str)}
+    result = getattr(rest, "result", None)
+    include = result.include if isinstance(result, ResultSpec) else ()
+    decisions, margin = getattr(rest, "decisions", ()) or (), getattr(rest, "margin", None)
+    return Parts(schema, lookups, features, include, decisions, maps, broken, margin)
+
+
+class _Rest:
+    """The other keys of a file whose parts are not all right."""
+
+
+@cache
+def _adapter(part: str) -> TypeAdapter[Any]:
+    """What checks a part of a file by itself; of a section with names, an entry of it."""
+    parts: dict[str, Any] = {
+        "schema": FieldType,
+        "lookups": Lookup,
+        "features": Feature,
+        "events": MapName,
+        "results": MapName,
+        "result": ResultSpec,
+        "decisions": tuple[Decision, ...],
+        "margin": Feature | None,
+    }
+    return TypeAdapter(parts[part])
+
+
+def _draft(data: Any) -> Parts:
+    """Those parts of a file that are right in themselves, to find what is wrong between them as well."""
+    if not isinstance(data, dict):
+        return Parts()
+    broken: set[str] = set()
+    sections: dict[str, dict[str, Any]] = {}
+    for section in ("schema", "lookups", "features"):
+        found = sections[section] = {}
+        values = data.get(section)
+        for name, value in values.items() if isinstance(values, dict) else ():
+            try:
+                found[name] = _adapter(section).validate_python(value)
+            except ValidationError:
+                broken.add(name)
+    rest = _Rest()
+    for key in ("events", "results", "result", "decisions", "margin"):
+        try:
+            setattr(rest, key, _adapter(key).validate_python(data.get(key)))
+        except ValidationError:
+            continue
+    return _parts(sections["schema"], sections["lookups"], sections["features"], rest, frozenset(broken))

@@ -1,0 +1,73 @@
+"""The functions of the expression language: what each takes and gives. How they are computed is in `features`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gridscore.job.types import Type
+
+N, S, T, B = Type.NUMBER, Type.STRING, Type.TIMESTAMP, Type.BOOL
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """Signature of a function.
+
+    Attributes:
+        takes: Types of its arguments; the last may be repeated up to `most`.
+        gives: Type of its value.
+        example: A call, for messages and the documentation.
+        least: Arguments that it needs, if not all of `takes`.
+        most: Arguments that it can take, if more than `takes`.
+        constant: Positions of arguments that must be written out, because they cannot differ from row to row.
+    """
+
+    takes: tuple[Type, ...]
+    gives: Type
+    example: str
+    least: int = -1
+    most: int = -1
+    constant: frozenset[int] = frozenset()
+
+    @property
+    def arity(self) -> tuple[int, int]:
+        """The fewest and the most arguments."""
+        count = len(self.takes)
+        return (count if self.least < 0 else self.least), max(count, self.most)
+
+
+_MATHS = ("abs", "sqrt", "exp", "expm1", "log", "log1p", "log10", "log2", "floor", "ceil", "sign")
+_ANGLES = ("sin", "cos", "tan", "asin", "acos", "atan", "radians", "degrees")
+_PARTS = ("year", "month", "day", "hour", "minute", "second", "dayofweek", "dayofyear")
+_TEXT = ("lower", "upper", "strip")
+_SEARCH = ("startswith", "endswith", "contains")
+
+FUNCTIONS: dict[str, Function] = {
+    **{name: Function((N,), N, f"{name}(x)") for name in (*_MATHS, *_ANGLES)},
+    **{name: Function((N, N), N, f"{name}(x, y)") for name in ("hypot", "atan2")},
+    **{name: Function((N, N), N, f"{name}(x, y)", most=16) for name in ("min", "max")},
+    "round": Function((N, N), N, "round(x, 2)", least=1, constant=frozenset({1})),
+    "clip": Function((N, N, N), N, "clip(x, 0, 100)"),
+    **{
+        name: Function((T, S), N, f'{name}(time, "America/New_York")', least=1, constant=frozenset({1}))
+        for name in _PARTS
+    },
+    "epoch": Function((T,), N, "epoch(time)"),
+    "timestamp": Function((S,), T, 'timestamp("2026-01-31T00:00:00Z")', constant=frozenset({0})),
+    "len": Function((S,), N, "len(text)"),
+    **{name: Function((S,), S, f"{name}(text)") for name in _TEXT},
+    **{name: Function((S, S), B, f'{name}(text, "N1")', constant=frozenset({1})) for name in _SEARCH},
+    "number": Function((S,), N, "number(text)"),
+}
+"""Functions whose arguments have fixed types."""
+
+SPECIAL = {
+    "where": "where(condition, a, b)",
+    "isnull": "isnull(x)",
+    "coalesce": "coalesce(x, y, 0)",
+    "string": "string(x)",
+    "category": "category(text)",
+}
+"""Functions whose types depend on their arguments, with an example each."""
+
+NAMES = (*FUNCTIONS, *SPECIAL)

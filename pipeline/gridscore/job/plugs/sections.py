@@ -1,0 +1,117 @@
+"""The sections `sources` and `sinks` of a job file: each entry is checked by the settings of its kind.
+
+What a kind's settings are follows from their names: `kafka_sink.py` beside this has `KafkaSinkSettings`. They are
+imported when a file has an entry of that kind.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+from pydantic import BeforeValidator, PlainSerializer, ValidationError
+from pydantic_core import InitErrorDetails
+
+from gridscore.job import plugs
+from gridscore.job.plugs.base import SinkSettings, SourceSettings
+from gridscore.job.plugs.secrets import plain_secrets
+from gridscore.job.types import shown
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Side = Literal["source", "sink"]
+
+SECTIONS: dict[str, Side] = {"sources": "source", "sinks": "sink"}
+
+DEFAULT_MAPS: dict[Side, tuple[str, str]] = {"source": ("to", "events"), "sink": ("from", "results")}
+"""Which key of an entry names its map, and which key of the job does if the entry has none."""
+
+
+def kinds(side: Side) -> list[str]:
+    """The kinds of sources, or of sinks, that this version has."""
+    end = f"_{side}"
+    return [found.name.removesuffix(end) for found in pkgutil.iter_modules(plugs.__path__) if found.name.endswith(end)]
+
+
+def settings_class(side: Side, kind: str) -> type[BaseModel]:
+    """The settings of a kind that there is."""
+    module = importlib.import_module(f"gridscore.job.plugs.{kind}_{side}")
+    return cast("type[BaseModel]", getattr(module, f"{kind.capitalize()}{side.capitalize()}Settings"))
+
+
+def class_of(section: str, entry: Any) -> type[BaseModel] | None:
+    """The settings of an entry of a section; None if it names no kind that there is."""
+    kind = entry.get("kind") if isinstance(entry, dict) else None
+    side = SECTIONS[section]
+    return settings_class(side, kind) if kind in kinds(side) else None
+
+
+def with_maps(job: dict[str, Any]) -> dict[str, Any]:
+    """A job, each entry of its sections with a map: its own, or the job's."""
+    changed: dict[str, Any] = {}
+    for section, side in SECTIONS.items():
+        key, of_job = DEFAULT_MAPS[side]
+        entries = job.get(section)
+        if isinstance(entries, dict) and of_job in job:
+            changed[section] = {
+                name: {key: job[of_job], **entry} if isinstance(entry, dict) else entry
+                for name, entry in entries.items()
+            }
+    return job | changed
+
+
+def json_schema(section: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema of the entries of a section; what it refers to is added to the definitions."""
+    side = SECTIONS[section]
+    key, _ = DEFAULT_MAPS[side]
+    choices = []
+    for kind in kinds(side):
+        model = settings_class(side, kind)
+        schema = model.model_json_schema(by_alias=True, mode="validation")
+        definitions |= schema.pop("$defs", {})
+        required = [name for name in schema.get("required", []) if name != key]
+        schema["required"] = ["kind", *(name for name in required if name != "kind")]
+        definitions[model.__name__] = schema
+        choices.append({"$ref": f"#/$defs/{model.__name__}"})
+    return {"oneOf": choices}
+
+
+def _checked(side: Side, value: Any) -> Any:
+    """Settings of the kind that an entry names."""
+    if not isinstance(value, dict):
+        return value
+    if "kind" not in value:
+        raise _error(side, InitErrorDetails(type="missing", loc=("kind",), input=value))
+    kind, known = value["kind"], kinds(side)
+    if kind not in known:
+        close = difflib.get_close_matches(str(kind), known, n=1)
+        possible = ", ".join(f"`{each}`" for each in known)
+        meant = f", did you mean `{close[0]}`?" if close else f"; there are {possible}"
+        reason = ValueError(f"{shown(kind)} is not a kind of {side}{meant}")
+        raise _error(side, InitErrorDetails(type="value_error", loc=("kind",), input=kind, ctx={"error": reason}))
+    plain = ValueError(
+        "what is, or may be, a secret is not written here: write `${NAME}`, and set the environment variable NAME"
+    )
+    details = [
+        InitErrorDetails(type="value_error", loc=path, input=None, ctx={"error": plain})
+        for path in plain_secrets(value)
+    ]
+    if details:
+        raise _error(side, *details)
+    return settings_class(side, kind).model_validate(value)
+
+
+def _error(side: Side, *details: InitErrorDetails) -> ValidationError:
+    return ValidationError.from_exception_data(side, list(details))
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """Settings as plain JSON values; the kind is among them, though it is the only one that it can have."""
+    return {"kind": settings.kind, **settings.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
+
+
+AnySource = Annotated[SourceSettings, BeforeValidator(lambda value: _checked("source", value)), PlainSerializer(_plain)]
+AnySink = Annotated[SinkSettings, BeforeValidator(lambda value: _checked("sink", value)), PlainSerializer(_plain)]

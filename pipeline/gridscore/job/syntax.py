@@ -1,0 +1,88 @@
+"""The syntax of expressions: from text to Python's syntax tree, within limits, and back to text for messages.
+
+Python's parser only reads; nothing is compiled or run here.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+
+from gridscore.errors import ExpressionError
+
+MAX_LENGTH = 4_000
+MAX_DEPTH = 100
+
+_REFUSED = {
+    ast.Lambda: "`lambda`",
+    ast.ListComp: "a comprehension",
+    ast.SetComp: "a comprehension",
+    ast.DictComp: "a comprehension",
+    ast.GeneratorExp: "a comprehension",
+    ast.Dict: "a dictionary",
+    ast.Subscript: "`[...]` after a value",
+    ast.JoinedStr: "an f-string",
+    ast.NamedExpr: "an assignment",
+    ast.Starred: "`*` before a value",
+    ast.Await: "`await`",
+    ast.Yield: "`yield`",
+    ast.Slice: "a slice",
+}
+
+
+def parse(text: str) -> ast.expr:
+    """The syntax tree of an expression.
+
+    Raises:
+        ExpressionError: It is not an expression, or too long or too deep.
+    """
+    text = text.strip()
+    if not text:
+        raise ExpressionError("the expression is empty")
+    if len(text) > MAX_LENGTH:
+        raise ExpressionError(f"the expression has {len(text)} characters, more than {MAX_LENGTH}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # `1if x` and "\\d" are mistakes, not warnings
+            # In parentheses, so that an expression can go over several lines of YAML.
+            tree = ast.parse(f"({text}\n)", mode="eval").body
+    except SyntaxError as error:
+        raise ExpressionError(f"not an expression: {_detail(error, text)}") from None
+    except (RecursionError, MemoryError):
+        raise ExpressionError("not an expression: too deeply nested") from None
+    except (ValueError, OverflowError, Warning) as error:
+        raise ExpressionError(f"not an expression: {error}") from None
+    if tree.col_offset == 0 and not isinstance(tree, ast.Tuple):
+        # The only way to begin at our own parenthesis is to close it too early: `1) + (2`.
+        raise ExpressionError("not an expression: unmatched `)`")
+    if _depth(tree) > MAX_DEPTH:
+        raise ExpressionError(f"the expression is nested more than {MAX_DEPTH} levels deep")
+    return tree
+
+
+def source_of(tree: ast.expr) -> str:
+    """A part of an expression as text, shortened."""
+    text = ast.unparse(tree)
+    return f"`{text}`" if len(text) <= 60 else f"`{text[:57]}...`"
+
+
+def name_of(tree: ast.expr) -> str:
+    """What Python calls a part that expressions cannot have."""
+    return _REFUSED.get(type(tree), type(tree).__name__)
+
+
+def _detail(error: SyntaxError, text: str) -> str:
+    message = "invalid syntax" if "forgot a comma" in str(error.msg) else str(error.msg)
+    place = error.offset - 2 if error.offset else -1
+    if error.lineno == 1 and 0 <= place < len(text) and "\n" not in text:
+        return f"{message}, at `{text[place : place + 20]}`"
+    return message
+
+
+def _depth(tree: ast.expr) -> int:
+    """Levels of a syntax tree, counted without recursion: whatever recurses over it later knows that it may."""
+    depth, level = 0, [tree]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        level = [child for node in level for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+    return depth

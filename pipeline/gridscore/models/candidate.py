@@ -1,0 +1,187 @@
+"""A model on its way into the registry: read from wherever it is, and passed by every check that needs no cluster."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from pydantic import TypeAdapter, ValidationError
+
+from gridscore.errors import ModelError, UsageError
+from gridscore.features import booster_of
+from gridscore.job.types import FeatureName
+from gridscore.models.description import NAMES_HINT, describe_document
+from gridscore.models.document import SAVE_HINT, read_document
+from gridscore.models.fit import check_jobs
+from gridscore.models.loaded import LoadedModel
+from gridscore.models.version import CHUNK, MAX_SIZE, ModelVersion, signature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gridscore.job import Job
+
+_MAX_METRICS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that may be pushed.
+
+    Attributes:
+        payload: Its bytes.
+        version: What will be known of it; its number is not given yet.
+        content: SHA-256 over bytes and categories: two pushes of one content are one version.
+    """
+
+    payload: bytes
+    version: ModelVersion
+    content: str
+
+    @classmethod
+    def check(
+        cls,
+        model: Any,
+        name: str,
+        *,
+        metrics: Mapping[str, float] | None,
+        categories: Mapping[str, Sequence[str]] | None,
+        jobs: Mapping[str, Job] | None = None,
+        allow_changed: bool = False,
+    ) -> Candidate:
+        """Read a model and check it in every way that a worker would. Takes a while: not for the event loop.
+
+        Raises:
+            ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
+            UsageError: The metrics are not numbers.
+        """
+        payload, source = read_model(model)
+        if len(payload) > MAX_SIZE:
+            raise _too_large(source, len(payload))
+        document = read_document(payload, source)
+        description = describe_document(document, len(payload), source)
+        features, chosen, definitions = signature(description, categories, source)
+        _check_names(features, source)
+        sha256 = hashlib.sha256(payload).hexdigest()
+        try:
+            version = msgspec.convert(
+                {
+                    "name": name,
+                    "version": 1,
+                    "sha256": sha256,
+                    "size": len(payload),
+                    "chunks": -(-len(payload) // CHUNK),
+                    "features": features,
+                    "feature_types": description.feature_types,
+                    "categories": chosen,
+                    "definitions": definitions,
+                    "objective": description.objective,
+                    "outputs": description.outputs,
+                    "trees": description.trees,
+                    "rounds": description.rounds,
+                    "best_iteration": description.best_iteration,
+                    "xgboost_version": description.xgboost_version,
+                    "metrics": check_metrics(metrics or {}),
+                    "created_at": now(),
+                },
+                ModelVersion,
+            )
+        except msgspec.ValidationError as error:
+            raise ModelError(f"{source} cannot be kept in the registry: {error}.") from None
+        check_jobs(jobs, version, allow_changed=allow_changed)
+        LoadedModel.prepare(version, payload, document, description, source)
+        texts = msgspec.json.encode(chosen, order="deterministic")
+        content = hashlib.sha256(sha256.encode() + texts).hexdigest()
+        return cls(payload, version, content)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the grid keeps beside the bytes; name and number are in its key and in the model's record."""
+        return {key: value for key, value in self.version.to_json().items() if key not in ("name", "version")}
+
+
+def read_model(model: Any) -> tuple[bytes, str]:
+    """The bytes of a model, and what to call it in messages.
+
+    Args:
+        model: A path, bytes, a Booster, or an estimator of `xgboost.sklearn`.
+
+    Raises:
+        ModelError: There is no such file, it is too large, this is not a model at all, or is an estimator that takes
+            another number than NaN for missing.
+    """
+    if isinstance(model, bytes | bytearray | memoryview):
+        return bytes(model), "The model"
+    if isinstance(model, str | Path):
+        path = Path(model)
+        try:
+            if path.is_dir():
+                raise ModelError(f"{path} is a folder, not a model file.", SAVE_HINT)
+            if (size := path.stat().st_size) > MAX_SIZE:
+                raise _too_large(str(path), size)
+            return path.read_bytes(), str(path)
+        except FileNotFoundError:
+            raise ModelError(f"There is no file {path}.", SAVE_HINT) from None
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}.", SAVE_HINT) from None
+    import xgboost
+
+    booster = booster_of(model)
+    try:
+        if isinstance(booster, xgboost.Booster):
+            return bytes(booster.save_raw("ubj")), "The model"
+    except xgboost.core.XGBoostError as error:
+        raise ModelError(f"The model cannot be saved: {error}", "Fit it first.") from None
+    raise ModelError(
+        f"A {type(model).__name__} is not a model that Gridscore takes.",
+        "Give an XGBoost Booster, or the path of a file that `booster.save_model('model.ubj')` wrote.",
+    )
+
+
+def _check_names(features: Sequence[str], source: str) -> None:
+    """Refuse names that no job file can have: no job could ever score with the model."""
+    adapter = TypeAdapter(FeatureName)
+    for name in features:
+        try:
+            adapter.validate_python(name)
+        except ValidationError as error:
+            problem = error.errors(include_input=False)[0]["msg"].removeprefix("Value error, ")
+            raise ModelError(
+                f"{source} has a feature `{name}` that no job file can name: {problem}.", NAMES_HINT
+            ) from None
+
+
+def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics as plain floats.
+
+    Raises:
+        UsageError: One is not a number, or there are too many.
+    """
+    if len(metrics) > _MAX_METRICS:
+        raise UsageError(f"{len(metrics)} metrics are more than {_MAX_METRICS}.")
+    found = {}
+    for name, value in metrics.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or not name:
+            raise UsageError(f"The metric `{name}` is `{value}`, which is not a number.", "Write `auc=0.93`.")
+        found[str(name)] = number
+    return found
+
+
+def now() -> str:
+    """RFC 3339 in UTC."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _too_large(source: str, size: int) -> ModelError:
+    return ModelError(
+        f"{source} has {size:,} bytes; the limit is {MAX_SIZE:,} (1 GiB).",
+        "Train fewer or shallower trees, or save it as UBJ, which is smaller than JSON.",
+    )

@@ -1,0 +1,274 @@
+"""Whether a version fits a job: the same features in the same order, of the same kind, made as training made them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from typing import TYPE_CHECKING, cast
+
+from gridscore.errors import ModelMismatchError
+from gridscore.features import definitions_of
+from gridscore.features.definitions import same_definition
+from gridscore.features.operations import number_text, parse_number
+from gridscore.job.check import compile_features
+from gridscore.job.expressions import find
+from gridscore.job.types import Type
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gridscore.job import Job
+    from gridscore.job.expressions import Node
+    from gridscore.models.version import ModelVersion
+
+_SHOWN = 10
+_WHOLE = re.compile("-?[1-9][0-9]*|0")
+_NAME_SHOWN = 80
+_MADE_SHOWN = 200
+
+
+def check_fit(job: Job, version: ModelVersion, *, allow_changed: bool = False) -> None:
+    """Refuse a version that would not score a job's events as it was trained.
+
+    Args:
+        job: Whose features are scored.
+        version: That scores them.
+        allow_changed: Accept features that have the same names and kinds, but other definitions.
+
+    Raises:
+        ModelMismatchError: The message shows what differs, feature by feature.
+    """
+    check_jobs({job.name: job}, version, allow_changed=allow_changed)
+
+
+def check_jobs(jobs: Mapping[str, Job] | None, version: ModelVersion, *, allow_changed: bool = False) -> None:
+    """The same for each of several jobs, by name.
+
+    Raises:
+        ModelMismatchError: For all that differ.
+    """
+    wrong: list[str] = []
+    hint = ""
+    for name, job in (jobs or {}).items():
+        if tuple(job.feature_names) != version.features:
+            lines, advice = difference(job.feature_names, version.features), _OTHER_FEATURES
+        elif mismatches := _kind_mismatches(job, version):
+            lines, advice = _listing(mismatches), _OTHER_KINDS
+        elif problem := _single_output_problem(job, version):
+            lines, advice = problem, _SEVERAL
+        elif not allow_changed and (changes := changed_features(job, version)):
+            lines, advice = _listing(changes), _CHANGED
+        else:
+            continue
+        wrong.append(f"For the job `{name}`:\n{lines}")
+        hint = hint or advice
+    if wrong:
+        raise ModelMismatchError(
+            f"{_title(version)} would not score as it was trained.\n" + "\n".join(wrong),
+            hint,
+        )
+
+
+def fit_warnings(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
+    """Warnings about a version that may score for these jobs all the same."""
+    if version.definitions is None and jobs:
+        whose = "these jobs make" if len(jobs) > 1 else f"the job `{min(jobs)}` makes"
+        text = (
+            f"{_title(version)} does not say how its features were made, so it cannot be checked that "
+            f"{whose} them the same way. `OfflineMatrix.attach(booster)` puts that into a model before it is saved."
+        )
+        return [text]
+    return [
+        f"{_title(version)} was trained with a different {what} ({old}; here {new}): the last bits of features, or "
+        "hours around clock changes, may differ."
+        for what, old, new in _other_machine(jobs, version)
+    ] + [
+        f"{_title(version)} was trained on features other than those of the job `{name}`: {'; '.join(changes[:3])}."
+        for name, job in jobs.items()
+        if (changes := changed_features(job, version))
+    ]
+
+
+def _other_machine(jobs: Mapping[str, Job], version: ModelVersion) -> list[tuple[str, str, str]]:
+    trained = version.definitions.machine if version.definitions is not None else {}
+    here = (
+        {what: text for job in jobs.values() for what, text in definitions_of(job).machine.items()} if trained else {}
+    )
+    return [(what, trained[what], text) for what, text in here.items() if trained.get(what, text) != text]
+
+
+def promotion_problems(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
+    """Why the version could not be promoted for these jobs, each with its hint."""
+    try:
+        check_jobs(jobs, version)
+    except ModelMismatchError as error:
+        return [str(error)]
+    return []
+
+
+def changed_features(job: Job, version: ModelVersion) -> list[str]:
+    """How the features of a job, their fields and lookups are defined otherwise than in training; a line for each."""
+    trained = version.definitions
+    if trained is None:
+        return []
+    present = definitions_of(job)
+    lines = []
+    for what, before, now in (
+        ("", trained.features, present.features),
+        ("the type of the field ", trained.fields, present.fields),
+        ("the key of the lookup ", trained.lookups, present.lookups),
+    ):
+        for name, text in now.items():
+            # What training did not use is used by a feature that has changed, and that is told of the feature.
+            if not same_definition(old := before.get(name, text), text):
+                lines.append(f"{what}`{_short(name)}`: trained with `{old}`, the job has `{text}`")
+    if not same_definition(trained.margin, present.margin):
+        shown = [f"`{text}`" if text else "none" for text in (trained.margin, present.margin)]
+        lines.append("the margin: trained with {}, the job has {}".format(*shown))
+    if not lines and trained.fields:  # a name in an expression is a field if there is one, else an earlier feature
+        lines += [
+            f"the field `{_short(name)}`: training {'read' if name in trained.fields else 'did not read'} it, "
+            f"the job {'does not' if name in trained.fields else 'does'}"
+            for name in sorted(trained.fields.keys() ^ present.fields.keys())
+        ]
+    return lines
+
+
+_OTHER_FEATURES = (
+    "Train on the matrix that `gridscore features` makes of the job file, or correct its features. Both change at once "
+    "with `gridscore submit FILE --update --model MODEL`."
+)
+_OTHER_KINDS = (
+    "Train on the matrix that `gridscore features` makes of the job file, or make these features as they were in "
+    "training; `gridscore model push --categories` names the categories of a model that has only codes."
+)
+_SEVERAL = (
+    "Train with an objective that gives one number, as `binary:logistic` for one class against the rest, or "
+    "`multi:softmax` for the number of the class. Without `decisions` and `margin`, results have all scores, as a list."
+)
+_CHANGED = (
+    "Train on the matrix that `gridscore features` makes of the job file. If you know that scores stay right: "
+    "`--allow-changed-features`."
+)
+
+
+def _title(version: ModelVersion) -> str:
+    return f"Version {version.version} of the model `{version.name}`"
+
+
+def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
+    """Features that are numbers here and categories there, a line for each."""
+    nodes = compile_features(job.features, job.schema_, job.lookups)
+    types = dict(zip(version.features, version.feature_types, strict=False))
+    lines = []
+    for name, node in nodes.items():
+        texts, made = version.categories.get(name), f"`{_short(job.features[name].expression, _MADE_SHOWN)}`"
+        category = find(node, "category")
+        problem = ""
+        if category is None:
+            if texts is not None:
+                problem = f"trained as a category ({_texts(texts)}), the job makes a number of it: {made}"
+            elif types.get(name) == "c" and not (_is_code(node, nodes, job) or _is_made_alike(name, job, version)):
+                problem = f"trained as a category by codes, the job computes a number: {made}"
+                if version.definitions is None:
+                    problem += ", and the model does not say that training did the same: attach the matrix to it"
+        elif texts is None:
+            what = "a category of which the model has only codes" if types.get(name) == "c" else "a number"
+            problem = f"trained as {what}, the job makes a category of texts: {made}"
+        elif (op := category.args[0].op) in _NUMBERS_AS_TEXT and texts and not any(map(_NUMBERS_AS_TEXT[op], texts)):
+            problem = f"trained as a category ({_texts(texts)}), the job's are numbers: {made}"
+            if any(map(_is_number, texts)):
+                problem += ", which writes one as `1`, not as `1.0` or `01`"
+        if problem:
+            lines.append(f"`{_short(name)}`: {problem}")
+    return lines
+
+
+def _single_output_problem(job: Job, version: ModelVersion) -> str:
+    """What in a job needs one score per event, if the model gives several; empty if nothing does."""
+    # `multi:softmax` gives one, but begins with a margin for each class.
+    has_classes = version.objective.startswith("multi:")
+    outputs = version.outputs or 1
+    if job.decisions and outputs > 1:
+        return f"  `decisions` compare one score with thresholds, the model gives {outputs:,} scores per event"
+    if job.margin is not None and (outputs > 1 or has_classes):
+        return "  `margin` is one number, the model begins with one for each of its outputs"
+    return ""
+
+
+def _is_code(node: Node, nodes: Mapping[str, Node], job: Job) -> bool:
+    """Whether a value may be a code that the event, an entry or an earlier feature holds."""
+    while node.op == "feature":
+        node = nodes[str(node.value)]
+    if node.op == "lookup":
+        lookup, field = cast("tuple[str, str]", node.value)
+        return job.lookups[lookup].fields[field].type == "int"
+    return node.op == "int_field" or find(node, "category") is not None or node.type == Type.UNKNOWN
+
+
+def _is_made_alike(name: str, job: Job, version: ModelVersion) -> bool:
+    """Whether training computed a number by the same expression: then it was that number which was the code."""
+    if version.definitions is None or name not in version.definitions.features:
+        return False
+    return same_definition(version.definitions.features[name], definitions_of(job).features[name])
+
+
+def _is_number(text: str) -> bool:
+    return not math.isnan(parse_number(text))
+
+
+def _is_whole_text(text: str) -> bool:
+    return _WHOLE.fullmatch(text) is not None
+
+
+def _is_number_text(text: str) -> bool:
+    return number_text(parse_number(text)) == text
+
+
+_NUMBERS_AS_TEXT = {"string_of_int": _is_whole_text, "string_of_number": _is_number_text}
+"""Whether a text is one that the operation can make."""
+
+
+def _texts(texts: Sequence[str]) -> str:
+    shown = ", ".join(map(_short, texts[:3]))
+    return f"{shown}, … {len(texts):,} in all" if len(texts) > 3 else shown
+
+
+def _listing(lines: Sequence[str]) -> str:
+    more = [f"  … and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
+    return "\n".join([*(f"  {line}" for line in lines[:_SHOWN]), *more])
+
+
+def difference(wanted: Sequence[str], found: Sequence[str], *, ours: str = "the job", theirs: str = "the model") -> str:
+    """Lines that say how two lists of features differ."""
+    lines = []
+    missing = [name for name in wanted if name not in set(found)]
+    unexpected = [name for name in found if name not in set(wanted)]
+    if missing:
+        lines.append(f"  only in {ours}: {_names(missing, unexpected)}")
+    if unexpected:
+        lines.append(f"  only in {theirs}: {_names(unexpected, ())}")
+    if not missing and not unexpected and len(wanted) != len(found):
+        lines.append(f"  {ours} has {len(wanted)} names, {theirs} {len(found)}: one is there twice")
+    elif not missing and not unexpected:
+        places = [(i, a, b) for i, (a, b) in enumerate(zip(wanted, found, strict=False), 1) if a != b]
+        lines.append("  the names are the same, the order is not:")
+        lines += [f"  {i:>4}. {ours}: {_short(a)}   {theirs}: {_short(b)}" for i, a, b in places[:_SHOWN]]
+        if len(places) > _SHOWN:
+            lines.append(f"  … and {len(places) - _SHOWN:,} more places")
+    return "\n".join(lines)
+
+
+def _names(names: Sequence[str], others: Sequence[str]) -> str:
+    shown = []
+    for name in names[:_SHOWN]:
+        close = difflib.get_close_matches(name, others, n=1)
+        shown.append(f"{_short(name)} (is it `{_short(close[0])}`?)" if close else _short(name))
+    more = f" … and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def _short(text: str, most: int = _NAME_SHOWN) -> str:
+    """Names and expressions may be of any length; a message may not."""
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,0 +1,154 @@
+"""A model's trees laid out for the compiled loop in `_forest.c`: half of XGBoost's time a batch, much less a row.
+
+It takes the common models only: one output, splits on numbers, an objective whose transformation is the identity or the
+logistic function. All others, and all models where the module is not compiled, are predicted by XGBoost itself. Whoever
+loads a model proves that both give the same bits (see `loaded`), and takes XGBoost where they do not.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gridscore.compiled import compiled
+from gridscore.models.description import tree_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+_IDENTITY = frozenset(
+    (
+        "binary:logitraw",
+        "rank:map",
+        "rank:ndcg",
+        "rank:pairwise",
+        "reg:absoluteerror",
+        "reg:pseudohubererror",
+        "reg:squarederror",
+        "reg:squaredlogerror",
+    )
+)
+_LOGISTIC = frozenset(("binary:logistic", "reg:logistic"))
+
+MAX_DEPTH = 16
+"""All rows go as deep as the deepest leaf of a tree: trees that are deeper are usually uneven, too."""
+
+_NODE = np.dtype([("threshold", np.float32), ("feature", np.uint32), ("child", np.int32), ("value", np.float32)])
+_MISSING_RIGHT = np.uint32(1 << 31)
+_LEAF = -1
+
+_fast = compiled("gridscore.models._forest")
+
+
+class Forest:
+    """The trees of one model. Get one from `of`.
+
+    Attributes:
+        nodes: Of all trees, one after the other.
+        roots: Where each tree begins.
+        columns: Features of a row.
+        steps: From node to node that one row takes.
+    """
+
+    def __init__(
+        self,
+        nodes: NDArray[Any],
+        roots: NDArray[np.int32],
+        depths: NDArray[np.int32],
+        columns: int,
+        base: float,
+        logistic: bool,
+    ) -> None:
+        self._trees = nodes, roots, depths, base, logistic
+        self.nodes, self.roots, self.columns = nodes, roots, columns
+        self.steps = int(depths.sum()) + len(roots)
+
+    @property
+    def features(self) -> NDArray[np.int64]:
+        """The feature that each node splits on; of a leaf 0."""
+        return (self.nodes["feature"] & ~_MISSING_RIGHT).astype(np.int64)
+
+    @property
+    def missing_right(self) -> NDArray[np.bool_]:
+        """Whether a missing value goes to the right of each node."""
+        missing_right: NDArray[np.bool_] = (self.nodes["feature"] & _MISSING_RIGHT) != 0
+        return missing_right
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Forest | None:
+        """The forest of a model's document, which `describe` has passed; None if it is none that can be taken."""
+        learner = document["learner"]
+        parameters, booster = learner["learner_model_param"], learner["gradient_booster"]
+        objective = learner["objective"]["name"]
+        outputs = max(1, int(parameters.get("num_class", 0)), int(parameters.get("num_target", 1)))
+        if _fast is None or booster["name"] != "gbtree" or outputs > 1 or objective not in _IDENTITY | _LOGISTIC:
+            return None
+        if tree_weights(learner) is not None:
+            return None
+        trees = booster["model"]["trees"]
+        if any(np.any(np.asarray(tree.get("split_type", ()))) for tree in trees):
+            return None
+        laid = [_lay_out(tree) for tree in trees]
+        depths = np.array([depth for _, depth in laid], np.int32)
+        if depths.max() > MAX_DEPTH:
+            return None
+        roots = np.cumsum([0, *(len(nodes) for nodes, _ in laid[:-1])], dtype=np.int32)
+        logistic = objective in _LOGISTIC
+        try:
+            score = _base_score(parameters["base_score"])
+        except (ValueError, TypeError, IndexError, RecursionError):  # XGBoost reads more than JSON as a number
+            return None
+        nodes = np.concatenate([nodes for nodes, _ in laid])
+        return cls(nodes, roots, depths, int(parameters["num_feature"]), float(score), logistic)
+
+    def predict(self, matrix: NDArray[np.float32], margins: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Scores of the rows of a matrix; one that is not C-contiguous float32 is copied first.
+
+        Args:
+            matrix: Shape (n, features).
+            margins: float32 of shape (n,), instead of the model's base score.
+
+        Returns:
+            float32 of shape (n,).
+
+        Raises:
+            ValueError: It has not as many columns as the model has features, or there is not one margin a row.
+        """
+        matrix = np.ascontiguousarray(matrix, np.float32)
+        rows, columns = matrix.shape
+        if columns != self.columns:
+            raise ValueError(f"{columns} columns, but the model has {self.columns} features")
+        scores = np.empty(rows, np.float32)
+        _fast.predict(*self._trees, matrix, columns, scores, margins)  # type: ignore[union-attr]
+        return scores
+
+
+def _base_score(text: str) -> np.float32:
+    """XGBoost writes a number, or, since 3.1, a list with one number for each output."""
+    value = json.loads(text)
+    return np.float32(value[0] if isinstance(value, list) else value)
+
+
+def _lay_out(tree: Mapping[str, Any]) -> tuple[NDArray[Any], int]:
+    """Nodes of a tree, level by level, the children of each side by side; and its depth."""
+    lefts, rights = np.asarray(tree["left_children"], np.int64), np.asarray(tree["right_children"], np.int64)
+    conditions = np.asarray(tree["split_conditions"], np.float32)
+    # Of leaves there may be anything.
+    features = np.where(lefts == _LEAF, 0, np.asarray(tree["split_indices"]).astype(np.int64)).astype(np.uint32)
+    missing_left = np.asarray(tree["default_left"], np.bool_)
+    levels = [np.zeros(1, np.int64)]
+    while (inner := levels[-1][lefts[levels[-1]] != _LEAF]).size:
+        levels.append(np.stack([lefts[inner], rights[inner]], axis=1).ravel())
+    order = np.concatenate(levels)
+    leaf = lefts[order] == _LEAF
+    nodes = np.zeros(len(order), _NODE)
+    nodes["threshold"] = np.where(leaf, np.float32(np.nan), conditions[order])
+    nodes["feature"] = np.where(leaf, 0, features[order] | np.where(missing_left[order], np.uint32(0), _MISSING_RIGHT))
+    # The children of the n-th inner node, in this order, are the n-th pair after the root.
+    nodes["child"] = np.where(leaf, np.arange(len(order)), 2 * np.cumsum(~leaf) - 1)
+    nodes["value"] = np.where(leaf, conditions[order], np.float32(0))
+    return nodes, len(levels) - 1

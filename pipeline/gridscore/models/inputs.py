@@ -1,0 +1,59 @@
+"""What people type or write by hand for a push: metrics, and a file of categories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gridscore.errors import UsageError
+from gridscore.features import ATTRIBUTE, OfflineMatrix
+from gridscore.models.description import describe
+from gridscore.models.version import signature
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+
+def parse_metrics(texts: Iterable[str]) -> dict[str, float]:
+    """Metrics from texts like `auc=0.93`.
+
+    Raises:
+        UsageError: One is not a name and a number.
+    """
+    metrics: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            metrics[name.strip()] = float(value)
+        except ValueError:
+            raise UsageError(f"The metric `{text}` is not a name and a number.", "Write `--metric auc=0.93`.") from None
+    return metrics
+
+
+def read_categories(path: Path) -> dict[str, tuple[str, ...]]:
+    """Categories by feature: from a matrix (Parquet), a model (XGBoost UBJ or JSON), or a JSON object of lists.
+
+    Raises:
+        UsageError: There is no such file, or it has no categories.
+        TableError: It is a Parquet file, but no matrix of ours.
+        ModelError: It is a damaged model, or one whose categories contradict each other.
+    """
+    if path.suffix == ".parquet":
+        return OfflineMatrix.from_parquet(path).categories
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    try:
+        return msgspec.json.decode(payload, type=dict[str, tuple[str, ...]])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        description = describe(payload, str(path))  # not a plain object of lists: then it is a model
+    categories = signature(description, None, str(path)).categories
+    if not categories and ATTRIBUTE not in description.attributes:
+        raise UsageError(
+            f"The model {path} has no categories.",
+            "Attach the matrix that it learns from to the Booster (OfflineMatrix.attach), then save it.",
+        )
+    return categories

@@ -1,0 +1,272 @@
+"""The record of a model: its versions, aliases and uploads under way, and every change that can be made to it.
+
+One record holds what must change together, so that one compare-and-set makes a version visible, numbers it and points
+an alias at it. The functions here are pure: they take a record's value and return the next one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from gridscore.errors import ModelError
+from gridscore.models.version import Positive, Sha256, Text  # noqa: TC001 -- msgspec reads the annotations
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gridscore.job.release import Release
+
+MAX_VERSIONS = 10_000
+MAX_ALIASES = 100
+MAX_HISTORY = 50
+"""Moves of one alias that are remembered."""
+
+STALE_SECONDS = 120.0
+"""An upload that has not been renewed for so long has been given up, and the next push clears it away."""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """Where a version is: its upload, and the SHA-256 over its bytes and categories."""
+
+    upload: Text
+    content: Sha256
+
+
+class Move(msgspec.Struct, frozen=True):
+    """An alias was pointed at a version."""
+
+    version: Positive
+    at: Text
+
+    @property
+    def id(self) -> str:
+        """What tells it from all other moves of its alias."""
+        return f"{self.version} {self.at}"
+
+
+class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The value of a record.
+
+    Attributes:
+        revision: Counts changes: no two values of a record are the same, as compare-and-set needs.
+        last: Highest version ever given; numbers are never given twice.
+        versions: By number.
+        aliases: The version that each points at.
+        history: The moves of each alias, oldest first.
+        uploads: Uploads under way, and when each was last renewed, in seconds since 1970.
+    """
+
+    revision: Annotated[int, Meta(ge=0, lt=2**53)] = 0
+    last: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    versions: Annotated[dict[int, Stored], Meta(max_length=MAX_VERSIONS)] = {}
+    aliases: Annotated[dict[str, int], Meta(max_length=MAX_ALIASES)] = {}
+    history: Annotated[dict[str, tuple[Move, ...]], Meta(max_length=MAX_ALIASES)] = {}
+    uploads: dict[str, float] = {}
+
+    def __post_init__(self) -> None:
+        if self.versions and max(self.versions) > self.last:
+            raise ValueError("a version is above the last one")
+        if gone := set(self.aliases.values()) - self.versions.keys():
+            raise ValueError(f"an alias points at version {min(gone)}, which does not exist")
+
+    @classmethod
+    def read(cls, value: dict[str, Any] | None, name: str) -> ModelRecord:
+        """The typed value; an empty one for None.
+
+        Raises:
+            ModelError: It does not hold what it should.
+        """
+        if value is None:
+            return cls()
+        try:
+            return msgspec.convert(value, cls, str_keys=True)
+        except msgspec.ValidationError as error:
+            raise ModelError(
+                f"The record of the model `{name}` in the cluster is not valid: {error}.",
+                "It was written by something else than this version of Gridscore.",
+            ) from None
+
+    def write(self) -> dict[str, Any]:
+        """The value to store, one revision on."""
+        value: dict[str, Any] = msgspec.to_builtins(
+            msgspec.structs.replace(self, revision=self.revision + 1), str_keys=True
+        )
+        return value
+
+    def find(self, content: str) -> int | None:
+        """The latest version of that content."""
+        return max((number for number, stored in self.versions.items() if stored.content == content), default=None)
+
+    def number(self, name: str, alias: str | None, version: int | None) -> int:
+        """The version that an alias, or a number, means.
+
+        Raises:
+            ModelError: There is no such version or alias.
+        """
+        if version is not None:
+            if version not in self.versions:
+                raise ModelError(
+                    f"The model `{name}` has no version {version}.", f"Its versions: {ranges(sorted(self.versions))}."
+                )
+            return version
+        alias = alias or "champion"
+        if alias not in self.aliases:
+            known = ", ".join(f"{a} (v{v})" for a, v in sorted(self.aliases.items())) or "none"
+            raise ModelError(
+                f"The model `{name}` has no alias `{alias}`.{did_you_mean(alias, sorted(self.aliases))}",
+                f"Its aliases: {known}. Point this one at a version: "
+                f"`gridscore model promote {name} --version N --alias {alias}`.",
+            )
+        return self.aliases[alias]
+
+    def last_move(self, alias: str) -> str:
+        """What tells the last move of an alias from all others; empty if it never moved."""
+        moves = self.history.get(alias)
+        return moves[-1].id if moves else ""
+
+    def released(self, name: str, alias: str | None, version: int | None, release: Release | None) -> int:
+        """The version that a job's reference means: that of its release, as long as the alias has not moved since.
+
+        Raises:
+            ModelError: There is no such version or alias.
+        """
+        if release is not None and version is None and self.last_move(alias or "champion") == release.after:
+            return self.number(name, None, release.version)
+        return self.number(name, alias, version)
+
+    def previous(self, name: str, alias: str) -> int:
+        """The version that an alias pointed at before.
+
+        Raises:
+            ModelError: It never pointed elsewhere, or only at versions that were deleted.
+        """
+        now = self.number(name, alias, None)
+        for move in reversed(self.history.get(alias, ())):
+            if move.version != now and move.version in self.versions:
+                return move.version
+        raise ModelError(
+            f"The alias `{alias}` of the model `{name}` never pointed at another version than {now}.",
+            f"Name the version: `gridscore model promote {name} --version N`. "
+            f"Its versions: {ranges(sorted(self.versions))}.",
+        )
+
+    def begun(self, upload: str, now: float) -> ModelRecord:
+        """With an upload under way."""
+        return msgspec.structs.replace(self, uploads={**self.uploads, upload: now})
+
+    def renewed(self, name: str, upload: str, now: float) -> ModelRecord:
+        """With a sign of life of an upload.
+
+        Raises:
+            ModelError: It was cleared away.
+        """
+        if upload not in self.uploads:
+            raise _cleared_away(name)
+        return self.begun(upload, now)
+
+    def without(self, uploads: set[str]) -> ModelRecord:
+        """Without these uploads."""
+        return msgspec.structs.replace(self, uploads={u: at for u, at in self.uploads.items() if u not in uploads})
+
+    def stale(self, now: float) -> set[str]:
+        """Uploads that were given up."""
+        return {upload for upload, at in self.uploads.items() if abs(now - at) > STALE_SECONDS}
+
+    def committed(self, name: str, upload: str, content: str) -> ModelRecord:
+        """With an upload made the next version.
+
+        Raises:
+            ModelError: The upload was cleared away, or there are too many versions.
+        """
+        if upload not in self.uploads:
+            raise _cleared_away(name)
+        if len(self.versions) >= MAX_VERSIONS:
+            raise ModelError(
+                f"The model `{name}` has {MAX_VERSIONS:,} versions, which is the limit.",
+                f"Delete old ones: `gridscore model delete {name} --version N`.",
+            )
+        number = self.last + 1
+        versions = {**self.versions, number: Stored(upload, content)}
+        return msgspec.structs.replace(self.without({upload}), last=number, versions=versions)
+
+    def promoted(self, name: str, version: int, alias: str, at: str) -> ModelRecord:
+        """With an alias pointed at a version; no move if it is there already.
+
+        Raises:
+            ModelError: There is no such version, or there are too many aliases.
+        """
+        self.number(name, None, version)
+        return self if self.aliases.get(alias) == version else self._moved(name, version, alias, at)
+
+    def completed(self, name: str, alias: str, release: Release, at: str) -> ModelRecord:
+        """With the move of a release, if the alias has not moved since it was made.
+
+        It is a move even to the version where the alias is: what was released before has come to its end with it.
+
+        Raises:
+            ModelError: The version was deleted, or there are too many aliases.
+        """
+        if self.last_move(alias) != release.after:
+            return self
+        self.number(name, None, release.version)
+        return self._moved(name, release.version, alias, at)
+
+    def took(self, alias: str, release: Release) -> bool:
+        """Whether a release was completed, wherever the alias has moved since."""
+        moves = self.history.get(alias, ())
+        begin = next((n + 1 for n, move in enumerate(moves) if move.id == release.after), 0)
+        return any(move.version == release.version for move in moves[begin:])
+
+    def _moved(self, name: str, version: int, alias: str, at: str) -> ModelRecord:
+        if alias not in self.aliases and len(self.aliases) >= MAX_ALIASES:
+            raise ModelError(f"The model `{name}` has {MAX_ALIASES} aliases, which is the limit.")
+        moves = (*self.history.get(alias, ()), Move(version, at))[-MAX_HISTORY:]
+        return msgspec.structs.replace(
+            self, aliases={**self.aliases, alias: version}, history={**self.history, alias: moves}
+        )
+
+    def deleted(self, name: str, version: int) -> ModelRecord:
+        """Without a version.
+
+        Raises:
+            ModelError: There is no such version, or an alias points at it.
+        """
+        self.number(name, None, version)
+        if pointing := sorted(alias for alias, number in self.aliases.items() if number == version):
+            raise ModelError(
+                f"Version {version} of the model `{name}` is its `{'`, `'.join(pointing)}`.",
+                f"Point the alias elsewhere first: `gridscore model promote {name} --version N --alias {pointing[0]}`.",
+            )
+        return msgspec.structs.replace(self, versions={n: s for n, s in self.versions.items() if n != version})
+
+    def emptied(self) -> ModelRecord:
+        """Without versions and aliases."""
+        return msgspec.structs.replace(self, versions={}, aliases={}, history={})
+
+
+def _cleared_away(name: str) -> ModelError:
+    return ModelError(
+        f"Pushing the model `{name}` was without a sign of life for so long that another push cleared it away.",
+        "Push it again.",
+    )
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """A suggestion, with a space in front, if a known word is close; else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers in ascending order, as a person would list them: `1-4, 7`."""
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and number == groups[-1][1] + 1:
+            groups[-1][1] = number
+        else:
+            groups.append([number, number])
+    return ", ".join(f"{first}-{last}" if first != last else str(first) for first, last in groups) or "none"

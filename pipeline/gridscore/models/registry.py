@@ -1,0 +1,425 @@
+"""The registry: versions of models in the grid, their aliases, and how both change.
+
+A version becomes visible by one compare-and-set of its model's record, after its bytes and its metadata are in the
+grid: nobody ever sees half of one. Maps and keys:
+
+* `gridscore.models`: a record for each model (`record.py`), the only thing that ever changes;
+* `gridscore.model-versions`: metadata, under `model/upload`;
+* `gridscore.model-chunks`: bytes, a mebibyte each, under `model/upload/number`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import GridError, GridscoreError, ModelError, UsageError
+from gridscore.grid import Records
+from gridscore.models.candidate import Candidate, now
+from gridscore.models.chunks import Chunks
+from gridscore.models.description import describe
+from gridscore.models.fit import check_jobs
+from gridscore.models.record import STALE_SECONDS, ModelRecord, Move, did_you_mean
+from gridscore.models.version import ModelVersion, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gridscore.grid import Grid
+    from gridscore.job import Job
+    from gridscore.job.release import Release
+
+_log = logging.getLogger(__name__)
+
+MODELS_MAP = "gridscore.models"
+VERSIONS_MAP = "gridscore.model-versions"
+
+_REMEMBERED = 256
+_CLEANUP_SECONDS = 10.0
+
+
+class Added(NamedTuple):
+    """What came of a push."""
+
+    version: ModelVersion
+    is_new: bool
+    """False if the registry held the very same model already: `version` is the one that it is."""
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A model with all its versions.
+
+    Attributes:
+        name: Its name.
+        aliases: The version that each alias points at.
+        versions: The latest first.
+        history: The moves of each alias, oldest first.
+    """
+
+    name: str
+    aliases: dict[str, int]
+    versions: tuple[ModelVersion, ...]
+    history: dict[str, tuple[Move, ...]]
+
+    def aliases_of(self, version: int) -> list[str]:
+        """The aliases that point at a version."""
+        return sorted(alias for alias, number in self.aliases.items() if number == version)
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+class Registry:
+    """The models of a cluster."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._records = Records(grid, MODELS_MAP)
+        self._metadata = Records(grid, VERSIONS_MAP)
+        self._chunks = Chunks(grid)
+        self._known: dict[tuple[str, str], dict[str, Any]] = {}
+
+    async def push(self, model: Any, name: str, **options: Any) -> ModelVersion:
+        """Add a model and return its version; takes what `add` takes."""
+        return (await self.add(model, name, **options)).version
+
+    async def add(
+        self,
+        model: Any,
+        name: str,
+        *,
+        alias: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        categories: Mapping[str, Sequence[str]] | None = None,
+        jobs: Mapping[str, Job] | None = None,
+        allow_changed: bool = False,
+        again: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Added:
+        """Add a model as the next version of its name.
+
+        Nothing is visible until all of it is there; what an interrupted push leaves is cleared away at once, or, if
+        this process dies, by a later push.
+
+        Args:
+            model: A path, bytes, a Booster, or an estimator of `xgboost.sklearn`.
+            name: Of the model.
+            alias: To point at the version, in the same step.
+            metrics: What is known of its quality.
+            categories: Texts in the order of their codes, by feature; instead of what the model itself says.
+            jobs: That would score with it, by name; checked before anything is written.
+            allow_changed: Accept features that these jobs define otherwise than training did.
+            again: Make a new version even if the registry holds the very same model.
+            progress: Called with the bytes written and all bytes.
+
+        Raises:
+            ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
+            UsageError: A name or a metric is not valid.
+            GridError: The cluster did not take it.
+        """
+        check_name(name)
+        if alias is not None:
+            check_alias(alias)
+        candidate = await asyncio.to_thread(
+            Candidate.check,
+            model,
+            name,
+            metrics=metrics,
+            categories=categories,
+            jobs=jobs,
+            allow_changed=allow_changed,
+        )
+        existing = None if again else (await self._record(name)).find(candidate.content)
+        if existing is not None:
+            if alias is not None:
+                await self.promote(name, existing, alias)
+            return Added(await self.resolve(name, version=existing), is_new=False)
+        await self._clear_away(name)
+        upload = uuid.uuid4().hex
+        try:
+            number = await self._upload(name, upload, candidate, alias, again, progress)
+        except BaseException as error:
+            await _finish(self._abandon(name, upload))
+            if isinstance(error, HazelcastError):
+                raise GridError(
+                    f"The cluster did not take the model `{name}`: {error}", "Nothing of it is visible; push it again."
+                ) from error
+            raise
+        version = await self.resolve(name, version=number)
+        is_new = (await self._record(name)).versions[number].upload == upload
+        if not is_new:  # somebody pushed the very same model at the same time
+            await self._abandon(name, upload)
+        return Added(version, is_new)
+
+    async def promote(
+        self,
+        name: str,
+        version: int | None = None,
+        alias: str = "champion",
+        *,
+        previous: bool = False,
+        jobs: Mapping[str, Job] | None = None,
+        allow_changed: bool = False,
+    ) -> ModelVersion:
+        """Point an alias at a version; workers that follow it have it within a second.
+
+        Args:
+            name: Of the model.
+            version: Its number; an earlier one rolls back.
+            alias: To move, or to make.
+            previous: Instead of a number: where the alias pointed before.
+            jobs: That follow the alias, by name; checked before anything is written.
+            allow_changed: Accept features that these jobs define otherwise than training did.
+
+        Raises:
+            ModelError: There is no such model or version, or it is not for the features of the jobs.
+            UsageError: The alias is not valid, or not exactly one of `version` and `previous` is given.
+        """
+        check_alias(alias)
+        if (version is None) is not previous:
+            raise UsageError("Give either a version or `previous`.")
+        record = await self._existing(name)
+        number = record.previous(name, alias) if version is None else record.number(name, None, version)
+        found = await self._whole_version(name, number, record)
+        check_jobs(jobs, found, allow_changed=allow_changed)
+        await self._change(name, lambda current: current.promoted(name, number, alias, now()))
+        return found
+
+    async def resolve(
+        self, name: str, alias: str | None = None, version: int | None = None, *, release: Release | None = None
+    ) -> ModelVersion:
+        """The version that an alias (`champion` by default) or a number means now.
+
+        Args:
+            name: Of the model.
+            alias: To follow.
+            version: A number, instead.
+            release: Of the job that asks.
+
+        Raises:
+            ModelError: There is no such model, alias or version.
+        """
+        record = await self._existing(name)
+        return await self._whole_version(name, record.released(name, alias, version, release), record)
+
+    async def last_move(self, name: str, alias: str) -> str:
+        """What tells the last move of an alias from all others; empty if it never moved."""
+        return (await self._record(name)).last_move(alias)
+
+    async def complete(self, name: str, alias: str, release: Release) -> bool:
+        """Let the alias follow a release, if it has not moved since; whether it has followed, now or before.
+
+        Raises:
+            ModelError: The version was deleted.
+        """
+        record = await self._change(name, lambda current: current.completed(name, alias, release, now()))
+        return record.took(alias, release)
+
+    async def fetch(self, name: str, version: int) -> bytes:
+        """The bytes of a version, as they were pushed.
+
+        Raises:
+            ModelError: There is no such version, or its bytes are not what was pushed.
+        """
+        record = await self._existing(name)
+        number = record.number(name, None, version)
+        found = await self._version(name, number, record)
+        return await self._chunks.read(found, record.versions[number].upload)
+
+    async def get(self, name: str) -> Model:
+        """A model with all its versions.
+
+        Raises:
+            ModelError: There is no such model, or the grid holds something else in its place.
+        """
+        record = await self._existing(name)
+        versions = [await self._version(name, number, record) for number in sorted(record.versions, reverse=True)]
+        return Model(name=name, aliases=record.aliases, versions=tuple(versions), history=record.history)
+
+    async def list(self) -> tuple[Model, ...]:
+        """All models by name. One that cannot be read is left out, with a warning in the log."""
+        for key, record in (await self._metadata.all()).items():
+            self._remember(*key.rpartition("/")[::2], record.value)
+        models = []
+        for name in sorted(await self._records.all()):
+            try:
+                if (await self._record(name)).versions:
+                    models.append(await self.get(name))
+            except ModelError as error:
+                _log.warning("The model `%s` is left out: %s", name, error)
+        return tuple(models)
+
+    async def delete(self, name: str, version: int) -> None:
+        """Remove a version and its bytes. Its number is not given again.
+
+        Raises:
+            ModelError: There is no such version, or an alias points at it.
+        """
+        upload = (await self._existing(name)).versions.get(version)
+        await self._change(name, lambda current: current.deleted(name, version))
+        if upload is not None:
+            await self._remove(name, upload.upload)
+
+    async def delete_all(self, name: str) -> None:
+        """Remove a model with all versions and aliases. What is pushed later goes on counting."""
+        uploads = [stored.upload for stored in (await self._record(name)).versions.values()]
+        await self._change(name, lambda current: current.emptied())
+        for upload in uploads:
+            await self._remove(name, upload)
+
+    async def watch(self, callback: Callable[[], None]) -> Callable[[], Any]:
+        """Call back after any change; returns a coroutine function that ends it.
+
+        A change may be missed while the connection is down: look from time to time, too.
+        """
+        return await self._records.watch(callback)
+
+    async def _upload(
+        self,
+        name: str,
+        upload: str,
+        candidate: Candidate,
+        alias: str | None,
+        again: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> int:
+        """Write the chunks, then the metadata, then the record; returns the number of the version."""
+        renewed = time.monotonic()
+        await self._change(name, lambda current: current.begun(upload, time.time()))
+
+        async def step(done: int) -> None:
+            nonlocal renewed
+            if progress is not None:
+                progress(done, candidate.version.size)
+            if time.monotonic() - renewed > STALE_SECONDS / 6:
+                await self._change(name, lambda current: current.renewed(name, upload, time.time()))
+                renewed = time.monotonic()
+
+        await self._chunks.write(name, upload, candidate.payload, step)
+        await self._metadata.create(f"{name}/{upload}", candidate.metadata())
+        number = 0
+
+        def commit(current: ModelRecord) -> ModelRecord:
+            nonlocal number
+            same = None if again else current.find(candidate.content)
+            if same is None:
+                current = current.committed(name, upload, candidate.content)
+            number = current.last if same is None else same
+            return current if alias is None else current.promoted(name, number, alias, now())
+
+        await self._change(name, commit)
+        return number
+
+    async def _abandon(self, name: str, upload: str) -> None:
+        """Take an upload back, unless it has become a version after all."""
+
+        def forget(current: ModelRecord) -> ModelRecord:
+            return current.without({upload})
+
+        record = await self._change(name, forget)
+        # From here on it cannot become one: the record that a commit in flight would replace is gone.
+        if all(stored.upload != upload for stored in record.versions.values()):
+            await self._remove(name, upload)
+
+    async def _clear_away(self, name: str) -> None:
+        """Remove what pushes have left that were given up."""
+        # First the keys, then the record: an upload is in the record before its first chunk is in the grid.
+        found = await self._chunks.uploads(name)
+        record = await self._record(name)
+        if stale := record.stale(time.time()):
+            record = await self._change(name, lambda current: current.without(stale & current.stale(time.time())))
+        wanted = record.uploads.keys() | {stored.upload for stored in record.versions.values()}
+        for upload in (found.keys() | stale) - wanted:
+            _log.info("%s: what is left of a given-up push is removed", name, extra={"action": "push_cleared"})
+            await self._metadata.delete(f"{name}/{upload}")
+            await self._chunks.delete(found.get(upload, ()))
+
+    async def _remove(self, name: str, upload: str) -> None:
+        await self._metadata.delete(f"{name}/{upload}")
+        await self._chunks.delete((await self._chunks.uploads(name)).get(upload, ()))
+
+    async def _change(self, name: str, change: Callable[[ModelRecord], ModelRecord]) -> ModelRecord:
+        """Change a model's record by compare-and-set; nothing is written if nothing changes."""
+
+        def apply(value: dict[str, Any] | None) -> dict[str, Any]:
+            current = ModelRecord.read(value, name)
+            changed = change(current)
+            return value if value is not None and changed == current else changed.write()
+
+        return ModelRecord.read((await self._records.update(name, apply)).value, name)
+
+    async def _record(self, name: str) -> ModelRecord:
+        record = await self._records.get(name)
+        return ModelRecord.read(None if record is None else record.value, name)
+
+    async def _existing(self, name: str) -> ModelRecord:
+        check_name(name)
+        record = await self._record(name)
+        if record.versions:
+            return record
+        names = [model for model, found in (await self._records.all()).items() if found.value.get("versions")]
+        listed = ", ".join(sorted(names)[:20]) or "none yet"
+        raise ModelError(
+            f"There is no model `{name}`.{did_you_mean(name, names)}",
+            f"Models of this cluster: {listed}. `gridscore model push FILE --name {name}` pushes one.",
+        )
+
+    async def _version(self, name: str, number: int, record: ModelRecord) -> ModelVersion:
+        upload = record.versions[number].upload
+        value = self._known.get((name, upload))
+        if value is None:
+            found = await self._metadata.get(f"{name}/{upload}")
+            if found is None:
+                raise ModelError(
+                    f"The grid has lost what it knew of version {number} of the model `{name}`.",
+                    "Push the model again, as a new version.",
+                )
+            value = found.value
+            self._remember(name, upload, value)
+        return ModelVersion.from_json(value, name, number)
+
+    async def _whole_version(self, name: str, number: int, record: ModelRecord) -> ModelVersion:
+        """The same, with what metadata of older releases lacks read from the file."""
+        found = await self._version(name, number, record)
+        if found.outputs is None:
+            upload = record.versions[number].upload
+            payload = await self._chunks.read(found, upload)
+            description = await asyncio.to_thread(describe, payload, f"The model {found}")
+            self._remember(name, upload, {**self._known[name, upload], "outputs": description.outputs})
+            found = msgspec.structs.replace(found, outputs=description.outputs)
+        return found
+
+    def _remember(self, name: str, upload: str, value: dict[str, Any]) -> None:
+        """Metadata never changes: a worker that looks twice a second need not read it each time."""
+        while len(self._known) >= _REMEMBERED:
+            self._known.pop(next(iter(self._known)))
+        self._known[name, upload] = value
+
+
+def check_alias(alias: str) -> str:
+    """Refuse an alias that could be taken for a version.
+
+    Raises:
+        UsageError: With the rule.
+    """
+    if isinstance(alias, str) and alias.isdigit():
+        raise UsageError(f"The alias `{alias}` looks like a version.", "Let it begin with a letter.")
+    return check_name(alias, "model alias")
+
+
+async def _finish(cleanup: Any) -> None:
+    """Let a clean-up come to its end although this task was cancelled, but not for ever."""
+    task = asyncio.ensure_future(cleanup)
+    try:
+        async with asyncio.timeout(_CLEANUP_SECONDS):
+            await asyncio.shield(task)
+    except (GridscoreError, HazelcastError, TimeoutError) as error:
+        task.cancel()
+        _log.warning("What is left of an interrupted push stays until the next one: %s", error)

@@ -1,0 +1,230 @@
+"""A version of a model: what the grid knows of it beside its bytes, checked whenever it is read."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from gridscore.errors import ModelError, UsageError
+from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions
+from gridscore.models.description import MAX_FEATURES, NAMES_HINT
+from gridscore.models.fit import difference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gridscore.models.description import Description
+
+CHUNK = 1 << 20
+"""Bytes of a model in one entry of the grid: values of many megabytes are read slowly (python-client#434)."""
+
+MAX_SIZE = 1 << 30
+"""Bytes of the largest model taken."""
+
+MAX_CATEGORIES = 100_000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+Text = Annotated[str, Meta(max_length=1000)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Positive = Annotated[int, Meta(ge=1, le=2**31)]
+
+
+class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a model. It never changes.
+
+    Attributes:
+        name: Of the model.
+        version: 1, 2, 3, …
+        sha256: Of the whole file, in hexadecimal digits.
+        size: Bytes of the file.
+        chunks: Entries of the grid that hold it.
+        features: Names in the order of the columns.
+        feature_types: As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it was trained without.
+        categories: Texts in the order of their codes, by feature.
+        definitions: How training made the features; None if nobody attached it.
+        objective: As XGBoost names it.
+        outputs: Scores that it gives a row; None in what was pushed before this was noted and cannot be read.
+        trees: Number of trees.
+        rounds: Number of boosting rounds.
+        best_iteration: Where early stopping found the best round; scoring uses all rounds nevertheless.
+        xgboost_version: That saved it.
+        metrics: What its maker said of its quality.
+        created_at: When it was pushed, RFC 3339 in UTC.
+    """
+
+    name: Annotated[str, Meta(max_length=100)]
+    version: Positive
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=1, le=MAX_SIZE)]
+    chunks: Positive
+    features: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_FEATURES)]
+    feature_types: Annotated[tuple[Text, ...], Meta(max_length=MAX_FEATURES)] = ()
+    categories: dict[str, Annotated[tuple[Text, ...], Meta(max_length=MAX_CATEGORIES)]] = {}
+    definitions: Definitions | None = None
+    objective: Text
+    outputs: Positive | None = None
+    trees: Positive
+    rounds: Positive
+    best_iteration: Annotated[int, Meta(ge=0)] | None = None
+    xgboost_version: Text
+    metrics: dict[str, float] = {}
+    created_at: Text
+
+    def __post_init__(self) -> None:
+        if self.chunks != -(-self.size // CHUNK):
+            raise ValueError(f"{self.chunks} chunks cannot hold {self.size} bytes")
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("two features have the same name")
+        if self.feature_types and len(self.feature_types) != len(self.features):
+            raise ValueError("it has not one type a feature")
+        if unknown := self.categories.keys() - set(self.features):
+            raise ValueError(f"categories of `{min(unknown)}`, which is not a feature")
+        if any(len(set(values)) != len(values) for values in self.categories.values()):
+            raise ValueError("a category is listed twice")
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.version}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts, and for the grid."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+    @classmethod
+    def from_json(cls, value: Any, name: str, version: int) -> ModelVersion:
+        """The version that a record of the grid describes.
+
+        Raises:
+            ModelError: The record does not hold what it should.
+        """
+        try:
+            return msgspec.convert({**value, "name": name, "version": version}, cls)
+        except (msgspec.ValidationError, TypeError) as error:  # TypeError: it is not even an object
+            raise ModelError(
+                f"What the grid holds of version {version} of the model `{name}` is not valid: {error}.",
+                "Push the model again, as a new version.",
+            ) from None
+
+
+class Signature(NamedTuple):
+    """What the columns of a model mean: names in their order, texts by feature, and how training made them."""
+
+    features: tuple[str, ...]
+    categories: dict[str, tuple[str, ...]]
+    definitions: Definitions | None
+
+
+def early_stopping(version: ModelVersion) -> str | None:
+    """What to say of a version with rounds after the best one."""
+    if version.best_iteration is None or version.best_iteration + 1 >= version.rounds:
+        return None
+    return (
+        f"Early stopping found round {version.best_iteration + 1} of {version.rounds} the best. As Booster.predict "
+        "does, scoring uses all; to push the best only: booster[: booster.best_iteration + 1].save_model(…)"
+    )
+
+
+def check_name(name: str, what: str = "model name") -> str:
+    """Refuse a name that could not be typed in a job file or on a command line.
+
+    Raises:
+        UsageError: With the rule.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UsageError(
+            f"`{name}` is not a {what}.",
+            "Take letters, digits, `.`, `_` and `-`, at most 100, a letter or digit first.",
+        )
+    return name
+
+
+def signature(description: Description, categories: Mapping[str, Sequence[str]] | None, source: str) -> Signature:
+    """What a model's columns mean: from the file, its `gridscore` attribute, or what was given.
+
+    Args:
+        description: What the file says.
+        categories: What the user gives; it wins.
+        source: What to call the file in messages.
+
+    Raises:
+        ModelError: It has no feature names, or these sources contradict each other or the trees.
+    """
+    names, recorded, definitions = description.features, description.categories, None
+    if (text := description.attributes.get(ATTRIBUTE)) is not None:
+        try:
+            attribute = msgspec.json.decode(text, type=Attribute)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise ModelError(
+                f"The attribute `gridscore` of {source} is not valid: {error}.",
+                "Let `OfflineMatrix.attach(booster)` write it.",
+            ) from None
+        if names and attribute.features != names:
+            raise ModelError(
+                f"{source} was attached to other features than it was trained on.\n"
+                + difference(attribute.features, names, ours="attached", theirs="the model's"),
+                "Attach it to the matrix that it was trained on, and save it again.",
+            )
+        for name, texts in attribute.categories.items():
+            if name not in (categories or {}) and recorded.get(name, texts) != texts:
+                raise ModelError(
+                    f"{source} was trained with other categories of `{name}` than those attached to it: trained "
+                    f"with {_shown(recorded[name])}; attached {_shown(texts)}.",
+                    "Attach the matrix that it was trained on, or say which are right: "
+                    "`gridscore model push --categories FILE`.",
+                )
+        names, recorded = attribute.features, {**recorded, **attribute.categories}
+        definitions = attribute.definitions
+    if not names:
+        raise ModelError(f"{source} has no feature names, so nobody can tell which column is which.", NAMES_HINT)
+    if len(names) != description.feature_count:
+        raise ModelError(
+            f"{source} has {description.feature_count} columns, and {len(names)} names for them.", NAMES_HINT
+        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ModelError(f"{source} has two features called `{twice[0]}`.", NAMES_HINT)
+    chosen = {**recorded, **{name: tuple(values) for name, values in (categories or {}).items()}}
+    _check_categories(description, names, chosen, source)
+    return Signature(names, chosen, definitions)
+
+
+def _check_categories(
+    description: Description, names: tuple[str, ...], categories: dict[str, tuple[str, ...]], source: str
+) -> None:
+    for name, values in categories.items():
+        if name not in names:
+            raise ModelError(
+                f"There are categories for `{name}`, which is no feature of {source}.{_close(name, names)}"
+            )
+        if not all(isinstance(value, str) for value in values):
+            raise ModelError(f"The categories of `{name}` are not a list of texts, in the order of their codes.")
+        if len(set(values)) != len(values) or len(values) > MAX_CATEGORIES:
+            raise ModelError(f"The categories of `{name}` hold a text twice, or are more than {MAX_CATEGORIES:,}.")
+        highest = description.highest_category.get(names.index(name), -1)
+        if highest >= len(values):
+            raise ModelError(
+                f"{source} splits on category {highest} of `{name}`, but only {len(values)} categories are named "
+                f"(codes 0 to {len(values) - 1}).",
+                "Give the categories of the matrix that it was trained on.",
+            )
+    for column in description.unreadable:
+        if names[column] not in categories:
+            raise ModelError(
+                f"The categories of `{names[column]}` are not all ASCII, and XGBoost {description.xgboost_version} "
+                f"has cut their texts short in {source}: which code is which text cannot be told.",
+                "Name them: `OfflineMatrix.attach(booster)` before the model is saved, or "
+                "`gridscore model push --categories FILE`.",
+            )
+
+
+def _shown(texts: Sequence[str]) -> str:
+    shown = ", ".join(text[:40] for text in texts[:5])
+    return f"{shown}, … {len(texts):,} in all" if len(texts) > 5 else shown
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""

@@ -1,0 +1,105 @@
+"""Sequences of events that were just put, looked up in the journal of their map."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import repeat
+from typing import TYPE_CHECKING
+
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import GridError
+from gridscore.grid.journal import Journal
+from gridscore.grid.writer import partition_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from gridscore.grid import Grid
+
+LOOK_BACK = 1_024
+"""How many of the newest entries of a partition are looked through."""
+
+READ_BYTES = 1 << 20
+"""What is read for those who ask from outside, besides four times the size of the events that they ask for."""
+
+_FIRST_PAGE, _LARGEST_PAGE = 4, 16
+"""Entries of a read. A read has no limit in bytes, and the next entry may be large whatever the last one was."""
+
+
+async def sequences_of(
+    grid: Grid, events: str, entries: Sequence[tuple[bytes, bytes]], max_bytes: int | None = None
+) -> list[int | None]:
+    """For each event that has been put: sequence of the newest entry of the journal that is this event.
+
+    None stands for those that are not found: they are overwritten, or `max_bytes` were read before. Each partition is
+    read once for all its events, the newest entries first, and only some reads of a connection are under way at once.
+
+    Args:
+        grid: The connection.
+        events: The event map.
+        entries: Serialized key and text of each.
+        max_bytes: To read for all together; what is read at the end may be above it.
+
+    Raises:
+        JournalMissingError: The map has no journal.
+        GridError: The cluster did not answer.
+    """
+    wanted: dict[int, dict[tuple[bytes, bytes], None]] = {}
+    for entry in entries:
+        wanted.setdefault(partition_of(entry[0], grid.partition_count), {})[entry] = None
+    search = _Search(grid, events, max_bytes)
+    looks = [search.look_through(partition, missing) for partition, missing in wanted.items()]
+    for error in await asyncio.gather(*looks, return_exceptions=True):
+        if isinstance(error, HazelcastError):
+            raise GridError(f"The journal of `{events}` could not be read: {error}") from error
+        if error is not None:
+            raise error
+    return [search.found.get(entry) for entry in entries]
+
+
+class _Search:
+    """One look for some events in one journal."""
+
+    def __init__(self, grid: Grid, events: str, max_bytes: int | None) -> None:
+        self._journal, self._reading = Journal(grid, events), grid.searches
+        self._left = float("inf") if max_bytes is None else max_bytes
+        self._mean = 0.0  # bytes of an entry
+        self.found: dict[tuple[bytes, bytes], int] = {}
+
+    async def look_through(self, partition: int, missing: dict[tuple[bytes, bytes], None]) -> None:
+        """Find events in one partition."""
+        async with self._reading:
+            oldest, newest = await self._journal.bounds(partition)
+        oldest, end = max(oldest, newest + 1 - LOOK_BACK), newest + 1
+        for size in _page_sizes():
+            async with self._reading:
+                if not missing or end <= oldest or self._left <= 0:
+                    return
+                count = max(1, min(size, end - oldest, int(min(size, self._left / max(1.0, self._mean)))))
+                await self._read(partition, end - count, end, missing)
+            end -= count
+
+    async def _read(self, partition: int, start: int, end: int, missing: dict[tuple[bytes, bytes], None]) -> None:
+        met: dict[tuple[bytes, bytes], int] = {}
+        while start < end:
+            page = await self._journal.read(partition, start, end - start)
+            if page is None:
+                break
+            self._left -= page.size
+            self._mean = page.size / max(1, page.next - max(page.first, start))
+            for entry in zip(page.keys, page.values, page.sequences, strict=True):
+                if entry[:2] in missing:
+                    met[entry[:2]] = entry[2]
+            start = page.next
+        for each, sequence in met.items():
+            del missing[each]
+            self.found[each] = sequence
+
+
+def _page_sizes() -> Iterator[int]:
+    size = _FIRST_PAGE
+    while size < _LARGEST_PAGE:
+        yield size
+        size *= 2
+    yield from repeat(_LARGEST_PAGE)

@@ -1,0 +1,179 @@
+"""From journal pages to results: collected until there are enough for a delivery, decoded once, and filtered."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gridscore.grid import transport
+from gridscore.sinks.base import Delivered
+from gridscore.worker.dead_letters import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gridscore.grid import Grid
+    from gridscore.worker.reader import Arrival, Cursor
+
+COLLECTED_BYTES = 64 * 1024 * 1024
+"""Bytes of results that wait for their delivery at most, however long it takes to fill it."""
+
+_STRING = (-11).to_bytes(4, "big", signed=True)
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_text = msgspec.json.Encoder().encode
+
+
+@dataclass(slots=True)
+class Part:
+    """What a delivery has of one partition.
+
+    Attributes:
+        cursor: That read it.
+        at: When the first of its pages arrived, of the grid's clock.
+        next: Sequence to go on from.
+        lost: Results that were overwritten before they were read.
+        results: To deliver, in order.
+        keys: Serialized key of each.
+        rejected: What is no result.
+        filtered: How many are not to be delivered.
+        rescued: Pages that a rescan put in.
+    """
+
+    cursor: Cursor
+    at: float
+    next: int = 0
+    lost: int = 0
+    results: list[Delivered] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    filtered: int = 0
+    rescued: int = 0
+
+
+def cut(parts: Mapping[int, Part], most: int) -> tuple[dict[int, Part], dict[int, Part]]:
+    """The first so many results of what is to be delivered, and the rest; those of each partition stay in order.
+
+    What a rescan has put in is not cut, and so may be more: it is done, or not, as a whole.
+    """
+    first: dict[int, Part] = {}
+    rest: dict[int, Part] = {}
+    room = most
+    for partition, part in parts.items():
+        if room > 0 and (len(part.results) <= room or part.rescued):
+            first[partition] = part
+            room -= len(part.results)
+        elif room > 0:
+            done = part.results[:room]
+            following = min(part.next, done[-1].sequence + 1)
+            # What an offset covers goes with it.
+            before = [each for each in part.rejected if each.sequence < following]
+            after = [each for each in part.rejected if each.sequence >= following]
+            first[partition] = replace(
+                part, next=following, results=done, keys=part.keys[:room], rejected=before, filtered=0
+            )
+            rest[partition] = replace(part, lost=0, results=part.results[room:], keys=part.keys[room:], rejected=after)
+            room = 0
+        else:
+            rest[partition] = part
+    return first, rest
+
+
+class Collector:
+    """Results that have been read and wait to be delivered.
+
+    Args:
+        grid: The connection.
+        only: Deliver only results with these values.
+        is_current: Whether what a cursor has read may be delivered still.
+    """
+
+    def __init__(self, grid: Grid, only: Mapping[str, str], is_current: Callable[[Cursor], bool]) -> None:
+        self._client = grid.client
+        self._only = list(only.items())
+        self._is_current = is_current
+        self._pages: deque[Arrival] = deque()
+        self._begun = 0  # entries of the first page that earlier deliveries have had
+        self._entries = 0
+        self._bytes = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing."""
+        return not self._pages
+
+    def room(self, most: int) -> int:
+        """How many entries may be added to a delivery of so many; 0 if it is full."""
+        return 0 if self._bytes >= COLLECTED_BYTES else max(0, most - self._entries)
+
+    def add(self, arrivals: list[Arrival]) -> None:
+        """Keep what has arrived."""
+        for arrival in arrivals:
+            self._pages.append(arrival)
+            self._entries += len(arrival.page.keys)
+            self._bytes += arrival.page.size
+
+    def take(self, most: int) -> dict[int, Part]:
+        """What is to be delivered next, by partition: results for a delivery of so many; fewer if many are filtered."""
+        parts: dict[int, Part] = {}
+        count = 0
+        while self._pages and count < most:
+            arrival = self._pages[0]
+            page, begin = arrival.page, self._begun
+            size = len(page.keys)
+            end = min(size, begin + most - count)
+            if self._is_current(arrival.cursor):
+                part = parts.get(arrival.partition)
+                if part is None or part.cursor is not arrival.cursor:
+                    part = parts[arrival.partition] = Part(arrival.cursor, arrival.at)
+                self._decode(part, arrival, begin, end)
+                if begin == 0:
+                    part.lost += arrival.lost
+                count += end - begin
+            self._entries -= end - begin
+            self._begun = end
+            if end == size:
+                self._pages.popleft()
+                self._begun = 0
+                self._bytes -= page.size
+        return parts
+
+    def _decode(self, part: Part, arrival: Arrival, begin: int, end: int) -> None:
+        page, partition, epoch, only = arrival.page, arrival.partition, part.cursor.epoch, self._only
+        add, add_key = part.results.append, part.keys.append
+        for position in range(begin, end):
+            key, text, sequence = page.keys[position], page.values[position], page.sequences[position]
+            try:
+                value = _decode(text)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                reason = f"it is no result, which is a JSON object: {error}"
+                part.rejected.append(Rejected(partition, sequence, key, text, "decode", reason))
+                continue
+            if only and not all(name in value and _as_text(value[name]) == wanted for name, wanted in only):
+                part.filtered += 1
+                continue
+            add(Delivered(self._plain(key), text, value, partition, sequence, epoch))
+            add_key(key)
+        whole = end == len(page.keys)
+        if page.first == page.next:  # of a rescan: it moves no offset, but what came before it has
+            part.next = max(part.next, page.next)
+            part.rescued += whole
+        else:
+            part.next = page.next if whole else page.sequences[end - 1] + 1
+
+    def _plain(self, key: bytes) -> str | int | float:
+        try:
+            if key[4:8] == _STRING:
+                return key[12:].decode()
+            found = transport.to_object(self._client, key)
+        except Exception:  # noqa: BLE001 -- whatever the client cannot read is known by its bytes
+            return key.hex()
+        return found if isinstance(found, str | int | float) and not isinstance(found, bool) else key.hex()
+
+
+def _as_text(value: Any) -> str:
+    """A value as one writes it in a filter: texts as they are, all else as JSON has it."""
+    return value if isinstance(value, str) else _text(value).decode()

@@ -1,0 +1,277 @@
+"""The file sink: results as Parquet or JSON lines, in files that appear only when they are complete.
+
+A delivery is a file: the runner collects results until there are enough, or until it is time. The file is written under
+a hidden name, forced to disk, and renamed; only then the offsets that it covers may be committed. So a reader of the
+folder sees whole files at any moment, and a crash loses nothing: what was not committed comes again, in another file,
+under the same key, epoch and sequence.
+
+A file that a process wrote after its lease had ended does no harm: it adds rows, each of which says how new it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import errno
+import gzip
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gridscore.errors import SettingsError
+from gridscore.job import Jobs
+from gridscore.job.types import seconds_of
+from gridscore.sinks.base import SinkInterruptedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from typing import BinaryIO
+
+    import pyarrow as pa
+
+    from gridscore.grid import Grid
+    from gridscore.job.plugs.files_sink import FilesSinkSettings
+    from gridscore.sinks.base import Delivered, Delivery, Refused
+
+_LEFT_OVER_SECONDS = 3600.0
+"""Hidden files of a killed process are removed after this time; no file takes so long to write."""
+
+_HOPELESS = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG))
+
+_OWN = ("key", "sink_epoch", "sink_sequence")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class FilesSink:
+    """Delivers into a folder.
+
+    Args:
+        grid: The connection; the job that writes the results says of which types the event fields in them are.
+        name: Of the sink; the names of its files begin with it.
+        settings: Where, of which kind, how large.
+    """
+
+    def __init__(self, grid: Grid, name: str, settings: FilesSinkSettings) -> None:
+        self._grid = grid
+        self._name = name
+        self._settings = settings
+        self._folder = Path(settings.folder)
+        self._types: dict[str, str] = {}
+        self.identity = ""
+        self.max_results = settings.max_results
+        self.linger = seconds_of(settings.max_age)
+
+    async def open(self) -> None:
+        """Make the folder, and see whether a file can be written there.
+
+        Raises:
+            SinkInterruptedError: It cannot now: the disk is full, or a network drive is away.
+            SettingsError: It cannot at all: it is no folder, or not ours to write.
+        """
+        for job in await Jobs(self._grid).all():
+            if job.job.results == self._settings.results:
+                self._types = {name: job.job.schema_[name].type for name in job.job.result.include}
+        await self._do(self._prepare)
+
+    async def taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:
+        """Nothing is to be done: files of before stay."""
+        del partitions
+        return {}
+
+    async def dropped(self, partitions: Collection[int]) -> None:
+        """Nothing is to be done: what was collected of them is not in any file."""
+
+    async def deliver(self, delivery: Delivery) -> Sequence[Refused]:
+        """Write a file; it is complete, and on the disk, when this returns.
+
+        Raises:
+            SinkInterruptedError: It could not be written now.
+            SettingsError: It cannot be written at all.
+        """
+        await self._do(lambda: self._write_file(delivery.results))
+        return ()
+
+    async def close(self) -> None:
+        """Nothing is open between two files."""
+
+    async def _do(self, work: Callable[[], None]) -> None:
+        """Do something with files in a thread, and say what is wrong with them."""
+        task = asyncio.get_running_loop().run_in_executor(None, work)
+        try:
+            await asyncio.shield(task)
+        except OSError as error:
+            text = f"`{self._folder}` cannot be written: {os.strerror(error.errno) if error.errno else error}."
+            if error.errno in _HOPELESS or isinstance(error, FileExistsError):
+                raise SettingsError(text, "Give a folder that this user may write, with --folder.") from None
+            raise SinkInterruptedError(text, "Is the disk full, or a network drive away?") from None
+
+    def _prepare(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        before = time.time() - _LEFT_OVER_SECONDS
+        for left in self._folder.glob(f".{self._name}-*.part"):
+            with contextlib.suppress(FileNotFoundError):  # another process removes them, too
+                if left.stat().st_mtime < before:
+                    left.unlink()
+        probe = self._folder / f".{self._name}-{uuid.uuid4().hex}.part"
+        try:
+            with probe.open("xb") as file:
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _write_file(self, results: Sequence[Delivered]) -> None:
+        now = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
+        # By time, for people; and unlike that of any other process.
+        stem = f"{self._name}-{now}-{uuid.uuid4().hex[:8]}"
+        hidden = self._folder / f".{stem}.part"
+        try:
+            with hidden.open("xb") as file:
+                if self._settings.format == "parquet":
+                    ending = "parquet"
+                    _write_parquet(file, _table(results, self._types))
+                else:
+                    ending = "jsonl.gz" if self._settings.gzip else "jsonl"
+                    _write_lines(file, results, compress=self._settings.gzip)
+                file.flush()
+                os.fsync(file.fileno())
+            hidden.rename(self._folder / f"{stem}.{ending}")
+        finally:
+            hidden.unlink(missing_ok=True)
+        _sync_folder(self._folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the new name of a file to disk; Windows does that by itself, and has no way to be asked."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# ---------------------------------------------------------------------- JSON lines
+
+
+def _write_lines(file: BinaryIO, results: Sequence[Delivered], *, compress: bool) -> None:
+    lines = b"".join(map(_line, results))
+    file.write(gzip.compress(lines, compresslevel=6) if compress else lines)
+
+
+def _line(result: Delivered) -> bytes:
+    value, text = result.value, result.text
+    if not value or b"\n" in text or text[:1] != b"{" or not value.keys().isdisjoint(_OWN):
+        # What another program wrote over several lines, or with names that are ours here.
+        own = {"key": result.key, "sink_epoch": result.epoch, "sink_sequence": result.sequence}
+        return _encode({**own, **{name: each for name, each in value.items() if name not in own}}) + b"\n"
+    return b'{"key":%b,"sink_epoch":%d,"sink_sequence":%d,%b\n' % (
+        _encode(result.key),
+        result.epoch,
+        result.sequence,
+        text[1:],
+    )
+
+
+# ---------------------------------------------------------------------- Parquet
+
+
+def _write_parquet(file: BinaryIO, table: pa.Table) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, file, compression="zstd")
+
+
+def _table(results: Sequence[Delivered], types: Mapping[str, str]) -> pa.Table:
+    """Results as columns.
+
+    Args:
+        results: The results.
+        types: Of the event fields in them, as far as the job says; others are as they are found.
+    """
+    import pyarrow as pa
+
+    values = [result.value for result in results]
+    columns = {
+        "key": pa.array([str(result.key) for result in results], pa.string()),
+        "score": _scores([value.get("score") for value in values]),
+        "decision": _texts([value.get("decision") for value in values]),
+        "model": _texts([value.get("model") for value in values]),
+        "version": _integers([value.get("version") for value in values]),
+        "revision": _integers([value.get("revision") for value in values]),
+        "sequence": _integers([value.get("sequence") for value in values]),
+        "epoch": _integers([value.get("epoch") for value in values]),
+        "scored_at": _integers([value.get("scored_at") for value in values]).cast(pa.timestamp("ms", "UTC")),
+        "sink_epoch": pa.array([result.epoch for result in results], pa.int64()),
+        "sink_sequence": pa.array([result.sequence for result in results], pa.int64()),
+    }
+    names = dict.fromkeys([*types, *(name for value in values for name in value)])
+    for name in names:
+        if name not in columns and name != "json":
+            columns[name] = _column([value.get(name) for value in values], types.get(name))
+    columns["json"] = pa.array([result.text.decode(errors="replace") for result in results], pa.string())
+    return pa.table(columns)
+
+
+def _column(values: list[Any], kind: str | None) -> pa.Array:
+    """A column of an event field; every file has the same type for it if the job says which."""
+    import pyarrow as pa
+
+    found = {type(value) for value in values} - {type(None)}
+    if kind is None:
+        kind = "bool" if found == {bool} else "float" if found and found <= {int, float} else "string"
+    if kind == "bool":
+        return pa.array([value if type(value) is bool else None for value in values], pa.bool_())
+    if kind == "int":
+        return _integers(values)
+    if kind == "float":
+        return _numbers(values)
+    return _texts(values)
+
+
+def _scores(values: list[Any]) -> pa.Array:
+    """Numbers; or lists of numbers, of a model with several outputs."""
+    import pyarrow as pa
+
+    if not any(type(value) is list for value in values):
+        return _numbers(values)
+    numbers = {int, float, type(None)}
+    fitting = [
+        [_number(each) for each in value] if type(value) is list and {type(each) for each in value} <= numbers else None
+        for value in values
+    ]
+    return pa.array(fitting, pa.list_(pa.float64()))
+
+
+def _numbers(values: list[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.array([_number(value) for value in values], pa.float64())
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if type(value) in (int, float) else None
+    except OverflowError:  # a whole number with hundreds of digits
+        return None
+
+
+def _integers(values: list[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.array(
+        [value if type(value) is int and -(2**63) <= value < 2**63 else None for value in values], pa.int64()
+    )
+
+
+def _texts(values: list[Any]) -> pa.Array:
+    """Texts as they are, all else as its JSON."""
+    import pyarrow as pa
+
+    texts = [value if value is None or type(value) is str else _encode(value).decode() for value in values]
+    return pa.array(texts, pa.string())

@@ -1,0 +1,188 @@
+"""The sinks of a cluster: what each reads and to where it delivers, as the first of its processes said."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from gridscore.errors import ConflictError, UsageError
+from gridscore.grid.records import Count, Records, Word
+from gridscore.worker.names import SINKS_MAP, owner_of
+from gridscore.worker.subscription import Subscription
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+    from gridscore.grid.records import Record
+    from gridscore.job.plugs.base import SinkSettings
+
+PROCESSES_MAP = "gridscore.sink-processes"
+
+ERAS_MAP = "gridscore.eras"
+"""Control map that says since when the cluster has what it has: gone when a cluster has lost everything."""
+
+_ATTEMPTS = 5
+
+
+def group_of(name: str) -> str:
+    """Name of a sink's group; no job can be called so."""
+    return f"sink:{name}"
+
+
+def subscription_of(name: str, settings: SinkSettings) -> Subscription:
+    """What the group of a sink reads."""
+    again = "The same command, given again,"
+    return Subscription(
+        group_of(name),
+        settings.results,
+        settings.start,
+        settings.on_loss,
+        again=again,
+        # A destination outlives the grid: what comes after a cluster has lost everything must not look older there.
+        dated=True,
+    )
+
+
+class Era(msgspec.Struct, frozen=True):
+    """What the record of a cluster's beginning holds: when that was, in milliseconds since 1970."""
+
+    since: Count
+
+
+class _Value(msgspec.Struct, frozen=True):
+    """What a record holds; see `SinkRecord`."""
+
+    kind: Word
+    map: Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]
+    start: Word = ""
+    created_at: Word = ""
+    error: Word = ""
+    failed_at: Word = ""
+    to: Word = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkRecord:
+    """What the grid knows of a sink.
+
+    Attributes:
+        name: Of the sink.
+        kind: Of the sink.
+        map: The result map.
+        start: Where it began: `oldest` or `latest`.
+        created_at: When its first process was started, RFC 3339.
+        error: Why a process has stopped for good, if none has been opened since.
+        failed_at: When that was, RFC 3339; empty if there is no such error.
+    """
+
+    name: str
+    kind: str
+    map: str
+    start: str
+    created_at: str
+    error: str = ""
+    failed_at: str = ""
+
+    @classmethod
+    def from_record(cls, record: Record) -> SinkRecord:
+        """The typed form of a control record.
+
+        Raises:
+            ValueError: It is not valid.
+        """
+        value = msgspec.convert(record.value, _Value)
+        return cls(record.key, value.kind, value.map, value.start, value.created_at, value.error, value.failed_at)
+
+    @property
+    def subscription(self) -> Subscription:
+        """What its group reads, as far as its lag is concerned."""
+        return Subscription(group_of(self.name), self.map, "latest" if self.start == "latest" else "oldest", "continue")
+
+
+async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> None:
+    """Make a sink known, before its first process reads anything.
+
+    Raises:
+        UsageError: Its name is that of a job or a source, or of a sink that does something else.
+        GridError: The record could not be written.
+        HazelcastError: The cluster did not answer.
+    """
+    owner = await owner_of(grid, name)
+    if owner not in (None, "sink"):
+        raise UsageError(
+            f"`{name}` is a {owner}: a sink of that name would share its dead letters.",
+            "Give the sink another name with --name.",
+        )
+
+    to = settings.destination
+    hint = f"Give this one another name with --name; or forget that one: `gridscore sink forget {name}`."
+
+    def change(current: dict[str, Any] | None) -> dict[str, Any]:
+        if current is None:
+            return {"kind": kind, "map": settings.results, "start": settings.start, "created_at": _now(), "to": to}
+        if (current.get("kind"), current.get("map")) != (kind, settings.results):
+            raise UsageError(
+                f"There is a sink `{name}` already: it delivers `{current.get('map')}` to {current.get('kind')}, and "
+                "its offsets would mean nothing here.",
+                hint,
+            )
+        if current.get("to", to) != to:
+            raise UsageError(
+                f"There is a sink `{name}` already: it delivers to {current['to']}, and its offsets would mean nothing "
+                f"for {to}.",
+                hint,
+            )
+        return {**current, "to": to}
+
+    await Records(grid, SINKS_MAP).update(name, change)
+
+
+async def note_failure(grid: Grid, name: str, error: str) -> None:
+    """Write down why a process of a sink has stopped for good; with an empty error, that one was opened again.
+
+    Raises:
+        GridError: The record could not be written.
+        HazelcastError: The cluster did not answer.
+    """
+    records = Records(grid, SINKS_MAP)
+    for _ in range(_ATTEMPTS):
+        record = await records.get(name)
+        if record is None or not (error or record.value.get("error")):
+            return  # forgotten meanwhile, or nothing to take back
+        value = {key: each for key, each in record.value.items() if key not in ("error", "failed_at")}
+        if error:
+            value |= {"error": error[:1000], "failed_at": _now()}
+        with contextlib.suppress(ConflictError):
+            await records.replace(record, value)
+            return
+
+
+async def all_sinks(grid: Grid) -> list[SinkRecord]:
+    """The sinks that were ever started, and not forgotten, by name.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    return [sink for _, sink in sorted((await Records(grid, SINKS_MAP).read(SinkRecord.from_record)).items())]
+
+
+async def find_sink(grid: Grid, name: str) -> SinkRecord | None:
+    """The sink of that name, or None.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    record = await Records(grid, SINKS_MAP).get(name)
+    return None if record is None else SinkRecord.from_record(record)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def default_name(kind: str, map_name: str) -> str:
+    """What a sink is called that was not given a name: after its kind and its map."""
+    return f"{kind}-{map_name.replace(':', '-')}"[:64]

@@ -1,0 +1,87 @@
+"""Rescans of a sink: what the map holds of a partition is delivered once more, when its journal has lost some of it.
+
+What is found is as new as the journal's end was when the map was looked at, and is delivered under that sequence:
+whatever was lost before is older, and whatever is written from then on has its own, later turn in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from gridscore.grid.entries import walk
+from gridscore.grid.journal import Journal
+from gridscore.worker.missing import Event
+from gridscore.worker.offsets import NotNowError
+from gridscore.worker.rescan import page_of
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+    from gridscore.sinks.stats import SinkStats
+    from gridscore.worker.group import Group
+    from gridscore.worker.reader import Cursor
+
+_PAGE = 512
+_AHEAD_PAGES = 4
+_WAIT_SECONDS = 0.1
+
+
+class DeliverAgain:
+    """Puts what the map holds of a partition behind what has arrived of it.
+
+    Args:
+        grid: The connection.
+        map_name: The result map.
+        group: That holds the partitions.
+        stats: Where to count.
+    """
+
+    def __init__(self, grid: Grid, map_name: str, group: Group, stats: SinkStats) -> None:
+        self._grid = grid
+        self._map_name = map_name
+        self._group = group
+        self._stats = stats
+        self._journal = Journal(grid, map_name)
+        self._delivered: Counter[Cursor] = Counter()
+
+    def delivered(self, cursor: Cursor, pages: int) -> None:
+        """So many pages of a rescan have been delivered."""
+        self._delivered[cursor] += pages
+
+    async def rescan(self, partition: int) -> None:
+        """Return when everything that the map holds of a partition has been delivered.
+
+        Raises:
+            NotNowError: It is no longer ours.
+            HazelcastError: The cluster did not answer.
+        """
+        reader = self._group.reader
+        cursor = reader.cursor(partition)
+        if cursor is None:
+            raise NotNowError
+        put, before = 0, self._delivered[cursor]
+        # What is written meanwhile has its own turn, and must not be followed by what was found under its key.
+        with reader.note_keys(partition) as arrived:
+            _, newest = await self._journal.bounds(partition)
+            async with aclosing(walk(self._grid, self._map_name, partition, _PAGE)) as pages:
+                async for entries in pages:
+                    found = [Event(*entry) for entry in entries if entry[0] not in arrived]
+                    if not found:
+                        continue
+                    if reader.cursor(partition) is not cursor or not reader.insert(partition, page_of(found, newest)):
+                        raise NotNowError
+                    put += 1
+                    self._stats.rescued += len(found)
+                    await self._wait(cursor, before + put - _AHEAD_PAGES)
+        await self._wait(cursor, before + put)
+        del self._delivered[cursor]
+
+    async def _wait(self, cursor: Cursor, pages: int) -> None:
+        """Return when so many pages have been delivered."""
+        while self._delivered[cursor] < pages:
+            if not self._group.reader.is_current(cursor):
+                del self._delivered[cursor]
+                raise NotNowError
+            await asyncio.sleep(_WAIT_SECONDS)

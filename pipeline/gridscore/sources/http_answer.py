@@ -1,0 +1,107 @@
+"""What a request with events is answered: how many the grid has, under which keys, and what was not an event."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from gridscore.sources.http_events import EventError, Taken
+    from gridscore.sources.http_intake import Ticket
+
+MAX_LISTED = 1_000
+"""Keys that an answer lists; it lists none if there are more."""
+MAX_ERRORS = 100
+"""Errors that an answer lists; all are counted."""
+MAX_PLACES = 100
+"""Events of which an answer says what to wait for; of none if there are more."""
+
+REST_SECONDS, SILENT_SECONDS = 10.0, 1.0
+"""How long the rest of a body is read and thrown away that was refused: in all, and without anything of it coming."""
+
+
+class Answer:
+    """What a request is answered, once its events are confirmed."""
+
+    def __init__(self, ticket: Ticket, places: int) -> None:
+        self._ticket, self._places = ticket, places
+        self.placed: list[tuple[str, bytes]] = []  # the events of which it says what to wait for
+        self.after: list[int | None] = []
+        self._keys: list[str] | None = []
+        self._errors: list[EventError] = []
+        self.seen = self.refused = 0
+        self.single = False
+        self.is_read = False  # the whole body
+
+    def add(self, taken: Taken) -> None:
+        """Events of the request have been read."""
+        self.seen += len(taken.entries) + len(taken.errors)
+        self.refused += len(taken.errors)
+        self._errors += taken.errors[: MAX_ERRORS - len(self._errors)]
+        if self._places:
+            self.placed += taken.entries
+            if len(self.placed) > self._places:
+                self._places, self.placed = 0, []
+        if self._keys is not None:
+            self._keys += [key for key, _ in taken.entries]
+            if len(self._keys) > MAX_LISTED:
+                self._keys = None  # of a stream without an end there would be too many
+
+    def given(self) -> Response:
+        """Everything that was an event is in the grid."""
+        if self.single and self._errors:
+            [error] = self._errors
+            return json_response(413 if error.too_large else 400, {"error": f"{error.error}."})
+        status = 202 if not self.refused else 207 if self._ticket.confirmed else 400
+        return json_response(status, self._value())
+
+    def failed(self, status: int, error: str) -> Response:
+        """It was not all put, or nobody knows."""
+        answer = json_response if self.is_read else refusal
+        return answer(status, {"error": error, **self._value()}, {"Retry-After": "1", "Connection": "close"})
+
+    def _value(self) -> dict[str, Any]:
+        value: dict[str, Any] = {"accepted": self._ticket.confirmed}
+        if self._keys is not None:
+            value["keys"] = self._keys[: self._ticket.confirmed]
+        if self.after:
+            value["after"] = self.after
+        if self.refused:
+            value["refused"] = self.refused
+            value["errors"] = [{"index": each.place, "error": each.error} for each in self._errors]
+        return value
+
+
+class _Refusal(Response):
+    """An answer that ends the connection, perhaps before the whole body was read.
+
+    Many clients send all of a body before they read an answer, and a connection that is closed with something unread is
+    reset: they would never see it. So the rest is read and thrown away, for some seconds, before the connection ends.
+    """
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, read on, and be done."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REST_SECONDS):
+                while (await asyncio.wait_for(receive(), SILENT_SECONDS)).get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b""})
+
+
+def refusal(status: int, value: Any, headers: dict[str, str]) -> Response:
+    """An answer in JSON to a request of which nothing more is taken."""
+    headers = {**headers, "Connection": "close"}
+    return _Refusal(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+def json_response(status: int, value: Any, headers: dict[str, str] | None = None) -> Response:
+    """An answer in JSON."""
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")

@@ -1,0 +1,390 @@
+"""The HTTP side of the source: its addresses, what it asks of a request, and how it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import math
+import re
+from contextlib import aclosing
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from hazelcast.errors import HazelcastError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gridscore.errors import BackPressureError, EventRejectedError, GridError
+from gridscore.job.types import seconds_of
+from gridscore.sources.http_answer import MAX_PLACES, Answer, json_response, refusal
+from gridscore.sources.http_events import (
+    MAX_KEY,
+    SLICE,
+    EventReader,
+    Lines,
+    array_slices,
+    elements_of,
+)
+from gridscore.sources.http_health import GridHealth
+from gridscore.sources.http_intake import Intake, Ticket
+from gridscore.sources.http_results import ResultFinder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from gridscore.grid import Grid
+    from gridscore.job.plugs.http_source import HttpSourceSettings
+
+_log = logging.getLogger(__name__)
+
+MAX_WAIT = 60.0
+"""Seconds that one may wait for a result."""
+MAX_WAITING_FOR_RESULTS = 1_000
+"""Requests that may wait for a result at once."""
+GRID_SECONDS = 5.0
+"""What the grid may take to answer a question for a result, besides the time that the question gives."""
+BODY_SECONDS = 30.0
+"""Time for a body that is no stream of lines."""
+
+_PIECE = 2_000
+_LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
+_JSON = ("application/json",)
+_TEXT = ("", "text/plain")  # as `navigator.sendBeacon` sends a string, or a blob without a type
+
+
+class EventsApp:
+    """Answers requests; the events go into the intake.
+
+    Args:
+        grid: For results, and to know whether the cluster is there.
+        settings: Of the source; its token without a reference to the environment.
+        token: What requests must show; nothing if empty.
+        intake: Where events wait for the grid.
+    """
+
+    def __init__(self, grid: Grid, settings: HttpSourceSettings, token: str, intake: Intake) -> None:
+        self._grid, self._settings, self._intake = grid, settings, intake
+        self._token = token.encode()
+        self._maps = {settings.to, *settings.also}
+        self._reader = EventReader(settings.key, settings.max_event)
+        self._health_of_grid = GridHealth(grid, settings.to)
+        self._results = ResultFinder(grid)
+        self._body_bytes = self._waiting_for_results = 0
+        self._snippet = files("gridscore.sources").joinpath("gridscore.js").read_bytes()
+        self.refused = 0
+        """Things in requests that were no events."""
+
+    def asgi(self) -> Starlette:
+        """The application."""
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=self._settings.allow_origin,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type", "Idempotency-Key"),
+            # A beacon says that it may carry cookies, whatever the page does. We look at none.
+            allow_credentials=True,
+            expose_headers=("Retry-After",),
+            max_age=86_400,
+        )
+        return Starlette(
+            routes=[
+                Route("/events/{map}", self._post_events, methods=["POST"]),
+                Route("/results/{map}/{key:path}", self._get_result, methods=["GET"]),
+                Route("/healthz", self._health, methods=["GET"]),
+                Route("/gridscore.js", self._get_snippet, methods=["GET"]),
+            ],
+            middleware=[cors] if self._settings.allow_origin else [],
+            exception_handlers={HTTPException: _http_error, Exception: _failure},
+        )
+
+    def close(self) -> None:
+        """Let go what is asked of the grid."""
+        self._health_of_grid.close()
+        self._results.close()
+
+    # ------------------------------------------------------------------ events
+
+    async def _post_events(self, request: Request) -> Response:
+        self._admit(request)
+        map_name = request.path_params["map"]
+        if map_name not in self._maps:
+            raise HTTPException(404, f"`{map_name}` takes no events here: the source must be started with it.")
+        if not self._grid.is_connected:
+            raise _later(503, "The connection to the grid is lost.")
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type not in (*_LINES, *_JSON, *_TEXT):
+            raise HTTPException(
+                415, f"`{content_type}` is not understood: send application/json, application/x-ndjson or text/plain."
+            )
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise HTTPException(415, "A compressed body is not understood.")
+        prefix = request.query_params.get("key") or request.headers.get("idempotency-key") or None
+        if prefix is not None and len(prefix) > MAX_KEY:
+            raise HTTPException(400, f"A key has {MAX_KEY} characters at most.")
+        if not request.headers.get("content-length", "1").isdigit():
+            raise HTTPException(400, "The Content-Length is not a number.")
+        intake, ticket = self._intake, Ticket(map_name)
+        answer = Answer(ticket, MAX_PLACES if self._settings.results else 0)
+        try:
+            if content_type in _LINES:
+                await self._take_lines(request, ticket, answer, prefix)
+            else:
+                await self._take_body(request, ticket, answer, prefix, text=content_type in _TEXT)
+            answer.is_read = True
+            await intake.confirmed(ticket)
+            if answer.placed:
+                answer.after = await self._results.places(map_name, answer.placed)
+        except BackPressureError as error:
+            # Without a connection there is no room either, but it is another thing to do something about.
+            return answer.failed(429 if self._grid.is_connected else 503, str(error))
+        except GridError as error:
+            return answer.failed(503, str(error))
+        except _IdleError as error:
+            return answer.failed(408, str(error))
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it; what has arrived whole stays
+        finally:
+            intake.drop(ticket)
+            self.refused += answer.refused
+        return answer.given()
+
+    async def _take_lines(self, request: Request, ticket: Ticket, answer: Answer, prefix: str | None) -> None:
+        lines, held = Lines(self._settings.max_event), 0
+        try:
+            async with aclosing(self._chunks(request)) as chunks:
+                async for chunk in chunks:
+                    await self._take(lines.feed(chunk), ticket, answer, prefix)
+                    # Many streams, each in the middle of a long line, must not fill the memory either.
+                    self._body_bytes += lines.held - held
+                    held = lines.held
+                    if held and self._body_bytes > self._settings.max_waiting_bytes:
+                        raise BackPressureError("Too much is being sent at once.")
+            await self._take(lines.end(), ticket, answer, prefix)
+        finally:
+            self._body_bytes -= held
+
+    async def _chunks(self, request: Request) -> AsyncGenerator[bytes]:
+        """The body as it arrives; ends with an error when we close, or nothing comes for too long."""
+        stream, idle = request.stream(), seconds_of(self._settings.idle)
+        closed = asyncio.ensure_future(self._intake.closed.wait())
+        try:
+            while True:
+                chunk = asyncio.ensure_future(anext(stream, None))
+                await asyncio.wait((chunk, closed), timeout=idle, return_when=asyncio.FIRST_COMPLETED)
+                if not chunk.done():
+                    chunk.cancel()
+                    if not closed.done():
+                        raise _IdleError(f"Nothing came for {idle:g} s: send an empty line to keep the stream open.")
+                    raise GridError("This source is being stopped.", "Send what is not confirmed again.")
+                data = chunk.result()
+                if data is None:
+                    return
+                yield data
+        finally:
+            closed.cancel()
+
+    async def _take_body(
+        self, request: Request, ticket: Ticket, answer: Answer, prefix: str | None, *, text: bool
+    ) -> None:
+        received = bytearray()
+        try:
+            await self._receive(request, received)
+            body = bytes(received)
+            start = body.lstrip()[:1]
+            if not start:
+                raise HTTPException(400, "There is no event in the body.")
+            if start == b"[":
+                for begin, end in await _slices(body):
+                    await self._take(elements_of(body, begin, end), ticket, answer, prefix)
+            elif text and b"\n" in body.strip() and not _is_json(body):
+                lines = Lines(self._settings.max_event)
+                for begin in range(0, len(body), SLICE):
+                    await self._take(lines.feed(body[begin : begin + SLICE]), ticket, answer, prefix)
+                await self._take(lines.end(), ticket, answer, prefix)
+            else:
+                answer.single = True
+                await self._take([body.strip()], ticket, answer, prefix, single=True)
+        finally:
+            self._body_bytes -= len(received)
+
+    async def _take(
+        self, texts: list[bytes], ticket: Ticket, answer: Answer, prefix: str | None, *, single: bool = False
+    ) -> None:
+        for start in range(0, len(texts), _PIECE):
+            taken = self._reader.read(texts[start : start + _PIECE], answer.seen, prefix, single=single)
+            answer.add(taken)
+            await self._intake.offer(ticket, taken.entries)
+            await asyncio.sleep(0)  # others have their turn, too, if nothing of this was an event
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        """The whole body, counted against what all bodies together may have until it is taken apart."""
+        self._check_body(int(request.headers.get("content-length", 0)))
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    self._check_body(len(body) + len(chunk), len(chunk))
+                    body += chunk
+                    self._body_bytes += len(chunk)
+        except TimeoutError:
+            raise HTTPException(408, f"The body did not arrive in {BODY_SECONDS:g} s.") from None
+
+    def _check_body(self, size: int, more: int = 0) -> None:
+        if size > self._settings.max_body:
+            raise HTTPException(
+                413,
+                f"The body has more than {self._settings.max_body:,} bytes: send less at once, or lines as "
+                "application/x-ndjson.",
+            )
+        if self._body_bytes + more > self._settings.max_waiting_bytes:
+            raise _later(429, "Too much is being sent at once.")
+
+    # ------------------------------------------------------------------ the rest
+
+    async def _get_result(self, request: Request) -> Response:
+        self._admit(request)
+        map_name, key = request.path_params["map"], request.path_params["key"]
+        if map_name not in self._settings.results:
+            raise HTTPException(404, f"`{map_name}` may not be asked here: the source must be started with it.")
+        if not 1 <= len(key) <= MAX_KEY + 20:
+            raise HTTPException(400, "This cannot be a key.")
+        wait, after = _seconds(request.query_params.get("wait", "0")), _after(request.query_params.get("after"))
+        if not self._grid.is_connected:
+            raise _later(503, "The connection to the grid is lost.")
+        if self._waiting_for_results >= MAX_WAITING_FOR_RESULTS:
+            raise _later(429, "Too many are waiting for results.")
+        self._waiting_for_results += 1
+        try:
+            async with asyncio.timeout(wait + GRID_SECONDS):
+                found = await self._unless_closed(self._results.find(map_name, key, wait, after))
+        except EventRejectedError as error:
+            rejected = {"job": error.job, "stage": error.stage, "reason": error.reason, "dead_letter": error.letter}
+            return json_response(422, {"error": error.message, "rejected": rejected}, {"Cache-Control": "no-store"})
+        except (HazelcastError, GridError, TimeoutError):
+            raise _later(503, "The grid did not answer.") from None
+        finally:
+            self._waiting_for_results -= 1
+        if found is None:
+            newer = "" if after is None else f" of an event after the sequence {after}"
+            raise HTTPException(404, f"There is no result{newer} for `{key}`{f' after {wait:g} s' if wait else ''}.")
+        return Response(found, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+    async def _unless_closed(self, looking: Any) -> bytes | None:
+        look = asyncio.ensure_future(looking)
+        closed = asyncio.ensure_future(self._intake.closed.wait())
+        try:
+            await asyncio.wait((look, closed), return_when=asyncio.FIRST_COMPLETED)
+            if not look.done():
+                raise _later(503, "This source is being stopped.")
+            result: bytes | None = look.result()
+            return result
+        finally:
+            closed.cancel()
+            look.cancel()
+
+    async def _health(self, _request: Request) -> Response:
+        intake = self._intake
+        state = "stopping" if intake.closed.is_set() else await self._health_of_grid.problem() or "ok"
+        value = {
+            "status": state,
+            "confirmed": intake.acknowledged,
+            "waiting": intake.events,
+            "waiting_bytes": intake.size,
+            "refused": self.refused,
+        }
+        return json_response(200 if state == "ok" else 503, value)
+
+    async def _get_snippet(self, _request: Request) -> Response:
+        return Response(
+            self._snippet,
+            media_type="text/javascript; charset=utf-8",
+            headers={"Cache-Control": "public, max-age=3600", "Cross-Origin-Resource-Policy": "cross-origin"},
+        )
+
+    def _admit(self, request: Request) -> None:
+        """Refuse pages of other origins, and clients without the token.
+
+        A browser asks before it sends JSON, but not before it sends plain text: so this must be looked at here, too.
+        """
+        origin, allowed = request.headers.get("origin"), self._settings.allow_origin
+        if origin is not None and origin not in allowed and "*" not in allowed:
+            raise HTTPException(
+                403, f"Pages of {origin} may not send here: the source must be started with the origin."
+            )
+        if self._token:
+            scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode("latin-1"), self._token):
+                raise HTTPException(401, "The token is missing or wrong.", headers={"WWW-Authenticate": "Bearer"})
+
+
+class _IdleError(Exception):
+    """A stream brings nothing any more."""
+
+
+def _later(status: int, message: str) -> HTTPException:
+    return HTTPException(status, message, headers={"Retry-After": "1"})
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    answer = refusal if error.status_code in (408, 413, 429) else json_response  # there may be more of the body
+    return answer(error.status_code, {"error": error.detail}, dict(error.headers or {}))
+
+
+async def _failure(_request: Request, error: Exception) -> Response:
+    _log.error("a request failed", exc_info=error)
+    return json_response(500, {"error": "Something went wrong here; the log of the source says what."})
+
+
+async def _slices(body: bytes) -> list[tuple[int, int]]:
+    """Places of the slices of an array, all of which is JSON."""
+    found = []
+    try:
+        for place in array_slices(body):
+            if place is not None:
+                found.append(place)
+            await asyncio.sleep(0)
+    except ValueError as error:
+        raise HTTPException(400, f"{str(error).capitalize()}.") from None
+    return found
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def _after(text: str | None) -> int | None:
+    """A sequence, or -1 for any.
+
+    Raises:
+        HTTPException: It is neither.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"-1|[0-9]{1,18}", text):
+        raise HTTPException(400, f"`after={text}` is not a sequence: take it from the answer to the event.")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    """Seconds of `2s`, `500ms` or `1.5`.
+
+    Raises:
+        HTTPException: It is none of these.
+    """
+    matched = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|ms)?", text)
+    if matched is None:
+        raise HTTPException(400, f"`wait={text}` is no time: write 2s or 500ms.")
+    seconds = float(matched[1]) / (1000 if matched[2] == "ms" else 1)
+    return min(seconds, MAX_WAIT) if math.isfinite(seconds) else MAX_WAIT

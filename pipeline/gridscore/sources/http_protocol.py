@@ -1,0 +1,210 @@
+"""What a connection may do around its requests, and for how long: heads, requests at once, answers that nobody reads.
+
+uvicorn bounds none of it with httptools. Without a bound, connections that say or read nothing hold the places of all
+others for ever, and a header without an end fills the memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+    from gridscore.sources.http_places import Connection, Places
+
+# Of uvicorn's own messages only those about our faults: a stranger who sends nonsense must not fill the log.
+_faults = logging.getLogger(f"{__name__}.faults")
+_faults.setLevel(logging.ERROR)
+
+HEAD_SECONDS = 10.0
+"""Time from the connection, or from the last answer, until a request's head must be there."""
+
+MAX_HEAD = 64 << 10
+"""Bytes of a head, or of what follows the last chunk of a body; up to two reads of the socket more may be taken."""
+
+MAX_PIPELINED = 16
+"""Requests that may wait for the answer to the one before; their heads have `MAX_HEAD` bytes together."""
+
+STALLED_SECONDS = 10.0
+"""How long nobody may read anything of an answer until its connection is ended."""
+
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: application/json\r\ncontent-length: 49\r\nconnection: close\r\n\r\n"
+    b'{"error":"The head of the request is too large."}'
+)
+
+_CROWDED = b'{"error":"There are too many connections: come back later."}'
+_REFUSED = (
+    b"HTTP/1.1 503 Service Unavailable\r\n"
+    b"content-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(_CROWDED), _CROWDED)
+)
+_refuse = Response(_CROWDED, 503, {"Retry-After": "1", "Connection": "close"}, media_type="application/json")
+
+
+class BoundedHeads(HttpToolsProtocol):
+    """A connection whose heads are bounded in time and in size, and that takes a place as long as it stands.
+
+    Args:
+        *arguments: Of uvicorn's protocol.
+        places: Of all connections.
+        **options: Of uvicorn's protocol.
+
+    Attributes:
+        handshake: What has held the place of a connection with TLS so far.
+    """
+
+    def __init__(self, *arguments: Any, places: Places, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.logger = _faults
+        self._places = places
+        self.handshake: Connection | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._reading_head = True
+        self._moved = False  # whether the read under way has brought us on: a head has begun or ended, or body came
+        self._silent = 0  # bytes since we came on
+        self._ahead = 0  # bytes of the heads of requests that wait
+        self._running: RequestResponseCycle | None = None  # uvicorn knows the one that came last only
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
+        """A client has connected: a head must follow."""
+        super().connection_made(transport)
+        if self.handshake is not None:
+            self._places.leave(self.handshake)
+        if self._places.enter(self, self.client[0] if self.client else ""):
+            self._expect_head()
+        else:
+            transport.write(_REFUSED)
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing follows any more."""
+        self._expect_nothing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+        self._places.leave(self)
+        self._answer_nobody()
+        super().connection_lost(exc)
+
+    def close(self) -> None:
+        """Make room for another, also if nobody reads what was answered."""
+        if self.transport.get_write_buffer_size():
+            self._abort()
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        """An answer is not being read as fast as it is written."""
+        super().pause_writing()
+        self._places.stalled(self)
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """It was read."""
+        super().resume_writing()
+        self._places.received(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come, unless there is too much of what is neither a whole head nor a body."""
+        self._moved = False
+        super().data_received(data)
+        self._silent = 0 if self._moved else self._silent + len(data)
+        if self._silent > MAX_HEAD and not self.transport.is_closing():
+            if self._reading_head and (self.cycle is None or self.cycle.response_complete):
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._moved = self._reading_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; of those behind a body nobody asks for one."""
+        if self._reading_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """A head is there."""
+        self._moved, self._reading_head = True, False
+        self._expect_nothing()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._ahead += len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if len(self.pipeline) >= MAX_PIPELINED or self._ahead > MAX_HEAD or self.transport.is_closing():
+                self._abort()
+                return
+        app = self.app
+        if not self._places.begin(self):
+            self.app = _refuse
+        super().on_headers_complete()
+        self.app = app
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body has come."""
+        self._moved = True
+        self._places.moved(self)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is whole."""
+        self._moved = True
+        self._places.received(self)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request was answered: another one may follow, if it has not come already."""
+        waits = bool(self.pipeline)
+        if not waits:
+            self._ahead = 0
+        if self.transport.get_write_buffer_size():
+            self._watch()
+        super().on_response_complete()
+        if not waits:
+            self._places.end(self)
+            self._expect_head()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _abort(self) -> None:
+        self._answer_nobody()
+        self.transport.abort()
+
+    def _answer_nobody(self) -> None:
+        """Let nothing be written any more: it could not be, and would be logged as a fault of ours."""
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _watch(self) -> None:
+        """End the connection when nothing of what is written is read any more."""
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(STALLED_SECONDS, self._look, self.transport.get_write_buffer_size())
+
+    def _look(self, before: int) -> None:
+        self._stalled = None
+        size = self.transport.get_write_buffer_size()
+        if size >= before:
+            self._abort()
+        elif size:
+            self._watch()
+
+    def _expect_head(self) -> None:
+        self._expect_nothing()
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.close)
+
+    def _expect_nothing(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,158 @@
+"""Positions that a source keeps in the grid: how far it has come in each of its items, as a file or a table.
+
+A position is moved by compare-and-set, so that of two processes that follow the same item under the same name one is
+told so, instead of both of them skipping what the other has read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from gridscore.errors import BadRecordError, ConflictError, GridError
+from gridscore.grid.records import BadRecord, Record, Records
+from gridscore.worker.names import POSITIONS_MAP
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+
+_log = logging.getLogger(__name__)
+
+
+class PositionTakenError(GridError):
+    """Another process has moved a position of this source meanwhile: both follow the same item."""
+
+
+class Positions:
+    """The positions of one source, as one process moves them. Made anew for each attempt, as the source is.
+
+    Args:
+        grid: The connection.
+        source: Name of the source.
+    """
+
+    def __init__(self, grid: Grid, source: str) -> None:
+        self._records = Records(grid, POSITIONS_MAP)
+        self._known: dict[str, Record | None] = {}
+        self.source = source
+        self.writer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+    async def load(self) -> dict[str, dict[str, Any]]:
+        """Every position of the source, by item; the source moves them from here on.
+
+        Raises:
+            GridError: One of them cannot be used.
+            HazelcastError: The cluster did not answer.
+        """
+        prefix = self._key("")
+        bad: list[BadRecord] = []
+        records = await self._records.all(bad)
+        # One that is left out would be read from its beginning, or not at all.
+        for each in bad:
+            if each.key.startswith(prefix):
+                raise BadRecordError(each)
+        found = {key.removeprefix(prefix): record for key, record in records.items() if key.startswith(prefix)}
+        self._known = dict(found)
+        return {item: position_of(record) for item, record in found.items()}
+
+    async def get(self, item: str) -> dict[str, Any] | None:
+        """The position of an item, from which it is moved from here on; None if it has none yet.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        record = self._known[item] = await self._records.get(self._key(item))
+        return None if record is None else position_of(record)
+
+    async def move(self, item: str, position: dict[str, Any]) -> None:
+        """Move the position of an item on from where `load` or `get` saw it, or from where it was moved to last.
+
+        An item that neither has seen must not have a position yet. A position that is no more, as the cluster has lost
+        what it had, is written anew: whoever reads goes on, as one does whose position is kept elsewhere.
+
+        Args:
+            item: Of the source.
+            position: JSON values.
+
+        Raises:
+            PositionTakenError: Another process has moved it.
+            HazelcastError: The cluster did not answer; it may have been moved or not.
+        """
+        # With its writer, so that what two write alike is not taken for one's own.
+        value = {"writer": self.writer, "position": position}
+        before = self._known.get(item)
+        try:
+            if before is not None:
+                try:
+                    self._known[item] = await self._records.replace(before, value)
+                except ConflictError:
+                    if await self._records.get(before.key) is not None:
+                        raise
+                    _log.warning(
+                        "%s: the cluster has lost the position in %s: it is written anew",
+                        self.source,
+                        item,
+                        extra={"action": "position_lost"},
+                    )
+                    before = None
+            if before is None:
+                self._known[item] = await self._records.create(self._key(item), value)
+        except ConflictError:
+            raise await self._taken(item) from None
+
+    async def forget(self, item: str) -> None:
+        """Remove the position of an item that is no more.
+
+        Raises:
+            PositionTakenError: Another process has moved it.
+            HazelcastError: The cluster did not answer.
+        """
+        before = self._known.pop(item, None)
+        if before is not None and not await self._records.remove(before) and await self._records.get(before.key):
+            raise await self._taken(item)
+
+    async def _taken(self, item: str) -> PositionTakenError:
+        current = await self._records.get(self._key(item))
+        who = f", by {current.value.get('writer')}" if current is not None else ""
+        return PositionTakenError(
+            f"The position of the source `{self.source}` in `{item}` was moved by another process{who}.",
+            "Only one process may follow it: stop the other one, or give this source another name.",
+        )
+
+    def _key(self, item: str) -> str:
+        return f"{self.source}/{item}"  # the name of a source has no slash
+
+
+async def forget_all(grid: Grid, source: str) -> int:
+    """Remove every position of a source, so that it begins anew; returns how many there were.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    positions, records, bad = Positions(grid, source), Records(grid, POSITIONS_MAP), list[BadRecord]()
+    await records.all(bad)
+    for each in bad:
+        if each.key.startswith(f"{source}/"):
+            await records.remove_bad(each)
+    items = await positions.load()
+    for item in items:
+        await positions.forget(item)
+    return len(items)
+
+
+def position_of(record: Record) -> dict[str, Any]:
+    """The position that a record holds.
+
+    Raises:
+        GridError: It is none.
+    """
+    position = record.value.get("position")
+    if not isinstance(position, dict):
+        raise GridError(
+            f"The control record `{record.key}` in `{POSITIONS_MAP}` is not a position.",
+            "`gridscore repair --dry-run` shows what can be done about it.",
+        )
+    return position

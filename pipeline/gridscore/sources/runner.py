@@ -1,0 +1,580 @@
+"""The runner: drives a source as `gridscore.sources.base` says, and begins again as long as that may heal it.
+
+Two tasks an attempt, in one direction:
+
+1. *Read*: ask the source for a batch, hand its poison to the dead letters and its entries to the producer of its map,
+   and go on to the next, while it is under way. Nothing is asked for while the producer has no room.
+2. *Acknowledge*: strictly in order, when a batch and its poison are confirmed.
+
+A source that others push to is read by a task a map instead, and each batch is acknowledged or refused by itself.
+
+What is not an event is kept, and so must not be too much: a source pauses when it has as many dead letters as it may
+have, or when nearly all of what it has read lately is one, as with a wrong format. It goes on when somebody has dealt
+with some of them (purged, put back), or in a new process.
+
+Producers outlive an attempt. What an attempt has left in their queues is dropped, and what is under way stays in front
+of what comes next: however often a source begins again, writes of one key never change places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hazelcast.errors import HazelcastError, HazelcastSerializationError
+
+from gridscore.errors import BackPressureError, ConnectionFailedError, GridError, GridscoreError, UsageError
+from gridscore.job.plugs.environment import Hidden, from_environment
+from gridscore.job.types import seconds_of
+from gridscore.producer import Producer
+from gridscore.producer_queue import WithdrawnError
+from gridscore.sources.base import Poison, PushedSource, SourceInterruptedError
+from gridscore.sources.registry import KINDS, name_of
+from gridscore.sources.status import FAILED, Publisher, SourceStats
+from gridscore.worker.dead_letters import letter_of_source
+from gridscore.worker.letter_writer import COUNT_SECONDS, DEFAULT_LIMITS, LetterWriter, Limits
+from gridscore.worker.names import owner_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+
+    from gridscore.grid import Grid
+    from gridscore.job.plugs.base import SourceSettings
+    from gridscore.producer_queue import Taken
+    from gridscore.sources.base import Batch, Source
+    from gridscore.worker.dead_letters import DeadLetter
+    from gridscore.worker.room import Waiting
+
+_log = logging.getLogger(__name__)
+
+UNDER_WAY = 1_000
+"""Batches that may be under way; events are limited by the producer."""
+
+BURIALS = 2
+"""Batches whose dead letters may be under way."""
+
+SETTLE_SECONDS = 5.0
+"""How long what is under way is waited for when a source stops or is interrupted."""
+
+CLOSE_SECONDS = 5.0
+SETTLED_SECONDS = 30.0
+"""After so long a dead letter is no longer sent: the source begins again, and writes it anew."""
+
+RECENT = 1_000
+"""Events, and what is none, of which the share is taken that is rejected."""
+
+_NO_KEY = (UnicodeEncodeError, HazelcastSerializationError)
+"""What serializing a key raises: half a surrogate pair is no text, and a number of more than 64 bits has no room."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds before the first new attempt, and at most. Each is twice as long as the one before, less up to a half."""
+
+
+class _UnderWay(NamedTuple):
+    """A batch on its way into the grid."""
+
+    batch: Batch
+    taken: Taken
+    poison: Sequence[Poison]
+    letters: asyncio.Task[int] | None
+
+
+class SourceRunner:
+    """Runs one source until it is at its end, is told to stop, or cannot go on.
+
+    Args:
+        grid: The connection.
+        name: Of the source.
+        make: Makes the source, anew for each attempt.
+        kind: Of the source, for people.
+        to: The event map.
+        also: Further maps that it may put into.
+        max_wait: Seconds that events may wait for room; for ever if None.
+        limits: Of its dead letters.
+        max_rejected: Percent of what was read lately that may be no events; 100 for all of it.
+        hidden: What errors must not show.
+
+    Attributes:
+        stats: What it has done up to now.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        name: str,
+        make: Callable[[], Source],
+        *,
+        kind: str,
+        to: str,
+        also: Sequence[str] = (),
+        max_wait: float | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        max_rejected: int = 90,
+        hidden: Hidden | None = None,
+    ) -> None:
+        self._grid = grid
+        self._make = make
+        self._max_wait = max_wait
+        self._hidden = hidden or Hidden()
+        self._to = to
+        self._producers: dict[str, Producer] = {}
+        self._waiting: dict[str, Waiting] = {}
+        self._letters = LetterWriter(grid, name, limits)
+        self._max_rejected = max_rejected
+        self._recent: deque[tuple[int, int]] = deque()  # batches: events, and what was none
+        self._paused = ""
+        self._going = asyncio.Event()
+        self._going.set()
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._said = ""
+        self._acknowledged = 0  # batches of this attempt
+        self._settling: set[asyncio.Task[None]] = set()  # pushed batches that are under way
+        self._room = asyncio.Semaphore(UNDER_WAY)
+        self._graves = asyncio.Semaphore(BURIALS)
+        self._source: Source | None = None
+        self.name = name
+        self.stats = SourceStats(name, kind, to, also=also)
+
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """How much of the source is done, and how much there is; None if that is not known, or there is no end."""
+        return getattr(self._source, "progress", None)
+
+    def stop(self) -> None:
+        """Read no more; `run` returns when what is under way is confirmed and acknowledged, or after some seconds."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Run; when it is cancelled, everything is let go at once.
+
+        Raises:
+            GridscoreError: It cannot go on, and beginning again would not heal it.
+        """
+        publisher = Publisher(self._grid, self.stats)
+        publishing = self._spawn(publisher.run())
+        try:
+            await self._grid.while_same(self._attempts())
+        except GridscoreError as error:
+            self._fail(error)
+            raise self._hidden.within(error) from None
+        except Exception as error:
+            self._fail(error)
+            raise
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+            await asyncio.shield(publisher.close())
+
+    def _fail(self, error: Exception) -> None:
+        self.stats.failed(self._hidden.hide(str(error) or type(error).__name__))
+        self.stats.state = FAILED
+
+    # ------------------------------------------------------------------ attempts
+
+    async def _attempts(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            self._acknowledged = 0
+            try:
+                await self._check_name()
+                await self._attempt()
+            except (GridscoreError, HazelcastError) as error:
+                if not self._may_heal(error):
+                    raise
+                failures = 1 if self._acknowledged else failures + 1
+                await self._pause(error, failures)
+            else:
+                return
+
+    async def _check_name(self) -> None:
+        owner = await owner_of(self._grid, self.name)
+        if owner in ("job", "sink"):
+            raise UsageError(
+                f"`{self.name}` is a {owner}: a source of that name would share its dead letters.",
+                "Give the source another name with --name.",
+            )
+
+    def _may_heal(self, error: Exception) -> bool:
+        if isinstance(error, SourceInterruptedError):
+            return True
+        # Errors of the grid that are more than "it did not answer" have classes of their own.
+        of_the_grid = isinstance(error, HazelcastError) or type(error) in (GridError, ConnectionFailedError)
+        return of_the_grid and self._grid.is_running
+
+    async def _pause(self, error: Exception, failures: int) -> None:
+        """Wait before the next attempt: exponentially longer, with jitter, so that many sources do not come at once."""
+        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16))
+        seconds = random.uniform(longest / 2, longest)  # noqa: S311 -- no secret
+        self._interrupted(error, "interrupted, trying again")
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    def _interrupted(self, error: Exception, what: str) -> None:
+        text = self._hidden.hide(str(error) or type(error).__name__)
+        stats = self.stats
+        stats.interruptions += 1
+        stats.failed(text)
+        stats.state = "interrupted"
+        if text != self._said:
+            self._said = text
+            _log.warning("%s: %s: %s", self.name, what, text, extra={"action": "source_interrupted"})
+
+    def _going_on(self) -> None:
+        self.stats.state = "running"
+        self._show_waiting()
+        if self._said:
+            self._said = ""
+            _log.info("%s: going on", self.name, extra={"action": "source_going_on"})
+
+    # ------------------------------------------------------------------ one attempt
+
+    async def _attempt(self) -> None:
+        source = self._source = self._make()
+        self._room = asyncio.Semaphore(UNDER_WAY)
+        self._graves = asyncio.Semaphore(BURIALS)
+        lane: asyncio.Queue[_UnderWay | None] = asyncio.Queue()
+        under_way: set[Taken] = set()
+        stopping = self._spawn(self._stopping.wait())
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            if not await self._unless_stopped(source.open(), stopping):
+                return
+            self._pause_for("")
+            self._going_on()
+            if isinstance(source, PushedSource):
+                reading = self._spawn(self._read_pushed(source, under_way))
+            else:
+                reading = self._spawn(self._read(source, lane, under_way))
+            acknowledging = self._spawn(self._acknowledge(source, lane, under_way))
+            tasks += [reading, acknowledging]
+            await asyncio.wait({reading, acknowledging, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await self._finish(reading, acknowledging, stopping, lane)
+        finally:
+            tasks += self._settling
+            for task in (*tasks, stopping):
+                task.cancel()
+            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+            for taken in under_way:
+                taken.drop()
+            await self._close(source)
+
+    async def _finish(
+        self,
+        reading: asyncio.Task[None],
+        acknowledging: asyncio.Task[None],
+        stopping: asyncio.Task[Any],
+        lane: asyncio.Queue[_UnderWay | None],
+    ) -> None:
+        """One of the three is done: acknowledge what can be, and raise what went wrong first."""
+        if acknowledging.done():
+            acknowledging.result()
+        at_the_end = reading.done() and not reading.cancelled() and reading.exception() is None
+        reading.cancel()
+        (failure,) = await asyncio.gather(reading, return_exceptions=True)
+        if isinstance(failure, Exception) and not isinstance(failure, GridscoreError | HazelcastError):
+            raise failure  # we do not know what happened, so nothing more is acknowledged
+        lane.put_nowait(None)
+        if at_the_end:
+            await asyncio.wait({acknowledging, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        _, late = await asyncio.wait({acknowledging, *self._settling}, timeout=SETTLE_SECONDS)
+        if isinstance(failure, Exception):
+            raise failure
+        if late - {acknowledging}:
+            _log.warning(
+                "%s: stopped before everything was confirmed; who sent it is told to send it again",
+                self.name,
+                extra={"action": "source_unsettled"},
+            )
+        if acknowledging.done():
+            acknowledging.result()
+        elif not at_the_end or self._stopping.is_set():
+            _log.warning(
+                "%s: stopped before everything was confirmed; that is read again at the next start",
+                self.name,
+                extra={"action": "source_unsettled"},
+            )
+
+    async def _unless_stopped(self, opening: Coroutine[Any, Any, None], stopping: asyncio.Task[Any]) -> bool:
+        """Whether it was done before we were told to stop."""
+        task = self._spawn(opening)
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                return True
+            return False
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _read(self, source: Source, lane: asyncio.Queue[_UnderWay | None], under_way: set[Taken]) -> None:
+        batches = source.batches()
+        try:
+            async for batch in batches:
+                each = await self._begin(batch, under_way)
+                lane.put_nowait(each)
+                await self._room.acquire()
+                if self._is_mostly_rejected(len(batch.entries) + len(batch.poison), len(each.poison)):
+                    await self._until_dealt_with(each.letters)
+                await self._going.wait()  # dead letters may wait for room
+        finally:
+            await _end(batches)
+
+    async def _begin(self, batch: Batch, under_way: set[Taken]) -> _UnderWay:
+        to = batch.map_name or self._to
+        taken, keyless = await self._take(batch.entries, to)
+        under_way.add(taken)
+        poison = [*batch.poison, *keyless]
+        letters = await self._begin_burial(poison, to) if poison else None
+        return _UnderWay(batch, taken, poison, letters)
+
+    # ------------------------------------------------------------------ a source that others push to
+
+    async def _read_pushed(self, source: PushedSource, under_way: set[Taken]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for stream in source.streams():
+                group.create_task(self._read_stream(source, stream, under_way))
+
+    async def _read_stream(self, source: PushedSource, batches: AsyncIterator[Batch], under_way: set[Taken]) -> None:
+        try:
+            async for batch in batches:
+                try:
+                    each = await self._begin(batch, under_way)
+                except (GridscoreError, HazelcastError) as error:
+                    self._refuse(source, batch, error)
+                    continue
+                batch.withdraw = partial(self._producer(batch.map_name or self._to).withdraw, each.taken)
+                settling = self._spawn(self._settle(source, each, under_way))
+                self._settling.add(settling)
+                settling.add_done_callback(self._settling.discard)
+        finally:
+            await _end(batches)
+
+    async def _settle(self, source: PushedSource, each: _UnderWay, under_way: set[Taken]) -> None:
+        """Acknowledge a batch as soon as it is confirmed, or refuse it."""
+        try:
+            await each.taken.confirmed()
+            if each.letters is not None:
+                await each.letters
+            await source.acknowledge(each.batch)
+        except (GridscoreError, HazelcastError) as error:
+            self._refuse(source, each.batch, error)
+        else:
+            self._count(each)
+            if self.stats.state == "interrupted":
+                self._going_on()
+        finally:
+            under_way.discard(each.taken)
+
+    def _refuse(self, source: PushedSource, batch: Batch, error: GridscoreError | HazelcastError) -> None:
+        # Its sender sends it again. That is no reason to begin anew: nobody could reach us meanwhile.
+        if not isinstance(error, WithdrawnError | BackPressureError):  # the latter has been said by the producer
+            self._interrupted(error, "refused, for its sender to send it again")
+        source.refuse(batch, error)
+
+    async def _take(self, entries: Sequence[tuple[Any, bytes | None]], to: str) -> tuple[Taken, Sequence[Poison]]:
+        """Hand entries to the producer of a map, but for those whose keys the grid cannot store."""
+        producer = self._producer(to)
+        try:
+            return await producer.take(entries), ()
+        except _NO_KEY:
+            # Rare, so looked for only now. What was taken before the first of them was found is taken once more.
+            good: list[tuple[Any, bytes | None]] = []
+            keyless: list[Poison] = []
+            for key, text in entries:
+                try:
+                    self._letters.serialize_key(key)
+                except _NO_KEY as error:
+                    why = f"The grid cannot store its key: {error}"
+                    keyless.append(Poison(f"{self.name}, key {key!a}", key, text or b"", why))
+                else:
+                    good.append((key, text))
+            if not keyless:
+                raise
+            return await producer.take(good), keyless
+
+    async def _acknowledge(self, source: Source, lane: asyncio.Queue[_UnderWay | None], under_way: set[Taken]) -> None:
+        while (each := await lane.get()) is not None:
+            await each.taken.confirmed()
+            if each.letters is not None:
+                await each.letters
+            await source.acknowledge(each.batch)
+            under_way.discard(each.taken)
+            self._room.release()
+            self._count(each)
+
+    def _count(self, each: _UnderWay) -> None:
+        self._acknowledged += 1
+        self.stats.events += each.taken.count
+        self.stats.poison += len(each.poison)
+
+    async def _begin_burial(self, poison: Sequence[Poison], to: str) -> asyncio.Task[int]:
+        """Write dead letters, no more than some at once: a flood of what is not an event must not fill the memory."""
+        graves = self._graves
+        await graves.acquire()
+        task = self._spawn(self._bury(poison, to))
+        task.add_done_callback(lambda _: graves.release())
+        return task
+
+    async def _bury(self, poison: Sequence[Poison], to: str) -> int:
+        rest: Sequence[DeadLetter] = [
+            letter_of_source(self._grid, self.name, to, n, origin=p.origin, key=p.key, raw=p.raw, error=p.error)
+            for n, p in enumerate(poison)
+        ]
+        written = 0
+        while True:
+            new, rest = await self._letters.put(rest, until=self._grid.clock() + SETTLED_SECONDS)
+            written += new
+            self._letters.say(new, poison[0].origin, poison[0].error)
+            if not rest:
+                break
+            self._pause_for(self._letters.full or "its dead letters are not confirmed")
+            await asyncio.sleep(COUNT_SECONDS)
+        self._pause_for("")
+        return written
+
+    def _is_mostly_rejected(self, count: int, poison: int) -> bool:
+        """Count a batch, and say whether nearly all that was read lately is rejected."""
+        recent = self._recent
+        recent.append((count - poison, poison))
+        total, bad = sum(map(sum, recent)), sum(poison for _, poison in recent)
+        while total - sum(recent[0]) >= RECENT:
+            first = recent.popleft()
+            total, bad = total - sum(first), bad - first[1]
+        return total >= RECENT and bad * 100 > total * self._max_rejected
+
+    async def _until_dealt_with(self, letters: asyncio.Task[int] | None) -> None:
+        """Pause until there are fewer dead letters."""
+        if letters is not None:
+            await asyncio.wait({letters})
+        bad, total = sum(poison for _, poison in self._recent), sum(map(sum, self._recent))
+        self._recent.clear()
+        most = 0
+        while True:
+            self._pause_for(f"{bad:,} of the last {total:,} that it read are not events (max_rejected)")
+            try:
+                count = await self._letters.count()
+            except HazelcastError as error:
+                _log.debug("%s: the dead letters could not be counted: %s", self.name, error)
+            else:
+                if count < most or not count:
+                    break
+                most = count
+            await asyncio.sleep(COUNT_SECONDS)
+        self._pause_for("")
+
+    def _pause_for(self, reason: str) -> None:
+        """Say that we pause, and why; or, without a reason, that we go on."""
+        if bool(reason) != bool(self._paused):
+            if reason:
+                text = (
+                    "%s: paused: %s. Fix the cause; it continues once dead letters are replayed or purged: "
+                    "gridscore dead-letters list %s"
+                )
+                _log.error(text, self.name, reason, self.name, extra={"action": "source_paused"})
+            else:
+                _log.info(
+                    "%s: there is room for dead letters, continuing", self.name, extra={"action": "source_going_on"}
+                )
+        self._paused = reason
+        if reason:
+            self._going.clear()
+        else:
+            self._going.set()
+        self._show_waiting()
+
+    async def _close(self, source: Source) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await source.close()
+        except Exception as error:  # noqa: BLE001 -- what went wrong before matters more
+            text = self._hidden.hide(str(error) or type(error).__name__)
+            _log.warning("%s: closing failed: %s", self.name, text, extra={"action": "source_close_failed"})
+
+    # ------------------------------------------------------------------ room in the grid
+
+    def _producer(self, map_name: str) -> Producer:
+        producer = self._producers.get(map_name)
+        if producer is None:
+
+            def on_wait(waiting: Waiting | None) -> None:
+                self._waits(map_name, waiting)
+
+            held = self._source.most_held if isinstance(self._source, PushedSource) else None
+            producer = Producer(self._grid, map_name, max_wait=self._max_wait, on_wait=on_wait, most_held=held)
+            self._producers[map_name] = producer
+        return producer
+
+    def _waits(self, map_name: str, waiting: Waiting | None) -> None:
+        """A producer waits for room, which it logs itself, or waits no longer."""
+        if waiting is not None:
+            self._waiting[map_name] = waiting
+        else:
+            self._waiting.pop(map_name, None)
+            if not self._waiting:
+                _log.info("%s: there is room again, going on", self.name, extra={"action": "source_going_on"})
+        self.stats.waited = sum(each.waited for each in self._producers.values())
+        self._show_waiting()
+        if isinstance(self._source, PushedSource):
+            self._source.waits(map_name, waiting)
+
+    def _show_waiting(self) -> None:
+        stats = self.stats
+        stats.waiting = self._paused or str(next(iter(self._waiting.values()), ""))
+        if stats.state in ("running", "waiting", "paused"):
+            stats.state = "paused" if self._paused else "waiting" if stats.waiting else "running"
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _end(batches: AsyncIterator[Batch]) -> None:
+    # Whoever iterates a generator has to close it, or it goes on holding things until it is collected.
+    if isinstance(batches, AsyncGenerator):
+        await batches.aclose()
+
+
+def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> SourceRunner:
+    """The runner of a source as its settings say.
+
+    Args:
+        grid: The connection.
+        settings: Of one of the kinds in the registry.
+        name: Of the source, if its settings have none.
+
+    Raises:
+        SettingsError: An environment variable that the settings name is not set.
+        UsageError: There is no such kind, or its libraries are not installed.
+    """
+    kind = KINDS.of(settings).name
+    called = name_of(settings, name)
+    filled, hidden = from_environment(settings)
+
+    def make() -> Source:
+        return KINDS.make(grid, called, filled)
+
+    return SourceRunner(
+        grid,
+        called,
+        make,
+        kind=kind,
+        to=filled.to,
+        also=getattr(filled, "also", ()),
+        max_wait=seconds_of(filled.max_wait) if filled.max_wait is not None else None,
+        limits=Limits(filled.max_dead_letters, filled.max_dead_letter_bytes),
+        max_rejected=filled.max_rejected,
+        hidden=hidden,
+    )

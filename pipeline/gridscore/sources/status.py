@@ -1,0 +1,376 @@
+"""What sources say of themselves in the grid, once a second, as workers do; and the last error of those that failed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from hazelcast.core import HazelcastJsonValue
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import GridscoreError, JobError
+from gridscore.grid import transport
+from gridscore.grid.records import Count, Figure, Records, Word, parsed, record_text
+from gridscore.health_file import touch_health_file
+from gridscore.job.plugs.http_source import MAX_FURTHER_MAPS
+from gridscore.sources.position import forget_all
+from gridscore.worker.dead_letters import map_of
+from gridscore.worker.names import SOURCES_MAP
+from gridscore.worker.status import Pulse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gridscore.grid import Grid
+    from gridscore.grid.records import Record
+
+_log = logging.getLogger(__name__)
+
+PUBLISH_SECONDS = 1.0
+FORGET_SECONDS = 60.0
+"""Records of sources that were killed are removed by others when they have not changed for so long."""
+
+FAILED = "failed"
+"""State of a source that has stopped for good: beginning again would not heal it."""
+
+FAILED_SECONDS = 86_400.0
+"""How long a source that failed is shown, unless it runs again or is forgotten."""
+
+CLOSE_SECONDS = 3.0
+_RATE_SECONDS = 5.0
+
+
+class SourceRecord(msgspec.Struct, frozen=True):
+    """What one process of a source says of itself; what its version does not say is as if it were nothing.
+
+    Attributes:
+        id: Of the process and the source.
+        seen_at: Milliseconds of its clock, when it was written.
+        name: Of the source; several processes may share one.
+        kind: Of the source.
+        map: The event map.
+        also: Further event maps that it may put into.
+        state: `starting`, `running`, `waiting` (for room), `paused` (by its dead letters) or `interrupted`; `failed` if
+            it is no more.
+        events: Entries put or removed, confirmed, since it began.
+        rate: Events per second, of the last few seconds.
+        poison: What was no event, since it began.
+        waiting: What it waits for, if it waits for room; or why it pauses.
+        waited: Seconds that it has waited for room.
+        interruptions: How often it had to begin again.
+        error: The last one; it may be healed.
+        error_at: When that was, milliseconds of its clock; 0 if never.
+    """
+
+    id: Word
+    seen_at: Count
+    name: Word = ""
+    kind: Word = ""
+    map: Word = ""
+    host: Word = ""
+    pid: Count = 0
+    began_at: Count = 0
+    state: Word = ""
+    events: Count = 0
+    rate: Figure = 0.0
+    poison: Count = 0
+    waiting: Word = ""
+    waited: Figure = 0.0
+    interruptions: Count = 0
+    error: Word = ""
+    error_at: Count = 0
+    also: Annotated[tuple[Word, ...], msgspec.Meta(max_length=MAX_FURTHER_MAPS)] = ()
+
+
+@dataclass(slots=True)
+class SourceStats:
+    """Counters of one source in one process; see `SourceRecord`."""
+
+    name: str
+    kind: str
+    map: str
+    state: str = "starting"
+    events: int = 0
+    poison: int = 0
+    waiting: str = ""
+    waited: float = 0.0
+    interruptions: int = 0
+    error: str = ""
+    error_at: int = 0
+    also: Sequence[str] = ()
+    _marks: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def failed(self, error: str) -> None:
+        """Note the last error."""
+        self.error, self.error_at = error, int(time.time() * 1000)
+
+    def rate(self) -> float:
+        """Events per second since some seconds ago, or since the first call; call it about once a second."""
+        now, marks = time.monotonic(), self._marks
+        marks.append((now, self.events))
+        while len(marks) > 2 and now - marks[1][0] >= _RATE_SECONDS:
+            marks.popleft()
+        seconds = now - marks[0][0]
+        return (self.events - marks[0][1]) / seconds if seconds > 0 else 0.0
+
+
+class Publisher:
+    """Publishes the figures of one source until closed.
+
+    Args:
+        grid: The connection.
+        stats: The figures.
+    """
+
+    def __init__(self, grid: Grid, stats: SourceStats) -> None:
+        self._grid = grid
+        self._stats = stats
+        self._began_at = int(time.time() * 1000)
+        self._records = Records(grid, SOURCES_MAP)
+        self._others: dict[str, Record] = {}
+        self._healed = False
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+    async def run(self) -> None:
+        """Publish once a second until cancelled, whatever the cluster does."""
+        swept_at = time.monotonic()
+        while True:
+            try:
+                await self._publish()
+                if time.monotonic() - swept_at >= FORGET_SECONDS:
+                    swept_at = time.monotonic()
+                    await self._sweep()
+            except (HazelcastError, GridscoreError) as error:
+                _log.debug("%s: the figures could not be published: %s", self._stats.name, error)
+            await asyncio.sleep(PUBLISH_SECONDS)
+
+    async def close(self) -> None:
+        """Remove the record, and leave a word if the source has failed; do not wait for a cluster that is gone."""
+        if not self._grid.is_running:
+            return
+        with contextlib.suppress(HazelcastError, GridscoreError, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if self._stats.state == FAILED:
+                    # One a name: a source that is started again and again, and fails each time, leaves no more.
+                    proxy = await self._grid.map(SOURCES_MAP)
+                    await proxy.set(_failure_key(self._stats.name), self._value(), ttl=FAILED_SECONDS)
+                await self._records.delete(self.id)
+
+    async def _publish(self) -> None:
+        proxy = await self._grid.map(SOURCES_MAP)
+        await proxy.set(self.id, self._value())
+        touch_health_file()
+        if not self._healed and self._stats.state in ("running", "waiting", "paused"):
+            await self._records.delete(_failure_key(self._stats.name))
+            self._healed = True
+
+    def _value(self) -> HazelcastJsonValue:
+        stats = self._stats
+        record = SourceRecord(
+            id=self.id,
+            seen_at=int(time.time() * 1000),
+            name=stats.name,
+            kind=stats.kind,
+            map=stats.map,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            began_at=self._began_at,
+            state=stats.state,
+            events=stats.events,
+            rate=round(stats.rate(), 1) if stats.state != FAILED else 0.0,
+            poison=stats.poison,
+            waiting=stats.waiting[:1000] if stats.state != FAILED else "",
+            waited=round(stats.waited, 1),
+            interruptions=stats.interruptions,
+            error=stats.error[:1000],
+            error_at=stats.error_at,
+            also=tuple(stats.also),
+        )
+        return HazelcastJsonValue(record_text(msgspec.structs.asdict(record)))
+
+    async def _sweep(self) -> None:
+        """Remove the records that have not changed since the last time; clocks are not compared."""
+        records = await self._records.all()
+        for key, record in records.items():
+            before = self._others.get(key)
+            if key == self.id or before is None or before.raw != record.raw:
+                continue
+            # That one of several processes has failed is shown no longer than that: the others go on.
+            ours = record.value.get("name") == self._stats.name and self._healed
+            if record.value.get("state") != FAILED or ours:
+                await self._records.remove(record)
+        self._others = records
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """A source and its figures.
+
+    Attributes:
+        name: Of the source.
+        processes: Those that live.
+        failure: What the last one said that failed, if none has run since.
+        dead_letters: Those in the grid.
+    """
+
+    name: str
+    processes: Sequence[SourceRecord]
+    failure: SourceRecord | None
+    dead_letters: int
+
+    @property
+    def kind(self) -> str:
+        """Of the source."""
+        return self._any.kind
+
+    @property
+    def map(self) -> str:
+        """The event map."""
+        return self._any.map
+
+    @property
+    def maps(self) -> set[str]:
+        """All event maps that its processes may put into."""
+        return {name for each in (*self.processes, self._any) for name in (each.map, *each.also)}
+
+    @property
+    def state(self) -> str:
+        """That of the process that is worst off; `failed` if none lives."""
+        states = {process.state for process in self.processes}
+        return next(
+            (state for state in ("interrupted", "paused", "waiting", "starting", "running") if state in states), FAILED
+        )
+
+    @property
+    def rate(self) -> float:
+        """Events per second, of all processes."""
+        return round(sum(process.rate for process in self.processes), 1)
+
+    @property
+    def events(self) -> int:
+        """Of the living processes, since they began."""
+        return sum(process.events for process in self.processes)
+
+    @property
+    def poison(self) -> int:
+        """What the living processes have met that was no event, since they began."""
+        return sum(process.poison for process in self.processes)
+
+    @property
+    def waiting(self) -> str:
+        """Why a process pauses, or what it waits for, if one waits for room."""
+        if self.state == "paused":
+            return next(process.waiting for process in self.processes if process.state == "paused")
+        return next((process.waiting for process in self.processes if process.waiting), "")
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which the living processes have waited for room."""
+        return round(sum(process.waited for process in self.processes), 1)
+
+    @property
+    def error(self) -> str:
+        """The last error: of the process that failed, or else of one that lives; it may be healed."""
+        latest = max([*self.processes, *([self.failure] if self.failure else [])], key=lambda each: each.error_at)
+        return latest.error
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "map": self.map,
+            "state": self.state,
+            "error": self.error,
+            "rate": self.rate,
+            "events": self.events,
+            "poison": self.poison,
+            "dead_letters": self.dead_letters,
+            "waiting": self.waiting,
+            "waited": self.waited,
+            "processes": [msgspec.to_builtins(process) for process in self.processes],
+            "failure": None if self.failure is None else msgspec.to_builtins(self.failure),
+        }
+
+    @property
+    def _any(self) -> SourceRecord:
+        return next(iter(self.processes), None) or self.failure or SourceRecord("", 0)
+
+
+async def source_records(grid: Grid, pulse: Pulse | None = None) -> list[SourceRecord]:
+    """Records of the sources that live, and of those that failed, by name. What is no such record is left out.
+
+    Args:
+        grid: The connection.
+        pulse: Tells who lives, for those who look again and again.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    found = list((await Records(grid, SOURCES_MAP).read(parsed(SourceRecord))).values())
+    living = (pulse or Pulse()).living([each for each in found if each.state != FAILED])
+    return sorted([*living, *(each for each in found if each.state == FAILED)], key=lambda each: (each.name, each.id))
+
+
+async def running_sources(grid: Grid) -> list[SourceRecord]:
+    """Records of the sources that live, by name.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    return [each for each in await source_records(grid) if each.state != FAILED]
+
+
+async def source_statuses(grid: Grid, pulse: Pulse | None = None) -> list[SourceStatus]:
+    """Every source that runs or has failed, by name.
+
+    Args:
+        grid: The connection.
+        pulse: Tells who lives, for those who look again and again.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    by_name: dict[str, list[SourceRecord]] = {}
+    for each in await source_records(grid, pulse):
+        by_name.setdefault(each.name, []).append(each)
+    return [
+        SourceStatus(
+            name,
+            [each for each in records if each.state != FAILED],
+            next((each for each in records if each.state == FAILED), None),
+            await transport.map_size(grid.client, map_of(name)),
+        )
+        for name, records in by_name.items()
+    ]
+
+
+async def forget(grid: Grid, name: str) -> tuple[int, bool]:
+    """Forget the positions of a source, and its last error; returns how many, and whether there was one.
+
+    Raises:
+        JobError: It is running: it would write its positions once more, and go on where it was.
+        PositionTakenError: It was started meanwhile.
+        HazelcastError: The cluster did not answer.
+    """
+    living = [each for each in await running_sources(grid) if each.name == name]
+    if living:
+        raise JobError(f"The source `{name}` is running: {living[0].host}, process {living[0].pid}.", "Stop it first.")
+    count = await forget_all(grid, name)
+    records = Records(grid, SOURCES_MAP)
+    failed = await records.get(_failure_key(name)) is not None
+    await records.delete(_failure_key(name))
+    return count, failed
+
+
+def _failure_key(name: str) -> str:
+    return f"failed/{name}"  # no process has such an identity

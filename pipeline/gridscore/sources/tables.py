@@ -1,0 +1,337 @@
+"""Files with tables, row by row: CSV, Parquet and JSON lines become keys and JSON texts, however large the file is.
+
+A row that cannot be read is named by its number, as an editor counts: the line of the file, or the row in Parquet.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import io
+import re
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
+
+import msgspec
+
+from gridscore.errors import TableError
+from gridscore.features.cells import READERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from gridscore.features.cells import CellKind
+
+MAX_ROW = 1 << 20
+"""Bytes of one row at most."""
+
+_INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_FLOAT = re.compile(r"-?(0|[1-9][0-9]{0,15})(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+_WORDS = {"": None, "true": True, "false": False, "True": True, "False": False}
+_PARQUET_ROWS = 2_000
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+_decode = msgspec.json.Decoder().decode
+
+
+class Row(NamedTuple):
+    """One row.
+
+    Attributes:
+        number: Its line, or its row in a Parquet file, from 1.
+        key: Of its entry.
+        text: The row as a JSON object.
+    """
+
+    number: int
+    key: str | int
+    text: bytes
+
+
+class BadRow(NamedTuple):
+    """A row that is none: where it is, and why."""
+
+    number: int
+    error: str
+
+
+class RowMaker:
+    """Makes entries of the values of rows.
+
+    Args:
+        what: What the rows are of, for people.
+        key: Columns of the key; several are joined.
+        separator: What joins them.
+        required: Columns that must be there, besides those of the key.
+        max_row: Bytes of one row at most.
+        parts: What makes a part of the key of the value of a column; None if that cannot be one.
+        values: What a column is called in the entry, unless there is one of that name; and what makes what the entry
+            gets of its value: ValueError if that cannot be told.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        key: Sequence[str],
+        *,
+        separator: str = "|",
+        required: Collection[str] = (),
+        max_row: int = MAX_ROW,
+        parts: Mapping[str, Callable[[Any], Any]] | None = None,
+        values: Mapping[str, tuple[str, Callable[[Any], Any]]] | None = None,
+    ) -> None:
+        self._what = what
+        self._key = tuple(key)
+        self._separator = separator
+        self._required = tuple(required)
+        self._max_row = max_row
+        self._parts = dict(parts or {})
+        self._values = dict(values or {})
+
+    def row(
+        self, number: int, value: dict[str, Any], text: bytes | None = None, key: str | int | None = None
+    ) -> Row | BadRow:
+        """The row of these values.
+
+        Args:
+            number: Of the row.
+            value: Its columns.
+            text: Their JSON, if they are to stay as they are.
+            key: Of an event, if it is known.
+        """
+        made_key = self._key_of(number, value) if key is None or self._parts else key
+        if isinstance(made_key, BadRow):
+            return made_key
+        if text is None:
+            for name, (called, made) in self._values.items():
+                if value.get(name) is not None:
+                    try:
+                        value[name] = made(value[name])
+                    except ValueError as error:
+                        return BadRow(number, f"`{name}`: {error}")
+                if name in value and called not in value:
+                    value[called] = value.pop(name)
+            try:
+                text = _encode(value)
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                return BadRow(number, f"it cannot be written as JSON: {error}")
+        if len(text) > self._max_row:
+            return self._too_long(number)
+        return Row(number, made_key, text)
+
+    def _key_of(self, number: int, value: dict[str, Any]) -> str | int | BadRow:
+        parts = []
+        for name in self._key:
+            part = value.get(name)
+            if part is None or part == "":
+                return BadRow(number, f"it has no `{name}`, which belongs to the key")
+            if name in self._parts and (part := self._parts[name](part)) is None:
+                return BadRow(number, f"its `{name}` cannot be a key of the lookup")
+            if isinstance(part, bool | float | list | dict | bytes):
+                return BadRow(number, f"its `{name}` is no text and no whole number, and cannot be a key")
+            parts.append(part if isinstance(part, int | str) else str(part))
+        key = parts[0] if len(parts) == 1 else self._separator.join(map(str, parts))
+        if isinstance(key, int) and not -(1 << 63) <= key < 1 << 63:
+            return BadRow(number, f"its key {key} has more than 64 bits")
+        return key
+
+    def _too_long(self, number: int) -> BadRow:
+        return BadRow(number, f"it is longer than {self._max_row:,} bytes")
+
+    def look_for_columns(self, columns: Sequence[str]) -> None:
+        """See whether all that must be there is.
+
+        Raises:
+            TableError: A column is missing.
+        """
+        for name in (*self._key, *self._required):
+            if name not in columns:
+                close = difflib.get_close_matches(name, columns, n=1)
+                raise TableError(
+                    f"{self._what} has no column `{name}`{', which belongs to the key' * (name in self._key)}.",
+                    f"Did you mean `{close[0]}`?" if close else f"Its columns: {', '.join(columns[:30])}.",
+                )
+
+
+class TableFile(RowMaker):
+    """A file of rows.
+
+    Args:
+        path: A file called .csv, .parquet, .jsonl, .ndjson, or one of them but Parquet with .gz behind.
+        key: Columns of the key; several are joined.
+        kinds: For CSV, what a column holds where it should not be guessed. What looks like a number as programs write
+            it is one, otherwise; and keys are texts, otherwise.
+        how: As those of :class:`RowMaker`.
+
+    Attributes:
+        size: Of what is to be read: bytes, or rows of a Parquet file.
+        done: How much of that was read.
+
+    Raises:
+        TableError: There is no such file, or its name does not say what it is.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        key: Sequence[str],
+        *,
+        kinds: Mapping[str, CellKind] | None = None,
+        **how: Any,
+    ) -> None:
+        super().__init__(f"`{path}`", key, **how)
+        self.path = path
+        self._kinds = dict(kinds or {})
+        self._read = self._reader_of(path)
+        self.size = path.stat().st_size
+        self.done = 0
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        """Every row, in order.
+
+        Raises:
+            TableError: It is not what its name says, or lacks a column of the key.
+        """
+        try:
+            yield from self._read()
+        except (OSError, EOFError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise TableError(
+                f"`{self.path}` cannot be read: {reason}.", "Is it what its name says? Save it again, in UTF-8."
+            ) from None
+
+    def _reader_of(self, path: Path) -> Callable[[], Iterator[Row | BadRow]]:
+        if path.is_dir() or not path.exists():
+            what = f"`{path}` is a folder, not a table." if path.is_dir() else f"There is no file `{path}`."
+            raise TableError(what, "Give the path of a CSV, Parquet or JSON lines file.")
+        name = path.name.lower()
+        if name.endswith(".parquet"):
+            return self._parquet
+        if name.endswith((".csv", ".csv.gz")):
+            return self._csv
+        if name.endswith((".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")):
+            return self._json_lines
+        raise TableError(
+            f"`{path}` is neither CSV nor Parquet nor JSON lines.", "Name it .csv, .jsonl, .ndjson or .parquet."
+        )
+
+    # ------------------------------------------------------------------ formats
+
+    def _json_lines(self) -> Iterator[Row | BadRow]:
+        with self._bytes() as file:
+            number = 0
+            while line := file.readline(self._max_row + 2):
+                number += 1
+                if len(line) > self._max_row and not line.endswith(b"\n"):
+                    while (rest := file.readline(1 << 16)) and not rest.endswith(b"\n"):
+                        pass
+                    yield self._too_long(number)
+                    continue
+                text = line.strip().removeprefix(b"\xef\xbb\xbf")
+                if not text:
+                    continue
+                try:
+                    value = _decode(text)
+                except (msgspec.DecodeError, RecursionError) as error:
+                    yield BadRow(number, f"it is no JSON: {error}")
+                    continue
+                if not isinstance(value, dict):
+                    yield BadRow(number, "it is JSON, but no object")
+                    continue
+                yield self.row(number, value, text)
+
+    def _csv(self) -> Iterator[Row | BadRow]:
+        with self._bytes() as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+            reader = csv.reader(text, strict=True)
+            csv.field_size_limit(max(csv.field_size_limit(), self._max_row))
+            header = next(reader, None)
+            if not header:
+                raise TableError(f"`{self.path}` is empty.", "Its first line must be the names of its columns.")
+            if len(set(header)) < len(header):
+                twice = next(name for name in header if header.count(name) > 1)
+                raise TableError(f"`{self.path}` has two columns `{twice}`.", "Give each column a name of its own.")
+            self.look_for_columns(header)
+            kinds: dict[str, CellKind] = {**dict.fromkeys(self._key, "string"), **self._kinds}
+            guess = [READERS[kinds[name]] if name in kinds else _guessed for name in header]
+            line = reader.line_num
+            while True:
+                try:
+                    cells = next(reader, None)
+                except csv.Error as error:  # nothing after it can be told apart
+                    raise TableError(f"`{self.path}`, line {reader.line_num}: {error}.", "Correct the file.") from None
+                if cells is None:
+                    break
+                first, line = line + 1, reader.line_num
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    yield BadRow(first, f"it has {len(cells)} cells, and the header has {len(header)}")
+                    continue
+                try:
+                    value = {name: make(cell) for name, make, cell in zip(header, guess, cells, strict=True)}
+                except ValueError as error:
+                    yield BadRow(first, str(error))
+                    continue
+                yield self.row(first, value)
+
+    def _parquet(self) -> Iterator[Row | BadRow]:
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(self.path) as file:
+            self.size, self.done = file.metadata.num_rows, 0
+            self.look_for_columns(file.schema_arrow.names)
+            number = 0
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                for value in _in_micros(batch).to_pylist():
+                    number += 1
+                    yield self.row(number, value)
+                self.done = number
+
+    @contextmanager
+    def _bytes(self) -> Iterator[IO[bytes]]:
+        with self.path.open("rb") as raw:
+            counted = io.BufferedReader(_Counting(raw, self))
+            if self.path.name.lower().endswith(".gz"):
+                with gzip.open(counted) as unpacked:
+                    yield cast("IO[bytes]", unpacked)
+            else:
+                yield counted
+
+
+class _Counting(io.RawIOBase):
+    """A file that tells how far it was read."""
+
+    def __init__(self, file: IO[bytes], table: TableFile) -> None:
+        self._file, self._table = file, table
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._file.read(len(buffer))
+        buffer[: len(part)] = part
+        self._table.done += len(part)
+        return len(part)
+
+
+def _in_micros(batch: Any) -> Any:
+    """A batch of Parquet, its nanoseconds rounded to microseconds as those of events are, half of one up."""
+    import pyarrow as pa
+
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            values = [
+                None if value is None else (value + 500) // 1_000 for value in batch[place].cast(pa.int64()).to_pylist()
+            ]
+            batch = batch.set_column(place, field.name, pa.array(values, pa.timestamp("us", field.type.tz)))
+    return batch
+
+
+def _guessed(cell: str) -> Any:
+    if cell in _WORDS:
+        return _WORDS[cell]
+    if _INT.fullmatch(cell):
+        return int(cell)
+    return READERS["float"](cell) if _FLOAT.fullmatch(cell) else cell

@@ -1,0 +1,135 @@
+"""A server on this machine that never outlives us: started, killed and ended through the guard of members.
+
+What the real servers for tests share: see `kafka` and `mqtt`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+
+from gridscore.errors import MemberError
+from gridscore.grid import guard
+from gridscore.grid.launch import start_guard
+from gridscore.log_end import last_lines
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class GuardedServer:
+    """A server, running as a child process of this one. A context manager: leaving it stops it.
+
+    It also ends when this process ends, whatever way.
+
+    Args:
+        title: What it is called in messages: `Kafka broker`.
+        log_file: For what it prints.
+
+    Attributes:
+        log_file: What it prints.
+    """
+
+    def __init__(self, title: str, log_file: Path) -> None:
+        self.log_file = log_file
+        self._title = title
+        self._guard: subprocess.Popen[str] | None = None
+        self._pid: int | None = None
+        self._error = ""
+        self._changed = threading.Condition()
+
+    def kill(self) -> None:
+        """Kill it at once, as a power failure would, and wait until it is gone.
+
+        Raises:
+            MemberError: It cannot be killed.
+        """
+        self._ask({"kill": 0})
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._pid is None, guard.STOP_SECONDS):
+                raise MemberError(f"The {self._title} cannot be killed.")
+
+    @property
+    def pid(self) -> int:
+        """Its process id.
+
+        Raises:
+            MemberError: It does not run.
+        """
+        if self._pid is None:
+            raise MemberError(f"The {self._title} does not run.")
+        return self._pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._pid is not None
+
+    def last_lines(self) -> str:
+        """The end of its log."""
+        try:
+            lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            lines = []
+        return last_lines(lines)
+
+    def stop(self) -> None:
+        """Stop it and wait until it is gone. A second call does nothing."""
+        child, self._guard = self._guard, None
+        if child is None:
+            return
+        with contextlib.suppress(OSError):
+            if child.stdin:
+                child.stdin.close()  # which is how the guard knows
+        try:
+            child.wait(guard.STOP_SECONDS + 5)
+        except subprocess.TimeoutExpired:
+            if self._pid is not None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    psutil.Process(self._pid).kill()
+            child.kill()
+            child.wait()
+        if child.stdout:
+            child.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _watch(self) -> None:
+        """Start the guard, and follow what it says; `_launch` comes after."""
+        self._guard = start_guard()
+        name = f"guard of the {self._title}"
+        threading.Thread(target=self._follow, args=(self._guard.stdout,), name=name, daemon=True).start()
+
+    def _launch(self, command: list[str], seconds: float) -> None:
+        """Have the guard start it; it runs afterwards, or there is an error, or the guard hangs."""
+        self._error = ""
+        self._ask({"start": 0, "command": command, "environment": {}, "log": str(self.log_file)})
+        with self._changed:
+            self._changed.wait_for(lambda: self._pid is not None or self._error, seconds)
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        if self._guard is None or self._guard.stdin is None:
+            raise MemberError(f"The {self._title} has been stopped.")
+        self._guard.stdin.write(json.dumps(request) + "\n")
+        self._guard.stdin.flush()
+
+    def _follow(self, answers: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in answers:
+                answer = json.loads(line)
+                with self._changed:
+                    self._pid = answer.get("pid")  # an exit has none, and neither has a start that failed
+                    self._error = answer.get("error", "it has ended")
+                    self._changed.notify_all()
+        with self._changed:
+            self._pid, self._error = None, "its guard has ended"
+            self._changed.notify_all()

@@ -1,0 +1,326 @@
+"""Dead letters: events that could not be scored, with the reason, their bytes, and where they came from.
+
+They lie in the map `dead-letters.<job>` as JSON values, under an ID made of the event's partition, key and bytes: an
+event met again (after a crash, by a restart from the oldest, or brought back in vain) is the same dead letter.
+
+What a source reads that is not an event lies there, too, under the name of the source; its ID is made of where it came
+from.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import heapq
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import GridError, JobError
+from gridscore.grid import transport
+from gridscore.grid.copies import payload
+from gridscore.grid.entries import values_of, walk
+from gridscore.grid.writer import partition_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from gridscore.grid import Grid
+
+_log = logging.getLogger(__name__)
+
+MAX_RAW = 1 << 20
+"""Bytes of an event that a dead letter keeps; what is longer is cut, and says so."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """An event that could not be scored, or something that a source has read that is not an event.
+
+    Attributes:
+        job: That could not score it; or the source.
+        map: The event map.
+        partition: Of the event map; -1 if a source has read it.
+        sequence: In that partition's journal, -1 if it was found in the map; if a source has read it, a number that
+            grows in the order in which it read.
+        key: The event's key, as text.
+        key_data: The serialized key, base64.
+        stage: Where it failed: `decode`, `lookup`, `features` or `predict`; or `source`.
+        error: Why.
+        raw: The event's bytes, base64.
+        size: Of the event, bytes; `raw` is cut to a mebibyte.
+        at: When, RFC 3339.
+        origin: Where a source has read it; empty for an event of a job.
+        claim: Of the process that is putting the event back: when, in milliseconds since 1970, and a random text.
+    """
+
+    job: str
+    map: str
+    partition: int
+    sequence: int
+    key: str
+    key_data: str
+    stage: str
+    error: str
+    raw: str
+    size: int
+    at: str
+    origin: str = ""
+    claim: str = ""
+
+    @property
+    def id(self) -> str:
+        """Its key in the dead-letter map."""
+        if self.origin:
+            return _hash(self.origin, self.raw)
+        return _id(self.partition, self.key_data, self.raw, self.size)
+
+    @property
+    def at_ms(self) -> int:
+        """When, in milliseconds since 1970; 0 if it does not say."""
+        try:
+            return int(dt.datetime.fromisoformat(self.at).timestamp() * 1000)
+        except (ValueError, OverflowError):
+            return 0
+
+    @property
+    def raw_bytes(self) -> bytes:
+        """The event's bytes; `decode` has checked that they can be had."""
+        return base64.b64decode(self.raw, validate=True)
+
+    @property
+    def key_bytes(self) -> bytes:
+        """The serialized key, at least 8 bytes; empty if there is none. `decode` has checked that it can be had."""
+        return base64.b64decode(self.key_data, validate=True)
+
+
+class Listed(NamedTuple):
+    """A dead letter, with the ID that it has in the map.
+
+    What others wrote there may stand under another ID than its own.
+    """
+
+    id: str
+    dead: DeadLetter
+
+
+SOURCE_STAGE = "source"
+"""Stage of what a source has read."""
+
+_PAGE = 256
+_STRING = -11
+_SHORTEST_KEY = 8
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An event as the scorer rejects it."""
+
+    partition: int
+    sequence: int
+    key: bytes
+    raw: bytes
+    stage: str
+    error: str
+
+
+encode = msgspec.json.Encoder().encode
+"""JSON text of a dead letter."""
+_decode = msgspec.json.Decoder(DeadLetter).decode
+
+
+def map_of(job: str) -> str:
+    """Name of a job's dead-letter map."""
+    return f"dead-letters.{job}"
+
+
+def letter_id(partition: int, key: bytes, raw: bytes) -> str:
+    """Key of the dead letter that an event has, if it has one.
+
+    Args:
+        partition: Of the event map.
+        key: Serialized.
+        raw: The event's bytes.
+    """
+    return _id(partition, base64.b64encode(key).decode(), base64.b64encode(raw[:MAX_RAW]).decode(), len(raw))
+
+
+def _id(partition: int, key_data: str, raw: str, size: int) -> str:
+    return f"{partition}-{_hash(key_data, raw, size)}"
+
+
+def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> DeadLetter:
+    """The dead letter of an event."""
+    try:
+        key = str(transport.to_object(grid.client, rejected.key))
+    except Exception as error:  # noqa: BLE001 -- a key of a type we cannot read is no reason to lose the letter
+        key = f"<{type(error).__name__}: {error}>"
+    return DeadLetter(
+        job=job,
+        map=map_name,
+        partition=rejected.partition,
+        sequence=rejected.sequence,
+        key=key[:1000],
+        key_data=base64.b64encode(rejected.key).decode(),
+        stage=rejected.stage,
+        error=rejected.error[:4000],
+        raw=base64.b64encode(rejected.raw[:MAX_RAW]).decode(),
+        size=len(rejected.raw),
+        at=_now(),
+    )
+
+
+def letter_of_source(
+    grid: Grid, source: str, map_name: str, number: int, *, origin: str, key: Any, raw: bytes, error: str
+) -> DeadLetter:
+    """The dead letter of what a source has read that is not an event.
+
+    Args:
+        grid: The connection.
+        source: Its name.
+        map_name: Where the event would have gone.
+        number: Of those that are written together.
+        origin: Where it came from; it says which letters are the same.
+        key: The key that the event would have had.
+        raw: Its bytes.
+        error: Why it is not an event.
+    """
+    text = str(key).encode(errors="replace").decode()
+    return DeadLetter(
+        job=source,
+        map=map_name,
+        partition=-1,
+        sequence=time.time_ns() // 1000 + number,
+        key=text[:1000],
+        key_data=base64.b64encode(_serialized(grid, key)).decode(),
+        stage=SOURCE_STAGE,
+        error=error.encode(errors="replace").decode()[:4000],
+        raw=base64.b64encode(raw[:MAX_RAW]).decode(),
+        size=len(raw),
+        at=_now(),
+        origin=origin.encode(errors="replace").decode()[:1000],
+    )
+
+
+def _serialized(grid: Grid, key: Any) -> bytes:
+    """The serialized key; nothing if it has no form that every client reads."""
+    if not isinstance(key, str | int) or isinstance(key, bool):
+        return b""
+    try:
+        return transport.key_data(grid.client, key)
+    except (UnicodeEncodeError, HazelcastError):
+        return b""
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def decode(value: bytes) -> DeadLetter | None:
+    """The dead letter of a serialized value; None if it is none, or damaged."""
+    try:
+        dead = _decode(payload(value))
+        key, _ = dead.key_bytes, dead.raw_bytes
+    except (ValueError, RecursionError):
+        return None
+    return dead if not key or len(key) >= _SHORTEST_KEY else None
+
+
+def id_of(key: bytes) -> str | None:
+    """The ID that a serialized key is; None if it is not a string: then nobody can ask for it."""
+    try:
+        return key[12:].decode() if int.from_bytes(key[4:8], "big", signed=True) == _STRING else None
+    except UnicodeDecodeError:
+        return None
+
+
+async def value_of(grid: Grid, job: str, letter_id: str) -> bytes | None:
+    """What stands in the dead-letter map under an ID, serialized; None if nothing does.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    key = transport.key_data(grid.client, letter_id)
+    return (await values_of(grid, map_of(job), partition_of(key, grid.partition_count), [key])).get(key)
+
+
+async def walk_entries(grid: Grid, job: str) -> AsyncIterator[tuple[int, list[tuple[bytes, bytes, DeadLetter | None]]]]:
+    """Partitions of the dead-letter map, each with some of its entries: serialized key and value, and what it says.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    name = map_of(job)
+    for partition in range(grid.partition_count):
+        async for entries in walk(grid, name, partition, _PAGE):
+            yield partition, [(key, value, decode(value)) for key, value in entries]
+
+
+async def walk_letters(grid: Grid, job: str) -> AsyncIterator[Listed]:
+    """Every dead letter of a job, in no order; walks the map in pages: a schema change may have filled it.
+
+    What is not a dead letter, or has a key that nobody can type, is left out, and named in the log once.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    async for _, entries in walk_entries(grid, job):
+        for key, value, dead in entries:
+            if dead is not None and (found := id_of(key)) is not None:
+                yield Listed(found, dead)
+            elif grid.bad_records.is_new(name := map_of(job), key, value):
+                _log.warning(
+                    "%s: an entry is not a dead letter: %r", name, key[12:], extra={"action": "foreign_record"}
+                )
+
+
+async def list_letters(grid: Grid, job: str, limit: int, before: Listed | None = None) -> tuple[int, list[Listed]]:
+    """How many entries a job's dead-letter map has, and up to `limit` dead letters, the latest first.
+
+    Args:
+        grid: The connection.
+        job: Whose they are.
+        limit: The most to return.
+        before: Only those that come behind this one in the list.
+    """
+    latest: list[tuple[str, str, Listed]] = []
+    end = (before.dead.at, before.id) if before is not None else None
+    # Counted first: of letters that come meanwhile, the list may have more than the count says, and never less.
+    total = await transport.map_size(grid.client, map_of(job))
+    async for listed in walk_letters(grid, job):
+        if end is not None and (listed.dead.at, listed.id) >= end:
+            continue
+        entry = (listed.dead.at, listed.id, listed)
+        if len(latest) < limit:
+            heapq.heappush(latest, entry)
+        else:
+            heapq.heappushpop(latest, entry)
+    return total, [listed for _, _, listed in sorted(latest, key=lambda entry: entry[:2], reverse=True)]
+
+
+async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:
+    """The dead letter with that key.
+
+    Raises:
+        JobError: There is none.
+    """
+    value = await value_of(grid, job, key) if await grid.has_map(map_of(job)) else None
+    if value is None:
+        raise JobError(
+            f"The job `{job}` has no dead letter `{key}`.", f"`gridscore dead-letters list {job}` lists them."
+        )
+    found = decode(value)
+    if found is None:
+        raise GridError(
+            f"`{key}` is not a dead letter: it was not written by Gridscore.",
+            f"`gridscore dead-letters discard {job} {key}` removes it.",
+        )
+    return found

@@ -1,0 +1,79 @@
+"""Copies of lookup maps, one a process for each map and what is wanted of it, however many jobs look there."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gridscore.features import LookupTable
+from gridscore.grid.copies import LiveCopy
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+    from gridscore.job import Lookup
+
+
+@dataclass(slots=True, eq=False)
+class SharedCopy:
+    """A copy that several jobs may look into.
+
+    Attributes:
+        table: What it feeds.
+        copy: The copy.
+        users: Jobs that have started and not closed it.
+    """
+
+    table: LookupTable
+    copy: LiveCopy
+    users: int = 0
+    starting: asyncio.Task[None] | None = None
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Lookups:
+    """The copies of one process.
+
+    Args:
+        grid: The connection.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._there: dict[tuple[str, int, str], SharedCopy] = {}
+
+    def of(self, lookup: Lookup) -> SharedCopy:
+        """The copy for a lookup: the same one for all that want the same fields of the same map."""
+        place = (lookup.map, lookup.max_entries, repr(lookup.fields))
+        if place not in self._there:
+            table = LookupTable(lookup)
+            copy = LiveCopy(self._grid, lookup.map, table, max_entries=lookup.max_entries)
+            self._there[place] = SharedCopy(table, copy)
+        return self._there[place]
+
+    async def start(self, shared: SharedCopy) -> None:
+        """Return when the copy is loaded and followed; the first job loads it, the others wait.
+
+        Raises:
+            GridscoreError: As of `LiveCopy.start`; close it all the same.
+        """
+        async with shared.changing:
+            shared.users += 1
+            if shared.starting is None:
+                shared.starting = asyncio.create_task(shared.copy.start())
+        await asyncio.shield(shared.starting)
+
+    async def close(self, shared: SharedCopy) -> None:
+        """A job that has started it needs it no longer; the last one ends it.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        async with shared.changing:
+            shared.users -= 1
+            if not shared.users and shared.starting is not None:
+                self._there = {place: each for place, each in self._there.items() if each is not shared}
+                starting, shared.starting = shared.starting, None
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                await shared.copy.close()

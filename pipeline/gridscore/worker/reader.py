@@ -1,0 +1,475 @@
+"""The reader: one long-poll read of the journal in flight per partition, and what has arrived, in order, until taken.
+
+A read parks at the member until there is something: no polling, no timer. What arrives while a batch is being scored
+is the next batch. Every answer is compared with what was asked for: a gap is loss, a step back a regression. A page
+that is not simply the next one (there is a gap before it, or its events may have results already) is looked into before
+it can be taken; other partitions go on meanwhile.
+
+The newest entries are remembered, as hashes. A read does not wait for backups: when a member dies, we may have read
+what its backup has not, and what is put then has the same sequences. Only the entries themselves show that, or that a
+journal has begun again and is as long as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError, UnsupportedOperationError
+
+from gridscore.errors import GridError, GridscoreError
+from gridscore.grid.journal import Journal, journal_missing
+from gridscore.texts import count_text
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+
+    from gridscore.grid import Grid
+    from gridscore.grid.journal import Page
+
+_log = logging.getLogger(__name__)
+
+PAGE_EVENTS = 512
+"""Events of one read at most."""
+
+PAGE_BYTES = 256 * 1024
+"""Bytes that a read should give at most. The protocol has no such limit: it is kept by the size of what came before."""
+
+FIRST_EVENT_BYTES = 64 * 1024
+"""What an event is taken to weigh before one was seen: the first reads ask for few."""
+
+READ_AHEAD_EVENTS = 16_384
+READ_AHEAD_BYTES = 32 * 1024 * 1024
+"""What may wait to be taken before partitions are no longer read ahead."""
+
+_RETRY_SECONDS = 0.5
+_TELL_SECONDS = 1.0
+_TOGETHER_SECONDS = 0.5
+_LOOK_SECONDS = 10.0
+
+
+_REMEMBERED = 128
+"""Entries of a partition that are remembered."""
+
+_OF_PAGE = 16
+"""Of those, how many of one page: hashing 16 of 512 entries costs 4 ns an event, a quarter of a percent, and all 70."""
+
+_UNKNOWN = -1
+
+
+@dataclass(slots=True, eq=False)
+class Cursor:
+    """Where a partition is being read. A new cursor for the same partition makes answers to the old one void.
+
+    Attributes:
+        partition: Which.
+        position: Next sequence to read.
+        epoch: Of the lease under which it is read.
+        doubt: Sequence before which events may have results already, written by somebody before us.
+        seen: Sequence and hash of the entries that are remembered.
+    """
+
+    partition: int
+    position: int
+    epoch: int = 0
+    doubt: int = 0
+    seen: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    reading: bool = False
+    parked: asyncio.Future[Page | None] | None = None
+
+
+class _Before(NamedTuple):
+    """Of a journal that is no longer what it was: its oldest sequence now, our position, and what is remembered."""
+
+    oldest: int
+    position: int
+    seen: Sequence[tuple[int, int]]
+
+
+class Arrival(NamedTuple):
+    """A page of one partition.
+
+    Attributes:
+        partition: Which.
+        page: What was read.
+        cursor: That read it.
+        lost: Events that were overwritten before they were read, just before this page.
+        at: When it arrived, of the grid's clock.
+    """
+
+    partition: int
+    page: Page
+    cursor: Cursor
+    lost: int
+    at: float
+
+
+class JournalReader:
+    """Reads the partitions that it is told to, and keeps what arrives until it is taken.
+
+    Args:
+        grid: The connection.
+        map_name: The event map.
+        regressed: Called with a partition and the sequence at which its journal has begun again; it is not read on.
+        look_into: Called with a cursor, a page in doubt or behind a gap, and the size of the gap; gives the page to
+            take instead. If it fails, the page is read again.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        map_name: str,
+        regressed: Callable[[int, int], None],
+        look_into: Callable[[Cursor, Page, int], Awaitable[Page]],
+    ) -> None:
+        self._grid = grid
+        self._journal = Journal(grid, map_name)
+        self._regressed = regressed
+        self._look_into = look_into
+        self._before: dict[int, _Before] = {}  # journals that are no longer what they were
+        self._cursors: dict[int, Cursor] = {}
+        self._inbox: deque[Arrival] = deque()
+        self._inbox_events = self._inbox_bytes = 0
+        self._event_bytes = float(FIRST_EVENT_BYTES)
+        self._failed_reads = 0
+        self._begun_again: list[tuple[int, _Before]] = []  # partitions, not told yet
+        self._told_at = float("-inf")
+        self._noted: dict[int, set[bytes]] = {}
+        self._closed = False
+        self._arrived = asyncio.Event()
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: GridscoreError | None = None
+
+    async def bounds(self, partition: int) -> tuple[int, int]:
+        """Oldest and newest sequence of a partition's journal."""
+        return await self._journal.bounds(partition)
+
+    def is_current(self, cursor: Cursor) -> bool:
+        """Whether the partition is still read by this cursor: if not, what it read must not be written."""
+        return self._cursors.get(cursor.partition) is cursor
+
+    def reads(self, partition: int) -> bool:
+        """Whether the partition is being read."""
+        return partition in self._cursors
+
+    def cursor(self, partition: int) -> Cursor | None:
+        """The cursor by which a partition is read now; None if it is not read."""
+        return self._cursors.get(partition)
+
+    def start(self, partition: int, position: int, *, epoch: int = 0, doubt: int = 0) -> None:
+        """Read a partition from a sequence on, forgetting what was read of it and not taken yet.
+
+        Args:
+            partition: Which.
+            position: The sequence.
+            epoch: Of the lease under which it is read.
+            doubt: Sequence before which events may have results already.
+        """
+        self.stop(partition)
+        if self._closed:
+            return
+        cursor = Cursor(partition, position, epoch, doubt)
+        self._cursors[partition] = cursor
+        self._read(cursor)
+
+    def stop(self, partition: int) -> None:
+        """Stop reading a partition. The parked read stays at the member, for the next that reads from there."""
+        cursor = self._cursors.pop(partition, None)
+        if cursor is not None:
+            if cursor.parked is not None:
+                cursor.parked.cancel()
+            kept = deque(arrival for arrival in self._inbox if arrival.partition != partition)
+            if len(kept) != len(self._inbox):
+                self._inbox = kept
+                self._inbox_events = sum(arrival.page.next - arrival.page.first for arrival in kept)
+                self._inbox_bytes = sum(arrival.page.size for arrival in kept)
+
+    @contextmanager
+    def note_keys(self, partition: int) -> Iterator[set[bytes]]:
+        """The serialized keys that arrive of a partition while it is entered."""
+        noted = self._noted[partition] = set()
+        try:
+            yield noted
+        finally:
+            del self._noted[partition]
+
+    def insert(self, partition: int, page: Page) -> bool:
+        """Let events that were found elsewhere be taken after what has arrived; False if the partition is not read.
+
+        Args:
+            partition: Which.
+            page: Its own sequences do not matter: it moves no offset.
+        """
+        cursor = self._cursors.get(partition)
+        if cursor is None:
+            return False
+        there = page._replace(first=cursor.position, next=cursor.position)
+        self._append(Arrival(partition, there, cursor, 0, self._grid.clock()))
+        return True
+
+    def fail(self, error: GridscoreError) -> None:
+        """Give those that wait for events this error instead."""
+        self._failure = error
+        self._arrived.set()
+
+    def close(self) -> None:
+        """Stop reading everything."""
+        self._closed = True
+        for partition in list(self._cursors):
+            self.stop(partition)
+        self._inbox.clear()
+        self._inbox_events = self._inbox_bytes = 0
+        for timer in self._timers:
+            timer.cancel()
+        self._tell_begun_again()
+        for task in self._tasks:
+            task.cancel()
+
+    async def check(self, partition: int) -> None:
+        """Compare a partition's position with its journal: finds one that has begun again while a read was parked.
+
+        So is what is remembered: finds one that has lost its newest entries, and has others in their place.
+
+        Raises:
+            GridError: The cluster did not answer.
+        """
+        cursor = self._cursors.get(partition)
+        if cursor is None:
+            return
+        before, seen = cursor.position, list(cursor.seen)[-_OF_PAGE:]
+        oldest, newest = await self._journal.bounds(partition)
+        another = newest + 1 < before
+        if not another and seen and seen[-1][0] >= oldest:
+            another = await self._last_standing(partition, seen, oldest, newest) not in (seen[-1][0], _UNKNOWN)
+        if another and self._cursors.get(partition) is cursor:
+            self._begin_again(partition, before, oldest)
+
+    async def standing(self, partition: int) -> int | None:
+        """Of a journal that is no longer what it was: the last sequence up to which it has what was read of it.
+
+        None if it has begun again: it has nothing of what is remembered, or nothing is remembered.
+
+        Raises:
+            GridError: The cluster did not answer.
+        """
+        before, last = self._before.pop(partition), None
+        if before.seen:
+            last = await self._last_standing(partition, before.seen, *await self._journal.bounds(partition))
+        if last not in (None, _UNKNOWN):
+            return last
+        self._begun_again.append((partition, before))
+        if len(self._begun_again) == 1:
+            # A map that was destroyed begins again in each partition: that is one thing to say, not 271.
+            self._timers.add(asyncio.get_running_loop().call_later(_TOGETHER_SECONDS, self._tell_begun_again))
+        return None
+
+    async def _last_standing(
+        self, partition: int, seen: Sequence[tuple[int, int]], oldest: int, newest: int
+    ) -> int | None:
+        """The last of these entries up to which the journal has them as they were seen.
+
+        None if it has others; `_UNKNOWN` if it has overwritten them, or does not go as far.
+        """
+        wanted = [sequence for sequence, _ in seen if oldest <= sequence <= newest]
+        if not wanted:
+            return _UNKNOWN
+        there: dict[int, int] = {}
+        begin = position = wanted[0]
+        try:
+            # Should it lose still more just now, there would be nothing to read until something is put.
+            async with asyncio.timeout(_LOOK_SECONDS):
+                while position <= wanted[-1]:
+                    page = await self._journal.read(partition, position, self._page_events)
+                    if page is None:
+                        break
+                    if page.first > position:
+                        begin = page.first  # what was overwritten meanwhile says nothing
+                    there.update(_hashes(page, len(page.keys)))
+                    position = page.next
+        except (HazelcastError, TimeoutError) as error:
+            what = error or "no answer"
+            raise GridError(f"The journal of `{self._journal.map_name}` could not be read: {what}") from error
+        last: int | None = None
+        compared = [(sequence, each) for sequence, each in seen if begin <= sequence <= newest]
+        for sequence, each in compared:
+            if there.get(sequence) != each:
+                break
+            last = sequence
+        return last if compared else _UNKNOWN
+
+    async def wait(self) -> None:
+        """Return when something has arrived.
+
+        Raises:
+            GridscoreError: Reading cannot go on at all.
+        """
+        if not self._inbox:
+            self._arrived.clear()
+            await self._raise_or_wait()
+        elif self._failure is not None:
+            raise self._failure
+
+    async def _raise_or_wait(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        await self._arrived.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def take(self, max_events: int) -> list[Arrival]:
+        """Take pages in the order of arrival, whole, until there are at least `max_events`, and read on behind them."""
+        taken: list[Arrival] = []
+        count = 0
+        while self._inbox and count < max_events:
+            arrival = self._inbox.popleft()
+            page = arrival.page
+            size = page.next - page.first
+            self._inbox_events -= size
+            self._inbox_bytes -= page.size
+            count += size
+            taken.append(arrival)
+            self._read(arrival.cursor)
+        return taken
+
+    @property
+    def _page_events(self) -> int:
+        """How many events a read asks for."""
+        return max(1, min(PAGE_EVENTS, int(PAGE_BYTES / self._event_bytes)))
+
+    def _read(self, cursor: Cursor) -> None:
+        if cursor.reading:
+            return
+        cursor.reading = True
+        cursor.parked = self._journal.read(cursor.partition, cursor.position, self._page_events)
+        cursor.parked.add_done_callback(lambda done: self._answered(cursor, done))
+
+    def _answered(self, cursor: Cursor, done: asyncio.Future[Page | None]) -> None:
+        cursor.reading = False
+        cursor.parked = None
+        current = self._cursors.get(cursor.partition) is cursor
+        if done.cancelled():
+            return
+        error = done.exception()
+        if not current:
+            return
+        if error is not None:
+            self._failed(cursor, error)
+            return
+        page = done.result()
+        if page is None:
+            self._later(cursor)
+        elif page.first < cursor.position:
+            self._begin_again(cursor.partition, cursor.position, page.first)
+        elif page.first > cursor.position or page.first < cursor.doubt:
+            cursor.reading = True
+            self._spawn(self._take_in(cursor, page, page.first - cursor.position))
+        else:
+            self._accept(cursor, page, 0, page)
+
+    async def _take_in(self, cursor: Cursor, page: Page, gap: int) -> None:
+        """Take a page that has to be looked into first."""
+        try:
+            rest = await self._look_into(cursor, page, gap)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the partition must not stand still for ever
+            cursor.reading = False
+            if self._cursors.get(cursor.partition) is cursor:
+                self._failed(cursor, error)
+            return
+        cursor.reading = False
+        if self._cursors.get(cursor.partition) is cursor:
+            self._accept(cursor, rest, gap, page)
+
+    def _accept(self, cursor: Cursor, page: Page, gap: int, read: Page) -> None:
+        cursor.position = page.next
+        cursor.seen.extend(_hashes(read, _OF_PAGE))
+        # Heavier events count at once, lighter ones by and by.
+        seen = page.size / (page.next - page.first)
+        self._event_bytes = max(seen, (self._event_bytes + seen) / 2)
+        self._append(Arrival(cursor.partition, page, cursor, gap, self._grid.clock()))
+        # Reading ahead keeps the member busy while we score; past the limit, the partition waits to be taken.
+        if self._inbox_events < READ_AHEAD_EVENTS and self._inbox_bytes < READ_AHEAD_BYTES:
+            self._read(cursor)
+
+    def _append(self, arrival: Arrival) -> None:
+        if self._noted and arrival.partition in self._noted:
+            self._noted[arrival.partition].update(arrival.page.keys)
+        self._inbox.append(arrival)
+        self._inbox_events += arrival.page.next - arrival.page.first
+        self._inbox_bytes += arrival.page.size
+        self._arrived.set()
+
+    def _failed(self, cursor: Cursor, error: BaseException) -> None:
+        if isinstance(error, UnsupportedOperationError):
+            self.fail(journal_missing(self._journal.map_name))
+            return
+        if isinstance(error, HazelcastClientNotActiveError):
+            return
+        self._failed_reads += 1
+        now = self._grid.clock()
+        if now - self._told_at > _TELL_SECONDS:
+            _log.warning(
+                "Reading `%s` failed in %s, trying again: %s",
+                self._journal.map_name,
+                count_text(self._failed_reads, "partition"),
+                error or type(error).__name__,
+                extra={"action": "read_failed"},
+            )
+            self._failed_reads, self._told_at = 0, now
+        self._later(cursor)
+
+    def _later(self, cursor: Cursor) -> None:
+        def read() -> None:
+            self._timers.discard(timer)
+            if self._cursors.get(cursor.partition) is cursor:
+                # The owner may have changed, and a new owner's journal may be behind: look before parking again.
+                self._spawn(self._look_and_read(cursor))
+
+        timer = asyncio.get_running_loop().call_later(_RETRY_SECONDS, read)
+        self._timers.add(timer)
+
+    async def _look_and_read(self, cursor: Cursor) -> None:
+        try:
+            await self.check(cursor.partition)
+        except GridscoreError as error:
+            self._failed(cursor, error)
+            return
+        if self._cursors.get(cursor.partition) is cursor:
+            self._read(cursor)
+
+    def _begin_again(self, partition: int, position: int, oldest: int) -> None:
+        cursor = self._cursors.get(partition)
+        self._before[partition] = _Before(oldest, position, [] if cursor is None else list(cursor.seen))
+        self.stop(partition)
+        self._regressed(partition, oldest)
+
+    def _tell_begun_again(self) -> None:
+        if not self._begun_again:
+            return
+        (partition, before), others = self._begun_again[0], len(self._begun_again) - 1
+        self._begun_again = []
+        _log.error(
+            "`%s` partition %d: its journal begins again at %d, %d had been read%s; the map has lost writes, or was "
+            "destroyed",
+            self._journal.map_name,
+            partition,
+            before.oldest,
+            before.position - 1,
+            f" (and {others} more partitions)" if others else "",
+            extra={"action": "regression", "partition": partition, "others": others},
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _hashes(page: Page, most: int) -> Iterator[tuple[int, int]]:
+    """Sequence and hash of the last entries of a page."""
+    entries = zip(page.keys[-most:], page.values[-most:], strict=True)
+    return zip(page.sequences[-most:], map(hash, entries), strict=True)
