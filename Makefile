@@ -42,10 +42,11 @@ tests: $(DEV_STAMP) ## Run all tests, or those that TESTS names
 mutants: $(DEV_STAMP) ## Show that the tests catch deliberate defects, one at a time (ARGS="lease margin": some of them)
 	$(BIN)/python tests/mutants.py $(ARGS)
 
-lint: $(DEV_STAMP) ## Check style and types only
+lint: $(DEV_STAMP) ## Check style, types and which room knows which
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
 
 image: ## Build the container image (ENGINE=podman: with that; ARGS="--target worker": the smaller one for workers)
 	BUILDAH_FORMAT=docker $(ENGINE) build -f compose/Dockerfile -t $(IMAGE) \

@@ -81,7 +81,7 @@ def _measure(options: Options, out: Path) -> tuple[Outcome, Path]:
     from benchmarks.display import Display, duration
     from benchmarks.outcome import FORMAT, Outcome
     from benchmarks.session import FLOOR_SECONDS, Session
-    from gridscore.worker.process import tune
+    from gridscore.scoring.process import tune
 
     began, began_at = datetime.now(UTC), time.monotonic()
     warm_up, seconds = options.steady_seconds

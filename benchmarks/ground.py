@@ -14,14 +14,14 @@ import msgspec
 import numpy as np
 
 from benchmarks.systems.base import Bed
-from gridscore.bench.rounds import destroy, put_events
 from gridscore.errors import GridscoreError
 from gridscore.features import EventDecoder, FeaturePlan, LookupTable
 from gridscore.grid import GridSettings, connect
 from gridscore.grid.launch import MemberExtras
 from gridscore.grid.member import Cluster
 from gridscore.grid.writer import MapWriter
-from gridscore.worker.runner import BATCH_EVENTS
+from gridscore.proving.bench.rounds import destroy, put_events
+from gridscore.scoring.runner import BATCH_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping

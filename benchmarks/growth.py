@@ -19,11 +19,11 @@ from benchmarks.outcome import Growth, Status
 from benchmarks.systems.gridscore import Gridscore
 from benchmarks.throughput import worked_off
 from benchmarks.work import WORKS
-from gridscore.bench.crew import suspended
-from gridscore.bench.meter import resident_bytes
-from gridscore.bench.rounds import put_events
 from gridscore.errors import GridscoreError
 from gridscore.grid.template import load_template
+from gridscore.proving.bench.crew import suspended
+from gridscore.proving.bench.meter import resident_bytes
+from gridscore.proving.bench.rounds import put_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

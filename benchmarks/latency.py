@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from benchmarks.load import Sights
     from benchmarks.systems.base import System
-    from gridscore.bench.meter import Usage
+    from gridscore.proving.bench.meter import Usage
 
 Found = TypeVar("Found")
 

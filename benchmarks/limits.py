@@ -11,16 +11,16 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from benchmarks.outcome import Run, Status, Throughput
-from gridscore.bench.meter import Meter
-from gridscore.bench.rounds import PAGE, destroy
 from gridscore.errors import GridscoreError
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter, partition_of
-from gridscore.worker.runner import BATCH_EVENTS
+from gridscore.proving.bench.meter import Meter
+from gridscore.proving.bench.rounds import PAGE, destroy
+from gridscore.scoring.runner import BATCH_EVENTS
 
 if TYPE_CHECKING:
     from benchmarks.ground import Ground
-    from gridscore.bench.meter import Usage
+    from gridscore.proving.bench.meter import Usage
 
 NAMES = ("limit-drain", "limit-put", "limit-predict")
 

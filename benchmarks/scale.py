@@ -27,18 +27,18 @@ import msgspec
 import typer
 import yaml
 
-from gridscore.bench import card
-from gridscore.bench.meter import Meter, resident_bytes
 from gridscore.cli.output import console, errors, print_json, print_table, run
 from gridscore.errors import GridscoreError
 from gridscore.grid import GridSettings, Records, connect
 from gridscore.grid.member import Cluster
 from gridscore.grid.template import load_template
 from gridscore.grid.writer import MapWriter
+from gridscore.group.members import HOLDINGS_MAP, unpacked
 from gridscore.job import Jobs, parse_job
 from gridscore.leash import LeashedProcess
 from gridscore.models import Registry
-from gridscore.worker.members import HOLDINGS_MAP, unpacked
+from gridscore.proving.bench import card
+from gridscore.proving.bench.meter import Meter, resident_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

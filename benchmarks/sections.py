@@ -8,7 +8,7 @@ from benchmarks import judgement, view
 from benchmarks.limits import TITLES
 from benchmarks.markdown import DASH, NOT_MEASURED, number, spread_text, table
 from benchmarks.outcome import Status
-from gridscore.bench.rounds import REST
+from gridscore.proving.bench.rounds import REST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

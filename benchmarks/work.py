@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gridscore.bench import card
 from gridscore.job import parse_job
+from gridscore.proving.bench import card
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

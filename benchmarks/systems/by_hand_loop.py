@@ -22,7 +22,7 @@ from benchmarks.features import Work
 from gridscore.grid import GridSettings, connect
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
-from gridscore.worker.process import tune
+from gridscore.scoring.process import tune
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid

@@ -9,16 +9,16 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.systems.in_grid import InGrid
-from gridscore.bench.rounds import destroy
 from gridscore.errors import GridscoreError
 from gridscore.grid import transport
 from gridscore.grid.records import Records
+from gridscore.group.lease_records import read_records
+from gridscore.group.leases import begin_anew
+from gridscore.group.members import WORKERS_MAP
 from gridscore.job import Jobs, parse_job
 from gridscore.leash import LeashedProcess
 from gridscore.models import Registry
-from gridscore.worker.lease_records import read_records
-from gridscore.worker.leases import begin_anew
-from gridscore.worker.members import WORKERS_MAP
+from gridscore.proving.bench.rounds import destroy
 
 if TYPE_CHECKING:
     from benchmarks.systems.base import Bed

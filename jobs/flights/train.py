@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import xgboost as xgb
 from sklearn.metrics import roc_auc_score
 
-from gridscore.demo.dataset import Flights, load_flights, was_late
-from gridscore.demo.training import lookups_for
 from gridscore.features import offline_matrix
 from gridscore.job import load_job
+from gridscore.proving.demo.dataset import Flights, load_flights, was_late
+from gridscore.proving.demo.training import lookups_for
 
 if TYPE_CHECKING:
     import pandas as pd

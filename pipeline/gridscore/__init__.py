@@ -24,14 +24,14 @@ if sys.version_info < (3, 12):
 
 if TYPE_CHECKING:
     from gridscore.client import Client, connect
+    from gridscore.client.results import Result, ResultStream
     from gridscore.errors import EventRejectedError, GridscoreError, NoResultError
     from gridscore.features import OfflineMatrix, offline_matrix
     from gridscore.grid import GridSettings
     from gridscore.grid.member import Cluster
     from gridscore.job import Job, load_job
-    from gridscore.results import Result, ResultStream
+    from gridscore.scoring import Worker
     from gridscore.sinks.signature import verify_webhook
-    from gridscore.worker import Worker
 
 _HOMES = {
     "Client": "gridscore.client",
@@ -42,9 +42,9 @@ _HOMES = {
     "Job": "gridscore.job",
     "NoResultError": "gridscore.errors",
     "OfflineMatrix": "gridscore.features",
-    "Result": "gridscore.results",
-    "ResultStream": "gridscore.results",
-    "Worker": "gridscore.worker",
+    "Result": "gridscore.client.results",
+    "ResultStream": "gridscore.client.results",
+    "Worker": "gridscore.scoring",
     "connect": "gridscore.client",
     "load_job": "gridscore.job",
     "offline_matrix": "gridscore.features",

@@ -14,7 +14,7 @@ MODULES = (
     "gridscore.features._maths",
     "gridscore.grid._wire",
     "gridscore.models._forest",
-    "gridscore.worker._results",
+    "gridscore.scoring._results",
 )
 
 

@@ -6,10 +6,9 @@ Every error that a user can cause or meet derives from :class:`GridscoreError`. 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from gridscore.grid.records import BadRecord
+from gridscore.texts import visible
 
 
 class GridscoreError(Exception):
@@ -133,11 +132,38 @@ class ConflictError(GridError):
     """Another client changed the record in the meantime."""
 
 
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """An entry of a control map that is not what it should be.
+
+    Attributes:
+        map_name: The map.
+        key: Its key, as people would write it.
+        reason: What is wrong with it.
+        key_data: The key as it is serialized.
+        value_data: The value as it is serialized.
+    """
+
+    map_name: str
+    key: str
+    reason: str
+    key_data: bytes
+    value_data: bytes
+
+    def __str__(self) -> str:
+        # Anybody may have written the key, and the reason quotes the value: neither may look like a line of the log.
+        return visible(f"The control record `{self.key}` in `{self.map_name}` cannot be used: {self.reason}")
+
+    def to_json(self) -> dict[str, str]:
+        """For scripts."""
+        return {"map": self.map_name, "key": self.key, "reason": self.reason}
+
+
 class BadRecordError(GridError):
     """An entry of a control map is not what it should be.
 
     Args:
-        record: The entry; see `gridscore.grid.records.BadRecord`.
+        record: The entry; see `BadRecord`.
     """
 
     def __init__(self, record: BadRecord) -> None:

@@ -10,11 +10,11 @@ import msgspec
 import pandas as pd
 import pytest
 
-from gridscore.bench import card
 from gridscore.client import connect
 from gridscore.grid import transport
+from gridscore.group.lease_records import LEASES_MAP
 from gridscore.job import parse_job
-from gridscore.worker.lease_records import LEASES_MAP
+from gridscore.proving.bench import card
 
 SMALL = ("--events", "2000", "--rounds", "1", "--rate", "300", "--seconds", "1")
 

@@ -10,8 +10,8 @@ import os
 import pytest
 
 from gridscore.errors import MemberError
-from gridscore.soak.plan import Counts
-from gridscore.soak.trial import SoakOptions, run_soak
+from gridscore.proving.soak.plan import Counts
+from gridscore.proving.soak.trial import SoakOptions, run_soak
 
 # Its worker faults come within ten seconds of each other, and the member's death among them.
 SHORT_SEED = 20

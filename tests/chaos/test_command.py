@@ -11,11 +11,11 @@ import pytest
 
 from gridscore.grid import connect, transport
 from gridscore.grid.records import Records
+from gridscore.group.lease_records import read_records
 from gridscore.job.life import JOBS_MAP
 from gridscore.models.registry import MODELS_MAP
-from gridscore.soak.trial import clear
-from gridscore.soak.workload import soak_job
-from gridscore.worker.lease_records import read_records
+from gridscore.proving.soak.trial import clear
+from gridscore.proving.soak.workload import soak_job
 
 
 def command(cluster, *options):
@@ -97,7 +97,7 @@ async def test_killed_with_9_it_takes_its_processes_along_a_stopped_one_too(clus
             # Two workers, the listener and, a moment later, the producer.
             while len(children := psutil.Process(soak.pid).children(recursive=True)) < 4:
                 await asyncio.sleep(0.05)
-        workers = [child for child in children if "gridscore.soak.detour" in " ".join(child.cmdline())]
+        workers = [child for child in children if "gridscore.proving.soak.detour" in " ".join(child.cmdline())]
         assert len(workers) == 2
         os.kill(workers[0].pid, signal.SIGSTOP)
     finally:

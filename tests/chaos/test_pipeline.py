@@ -23,14 +23,14 @@ from confluent_kafka import Producer
 from gridscore.client import connect
 from gridscore.grid import transport
 from gridscore.grid.journal import Journal
+from gridscore.group.lease_records import read_records
 from gridscore.leash import LeashedProcess
-from gridscore.sinks.status import sink_statuses
-from gridscore.soak.checker import expected_scores
-from gridscore.soak.evidence import Acknowledged
-from gridscore.soak.workload import booster, customers, event, soak_job
+from gridscore.operations.sink_status import sink_statuses
+from gridscore.operations.status import lag
+from gridscore.proving.soak.checker import expected_scores
+from gridscore.proving.soak.evidence import Acknowledged
+from gridscore.proving.soak.workload import booster, customers, event, soak_job
 from gridscore.testing.postgres import PostgresServer, PostgresServerError
-from gridscore.worker.lease_records import read_records
-from gridscore.worker.status import lag
 
 EVENTS = int(os.environ.get("GRIDSCORE_PIPELINE_EVENTS", "20000"))
 FULL = EVENTS >= 200_000

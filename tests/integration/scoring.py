@@ -80,7 +80,7 @@ def predict(model, rows):
 @asynccontextmanager
 async def scoring(cluster, name, *, mode="copy", model=None, file=None, **worker):
     """A client, with the job submitted and a worker that scores for it; another job file, if it is given."""
-    from gridscore.worker import Worker
+    from gridscore.scoring import Worker
 
     async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
         await client.put_events(f"lookups.{name}", customers())

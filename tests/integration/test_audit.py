@@ -10,8 +10,8 @@ from hazelcast.errors import HazelcastError
 from gridscore.grid import connect, transport
 from gridscore.grid.records import Records
 from gridscore.grid.writer import MapWriter, partition_of
-from gridscore.worker import antijoin, audit
-from gridscore.worker.audit import AUDITS_MAP
+from gridscore.scoring import antijoin, audit
+from gridscore.scoring.audit import AUDITS_MAP
 
 
 async def settled(client, name):

@@ -12,12 +12,12 @@ import scoring
 from small_ring import PARTITIONS, RING
 
 from gridscore.client import connect
+from gridscore.group.lease_records import read_records
 from gridscore.job.plugs.kafka_source import KafkaSourceSettings
 from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
 from gridscore.leash import LeashedProcess
 from gridscore.sinks.runner import runner_of as sink_runner_of
 from gridscore.sources.runner import runner_of as source_runner_of
-from gridscore.worker.lease_records import read_records
 
 SLOW = """
     CREATE FUNCTION take_a_second() RETURNS trigger LANGUAGE plpgsql AS

@@ -8,12 +8,12 @@ import scoring
 from hazelcast.core import HazelcastJsonValue
 
 from gridscore.client import connect
+from gridscore.dead_letters.letters import list_letters, map_of
 from gridscore.grid import Records, transport
 from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.group.members import WORKERS_MAP
 from gridscore.job import Jobs
-from gridscore.worker.dead_letters import list_letters, map_of
-from gridscore.worker.members import WORKERS_MAP
-from gridscore.worker.status import job_status, living_workers
+from gridscore.operations.status import job_status, living_workers
 
 UNKNOWN_TYPE = struct.pack(">ii", 0, 1234) + b"whatever"
 

@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import scoring
 
 from gridscore.client import connect
-from gridscore.worker import Worker
-from gridscore.worker.lease_records import read_records
+from gridscore.group.lease_records import read_records
+from gridscore.scoring import Worker
 
 
 @asynccontextmanager

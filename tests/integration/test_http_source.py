@@ -13,8 +13,8 @@ from http_serving import serving
 from gridscore.errors import SettingsError, UsageError
 from gridscore.grid import connect
 from gridscore.job.plugs.http_source import HttpSourceSettings
-from gridscore.soak.detour import divert
-from gridscore.soak.proxy import Network
+from gridscore.proving.soak.detour import divert
+from gridscore.proving.soak.proxy import Network
 from gridscore.sources.http import HttpSource
 
 NDJSON = {"Content-Type": "application/x-ndjson"}

@@ -9,8 +9,8 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.grid import connect
 from gridscore.grid.writer import partition_of
-from gridscore.worker.lease_records import lease_key, read_records
-from gridscore.worker.leases import Leases, Progress, begin_anew
+from gridscore.group.lease_records import lease_key, read_records
+from gridscore.group.leases import Leases, Progress, begin_anew
 
 
 @pytest_asyncio.fixture

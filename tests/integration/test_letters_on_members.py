@@ -4,13 +4,15 @@ import asyncio
 
 import scoring
 
+from gridscore.dead_letters import writer as letter_writer
+from gridscore.dead_letters.letters import walk_letters
+from gridscore.group import rescan
 from gridscore.job import Jobs
-from gridscore.worker import letter_writer, rescan, superseded
-from gridscore.worker.audit import audit
-from gridscore.worker.dead_letters import walk_letters
-from gridscore.worker.health import Look, examine
-from gridscore.worker.replay import letter_ids, replay
-from gridscore.worker.status import Lookout, acknowledge
+from gridscore.operations.health import Look, examine
+from gridscore.operations.replay import letter_ids, replay
+from gridscore.operations.status import Lookout, acknowledge
+from gridscore.scoring import superseded
+from gridscore.scoring.audit import audit
 
 
 def file(name, **changes):

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from gridscore.client import connect
+from gridscore.dead_letters.letters import list_letters
 from gridscore.leash import LeashedProcess
-from gridscore.worker.dead_letters import list_letters
 
 SECONDS = 60
 

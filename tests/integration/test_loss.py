@@ -12,10 +12,10 @@ from gridscore.grid.member import Cluster
 from gridscore.grid.settings import GridSettings
 from gridscore.grid.template import template_file
 from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.group.lease_records import read_records
+from gridscore.group.reader import JournalReader
+from gridscore.group.rescan import pending
 from gridscore.job import JobState
-from gridscore.worker.lease_records import read_records
-from gridscore.worker.reader import JournalReader
-from gridscore.worker.rescan import pending
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from paho.mqtt.properties import Properties
 from source_reading import read
 
 from gridscore.client import connect
+from gridscore.dead_letters.letters import list_letters
 from gridscore.errors import UsageError
 from gridscore.job.plugs.mqtt_source import MqttSourceSettings
 from gridscore.leash import LeashedProcess
@@ -26,7 +27,6 @@ from gridscore.sources import runner as runners
 from gridscore.sources.base import SourceInterruptedError
 from gridscore.sources.mqtt import MqttSource
 from gridscore.sources.runner import SourceRunner
-from gridscore.worker.dead_letters import list_letters
 
 SECONDS = 30
 

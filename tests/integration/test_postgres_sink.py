@@ -13,15 +13,15 @@ import msgspec
 import psycopg
 import pytest
 
+from gridscore.client.producer import Producer
 from gridscore.errors import UsageError
 from gridscore.grid import connect
 from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
+from gridscore.operations.sink_status import forget
 from gridscore.postgres import PostgresError
-from gridscore.producer import Producer
 from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
 from gridscore.sinks.postgres import ERAS_MAP, PostgresSink
 from gridscore.sinks.runner import runner_of
-from gridscore.sinks.status import forget
 
 
 def result(key, sequence=0, *, epoch=1, partition=0, **fields):

@@ -14,8 +14,8 @@ from gridscore.grid.journal import Journal
 from gridscore.grid.management import ask_members
 from gridscore.grid.member import Cluster
 from gridscore.job import parse_job
-from gridscore.worker import Worker
-from gridscore.worker.preparation import additions, prepare
+from gridscore.scoring import Worker
+from gridscore.scoring.preparation import additions, prepare
 
 versions = pytest.mark.parametrize("bare", ["5.6.0", "5.7.0"], indirect=True, scope="module")
 

@@ -14,8 +14,8 @@ from gridscore.grid import capacity
 from gridscore.grid.capacity import Capacity, Source, journal_capacity
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
-from gridscore.worker import Worker
-from gridscore.worker.capacity import warnings
+from gridscore.scoring import Worker
+from gridscore.scoring.capacity import warnings
 
 
 @pytest.fixture

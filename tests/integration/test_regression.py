@@ -9,8 +9,8 @@ import yaml
 
 from gridscore.grid.member import Cluster
 from gridscore.grid.template import template_file
-from gridscore.worker.lease_records import read_records
-from gridscore.worker.rescan import pending
+from gridscore.group.lease_records import read_records
+from gridscore.group.rescan import pending
 
 
 @pytest.fixture(scope="module")

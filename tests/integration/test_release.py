@@ -10,10 +10,10 @@ import scoring
 from gridscore.client import connect
 from gridscore.errors import GridError, JobError, ModelMismatchError, UsageError
 from gridscore.grid import transport
+from gridscore.group.stats import JobStats
 from gridscore.job import parse_job
 from gridscore.models import Registry
-from gridscore.worker.live_model import LiveModel
-from gridscore.worker.stats import JobStats
+from gridscore.scoring.live_model import LiveModel
 
 NAMES = ("amount", "log_amount", "age", "share", "home")
 

@@ -7,11 +7,11 @@ import scoring
 
 from gridscore.client import connect
 from gridscore.errors import ClusterReplacedError
-from gridscore.flow import FlowLookout, History
 from gridscore.grid import GridSettings
 from gridscore.grid import connect as connect_grid
 from gridscore.grid.member import Cluster
 from gridscore.job.plugs.base import SinkSettings
+from gridscore.operations.flow import FlowLookout, History
 from gridscore.sinks.runner import SinkRunner
 from gridscore.sources.runner import SourceRunner
 from gridscore.testing.sinks import ListSink, Received

@@ -7,11 +7,11 @@ import pytest
 import scoring
 from hazelcast.core import HazelcastJsonValue
 
+from gridscore.dead_letters.letters import list_letters, map_of
 from gridscore.errors import JobError
 from gridscore.grid import transport, wire
 from gridscore.grid.writer import MapWriter, partition_of
-from gridscore.worker.dead_letters import list_letters, map_of
-from gridscore.worker.replay import letter_ids, replay
+from gridscore.operations.replay import letter_ids, replay
 
 GOOD = {"amount": 1.5, "user": "u1", "country": "DE"}
 

@@ -14,14 +14,14 @@ from hazelcast.internal.asyncio_connection import DefaultAsyncioAddressProvider
 
 from gridscore import EventRejectedError, NoResultError
 from gridscore.client import connect
+from gridscore.dead_letters.letters import get_letter
 from gridscore.errors import GridError, JournalMissingError, UsageError
 from gridscore.grid.member import Cluster
 from gridscore.grid.template import template_file
 from gridscore.grid.writer import MapWriter, partition_of
-from gridscore.soak.detour import divert
-from gridscore.soak.proxy import Network
-from gridscore.worker import reader
-from gridscore.worker.dead_letters import get_letter
+from gridscore.group import reader
+from gridscore.proving.soak.detour import divert
+from gridscore.proving.soak.proxy import Network
 
 
 def connected(cluster):

@@ -9,8 +9,8 @@ import scoring
 from hazelcast.errors import HazelcastError
 
 from gridscore.grid.writer import MapWriter
-from gridscore.worker import retention
-from gridscore.worker.retention import Retention
+from gridscore.scoring import retention
+from gridscore.scoring.retention import Retention
 
 
 def keeping(name, retain):

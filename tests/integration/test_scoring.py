@@ -9,12 +9,12 @@ import scoring
 from hazelcast.core import HazelcastJsonValue
 
 from gridscore.client import connect
+from gridscore.dead_letters.letters import list_letters
 from gridscore.errors import JobError, ModelMismatchError
+from gridscore.group.lease_records import read_records
 from gridscore.job import JobState
-from gridscore.worker import Worker
-from gridscore.worker.dead_letters import list_letters
-from gridscore.worker.lease_records import read_records
-from gridscore.worker.status import job_status
+from gridscore.operations.status import job_status
+from gridscore.scoring import Worker
 
 
 @pytest.mark.parametrize("mode", ["copy", "fetch"])

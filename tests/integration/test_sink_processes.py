@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from scoring import until
 
+from gridscore.dead_letters.letters import list_letters
 from gridscore.grid import connect
 from gridscore.grid.writer import MapWriter
 from gridscore.job.plugs.base import SinkSettings
+from gridscore.operations.sink_status import forget, sink_statuses
 from gridscore.sinks.runner import SinkRunner
-from gridscore.sinks.status import forget, sink_statuses
 from gridscore.testing.sinks import ABORT, ListSink, Received
-from gridscore.worker.dead_letters import list_letters
 
 
 def results(count, begin=0, **more):

@@ -7,11 +7,14 @@ import pytest
 import scoring
 
 from gridscore.client import connect
+from gridscore.dead_letters.letters import list_letters, map_of
+from gridscore.dead_letters.names import SOURCES_MAP, owner_of
 from gridscore.errors import BackPressureError, JobError, UsageError
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.job.plugs.environment import Hidden
 from gridscore.job.plugs.files_sink import FilesSinkSettings
+from gridscore.operations.replay import letter_ids, replay
 from gridscore.sinks.records import register
 from gridscore.sources import runner as runners
 from gridscore.sources.base import Poison, SourceInterruptedError
@@ -24,9 +27,6 @@ from gridscore.sources.status import (
     source_statuses,
 )
 from gridscore.testing.sources import AbortedError, Script, UnhealableError
-from gridscore.worker.dead_letters import list_letters, map_of
-from gridscore.worker.names import SOURCES_MAP, owner_of
-from gridscore.worker.replay import letter_ids, replay
 
 
 @pytest.fixture(autouse=True)

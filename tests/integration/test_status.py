@@ -11,11 +11,12 @@ from hazelcast.core import HazelcastJsonValue
 from gridscore.client import connect
 from gridscore.errors import JobError
 from gridscore.grid.records import record_text
+from gridscore.group import rescan
+from gridscore.group.members import WORKERS_MAP
 from gridscore.job import JobState
-from gridscore.worker import Worker, rescan
-from gridscore.worker.health import Look, examine, is_well
-from gridscore.worker.members import WORKERS_MAP
-from gridscore.worker.status import Lookout, acknowledge
+from gridscore.operations.health import Look, examine, is_well
+from gridscore.operations.status import Lookout, acknowledge
+from gridscore.scoring import Worker
 
 
 async def settled(lookout, condition):

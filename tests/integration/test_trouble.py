@@ -11,10 +11,10 @@ from hazelcast.errors import TargetDisconnectedError
 from gridscore.client import connect
 from gridscore.grid.member import Cluster
 from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.group.lease_records import read_records
+from gridscore.group.reader import JournalReader
 from gridscore.job import parse_job
-from gridscore.worker import Worker
-from gridscore.worker.lease_records import read_records
-from gridscore.worker.reader import JournalReader
+from gridscore.scoring import Worker
 
 
 @pytest.mark.parametrize("mode", ["copy", "fetch"])

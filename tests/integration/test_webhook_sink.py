@@ -24,17 +24,17 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from gridscore.client import Client
+from gridscore.dead_letters.letters import map_of
 from gridscore.errors import GridscoreError, UsageError
 from gridscore.grid import connect
 from gridscore.job.plugs.environment import from_environment
 from gridscore.job.plugs.webhook_sink import WebhookSinkSettings
+from gridscore.operations.sink_status import sink_statuses
 from gridscore.sinks import webhook
 from gridscore.sinks.base import Delivered, Delivery, Refused, SinkInterruptedError
 from gridscore.sinks.runner import runner_of
 from gridscore.sinks.signature import verify_webhook
-from gridscore.sinks.status import sink_statuses
 from gridscore.sinks.webhook import WebhookSink
-from gridscore.worker.dead_letters import map_of
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 

@@ -11,12 +11,12 @@ import pytest
 import scoring
 from scoring import command
 
+from gridscore.dead_letters.letters import map_of
 from gridscore.errors import JobError, ModelError
 from gridscore.grid import transport
-from gridscore.worker.dead_letters import map_of
-from gridscore.worker.lease_records import read_records
-from gridscore.worker.rescan import RESCANS_MAP, request
-from gridscore.worker.status import acknowledge, job_status
+from gridscore.group.lease_records import read_records
+from gridscore.group.rescan import RESCANS_MAP, request
+from gridscore.operations.status import acknowledge, job_status
 
 
 @asynccontextmanager

@@ -11,13 +11,13 @@ from world import World, _data
 
 from gridscore.errors import UsageError
 from gridscore.grid.transport import HOLD_SECONDS
+from gridscore.group.fence import LONGEST_SECONDS, SHORTEST_SECONDS, Fence
 from gridscore.job.plugs.base import SinkSettings
+from gridscore.scoring import Worker
 from gridscore.sinks.runner import SinkRunner
 from gridscore.testing import Fault, StubCluster
 from gridscore.testing.member import Member
 from gridscore.testing.messages import Request
-from gridscore.worker import Worker
-from gridscore.worker.fence import LONGEST_SECONDS, SHORTEST_SECONDS, Fence
 
 PARTITIONS = 8
 

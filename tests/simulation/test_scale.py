@@ -13,10 +13,10 @@ import pytest
 from world import World
 
 from gridscore.grid.writer import partition_of
+from gridscore.group import rescan
+from gridscore.group.members import FORMAT, HEARTBEATS_MAP, HOLDINGS_MAP, packed, unpacked
+from gridscore.scoring.audit import share_of
 from gridscore.testing.network import Link
-from gridscore.worker import rescan
-from gridscore.worker.audit import share_of
-from gridscore.worker.members import FORMAT, HEARTBEATS_MAP, HOLDINGS_MAP, packed, unpacked
 
 WORKERS, JOBS, PARTITIONS, MEMBERS = 100, 50, 1_999, 20
 SHARE = PARTITIONS // WORKERS + 1

@@ -7,12 +7,12 @@ import pytest
 from msgspec.structs import replace
 from world import World
 
+from gridscore.group.lease_records import LeaseRecord, read_records
+from gridscore.group.lease_writes import LeaseWriter
+from gridscore.group.leases import Leases, Progress
+from gridscore.group.sessions import SESSIONS_MAP
 from gridscore.testing import Fault, StubCluster
 from gridscore.testing.virtual_time import VirtualTime
-from gridscore.worker.lease_records import LeaseRecord, read_records
-from gridscore.worker.lease_writes import LeaseWriter
-from gridscore.worker.leases import Leases, Progress
-from gridscore.worker.sessions import SESSIONS_MAP
 
 PARTITIONS = 8
 JOB = "job"

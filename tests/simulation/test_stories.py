@@ -8,14 +8,14 @@ from collections import Counter
 import pytest
 from world import World, _data, score_of
 
+from gridscore.dead_letters.letters import letter_id
 from gridscore.grid.writer import partition_of
+from gridscore.group import rescan
+from gridscore.group.members import FORMAT
+from gridscore.scoring.scorer import Scorer
 from gridscore.testing import Fault
 from gridscore.testing.member import Member
 from gridscore.testing.messages import Request
-from gridscore.worker import rescan
-from gridscore.worker.dead_letters import letter_id
-from gridscore.worker.members import FORMAT
-from gridscore.worker.scorer import Scorer
 
 PARTITIONS = 24
 
@@ -420,7 +420,7 @@ def test_what_is_scored_while_its_journal_begins_again_is_not_written(world, mon
 
 
 def test_a_dead_letter_that_is_not_answered_holds_up_its_own_partition_and_no_other(world, monkeypatch):
-    monkeypatch.setattr("gridscore.worker.runner.UNACKNOWLEDGED_EVENTS", 64)
+    monkeypatch.setattr("gridscore.scoring.runner.UNACKNOWLEDGED_EVENTS", 64)
     name = world.start()
     settled(world)
     world.cluster.faults.append(Fault("silence", applied=False, request="Map.PutAll", map="dead-letters.*"))

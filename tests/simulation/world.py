@@ -18,11 +18,11 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.client import Client
 from gridscore.grid.writer import partition_of
+from gridscore.group.members import FORMAT
 from gridscore.job import parse_job
+from gridscore.scoring import Worker
 from gridscore.testing import StubCluster
 from gridscore.testing.virtual_time import VirtualTime
-from gridscore.worker import Worker
-from gridscore.worker.members import FORMAT
 
 LEASE_SECONDS = 5.0
 JOB = """\

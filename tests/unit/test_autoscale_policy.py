@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gridscore.worker.autoscale import Load, Memory, Policy, decide
+from gridscore.operations.autoscale import Load, Memory, Policy, decide
 
 RING = 2_000_000
 

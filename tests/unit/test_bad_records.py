@@ -9,31 +9,31 @@ import msgspec
 import pytest
 from test_stub_grid import booster
 
-from gridscore.errors import BadRecordError, GridscoreError, JobError
-from gridscore.flow import FlowLookout, History, to_json
+from gridscore.dead_letters.names import POSITIONS_MAP
+from gridscore.errors import BadRecord, BadRecordError, GridscoreError, JobError
 from gridscore.grid import transport, wire
-from gridscore.grid.records import MAX_RECORD, BadRecord, Records
+from gridscore.grid.records import MAX_RECORD, Records
 from gridscore.grid.writer import partition_of
+from gridscore.group.lease_records import LEASES_MAP, lease_key, read_records
+from gridscore.group.stats import JobStats
 from gridscore.job import JobState, parse_job
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.job.plugs.http_source import HttpSourceSettings
 from gridscore.job.plugs.logfile_source import LogfileSourceSettings
 from gridscore.models import Registry
-from gridscore.repair import CONTROL_MAPS, find_repairs, repair
+from gridscore.operations.flow import FlowLookout, History, to_json
+from gridscore.operations.repair import CONTROL_MAPS, find_repairs, repair
+from gridscore.operations.sink_status import SinkProcess
+from gridscore.operations.status import JobFigures
+from gridscore.operations.wipe import remnants
+from gridscore.scoring.audit import audit
 from gridscore.sinks.runner import SinkRunner
 from gridscore.sinks.stats import SinkStats
-from gridscore.sinks.status import SinkProcess
 from gridscore.sources.position import Positions, forget_all
 from gridscore.sources.runner import runner_of
 from gridscore.sources.status import running_sources
 from gridscore.testing import StubCluster
 from gridscore.testing.sinks import ListSink, Received
-from gridscore.wipe import remnants
-from gridscore.worker.audit import audit
-from gridscore.worker.lease_records import LEASES_MAP, lease_key, read_records
-from gridscore.worker.names import POSITIONS_MAP
-from gridscore.worker.stats import JobStats
-from gridscore.worker.status import JobFigures
 
 JOB = """\
 job: payments

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import features
 from benchmarks.work import WORKS
-from gridscore.bench.throughput import matrix_of
+from gridscore.proving.bench.throughput import matrix_of
 
 EVENTS = 2_000
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gridscore import compiled
 from gridscore.grid import cutting
 from gridscore.job import parse_job
-from gridscore.worker import results
+from gridscore.scoring import results
 
 ROOT = Path(__file__).parents[2]
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
@@ -26,7 +26,7 @@ if missing and not IN_CI:
     pytest.skip(f"not compiled here, the twins in Python run: {missing}", allow_module_level=True)
 
 wire = compiled.compiled("gridscore.grid._wire")
-fast_results = compiled.compiled("gridscore.worker._results")
+fast_results = compiled.compiled("gridscore.scoring._results")
 
 
 def test_where_there_is_a_compiler_the_inner_loops_are_compiled():

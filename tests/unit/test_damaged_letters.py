@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
+from gridscore.dead_letters.letters import decode, get_letter, letter_of_source, list_letters, map_of, value_of
 from gridscore.errors import EventRejectedError, GridError
 from gridscore.grid import transport
 from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.group.missing import rejections
 from gridscore.job import parse_job
 from gridscore.job.plugs.base import SinkSettings
+from gridscore.operations.removal import Choice, Removed, remove
+from gridscore.operations.replay import letter_ids, replay
+from gridscore.scoring import superseded
 from gridscore.sinks.runner import SinkRunner
 from gridscore.sources.base import Poison
 from gridscore.sources.runner import SourceRunner
 from gridscore.testing import StubCluster
 from gridscore.testing.sinks import ListSink, Received
 from gridscore.testing.sources import Script
-from gridscore.worker import superseded
-from gridscore.worker.dead_letters import decode, get_letter, letter_of_source, list_letters, map_of, value_of
-from gridscore.worker.missing import rejections
-from gridscore.worker.removal import Choice, Removed, remove
-from gridscore.worker.replay import letter_ids, replay
 
 SECONDS = 30
 JOB = """\

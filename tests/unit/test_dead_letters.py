@@ -12,11 +12,19 @@ from hazelcast.core import HazelcastJsonValue
 from test_bad_records import put_raw
 
 from gridscore.cli.dead_letters import _remove
+from gridscore.dead_letters import writer as letter_writer
+from gridscore.dead_letters.letters import DeadLetter, encode, list_letters, map_of, walk_letters
+from gridscore.dead_letters.writer import LetterWriter, Limits
 from gridscore.grid import transport
 from gridscore.grid.wire import json_data
 from gridscore.grid.writer import MapWriter
+from gridscore.group.lease_records import LEASES_MAP, NOBODY, lease_key
+from gridscore.group.lease_records import encode as encode_lease
 from gridscore.job import Jobs, parse_job
 from gridscore.job.plugs.base import SinkSettings
+from gridscore.operations import replay
+from gridscore.operations.removal import Choice, Removed, remove
+from gridscore.operations.status import job_status
 from gridscore.sinks import runner as sink_runner
 from gridscore.sinks.runner import SinkRunner
 from gridscore.sources import runner as source_runner
@@ -25,13 +33,6 @@ from gridscore.sources.runner import SourceRunner
 from gridscore.testing import Fault, StubCluster
 from gridscore.testing.sinks import ListSink, Received
 from gridscore.testing.sources import Script
-from gridscore.worker import letter_writer, replay
-from gridscore.worker.dead_letters import DeadLetter, encode, list_letters, map_of, walk_letters
-from gridscore.worker.lease_records import LEASES_MAP, NOBODY, lease_key
-from gridscore.worker.lease_records import encode as encode_lease
-from gridscore.worker.letter_writer import LetterWriter, Limits
-from gridscore.worker.removal import Choice, Removed, remove
-from gridscore.worker.status import job_status
 
 MANY = Limits(10_000, 64 << 20)
 ALL = Choice()

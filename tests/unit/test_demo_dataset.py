@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gridscore.demo import dataset
 from gridscore.errors import UsageError
+from gridscore.proving.demo import dataset
 
 
 def flight(**changes):

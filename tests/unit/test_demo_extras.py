@@ -2,8 +2,8 @@
 
 import pytest
 
-from gridscore.demo import extras
 from gridscore.errors import UsageError
+from gridscore.proving.demo import extras
 
 
 def test_missing_packages_are_named_with_what_to_install(monkeypatch):

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gridscore.demo import replay as module
-from gridscore.demo.replay import MAX_UNSCORED, Replay
 from gridscore.errors import GridError, GridscoreError
+from gridscore.proving.demo import replay as module
+from gridscore.proving.demo.replay import MAX_UNSCORED, Replay
 
 PARTITIONS = 4
 

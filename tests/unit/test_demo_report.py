@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gridscore.demo.plot import save_plot
-from gridscore.demo.report import Report, check_results, judge, latency_percentiles
+from gridscore.proving.demo.plot import save_plot
+from gridscore.proving.demo.report import Report, check_results, judge, latency_percentiles
 
 KEYS = ["a", "b", "c"]
 SCORES = np.array([0.1, 0.2, 0.7], dtype=np.float32)

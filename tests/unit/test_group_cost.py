@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from gridscore.bench.group import Phase, Report, Run
-from gridscore.bench.steady import Sights
+from gridscore.proving.bench.group import Phase, Report, Run
+from gridscore.proving.bench.steady import Sights
 
 SIGHTS = Sights(
     due=np.array([1.0, 1.1, 2.0, 2.1, 2.2, 4.0]),

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from gridscore.job import JobRecord, JobState, parse_job
-from gridscore.worker.health import Level, Look, examine, is_well
-from gridscore.worker.status import JobFigures, JobStatus, Position, QualityFigures, Rescan
+from gridscore.operations.health import Level, Look, examine, is_well
+from gridscore.operations.status import JobFigures, JobStatus, Position, QualityFigures, Rescan
 
 JOB = """\
 job: flights

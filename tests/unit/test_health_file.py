@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from hazelcast.errors import HazelcastError
 
+from gridscore.group.members import Members
 from gridscore.health_file import VARIABLE
 from gridscore.sources.status import Publisher, SourceStats
 from gridscore.testing import StubCluster
-from gridscore.worker.members import Members
 
 
 @pytest.fixture

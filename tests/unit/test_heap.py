@@ -7,12 +7,12 @@ import pytest
 
 from gridscore.cli.status import _show_members
 from gridscore.errors import GridError
-from gridscore.flow import _examine_heaps
 from gridscore.grid.heap import MemberHeap, look_at_heaps
 from gridscore.grid.metrics import heap_of
+from gridscore.operations.flow import _examine_heaps
+from gridscore.operations.health import Level
 from gridscore.testing import StubCluster
 from gridscore.testing.member import heap_blob
-from gridscore.worker.health import Level
 
 
 async def until(condition):

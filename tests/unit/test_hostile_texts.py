@@ -10,6 +10,7 @@ import sys
 import pytest
 from confluent_kafka import Message
 
+from gridscore.dead_letters.letters import list_letters
 from gridscore.grid.writer import MapWriter
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.job.plugs.files_sink import FilesSinkSettings
@@ -17,6 +18,7 @@ from gridscore.job.plugs.kafka_source import KafkaSourceSettings
 from gridscore.job.plugs.logfile_source import LogfileSourceSettings
 from gridscore.job.plugs.mqtt_source import MqttSourceSettings
 from gridscore.job.plugs.postgres_source import PostgresSourceSettings
+from gridscore.operations.replay import letter_ids, replay
 from gridscore.sinks.base import Delivered, Delivery
 from gridscore.sinks.files import FilesSink
 from gridscore.sinks.kafka_transactions import Transactions
@@ -33,8 +35,6 @@ from gridscore.sources.runner import SourceRunner
 from gridscore.testing import StubCluster
 from gridscore.testing.sinks import ListSink, Received
 from gridscore.testing.sources import Script
-from gridscore.worker.dead_letters import list_letters
-from gridscore.worker.replay import letter_ids, replay
 
 
 def nested(depth):

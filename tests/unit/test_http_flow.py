@@ -8,9 +8,9 @@ import httpx
 import pytest
 from http_listening import EVENTS, client, connected, listening
 
+from gridscore.client.producer import Producer
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.job import Jobs, parse_job
-from gridscore.producer import Producer
 from gridscore.sources import http_answer, http_app, http_health, http_intake, http_places, runner
 from gridscore.testing import Fault, StubCluster
 

@@ -3,8 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
+from gridscore.group.lease_records import NOBODY
 from gridscore.job import JobRecord, JobState, parse_job
-from gridscore.worker.lease_records import NOBODY
 
 JOB = """\
 job: payments

@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from gridscore.dead_letters.names import POSITIONS_MAP
 from gridscore.errors import UsageError
 from gridscore.job.plugs.logfile_source import LogfileSourceSettings
 from gridscore.sources import logfile
@@ -18,7 +19,6 @@ from gridscore.sources.log_tail import Tail
 from gridscore.sources.logfile import LogfileSource
 from gridscore.sources.position import PositionTakenError
 from gridscore.testing import StubCluster
-from gridscore.worker.names import POSITIONS_MAP
 
 SECONDS = 20
 

@@ -6,10 +6,10 @@ import logging
 import pytest
 from test_bad_records import submitted
 
-from gridscore.flow import FlowLookout, History
 from gridscore.grid.records import Records
 from gridscore.job import JobState
 from gridscore.models.registry import MODELS_MAP
+from gridscore.operations.flow import FlowLookout, History
 from gridscore.testing import StubCluster
 
 
@@ -54,7 +54,7 @@ async def test_a_new_worker_does_not_stop_a_job_whose_model_only_others_have(stu
 
 
 async def test_a_job_whose_model_nobody_can_load_says_so_and_begins_when_it_is_there(stub, caplog):
-    caplog.set_level(logging.INFO, "gridscore.worker")
+    caplog.set_level(logging.INFO, "gridscore.scoring")
     client = await submitted(stub)
     records = Records(client.grid, MODELS_MAP)
     record = await records.get("payments")

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from gridscore.cli import output, watch
 from gridscore.cli.output import json_text, print_table, safe, visible
+from gridscore.client.results import Result
 from gridscore.errors import UsageError
-from gridscore.results import Result
 
 EVIL = "a\x1b[31m\x07\r\n\x9b2J\u202e\x7f[/bold][red]:smile:\udcff"
 

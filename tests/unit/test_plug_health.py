@@ -7,16 +7,16 @@ from test_health import position, status
 
 from gridscore.cli.jobs import _print_plugs
 from gridscore.cli.status import _show, _sink_lines, _source_lines
-from gridscore.flow import Flow, History, to_json
+from gridscore.client.room import WaitingForJob, WaitingForMemory
 from gridscore.grid.heap import MemberHeap
-from gridscore.sinks.health import SinkLook, examine_sink
+from gridscore.operations.flow import Flow, History, to_json
+from gridscore.operations.health import Level
+from gridscore.operations.sink_health import SinkLook, examine_sink
+from gridscore.operations.sink_status import SinkProcess, SinkStatus
+from gridscore.operations.source_health import examine_source
+from gridscore.operations.status import Overview
 from gridscore.sinks.records import SinkRecord
-from gridscore.sinks.status import SinkProcess, SinkStatus
-from gridscore.sources.health import examine_source
 from gridscore.sources.status import SourceRecord, SourceStatus
-from gridscore.worker.health import Level
-from gridscore.worker.room import WaitingForJob, WaitingForMemory
-from gridscore.worker.status import Overview
 
 
 def source(name="clicks", *, failure="", dead_letters=0, **figures):

@@ -7,8 +7,8 @@ import pytest
 from gridscore.grid.journal import Journal
 from gridscore.grid.management import MapConfig, MemberConfig, Protection
 from gridscore.job import parse_job
+from gridscore.scoring.preparation import _control, _lacks, prepare
 from gridscore.testing import StubCluster
-from gridscore.worker.preparation import _control, _lacks, prepare
 
 
 @pytest.mark.parametrize(

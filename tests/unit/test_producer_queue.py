@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from gridscore import producer as producing
-from gridscore import producer_queue
+from gridscore.client import producer as producing
+from gridscore.client import producer_queue
 from gridscore.errors import BackPressureError
 from gridscore.grid import transport
 from gridscore.grid.capacity import Capacity, Source
 from gridscore.grid.heap import look_at_heaps
 from gridscore.grid.writer import partition_of
+from gridscore.group import group as group_module
 from gridscore.job import parse_job
+from gridscore.scoring import runner
 from gridscore.testing import StubCluster
-from gridscore.worker import group as group_module
-from gridscore.worker import runner
 
 JOB = """\
 job: clicks

@@ -6,13 +6,13 @@ import xgboost as xgb
 
 from gridscore.features import FeaturePlan
 from gridscore.grid.wire import Page
+from gridscore.group.reader import Arrival, Cursor
+from gridscore.group.stats import JobStats
 from gridscore.job import parse_job
 from gridscore.models import LoadedModel
 from gridscore.models.candidate import Candidate
-from gridscore.worker import results
-from gridscore.worker.reader import Arrival, Cursor
-from gridscore.worker.scorer import ActiveModel, Scorer
-from gridscore.worker.stats import JobStats
+from gridscore.scoring import results
+from gridscore.scoring.scorer import ActiveModel, Scorer
 
 JOB = """
 job: counts

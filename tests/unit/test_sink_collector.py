@@ -2,9 +2,9 @@
 
 import pytest
 
+from gridscore.dead_letters.letters import Rejected
 from gridscore.sinks.base import Delivered
 from gridscore.sinks.collector import Part, cut
-from gridscore.worker.dead_letters import Rejected
 
 
 def part(partition, sequences, **more):

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from gridscore.dead_letters.letters import list_letters
 from gridscore.errors import EventsLostError, GridscoreError, JournalMissingError, UsageError
 from gridscore.grid.records import Records
 from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.group.lease_records import read_records
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.sinks import runner as runner_module
 from gridscore.sinks.base import SinkInterruptedError
@@ -18,8 +20,6 @@ from gridscore.sinks.records import all_sinks
 from gridscore.sinks.runner import SinkRunner
 from gridscore.testing import Fault, StubCluster
 from gridscore.testing.sinks import ABORT, PAUSE, ListSink, Received
-from gridscore.worker.dead_letters import list_letters
-from gridscore.worker.lease_records import read_records
 
 MAP = "results.x"
 

@@ -6,8 +6,8 @@ import pytest
 import xgboost as xgb
 
 from gridscore.features import offline_matrix
-from gridscore.soak.checker import check, expected_scores
-from gridscore.soak.evidence import (
+from gridscore.proving.soak.checker import check, expected_scores
+from gridscore.proving.soak.evidence import (
     EVENTS,
     INCIDENTS,
     JOURNAL,
@@ -21,7 +21,7 @@ from gridscore.soak.evidence import (
     Incident,
     LineFile,
 )
-from gridscore.soak.workload import booster, customers, event, soak_job
+from gridscore.proving.soak.workload import booster, customers, event, soak_job
 
 KILLED, HEIR, LEFT = 101, 102, 103
 

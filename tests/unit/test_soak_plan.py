@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from gridscore.errors import UsageError
-from gridscore.soak.plan import HEARTBEAT_SECONDS, KINDS, Counts, Plan
-from gridscore.soak.workload import UPDATE_DISTANCE, block, customers, event
+from gridscore.proving.soak.plan import HEARTBEAT_SECONDS, KINDS, Counts, Plan
+from gridscore.proving.soak.workload import UPDATE_DISTANCE, block, customers, event
 
 
 def plan(seed=1, counts=None, **changes):

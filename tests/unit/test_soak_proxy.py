@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from gridscore.soak.proxy import Backbone, Network
+from gridscore.proving.soak.proxy import Backbone, Network
 
 
 @pytest.fixture

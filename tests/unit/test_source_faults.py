@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from gridscore import producer
+from gridscore.client import producer
+from gridscore.dead_letters.letters import list_letters
 from gridscore.grid import transport
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import partition_of
@@ -16,7 +17,6 @@ from gridscore.sources.runner import SourceRunner
 from gridscore.sources.status import FAILED, Publisher, SourceStats, source_statuses
 from gridscore.testing import Fault, StubCluster
 from gridscore.testing.sources import AbortedError, Script
-from gridscore.worker.dead_letters import list_letters
 
 EVENTS = "events.x"
 

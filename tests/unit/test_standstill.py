@@ -4,17 +4,17 @@ import asyncio
 
 import pytest
 
+from gridscore.client.producer import Producer
 from gridscore.errors import GridError
 from gridscore.grid.writer import MapWriter
+from gridscore.group.group import Group
+from gridscore.group.members import Members
+from gridscore.group.reader import JournalReader
+from gridscore.group.standing import ResultOrigin, results_of
+from gridscore.group.stats import GroupStats
+from gridscore.group.subscription import Subscription
 from gridscore.job import Jobs, parse_job
-from gridscore.producer import Producer
 from gridscore.testing import StubCluster
-from gridscore.worker.group import Group
-from gridscore.worker.members import Members
-from gridscore.worker.reader import JournalReader
-from gridscore.worker.standing import ResultOrigin, results_of
-from gridscore.worker.stats import GroupStats
-from gridscore.worker.subscription import Subscription
 
 EVENTS = "events.x"
 JOB = f"""\

@@ -373,7 +373,7 @@ def test_what_takes_too_long_and_what_spins_are_errors(time):
 def test_clocks_of_processes_may_differ_and_the_machines_clock_comes_back(time):
     import time as machine
 
-    from gridscore.worker import stats
+    from gridscore.group import stats
 
     async def now():
         return stats.time.time()

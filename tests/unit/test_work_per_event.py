@@ -17,15 +17,15 @@ import msgspec
 import pytest
 
 import gridscore
-from gridscore.bench import card
 from gridscore.compiled import MODULES, compiled
 from gridscore.grid import wire
 from gridscore.grid.writer import MapWriter
+from gridscore.group.members import Members
 from gridscore.job import JobRecord, JobState
 from gridscore.models import Registry
+from gridscore.proving.bench import card
+from gridscore.scoring.runner import JobRunner
 from gridscore.testing import StubCluster
-from gridscore.worker.members import Members
-from gridscore.worker.runner import JobRunner
 
 EVENTS = 16_000
 OTHER_CALLS = 200

@@ -8,8 +8,8 @@ from test_bad_records import JOB
 from test_stub_grid import booster
 
 from gridscore.job import parse_job
+from gridscore.scoring.runner import JobRunner
 from gridscore.testing import StubCluster
-from gridscore.worker.runner import JobRunner
 
 
 @pytest.mark.parametrize("meanwhile", ["replaced", "interrupted"])

@@ -7,14 +7,14 @@ from importlib.metadata import version
 
 import pytest
 
-from gridscore.worker import process
+from gridscore.scoring import process
 
 SCORES = """
 import sys
-from gridscore.worker import process
+from gridscore.scoring import process
 {before}
 process.import_xgboost()
-import numpy, gridscore.worker, xgboost
+import numpy, gridscore.scoring, xgboost
 matrix = xgboost.DMatrix(numpy.eye(3, dtype=numpy.float32), numpy.arange(3))
 booster = xgboost.train({{"max_depth": 1, "nthread": 1}}, matrix, 2)
 assert booster.inplace_predict(numpy.eye(3, dtype=numpy.float32)).tobytes() == booster.predict(matrix).tobytes()
@@ -58,7 +58,7 @@ def test_an_xgboost_that_wants_more_of_scipy_gets_scipy():
 
 def test_the_age_of_a_process_does_not_hang_on_the_second_in_which_the_machine_was_started():
     before = time.monotonic()
-    age = float(run("from gridscore.worker import process; print(process.age())"))
+    age = float(run("from gridscore.scoring import process; print(process.age())"))
     assert 0 < age <= time.monotonic() - before + 0.05  # the system counts in hundredths
 
 

@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from gridscore.worker.processes import GIVE_UP, WorkerProcesses, WorkersFailedError, core_count
+from gridscore.scoring.processes import GIVE_UP, WorkerProcesses, WorkersFailedError, core_count
 
 WORKER = "import sys; print('ready', flush=True); print('scoring', file=sys.stderr, flush=True); sys.stdin.read()"
 HANGS = (
@@ -18,7 +18,7 @@ HANGS = (
 )
 FAILS = "import sys; sys.exit('error: No connection to the cluster.')"
 LEASHED = (
-    "import signal, threading; from gridscore.worker import processes; done = threading.Event(); "
+    "import signal, threading; from gridscore.scoring import processes; done = threading.Event(); "
     "processes.hold_leash(done.set); processes.say_ready(); done.wait()"
 )
 
@@ -149,7 +149,7 @@ async def test_asked_twice_none_is_waited_for(crew):
 
 PARENT = f"""
 import asyncio, sys
-from gridscore.worker.processes import WorkerProcesses
+from gridscore.scoring.processes import WorkerProcesses
 
 async def main():
     crew = WorkerProcesses([sys.executable, "-c", {LEASHED!r}], 2, show=print, tell=print)

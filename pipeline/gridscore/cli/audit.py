@@ -10,7 +10,7 @@ from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, conn
 from gridscore.cli.output import console, errors, print_json, run, safe, visible
 
 if TYPE_CHECKING:
-    from gridscore.worker.audit import Audit
+    from gridscore.scoring.audit import Audit
 
 
 def audit(
@@ -43,7 +43,7 @@ def audit(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     from gridscore.job import Jobs
-    from gridscore.worker.audit import audit as run_audit
+    from gridscore.scoring.audit import audit as run_audit
 
     async def main() -> tuple[Audit, bool]:
         async with connected(members, cluster_name, settings) as grid:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gridscore.grid import Grid
-    from gridscore.worker.autoscale import Decision, Policy
-    from gridscore.worker.status import Overview
+    from gridscore.operations.autoscale import Decision, Policy
+    from gridscore.operations.status import Overview
 
 _LOOK_SECONDS = 2.0
 
@@ -87,7 +87,7 @@ def autoscale(
 
     Example: [bold]gridscore autoscale flights --max 16 --exec "kubectl scale deploy/worker --replicas {workers}"[/]
     """
-    from gridscore.worker.autoscale import Policy
+    from gridscore.operations.autoscale import Policy
 
     connection = (members, cluster_name, settings)
     if explain:
@@ -155,8 +155,8 @@ async def _run(
 
 async def _with_processes(grid: Grid, job: str, policy: Policy, connection: tuple[Any, Any, Any]) -> int:
     """Keep the workers as processes of ours until told to stop; returns the exit code."""
+    from gridscore.group.leases import LEASE_SECONDS
     from gridscore.job import Jobs
-    from gridscore.worker.leases import LEASE_SECONDS
 
     await Jobs(grid).get(job)  # a wrong name is best found before anything is started
     workers = supervised(command_of(job, LEASE_SECONDS, *connection), policy.least)
@@ -206,8 +206,8 @@ async def _follow(
     from hazelcast.errors import HazelcastError
 
     from gridscore.job.life import WANTED
-    from gridscore.worker.autoscale import Load, Memory, decide, keep
-    from gridscore.worker.status import Lookout
+    from gridscore.operations.autoscale import Load, Memory, decide, keep
+    from gridscore.operations.status import Lookout
 
     lookout = Lookout(grid, job)
     memory: Memory | None = None
@@ -271,7 +271,7 @@ async def _execute(words: list[str]) -> None:
 
 
 def _explain(job: str, connection: tuple[Any, Any, Any], *, as_json: bool) -> None:
-    from gridscore.worker.autoscale import kept
+    from gridscore.operations.autoscale import kept
 
     async def main() -> list[Decision]:
         async with connected(*connection) as grid:

@@ -13,7 +13,7 @@ from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotat
 from gridscore.cli.output import console, errors, print_json, print_table, run
 
 if TYPE_CHECKING:
-    from gridscore.bench.spike import Spike
+    from gridscore.proving.bench.spike import Spike
 
 _BAR = 30
 
@@ -46,10 +46,10 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from gridscore.bench.throughput import measure
     from gridscore.grid import GridSettings, connect
     from gridscore.grid.member import Cluster
-    from gridscore.worker.process import tune
+    from gridscore.proving.bench.throughput import measure
+    from gridscore.scoring.process import tune
 
     async def main(cluster: Cluster) -> Any:
         settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
@@ -109,12 +109,12 @@ def spike(
 
     Example: [bold]gridscore bench spike --rate 3000[/]
     """
-    from gridscore.bench import spike as bench_spike
     from gridscore.errors import GridscoreError
     from gridscore.grid import GridSettings, connect
     from gridscore.grid.member import Cluster
     from gridscore.leash import LeashedProcess
-    from gridscore.worker.process import tune
+    from gridscore.proving.bench import spike as bench_spike
+    from gridscore.scoring.process import tune
 
     async def main(cluster: Cluster, log: Path) -> Spike:
         settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
@@ -134,7 +134,7 @@ def spike(
                 )
 
     if plot is not None:
-        from gridscore.bench import spike_plot
+        from gridscore.proving.bench import spike_plot
     tune()
     errors.print(f"Starting {members} member{'s' if members > 1 else ''} …", style="dim", highlight=False)
     with (
@@ -205,10 +205,10 @@ def group(
 
     Example: [bold]gridscore bench group --rounds 3[/]
     """
-    from gridscore.bench import group as bench_group
     from gridscore.grid import GridSettings, connect
     from gridscore.grid.member import Cluster
-    from gridscore.worker.process import tune
+    from gridscore.proving.bench import group as bench_group
+    from gridscore.scoring.process import tune
 
     async def main(cluster: Cluster, folder: Path) -> Any:
         settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)

@@ -14,7 +14,7 @@ from gridscore.cli.output import console, errors, milliseconds_text, print_json,
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gridscore.bench.own_job import Report
+    from gridscore.proving.bench.own_job import Report
 
 _LATENCIES = ("p50", "p90", "p99", "p99.9", "max")
 
@@ -57,10 +57,10 @@ def job(
 
     Example: [bold]gridscore bench job job.yaml --history history.csv[/]
     """
-    from gridscore.bench import own_job, samples
-    from gridscore.demo.signals import interruptible_task
     from gridscore.job import load_job
-    from gridscore.worker.process import tune
+    from gridscore.proving.bench import own_job, samples
+    from gridscore.proving.demo.signals import interruptible_task
+    from gridscore.scoring.process import tune
 
     own = load_job(job_file)
     taken = None if history is None else samples.from_history(history, own)

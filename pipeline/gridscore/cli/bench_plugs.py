@@ -42,7 +42,7 @@ def sources(
 
     Example: [bold]gridscore bench sources logfile --events 200000[/]
     """
-    from gridscore.bench.sources import LOADERS, measure
+    from gridscore.proving.bench.sources import LOADERS, measure
 
     chosen = _chosen(kinds, LOADERS, "source")
 
@@ -71,7 +71,7 @@ def sinks(
 
     Example: [bold]gridscore bench sinks postgres kafka --rounds 5[/]
     """
-    from gridscore.bench.sinks import LOADERS, measure
+    from gridscore.proving.bench.sinks import LOADERS, measure
 
     chosen = _chosen(kinds, LOADERS, "sink")
 
@@ -97,7 +97,7 @@ def _measured(members: int, heap: str, work: Measure) -> dict[str, Any]:
     """The report of a measurement on a cluster of its own."""
     from gridscore.grid import GridSettings, connect
     from gridscore.grid.member import Cluster
-    from gridscore.worker.process import tune
+    from gridscore.scoring.process import tune
 
     async def main(cluster: Cluster, folder: Path) -> dict[str, Any]:
         settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)

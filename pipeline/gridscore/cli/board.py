@@ -11,22 +11,22 @@ from rich.console import Group
 from rich.text import Text
 
 from gridscore.cli.output import duration_text, milliseconds_text, one_line, visible
-from gridscore.flow import GONE, INVALID, Findings
 from gridscore.grid.heap import worst_of
 from gridscore.job import JobState
+from gridscore.operations.flow import GONE, INVALID, Findings
+from gridscore.operations.health import Level, is_well
 from gridscore.texts import count_text
-from gridscore.worker.health import Level, is_well
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rich.console import RenderableType
 
-    from gridscore.flow import Flow
-    from gridscore.sinks.status import SinkStatus
+    from gridscore.operations.flow import Flow
+    from gridscore.operations.health import Finding
+    from gridscore.operations.sink_status import SinkStatus
+    from gridscore.operations.status import JobFigures, JobStatus, Overview, WorkerRecord
     from gridscore.sources.status import SourceStatus
-    from gridscore.worker.health import Finding
-    from gridscore.worker.status import JobFigures, JobStatus, Overview, WorkerRecord
 
 _NAME_WIDTH = 8
 """Characters of its first column that a table keeps, however narrow the terminal."""

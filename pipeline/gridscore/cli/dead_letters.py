@@ -12,12 +12,12 @@ from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, conn
 from gridscore.cli.output import confirmed, console, errors, print_json, print_table, run, visible
 
 if TYPE_CHECKING:
+    from gridscore.dead_letters.letters import DeadLetter, Listed
     from gridscore.grid import Grid
     from gridscore.job import JobRecord
-    from gridscore.worker.dead_letters import DeadLetter, Listed
-    from gridscore.worker.removal import Choice, Removed
-    from gridscore.worker.replay import Replayed
-    from gridscore.worker.superseded import By
+    from gridscore.operations.removal import Choice, Removed
+    from gridscore.operations.replay import Replayed
+    from gridscore.scoring.superseded import By
 
 app = typer.Typer(help="Events that could not be scored, each with its error and its bytes.", no_args_is_help=True)
 
@@ -31,9 +31,9 @@ async def _check(grid: Grid, name: str) -> JobRecord | None:
     Raises:
         JobError: There is none of that name: a misspelt one is an error, not an empty list.
     """
+    from gridscore.dead_letters.letters import map_of
+    from gridscore.dead_letters.names import owner_of
     from gridscore.job import Jobs
-    from gridscore.worker.dead_letters import map_of
-    from gridscore.worker.names import owner_of
 
     record = await Jobs(grid).find(name)
     if record is None and await owner_of(grid, name) is None and not await grid.has_map(map_of(name)):
@@ -58,8 +58,8 @@ def list_(
 
     Example: [bold]gridscore dead-letters list flights[/]
     """
-    from gridscore.worker.dead_letters import Listed, get_letter, list_letters
-    from gridscore.worker.superseded import superseded
+    from gridscore.dead_letters.letters import Listed, get_letter, list_letters
+    from gridscore.scoring.superseded import superseded
 
     async def main() -> tuple[int, list[Listed], dict[str, By]]:
         async with connected(members, cluster_name, settings) as grid:
@@ -103,7 +103,7 @@ def show(
 
     Example: [bold]gridscore dead-letters show flights 17-9af3c0015b2e77d0[/]
     """
-    from gridscore.worker.dead_letters import get_letter
+    from gridscore.dead_letters.letters import get_letter
 
     async def main() -> DeadLetter:
         async with connected(members, cluster_name, settings) as grid:
@@ -151,9 +151,9 @@ def replay(
     Example: [bold]gridscore dead-letters replay flights --all[/]
     """
     from gridscore.errors import UsageError
+    from gridscore.operations.replay import letter_ids
+    from gridscore.operations.replay import replay as bring_back
     from gridscore.sinks.records import find_sink
-    from gridscore.worker.replay import letter_ids
-    from gridscore.worker.replay import replay as bring_back
 
     if everything == bool(ids):
         raise UsageError("Say which dead letters: their IDs, or --all.", f"`gridscore dead-letters list {job}`")
@@ -216,7 +216,7 @@ def purge(
     """
     from gridscore.errors import UsageError
     from gridscore.job.types import Duration, seconds_of
-    from gridscore.worker.removal import Choice
+    from gridscore.operations.removal import Choice
 
     if everything == bool(older_than or reason or over):
         raise UsageError(
@@ -252,7 +252,7 @@ def discard(
 
     Example: [bold]gridscore dead-letters discard flights 17-9af3c0015b2e77d0[/]
     """
-    from gridscore.worker.removal import Choice
+    from gridscore.operations.removal import Choice
 
     choice = Choice(ids=frozenset(ids))
     found = run(_remove(job, choice, (members, cluster_name, settings), with_events=with_events))
@@ -264,10 +264,10 @@ def discard(
 async def _remove(
     name: str, choice: Choice, connection: tuple[Any, Any, Any], *, with_events: bool, dry_run: bool = False
 ) -> Removed:
+    from gridscore.dead_letters.letters import map_of
     from gridscore.errors import UsageError
     from gridscore.grid import transport
-    from gridscore.worker.dead_letters import map_of
-    from gridscore.worker.removal import Removed, remove
+    from gridscore.operations.removal import Removed, remove
 
     async with connected(*connection) as grid:
         record = await _check(grid, name)

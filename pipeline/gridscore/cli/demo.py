@@ -12,8 +12,8 @@ from gridscore.cli.output import console, errors, print_json, print_selection, r
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
-    from gridscore.demo.report import Report
     from gridscore.grid import GridSettings
+    from gridscore.proving.demo.report import Report
 
 MAX_MEMBERS = 16
 
@@ -51,8 +51,8 @@ def demo(
 
     Example: [bold]gridscore demo --flights 50000 --rate 0[/]
     """
-    from gridscore.demo.story import DemoOptions, run_demo
-    from gridscore.demo.summary import print_next, print_summary
+    from gridscore.proving.demo.story import DemoOptions, run_demo
+    from gridscore.proving.demo.summary import print_next, print_summary
 
     count = int(members[0]) if members and len(members) == 1 and members[0].isdigit() else None
     if count is not None and not 1 <= count <= MAX_MEMBERS:

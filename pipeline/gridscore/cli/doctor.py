@@ -37,7 +37,7 @@ def doctor(
     Example: [bold]gridscore doctor --job jobs/flights/job.yaml[/]
     """
     from gridscore.grid.doctor import Level, examine
-    from gridscore.worker.capacity import examine_capacity
+    from gridscore.scoring.capacity import examine_capacity
 
     named = _load(job) if job else None
 
@@ -88,7 +88,7 @@ async def _records(grid: Grid) -> list[Finding]:
     """What lies in control maps and cannot be used."""
     from gridscore.errors import GridError
     from gridscore.grid.doctor import Finding, Level
-    from gridscore.repair import find_repairs
+    from gridscore.operations.repair import find_repairs
 
     try:
         repairs = await find_repairs(grid)

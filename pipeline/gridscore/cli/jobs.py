@@ -11,9 +11,9 @@ from gridscore.cli.options import AllowChanged, ClusterName, Json, Members, Sett
 from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, run, safe
 
 if TYPE_CHECKING:
-    from gridscore.flow import Flow
     from gridscore.job import JobRecord, Jobs
-    from gridscore.worker.status import JobStatus
+    from gridscore.operations.flow import Flow
+    from gridscore.operations.status import JobStatus
 
 Name = Annotated[str, typer.Argument(help="Name of the job.", show_default=False)]
 
@@ -51,7 +51,7 @@ def submit(
     from gridscore.client import Client
     from gridscore.job import load_job
     from gridscore.models.fit import fit_warnings
-    from gridscore.worker.capacity import warnings
+    from gridscore.scoring.capacity import warnings
 
     job = load_job(file)
 
@@ -140,7 +140,7 @@ def jobs(
     """
     if context.invoked_subcommand is not None:
         return
-    from gridscore.flow import GONE, INVALID, REPAIR, FlowLookout, orphaned
+    from gridscore.operations.flow import GONE, INVALID, REPAIR, FlowLookout, orphaned
 
     async def main() -> Flow:
         async with connected(members, cluster_name, settings) as grid:
@@ -287,7 +287,7 @@ def restart(
     Example: [bold]gridscore restart flights --from 2h[/]
     """
     from gridscore.job import Jobs
-    from gridscore.worker.status import job_status
+    from gridscore.operations.status import job_status
 
     place = _place(begin)
 

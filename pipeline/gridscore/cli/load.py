@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.progress import Progress
 
+    from gridscore.client.room import Waiting
     from gridscore.features.cells import CellKind
     from gridscore.grid import Grid
     from gridscore.job import Job
     from gridscore.sources.loading import Loaded
-    from gridscore.worker.room import Waiting
 
 _AT_ONCE = 5_000
 _KINDS = ("string", "int", "float", "bool")
@@ -174,7 +174,7 @@ async def _put(
 ) -> Any:
     from rich.progress import MofNCompleteColumn
 
-    from gridscore.producer import Producer
+    from gridscore.client.producer import Producer
 
     counts: dict[str, int] = {}
     async with connected(*connection) as grid:

@@ -11,7 +11,7 @@ from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, conn
 from gridscore.cli.output import console, print_json, run, safe
 
 if TYPE_CHECKING:
-    from gridscore.worker.preparation import Addition
+    from gridscore.scoring.preparation import Addition
 
 
 def prepare(
@@ -31,8 +31,8 @@ def prepare(
     Example: [bold]gridscore prepare jobs/flights/job.yaml --dry-run[/]
     """
     from gridscore.job import load_job
-    from gridscore.worker.preparation import additions
-    from gridscore.worker.preparation import prepare as add
+    from gridscore.scoring.preparation import additions
+    from gridscore.scoring.preparation import prepare as add
 
     job = load_job(file)
 

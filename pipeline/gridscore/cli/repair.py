@@ -11,7 +11,7 @@ from gridscore.cli.output import confirmed, console, print_json, run, safe
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
-    from gridscore.repair import Repair
+    from gridscore.operations.repair import Repair
 
 
 def repair(
@@ -30,8 +30,8 @@ def repair(
 
     Example: [bold]gridscore repair --dry-run[/]
     """
-    from gridscore.repair import find_repairs
-    from gridscore.repair import repair as do
+    from gridscore.operations.repair import find_repairs
+    from gridscore.operations.repair import repair as do
 
     async def find() -> list[Repair]:
         async with connected(members, cluster_name, settings) as grid:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gridscore.job.plugs.base import SinkSettings
+    from gridscore.operations.sink_status import SinkStatus
     from gridscore.sinks.runner import SinkRunner
-    from gridscore.sinks.status import SinkStatus
 
 
 class _Sinks(PlugGroup):
@@ -78,7 +78,7 @@ def list_(
 
     Example: [bold]gridscore sink list --json[/]
     """
-    from gridscore.sinks.status import sink_statuses
+    from gridscore.operations.sink_status import sink_statuses
 
     async def main() -> list[SinkStatus]:
         async with connected(members, cluster_name, settings) as grid:
@@ -119,7 +119,7 @@ def forget(
 
     Example: [bold]gridscore sink forget alerts[/]
     """
-    from gridscore.sinks import status
+    from gridscore.operations import sink_status as status
 
     async def main() -> None:
         async with connected(members, cluster_name, settings) as grid:

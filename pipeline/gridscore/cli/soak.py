@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from gridscore.soak.report import Report
-    from gridscore.soak.trial import SoakOptions, Status
+    from gridscore.proving.soak.report import Report
+    from gridscore.proving.soak.trial import SoakOptions, Status
 
 SEED = "GRIDSCORE_SEED"
 _FAULTS = "Faults"
@@ -119,8 +119,8 @@ def soak(
 
     Example: [bold]gridscore soak --full --keep out/soak[/]
     """
-    from gridscore.soak.plan import Counts
-    from gridscore.soak.trial import SoakOptions
+    from gridscore.proving.soak.plan import Counts
+    from gridscore.proving.soak.trial import SoakOptions
 
     # Only a cluster that is named here is used: one that the environment happens to name is not for this.
     own = settings is None if not members else len(members) == 1 and members[0].isdigit()
@@ -179,7 +179,7 @@ def soak(
 async def _run(options: SoakOptions) -> Report:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from gridscore.soak.trial import run_soak
+    from gridscore.proving.soak.trial import run_soak
 
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGHUP):

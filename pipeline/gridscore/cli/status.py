@@ -16,12 +16,12 @@ from gridscore.texts import count_text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from gridscore.flow import Flow, FlowLookout, History
     from gridscore.grid.heap import MemberHeap
-    from gridscore.sinks.status import SinkStatus
+    from gridscore.operations.flow import Flow, FlowLookout, History
+    from gridscore.operations.health import Finding
+    from gridscore.operations.sink_status import SinkStatus
+    from gridscore.operations.status import JobStatus
     from gridscore.sources.status import SourceStatus
-    from gridscore.worker.health import Finding
-    from gridscore.worker.status import JobStatus
 
 UNHEALTHY = 10
 """Exit code when something is not well; those of errors are lower."""
@@ -63,7 +63,7 @@ def status(
         raise UsageError("--acknowledge is for one job.", "Name it: `gridscore status JOB --acknowledge`.")
 
     async def main() -> tuple[History, Flow, dict[str, int]]:
-        from gridscore.flow import FlowLookout, History
+        from gridscore.operations.flow import FlowLookout, History
 
         async with connected(members, cluster_name, settings) as grid:
             lookout, history = FlowLookout(grid, job), History()
@@ -71,15 +71,15 @@ def status(
                 flow = await _look(lookout, history, seconds)
             if not acknowledge:
                 return history, flow, {}
-            from gridscore.worker.status import acknowledge as note
+            from gridscore.operations.status import acknowledge as note
 
             numbers = await note(grid, flow.overview.jobs[0])
             flow = await _look_once(lookout)
             history.replace(flow)
             return history, flow, numbers
 
-    from gridscore.flow import GONE, INVALID, to_json
     from gridscore.job.life import OVER
+    from gridscore.operations.flow import GONE, INVALID, to_json
 
     history, flow, acknowledged = run(main())
     findings = history.findings(late_seconds=late)
@@ -138,7 +138,7 @@ async def _look_once(lookout: FlowLookout) -> Flow:
 
 
 def _job_lines(status: JobStatus) -> Iterable[str]:
-    from gridscore.worker.health import shares_text
+    from gridscore.operations.health import shares_text
 
     record, totals = status.record, status.totals
     lag = "unknown" if status.lag is None else f"{status.lag:,}"
@@ -180,7 +180,7 @@ def _sink_lines(status: SinkStatus) -> Iterable[str]:
 
 def _show_members(heaps: Sequence[MemberHeap], findings: Sequence[Finding]) -> None:
     from gridscore.grid.heap import size_text, worst_of
-    from gridscore.worker.health import is_well
+    from gridscore.operations.health import is_well
 
     if heap := worst_of(heaps):
         of = f"{heap.share:.0%} of {size_text(heap.most)} of heap used, garbage included"
@@ -195,7 +195,7 @@ def _processes(processes: Sequence[object]) -> str:
 def _show(
     kind: str, name: str, state: str, lines: Iterable[str], findings: Sequence[Finding], *, unjudged: bool = False
 ) -> None:
-    from gridscore.worker.health import Level, is_well
+    from gridscore.operations.health import Level, is_well
 
     verdict = "" if unjudged else "[green]well[/], " if is_well(findings) else "[red]not well[/], "
     what = f"{kind} " if kind else ""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gridscore.cli.board import Scene
-    from gridscore.flow import Flow
     from gridscore.grid import Grid
+    from gridscore.operations.flow import Flow
 
 _REFRESH_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
@@ -71,7 +71,7 @@ class _Watcher:
     """Looks once a second, and shows what the last looks say."""
 
     def __init__(self, grid: Grid, job: str | None) -> None:
-        from gridscore.flow import FlowLookout, History
+        from gridscore.operations.flow import FlowLookout, History
 
         self._grid = grid
         self._lookout = FlowLookout(grid, job)
@@ -197,7 +197,7 @@ class _Watcher:
     def _json(self) -> dict[str, Any]:
         import msgspec
 
-        from gridscore.flow import to_json
+        from gridscore.operations.flow import to_json
 
         at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         if (flow := self._flow) is None or (silence := self._silence()):

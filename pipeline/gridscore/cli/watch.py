@@ -17,8 +17,8 @@ from gridscore.cli.output import console, errors, json_text, run, safe, shorten,
 from gridscore.errors import GridError, JournalMissingError, MapNotFoundError
 
 if TYPE_CHECKING:
+    from gridscore.client.results import Result, ResultStream
     from gridscore.grid import Grid
-    from gridscore.results import Result, ResultStream
 
 _LINES_A_SECOND = 200
 _KEY, _VALUE, _OTHER, _FIELDS = 48, 60, 200, 40
@@ -82,7 +82,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 async def _opened(grid: Grid, map_name: str, start: Start) -> ResultStream:
     """The map's results, by an entry listener if it has no journal."""
-    from gridscore.results import ResultStream
+    from gridscore.client.results import ResultStream
 
     try:
         return await ResultStream(grid, map_name, start=start.value).open()

@@ -10,7 +10,7 @@ from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, conn
 from gridscore.cli.output import confirmed, console, print_json, print_table, run, safe
 
 if TYPE_CHECKING:
-    from gridscore.wipe import Remnant
+    from gridscore.operations.wipe import Remnant
 
 
 def wipe(
@@ -33,8 +33,8 @@ def wipe(
 
     Example: [bold]gridscore wipe flights --results --dead-letters --dry-run[/]
     """
-    from gridscore.wipe import DEAD_LETTERS, EVENTS, MODEL, RESULTS, remnants, to_json
-    from gridscore.wipe import wipe as remove
+    from gridscore.operations.wipe import DEAD_LETTERS, EVENTS, MODEL, RESULTS, remnants, to_json
+    from gridscore.operations.wipe import wipe as remove
 
     wanted = {RESULTS: results, EVENTS: events, MODEL: model, DEAD_LETTERS: dead_letters}
     what = [kind for kind, given in wanted.items() if given]

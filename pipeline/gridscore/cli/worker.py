@@ -16,7 +16,7 @@ from gridscore.cli.output import errors, run, visible
 from gridscore.cli.signals import on_signals
 
 if TYPE_CHECKING:
-    from gridscore.worker.processes import WorkerProcesses
+    from gridscore.scoring.processes import WorkerProcesses
 
 _MAX_PROCESSES = 512
 
@@ -54,20 +54,20 @@ def worker(
             raise typer.Exit(code)
         return
     gc.disable()  # until all is imported: it would look through that again and again
-    from gridscore.worker.process import import_xgboost, tune
+    from gridscore.scoring.process import import_xgboost, tune
 
     import_xgboost()
     tune()
-    log = logging.getLogger("gridscore.worker")
-    if not log.isEnabledFor(logging.INFO):
-        log.setLevel(logging.INFO)  # which job, revision and version of its model it takes belongs into its log
+    for log in map(logging.getLogger, ("gridscore.scoring", "gridscore.group", "gridscore.dead_letters")):
+        if not log.isEnabledFor(logging.INFO):
+            log.setLevel(logging.INFO)  # which job, revision and version of its model it takes belongs into its log
     run(_score(only, lease, (members, cluster_name, settings), leashed=leashed))
 
 
 async def _score(only: list[str] | None, lease: float, connection: tuple[Any, Any, Any], *, leashed: bool) -> None:
     """Be a worker until told to stop."""
-    from gridscore.worker import Worker
-    from gridscore.worker.processes import hold_leash, say_ready
+    from gridscore.scoring import Worker
+    from gridscore.scoring.processes import hold_leash, say_ready
 
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     stopping = signals = False
@@ -107,7 +107,7 @@ async def _score(only: list[str] | None, lease: float, connection: tuple[Any, An
 
 def supervised(command: list[str], count: int) -> WorkerProcesses:
     """Worker processes whose lines are shown; `supervise` runs them."""
-    from gridscore.worker.processes import WorkerProcesses
+    from gridscore.scoring.processes import WorkerProcesses
 
     def show(number: int, line: str) -> None:
         prefix = f"{number:>{len(str(count))}} | " if number else ""
@@ -160,7 +160,7 @@ def _count(text: str) -> int:
         UsageError: The text is neither a number of them nor `auto`.
     """
     from gridscore.errors import UsageError
-    from gridscore.worker.processes import core_count
+    from gridscore.scoring.processes import core_count
 
     if text == "auto":
         return core_count()

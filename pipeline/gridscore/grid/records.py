@@ -21,11 +21,10 @@ from hazelcast.errors import (
     TargetDisconnectedError,
 )
 
-from gridscore.errors import BadRecordError, ConflictError, GridError, GridscoreError
+from gridscore.errors import BadRecord, BadRecordError, ConflictError, GridError, GridscoreError
 from gridscore.grid import transport, wire
 from gridscore.grid.entries import values_of
 from gridscore.grid.writer import partition_of
-from gridscore.texts import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -85,33 +84,6 @@ def partition_in(key: str, partition_count: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 8 and int(text) < partition_count):
         raise ValueError("its key does not end in the number of a partition")
     return int(text)
-
-
-@dataclass(frozen=True, slots=True)
-class BadRecord:
-    """An entry of a control map that is not what it should be.
-
-    Attributes:
-        map_name: The map.
-        key: Its key, as people would write it.
-        reason: What is wrong with it.
-        key_data: The key as it is serialized.
-        value_data: The value as it is serialized.
-    """
-
-    map_name: str
-    key: str
-    reason: str
-    key_data: bytes
-    value_data: bytes
-
-    def __str__(self) -> str:
-        # Anybody may have written the key, and the reason quotes the value: neither may look like a line of the log.
-        return visible(f"The control record `{self.key}` in `{self.map_name}` cannot be used: {self.reason}")
-
-    def to_json(self) -> dict[str, str]:
-        """For scripts."""
-        return {"map": self.map_name, "key": self.key, "reason": self.reason}
 
 
 class BadRecords:

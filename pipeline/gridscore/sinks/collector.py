@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gridscore.dead_letters.letters import Rejected
 from gridscore.grid import transport
 from gridscore.sinks.base import Delivered
-from gridscore.worker.dead_letters import Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gridscore.grid import Grid
-    from gridscore.worker.reader import Arrival, Cursor
+    from gridscore.group.reader import Arrival, Cursor
 
 COLLECTED_BYTES = 64 * 1024 * 1024
 """Bytes of results that wait for their delivery at most, however long it takes to fill it."""

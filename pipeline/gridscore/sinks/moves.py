@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
-    from gridscore.worker.leases import Lease
+    from gridscore.group.leases import Lease
 
 _GATHER_SECONDS = 0.02
 """Leases are granted one by one, a moment apart: so long, and a sink hears of all of them at once."""

@@ -18,11 +18,11 @@ import psycopg
 
 from gridscore.errors import ConflictError, UsageError
 from gridscore.grid.records import Records, parsed
+from gridscore.group.lease_records import read_records
 from gridscore.postgres import connect, failure, place_of
 from gridscore.sinks.base import Delivered, Refused, SinkInterruptedError
 from gridscore.sinks.postgres_table import ResultTable
 from gridscore.sinks.records import ERAS_MAP, Era, group_of
-from gridscore.worker.lease_records import read_records
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

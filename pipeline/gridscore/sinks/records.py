@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from gridscore.dead_letters.names import SINKS_MAP, owner_of
 from gridscore.errors import ConflictError, UsageError
 from gridscore.grid.records import Count, Records, Word
-from gridscore.worker.names import SINKS_MAP, owner_of
-from gridscore.worker.subscription import Subscription
+from gridscore.group.subscription import Subscription
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid

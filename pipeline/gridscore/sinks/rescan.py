@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 from gridscore.grid.entries import walk
 from gridscore.grid.journal import Journal
-from gridscore.worker.missing import Event
-from gridscore.worker.offsets import NotNowError
-from gridscore.worker.rescan import page_of
+from gridscore.group.missing import Event
+from gridscore.group.offsets import NotNowError
+from gridscore.group.rescan import page_of
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
+    from gridscore.group.group import Group
+    from gridscore.group.reader import Cursor
     from gridscore.sinks.stats import SinkStats
-    from gridscore.worker.group import Group
-    from gridscore.worker.reader import Cursor
 
 _PAGE = 512
 _AHEAD_PAGES = 4

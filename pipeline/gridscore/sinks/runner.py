@@ -22,8 +22,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hazelcast.errors import HazelcastError
 
+from gridscore.dead_letters.letters import Rejected, letter
+from gridscore.dead_letters.writer import COUNT_SECONDS, LetterWriter, Limits
 from gridscore.errors import ClusterReplacedError, ConnectionFailedError, GridError, GridscoreError, first_of
 from gridscore.grid import transport
+from gridscore.group.fence import Fence
+from gridscore.group.group import Group
+from gridscore.group.leases import LEASE_SECONDS
+from gridscore.group.members import Members, Membership, new_identity
+from gridscore.group.offsets import Write
+from gridscore.group.rescan import Rescanner
 from gridscore.job.plugs.environment import Hidden, from_environment
 from gridscore.sinks.base import Delivery, SinkInterruptedError
 from gridscore.sinks.collector import Collector, cut
@@ -40,24 +48,16 @@ from gridscore.sinks.records import (
 from gridscore.sinks.registry import KINDS
 from gridscore.sinks.rescan import DeliverAgain
 from gridscore.sinks.stats import DELIVERING, PAUSED, WAITING, SinkStats
-from gridscore.worker.dead_letters import Rejected, letter
-from gridscore.worker.fence import Fence
-from gridscore.worker.group import Group
-from gridscore.worker.leases import LEASE_SECONDS
-from gridscore.worker.letter_writer import COUNT_SECONDS, LetterWriter, Limits
-from gridscore.worker.members import Members, Membership, new_identity
-from gridscore.worker.offsets import Write
-from gridscore.worker.rescan import Rescanner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from gridscore.grid import Grid
     from gridscore.grid.journal import Page
+    from gridscore.group.leases import Lease
     from gridscore.job.plugs.base import SinkSettings
     from gridscore.sinks.base import Refused, Sink
     from gridscore.sinks.collector import Part
-    from gridscore.worker.leases import Lease
 
 _log = logging.getLogger(__name__)
 

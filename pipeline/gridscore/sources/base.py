@@ -24,7 +24,7 @@ from gridscore.errors import GridscoreError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from gridscore.worker.room import Waiting
+    from gridscore.client.room import Waiting
 
 
 class SourceInterruptedError(GridscoreError):

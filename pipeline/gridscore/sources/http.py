@@ -30,10 +30,10 @@ from gridscore.sources.http_tls import TlsServer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Sequence
 
+    from gridscore.client.room import Waiting
     from gridscore.grid import Grid
     from gridscore.job.plugs.http_source import HttpSourceSettings
     from gridscore.sources.base import Batch
-    from gridscore.worker.room import Waiting
 
 _log = logging.getLogger(__name__)
 

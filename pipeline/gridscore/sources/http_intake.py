@@ -20,7 +20,7 @@ from gridscore.sources.http_places import MAX_REQUESTS
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
-    from gridscore.worker.room import Waiting
+    from gridscore.client.room import Waiting
 
 _SHARE = 8
 """Requests that may fill the share of a map together; one alone may not, however much it sends."""

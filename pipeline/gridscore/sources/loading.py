@@ -14,17 +14,17 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gridscore.client.producer import Producer
 from gridscore.errors import TableError, UsageError
-from gridscore.producer import Producer
 from gridscore.sources.position import Positions
 from gridscore.sources.tables import BadRow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from gridscore.client.room import Waiting
     from gridscore.grid import Grid
     from gridscore.sources.tables import Row, TableFile
-    from gridscore.worker.room import Waiting
 
 SOURCE = "load"
 """Name under which positions are kept."""
@@ -61,7 +61,7 @@ class Load:
         limit: Rows to put at most, those of earlier runs not counted; all of them if None.
         skip_bad: Leave out rows that cannot be read, and count them.
         on_progress: Called from time to time.
-        on_wait: Called as that of :class:`gridscore.producer.Producer`.
+        on_wait: Called as that of :class:`gridscore.client.producer.Producer`.
     """
 
     def __init__(

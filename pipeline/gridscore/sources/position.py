@@ -12,9 +12,9 @@ import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from gridscore.errors import BadRecordError, ConflictError, GridError
-from gridscore.grid.records import BadRecord, Record, Records
-from gridscore.worker.names import POSITIONS_MAP
+from gridscore.dead_letters.names import POSITIONS_MAP
+from gridscore.errors import BadRecord, BadRecordError, ConflictError, GridError
+from gridscore.grid.records import Record, Records
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid

@@ -28,27 +28,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hazelcast.errors import HazelcastError, HazelcastSerializationError
 
+from gridscore.client.producer import Producer
+from gridscore.client.producer_queue import WithdrawnError
+from gridscore.dead_letters.letters import letter_of_source
+from gridscore.dead_letters.names import owner_of
+from gridscore.dead_letters.writer import COUNT_SECONDS, DEFAULT_LIMITS, LetterWriter, Limits
 from gridscore.errors import BackPressureError, ConnectionFailedError, GridError, GridscoreError, UsageError
 from gridscore.job.plugs.environment import Hidden, from_environment
 from gridscore.job.types import seconds_of
-from gridscore.producer import Producer
-from gridscore.producer_queue import WithdrawnError
 from gridscore.sources.base import Poison, PushedSource, SourceInterruptedError
 from gridscore.sources.registry import KINDS, name_of
 from gridscore.sources.status import FAILED, Publisher, SourceStats
-from gridscore.worker.dead_letters import letter_of_source
-from gridscore.worker.letter_writer import COUNT_SECONDS, DEFAULT_LIMITS, LetterWriter, Limits
-from gridscore.worker.names import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
+    from gridscore.client.producer_queue import Taken
+    from gridscore.client.room import Waiting
+    from gridscore.dead_letters.letters import DeadLetter
     from gridscore.grid import Grid
     from gridscore.job.plugs.base import SourceSettings
-    from gridscore.producer_queue import Taken
     from gridscore.sources.base import Batch, Source
-    from gridscore.worker.dead_letters import DeadLetter
-    from gridscore.worker.room import Waiting
 
 _log = logging.getLogger(__name__)
 

@@ -17,15 +17,15 @@ import msgspec
 from hazelcast.core import HazelcastJsonValue
 from hazelcast.errors import HazelcastError
 
+from gridscore.dead_letters.letters import map_of
+from gridscore.dead_letters.names import SOURCES_MAP
 from gridscore.errors import GridscoreError, JobError
 from gridscore.grid import transport
 from gridscore.grid.records import Count, Figure, Records, Word, parsed, record_text
+from gridscore.group.heartbeats import Heartbeats
 from gridscore.health_file import touch_health_file
 from gridscore.job.plugs.http_source import MAX_FURTHER_MAPS
 from gridscore.sources.position import forget_all
-from gridscore.worker.dead_letters import map_of
-from gridscore.worker.names import SOURCES_MAP
-from gridscore.worker.status import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -306,18 +306,18 @@ class SourceStatus:
         return next(iter(self.processes), None) or self.failure or SourceRecord("", 0)
 
 
-async def source_records(grid: Grid, pulse: Pulse | None = None) -> list[SourceRecord]:
+async def source_records(grid: Grid, heartbeats: Heartbeats | None = None) -> list[SourceRecord]:
     """Records of the sources that live, and of those that failed, by name. What is no such record is left out.
 
     Args:
         grid: The connection.
-        pulse: Tells who lives, for those who look again and again.
+        heartbeats: Tells who lives, for those who look again and again.
 
     Raises:
         HazelcastError: The cluster did not answer.
     """
     found = list((await Records(grid, SOURCES_MAP).read(parsed(SourceRecord))).values())
-    living = (pulse or Pulse()).living([each for each in found if each.state != FAILED])
+    living = (heartbeats or Heartbeats()).living([each for each in found if each.state != FAILED])
     return sorted([*living, *(each for each in found if each.state == FAILED)], key=lambda each: (each.name, each.id))
 
 
@@ -330,18 +330,18 @@ async def running_sources(grid: Grid) -> list[SourceRecord]:
     return [each for each in await source_records(grid) if each.state != FAILED]
 
 
-async def source_statuses(grid: Grid, pulse: Pulse | None = None) -> list[SourceStatus]:
+async def source_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> list[SourceStatus]:
     """Every source that runs or has failed, by name.
 
     Args:
         grid: The connection.
-        pulse: Tells who lives, for those who look again and again.
+        heartbeats: Tells who lives, for those who look again and again.
 
     Raises:
         HazelcastError: The cluster did not answer.
     """
     by_name: dict[str, list[SourceRecord]] = {}
-    for each in await source_records(grid, pulse):
+    for each in await source_records(grid, heartbeats):
         by_name.setdefault(each.name, []).append(each)
     return [
         SourceStatus(

@@ -16,11 +16,11 @@ from gridscore.client import Client
 from gridscore.grid import Grid, GridSettings
 from gridscore.grid.connection import _client_config
 from gridscore.grid.transport import _look_through_rarely, _refuse_pickle, check_client_version
+from gridscore.scoring import Worker
 from gridscore.testing.member import Member
 from gridscore.testing.network import Link, StubReactor
 from gridscore.testing.store import Partition, Ring
 from gridscore.testing.virtual_time import VirtualLoop
-from gridscore.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping

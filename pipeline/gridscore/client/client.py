@@ -1,0 +1,492 @@
+"""The Python door: what an application does with Gridscore, in the words of the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gridscore.client.answers import Answers
+from gridscore.client.producer import Producer
+from gridscore.client.results import ResultStream, Start
+from gridscore.errors import GridscoreError, JobError, ModelError, UsageError
+from gridscore.grid import GridSettings, or_local_cluster
+from gridscore.grid import connect as connect_grid
+from gridscore.grid.copies import Fetcher
+from gridscore.grid.journal import Journal
+from gridscore.group import rescan
+from gridscore.group.lease_records import read_records
+from gridscore.group.leases import begin_anew
+from gridscore.job import Job, JobRecord, Jobs, load_job
+from gridscore.job.life import ENDED, OVER
+from gridscore.job.release import Release
+from gridscore.models.version import early_stopping
+from gridscore.scoring import Worker, preparation
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+
+    from gridscore.client.results import Result
+    from gridscore.client.room import Waiting
+    from gridscore.grid import Grid
+    from gridscore.models import ModelVersion, Registry
+    from gridscore.operations.wipe import Remnant
+
+MAX_EVENT = 1 << 20
+"""Bytes of one event that we put."""
+
+
+class Client:
+    """A connection to a cluster, with the verbs of the command line. Get one from `connect`."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.jobs = Jobs(grid)
+        self._producers: dict[str, Producer] = {}
+        self._answers: dict[tuple[str, str | None], asyncio.Task[Answers]] = {}
+
+    @property
+    def models(self) -> Registry:
+        """The model registry."""
+        from gridscore.models import Registry
+
+        return Registry(self.grid)
+
+    async def put_events(
+        self, map_name: str, events: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, max_wait: float | None = None
+    ) -> int:
+        """Put events, or lookup entries, into a map; returns how many, when the cluster has confirmed all of them.
+
+        Where a job reads the map, it waits as long as an event would overwrite one that the job has not scored yet.
+        For the confirmation of single events, or to see when it waits, use a `producer`.
+
+        Args:
+            map_name: The event map, or a lookup map.
+            events: Keys with JSON objects (dictionaries, or JSON text as bytes or str).
+            max_wait: Seconds that a job may keep events from being put; for ever if None.
+
+        Raises:
+            UsageError: An event is not JSON, or is larger than a mebibyte.
+            BackPressureError: A job has not scored for `max_wait` seconds; what there is room for has been put.
+            GridError: The cluster did not confirm; some may have been written, and writing again does no harm.
+        """
+        pairs = events.items() if hasattr(events, "items") else events
+        texts = ((key, json_text(key, value)) for key, value in pairs)
+        if max_wait is not None:
+            return await self.producer(map_name, max_wait=max_wait).put(texts)
+        if map_name not in self._producers:
+            self._producers[map_name] = self.producer(map_name)
+        return await self._producers[map_name].put(texts)
+
+    def producer(
+        self,
+        map_name: str,
+        *,
+        max_wait: float | None = None,
+        on_wait: Callable[[Waiting | None], None] | None = None,
+    ) -> Producer:
+        """A producer of events, for programs that put many: see `Producer`."""
+        return Producer(self.grid, map_name, max_wait=max_wait, on_wait=on_wait)
+
+    async def submit(
+        self,
+        job: Job | Path | str,
+        *,
+        update: bool = False,
+        model: Any = None,
+        version: int | None = None,
+        allow_changed_features: bool = False,
+        prepare: bool = True,
+    ) -> JobRecord:
+        """Submit a job, or the job file at a path.
+
+        A job that could not score is refused here, not found out later: its event map must have a journal, its lookup
+        maps must exist, and its model must be in the registry and be for its features.
+
+        Args:
+            job: The job or its file.
+            update: Replace an active job of that name; it goes on from its committed offsets.
+            model: A model to push (see `push_model`) that goes live with the job in one step: no event is scored by the
+                one of them without the other. The alias that the job follows points at it afterwards.
+            version: A version that is in the registry, instead.
+            allow_changed_features: Accept a model that was trained with other definitions of features of these names.
+            prepare: Give the job's maps the journals that they lack, if they do not exist yet; workers will, too.
+
+        Raises:
+            JobFileError: The file is not a valid job.
+            JournalMissingError: The event map has no journal.
+            MapNotFoundError: A lookup map does not exist.
+            ModelError: There is no such model, or it would not score as it was trained.
+            JobError: Another job of that name is active, or another one writes to the same result map; or somebody else
+                has changed the job at the same time, and nothing was submitted.
+            UsageError: A model or version is given for a job that names a fixed version.
+        """
+        from gridscore.models import check_fit
+
+        if not isinstance(job, Job):
+            job = load_job(Path(job))
+        if prepare:
+            await preparation.prepare(self.grid, job)
+        await Journal(self.grid, job.events).bounds(0)
+        for lookup in job.lookups.values():
+            await self.grid.require_map(lookup.map)
+        current = await self.jobs.find(job.name)
+        release, replaced = None, None
+        if current is not None and current.state not in OVER:
+            await self._complete(current)
+        if model is None and version is None:
+            found = await self.version_of(job)
+            check_fit(job, found, allow_changed=allow_changed_features)
+        else:
+            await self.jobs.check(job, update=update)
+            if current is not None and current.state not in OVER:
+                with suppress(ModelError):  # its model is gone, perhaps the reason why it failed
+                    replaced = (await self.version_of(current.job, current.release)).version
+            found, release = await self._release(job, model, version, allow_changed=allow_changed_features)
+        _compile(job, found)
+        if current is not None and current.state in OVER:
+            # A job that failed goes on where it stopped, once its cause is fixed; one that was cancelled begins anew.
+            await begin_anew(self.grid, job.name)
+            await rescan.forget(self.grid, job.name)
+        # Leases outlive the record: a restart that they have seen must not be numbered once more.
+        runs = (
+            0 if current else max((each.run for each in (await read_records(self.grid, job.name)).values()), default=0)
+        )
+        record = await self.jobs.submit(
+            job, update=update, release=release, replaced=replaced, restarts=runs, read=current
+        )
+        if release is not None:
+            alias = job.model.alias or "champion"
+            # Never whatever has become of the alias: somebody else may have released on top of this already.
+            if not await self.models.complete(job.model.name, alias, release):
+                raise ModelError(
+                    f"Somebody else has moved the alias `{alias}` of the model `{job.model.name}` at the same time: "
+                    f"version {release.version} is not live, but the job `{job.name}` is submitted.",
+                    f"`gridscore model show {job.model.name}` says where the alias is; submit again, or promote.",
+                )
+        return record
+
+    async def _complete(self, record: JobRecord) -> None:
+        """Let the alias follow the release of a job that was interrupted: what is next is decided on top of it."""
+        ref = record.job.model
+        if record.release is not None and ref.alias is not None:
+            with suppress(ModelError):  # the version was deleted: no worker can complete it either
+                await self.models.complete(ref.name, ref.alias, record.release)
+
+    async def _release(
+        self, job: Job, model: Any, version: int | None, *, allow_changed: bool
+    ) -> tuple[ModelVersion, Release]:
+        """The version that is to go live with a job: pushed if it must be, and checked for all who will use it."""
+        from gridscore.models.fit import check_jobs
+
+        name, alias = job.model.name, job.model.alias
+        if alias is None or (model is not None and version is not None):
+            raise UsageError(
+                f"The job `{job.name}` scores with version {job.model.version} of its model, whatever goes live."
+                if alias is None
+                else "A model and a version are both given.",
+                "Let it follow an alias: `model: NAME`." if alias is None else "Give one of them.",
+            )
+        jobs = {**await self.following(name, alias), job.name: job}
+        if model is not None:
+            found = (await self.models.add(model, name, jobs=jobs, allow_changed=allow_changed)).version
+        else:
+            found = await self.models.resolve(name, version=version)
+        check_jobs(jobs, found, allow_changed=allow_changed)
+        return found, Release(found.version, await self.models.last_move(name, alias))
+
+    async def rollback(self, name: str) -> JobRecord:
+        """Undo the last update of a job, together with the version of the model that went live with it.
+
+        Called twice, it is as it was. A job that FAILED runs again.
+
+        Raises:
+            JobError: There is no such job, it was cancelled or is completed, or it was never updated.
+            ModelError: The version was deleted, or other jobs follow the alias by now and cannot go back.
+        """
+        record = await self.jobs.get(name)
+        if record.state in OVER:
+            raise JobError(
+                f"The job `{name}` is {record.state}: it cannot go back.",
+                "`gridscore submit FILE` begins anew with the job file that you want, and `--version` with the model's "
+                "version.",
+            )
+        if record.previous is None:
+            raise JobError(
+                f"The job `{name}` has not been updated: there is nothing to go back to.",
+                f"`gridscore submit FILE --update` replaces the job; `gridscore model promote {record.job.model.name} "
+                "VERSION` brings back another version of its model.",
+            )
+        job = Job.from_json(record.previous.spec)
+        return await self.submit(job, update=True, version=record.previous.version, allow_changed_features=True)
+
+    async def push_model(
+        self,
+        model: Any,
+        name: str,
+        *,
+        alias: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        allow_changed_features: bool = False,
+    ) -> ModelVersion:
+        """Put a model into the registry as its next version.
+
+        Args:
+            model: An XGBoost `Booster`, or the path of one saved as JSON or UBJ. All its rounds score, and a warning
+                says so if early stopping found an earlier one the best.
+            name: Of the model.
+            alias: To point at the new version, `champion` for instance.
+            metrics: What is known of its quality.
+            allow_changed_features: Accept it for jobs that define features of these names otherwise than training did.
+
+        Raises:
+            ModelError: It is not a model, or, with an alias, one that would not score as trained for a
+                submitted job that uses it.
+        """
+        version = await self.models.push(
+            model,
+            name,
+            alias=alias,
+            metrics=dict(metrics or {}),
+            jobs=await self.following(name, alias) if alias else None,
+            allow_changed=allow_changed_features,
+        )
+        if (text := early_stopping(version)) is not None:
+            warnings.warn(text, stacklevel=2)
+        return version
+
+    async def promote_model(
+        self, name: str, version: int, alias: str = "champion", *, allow_changed_features: bool = False
+    ) -> ModelVersion:
+        """Point an alias at a version; live in every worker within a second.
+
+        Args:
+            name: Of the model.
+            version: Its number.
+            alias: To move, or to make.
+            allow_changed_features: Accept it for jobs that define features of these names otherwise than training did.
+
+        Raises:
+            ModelError: There is no such version, or it is not for the features of a submitted job that uses the alias.
+        """
+        jobs = await self.following(name, alias)
+        return await self.models.promote(name, version, alias, jobs=jobs, allow_changed=allow_changed_features)
+
+    async def version_of(self, job: Job, release: Release | None = None) -> ModelVersion:
+        """The version that would score for a job now, given what it was released with.
+
+        Raises:
+            ModelError: There is none.
+        """
+        ref = job.model
+        return await self.models.resolve(ref.name, alias=ref.alias, version=ref.version, release=release)
+
+    async def following(self, model: str, alias: str | None) -> dict[str, Job]:
+        """The active jobs that use an alias of a model, or any if it is None, by name."""
+        return {
+            record.name: record.job
+            for record in await self.jobs.all()
+            if record.state not in ENDED and record.job.model.name == model and alias in (None, record.job.model.alias)
+        }
+
+    async def results(
+        self,
+        map_name: str,
+        *,
+        start: Start = "latest",
+        where: Mapping[str, Any] | Callable[[Result], bool] | None = None,
+        on_result: Callable[[Result], Any] | None = None,
+        journal: bool = True,
+    ) -> ResultStream:
+        """Results of a map as they are written: `async for result in await client.results(...)`.
+
+        No result is missed that the map's journal still holds, whatever happens to the connection: see `ResultStream`.
+
+        Args:
+            map_name: The result map.
+            start: `latest` for what is written from now on, `oldest`, or the `position` of an earlier stream.
+            where: Only results with these values (`{"decision": "decline"}`), or of which a function says True.
+            on_result: Called with every result, instead of an iteration; may be a coroutine function.
+            journal: Whether to read the map's journal; without it, the stream is a plain entry listener.
+
+        Raises:
+            JournalMissingError: The map has no journal.
+            UsageError: The position is of another map or cluster.
+            GridError: The cluster did not answer.
+        """
+        stream = ResultStream(self.grid, map_name, start=start, where=where, on_result=on_result, journal=journal)
+        return await stream.open()
+
+    async def score(
+        self,
+        events: str,
+        key: Any,
+        event: Any,
+        *,
+        results: str | None = None,
+        timeout: float = 2.0,  # noqa: ASYNC109 -- its error says what has become of the event
+    ) -> Result:
+        """Put an event and wait for its result: that of this very event, not an older one that stands under its key.
+
+        Any number of tasks may do so at once: they share one reader of the results. It is for answers to single
+        questions; to score many events, put them and iterate over `results`.
+
+        Args:
+            events: The event map.
+            key: Of the event.
+            event: A dictionary, or JSON text as bytes or str.
+            results: The result map; that of the only job that reads the event map if None.
+            timeout: Seconds to wait.
+
+        Raises:
+            EventRejectedError: The event cannot be scored; raised as soon as it is a dead letter, with the reason.
+            NoResultError: It did not come in time. Its attribute `put` says whether the event has been put.
+            UsageError: The event is not JSON or too large; or no job reads the map, or several do.
+            JournalMissingError: One of the maps has no journal.
+            GridError: The cluster did not confirm the event, or the connection was closed.
+        """
+        answers = await self._answers_of(events, results)
+        return await answers.score(key, json_text(key, event), timeout)
+
+    async def _answers_of(self, events: str, results: str | None) -> Answers:
+        opening = self._answers.get((events, results))
+        if opening is None or (opening.done() and not _alive(opening)):
+            opening = asyncio.get_running_loop().create_task(self._open_answers(events, results))
+            self._answers[events, results] = opening
+        return await asyncio.shield(opening)
+
+    async def _open_answers(self, events: str, results: str | None) -> Answers:
+        if results is None:
+            active = [record for record in await self.jobs.all() if record.state not in ENDED]
+            found = sorted({record.job.results for record in active if record.job.events == events})
+            if len(found) != 1:
+                raise UsageError(
+                    f"{'No job reads' if not found else 'Several jobs read'} `{events}`, so it does not say where its "
+                    "results are.",
+                    "Name the result map: `results=`." if found else "Submit the job first.",
+                )
+            results = found[0]
+        if events not in self._producers:
+            self._producers[events] = self.producer(events)
+        return await Answers(self.grid, self._producers[events], results).open()
+
+    def stop_waiting(self) -> None:
+        """End what `score` reads in the background. `connect` does it at its end."""
+        for opening in self._answers.values():
+            opening.cancel()
+            if _alive(opening):
+                opening.result().close()
+        self._answers.clear()
+
+    async def result(self, map_name: str, key: Any) -> dict[str, Any] | None:
+        """The result under a key now, or None."""
+        for _, text in await Fetcher(self.grid, map_name).fetch([key]):
+            value: dict[str, Any] = msgspec.json.decode(text)
+            return value
+        return None
+
+    def worker(self, jobs: Collection[str] | None = None) -> Worker:
+        """A worker in this process, scoring while its `async with` is entered."""
+        return Worker(self.grid, jobs)
+
+    async def wipe(
+        self,
+        name: str,
+        *,
+        results: bool = False,
+        events: bool = False,
+        model: bool = False,
+        dead_letters: bool = False,
+    ) -> list[Remnant]:
+        """Remove a job that has ended from the cluster, for good; and maps of it and its model, where they are named.
+
+        Returns:
+            What was removed, with the number of entries.
+
+        Raises:
+            JobError: There is no such job, it has not ended, or others use what would go.
+        """
+        from gridscore.operations.wipe import DEAD_LETTERS, EVENTS, MODEL, RESULTS, remnants, wipe
+
+        wanted = {RESULTS: results, EVENTS: events, MODEL: model, DEAD_LETTERS: dead_letters}
+        found = await remnants(self.grid, name, [what for what, given in wanted.items() if given])
+        await wipe(self.grid, found)
+        return found
+
+    async def cancel(self, name: str) -> JobRecord | None:
+        """End a job for good; submitted again, it begins anew.
+
+        Raises:
+            JobError: There is no such job.
+        """
+        return await self.jobs.cancel(name)
+
+
+@asynccontextmanager
+async def connect(**settings: Any) -> AsyncIterator[Client]:
+    """A connection to a cluster, for an `async with`: `connect(members=["host:5701"])`.
+
+    Args:
+        **settings: Fields of `GridSettings`; what is not given comes from `GRIDSCORE_*`, the settings file, or the
+            cluster that `gridscore up` runs on this machine.
+
+    Raises:
+        ConnectionFailedError: No member answered, or the cluster refused this client.
+        SettingsError: The settings are not valid.
+    """
+    async with await connect_grid(or_local_cluster(GridSettings.load(**settings))) as grid:
+        client = Client(grid)
+        try:
+            yield client
+        finally:
+            client.stop_waiting()
+
+
+def _alive(opening: asyncio.Task[Answers]) -> bool:
+    """Whether it was opened, and still reads."""
+    return opening.done() and not opening.cancelled() and opening.exception() is None and opening.result().alive
+
+
+def _compile(job: Job, version: ModelVersion) -> None:
+    """Do what every worker does with a job, before any of them sees it.
+
+    Raises:
+        ModelError: The model is not for it.
+        JobError: It cannot be computed.
+    """
+    from gridscore.features import FeaturePlan, LookupTable
+
+    try:
+        tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
+        FeaturePlan(Job.from_json(job.to_json()), tables, version.categories)
+    except GridscoreError:
+        raise
+    except Exception as error:  # whatever it is, it is said here and not by each worker
+        raise JobError(
+            f"The features of the job `{job.name}` cannot be computed: {type(error).__name__}: {error}",
+            "Nothing was submitted. Simplify its expressions.",
+        ) from error
+
+
+def json_text(key: Any, value: Any) -> bytes:
+    """JSON text of an event, whatever it came as.
+
+    Raises:
+        UsageError: It cannot be JSON, or is too large.
+    """
+    try:
+        if isinstance(value, bytes):
+            text = value
+        elif isinstance(value, str):
+            text = value.encode()
+        else:
+            text = msgspec.json.encode(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"The event `{key}` cannot be written as JSON: {error}") from None
+    if len(text) > MAX_EVENT:
+        raise UsageError(f"The event `{key}` has {len(text):,} bytes; the limit is {MAX_EVENT:,}.")
+    return text

@@ -1,0 +1,125 @@
+"""What waits to be put by a producer: the entries of each call, and the queue of each partition."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gridscore.errors import GridError
+
+if TYPE_CHECKING:
+    from gridscore.client.room import Unread
+
+AT_ONCE_EVENTS = 32_768
+AT_ONCE_BYTES = 32 << 20
+"""What may wait or be under way before `put` and `send` take no more; what waits for full partitions, once more."""
+
+HELD_EVENTS, HELD_BYTES = AT_ONCE_EVENTS // 4, AT_ONCE_BYTES // 4
+"""What may wait or be under way in one partition before who has more for it must wait; others do not."""
+
+
+class WithdrawnError(GridError):
+    """The caller no longer wants the put."""
+
+
+class Taken:
+    """What one call has taken. It goes its way; `confirmed` waits for the end of it."""
+
+    __slots__ = ("_answered", "count", "dropped", "error", "open", "partitions", "size")
+
+    def __init__(self) -> None:
+        self.count = self.size = 0
+        self.partitions: set[PartitionQueue] = set()  # that it has something for
+        self.open = 0  # not acknowledged yet
+        self.error: Exception | None = None
+        self.dropped = False
+        self._answered: asyncio.Event = asyncio.Event()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether nothing of it waits or is under way."""
+        return not self.open
+
+    async def confirmed(self) -> None:
+        """Wait until the cluster has confirmed all of it.
+
+        Raises:
+            BackPressureError: A partition was full for longer than `max_wait`; the entries for others have been put.
+            GridError: The cluster did not confirm a put. Putting the same again does no harm.
+        """
+        while self.open:
+            await self._answered.wait()
+        if self.error is not None:
+            raise self.error
+
+    def drop(self) -> None:
+        """Put no more of it than is under way."""
+        self.dropped = True
+
+    def opened(self, count: int) -> None:
+        """So many more wait."""
+        self.open += count
+        self._answered.clear()
+
+    def closed(self, count: int, error: Exception | None) -> None:
+        """So many are answered, or given up."""
+        self.error = self.error or error
+        self.open -= count
+        if not self.open:
+            self._answered.set()
+
+
+@dataclass(slots=True)
+class Segment:
+    """Entries of one call in one partition, to be put or to be removed; the texts of the latter are empty."""
+
+    batch: Taken
+    partition: PartitionQueue
+    keys: list[bytes]
+    texts: list[bytes]
+    removes: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class PartitionQueue:
+    """What waits and is under way in one partition.
+
+    Attributes:
+        number: Of the partition.
+        queue: What waits.
+        entering: Who has something for the queue, in which enough waits.
+        events: That wait or are under way.
+        bytes: The same in bytes.
+        under_way: Events in the message that is under way.
+        busy: Whether there is one, or one is about to be made again.
+        allowance: Events that may be put since the last look.
+        spent: Events put since then, or at that time not acknowledged.
+        blocked_at: Since when nothing can be put; None if something can.
+        failed_at: Since when puts fail; None if they do not.
+        unread: As the last look has found it.
+    """
+
+    number: int
+    queue: deque[Segment] = field(default_factory=deque)
+    entering: deque[asyncio.Future[None]] = field(default_factory=deque)
+    events: int = 0
+    bytes: int = 0
+    under_way: int = 0
+    busy: bool = False
+    allowance: int = 0
+    spent: int = 0
+    blocked_at: float | None = None
+    failed_at: float | None = None
+    unread: Unread | None = None
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether no more may wait for it."""
+        return self.holds_enough or bool(self.entering)
+
+    @property
+    def holds_enough(self) -> bool:
+        """Whether so many wait for it that the next must wait outside."""
+        return self.events >= HELD_EVENTS or self.bytes >= HELD_BYTES

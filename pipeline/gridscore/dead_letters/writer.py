@@ -1,0 +1,265 @@
+"""Writing dead letters: no more than there may be, each once, and none that the cluster has already.
+
+How many there may be, and how large, is a limit of all processes of a job, source or sink together. None of them asks
+the grid for each letter: now and then a process asks for the size of the map, and takes its share of the room that is
+left. Bytes are reckoned from that size and the mean size of the letters that the process has written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from gridscore.dead_letters.letters import decode, encode, map_of
+from gridscore.grid import transport
+from gridscore.grid.entries import values_of
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.job.types import DEAD_LETTER_BYTES, DEAD_LETTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gridscore.dead_letters.letters import DeadLetter
+    from gridscore.grid import Grid
+
+_log = logging.getLogger(__name__)
+
+_USUAL_BYTES, _PART = 1_024, 10
+COUNT_SECONDS = 2.0
+"""Pause between two looks at the number of dead letters while there is no room; what was seen is old after that."""
+
+SOUGHT = 10_000
+"""Letters that are sought in the grid between two looks while there is no room."""
+
+SAY_SECONDS = 10.0
+"""Pause between two lines in the log about dead letters."""
+
+
+class Limits(NamedTuple):
+    """How many dead letters there may be, and how many bytes of them."""
+
+    entries: int
+    size: int
+
+
+DEFAULT_LIMITS = Limits(DEAD_LETTERS, DEAD_LETTER_BYTES)
+
+
+class Put(NamedTuple):
+    """What became of some dead letters.
+
+    Attributes:
+        new: How many were written; the grid had the others already, but for those that are left.
+        left: Those that there was no room for.
+    """
+
+    new: int
+    left: list[DeadLetter]
+
+
+class _Text(NamedTuple):
+    dead: DeadLetter
+    id: str
+    text: bytes
+
+
+class LetterWriter:
+    """Writes the dead letters of one job, source or sink in one process.
+
+    Args:
+        grid: The connection.
+        name: Of the job, source or sink.
+        limits: Of all its processes together.
+        share: Part of the room that is left which this process may take at once, 0 to 1.
+
+    Attributes:
+        full: Why there was no room at the last look, for people; empty if there was.
+    """
+
+    def __init__(self, grid: Grid, name: str, limits: Limits, *, share: Callable[[], float] = lambda: 1.0) -> None:
+        self._grid = grid
+        self._name = name
+        self._limits = limits
+        self._share = share
+        self._writer = MapWriter(grid, map_of(name))
+        self._looking = asyncio.Lock()
+        self._looked_at = float("-inf")
+        self._entries, self._size = 0, 0.0  # room that this process may take
+        self._weight, self._weighed = 0.0, 0.0  # letters that the mean size is of, and their bytes
+        self._under_way = self._sought = 0
+        self._unsaid = self._unkept_unsaid = 0
+        self._said_at = float("-inf")
+        self._saying: asyncio.TimerHandle | None = None
+        self._example = self._was_full = ""
+        self.full = ""
+
+    def may_put(self, count: int) -> bool:
+        """Whether so many are worth a `put`.
+
+        Where a look that is not old has shown that there is no room, that is to find those that the grid has already:
+        not so many that a flood costs as much as if there were room.
+        """
+        if not self.full or self._grid.clock() - self._looked_at >= COUNT_SECONDS:
+            return True
+        self._sought += count
+        return self._sought <= SOUGHT
+
+    def serialize_key(self, key: object) -> bytes:
+        """A key as the grid stores it."""
+        return self._writer.serialize_key(key)
+
+    async def put(self, letters: Sequence[DeadLetter], *, until: float | None = None, within: bool = True) -> Put:
+        """Write those that the grid does not have, and that there is room for.
+
+        Args:
+            letters: In the order in which they were met.
+            until: Of the monotonic clock: when they must no longer be sent; each is sent once then.
+            within: Whether to keep within the limits. Without, all are written, and `full` says if that was too many.
+
+        Raises:
+            HazelcastError: At least one was not confirmed.
+        """
+        size = sum(len(dead.raw) for dead in letters)
+        if within and self._under_way and self._under_way + size > self._limits.size:
+            return Put(0, list(letters))  # a member does not answer: what waits for it must not fill the memory
+        self._under_way += size
+        try:
+            await self._writer.prepare()
+            left, again = await self._unknown(letters)
+            await self._writer.put(((each.id, each.text) for each in again), until=until)
+            new = len(again)
+            while left:
+                count = await self._take(left)
+                kept, left = (left[:count], left[count:]) if within else (left, [])
+                if not kept:
+                    break
+                await self._writer.put(((each.id, each.text) for each in kept), until=until)
+                new += len(kept)
+                self._weight += len(kept)
+                self._weighed += sum(len(each.text) for each in kept)
+                if count < len(kept):
+                    await self.look()
+            return Put(new, [each.dead for each in left])
+        finally:
+            self._under_way -= size
+
+    def say(self, count: int, where: str, error: str, *, unkept: int = 0) -> None:
+        """Log what was rejected, with one of the reasons; not more often than every few seconds.
+
+        Args:
+            count: How many went to the dead letters.
+            where: One of them came from.
+            error: What was wrong with it.
+            unkept: How many did not, because there was no room.
+        """
+        self._unsaid += count
+        self._unkept_unsaid += unkept
+        self._example = f"{where}: {error}"
+        self._was_full = self.full if unkept else self._was_full
+        if self._saying is None:  # what is not said now is said later, though nothing more may come
+            wait = self._said_at + SAY_SECONDS - self._grid.clock()
+            if wait <= 0:
+                self._say()
+            else:
+                self._saying = asyncio.get_running_loop().call_later(wait, self._say)
+
+    def _say(self) -> None:
+        text, extra = "%s: %d went to the dead letters; %s", {"action": "dead_letter"}
+        if self._unsaid:
+            _log.warning(text, self._name, self._unsaid, self._example, extra=extra)
+        if self._unkept_unsaid:
+            text = "%s: %d more could not be scored, and have no dead letter: %s; %s"
+            extra = {"action": "dead_letter_unkept"}
+            _log.error(text, self._name, self._unkept_unsaid, self._was_full, self._example, extra=extra)
+        self._said_at, self._unsaid, self._unkept_unsaid, self._saying = self._grid.clock(), 0, 0, None
+
+    async def count(self) -> int:
+        """How many there are in the grid.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        return await transport.map_size(self._grid.client, map_of(self._name))
+
+    async def look(self) -> None:
+        """Look whether there is room for one more.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        async with self._looking:
+            await self._look()
+
+    async def _unknown(self, letters: Sequence[DeadLetter]) -> tuple[list[_Text], list[_Text]]:
+        """Those that the grid does not have, and those that it has otherwise; of several with one ID, the last."""
+        texts = {(text := _Text(dead, dead.id, encode(dead))).id: text for dead in letters}
+        by_partition: dict[int, dict[bytes, _Text]] = {}
+        for each in texts.values():
+            key = self._writer.serialize_key(each.id)
+            by_partition.setdefault(partition_of(key, self._grid.partition_count), {})[key] = each
+        name = map_of(self._name)
+        looks = [values_of(self._grid, name, partition, keys) for partition, keys in by_partition.items()]
+        again = []
+        for keys, found in zip(by_partition.values(), await asyncio.gather(*looks), strict=True):
+            for key, value in found.items():
+                each = keys[key]
+                del texts[each.id]
+                if not _is_known(decode(value), each.dead):
+                    again.append(each)
+        return list(texts.values()), again
+
+    async def _take(self, letters: Sequence[_Text]) -> int:
+        """Take room for some letters; for how many, from the first, there was some."""
+        if not letters:
+            return 0
+        async with self._looking:
+            old = self._grid.clock() - self._looked_at >= COUNT_SECONDS
+            if old or (not self.full and self._fitting(letters)[0] < len(letters)):
+                await self._look(letters)
+            count, size = self._fitting(letters)
+            self._entries -= count
+            self._size -= size
+            return count
+
+    def _fitting(self, letters: Sequence[_Text]) -> tuple[int, int]:
+        count = size = 0
+        for each in letters[: self._entries]:
+            if size + len(each.text) > self._size:
+                break
+            size += len(each.text)
+            count += 1
+        return count, size
+
+    async def _look(self, letters: Sequence[_Text] = ()) -> None:
+        """Look how much room there is for letters like these."""
+        there = await self.count()
+        if self._weight > there:  # what was written before and is gone says little of what is there
+            self._weighed *= there / self._weight
+            self._weight = there
+        largest = max((len(each.text) for each in letters), default=1)
+        # What others wrote is like ours if ours is a good part of it: one large letter says nothing of thousands.
+        mean = self._weighed / self._weight if self._weight and self._weight * _PART >= there else _USUAL_BYTES
+        entries = self._limits.entries - there
+        size = self._limits.size - self._weighed - (there - self._weight) * mean
+        share = min(1.0, max(0.0, self._share()))
+        self._entries = max(0, math.ceil(entries * share))
+        self._size = max(size * share, min(size, largest), 0.0)
+        self._looked_at, self._sought = self._grid.clock(), 0
+        self.full = self._why(there) if entries <= 0 or size < largest else ""
+
+    def _why(self, there: int) -> str:
+        if there >= self._limits.entries:
+            return f"there are {there:,} dead letters, and may be {self._limits.entries:,} (max_dead_letters)"
+        return f"its {there:,} dead letters fill about {self._limits.size:,} bytes (max_dead_letter_bytes)"
+
+
+def _is_known(there: DeadLetter | None, dead: DeadLetter) -> bool:
+    """Whether a dead letter need not be written again.
+
+    It must be if its event is being put back: it is removed then, unless it has changed.
+    """
+    if there is None or there.claim or (there.raw, there.error) != (dead.raw, dead.error):
+        return False
+    return bool(dead.origin) or there.sequence >= dead.sequence

@@ -1,0 +1,620 @@
+"""The part of one worker in a group, of a job or a sink: which partitions it holds, from joining to leaving.
+
+There is no leader. Each worker sees who lives (`members`) and who holds what (`leases`), and knows by the same rule how
+many partitions it should hold (`assignment`). It takes what is free up to that, and gives back what is above.
+
+A partition is *taken* in this order:
+
+1. Its lease is claimed, with the next epoch.
+2. The committed offset is compared with its journal. A journal that ends before it has begun again: the offset is
+   reset, and counted. A restart of the job that the partition has not seen sets the offset, too.
+3. If the owner before did not release it, results may stand up to the journal's end as it is now: it is in doubt.
+4. It is read from the offset on. What is in doubt is looked over first: a job passes over events whose results stand.
+
+It is *committed* once a second, and earlier where what is not committed fills half of its ring: producers wait for it.
+What is acknowledged becomes the offset by compare-and-set. A failed compare-and-set means that somebody else has it: it
+is dropped, unwritten results and all.
+
+It is *given back* within one budget of time, in this order:
+
+1. It is no longer read; what was read and not written is forgotten.
+2. The writes under way are waited for.
+3. Offset and owner are written in one compare-and-set: who takes it next goes on without doubt and without waiting.
+
+What cannot be done within the budget is left: the lease then runs out, as after a crash. Partitions that do not move
+are not touched by any of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import GridError, GridscoreError
+from gridscore.group.assignment import quota
+from gridscore.group.leases import Leases, Progress
+from gridscore.group.losses import Losses
+from gridscore.group.members import bits_of
+from gridscore.group.offsets import Offsets
+from gridscore.group.reader import JournalReader
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+
+    from gridscore.grid import Grid
+    from gridscore.grid.journal import Page
+    from gridscore.group.leases import Lease
+    from gridscore.group.members import Members
+    from gridscore.group.reader import Cursor
+    from gridscore.group.stats import GroupStats
+    from gridscore.group.subscription import Subscriber, Subscription
+
+_log = logging.getLogger(__name__)
+
+COMMIT_SECONDS = 1.0
+_COMMIT_PARTS = 10
+"""Parts in which partitions are committed, one after the other: all at once would hold events up, every second anew."""
+
+EARLY_SECONDS = 0.05
+"""Pause between two commits that come early."""
+
+_EARLY = 2
+"""A ring of which one so-manieth is read and not committed is committed early: producers stop at three quarters."""
+
+GIVE_BACK_SECONDS = 4.0
+_RELEASE_SECONDS = 1.5
+"""Part of the budget that is kept for the compare-and-set."""
+
+_TURN_SECONDS = 1.0
+_HUNGRY_TURN_SECONDS = 0.2
+_HUNGRY_SECONDS = 15.0
+_PASS_SECONDS = 1.0
+_CHECK_ROUND_SECONDS = 60.0
+_MAX_CHECK_SECONDS = 5.0
+"""Held partitions are checked in turn, in a round that takes a minute where a process holds few."""
+
+_RESTART_SECONDS = 60.0
+_RETRY_SECONDS = 0.5
+
+
+class Group:
+    """Takes, commits and gives back partitions of one map.
+
+    Args:
+        grid: The connection.
+        subscription: What is read.
+        subscriber: Who reads it.
+        members: Who lives.
+        stats: Where to count.
+        seconds: Lease time.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        subscription: Subscription,
+        subscriber: Subscriber,
+        members: Members,
+        stats: GroupStats,
+        *,
+        seconds: float,
+    ) -> None:
+        self._grid = grid
+        self._subscription = subscription
+        self._subscriber = subscriber
+        self._name = subscription.group
+        self._members = members
+        self._stats = stats
+        self.leases = Leases(
+            grid,
+            subscription.group,
+            members.worker,
+            seconds=seconds,
+            dated=subscription.dated,
+            sessions=members.sessions,
+        )
+        self.offsets = Offsets()
+        self.reader = JournalReader(grid, subscription.map, self._regressed, self._look_into)
+        self._losses = Losses(grid, subscription, stats, self.leases, self.offsets, self.reader.fail)
+        self._beginning: dict[int, object] = {}  # partitions that will be read, each with what asked for it last
+        self._giving: set[int] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._wake = asyncio.Event()
+        self._doubt = asyncio.Event()  # all journals may have begun again
+        self._early: set[int] = set()
+        self._filling = asyncio.Event()
+        self.early_events: float = float("inf")
+        self._all = (1 << grid.partition_count) - 1
+        self._who: set[str] = set()
+        self._older: list[str] = []
+        self._passed: dict[int, float] = {}
+        self._who_since = float("-inf")
+        self._leaving = False
+        self.first_taken = asyncio.Event()
+
+    @property
+    def held(self) -> Collection[int]:
+        """Partitions that this worker holds."""
+        return self.leases.held.keys()
+
+    @property
+    def standing(self) -> Collection[int]:
+        """Partitions that this worker may write for now."""
+        now = self._grid.clock()
+        return [partition for partition in self.held if self.leases.stands(partition, now)]
+
+    def come_to(self, partition: int) -> int | None:
+        """Next sequence of a partition to read, all before it being acknowledged; None if it is not read here."""
+        there = self.offsets.acknowledged(partition)
+        return None if there is None else there.offset
+
+    def set_ring(self, capacity: int) -> None:
+        """Commit early what fills the rings, which hold so many entries each."""
+        self.early_events = max(1, capacity // _EARLY)
+
+    def acknowledged(self, partition: int, offset: int) -> None:
+        """A partition has come so far, which may be too far to wait for the next commit."""
+        lease = self.leases.held.get(partition)
+        if lease is not None and offset - lease.record.offset >= self.early_events:
+            self._early.add(partition)
+            self._filling.set()
+
+    def wake(self) -> None:
+        """Look at once who lives and who holds what."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Take part until cancelled; call `leave` then."""
+        async with asyncio.TaskGroup() as group:
+            for loop in (self._balance, self._check, self._commit_early):
+                group.create_task(_for_ever(loop))
+            for part in range(_COMMIT_PARTS):
+                group.create_task(_for_ever(partial(self._commit, part)))
+
+    async def leave(self) -> None:
+        """Give everything back."""
+        self._leaving = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._grid.is_running:
+            await self.leases.claimed()
+            await self._give_back(list(self.held))
+        self.reader.close()
+
+    # ------------------------------------------------------------------ taking
+
+    async def _balance(self) -> None:
+        while True:
+            self._wake.clear()
+            hungry = False
+            try:
+                hungry = await self._turn()
+            except (HazelcastError, GridError) as error:
+                _log.warning("%s: claiming partitions failed, trying again: %s", self._name, error)
+            # Whoever has too little looks often, but not for ever: others may have good reasons.
+            often = hungry and self._grid.clock() - self._who_since < _HUNGRY_SECONDS
+            often = often or any(not self._members.is_fresh(owner) for owner in self.leases.others())
+            try:
+                async with asyncio.timeout(_HUNGRY_TURN_SECONDS if often else _TURN_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _turn(self) -> bool:
+        """Look, and take or give what is to be; whether something is missing still."""
+        leases, count, now = self.leases, self._grid.partition_count, self._grid.clock()
+        members = self._members
+        who = members.group(self._name)
+        if who != self._who:
+            self._who, self._who_since = who, now
+        others = members.held(self._name)
+        if older := members.older(self._name):
+            self._make_room(older)
+            return False
+        self._older = []
+        mine = quota(
+            members.worker,
+            {name: others[name].bit_count() if name != members.worker else len(leases.held) for name in who},
+            count,
+        )
+        room = mine - len(leases.held) - len(leases.claiming)
+        # The leases of those who live need no look.
+        known = bits_of(leases.held) | bits_of(leases.claiming)
+        for name, held in others.items():
+            if members.vouches(name):
+                known |= held
+        # What somebody takes, or has taken and not said so yet, is not looked at again and again.
+        self._passed = {p: at for p, at in self._passed.items() if now - at < _PASS_SECONDS}
+        unknown = (
+            [p for p in range(count) if not known >> p & 1 and p not in self._passed] if known != self._all else []
+        )
+        # Each begins with others, so that several do not go for the same; and looks at no more than it may take, but at
+        # its part of all, so that whatever cannot be read, each is looked at by somebody.
+        present = sorted(name for name in who if name == members.worker or members.is_fresh(name))
+        first = present.index(members.worker)
+        unknown.sort(key=lambda partition: (partition - first) % len(present))
+        await leases.look(unknown[: max(room, -(-len(unknown) // len(who)))], members.is_silent)
+        self._passed |= {p: now for p, owner in leases.seen() if owner != members.worker and members.is_fresh(owner)}
+        free, expired = ([p for p in unknown if p in there] for there in (set(leases.free()), set(leases.expired())))
+        # What nobody scores any more is taken by whoever has watched it, even beyond its share: a newcomer, for whom
+        # there may be room, would have to watch it first. It then gets its share, in order.
+        expired = expired[: max(room - len(free), -(-len(expired) // len(who)))]
+        if claims := [*free[: max(0, room)], *expired]:
+            self._spawn(self._take(claims))
+            await asyncio.sleep(0)  # until they are under way
+        elif (
+            room < 0 and not self._giving and not leases.claiming and all(map(members.is_fresh, who - {members.worker}))
+        ):
+            # What came last goes first: it is the least settled.
+            self._spawn(self._give_back([p for p in leases.held if p not in self._beginning][room:]))
+        return len(leases.held) < mine
+
+    def _make_room(self, older: list[str]) -> None:
+        """Leave everything to processes of an older release, which may misread what we write."""
+        if older != self._older:
+            _log.warning(
+                "%s: workers of an older release score, which cannot share partitions with this one: %s. It takes "
+                "partitions once they have ended.",
+                self._name,
+                ", ".join(older),
+                extra={"action": "older_release"},
+            )
+            self._older = older
+        if not self._giving and (ours := [p for p in self.leases.held if p not in self._beginning]):
+            self._spawn(self._give_back(ours))
+
+    async def _take(self, partitions: Collection[int]) -> None:
+        taken = await self.leases.claim(partitions, self._taken)
+        if taken:
+            self._members.changed()
+            self._stats.taken += len(taken)
+            self._stats.rebalances += 1
+            self.wake()
+
+    def _taken(self, lease: Lease) -> None:
+        if not self._leaving:
+            self._beginning[lease.partition] = lease
+            self._spawn(self._begin(lease))
+
+    async def _begin(self, lease: Lease) -> None:
+        """Read what was taken. What cannot be begun is let go, so that it is taken again."""
+        partition, offset = lease.partition, None
+        try:
+            # A member that hangs must not keep the partition from being let go. A restart may search its whole journal.
+            async with asyncio.timeout(_RESTART_SECONDS if self._subscription.begin else self.leases.seconds):
+                offset = await self._position(lease)
+            if offset is not None:
+                offset = await self._subscriber.take_over(lease, offset)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it must not be held for ever and never be read
+            offset, what = None, str(error) or type(error).__name__
+            _log.warning("%s: partition %d could not be begun: %s", self._name, partition, what)
+        if self._beginning.get(partition) is lease:
+            del self._beginning[partition]
+            if offset is None or self.leases.held.get(partition) is not lease:
+                self.drop(partition)
+            else:
+                self._read(lease, offset)
+                self.first_taken.set()
+
+    async def _position(self, lease: Lease) -> int | None:
+        """Where to begin with a partition that was taken; None if it cannot be begun.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+            GridError: The same, of the journal.
+        """
+        partition, record, wanted = lease.partition, lease.record, self._subscription
+        oldest, newest = await self.reader.bounds(partition)
+        if wanted.begin and not record.has_begun(wanted):
+            offset = await self._subscriber.position_at(partition, oldest, newest)
+            return offset if await self.leases.reset(partition, offset, run=wanted.restarts) else None
+        if record.offset < 0:
+            if wanted.start == "oldest" and oldest > 0:
+                await self._losses.begin(partition)
+            offset = oldest if wanted.start == "oldest" else newest + 1
+            # Written before it is relied on: "latest" must not move.
+            return offset if await self.leases.place(partition, offset) else None
+        if record.offset > newest + 1:
+            _log.error(
+                "%s: the journal of partition %d ends at %d, but %d was committed: it has begun again",
+                self._name,
+                partition,
+                newest,
+                record.offset,
+                extra={"action": "regression"},
+            )
+            return oldest if await self._begin_again(partition, oldest) else None
+        self._settle_doubt(lease, newest)
+        return record.offset
+
+    @staticmethod
+    def _settle_doubt(lease: Lease, newest: int) -> None:
+        """Whoever did not release it may have written results up to where its journal ends now."""
+        if lease.before and not lease.is_doubted:
+            lease.doubt, lease.is_doubted = max(lease.doubt, newest + 1), True
+
+    def _read(self, lease: Lease, offset: int) -> None:
+        self.offsets.begin(lease.partition, Progress.of(lease.record)._replace(offset=offset))
+        self.reader.start(lease.partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
+
+    # ------------------------------------------------------------------ committing
+
+    async def _commit(self, part: int) -> None:
+        """Commit a part of the partitions, once a second. Nothing waits for what a slow member has."""
+        # With a short lease more often, or a renewal could not be tried again while it stands.
+        pause = min(COMMIT_SECONDS, self.leases.seconds / 5)
+        await asyncio.sleep(pause * part / _COMMIT_PARTS)
+        async with asyncio.TaskGroup() as turns:
+            while True:
+                await asyncio.sleep(pause)
+                turns.create_task(self._commit_part(part))
+
+    async def _commit_part(self, part: int) -> None:
+        mine = [partition for partition in self.held if partition % _COMMIT_PARTS == part]
+        lost = await self._commit_these(mine)
+        self._stats.committed_at = int(time.time() * 1000)
+        now, busy = self._grid.clock(), self._beginning.keys() | self._giving
+        held, stands, reads = self.leases.held, self.leases.stands, self.reader.reads
+        # The second is a net: whatever went wrong, a partition that is held is read, or let go.
+        lost += [p for p in mine if p in held and not (stands(p, now) and (reads(p) or p in busy))]
+        self._lose(lost)
+        self._stats.partitions = len(self.held)
+
+    async def _commit_early(self) -> None:
+        """Commit what fills its ring, all of it together: a key that gets most events has one partition only."""
+        while True:
+            await self._filling.wait()
+            self._filling.clear()
+            mine, self._early = [partition for partition in self._early if partition in self.held], set()
+            self._lose(await self._commit_these(mine))
+            await asyncio.sleep(EARLY_SECONDS)
+
+    async def _commit_these(self, partitions: Collection[int]) -> list[int]:
+        return await self.leases.commit(self.offsets.committable(partitions), partitions)
+
+    # ------------------------------------------------------------------ giving back
+
+    async def _give_back(self, partitions: Collection[int]) -> None:
+        """Commit and release partitions, within the budget."""
+        for partition in partitions:
+            self.reader.stop(partition)
+            self._beginning.pop(partition, None)
+        self._giving.update(partitions)
+        try:
+            await self._release(partitions)
+        except asyncio.CancelledError:
+            partitions = ()  # we leave, and give them back with all the others
+            raise
+        finally:
+            for partition in partitions:
+                self.drop(partition)
+            self._giving.difference_update(partitions)
+            self._members.changed()
+
+    async def _release(self, partitions: Collection[int]) -> None:
+        deadline = asyncio.get_running_loop().time() + GIVE_BACK_SECONDS
+        try:
+            async with asyncio.timeout_at(deadline - _RELEASE_SECONDS):
+                await self.offsets.settle(partitions)
+        except TimeoutError:
+            _log.warning("%s: some writes were not acknowledged before the partitions were given back", self._name)
+        progress: dict[int, Progress | None] = {}
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.gather(*map(self._doubt_unbegun, partitions))
+                for partition in partitions:
+                    lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
+                    if lease is not None and not lease.unsettled and self.offsets.settled(partition):
+                        progress[partition] = there  # one that is just being begun has none, but may get an offset
+                await self.leases.release(progress)
+                self._stats.given += len(progress)
+                self._stats.rebalances += bool(progress)
+        except (HazelcastError, TimeoutError) as error:
+            _log.warning(
+                "%s: %d partitions could not be given back, their leases run out in %.0f s: %s",
+                self._name,
+                len(progress),
+                self.leases.seconds,
+                str(error) or "the cluster does not answer",
+            )
+
+    async def _doubt_unbegun(self, partition: int) -> None:
+        """Find out what is in doubt of a partition that was taken over and is given back before it has begun."""
+        lease = self.leases.held.get(partition)
+        if lease is not None and lease.before and not lease.is_doubted:
+            try:
+                self._settle_doubt(lease, (await self.reader.bounds(partition))[1])
+            except GridError:
+                lease.unsettled = True  # nobody knows, so it runs out
+
+    def drop(self, partition: int) -> None:
+        """Neither read, write nor commit a partition any more, without a word to the grid."""
+        self.leases.drop(partition)
+        self.reader.stop(partition)
+        self.offsets.forget(partition)
+        self._beginning.pop(partition, None)
+        self._subscriber.dropped(partition)
+
+    def _lose(self, partitions: Collection[int]) -> None:
+        if partitions:
+            _log.warning(
+                "%s: %d partitions are no longer ours: %s",
+                self._name,
+                len(partitions),
+                _listed(partitions),
+                extra={"action": "lease_lost"},
+            )
+            self._stats.rebalances += 1
+        for partition in partitions:
+            self.drop(partition)
+
+    # ------------------------------------------------------------------ trouble
+
+    def put_back(self, partition: int) -> None:
+        """Read a partition again from what is acknowledged: the fate of a write is not known, so it is looked up."""
+        lease = self.leases.held.get(partition)
+        if lease is None or self.offsets.acknowledged(partition) is None:
+            return
+        offset, written = self.offsets.rewind(partition)
+        lease.doubt = max(lease.doubt, written)
+        lease.unsettled = True
+        self.reader.stop(partition)
+        if partition in self._giving:
+            return
+        token = self._beginning[partition] = object()
+
+        async def read_again() -> None:
+            settled = False
+            try:
+                settled = await self._settle(partition, token)
+            finally:
+                if self._beginning.get(partition) is token:
+                    del self._beginning[partition]
+                    if settled:
+                        lease.unsettled = False
+                        self.reader.start(partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
+
+        self._spawn(read_again())
+
+    async def _settle(self, partition: int, token: object) -> bool:
+        """Return when no write from before can come any more; False if the partition is no longer to be read."""
+        while self._beginning.get(partition) is token:
+            await asyncio.sleep(_RETRY_SECONDS)
+            try:
+                return await self.leases.settle(partition)
+            except HazelcastError as error:
+                _log.debug("%s: partition %d does not settle yet: %s", self._name, partition, error)
+        return False
+
+    async def _look_into(self, cursor: Cursor, page: Page, gap: int) -> Page:
+        """A page behind a gap, or in doubt: act on the loss, pass over what was done before us."""
+        partition = cursor.partition
+        if gap:
+            await self._losses.gap(partition, cursor.position, page.first)
+        if page.first < cursor.doubt:
+            lease = self.leases.held.get(partition)
+            origin = lease.record.origin if lease is not None else 0
+            page = await self._subscriber.look_over(partition, page, origin)
+        return page
+
+    def _regressed(self, partition: int, oldest: int) -> None:
+        """The journal of a partition begins again: so do we, with the lease's consent."""
+        self._doubt.set()
+        lease = self.leases.held.get(partition)
+        if lease is not None:
+            # What is under way is of the journal that was, and must have come before anything of the new one does.
+            lease.unsettled = lease.unsettled or not self.offsets.settled(partition)
+        token = self._beginning[partition] = object()
+
+        async def restart() -> None:
+            position = None
+            try:
+                if lease is not None and (not lease.unsettled or await self._settle(partition, token)):
+                    lease.unsettled = False
+                    position = await self._position_again(partition, oldest)
+            except (HazelcastError, GridError) as error:
+                _log.warning("%s: partition %d could not be begun again: %s", self._name, partition, error)
+            finally:
+                if self._beginning.get(partition) is token:
+                    del self._beginning[partition]
+                    if position is not None and lease is not None:
+                        self._read(lease, position)
+                    else:
+                        self._lose([partition])
+
+        self._spawn(restart())
+
+    async def _position_again(self, partition: int, oldest: int) -> int | None:
+        """Where to go on in a journal that is no longer what it was; None if the partition is no longer ours."""
+        last = await self.reader.standing(partition)
+        if last is None:
+            self.offsets.forget(partition)
+            return oldest if await self._begin_again(partition, oldest) else None
+        # Reads do not wait for backups. So when a member dies, we may have read what its backup has not, and what is
+        # written again has the same sequences: hence another epoch.
+        try:
+            async with asyncio.timeout(self.leases.seconds):
+                await self.offsets.settle([partition])
+        except TimeoutError:
+            pass  # it is done once more
+        there = self.offsets.acknowledged(partition)
+        self.offsets.forget(partition)
+        position = last + 1 if there is None else min(last + 1, there.offset)
+        _log.warning(
+            "%s: the journal of partition %d has lost what came after %d: going on at %d",
+            self._name,
+            partition,
+            last,
+            position,
+            extra={"action": "journal_behind", "partition": partition},
+        )
+        return position if await self.leases.reset(partition, position) else None
+
+    async def _begin_again(self, partition: int, oldest: int) -> bool:
+        await self._losses.regression(partition)
+        if not await self.leases.reset(partition, oldest, regressed=True):
+            return False
+        self._losses.after_regression(partition)
+        return True
+
+    async def _check(self) -> None:
+        """Compare the journals with our positions, one partition after the other: a parked read would never tell.
+
+        All at once after a member has come or gone, and after one journal has begun again: what happened to it may have
+        happened to all, and the sooner that is found, the fewer new events can have covered its tracks.
+        """
+        stop_watching = self._grid.on_member_change(self._doubt.set)
+        waiting: deque[int] = deque()
+        try:
+            while True:
+                pause = _CHECK_ROUND_SECONDS / max(len(self.held), 1)
+                try:
+                    async with asyncio.timeout(self._members.turn(min(pause, _MAX_CHECK_SECONDS))):
+                        await self._doubt.wait()
+                except TimeoutError:
+                    waiting = waiting or deque(self.held)
+                    if waiting:
+                        await self._check_one(waiting.popleft())
+                    continue
+                self._doubt.clear()
+                await asyncio.gather(*map(self._check_one, list(self.held)))
+        finally:
+            stop_watching()
+
+    async def _check_one(self, partition: int) -> None:
+        try:
+            await self.reader.check(partition)
+            # It is written only when its offset moves: somebody may have set it anew meanwhile.
+            if not await self.leases.check(partition):
+                self._lose([partition])
+        except (GridscoreError, HazelcastError) as error:
+            _log.debug("%s: checking partition %d failed: %s", self._name, partition, error)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _for_ever(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop; should something within it be cancelled that nobody wanted to end, that is a failure."""
+    try:
+        await loop()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and not task.cancelling():
+            raise RuntimeError("a part of the worker group ended unasked") from None
+        raise
+
+
+def _listed(partitions: Collection[int]) -> str:
+    """A few of the partitions, for the log."""
+    some = ", ".join(map(str, sorted(partitions)[:10]))
+    return some if len(partitions) <= 10 else f"{some}, …"

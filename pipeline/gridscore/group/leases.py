@@ -1,0 +1,720 @@
+"""Leases: which worker scores which partition, and how far it has come.
+
+One record per job and partition, in the control map `gridscore.leases`, holds owner, epoch, deadline and offset, and is
+changed only by compare-and-set on its exact bytes:
+
+1. *Claim*: a record without an owner is taken with the next epoch. So is one whose owner's session has not changed for
+   the whole lease time *as this process watched it*, but in three steps: the session is closed, which shuts its owner
+   out; the record is changed; and after a while taken. Clocks of different machines are never compared; deadlines in
+   records are for people.
+2. *Commit*: owner and epoch stay, the offset moves. It never goes back. What is not moved need not be written: its
+   owner renews its sessions (`sessions`).
+3. *Release*: the owner is taken out, so that the next one need not wait, nor doubt what was written.
+4. *Reset*: the offset is set anew, with the next epoch, because the journal or a user wants it so.
+
+Records are never deleted while their job exists, so epochs only grow.
+
+A lease stands, for its owner, until some time after it *began* the last successful renewal of its session; `fence` says
+how long, and why nothing that it sent comes after what its successor writes. A failed compare-and-set means that
+somebody else has taken it: the partition is dropped at once.
+
+The record of a partition lies in that very partition: a member that does not answer keeps results from being written
+and leases from being taken alike. Watching must have been without a break: a record that nobody could change, because
+its member did not answer, has not run out. The last two steps are there because a member does not refuse a write while
+the partition moves to another member: it holds it, tries it again every half of a second, and says nothing. Once the
+first of them has been written, so has everything before it that is still to be written, within `SETTLE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from hazelcast.errors import HazelcastError
+from msgspec.structs import replace
+
+from gridscore.errors import BadRecordError, ConflictError
+from gridscore.group.fence import SETTLE_SECONDS
+from gridscore.group.lease_records import LEASES_MAP, NOBODY, LeaseRecord, bad_lease, decode, read_records
+from gridscore.group.lease_writes import ANSWER, Change, LeaseWriter, Written
+from gridscore.group.sessions import Sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+
+    from gridscore.grid import Grid
+    from gridscore.group.lease_writes import Outcome
+    from gridscore.group.sessions import Session
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+LEASE_SECONDS = 5.0
+
+_ATTEMPTS = 10
+_TELL_SECONDS = 1.0
+_NEVER = float("inf")
+_STILL_SECONDS = 2.0
+_HEIR_SECONDS = SETTLE_SECONDS + 2.0
+
+
+class Progress(NamedTuple):
+    """How far a partition has come: the next sequence to read, and what became of events before it, in all.
+
+    Attributes:
+        offset: Next sequence to read.
+        lost: Events that were overwritten before they were read.
+        unkept: Events that were rejected, and have no dead letter.
+    """
+
+    offset: int
+    lost: int
+    unkept: int = 0
+
+    @classmethod
+    def of(cls, record: LeaseRecord) -> Progress:
+        """What is committed."""
+        return cls(record.offset, record.lost, record.unkept)
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A partition that this worker holds.
+
+    Attributes:
+        partition: Which.
+        record: As it was last written.
+        text: Its exact bytes.
+        session: On which it hangs.
+        ends: When it ends because it could not be hung on another session.
+        before: Worker that held it and did not release it; empty if it was released: then `doubt` is known.
+        doubt: Sequence before which results may stand that the offset does not cover.
+        is_doubted: Whether `doubt` covers what the worker before may have written.
+        unsettled: Whether a write of unknown fate may still come.
+    """
+
+    partition: int
+    record: LeaseRecord
+    text: bytes
+    session: Session
+    ends: float = _NEVER
+    before: str = ""
+    doubt: int = 0
+    is_doubted: bool = False
+    unsettled: bool = False
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def adopt(self, written: Written) -> None:
+        """Take over what was written."""
+        self.record, self.text, _ = written
+
+
+class _Sight(NamedTuple):
+    """Somebody else's record: as it was seen last, when, and since when it is the same."""
+
+    record: LeaseRecord
+    text: bytes | None
+    looked: float
+    since: float
+
+
+class _Due(NamedTuple):
+    """A lease to be committed, how far its partition has come, the record that this is about; any if None.
+
+    And whether it is to hang on another session.
+    """
+
+    lease: Lease
+    there: Progress
+    seen: LeaseRecord | None
+    strays: bool = False
+
+
+class Leases:
+    """The leases of one job, as one worker holds them.
+
+    Args:
+        grid: The connection.
+        job: Name of the job.
+        worker: Identity of this worker.
+        seconds: Lease time: how long the partitions of a killed worker wait for a new owner; see `Fence.of`.
+        dated: Whether epochs begin with the time, in seconds since 1970, and not with 1.
+        sessions: Of the process; its own if None.
+
+    Attributes:
+        sessions: On which its leases hang.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        job: str,
+        worker: str,
+        *,
+        seconds: float = LEASE_SECONDS,
+        dated: bool = False,
+        sessions: Sessions | None = None,
+    ) -> None:
+        self._grid = grid
+        self.job = job
+        self.worker = worker
+        self.seconds = seconds
+        self.sessions = sessions or Sessions(grid, worker, seconds)
+        self._send_seconds = self.sessions.fence.send
+        self.held: dict[int, Lease] = {}
+        self.claiming: set[int] = set()
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._sights: dict[int, _Sight] = {}
+        self._let_go: dict[int, str] = {}  # partitions that were held, with the sessions on which they hung
+        self._failures: list[HazelcastError] = []  # of what was tried since the last word about it
+        self._tried: Counter[str] = Counter()
+        self._told = float("-inf")
+        self._dated = dated
+        self._records = LeaseWriter(grid, job, seconds)
+
+    def until(self, partition: int) -> float:
+        """Until when, of the grid's clock, this worker may write for the partition; minus infinity if it may not."""
+        lease = self.held.get(partition)
+        return min(lease.session.renewed_at + self._send_seconds, lease.ends) if lease is not None else float("-inf")
+
+    def stands(self, partition: int, now: float) -> bool:
+        """Whether this worker may write for the partition at `now`, of the grid's clock."""
+        return now < self.until(partition)
+
+    # ------------------------------------------------------------------ others' leases
+
+    async def look(self, partitions: Iterable[int], is_silent: Callable[[str], bool] = lambda _owner: False) -> None:
+        """Read records that are not held; others that were seen are forgotten.
+
+        Those whose member does not answer in time are as they were seen last. So are, for a while, those whose owner
+        has fallen silent: it does not change them either.
+
+        Args:
+            partitions: Which.
+            is_silent: Whether a worker has not been heard of.
+
+        Raises:
+            HazelcastError: No record at all could be read.
+        """
+        now, before, self._sights = self._grid.clock(), self._sights, {}
+        wanted, until = [], now + self.seconds * ANSWER
+        for partition in partitions:
+            if partition in self.held or partition in self.claiming:
+                continue
+            sight = before.get(partition)
+            if sight is not None:
+                self._sights[partition] = sight
+            if sight is None or now - sight.looked > self._still(sight) or not is_silent(sight.record.owner):
+                wanted.append(partition)
+        reads: dict[int, tuple[bytes | None, float, float]] = {}
+        failures: list[HazelcastError] = []
+        together = self.sessions.together(wanted)
+        await asyncio.gather(*(self._read(partitions, until, reads, failures) for partitions in together))
+        if failures and not reads:
+            raise failures[0]
+        for partition, (text, asked, answered) in reads.items():
+            if partition in self.held or partition in self.claiming:
+                continue  # it was taken, or is being taken, since it was asked for
+            try:
+                record = NOBODY if text is None else decode(text)
+            except (ValueError, RecursionError) as error:
+                # Nobody takes the partition before it is repaired; the others are none the worse for it.
+                key = self._records.key(partition)
+                self._grid.bad_records.note([bad_lease(self.job, partition, key, text or b"", error)])
+                self._sights.pop(partition, None)
+                continue
+            sight = before.get(partition)
+            since = sight.since if sight is not None and sight.text == text else answered
+            if sight is not None and not record.session and asked - sight.looked > _STILL_SECONDS + self.seconds / 2:
+                since = answered  # while nobody looked, or could look, its owner may not have been able to renew it
+            self._sights[partition] = _Sight(record, text, asked, since)
+            if self._let_go.get(partition) != record.session:
+                # If it hangs on a session of ours, and nobody holds it: it must run out.
+                self.sessions.let_run_out(record.session)
+        on = {(each.record.session, each.record.lease): each.record for each in self._sights.values()}
+        await self.sessions.look(record for record in on.values() if record.session)
+
+    def _still(self, sight: _Sight) -> float:
+        """For how long a record whose owner is silent is taken to be as it was: if it is not, it cannot be claimed."""
+        return 2 * self.seconds if sight.record.session else _STILL_SECONDS  # a session alone shows that it runs out
+
+    async def _read(
+        self,
+        partitions: Sequence[int],
+        until: float,
+        reads: dict[int, tuple[bytes | None, float, float]],
+        failures: list[HazelcastError],
+    ) -> None:
+        """Read records of one member when it is their turn, and note when that was asked and answered."""
+        async with self.sessions.turn(partitions, "look"):
+            if (asked := self._grid.clock()) < until:
+                try:
+                    texts = await self._records.read(partitions)
+                except HazelcastError as error:
+                    failures.append(error)
+                else:
+                    answered = self._grid.clock()
+                    reads.update({partition: (text, asked, answered) for partition, text in texts.items()})
+
+    async def _take(self, changes: Sequence[Change], written: Callable[[int, Outcome], None]) -> bool:
+        """Write records of one member that are not held when it is their turn; False if that comes too late."""
+        until = self._grid.clock() + self.seconds * ANSWER
+        async with self.sessions.turn([each.partition for each in changes], "take"):
+            if self._grid.clock() >= until:
+                return False
+            await self._records.write_all(changes, written)
+            return True
+
+    def seen(self) -> list[tuple[int, str]]:
+        """Partitions that were looked at last and are not free, with their owners, or who is about to take them."""
+        return [(p, sight.record.heir or sight.record.owner) for p, sight in self._sights.items() if sight.record.owner]
+
+    def others(self) -> set[str]:
+        """The owners of what was seen and is not held; not those of free partitions."""
+        return {sight.record.owner for sight in self._sights.values()} - {"", self.worker}
+
+    def free(self) -> list[int]:
+        """Partitions seen that nobody holds."""
+        return [partition for partition, sight in self._sights.items() if not sight.record.owner]
+
+    def expired(self) -> list[int]:
+        """Partitions seen whose owner's session has run out while it was watched; or that were let go here."""
+        return [
+            partition
+            for partition, sight in self._sights.items()
+            if sight.record.owner
+            and (self._is_ours(partition, sight) or self._is_over(sight))
+            and not self._has_heir(sight)
+        ]
+
+    def _is_over(self, sight: _Sight) -> bool:
+        if sight.record.session:
+            return self.sessions.is_over(sight.record.session)
+        # An owner that knows no sessions renews the record itself.
+        return sight.looked - sight.since >= (sight.record.lease / 1000 or self.seconds)
+
+    def _has_heir(self, sight: _Sight) -> bool:
+        """Whether somebody else is about to take it: whoever marked it anew now would only begin the wait again."""
+        return sight.record.heir not in ("", self.worker) and self._grid.clock() - sight.since < _HEIR_SECONDS
+
+    def _is_ours(self, partition: int, sight: _Sight) -> bool:
+        """Whether it was held here, by this very object, and let go without a word to the grid."""
+        return sight.record.owner == self.worker and self._let_go.get(partition) == sight.record.session
+
+    async def claim(self, partitions: Iterable[int], taken: Callable[[Lease], None] = lambda _: None) -> list[Lease]:
+        """Take partitions that are free or expired; returns those that were taken before anybody else did.
+
+        What is expired takes `SETTLE_SECONDS`.
+
+        Args:
+            partitions: Which.
+            taken: Called with each lease as soon as it is held: a member that is slow delays only its own.
+        """
+        # Whatever comes of it, it is then not what was seen.
+        wanted = {p: self._sights.pop(p) for p in partitions if p in self._sights}
+        self.claiming.update(wanted)
+        return await self._to_the_end(self._claim_all(wanted, taken))
+
+    async def claimed(self) -> None:
+        """Return when the claims under way have ended: what they took can be released then."""
+        while self.claiming and self._under_way:
+            await asyncio.wait(set(self._under_way))
+
+    async def _claim_all(self, sights: Mapping[int, _Sight], taken: Callable[[Lease], None]) -> list[Lease]:
+        leases: list[Lease] = []
+
+        def took(lease: Lease) -> None:
+            leases.append(lease)
+            taken(lease)
+
+        owned = [p for p, sight in sights.items() if sight.record.owner]
+        free = [p for p, sight in sights.items() if not sight.record.owner]
+        together = [*self.sessions.together(free), *self.sessions.together(owned)]
+        try:
+            await asyncio.gather(*(self._claim({p: sights[p] for p in each}, took) for each in together))
+        finally:
+            self.claiming.difference_update(sights)
+        self._tell("claims", len(sights))
+        return leases
+
+    async def _claim(self, sights: Mapping[int, _Sight], taken: Callable[[Lease], None]) -> None:
+        """Take partitions of one member, all of them free or none."""
+        try:
+            records = {partition: (sight.record, sight.text) for partition, sight in sights.items()}
+            if any(record.owner for record, _ in records.values()):
+                records = await self._announce(sights)
+                await asyncio.sleep(SETTLE_SECONDS if records else 0.0)
+            sessions = {partition: await self.sessions.open(partition) for partition in records}
+        except HazelcastError as error:
+            self._failures.append(error)
+            return
+        changes = []
+        for partition, (record, text) in records.items():
+            session = sessions[partition]
+            before = int(time.time()) if self._dated and text is None else record.epoch
+            fresh = replace(self._next(record), owner=self.worker, epoch=before + 1, session=session.name)
+            session.leases += 1
+            changes.append(Change(partition, text, fresh))
+
+        def written(position: int, outcome: Outcome) -> None:
+            partition = changes[position].partition
+            session, record = sessions[partition], records[partition][0]
+            if outcome is None or isinstance(outcome, HazelcastError):
+                if outcome is not None:
+                    self._failures.append(outcome)
+                self.sessions.detach(session, released=outcome is None)  # else it may have been written
+                return
+            self._let_go.pop(partition, None)
+            lease = self.held[partition] = Lease(
+                partition, outcome.record, outcome.text, session, before=record.owner, doubt=record.doubt
+            )
+            taken(lease)
+
+        if changes and not await self._take(changes, written):
+            for session in sessions.values():
+                self.sessions.detach(session, released=True)
+
+    async def _announce(self, sights: Mapping[int, _Sight]) -> dict[int, tuple[LeaseRecord, bytes | None]]:
+        """Say of leases that have run out that this worker is about to take them; their records then, where it may."""
+        ours = {partition for partition, sight in sights.items() if self._is_ours(partition, sight)}
+        hangs = {sight.record.session for partition, sight in sights.items() if partition not in ours} - {""}
+        over = {""}
+        for name in hangs:
+            try:
+                over |= {name} if await self.sessions.end(name) else set()
+            except HazelcastError as error:
+                self._failures.append(error)
+        records: dict[int, tuple[LeaseRecord, bytes | None]] = {}
+        changes = []
+        for partition, (record, text, *_) in sights.items():
+            if partition not in ours and record.session not in over:
+                continue
+            if record.heir == self.worker:
+                records[partition] = record, text
+            else:
+                heir = replace(record, heir=self.worker, renewals=record.renewals + 1)
+                changes.append(Change(partition, text, heir))
+
+        def written(position: int, outcome: Outcome) -> None:
+            if isinstance(outcome, HazelcastError):
+                self._failures.append(outcome)
+            elif outcome is not None:
+                records[changes[position].partition] = outcome.record, outcome.text
+
+        if changes:
+            await self._take(changes, written)
+        return records
+
+    # ------------------------------------------------------------------ one's own
+
+    async def commit(self, progress: Mapping[int, Progress], partitions: Collection[int] | None = None) -> list[int]:
+        """Write offsets; returns partitions that are lost because somebody else has taken them.
+
+        Also has the sessions renewed that are due, and hangs leases on other sessions, where theirs is retired or
+        their partition has moved to another member. A partition whose write has an unknown fate stays held: it is
+        read back by the next call.
+
+        Args:
+            progress: By partition; no offset may be smaller than what is committed.
+            partitions: Only these; all that are held if None.
+        """
+        self.sessions.renew()
+        now, homes, held = self._grid.clock(), self.sessions.homes, self.held
+        due = []
+        # Each second for each lease that is held, and nearly always for nothing.
+        for partition in held if partitions is None else partitions:
+            lease = held.get(partition)
+            if lease is None:
+                continue
+            record, session, there = lease.record, lease.session, progress.get(partition)
+            moved = there is not None and there != (record.offset, record.lost, record.unkept)
+            at_home = homes[partition] == session.partition
+            # If its member is another one now, and cannot be reached, the session does not show it.
+            lease.ends = _NEVER if at_home else min(lease.ends, now + self._send_seconds)
+            strays = session.retired or not at_home
+            if (moved or strays) and not lease.changing.locked() and (moved or self.sessions.ready(partition)):
+                due.append(_Due(lease, there or Progress.of(record), record, strays))
+        return await self._to_the_end(self._commit_all(due)) if due else []
+
+    async def _commit_all(self, due: Sequence[_Due]) -> list[int]:
+        # What is being changed has its turn next time: its member may be slow, and the others' need not wait for it.
+        idle = [each for each in due if not each.lease.changing.locked()]
+        lost = await self._commit_these(idle, self.worker)
+        self._tell("commits", len(idle))
+        return lost
+
+    async def _commit_these(self, due: Iterable[_Due], owner: str) -> list[int]:
+        """Write offsets and owner; returns partitions that are lost."""
+        lost, leases, changes, sessions = [], [], [], []
+        # In one order, so that a commit and a release never wait for each other.
+        for lease, there, seen, strays in sorted(due, key=_partition_of):
+            await lease.changing.acquire()
+            record = lease.record
+            if seen is not None and record is not seen:
+                # It was changed since it was looked at, as by a reset: it has its turn next time.
+                lease.changing.release()
+                continue
+            if there.offset < record.offset:
+                # It must never happen. If it does, the grid is right, and whoever takes the partition goes on from it.
+                _log.error(
+                    "%s/%d: the offset would go back from %d to %d: dropping the partition",
+                    self.job,
+                    lease.partition,
+                    record.offset,
+                    there.offset,
+                    extra={"action": "offset_back"},
+                )
+                lost.append(lease)
+                lease.changing.release()
+                continue
+            doubt = lease.doubt if there.offset < lease.doubt else 0
+            # If there is none to hang it on yet, it stays on its own one until the next time.
+            session = (self.sessions.ready(lease.partition) if owner and strays else None) or lease.session
+            fresh = replace(
+                self._next(record),
+                owner=owner,
+                doubt=doubt,
+                session=session.name if owner else "",
+                **there._asdict(),
+            )
+            session.leases += 1
+            sessions.append(session)
+            leases.append(lease)
+            changes.append(Change(lease.partition, lease.text, fresh))
+
+        def written(position: int, outcome: Outcome) -> None:
+            lease, session, before = leases[position], sessions[position], leases[position].session
+            if isinstance(outcome, HazelcastError):
+                self._failures.append(outcome)  # not known to be lost
+            elif outcome is None:
+                lost.append(lease)
+            else:
+                lease.adopt(outcome)
+                if session is not before and self.held.get(lease.partition) is lease:
+                    # It hangs on one of both: the other lets go of it below.
+                    lease.session, session = session, before
+                    lease.ends = _NEVER
+            # If it was dropped meanwhile, that let go of the one before; the new one must run out.
+            self.sessions.detach(session, released=session is before or lease.session is not before)
+            lease.changing.release()
+
+        await self._records.write_all(changes, written)
+        for lease in lost:
+            self._lose(lease)
+        return [lease.partition for lease in lost if lease.partition not in self.held]
+
+    async def check(self, partition: int) -> bool:
+        """Whether the record of a held partition is what was written last; if not, it is lost.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        lease = self.held.get(partition)
+        if lease is None or lease.changing.locked():
+            return True
+        text = lease.text
+        there = await self._records.read([partition])
+        if there.get(partition) != text and lease.text == text and not lease.changing.locked():
+            self._lose(lease)
+            return False
+        return True
+
+    async def settle(self, partition: int) -> bool:
+        """Return when no write from before this call can come any more; False if the lease is lost.
+
+        Raises:
+            HazelcastError: The cluster did not answer: call it again.
+        """
+        return await self._to_the_end(self._settle(partition))
+
+    async def _settle(self, partition: int) -> bool:
+        lease = self.held.get(partition)
+        if lease is None or not await self._change(lease, self._next):
+            return False
+        await asyncio.sleep(SETTLE_SECONDS)
+        return self.held.get(partition) is lease
+
+    async def place(self, partition: int, offset: int) -> bool:
+        """Write the first offset of a partition that nobody has begun; False if the lease is lost.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        lease = self.held.get(partition)
+        return lease is not None and await self._to_the_end(
+            self._change(lease, lambda now: replace(self._next(now), offset=offset))
+        )
+
+    def drop(self, partition: int) -> None:
+        """Forget a partition at once, without a word to the grid: its session must run out."""
+        if (lease := self.held.pop(partition, None)) is not None:
+            self._let_go[partition] = lease.record.session
+            self.sessions.detach(lease.session, released=False)
+
+    def _lose(self, lease: Lease) -> None:
+        """Forget a lease that somebody else has taken; a newer one of the same partition stays."""
+        if self.held.get(lease.partition) is lease:
+            self.drop(lease.partition)
+
+    async def release(self, progress: Mapping[int, Progress | None]) -> None:
+        """Commit partitions and give them back. All that was written for them must have been acknowledged.
+
+        Args:
+            progress: Of the partitions to give back; None where nothing was read, so what is committed stays.
+        """
+        origins = {partition: lease.record.origin for partition, lease in self.held.items() if partition in progress}
+        # A compare-and-set under way changes the text that the next one must compare with: let it end first.
+        # To wait does not cancel what is waited for, should the caller's time be over.
+        if self._under_way:
+            await asyncio.wait(set(self._under_way))
+        due = []
+        for partition, origin in origins.items():
+            if (lease := self.held.pop(partition, None)) is not None:
+                record = lease.record
+                # If it was reset meanwhile, what had been done before no longer counts.
+                as_it_was = record.origin == origin
+                there = (progress[partition] if as_it_was else None) or Progress.of(record)
+                due.append(_Due(lease, there, None))
+        await self._to_the_end(self._release_all(due))
+
+    async def _release_all(self, due: list[_Due]) -> None:
+        await self._commit_these(due, "")
+        for each in due:
+            self.sessions.detach(each.lease.session, released=not each.lease.record.owner)
+        self._tell("releases", len(due))
+
+    async def reset(self, partition: int, offset: int, *, run: int | None = None, regressed: bool = False) -> bool:
+        """Set the offset anew, with the next epoch; False if the lease is lost.
+
+        Args:
+            partition: A held one.
+            offset: To go on from; it may be smaller than what is committed.
+            run: Number of the restart that wants it.
+            regressed: The journal has begun again: counted.
+        """
+        return await self._to_the_end(self._reset(partition, offset, run, regressed=regressed))
+
+    async def _reset(self, partition: int, offset: int, run: int | None, *, regressed: bool) -> bool:
+        def change(record: LeaseRecord) -> LeaseRecord:
+            return replace(
+                self._next(record),
+                epoch=record.epoch + 1,
+                origin=record.epoch + 1,
+                offset=offset,
+                doubt=0,
+                regressions=record.regressions + regressed,
+                run=record.run if run is None else run,
+            )
+
+        lease = self.held.get(partition)
+        if lease is None or not await self._change(lease, change):
+            return False
+        lease.doubt = 0
+        return True
+
+    async def begin_anew(self, partitions: Iterable[int]) -> list[int]:
+        """Let partitions begin as if nobody had; returns those whose record could not be read or written, or changed.
+
+        Raises:
+            HazelcastError: No record at all could be read.
+        """
+        partitions = list(partitions)
+        for partition in partitions:
+            self._sights.pop(partition, None)
+        await self.look(partitions)
+        left = [p for p in partitions if p not in self._sights]
+        changes = []
+        for partition in partitions:
+            sight = self._sights.get(partition)
+            if sight is None or sight.text is None:
+                continue
+            record, epoch = sight.record, sight.record.epoch + 1
+            fresh = replace(
+                NOBODY,
+                owner=record.owner,
+                epoch=epoch,
+                origin=epoch,
+                renewals=record.renewals + 1,
+                lease=record.lease,
+                session=record.session,
+            )
+            changes.append(Change(partition, sight.text, fresh))
+
+        def written(position: int, outcome: Outcome) -> None:
+            if not isinstance(outcome, Written):
+                left.append(changes[position].partition)
+
+        await self._records.write_all(changes, written)
+        return left
+
+    # ------------------------------------------------------------------ records
+
+    def _next(self, record: LeaseRecord) -> LeaseRecord:
+        """The record, changed by this worker."""
+        # To hand further changes through here costs more than the second `replace` that it saves.
+        return replace(record, renewals=record.renewals + 1, lease=int(self.seconds * 1000), heir="")
+
+    async def _change(self, lease: Lease, change: Callable[[LeaseRecord], LeaseRecord]) -> bool:
+        """Change the record of a held lease; False, and the partition is dropped, if somebody else has."""
+        async with lease.changing:
+            written = await self._records.write(lease.partition, lease.text, change(lease.record))
+            if written is None:
+                self._lose(lease)
+                return False
+            lease.adopt(written)
+            return True
+
+    def _tell(self, what: str, count: int) -> None:
+        """Say once what has failed many times."""
+        self._tried[what] += count
+        now = self._grid.clock()
+        if not self._failures:
+            self._tried.clear()
+        elif now - self._told >= _TELL_SECONDS:
+            tried = ", ".join(f"{count} {what}" for what, count in self._tried.items())
+            failed, last = len(self._failures), self._failures[-1]
+            _log.warning("%s: %d of %s failed: %s", self.job, failed, tried, last, extra={"action": "lease_failed"})
+            self._failures, self._told = [], now
+            self._tried.clear()
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do it even if whoever asked for it is cancelled meanwhile."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
+
+def _partition_of(due: _Due) -> int:
+    return due.lease.partition
+
+
+async def begin_anew(grid: Grid, job: str) -> None:
+    """Forget how far a job has come. Whoever still holds a partition finds out at its next commit, and lets it go.
+
+    Epochs are counted on: a result of before is never taken for one of after.
+
+    Raises:
+        BadRecordError: What is there is not a lease record.
+        ConflictError: Records could not be read, or workers kept changing them.
+        HazelcastError: The cluster did not answer.
+    """
+    leases, changed = Leases(grid, job, ""), list(range(grid.partition_count))
+    await read_records(grid, job)
+    for bad in grid.bad_records.all():
+        if bad.map_name == LEASES_MAP and bad.key.startswith(f"{job}/"):
+            raise BadRecordError(bad)
+    for _ in range(_ATTEMPTS):
+        changed = await leases.begin_anew(changed)
+        if not changed:
+            return
+    raise ConflictError(
+        f"{len(changed)} lease records of the job `{job}` could not be set anew: members do not answer, or workers "
+        "are still committing.",
+        "Cancel the job if it is running, and try again.",
+    )

@@ -1,0 +1,423 @@
+"""The living workers of a cluster, as this process observes them: one whose heartbeat goes on changing, and it itself.
+
+A heartbeat is a few bytes in `gridscore.heartbeats`, which every process reads all the time. It counts the changes of
+what its process *holds*: its groups, and its partitions of each, in `gridscore.holdings`. Those are read when they have
+changed. What is for people is in a third map, which no process reads.
+
+Others are judged as of the last look: while nobody can look, as when a member does not answer, nobody falls silent.
+Clocks are not compared. Who is taken for dead and is not loses nothing but his partitions, and those only after their
+leases have run out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import socket
+import time
+import uuid
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from hazelcast.core import HazelcastJsonValue
+from hazelcast.errors import HazelcastError, OperationTimeoutError
+
+from gridscore.errors import BadRecordError, GridscoreError
+from gridscore.grid.records import Count, Record, Records, record_text
+from gridscore.group.leases import LEASE_SECONDS
+from gridscore.group.sessions import Sessions
+from gridscore.health_file import touch_health_file
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from gridscore.grid import Grid
+    from gridscore.group.group import Group
+
+_log = logging.getLogger(__name__)
+
+WORKERS_MAP = "gridscore.workers"
+HEARTBEATS_MAP = "gridscore.heartbeats"
+HOLDINGS_MAP = "gridscore.holdings"
+
+FORMAT = 1
+"""Of what processes of a group write for each other: a release that older ones would misread counts it up.
+
+Where processes of two formats meet in a group, the newer give back what they hold, and wait until the older have gone.
+"""
+
+SUSPECT_SECONDS = 1.6
+"""A worker whose heartbeat has not changed for so long is late: its leases are watched."""
+
+GONE_SECONDS = 4.0
+"""A worker whose heartbeat has not changed for so long takes no part in the group, and is not counted as living.
+
+Long enough to miss three changes, and shorter than a lease is by default: when its partitions can be taken, the others
+have shared them out among themselves already.
+"""
+
+PUBLISH_SECONDS = 1.0
+LOOK_SECONDS = 0.5
+_LOOK_PAUSE_SECONDS = 0.1
+_TURN_SECONDS = 0.6
+_MOST_BITS = 1 << 20
+"""More partitions than any cluster has."""
+
+FORGET_SECONDS = 60.0
+"""Records of processes that were killed are removed by others after this time."""
+
+
+def new_identity() -> str:
+    """A name for a process in its groups, that no other has: host, process, and something by chance."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+
+def packed(partitions: Iterable[int]) -> str:
+    """Partitions as a record holds them: a compressed bit for each."""
+    bits = bits_of(partitions)
+    return base64.b64encode(zlib.compress(bits.to_bytes(-(-bits.bit_length() // 8), "little"))).decode()
+
+
+def unpacked(text: str) -> int:
+    """Partitions of a record, a bit for each.
+
+    Raises:
+        ValueError: It is not valid.
+    """
+    try:
+        found = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MOST_BITS // 8)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    return int.from_bytes(found, "little")
+
+
+def bits_of(partitions: Iterable[int]) -> int:
+    """A bit for each partition."""
+    bits = 0
+    for partition in partitions:
+        bits |= 1 << partition
+    return bits
+
+
+class Holdings(msgspec.Struct, frozen=True):
+    """What a process holds.
+
+    Attributes:
+        version: Counts the changes.
+        groups: Partitions of each group that it takes part in, see `packed`.
+    """
+
+    version: Count
+    groups: dict[str, str]
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """That a process lives.
+
+    Attributes:
+        beat: Counts on.
+        holds: Version of what it holds.
+        format: Of what it writes, see `FORMAT`.
+    """
+
+    beat: Count
+    holds: Count
+    format: Count = 0
+
+
+@dataclass(slots=True)
+class _Sight:
+    raw: str
+    since: float
+    holds: int
+    format: int
+    version: int = -1
+    held: dict[str, int] = field(default_factory=dict)
+
+
+class Members:
+    """Who lives, and holds what.
+
+    Args:
+        grid: The connection.
+        worker: Identity of this worker; it lives, whatever its record says.
+        map_name: Where the records for people are.
+        seconds: Lease time.
+
+    Attributes:
+        sessions: Of this process.
+        format: Of what this process writes.
+    """
+
+    format = FORMAT
+
+    def __init__(self, grid: Grid, worker: str, map_name: str = WORKERS_MAP, *, seconds: float = LEASE_SECONDS) -> None:
+        self._grid = grid
+        self.map_name = map_name
+        self._heartbeats = Records(grid, HEARTBEATS_MAP)
+        self._holdings = Records(grid, HOLDINGS_MAP)
+        self._sights: dict[str, _Sight] = {}
+        self._turn_at = float("-inf")
+        self._told: dict[str, tuple[int, bool, bool, dict[str, int]]] = {}
+        self._looked = float("-inf")
+        self._stops: list[Callable[[], Any]] = []
+        self.worker = worker
+        self.sessions = Sessions(grid, worker, seconds)
+        self.changed: Callable[[], None] = lambda: None
+
+    async def look(self) -> None:
+        """Read the heartbeats, and what is held where that has changed.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        try:
+            async with asyncio.timeout(GONE_SECONDS):
+                await self._look()
+        except TimeoutError:
+            raise OperationTimeoutError("a member does not answer") from None
+
+    async def _look(self) -> None:
+        heartbeats = await self._heartbeats.read(lambda record: (msgspec.convert(record.value, Heartbeat), record.raw))
+        now = self._grid.clock()
+        # A look that could not be made for a while proves nothing about those who could not write meanwhile.
+        blind = now - self._looked > SUSPECT_SECONDS
+        self._looked = now
+        sights = {}
+        for name, (heartbeat, raw) in heartbeats.items():
+            sight = sights[name] = self._sights.get(name) or _Sight(raw, now, heartbeat.holds, heartbeat.format)
+            if sight.raw != raw or blind:
+                sight.raw, sight.since, sight.holds = raw, now, heartbeat.holds
+        self._sights = sights
+        stale = [name for name, sight in sights.items() if sight.holds > sight.version and name != self.worker]
+        await asyncio.gather(*map(self._look_at_holdings, stale))
+
+    async def _look_at_holdings(self, name: str) -> None:
+        try:
+            record = await self._holdings.get(name)
+            found = msgspec.convert(record.value, Holdings) if record is not None else None
+            held = {group: unpacked(text) for group, text in found.groups.items()} if found is not None else {}
+        except (BadRecordError, ValueError) as error:
+            _log.debug("what %s holds is not known: %s", name, error)
+            return
+        sight = self._sights.get(name)
+        if sight is not None and found is not None:
+            sight.version, sight.held = found.version, held
+
+    def group(self, job: str) -> set[str]:
+        """Living workers of our format that take part in a job's group; this worker is always one of them."""
+        return {name for name, number in self._formats(job).items() if number == self.format} | {self.worker}
+
+    def older(self, job: str) -> list[str]:
+        """Living workers of an older format that take part in a job's group: as long as there are any, it is theirs."""
+        return sorted(name for name, number in self._formats(job).items() if number < self.format)
+
+    def _formats(self, job: str) -> dict[str, int]:
+        return {
+            name: sight.format
+            for name, sight in self._sights.items()
+            if job in sight.held and self._silence(sight) < GONE_SECONDS
+        }
+
+    def held(self, job: str) -> dict[str, int]:
+        """Partitions of a job that each other worker holds, a bit for each."""
+        return {n: sight.held[job] for n, sight in self._sights.items() if job in sight.held and n != self.worker}
+
+    def is_fresh(self, worker: str) -> bool:
+        """Whether a worker was heard of just now: its leases need no watching."""
+        sight = self._sights.get(worker)
+        return sight is not None and self._silence(sight) < SUSPECT_SECONDS
+
+    def _silence(self, sight: _Sight) -> float:
+        return self._looked - sight.since
+
+    def vouches(self, worker: str) -> bool:
+        """Whether a worker was heard of just now, and what we know of its partitions is no older."""
+        return self.is_fresh(worker) and (sight := self._sights[worker]).version >= sight.holds
+
+    def is_silent(self, worker: str) -> bool:
+        """Whether a worker has not been heard of for a while, and has not left either."""
+        return worker in self._sights and not self.is_fresh(worker)
+
+    def changes(self) -> set[str]:
+        """Groups of which somebody has come, gone, fallen silent or taken or given something since the last call."""
+        before, self._told = self._told, {}
+        for name, sight in self._sights.items():
+            silent = self._silence(sight)
+            self._told[name] = sight.version, silent < SUSPECT_SECONDS, silent < GONE_SECONDS, sight.held
+        changed = {name for name in before.keys() | self._told.keys() if before.get(name) != self._told.get(name)}
+        return {
+            group for name in changed for there in (before, self._told) if name in there for group in there[name][3]
+        }
+
+    def turn(self, pause: float) -> float:
+        """Seconds until one more of the checks that go on all the time may be made: all groups share a few a second."""
+        now = self._grid.clock()
+        self._turn_at = max(now + pause, self._turn_at + _TURN_SECONDS)
+        return self._turn_at - now
+
+    async def say(self, beat: int, version: int, groups: Mapping[str, Iterable[int]] | None) -> None:
+        """Say that this process lives, and what it holds, if that has changed.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        if groups is not None:
+            held = {name: packed(partitions) for name, partitions in groups.items()}
+            await self._holdings.put(self.worker, msgspec.to_builtins(Holdings(version, held)))
+        await self._heartbeats.put(self.worker, msgspec.to_builtins(Heartbeat(beat, version, self.format)))
+
+    async def leave(self) -> None:
+        """Take our records away, so that the others make room for what we are about to give back.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        await self._heartbeats.delete(self.worker)
+        await self._forget(self.worker)
+        await self.close()
+
+    async def _forget(self, name: str) -> None:
+        await self._holdings.delete(name)
+        await (await self._grid.map(self.map_name)).delete(name)
+
+    async def forget(self, seconds: float) -> None:
+        """Remove the records that have not changed for so long as we watched.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        for name, sight in list(self._sights.items()):
+            if name != self.worker and self._silence(sight) > seconds:
+                await self._heartbeats.remove(Record(name, {}, sight.raw))
+                await self._forget(name)
+        self.sessions.forget()
+        if self.worker == min(self._sights, default=""):
+            await self.sessions.sweep()  # one of all is enough
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """Call back when a worker has come or gone, or holds something else; `look` then tells who."""
+        if not self._stops:
+            self._stops.append(await self._heartbeats.watch(changed, updates=False))
+        if len(self._stops) == 1:
+            self._stops.append(await self._holdings.watch(changed))
+
+    async def close(self) -> None:
+        """Stop watching."""
+        while self._stops:
+            await self._stops.pop()()
+
+
+class Membership:
+    """One process's part in its groups: says once a second that it lives, and sees who else does.
+
+    Args:
+        grid: The connection.
+        members: Who lives; this process among them.
+        value: Gives what else to say: `groups`, those that it takes part in, and whatever is for people.
+        groups: Those to wake when their members have changed, by name.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        members: Members,
+        value: Callable[[], dict[str, Any]],
+        groups: Callable[[], Mapping[str, Group]],
+    ) -> None:
+        self._grid = grid
+        self._members = members
+        self._value = value
+        self._groups = groups
+        self._now = asyncio.Event()
+        self._others = asyncio.Event()
+        self._began = time.time()
+        self._swept_at = 0
+        self._beat = self._version = 0
+        self._held: dict[str, frozenset[int]] | None = None
+        self._said_at = float("-inf")
+        members.changed = self.soon
+
+    def soon(self) -> None:
+        """Say at once that we live, and what we hold."""
+        self._now.set()
+
+    async def watch(self) -> None:
+        """Look at once whenever a member has come or gone, or holds something else.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        await self._members.watch(self._others.set)
+
+    async def run(self) -> None:
+        """Say that we live, and see who else does, until cancelled; whatever else takes time, this does not wait."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._repeat(self._publish, self._now, PUBLISH_SECONDS))
+            tasks.create_task(self._repeat(self._look, self._others, LOOK_SECONDS))
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]], now: asyncio.Event, seconds: float) -> None:
+        while True:
+            now.clear()
+            try:
+                await work()
+            except (HazelcastError, GridscoreError) as error:
+                _log.warning("The other processes could not be seen: %s", error, extra={"action": "retry"})
+            try:
+                async with asyncio.timeout(seconds):
+                    await now.wait()
+                await asyncio.sleep(_LOOK_PAUSE_SECONDS)  # what changes at once is said and seen at once
+            except TimeoutError:
+                pass
+
+    async def _look(self) -> None:
+        try:
+            await self._members.look()
+        finally:
+            changed = self._members.changes()
+            for name, group in self._groups().items():
+                if name in changed:
+                    group.wake()
+
+    async def leave(self) -> None:
+        """Take our records away, so that the others make room for what we are about to give back.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        await self._members.leave()
+
+    async def _publish(self) -> None:
+        value = self._value()
+        groups = self._groups()
+        held = {name: frozenset(groups[name].held) for name in value["groups"] if name in groups}
+        changed = held != self._held
+        self._version += changed
+        self._beat += 1
+        await self._members.say(self._beat, self._version, held if changed else None)
+        touch_health_file()
+        self._held = held
+        now = self._grid.clock()
+        if changed or now - self._said_at >= PUBLISH_SECONDS * 0.9:
+            self._said_at = now
+            await self._say_to_people(value)
+
+    async def _say_to_people(self, value: dict[str, Any]) -> None:
+        now = int(time.time() * 1000)
+        value = {
+            "id": self._members.worker,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "began_at": int(self._began * 1000),
+            "seen_at": now,
+            **value,
+        }
+        proxy = await self._grid.map(self._members.map_name)
+        await proxy.set(self._members.worker, HazelcastJsonValue(record_text(value)))
+        if now - self._swept_at > FORGET_SECONDS * 1000:
+            self._swept_at = now
+            await self._members.forget(FORGET_SECONDS)

@@ -1,0 +1,133 @@
+"""Offsets: what of a partition was written, what was acknowledged, and so what may be committed.
+
+Writes of a partition are made in order, and answered in any. An offset may be committed when every write before it is
+acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gridscore.group.leases import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+
+class NotNowError(Exception):
+    """Waiting for a partition to come to some offset is in vain: it is no longer ours, or does not come on."""
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """A put-all under way, and what it allows to be committed.
+
+    Attributes:
+        partition: Of the event map.
+        next: Sequence to read after it.
+        events: Results in it.
+        lost: Events that were overwritten before they were read, just before those of this write.
+        arrived_at: When its events had been read, of the grid's clock.
+        unkept: Events that were rejected, and have no dead letter.
+    """
+
+    partition: int
+    next: int
+    events: int
+    lost: int
+    arrived_at: float
+    unkept: int = 0
+    done: bool = False
+
+
+@dataclass(slots=True)
+class _Partition:
+    acknowledged: Progress
+    written: int
+    pending: deque[Write] = field(default_factory=deque)
+
+
+class Offsets:
+    """The partitions that are being scored, and how far each has come.
+
+    Attributes:
+        unacknowledged: Results that are written and not acknowledged.
+    """
+
+    def __init__(self) -> None:
+        self._partitions: dict[int, _Partition] = {}
+        self._changed = asyncio.Event()
+        self.unacknowledged = 0
+
+    def begin(self, partition: int, progress: Progress) -> None:
+        """Go on with a partition from here; what was under way for it is forgotten."""
+        self._partitions[partition] = _Partition(progress, progress.offset)
+
+    def forget(self, partition: int) -> None:
+        """Let a partition go."""
+        self._partitions.pop(partition, None)
+
+    def sent(self, write: Write) -> None:
+        """A write is on its way."""
+        there = self._partitions[write.partition]
+        there.pending.append(write)
+        there.written = max(there.written, write.next)
+        self.unacknowledged += write.events
+
+    def answered(self, write: Write) -> bool:
+        """The write is no longer under way; False if nobody waits for it any more."""
+        self.unacknowledged -= write.events
+        self._changed.set()
+        return self.awaits(write)
+
+    def awaits(self, write: Write) -> bool:
+        """Whether the write is still to be made: its partition has been neither let go nor put back."""
+        there = self._partitions.get(write.partition)
+        return there is not None and write in there.pending
+
+    def acknowledge(self, write: Write) -> int:
+        """The write has succeeded: move the offset as far as it goes; returns the results that are safe now."""
+        write.done = True
+        there = self._partitions[write.partition]
+        events = 0
+        while there.pending and there.pending[0].done:
+            first = there.pending.popleft()
+            before = there.acknowledged
+            there.acknowledged = Progress(first.next, before.lost + first.lost, before.unkept + first.unkept)
+            events += first.events
+        self._changed.set()
+        return events
+
+    def acknowledged(self, partition: int) -> Progress | None:
+        """What may be committed for a partition; None if it is not being scored."""
+        there = self._partitions.get(partition)
+        return None if there is None else there.acknowledged
+
+    def committable(self, partitions: Iterable[int]) -> dict[int, Progress]:
+        """What may be committed for these partitions; without those that are not being scored."""
+        there = self._partitions
+        return {partition: there[partition].acknowledged for partition in partitions if partition in there}
+
+    def rewind(self, partition: int) -> tuple[int, int]:
+        """Forget what is under way; returns the offset to read from, and the one up to which was written."""
+        there = self._partitions[partition]
+        there.pending.clear()
+        return there.acknowledged.offset, there.written
+
+    def settled(self, partition: int) -> bool:
+        """Whether nothing is under way for a partition."""
+        there = self._partitions.get(partition)
+        return there is None or not there.pending
+
+    async def settle(self, partitions: Collection[int]) -> None:
+        """Return when nothing is under way for these partitions."""
+        while not all(map(self.settled, partitions)):
+            await self.change()
+
+    async def change(self) -> None:
+        """Return when the next write is answered, or acknowledged."""
+        self._changed.clear()
+        await self._changed.wait()

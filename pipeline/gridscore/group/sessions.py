@@ -1,0 +1,380 @@
+"""Sessions: by which a process says that its leases stand, one for each member, however many leases lie there.
+
+A lease names the session of its owner, and stands as long as that is renewed. A session is a record in the control map
+`gridscore.sessions`, in a partition of the member that it is for: a member that does not answer keeps results from
+being written and leases from being renewed alike, and leases of other members go on. Only its owner renews it, by
+compare-and-set; somebody who has watched it unchanged for the whole lease time *closes* it, by compare-and-set too:
+so either the owner was quicker, or it finds out at its next renewal. No session is opened twice, and none is renewed
+that the owner let grow older than the lease.
+
+A member may die with what it alone has. So only what was acknowledged counts, not what was merely read: a renewal for
+the owner, a close for whoever takes what hangs on it.
+
+When leases are let go that the grid knows nothing of, their session is *retired*: it is renewed only until what else
+hangs on it hangs on another one. It then runs out, and what was let go can be taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from hazelcast.errors import HazelcastError
+from msgspec.structs import replace
+
+from gridscore.grid import Records
+from gridscore.group.fence import Fence
+from gridscore.group.lease_records import NOBODY, LeaseRecord, decode
+from gridscore.group.lease_writes import LeaseWriter, Written
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from gridscore.grid import Grid
+
+_log = logging.getLogger(__name__)
+
+SESSIONS_MAP = "gridscore.sessions"
+
+_TICK_SECONDS = 0.5
+_LOOK_SECONDS, _LAST_LOOK_SECONDS = 1.0, 0.2
+"""Pause between two looks at somebody's session, and in the last second before it runs out."""
+
+_SWEEP_SECONDS = 60.0
+
+_TOGETHER, _TURNS = 4, 4
+"""A process looks at, or takes, sixteen leases of one member's at once: so many together, which wait for each other,
+in so many turns."""
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """A session of this process.
+
+    Attributes:
+        name: Under which leases name it.
+        partition: In which its record lies.
+        renewed_at: When the last acknowledged renewal began; minus infinity if it is over.
+        leases: How many hang on it.
+        retired: Whether no further lease may hang on it.
+    """
+
+    name: str
+    partition: int
+    writer: LeaseWriter
+    record: LeaseRecord
+    text: bytes
+    renewed_at: float
+    leases: int = 0
+    retired: bool = False
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True, eq=False)
+class _Sight:
+    """Somebody else's session: as it was seen last, since when it is the same, when it was looked at, and its lease.
+
+    And its text as we closed it and that was acknowledged.
+    """
+
+    partition: int
+    writer: LeaseWriter
+    record: LeaseRecord = NOBODY
+    text: bytes | None = None
+    since: float = float("inf")
+    looked: float = float("-inf")
+    asked: float = float("-inf")
+    lease: float = 0.0
+    closed: bytes | None = None
+    closing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Sessions:
+    """The sessions of this process, and those of others whose leases it may take.
+
+    Args:
+        grid: The connection.
+        worker: Identity of this process.
+        seconds: Lease time.
+
+    Attributes:
+        homes: By partition, the one in which its session lies: of the same member.
+    """
+
+    def __init__(self, grid: Grid, worker: str, seconds: float) -> None:
+        self._grid = grid
+        self.worker = worker
+        self.seconds = seconds
+        self.fence = Fence.of(seconds)
+        self._own: dict[str, Session] = {}
+        self._current: dict[int, Session] = {}  # by partition
+        self.homes: list[int] = []
+        self._turns: dict[tuple[int, str], asyncio.Semaphore] = {}
+        self._opening: dict[int, asyncio.Task[Session]] = {}
+        self._sights: dict[str, _Sight] = {}
+        self._swept: dict[str, tuple[str, float]] = {}
+        self._renewed = float("-inf")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------------ one's own
+
+    def _find_homes(self) -> None:
+        """Find a partition of each member, in which the sessions for all of its partitions lie."""
+        owner_of, first = self._grid.client.partition_service.get_partition_owner, dict[object, int]()
+        for home in set(self.homes):
+            first.setdefault(owner_of(home), home)  # as it was, where that is possible
+        count = self._grid.partition_count
+        self.homes = [p if (owner := owner_of(p)) is None else first.setdefault(owner, p) for p in range(count)]
+
+    def together(self, partitions: Iterable[int]) -> list[list[int]]:
+        """The partitions by their member, in parts that are looked at, or taken, in one turn."""
+        if not self.homes:
+            self._find_homes()
+        by_member: dict[int, list[int]] = {}
+        for partition in partitions:
+            by_member.setdefault(self.homes[partition], []).append(partition)
+        return [each[at : at + _TOGETHER] for each in by_member.values() for at in range(0, len(each), _TOGETHER)]
+
+    def turn(self, partitions: Sequence[int], what: str) -> asyncio.Semaphore:
+        """To be held while leases that are not held are looked at, or taken, `together`.
+
+        More would only wait at the member, until it is too late for their answers, and be asked for again.
+        """
+        return self._turns.setdefault((self.homes[partitions[0]], what), asyncio.Semaphore(_TURNS))
+
+    async def open(self, partition: int) -> Session:
+        """The session on which a lease of that partition can hang, just renewed or opened.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        if (session := self.ready(partition)) is not None:
+            return session
+        return await asyncio.shield(self._opening[self.homes[partition]])
+
+    def ready(self, partition: int) -> Session | None:
+        """The session on which a lease of that partition can hang; None if it must first be renewed or opened.
+
+        That is begun then, and nobody need wait for it: its member may be slow.
+        """
+        if not self.homes:
+            self._find_homes()
+        home = self.homes[partition]
+        session = self._current.get(home)
+        if session is not None and not self._is_due(session):
+            return session
+        if home not in self._opening:
+            opening = self._opening[home] = asyncio.get_running_loop().create_task(self._renew_or_open(home))
+            opening.add_done_callback(partial(self._opened, home))
+        return None
+
+    def _opened(self, home: int, opening: asyncio.Task[Session]) -> None:
+        del self._opening[home]
+        if not opening.cancelled() and (error := opening.exception()) is not None:
+            _log.debug("a session could not be opened: %s", error)  # what was to hang on it ends in time
+
+    async def _renew_or_open(self, home: int) -> Session:
+        if (session := self._current.get(home)) is not None:
+            await self._renew(session)
+            if self._grid.clock() < session.renewed_at + self.fence.send and not session.retired:
+                return session
+            self.retire(session)
+        return await self._open(home)
+
+    async def _open(self, home: int) -> Session:
+        nonce = uuid.uuid4().hex[:16]
+        writer = LeaseWriter(self._grid, nonce, self.seconds, SESSIONS_MAP)
+        written = await writer.write(home, None, self._next(NOBODY))
+        if written is None or not written.is_acknowledged:
+            raise HazelcastError("a session could not be opened")
+        session = Session(f"{nonce}/{home}", home, writer, *written)
+        self._own[session.name] = self._current[home] = session
+        return session
+
+    def retire(self, session: Session) -> None:
+        """Let no further lease hang on a session."""
+        session.retired = True
+        if self._current.get(session.partition) is session:
+            del self._current[session.partition]
+        if not session.leases:
+            self._own.pop(session.name, None)
+
+    def detach(self, session: Session, *, released: bool) -> None:
+        """A lease no longer hangs on a session; unless the grid knows that, the session must run out."""
+        session.leases -= 1
+        if session.retired or not released:
+            self.retire(session)
+
+    def let_run_out(self, name: str) -> None:
+        """Retire a session if it is of this process: something hangs on it that nobody holds."""
+        if (session := self._own.get(name)) is not None and not session.retired:
+            self.retire(session)
+
+    def renew(self) -> None:
+        """Have renewed what has used up a third of its time; a member that is slow holds up no other's sessions."""
+        now = self._grid.clock()
+        if now - self._renewed < min(_TICK_SECONDS, self.seconds / 10):
+            return
+        self._renewed = now
+        self._find_homes()
+        homes = set(self.homes)
+        for session in list(self._own.values()):
+            if not session.leases and session.partition not in homes:
+                self.retire(session)  # its member is gone, and what hung on it hangs on others
+            elif self._is_due(session) and not session.changing.locked():
+                task = asyncio.get_running_loop().create_task(self._renew(session))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _is_due(self, session: Session) -> bool:
+        return self._grid.clock() - session.renewed_at > self.seconds / 3
+
+    async def _renew(self, session: Session) -> None:
+        async with session.changing:
+            if not self._is_due(session):
+                return
+            if self._grid.clock() - session.renewed_at >= self.seconds:
+                # Somebody may have closed it, and that may be lost: who resumes would then renew it under the heir.
+                self._end_own(session)
+                return
+            outcome: list[Written | None] = []
+            try:
+                outcome = [await session.writer.write(session.partition, session.text, self._next(session.record))]
+            except HazelcastError as error:
+                _log.debug("a session could not be renewed: %s", error)  # if that goes on, its leases end
+            if outcome and outcome[0] is not None:
+                session.record, session.text, began = outcome[0]
+                session.renewed_at = max(session.renewed_at, began)
+            elif outcome:
+                await self._look_again(session)
+
+    async def _look_again(self, session: Session) -> None:
+        """It was not what we wrote last: a renewal of unknown fate came late, or somebody has closed it."""
+        try:
+            text = (await session.writer.read([session.partition]))[session.partition]
+            record = NOBODY if text is None else decode(text)
+        except (HazelcastError, ValueError, RecursionError) as error:
+            _log.debug("a session could not be looked at: %s", error)
+            return
+        if text is not None and record.owner:
+            session.record, session.text = record, text  # its next renewal begins from there
+        else:
+            self._end_own(session)
+
+    def _end_own(self, session: Session) -> None:
+        session.renewed_at = float("-inf")
+        self.retire(session)
+
+    def _next(self, record: LeaseRecord) -> LeaseRecord:
+        deadline, lease = int((time.time() + self.seconds) * 1000), int(self.seconds * 1000)
+        return replace(record, owner=self.worker, deadline=deadline, renewals=record.renewals + 1, lease=lease)
+
+    async def close(self) -> None:
+        """Remove the records; what still hangs on them runs out. They are swept if the cluster does not answer."""
+        for task in self._tasks:
+            task.cancel()
+        own, self._own, self._current = list(self._own.values()), {}, {}
+        if own and self._grid.is_running:
+            removals = [asyncio.ensure_future(each.writer.remove(each.partition, each.text)) for each in own]
+            _, late = await asyncio.wait(removals, timeout=self.seconds / 5)
+            for removal in late:
+                removal.cancel()
+            await asyncio.gather(*removals, return_exceptions=True)
+
+    # ------------------------------------------------------------------ others'
+
+    async def look(self, leases: Iterable[LeaseRecord]) -> None:
+        """Read the sessions of others on which leases hang, each as often as is needed to see it run out."""
+        now = self._grid.clock()
+        due = []
+        for lease in leases:
+            if lease.session in self._own:
+                continue
+            sight = self._sights.get(lease.session)
+            if sight is None:
+                sight = self._sights[lease.session] = self._sight_of(lease.session)
+            # What its owner last said; its record may be gone.
+            sight.lease = max(sight.lease, sight.record.lease / 1000, lease.lease / 1000 or self.seconds)
+            is_last = now - sight.since >= sight.lease - _LOOK_SECONDS
+            if now - sight.asked >= min(_LAST_LOOK_SECONDS if is_last else _LOOK_SECONDS, self.seconds / 10) * 0.99:
+                sight.asked = now
+                due.append(sight)
+        await asyncio.gather(*map(self._look, due))
+
+    def _sight_of(self, name: str) -> _Sight:
+        nonce, _, home = name.rpartition("/")
+        is_name = home.isascii() and home.isdecimal() and len(home) < 8 and int(home) < self._grid.partition_count
+        partition = int(home) if is_name else 0  # what is no name is that of no session, and runs out as one
+        return _Sight(partition, LeaseWriter(self._grid, nonce if is_name else name, self.seconds, SESSIONS_MAP))
+
+    async def _look(self, sight: _Sight) -> None:
+        try:
+            text = (await sight.writer.read([sight.partition]))[sight.partition]
+            record = NOBODY if text is None else decode(text)
+        except (HazelcastError, ValueError, RecursionError) as error:
+            _log.debug("a session could not be looked at: %s", error)  # of what is no record, `repair` tells
+            return
+        now = self._grid.clock()
+        # While nobody looked, or could look, the owner may not have been able to renew it.
+        if text != sight.text or now - sight.looked > self.seconds / 2:
+            sight.since = now
+        sight.record, sight.text, sight.looked = record, text, now
+
+    def is_over(self, name: str) -> bool:
+        """Whether somebody's session is closed, or has run out while it was watched."""
+        sight = self._sights.get(name)
+        if sight is None or name in self._own:
+            return False
+        closed = sight.text is not None and not sight.record.owner
+        unbroken = self._grid.clock() - sight.looked < sight.lease / 2
+        return closed or (unbroken and sight.looked - sight.since >= sight.lease)
+
+    async def end(self, name: str) -> bool:
+        """Close a session that has run out; False if its owner was quicker.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        sight = self._sights[name]
+        async with sight.closing:
+            if sight.text is not None and sight.text == sight.closed:
+                return True
+            if not self.is_over(name):
+                return False
+            closed = sight.record
+            if sight.text is None or closed.owner:
+                closed = replace(closed, owner="", renewals=closed.renewals + 1, lease=int(sight.lease * 1000))
+            # What somebody else closed is written as it is, so that many heirs do not fail each other.
+            written = await sight.writer.write(sight.partition, sight.text, closed)
+            if written is None:
+                sight.since = self._grid.clock()
+                return False
+            sight.record, sight.text, _ = written
+            sight.closed = sight.text if written.is_acknowledged else None
+            return written.is_acknowledged
+
+    def forget(self) -> None:
+        """Forget the sessions of others at which nobody has looked for long."""
+        now = self._grid.clock()
+        self._sights = {n: each for n, each in self._sights.items() if now - each.asked < _SWEEP_SECONDS}
+
+    async def sweep(self) -> None:
+        """Remove what nobody has renewed for long: whoever waits for it goes on without.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        found, now = await Records(self._grid, SESSIONS_MAP).all(), self._grid.clock()
+        before, self._swept = self._swept, {}
+        for name, record in found.items():
+            raw, since = before.get(name, ("", now))
+            self._swept[name] = record.raw, since if raw == record.raw else now
+            lease = record.value.get("lease")
+            if now - self._swept[name][1] > _SWEEP_SECONDS + 2 * (lease if isinstance(lease, int) else 0) / 1000:
+                sight = self._sight_of(name)
+                await sight.writer.remove(sight.partition, record.raw.encode())

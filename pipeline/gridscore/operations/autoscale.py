@@ -1,0 +1,225 @@
+"""How many workers a job should have: a pure function of what was seen of it, and of what was decided before.
+
+The aim is that no backlog takes longer to work off than a few seconds, that nothing unread is overwritten, and that no
+worker stands idle for long. What one worker can do is not asked for but seen: while there is a backlog, all of them do
+what they can. Growing is quick and in proportion; shrinking is slow and by small steps, and only as far as what was
+seen says that the rest will do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gridscore.grid.records import Count, Records, Word, parsed
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+    from gridscore.operations.status import JobStatus
+
+AUTOSCALE_MAP = "gridscore.autoscale"
+"""By job: the last decisions about its number of workers."""
+
+KEPT = 100
+"""Decisions that are kept."""
+
+_WINDOW_SECONDS = 10.0
+_COMMIT_SECONDS = 2.0
+"""Events of the last so many seconds may be scored and not committed: they are no backlog."""
+
+_JOIN_SECONDS = 60.0
+"""How long workers that were asked for may take until they score."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is wanted.
+
+    Attributes:
+        least: Workers there are always.
+        most: Workers there may be.
+        drain_seconds: A backlog that takes longer to work off asks for more workers.
+        ring_seconds: Unread events that are overwritten sooner than this ask for as many as there may be, at once.
+        latency_ms: 99th percentile from the arrival of an event at a worker to its result, above which there are too
+            few; None if only the backlog counts.
+        up_seconds: After a change, the next growth waits so long.
+        down_seconds: So long there must have been no backlog, and no change, before a worker goes; and what came in
+            twice that time must be less than the rest can do.
+        spare: Part of what the remaining workers can do that must be free after one has gone.
+    """
+
+    least: int = 1
+    most: int = 8
+    drain_seconds: float = 10.0
+    ring_seconds: float = 60.0
+    latency_ms: float | None = None
+    up_seconds: float = 15.0
+    down_seconds: float = 120.0
+    spare: float = 0.3
+
+
+@dataclass(frozen=True)
+class Load:
+    """A job at one moment.
+
+    Attributes:
+        at: Seconds of a monotonic clock.
+        workers: That score for it.
+        rate: Events scored in a second.
+        lag: Events that no committed offset covers.
+        full: Part of the fullest partition's ring that unread events fill, 0 to 1.
+        latency_ms: 99th percentile of the slowest worker; None if nothing was scored lately.
+    """
+
+    at: float
+    workers: int
+    rate: float
+    lag: int
+    full: float = 0.0
+    latency_ms: float | None = None
+
+    @classmethod
+    def of(cls, status: JobStatus, at: float) -> Load:
+        """As a look at the job has shown it; a journal that could not be read shows no lag."""
+        full = max((position.full for position in status.positions), default=0.0)
+        rate = float(status.totals["rate"])
+        return cls(at, status.workers, rate, status.lag or 0, full, status.latency_ms["p99"])
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the policy remembers between two looks.
+
+    Attributes:
+        target: Workers there should be now.
+        changed_at: When that was decided; far back if it never was.
+        each: Events a second that one worker was seen to do at most.
+        calm_at: Since when there has been no backlog; None while there is one.
+        seen: The loads of the last seconds.
+        peaks: The most events a second that came in each stretch of some seconds, by its end.
+    """
+
+    target: int
+    changed_at: float = float("-inf")
+    each: float = 0.0
+    calm_at: float | None = None
+    seen: tuple[Load, ...] = ()
+    peaks: tuple[tuple[float, float], ...] = ()
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What was decided, and why.
+
+    Attributes:
+        workers: That there were.
+        target: That there should be.
+        why: One line for people.
+        at: Unix time in milliseconds; 0 if it is not kept.
+    """
+
+    workers: Count
+    target: Count
+    why: Word
+    at: Count = 0
+
+
+def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory]:
+    """Decide from one more look; the decision's target is that of the memory if nothing changes."""
+    seen = (*(each for each in memory.seen if load.at - each.at < _WINDOW_SECONDS), load)
+    span = load.at - seen[0].at
+    rate = sum(each.rate for each in seen) / len(seen)
+    arriving = max(0.0, rate + (load.lag - seen[0].lag) / span) if span else rate
+    filling = (load.full - seen[0].full) / span if span else 0.0
+    overwritten_in = (1 - load.full) / filling if filling > 0 else math.inf
+    backlog = max(0.0, load.lag - _COMMIT_SECONDS * rate)
+    busy = backlog > rate or (load.workers == 0 and load.lag > 0)
+    each = max(memory.each, load.rate / max(load.workers, 1))
+    if busy and load.workers:
+        # All of them do what they can: that may be less than it was, on events that cost more.
+        each = max(load.rate / load.workers, memory.each * 0.95)
+    peaks = _with_peak(memory.peaks, load.at, arriving, 2 * policy.down_seconds)
+    calm_at = None if busy else load.at if memory.calm_at is None else memory.calm_at
+    memory = replace(memory, each=each, seen=seen, peaks=peaks, calm_at=calm_at)
+
+    def decided(target: int, why: str) -> tuple[Decision, Memory]:
+        target = min(max(target, policy.least), policy.most)
+        decision = Decision(load.workers, target, why)
+        if target == memory.target:
+            return decision, memory
+        # What was measured with other workers says nothing of these.
+        return decision, replace(memory, target=target, changed_at=load.at, calm_at=None, seen=())
+
+    target, since = memory.target, load.at - memory.changed_at
+    if target < policy.least or target > policy.most:
+        return decided(target, f"between {policy.least} and {policy.most} workers are allowed")
+    wanted, why = _more(policy, memory, load, rate, arriving, backlog, overwritten_in)
+    if wanted > target:
+        if overwritten_in < policy.ring_seconds:
+            return decided(policy.most, why)
+        if target == policy.most:
+            return decided(target, f"{why}, but {policy.most} is the most that is allowed")
+        if load.workers < target and since < _JOIN_SECONDS:
+            return decided(target, f"{why}; {load.workers} of {target} workers score so far")
+        if since < policy.up_seconds:
+            return decided(target, f"{why}; the last change was {since:.0f} s ago")
+        return decided(min(wanted, 2 * target), why)
+    if target == policy.least or busy:
+        return decided(target, why or f"{arriving:,.0f} events/s are scored as they come")
+    fewer = max(policy.least, target - max(1, target // 4))
+    peak = max(most for _, most in peaks)
+    if peak > (1 - policy.spare) * each * fewer:
+        lately = "" if peak == arriving else f" of the last {2 * policy.down_seconds:g} s"
+        return decided(target, f"{peak:,.0f} events/s{lately} need {target} workers, of {each:,.0f} events/s each")
+    calm = load.at - (calm_at if calm_at is not None else load.at)
+    if min(calm, since) < policy.down_seconds:
+        return decided(target, f"{fewer} will do, if it stays like this for {policy.down_seconds:g} s")
+    return decided(fewer, f"{peak:,.0f} events/s at most, and no backlog for {calm:.0f} s: {fewer} will do")
+
+
+def _with_peak(
+    peaks: tuple[tuple[float, float], ...], at: float, arriving: float, seconds: float
+) -> tuple[tuple[float, float], ...]:
+    """The peaks of the last seconds, this moment included."""
+    peaks = tuple(each for each in peaks if at - each[0] < seconds)
+    if peaks and at - peaks[-1][0] < 0:
+        return (*peaks[:-1], (peaks[-1][0], max(peaks[-1][1], arriving)))
+    return (*peaks, (at + _WINDOW_SECONDS, arriving))
+
+
+def _more(
+    policy: Policy, memory: Memory, load: Load, rate: float, arriving: float, backlog: float, overwritten_in: float
+) -> tuple[int, str]:
+    """How many workers there should be if there are too few, and why; else 0."""
+    target, each = memory.target, memory.each
+    if overwritten_in < policy.ring_seconds:
+        return policy.most + 1, f"unread events are overwritten in {overwritten_in:.0f} s at this rate"
+    drain = backlog / rate if rate else math.inf if backlog else 0.0
+    if drain > policy.drain_seconds:
+        needed = math.ceil((arriving + backlog / policy.drain_seconds) / each) if each else target + 1
+        takes = f"{drain:,.0f} s" if math.isfinite(drain) else "for ever"
+        return max(needed, target + 1), f"a backlog of {backlog:,.0f} events takes {takes} at {rate:,.0f} events/s"
+    if policy.latency_ms is not None and load.latency_ms is not None and load.latency_ms > policy.latency_ms:
+        return target + 1, f"p99 is {load.latency_ms:,.0f} ms, more than {policy.latency_ms:g}"
+    return 0, ""
+
+
+class Decisions(msgspec.Struct, frozen=True):
+    """What the record of a job's decisions holds, the newest last."""
+
+    decisions: list[Decision]
+
+
+async def keep(grid: Grid, job: str, decision: Decision) -> None:
+    """Keep a decision for `--explain`."""
+    found = await kept(grid, job)
+    value = [msgspec.to_builtins(each) for each in [*found, decision][-KEPT:]]
+    await Records(grid, AUTOSCALE_MAP).put(job, {"decisions": value})
+
+
+async def kept(grid: Grid, job: str) -> list[Decision]:
+    """The last decisions about a job, the newest last."""
+    found = await Records(grid, AUTOSCALE_MAP).read(parsed(Decisions))
+    return list(found[job].decisions) if job in found else []

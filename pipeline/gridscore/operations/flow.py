@@ -1,0 +1,266 @@
+"""The way of events through a cluster, seen from outside: sources, jobs, workers and sinks; and what is wrong there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gridscore.grid.heap import HEAP_ADVICE, SLOW, STOP, look_at_heaps
+from gridscore.group.heartbeats import Heartbeats
+from gridscore.job.life import JOBS_MAP
+from gridscore.operations.health import LATE_SECONDS, Finding, Level, Look, examine, is_well
+from gridscore.operations.sink_health import SinkLook, examine_sink
+from gridscore.operations.sink_status import sink_statuses
+from gridscore.operations.source_health import examine_source
+from gridscore.operations.status import Lookout
+from gridscore.sources.status import source_statuses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from gridscore.errors import BadRecord
+    from gridscore.grid import Grid
+    from gridscore.grid.heap import MemberHeap
+    from gridscore.operations.sink_status import SinkStatus
+    from gridscore.operations.status import JobStatus, Overview
+    from gridscore.sources.status import SourceStatus
+
+_HEAP_SECONDS = 2.0
+"""How long is waited for members to tell how full their heaps are."""
+
+
+GONE = "GONE"
+"""What is shown as the state of a job that a cluster which was replaced took along."""
+
+INVALID = "INVALID"
+"""What is shown for the state of a job whose record cannot be used."""
+
+REPAIR = "`gridscore repair --dry-run` shows what can be done about it."
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What one look has shown.
+
+    Attributes:
+        overview: Jobs and workers.
+        sources: Those that run or have failed, by name.
+        sinks: Those that are known, by name.
+        bad_records: What was met in control maps and cannot be used.
+        heaps: Of the members.
+    """
+
+    overview: Overview
+    sources: Sequence[SourceStatus] = ()
+    sinks: Sequence[SinkStatus] = ()
+    bad_records: Sequence[BadRecord] = ()
+    heaps: Sequence[MemberHeap] = ()
+
+    @property
+    def at(self) -> float:
+        """When, in seconds of the monotonic clock."""
+        return self.overview.at
+
+    @property
+    def invalid(self) -> list[BadRecord]:
+        """Records of jobs that cannot be used."""
+        return [bad for bad in self.bad_records if bad.map_name == JOBS_MAP]
+
+    @property
+    def gone(self) -> list[str]:
+        """Names of jobs that workers have lost together with a cluster."""
+        known = {each.record.name for each in self.overview.jobs} | {bad.key for bad in self.invalid}
+        return sorted({name for worker in self.overview.workers for name in worker.orphaned} - known)
+
+
+class FlowLookout:
+    """Looks at a cluster again and again.
+
+    Args:
+        grid: The connection.
+        job: The only job to look at, with the sources of its events and the sinks of its results; all if None.
+    """
+
+    def __init__(self, grid: Grid, job: str | None = None) -> None:
+        self._grid = grid
+        self._job = job
+        self._lookout = Lookout(grid, job)
+        self._sources, self._sinks = Heartbeats(), Heartbeats()
+
+    async def look(self) -> Flow:
+        """Look once.
+
+        Raises:
+            JobError: There is no such job.
+            HazelcastError: The cluster did not answer.
+        """
+        overview = await self._lookout.look()
+        sources, sinks, heaps = await asyncio.gather(
+            source_statuses(self._grid, self._sources),
+            sink_statuses(self._grid, self._sinks),
+            look_at_heaps(self._grid, _HEAP_SECONDS),
+        )
+        if self._job is not None:
+            job = overview.jobs[0].record.job
+            sources = [each for each in sources if job.events in each.maps]
+            sinks = [each for each in sinks if each.record.map == job.results]
+        bad = self._grid.bad_records.all()
+        if self._job is not None:
+            bad = [each for each in bad if each.key == self._job or each.key.startswith(f"{self._job}/")]
+        return Flow(overview, sources, sinks, bad, heaps)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What there is to say, by name; problems first.
+
+    Attributes:
+        sources: Of each source.
+        jobs: Of each job.
+        sinks: Of each sink.
+        records: Of each bad record, by map and key.
+        members: Of the members' heaps.
+    """
+
+    sources: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    jobs: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    sinks: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    records: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    members: Sequence[Finding] = ()
+
+    @property
+    def all_well(self) -> bool:
+        """Whether there is no problem anywhere."""
+        return all(is_well(findings) for _, findings in self)
+
+    def __iter__(self) -> Iterator[tuple[str, Sequence[Finding]]]:
+        """Names with what there is to say of each: what lies first on the way of an event comes first."""
+        if self.members:
+            yield "members", self.members
+        for kind in (self.sources, self.jobs, self.sinks, self.records):
+            yield from kind.items()
+
+
+class History:
+    """The looks of the last seconds, and what they say together.
+
+    Args:
+        seconds: How long a look is kept.
+    """
+
+    def __init__(self, seconds: float = float("inf")) -> None:
+        self._seconds = seconds
+        self._flows: deque[Flow] = deque()
+
+    def add(self, flow: Flow) -> None:
+        """Add the latest look."""
+        self._flows.append(flow)
+        while flow.at - self._flows[0].at > self._seconds:
+            self._flows.popleft()
+
+    def replace(self, flow: Flow) -> None:
+        """Take the latest look back, and add this one."""
+        self._flows.pop()
+        self.add(flow)
+
+    def findings(self, *, late_seconds: float = LATE_SECONDS) -> Findings:
+        """Of everything that the latest look has shown.
+
+        Args:
+            late_seconds: Growing lag is a problem if working it off would take longer.
+        """
+        if not self._flows:
+            return Findings()
+        sources: dict[str, list[SourceStatus]] = {each.name: [] for each in self._flows[-1].sources}
+        jobs: dict[str, list[Look]] = {each.record.name: [] for each in self._flows[-1].overview.jobs}
+        sinks: dict[str, list[SinkLook]] = {each.record.name: [] for each in self._flows[-1].sinks}
+        for flow in self._flows:
+            for source in flow.sources:
+                sources.get(source.name, []).append(source)
+            for job in flow.overview.jobs:
+                jobs.get(job.record.name, []).append(Look(flow.at, job))
+            for sink in flow.sinks:
+                sinks.get(sink.record.name, []).append(SinkLook(flow.at, sink))
+        return Findings(
+            {name: examine_source(looks) for name, looks in sources.items()},
+            {name: examine(looks, late_seconds=late_seconds) for name, looks in jobs.items()}
+            | {name: [orphaned(name)] for name in self._flows[-1].gone},
+            {name: examine_sink(looks, late_seconds=late_seconds) for name, looks in sinks.items()},
+            {
+                _place(bad): [Finding(Level.PROBLEM, "bad_record", f"It {_cannot(bad)}.", REPAIR)]
+                for bad in self._flows[-1].bad_records
+            },
+            _examine_heaps([flow.heaps for flow in self._flows]),
+        )
+
+
+def orphaned(name: str) -> Finding:
+    """What there is to say of a job that is gone."""
+    return Finding(
+        Level.PROBLEM,
+        "cluster_replaced",
+        "Workers scored for it until the cluster was replaced by this one, which does not have it.",
+        f"Push its model and submit it again; or restart the workers if `{name}` is no longer wanted.",
+    )
+
+
+def _examine_heaps(looks: Sequence[Sequence[MemberHeap]]) -> list[Finding]:
+    """What there is to say of the heaps. What is used includes garbage, so the lowest of the looks counts.
+
+    A healthy member may be at 99 % before it collects, and stay there if nobody needs room: it is not a problem until
+    a collection between two looks has left it as full. A heap that is exhausted is collected all the time.
+    """
+    found = []
+    for now in looks[-1]:
+        seen = [each for look in looks for each in look if each.address == now.address and each.most]
+        lowest = min(seen, key=lambda each: each.share, default=now)
+        if lowest.share >= SLOW:
+            collected = seen[0].collections != seen[-1].collections
+            level, what = Level.NOTE, "after garbage collection: producers and sources are slowed down"
+            if not collected:
+                what = "garbage included: nothing was collected meanwhile. Until it is, producers are slowed down"
+                if lowest.share >= STOP:
+                    what = f"{what}, and if it is as full then, they put nothing"
+            elif lowest.share >= STOP:
+                level, what = Level.PROBLEM, "after garbage collection: producers and sources stop before it runs out"
+            text = str(lowest)
+            found.append(Finding(level, "heap", f"{text[:1].upper()}{text[1:]}, {what}.", HEAP_ADVICE))
+    return sorted(found, key=lambda finding: finding.level is Level.NOTE)
+
+
+def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
+    """Sources, jobs, sinks and members with what there is to say of each, for scripts."""
+    return {
+        "members": {
+            "heaps": [{"share": round(each.share, 3), **asdict(each)} for each in flow.heaps],
+            **_judged(findings.members),
+        },
+        "sources": [_with(each, findings.sources[each.name]) for each in flow.sources],
+        "jobs": [_with(each, findings.jobs[each.record.name]) for each in flow.overview.jobs]
+        + [{"name": name, "state": GONE, **_judged(findings.jobs[name])} for name in flow.gone]
+        + [{"name": bad.key, "state": INVALID, **_judged(findings.records[_place(bad)])} for bad in flow.invalid],
+        "sinks": [_with(each, findings.sinks[each.record.name]) for each in flow.sinks],
+        "bad_records": [bad.to_json() for bad in flow.bad_records],
+    }
+
+
+def _place(bad: BadRecord) -> str:
+    return f"{bad.map_name} {bad.key}"
+
+
+def _cannot(bad: BadRecord) -> str:
+    what = "is not a job that can be scored" if bad.map_name == JOBS_MAP else "cannot be used"
+    return f"{what}: {bad.reason}"
+
+
+def _with(status: SourceStatus | JobStatus | SinkStatus, findings: Sequence[Finding]) -> dict[str, Any]:
+    return {**status.to_json(), **_judged(findings)}
+
+
+def _judged(findings: Sequence[Finding]) -> dict[str, Any]:
+    return {
+        "healthy": is_well(findings),
+        "findings": [{"level": f.level, "code": f.code, "text": f.text, "advice": f.advice} for f in findings],
+    }

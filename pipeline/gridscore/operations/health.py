@@ -1,0 +1,413 @@
+"""Whether a job is well: what a few looks at it, seconds apart, say together.
+
+A rule that may be broken for a moment in the best of worlds (a worker is replaced, a spike comes) counts only if it was
+broken at every look.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from gridscore.job.life import OVER, WANTED, JobState
+from gridscore.texts import count_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gridscore.operations.status import JobStatus, Position
+
+TREND_SECONDS = 3.5
+"""Looks that lie closer together say nothing of a trend: offsets and records are written once a second."""
+
+LATE_SECONDS = 10.0
+"""Growing lag is no problem as long as working it off would take less than this."""
+
+LOOKUP_OLD_SECONDS = 660.0
+"""A copy of a lookup map is loaded anew every ten minutes at least; one that is older could not be."""
+
+NEARLY_FULL = 0.8
+"""Part of a partition's journal that unread events may fill before it is worth a word."""
+
+_FORECAST_FULL = 0.25
+"""Below it, what comes between two commits looks like growth."""
+
+_FORECAST_SECONDS, _SOON_SECONDS = 300.0, 60.0
+"""Unread entries that are overwritten so soon are worth a word; and are a problem."""
+
+QUALITY_EVENTS = 100
+"""Events that must have been counted before shares of what was missing are worth a word."""
+
+MANY_MISSES, ALL_MISSES = 0.2, 0.99
+"""Part of the events without an entry in a lookup that is worth a word; and from which on it is of no use at all."""
+
+SOME_UNSEEN, MANY_UNSEEN = 0.05, 0.5
+"""Part of the events with a category that the model does not know: worth a word; and not what it was trained for."""
+
+_NAMED = 3
+"""Workers that a sentence names at most."""
+
+MANY_MISSING = 0.5
+"""Part of the events without a value for a feature that is worth a word."""
+
+
+class Level(StrEnum):
+    """How bad it is."""
+
+    PROBLEM = "problem"
+    """The job is not well."""
+
+    NOTE = "note"
+    """Worth knowing; the job is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is worth saying of a job.
+
+    Attributes:
+        level: How bad it is.
+        code: For scripts.
+        text: What it is, one sentence.
+        advice: What to do, one sentence; empty if nothing.
+    """
+
+    level: Level
+    code: str
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A job's status, and when it was taken, in seconds of the monotonic clock."""
+
+    at: float
+    status: JobStatus
+
+
+def is_well(findings: Sequence[Finding]) -> bool:
+    """Whether there is no problem among them."""
+    return not any(finding.level is Level.PROBLEM for finding in findings)
+
+
+def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> list[Finding]:
+    """What there is to say of a job, problems first.
+
+    Args:
+        looks: At the same job, the latest last. Trends need some over `TREND_SECONDS`; without them only what stands
+            now is judged.
+        late_seconds: Growing lag is a problem if working it off, at the present rate, would take longer.
+    """
+    now = looks[-1].status
+    # An update or a restart in between begins anew: what was before says nothing.
+    looks = [look for look in looks if look.status.record.is_same_run(now.record)]
+    if now.record.state == JobState.FAILED:
+        found = _failed(now)
+    elif now.record.state in WANTED:
+        found = [*_scored_for(looks), *_keeps_up(looks, late_seconds), *_losses(looks), *_inputs(now), *_quality(now)]
+    else:
+        found = [*_asleep(looks), *_losses(looks)]
+    found += _unkept(now)
+    if now.record.state in OVER:
+        # Only worth knowing: nothing can be done for it any more, and submitted again, it begins anew.
+        found = [
+            replace(each, level=Level.NOTE, advice="") if each.level is Level.PROBLEM else each
+            for each in found
+            if each.code != "rescan"
+        ]
+    if now.totals["dead_letters"]:
+        text = f"{count_text(now.totals['dead_letters'], 'event')} could not be scored."
+        then = (
+            "`dead-letters purge` removes them"
+            if now.record.state in OVER
+            else "`dead-letters replay` brings them back"
+        )
+        found.append(_note("dead_letters", text, f"`gridscore dead-letters list {now.record.name}` says why; {then}."))
+    return sorted(found, key=lambda finding: finding.level is Level.NOTE)
+
+
+def _failed(now: JobStatus) -> list[Finding]:
+    name = now.record.name
+    back = f"`gridscore rollback {name}` undoes its last update; " if now.record.previous is not None else ""
+    advice = f"Fix the cause, then `gridscore resume {name}`; {back}`cancel` ends it for good."
+    return [_problem("failed", f"The job failed: {now.record.error}", advice)]
+
+
+def _asleep(looks: Sequence[Look]) -> list[Finding]:
+    now = looks[-1].status
+    if now.record.state == JobState.CANCELLED:
+        return [_note("cancelled", "Cancelled by a user.", "Submitted again, it begins anew.")]
+    if now.record.state != JobState.SUSPENDED:
+        return []
+    resume = f"`gridscore resume {now.record.name}` goes on from the committed offsets."
+    full = max((position.full for position in now.positions), default=0.0)
+    if forecast := runs_out([(look.at, look.status.positions) for look in looks], "event", resume):
+        return [forecast]
+    if full >= NEARLY_FULL:
+        text = (
+            f"Suspended, and unread events fill {full:.0%} of a partition's journal: the oldest are overwritten next."
+        )
+        return [_problem("journal_full", text, resume)]
+    return [_note("suspended", "Suspended by a user.", resume)]
+
+
+def _scored_for(looks: Sequence[Look]) -> list[Finding]:
+    """Is there a worker, and are all partitions in the hands of one that lives?"""
+    now = looks[-1].status
+    if _always(looks, lambda status: not status.workers):
+        if now.idle_workers:
+            text = f"No worker scores for it; {count_text(now.idle_workers, 'worker')} of the cluster {_do(now)} not."
+            return [_problem("no_worker", text, "Were they started with --jobs, without this one? See their logs.")]
+        return [_problem("no_worker", "No worker is running.", "Start one, anywhere: `gridscore worker`.")]
+    if now.model_errors and not now.versions:
+        return []  # `model` says why nobody scores
+    if _always(looks, lambda status: status.state != JobState.RUNNING):
+        text = "It is starting: models and lookups are being loaded, no event is scored yet."
+        return [_problem("starting", text, "If this lasts, the worker's log says what it waits for.")]
+    orphans = _orphans(looks)
+    if orphans:
+        text = (
+            f"{count_text(len(orphans), 'partition')} of {len(now.positions)} {'has' if len(orphans) == 1 else 'have'} "
+        )
+        text += "no living owner: their events wait."
+        if owners := sorted({owner for partition in orphans if (owner := now.positions[partition].owner)}):
+            text += f" Last held by {', '.join(owners[:_NAMED])}{', …' if owners[_NAMED:] else ''}."
+        advice = "Another worker takes them over once their leases have run out. If none does: `gridscore worker`."
+        return [_problem("no_owner", text, advice)]
+    return []
+
+
+def _orphans(looks: Sequence[Look]) -> list[int]:
+    """Partitions that no living worker has held at any look, and whose record nobody has changed meanwhile."""
+    orphans = []
+    for partition, position in enumerate(looks[-1].status.positions):
+        if all(
+            partition < len(look.status.positions)
+            and look.status.positions[partition].owner not in look.status.figures
+            and look.status.positions[partition].stamp == position.stamp
+            for look in looks
+        ):
+            orphans.append(partition)
+    return orphans
+
+
+def _keeps_up(looks: Sequence[Look], late_seconds: float) -> list[Finding]:
+    first, last = looks[0], looks[-1]
+    now = last.status
+    if now.lag is None:
+        text = f"The journal of `{now.record.job.events}` cannot be read."
+        return [_problem("no_journal", text, f"`gridscore doctor` checks the cluster for the job {now.record.name}.")]
+    found = []
+    full = max((position.full for position in now.positions), default=0.0)
+    more = "More workers, or a larger journal, would give it room."
+    if forecast := runs_out([(look.at, look.status.positions) for look in looks], "event", more):
+        found.append(forecast)
+    elif full >= NEARLY_FULL:
+        text = f"Unread events fill {full:.0%} of a partition's journal: producers have to wait, or events are lost."
+        found.append(_note("journal_nearly_full", text, more))
+    if last.at - first.at < TREND_SECONDS or not _always(looks, lambda status: status.lag is not None):
+        return found
+    lags = [look.status.lag or 0 for look in looks]
+    pairs = list(zip(first.status.positions, now.positions, strict=False))
+    rate = committed_between(first.status.positions, now.positions) / (last.at - first.at)
+    running = _always(looks, lambda status: bool(status.workers) and status.state == JobState.RUNNING)
+    if lags[0] and lags[-1] and all(before.offset == after.offset for before, after in pairs):
+        if running:
+            waiting = count_text(lags[-1], "event waits", "events wait")
+            text = f"Nothing was committed in {last.at - first.at:.0f} s, though {waiting}."
+            found.append(_problem("stuck", text, "The workers' logs say what they wait for."))
+    elif rate > 0 and grows(lags) and lags[-1] / rate > late_seconds:
+        text = (
+            f"Lag grows: {lags[0]:,} to {lags[-1]:,} events in {last.at - first.at:.0f} s, while {rate:,.0f} a second "
+            f"were scored; working it off would take {lags[-1] / rate:,.0f} s."
+        )
+        found.append(_problem("lag", text, "Start more workers: `gridscore worker --processes auto`."))
+    return found
+
+
+def committed_between(before: Sequence[Position], after: Sequence[Position]) -> int:
+    """Entries that were committed between two looks."""
+    pairs = zip(before, after, strict=False)
+    return sum(later.offset - max(earlier.offset, 0) for earlier, later in pairs if later.offset > earlier.offset)
+
+
+def runs_out(looks: Sequence[tuple[float, Sequence[Position]]], what: str, advice: str) -> Finding | None:
+    """When unread entries will be overwritten, if what is unread goes on growing as it did.
+
+    Args:
+        looks: When each was taken, in seconds, and how far each partition had come then; the latest last.
+        what: What an entry is called.
+        advice: What to do.
+    """
+    if looks[-1][0] - looks[0][0] < TREND_SECONDS:
+        return None
+    half = len(looks) // 2
+    between = sum(at for at, _ in looks[-half:]) / half - sum(at for at, _ in looks[:half]) / half
+    found = []
+    for partition, now in enumerate(looks[-1][1]):
+        if now.room is None or now.full < _FORECAST_FULL or any(partition >= len(each) for _, each in looks):
+            continue
+        unread = [each[partition].unread for _, each in looks]
+        if grows(unread):
+            rate = (sum(unread[-half:]) - sum(unread[:half])) / half / between
+            found.append((now.room / rate, partition))
+    found = sorted(each for each in found if each[0] < _FORECAST_SECONDS)
+    if not found:
+        return None
+    seconds, partition = found[0]
+    more = f", and {count_text(len(found) - 1, 'more partition')} within {_FORECAST_SECONDS / 60:.0f} minutes"
+    text = f"Partition {partition} loses unread {what}s in {seconds:,.0f} s at this rate{more if found[1:] else ''}."
+    return Finding(Level.PROBLEM if seconds < _SOON_SECONDS else Level.NOTE, "journal_runs_out", text, advice)
+
+
+def grows(lags: Sequence[int]) -> bool:
+    """Whether all of the later half lies above all of the earlier: single steps up and down are only sampling."""
+    half = len(lags) // 2
+    return half > 0 and min(lags[-half:]) > max(lags[:half])
+
+
+def _losses(looks: Sequence[Look]) -> list[Finding]:
+    """Loss is sticky; what has been made good, or is known, is no problem any more."""
+    now = looks[-1].status
+    name, rescans = now.record.name, now.record.job.on_loss == "rescan"
+    found = []
+    waiting = {(rescan.partition, rescan.at) for rescan in now.rescans}
+    for look in looks:
+        waiting &= {(rescan.partition, rescan.at) for rescan in look.status.rescans}
+    if waiting:
+        reasons = ", ".join(sorted({rescan.reason for rescan in now.rescans if rescan.reason})) or "unknown reason"
+        text = f"{count_text(len(waiting), 'partition')} must be searched for events without a result ({reasons})."
+        advice = "Workers do it by themselves, beside scoring."
+        if now.record.state not in WANTED:
+            advice = "Workers do it once the job runs."
+        found.append(_problem("rescan", text, advice))
+    lost, regressions = (int(now.totals[key]) for key in ("lost", "regressions"))
+    news = [lost - now.acknowledged.get("lost", 0), regressions - now.acknowledged.get("regressions", 0)]
+    what = _loss_text(lost, regressions)
+    if not what:
+        return found
+    known = f"`gridscore status {name} --acknowledge` notes that you know."
+    if max(news) <= 0:
+        found.append(_note("loss_acknowledged", f"{what}, and somebody has acknowledged it."))
+    elif not rescans:
+        advice = f"`gridscore audit {name}` finds events without a result; {known}"
+        found.append(_problem("loss", f"{what}.", advice))
+    elif not now.rescans:
+        text = f"{what}; the event map was rescanned, and events that it still had were scored."
+        found.append(_note("loss_settled", text, known))
+    return found
+
+
+def _unkept(now: JobStatus) -> list[Finding]:
+    """Events that were rejected when there was no room for their dead letters."""
+    name, news = now.record.name, int(now.totals["unkept"]) - now.acknowledged.get("unkept", 0)
+    if news <= 0:
+        return []
+    text = (
+        f"{count_text(news, 'event')} could not be scored, and {'has' if news == 1 else 'have'} no dead letter: there "
+        "were as many as the job keeps. They are still in the event map, unless a newer one took their key."
+    )
+    advice = (
+        f"Fix the cause; `gridscore dead-letters replay {name} --all`, or `purge`, makes room; then "
+        f"`gridscore audit {name} --repair` has them scored, and `gridscore status {name} --acknowledge` notes it."
+    )
+    return [_problem("dead_letters_full", text, advice)]
+
+
+def _loss_text(lost: int, regressions: int) -> str:
+    parts = []
+    if lost:
+        parts.append(f"{count_text(lost, 'event')} {'was' if lost == 1 else 'were'} overwritten before they were read")
+    if regressions:
+        parts.append(f"journals have begun again {count_text(regressions, 'time')}")
+    text = ", and ".join(parts)
+    return text[:1].upper() + text[1:]
+
+
+def _models(now: JobStatus) -> list[Finding]:
+    """Versions that are refused, and models that are gone, as far as workers have said so."""
+    using = ", ".join(f"v{version}" for version in now.versions)
+    advice = "Push a model that fits the job, or promote another version: `gridscore model list`."
+    found = []
+    for error in now.model_errors:
+        without = sum(1 for each in now.figures.values() if each.model_error == error and not each.version)
+        if not using:
+            text = f"No worker can load the model, so no event is scored: {error}"
+        elif without:
+            score = "scores" if without == 1 else "score"
+            text = (
+                f"{count_text(without, 'worker')} cannot load the model and {score} nothing, {using} goes on: {error}"
+            )
+        elif error.startswith("version "):
+            text = f"A model version is refused, {using} goes on: {error}"
+        else:
+            text = f"The model cannot be looked up, {using} goes on as it was loaded: {error}"
+        found.append(_problem("model", text, advice))
+    return found
+
+
+def _inputs(now: JobStatus) -> list[Finding]:
+    """Models that were refused, and lookups that are old or have bad entries."""
+    found = _models(now)
+    for name, copy in now.lookups.items():
+        age, bad, error = copy.get("age", 0), int(copy.get("bad", 0)), copy.get("error", "")
+        if age > LOOKUP_OLD_SECONDS:
+            text = f"The copy of the lookup `{name}` was last known to be right {age / 60:,.0f} minutes ago."
+            found.append(_problem("lookup_old", text, "The worker's log says why it cannot be loaded anew."))
+        if bad:
+            good = copy.get("entries", 0) - bad
+            which = count_text(bad, "entry", "entries") if good > 0 else f"All {bad:,} entries"
+            text = f"{which} of the lookup `{name}` cannot be read and count as missing"
+            say = _note if good > 0 else _problem
+            found.append(
+                say("lookup_bad", f"{text}: {error}" if error else f"{text}.", "Correct them and put them again.")
+            )
+    return found
+
+
+def _quality(now: JobStatus) -> list[Finding]:
+    """Lookups, categories and values that events lack more often than they should."""
+    quality = now.quality
+    if quality.events < QUALITY_EVENTS:
+        return []
+    shares, found = quality.shares(), []
+    for name, share in shares["lookup_misses"].items():
+        if share >= MANY_MISSES:
+            say = _problem if share >= ALL_MISSES else _note
+            lookup = now.record.job.lookups.get(name)
+            where = f" in `{lookup.map}`" if lookup else ""
+            text = f"{share:.0%} of the last events have no entry{where} for the lookup `{name}`."
+            found.append(say("lookup_misses", text, "Is the map loaded, and is its key what the events have?"))
+    if unseen := {name: share for name, share in shares["unseen_categories"].items() if share >= SOME_UNSEEN}:
+        say = _problem if max(unseen.values()) >= MANY_UNSEEN else _note
+        text = f"Of the last events, the model does not know the category: {shares_text(unseen)}."
+        found.append(say("unseen_categories", text, "It scores them as missing. Train it on what comes now."))
+    if missing := {name: share for name, share in shares["missing_values"].items() if share >= MANY_MISSING}:
+        text = f"Features have no value for many of the last events: {shares_text(missing)}."
+        found.append(_note("missing_values", text, "If training had them, look at what sends the events."))
+    return found
+
+
+def shares_text(shares: Mapping[str, float], shown: int = 5) -> str:
+    """Names with their shares, the first of them: `wind 12%, carrier 0.3%`."""
+    more = f", … {len(shares) - shown} more" if len(shares) > shown else ""
+    listed = [f"{name} {share:.{0 if share >= 0.0995 else 1}%}" for name, share in list(shares.items())[:shown]]
+    return ", ".join(listed) + more
+
+
+def _always(looks: Sequence[Look], rule: Callable[[JobStatus], bool]) -> bool:
+    return all(rule(look.status) for look in looks)
+
+
+def _problem(code: str, text: str, advice: str = "") -> Finding:
+    return Finding(Level.PROBLEM, code, text, advice)
+
+
+def _note(code: str, text: str, advice: str = "") -> Finding:
+    return Finding(Level.NOTE, code, text, advice)
+
+
+def _do(now: JobStatus) -> str:
+    return "does" if now.idle_workers == 1 else "do"

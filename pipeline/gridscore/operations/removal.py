@@ -1,0 +1,132 @@
+"""Removing dead letters that nobody needs: chosen by age, by reason, because their keys have results, or one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gridscore.dead_letters.letters import decode, map_of, walk_entries
+from gridscore.grid import transport, wire
+from gridscore.grid.copies import payload
+from gridscore.grid.entries import values_of
+from gridscore.grid.records import key_text
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.scoring.superseded import remove_same, superseded
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+
+    from gridscore.dead_letters.letters import DeadLetter
+    from gridscore.grid import Grid
+    from gridscore.job import Job
+
+_Entry = tuple[bytes, bytes, "DeadLetter | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which dead letters to remove: those for which all that is said here holds.
+
+    Attributes:
+        older_than: Seconds since they were written.
+        reason: A part of their error.
+        superseded: Only those whose event, or a newer one of its key, has a result; of a job.
+        ids: Only these.
+    """
+
+    older_than: float | None = None
+    reason: str = ""
+    superseded: bool = False
+    ids: frozenset[str] = frozenset()
+
+    @property
+    def is_all(self) -> bool:
+        """Whether there is no condition."""
+        return self == Choice()
+
+    def takes(self, dead: DeadLetter | None) -> bool:
+        """Whether it is about an entry, as far as that alone can tell; one that is not a dead letter is None."""
+        if dead is None:
+            return self.is_all
+        if self.older_than is not None and time.time() * 1000 - dead.at_ms < self.older_than * 1000:
+            return False
+        return self.reason.casefold() in dead.error.casefold()
+
+
+@dataclass(slots=True)
+class Removed:
+    """What a removal has done, or would do.
+
+    Attributes:
+        looked: Entries that were looked at.
+        letters: Dead letters removed.
+        events: Their events, removed from the event map.
+        left: Of the IDs that were chosen, those whose dead letter was not removed: there is none, or it has changed.
+    """
+
+    looked: int = 0
+    letters: int = 0
+    events: int = 0
+    left: set[str] = field(default_factory=set)
+
+
+async def remove(
+    grid: Grid, name: str, choice: Choice, *, job: Job | None = None, with_events: bool = False, dry_run: bool = False
+) -> AsyncIterator[Removed]:
+    """Remove dead letters, a page at a time; yields what is done up to now. Those that change meanwhile stay.
+
+    Args:
+        grid: The connection.
+        name: Of the job, source or sink.
+        choice: Which.
+        job: The job, if it is one.
+        with_events: Remove their events as well, where the event map still has the very bytes.
+        dry_run: Only count.
+
+    Raises:
+        HazelcastError: The cluster did not answer; what was not yielded may or may not have been done.
+    """
+    done = Removed(left=set(choice.ids))
+    pages = _of_ids(grid, name, choice.ids) if choice.ids else walk_entries(grid, name)
+    async for partition, entries in pages:
+        done.looked += len(entries)
+        chosen = [entry for entry in entries if choice.takes(entry[2]) or choice.ids]
+        if choice.superseded and job is not None:
+            over = await superseded(grid, job, (dead for *_, dead in chosen if dead is not None))
+            chosen = [entry for entry in chosen if entry[2] is not None and entry[2].id in over]
+        if dry_run:
+            done.letters += len(chosen)
+            yield done
+            continue
+        if with_events:
+            done.events += sum(await asyncio.gather(*(_remove_event(grid, dead) for *_, dead in chosen)))
+        gone = await asyncio.gather(*(remove_same(grid, name, partition, key, value) for key, value, _ in chosen))
+        done.letters += sum(gone)
+        if choice.ids:
+            done.left -= {key_text(key) for (key, *_), removed in zip(chosen, gone, strict=True) if removed}
+        yield done
+
+
+async def _of_ids(grid: Grid, name: str, ids: Collection[str]) -> AsyncIterator[tuple[int, list[_Entry]]]:
+    writer = MapWriter(grid, map_of(name))
+    for letter_id in sorted(ids):
+        key = writer.serialize_key(letter_id)
+        partition = partition_of(key, grid.partition_count)
+        found = await values_of(grid, map_of(name), partition, [key])
+        yield partition, [(key, value, decode(value)) for value in found.values()]
+
+
+async def _remove_event(grid: Grid, dead: DeadLetter | None) -> bool:
+    """Remove the event of a dead letter from the event map, if it is still the one that was rejected."""
+    if dead is None or dead.origin or not (key := dead.key_bytes):
+        return False
+    partition = partition_of(key, grid.partition_count)
+    value = (await values_of(grid, dead.map, partition, [key])).get(key)
+    if value is None or (payload(value) or value)[: len(dead.raw_bytes)] != dead.raw_bytes:
+        return False
+    if len(payload(value) or value) != dead.size:
+        return False
+    message = wire.encode_remove_if_same(dead.map, key, value)
+    return bool(await transport.invoke(grid.client, message, partition, wire.decode_remove_if_same))

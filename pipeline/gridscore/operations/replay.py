@@ -1,0 +1,276 @@
+"""Bringing dead letters back: the event goes into its map again, under its own key bytes, and is scored like a new one.
+
+Those of one key come back one after the other, the oldest first. For each, in order:
+
+1. *Refuse* if the dead letter does not hold the whole event.
+2. *Claim* it, by compare-and-set on the dead letter: of several that replay at once, one does it, and the others
+   are refused. A claim whose owner has died is free again after a minute.
+3. Look at what the event map has under the key now, and *refuse* if a newer event has taken it.
+4. Write the event, by compare-and-set against what was seen: nothing that came between is overwritten.
+5. When that is acknowledged, with its backup, remove the dead letter, if it is still the one that was claimed. That of
+   an event that has failed again meanwhile was written anew, and stays.
+
+So each event is put once. After a crash between 4 and 5 the dead letter is still there, and whoever replays it later
+puts the event a second time: it is scored twice, with one result.
+
+What a source has read comes back in the same way, as the bytes that it was, if these are JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from gridscore.dead_letters.letters import SOURCE_STAGE, decode, encode, id_of, list_letters, map_of
+from gridscore.errors import JobError
+from gridscore.grid import transport, wire
+from gridscore.grid.copies import payload
+from gridscore.grid.entries import values_of
+from gridscore.grid.records import INDETERMINATE
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.job import Jobs
+from gridscore.job.life import ENDED
+from gridscore.scoring.superseded import remove_same
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from gridscore.dead_letters.letters import DeadLetter
+    from gridscore.grid import Grid
+
+_ATTEMPTS = 5
+_AT_ONCE = 64
+_NO_TEXT = bytes(4)
+CLAIM_SECONDS = 60.0
+"""After so long a claim is free: the process that made it has died."""
+
+PUT_SECONDS = CLAIM_SECONDS / 2
+"""How long after its claim a process may still put an event: well before others take it for dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What became of a dead letter.
+
+    Attributes:
+        id: Of the dead letter.
+        key: Of its event, as text.
+        refusal: Why it was left as it is; empty if its event is in the event map again.
+    """
+
+    id: str
+    key: str = ""
+    refusal: str = ""
+
+
+async def letter_ids(grid: Grid, job: str) -> list[str]:
+    """The dead letters of a job, in no order."""
+    keys = await transport.map_keys(grid.client, map_of(job))
+    return [found for key in keys if (found := id_of(key)) is not None]
+
+
+async def replay(
+    grid: Grid, job: str, ids: Sequence[str], *, force: bool = False, of_job: bool = True
+) -> AsyncIterator[Replayed]:
+    """Bring dead letters back; yields each as it is done: those of a key in their order, others in none.
+
+    Args:
+        grid: The connection.
+        job: Whose they are.
+        ids: Of the dead letters.
+        force: Take the place of a newer event that has the key meanwhile.
+        of_job: Whether they are a job's, which must not have ended, or a source's; not a sink's.
+
+    Raises:
+        JobError: There is neither such a job, nor dead letters of a source of that name; or the job has ended and would
+            not score them.
+        HazelcastError: The cluster did not answer; what was not yielded may or may not have been done.
+    """
+    record = await Jobs(grid).find(job) if of_job else None
+    if record is None and of_job:
+        _, letters = await list_letters(grid, job, 1)
+        if not letters or letters[0].dead.stage != SOURCE_STAGE:
+            await Jobs(grid).get(job)  # says that there is none
+    elif record is not None and record.state in ENDED:
+        raise JobError(
+            f"The job `{job}` is {record.state}: nobody would score the events.", "Submit or resume it first."
+        )
+    replayer = _Replayer(grid, job, force=force)
+    chains, strangers = await replayer.chains(ids)
+    for each in strangers:
+        yield each
+    for begin in range(0, len(chains), _AT_ONCE):
+        tasks = [asyncio.create_task(replayer.run(chain)) for chain in chains[begin : begin + _AT_ONCE]]
+        try:
+            for done in asyncio.as_completed(tasks):
+                for each in await done:
+                    yield each
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Busy(NamedTuple):
+    """Why a dead letter is left as it is, and so are those behind it under its key."""
+
+    reason: str
+
+
+_LATE = _Busy("this process was held up for so long that somebody else may be putting it back; try again")
+
+
+class _Replayer:
+    def __init__(self, grid: Grid, job: str, *, force: bool) -> None:
+        self._grid = grid
+        self._job = job
+        self._force = force
+        self._letters = MapWriter(grid, map_of(job))
+
+    async def chains(self, ids: Sequence[str]) -> tuple[list[list[str]], list[Replayed]]:
+        """The dead letters of each key, the oldest first; and what is none."""
+        by_key: dict[tuple[str, str], list[tuple[str, int, str]]] = {}
+        strangers = []
+        for begin in range(0, len(ids), _AT_ONCE):
+            some = ids[begin : begin + _AT_ONCE]
+            for letter_id, (_, value) in zip(some, await asyncio.gather(*map(self._read, some)), strict=True):
+                dead = None if value is None else decode(value)
+                if dead is None:
+                    what = (
+                        f"has no dead letter `{letter_id}`" if value is None else f"`{letter_id}` is not a dead letter"
+                    )
+                    text = f"`{self._job}` {what}" if value is None else f"{what}: it was not written by Gridscore"
+                    strangers.append(Replayed(letter_id, refusal=text))
+                    continue
+                by_key.setdefault((dead.map, dead.key_data or letter_id), []).append(
+                    # By time: what a rescan found, or what a journal that began again holds, has no later sequence.
+                    (dead.at, dead.sequence, letter_id)
+                )
+        return [[letter_id for _, _, letter_id in sorted(chain)] for chain in by_key.values()], strangers
+
+    async def run(self, chain: Sequence[str]) -> list[Replayed]:
+        """Bring the dead letters of one key back, one after the other."""
+        done: list[Replayed] = []
+        before: bytes | None = None  # what we have put under the key
+        for position, letter_id in enumerate(chain):
+            entry = await self._read(letter_id)
+            dead = None if entry[1] is None else decode(entry[1])
+            if dead is None:
+                done.append(Replayed(letter_id, refusal="it is gone: somebody else has dealt with it"))
+                continue
+            refusal = _unfit(dead) or await self._replay(dead, entry, before)
+            done.append(Replayed(letter_id, dead.key, refusal.reason if isinstance(refusal, _Busy) else refusal))
+            if not refusal:
+                before = dead.raw_bytes
+            elif isinstance(refusal, _Busy):
+                text = f"the older dead letter {letter_id} of its key comes first"
+                done += [Replayed(each, dead.key, text) for each in chain[position + 1 :]]
+                break
+        return done
+
+    async def _replay(self, dead: DeadLetter, entry: _Entry, before: bytes | None) -> str | _Busy:
+        until = time.monotonic() + PUT_SECONDS
+        if _is_claimed(dead):
+            return _Busy("somebody else is putting it back; if they have died, it is free in a minute")
+        claim = f"{int(time.time() * 1000)}-{uuid.uuid4().hex}"
+        claimed = wire.json_data(encode(msgspec.structs.replace(dead, claim=claim)))
+        if not await self._exchange(entry, claimed):
+            return _Busy("somebody else is dealing with it; try again")
+        refusal = await _put(self._grid, dead, force=self._force, before=before, until=until)
+        entry = entry._replace(value=claimed)
+        if refusal:
+            await self._exchange(entry, wire.json_data(encode(msgspec.structs.replace(dead, claim=""))))
+            return refusal
+        partition = partition_of(entry.key, self._grid.partition_count)
+        await remove_same(self._grid, self._job, partition, entry.key, claimed)
+        return ""
+
+    async def _read(self, letter_id: str) -> _Entry:
+        key = self._letters.serialize_key(letter_id)
+        partition = partition_of(key, self._grid.partition_count)
+        return _Entry(key, (await values_of(self._grid, self._letters.map_name, partition, [key])).get(key))
+
+    async def _exchange(self, entry: _Entry, after: bytes) -> bool:
+        """Exchange what a dead letter says, if it still says what was read."""
+        partition = partition_of(entry.key, self._grid.partition_count)
+        prefix = wire.replace_if_same_prefix(self._letters.map_name, entry.key)
+        for _ in range(_ATTEMPTS):
+            try:
+                message = wire.encode_replace_if_same(prefix, entry.value or b"", after)
+                if await transport.invoke(self._grid.client, message, partition, wire.decode_replace_if_same):
+                    return True
+            except INDETERMINATE:
+                pass
+            now = (await values_of(self._grid, self._letters.map_name, partition, [entry.key])).get(entry.key)
+            if now != entry.value:
+                return now == after
+        return False
+
+
+class _Entry(NamedTuple):
+    """Of the dead-letter map: serialized key, and value if there is one."""
+
+    key: bytes
+    value: bytes | None
+
+
+def _is_claimed(dead: DeadLetter) -> bool:
+    at = dead.claim.partition("-")[0]
+    return at.isdecimal() and len(at) < 20 and abs(time.time() * 1000 - int(at)) < CLAIM_SECONDS * 1000
+
+
+def _unfit(dead: DeadLetter) -> str:
+    """Why an event cannot be put from its dead letter; empty if it can."""
+    raw = dead.raw_bytes
+    if len(raw) < dead.size:
+        return f"only {len(raw):,} of the event's {dead.size:,} bytes were kept; put it again from where it came"
+    if not dead.key_bytes:
+        return "the dead letter has no key"
+    if dead.stage == SOURCE_STAGE:
+        try:
+            msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return "its bytes are no JSON, so no job could score it; put it again as JSON"
+    if not raw or raw.startswith(_NO_TEXT):  # serialized by Hazelcast: no text begins like that
+        return "its value is neither JSON nor a string, which no job can score; put it again as JSON"
+    return ""
+
+
+async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | None, until: float) -> str | _Busy:
+    """Put the event under its key, or in place of the older one that we have put there; returns why not, or nothing."""
+    raw, key = dead.raw_bytes, dead.key_bytes
+    partition = partition_of(key, grid.partition_count)
+    writer = MapWriter(grid, dead.map)
+    await writer.prepare()
+    if force:
+        if time.monotonic() > until:
+            return _LATE
+        await writer.put_partition(partition, [key], [raw], once=False)
+        return ""
+    for _ in range(_ATTEMPTS):
+        now = (await values_of(grid, dead.map, partition, [key])).get(key)
+        if now is not None and payload(now) not in (raw, before):
+            return "a newer event has its key; --force would overwrite that"
+        if time.monotonic() > until:
+            return _LATE
+        try:
+            if await _compare_and_put(grid, dead.map, partition, key, now, raw):
+                return ""
+        except INDETERMINATE:
+            continue  # done or not: to do it once more does no harm, and looking first keeps what came meanwhile
+    return _Busy("others keep writing its key, or the cluster keeps changing; try again")
+
+
+async def _compare_and_put(grid: Grid, name: str, partition: int, key: bytes, now: bytes | None, raw: bytes) -> bool:
+    """Write if the map still has what was seen; the same value again is an event again, of the same type."""
+    if now is None:
+        message = wire.encode_put_if_absent(name, key, raw)
+        return bool(await transport.invoke(grid.client, message, partition, wire.decode_put_if_absent))
+    after = now if payload(now) == raw else wire.json_data(raw)
+    message = wire.encode_replace_if_same(wire.replace_if_same_prefix(name, key), now, after)
+    return bool(await transport.invoke(grid.client, message, partition, wire.decode_replace_if_same))

@@ -1,0 +1,182 @@
+"""What sinks are doing now, seen from outside: lag from offsets and journals, figures from their processes' records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gridscore.dead_letters.letters import map_of
+from gridscore.dead_letters.names import SINKS_MAP
+from gridscore.errors import JobError
+from gridscore.grid import transport
+from gridscore.grid.records import Count, Figure, Records, Word, parsed
+from gridscore.group import rescan
+from gridscore.group.heartbeats import Heartbeats
+from gridscore.group.lease_records import read_records
+from gridscore.group.leases import begin_anew
+from gridscore.operations.status import positions
+from gridscore.sinks.records import PROCESSES_MAP, all_sinks, find_sink, group_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gridscore.grid import Grid
+    from gridscore.operations.status import Position
+    from gridscore.sinks.records import SinkRecord
+
+
+class SinkProcess(msgspec.Struct, frozen=True):
+    """What one process of a sink says of itself, once a second; see `SinkStats`.
+
+    Attributes:
+        id: Of the process.
+        seen_at: Milliseconds of its clock, when it was written.
+        sink: Name of the sink.
+        state: `starting`, `delivering`, `waiting` (for its destination) or `paused` (no room for dead letters).
+        error: Why it waits.
+        delivered: Results since it began.
+        rate: Results per second, of the last few seconds.
+        dead_letters: What it refused, since it began.
+        interruptions: How often its destination was away.
+        partitions: Held now.
+    """
+
+    id: Word
+    seen_at: Count
+    sink: Word
+    host: Word = ""
+    pid: Count = 0
+    began_at: Count = 0
+    state: Word = ""
+    error: Word = ""
+    delivered: Count = 0
+    rate: Figure = 0.0
+    filtered: Count = 0
+    dead_letters: Count = 0
+    interruptions: Count = 0
+    rescued: Count = 0
+    partitions: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """A sink and its figures.
+
+    Attributes:
+        record: The sink.
+        lag: Results in the journal that no committed offset covers; None if the journal cannot be read.
+        lost: Results that were overwritten before they were read, in all.
+        dead_letters: Those in the grid.
+        rescans: Partitions that wait for a rescan.
+        positions: Partition by partition; empty if the journal cannot be read.
+        processes: Those that live.
+    """
+
+    record: SinkRecord
+    lag: int | None
+    lost: int
+    dead_letters: int
+    rescans: int
+    positions: Sequence[Position]
+    processes: Sequence[SinkProcess]
+
+    @property
+    def state(self) -> str:
+        """`waiting` if any process waits; `stopped` if none lives, `failed` if an error has stopped the last one."""
+        states = {process.state for process in self.processes}
+        none = "failed" if self.record.error else "stopped"
+        return next((state for state in ("paused", "waiting", "delivering", "starting") if state in states), none)
+
+    @property
+    def error(self) -> str:
+        """Why a process waits, or else why the last one stopped that failed."""
+        return next((process.error for process in self.processes if process.error), self.record.error)
+
+    @property
+    def delivered(self) -> int:
+        """Results that the living processes have delivered, since they began."""
+        return sum(process.delivered for process in self.processes)
+
+    @property
+    def partitions(self) -> int:
+        """Partitions that have an owner."""
+        return sum(1 for position in self.positions if position.owner)
+
+    @property
+    def rate(self) -> float:
+        """Results per second, of all processes."""
+        return round(sum(process.rate for process in self.processes), 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "name": self.record.name,
+            "kind": self.record.kind,
+            "map": self.record.map,
+            "state": self.state,
+            "error": self.error,
+            "failed_at": self.record.failed_at,
+            "lag": self.lag,
+            "rate": self.rate,
+            "delivered": self.delivered,
+            "lost": self.lost,
+            "dead_letters": self.dead_letters,
+            "rescans": self.rescans,
+            "partitions": self.partitions,
+            "offsets": [position.offset for position in self.positions],
+            "processes": [msgspec.to_builtins(process) for process in self.processes],
+        }
+
+
+async def sink_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> list[SinkStatus]:
+    """Every sink that is known, by name.
+
+    Args:
+        grid: The connection.
+        heartbeats: Tells who lives, for those who look again and again.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    processes, requests = await _living(grid, heartbeats), await rescan.all_requests(grid)
+    found = []
+    for record in await all_sinks(grid):
+        leases = await read_records(grid, group_of(record.name))
+        there = await positions(grid, record.subscription, leases)
+        found.append(
+            SinkStatus(
+                record=record,
+                lag=None if there is None else sum(position.unread for position in there),
+                lost=sum(lease.lost for lease in leases.values()),
+                dead_letters=await transport.map_size(grid.client, map_of(record.name)),
+                rescans=len(rescan.requests_of(group_of(record.name), requests)),
+                positions=there or (),
+                processes=[process for process in processes if process.sink == record.name],
+            )
+        )
+    return found
+
+
+async def forget(grid: Grid, name: str) -> None:
+    """Forget a sink: a sink of that name then begins anew. Its dead letters stay.
+
+    Raises:
+        JobError: There is no such sink, or it is running.
+        ConflictError: Its processes keep changing its leases.
+        HazelcastError: The cluster did not answer.
+    """
+    if await find_sink(grid, name) is None:
+        raise JobError(f"There is no sink `{name}`.", "`gridscore sink list` lists them.")
+    living = [process for process in await _living(grid) if process.sink == name]
+    if living:
+        raise JobError(f"The sink `{name}` is running: {living[0].host}, process {living[0].pid}.", "Stop it first.")
+    await begin_anew(grid, group_of(name))
+    await rescan.forget(grid, group_of(name))
+    await Records(grid, SINKS_MAP).delete(name)
+
+
+async def _living(grid: Grid, heartbeats: Heartbeats | None = None) -> list[SinkProcess]:
+    found = await Records(grid, PROCESSES_MAP).read(parsed(SinkProcess))
+    return (heartbeats or Heartbeats()).living([process for _, process in sorted(found.items())])

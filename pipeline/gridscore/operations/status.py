@@ -1,0 +1,455 @@
+"""What jobs and workers are doing now, seen from outside: lag from offsets and journals, figures from their records.
+
+A `Lookout` looks again and again. Which workers live it sees by records that change: it compares no clocks but at its
+first look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gridscore.dead_letters.letters import map_of
+from gridscore.errors import GridError
+from gridscore.grid import transport
+from gridscore.grid.journal import Journal
+from gridscore.grid.records import Count, Figure, Records, Word, parsed
+from gridscore.group.heartbeats import Heartbeats, is_recent
+from gridscore.group.lease_records import read_records
+from gridscore.group.members import WORKERS_MAP
+from gridscore.group.rescan import all_requests, requests_of
+from gridscore.group.subscription import subscription_of
+from gridscore.job import Jobs, JobState
+from gridscore.job.life import WANTED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from gridscore.grid import Grid
+    from gridscore.group.lease_records import LeaseRecord
+    from gridscore.group.rescan import Request
+    from gridscore.group.subscription import Subscription
+    from gridscore.job import JobRecord
+
+ACKNOWLEDGED_MAP = "gridscore.acknowledged"
+
+_COUNTERS = ("events", "rate", "skipped", "rescued", "taken", "given")
+_LOSSES = ("lost", "regressions", "unkept")
+
+
+class QualityFigures(msgspec.Struct, frozen=True):
+    """What was missing in the last events that a worker, or all of them, counted.
+
+    Attributes:
+        events: That were counted, a sample.
+        missing: For how many of them each feature had no value.
+        unseen: For how many each feature had a category that the model does not know.
+        misses: For how many each lookup had no entry.
+    """
+
+    events: Count = 0
+    missing: dict[str, Count] = {}
+    unseen: dict[str, Count] = {}
+    misses: dict[str, Count] = {}
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Parts of the events, 0 to 1, the largest first: `lookup_misses`, `unseen_categories`, `missing_values`."""
+        kinds = {"lookup_misses": self.misses, "unseen_categories": self.unseen, "missing_values": self.missing}
+        return {
+            kind: {
+                name: min(1.0, round(count / max(self.events, 1), 4))
+                for name, count in sorted(counts.items(), key=lambda each: -each[1])
+            }
+            for kind, counts in kinds.items()
+        }
+
+    @classmethod
+    def together(cls, parts: Iterable[QualityFigures]) -> QualityFigures:
+        """Of several workers."""
+        events, counts = 0, [Counter[str](), Counter[str](), Counter[str]()]
+        for part in parts:
+            events += part.events
+            for each, found in zip(counts, (part.missing, part.unseen, part.misses), strict=True):
+                each.update(found)
+        return cls(events, *map(dict, counts))
+
+
+class JobFigures(msgspec.Struct, frozen=True):
+    """What a worker says of one job, see `JobStats.to_json`; what its version does not say is as if it were nothing.
+
+    Attributes:
+        events: Scored since the worker began.
+        rate: Events per second, of the last few seconds.
+        lost: Events that this worker found overwritten before they were read.
+        regressions: Journals that this worker found begun again.
+        version: Version of the model in use, 0 if none.
+        model_error: Why another version is not in use.
+        lookups: Of each lookup's copy: entries, age in seconds, loads, bad entries, error of the last bad one.
+        quality: What was missing in the last events.
+        dead_letters: Sent there since the worker began.
+        partitions: Held now.
+        rebalances: How often partitions came or went.
+        taken: Partitions that came.
+        given: Partitions that were given back.
+        skipped: Events whose result stood already when their partition was taken over.
+        rescued: Events that a rescan found without a result, and that were scored.
+        committed_at: When the last offset was committed, in milliseconds of the worker's clock; 0 if none was.
+        latency_ms: From the arrival of an event at the worker to the acknowledgement of its result: p50, p99, max.
+    """
+
+    events: Count = 0
+    rate: Figure = 0.0
+    lost: Count = 0
+    regressions: Count = 0
+    version: Count = 0
+    model_error: Word = ""
+    lookups: dict[str, dict[str, Figure | Word]] = {}
+    quality: QualityFigures = QualityFigures()
+    dead_letters: Count = 0
+    partitions: Count = 0
+    rebalances: Count = 0
+    taken: Count = 0
+    given: Count = 0
+    skipped: Count = 0
+    rescued: Count = 0
+    committed_at: Count = 0
+    latency_ms: dict[str, Figure | None] = {}
+
+    def __post_init__(self) -> None:
+        for figures in self.lookups.values():
+            if any(isinstance(value, str) is not (name == "error") for name, value in figures.items()):
+                raise ValueError("the figures of a lookup are not numbers")
+
+
+class WorkerRecord(msgspec.Struct, frozen=True):
+    """What a worker says of itself, once a second."""
+
+    id: Word
+    seen_at: Count
+    jobs: dict[str, JobFigures]
+    host: Word = ""
+    pid: Count = 0
+    began_at: Count = 0
+    orphaned: list[Word] = []  # jobs that it scored for when the cluster was replaced, and that are not in the new one
+
+    def commit_age(self, job: str) -> float | None:
+        """Seconds from its last commit for a job to its last record, by its own clock; None if it has made none."""
+        at = self.jobs[job].committed_at
+        return max(0.0, (self.seen_at - at) / 1000) if at else None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far one partition of a job has come.
+
+    Attributes:
+        owner: Worker that holds its lease; empty if nobody does.
+        stamp: Changes whenever the lease record does.
+        offset: The committed offset; -1 if nobody has begun.
+        held: Entries of the journal.
+        unread: Those that the offset does not cover.
+        full: Part of the ring that unread events fill, 0 to 1; 0 if the size of the ring is not known: while it has not
+            gone round yet, on members that do not tell their configuration.
+        room: Entries that fit in before the first unread one is overwritten; None if that is not known.
+    """
+
+    owner: str
+    stamp: tuple[int, int]
+    offset: int
+    held: int
+    unread: int
+    full: float
+    room: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rescan:
+    """A partition that waits for being rescanned."""
+
+    partition: int
+    reason: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """A job and its figures.
+
+    Attributes:
+        record: The job.
+        workers: Living workers that score for it.
+        lag: Events in the journal that no committed offset covers; None if the journal cannot be read.
+        partitions: Partitions that have an owner.
+        totals: Sums over the living workers since they began: events, rate, skipped, rescued, taken, given; lost,
+            regressions, and unkept (rejected, without a dead letter), of the job's partitions since it was submitted;
+            rebalances, of the worker that saw most of
+            them; and dead_letters, those in the grid.
+        versions: Model versions in use.
+        model_errors: Why a worker does not use the version that is meant.
+        lookups: Entries, age, loads and errors of each lookup's copy, the oldest of all workers.
+        figures: What each living worker says, by its identity.
+        positions: Partition by partition; empty if the journal cannot be read.
+        rescans: Partitions that wait for a rescan.
+        acknowledged: Of the losses, those that have been acknowledged.
+        commit_age: Seconds since the last commit of any worker; None if there was none.
+        idle_workers: Living workers that do not score for it.
+    """
+
+    record: JobRecord
+    workers: int
+    lag: int | None
+    partitions: int
+    totals: dict[str, float]
+    versions: list[int]
+    model_errors: list[str]
+    lookups: dict[str, dict[str, Any]]
+    figures: Mapping[str, JobFigures]
+    positions: tuple[Position, ...] = ()
+    rescans: tuple[Rescan, ...] = ()
+    acknowledged: Mapping[str, int] = field(default_factory=dict)
+    commit_age: float | None = None
+    idle_workers: int = 0
+
+    @property
+    def state(self) -> JobState:
+        """Where the job is in its life now.
+
+        WAITING if it is to be scored for and no living worker does; STARTING if none of them has a model.
+        """
+        if self.record.state not in WANTED:
+            return self.record.state
+        if not self.workers:
+            return JobState.WAITING
+        return self.record.state if self.versions else JobState.STARTING
+
+    @property
+    def latency_ms(self) -> dict[str, float | None]:
+        """p50, p99 and max of the slowest worker; None where nothing was scored lately."""
+        found: dict[str, float | None] = {}
+        for name in ("p50", "p99", "max"):
+            values = [value for each in self.figures.values() if (value := each.latency_ms.get(name)) is not None]
+            found[name] = max(values, default=None)
+        return found
+
+    @property
+    def quality(self) -> QualityFigures:
+        """What was missing in the last events that the living workers counted."""
+        return QualityFigures.together(each.quality for each in self.figures.values())
+
+    def lag_of(self, worker: str) -> int:
+        """Unread events of the partitions that a worker owns."""
+        return sum(position.unread for position in self.positions if position.owner == worker)
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        record = self.record
+        return {
+            "name": record.name,
+            "state": self.state.value,
+            "revision": record.revision,
+            "error": record.error,
+            "submitted_at": record.submitted_at,
+            "updated_at": record.updated_at,
+            "events_map": record.job.events,
+            "results_map": record.job.results,
+            "workers": self.workers,
+            "partitions": self.partitions,
+            "lag": self.lag,
+            **self.totals,
+            "latency_ms": self.latency_ms,
+            "commit_age": self.commit_age,
+            "rescans": len(self.rescans),
+            "model": record.job.model.name,
+            "model_versions": self.versions,
+            "model_errors": self.model_errors,
+            "lookups": self.lookups,
+            "quality": {"events": self.quality.events, **self.quality.shares()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What one look has shown.
+
+    Attributes:
+        at: When, in seconds of the monotonic clock.
+        jobs: Every job that was asked for, by name.
+        workers: The living workers, by identity.
+    """
+
+    at: float
+    jobs: list[JobStatus]
+    workers: list[WorkerRecord]
+
+
+class Lookout:
+    """Looks at a cluster's jobs and workers again and again.
+
+    Args:
+        grid: The connection.
+        job: The only job to look at; all if None.
+    """
+
+    def __init__(self, grid: Grid, job: str | None = None) -> None:
+        self._grid = grid
+        self._job = job
+        self._heartbeats = Heartbeats()
+
+    async def look(self) -> Overview:
+        """Look once.
+
+        Raises:
+            JobError: There is no such job.
+            HazelcastError: The cluster did not answer.
+        """
+        jobs = Jobs(self._grid)
+        records = await jobs.all() if self._job is None else [await jobs.get(self._job)]
+        workers = self._heartbeats.living(await _workers(self._grid))
+        shared = await _Shared.read(self._grid)
+        statuses = [await _status(self._grid, record, workers, shared) for record in records]
+        return Overview(time.monotonic(), statuses, workers)
+
+
+async def living_workers(grid: Grid) -> list[WorkerRecord]:
+    """Records of the workers that were heard of lately. What is no such record is left out."""
+    return [worker for worker in await _workers(grid) if is_recent(worker)]
+
+
+async def _workers(grid: Grid) -> list[WorkerRecord]:
+    found = await Records(grid, WORKERS_MAP).read(parsed(WorkerRecord))
+    return [worker for _, worker in sorted(found.items())]
+
+
+async def acknowledge(grid: Grid, status: JobStatus, names: Sequence[str] = _LOSSES) -> dict[str, int]:
+    """Acknowledge a job's losses up to now, of all kinds or of some; returns their numbers."""
+    numbers = {name: int(status.totals[name]) for name in names}
+    value = {**status.acknowledged, **numbers, "submitted_at": status.record.submitted_at}
+    await Records(grid, ACKNOWLEDGED_MAP).put(status.record.name, value)
+    return numbers
+
+
+async def lag(grid: Grid, record: JobRecord) -> tuple[int | None, int]:
+    """Unread events of a job (None if its journal cannot be read), and how many partitions have an owner."""
+    there = await positions(grid, subscription_of(record), await read_records(grid, record.name))
+    if there is None:
+        return None, 0
+    return sum(position.unread for position in there), sum(1 for position in there if position.owner)
+
+
+async def job_status(grid: Grid, record: JobRecord, workers: list[WorkerRecord] | None = None) -> JobStatus:
+    """Everything about one job; pass the living workers if they are at hand."""
+    workers = await living_workers(grid) if workers is None else workers
+    return await _status(grid, record, workers, await _Shared.read(grid))
+
+
+class Acknowledgement(msgspec.Struct, frozen=True):
+    """What the record of acknowledged losses holds: their numbers, and of which submission of the job they are."""
+
+    submitted_at: Word
+    lost: Count = 0
+    regressions: Count = 0
+    unkept: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Records that are read once for all jobs."""
+
+    rescans: Mapping[str, Request]
+    acknowledged: Mapping[str, Acknowledgement]
+
+    @classmethod
+    async def read(cls, grid: Grid) -> _Shared:
+        return cls(await all_requests(grid), await Records(grid, ACKNOWLEDGED_MAP).read(parsed(Acknowledgement)))
+
+    def rescans_of(self, job: str) -> tuple[Rescan, ...]:
+        found = sorted(requests_of(job, self.rescans).items())
+        return tuple(Rescan(partition, request.reason, request.at) for partition, request in found)
+
+    def acknowledged_of(self, job: JobRecord) -> dict[str, int]:
+        known = self.acknowledged.get(job.name)
+        # A job that was submitted anew counts from nothing, and what was acknowledged before says nothing of it.
+        if known is None or known.submitted_at != job.submitted_at:
+            return {}
+        return {name: getattr(known, name) for name in _LOSSES}
+
+
+async def positions(
+    grid: Grid, subscription: Subscription, leases: Mapping[int, LeaseRecord]
+) -> tuple[Position, ...] | None:
+    """How far each partition of a group has come, in their order; None if the journal cannot be read.
+
+    Args:
+        grid: The connection.
+        subscription: What the group reads.
+        leases: Its lease records, by partition.
+    """
+    journal = Journal(grid, subscription.map)
+    try:
+        bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
+    except GridError:
+        return None
+    return tuple(
+        _position(subscription, leases.get(partition), oldest, newest, journal.ring)
+        for partition, (oldest, newest) in enumerate(bounds)
+    )
+
+
+def _position(
+    subscription: Subscription, lease: LeaseRecord | None, oldest: int, newest: int, ring: int | None
+) -> Position:
+    held = newest + 1 - oldest
+    if lease is not None and lease.has_begun(subscription):
+        unread = max(0, newest + 1 - max(lease.offset, oldest))
+    else:
+        unread = 0 if subscription.beginning == "latest" else held
+    if oldest > 0 and held:
+        ring = held  # it has gone round, and shows its size
+    return Position(
+        owner=lease.owner if lease is not None else "",
+        stamp=(lease.epoch, lease.renewals) if lease is not None else (0, 0),
+        offset=lease.offset if lease is not None else -1,
+        held=held,
+        unread=unread,
+        full=min(1.0, unread / ring) if ring else 0.0,
+        room=max(0, ring - unread) if ring else None,
+    )
+
+
+async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], shared: _Shared) -> JobStatus:
+    name = record.name
+    mine = {worker.id: worker.jobs[name] for worker in workers if name in worker.jobs}
+    leases = await read_records(grid, name)
+    there = await positions(grid, subscription_of(record), leases)
+    totals: dict[str, float] = {key: sum(getattr(each, key) for each in mine.values()) for key in _COUNTERS}
+    totals["rebalances"] = max((each.rebalances for each in mine.values()), default=0)
+    # Of the partitions: their leases outlive the workers that counted.
+    totals |= {key: sum(getattr(lease, key) for lease in leases.values()) for key in _LOSSES}
+    totals["dead_letters"] = await transport.map_size(grid.client, map_of(name))
+    lookups: dict[str, dict[str, Any]] = {}
+    for each in mine.values():
+        for lookup, copy in each.lookups.items():
+            if lookup not in lookups or copy.get("age", 0) > lookups[lookup].get("age", 0):
+                lookups[lookup] = copy
+    ages = [age for worker in workers if name in worker.jobs and (age := worker.commit_age(name)) is not None]
+    return JobStatus(
+        record=record,
+        workers=len(mine),
+        lag=None if there is None else sum(position.unread for position in there),
+        partitions=sum(1 for position in there or () if position.owner),
+        totals=totals,
+        versions=sorted({each.version for each in mine.values() if each.version}),
+        model_errors=sorted({each.model_error for each in mine.values() if each.model_error}),
+        lookups=lookups,
+        figures=mine,
+        positions=there or (),
+        rescans=shared.rescans_of(name),
+        acknowledged=shared.acknowledged_of(record),
+        commit_age=min(ages, default=None),
+        idle_workers=len(workers) - len(mine),
+    )

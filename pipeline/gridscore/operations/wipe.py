@@ -1,0 +1,136 @@
+"""What a job has left in the cluster, and its removal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from gridscore.dead_letters.letters import map_of
+from gridscore.errors import JobError
+from gridscore.grid import transport
+from gridscore.grid.records import Records
+from gridscore.group import rescan
+from gridscore.group.leases import begin_anew
+from gridscore.job.life import ENDED, JOBS_MAP, Jobs
+from gridscore.models import Registry
+from gridscore.operations.flow import FlowLookout
+from gridscore.operations.status import ACKNOWLEDGED_MAP
+from gridscore.scoring.audit import AUDITS_MAP
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from gridscore.grid import Grid
+    from gridscore.job import JobRecord
+    from gridscore.operations.flow import Flow
+
+RESULTS, EVENTS, MODEL, DEAD_LETTERS = "results", "events", "model", "dead letters"
+_JOB = "job"
+
+
+class Remnant(NamedTuple):
+    """Something that goes.
+
+    Attributes:
+        what: The job itself, or its results, events, dead letters or model.
+        name: Of the job, the map or the model.
+        entries: How many; of a model its versions, of a job the partitions that have an offset.
+    """
+
+    what: str
+    name: str
+    entries: int
+
+
+async def remnants(grid: Grid, name: str, what: Collection[str] = ()) -> list[Remnant]:
+    """What would be removed, in this order: the job itself is the last.
+
+    Args:
+        grid: The connection.
+        name: Of the job.
+        what: Of `RESULTS`, `EVENTS`, `MODEL` and `DEAD_LETTERS`, those that go beside the job.
+
+    Raises:
+        JobError: There is no such job, it has not ended, or others use what would go.
+        HazelcastError: The cluster did not answer.
+    """
+    flow = await FlowLookout(grid, name).look()
+    (status,) = flow.overview.jobs
+    record = status.record
+    if record.state not in ENDED:
+        raise JobError(f"The job `{name}` is {record.state}.", f"End it first: `gridscore cancel {name}`.")
+    if status.workers:
+        raise JobError(f"A worker still finishes its writes for the job `{name}`.", "Try again in a second.")
+    maps = {RESULTS: record.job.results, EVENTS: record.job.events, DEAD_LETTERS: map_of(name)}
+    await _refuse_used(grid, record, flow, {kind: maps[kind] for kind in maps if kind in what}, model=MODEL in what)
+    found = [
+        Remnant(kind, map_name, await transport.map_size(grid.client, map_name))
+        for kind, map_name in maps.items()
+        if kind in what and await grid.has_map(map_name)
+    ]
+    if MODEL in what:
+        registry, model = Registry(grid), record.job.model.name
+        versions = {each.name: len(each.versions) for each in await registry.list()}
+        if model in versions:
+            found.append(Remnant(MODEL, model, versions[model]))
+    return [*found, Remnant(_JOB, name, sum(1 for position in status.positions if position.offset >= 0))]
+
+
+async def wipe(grid: Grid, found: Collection[Remnant]) -> None:
+    """Remove what `remnants` has found. Killed in between, the same call again removes the rest.
+
+    Raises:
+        JobError: The job was submitted again meanwhile.
+        ConflictError: Its offsets could not be set anew.
+        HazelcastError: The cluster did not answer.
+    """
+    for what, name, _ in found:
+        if what == MODEL:
+            await Registry(grid).delete_all(name)
+        elif what == _JOB:
+            await _forget(grid, name)
+        else:
+            # Not cleared: its journal would still hold all of it, and a job that begins at `oldest` score it again.
+            await (await grid.map(name)).destroy()
+
+
+async def _forget(grid: Grid, name: str) -> None:
+    """Remove the job's record, and what the control maps know of it.
+
+    Its lease records stay, without offsets: they count the epochs, which tell old results from new ones.
+    """
+    records = Records(grid, JOBS_MAP)
+    record = await records.get(name)
+    if record is None:
+        return
+    if (await Jobs(grid).get(name)).state not in ENDED:
+        raise JobError(f"The job `{name}` was submitted again meanwhile.", "It stays.")
+    await begin_anew(grid, name)
+    await rescan.forget(grid, name)
+    for map_name in (AUDITS_MAP, ACKNOWLEDGED_MAP):
+        await Records(grid, map_name).delete(name)
+    if not await records.remove(record):
+        raise JobError(f"The job `{name}` was submitted again meanwhile.", "It stays.")
+
+
+async def _refuse_used(grid: Grid, record: JobRecord, flow: Flow, maps: dict[str, str], *, model: bool) -> None:
+    """Refuse what other jobs, or sources and sinks that run, still use."""
+    used = [(f"The source `{each.name}` runs", EVENTS) for each in flow.sources if each.processes]
+    used += [(f"The sink `{each.record.name}` runs", RESULTS) for each in flow.sinks if each.processes]
+    users = [f"{who}: it uses `{maps[what]}`" for who, what in used if what in maps]
+    for other in await Jobs(grid).all():
+        job = other.job
+        if other.name == record.name or other.state in ENDED:
+            continue
+        theirs = {job.events, job.results, *(lookup.map for lookup in job.lookups.values())}
+        users += [f"The job `{other.name}` uses `{name}`" for name in maps.values() if name in theirs]
+        if model and job.model.name == record.job.model.name:
+            users.append(f"The job `{other.name}` scores with the model `{job.model.name}`")
+    if users:
+        raise JobError(f"{'; '.join(users)}.", "Stop it first, or leave this out.")
+
+
+def to_json(found: Collection[Remnant]) -> list[dict[str, object]]:
+    """For scripts."""
+    return [msgspec.to_builtins(remnant._asdict()) for remnant in found]

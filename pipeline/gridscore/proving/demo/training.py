@@ -1,0 +1,85 @@
+"""The demo's model: trained by the job's own script, once for each state of script, job file, data and XGBoost."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gridscore.errors import GridscoreError
+from gridscore.proving.demo.dataset import demo_cache
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gridscore.job import Job
+    from gridscore.proving.demo.dataset import Flights
+
+_SCRIPT = "train.py"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model file, and what is known of it.
+
+    Attributes:
+        path: The file.
+        metrics: Of its training.
+        cached: Whether an earlier run has trained it.
+    """
+
+    path: Path
+    metrics: dict[str, float]
+    cached: bool
+
+
+def example_folder(name: str) -> Path:
+    """A folder of `jobs/`: inside the package when installed, at the top of the repository in a checkout.
+
+    Raises:
+        GridscoreError: It is in neither place.
+    """
+    package = Path(__file__).resolve().parents[2]
+    for jobs in (package / "jobs", package.parents[1] / "jobs"):
+        if (jobs / name / "job.yaml").is_file():
+            return jobs / name
+    raise GridscoreError(f"jobs/{name} is missing from this installation.", "Install gridscore again.")
+
+
+def lookups_for(job: Job, flights: Flights) -> dict[str, pd.DataFrame]:
+    """The data's tables under the job's own names for its lookups."""
+    return {name: flights.lookups[lookup.map.rpartition(".")[2]] for name, lookup in job.lookups.items()}
+
+
+def trained_model(job: Job, folder: Path, flights: Flights) -> TrainedModel:
+    """The model for a job of this data, from the cache if nothing that it depends on has changed."""
+    import xgboost
+
+    digest = hashlib.sha256()
+    for part in (b"1", (folder / "job.yaml").read_bytes(), (folder / _SCRIPT).read_bytes()):
+        digest.update(part)
+    digest.update(f"{flights.fingerprint} {xgboost.__version__}".encode())
+    path = demo_cache() / f"{job.name}-{digest.hexdigest()[:16]}.ubj"
+    notes = path.with_suffix(".json")
+    if path.is_file() and notes.is_file():
+        return TrainedModel(path, json.loads(notes.read_text(encoding="utf-8")), cached=True)
+    booster, metrics = _script(folder / _SCRIPT).train(job, flights.training, lookups_for(job, flights))
+    temporary = path.with_name(f"{os.getpid()}-{path.name}")  # the suffix tells XGBoost the format
+    booster.save_model(temporary)
+    notes.write_text(json.dumps(metrics), encoding="utf-8")
+    temporary.replace(path)
+    return TrainedModel(path, metrics, cached=False)
+
+
+def _script(path: Path) -> Any:
+    """A training script of ours, as a module."""
+    spec = importlib.util.spec_from_file_location(f"gridscore_{path.parent.name}_train", path)
+    assert spec is not None  # noqa: S101 -- for the type checker
+    assert spec.loader is not None  # noqa: S101 -- for the type checker
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,404 @@
+"""The audit: finds events that have no result, whatever the sequences of the journal say, and has them scored.
+
+In order:
+
+1. *Find* the keys of the event map that the result map has not, by the cluster's SQL (`antijoin`), or by walking both
+   maps from here where SQL cannot (`missing`).
+2. *Look again*: most have their result by now, or are gone.
+3. *Wait* until the job has committed past what the journal of their partitions held after 1: before that, an event may
+   only be waiting for its turn. Partitions that do not come on stay *waiting*.
+4. *Look again*, and leave out what is a dead letter: what is left was *lost*.
+5. *Repair*: ask the owners of the partitions for a rescan (`rescan`), wait for them, look again: *scored*.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import zlib
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import BadRecordError, ConflictError, GridError, GridscoreError
+from gridscore.grid import transport
+from gridscore.grid.journal import Journal
+from gridscore.grid.records import Count, Records, Word, parsed
+from gridscore.group import rescan
+from gridscore.group.lease_records import read_records
+from gridscore.group.missing import Event, rejection_of, rejections, still_without_result, without_result
+from gridscore.job import Jobs
+from gridscore.job.life import ENDED, WANTED
+from gridscore.scoring import antijoin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from gridscore.grid import Grid
+    from gridscore.grid.records import Record
+    from gridscore.group.missing import Rejection
+    from gridscore.job import Job, JobRecord
+
+_log = logging.getLogger(__name__)
+
+AUDITS_MAP = "gridscore.audits"
+"""By job: who began its last audit on schedule, and when; and what the last one to end has found."""
+
+MAX_FOUND = 1_000_000
+"""Events without a result at which a look stops: there will be another."""
+
+PATIENCE_SECONDS = 20.0
+"""How long a job may stand still before it is not waited for."""
+
+MAX_FOUND_ON_SCHEDULE = 100_000
+"""The same for audits that run beside the scoring."""
+
+_LOOK_SECONDS = 0.5
+_SCHEDULE_SECONDS = 60.0
+_CHUNK = 1_000
+_EXAMPLES = 10
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What an audit has found.
+
+    Attributes:
+        job: Name of the job.
+        way: `sql`, or `scan` if the maps were walked.
+        why: Why it was not SQL; empty if it was.
+        events: Entries of the event map.
+        results: Entries of the result map.
+        waiting: Events without a result whose turn in the journal has not come.
+        dead_letters: Events without a result because they are dead letters.
+        missing: Events that should have a result, and had none.
+        scored: Of these, those that were scored now.
+        rejected: Of these, those that have become dead letters now.
+        examples: Keys of some that are missing.
+        complete: Whether all that is without a result was looked at.
+        seconds: How long it took.
+    """
+
+    job: str
+    way: str
+    why: str
+    events: int
+    results: int
+    waiting: int
+    dead_letters: int
+    missing: int
+    scored: int
+    rejected: int
+    examples: list[str]
+    complete: bool
+    seconds: float
+
+    @property
+    def left(self) -> int:
+        """Missing events that nobody has dealt with."""
+        return self.missing - self.scored - self.rejected
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {**asdict(self), "left": self.left}
+
+
+@dataclass(slots=True)
+class _Suspects:
+    """Keys that seem to have no result, by partition."""
+
+    way: str = "sql"
+    why: str = ""
+    complete: bool = True
+    keys: dict[int, list[bytes]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.keys.values()))
+
+    def add(self, partition: int, key: bytes) -> None:
+        self.keys.setdefault(partition, []).append(key)
+
+
+class _Auditor:
+    """One audit."""
+
+    def __init__(
+        self, grid: Grid, record: JobRecord, most: int, progress: Callable[[str, int, int], None] | None
+    ) -> None:
+        self._grid = grid
+        self._most = most
+        self._record = record
+        self._job: Job = record.job
+        self._say = progress or (lambda _what, _done, _total: None)
+        self._limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def run(self, *, repair: bool, patience: float) -> Audit:
+        began = time.monotonic()
+        grid, job = self._grid, self._job
+        events, results = await asyncio.gather(*(transport.map_size(grid.client, n) for n in (job.events, job.results)))
+        suspects = await self._find(events + results)
+        without = await self._look_again(suspects.keys)
+        behind = await self._wait_for_turn(without, patience)
+        without = await self._look_again(_keys(without))
+        alive = _without_letter(without, await rejections(grid, job) if without else ())
+        lost = {partition: found for partition, found in alive.items() if partition not in behind}
+        left, after = lost, lost
+        if lost and repair:
+            await rescan.request(grid, job.name, sorted(lost), "audit")
+            await self._wait_for_rescans(lost, patience)
+            left = await self._look_again(_keys(lost))
+            after = _without_letter(left, await rejections(grid, job) if left else ())
+        missing = _count(lost)
+        return Audit(
+            job=job.name,
+            way=suspects.way,
+            why=suspects.why,
+            events=events,
+            results=results,
+            waiting=_count(alive) - missing,
+            dead_letters=_count(without) - _count(alive),
+            missing=missing,
+            scored=missing - _count(left),
+            rejected=_count(left) - _count(after),
+            examples=[self._name(event.key) for found in lost.values() for event in found][:_EXAMPLES],
+            complete=suspects.complete,
+            seconds=round(time.monotonic() - began, 3),
+        )
+
+    async def _find(self, entries: int) -> _Suspects:
+        self._say("comparing keys", 0, entries)
+        why = f"the members would hold {entries:,} keys in memory" if entries > antijoin.MAX_ENTRIES else ""
+        if not why:
+            try:
+                return await self._by_sql()
+            except antijoin.NotBySqlError as reason:
+                why = str(reason)
+        return await self._by_scan(_Suspects("scan", why))
+
+    async def _by_sql(self) -> _Suspects:
+        suspects, count = _Suspects(), 0
+        async with aclosing(antijoin.keys_without_result(self._grid, self._job.events, self._job.results)) as found:
+            async for partition, key in found:
+                suspects.add(partition, key)
+                count += 1
+                if count == self._most:
+                    suspects.complete = False
+                    break
+        return suspects
+
+    async def _by_scan(self, suspects: _Suspects) -> _Suspects:
+        count, total = 0, self._grid.partition_count
+        for partition in range(total):
+            self._say("walking the maps", partition, total)
+            async for events in without_result(self._grid, self._job, partition, ()):
+                for event in events:
+                    suspects.add(partition, event.key)
+                count += len(events)
+            if count >= self._most:
+                suspects.complete = False
+                break
+        return suspects
+
+    async def _look_again(self, keys: Mapping[int, list[bytes]]) -> dict[int, list[Event]]:
+        """Those of some events that exist and have no result now."""
+
+        async def look(partition: int, some: list[bytes]) -> tuple[int, list[Event]]:
+            async with self._limit:
+                events = [Event(key, b"") for key in some]
+                return partition, await still_without_result(self._grid, self._job, partition, events, ())
+
+        looks = [
+            look(partition, some[start : start + _CHUNK])
+            for partition, some in keys.items()
+            for start in range(0, len(some), _CHUNK)
+        ]
+        found: dict[int, list[Event]] = {}
+        for partition, events in await asyncio.gather(*looks):
+            if events:
+                found.setdefault(partition, []).extend(events)
+        return found
+
+    async def _wait_for_turn(self, without: Mapping[int, list[Event]], patience: float) -> set[int]:
+        """Wait until the job has committed what the journals hold now; returns the partitions where it does not."""
+        journal = Journal(self._grid, self._job.events)
+        bounds = await asyncio.gather(*(journal.bounds(partition) for partition in without))
+        targets = {partition: newest + 1 for partition, (_, newest) in zip(without, bounds, strict=True)}
+        total, positions = len(targets), dict[int, int]()
+        moved_at = time.monotonic()
+        while targets:
+            now = {p: record.offset for p, record in (await read_records(self._grid, self._job.name)).items()}
+            targets = {partition: target for partition, target in targets.items() if now.get(partition, -1) < target}
+            self._say("waiting for what is in the journal", total - len(targets), total)
+            if now != positions:
+                positions, moved_at = now, time.monotonic()
+            if not targets or self._record.state not in WANTED or time.monotonic() - moved_at > patience:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+        return set(targets)
+
+    async def _wait_for_rescans(self, lost: Mapping[int, list[Event]], patience: float) -> None:
+        moved_at, before = time.monotonic(), len(lost) + 1
+        while open_now := set(await rescan.pending(self._grid, self._job.name)) & set(lost):
+            self._say("scoring what was missing", len(lost) - len(open_now), len(lost))
+            if len(open_now) < before:
+                before, moved_at = len(open_now), time.monotonic()
+            if self._record.state not in WANTED or time.monotonic() - moved_at > patience:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _name(self, key: bytes) -> str:
+        try:
+            return str(transport.to_object(self._grid.client, key))[:100]
+        except Exception as error:  # noqa: BLE001 -- a key of a type we cannot read is missing all the same
+            return f"<{type(error).__name__}: {error}>"
+
+
+def _keys(events: Mapping[int, list[Event]]) -> dict[int, list[bytes]]:
+    return {partition: [event.key for event in found] for partition, found in events.items()}
+
+
+def _count(events: Mapping[int, list[Event]]) -> int:
+    return sum(map(len, events.values()))
+
+
+def _without_letter(events: Mapping[int, list[Event]], rejected: Collection[Rejection]) -> dict[int, list[Event]]:
+    """Those of some events that are no dead letters."""
+    left = {p: [event for event in found if rejection_of(event) not in rejected] for p, found in events.items()}
+    return {partition: found for partition, found in left.items() if found}
+
+
+async def audit(
+    grid: Grid,
+    record: JobRecord,
+    *,
+    repair: bool | None = None,
+    patience: float = PATIENCE_SECONDS,
+    most: int = MAX_FOUND,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Audit:
+    """Find the events of a job that have no result, and have them scored.
+
+    Args:
+        grid: The connection.
+        record: The job.
+        repair: Have what is missing scored, or only say what it is. If None, it is scored unless the job began at the
+            latest event: what was put before that has no result either, and looks the same.
+        patience: Seconds that the job may stand still before it is not waited for.
+        most: Events without a result at which the search stops.
+        progress: Called with what is being done, how much of it is done, and of how much.
+
+    Raises:
+        GridError: The cluster did not do its part.
+        HazelcastError: The cluster did not answer.
+    """
+    if repair is None:
+        repair = not record.begins_late
+    repair = repair and record.state not in ENDED
+    return await _Auditor(grid, record, most, progress).run(repair=repair, patience=patience)
+
+
+async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
+    """Audit a job as often as it says, in whichever worker of its group is first; returns if it says never.
+
+    Who begins notes it in `gridscore.audits` by compare-and-set, so that no other does. An audit whose worker dies is
+    not taken up again: the next one finds what it would have found. The first comes after one to two whole pauses.
+
+    Args:
+        grid: The connection.
+        job: The job.
+        worker: Identity of this worker.
+    """
+    pause = job.audit_seconds
+    if pause is None:
+        return
+    records, clock = Records(grid, AUDITS_MAP), grid.clock
+    seen: tuple[str, float] = ("", 0.0)
+    # Jobs that were submitted together are not audited together, nor do all workers look at once.
+    late, tick = pause * share_of(job.name), min(pause / 4, _SCHEDULE_SECONDS)
+    await asyncio.sleep(tick * share_of(job.name + worker))
+    while True:
+        await asyncio.sleep(tick)
+        try:
+            record = await _schedule(records, job.name)
+            if record is None:
+                await records.create(job.name, _noted(worker))
+                continue
+            if record.raw != seen[0]:
+                seen = (record.raw, clock())
+            # Its time, by clocks of people; or, should a clock be wrong, by what we have seen ourselves.
+            since = time.time() - record.value.get("began_at", 0) / 1000
+            wait = pause if "last_at" in record.value else pause + late
+            if since < wait and clock() - seen[1] < wait:
+                continue
+            await records.replace(record, {**record.value, **_noted(worker)})
+            outcome = await _outcome(grid, job)
+            # It may have taken longer than the pause, and another worker have begun the next one.
+            await records.update(job.name, lambda now, outcome=outcome: {**(now or {}), **outcome})  # type: ignore[misc]
+        except ConflictError:
+            continue  # another worker was first
+        except (HazelcastError, GridError) as error:
+            _log.warning("%s: the audit failed, trying again: %s", job.name, error)
+
+
+def share_of(name: str) -> float:
+    """A number from 0 to 1 that is always the same for a name, and another for each."""
+    return zlib.crc32(name.encode()) / 2**32
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """What the record of an audit holds, beside its figures, which are for people."""
+
+    began_at: Count
+    by: Word
+
+
+async def _schedule(records: Records, job: str) -> Record | None:
+    """The record of the last audit. One that cannot be used says nothing, and is taken away."""
+    try:
+        record = await records.get(job)
+        if record is not None:
+            parsed(Noted)(record)
+    except BadRecordError as error:
+        await records.remove_bad(error.record)
+        return None
+    except msgspec.ValidationError:
+        await records.delete(job)
+        return None
+    return record
+
+
+def _noted(worker: str) -> dict[str, Any]:
+    return {"began_at": int(time.time() * 1000), "by": worker}
+
+
+async def _outcome(grid: Grid, job: Job) -> dict[str, Any]:
+    """What the record says of an audit: its figures, or its error."""
+    try:
+        record = await Jobs(grid).get(job.name)
+        found = await audit(grid, record, most=MAX_FOUND_ON_SCHEDULE)
+    except (HazelcastError, GridscoreError) as error:
+        _log.warning("%s: the audit failed: %s", job.name, error, extra={"action": "audit_failed"})
+        return {"error": str(error)}
+    level = logging.ERROR if found.left else logging.WARNING if found.missing else logging.INFO
+    _log.log(
+        level,
+        "%s: audit of %d events in %.1f s: %d had no result and should have had one, %d of them are scored now",
+        job.name,
+        found.events,
+        found.seconds,
+        found.missing,
+        found.scored,
+        extra={"action": "audit", "missing": found.missing, "scored": found.scored},
+    )
+    return {"error": "", "last_at": int(time.time() * 1000), "took": found.seconds, **_figures(found)}
+
+
+def _figures(found: Audit) -> dict[str, Any]:
+    names = ("way", "events", "results", "waiting", "dead_letters", "missing", "scored", "rejected", "complete", "left")
+    return {name: getattr(found, name) for name in names}

@@ -1,0 +1,228 @@
+"""The model that a job scores with, and its exchange for a newer version off the hot path.
+
+A version is fetched, checked, loaded and warmed in a thread while the old one goes on scoring; then model and features
+are exchanged as one, between two batches. A version that cannot be loaded, or is not for this job's features, changes
+nothing but the statistics and the log, which say why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import GridscoreError, ModelError
+from gridscore.features import FeaturePlan
+from gridscore.grid.watches import NET_SECONDS
+from gridscore.job import Jobs
+from gridscore.models import Registry, check_fit
+from gridscore.models.fit import fit_warnings
+from gridscore.scoring.loaded_models import LoadedModels
+from gridscore.scoring.scorer import ActiveModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gridscore.features import LookupTable
+    from gridscore.grid import Grid
+    from gridscore.group.stats import JobStats
+    from gridscore.job import JobRecord
+    from gridscore.models import ModelVersion
+
+_log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+"""First pause between two attempts to load a model. A promotion is announced, and live within a second."""
+
+_RETRY_SECONDS = 10.0
+
+
+class LiveModel:
+    """Keeps `active` at the version that the job's model reference means.
+
+    Args:
+        grid: The connection.
+        record: Of the job.
+        tables: Lookups of its features.
+        stats: Where to say what went wrong.
+        models: Those that jobs of the process share; its own if None.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        record: JobRecord,
+        tables: Mapping[str, LookupTable],
+        stats: JobStats,
+        models: LoadedModels | None = None,
+    ) -> None:
+        self._registry = Registry(grid)
+        self._models = models or LoadedModels(grid)
+        self._jobs = Jobs(grid)
+        self._record = record
+        self._job = record.job
+        self._release = record.release
+        self._tables = tables
+        self._stats = stats
+        self._changed = asyncio.Event()
+        self._stop_watching: Any = None
+        self._refused: int = 0
+        self._refusal = ""
+        self.active: ActiveModel
+
+    async def start(self) -> None:
+        """Load the version that is meant now; as long as it cannot be loaded, say so and try again.
+
+        It may be this worker's own trouble, and others may score with it: so the job does not fail for that.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        self._stop_watching = await self._registry.watch(self._changed.set)
+        told, pause = "", POLL_SECONDS
+        while True:
+            self._changed.clear()
+            try:
+                self.active = await self._load(await self._resolve())
+                if await self._is_current():
+                    break
+                # It may be the model of the next revision, for which this worker is about to start anew.
+            except GridscoreError as error:
+                self._stats.model_error = str(error)
+                if str(error) != told:
+                    _log.error(
+                        "%s: the model cannot be loaded, so no partition is taken; it will be tried again: %s",
+                        self._job.name,
+                        error,
+                        extra={"action": "model_missing"},
+                    )
+                told = str(error)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
+            except TimeoutError:
+                pause = min(2 * pause, _RETRY_SECONDS)  # to load a large model again and again is work for nothing
+        version = self.active.model.version
+        self._stats.version, self._stats.model_error = version.version, ""
+        _log.info(
+            "%s: revision %d scores with version %d of `%s`",
+            self._job.name,
+            self._record.revision,
+            version.version,
+            version.name,
+            extra={"action": "model_live"},
+        )
+
+    async def follow(self) -> None:
+        """Exchange the model whenever another version is meant, until cancelled."""
+        told = ""
+        while True:
+            try:
+                soon = told or self._stats.model_error or self._release is not None
+                async with asyncio.timeout(POLL_SECONDS if soon else NET_SECONDS):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+            try:
+                await self._exchange()
+            except (GridscoreError, HazelcastError) as error:
+                # The version is remembered as refused below; here the registry itself did not answer, or has no such.
+                if str(error) != told:
+                    _log.warning("%s: the model could not be looked up: %s", self._job.name, error)
+                told = str(error)
+                if isinstance(error, GridscoreError):
+                    self._stats.model_error = told
+            else:
+                told = ""
+
+    async def close(self) -> None:
+        """Stop watching the registry."""
+        if self._stop_watching is not None:
+            stop, self._stop_watching = self._stop_watching, None
+            try:
+                await stop()
+            except HazelcastError:
+                _log.debug("the model listener could not be removed", exc_info=True)
+
+    async def _exchange(self) -> None:
+        if self._release is not None and self._job.model.alias is not None:
+            if not await self._is_current():
+                return  # the revision after it says what its release has come to
+            await self._registry.complete(self._job.model.name, self._job.model.alias, self._release)
+            self._release = None  # from here on the alias says it all
+        version = await self._resolve()
+        if version.version == self.active.model.version.version:
+            self._refused, self._stats.model_error = 0, ""
+            return
+        if version.version == self._refused:
+            self._stats.model_error = self._refusal
+            return
+        try:
+            fresh = await self._load(version)
+        except GridscoreError as error:
+            self._refused, self._refusal = version.version, f"version {version.version}: {error}"
+            self._stats.model_error = self._refusal
+            _log.error(
+                "%s: version %d of `%s` is not used, version %d goes on: %s",
+                self._job.name,
+                version.version,
+                version.name,
+                self.active.model.version.version,
+                error,
+                extra={"action": "model_refused"},
+            )
+            return
+        if not await self._is_current():
+            return  # it may have been promoted for the next revision, which this worker is about to begin
+        self.active = fresh
+        self._stats.version = version.version
+        self._refused, self._stats.model_error = 0, ""
+        _log.info(
+            "%s: version %d of `%s` is live",
+            self._job.name,
+            version.version,
+            version.name,
+            extra={"action": "model_live"},
+        )
+
+    async def _is_current(self) -> bool:
+        """Whether the job is still at the revision that this worker scores for.
+
+        A job without a record has no next revision: it was removed, which ends this runner, or never submitted, as in a
+        benchmark.
+        """
+        current = await self._jobs.find(self._job.name)
+        return current is None or current.is_same_run(self._record)
+
+    async def _resolve(self) -> ModelVersion:
+        model = self._job.model
+        return await self._registry.resolve(model.name, alias=model.alias, version=model.version, release=self._release)
+
+    async def _load(self, version: ModelVersion) -> ActiveModel:
+        """Fetch, check and warm a version.
+
+        Raises:
+            GridscoreError: It cannot be used, for whatever reason.
+            HazelcastError: The cluster did not answer.
+        """
+        try:
+            return await self._loaded(version)
+        except (GridscoreError, HazelcastError):
+            raise
+        except Exception as error:
+            _log.debug("%s: loading version %d failed", self._job.name, version.version, exc_info=True)
+            raise ModelError(
+                f"{version} cannot be loaded here: {type(error).__name__}: {error}",
+                "If other workers score with it, look at this one: its memory, its version of XGBoost.",
+            ) from error
+
+    async def _loaded(self, version: ModelVersion) -> ActiveModel:
+        check_fit(self._job, version, allow_changed=True)  # whoever promoted it was told, and allowed it
+        for warning in fit_warnings({self._job.name: self._job}, version):
+            _log.info("%s: %s", self._job.name, warning, extra={"action": "changed_features"})
+        model = await self._models.of(version)
+        plan = FeaturePlan(self._job, self._tables, version.categories)
+        return ActiveModel(model, plan)

@@ -1,0 +1,144 @@
+"""Gives the maps of a job what they need on a running cluster: journals, backups, protection from a split.
+
+Hazelcast makes a map as it is configured when it is first named, so only a map that does not exist yet can be prepared.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gridscore.errors import JournalMissingError
+from gridscore.grid import transport
+from gridscore.grid.capacity import journal_bytes
+from gridscore.grid.doctor import MIN_PER_PARTITION
+from gridscore.grid.heap import size_text
+from gridscore.grid.management import first_config
+from gridscore.grid.map_configs import NewMapConfig, add_map_config
+from gridscore.scoring.capacity import needed_capacity
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+    from gridscore.grid.management import MapConfig, MemberConfig
+    from gridscore.job import Job
+
+_log = logging.getLogger(__name__)
+
+_CAPACITY = 1_000_000
+"""Entries of a journal, as in our hazelcast.yaml."""
+
+_CONTROL = {"gridscore.*": "gridscore.jobs", "dead-letters.*": "dead-letters.job"}
+"""Patterns of control maps, each with a map that stands for all of it."""
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A configuration that a job's maps lack.
+
+    Attributes:
+        config: To add.
+        why: What is there without it.
+        bytes: Of heap that a full journal takes over all members, with events of 90 bytes: from, to. Zeros without one.
+    """
+
+    config: NewMapConfig
+    why: str
+    bytes: tuple[int, int] = (0, 0)
+
+    def __str__(self) -> str:
+        """One line for people."""
+        config = self.config
+        parts = [f"backup-count {config.backups}"]
+        if config.journal_capacity is not None:
+            least, most = map(size_text, self.bytes)
+            parts.insert(0, f"a journal of {config.journal_capacity:,} entries ({least} to {most} once it is full)")
+        if config.protection is not None:
+            parts.append(f"split-brain protection `{config.protection}`")
+        return f"{config.pattern}: {', '.join(parts)}; now: {self.why}"
+
+
+async def additions(grid: Grid, job: Job) -> list[Addition]:
+    """What the maps of a job lack and can get. It reads only, and creates no map.
+
+    Members that do not tell their configuration (`management-center.trusted-interfaces`) lack nothing that we know of.
+
+    Raises:
+        JournalMissingError: The event map exists already, without a journal.
+        GridError: The cluster did not answer.
+    """
+    config = await first_config(grid)
+    if config is None:
+        grid.journalled[job.events] = None  # to ask again would tell no more
+        return []
+    names = await transport.map_names(grid.client)
+    members = max(1, sum(not member.lite_member for member in grid.members))
+    found = [
+        _control(config, pattern, members)
+        for pattern, example in _CONTROL.items()
+        if config.map(example).pattern == "default" and not any(name.startswith(pattern[:-1]) for name in names)
+    ]
+    wanted = _CAPACITY if job.peak_rate is None else needed_capacity(job, job.peak_rate, grid.partition_count)
+    capacity = max(wanted, MIN_PER_PARTITION * grid.partition_count)
+    least = 1 if job.peak_rate is None else capacity  # without a rate, a journal of any size will do
+    for name in (job.events, job.results):
+        has = config.map(name)
+        if has.journal_capacity is not None:
+            grid.journalled[name] = has.journal_capacity
+        if name in names:
+            if has.journal_capacity is None and name == job.events:
+                raise _too_late(name)
+        elif has.pattern != name and (why := _lacks(has, least)):
+            costs = journal_bytes(capacity, 1 + min(1, members - 1))
+            found.append(Addition(NewMapConfig(name, capacity), why, costs))
+    return found
+
+
+async def prepare(grid: Grid, job: Job) -> list[Addition]:
+    """Add what the maps of a job lack, to all members, and return it. A second call adds nothing.
+
+    Raises:
+        JournalMissingError: The event map exists already, without a journal.
+        GridError: The cluster did not answer, or refuses it.
+    """
+    found = await additions(grid, job)
+    for addition in found:
+        await add_map_config(grid, addition.config)
+        if addition.config.journal_capacity is not None:
+            grid.journalled[addition.config.pattern] = addition.config.journal_capacity
+        _log.info("Added to the cluster: %s", addition, extra={"action": "prepared", "map": addition.config.pattern})
+    return found
+
+
+def _control(config: MemberConfig, pattern: str, members: int) -> Addition:
+    majority = members // 2 + 1
+    protections = (
+        name
+        for name, rule in sorted(config.protections.items())
+        if rule.enabled and majority <= rule.minimum_members <= members and rule.protect_on == "READ_WRITE"
+    )
+    protection = next(protections, None)
+    return Addition(NewMapConfig(pattern, protection=protection), "as `default`")
+
+
+def _lacks(has: MapConfig, capacity: int) -> str:
+    """Why a map that is configured like this is not fit for events or results; empty if it is."""
+    if has.followers:
+        return ""  # its owner wants each entry to be stored or replicated; ours would drop that
+    if has.journal_capacity is None:
+        return f"no journal (`{has.pattern}`)"
+    if has.journal_capacity < capacity:
+        return f"a journal of {has.journal_capacity:,} (`{has.pattern}`)"
+    if has.backups == 0:
+        return f"no synchronous backup (`{has.pattern}`)"
+    if has.expiry:
+        return f"entries expire (`{has.pattern}`)"
+    return ""
+
+
+def _too_late(name: str) -> JournalMissingError:
+    return JournalMissingError(
+        f"The map `{name}` exists already, without an event journal, and a map that exists cannot be given one.",
+        "Let the job and its producers use another name, or destroy the map if its entries are not needed; then "
+        "`gridscore prepare` again. For old events: put them into the new map once more.",
+    )

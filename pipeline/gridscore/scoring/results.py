@@ -1,0 +1,126 @@
+"""Results: what is written to the result map for each event, as JSON that any client reads."""
+
+from __future__ import annotations
+
+import time
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from gridscore.compiled import compiled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from gridscore.features import EventColumns
+    from gridscore.job import Job
+    from gridscore.models import ModelVersion
+
+
+_fast = compiled("gridscore.scoring._results")
+
+
+class ResultEncoder:
+    """Encodes results of one job.
+
+    A result is a JSON object: `score` (a number, or a list of numbers for a model with several outputs), `decision` (if
+    the job has decisions), `sequence` (of the event in its journal; -1 for an event that a rescan found in the map),
+    `epoch` (of the lease that it was written under; see `leases`), `version` and `model` (that made it), `revision` (of
+    the job that made it), `scored_at` (milliseconds since 1970), and the event fields that the job includes.
+
+    Args:
+        job: Whose results.
+        revision: Of the job.
+    """
+
+    def __init__(self, job: Job, revision: int) -> None:
+        self._revision = revision
+        self._include = tuple(job.result.include)
+        fields: list[Any] = ["score", "sequence", "epoch", "version", "model", "revision", "scored_at"]
+        thresholds, self._labels = job.decision_steps
+        # Scores are float32: compared as such, a score that prints as the threshold reaches it.
+        self._thresholds = np.array(thresholds, dtype=np.float32)
+        if self._labels:
+            fields.insert(1, "decision")
+        self._type = msgspec.defstruct("Result", [*fields, *self._include], gc=False)
+        self._encode = msgspec.json.Encoder().encode
+        self._label_texts = tuple(map(self._encode, self._labels))
+
+    def encode(
+        self,
+        events: EventColumns,
+        scores: NDArray[np.float32],
+        sequences: list[int],
+        epochs: list[int],
+        version: ModelVersion,
+    ) -> list[bytes]:
+        """JSON texts of the results of a batch.
+
+        Args:
+            events: Decoded events.
+            scores: Shape (n,) or (n, outputs), finite.
+            sequences: Of the events.
+            epochs: Of the leases under which they will be written.
+            version: That made the scores.
+
+        Raises:
+            ValueError: There are decisions, and not one score an event.
+        """
+        if self._labels and scores.ndim != 1:
+            raise ValueError(f"decisions need one score per event, not scores of the shape {scores.shape}")
+        steps = np.searchsorted(self._thresholds, scores, side="right") if self._labels else None
+        now = time.time_ns() // 1_000_000
+        included = [events.objects(field) for field in self._include]
+        if _fast:
+            return self._zip(scores, steps, sequences, epochs, version, now, included)
+        return self._encode_each(scores, steps, sequences, epochs, version, now, included)
+
+    def _encode_each(
+        self,
+        scores: NDArray[np.float32],
+        steps: NDArray[np.intp] | None,
+        sequences: list[int],
+        epochs: list[int],
+        version: ModelVersion,
+        now: int,
+        included: list[list[Any]],
+    ) -> list[bytes]:
+        columns: list[Iterable[Any]] = [scores.tolist()]
+        if steps is not None:
+            columns.append(map(self._labels.__getitem__, steps.tolist()))
+        columns += [sequences, epochs, repeat(version.version), repeat(version.name)]
+        columns += [repeat(self._revision), repeat(now), *included]
+        # A pass a field is faster than one that makes a tuple an event.
+        return list(map(self._encode, map(self._type, *columns)))
+
+    def _zip(
+        self,
+        scores: NDArray[np.float32],
+        steps: NDArray[np.intp] | None,
+        sequences: list[int],
+        epochs: list[int],
+        version: ModelVersion,
+        now: int,
+        included: list[list[Any]],
+    ) -> list[bytes]:
+        """The same, by the compiled loop: each column is encoded as one JSON array, and cut."""
+        encode = self._encode
+        columns: list[Any] = [encode(scores.tolist())]
+        literals = [b'{"score":']
+        if steps is not None:
+            columns.append((self._label_texts, np.ascontiguousarray(steps, np.int64)))
+            literals.append(b',"decision":')
+        columns += [sequences, epochs]
+        literals += [b',"sequence":', b',"epoch":']
+        made_by = version.version, encode(version.name), self._revision
+        end = b',"version":%d,"model":%b,"revision":%d,"scored_at":%d' % (*made_by, now)
+        for name, values in zip(self._include, included, strict=True):
+            columns.append(encode(values))
+            literals.append(b"%b,%b:" % (end, encode(name)))
+            end = b""
+        literals.append(end + b"}")
+        return _fast.zip_objects(len(scores), tuple(literals), tuple(columns))  # type: ignore[no-any-return, union-attr]

@@ -1,0 +1,391 @@
+"""The scoring loop of one job in one worker: take, score, write. Which partitions it scores is its group's affair.
+
+The way of a batch, in order. Nothing overtakes:
+
+1. *Take* what has arrived while the last batch was scored (`reader`).
+2. *Score* it with the model that is active now (`scorer`); a new model becomes active only between two batches.
+3. *Check* that the lease of each partition still stands; drop those that do not, unwritten (`leases`).
+4. *Write* one put-all a partition, without waiting for the answers of the last batch. A partition has one under way,
+   and what is next collects behind it: members may change the order of two. It is sent only as long as the lease
+   stands (`grid.outbox`).
+5. When a partition's write is acknowledged, and so are the dead letters of what the batch rejected of *this* partition,
+   its offset may be *committed* (`offsets`); the group does this once a second, or earlier where a ring fills. Dead
+   letters hold up nothing else: they lie in other partitions, whose members may be slow. A write that failed puts its
+   partition back to what is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
+
+from gridscore.dead_letters.letters import letter
+from gridscore.dead_letters.writer import LetterWriter, Limits
+from gridscore.errors import GridError, first_of
+from gridscore.features import LookupTable
+from gridscore.grid.capacity import journal_capacity
+from gridscore.grid.copies import Fetcher
+from gridscore.grid.journal import Journal
+from gridscore.grid.writer import MapWriter
+from gridscore.group.group import Group
+from gridscore.group.leases import LEASE_SECONDS
+from gridscore.group.offsets import Write
+from gridscore.group.rescan import MissingResults, Rescanner
+from gridscore.group.standing import without_standing
+from gridscore.group.stats import MOST_SHOWN, JobStats
+from gridscore.group.subscription import subscription_of
+from gridscore.scoring.audit import audit_on_schedule
+from gridscore.scoring.live_model import LiveModel
+from gridscore.scoring.lookups import Lookups
+from gridscore.scoring.preparation import prepare
+from gridscore.scoring.restart import restart_position
+from gridscore.scoring.retention import Retention
+from gridscore.scoring.scorer import Scorer
+from gridscore.scoring.superseded import Superseded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gridscore.dead_letters.letters import Rejected
+    from gridscore.grid import Grid
+    from gridscore.grid.journal import Page
+    from gridscore.group.leases import Lease
+    from gridscore.group.members import Members
+    from gridscore.job import JobRecord
+    from gridscore.scoring.loaded_models import LoadedModels
+    from gridscore.scoring.lookups import SharedCopy
+    from gridscore.scoring.scorer import PartitionBatch, ScoredBatch
+
+_log = logging.getLogger(__name__)
+
+BATCH_EVENTS = 4_096
+"""Events after which a batch takes no further page."""
+
+UNACKNOWLEDGED_EVENTS = 32_768
+"""Events written and not acknowledged, above which the loop waits."""
+
+CLOSE_SECONDS = 3.0
+_RINGS = 32
+"""Rings that are looked at to learn how much one holds: each worker does, and too small a number only commits early."""
+
+_STATS_SECONDS = 0.5
+_RETRY_SECONDS = 0.5
+
+
+class _Waiting(NamedTuple):
+    """Results of a partition that are being written, or wait for those before them; and dead letters it waits for."""
+
+    part: PartitionBatch
+    write: Write
+    letters: asyncio.Task[int] | None
+
+
+class JobRunner:
+    """Scores for one job until cancelled.
+
+    Args:
+        grid: The connection.
+        record: What to do.
+        members: Who else scores.
+        joined: Called once, when the job could be scored for: this worker takes part in the group from then on.
+        started: Called once, when the first partitions are held.
+        lease_seconds: How long partitions of a killed worker wait for a new owner.
+        lookups: Copies of lookup maps that jobs of the process share; its own if None.
+        models: Loaded models that they share; its own if None.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        record: JobRecord,
+        members: Members,
+        *,
+        joined: Callable[[], Any] = lambda: None,
+        started: Callable[[], Any] = lambda: None,
+        lease_seconds: float = LEASE_SECONDS,
+        lookups: Lookups | None = None,
+        models: LoadedModels | None = None,
+    ) -> None:
+        job = record.job
+        self._grid = grid
+        self._job = job
+        self._worker = members.worker
+        self._joined = joined
+        self._started = started
+        self.stats = JobStats()
+        self.has_joined = False
+        self.is_scoring = False
+        subscriber = _Scoring(grid, record, self.stats)
+        self.group = Group(grid, subscription_of(record), subscriber, members, self.stats, seconds=lease_seconds)
+        self._lookups = lookups or Lookups(grid)
+        self._copies = {n: self._lookups.of(lookup) for n, lookup in job.lookups.items() if lookup.mode == "copy"}
+        self._started_copies: list[SharedCopy] = []
+        self._tables = {
+            name: self._copies[name].table if name in self._copies else LookupTable(lookup)
+            for name, lookup in job.lookups.items()
+        }
+        fetchers = {n: Fetcher(grid, lookup.map) for n, lookup in job.lookups.items() if lookup.mode == "fetch"}
+        self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats)
+        self._model = LiveModel(grid, record, self._tables, self.stats, models)
+        self._results = MapWriter(grid, job.results)
+        limits = Limits(job.max_dead_letters, job.max_dead_letter_bytes)
+        self._letters = LetterWriter(grid, job.name, limits, share=lambda: len(self.group.held) / grid.partition_count)
+        self._missing = MissingResults(grid, job, self.group, self.stats)
+        self._rescanner = Rescanner(grid, self.group, job.name, self.stats, self._missing.rescan)
+        self._superseded = Superseded(grid, job, lambda: self.group.standing)
+        self._retention = Retention(grid, job, lambda: self.group.standing, self.group.come_to, self.group.leases.until)
+        self._lanes: dict[int, deque[_Waiting]] = {}
+        self._failures: list[BaseException] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        """Score until cancelled; then finish the writes under way, commit, and give the leases back.
+
+        Raises:
+            GridscoreError: The job cannot go on: no journal, a lookup map that is missing or too large, no model, or
+                lost events and `on_loss: halt`.
+        """
+        try:
+            await self._prepare()
+            async with asyncio.TaskGroup() as tasks:
+                for work in (self._score, self.group.run, self._model.follow, self._watch):
+                    tasks.create_task(work())
+                tasks.create_task(self._learn_ring())
+                tasks.create_task(self._rescanner.run())
+                tasks.create_task(self._retention.run())
+                tasks.create_task(self._superseded.run())
+                tasks.create_task(audit_on_schedule(self._grid, self._job, self._worker))
+                await self.group.first_taken.wait()
+                self.is_scoring = True
+                self._started()
+        except ExceptionGroup as failures:
+            raise first_of(failures) from None
+        finally:
+            await asyncio.shield(self._stop())
+
+    async def _prepare(self) -> None:
+        await prepare(self._grid, self._job)  # a cluster that was stopped as a whole has forgotten it
+        await self.group.reader.bounds(0)  # a map without a journal is best found at once
+        await self._results.prepare()
+        for copy in self._copies.values():
+            self._started_copies.append(copy)
+            await self._lookups.start(copy)
+        await self._model.start()
+        self.has_joined = True
+        self._joined()
+
+    async def _learn_ring(self) -> None:
+        """Find out beside the rest when a ring is so full that waiting for the next commit would be too long."""
+        ring = Journal(self._grid, self._job.events).ring  # as the members are configured, if they say so
+        try:
+            if ring is None and (seen := await journal_capacity(self._grid, self._job.events, most=_RINGS)) is not None:
+                ring = seen.partition
+        except (HazelcastError, GridError) as error:
+            _log.debug("%s: the capacity of the journal is not known: %s", self._job.name, error)
+        if ring is not None:
+            self.group.set_ring(ring)
+
+    async def _stop(self) -> None:
+        self.has_joined = False
+        await self.group.leave()
+        for task in self._tasks:
+            task.cancel()
+        try:
+            # Do not wait for a cluster that is gone.
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._model.close()
+                while self._started_copies:
+                    await self._lookups.close(self._started_copies.pop())
+        except (HazelcastError, TimeoutError) as error:
+            _log.warning("%s: not everything could be closed: %s", self._job.name, error or "no answer")
+
+    # ------------------------------------------------------------------ the way of a batch
+
+    async def _score(self) -> None:
+        group, reader, offsets = self.group, self.group.reader, self.group.offsets
+        while True:
+            await reader.wait()
+            while offsets.unacknowledged > UNACKNOWLEDGED_EVENTS:
+                await offsets.change()
+            arrivals = [arrival for arrival in reader.take(BATCH_EVENTS) if arrival.partition in group.held]
+            if not arrivals:
+                continue
+            try:
+                batch = await self._scorer.score(arrivals, self._model.active)
+            except HazelcastError as error:
+                _log.warning("%s: a lookup could not be fetched, trying again: %s", self._job.name, error)
+                for arrival in arrivals:
+                    if reader.is_current(arrival.cursor):
+                        group.put_back(arrival.partition)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            began = time.thread_time_ns()
+            self._write(batch)
+            self.stats.stage_ns["write"] += time.thread_time_ns() - began
+            # Let the event loop send this batch and receive the next.
+            await asyncio.sleep(0)
+
+    def _write(self, batch: ScoredBatch) -> None:
+        group, now = self.group, self._grid.clock()
+        parts = []
+        for part in batch.partitions:
+            # While lookups were fetched, the partition may have been put back, dropped or begun again.
+            if not group.reader.is_current(part.cursor):
+                continue
+            if not group.leases.stands(part.partition, now):
+                _log.warning("%s: the lease of partition %d has run out", self._job.name, part.partition)
+                group.drop(part.partition)
+                continue
+            parts.append(part)
+        rejected: dict[int, list[Rejected]] = {part.partition: [] for part in parts} if batch.rejected else {}
+        for each in batch.rejected:
+            if each.partition in rejected:
+                rejected[each.partition].append(each)
+        for part in parts:
+            write = Write(part.partition, part.next, len(part.keys), part.lost, part.at)
+            group.offsets.sent(write)
+            lane = self._lanes.setdefault(part.partition, deque())
+            # A task of its own: what one partition waits for is nothing to the others.
+            bad = rejected.get(part.partition)
+            lane.append(_Waiting(part, write, self._spawn(self._bury(bad)) if bad else None))
+            if len(lane) == 1:
+                self._send(part.partition)
+        self.stats.batches += 1
+
+    def _send(self, partition: int) -> None:
+        """Write what has collected for a partition, in one message."""
+        lane = self._lanes[partition]
+        first = lane[0]
+        waiting = [first]
+        while len(lane) > len(waiting) and (after := lane[len(waiting)]).part.cursor is first.part.cursor:
+            waiting.append(after)
+        keys, texts = first.part.keys, first.part.texts
+        if len(waiting) > 1:
+            keys = [key for each in waiting for key in each.part.keys]
+            texts = [text for each in waiting for text in each.part.texts]
+        if keys and self.group.offsets.awaits(first.write):
+            until = self.group.leases.until(partition)
+            put = self._results.put_partition(partition, keys, texts, until=until)
+        else:
+            put = asyncio.get_running_loop().create_future()
+            put.set_result(None)
+        put.add_done_callback(partial(self._answered, partition, len(waiting)))
+
+    def _answered(self, partition: int, count: int, done: asyncio.Future[None]) -> None:
+        """A message was answered: so are the writes in it, and the next may be sent."""
+        lane = self._lanes[partition]
+        error = HazelcastClientNotActiveError() if done.cancelled() else done.exception()
+        for _ in range(count):
+            self._finish(lane.popleft(), error)
+        if lane:
+            self._send(partition)
+        else:
+            del self._lanes[partition]
+
+    async def _bury(self, rejected: list[Rejected]) -> int:
+        """Write the dead letters of a partition's events, as long as its lease stands; how many have no room.
+
+        Raises:
+            HazelcastError: At least one was not confirmed.
+        """
+        until = self.group.leases.until(rejected[0].partition)
+        letters, new, unkept = self._letters, 0, len(rejected)
+        if letters.may_put(len(rejected)):
+            dead = [letter(self._grid, self._job.name, self._job.events, each) for each in rejected]
+            new, left = await letters.put(dead, until=until)
+            unkept = len(left)
+        self.stats.dead += new
+        where = f"partition {rejected[0].partition}, sequence {rejected[0].sequence}"
+        letters.say(new, where, rejected[0].error, unkept=unkept)
+        self._missing.were_rejected(rejected)
+        return unkept
+
+    def _finish(self, each: _Waiting, error: BaseException | None) -> None:
+        """A write was answered: move the offset that may be committed, or put the partition back."""
+        if not self.group.offsets.answered(each.write):
+            return  # the partition was dropped or put back in the meantime
+        if error is not None or each.letters is None:
+            self._acknowledge(each.write, error)
+        else:
+            each.letters.add_done_callback(partial(self._set_aside, each.write))
+
+    def _set_aside(self, write: Write, letters: asyncio.Task[int]) -> None:
+        """The dead letters beside a write that was acknowledged are written, or could not be."""
+        if self.group.offsets.awaits(write):
+            error = HazelcastClientNotActiveError() if letters.cancelled() else letters.exception()
+            if error is None:
+                write.unkept = letters.result()
+            self._acknowledge(write, error)
+
+    def _acknowledge(self, write: Write, error: BaseException | None) -> None:
+        if error is not None:
+            if not isinstance(error, HazelcastClientNotActiveError):
+                self._failures.append(error)
+            self.group.put_back(write.partition)
+            return
+        self.stats.events += self.group.offsets.acknowledge(write)
+        self.group.acknowledged(write.partition, write.next)
+        self.stats.wrote(write.arrived_at, self._grid.clock())
+
+    # ------------------------------------------------------------------ beside it
+
+    async def _watch(self) -> None:
+        """Keep the figures of the lookups' copies current, and say what went wrong with writes, all in one."""
+        while True:
+            if failures := self._failures:
+                self._failures = []
+                _log.warning(
+                    "%s: %d writes were not acknowledged, their partitions are read again: %s",
+                    self._job.name,
+                    len(failures),
+                    failures[-1],
+                    extra={"action": "write_failed"},
+                )
+            self.stats.quality = self._model.active.plan.quality.to_json()
+            self.stats.copies = {
+                name: {
+                    "entries": len(self._tables[name]),
+                    "age": round(shared.copy.age, 1),
+                    "loads": shared.copy.loads,
+                    "bad": self._tables[name].bad,
+                    "error": self._tables[name].last_error[:MOST_SHOWN] if self._tables[name].bad else "",
+                    "missed": self._model.active.plan.missed[name],
+                }
+                for name, shared in self._copies.items()
+            }
+            await asyncio.sleep(_STATS_SECONDS)
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+class _Scoring:
+    """What a job does with partitions that come: events whose results stand are not scored again."""
+
+    def __init__(self, grid: Grid, record: JobRecord, stats: JobStats) -> None:
+        self._grid = grid
+        self._record = record
+        self._stats = stats
+
+    async def position_at(self, partition: int, oldest: int, newest: int) -> int:
+        return await restart_position(self._grid, self._record, partition, oldest, newest)
+
+    async def take_over(self, _lease: Lease, offset: int) -> int:
+        return offset
+
+    def dropped(self, partition: int) -> None:
+        """Nothing is to be done."""
+
+    async def look_over(self, partition: int, page: Page, origin: int) -> Page:
+        rest = await without_standing(self._grid, self._record.job.results, partition, page, origin)
+        self._stats.skipped += len(page.keys) - len(rest.keys)
+        return rest

@@ -1,0 +1,234 @@
+"""The scorer: one micro-batch from journal pages to result texts. Decode, features, model, result; no grid in between.
+
+One bad event harms nobody: what does not decode, or cannot be turned into features, is set aside with the reason, and
+its neighbours are scored as if it had not been there.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gridscore.dead_letters.letters import Rejected
+from gridscore.features import EventDecoder, FeaturePlan
+from gridscore.scoring.results import ResultEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gridscore.features import EventColumns, LookupTable
+    from gridscore.grid.copies import Fetcher
+    from gridscore.grid.journal import Page
+    from gridscore.group.reader import Arrival, Cursor
+    from gridscore.group.stats import JobStats
+    from gridscore.job import Job
+    from gridscore.models import LoadedModel
+
+_FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializable", -55: "a Compact record"}
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveModel:
+    """A model and the features as that model wants them; exchanged as one, between two batches."""
+
+    model: LoadedModel
+    plan: FeaturePlan
+
+
+@dataclass(slots=True)
+class PartitionBatch:
+    """What one batch has for one partition: results to write, then the offset to go on from.
+
+    Attributes:
+        partition: Which.
+        next: The offset.
+        cursor: That read it.
+        at: When the first of its pages arrived, of the grid's clock.
+        lost: Events that were overwritten before they were read.
+        keys: Serialized keys of the results.
+        texts: JSON texts of the results.
+    """
+
+    partition: int
+    next: int
+    cursor: Cursor
+    at: float
+    lost: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    texts: list[bytes] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The events of a batch in columns, and which of them go to which partition.
+
+    Columns of plain objects rather than a tuple an event: the garbage collector looks at every tuple.
+    """
+
+    sequences: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    values: list[bytes] = field(default_factory=list)
+    spans: list[tuple[PartitionBatch, int]] = field(default_factory=list)
+    """Partitions in order, each with the number of its rows; a partition may come again."""
+
+    def without(self, bad: Mapping[int, str], stage: str, rejected: list[Rejected]) -> _Rows:
+        """The rows but for some, which are rejected for the reasons given."""
+        if not bad:
+            return self
+        kept = _Rows()
+        begin = 0
+        for batch, count in self.spans:
+            rows = range(begin, begin + count)
+            begin += count
+            good = [row for row in rows if row not in bad]
+            kept.spans.append((batch, len(good)))
+            kept.sequences += map(self.sequences.__getitem__, good)
+            kept.keys += map(self.keys.__getitem__, good)
+            kept.values += map(self.values.__getitem__, good)
+            for row in rows:
+                if row in bad:
+                    event = self.sequences[row], self.keys[row], self.values[row]
+                    rejected.append(Rejected(batch.partition, *event, stage, bad[row]))
+        return kept
+
+
+@dataclass(slots=True)
+class ScoredBatch:
+    """A batch, ready to be written."""
+
+    partitions: list[PartitionBatch]
+    rejected: list[Rejected]
+    events: int
+
+
+class Scorer:
+    """Scores batches for one job.
+
+    Args:
+        job: What to do.
+        revision: Of the job.
+        tables: The lookup tables by name, those of mode `fetch` empty.
+        fetchers: Where lookups of mode `fetch` come from, by name.
+        stats: Where to count.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        revision: int,
+        tables: Mapping[str, LookupTable],
+        fetchers: Mapping[str, Fetcher],
+        stats: JobStats,
+    ) -> None:
+        self._decoder = EventDecoder(job)
+        self._encoder = ResultEncoder(job, revision)
+        self._tables = tables
+        self._fetchers = fetchers
+        self._stats = stats
+
+    async def score(self, arrivals: Sequence[Arrival], active: ActiveModel) -> ScoredBatch:
+        """Score pages.
+
+        Raises:
+            HazelcastError: A lookup that is fetched per batch could not be; nothing has been counted.
+            ModelError: The model cannot predict at all.
+        """
+        clock = time.thread_time_ns
+        stage_ns = self._stats.stage_ns
+        began = clock()
+        rows = _Rows()
+        rejected: list[Rejected] = []
+        batches: dict[int, PartitionBatch] = {}
+        for partition, page, cursor, lost, at in arrivals:
+            batch = batches.get(partition)
+            if batch is None:
+                batch = batches[partition] = PartitionBatch(partition, page.next, cursor, at)
+            batch.next = page.next
+            batch.lost += lost
+            _append(rows, batch, page, rejected)
+        events, bad = self._decoder.decode_good(rows.values)
+        rows = rows.without(bad, "decode", rejected)
+        stage_ns["decode"] += clock() - began
+
+        if self._fetchers:
+            events, rows, keys = _try(active.plan.keys, events, rows, rejected, "lookup")
+            for name, fetcher in self._fetchers.items():
+                await self._fetch(name, fetcher, keys[name])
+
+        began = clock()
+        events, rows, (matrix, margins) = _try(active.plan.inputs, events, rows, rejected, "features")
+        if margins is not None and (lacking := np.flatnonzero(np.isnan(margins))).size:
+            bad = dict.fromkeys(lacking.tolist(), "the job's `margin` gives no number, and has no default")
+            events, rows = events.without(bad), rows.without(bad, "features", rejected)
+            matrix, margins = np.delete(matrix, lacking, axis=0), np.delete(margins, lacking)
+        stage_ns["features"] += (after := clock()) - began
+        if events:
+            scores = active.model.predict(matrix, margins)
+            stage_ns["predict"] += (began := clock()) - after
+            if not np.isfinite(scores).all():
+                bad = _not_finite(scores)
+                events, rows = events.without(bad), rows.without(bad, "predict", rejected)
+                scores = np.delete(scores, list(bad), axis=0)
+            epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
+            texts = self._encoder.encode(events, scores, rows.sequences, epochs, active.model.version)
+            begin = 0
+            for batch, count in rows.spans:
+                batch.keys += rows.keys[begin : begin + count]
+                batch.texts += texts[begin : begin + count]
+                begin += count
+            stage_ns["encode"] += clock() - began
+        return ScoredBatch(list(batches.values()), rejected, len(events))
+
+    async def _fetch(self, name: str, fetcher: Fetcher, keys: Sequence[Any]) -> None:
+        entries = await fetcher.fetch({key for key in keys if key is not None})
+        table = self._tables[name]
+        table.clear()
+        for key, payload in entries:
+            table.put(key, payload)
+
+
+def _not_finite(scores: np.ndarray[Any, Any]) -> dict[int, str]:
+    """The rows of which not every score is a number, each with the reason. No threshold can decide on such a score."""
+    by_row = scores.reshape(len(scores), -1)
+    where = np.flatnonzero(~np.isfinite(by_row).all(axis=1))
+    return {
+        int(row): f"the model's score is not a finite number: {next(x for x in by_row[row] if not np.isfinite(x))}"
+        for row in where
+    }
+
+
+def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejected]) -> None:
+    """Take the events of a page, but for those that are no JSON in the first place."""
+    taken = _Rows(page.sequences, page.keys, page.values, [(batch, len(page.values))])
+    foreign = {}
+    for position, number in page.foreign.items():
+        kind = _FOREIGN_TYPES.get(number, f"of Hazelcast type {number}")
+        foreign[position] = f"the value is {kind}; put JSON values (HazelcastJsonValue) or JSON strings"
+    taken = taken.without(foreign, "decode", rejected)
+    rows.sequences += taken.sequences
+    rows.keys += taken.keys
+    rows.values += taken.values
+    rows.spans += taken.spans
+
+
+def _try(
+    compute: Callable[[EventColumns], Any], events: EventColumns, rows: _Rows, rejected: list[Rejected], stage: str
+) -> tuple[EventColumns, _Rows, Any]:
+    """What is computed of the events; those that it cannot be computed of are rejected, one by one."""
+    try:
+        return events, rows, compute(events)
+    except Exception:
+        bad: dict[int, str] = {}
+        for position in range(len(events)):
+            try:
+                compute(events.take((position,)))
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it must not stop the others
+                bad[position] = f"{type(error).__name__}: {error}"
+        if not bad:
+            raise
+    events = events.without(bad)
+    return events, rows.without(bad, stage, rejected), compute(events)

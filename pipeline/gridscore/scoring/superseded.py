@@ -1,0 +1,137 @@
+"""Dead letters that are none any more: the event has its result by now, or a newer event under its key has.
+
+A restart from the oldest scores an event again that could not be scored before, and does not know of its dead letter.
+So the worker that holds the first partition of a job looks, now and then, what stands under their keys:
+
+- If it is the result of the very event, the dead letter is removed.
+- If it is that of a newer event of the key, nobody needs the older one any more, but somebody may want to know why it
+  failed: its dead letter is marked in lists, and removed after a day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from hazelcast.errors import HazelcastError
+
+from gridscore.dead_letters.letters import map_of, walk_entries
+from gridscore.errors import GridError
+from gridscore.grid import transport, wire
+from gridscore.grid.copies import payload
+from gridscore.grid.entries import values_of
+from gridscore.group.standing import results_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from gridscore.dead_letters.letters import DeadLetter
+    from gridscore.grid import Grid
+    from gridscore.group.standing import ResultOrigin
+    from gridscore.job import Job
+
+_log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 60.0
+KEEP_SECONDS = 86_400.0
+"""How long the dead letter of an event is kept when a newer one of its key has a result."""
+
+
+class By(Enum):
+    """What has its result instead of a dead letter."""
+
+    ITSELF = "scored by now"
+    NEWER = "a newer event of its key is scored"
+
+
+async def superseded(grid: Grid, job: Job, letters: Iterable[DeadLetter]) -> dict[str, By]:
+    """Those of a job's dead letters that are none any more, by ID.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    by_partition: dict[int, list[tuple[bytes, DeadLetter]]] = {}
+    for dead in letters:
+        key = dead.key_bytes
+        if key and 0 <= dead.partition < grid.partition_count:
+            by_partition.setdefault(dead.partition, []).append((key, dead))
+    found: dict[str, By] = {}
+    for partition, some in by_partition.items():
+        results = await results_of(grid, job.results, partition, [key for key, _ in some])
+        later = [(key, dead, results[key]) for key, dead in some if key in results and _is_later(results[key], dead)]
+        # One that was put back, or found in the map by a rescan, has another sequence than when it failed.
+        events = await values_of(grid, job.events, partition, [key for key, *_ in later])
+        for key, dead, result in later:
+            same = result.sequence == dead.sequence or payload(events.get(key, b"")) == dead.raw_bytes
+            found[dead.id] = By.ITSELF if same else By.NEWER
+    return found
+
+
+def _is_later(result: ResultOrigin, dead: DeadLetter) -> bool:
+    """Whether a result was made after an event was rejected, and not of an older one."""
+    return result.scored_at >= dead.at_ms > 0 and (result.sequence == -1 or result.sequence >= dead.sequence)
+
+
+class Superseded:
+    """Removes the dead letters of a job that are none any more, in the worker that holds its first partition.
+
+    Args:
+        grid: The connection.
+        job: The job.
+        held: Partitions that this worker may write for now.
+    """
+
+    def __init__(self, grid: Grid, job: Job, held: Callable[[], Collection[int]]) -> None:
+        self._grid = grid
+        self._job = job
+        self._held = held
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(ROUND_SECONDS)
+            if 0 not in self._held():
+                continue
+            try:
+                if await transport.map_size(self._grid.client, map_of(self._job.name)):
+                    await self.round()
+            except (HazelcastError, GridError) as error:
+                _log.warning("%s: looking through the dead letters failed, trying again: %s", self._job.name, error)
+
+    async def round(self) -> int:
+        """Look once; returns how many dead letters were removed.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        removed, now = 0, time.time() * 1000
+        async for partition, entries in walk_entries(self._grid, self._job.name):
+            letters = {dead.id: (key, value, dead) for key, value, dead in entries if dead is not None}
+            for letter_id, by in (await superseded(self._grid, self._job, (d for *_, d in letters.values()))).items():
+                key, value, dead = letters[letter_id]
+                if by is By.ITSELF or now - dead.at_ms > KEEP_SECONDS * 1000:
+                    removed += await remove_same(self._grid, self._job.name, partition, key, value)
+        if removed:
+            text = "%s: %d dead letters removed: their events, or newer ones of their keys, are scored"
+            _log.info(text, self._job.name, removed, extra={"action": "superseded", "removed": removed})
+        return removed
+
+
+async def remove_same(grid: Grid, name: str, partition: int, key: bytes, value: bytes) -> bool:
+    """Remove a dead letter if it has not changed; whether it had not.
+
+    Args:
+        grid: The connection.
+        name: Of the job, source or sink.
+        partition: Of the dead-letter map.
+        key: Serialized.
+        value: Serialized, as it was read.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    message = wire.encode_remove_if_same(map_of(name), key, value)
+    return bool(await transport.invoke(grid.client, message, partition, wire.decode_remove_if_same))

@@ -1,0 +1,295 @@
+"""The worker: a process that finds submitted jobs and scores for them, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import (
+    GridscoreError,
+    JobError,
+    JournalMissingError,
+    LookupTooLargeError,
+    MapNotFoundError,
+    UnsupportedClientError,
+    UsageError,
+)
+from gridscore.grid import transport
+from gridscore.grid.watches import NET_SECONDS
+from gridscore.group.fence import Fence
+from gridscore.group.leases import LEASE_SECONDS
+from gridscore.group.members import PUBLISH_SECONDS, Members, Membership, new_identity
+from gridscore.job import JobRecord, Jobs, JobState
+from gridscore.job.life import WANTED
+from gridscore.scoring.loaded_models import LoadedModels
+from gridscore.scoring.lookups import Lookups
+from gridscore.scoring.process import age
+from gridscore.scoring.runner import JobRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from gridscore.grid import Grid
+    from gridscore.group.group import Group
+
+_log = logging.getLogger(__name__)
+
+STOP_SECONDS = 3.0
+CRASHES, CRASH_SECONDS = 3, 60.0
+"""A job that meets so many errors of unknown kinds in one worker within this time is FAILED."""
+
+_RETRY_SECONDS = 0.5
+MOST_ORPHANED = 100
+"""Jobs of a cluster that was replaced which a worker's record names."""
+
+PERMANENT = (
+    JobError,
+    JournalMissingError,
+    LookupTooLargeError,
+    MapNotFoundError,
+    UnsupportedClientError,
+    UsageError,
+)
+"""Errors that trying again does not heal: the job is FAILED. After any other, it is started again."""
+
+
+@dataclass(slots=True)
+class _Running:
+    record: JobRecord
+    runner: JobRunner
+    task: asyncio.Task[None]
+
+
+class Worker:
+    """Scores for the jobs of a cluster. An asynchronous context manager: scores while it is entered.
+
+    Args:
+        grid: The connection; it stays open afterwards.
+        jobs: Names of the jobs to score for; all if None.
+        lease_seconds: How long partitions of a killed worker wait for a new owner.
+
+    Raises:
+        UsageError: No worker can live with so short or so long a lease.
+    """
+
+    def __init__(
+        self, grid: Grid, jobs: Collection[str] | None = None, *, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        self._grid = grid
+        self._only = set(jobs) if jobs is not None else None
+        self._lease_seconds = lease_seconds
+        self._fence = Fence.of(lease_seconds)
+        self._jobs = Jobs(grid)
+        self._running: dict[str, _Running] = {}
+        self._changed = asyncio.Event()
+        self._lookups, self._models = Lookups(grid), LoadedModels(grid)
+        self._crashes: dict[str, list[float]] = {}
+        self._orphaned: set[str] = set()  # jobs that the cluster which replaced ours does not have
+        self._ending: set[asyncio.Task[None]] = set()
+        self._stop_watching: Any = None
+        self._main: asyncio.Task[None] | None = None
+        self._notes: set[asyncio.Task[None]] = set()
+        self.id = new_identity()
+        grid.on_replaced(self._replaced)
+        self._members = Members(grid, self.id, seconds=lease_seconds)
+        self._membership = Membership(grid, self._members, self._says, self._groups)
+
+    async def __aenter__(self) -> Self:
+        self._main = asyncio.create_task(self.run(), name=f"worker {self.id}")
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._main is not None:
+            self._main.cancel()
+            (ended,) = await asyncio.gather(self._main, return_exceptions=True)
+            # It ended before it was told to. What goes wrong in the caller's block comes first.
+            if isinstance(ended, Exception) and kind is None:
+                raise ended
+
+    @property
+    def runners(self) -> dict[str, JobRunner]:
+        """What runs now, by job."""
+        return {name: running.runner for name, running in self._running.items()}
+
+    async def run(self) -> None:
+        """Find jobs and score for them until cancelled; then stop them cleanly."""
+        # What the system holds for a member that cannot be reached must not be delivered after the lease.
+        transport.hold_at_most(self._grid.client, self._fence.hold)
+        try:
+            await self._watch()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_jobs())
+                tasks.create_task(self._membership.run())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            await asyncio.shield(self._stop())
+
+    async def _watch(self) -> None:
+        """Register the listeners, however often the connection breaks meanwhile."""
+        while True:
+            try:
+                if self._stop_watching is None:
+                    self._stop_watching = await self._jobs.watch(self._changed.set)
+                await self._membership.watch()
+            except HazelcastError as error:
+                if not self._grid.is_running:
+                    raise
+                _log.warning("Watching jobs and workers failed, trying again: %s", error, extra={"action": "retry"})
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    async def _follow_jobs(self) -> None:
+        while True:
+            self._changed.clear()
+            settled = False
+            try:
+                settled = await self._reconcile()
+            except (HazelcastError, GridscoreError) as error:
+                if not self._grid.is_running:
+                    raise
+                _log.warning("Looking for jobs failed, trying again: %s", error, extra={"action": "retry"})
+            try:
+                async with asyncio.timeout(NET_SECONDS if settled else PUBLISH_SECONDS):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    def _replaced(self) -> None:
+        """The cluster is another one: nothing of what runs may go on, even if that has jobs of the same names."""
+        self._orphaned |= set(self._running)
+        for name in list(self._running):
+            self._cancel(name)
+        self._changed.set()
+
+    async def _reconcile(self) -> bool:
+        """Start, stop and restart runners so that they are what the job records want; whether all of them score."""
+        records = await self._jobs.all()
+        self._orphaned -= {record.name for record in records}
+        wanted = {
+            record.name: record
+            for record in records
+            if record.state in WANTED and (self._only is None or record.name in self._only)
+        }
+        over = [
+            name
+            for name, running in self._running.items()
+            if (record := wanted.get(name)) is None or not record.is_same_run(running.record)
+        ]
+        if over:
+            await self._end(over)
+            self._changed.set()  # what was read before is old by now
+            return False
+        for name, record in wanted.items():
+            if name not in self._running:
+                self._start(record)
+            elif self._running[name].runner.is_scoring and record.state != JobState.RUNNING:
+                self._note(record, JobState.RUNNING)
+        return all(record.state == JobState.RUNNING for record in wanted.values())
+
+    def _start(self, record: JobRecord) -> None:
+        name = record.name
+        runner = JobRunner(
+            self._grid,
+            record,
+            self._members,
+            joined=self._membership.soon,
+            started=lambda: self._started(record),
+            lease_seconds=self._lease_seconds,
+            lookups=self._lookups,
+            models=self._models,
+        )
+        task = asyncio.create_task(self._run(record, runner), name=f"job {name}")
+        self._running[name] = _Running(record, runner, task)
+        _log.info("%s: starting revision %d", name, record.revision, extra={"action": "job_start", "job": name})
+
+    def _started(self, record: JobRecord) -> None:
+        self._note(record, JobState.RUNNING)
+        _log.info(
+            "%s: holds its first partitions, %.1f s after this process was started",
+            record.name,
+            age(),
+            extra={"action": "first_partitions", "job": record.name},
+        )
+
+    async def _run(self, record: JobRecord, runner: JobRunner) -> None:
+        name = record.name
+        try:
+            if record.state == JobState.WAITING:
+                self._note(record, JobState.STARTING)
+            await runner.run()
+        except PERMANENT as error:
+            _log.error("%s: failed: %s", name, error, extra={"action": "job_failed"})
+            self._note(record, JobState.FAILED, str(error))
+        except (HazelcastError, GridscoreError) as error:
+            # The cluster, not the job: the next look at the records starts it again.
+            _log.warning("%s: interrupted: %s", name, error, extra={"action": "job_interrupted"})
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it ends this job and not the others
+            _log.exception("%s: failed", name, extra={"action": "job_failed"})
+            # It may be this worker's own trouble, and FAILED ends the job for all: so not at once.
+            now = self._grid.clock()
+            crashes = self._crashes[name] = [at for at in self._crashes.get(name, []) if now - at < CRASH_SECONDS]
+            crashes.append(now)
+            if len(crashes) >= CRASHES:
+                self._note(record, JobState.FAILED, f"{type(error).__name__}: {error}")
+        finally:
+            if (running := self._running.get(name)) is not None and running.runner is runner:
+                del self._running[name]
+                # Unless it has failed, it is started again; but not at once.
+                asyncio.get_running_loop().call_later(PUBLISH_SECONDS, self._changed.set)
+
+    def _note(self, record: JobRecord, state: JobState, error: str = "") -> None:
+        async def mark() -> None:
+            try:
+                await self._jobs.mark(record, state, error)
+            except (HazelcastError, GridscoreError) as failure:
+                _log.warning("%s: the state could not be noted: %s", record.name, failure)
+
+        task = asyncio.get_running_loop().create_task(mark())
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    async def _end(self, names: Sequence[str]) -> None:
+        # To wait does not cancel them a second time, should we be told to stop meanwhile: they are giving things back.
+        await asyncio.wait([self._cancel(name) for name in names])
+        for name in names:
+            _log.info("%s: stopped", name, extra={"action": "job_stop", "job": name})
+
+    def _cancel(self, name: str) -> asyncio.Task[None]:
+        """Let a job go; it is among those that are ending until it has."""
+        task = self._running.pop(name).task
+        task.cancel()
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
+
+    def _groups(self) -> dict[str, Group]:
+        return {name: running.runner.group for name, running in self._running.items()}
+
+    def _says(self) -> dict[str, Any]:
+        """What its record says of this worker's jobs."""
+        return {
+            "orphaned": sorted(self._orphaned)[:MOST_ORPHANED],
+            "groups": [name for name, running in self._running.items() if running.runner.has_joined],
+            "jobs": {name: running.runner.stats.to_json(self._grid.clock()) for name, running in self._running.items()},
+        }
+
+    async def _stop(self) -> None:
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                if self._grid.is_running:
+                    await self._membership.leave()
+                    if self._stop_watching is not None:
+                        await self._stop_watching()
+        except (HazelcastError, TimeoutError) as error:
+            _log.warning("The worker's record could not be removed: %s", str(error) or "the cluster does not answer")
+        for name in list(self._running):
+            self._cancel(name)
+        if self._ending:
+            await asyncio.wait(set(self._ending))
+        await self._members.sessions.close()
