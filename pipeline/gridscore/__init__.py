@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gridscore.grid.member import Cluster
     from gridscore.job import Job, load_job
     from gridscore.scoring import Worker
-    from gridscore.sinks.signature import verify_webhook
+    from gridscore.sinks.webhook.signature import verify_webhook
 
 _HOMES = {
     "Client": "gridscore.client",
@@ -48,7 +48,7 @@ _HOMES = {
     "connect": "gridscore.client",
     "load_job": "gridscore.job",
     "offline_matrix": "gridscore.features",
-    "verify_webhook": "gridscore.sinks.signature",
+    "verify_webhook": "gridscore.sinks.webhook.signature",
 }
 
 __all__ = [

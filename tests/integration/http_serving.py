@@ -3,8 +3,8 @@
 import asyncio
 from contextlib import aclosing, asynccontextmanager
 
-from gridscore.job.plugs.http_source import HttpSourceSettings
-from gridscore.sources.http import HttpSource
+from gridscore.sources.http.settings import HttpSourceSettings
+from gridscore.sources.http.source import HttpSource
 from gridscore.sources.runner import SourceRunner
 
 

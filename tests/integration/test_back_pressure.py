@@ -13,10 +13,10 @@ from small_ring import PARTITIONS, RING
 
 from gridscore.client import connect
 from gridscore.group.lease_records import read_records
-from gridscore.job.plugs.kafka_source import KafkaSourceSettings
-from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
 from gridscore.leash import LeashedProcess
+from gridscore.sinks.postgres.settings import PostgresSinkSettings
 from gridscore.sinks.runner import runner_of as sink_runner_of
+from gridscore.sources.kafka.settings import KafkaSourceSettings
 from gridscore.sources.runner import runner_of as source_runner_of
 
 SLOW = """

@@ -12,10 +12,10 @@ from http_serving import serving
 
 from gridscore.errors import SettingsError, UsageError
 from gridscore.grid import connect
-from gridscore.job.plugs.http_source import HttpSourceSettings
 from gridscore.proving.soak.detour import divert
 from gridscore.proving.soak.proxy import Network
-from gridscore.sources.http import HttpSource
+from gridscore.sources.http.settings import HttpSourceSettings
+from gridscore.sources.http.source import HttpSource
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 PAGE = "https://shop.example.com"

@@ -17,11 +17,11 @@ from kafka_server import PASSWORD, USER
 from gridscore.client.producer import Producer
 from gridscore.grid import connect
 from gridscore.grid.journal import Journal
-from gridscore.job.plugs.kafka_sink import KafkaSinkSettings
 from gridscore.kafka import KafkaRefusedError
-from gridscore.sinks import kafka as kafka_module
 from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
-from gridscore.sinks.kafka import KafkaSink, headers_of
+from gridscore.sinks.kafka import sink as kafka_module
+from gridscore.sinks.kafka.settings import KafkaSinkSettings
+from gridscore.sinks.kafka.sink import KafkaSink, headers_of
 
 SECONDS = 60
 FOREVER = float("inf")

@@ -12,10 +12,10 @@ from confluent_kafka import KafkaError, KafkaException
 from kafka_server import PASSWORD, USER
 from source_reading import read
 
-from gridscore.job.plugs.kafka_source import KafkaSourceSettings
 from gridscore.kafka import KafkaRefusedError
 from gridscore.sources.base import SourceInterruptedError
-from gridscore.sources.kafka import KafkaSource
+from gridscore.sources.kafka.settings import KafkaSourceSettings
+from gridscore.sources.kafka.source import KafkaSource
 
 SECONDS = 30
 
@@ -165,7 +165,7 @@ async def test_what_was_read_before_its_partition_went_is_left_to_the_next_owner
 
 
 async def test_a_source_that_waits_for_the_grid_keeps_its_place(kafka, topic, settings, monkeypatch):
-    monkeypatch.setattr("gridscore.sources.kafka._IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("gridscore.sources.kafka.source._IDLE_SECONDS", 0.2)
     given = {"max.poll.interval.ms": "2000", "session.timeout.ms": "2000", "heartbeat.interval.ms": "500"}
     kafka.produce(topic, numbered(0, 5), partition=0)
     async with asyncio.timeout(SECONDS), opened(settings(set=given)) as source, aclosing(source.batches()) as batches:
@@ -183,7 +183,7 @@ async def test_a_source_that_waits_for_the_grid_keeps_its_place(kafka, topic, se
 
 
 async def test_what_goes_wrong_while_it_waits_is_told_by_the_next_read(kafka, topic, settings, monkeypatch):
-    monkeypatch.setattr("gridscore.sources.kafka._IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("gridscore.sources.kafka.source._IDLE_SECONDS", 0.2)
     kafka.produce(topic, numbered(0, 1), partition=0)
     async with asyncio.timeout(SECONDS), opened(settings()) as source, aclosing(source.batches()) as batches:
         await anext(batches)

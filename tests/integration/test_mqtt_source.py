@@ -20,12 +20,12 @@ from source_reading import read
 from gridscore.client import connect
 from gridscore.dead_letters.letters import list_letters
 from gridscore.errors import UsageError
-from gridscore.job.plugs.mqtt_source import MqttSourceSettings
 from gridscore.leash import LeashedProcess
-from gridscore.sources import mqtt_link
 from gridscore.sources import runner as runners
 from gridscore.sources.base import SourceInterruptedError
-from gridscore.sources.mqtt import MqttSource
+from gridscore.sources.mqtt import link as mqtt_link
+from gridscore.sources.mqtt.settings import MqttSourceSettings
+from gridscore.sources.mqtt.source import MqttSource
 from gridscore.sources.runner import SourceRunner
 
 SECONDS = 30

@@ -16,11 +16,11 @@ import pytest
 from gridscore.client.producer import Producer
 from gridscore.errors import UsageError
 from gridscore.grid import connect
-from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
 from gridscore.operations.sink_status import forget
 from gridscore.postgres import PostgresError
 from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
-from gridscore.sinks.postgres import ERAS_MAP, PostgresSink
+from gridscore.sinks.postgres.settings import PostgresSinkSettings
+from gridscore.sinks.postgres.sink import ERAS_MAP, PostgresSink
 from gridscore.sinks.runner import runner_of
 
 

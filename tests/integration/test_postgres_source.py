@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from gridscore.grid import connect
-from gridscore.job.plugs.postgres_source import PostgresSourceSettings
 from gridscore.postgres import PostgresError
 from gridscore.sources.base import SourceInterruptedError
-from gridscore.sources.postgres import PostgresSource
+from gridscore.sources.postgres.settings import PostgresSourceSettings
+from gridscore.sources.postgres.source import PostgresSource
 from gridscore.sources.runner import SourceRunner
 
 

@@ -20,11 +20,11 @@ import fastavro
 import pytest
 import trustme
 
-from gridscore.job.plugs.kafka_source import KafkaSourceSettings
 from gridscore.kafka import KafkaRefusedError
 from gridscore.sources.base import SourceInterruptedError
-from gridscore.sources.kafka_messages import NoEventError
-from gridscore.sources.schema_registry import AvroReader
+from gridscore.sources.kafka.messages import NoEventError
+from gridscore.sources.kafka.schema_registry import AvroReader
+from gridscore.sources.kafka.settings import KafkaSourceSettings
 
 CUSTOMER = {"type": "record", "name": "Customer", "namespace": "shop", "fields": [{"name": "id", "type": "string"}]}
 PAYMENT = {

@@ -13,8 +13,8 @@ from gridscore.errors import BackPressureError, JobError, UsageError
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.job.plugs.environment import Hidden
-from gridscore.job.plugs.files_sink import FilesSinkSettings
 from gridscore.operations.replay import letter_ids, replay
+from gridscore.sinks.files.settings import FilesSinkSettings
 from gridscore.sinks.records import register
 from gridscore.sources import runner as runners
 from gridscore.sources.base import Poison, SourceInterruptedError

@@ -28,13 +28,13 @@ from gridscore.dead_letters.letters import map_of
 from gridscore.errors import GridscoreError, UsageError
 from gridscore.grid import connect
 from gridscore.job.plugs.environment import from_environment
-from gridscore.job.plugs.webhook_sink import WebhookSinkSettings
 from gridscore.operations.sink_status import sink_statuses
-from gridscore.sinks import webhook
 from gridscore.sinks.base import Delivered, Delivery, Refused, SinkInterruptedError
 from gridscore.sinks.runner import runner_of
-from gridscore.sinks.signature import verify_webhook
-from gridscore.sinks.webhook import WebhookSink
+from gridscore.sinks.webhook import sink as webhook
+from gridscore.sinks.webhook.settings import WebhookSinkSettings
+from gridscore.sinks.webhook.signature import verify_webhook
+from gridscore.sinks.webhook.sink import WebhookSink
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 

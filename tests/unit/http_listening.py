@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from gridscore.job.plugs.http_source import HttpSourceSettings
-from gridscore.sources.http import HttpSource
+from gridscore.sources.http.settings import HttpSourceSettings
+from gridscore.sources.http.source import HttpSource
 from gridscore.sources.runner import SourceRunner
 from gridscore.testing import StubCluster
 

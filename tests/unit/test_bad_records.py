@@ -18,8 +18,6 @@ from gridscore.group.lease_records import LEASES_MAP, lease_key, read_records
 from gridscore.group.stats import JobStats
 from gridscore.job import JobState, parse_job
 from gridscore.job.plugs.base import SinkSettings
-from gridscore.job.plugs.http_source import HttpSourceSettings
-from gridscore.job.plugs.logfile_source import LogfileSourceSettings
 from gridscore.models import Registry
 from gridscore.operations.flow import FlowLookout, History, to_json
 from gridscore.operations.repair import CONTROL_MAPS, find_repairs, repair
@@ -29,6 +27,8 @@ from gridscore.operations.wipe import remnants
 from gridscore.scoring.audit import audit
 from gridscore.sinks.runner import SinkRunner
 from gridscore.sinks.stats import SinkStats
+from gridscore.sources.http.settings import HttpSourceSettings
+from gridscore.sources.logfile.settings import LogfileSourceSettings
 from gridscore.sources.position import Positions, forget_all
 from gridscore.sources.runner import runner_of
 from gridscore.sources.status import running_sources

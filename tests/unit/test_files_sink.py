@@ -10,10 +10,10 @@ import pytest
 from gridscore.errors import SettingsError
 from gridscore.grid.writer import MapWriter
 from gridscore.job import Jobs, parse_job
-from gridscore.job.plugs.files_sink import FilesSinkSettings
-from gridscore.sinks import files
 from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
-from gridscore.sinks.files import FilesSink
+from gridscore.sinks.files import sink as files
+from gridscore.sinks.files.settings import FilesSinkSettings
+from gridscore.sinks.files.sink import FilesSink
 from gridscore.sinks.runner import runner_of
 from gridscore.testing import StubCluster
 

@@ -13,24 +13,24 @@ from confluent_kafka import Message
 from gridscore.dead_letters.letters import list_letters
 from gridscore.grid.writer import MapWriter
 from gridscore.job.plugs.base import SinkSettings
-from gridscore.job.plugs.files_sink import FilesSinkSettings
-from gridscore.job.plugs.kafka_source import KafkaSourceSettings
-from gridscore.job.plugs.logfile_source import LogfileSourceSettings
-from gridscore.job.plugs.mqtt_source import MqttSourceSettings
-from gridscore.job.plugs.postgres_source import PostgresSourceSettings
 from gridscore.operations.replay import letter_ids, replay
 from gridscore.sinks.base import Delivered, Delivery
-from gridscore.sinks.files import FilesSink
-from gridscore.sinks.kafka_transactions import Transactions
+from gridscore.sinks.files.settings import FilesSinkSettings
+from gridscore.sinks.files.sink import FilesSink
+from gridscore.sinks.kafka.transactions import Transactions
 from gridscore.sinks.runner import SinkRunner
-from gridscore.sources import log_tail
 from gridscore.sources.base import Poison
-from gridscore.sources.kafka_messages import MessageReader, NoEventError
-from gridscore.sources.log_formats import format_of, seconds_of_time
-from gridscore.sources.log_tail import Tail
-from gridscore.sources.mqtt_messages import MessageDecoder
-from gridscore.sources.mqtt_packets import Message as MqttMessage
-from gridscore.sources.postgres import PostgresSource
+from gridscore.sources.kafka.messages import MessageReader, NoEventError
+from gridscore.sources.kafka.settings import KafkaSourceSettings
+from gridscore.sources.logfile import tail as log_tail
+from gridscore.sources.logfile.formats import format_of, seconds_of_time
+from gridscore.sources.logfile.settings import LogfileSourceSettings
+from gridscore.sources.logfile.tail import Tail
+from gridscore.sources.mqtt.messages import MessageDecoder
+from gridscore.sources.mqtt.packets import Message as MqttMessage
+from gridscore.sources.mqtt.settings import MqttSourceSettings
+from gridscore.sources.postgres.settings import PostgresSourceSettings
+from gridscore.sources.postgres.source import PostgresSource
 from gridscore.sources.runner import SourceRunner
 from gridscore.testing import StubCluster
 from gridscore.testing.sinks import ListSink, Received

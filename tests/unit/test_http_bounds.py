@@ -8,7 +8,8 @@ import trustme
 import uvloop
 from http_listening import EVENTS, client, connected, listening
 
-from gridscore.sources import http_protocol, http_tls
+from gridscore.sources.http import protocol as http_protocol
+from gridscore.sources.http import tls as http_tls
 
 
 async def sent_until_closed(reader, writer, piece):

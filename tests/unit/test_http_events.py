@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gridscore.sources import http_events
-from gridscore.sources.http_events import MAX_KEY, EventReader, Lines, array_slices, elements_of
+from gridscore.sources.http import events as http_events
+from gridscore.sources.http.events import MAX_KEY, EventReader, Lines, array_slices, elements_of
 
 LIMIT = 1 << 20
 

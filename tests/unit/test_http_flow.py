@@ -11,7 +11,12 @@ from http_listening import EVENTS, client, connected, listening
 from gridscore.client.producer import Producer
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.job import Jobs, parse_job
-from gridscore.sources import http_answer, http_app, http_health, http_intake, http_places, runner
+from gridscore.sources import runner
+from gridscore.sources.http import answer as http_answer
+from gridscore.sources.http import app as http_app
+from gridscore.sources.http import health as http_health
+from gridscore.sources.http import intake as http_intake
+from gridscore.sources.http import places as http_places
 from gridscore.testing import Fault, StubCluster
 
 FULL = "events.full"

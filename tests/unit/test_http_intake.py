@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from gridscore.errors import GridError
-from gridscore.sources.http_intake import Intake, Ticket
+from gridscore.sources.http.intake import Intake, Ticket
 
 
 async def test_one_request_has_no_more_than_its_share_of_the_bytes():

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from http_listening import EVENTS, client, connected, listening
 
-from gridscore.sources import http_places
+from gridscore.sources.http import places as http_places
 
 SLOW = f"POST /events/{EVENTS} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
 OTHER = "127.0.0.2"

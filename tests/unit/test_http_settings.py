@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from gridscore.job.plugs.http_source import HttpSourceSettings
+from gridscore.sources.http.settings import HttpSourceSettings
 
 
 def test_a_map_is_enough():

@@ -7,8 +7,8 @@ import json
 import pytest
 from confluent_kafka import Message
 
-from gridscore.job.plugs.kafka_source import KafkaSourceSettings
-from gridscore.sources.kafka_messages import MessageReader, NoEventError
+from gridscore.sources.kafka.messages import MessageReader, NoEventError
+from gridscore.sources.kafka.settings import KafkaSourceSettings
 
 
 def sent(value, key=None, headers=None):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from gridscore.job.plugs.kafka_sink import KafkaSinkSettings
-from gridscore.job.plugs.kafka_source import KafkaSourceSettings
 from gridscore.kafka import Complaints, client_settings
 from gridscore.sinks.base import Delivered
-from gridscore.sinks.kafka import headers_of
+from gridscore.sinks.kafka.settings import KafkaSinkSettings
+from gridscore.sinks.kafka.sink import headers_of
+from gridscore.sources.kafka.settings import KafkaSourceSettings
 
 SOURCE = {"to": "events.x", "brokers": ["kafka:9092"], "topic": "clicks"}
 

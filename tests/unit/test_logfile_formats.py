@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gridscore.job.plugs.logfile_source import LogfileSourceSettings
-from gridscore.sources.log_formats import access_time, format_of, seconds_of_time
+from gridscore.sources.logfile.formats import access_time, format_of, seconds_of_time
+from gridscore.sources.logfile.settings import LogfileSourceSettings
 
 
 def parse(raw, header=b"", **settings):

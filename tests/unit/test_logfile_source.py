@@ -12,11 +12,11 @@ import pytest
 
 from gridscore.dead_letters.names import POSITIONS_MAP
 from gridscore.errors import UsageError
-from gridscore.job.plugs.logfile_source import LogfileSourceSettings
-from gridscore.sources import logfile
 from gridscore.sources.base import SourceInterruptedError
-from gridscore.sources.log_tail import Tail
-from gridscore.sources.logfile import LogfileSource
+from gridscore.sources.logfile import source as logfile
+from gridscore.sources.logfile.settings import LogfileSourceSettings
+from gridscore.sources.logfile.source import LogfileSource
+from gridscore.sources.logfile.tail import Tail
 from gridscore.sources.position import PositionTakenError
 from gridscore.testing import StubCluster
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
 
-from gridscore.sources.mqtt_packets import Cutter, MalformedError, Message, user_property
-from gridscore.sources.mqtt_socket import MqttSocket
+from gridscore.sources.mqtt.packets import Cutter, MalformedError, Message, user_property
+from gridscore.sources.mqtt.socket import MqttSocket
 
 PINGRESP, SUBACK = b"\xd0\x00", b"\x90\x04\x00\x07\x00\x01"
 

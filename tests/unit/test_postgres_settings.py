@@ -5,12 +5,12 @@ import pytest
 from pydantic import ValidationError
 
 from gridscore.errors import UsageError
-from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
-from gridscore.job.plugs.postgres_source import PostgresSourceSettings
 from gridscore.postgres import PostgresError, failure, place_of
 from gridscore.sinks.base import SinkInterruptedError
-from gridscore.sinks.postgres_table import ResultTable
-from gridscore.sources.postgres_trigger import statements
+from gridscore.sinks.postgres.settings import PostgresSinkSettings
+from gridscore.sinks.postgres.table import ResultTable
+from gridscore.sources.postgres.settings import PostgresSourceSettings
+from gridscore.sources.postgres.trigger import statements
 
 
 def sink(**more):

@@ -19,8 +19,8 @@ from gridscore.features import EventDecoder, FeaturePlan, LookupTable, OfflineMa
 from gridscore.features.cells import READERS
 from gridscore.features.tables import event_keys, lookup_entries, read_history, read_lookup, read_table, rows_as_json
 from gridscore.job import FieldType, parse_job
-from gridscore.job.plugs.logfile_source import LogfileSourceSettings
-from gridscore.sources.log_formats import format_of
+from gridscore.sources.logfile.formats import format_of
+from gridscore.sources.logfile.settings import LogfileSourceSettings
 from gridscore.sources.tables import BadRow, Row, TableFile
 from gridscore.testing import StubCluster
 

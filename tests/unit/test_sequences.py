@@ -6,7 +6,7 @@ from gridscore.client.sequences import READ_BYTES, sequences_of
 from gridscore.grid import transport
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
-from gridscore.sources.http_results import ResultFinder
+from gridscore.sources.http.results import ResultFinder
 from gridscore.testing import StubCluster
 
 LARGE = b'{"v":"' + b"x" * 100_000 + b'"}'

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from gridscore.sinks.addresses import ForbiddenAddressError, Gate, is_public
+from gridscore.sinks.webhook.addresses import ForbiddenAddressError, Gate, is_public
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from gridscore import GridscoreError
 from gridscore.errors import UsageError
-from gridscore.sinks.signature import SignatureError, decode_secret, sign, verify_webhook
+from gridscore.sinks.webhook.signature import SignatureError, decode_secret, sign, verify_webhook
 
 # The example of the reference implementations of Standard Webhooks.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 -- published

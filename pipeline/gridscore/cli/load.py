@@ -350,7 +350,7 @@ async def _put_rows(plan: _Plan, connection: tuple[Any, Any, Any], resume: bool,
 
 
 async def _put_query(grid: Grid, plan: _Plan, load: Any, *, resume: bool) -> Any:
-    from gridscore.sources.query import QueryRows
+    from gridscore.sources.postgres.query import QueryRows
 
     target = plan.target
     rows = QueryRows(grid, plan.query or "", plan.database or "", target.map, target.key, **target.how)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.sections import Side
+    from gridscore.job.plugs.kinds import Side
 
 _NOT_OPTIONS = ("kind",)
 _CONNECTION = {"members": Members, "cluster_name": ClusterName, "settings": SettingsFile}
@@ -338,5 +338,19 @@ class PlugGroup(typer.core.TyperGroup):
         if cmd_name not in self.kinds():
             return super().get_command(ctx, cmd_name)
         app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
-        app.command(cmd_name, rich_help_panel="Kinds")(self.make(cmd_name))
+        try:
+            command, settings = self.make(cmd_name), {}
+        except UsageError as error:  # in a list of all kinds, it must not hide the others
+            command, settings = _refusing(error), {"ignore_unknown_options": True, "allow_extra_args": True}
+        app.command(cmd_name, rich_help_panel="Kinds", context_settings=settings)(command)
         return typer.main.get_command(app)
+
+
+def _refusing(error: UsageError) -> Callable[..., None]:
+    """A command in place of one that cannot be made, which says why."""
+
+    def command() -> None:
+        raise error
+
+    command.__doc__ = str(error)
+    return command

@@ -1,4 +1,4 @@
-"""The sinks room: one file a plug, each of which brings results to where applications act on them.
+"""The sinks room: one folder a plug, each of which brings results to where applications act on them.
 
 `base` says what a sink promises, `registry` which there are, `runner` runs a process of one, `status` says how they do.
 """

@@ -1,1 +1,1 @@
-"""The sources room: one file a plug, each of which brings live data into an event map."""
+"""The sources room: one folder a plug, each of which brings live data into an event map."""

@@ -1,4 +1,4 @@
-"""Plugs: the settings of sources and sinks, as the job file and the command line give them; typed and strict.
+"""Plugs: which kinds of sources and sinks there are, and what the settings of all have in common; typed and strict.
 
-One file a plug. What runs them is in `gridscore.sources` and `gridscore.sinks`.
+Each plug is a folder of `gridscore.sources` or `gridscore.sinks`, with its settings, or of another distribution.
 """

@@ -1,11 +1,16 @@
-"""Kinds of sources and sinks: where settings and code of each are, imported only when that kind is used."""
+"""Kinds of sources and sinks: found by the entry points of distributions, and imported only when a kind is used.
+
+A distribution adds a source by an entry point of the group `gridscore.sources`, a sink by one of `gridscore.sinks`: its
+name is the kind, and it names a `PlugKind`. Ours are in `pyproject.toml`, and go before others of the same name.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from gridscore.errors import UsageError
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
@@ -13,7 +18,10 @@ from gridscore.job.plugs.environment import from_environment
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
-    from gridscore.job.plugs.sections import Side
+
+Side = Literal["source", "sink"]
+
+_OURS = "gridscore"
 
 _Settings = TypeVar("_Settings", SourceSettings, SinkSettings)
 _Plug = TypeVar("_Plug")
@@ -30,6 +38,7 @@ class PlugKind:
         summary: What it is for, one line.
         example: Options of its command that can work.
         extra: Of the distribution, that has its libraries; empty if it needs none.
+        distribution: That it is installed with.
     """
 
     name: str
@@ -38,11 +47,7 @@ class PlugKind:
     summary: str
     example: str = ""
     extra: str = ""
-
-    @property
-    def exists(self) -> bool:
-        """Whether this version has it."""
-        return find_spec(self.settings.partition(":")[0]) is not None
+    distribution: str = _OURS
 
     def settings_class(self) -> Any:
         """Its settings model."""
@@ -57,12 +62,49 @@ class PlugKind:
         try:
             return _load(self.plug)
         except ModuleNotFoundError as error:
-            if not self.extra or (error.name or "").partition(".")[0] == "gridscore":
+            if not self.extra or (error.name or "").partition(".")[0] == self.plug.partition(".")[0]:
                 raise
             raise UsageError(
                 f"`{self.name}` needs the extra `{self.extra}`: the module `{error.name}` is not installed.",
-                f"pip install 'gridscore[{self.extra}]'",
+                f"pip install '{self.distribution}[{self.extra}]'",
             ) from None
+
+
+@functools.cache
+def _entry_points(side: Side) -> dict[str, EntryPoint]:
+    found = sorted(
+        entry_points(group=f"{_OURS}.{side}s"),
+        key=lambda each: (each.dist is None or each.dist.name == _OURS, each.name),
+    )
+    return {each.name: each for each in found}
+
+
+def kinds(side: Side) -> list[str]:
+    """Names of the kinds of sources, or of sinks, that are installed."""
+    return sorted(_entry_points(side))
+
+
+def plug(side: Side, name: str) -> PlugKind:
+    """A kind.
+
+    Raises:
+        UsageError: There is none of that name, or it cannot be loaded.
+    """
+    entry = _entry_points(side).get(name)
+    if entry is None:
+        raise UsageError(f"There is no {side} `{name}`.", f"{side.title()}s are: {', '.join(kinds(side))}.")
+    try:
+        found = entry.load()
+    except (ImportError, AttributeError) as error:
+        found = error
+    if isinstance(found, PlugKind) and found.name == name:
+        return found
+    where = entry.dist.name if entry.dist is not None else entry.value
+    what = found if isinstance(found, Exception) else f"`{entry.value}` is not a PlugKind of that name"
+    raise UsageError(
+        f"The {side} `{name}` of the distribution `{where}` cannot be loaded: {what}",
+        f"Install `{where}` again, or remove it.",
+    )
 
 
 class PlugKinds(Generic[_Settings, _Plug]):
@@ -70,28 +112,23 @@ class PlugKinds(Generic[_Settings, _Plug]):
 
     Args:
         side: What they are.
-        kinds: In the order in which people shall see them.
     """
 
-    def __init__(self, side: Side, kinds: tuple[PlugKind, ...]) -> None:
+    def __init__(self, side: Side) -> None:
         self._side = side
-        self._kinds = {kind.name: kind for kind in kinds}
 
     @property
     def available(self) -> list[str]:
-        """Names of those that this version has."""
-        return [name for name, kind in self._kinds.items() if kind.exists]
+        """Names of those that are installed."""
+        return kinds(self._side)
 
     def __getitem__(self, name: str) -> PlugKind:
         """A kind.
 
         Raises:
-            UsageError: There is none of that name.
+            UsageError: There is none of that name, or it cannot be loaded.
         """
-        if name not in self._kinds:
-            known = ", ".join(self.available)
-            raise UsageError(f"There is no {self._side} `{name}`.", f"{self._side.title()}s are: {known}.")
-        return self._kinds[name]
+        return plug(self._side, name)
 
     def of(self, settings: _Settings) -> PlugKind:
         """The kind that settings are for: each plug's have a field for it, with one value."""

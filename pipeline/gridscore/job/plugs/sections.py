@@ -1,28 +1,23 @@
 """The sections `sources` and `sinks` of a job file: each entry is checked by the settings of its kind.
 
-What a kind's settings are follows from their names: `kafka_sink.py` beside this has `KafkaSinkSettings`. They are
-imported when a file has an entry of that kind.
+They are imported when a file has an entry of that kind.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import pkgutil
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import BeforeValidator, PlainSerializer, ValidationError
 from pydantic_core import InitErrorDetails
 
-from gridscore.job import plugs
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
+from gridscore.job.plugs.kinds import Side, kinds, plug
 from gridscore.job.plugs.secrets import plain_secrets
 from gridscore.job.types import shown
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-Side = Literal["source", "sink"]
 
 SECTIONS: dict[str, Side] = {"sources": "source", "sinks": "sink"}
 
@@ -30,16 +25,9 @@ DEFAULT_MAPS: dict[Side, tuple[str, str]] = {"source": ("to", "events"), "sink":
 """Which key of an entry names its map, and which key of the job does if the entry has none."""
 
 
-def kinds(side: Side) -> list[str]:
-    """The kinds of sources, or of sinks, that this version has."""
-    end = f"_{side}"
-    return [found.name.removesuffix(end) for found in pkgutil.iter_modules(plugs.__path__) if found.name.endswith(end)]
-
-
 def settings_class(side: Side, kind: str) -> type[BaseModel]:
     """The settings of a kind that there is."""
-    module = importlib.import_module(f"gridscore.job.plugs.{kind}_{side}")
-    return cast("type[BaseModel]", getattr(module, f"{kind.capitalize()}{side.capitalize()}Settings"))
+    return cast("type[BaseModel]", plug(side, kind).settings_class())
 
 
 def class_of(section: str, entry: Any) -> type[BaseModel] | None:

@@ -65,7 +65,7 @@ async def nowhere(folder: Path, count: int, results: str) -> AsyncIterator[Load]
 @asynccontextmanager
 async def postgres(folder: Path, count: int, results: str, columns: str = "json") -> AsyncIterator[Load]:  # noqa: ARG001
     """A table of a server of its own, which writes to the disk before it confirms."""
-    from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
+    from gridscore.sinks.postgres.settings import PostgresSinkSettings
 
     need("psycopg", "postgres")
     from gridscore.testing.postgres import PostgresServer, PostgresServerError
@@ -84,7 +84,7 @@ def postgres_typed(folder: Path, count: int, results: str) -> AbstractAsyncConte
 @asynccontextmanager
 async def kafka(folder: Path, count: int, results: str, *, transactions: bool = False) -> AsyncIterator[Load]:  # noqa: ARG001
     """A topic of some partitions on a broker of its own."""
-    from gridscore.job.plugs.kafka_sink import KafkaSinkSettings
+    from gridscore.sinks.kafka.settings import KafkaSinkSettings
 
     need("confluent_kafka", "kafka")
     from gridscore.testing.kafka import Broker
@@ -104,7 +104,7 @@ def kafka_transactions(folder: Path, count: int, results: str) -> AbstractAsyncC
 @asynccontextmanager
 async def files(folder: Path, count: int, results: str, format_: str = "parquet") -> AsyncIterator[Load]:
     """Some files of one size in a folder."""
-    from gridscore.job.plugs.files_sink import FilesSinkSettings
+    from gridscore.sinks.files.settings import FilesSinkSettings
 
     given = {"folder": str(folder), "format": format_, "max_results": -(-count // _FILES), "max_age": "1s"}
     yield Load(FilesSinkSettings.model_validate({"from": results, **given}))
@@ -118,7 +118,7 @@ def files_jsonl(folder: Path, count: int, results: str) -> AbstractAsyncContextM
 @asynccontextmanager
 async def webhook(folder: Path, count: int, results: str, batch: int = 1) -> AsyncIterator[Load]:  # noqa: ARG001
     """A web server of its own that takes everything, each result in a request."""
-    from gridscore.job.plugs.webhook_sink import WebhookSinkSettings
+    from gridscore.sinks.webhook.settings import WebhookSinkSettings
 
     need("aiohttp", "webhook")
     (port,) = choose_ports(1, 0)

@@ -61,7 +61,7 @@ async def memory(folder: Path, events: int, to: str) -> AsyncIterator[Load]:  # 
 @asynccontextmanager
 async def logfile(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     """A log file of JSON lines."""
-    from gridscore.job.plugs.logfile_source import LogfileSourceSettings
+    from gridscore.sources.logfile.settings import LogfileSourceSettings
 
     need("watchfiles", "logfile")
     path = folder / "events.log"
@@ -73,7 +73,7 @@ async def logfile(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
 @asynccontextmanager
 async def http(folder: Path, events: int, to: str) -> AsyncIterator[Load]:  # noqa: ARG001 -- no files
     """Streams of lines, posted by several connections of another process."""
-    from gridscore.job.plugs.http_source import HttpSourceSettings
+    from gridscore.sources.http.settings import HttpSourceSettings
 
     need("uvicorn", "http")
     (port,) = choose_ports(1, 0)
@@ -85,7 +85,7 @@ async def http(folder: Path, events: int, to: str) -> AsyncIterator[Load]:  # no
 @asynccontextmanager
 async def kafka(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     """A topic of some partitions on a broker of its own."""
-    from gridscore.job.plugs.kafka_source import KafkaSourceSettings
+    from gridscore.sources.kafka.settings import KafkaSourceSettings
     from gridscore.testing.kafka import Broker
 
     need("confluent_kafka", "kafka")
@@ -118,7 +118,7 @@ def _produce(address: str, events: int) -> None:
 @asynccontextmanager
 async def mqtt(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     """Messages with QoS 1, published by another process to a broker of its own."""
-    from gridscore.job.plugs.mqtt_source import MqttSourceSettings
+    from gridscore.sources.mqtt.settings import MqttSourceSettings
 
     need("paho", "mqtt")
     from gridscore.testing.mqtt import MqttBroker
@@ -132,7 +132,7 @@ async def mqtt(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
 @asynccontextmanager
 async def postgres(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     """Rows of a table on a server of its own."""
-    from gridscore.job.plugs.postgres_source import PostgresSourceSettings
+    from gridscore.sources.postgres.settings import PostgresSourceSettings
 
     need("psycopg", "postgres")
     from gridscore.testing.postgres import PostgresServer, PostgresServerError

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.files_sink import FilesSinkSettings
     from gridscore.sinks.base import Delivered, Delivery, Refused
+    from gridscore.sinks.files.settings import FilesSinkSettings
 
 _LEFT_OVER_SECONDS = 3600.0
 """Hidden files of a killed process are removed after this time; no file takes so long to write."""

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.kafka_sink import KafkaSinkSettings
     from gridscore.sinks.base import Delivered, Delivery
-    from gridscore.sinks.kafka_transactions import Transactions
+    from gridscore.sinks.kafka.settings import KafkaSinkSettings
+    from gridscore.sinks.kafka.transactions import Transactions
 
 _PRODUCER: dict[str, Any] = {
     "acks": "all",
@@ -157,7 +157,7 @@ class KafkaSink:
         self._lookout.partitions()
         self._batch_bytes = max(1, min(_BATCH_BYTES, largest_message(common, self._topic, _BATCH_BYTES) * 9 // 10))
         if settings.transactions:
-            from gridscore.sinks.kafka_transactions import Transactions
+            from gridscore.sinks.kafka.transactions import Transactions
 
             self._transactions = Transactions(common, self._topic, self._name, self.identity, self._in_thread)
             self._transactions.prepare()

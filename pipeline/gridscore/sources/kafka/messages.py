@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
-    from gridscore.job.plugs.kafka_source import KafkaSourceSettings
+    from gridscore.sources.kafka.settings import KafkaSourceSettings
 
 _FRAME = 5
 _MAX_KEY = 1_024

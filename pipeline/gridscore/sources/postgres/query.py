@@ -47,7 +47,7 @@ class QueryRows:
     def __init__(self, grid: Grid, query: str, database: str, to: str, key: Sequence[str], **how: Any) -> None:
         from pydantic import ValidationError
 
-        from gridscore.job.plugs.postgres_source import PostgresSourceSettings
+        from gridscore.sources.postgres.settings import PostgresSourceSettings
         from gridscore.sources.registry import KINDS
 
         try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from gridscore.sources.http_places import Connection, Places
+    from gridscore.sources.http.places import Connection, Places
 
 # Of uvicorn's own messages only those about our faults: a stranger who sends nonsense must not fill the log.
 _faults = logging.getLogger(f"{__name__}.faults")

@@ -10,14 +10,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from gridscore.sources.base import Batch, Poison
-from gridscore.sources.mqtt_link import MqttLink
-from gridscore.sources.mqtt_messages import MessageDecoder
+from gridscore.sources.mqtt.link import MqttLink
+from gridscore.sources.mqtt.messages import MessageDecoder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.mqtt_source import MqttSourceSettings
+    from gridscore.sources.mqtt.settings import MqttSourceSettings
 
 _UNDER_WAY = 2
 """Batches on their way into the grid. What comes meanwhile is the next one: many small batches would cost far more."""

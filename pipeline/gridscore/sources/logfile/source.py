@@ -19,18 +19,18 @@ from watchfiles import awatch
 from gridscore.errors import UsageError
 from gridscore.sources.base import Batch, Poison, SourceInterruptedError
 from gridscore.sources.keys import key_of
-from gridscore.sources.log_files import LogFiles
-from gridscore.sources.log_formats import seconds_of_time
-from gridscore.sources.log_places import Places
-from gridscore.sources.log_tail import CHUNK
+from gridscore.sources.logfile.files import LogFiles
+from gridscore.sources.logfile.formats import seconds_of_time
+from gridscore.sources.logfile.places import Places
+from gridscore.sources.logfile.tail import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.logfile_source import LogfileSourceSettings
-    from gridscore.sources.log_formats import Parsed
-    from gridscore.sources.log_tail import Record, Tail
+    from gridscore.sources.logfile.formats import Parsed
+    from gridscore.sources.logfile.settings import LogfileSourceSettings
+    from gridscore.sources.logfile.tail import Record, Tail
 
 _log = logging.getLogger(__name__)
 

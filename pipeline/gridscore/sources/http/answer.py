@@ -12,8 +12,8 @@ from starlette.responses import Response
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from gridscore.sources.http_events import EventError, Taken
-    from gridscore.sources.http_intake import Ticket
+    from gridscore.sources.http.events import EventError, Taken
+    from gridscore.sources.http.intake import Ticket
 
 MAX_LISTED = 1_000
 """Keys that an answer lists; it lists none if there are more."""

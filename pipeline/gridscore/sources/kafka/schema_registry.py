@@ -14,12 +14,12 @@ import msgspec
 from fastavro.schema import SchemaParseException, UnknownType
 
 from gridscore.kafka import KafkaRefusedError
-from gridscore.sources.avro_limits import check_schema
 from gridscore.sources.base import SourceInterruptedError
-from gridscore.sources.kafka_messages import NoEventError
+from gridscore.sources.kafka.avro_limits import check_schema
+from gridscore.sources.kafka.messages import NoEventError
 
 if TYPE_CHECKING:
-    from gridscore.job.plugs.kafka_source import KafkaSourceSettings
+    from gridscore.sources.kafka.settings import KafkaSourceSettings
 
 _FRAME = struct.Struct(">bI")
 _SECONDS = 10.0

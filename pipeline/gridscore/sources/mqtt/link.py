@@ -23,8 +23,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from gridscore.errors import GridscoreError, UsageError
 from gridscore.job.types import seconds_of
 from gridscore.sources.base import SourceInterruptedError
-from gridscore.sources.mqtt_packets import Cutter, MalformedError, Message
-from gridscore.sources.mqtt_socket import MqttSocket
+from gridscore.sources.mqtt.packets import Cutter, MalformedError, Message
+from gridscore.sources.mqtt.socket import MqttSocket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import SocketLike
     from paho.mqtt.reasoncodes import ReasonCode
 
-    from gridscore.job.plugs.mqtt_source import MqttSourceSettings
+    from gridscore.sources.mqtt.settings import MqttSourceSettings
 
 ANSWER_SECONDS = 15.0
 """How long the broker may take to let us in, and to subscribe us."""

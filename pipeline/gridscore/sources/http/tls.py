@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from gridscore.sources.http_places import Places
-    from gridscore.sources.http_protocol import BoundedHeads
+    from gridscore.sources.http.places import Places
+    from gridscore.sources.http.protocol import BoundedHeads
 
 HANDSHAKE_SECONDS = 10.0
 """Time for a handshake."""

@@ -30,7 +30,7 @@ from gridscore.kafka import (
     permanent,
 )
 from gridscore.sources.base import Batch, Poison, SourceInterruptedError
-from gridscore.sources.kafka_messages import MessageReader, NoEventError
+from gridscore.sources.kafka.messages import MessageReader, NoEventError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.kafka_source import KafkaSourceSettings
-    from gridscore.sources.schema_registry import AvroReader
+    from gridscore.sources.kafka.schema_registry import AvroReader
+    from gridscore.sources.kafka.settings import KafkaSourceSettings
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class KafkaSource:
     def _open(self) -> None:
         settings = self._settings
         if settings.format == "avro":
-            from gridscore.sources.schema_registry import AvroReader
+            from gridscore.sources.kafka.schema_registry import AvroReader
 
             self._avro = AvroReader(settings)
             self._avro.check()

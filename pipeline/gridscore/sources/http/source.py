@@ -21,19 +21,19 @@ import uvicorn
 
 from gridscore.errors import SettingsError, UsageError
 from gridscore.job.types import seconds_of
-from gridscore.sources.http_app import EventsApp
-from gridscore.sources.http_intake import Intake
-from gridscore.sources.http_places import Places
-from gridscore.sources.http_protocol import BoundedHeads
-from gridscore.sources.http_tls import TlsServer
+from gridscore.sources.http.app import EventsApp
+from gridscore.sources.http.intake import Intake
+from gridscore.sources.http.places import Places
+from gridscore.sources.http.protocol import BoundedHeads
+from gridscore.sources.http.tls import TlsServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Sequence
 
     from gridscore.client.room import Waiting
     from gridscore.grid import Grid
-    from gridscore.job.plugs.http_source import HttpSourceSettings
     from gridscore.sources.base import Batch
+    from gridscore.sources.http.settings import HttpSourceSettings
 
 _log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ import msgspec
 
 from gridscore.sources.base import Poison
 from gridscore.sources.keys import key_of
-from gridscore.sources.mqtt_packets import user_property
+from gridscore.sources.mqtt.packets import user_property
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gridscore.job.plugs.mqtt_source import MqttSourceSettings
-    from gridscore.sources.mqtt_packets import Message
+    from gridscore.sources.mqtt.packets import Message
+    from gridscore.sources.mqtt.settings import MqttSourceSettings
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gridscore.features.cells import CellKind
-    from gridscore.job.plugs.logfile_source import LogfileSourceSettings
+    from gridscore.sources.logfile.settings import LogfileSourceSettings
 
 _BOM = b"\xef\xbb\xbf"
 _encode = msgspec.json.Encoder().encode

@@ -33,18 +33,18 @@ import msgspec
 from yarl import URL
 
 from gridscore.errors import GridscoreError, UsageError
-from gridscore.job.plugs.webhook_sink import check_credentials
 from gridscore.job.types import seconds_of
-from gridscore.sinks.addresses import ForbiddenAddressError, Gate
 from gridscore.sinks.base import Refused, SinkInterruptedError
-from gridscore.sinks.signature import ID, SIGNATURE, TIMESTAMP, decode_secret, sign
+from gridscore.sinks.webhook.addresses import ForbiddenAddressError, Gate
+from gridscore.sinks.webhook.settings import check_credentials
+from gridscore.sinks.webhook.signature import ID, SIGNATURE, TIMESTAMP, decode_secret, sign
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.webhook_sink import WebhookSinkSettings
     from gridscore.sinks.base import Delivered, Delivery
+    from gridscore.sinks.webhook.settings import WebhookSinkSettings
 
 _log = logging.getLogger(__name__)
 

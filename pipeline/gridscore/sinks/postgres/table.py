@@ -10,7 +10,7 @@ from gridscore.job.plugs.postgres import quoted
 from gridscore.postgres import ONE_BY_ONE, PostgresError
 
 if TYPE_CHECKING:
-    from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
+    from gridscore.sinks.postgres.settings import PostgresSinkSettings
 
 # Types that stand in for each other, as PostgreSQL converts between them when it assigns.
 _ALIKE = (

@@ -23,8 +23,8 @@ from starlette.routing import Route
 
 from gridscore.errors import BackPressureError, EventRejectedError, GridError
 from gridscore.job.types import seconds_of
-from gridscore.sources.http_answer import MAX_PLACES, Answer, json_response, refusal
-from gridscore.sources.http_events import (
+from gridscore.sources.http.answer import MAX_PLACES, Answer, json_response, refusal
+from gridscore.sources.http.events import (
     MAX_KEY,
     SLICE,
     EventReader,
@@ -32,15 +32,15 @@ from gridscore.sources.http_events import (
     array_slices,
     elements_of,
 )
-from gridscore.sources.http_health import GridHealth
-from gridscore.sources.http_intake import Intake, Ticket
-from gridscore.sources.http_results import ResultFinder
+from gridscore.sources.http.health import GridHealth
+from gridscore.sources.http.intake import Intake, Ticket
+from gridscore.sources.http.results import ResultFinder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.http_source import HttpSourceSettings
+    from gridscore.sources.http.settings import HttpSourceSettings
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class EventsApp:
         self._health_of_grid = GridHealth(grid, settings.to)
         self._results = ResultFinder(grid)
         self._body_bytes = self._waiting_for_results = 0
-        self._snippet = files("gridscore.sources").joinpath("gridscore.js").read_bytes()
+        self._snippet = files("gridscore.sources.http").joinpath("gridscore.js").read_bytes()
         self.refused = 0
         """Things in requests that were no events."""
 

@@ -8,14 +8,14 @@ import os
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
-from gridscore.sources.log_formats import is_open, without_bom
-from gridscore.sources.log_places import HEAD_BYTES, Fingerprint, Place, digest
+from gridscore.sources.logfile.formats import is_open, without_bom
+from gridscore.sources.logfile.places import HEAD_BYTES, Fingerprint, Place, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from gridscore.sources.log_formats import LogFormat
+    from gridscore.sources.logfile.formats import LogFormat
 
 CHUNK = 1 << 18
 KEPT_OF_LONG = 4_096

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from gridscore.sources.log_formats import LogFormat, format_of, has_header, is_open, without_bom
-from gridscore.sources.log_places import HEAD_BYTES, LAST_BYTES, Place, identity_of
-from gridscore.sources.log_tail import PACKED_ERRORS, Tail, open_log
+from gridscore.sources.logfile.formats import LogFormat, format_of, has_header, is_open, without_bom
+from gridscore.sources.logfile.places import HEAD_BYTES, LAST_BYTES, Place, identity_of
+from gridscore.sources.logfile.tail import PACKED_ERRORS, Tail, open_log
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-    from gridscore.job.plugs.logfile_source import LogfileSourceSettings
+    from gridscore.sources.logfile.settings import LogfileSourceSettings
 
 _log = logging.getLogger(__name__)
 

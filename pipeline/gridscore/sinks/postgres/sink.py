@@ -21,15 +21,15 @@ from gridscore.grid.records import Records, parsed
 from gridscore.group.lease_records import read_records
 from gridscore.postgres import connect, failure, place_of
 from gridscore.sinks.base import Delivered, Refused, SinkInterruptedError
-from gridscore.sinks.postgres_table import ResultTable
+from gridscore.sinks.postgres.table import ResultTable
 from gridscore.sinks.records import ERAS_MAP, Era, group_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.postgres_sink import PostgresSinkSettings
     from gridscore.sinks.base import Delivery
+    from gridscore.sinks.postgres.settings import PostgresSinkSettings
 
 _log = logging.getLogger(__name__)
 

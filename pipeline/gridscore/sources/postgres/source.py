@@ -22,14 +22,14 @@ from gridscore.job.types import seconds_of
 from gridscore.postgres import ONE_BY_ONE, PostgresError, connect, failure, place_of
 from gridscore.sources.base import Batch, Poison, SourceInterruptedError
 from gridscore.sources.position import Positions
-from gridscore.sources.postgres_rows import Query, Row, describe, reading, settle
-from gridscore.sources.postgres_trigger import statements
+from gridscore.sources.postgres.rows import Query, Row, describe, reading, settle
+from gridscore.sources.postgres.trigger import statements
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.postgres_source import PostgresSourceSettings
+    from gridscore.sources.postgres.settings import PostgresSourceSettings
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,145 @@
+"""Kinds of sources and sinks that another distribution brings: installed, used, broken."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from commands import GRIDSCORE
+
+COUNTER = '''
+"""A source that counts."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from gridscore.job.plugs.base import SourceSettings
+from gridscore.job.plugs.kinds import PlugKind
+from gridscore.sources.base import Batch
+
+
+class CounterSettings(SourceSettings):
+    """Numbers, one after the other."""
+
+    kind: Literal["counter"] = "counter"
+    count: int = Field(ge=1, le=1000, description="How many.")
+
+
+class Counter:
+    def __init__(self, grid, name, settings):
+        self._count = settings.count
+
+    async def open(self):
+        pass
+
+    async def batches(self):
+        yield Batch([(f"n{n}", b'{"n": %d}' % n) for n in range(self._count)])
+
+    async def acknowledge(self, batch):
+        pass
+
+    async def close(self):
+        pass
+
+
+PLUG = PlugKind(
+    "counter",
+    settings="counting:CounterSettings",
+    plug="counting:Counter",
+    summary="Counts.",
+    example="--count 3 --to events.numbers",
+    distribution="counting",
+)
+'''
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """Installs distributions as pip does, into a folder of their own; gives the environment that finds them."""
+    folder = tmp_path / "site"
+
+    def install(name, modules, entry_points):
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        made = "Wheel-Version: 1.0\nGenerator: by-hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        info = f"{name}-1.0.dist-info"
+        files = modules | {
+            f"{info}/METADATA": metadata,
+            f"{info}/WHEEL": made,
+            f"{info}/entry_points.txt": entry_points,
+        }
+        wheel = tmp_path / f"{name}-1.0-py3-none-any.whl"
+        record = ""
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for path, text in files.items():
+                archive.writestr(path, text)
+                digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+                record += f"{path},sha256={digest},{len(text.encode())}\n"
+            archive.writestr(f"{info}/RECORD", f"{record}{info}/RECORD,,\n")
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
+        subprocess.run([*pip, "--target", str(folder), str(wheel)], check=True)
+        return {**os.environ, "PYTHONPATH": str(folder)}
+
+    return install
+
+
+def gridscore(environment, *words, code=0):
+    done = subprocess.run([*GRIDSCORE, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_source_of_another_distribution_has_a_command_and_a_section_of_the_job_file(
+    installed, cluster, unique, tmp_path
+):
+    there = installed("counting", {"counting.py": COUNTER}, "[gridscore.sources]\ncounter = counting:PLUG\n")
+    where = ("--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name)
+
+    assert "Counts." in gridscore(there, "source", "--help")
+    assert "--count" in gridscore(there, "source", "counter", "--help")
+    gridscore(there, "source", "counter", "--count", "7", "--to", f"numbers.{unique}", *where)
+
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"job: {unique}\nevents: events.{unique}\nschema: {{n: int}}\nfeatures: {{n: n}}\n"
+        f"model: {{name: m, alias: champion}}\nresults: results.{unique}\n"
+        f"sources: {{numbers: {{kind: counter, count: 5, to: more.{unique}}}}}\n"
+    )
+    assert "numbers" in gridscore(there, "job", "check", str(job))
+    gridscore(there, "source", "run", str(job), *where)
+    assert sizes(cluster, f"numbers.{unique}", f"more.{unique}") == [7, 5]
+
+    assert "counter" in json.dumps(json.loads(gridscore(there, "job", "schema")))
+    # Without it, there is no such kind.
+    assert "`counter` is not a kind of source" in gridscore(dict(os.environ), "job", "check", str(job), code=2)
+
+
+def test_a_kind_that_cannot_be_loaded_is_named_and_no_other_is_the_worse_for_it(installed):
+    there = installed("torn", {}, "[gridscore.sinks]\ntorn = gone:PLUG\nkafka = gone:PLUG\n")
+    told = gridscore(there, "sink", "torn", "--from", "results.x", code=2)
+    assert told == (
+        "error: The sink `torn` of the distribution `torn` cannot be loaded: No module named 'gone'\n"
+        "Install `torn` again, or remove it.\n"
+    )
+    # Ours goes before one of the same name.
+    assert "Messages of a Kafka topic." in gridscore(there, "sink", "kafka", "--help")
+    listed = gridscore(there, "sink", "--help")
+    assert "Parquet" in listed
+    assert "cannot be loaded" in listed
+
+
+def sizes(cluster, *names):
+    import asyncio
+
+    from gridscore.client import connect
+    from gridscore.grid import transport
+
+    async def look():
+        async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
+            return [await transport.map_size(client.grid.client, name) for name in names]
+
+    return asyncio.run(look())
