@@ -112,6 +112,7 @@ async def connect(
         return await psycopg.AsyncConnection.connect(
             database,
             autocommit=autocommit,
+            client_encoding="utf8",  # a database of the encoding SQL_ASCII would give bytes for texts
             **{"connect_timeout": CONNECT_SECONDS, "application_name": application, **_given(database)},
         )
     except (psycopg.Error, UnicodeError) as error:

@@ -72,6 +72,16 @@ def rows(postgres, database, statement):
 
 
 class TestTables:
+    async def test_a_database_without_an_encoding_takes_results_as_any_other(self, opened, postgres, unique):
+        name = f"bytes_{unique}"
+        postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
+        sink = await opened(settings(postgres.url(name), columns="typed"))
+
+        assert await sink.deliver(delivery(result("ann", decision="geprüft"))) == []
+
+        found = postgres.execute("SELECT key, decision FROM scores", name)
+        assert [[bytes(each).decode() for each in row] for row in found] == [["ann", "geprüft"]]
+
     async def test_json_results_are_kept_whole(self, opened, postgres, database):
         sink = await opened(settings(database))
 
