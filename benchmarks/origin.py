@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit that is checked out, `+` behind it if files differ from it; empty if this is no checkout."""
+    """The commit that is checked out, `+` behind it if files differ from it; empty if this is not a checkout."""
     folder = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:

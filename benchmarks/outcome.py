@@ -109,7 +109,7 @@ class Throughput(msgspec.Struct, frozen=True):
 
     @property
     def is_limit(self) -> bool:
-        """Whether it is no system, but a part of what every system has to do."""
+        """Whether it is not a system, but a part of what every system has to do."""
         return self.system.startswith("limit-")
 
     def spread(self, figure: str) -> Spread | None:
@@ -342,7 +342,7 @@ class Outcome(msgspec.Struct):
         started_at: RFC 3339, UTC.
         seconds: How long it took.
         command: Arguments of `python -m benchmarks`.
-        git_commit: With `+` behind it if files had been changed; empty if this is no checkout.
+        git_commit: With `+` behind it if files had been changed; empty if this is not a checkout.
         machine: Where.
         versions: Of packages, by name; `hazelcast` is that of the members.
         settings: By name: members, heap, rounds and so on.
@@ -393,6 +393,6 @@ class Outcome(msgspec.Struct):
 
         Raises:
             OSError: It cannot be read.
-            msgspec.ValidationError: It is no outcome, or one of another version.
+            msgspec.ValidationError: It is not an outcome, or one of another version.
         """
         return msgspec.json.decode(path.read_bytes(), type=cls)

@@ -71,7 +71,9 @@ def load(path: Path) -> Outcome:
     try:
         outcome = Outcome.load(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no outcome of a benchmark: {error}", "Measure one: python -m benchmarks") from None
+        raise UsageError(
+            f"{path} is not an outcome of a benchmark: {error}", "Measure one: python -m benchmarks"
+        ) from None
     if outcome.format != FORMAT:
         raise UsageError(f"{path} has format {outcome.format}, not {FORMAT}.", "Measure again: python -m benchmarks")
     return outcome

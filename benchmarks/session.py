@@ -192,7 +192,7 @@ class Session:
         self._unavailable: dict[str, str] = {}
 
     async def run(self) -> None:
-        """Measure everything. What fails is noted; only what is no system's fault is raised.
+        """Measure everything. What fails is noted; only what is not a system's fault is raised.
 
         Raises:
             GridscoreError: A cluster did not come up.

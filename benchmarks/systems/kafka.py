@@ -71,7 +71,7 @@ class _Kafka(System):
         """Start the broker, and put the backlog into its topic."""
         folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=self.bed.folder))
         self._broker = await asyncio.to_thread(Broker.start, folder, on_progress=self.bed.progress)
-        # Errors only: that topics go is no news.
+        # Errors only: that topics go is not news.
         servers: dict[str, Any] = {"bootstrap.servers": self._broker.address, "log_level": 3}
         self._admin = AdminClient(servers)
         self._producer = Producer(

@@ -207,7 +207,7 @@ def amount(text: str) -> Decimal:
     except InvalidOperation:
         value = Decimal(0)
     if not value.is_finite() or value <= 0 or value != round(value, 2):
-        raise argparse.ArgumentTypeError(f"`{text}` is no amount: write it as 24.90")
+        raise argparse.ArgumentTypeError(f"`{text}` is not an amount: write it as 24.90")
     return value
 
 

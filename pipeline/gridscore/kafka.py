@@ -153,7 +153,7 @@ def made(kind: Callable[[dict[str, Any]], _Client], settings: dict[str, Any], to
     """A client.
 
     Raises:
-        KafkaRefusedError: Its settings are no settings.
+        KafkaRefusedError: Its settings are refused.
     """
     try:
         return kind(settings)

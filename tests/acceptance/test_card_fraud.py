@@ -223,4 +223,4 @@ def test_the_source_says_where_it_listens_and_stops_when_told(shop):
 def test_the_till_wants_a_real_amount(tmp_path):
     done = Shell(tmp_path, dict(os.environ)).run("python jobs/card-fraud/till.py c0012 24.905")
     assert done.returncode == 2
-    assert "is no amount" in done.stderr
+    assert "is not an amount" in done.stderr

@@ -680,7 +680,7 @@ FAULTS = [
         ("The model cannot be looked up, v1 goes on as it was loaded", "`gridscore model list`"),
     ),
     Fault(
-        "a source that reads what is no event",
+        "a source that reads what is not an event",
         ("source paused",),
         read_wrongly,
         stop_reading,

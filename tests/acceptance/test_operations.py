@@ -99,7 +99,7 @@ def test_an_operators_day(run, start, job, cluster):
     assert f"Job {job} restarted from oldest: WAITING, revision 2." in restarted
     assert "About 202 events are read from there, 202 of them scored before." in restarted
     until(lambda: status() and status()["lag"] == 0)
-    assert "is no place to begin" in run("jobs", "restart", job, "--from", "yesterday", code=6).stderr
+    assert "is not a place to begin" in run("jobs", "restart", job, "--from", "yesterday", code=6).stderr
 
     run("suspend", job)
     assert "Suspended by a user." in run("status", job, "--for", "0").stdout

@@ -46,7 +46,7 @@ def gridscore(monkeypatch, capfd):
     ("command", "code", "said"),
     [
         ("source kafka --to events.x --topic t", 2, "--brokers: it must be given."),
-        ("source kafka --to events.x --topic t --brokers kafka", 2, "--brokers: `kafka` is no broker"),
+        ("source kafka --to events.x --topic t --brokers kafka", 2, "--brokers: `kafka` is not a broker"),
         ("source kafka --to events.x --topic t --brokers k:1 --set group.id=x", 2, "use `--group`"),
         ("source kafka --to events.x --topic t --brokers k:1 --key a --message-key", 2, "not from both"),
         ("source kafka --to gridscore.jobs --topic t --brokers k:1", 2, "--to: `gridscore.jobs`: maps called"),
@@ -70,7 +70,7 @@ def gridscore(monkeypatch, capfd):
         ("sink files --from results.x --folder job.yaml", 2, "`job.yaml` cannot be written"),
         ("sink files --from no-journal --folder out", 3, "The map `no-journal` has no event journal"),
         ("sink files --from results.x --folder out --only decline", 2, "--only: `decline` is not KEY=VALUE."),
-        ("sink postgres --from results.x --table a.b.c --database d", 2, "--table: `a.b.c` is no name of a table"),
+        ("sink postgres --from results.x --table a.b.c --database d", 2, "--table: `a.b.c` is not the name of a table"),
         ("sink webhook --from results.x --url ftp://x --secret ${HOOK_SECRET}", 2, "not an address of a web hook"),
         ("sink webhook --from results.x --url https://x --secret whsec_x", 2, "--secret: a secret is not written here"),
         ("sink forget nobody", 6, "There is no sink `nobody`"),

@@ -28,7 +28,7 @@ def size(cluster, name):
 
 def test_a_source_is_run_watched_stopped_and_begun_anew(cluster, run, start, tmp_path, unique):
     path, name = tmp_path / "app.log", f"log-{unique}"
-    path.write_text("".join(f'{{"n": {n}}}\n' for n in range(100)) + "this is no JSON\n")
+    path.write_text("".join(f'{{"n": {n}}}\n' for n in range(100)) + "this is not JSON\n")
     options = ("logfile", "--to", f"events.{unique}", "--path", str(path), "--name", name)
     process, log = start("source", *options)
 
@@ -40,11 +40,11 @@ def test_a_source_is_run_watched_stopped_and_begun_anew(cluster, run, start, tmp
     assert (found["kind"], found["map"], found["pid"]) == ("logfile", f"events.{unique}", process.pid)
     assert name in run("source", "list").stdout
     letters = json.loads(run("dead-letters", "list", name, "--json").stdout)
-    assert letters[0]["text"] == "this is no JSON"
+    assert letters[0]["text"] == "this is not JSON"
     shown = run("dead-letters", "show", name, letters[0]["id"]).stdout
     assert "origin" in shown
     assert "sequence" not in shown
-    assert "no JSON" in run("dead-letters", "replay", name, "--all", code=1).stdout
+    assert "not JSON" in run("dead-letters", "replay", name, "--all", code=1).stdout
 
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0

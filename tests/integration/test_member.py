@@ -187,7 +187,7 @@ def test_a_config_of_the_users_own_is_used(tmp_path):
     )
     with Cluster.start(**SMALL, config=config) as cluster, connected(cluster) as client:
         assert client.partition_service.get_partition_count() == 31
-        client.get_map("protected").blocking().put("key", "one member is no majority of two")
+        client.get_map("protected").blocking().put("key", "one member is not a majority of two")
 
 
 STARTS_AND_WAITS = """

@@ -205,7 +205,7 @@ class TestWhatIsRefused:
         rows(postgres, database, "CREATE VIEW seen AS SELECT * FROM scores")
         with pytest.raises(PostgresError, match="unlogged"):
             await opened(settings(database))
-        with pytest.raises(PostgresError, match="no table, but a view"):
+        with pytest.raises(PostgresError, match="is not a table, but a view"):
             await opened(settings(database, table="seen"))
 
     async def test_a_server_that_is_away_may_come_back(self, opened):

@@ -102,8 +102,8 @@ async def test_positions_of_others_are_refused(client, unique):
     async with await client.results(f"results.{unique}") as stream:
         position = stream.position
     for wrong, message in [
-        ({**position, "map": "results.other"}, "no position of"),
-        ({"map": position["map"]}, "no position of"),
+        ({**position, "map": "results.other"}, "not a position of"),
+        ({"map": position["map"]}, "not a position of"),
         ({**position, "sequences": [0] * 7}, "another cluster"),
         ({**position, "sequences": [-1] * 271}, "another cluster"),
         ("yesterday", "cannot start at"),
@@ -157,7 +157,7 @@ async def test_a_map_without_a_journal_is_listened_to_only_if_that_is_asked_for(
     async with await client.results(name, journal=False) as stream:
         await client.put_events(name, results(1))
         assert (await take(stream, 1))[0].key == "k0"
-        with pytest.raises(UsageError, match="no position"):
+        with pytest.raises(UsageError, match="not a position"):
             _ = stream.position
     with pytest.raises(UsageError, match="no other start"):
         await client.results(name, journal=False, start="oldest")

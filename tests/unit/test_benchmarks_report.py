@@ -368,7 +368,7 @@ def test_the_command_writes_a_page_and_leaves_the_readme_alone(empty, tmp_path):
 def test_what_is_no_outcome_is_said(tmp_path):
     (tmp_path / "x.json").write_text("{}")
 
-    with pytest.raises(report.UsageError, match="is no outcome"):
+    with pytest.raises(report.UsageError, match="is not an outcome"):
         report.load(tmp_path / "x.json")
 
 

@@ -166,9 +166,11 @@ async def test_a_source_and_a_sink_go_on():
             await spoil(client.grid, "k", name)
         raw = b'{"amount":1}'
         again = await _letter_of_source(client, raw)
-        script = Script([Poison("a:1", "k", raw, "it is no event"), ("good", b'{"score":1}'), ("bad", b'{"score":1}')])
+        script = Script(
+            [Poison("a:1", "k", raw, "it is not an event"), ("good", b'{"score":1}'), ("bad", b'{"score":1}')]
+        )
         await SourceRunner(client.grid, "s", script.source, kind="script", to="results.x").run()
-        assert decode(await value_of(client.grid, "s", again)).error == "it is no event"
+        assert decode(await value_of(client.grid, "s", again)).error == "it is not an event"
         settings = SinkSettings(results="results.x", start="oldest")
         sink = SinkRunner(client.grid, "list", "list", settings, lambda: ListSink(received, "one"))
         running = asyncio.create_task(sink.run())

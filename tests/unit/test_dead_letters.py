@@ -167,7 +167,7 @@ async def test_a_list_goes_on_behind_the_last_of_another():
 
 
 def poison(count, begin=0):
-    return [Poison(f"a:{n}", f"k{n}", b"bad", "it is no event") for n in range(begin, begin + count)]
+    return [Poison(f"a:{n}", f"k{n}", b"bad", "it is not an event") for n in range(begin, begin + count)]
 
 
 def runner_of(client, script, limits=MANY, **options):
@@ -187,7 +187,7 @@ async def test_a_source_pauses_when_it_has_as_many_dead_letters_as_it_may_and_go
         assert runner.stats.waiting == "there are 20 dead letters, and may be 20 (max_dead_letters)"
         assert "gridscore dead-letters list s" in caplog.text
         # It goes on as soon as the first are gone, so some of the next may go with them.
-        gone = (await purged(client.grid, "s", Choice(reason="no event"))).letters
+        gone = (await purged(client.grid, "s", Choice(reason="not an event"))).letters
         await asyncio.wait_for(running, 20)
         assert script.acknowledged == 41
         assert await size(client.grid, "s") == 40 - gone <= 20

@@ -45,7 +45,7 @@ def test_a_heap_is_a_problem_when_it_was_full_at_every_look():
     (problem,) = _examine_heaps([full, still])
     assert problem.level is Level.PROBLEM
     assert "uses 95% of its 0 MB of heap, after garbage collection" in problem.text
-    (note,) = _examine_heaps([full, full])  # nothing was collected: it may be garbage, and is no problem then
+    (note,) = _examine_heaps([full, full])  # nothing was collected: it may be garbage, and is not a problem then
     assert note.level is Level.NOTE
     assert "garbage included: nothing was collected meanwhile" in note.text
     assert [each.level for each in _examine_heaps([full, high])] == [Level.NOTE]

@@ -70,7 +70,7 @@ def test_what_is_no_time_is_none(value):
 def test_an_access_log_is_looked_through_once():
     form = format_of(LogfileSourceSettings(to="events.x", path=["x.log"], format="combined"))(b"")
     name = "x" + " [" * 100_000  # before: a second for each thousand
-    with pytest.raises(ValueError, match="no line of an access log"):
+    with pytest.raises(ValueError, match="not a line of an access log"):
         form.parse(f"::1 - {name}".encode())
     line = f'::1 - {name}a [10/Oct/2025:13:55:36 -0700] "GET / HTTP/1.1" 200 1 "-" "-"'
     assert form.parse(line.encode()).fields["remote_user"] == f"{name}a"
@@ -129,7 +129,7 @@ async def test_dead_letters_of_nested_texts_stay_where_they_are():
         await SourceRunner(client.grid, "test", script.source, kind="script", to="events.x").run()
         ids = await letter_ids(client.grid, "test")
         done = {each.key: each.refusal async for each in replay(client.grid, "test", ids)}
-        assert ("no JSON" in done["k"], done["l"]) == (True, "")
+        assert ("not JSON" in done["k"], done["l"]) == (True, "")
         assert (await list_letters(client.grid, "test", 10))[0] == 1
 
 

@@ -76,7 +76,7 @@ async def test_the_time_for_a_head_begins_anew_with_each_answer(monkeypatch):
         for _ in range(3):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200 OK" in await reader.readuntil(b"}")
-        writer.write(b"\r\n")  # this is no head, and must not put off the end
+        writer.write(b"\r\n")  # this is not a head, and must not put off the end
         assert await reader.read() == b""
 
 

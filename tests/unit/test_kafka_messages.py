@@ -30,8 +30,8 @@ def test_a_frame_of_a_schema_registry_around_json_is_taken_off():
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (b"[1]", "no JSON object"),
-        (b'"a"', "no JSON object"),
+        (b"[1]", "not a JSON object"),
+        (b'"a"', "not a JSON object"),
         (b"{", "not JSON"),
         (b"", "not JSON"),
         (b'{"a":1}{"a":2}', "not JSON"),

@@ -17,12 +17,12 @@ SOURCE = {"to": "events.x", "brokers": ["kafka:9092"], "topic": "clicks"}
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        ({"brokers": ["kafka"]}, "no broker"),
+        ({"brokers": ["kafka"]}, "is not a broker"),
         ({"brokers": []}, "at least 1"),
         ({"topic": "a b"}, "name of a topic"),
         ({"key": ("id", "id")}, "a name twice"),
         ({"key": ("id",), "message_key": True}, "not from both"),
-        ({"start": "yesterday"}, "no start"),
+        ({"start": "yesterday"}, "is not a start"),
         ({"start": "2026-01-31T12:00:00"}, "no time zone"),
         ({"format": "avro"}, "go together"),
         ({"registry": "http://r:8081"}, "go together"),

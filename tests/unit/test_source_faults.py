@@ -89,7 +89,7 @@ async def test_keys_stay_in_order_and_nothing_is_lost(seed):
 
 
 async def test_dead_letters_that_could_not_be_written_are_written_before_anything_is_acknowledged():
-    script = Script([Poison("a:1", "k", b"bad", "it is no event"), ("a", b"1")])
+    script = Script([Poison("a:1", "k", b"bad", "it is not an event"), ("a", b"1")])
     async with StubCluster() as cluster:
         client = await cluster.client()
         cluster.faults.append(
@@ -118,7 +118,7 @@ async def test_a_source_that_pauses_has_no_failure_any_more():
 
 
 async def test_a_flood_of_what_is_no_event_is_read_no_faster_than_it_is_buried():
-    script = Script([Poison(f"a:{n}", f"k{n}", b"bad", "it is no event") for n in range(50)], size=1)
+    script = Script([Poison(f"a:{n}", f"k{n}", b"bad", "it is not an event") for n in range(50)], size=1)
     async with StubCluster() as cluster:
         client = await cluster.client()
         cluster.faults.append(Fault("delay", request="Map.PutAll", map="dead-letters.*", times=1_000, seconds=0.01))

@@ -32,7 +32,7 @@ def features(
         Path | None, typer.Option("--categories-from", help="Take categories from this matrix or model.")
     ] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out rows that are no events of the schema, and count them.")
+        bool, typer.Option("--skip-bad", help="Leave out rows that are not events of the schema, and count them.")
     ] = False,
     as_json: Json = False,
 ) -> None:

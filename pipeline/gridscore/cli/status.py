@@ -55,7 +55,7 @@ def status(
 
     If a job is named, of that job, the sources of its events and the sinks of its results. Exit code 0: all are well;
     10: at least one is not; anything else is an error. It looks several times in --for seconds, and what is over at
-    one of these looks is no problem.
+    one of these looks is not a problem.
 
     Example: [bold]gridscore status flights --json[/]
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LINES_A_SECOND = 200
 _KEY, _VALUE, _OTHER, _FIELDS = 48, 60, 200, 40
-"""Characters of a key, of a field and of what is no result, and how many fields, a line shows; `--json` shows all."""
+"""Characters of a key, a field and what is not a result, and how many fields, a line shows; `--json` shows all."""
 _META = ("model", "version", "revision", "sequence", "scored_at")
 
 

@@ -125,7 +125,7 @@ class ResultStream:
 
     @property
     def skipped(self) -> int:
-        """Entries of the map that were no results: not JSON objects, or under keys that cannot be read."""
+        """Entries of the map that were not results: not JSON objects, or under keys that cannot be read."""
         return self._feed.skipped
 
     @property
@@ -254,7 +254,9 @@ class _JournalFeed:
             return start
         sequences, count = start.get("sequences"), self._grid.partition_count
         if start.get("map") != self.follower.map_name or not isinstance(sequences, list):
-            raise UsageError(f"This is no position of `{self.follower.map_name}`.", "Give what `position` has given.")
+            raise UsageError(
+                f"This is not a position of `{self.follower.map_name}`.", "Give what `position` has given."
+            )
         if len(sequences) != count or not all(type(each) is int and each >= 0 for each in sequences):
             raise UsageError(f"The position is of another cluster: this one has {count} partitions.")
         return sequences
@@ -295,7 +297,7 @@ class _JournalFeed:
 
     def _skip(self, what: object) -> None:
         self.skipped += 1
-        _log.warning("`%s` holds something that is no result: %s", self.follower.map_name, what)
+        _log.warning("`%s` holds something that is not a result: %s", self.follower.map_name, what)
 
     async def close(self) -> None:
         self.follower.close()
@@ -323,7 +325,7 @@ class _ListenerFeed:
             result = Result(event.key, _decode(event.value.to_string()))
         except Exception as error:  # noqa: BLE001 -- as of the journal
             self.skipped += 1
-            _log.warning("`%s` holds something that is no result: %s", self._map_name, error)
+            _log.warning("`%s` holds something that is not a result: %s", self._map_name, error)
             return
         self._queue.put_nowait(result)
 

@@ -293,7 +293,7 @@ static const char *skip_utf8(const char *p)
         int more = *u >= 0xC2 && *u <= 0xDF ? 1 : *u >= 0xE0 && *u <= 0xEF ? 2 : *u >= 0xF0 && *u <= 0xF4 ? 3 : 0;
         if (!more || u[1] < low || u[1] > high)
             return NULL;
-        for (u += 2; --more; u++) /* a zero at the end is no continuation */
+        for (u += 2; --more; u++) /* a zero at the end is not a continuation */
             if ((*u & 0xC0) != 0x80)
                 return NULL;
     }
@@ -798,7 +798,7 @@ static PyObject *cells_objects(PyObject *object, PyObject *argument)
 static int number_of_object(PyObject *object, double *number)
 {
     if (!PyDateTime_Check(object)) {
-        PyErr_SetString(PyExc_TypeError, "a string is no number");
+        PyErr_SetString(PyExc_TypeError, "a string is not a number");
         return 0;
     }
     PyObject *seconds = PyObject_CallMethodNoArgs(object, timestamp_name);
@@ -851,7 +851,7 @@ static PyObject *cells_numbers(PyObject *object, PyObject *argument)
             return NULL;
         default:
             Py_DECREF(array);
-            PyErr_SetString(PyExc_TypeError, "a string is no number");
+            PyErr_SetString(PyExc_TypeError, "a string is not a number");
             return NULL;
         }
         numbers[row] = number;

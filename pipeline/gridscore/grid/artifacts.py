@@ -113,7 +113,7 @@ def _download(version: str, on_progress: Callable[[str], None], *, kafka: bool =
             there = default_maven_repo().joinpath(*group.split("."), name, artifact_version, jar)
             kept = folder / jar
             if not kept.is_file():
-                if zipfile.is_zipfile(there):  # a Java developer's machine has it; a truncated one is no zip file
+                if zipfile.is_zipfile(there):  # a Java developer's machine has it; a truncated one is not a zip file
                     kept = there
                 else:
                     try:

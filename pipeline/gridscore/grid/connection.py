@@ -43,7 +43,7 @@ class Grid:
         client: The Hazelcast client underneath, for what this class does not offer.
         name: What this client is called in the cluster's own views.
         clock: Monotonic seconds, by which leases are timed; a stub of a cluster may have a clock of its own.
-        bad_records: What was met in control maps and is no record.
+        bad_records: What was met in control maps and is not a record.
         heaps: How much more may be put before a member is out of memory.
         watches: Who hears of changes of control maps.
     """

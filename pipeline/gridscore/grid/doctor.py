@@ -192,7 +192,7 @@ def _clock(reports: list[MemberReport]) -> Finding:
         return Finding(Level.WARN, "clock", "the members do not tell their time", "See `configuration`.")
     worst = max(seen, key=lambda report: abs(report.clock_offset or 0))
     offset = worst.clock_offset or 0.0
-    # What the way of the answer may account for is no difference.
+    # What the way of the answer may account for is not a difference.
     surely = max(0.0, abs(offset) - worst.uncertainty)
     side = "ahead of" if offset > 0 else "behind"
     detail = f"the cluster's clock is {abs(offset) * 1000:.0f} ms {side} ours ({worst.address})"

@@ -19,7 +19,7 @@ def choose_ports(members: int, first: int | None) -> list[int]:
 
     Raises:
         MemberError: One that was asked for is in use.
-        UsageError: The first is no port.
+        UsageError: The first is not a port.
     """
     if first == 0:
         with contextlib.ExitStack() as held:

@@ -178,7 +178,7 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
         while True:
             position, whole, length = find_message(view, position, end, MAX_MESSAGE)
             if length < 0:
-                self._abort("something that is no frame")
+                self._abort("something that is not a frame")
                 return
             if position + length - self._start > MAX_MESSAGE:
                 self._abort("a message larger than 1 GiB")

@@ -1,6 +1,6 @@
 """Events without a result: found in the event map itself, a partition at a time, whatever the journal still has.
 
-Dead letters are no missing results: an event that is one, with the same bytes, is left out.
+Dead letters are not missing results: an event that is one, with the same bytes, is left out.
 """
 
 from __future__ import annotations

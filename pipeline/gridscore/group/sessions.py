@@ -309,7 +309,7 @@ class Sessions:
     def _sight_of(self, name: str) -> _Sight:
         nonce, _, home = name.rpartition("/")
         is_name = home.isascii() and home.isdecimal() and len(home) < 8 and int(home) < self._grid.partition_count
-        partition = int(home) if is_name else 0  # what is no name is that of no session, and runs out as one
+        partition = int(home) if is_name else 0  # what is not a name is that of no session, and runs out as one
         return _Sight(partition, LeaseWriter(self._grid, nonce if is_name else name, self.seconds, SESSIONS_MAP))
 
     async def _look(self, sight: _Sight) -> None:
@@ -317,7 +317,7 @@ class Sessions:
             text = (await sight.writer.read([sight.partition]))[sight.partition]
             record = NOBODY if text is None else decode(text)
         except (HazelcastError, ValueError, RecursionError) as error:
-            _log.debug("a session could not be looked at: %s", error)  # of what is no record, `repair` tells
+            _log.debug("a session could not be looked at: %s", error)  # of what is not a record, `repair` tells
             return
         now = self._grid.clock()
         # While nobody looked, or could look, the owner may not have been able to renew it.

@@ -197,7 +197,7 @@ def _check_categories(
     for name, values in categories.items():
         if name not in names:
             raise ModelError(
-                f"There are categories for `{name}`, which is no feature of {source}.{_close(name, names)}"
+                f"There are categories for `{name}`, which is not a feature of {source}.{_close(name, names)}"
             )
         if not all(isinstance(value, str) for value in values):
             raise ModelError(f"The categories of `{name}` are not a list of texts, in the order of their codes.")

@@ -28,7 +28,7 @@ KEPT = 100
 
 _WINDOW_SECONDS = 10.0
 _COMMIT_SECONDS = 2.0
-"""Events of the last so many seconds may be scored and not committed: they are no backlog."""
+"""Events of the last so many seconds may be scored and not committed: they are not backlog."""
 
 _JOIN_SECONDS = 60.0
 """How long workers that were asked for may take until they score."""

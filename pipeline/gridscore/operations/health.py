@@ -22,7 +22,7 @@ TREND_SECONDS = 3.5
 """Looks that lie closer together say nothing of a trend: offsets and records are written once a second."""
 
 LATE_SECONDS = 10.0
-"""Growing lag is no problem as long as working it off would take less than this."""
+"""Growing lag is not a problem as long as working it off would take less than this."""
 
 LOOKUP_OLD_SECONDS = 660.0
 """A copy of a lookup map is loaded anew every ten minutes at least; one that is older could not be."""
@@ -269,7 +269,7 @@ def grows(lags: Sequence[int]) -> bool:
 
 
 def _losses(looks: Sequence[Look]) -> list[Finding]:
-    """Loss is sticky; what has been made good, or is known, is no problem any more."""
+    """Loss is sticky; what has been made good, or is known, is not a problem any more."""
     now = looks[-1].status
     name, rescans = now.record.name, now.record.job.on_loss == "rescan"
     found = []

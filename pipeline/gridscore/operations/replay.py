@@ -235,7 +235,7 @@ def _unfit(dead: DeadLetter) -> str:
         try:
             msgspec.json.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return "its bytes are no JSON, so no job could score it; put it again as JSON"
+            return "its bytes are not JSON, so no job could score it; put it again as JSON"
     if not raw or raw.startswith(_NO_TEXT):  # serialized by Hazelcast: no text begins like that
         return "its value is neither JSON nor a string, which no job can score; put it again as JSON"
     return ""

@@ -19,7 +19,7 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
     """What there is to say of a source, problems first.
 
     Args:
-        looks: At the same source, the latest last. What is over at one of them is no problem.
+        looks: At the same source, the latest last. What is over at one of them is not a problem.
     """
     now, found = looks[-1], []
     states = {look.state for look in looks}

@@ -268,7 +268,7 @@ def _count(events: Mapping[int, list[Event]]) -> int:
 
 
 def _without_letter(events: Mapping[int, list[Event]], rejected: Collection[Rejection]) -> dict[int, list[Event]]:
-    """Those of some events that are no dead letters."""
+    """Those of some events that are not dead letters."""
     left = {p: [event for event in found if rejection_of(event) not in rejected] for p, found in events.items()}
     return {partition: found for partition, found in left.items() if found}
 

@@ -202,7 +202,7 @@ def _not_finite(scores: np.ndarray[Any, Any]) -> dict[int, str]:
 
 
 def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejected]) -> None:
-    """Take the events of a page, but for those that are no JSON in the first place."""
+    """Take the events of a page, but for those that are not JSON in the first place."""
     taken = _Rows(page.sequences, page.keys, page.values, [(batch, len(page.values))])
     foreign = {}
     for position, number in page.foreign.items():

@@ -38,7 +38,7 @@ class Part:
         lost: Results that were overwritten before they were read.
         results: To deliver, in order.
         keys: Serialized key of each.
-        rejected: What is no result.
+        rejected: What is not a result.
         filtered: How many are not to be delivered.
         rescued: Pages that a rescan put in.
     """
@@ -149,7 +149,7 @@ class Collector:
             try:
                 value = _decode(text)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                reason = f"it is no result, which is a JSON object: {error}"
+                reason = f"it is not a result, which is a JSON object: {error}"
                 part.rejected.append(Rejected(partition, sequence, key, text, "decode", reason))
                 continue
             if only and not all(name in value and _as_text(value[name]) == wanted for name, wanted in only):

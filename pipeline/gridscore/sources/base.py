@@ -56,7 +56,7 @@ class Batch:
     Attributes:
         entries: Keys (`str` or `int`) and JSON texts in UTF-8, in order. A text of None removes the key's event (a
             tombstone).
-        poison: What was no event.
+        poison: What was not an event.
         position: For the source itself: what `acknowledge` needs to know.
         map_name: The map to put them into, if it is not the source's `to`. A source that names maps must have checked
             that its settings allow them.

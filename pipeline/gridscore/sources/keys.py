@@ -12,7 +12,7 @@ def key_of(fields: Mapping[str, Any], names: Sequence[str]) -> str | int:
     """The key that fields make: the value of one, or the values of several joined by `|`.
 
     Raises:
-        ValueError: One is not there, or is no text and no whole number.
+        ValueError: One is not there, or is neither text nor a whole number.
     """
     parts: list[str | int] = []
     for name in names:

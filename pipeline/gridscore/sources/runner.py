@@ -69,7 +69,7 @@ RECENT = 1_000
 """Events, and what is none, of which the share is taken that is rejected."""
 
 _NO_KEY = (UnicodeEncodeError, HazelcastSerializationError)
-"""What serializing a key raises: half a surrogate pair is no text, and a number of more than 64 bits has no room."""
+"""What serializing a key raises: half a surrogate pair is not text, and a number of more than 64 bits has no room."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the first new attempt, and at most. Each is twice as long as the one before, less up to a half."""
@@ -96,7 +96,7 @@ class SourceRunner:
         also: Further maps that it may put into.
         max_wait: Seconds that events may wait for room; for ever if None.
         limits: Of its dead letters.
-        max_rejected: Percent of what was read lately that may be no events; 100 for all of it.
+        max_rejected: Percent of what was read lately that may not be events; 100 for all of it.
         hidden: What errors must not show.
 
     Attributes:

@@ -63,7 +63,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
             it is no more.
         events: Entries put or removed, confirmed, since it began.
         rate: Events per second, of the last few seconds.
-        poison: What was no event, since it began.
+        poison: What was not an event, since it began.
         waiting: What it waits for, if it waits for room; or why it pauses.
         waited: Seconds that it has waited for room.
         interruptions: How often it had to begin again.
@@ -262,7 +262,7 @@ class SourceStatus:
 
     @property
     def poison(self) -> int:
-        """What the living processes have met that was no event, since they began."""
+        """What the living processes have met that was not an event, since they began."""
         return sum(process.poison for process in self.processes)
 
     @property

@@ -130,7 +130,7 @@ class RowMaker:
             if name in self._parts and (part := self._parts[name](part)) is None:
                 return BadRow(number, f"its `{name}` cannot be a key of the lookup")
             if isinstance(part, bool | float | list | dict | bytes):
-                return BadRow(number, f"its `{name}` is no text and no whole number, and cannot be a key")
+                return BadRow(number, f"its `{name}` is neither text nor a whole number, and cannot be a key")
             parts.append(part if isinstance(part, int | str) else str(part))
         key = parts[0] if len(parts) == 1 else self._separator.join(map(str, parts))
         if isinstance(key, int) and not -(1 << 63) <= key < 1 << 63:
@@ -235,7 +235,7 @@ class TableFile(RowMaker):
                 try:
                     value = _decode(text)
                 except (msgspec.DecodeError, RecursionError) as error:
-                    yield BadRow(number, f"it is no JSON: {error}")
+                    yield BadRow(number, f"it is not JSON: {error}")
                     continue
                 if not isinstance(value, dict):
                     yield BadRow(number, "it is JSON, but no object")

@@ -57,7 +57,7 @@ def from_environment(settings: _Settings, environment: Mapping[str, str] | None 
         environment: Where names are looked up; that of the process if None.
 
     Raises:
-        SettingsError: A variable is not set or empty, or what stands in the braces is no name.
+        SettingsError: A variable is not set or empty, or what stands in the braces is not a name.
     """
     reader = _Reader(os.environ if environment is None else environment)
     made = reader.model(settings, ())

@@ -38,7 +38,7 @@ def _broker(value: str) -> str:
     if "${" in value:
         return value
     if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:,\[\]]+):\d{1,5}", value):
-        raise ValueError(f"`{value}` is no broker: write it as `kafka.example.com:9092`")
+        raise ValueError(f"`{value}` is not a broker: write it as `kafka.example.com:9092`")
     return value
 
 

@@ -12,14 +12,14 @@ _NAME = r"[A-Za-z_][A-Za-z0-9_$]{0,62}"
 
 def _column(value: str) -> str:
     if not re.fullmatch(_NAME, value):
-        raise ValueError(f"`{value}` is no name of a column: use letters, digits and `_`, no digit first")
+        raise ValueError(f"`{value}` is not the name of a column: use letters, digits and `_`, no digit first")
     return value
 
 
 def _table(value: str) -> str:
     if not re.fullmatch(rf"({_NAME}\.)?{_NAME}", value):
         raise ValueError(
-            f"`{value}` is no name of a table: write `table` or `schema.table`, of letters, digits and `_`"
+            f"`{value}` is not the name of a table: write `table` or `schema.table`, of letters, digits and `_`"
         )
     return value
 
@@ -28,7 +28,7 @@ def _column_type(value: str) -> str:
     if not re.fullmatch(
         r"[A-Za-z_][A-Za-z0-9_ ]{0,60}(\(\d{1,4}(, ?\d{1,3})?\))?( with(out)? time zone)?(\[\])?", value
     ):
-        raise ValueError(f"`{value}` is no type of a column: write it as `text`, `numeric(12,2)` or `timestamptz`")
+        raise ValueError(f"`{value}` is not a column type: write it as `text`, `numeric(12,2)` or `timestamptz`")
     return value
 
 

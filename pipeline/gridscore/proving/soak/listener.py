@@ -1,8 +1,8 @@
 """The listener of a soak: a process that sees the results as a downstream application does, and writes them down.
 
 An entry listener is best effort: after a lost connection it has missed some, so each new connection is noted, and what
-it did not see is no loss. What was written, and when, is the recorder's business, which runs here as well. SIGTERM ends
-both, after a last look at everything.
+it did not see is not lost. What was written, and when, is the recorder's business, which runs here as well. SIGTERM
+ends both, after a last look at everything.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class FilesSink:
 
         Raises:
             SinkInterruptedError: It cannot now: the disk is full, or a network drive is away.
-            SettingsError: It cannot at all: it is no folder, or not ours to write.
+            SettingsError: It cannot at all: it is not a folder, or not ours to write.
         """
         for job in await Jobs(self._grid).all():
             if job.job.results == self._settings.results:

@@ -254,7 +254,9 @@ class Transactions:
                 try:
                     positions[partition] = msgspec.json.decode(text, type=Position)
                 except (ValueError, RecursionError) as error:
-                    _log.warning("%s: what stands under %d is no position: %s", self._positions_topic, partition, error)
+                    _log.warning(
+                        "%s: what stands under %d is not a position: %s", self._positions_topic, partition, error
+                    )
         return positions
 
     async def verified(self, positions: Mapping[int, Position], grid: Grid, map_name: str) -> dict[int, int]:

@@ -164,7 +164,7 @@ class PostgresSink:
     def _row_key(self, key: str | float) -> Any:
         if self._settings.key_type == "bigint":
             if not isinstance(key, int) or not -_BIGINT <= key < _BIGINT:
-                raise ValueError(f"The key {key!r} is no whole number of 64 bits, as the column `key` has them.")
+                raise ValueError(f"The key {key!r} is not a whole number of 64 bits, as the column `key` has them.")
             return key
         return key if isinstance(key, str) else repr(key)
 

@@ -147,7 +147,7 @@ class ResultTable:
         oid, kind, persistence, *rights = found
         table, name = self._settings.table, self._name
         if kind not in "rp":
-            raise PostgresError(f"`{table}` at {self._place} is no table, but a view or the like.", "Name a table.")
+            raise PostgresError(f"`{table}` at {self._place} is not a table, but a view or the like.", "Name a table.")
         if persistence == "u":
             raise PostgresError(
                 f"The table `{table}` at {self._place} is unlogged: a crash of the server would empty it.",

@@ -33,7 +33,7 @@ def decode_secret(secret: str) -> bytes:
     """The key that a secret stands for.
 
     Raises:
-        UsageError: It is no secret of a web hook. The message does not show it.
+        UsageError: It is not a secret of a web hook. The message does not show it.
     """
     try:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)

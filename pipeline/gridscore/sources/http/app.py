@@ -51,7 +51,7 @@ MAX_WAITING_FOR_RESULTS = 1_000
 GRID_SECONDS = 5.0
 """What the grid may take to answer a question for a result, besides the time that the question gives."""
 BODY_SECONDS = 30.0
-"""Time for a body that is no stream of lines."""
+"""Time for a body that is not a stream of lines."""
 
 _PIECE = 2_000
 _LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
@@ -79,7 +79,7 @@ class EventsApp:
         self._body_bytes = self._waiting_for_results = 0
         self._snippet = files("gridscore.sources.http").joinpath("gridscore.js").read_bytes()
         self.refused = 0
-        """Things in requests that were no events."""
+        """Things in requests that were not events."""
 
     def asgi(self) -> Starlette:
         """The application."""

@@ -14,7 +14,7 @@ from gridscore.job.types import Duration, MapName  # noqa: TC001 -- pydantic rea
 def _origin(value: str) -> str:
     """An origin as browsers write it, without a path."""
     if value != "*" and not re.fullmatch(r"https?://[^/\s?#@*]+", value):
-        raise ValueError(f"`{value}` is no origin: write it as https://shop.example.com, or `*` for any page")
+        raise ValueError(f"`{value}` is not an origin: write it as https://shop.example.com, or `*` for any page")
     return value
 
 

@@ -88,7 +88,7 @@ class MessageReader:
                 text.decode()
         except msgspec.ValidationError as error:
             _, of_field, name = str(error).partition("`$.")
-            what = f"its field `{name.rstrip('`')}` is no key" if of_field else "it is no JSON object"
+            what = f"its field `{name.rstrip('`')}` is not a key" if of_field else "it is not a JSON object"
             raise NoEventError(f"{what}: {error}") from None
         except (msgspec.DecodeError, RecursionError) as error:
             raise NoEventError(f"it is not JSON: {error}") from None
@@ -165,7 +165,7 @@ def _checked(key: str | int) -> str | int:
 
 
 def _readable(data: Any) -> Any:
-    """Bytes as a JSON value: a string, or an object with their Base64 if they are no UTF-8."""
+    """Bytes as a JSON value: a string, or an object with their Base64 if they are not UTF-8."""
     if data is None or isinstance(data, str):
         return data
     try:

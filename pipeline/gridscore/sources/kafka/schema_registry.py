@@ -185,14 +185,14 @@ class AvroReader:
             raise SourceInterruptedError(f"The schema registry {self._url} answers {status}.")
         if status != httpx.codes.OK:
             raise KafkaRefusedError(
-                f"{self._url} answers {status} {response.reason_phrase}: it is no schema registry.",
+                f"{self._url} answers {status} {response.reason_phrase}: it is not a schema registry.",
                 "`registry` is the URL up to, and without, `/schemas`.",
             )
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
             raise KafkaRefusedError(
-                f"{self._url} does not answer with JSON: it is no schema registry.",
+                f"{self._url} does not answer with JSON: it is not a schema registry.",
                 "`registry` is the URL up to, and without, `/schemas`.",
             ) from None
 

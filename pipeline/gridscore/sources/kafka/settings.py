@@ -18,7 +18,7 @@ def _start(value: str) -> str:
             moment = datetime.fromisoformat(value)
         except ValueError:
             raise ValueError(
-                f"`{value}` is no start: write `oldest`, `latest`, or a time as 2026-01-31T12:00:00Z"
+                f"`{value}` is not a start: write `oldest`, `latest`, or a time as 2026-01-31T12:00:00Z"
             ) from None
         if moment.tzinfo is None:
             raise ValueError(f"`{value}` has no time zone: write it as 2026-01-31T12:00:00Z, or +01:00 for the Z")
@@ -27,7 +27,7 @@ def _start(value: str) -> str:
 
 def _registry(value: str) -> str:
     if not re.fullmatch(r"https?://[^\s@?#]+", value):
-        raise ValueError(f"`{value}` is no schema registry: write its URL, without user and password")
+        raise ValueError(f"`{value}` is not a schema registry: write its URL, without user and password")
     return value
 
 

@@ -225,7 +225,7 @@ class LogFiles:
         for place in list(self._places.values()):
             tail = live.get(place.identity)
             if tail is not None:
-                # What we have followed once is no copy, even if it begins again as it did before it was truncated.
+                # What we have followed once is not a copy, even if it begins again as it did before it was truncated.
                 if found.inode not in self._followed and _is_copy(stream, head, found, tail, packed=packed):
                     return None
             elif tail is None and place.is_of(stream, head):

@@ -61,7 +61,7 @@ class JsonLines(LogFormat):
         except msgspec.ValidationError:
             raise ValueError("It is JSON, but no object.") from None
         except (msgspec.DecodeError, RecursionError) as error:
-            raise ValueError(f"It is no JSON: {error}") from None
+            raise ValueError(f"It is not JSON: {error}") from None
 
 
 class Csv(LogFormat):
@@ -122,7 +122,7 @@ class Combined(LogFormat):
         """See `LogFormat.parse`."""
         found = self._match(_text(raw))
         if found is None:
-            raise ValueError("It is no line of an access log in the combined format.")
+            raise ValueError("It is not a line of an access log in the combined format.")
         host, logname, user, time, request, status, size, referer, agent = found.groups()
         request = _unescaped(request)
         method, path, protocol = _request(request)
@@ -147,7 +147,7 @@ def format_of(settings: LogfileSourceSettings) -> Callable[[bytes], LogFormat]:
     """What makes the format of a file.
 
     The function takes the file's first record, which is its header if the settings say that it has one, and raises a
-    ValueError if that is no header.
+    ValueError if that is not a header.
     """
     types = settings.types
     if settings.format == "json":
@@ -175,9 +175,9 @@ def csv_values(raw: bytes, delimiter: str) -> list[str]:
     try:
         rows = list(csv.reader([_text(raw)], delimiter=delimiter, strict=True))
     except csv.Error as error:
-        raise ValueError(f"It is no CSV record: {error}") from None
+        raise ValueError(f"It is not a CSV record: {error}") from None
     if len(rows) != 1:
-        raise ValueError("It is no CSV record.")
+        raise ValueError("It is not a CSV record.")
     return rows[0]
 
 

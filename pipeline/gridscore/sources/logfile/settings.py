@@ -17,7 +17,7 @@ def _pattern(value: str) -> str:
     try:
         names = re.compile(value).groupindex
     except re.error as error:
-        raise ValueError(f"the pattern is no regular expression: {error}") from None
+        raise ValueError(f"the pattern is not a regular expression: {error}") from None
     if not names:
         raise ValueError("the pattern names no field: write each as `(?P<name>…)`")
     return value
@@ -29,7 +29,7 @@ def _speed(value: str) -> str:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"`{value}` is no speed: write `max`, or how many times faster than it was, as `1` or `60`")
+        raise ValueError(f"`{value}` is not a speed: write `max`, or how many times faster than it was, as `1` or `60`")
     return value
 
 

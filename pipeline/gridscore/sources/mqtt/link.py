@@ -281,7 +281,7 @@ class MqttLink:
         try:
             self._cut(link)
         except MalformedError as error:
-            self._fail(SourceInterruptedError(f"What comes from {self._settings.broker} is no MQTT: {error}"))
+            self._fail(SourceInterruptedError(f"What comes from {self._settings.broker} is not MQTT: {error}"))
             self._let_go()
             return
         if link.ended:

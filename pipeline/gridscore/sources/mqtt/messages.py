@@ -115,7 +115,7 @@ class MessageDecoder:
             raise ValueError("It is nested too deeply.") from None
         except msgspec.DecodeError as error:
             if self._settings.value_field is None:
-                raise ValueError(f"It is no JSON: {error}") from None
+                raise ValueError(f"It is not JSON: {error}") from None
             return None
         if isinstance(value, dict):
             return value
@@ -134,7 +134,7 @@ class MessageDecoder:
             return _decode(payload)
         except msgspec.DecodeError as error:
             if payload.lstrip()[:1] in (b"{", b"["):
-                raise ValueError(f"It is no JSON: {error}") from None
+                raise ValueError(f"It is not JSON: {error}") from None
             return payload.decode()
 
     def _parts(self, topic: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ _USER_PROPERTY, _SUBSCRIPTION = 0x26, 0x0B
 
 
 class MalformedError(ValueError):
-    """What has come is no MQTT."""
+    """What has come is not MQTT."""
 
 
 class Message(NamedTuple):
@@ -75,7 +75,7 @@ class Cutter:
             most: Messages at most; what there is more waits for the next call.
 
         Raises:
-            MalformedError: It is no MQTT.
+            MalformedError: It is not MQTT.
         """
         data, at, end, five = self._data, self._at, len(self._data), self._five
         messages: list[Message] = []
@@ -109,7 +109,7 @@ def user_property(properties: bytes, name: str) -> str | None:
     """The first user property of that name, if it is not empty.
 
     Raises:
-        MalformedError: These are no properties of a message.
+        MalformedError: These are not properties of a message.
     """
     wanted, at = name.encode(), 0
     try:

@@ -86,7 +86,7 @@ class MqttSourceSettings(SourceSettings):
     )
     value_field: Name | None = Field(
         default=None,
-        description="Field that takes a message which is no JSON object but a number, a text, true or false.",
+        description="Field that takes a message which is not a JSON object but a number, a text, true or false.",
     )
     received_field: Name | None = Field(
         default=None, description="Field that takes the time at which a message came, RFC 3339."

@@ -122,7 +122,7 @@ async def describe(
         what: What to call it in messages.
 
     Raises:
-        PostgresError: It is no query that can be run, or lacks a column.
+        PostgresError: It is not a query that can be run, or lacks a column.
         psycopg.Error: The server did not answer as it should.
     """
     text = text.strip().removesuffix(";")

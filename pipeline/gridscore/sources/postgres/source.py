@@ -277,7 +277,7 @@ class PostgresSource:
                 raise ValueError(f"The notification has no `{lacking[0]}`, which belongs to the key.")
             return {column: value[column] for column in columns}
         if len(columns) > 1:
-            raise ValueError("The notification is no JSON object with the columns of the key.")
+            raise ValueError("The notification is not a JSON object with the columns of the key.")
         return {columns[0]: payload if isinstance(value, float | list) or value is None else value}
 
     async def _current(self, keys: Sequence[dict[str, Any]]) -> Batch:
