@@ -17,6 +17,7 @@ GRIDSCORE = [sys.executable, "-m", "gridscore.cli"]
 NOBODY = "127.0.0.1:1"
 
 KAFKA = ("kafka", "--topic", "t", "--brokers", NOBODY)
+REDIS = ("redis", "--stream", "s", "--server", f"redis://{NOBODY}")
 MQTT = ("mqtt", "--topic", "t", "--broker", f"mqtt://{NOBODY}")
 WEBHOOK = ("webhook", "--url", f"http://{NOBODY}/", "--secret", "${HOOK_SECRET}")
 POSTGRES = ("postgres", "--table", "t", "--database", f"postgresql://u:hunter2@{NOBODY}/d")
@@ -60,6 +61,8 @@ def gridscore(monkeypatch, capfd):
         ("source http --to events.x --token ${NOT_SET}", 2, "the environment variable NOT_SET is not set"),
         ("source postgres --to lookups.x --key id --database postgresql://h/d", 2, "give `--table` or `--query`"),
         ("source postgres --to lookups.x --key id --table t --database nonsense", 2, "not an address of a PostgreSQL"),
+        ("source redis --to events.x", 2, "--stream: it must be given."),
+        ("source redis --to events.x --stream s --server redis://u:p@h", 2, "the address names no user"),
         ("source tape --to events.x", 2, "No such command 'tape'"),
         ("source run none.yaml", 2, "There is no job file `none.yaml`."),
         ("source run job.yaml", 2, "Its section `sources` is empty, or missing."),
@@ -104,6 +107,7 @@ def test_nobody_there_is_said_and_tried_again_until_ctrl_c(tmp_path, unique):
         "kafka-source": (("source", *KAFKA, "--to", f"events.{unique}"), "No broker of Kafka can be reached"),
         "mqtt": (("source", *MQTT, "--to", f"events.{unique}"), "cannot be reached"),
         "postgres-source": (("source", *POSTGRES, "--key", "id", "--to", f"lookups.{unique}"), "cannot be reached"),
+        "redis": (("source", *REDIS, "--to", f"events.{unique}"), "connecting to 127.0.0.1:1."),
         "kafka-sink": (("sink", *KAFKA, "--from", f"results.{unique}"), "No broker of Kafka can be reached"),
         "postgres-sink": (("sink", *POSTGRES, "--from", f"results.{unique}"), "cannot be reached"),
         "webhook": (("sink", *WEBHOOK, "--from", f"results.{unique}"), NOBODY),

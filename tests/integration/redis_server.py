@@ -1,0 +1,75 @@
+"""A real Redis server on a free port, which may be killed and keeps what it has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import pytest
+import redis
+
+from gridscore.errors import MemberError
+from gridscore.grid.ports import HOST, choose_ports
+from gridscore.testing.guarded import GuardedServer
+
+START_SECONDS = 20.0
+
+
+class RedisServer(GuardedServer):
+    """Leaving it ends it; it also ends when this process does. What it has answered is on disk."""
+
+    def __init__(self, folder, *more, **client):
+        super().__init__("Redis server", folder / "redis.log")
+        (self.port,) = choose_ports(1, 0)
+        self.url = f"{'rediss' if client.get('ssl') else 'redis'}://{HOST}:{self.port}"
+        self._client = client
+        ports = ["--port", "0", "--tls-port"] if client.get("ssl") else ["--port"]
+        self._command = [
+            shutil.which("redis-server") or "",
+            *ports,
+            str(self.port),
+            "--bind",
+            HOST,
+            "--dir",
+            str(folder),
+        ]
+        self._command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", *more]
+        try:
+            self._watch()
+            self.restart()
+        except BaseException:
+            self.stop()
+            raise
+
+    def client(self):
+        return redis.Redis(port=self.port, **self._client)
+
+    def restart(self):
+        """After `kill`, too; returns when it answers."""
+        self._launch(self._command, START_SECONDS)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                with self.client() as client:
+                    return client.ping()
+            except redis.RedisError:
+                if not self.alive or time.monotonic() > deadline:
+                    raise MemberError(f"Redis did not come up. Its last lines:\n{self.last_lines()}") from None
+                time.sleep(0.02)
+
+
+def start(folder, *more, **client):
+    if not shutil.which("redis-server"):
+        # On a laptop the rest is still worth running; in CI a missing server is a failure.
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            pytest.fail("no redis-server")
+        pytest.skip("no redis-server: install Debian's `redis-server`")
+    return RedisServer(folder, *more, **client)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    """A server that takes anybody. Streams outlive a test: take names from `unique`."""
+    with start(tmp_path_factory.mktemp("redis")) as server:
+        yield server
