@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
@@ -12,7 +13,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 from gridscore.errors import GridscoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ANSWER_SECONDS = 10.0
 """How long a broker may take to answer."""
@@ -93,6 +94,24 @@ def permanent(error: KafkaError, topic: str) -> KafkaRefusedError | None:
 def failure(error: KafkaError, topic: str, interrupted: _Interrupted) -> GridscoreError:
     """The error to raise: permanent, or one that says that trying again may heal it."""
     return permanent(error, topic) or interrupted(f"Kafka: {_plain(error)}")
+
+
+@contextmanager
+def taking_reports() -> Iterator[None]:
+    """Around what takes a producer's reports: a fatal error is raised as itself.
+
+    The client library sets it as the exception of the call, and still calls the reports that come behind it. For
+    Python, these have then returned with an exception set, which is a SystemError.
+    """
+    try:
+        yield
+    except SystemError as error:
+        cause: BaseException | None = error
+        while isinstance(cause, SystemError):
+            cause = cause.__cause__
+        if isinstance(cause, KafkaException):
+            raise cause from None
+        raise
 
 
 class Complaints:

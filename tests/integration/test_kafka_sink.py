@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+import scoring
+from confluent_kafka import KafkaException
 from kafka_server import PASSWORD, USER
 
 from gridscore.client.producer import Producer
@@ -214,6 +216,32 @@ async def test_who_takes_over_goes_on_where_the_dead_one_committed(kafka, topic,
         assert positions == {partition: part[-1].sequence + 1 for partition, part in half.items()}
         await heir.deliver(delivery(all_of(found, positions)))
     assert sorted(each.key().decode() for each in kafka.messages(topic)) == sorted(each.key for each in all_of(found))
+
+
+async def test_a_zombie_whose_reports_come_behind_its_fatal_error_begins_anew(topic, settings, grid, unique):
+    map_name = f"results.k-{unique}"
+    await put(grid, map_name, 20)
+    found = await in_journal(grid, map_name)
+    async with (
+        opened(settings(transactions=True), grid, "zombie") as zombie,
+        opened(settings(transactions=True), grid, "heir") as heir,
+    ):
+        await zombie.deliver(delivery([result("first", -1)]))
+        assert await heir.taken(dict.fromkeys(found, "zombie")) == {}
+        producer = zombie._producer
+        producer.begin_transaction()
+
+        def is_fatal():
+            try:
+                producer.produce(topic, b"{}", "late")  # takes no reports
+            except KafkaException:
+                return True
+            return False
+
+        await scoring.until(is_fatal)
+        with pytest.raises(SinkInterruptedError):
+            await zombie.deliver(delivery([result("later", -1)]))
+        await zombie.deliver(delivery([result("later", -1)]))
 
 
 async def test_a_zombie_commits_nothing_once_its_partitions_were_taken(kafka, topic, settings, grid, unique):

@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from gridscore.kafka import Complaints, Lookout, client_settings, failure, largest_message, made, permanent
+from gridscore.kafka import (
+    Complaints,
+    Lookout,
+    client_settings,
+    failure,
+    largest_message,
+    made,
+    permanent,
+    taking_reports,
+)
 from gridscore.sinks.base import Refused, SinkInterruptedError
 
 if TYPE_CHECKING:
@@ -180,11 +189,12 @@ class KafkaSink:
         """Let the producer go, with what it has not sent."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(KafkaException):  # there may be no transaction, or another process has fenced us
+            # There may be no transaction, or another process has fenced us.
+            with contextlib.suppress(KafkaException), taking_reports():
                 producer.purge()
                 if self._transactions is not None:
                     producer.abort_transaction(_CLOSE_SECONDS)
-            with contextlib.suppress(KafkaException):
+            with contextlib.suppress(KafkaException), taking_reports():
                 producer.flush(_CLOSE_SECONDS)
 
     # ------------------------------------------------------------------ in the event loop
@@ -281,7 +291,8 @@ class KafkaSink:
 
     def _look(self, producer: Producer, until: float) -> None:
         """Take reports; whether it is still worth waiting."""
-        producer.poll(0)
+        with taking_reports():
+            producer.poll(0)
         if self._complaints.refusal is not None:
             raise self._complaints.refusal
         if time.monotonic() >= until:

@@ -34,7 +34,7 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError
 from gridscore.grid.journal import Journal
-from gridscore.kafka import ANSWER_SECONDS, KafkaRefusedError, failure, made, partitions_of
+from gridscore.kafka import ANSWER_SECONDS, KafkaRefusedError, failure, made, partitions_of, taking_reports
 from gridscore.sinks.base import SinkInterruptedError
 
 if TYPE_CHECKING:
@@ -198,7 +198,8 @@ class Transactions:
         deadline = time.monotonic() + TRANSACTION_SECONDS
         while True:
             try:
-                producer.commit_transaction(ANSWER_SECONDS)
+                with taking_reports():
+                    producer.commit_transaction(ANSWER_SECONDS)
             except KafkaException as error:
                 if not error.args[0].retriable() or time.monotonic() > deadline:
                     raise
