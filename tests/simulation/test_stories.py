@@ -11,6 +11,7 @@ from world import World, _data, score_of
 from gridscore.dead_letters.letters import letter_id
 from gridscore.grid.writer import partition_of
 from gridscore.group import rescan
+from gridscore.group.lease_records import lease_key
 from gridscore.group.members import FORMAT
 from gridscore.scoring.scorer import Scorer
 from gridscore.testing import Fault
@@ -117,6 +118,40 @@ def test_a_worker_that_is_stopped_while_it_gives_back_gives_all_of_it_back(world
     assert seconds_until(world, lambda: {world.owners()[partition] for partition in rest} == {second}) < 4.0
     settled(world)
     assert not world.ledger.duplicates()
+
+
+def test_a_lease_that_cannot_be_read_keeps_nobody_from_what_another_leaves():
+    world = World(8, ring=256)
+    try:
+        # Given a partition whose lease nobody can read, of three workers
+        world.cluster.on_change = lambda *_: None  # the ledger reads leases, too
+        unreadable = json.dumps({"what": "ever"}).encode()
+        data = bytes(4) + (-130).to_bytes(4, "big", signed=True) + len(unreadable).to_bytes(4, "big") + unreadable
+        world.cluster.partition("gridscore.leases", 0).put(lease_key("sim", 0, 8), data)
+        names = [world.start() for _ in range(3)]
+        groups = [world.workers[name].worker.runners["sim"].group for name in names if world.advance(20.0) is None]
+        assert sum(len(group.held) for group in groups) == 7
+        # When one leaves, so that there is little room at each of the others
+        world.stop(names[2])
+        # Then these have all that can be read
+        assert world.time.run_until(lambda: sum(len(group.held) for group in groups[:2]) == 7, seconds=20.0)
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_partitions_on_many_members_are_taken_within_ten_seconds_though_two_workers_die_at_once(seed):
+    world = World(64, members=3, seed=seed)
+    try:
+        world.random.shuffle(world.cluster._owners)
+        names = [world.start() for _ in range(4)]
+        world.settle()
+        for name in names[:2]:
+            world.kill(name)
+        assert seconds_until(world, lambda: set(world.owners().values()) == set(names[2:])) < 10.0
+        world.check()
+    finally:
+        world.close()
 
 
 @pytest.mark.parametrize("how", ["kill", "pause"])

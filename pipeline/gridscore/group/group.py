@@ -45,7 +45,7 @@ from gridscore.group.offsets import Offsets
 from gridscore.group.reader import JournalReader
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from gridscore.grid import Grid
     from gridscore.grid.journal import Page
@@ -235,12 +235,14 @@ class Group:
         unknown = (
             [p for p in range(count) if not known >> p & 1 and p not in self._passed] if known != self._all else []
         )
-        # Each begins with others, so that several do not go for the same; and looks at no more than it may take, but at
-        # its part of all, so that whatever cannot be read, each is looked at by somebody.
+        # Each begins with others, so that several do not go for the same.
         present = sorted(name for name in who if name == members.worker or members.is_fresh(name))
         first = present.index(members.worker)
         unknown.sort(key=lambda partition: (partition - first) % len(present))
-        await leases.look(unknown[: max(room, -(-len(unknown) // len(who)))], members.is_silent)
+        looked = self._worth_a_look(unknown, max(room, -(-len(unknown) // len(who))), others)
+        await leases.look(looked, members.is_silent)
+        # Whatever cannot be read leaves its turn to others.
+        self._passed |= {p: now for p in looked if not leases.has_seen(p)}
         self._passed |= {p: now for p, owner in leases.seen() if owner != members.worker and members.is_fresh(owner)}
         free, expired = ([p for p in unknown if p in there] for there in (set(leases.free()), set(leases.expired())))
         # What nobody scores any more is taken by whoever has watched it, even beyond its share: a newcomer, for whom
@@ -255,6 +257,27 @@ class Group:
             # What came last goes first: it is the least settled.
             self._spawn(self._give_back([p for p in leases.held if p not in self._beginning][room:]))
         return len(leases.held) < mine
+
+    def _worth_a_look(self, unknown: list[int], most: int, holdings: Mapping[str, int]) -> list[int]:
+        """Those of the partitions to look at: no more than it may take, but at its part of all.
+
+        And one for each owner and member, as a session is of both: it must not change for a whole lease time while it
+        is watched, which would else begin only when the first are taken.
+        """
+        homes = self.leases.sessions.homes
+
+        def session_of(partition: int) -> tuple[int, str]:
+            owner = next((name for name, held in holdings.items() if held >> partition & 1), "")
+            return homes[partition], owner
+
+        looked = unknown[:most]
+        if len(looked) < len(unknown) and homes:
+            watched = set(map(session_of, looked))
+            for partition in unknown[most:]:
+                if (session := session_of(partition)) not in watched:
+                    watched.add(session)
+                    looked.append(partition)
+        return looked
 
     def _make_room(self, older: list[str]) -> None:
         """Leave everything to processes of an older release, which may misread what we write."""

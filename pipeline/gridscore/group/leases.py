@@ -274,6 +274,10 @@ class Leases:
         """Partitions that were looked at last and are not free, with their owners, or who is about to take them."""
         return [(p, sight.record.heir or sight.record.owner) for p, sight in self._sights.items() if sight.record.owner]
 
+    def has_seen(self, partition: int) -> bool:
+        """Whether a partition was looked at last, and could be read; or is held, or being taken."""
+        return partition in self._sights or partition in self.held or partition in self.claiming
+
     def others(self) -> set[str]:
         """The owners of what was seen and is not held; not those of free partitions."""
         return {sight.record.owner for sight in self._sights.values()} - {"", self.worker}
