@@ -93,6 +93,19 @@ async def test_what_is_rejected_is_said_though_nothing_more_comes(caplog, monkey
     assert [record.action for record in caplog.records] == ["dead_letter", "dead_letter_unkept"]
 
 
+async def test_what_is_rejected_last_is_said_when_its_writer_ends(caplog):
+    async with StubCluster() as cluster:
+        writer = LetterWriter(await cluster.connect("user"), "test", MANY)
+        writer.say(1, "sequence 0", "too long")
+        writer.say(0, "sequence 1", "too short", unkept=2)
+        writer.say(1, "sequence 2", "too wide")
+        writer.close()
+        writer.close()
+    assert [record.action for record in caplog.records] == ["dead_letter", "dead_letter", "dead_letter_unkept"]
+    assert "sequence 2: too wide" in caplog.messages[1]
+    assert "sequence 1: too short" in caplog.messages[2]
+
+
 async def test_several_processes_together_keep_as_many_as_there_may_be_and_seldom_count_them():
     async with StubCluster() as cluster:
         grid = await cluster.connect("user")

@@ -92,7 +92,7 @@ class LetterWriter:
         self._unsaid = self._unkept_unsaid = 0
         self._said_at = float("-inf")
         self._saying: asyncio.TimerHandle | None = None
-        self._example = self._was_full = ""
+        self._example = self._unkept_example = ""
         self.full = ""
 
     def may_put(self, count: int) -> bool:
@@ -156,8 +156,10 @@ class LetterWriter:
         """
         self._unsaid += count
         self._unkept_unsaid += unkept
-        self._example = f"{where}: {error}"
-        self._was_full = self.full if unkept else self._was_full
+        if count:
+            self._example = f"{where}: {error}"
+        if unkept:
+            self._unkept_example = f"{self.full}; {where}: {error}"
         if self._saying is None:  # what is not said now is said later, though nothing more may come
             wait = self._said_at + SAY_SECONDS - self._grid.clock()
             if wait <= 0:
@@ -165,14 +167,20 @@ class LetterWriter:
             else:
                 self._saying = asyncio.get_running_loop().call_later(wait, self._say)
 
+    def close(self) -> None:
+        """Say what has not been said: nothing more may come."""
+        if self._saying is not None:
+            self._saying.cancel()
+            self._say()
+
     def _say(self) -> None:
         text, extra = "%s: %d went to the dead letters; %s", {"action": "dead_letter"}
         if self._unsaid:
             _log.warning(text, self._name, self._unsaid, self._example, extra=extra)
         if self._unkept_unsaid:
-            text = "%s: %d more could not be scored, and have no dead letter: %s; %s"
+            text = "%s: %d more could not be scored, and have no dead letter: %s"
             extra = {"action": "dead_letter_unkept"}
-            _log.error(text, self._name, self._unkept_unsaid, self._was_full, self._example, extra=extra)
+            _log.error(text, self._name, self._unkept_unsaid, self._unkept_example, extra=extra)
         self._said_at, self._unsaid, self._unkept_unsaid, self._saying = self._grid.clock(), 0, 0, None
 
     async def count(self) -> int:

@@ -194,6 +194,7 @@ class JobRunner:
     async def _stop(self) -> None:
         self.has_joined = False
         await self.group.leave()
+        self._letters.close()
         for task in self._tasks:
             task.cancel()
         try:

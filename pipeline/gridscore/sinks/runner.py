@@ -236,6 +236,7 @@ class SinkRunner:
         if self._deliveries is not None:
             self._deliveries.cancel()
             await asyncio.wait({self._deliveries})
+        self._letters.close()
         if self._sink is not None:
             try:
                 async with asyncio.timeout(CLOSE_SECONDS):

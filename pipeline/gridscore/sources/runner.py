@@ -169,6 +169,7 @@ class SourceRunner:
         finally:
             for task in list(self._tasks):
                 task.cancel()
+            self._letters.close()
             await asyncio.gather(publishing, return_exceptions=True)
             await asyncio.shield(publisher.close())
 
