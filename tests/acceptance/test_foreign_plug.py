@@ -119,17 +119,22 @@ def test_a_source_of_another_distribution_has_a_command_and_a_section_of_the_job
 
 
 def test_a_kind_that_cannot_be_loaded_is_named_and_no_other_is_the_worse_for_it(installed):
-    there = installed("torn", {}, "[gridscore.sinks]\ntorn = gone:PLUG\nkafka = gone:PLUG\n")
+    newer = "from gridscore.job.plugs.kinds import PlugKind\nPLUG = PlugKind('newer', settings='x:Y', plug='x:Z', "
+    modules = {"newer.py": f"{newer}summary='', unheard_of=1)\n", "other.py": f"{newer}summary='')\n"}
+    kinds = ("torn = gone:PLUG", "kafka = gone:PLUG", "list = gone:PLUG", "newer = newer:PLUG", "other = other:PLUG")
+    there = installed("torn", modules, "\n".join(("[gridscore.sinks]", *kinds)))
     told = gridscore(there, "sink", "torn", "--from", "results.x", code=2)
     assert told == (
-        "error: The sink `torn` of the distribution `torn` cannot be loaded: No module named 'gone'\n"
+        "error: `torn` of the distribution `torn` cannot be loaded: ModuleNotFoundError(\"No module named 'gone'\").\n"
         "Install `torn` again, or remove it.\n"
     )
     # Ours goes before one of the same name.
     assert "Messages of a Kafka topic." in gridscore(there, "sink", "kafka", "--help")
     listed = gridscore(there, "sink", "--help")
     assert "Parquet" in listed
-    assert "cannot be loaded" in listed
+    assert listed.count("cannot be loaded") == 3
+    assert "List the sinks" in gridscore(there, "sink", "list", "--help")
+    assert "FilesSinkSettings" in gridscore(there, "job", "schema")
 
 
 def sizes(cluster, *names):

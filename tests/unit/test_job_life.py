@@ -6,8 +6,10 @@ import pytest
 from test_bad_records import JOB, submitted
 
 from gridscore.cli.jobs import when_it_scores
-from gridscore.errors import JobError
+from gridscore.errors import JobError, JobFileError
+from gridscore.grid import Records
 from gridscore.job import JobState, parse_job
+from gridscore.job.life import JOBS_MAP
 from gridscore.testing import StubCluster
 
 OTHER = JOB.replace("amount / 100", "amount / 50")
@@ -86,3 +88,28 @@ async def test_a_record_of_an_older_version_says_what_it_meant(client, written, 
             await client.jobs.resume("payments")
         await client.cancel("payments")
     assert (await client.submit(parse_job(OTHER, "test"), update=True)).state is JobState.WAITING
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"kind": "tape", "to": "events.payments", "reel": 3},
+        {"kind": "logfile", "path": ["x"], "to": "e", "newer": True},
+    ],
+)
+async def test_a_job_with_a_plug_that_is_not_installed_here_is_none_the_worse_for_it(client, entry):
+    # Given a job that was submitted where that kind, or that option of it, is known
+    records = Records(client.grid, JOBS_MAP)
+
+    def with_source(value):
+        return value | {"spec": value["spec"] | {"sources": {"other": entry}}}
+
+    await records.update("payments", with_source)
+    # Then it can be read, run and written here, and what is not known stays as it was
+    record = await client.jobs.get("payments")
+    assert record.job.to_json()["sources"] == {"other": entry}
+    await client.jobs.suspend("payments")
+    assert (await records.get("payments")).value["spec"]["sources"] == {"other": entry}
+    # But nobody submits what nobody here can check.
+    with pytest.raises(JobFileError, match="is not a kind of source"):
+        parse_job(f"{JOB}sources: {{other: {{kind: tape}}}}\n", "test")

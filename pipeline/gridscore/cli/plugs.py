@@ -331,12 +331,14 @@ class PlugGroup(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Kinds first."""
-        return [*self.kinds(), *super().list_commands(ctx)]
+        own = super().list_commands(ctx)
+        return [*(kind for kind in self.kinds() if kind not in own), *own]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, or None."""
-        if cmd_name not in self.kinds():
-            return super().get_command(ctx, cmd_name)
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in self.kinds():
+            return own
         app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
         try:
             command, settings = self.make(cmd_name), {}

@@ -1,7 +1,7 @@
 """The outbox of a connection: what is written in one turn of the event loop, sent in one call, and nothing too late.
 
 A process may be paused at any moment, and sends what it had in hand when it goes on. Whoever may write only until a
-certain time (see `worker.leases`) must therefore have the clock read last of all, right before the system takes the
+certain time (see `group.leases`) must therefore have the clock read last of all, right before the system takes the
 bytes: not when a write is asked for, and not before it waits in the buffer of a transport. So the outbox sends by
 itself, and drops what has run out, with a word to whoever wrote it. What the system has taken it may hold for a while,
 too, when the other side does not answer: `hold_at_most` bounds that.

@@ -298,7 +298,7 @@ class Job(Strict):
         Raises:
             ValueError: It is not a job.
         """
-        return cls.model_validate(value, by_alias=True, by_name=False)
+        return cls.model_validate(value, by_alias=True, by_name=False, context=sections.RECORDED)
 
 
 _MODELS: dict[tuple[str, ...], type[Strict]] = {

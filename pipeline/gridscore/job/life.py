@@ -2,7 +2,7 @@
 
 The record of a job lives in the control map `gridscore.jobs` under its name. States are those of Hazelcast Jet where
 they say what is, and WAITING and CANCELLED beside them. The record says what was noted last: that a job which is
-RUNNING there has no living worker is seen by who looks at the workers too (`worker.status`).
+RUNNING there has no living worker is seen by who looks at the workers too (`operations.status`).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The proving room: the demo, the benchmarks and the soak. They use every other room, and no other imports them."""
+"""The proving room: demo, benchmarks and soak. They use every other room; only their commands import them."""

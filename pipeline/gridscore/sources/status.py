@@ -24,7 +24,7 @@ from gridscore.grid import transport
 from gridscore.grid.records import Count, Figure, Records, Word, parsed, record_text
 from gridscore.group.heartbeats import Heartbeats
 from gridscore.health_file import touch_health_file
-from gridscore.sources.http.settings import MAX_FURTHER_MAPS
+from gridscore.job.plugs.base import MAX_FURTHER_MAPS
 from gridscore.sources.position import forget_all
 
 if TYPE_CHECKING:

@@ -18,6 +18,9 @@ from gridscore.job.types import (
     Strict,
 )
 
+MAX_FURTHER_MAPS = 64
+"""Maps of a source beside its `to`."""
+
 
 def _as_texts(value: Any) -> Any:
     """YAML's `true` and `3` as the texts that they were."""

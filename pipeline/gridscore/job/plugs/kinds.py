@@ -50,8 +50,19 @@ class PlugKind:
     distribution: str = _OURS
 
     def settings_class(self) -> Any:
-        """Its settings model."""
-        return _load(self.settings)
+        """Its settings model.
+
+        Raises:
+            UsageError: It cannot be loaded, or is of another kind.
+        """
+        try:
+            found = _load(self.settings)
+            kind = found.model_fields["kind"].default
+        except Exception as error:
+            raise _not_loaded(self.name, self.distribution, repr(error)) from error
+        if kind != self.name:
+            raise _not_loaded(self.name, self.distribution, f"its settings are of the kind `{kind}`")
+        return found
 
     def plug_class(self) -> Any:
         """Its class.
@@ -92,18 +103,22 @@ def plug(side: Side, name: str) -> PlugKind:
     """
     entry = _entry_points(side).get(name)
     if entry is None:
-        raise UsageError(f"There is no {side} `{name}`.", f"{side.title()}s are: {', '.join(kinds(side))}.")
+        known = f"{side.title()}s are: {', '.join(kinds(side))}." if kinds(side) else "Install `gridscore` again."
+        raise UsageError(f"There is no {side} `{name}`.", known)
+    where = entry.dist.name if entry.dist is not None else entry.value
     try:
         found = entry.load()
-    except (ImportError, AttributeError) as error:
-        found = error
-    if isinstance(found, PlugKind) and found.name == name:
-        return found
-    where = entry.dist.name if entry.dist is not None else entry.value
-    what = found if isinstance(found, Exception) else f"`{entry.value}` is not a PlugKind of that name"
-    raise UsageError(
-        f"The {side} `{name}` of the distribution `{where}` cannot be loaded: {what}",
-        f"Install `{where}` again, or remove it.",
+    except Exception as error:
+        raise _not_loaded(name, where, repr(error)) from error
+    if not isinstance(found, PlugKind) or found.name != name:
+        raise _not_loaded(name, where, f"`{entry.value}` is not a PlugKind of that name")
+    return found
+
+
+def _not_loaded(name: str, distribution: str, why: str) -> UsageError:
+    return UsageError(
+        f"`{name}` of the distribution `{distribution}` cannot be loaded: {why}.",
+        f"Install `{distribution}` again, or remove it.",
     )
 
 

@@ -6,11 +6,13 @@ They are imported when a file has an entry of that kind.
 from __future__ import annotations
 
 import difflib
+import logging
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import BeforeValidator, PlainSerializer, ValidationError
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer, ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails
 
+from gridscore.errors import UsageError
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
 from gridscore.job.plugs.kinds import Side, kinds, plug
 from gridscore.job.plugs.secrets import plain_secrets
@@ -23,6 +25,11 @@ SECTIONS: dict[str, Side] = {"sources": "source", "sinks": "sink"}
 
 DEFAULT_MAPS: dict[Side, tuple[str, str]] = {"source": ("to", "events"), "sink": ("from", "results")}
 """Which key of an entry names its map, and which key of the job does if the entry has none."""
+
+RECORDED: dict[str, Any] = {"recorded": True}
+"""Context of a validation of a job that was submitted, and so checked, before."""
+
+_log = logging.getLogger(__name__)
 
 
 def settings_class(side: Side, kind: str) -> type[BaseModel]:
@@ -57,7 +64,11 @@ def json_schema(section: str, definitions: dict[str, Any]) -> dict[str, Any]:
     key, _ = DEFAULT_MAPS[side]
     choices = []
     for kind in kinds(side):
-        model = settings_class(side, kind)
+        try:
+            model = settings_class(side, kind)
+        except UsageError as error:  # the others are none the worse for it
+            _log.warning("%s", error)
+            continue
         schema = model.model_json_schema(by_alias=True, mode="validation")
         definitions |= schema.pop("$defs", {})
         required = [name for name in schema.get("required", []) if name != key]
@@ -67,8 +78,36 @@ def json_schema(section: str, definitions: dict[str, Any]) -> dict[str, Any]:
     return {"oneOf": choices}
 
 
+class UnknownSource(SourceSettings):
+    """A source of a submitted job, of a kind or with keys that are not known here: kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+
+
+class UnknownSink(SinkSettings):
+    """A sink, likewise."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+
+
+def _read(side: Side, value: Any, info: ValidationInfo) -> Any:
+    """Settings of the kind that an entry names.
+
+    A submitted job is read by all, so by those, too, where that kind is not installed, or is of another version.
+    """
+    try:
+        return _checked(side, value)
+    except (ValidationError, UsageError):
+        if info.context is not RECORDED:
+            raise
+    return (UnknownSource if side == "source" else UnknownSink).model_validate(value)
+
+
 def _checked(side: Side, value: Any) -> Any:
-    """Settings of the kind that an entry names."""
     if not isinstance(value, dict):
         return value
     if "kind" not in value:
@@ -101,5 +140,9 @@ def _plain(settings: Any) -> dict[str, Any]:
     return {"kind": settings.kind, **settings.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
 
 
-AnySource = Annotated[SourceSettings, BeforeValidator(lambda value: _checked("source", value)), PlainSerializer(_plain)]
-AnySink = Annotated[SinkSettings, BeforeValidator(lambda value: _checked("sink", value)), PlainSerializer(_plain)]
+AnySource = Annotated[
+    SourceSettings, BeforeValidator(lambda value, info: _read("source", value, info)), PlainSerializer(_plain)
+]
+AnySink = Annotated[
+    SinkSettings, BeforeValidator(lambda value, info: _read("sink", value, info)), PlainSerializer(_plain)
+]

@@ -1,1 +1,1 @@
-"""The bench room: what `gridscore bench` measures. Uses every other room, and none uses it."""
+"""The bench room: what `gridscore bench` measures. It uses every other room; only its commands import it."""

@@ -1,7 +1,7 @@
 """The Kafka sink: results as messages of a topic, under the key of the event, with headers to tell repetitions by.
 
 A delivery is done when every message of it has been confirmed by all replicas in sync; with transactions, when its
-transaction is committed (see `kafka_transactions`).
+transaction is committed (see `transactions`).
 
 Messages are produced, and their reports taken, by the event loop's thread, in calls that do not wait; what may wait is
 called in a thread of its own. The client takes Python's lock once a report, wanted or not: a second thread would fight

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from gridscore.job.plugs.base import SourceSettings
+from gridscore.job.plugs.base import MAX_FURTHER_MAPS, SourceSettings
 from gridscore.job.types import Duration, MapName  # noqa: TC001 -- pydantic reads them
 
 
@@ -17,8 +17,6 @@ def _origin(value: str) -> str:
         raise ValueError(f"`{value}` is not an origin: write it as https://shop.example.com, or `*` for any page")
     return value
 
-
-MAX_FURTHER_MAPS = 64
 
 Origin = Annotated[str, AfterValidator(_origin)]
 
