@@ -212,8 +212,8 @@ def test_many_workers_take_over_from_one_that_is_killed_and_make_room_for_a_new_
         world.kill(names[0])
         assert world.time.run_until(lambda: names[0] not in world.owners().values(), seconds=10.0)
         world.settle()
-        # Each is marked, taken and begun, and looked for a few times by each of those who may take it; one of each member by
-        # all others, who watch its session.
+        # Each is marked, taken and begun, and looked for a few times by each of those who may take it; one of each
+        # member by all others, who watch its session.
         moved = shares[names[0]] * len(world.jobs)
         assert sum(n for (_, name), n in counts.requests.items() if name == "gridscore.leases") <= 16 * moved
         new = world.start()

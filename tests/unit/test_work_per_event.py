@@ -47,7 +47,8 @@ async def work_off(cluster, profile):
     started = asyncio.Event()
     record = JobRecord(job, JobState.RUNNING, 1, "", "", "")
     # Counting takes so long on a busy machine that shorter leases ran out.
-    runner = JobRunner(grid, record, Members(grid, "worker"), started=started.set, lease_seconds=120.0)
+    members = Members(grid, "worker", seconds=120.0)
+    runner = JobRunner(grid, record, members, started=started.set, lease_seconds=120.0)
     task = asyncio.create_task(runner.run())
     await started.wait()
     before = cluster.requests.copy()
