@@ -61,7 +61,7 @@ def test_an_operators_day(run, start, job, cluster):
     assert f"{job}: well, RUNNING" in run("status", job).stdout
 
     with_client(cluster, lambda client: client.put_events(f"events.{job}", {**scoring.events(200), "bad": {"x": 1}}))
-    until(lambda: status()["dead_letters"] == 1 and status()["lag"] == 0)
+    until(lambda: (now := status()) and (now["dead_letters"], now["lag"]) == (1, 0))
 
     def top_of_all():  # workers publish their figures once a second, offsets apart from them
         top = json.loads(run("top", job, "--once", "--json").stdout)
@@ -98,7 +98,7 @@ def test_an_operators_day(run, start, job, cluster):
     restarted = run("restart", job, "--from", "oldest").stdout
     assert f"Job {job} restarted from oldest: WAITING, revision 2." in restarted
     assert "About 202 events are read from there, 202 of them scored before." in restarted
-    until(lambda: status() and status()["lag"] == 0)
+    until(lambda: (now := status()) and now["lag"] == 0)
     assert "is not a place to begin" in run("jobs", "restart", job, "--from", "yesterday", code=6).stderr
 
     run("suspend", job)
