@@ -264,14 +264,14 @@ class Group:
         And one for each owner and member, as a session is of both: it must not change for a whole lease time while it
         is watched, which would else begin only when the first are taken.
         """
-        homes = self.leases.sessions.homes
-
-        def session_of(partition: int) -> tuple[int, str]:
-            owner = next((name for name, held in holdings.items() if held >> partition & 1), "")
-            return homes[partition], owner
-
-        looked = unknown[:most]
+        looked, homes = unknown[:most], self.leases.sessions.homes
         if len(looked) < len(unknown) and homes:
+            sought = bits_of(unknown)
+            silent = [(name, held) for name, held in holdings.items() if held & sought]  # of many workers, few
+
+            def session_of(partition: int) -> tuple[int, str]:
+                return homes[partition], next((name for name, held in silent if held >> partition & 1), "")
+
             watched = set(map(session_of, looked))
             for partition in unknown[most:]:
                 if (session := session_of(partition)) not in watched:
