@@ -12,7 +12,6 @@ is a run of frames up to one with the final flag.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import re
@@ -347,10 +346,11 @@ def _look_through_rarely(client: HazelcastClient) -> None:
                 service._detect_and_handle_backup_timeout(invocation, now)  # noqa: SLF001
 
     async def run() -> None:
-        turns = itertools.count(1)
+        turn, turns_a_second = 0, round(1.0 / period)
         while not service._shutdown:  # noqa: SLF001
             await asyncio.sleep(period)
-            if reactor.has_closed or next(turns) * period % 1.0 < period:
+            turn += 1
+            if reactor.has_closed or turn % turns_a_second == 0:
                 reactor.has_closed = False
                 look_through()
 
