@@ -1,5 +1,6 @@
 """The command line as a person meets it: plain errors, exit codes, JSON, and a whole story by hand."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xgboost as xgb
+from commands import with_client
 
 from gridscore import OfflineMatrix
 
@@ -193,29 +195,17 @@ def standing(gridscore, name):
 
 
 def put(cluster, map_name, events):
-    import asyncio
-
-    from gridscore.client import connect
-
-    async def main():
-        async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
-            await client.put_events(map_name, events)
-
-    asyncio.run(main())
+    with_client(cluster, lambda client: client.put_events(map_name, events))
 
 
 def wait_for_result(cluster, map_name, key):
-    import asyncio
-
-    from gridscore.client import connect
-
-    async def main():
-        async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client, asyncio.timeout(30):
+    async def wait(client):
+        async with asyncio.timeout(30):
             while (result := await client.result(map_name, key)) is None:
                 await asyncio.sleep(0.05)
             return result
 
-    return asyncio.run(main())
+    return with_client(cluster, wait)
 
 
 def wait_for(look):

@@ -9,7 +9,9 @@ import sys
 import zipfile
 
 import pytest
-from commands import GRIDSCORE
+from commands import GRIDSCORE, with_client
+
+from gridscore.grid import transport
 
 COUNTER = '''
 """A source that counts."""
@@ -138,13 +140,7 @@ def test_a_kind_that_cannot_be_loaded_is_named_and_no_other_is_the_worse_for_it(
 
 
 def sizes(cluster, *names):
-    import asyncio
+    async def look(client):
+        return [await transport.map_size(client.grid.client, name) for name in names]
 
-    from gridscore.client import connect
-    from gridscore.grid import transport
-
-    async def look():
-        async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
-            return [await transport.map_size(client.grid.client, name) for name in names]
-
-    return asyncio.run(look())
+    return with_client(cluster, look)

@@ -25,7 +25,7 @@ import pandas as pd
 import pytest
 import xgboost as xgb
 import yaml
-from commands import GRIDSCORE, until
+from commands import GRIDSCORE, until, with_client
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 import scoring
@@ -33,7 +33,6 @@ from hazelcast.core import HazelcastJsonValue
 
 from gridscore import offline_matrix
 from gridscore.cli import main
-from gridscore.client import connect
 from gridscore.grid.launch import MemberExtras
 from gridscore.grid.member import Cluster
 from gridscore.grid.template import template_file
@@ -67,11 +66,7 @@ class Site:
         self._told = 0
 
     def grid(self, use):
-        async def main():
-            async with connect(members=self.cluster.addresses, cluster_name=self.cluster.cluster_name) as client:
-                return await use(client)
-
-        return asyncio.run(main())
+        return with_client(self.cluster, use)
 
     def put(self, map_name, entries):
         self.grid(lambda client: client.put_events(map_name, entries))

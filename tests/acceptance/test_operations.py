@@ -1,6 +1,5 @@
 """What somebody who runs workers does: start them, watch them, ask how they are, restart jobs, bring back events."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -15,13 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import GRIDSCORE, until
+from commands import GRIDSCORE, until, with_client
 from hazelcast.core import HazelcastJsonValue
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 import scoring
-
-from gridscore.client import connect
 
 
 @pytest.fixture
@@ -36,14 +33,6 @@ def job(cluster, unique):
 
     with_client(cluster, prepare)
     return name
-
-
-def with_client(cluster, use):
-    async def main():
-        async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
-            return await use(client)
-
-    return asyncio.run(main())
 
 
 def test_an_operators_day(run, start, job, cluster):
