@@ -50,7 +50,9 @@ def test_our_own_member_is_fit_for_a_job(cluster, unique):
 
     needs = Needs(f"events.x-{unique}", f"results.x-{unique}", [LookupNeed(lookup, 10)])
     findings = examined(cluster, needs, prepare=prepare)
-    assert {finding.what for finding in findings if finding.level is not Level.OK} == {"members"}
+    # How full its heap is depends on the tests before.
+    noted = {finding.what for finding in findings if finding.level is not Level.OK}
+    assert noted - {"heap"} == {"members"}
     assert by_what(findings, "version") == {f"Hazelcast {DEFAULT_VERSION}": Level.OK}
     assert (
         "journal of 1,000,000, 3,690 a partition (`events.*`): once full, 48 MB to 238 MB of heap over all members, "
