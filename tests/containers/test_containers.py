@@ -11,7 +11,7 @@ import time
 import uuid
 
 import pytest
-from engine import ROOT, Engine, missing
+from engine import OVERLAYS, ROOT, Engine, missing
 
 from gridscore.grid.artifacts import DEFAULT_VERSION
 
@@ -27,12 +27,13 @@ class Composed:
     def __init__(self, engine):
         self.engine = engine
         self.name = f"gridscore-{uuid.uuid4().hex[:6]}"
+        self.files = ["compose/compose.yaml"]
         engine.environment |= {"GRIDSCORE_IMAGE": IMAGE, "COMPOSE_PROJECT_NAME": self.name, "MEMBER_HEAP": "256m"}
         engine.environment["HAZELCAST_VERSION"] = DEFAULT_VERSION
 
     def compose(self, *words, seconds=120):
-        command = (sys.executable, "-m", "podman_compose", "-f", "compose/compose.yaml")
-        return self.engine.run(*command, *words, seconds=seconds)
+        files = (word for file in self.files for word in ("-f", str(file)))
+        return self.engine.run(sys.executable, "-m", "podman_compose", *files, *words, seconds=seconds)
 
     def of(self, service):
         """The names of its containers that run."""
@@ -96,7 +97,7 @@ def composed(engine):
     finally:
         for container in engine.podman("ps", "--all", "--format", "{{.Names}}").split():
             if container.startswith(composed.name):
-                print(container, engine.podman("logs", "--tail", "20", container, code=None))
+                print(container, engine.run("sh", "-c", f"podman logs --tail 20 {container} 2>&1", code=None))
         composed.shrink()
         composed.compose("down", "--volumes", "--timeout", "5")
 
@@ -160,6 +161,61 @@ def test_killed_containers_lose_nothing(composed, ledger):
     assert (judged["lost"], judged["wrong"]) == (0, 0)
     assert judged["sent"] > 500
     composed.shrink()
+
+
+SEND = """
+import json, time
+import confluent_kafka, paho.mqtt.client
+event = {"amount": 5.8, "country": "DE"}
+kafka = confluent_kafka.Producer({"bootstrap.servers": "kafka:9092"})
+kafka.produce("payments", json.dumps(event | {"customer": "by Kafka"}), "k1")
+assert kafka.flush(60) == 0
+mqtt = paho.mqtt.client.Client(paho.mqtt.client.CallbackAPIVersion.VERSION2)
+mqtt.connect("mosquitto")
+mqtt.loop_start()
+# Again and again, as nothing is kept for a source that has not subscribed yet.
+scores = confluent_kafka.Consumer({"bootstrap.servers": "kafka:9092", "group.id": "t", "auto.offset.reset": "earliest"})
+scores.subscribe(["scores"])
+missing = {"by Kafka", "by MQTT"}
+deadline = time.monotonic() + 60
+while missing and time.monotonic() < deadline:
+    mqtt.publish("tills/7/payments", json.dumps(event | {"customer": "by MQTT"}), qos=1).wait_for_publish(5)
+    message = scores.poll(0.5)
+    if message is not None and message.error() is None:
+        missing.discard(json.loads(message.value()).get("customer"))
+print(sorted(missing))
+"""
+
+
+def test_the_overlays_take_payments_and_give_scores(composed, tmp_path_factory):
+    password = tmp_path_factory.mktemp("secrets") / "password"
+    password.write_text("secret")
+    # podman-compose has no secrets from the environment, which Docker Compose has.
+    override = password.with_name("override.yaml")
+    override.write_text(f"secrets: {{postgres_password: !override {{file: {password}}}}}\n")
+    # Nor does it find a relative folder of a service that an overlay extends.
+    composed.engine.environment["JOB"] = f"{ROOT}/jobs/payments"
+    composed.files += [*(f"compose/{each}.yaml" for each in OVERLAYS), override]
+    services = ["kafka", "mosquitto", "postgres", "kafka-source", "kafka-sink", "mqtt-source", "postgres-sink"]
+    composed.compose("up", "-d", "--no-recreate", "--no-deps", *services)
+
+    def are_healthy():
+        return all(composed.is_healthy(each) for name in services for each in composed.of(name) or [""])
+
+    until(are_healthy)
+    assert composed.inside("python", "-c", SEND) == "[]"
+    (database,) = composed.of("postgres")
+    query = "select distinct result->>'customer' from scores where result->>'customer' like 'by %' order by 1"
+    rows = ("exec", database, "psql", "-U", "postgres", "-Atc", query)
+    until(lambda: composed.engine.podman(*rows, code=None).splitlines() == ["by Kafka", "by MQTT"])
+    # From here on the check starts no JVM; a broker that does not answer is not healthy.
+    (broker,) = composed.of("kafka")
+    composed.engine.podman("exec", broker, "rm", "/opt/kafka/bin/kafka-topics.sh")
+    assert composed.is_healthy(broker)
+    composed.engine.podman("kill", "--signal", "STOP", broker)
+    assert not composed.is_healthy(broker)
+    composed.engine.podman("kill", "--signal", "CONT", broker)
+    until(lambda: composed.is_healthy(broker))
 
 
 def test_down_leaves_nothing(composed):
