@@ -1,8 +1,5 @@
 # What one does in a checkout. Needs only Python 3.11 or newer and make; everything else goes into .venv.
-#   make demo [ARGS="--flights 20000"]   real flights scored live on a real cluster, with one command
-#   make bench [QUICK=1] [ARGS="--works card"]   Gridscore beside its peers and its limits, in an hour, or in ten minutes
-#   make test [TESTS="tests/unit -x"]    set up, then all gates and tests
-#   make image [ENGINE=podman]           the container image that compose/ uses
+#   make help        what there is, one line each
 
 # Another interpreter: make PYTHON=/path/to/python3.12 demo
 PYTHON ?=
@@ -26,7 +23,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 .PHONY: help demo bench test tests mutants lint image lock clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 demo: $(DEMO_STAMP) ## Score real flights live, on a real cluster
 	@$(BIN)/python -m gridscore.cli demo $(ARGS)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "jobs").glob("*/README.md"))]
+PAGES = [page for pattern in ("*.md", "docs/*.md", "jobs/*/README.md") for page in sorted(ROOT.glob(pattern))]
 
 
 def anchors(page):
