@@ -233,7 +233,8 @@ def test_a_byte_order_mark_does_not_matter(tmp_path):
 def test_the_json_schema_knows_short_and_long_forms():
     schema = job_json_schema()
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(schema["required"]) == {"job", "events", "schema", "features", "model", "results"}
+    assert set(schema["required"]) == {"job", "events", "model", "results"}
+    assert schema["dependentRequired"] == {"features": ["schema"]}
     assert schema["additionalProperties"] is False
     assert "schema_" not in schema["properties"]
     definitions = schema["$defs"]

@@ -57,17 +57,23 @@ def job(
 
     Example: [bold]gridscore bench job job.yaml --history history.csv[/]
     """
+    from gridscore.client import Client
     from gridscore.job import load_job
     from gridscore.proving.bench import own_job, samples
     from gridscore.proving.demo.signals import interruptible_task
     from gridscore.scoring.process import tune
 
     own = load_job(job_file)
-    taken = None if history is None else samples.from_history(history, own)
+    # What is wrong with a history is said before anything is done.
+    taken = samples.from_history(history, own) if history is not None and own.is_complete else None
 
     async def main() -> Report:
+        nonlocal own, taken
         with interruptible_task():
             async with connected(members, cluster_name, settings) as grid:
+                if not own.is_complete:
+                    own = await Client(grid).completed(own)
+                    taken = None if history is None else samples.from_history(history, own)
                 request = own_job.Request(events, rounds, rate, seconds, model, own_job.local_pids(grid))
                 with errors.status("connected") as status:
                     return await own_job.measure(

@@ -12,6 +12,8 @@ from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotat
 from gridscore.cli.output import console, errors, print_json, print_table, safe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from gridscore.features import OfflineMatrix
 
 _OUTPUT_HINT = "Make the folder, or name another place with --output."
@@ -31,6 +33,14 @@ def features(
     categories_from: Annotated[
         Path | None, typer.Option("--categories-from", help="Take categories from this matrix or model.")
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="FILE",
+            help="A model (XGBoost UBJ or JSON): its categories, and its features if the job file names none.",
+        ),
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that are not events of the schema, and count them.")
     ] = False,
@@ -45,6 +55,7 @@ def features(
     from gridscore.errors import TableError, UsageError
     from gridscore.features import offline_matrix
     from gridscore.job import load_job
+    from gridscore.models import completed, version_in
     from gridscore.models.inputs import read_categories
 
     if output.suffix != ".parquet":
@@ -53,7 +64,13 @@ def features(
         what = "it is a folder" if output.is_dir() else f"there is no folder `{output.parent}`"
         raise TableError(f"`{output}` cannot be written: {what}.", _OUTPUT_HINT)
     job = load_job(job_file)
-    categories = None if categories_from is None else read_categories(categories_from)
+    categories: Mapping[str, Sequence[str]] | None = None
+    if model is not None:
+        version = version_in(model, job.model.name)
+        job, categories = completed(job, version), version.categories
+    job.require_features()
+    if categories_from is not None:
+        categories = read_categories(categories_from)
     began = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:

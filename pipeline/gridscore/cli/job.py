@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.output import console, print_json, print_table, safe
+from gridscore.cli.output import console, print_json, print_table, print_warnings, safe
+
+if TYPE_CHECKING:
+    from gridscore.job import Job
 
 app = typer.Typer(help="Job files: check one, or get the JSON Schema for an editor.", no_args_is_help=True)
 
@@ -17,20 +20,29 @@ app = typer.Typer(help="Job files: check one, or get the JSON Schema for an edit
 def check(
     file: Annotated[Path, typer.Argument(help="The job file.", show_default=False)],
     *,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="A model (XGBoost UBJ or JSON) that should fit to the job."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a job file: every problem with its line, or what the job will do.
 
+    With a model, also whether that would score the job's features as it was trained. A job file that names no features
+    is shown with those of the model.
+
     Example: [bold]gridscore job check jobs/flights/job.yaml[/]
     """
-    from gridscore.errors import JobFileError
+    from gridscore.errors import JobFileError, ModelError
     from gridscore.job import load_job
     from gridscore.sinks import registry as sinks
     from gridscore.sources import registry as sources
 
     try:
         job = load_job(file)
-    except JobFileError as error:
+        if model is not None:
+            job = _with_model(job, model)
+    except (JobFileError, ModelError) as error:
         if not as_json:
             raise
         print_json({"valid": False, "problems": error.message.splitlines()})
@@ -38,10 +50,10 @@ def check(
     if as_json:
         print_json({"valid": True, "problems": [], "job": job.to_json()})
         return
-    model = f"version {job.model.version}" if job.model.version else f"alias `{job.model.alias}`"
+    which = f"version {job.model.version}" if job.model.version else f"alias `{job.model.alias}`"
     console.print(
         f"[bold green]{safe(file)} is valid.[/] The job `{job.name}` scores `{job.events}` with the model "
-        f"`{job.model.name}` ({model}) into `{job.results}`.",
+        f"`{job.model.name}` ({which}) into `{job.results}`.",
         highlight=False,
         soft_wrap=True,
     )
@@ -49,7 +61,8 @@ def check(
         (name, "" if feature.default is None else f"{feature.default:g}", feature.expression)
         for name, feature in job.features.items()
     ]
-    print_table(("FEATURE", "DEFAULT", "EXPRESSION"), rows, empty="")
+    hint = "Its features are the model's own, read from the event as they are: `--model FILE` shows them."
+    print_table(("FEATURE", "DEFAULT", "EXPRESSION"), rows, empty=hint)
     plugs = [
         *((name, "source", sources.KINDS.of(source).name, source.to) for name, source in job.sources.items()),
         *((name, "sink", sinks.KINDS.of(sink).name, sink.results) for name, sink in job.sinks.items()),
@@ -57,6 +70,17 @@ def check(
     if plugs:
         console.print()
         print_table(("NAME", "IS A", "KIND", "MAP"), plugs, empty="")
+
+
+def _with_model(job: Job, model: Path) -> Job:
+    from gridscore.models import check_fit, completed, version_in
+    from gridscore.models.fit import fit_warnings
+
+    version = version_in(model, job.model.name)
+    job = completed(job, version)
+    check_fit(job, version)
+    print_warnings(fit_warnings({job.name: job}, version))
+    return job
 
 
 @app.command()

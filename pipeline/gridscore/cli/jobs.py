@@ -69,7 +69,7 @@ def submit(
             )
             unchanged = before is not None and before.revision == record.revision
             found = await client.version_of(job, record.release)
-            told = [*await warnings(grid, job), *fit_warnings({job.name: job}, found)]
+            told = [*await warnings(grid, job), *fit_warnings({job.name: record.job}, found)]
             return record, unchanged, found.version, told
 
     record, unchanged, number, told = run(main())

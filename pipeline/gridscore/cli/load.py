@@ -109,6 +109,8 @@ def load(
     if events is not None and events.name.lower().endswith(_JSON_LINES):
         rows, events = [*(rows or []), events], None
     connection = (members, cluster_name, settings)
+    if job is not None and not job.is_complete:
+        job = run(_completed(job, connection))
     if rows or query is not None:
         if lookups is not None or events is not None:
             raise UsageError("--from and --query go without --lookups and --events.", "Load one after the other.")
@@ -132,6 +134,13 @@ def load(
         more = f", {count['passed']:,} passed over as loaded before" if count["passed"] else ""
         more += f", {count['skipped']:,} left out that cannot be read" if count["skipped"] else ""
         console.print(f"{name}: {count['rows']:,} entries{more}", highlight=False)
+
+
+async def _completed(job: Job, connection: tuple[Any, Any, Any]) -> Job:
+    from gridscore.client import Client
+
+    async with connected(*connection) as grid:
+        return await Client(grid).completed(job)
 
 
 # ---------------------------------------------------------------------- whole tables, checked before anything is put
@@ -271,7 +280,9 @@ def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] 
     from gridscore.features.tables import field_values, kinds_of
 
     fields = job.schema_
-    required = tuple(kind.json_name or name for name, kind in fields.items() if not kind.optional)
+    # What lies in nested objects is no column of JSON lines.
+    flat = {name: kind for name, kind in fields.items() if len(kind.path(name)) == 1}
+    required = tuple(kind.key(name) for name, kind in flat.items() if not kind.optional)
     return _Target(job.events, tuple(key), "|", kinds_of(fields), required, values=field_values(fields))
 
 

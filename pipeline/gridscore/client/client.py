@@ -105,7 +105,8 @@ class Client:
         """Submit a job, or the job file at a path.
 
         A job that could not score is refused here, not found out later: its event map must have a journal, its lookup
-        maps must exist, and its model must be in the registry and be for its features.
+        maps must exist, and its model must be in the registry and be for its features. One that names no features is
+        submitted with those of its model.
 
         Args:
             job: The job or its file.
@@ -138,6 +139,7 @@ class Client:
         release, replaced = None, None
         if current is not None and current.state not in OVER:
             await self._complete(current)
+        job = await self.completed(job, model, version)
         if model is None and version is None:
             found = await self.version_of(job)
             check_fit(job, found, allow_changed=allow_changed_features)
@@ -169,6 +171,28 @@ class Client:
                     f"`gridscore model show {job.model.name}` says where the alias is; submit again, or promote.",
                 )
         return record
+
+    async def completed(self, job: Job, model: Any = None, version: int | None = None) -> Job:
+        """The job with its model's features, each read from the event as it is, if it names none itself.
+
+        Args:
+            job: The job.
+            model: A model, or what `push_model` takes, instead of the version that would score now.
+            version: A version, instead.
+
+        Raises:
+            ModelError: There is no such model.
+            JobFileError: Its features cannot be read from an event.
+        """
+        from gridscore.models import completed, version_in
+
+        if job.is_complete:
+            return job
+        if model is not None:
+            return completed(job, await asyncio.to_thread(version_in, model, job.model.name))
+        if version is not None:
+            return completed(job, await self.models.resolve(job.model.name, version=version))
+        return completed(job, await self.version_of(job))
 
     async def _complete(self, record: JobRecord) -> None:
         """Let the alias follow the release of a job that was interrupted: what is next is decided on top of it."""

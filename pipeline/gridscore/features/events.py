@@ -13,7 +13,7 @@ from gridscore.errors import GridscoreError
 from gridscore.features.columns import EventColumns, StructCells
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gridscore.job import FieldType, Job
 
@@ -60,14 +60,86 @@ def struct_type(name: str, fields: Mapping[str, FieldType], *, may_lack: Iterabl
     lacking = set(may_lack)
     definition: list[Any] = []
     for field, kind in fields.items():
-        decoded = _TYPES[kind.unit if kind.type == "timestamp" else kind.type]
         if kind.optional or field in lacking:
-            definition.append((field, decoded | None, None))
+            definition.append((field, _type(kind) | None, None))
         else:
-            definition.append((field, decoded))
+            definition.append((field, _type(kind)))
     renamed = {field: kind.json_name for field, kind in fields.items() if kind.json_name}
     # The values are all atoms: the garbage collector need not look at these structs.
     return msgspec.defstruct(name, definition, rename=renamed or None, kw_only=True, gc=False)
+
+
+def _type(kind: FieldType) -> Any:
+    return _TYPES[kind.unit if kind.type == "timestamp" else kind.type]
+
+
+def struct_decoder(
+    name: str, fields: Mapping[str, FieldType], *, may_lack: Iterable[str] = ()
+) -> Callable[[bytes | str], Any]:
+    """What makes a struct of `struct_type` of a JSON text, and raises what msgspec raises.
+
+    A field that lies in nested objects is looked for under its name with dots as well, as flat tables have it.
+    """
+    lacking = frozenset(may_lack)
+    made = struct_type(name, fields, may_lack=lacking)
+    if all(len(kind.path(field)) == 1 for field, kind in fields.items()):
+        return msgspec.json.Decoder(made).decode
+    tree: dict[str, Any] = {}
+    for field, kind in fields.items():
+        wanted = _type(kind) | msgspec.UnsetType
+        tree[kind.key(field)] = wanted | None if kind.optional or field in lacking else wanted
+    for field, kind in fields.items():
+        *around, last = kind.path(field)
+        node = tree
+        for each in around:
+            node = node.setdefault(each, {})
+        node[last] = tree[kind.key(field)]
+    decode = msgspec.json.Decoder(_objects(tree)).decode
+    places = [
+        (kind.key(field), _attributes(tree, (kind.key(field),)), _attributes(tree, kind.path(field)))
+        for field, kind in fields.items()
+    ]
+    required = {kind.key(field) for field, kind in fields.items() if not (kind.optional or field in lacking)}
+
+    def decoded(text: bytes | str) -> Any:
+        event = decode(text)
+        values = []
+        for key, flat, nested in places:
+            value = _at(event, flat)
+            if value is msgspec.UNSET:
+                value = _at(event, nested)
+            if value is msgspec.UNSET:
+                value = None
+            if value is None and key in required:
+                raise msgspec.ValidationError(f"Object missing required field `{key}`")
+            values.append(value)
+        return made(**dict(zip(fields, values, strict=True)))
+
+    return decoded
+
+
+def _objects(tree: Mapping[str, Any]) -> type[msgspec.Struct]:
+    """A struct type for JSON objects with these keys, each with its type, or with what lies within."""
+    definition: list[Any] = [
+        (f"k{n}", _objects(kind) | None, None) if isinstance(kind, dict) else (f"k{n}", kind, msgspec.UNSET)
+        for n, (key, kind) in enumerate(tree.items())
+    ]
+    return msgspec.defstruct("Objects", definition, rename={f"k{n}": key for n, key in enumerate(tree)}, kw_only=True)
+
+
+def _at(value: Any, attributes: Sequence[str]) -> Any:
+    for attribute in attributes:
+        value = None if value is None else getattr(value, attribute)
+    return value
+
+
+def _attributes(tree: Mapping[str, Any], path: Sequence[str]) -> list[str]:
+    """Where `_objects` has put what lies there."""
+    found = []
+    for part in path:
+        found.append(f"k{list(tree).index(part)}")
+        tree = tree[part]
+    return found
 
 
 def reason_of(error: Exception) -> str:
@@ -97,16 +169,15 @@ class EventDecoder:
     """Decodes the events of a job.
 
     Types are strict: `"1"` is not a number and `1.0` not an `int`. Fields that the schema does not name are ignored.
-
-    Attributes:
-        event_type: The struct type of its events.
     """
 
     def __init__(self, job: Job) -> None:
-        self.event_type = struct_type("Event", job.schema_)
+        job.require_features()
         self._schema = job.schema_
-        self._decode = msgspec.json.Decoder(self.event_type).decode
-        module = compiled("gridscore.features._columns")
+        self._decode = struct_decoder("Event", job.schema_)
+        # What lies in nested objects is read by msgspec alone.
+        is_flat = all(len(kind.path(name)) == 1 for name, kind in job.schema_.items())
+        module = compiled("gridscore.features._columns") if is_flat else None
         self._cells = None if module is None else module.Decoder(tuple(map(_cell, job.schema_.items()))).decode
 
     def decode(self, payload: bytes) -> Event:

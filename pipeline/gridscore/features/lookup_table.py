@@ -11,10 +11,9 @@ from itertools import count, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
-from gridscore.features.events import reason_of, struct_type
+from gridscore.features.events import reason_of, struct_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -42,8 +41,7 @@ class LookupTable:
 
     def __init__(self, lookup: Lookup) -> None:
         with_default = [name for name, field in lookup.fields.items() if field.default is not None]
-        entry_type = struct_type("Entry", lookup.fields, may_lack=with_default)
-        self._decode = msgspec.json.Decoder(entry_type).decode
+        self._decode = struct_decoder("Entry", lookup.fields, may_lack=with_default)
         self._values = _tuple_getter(tuple(lookup.fields))
         self._index: dict[Hashable, int] = {}
         self._version = next(_versions)  # of the index

@@ -57,6 +57,7 @@ class Program:
     def __init__(
         self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]] | None
     ) -> None:
+        job.require_features()
         self._job = job
         self._tables = tables
         self._categories = categories

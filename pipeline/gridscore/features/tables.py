@@ -143,7 +143,7 @@ def rows_as_json(frame: pd.DataFrame, fields: Mapping[str, FieldType], source: s
     Raises:
         TableError: A column is missing, or has times without a time zone.
     """
-    names = [kind.json_name or name for name, kind in fields.items()]
+    names = [kind.key(name) for name, kind in fields.items()]
     columns = [
         _values(_series(frame, _column(frame, name, kind, source), source), kind, f"{source}: the column `{name}`")
         for name, kind in fields.items()
@@ -245,7 +245,7 @@ def kinds_of(fields: Mapping[str, FieldType]) -> dict[str, CellKind]:
             kind: CellKind = "string" if field.unit == "iso" else "number"
         else:
             kind = field.type
-        kinds |= dict.fromkeys({name, field.json_name or name}, kind)
+        kinds |= dict.fromkeys({name, field.key(name)}, kind)
     return kinds
 
 
@@ -278,14 +278,14 @@ def _restore_digits(frame: pd.DataFrame, path: Path, kinds: Mapping[str, CellKin
 
 
 def _column(frame: pd.DataFrame, name: str, kind: FieldType, source: str) -> str:
-    for column in (kind.json_name, name):
-        if column and column in frame.columns:
+    for column in (kind.key(name), name):
+        if column in frame.columns:
             return column
     import difflib
 
-    close = difflib.get_close_matches(kind.json_name or name, [str(column) for column in frame.columns], n=1)
+    close = difflib.get_close_matches(kind.key(name), [str(column) for column in frame.columns], n=1)
     hint = f"Did you mean `{close[0]}`?" if close else f"Its columns: {', '.join(map(str, frame.columns[:30]))}."
-    raise TableError(f"{source} has no column `{kind.json_name or name}`.", hint)
+    raise TableError(f"{source} has no column `{kind.key(name)}`.", hint)
 
 
 def _series(frame: pd.DataFrame, column: str, source: str) -> pd.Series:
@@ -348,9 +348,9 @@ def field_values(fields: Mapping[str, FieldType]) -> dict[str, tuple[str, Callab
     value than was meant.
     """
     return {
-        name: (kind.json_name or field, _field_value(kind))
+        name: (kind.key(field), _field_value(kind))
         for field, kind in fields.items()
-        for name in {field, kind.json_name or field}
+        for name in {field, kind.key(field)}
     }
 
 

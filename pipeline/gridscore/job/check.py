@@ -34,6 +34,7 @@ class Parts:
         maps: Names of maps by the key that names them.
         broken: Names of what is wrong in itself; it is not reported again.
         margin: What each score begins with.
+        complete: Whether there are features; if not, which fields the schema will have is not known.
     """
 
     fields: Mapping[str, FieldType] = field(default_factory=dict)
@@ -44,10 +45,13 @@ class Parts:
     maps: Mapping[str, str] = field(default_factory=dict)
     broken: frozenset[str] = frozenset()
     margin: Feature | None = None
+    complete: bool = True
 
 
 def check(parts: Parts) -> list[tuple[Path, str]]:
     """Everything that is wrong between the parts, with its path in the file."""
+    if parts.complete and not parts.fields and not parts.broken and parts.features:
+        return [((), "the key `schema` is missing: without it, leave out `features` as well")]
     return [
         *_check_json_names(parts),
         *_check_lookups(parts),
@@ -123,9 +127,13 @@ def _check_json_names(parts: Parts) -> list[tuple[Path, str]]:
     ]:
         seen: dict[str, str] = {}
         for name, kind in fields.items():
-            other = seen.setdefault(kind.json_name or name, name)
+            other = seen.setdefault(kind.key(name), name)
             if other != name:
                 found.append(((*section, name), f"it reads the same JSON field as `{other}`"))
+        owners = {kind.path(name): name for name, kind in fields.items()}
+        for path, name in owners.items():
+            if outer := next((owners[path[:end]] for end in range(1, len(path)) if path[:end] in owners), None):
+                found.append(((*section, name), f"it lies within what `{outer}` reads as {fields[outer].type}"))
     return found
 
 
@@ -134,7 +142,8 @@ def _check_lookups(parts: Parts) -> list[tuple[Path, str]]:
     for name, lookup in parts.lookups.items():
         path = ("lookups", name, "key")
         try:
-            compile_keys(lookup, parts.fields, parts.broken)
+            if parts.complete:
+                compile_keys(lookup, parts.fields, parts.broken)
         except ExpressionError as error:
             found.extend((path, line) for line in error.message.splitlines())
         if lookup.map in (parts.maps.get("events"), parts.maps.get("results")):
@@ -178,7 +187,7 @@ def _check_features(parts: Parts) -> list[tuple[Path, str]]:
 
 
 def _check_margin(parts: Parts) -> list[tuple[Path, str]]:
-    if parts.margin is None:
+    if parts.margin is None or not parts.complete:
         return []
     try:
         compile_margin(parts.margin, parts.features, parts.fields, parts.lookups, parts.broken)
@@ -200,7 +209,7 @@ def _check_result(parts: Parts) -> list[tuple[Path, str]]:
             found.append(
                 (path, f"`{name}` is a field of every result already; give the event field another name with `json`")
             )
-        elif name not in parts.fields and name not in parts.broken:
+        elif parts.complete and name not in parts.fields and name not in parts.broken:
             close = difflib.get_close_matches(str(name), parts.fields, n=1)
             meant = f", did you mean `{close[0]}`?" if close else ""
             found.append((path, f"there is no event field `{name}`{meant}"))

@@ -170,13 +170,21 @@ class Job(Strict):
     description: str = Field(default="", max_length=2_000, description="For people.")
     events: MapName = Field(description="The event map; it must have an event journal.")
     schema_: dict[Name, FieldType] = Field(
-        alias="schema", min_length=1, max_length=1_000, description="Fields of an event, with their types."
+        default={},
+        alias="schema",
+        min_length=1,
+        max_length=1_000,
+        description="Fields of an event, with their types; of those that are not here, and of which the model's own "
+        "features are read, the types are the model's.",
     )
     lookups: dict[Name, Lookup] = Field(
         default={}, max_length=64, description="Reference maps, by the name that expressions use."
     )
     features: dict[FeatureName, Feature] = Field(
-        min_length=1, max_length=1_000, description="The model's features, in its order."
+        default={},
+        min_length=1,
+        max_length=1_000,
+        description="The model's features, in its order; if they are not here, they are the fields of these names.",
     )
     margin: Feature | None = Field(
         default=None,
@@ -240,7 +248,7 @@ class Job(Strict):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Job:
-        problems = check(_parts(self.schema_, self.lookups, self.features, self, frozenset()))
+        problems = check(_parts(self.schema_, self.lookups, self.features, self, frozenset(), self.is_complete))
         if problems:
             text = "; ".join(f"{dotted(path)}: {message}" for path, message in problems)
             raise PydanticCustomError("job_parts", "{text}", {"text": text})
@@ -272,6 +280,23 @@ class Job(Strict):
     def headroom_seconds(self) -> float:
         """How long the journal should hold events at the peak rate that nobody reads."""
         return seconds_of(self.headroom)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it names its features; `completion` gives it its model's otherwise."""
+        return bool(self.features)
+
+    def require_features(self) -> None:
+        """Refuse a job that names no features.
+
+        Raises:
+            JobFileError: It has none.
+        """
+        if not self.is_complete:
+            raise JobFileError(
+                f"The job file of `{self.name}` names no features: they are those of its model.",
+                "Name the model's file: `--model FILE`; or write `schema` and `features` into the job file.",
+            )
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -383,15 +408,15 @@ def job_json_schema() -> dict[str, Any]:
         schema["properties"][section]["additionalProperties"] = sections.json_schema(section, definitions)
     for unused in ("SourceSettings", "SinkSettings"):
         definitions.pop(unused, None)
-    return {"$schema": _SCHEMA_URL, **schema}
+    return {"$schema": _SCHEMA_URL, **schema, "dependentRequired": {"features": ["schema"]}}
 
 
-def _parts(schema: Any, lookups: Any, features: Any, rest: Any, broken: frozenset[str]) -> Parts:
+def _parts(schema: Any, lookups: Any, features: Any, rest: Any, broken: frozenset[str], complete: bool) -> Parts:
     maps = {key: value for key in ("events", "results") if isinstance(value := getattr(rest, key, None), str)}
     result = getattr(rest, "result", None)
     include = result.include if isinstance(result, ResultSpec) else ()
     decisions, margin = getattr(rest, "decisions", ()) or (), getattr(rest, "margin", None)
-    return Parts(schema, lookups, features, include, decisions, maps, broken, margin)
+    return Parts(schema, lookups, features, include, decisions, maps, broken, margin, complete)
 
 
 class _Rest:
@@ -428,10 +453,13 @@ def _draft(data: Any) -> Parts:
                 found[name] = _adapter(section).validate_python(value)
             except ValidationError:
                 broken.add(name)
+    if not sections["schema"] and data.get("schema") is not None:
+        broken.add("schema")  # it is there, and wrong
     rest = _Rest()
     for key in ("events", "results", "result", "decisions", "margin"):
         try:
             setattr(rest, key, _adapter(key).validate_python(data.get(key)))
         except ValidationError:
             continue
-    return _parts(sections["schema"], sections["lookups"], sections["features"], rest, frozenset(broken))
+    parts = (sections["schema"], sections["lookups"], sections["features"])
+    return _parts(*parts, rest, frozenset(broken), data.get("features") is not None)

@@ -209,6 +209,7 @@ class Jobs:
             JobError: Another job of that name is active, and `update` is not set; another one writes to the same result
                 map; an update would change what the committed offsets are about; or another client was faster.
         """
+        job.require_features()
         Job.from_json(job.to_json())  # as every worker will read it
         await self._refuse_shared_results(job.name, job.results)
 

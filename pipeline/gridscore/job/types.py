@@ -122,6 +122,10 @@ DEAD_LETTERS, DEAD_LETTER_BYTES = 10_000, 64 << 20
 """Defaults of these."""
 
 
+_NESTED, _MAX_LEVELS = "$.", 16
+"""What the place of a field in nested objects begins with, and how deep it may be."""
+
+
 class Strict(BaseModel):
     """A part of the job file: frozen, and an unknown key is an error."""
 
@@ -141,7 +145,10 @@ class FieldType(Strict):
         description="How a timestamp is written: an RFC 3339 string, or seconds or milliseconds since 1970.",
     )
     json_name: str = Field(
-        default="", max_length=200, alias="json", description="Name of the field in the JSON, if it is another."
+        default="",
+        max_length=200,
+        alias="json",
+        description="Name of the field in the JSON, if it is another; `$.device.os` is `os` in the object `device`.",
     )
 
     model_config = ConfigDict(populate_by_name=True)
@@ -160,6 +167,10 @@ class FieldType(Strict):
     def _json_name_that_can_be_read(cls, value: str) -> str:
         if re.search(r'["\\\x00-\x1f]', value):
             raise ValueError("the `json` name can have no double quotes, backslashes or control characters")
+        if value.startswith(_NESTED) and not (all(value.split(".")) and value.count(".") <= _MAX_LEVELS):
+            raise ValueError(
+                f"`{value}` is not the place of a field: write `$.device.os`, with at most {_MAX_LEVELS} names"
+            )
         return value
 
     @model_validator(mode="after")
@@ -172,6 +183,20 @@ class FieldType(Strict):
     def value_type(self) -> Type:
         """What an expression sees."""
         return VALUE_TYPES[self.type]
+
+    def path(self, name: str) -> tuple[str, ...]:
+        """Where it is in the JSON: its name there, or the names of the objects around it, and its own.
+
+        Args:
+            name: Of the field in the job.
+        """
+        if not self.json_name.startswith(_NESTED):
+            return (self.json_name or name,)
+        return tuple(self.json_name.split(".")[1:])
+
+    def key(self, name: str) -> str:
+        """What it is called in the JSON and in tables: its path, with dots."""
+        return ".".join(self.path(name))
 
     def __str__(self) -> str:
         return f"{self.type}{'?' if self.optional else ''}"

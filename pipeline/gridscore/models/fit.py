@@ -72,22 +72,37 @@ def check_jobs(jobs: Mapping[str, Job] | None, version: ModelVersion, *, allow_c
 
 def fit_warnings(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
     """Warnings about a version that may score for these jobs all the same."""
-    if version.definitions is None and jobs:
-        whose = "these jobs make" if len(jobs) > 1 else f"the job `{min(jobs)}` makes"
+    making = [name for name, job in jobs.items() if not _takes_as_is(job)]
+    if version.definitions is None and making:
+        whose = "these jobs make" if len(making) > 1 else f"the job `{making[0]}` makes"
         text = (
             f"{_title(version)} does not say how its features were made, so it cannot be checked that "
             f"{whose} them the same way. `OfflineMatrix.attach(booster)` puts that into a model before it is saved."
         )
         return [text]
-    return [
-        f"{_title(version)} was trained with a different {what} ({old}; here {new}): the last bits of features, or "
-        "hours around clock changes, may differ."
-        for what, old, new in _other_machine(jobs, version)
-    ] + [
-        f"{_title(version)} was trained on features other than those of the job `{name}`: {'; '.join(changes[:3])}."
-        for name, job in jobs.items()
-        if (changes := changed_features(job, version))
-    ]
+    return (
+        []
+        if version.definitions is None
+        else [
+            f"{_title(version)} was trained with a different {what} ({old}; here {new}): the last bits of features, or "
+            "hours around clock changes, may differ."
+            for what, old, new in _other_machine(jobs, version)
+        ]
+        + [
+            f"{_title(version)} was trained on features other than those of the job `{name}`: {'; '.join(changes[:3])}."
+            for name, job in jobs.items()
+            if (changes := changed_features(job, version))
+        ]
+    )
+
+
+def _takes_as_is(job: Job) -> bool:
+    """Whether each feature is the event's field of its name: training could not have made it otherwise."""
+    fields = {kind.key(field): field for field, kind in job.schema_.items()}
+    return all(
+        name in fields and each.expression in (fields[name], f"category({fields[name]})") and each.default is None
+        for name, each in job.features.items()
+    )
 
 
 def _other_machine(jobs: Mapping[str, Job], version: ModelVersion) -> list[tuple[str, str, str]]:

@@ -1,0 +1,35 @@
+"""A job without features of its own, with those of a version of its model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gridscore.job.completion import complete
+from gridscore.models.candidate import Candidate
+
+if TYPE_CHECKING:
+    from gridscore.job import Job
+    from gridscore.models.version import ModelVersion
+
+
+def completed(job: Job, version: ModelVersion) -> Job:
+    """The job with the version's features, each read from the event as it is, if it names none itself.
+
+    Raises:
+        JobFileError: These features cannot be read from an event.
+    """
+    trained = {} if version.definitions is None else version.definitions.fields
+    return complete(job, version.features, version.feature_types, version.categories, trained)
+
+
+def version_in(model: Any, name: str) -> ModelVersion:
+    """What the registry would know of a model that is not in it, with every check of a push. Takes a while.
+
+    Args:
+        model: What `Registry.push` takes.
+        name: Of the model.
+
+    Raises:
+        ModelError: It is not a model that Gridscore can score with.
+    """
+    return Candidate.check(model, name, metrics=None, categories=None).version
