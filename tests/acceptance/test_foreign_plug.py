@@ -139,6 +139,17 @@ def test_a_kind_that_cannot_be_loaded_is_named_and_no_other_is_the_worse_for_it(
     assert "FilesSinkSettings" in gridscore(there, "job", "schema")
 
 
+def test_a_kind_of_two_distributions_is_refused_by_the_names_of_both(installed):
+    brought = COUNTER.replace('"counter"', '"twice"')
+    for name in ("beta", "alpha"):
+        there = installed(name, {f"{name}.py": brought}, f"[gridscore.sources]\ntwice = {name}:PLUG\n")
+    told = "The source `twice` is brought by more than one distribution: `alpha` and `beta`."
+    assert gridscore(there, "source", "twice", "--to", "events.x", code=2) == f"error: {told}\nKeep one of them.\n"
+    listed = gridscore(there, "source", "--help")
+    assert "more than one distribution" in " ".join(listed.split())
+    assert "Messages of a Kafka topic." in listed
+
+
 def sizes(cluster, *names):
     async def look(client):
         return [await transport.map_size(client.grid.client, name) for name in names]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import IN_CI
 
 from gridscore import compiled
 from gridscore.grid import cutting
@@ -19,7 +20,6 @@ from gridscore.job import parse_job
 from gridscore.scoring import results
 
 ROOT = Path(__file__).parents[2]
-IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
 missing = [name for name in compiled.MODULES if compiled.compiled(name) is None]
 if missing and not IN_CI:

@@ -1,7 +1,8 @@
 """Kinds of sources and sinks: found by the entry points of distributions, and imported only when a kind is used.
 
 A distribution adds a source by an entry point of the group `gridscore.sources`, a sink by one of `gridscore.sinks`: its
-name is the kind, and it names a `PlugKind`. Ours are in `pyproject.toml`, and go before others of the same name.
+name is the kind, and it names a `PlugKind`. Ours are in `pyproject.toml`, and go before others of the same name; of two
+others, neither is used.
 """
 
 from __future__ import annotations
@@ -82,12 +83,18 @@ class PlugKind:
 
 
 @functools.cache
-def _entry_points(side: Side) -> dict[str, EntryPoint]:
-    found = sorted(
-        entry_points(group=f"{_OURS}.{side}s"),
-        key=lambda each: (each.dist is None or each.dist.name == _OURS, each.name),
-    )
-    return {each.name: each for each in found}
+def _entry_points(side: Side) -> dict[str, list[EntryPoint]]:
+    """By name, ours alone where we have one of it."""
+    found: dict[str, list[EntryPoint]] = {}
+    for each in entry_points(group=f"{_OURS}.{side}s"):
+        found.setdefault(each.name, []).append(each)
+    return {
+        name: [each for each in several if _brought_by(each) == _OURS] or several for name, several in found.items()
+    }
+
+
+def _brought_by(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.value
 
 
 def kinds(side: Side) -> list[str]:
@@ -99,19 +106,22 @@ def plug(side: Side, name: str) -> PlugKind:
     """A kind.
 
     Raises:
-        UsageError: There is none of that name, or it cannot be loaded.
+        UsageError: There is none of that name, several distributions bring it, or it cannot be loaded.
     """
-    entry = _entry_points(side).get(name)
-    if entry is None:
+    entries = _entry_points(side).get(name)
+    if entries is None:
         known = f"{side.title()}s are: {', '.join(kinds(side))}." if kinds(side) else "Install `gridscore` again."
         raise UsageError(f"There is no {side} `{name}`.", known)
-    where = entry.dist.name if entry.dist is not None else entry.value
+    entry, *others = entries
+    if others:
+        both = " and ".join(sorted(f"`{_brought_by(each)}`" for each in entries))
+        raise UsageError(f"The {side} `{name}` is brought by more than one distribution: {both}.", "Keep one of them.")
     try:
         found = entry.load()
     except Exception as error:
-        raise _not_loaded(name, where, repr(error)) from error
+        raise _not_loaded(name, _brought_by(entry), repr(error)) from error
     if not isinstance(found, PlugKind) or found.name != name:
-        raise _not_loaded(name, where, f"`{entry.value}` is not a PlugKind of that name")
+        raise _not_loaded(name, _brought_by(entry), f"`{entry.value}` is not a PlugKind of that name")
     return found
 
 

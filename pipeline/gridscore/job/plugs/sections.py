@@ -9,7 +9,7 @@ import difflib
 import logging
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import BeforeValidator, ConfigDict, PlainSerializer, ValidationError, ValidationInfo
+from pydantic import BeforeValidator, PlainSerializer, ValidationError, ValidationInfo, create_model
 from pydantic_core import InitErrorDetails
 
 from gridscore.errors import UsageError
@@ -78,20 +78,12 @@ def json_schema(section: str, definitions: dict[str, Any]) -> dict[str, Any]:
     return {"oneOf": choices}
 
 
-class UnknownSource(SourceSettings):
-    """A source of a submitted job, of a kind or with keys that are not known here: kept as it is."""
-
-    model_config = ConfigDict(extra="allow")
-
-    kind: str
+def _unknown(base: type[Any]) -> Any:
+    return create_model("Unknown", __base__=base, __cls_kwargs__={"extra": "allow"}, kind=(str, ...))
 
 
-class UnknownSink(SinkSettings):
-    """A sink, likewise."""
-
-    model_config = ConfigDict(extra="allow")
-
-    kind: str
+_UNKNOWN: dict[Side, Any] = {"source": _unknown(SourceSettings), "sink": _unknown(SinkSettings)}
+"""Entries of submitted jobs, of kinds or with keys that are not known here: kept as they are."""
 
 
 def _read(side: Side, value: Any, info: ValidationInfo) -> Any:
@@ -104,7 +96,7 @@ def _read(side: Side, value: Any, info: ValidationInfo) -> Any:
     except (ValidationError, UsageError):
         if info.context is not RECORDED:
             raise
-    return (UnknownSource if side == "source" else UnknownSink).model_validate(value)
+    return _UNKNOWN[side].model_validate(value)
 
 
 def _checked(side: Side, value: Any) -> Any:
