@@ -560,3 +560,59 @@ def test_the_features_of_a_job_are_bounded_together():
     sums = "\n  ".join(f"f{n}: " + " + ".join(f"dep_delay * {k}" for k in range(94)) for n in range(200))
     (found,) = problems(changed("temp: weather.temp", f"temp: weather.temp\n  {sums}"))
     assert "the features up to this one come to more than 30,000 operations" in found
+
+
+LISTED = """\
+job: shop
+events: events.shop
+schema: {amount: float, country: string, radius: {type: float, json: mean radius}, new: bool?}
+features:
+  - amount
+  - country
+  - mean radius
+  - ratio: {expression: amount / radius, default: 0}
+    late: ratio > 1
+  - new
+model: shop
+results: results.shop
+"""
+
+
+def test_features_that_are_the_field_itself_are_listed():
+    job = parse_job(LISTED, "job.yaml")
+    written = LISTED.replace("- amount\n", "  amount: amount\n").replace(
+        "- country\n", "  country: category(country)\n"
+    )
+    written = written.replace("- mean radius\n", "  mean radius: radius\n").replace("- ratio", "  ratio")
+    assert job == parse_job(written.replace("- new\n", "  new: new\n"), "job.yaml")
+    assert list(job.features) == ["amount", "country", "mean radius", "ratio", "late", "new"]
+
+
+def test_what_is_wrong_in_a_list_of_features_has_its_line():
+    text = LISTED.replace("- amount\n", "- amuont\n").replace("- new\n", "- country\n  - 3\n  - [new]\n")
+    assert problems(text.replace("ratio > 1", "ratoi > 1")) == [
+        "line 5: feature `amuont`: there is no event field `amuont`, did you mean `amount`?",
+        "line 9: feature `late`: there is no event field or earlier feature `ratoi`, did you mean `ratio`?",
+        "line 10: the feature `country` is here twice",
+        "line 11: `features[6]`: it must be the name of a field, or `name: expression`",
+        "line 12: `features[7]`: it must be the name of a field, or `name: expression`",
+    ]
+    assert problems(LISTED.replace("default: 0", "default: zero")) == [
+        "line 8: feature `ratio`: it must be a number, not `zero`"
+    ]
+    assert problems(re.sub("schema.*\n", "", LISTED)) == [
+        "line 1: the key `schema` is missing: without it, leave out `features` as well"
+    ]
+    assert problems(LISTED.replace("amount: float", "amount: flaot")) == [
+        "line 3: schema field `amount`: `flaot` is not one of `float`, `int`, `string`, `bool` or `timestamp`, did you mean `float`?"
+    ]
+    assert problems(re.sub(r"features:(.|\n)*model", "features: []\nmodel", LISTED)) == [
+        "line 4: `features`: it is empty"
+    ]
+
+
+def test_a_long_list_of_features_takes_no_time():
+    began = time.process_time()
+    found = problems(LISTED.replace("- new\n", "- amount\n  - amuont\n  " * 20_000 + "- new\n"))
+    assert found[-1].startswith("... and ")
+    assert time.process_time() - began < 10

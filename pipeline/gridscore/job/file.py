@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from gridscore.job.check import Parts, check
 from gridscore.job.document import Problem, read_yaml
 from gridscore.job.plugs import sections
 from gridscore.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
-from gridscore.job.problems import dotted, error_of, located, within
+from gridscore.job.problems import MAX_PROBLEMS, dotted, error_of, located, within
 from gridscore.job.types import (
     DEAD_LETTER_BYTES,
     DEAD_LETTERS,
@@ -34,6 +35,8 @@ from gridscore.job.types import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path as FilePath
+
+    from gridscore.job.document import Document, Path
 
 
 _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
@@ -373,6 +376,7 @@ def parse_job(text: str, source: str) -> Job:
         JobFileError: It is not valid; the message has a line for each problem.
     """
     document = read_yaml(text)
+    _name_listed_features(document)
     problems = list(document.problems)
     job = None
     if document.data is not None:
@@ -388,6 +392,54 @@ def parse_job(text: str, source: str) -> Job:
     return job
 
 
+def _name_listed_features(document: Document) -> None:
+    """Let a list of features be a mapping, as a job has it; what is wrong with it goes to the document's problems."""
+    data = document.data
+    if not isinstance(data, dict) or not isinstance(items := data.get("features"), list):
+        return
+    fields = _draft({**data, "features": None}).fields
+    places = {kind.key(name): name for name, kind in fields.items()} | {name: name for name in fields}
+    features: dict[Any, Any] = {}
+    for number, item in enumerate(items):
+        if len(document.problems) > MAX_PROBLEMS:
+            break  # no more are shown
+        at = ("features", number)
+        if not isinstance(item, str | dict):
+            message = f"`features[{number + 1}]`: it must be the name of a field, or `name: expression`"
+            document.problems.append(Problem(document.line_of(at), message))
+            continue
+        for name, value in item.items() if isinstance(item, dict) else [(item, None)]:
+            line = document.line_of((*at, name))
+            if name in features:
+                document.problems.append(Problem(line, f"the feature `{name}` is here twice"))
+            elif isinstance(item, str):
+                features[name] = _own_field(document, name, places, fields, line)
+            else:
+                features[name] = value
+    lines: dict[Path, int] = {}
+    for path, line in document.lines.items():
+        if path[:1] == ("features",) and len(path) > 1:
+            item = items[path[1]]  # type: ignore[index]
+            path = ("features", item) if isinstance(item, str) else ("features", *path[2:])  # noqa: PLW2901
+        lines.setdefault(path, line)
+    document.lines, document.data = lines, {**data, "features": features}
+
+
+def _own_field(
+    document: Document, name: str, places: Mapping[str, str], fields: Mapping[str, FieldType], line: int
+) -> str:
+    """The expression of a feature that is the field of its name."""
+    field = places.get(name)
+    if field is None:
+        written = document.data.get("schema")
+        if isinstance(written, dict) and name not in written:  # else that is what is told
+            close = get_close_matches(name, places, n=1)
+            meant = f", did you mean `{close[0]}`?" if close else ""
+            document.problems.append(Problem(line, f"feature `{name}`: there is no event field `{name}`{meant}"))
+        return "0"  # and no more is said of it
+    return f"category({field})" if fields[field].type == "string" else field
+
+
 def job_json_schema() -> dict[str, Any]:
     """JSON Schema of the job file, for editors."""
     schema = Job.model_json_schema(by_alias=True, mode="validation")
@@ -400,6 +452,15 @@ def job_json_schema() -> dict[str, Any]:
     expression = {"type": ["string", "number", "boolean"]}
     definitions["Feature"]["properties"]["expression"] |= expression
     definitions["Feature"] = {"anyOf": [expression, definitions["Feature"]]}
+    features = schema["properties"]["features"]
+    listed = {
+        "anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": features["additionalProperties"]}]
+    }
+    described = {key: features.pop(key) for key in ("description", "title", "default")}
+    schema["properties"]["features"] = {
+        "anyOf": [features, {"type": "array", "minItems": 1, "items": listed}],
+        **described,
+    }
     definitions["ModelRef"] = {"anyOf": [{"type": "string"}, definitions["ModelRef"]]}
     key = definitions["Lookup"]["properties"]["key"]
     single = {"type": ["string", "number"], "description": key.pop("description"), "title": key.pop("title")}
