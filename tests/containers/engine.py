@@ -149,17 +149,21 @@ class Engine:
     def podman(self, *words: str, code: int | None = 0, seconds: float = 120) -> str:
         return self.run("podman", *words, code=code, seconds=seconds)
 
-    def prepare(self, image: str) -> None:
-        """Make the stand-ins that are not there yet, and our image."""
+    def prepare(self) -> None:
+        """Make the stand-ins that are not there yet."""
         python = base_image()
         if not all(self._has(name) for name in (python, HAZELCAST)):
             self._make_stand_ins(python)
         if not all(self._has(name) for name in BROKERS):
             self._make_brokers()
+
+    def build(self, image: str, target: str = "") -> None:
+        """Make an image of ours."""
         mine = [f"PIP_INDEX_URL={os.environ['PIP_INDEX_URL']}"] if "PIP_INDEX_URL" in os.environ else []
         # The certificates that this machine trusts, for a package index of its own.
         certificates = ["-v /etc/ssl/certs:/etc/ssl/certs:ro", "--env PIP_CERT=/etc/ssl/certs/ca-certificates.crt"]
         arguments = " ".join(["--layers", *certificates, *(f"--build-arg {each}" for each in mine)])
+        arguments += f" --target {target}" if target else ""
         self.run("make", "image", "ENGINE=podman", f"IMAGE={image}", f"ARGS={arguments}", seconds=280)
 
     def _has(self, name: str) -> bool:

@@ -36,6 +36,13 @@ class Composed:
         files = (word for file in self.files for word in ("-f", str(file)))
         return self.engine.run(sys.executable, "-m", "podman_compose", *files, *words, seconds=seconds)
 
+    def overlay(self, *files, services):
+        """Add overlays to what is up."""
+        # podman-compose finds no relative folder of a service that an overlay extends.
+        self.engine.environment["JOB"] = f"{ROOT}/jobs/payments"
+        self.files += files
+        self.compose("up", "-d", "--no-recreate", "--no-deps", *services)
+
     def of(self, service):
         """The names of its containers that run."""
         label = f"label=com.docker.compose.service={service}"
@@ -48,6 +55,10 @@ class Composed:
         for each in {*self.of("worker")} - {f"{self.name}_worker_1"}:
             self.engine.podman("stop", "--time", "15", each)
             self.engine.podman("rm", each)
+
+    def log(self, container):
+        """Its last lines, of both of its outputs."""
+        return self.engine.run("sh", "-c", f"podman logs --tail 40 {container} 2>&1", code=None)
 
     def inside(self, *words, code=0):
         """Run a command in a worker."""
@@ -80,7 +91,8 @@ def engine():
     if why := missing():
         not_here(why)
     engine = Engine()
-    engine.prepare(IMAGE)
+    engine.prepare()
+    engine.build(IMAGE)
     return engine
 
 
@@ -96,7 +108,7 @@ def composed(engine):
     finally:
         for container in engine.podman("ps", "--all", "--format", "{{.Names}}").split():
             if container.startswith(composed.name):
-                print(container, engine.run("sh", "-c", f"podman logs --tail 20 {container} 2>&1", code=None))
+                print(container, composed.log(container))
         composed.shrink()
         composed.compose("down", "--volumes", "--timeout", "5")
 
@@ -192,11 +204,8 @@ def test_the_overlays_take_payments_and_give_scores(composed, tmp_path_factory):
     # podman-compose has no secrets from the environment, which Docker Compose has.
     override = password.with_name("override.yaml")
     override.write_text(f"secrets: {{postgres_password: !override {{file: {password}}}}}\n")
-    # Nor does it find a relative folder of a service that an overlay extends.
-    composed.engine.environment["JOB"] = f"{ROOT}/jobs/payments"
-    composed.files += [*(f"compose/{each}.yaml" for each in OVERLAYS), override]
     services = ["kafka", "mosquitto", "postgres", "kafka-source", "kafka-sink", "mqtt-source", "postgres-sink"]
-    composed.compose("up", "-d", "--no-recreate", "--no-deps", *services)
+    composed.overlay(*(f"compose/{each}.yaml" for each in OVERLAYS), override, services=services)
 
     def are_healthy():
         return all(composed.is_healthy(each) for name in services for each in composed.of(name) or [""])
@@ -215,6 +224,17 @@ def test_the_overlays_take_payments_and_give_scores(composed, tmp_path_factory):
     assert not composed.is_healthy(broker)
     composed.engine.podman("kill", "--signal", "CONT", broker)
     until(lambda: composed.is_healthy(broker))
+
+
+def test_the_flights_overlay_scores_every_flight(composed, tmp_path_factory):
+    composed.engine.build(f"{IMAGE}-demo", "demo")
+    shorter = tmp_path_factory.mktemp("flights") / "shorter.yaml"
+    (line,) = re.findall("command: demo .*", (ROOT / "compose" / "flights.yaml").read_text())
+    shorter.write_text(f"services: {{flights: {{{line} --flights 2000 --rate 0}}}}\n")
+    composed.overlay("compose/flights.yaml", shorter, services=["flights"])
+    flights = f"{composed.name}_flights_1"
+    composed.engine.podman("wait", flights, seconds=180)
+    assert "Every one of 2,000 flights has one result, equal to Booster.predict to the bit" in composed.log(flights)
 
 
 def test_down_leaves_nothing(composed):
