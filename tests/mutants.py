@@ -103,7 +103,7 @@ MUTANTS = [
     ),
     Mutant(
         "what is only read back is taken for acknowledged",
-        "group/lease_writes.py",
+        "group/lease_records.py",
         "return self.began > _UNSAID",
         "return True",
         (SESSIONS, "-k", "acknowledged"),
@@ -131,14 +131,14 @@ MUTANTS = [
     ),
     Mutant(
         "a failed compare-and-set is taken for a success",
-        "group/lease_writes.py",
+        "group/lease_records.py",
         "written(position, records[position] if future.result() else None)",
         "written(position, records[position])",
         (SESSIONS, "-k", "comes_too_late"),
     ),
     Mutant(
         "a compare-and-set of unknown fate is taken for a success",
-        "group/lease_writes.py",
+        "group/lease_records.py",
         "written(position, record._replace(began=_UNSAID) if found[partition] == record.text else None)",
         "written(position, record)",
         (FENCE, "-k", "unknown_fate"),
@@ -201,7 +201,7 @@ MUTANTS = [
     ),
     Mutant(
         "a result from before the journal began again counts",
-        "group/standing.py",
+        "scoring/standing.py",
         "if result.epoch >= origin}",
         "if result.epoch >= 0}",
         (STORIES, "-k", "say_nothing"),
@@ -250,7 +250,7 @@ MUTANTS = [
     ),
     Mutant(
         "a rescan looks for events before it notes what arrives",
-        "group/rescan.py",
+        "scoring/missing.py",
         """\
         with self._group.reader.note_keys(partition) as arrived:
             missing = await still_without_result(self._grid, self._job, partition, events, rejected)
@@ -263,14 +263,14 @@ MUTANTS = [
     ),
     Mutant(
         "a rescan does not wait for the journal",
-        "group/rescan.py",
+        "scoring/missing.py",
         "while (self._group.come_to(partition) or 0) <= newest:",
         "while False:",
         (STORIES, "-k", "only_waits"),
     ),
     Mutant(
         "a rescan puts an old event behind a new one of its key",
-        "group/rescan.py",
+        "scoring/missing.py",
         "missing = [event for event in missing if event.key not in arrived]",
         "pass",
         (STORIES, "-k", "newer_one"),

@@ -10,10 +10,10 @@ import scoring
 from gridscore.client import connect
 from gridscore.errors import GridError, JobError, ModelMismatchError, UsageError
 from gridscore.grid import transport
-from gridscore.group.stats import JobStats
 from gridscore.job import parse_job
 from gridscore.models import Registry
 from gridscore.scoring.live_model import LiveModel
+from gridscore.scoring.stats import JobStats
 
 NAMES = ("amount", "log_amount", "age", "share", "home")
 

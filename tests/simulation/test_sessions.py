@@ -7,8 +7,7 @@ import pytest
 from msgspec.structs import replace
 from world import World
 
-from gridscore.group.lease_records import LeaseRecord, read_records
-from gridscore.group.lease_writes import LeaseWriter
+from gridscore.group.lease_records import LeaseRecord, LeaseWriter, read_records
 from gridscore.group.leases import Leases, Progress
 from gridscore.group.sessions import SESSIONS_MAP
 from gridscore.testing import Fault, StubCluster

@@ -15,7 +15,6 @@ from gridscore.grid import transport, wire
 from gridscore.grid.records import MAX_RECORD, Records
 from gridscore.grid.writer import partition_of
 from gridscore.group.lease_records import LEASES_MAP, lease_key, read_records
-from gridscore.group.stats import JobStats
 from gridscore.job import JobState, parse_job
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.models import Registry
@@ -25,6 +24,7 @@ from gridscore.operations.sink_status import SinkProcess
 from gridscore.operations.status import JobFigures
 from gridscore.operations.wipe import remnants
 from gridscore.scoring.audit import audit
+from gridscore.scoring.stats import JobStats
 from gridscore.sinks.runner import SinkRunner
 from gridscore.sinks.stats import SinkStats
 from gridscore.sources.http.settings import HttpSourceSettings

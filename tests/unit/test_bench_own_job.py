@@ -9,7 +9,6 @@ from gridscore.errors import TableError
 from gridscore.grid.capacity import Capacity, Source
 from gridscore.grid.management import MemberConfig
 from gridscore.grid.writer import partition_of
-from gridscore.group.stats import STAGES
 from gridscore.job import parse_job
 from gridscore.proving.bench import card
 from gridscore.proving.bench.advice import advice
@@ -17,6 +16,7 @@ from gridscore.proving.bench.own_job import Latency
 from gridscore.proving.bench.rounds import REST, Run, figures, predict, stage_figures
 from gridscore.proving.bench.samples import MAX_BYTES, bounded, from_history, keys
 from gridscore.proving.bench.temporary import _names
+from gridscore.scoring.stats import STAGES
 
 STAGE_MICROS = dict.fromkeys((*STAGES, REST), 1.0)
 BUSY = {"events_per_s": 100_000, "cpu_us_per_event": 9.5}

@@ -14,12 +14,12 @@ from gridscore.dead_letters.letters import decode, get_letter, letter_of_source,
 from gridscore.errors import EventRejectedError, GridError
 from gridscore.grid import transport
 from gridscore.grid.writer import MapWriter, partition_of
-from gridscore.group.missing import rejections
 from gridscore.job import parse_job
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.operations.removal import Choice, Removed, remove
 from gridscore.operations.replay import letter_ids, replay
 from gridscore.scoring import superseded
+from gridscore.scoring.missing import rejections
 from gridscore.sinks.runner import SinkRunner
 from gridscore.sources.base import Poison
 from gridscore.sources.runner import SourceRunner

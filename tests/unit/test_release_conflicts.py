@@ -9,11 +9,11 @@ from test_stub_grid import booster
 from gridscore.client import Client
 from gridscore.errors import ConflictError, GridError, JobError, ModelError
 from gridscore.grid import transport
-from gridscore.group.stats import JobStats
 from gridscore.job import JobState, parse_job
 from gridscore.job.life import JOBS_MAP
 from gridscore.models import Registry
 from gridscore.scoring.live_model import LiveModel
+from gridscore.scoring.stats import JobStats
 from gridscore.testing import StubCluster
 
 

@@ -7,12 +7,12 @@ import xgboost as xgb
 from gridscore.features import FeaturePlan
 from gridscore.grid.wire import Page
 from gridscore.group.reader import Arrival, Cursor
-from gridscore.group.stats import JobStats
 from gridscore.job import parse_job
 from gridscore.models import LoadedModel
 from gridscore.models.candidate import Candidate
 from gridscore.scoring import results
 from gridscore.scoring.scorer import ActiveModel, Scorer
+from gridscore.scoring.stats import JobStats
 
 JOB = """
 job: counts

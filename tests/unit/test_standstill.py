@@ -10,10 +10,9 @@ from gridscore.grid.writer import MapWriter
 from gridscore.group.group import Group
 from gridscore.group.members import Members
 from gridscore.group.reader import JournalReader
-from gridscore.group.standing import ResultOrigin, results_of
-from gridscore.group.stats import GroupStats
-from gridscore.group.subscription import Subscription
+from gridscore.group.subscription import GroupStats, Subscription
 from gridscore.job import Jobs, parse_job
+from gridscore.scoring.standing import ResultOrigin, results_of
 from gridscore.testing import StubCluster
 
 EVENTS = "events.x"

@@ -373,14 +373,14 @@ def test_what_takes_too_long_and_what_spins_are_errors(time):
 def test_clocks_of_processes_may_differ_and_the_machines_clock_comes_back(time):
     import time as machine
 
-    from gridscore.group import stats
+    from gridscore.group import subscription
 
     async def now():
-        return stats.time.time()
+        return subscription.time.time()
 
     with time.patched():
         ahead, behind = time.loop("ahead", skew=5.0), time.loop("behind", skew=-5.0)
         assert time.run(now(), ahead) - time.run(now(), behind) == pytest.approx(10)
-        assert stats.time.monotonic() == time.now
-        assert stats.time.perf_counter() > 0
-    assert stats.time is machine
+        assert subscription.time.monotonic() == time.now
+        assert subscription.time.perf_counter() > 0
+    assert subscription.time is machine

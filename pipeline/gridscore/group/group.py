@@ -37,12 +37,11 @@ from typing import TYPE_CHECKING, Any
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, GridscoreError
-from gridscore.group.assignment import quota
 from gridscore.group.leases import Leases, Progress
-from gridscore.group.losses import Losses
-from gridscore.group.members import bits_of
+from gridscore.group.members import bits_of, quota
 from gridscore.group.offsets import Offsets
 from gridscore.group.reader import JournalReader
+from gridscore.group.rescan import Losses
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -52,8 +51,7 @@ if TYPE_CHECKING:
     from gridscore.group.leases import Lease
     from gridscore.group.members import Members
     from gridscore.group.reader import Cursor
-    from gridscore.group.stats import GroupStats
-    from gridscore.group.subscription import Subscriber, Subscription
+    from gridscore.group.subscription import GroupStats, Subscriber, Subscription
 
 _log = logging.getLogger(__name__)
 

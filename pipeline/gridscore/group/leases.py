@@ -39,15 +39,25 @@ from msgspec.structs import replace
 
 from gridscore.errors import BadRecordError, ConflictError
 from gridscore.group.fence import SETTLE_SECONDS
-from gridscore.group.lease_records import LEASES_MAP, NOBODY, LeaseRecord, bad_lease, decode, read_records
-from gridscore.group.lease_writes import ANSWER, Change, LeaseWriter, Written
+from gridscore.group.lease_records import (
+    ANSWER,
+    LEASES_MAP,
+    NOBODY,
+    Change,
+    LeaseRecord,
+    LeaseWriter,
+    Written,
+    bad_lease,
+    decode,
+    read_records,
+)
 from gridscore.group.sessions import Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
     from gridscore.grid import Grid
-    from gridscore.group.lease_writes import Outcome
+    from gridscore.group.lease_records import Outcome
     from gridscore.group.sessions import Session
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ import time
 import uuid
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from hazelcast.core import HazelcastJsonValue
@@ -33,10 +33,9 @@ from gridscore.group.sessions import Sessions
 from gridscore.health_file import touch_health_file
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
     from gridscore.grid import Grid
-    from gridscore.group.group import Group
 
 _log = logging.getLogger(__name__)
 
@@ -312,6 +311,17 @@ class Members:
             await self._stops.pop()()
 
 
+class Part(Protocol):
+    """What this process has of a group; see `Group`."""
+
+    @property
+    def held(self) -> Collection[int]:
+        """Partitions."""
+
+    def wake(self) -> None:
+        """The members of the group have changed."""
+
+
 class Membership:
     """One process's part in its groups: says once a second that it lives, and sees who else does.
 
@@ -327,7 +337,7 @@ class Membership:
         grid: Grid,
         members: Members,
         value: Callable[[], dict[str, Any]],
-        groups: Callable[[], Mapping[str, Group]],
+        groups: Callable[[], Mapping[str, Part]],
     ) -> None:
         self._grid = grid
         self._members = members
@@ -421,3 +431,20 @@ class Membership:
         if now - self._swept_at > FORGET_SECONDS * 1000:
             self._swept_at = now
             await self._members.forget(FORGET_SECONDS)
+
+
+def quota(worker: str, held: Mapping[str, int], partitions: int) -> int:
+    """How many partitions a worker should hold: each decides for itself, by this rule and what it sees.
+
+    With `n` workers and `P` partitions each holds `P / n`, rounded down or up: up for those that hold more already. So
+    a worker that is added gets its share, one that is removed leaves its share to the others, and nothing else moves.
+
+    Args:
+        worker: Which.
+        held: Partitions that each living worker of the group holds, this one among them.
+        partitions: How many there are.
+    """
+    floor, more = divmod(partitions, len(held))
+    above = sorted(name for name, count in held.items() if count > floor)
+    ahead = above.index(worker) if worker in above else len(above)
+    return floor + (ahead < more)

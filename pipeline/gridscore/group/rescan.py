@@ -1,11 +1,10 @@
-"""Rescans: a partition whose journal has lost events is searched for them in the map itself.
+"""Rescans, and the rest of what a group does about loss, as its job or sink says: `on_loss: rescan | continue | halt`.
 
-A request is a record in the control map `gridscore.rescans`, under group and partition: whoever holds the partition
-does it, and takes the request away when nothing is missing any more. So a request outlives the process that made it.
-
-What is missing differs. A job misses events that have no result, and scores them. What has none may only be waiting in
-the journal: the owner therefore looks, reads the journal to where it ended then, and looks again: what is missing still
-was lost. It takes the ordinary way from there, behind what has arrived.
+Losses are counted in the lease records, together with the offset that passes them, and so exactly once. With `rescan`,
+a partition whose journal has lost events is searched for them in the map itself. A request is a record in the control
+map `gridscore.rescans`, under group and partition: whoever holds the partition does it, and takes the request away when
+nothing is missing any more. So a request outlives the process that made it. What is missing is known to those who use
+the group: a job misses events without a result, a sink all that the map has.
 """
 
 from __future__ import annotations
@@ -13,43 +12,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from hazelcast.errors import HazelcastError
 from msgspec.structs import replace
 
-from gridscore.errors import GridError
+from gridscore.errors import EventsLostError, GridError
 from gridscore.grid.copies import payload
-from gridscore.grid.journal import Journal, Page
+from gridscore.grid.journal import Page
 from gridscore.grid.records import Count, Records, Word, partition_in
 from gridscore.grid.watches import Watched
-from gridscore.group.missing import Event, rejection_of_raw, rejections, still_without_result, without_result
 from gridscore.group.offsets import NotNowError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
-    from gridscore.dead_letters.letters import Rejected
+    from gridscore.errors import GridscoreError
     from gridscore.grid import Grid
     from gridscore.grid.records import Record
-    from gridscore.group.group import Group
-    from gridscore.group.missing import Rejection
-    from gridscore.group.stats import GroupStats, JobStats
-    from gridscore.job import Job
+    from gridscore.group.leases import Leases
+    from gridscore.group.offsets import Offsets
+    from gridscore.group.subscription import GroupStats, Subscription
 
 _log = logging.getLogger(__name__)
 
 RESCANS_MAP = "gridscore.rescans"
 LOOK_SECONDS = 2.0
-_LETTERS_SECONDS = 5.0
-"""Dead letters that were read serve the rescans of so long: one for each partition would read all of them each time."""
 
-_WAIT_SECONDS = 0.1
-_PATIENCE_SECONDS = 20.0
-"""How long what was found is waited for, before the request is left for later."""
-
-_AT_ONCE = 512
+_HALT_SECONDS = 4.0
+_ASK_ALL_SECONDS = 10.0
 
 
 async def request(grid: Grid, group: str, partitions: Iterable[int], reason: str) -> None:
@@ -150,7 +142,7 @@ class Rescanner:
 
     Args:
         grid: The connection.
-        group: That holds the partitions.
+        held: Gives the partitions that the group holds here.
         name: Of the group.
         stats: Where to count.
         rescan: Finds what a partition is missing, and returns when it is made good; raises `NotNowError` to leave it
@@ -158,10 +150,15 @@ class Rescanner:
     """
 
     def __init__(
-        self, grid: Grid, group: Group, name: str, stats: GroupStats, rescan: Callable[[int], Awaitable[None]]
+        self,
+        grid: Grid,
+        held: Callable[[], Collection[int]],
+        name: str,
+        stats: GroupStats,
+        rescan: Callable[[int], Awaitable[None]],
     ) -> None:
         self._grid = grid
-        self._group = group
+        self._held = held
         self._name = name
         self._stats = stats
         self._rescan = rescan
@@ -172,9 +169,9 @@ class Rescanner:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 requests = await watched(self._grid, self._name)
-                self._stats.rescans = sum(1 for partition in requests if partition in self._group.held)
+                self._stats.rescans = sum(1 for partition in requests if partition in self._held())
                 for partition, record in requests.items():
-                    if partition in self._group.held:
+                    if partition in self._held():
                         await self._do(partition, record)
             except (HazelcastError, GridError) as error:
                 _log.warning("%s: a rescan failed, trying again: %s", self._name, error)
@@ -189,92 +186,11 @@ class Rescanner:
         self._stats.rescans -= 1
 
 
-class MissingResults:
-    """Finds the events of a job that have no result, and has them scored.
+class Event(NamedTuple):
+    """An entry of the event map: serialized key and value."""
 
-    Args:
-        grid: The connection.
-        job: The job.
-        group: That holds the partitions.
-        stats: Where to count.
-    """
-
-    def __init__(self, grid: Grid, job: Job, group: Group, stats: JobStats) -> None:
-        self._grid = grid
-        self._job = job
-        self._group = group
-        self._stats = stats
-        self._journal = Journal(grid, job.events)
-        self._rejected: set[Rejection] = set()
-        self._letters: set[Rejection] = set()
-        self._letters_at = float("-inf")
-
-    def were_rejected(self, events: Iterable[Rejected]) -> None:
-        """Events could not be scored, whether or not there was room for their dead letters."""
-        # Those that were found in the map are waited for.
-        self._rejected |= {rejection_of_raw(event.key, event.raw) for event in events if event.sequence < 0}
-
-    async def rescan(self, partition: int) -> None:
-        """Return when no event of a partition is without a result.
-
-        Raises:
-            NotNowError: It is no longer ours, or what was found is not scored for too long.
-            HazelcastError: The cluster did not answer.
-        """
-        # An event that was rejected since they were read is only tried once more.
-        if self._grid.clock() - self._letters_at > _LETTERS_SECONDS:
-            self._letters, self._letters_at = await rejections(self._grid, self._job), self._grid.clock()
-        while await self._pass(partition, self._letters):
-            pass
-
-    async def _pass(self, partition: int, rejected: set[Rejection]) -> int:
-        """Look through the partition once, and score what is missing; returns how many events that was."""
-        grid, job = self._grid, self._job
-        found = 0
-        waiting: list[Event] = []
-        async for page in without_result(grid, job, partition, rejected):
-            waiting += page
-            if len(waiting) >= _AT_ONCE:
-                found += await self._score(partition, waiting, rejected)
-                waiting = []
-        return found + await self._score(partition, waiting, rejected)
-
-    async def _score(self, partition: int, events: list[Event], rejected: set[Rejection]) -> int:
-        """Score those of some events that are missing, and return when they have results, or were rejected."""
-        if not events:
-            return 0
-        self._rejected.clear()
-        _, newest = await self._journal.bounds(partition)
-        deadline = self._grid.clock() + _PATIENCE_SECONDS
-        while (self._group.come_to(partition) or 0) <= newest:
-            await self._wait(partition, deadline)
-        # An event that is put under the same key meanwhile has its turn, and must not be followed by the older one.
-        with self._group.reader.note_keys(partition) as arrived:
-            missing = await still_without_result(self._grid, self._job, partition, events, rejected)
-            missing = [event for event in missing if event.key not in arrived]
-            if missing and not self._group.reader.insert(partition, page_of(missing)):
-                raise NotNowError
-        if not missing:
-            return 0
-        _log.warning(
-            "%s: %d events of partition %d had no result, scoring them",
-            self._job.name,
-            len(missing),
-            partition,
-            extra={"action": "rescued", "events": len(missing), "partition": partition},
-        )
-        left = missing
-        while left:
-            await self._wait(partition, deadline)
-            rejected |= self._rejected
-            left = await still_without_result(self._grid, self._job, partition, left, rejected)
-        self._stats.rescued += len(missing)
-        return len(missing)
-
-    async def _wait(self, partition: int, deadline: float) -> None:
-        if self._grid.clock() > deadline or partition not in self._group.held:
-            raise NotNowError
-        await asyncio.sleep(_WAIT_SECONDS)
+    key: bytes
+    value: bytes
 
 
 def page_of(events: list[Event], sequence: int = -1) -> Page:
@@ -287,3 +203,126 @@ def page_of(events: list[Event], sequence: int = -1) -> Page:
             foreign[position] = int.from_bytes(value[4:8], "big", signed=True)
     keys = [event.key for event in events]
     return Page(0, 0, [sequence] * len(keys), keys, values, foreign, sum(map(len, values)))
+
+
+class Losses:
+    """Acts on the losses of one group's partitions.
+
+    Args:
+        grid: The connection.
+        subscription: What the group reads.
+        stats: Where to count.
+        leases: Of the partitions.
+        offsets: Of the partitions.
+        fail: Ends the reading with an error.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        subscription: Subscription,
+        stats: GroupStats,
+        leases: Leases,
+        offsets: Offsets,
+        fail: Callable[[GridscoreError], None],
+    ) -> None:
+        self._grid = grid
+        self._subscription = subscription
+        self._name = subscription.group
+        self._stats = stats
+        self._leases = leases
+        self._offsets = offsets
+        self._fail = fail
+        self._asked_all = float("-inf")
+        self._counted: dict[int, int] = {}  # by partition, up to where its gaps are counted: one may be met again
+
+    async def begin(self, partition: int) -> None:
+        """Events were overwritten before anybody began: they are nobody's loss, but they are not left, either.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        if self._subscription.rescans:
+            await request(self._grid, self._name, [partition], "begin")
+
+    async def gap(self, partition: int, expected: int, first: int) -> None:
+        """Events were overwritten before they were read.
+
+        Args:
+            partition: Of the event map.
+            expected: Sequence that was to be read.
+            first: Sequence that was read instead.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        lost = first - expected
+        if (new := first - max(expected, self._counted.get(partition, expected))) > 0:
+            self._counted[partition] = first
+            self._stats.lost += new
+            _log.error(
+                "%s: partition %d lost %d events, overwritten before they were read (expected sequence %d, got %d)",
+                self._name,
+                partition,
+                new,
+                first - new,
+                first,
+                extra={"action": "lost", "lost": new, "partition": partition},
+            )
+        if self._subscription.rescans:
+            # Written before the offset passes the gap, so that it outlives us.
+            await request(self._grid, self._name, [partition], "gap")
+        elif self._subscription.on_loss == "halt":
+            await self._pass(partition, expected, first, lost)
+            self._fail(
+                EventsLostError(
+                    f"Partition {partition} of `{self._subscription.map}` lost {lost} events before they were read, "
+                    f"and `{self._name}` says `on_loss: halt`.",
+                    f"{self._subscription.again} goes on behind the gap; give the journal more capacity, or start more "
+                    "processes to read it.",
+                )
+            )
+
+    async def regression(self, partition: int) -> None:
+        """A journal has begun again.
+
+        Raises:
+            HazelcastError: The cluster did not answer.
+        """
+        self._stats.regressions += 1
+        self._counted.pop(partition, None)
+        if not self._subscription.rescans:
+            return
+        await request(self._grid, self._name, [partition], "regression")
+        if self._grid.clock() - self._asked_all > _ASK_ALL_SECONDS:
+            # What befell this journal befell others, and may not show: where new events have covered it already.
+            self._asked_all = self._grid.clock()
+            await request(self._grid, self._name, range(self._grid.partition_count), "regression")
+
+    def after_regression(self, partition: int) -> None:
+        """The offset was set to where the journal begins now."""
+        if self._subscription.on_loss == "halt":
+            self._fail(
+                EventsLostError(
+                    f"The journal of partition {partition} of `{self._subscription.map}` has begun again: its map has "
+                    f"lost writes, and `{self._name}` says `on_loss: halt`.",
+                    f"{self._subscription.again} reads what the journal has now; give the map a backup-count.",
+                )
+            )
+
+    async def _pass(self, partition: int, expected: int, first: int, lost: int) -> None:
+        """Commit past a gap, so that what is started again goes on behind it; but not past what is still to be done.
+
+        What was read before the gap was found may wait to be written. If that takes too long nothing is committed, and
+        what is started again comes to the gap once more.
+        """
+        try:
+            async with asyncio.timeout(_HALT_SECONDS):
+                while (there := self._offsets.acknowledged(partition)) is not None and there.offset < expected:
+                    await self._offsets.change()
+                if there is not None:
+                    behind = there._replace(offset=first, lost=there.lost + lost)
+                    await self._leases.commit({partition: behind}, [partition])
+                    self._offsets.begin(partition, behind)
+        except (HazelcastError, TimeoutError) as error:
+            _log.warning("%s: the gap could not be committed: %s", self._name, error or "no answer")

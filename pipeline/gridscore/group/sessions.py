@@ -29,8 +29,7 @@ from msgspec.structs import replace
 
 from gridscore.grid import Records
 from gridscore.group.fence import Fence
-from gridscore.group.lease_records import NOBODY, LeaseRecord, decode
-from gridscore.group.lease_writes import LeaseWriter, Written
+from gridscore.group.lease_records import NOBODY, LeaseRecord, LeaseWriter, Written, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

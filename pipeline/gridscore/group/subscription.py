@@ -1,14 +1,17 @@
-"""What a group reads, and how: all that the machinery of groups knows of those who use it, be it a job or a sink."""
+"""What a group reads, how, and what it counts: all that it knows of those who use it, be it a job or a sink."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from gridscore.grid.journal import Page
     from gridscore.group.leases import Lease
-    from gridscore.job import JobRecord
+
+MOST_SHOWN = 1_000
+"""Characters of a message that a record holds; one that is longer than its readers take would make the record bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +49,44 @@ class Subscription:
         return self.begin or self.start
 
 
-def subscription_of(record: JobRecord) -> Subscription:
-    """What the group of a job reads."""
-    job = record.job
-    return Subscription(
-        job.name,
-        job.events,
-        job.start,
-        job.on_loss,
-        begin=record.begin,
-        restarts=record.restarts,
-        again=f"`gridscore resume {job.name}`",
-    )
+@dataclass(slots=True)
+class GroupStats:
+    """Counters of one group in one process, since it began.
+
+    Attributes:
+        events: Scored or delivered, and acknowledged.
+        dead: Sent to the dead letters.
+        lost: Events that this process found overwritten before they were read.
+        regressions: Journals that this process found begun again.
+        rescued: Events that a rescan found, and that were scored or delivered.
+        rescans: Rescans of held partitions that are to be done.
+        partitions: Held now.
+        rebalances: How often partitions came or went.
+        taken: Partitions that came.
+        given: Partitions that were given back.
+        committed_at: When offsets were committed last, in milliseconds since 1970; 0 if never.
+    """
+
+    events: int = 0
+    dead: int = 0
+    lost: int = 0
+    regressions: int = 0
+    rescued: int = 0
+    rescans: int = 0
+    partitions: int = 0
+    rebalances: int = 0
+    taken: int = 0
+    given: int = 0
+    committed_at: int = 0
+    _window: list[tuple[float, int]] = field(default_factory=list)
+
+    def rate(self) -> float:
+        """Events per second over the last few calls; call it once a second."""
+        now = time.monotonic()
+        self._window.append((now, self.events))
+        del self._window[:-6]
+        (since, then), (until, last) = self._window[0], self._window[-1]
+        return (last - then) / (until - since) if until > since else 0.0
 
 
 class Subscriber(Protocol):

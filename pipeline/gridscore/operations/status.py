@@ -23,9 +23,9 @@ from gridscore.group.heartbeats import Heartbeats, is_recent
 from gridscore.group.lease_records import read_records
 from gridscore.group.members import WORKERS_MAP
 from gridscore.group.rescan import all_requests, requests_of
-from gridscore.group.subscription import subscription_of
 from gridscore.job import Jobs, JobState
 from gridscore.job.life import WANTED
+from gridscore.scoring.stats import subscription_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -30,18 +30,19 @@ from gridscore.grid.journal import Journal
 from gridscore.grid.records import Count, Records, Word, parsed
 from gridscore.group import rescan
 from gridscore.group.lease_records import read_records
-from gridscore.group.missing import Event, rejection_of, rejections, still_without_result, without_result
+from gridscore.group.rescan import Event
 from gridscore.job import Jobs
 from gridscore.job.life import ENDED, WANTED
 from gridscore.scoring import antijoin
+from gridscore.scoring.missing import rejection_of, rejections, still_without_result, without_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from gridscore.grid import Grid
     from gridscore.grid.records import Record
-    from gridscore.group.missing import Rejection
     from gridscore.job import Job, JobRecord
+    from gridscore.scoring.missing import Rejection
 
 _log = logging.getLogger(__name__)
 

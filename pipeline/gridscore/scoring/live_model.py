@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from gridscore.features import LookupTable
     from gridscore.grid import Grid
-    from gridscore.group.stats import JobStats
     from gridscore.job import JobRecord
     from gridscore.models import ModelVersion
+    from gridscore.scoring.stats import JobStats
 
 _log = logging.getLogger(__name__)
 

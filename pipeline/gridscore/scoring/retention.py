@@ -37,18 +37,19 @@ from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of, walk
 from gridscore.grid.journal import Journal
 from gridscore.group.lease_records import read_records
-from gridscore.group.missing import Event, rejection_of, rejections
 from gridscore.group.offsets import NotNowError
-from gridscore.group.standing import ResultOrigin
+from gridscore.group.rescan import Event
 from gridscore.job import Jobs
 from gridscore.job.life import ENDED
+from gridscore.scoring.missing import rejection_of, rejections
+from gridscore.scoring.standing import ResultOrigin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from gridscore.grid import Grid
-    from gridscore.group.missing import Rejection
     from gridscore.job import Job
+    from gridscore.scoring.missing import Rejection
 
 _log = logging.getLogger(__name__)
 

@@ -36,17 +36,17 @@ from gridscore.grid.writer import MapWriter
 from gridscore.group.group import Group
 from gridscore.group.leases import LEASE_SECONDS
 from gridscore.group.offsets import Write
-from gridscore.group.rescan import MissingResults, Rescanner
-from gridscore.group.standing import without_standing
-from gridscore.group.stats import MOST_SHOWN, JobStats
-from gridscore.group.subscription import subscription_of
+from gridscore.group.rescan import Rescanner
+from gridscore.group.subscription import MOST_SHOWN
 from gridscore.scoring.audit import audit_on_schedule
 from gridscore.scoring.live_model import LiveModel
 from gridscore.scoring.lookups import Lookups
+from gridscore.scoring.missing import MissingResults
 from gridscore.scoring.preparation import prepare
-from gridscore.scoring.restart import restart_position
 from gridscore.scoring.retention import Retention
 from gridscore.scoring.scorer import Scorer
+from gridscore.scoring.standing import restart_position, without_standing
+from gridscore.scoring.stats import JobStats, subscription_of
 from gridscore.scoring.superseded import Superseded
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class JobRunner:
         limits = Limits(job.max_dead_letters, job.max_dead_letter_bytes)
         self._letters = LetterWriter(grid, job.name, limits, share=lambda: len(self.group.held) / grid.partition_count)
         self._missing = MissingResults(grid, job, self.group, self.stats)
-        self._rescanner = Rescanner(grid, self.group, job.name, self.stats, self._missing.rescan)
+        self._rescanner = Rescanner(grid, lambda: self.group.held, job.name, self.stats, self._missing.rescan)
         self._superseded = Superseded(grid, job, lambda: self.group.standing)
         self._retention = Retention(grid, job, lambda: self.group.standing, self.group.come_to, self.group.leases.until)
         self._lanes: dict[int, deque[_Waiting]] = {}

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from gridscore.grid.copies import Fetcher
     from gridscore.grid.journal import Page
     from gridscore.group.reader import Arrival, Cursor
-    from gridscore.group.stats import JobStats
     from gridscore.job import Job
     from gridscore.models import LoadedModel
+    from gridscore.scoring.stats import JobStats
 
 _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializable", -55: "a Compact record"}
 

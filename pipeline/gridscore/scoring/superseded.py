@@ -23,15 +23,15 @@ from gridscore.errors import GridError
 from gridscore.grid import transport, wire
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of
-from gridscore.group.standing import results_of
+from gridscore.scoring.standing import results_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from gridscore.dead_letters.letters import DeadLetter
     from gridscore.grid import Grid
-    from gridscore.group.standing import ResultOrigin
     from gridscore.job import Job
+    from gridscore.scoring.standing import ResultOrigin
 
 _log = logging.getLogger(__name__)
 

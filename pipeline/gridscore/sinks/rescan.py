@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 from gridscore.grid.entries import walk
 from gridscore.grid.journal import Journal
-from gridscore.group.missing import Event
 from gridscore.group.offsets import NotNowError
-from gridscore.group.rescan import page_of
+from gridscore.group.rescan import Event, page_of
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid

@@ -120,7 +120,7 @@ class SinkRunner:
         self.group = Group(grid, subscription, _Delivering(self._moves), members, self.stats, seconds=lease_seconds)
         self._membership = Membership(grid, members, self._says, lambda: {subscription.group: self.group})
         self._again = DeliverAgain(grid, settings.results, self.group, self.stats)
-        self._rescanner = Rescanner(grid, self.group, subscription.group, self.stats, self._again.rescan)
+        self._rescanner = Rescanner(grid, lambda: self.group.held, subscription.group, self.stats, self._again.rescan)
         self._collector = Collector(grid, settings.only, self.group.reader.is_current)
         limits = Limits(settings.max_dead_letters, settings.max_dead_letter_bytes)
         self._letters = LetterWriter(grid, name, limits, share=lambda: len(self.group.held) / grid.partition_count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gridscore.group.stats import MOST_SHOWN, GroupStats
+from gridscore.group.subscription import MOST_SHOWN, GroupStats
 
 STARTING, DELIVERING, WAITING, PAUSED = "starting", "delivering", "waiting", "paused"
 """States of a process: it opens its destination, delivers, waits until its destination can be reached again, or pauses

@@ -21,11 +21,11 @@ from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
 from gridscore.group.leases import begin_anew
 from gridscore.group.members import Members
-from gridscore.group.stats import STAGES
 from gridscore.job import JobRecord, JobState
 from gridscore.proving.bench.meter import Meter
 from gridscore.scoring import JobRunner
 from gridscore.scoring.runner import BATCH_EVENTS
+from gridscore.scoring.stats import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence

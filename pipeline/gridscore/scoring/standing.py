@@ -7,18 +7,23 @@ later one of the same key; a result from before the journal began again says not
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of
+from gridscore.grid.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from gridscore.grid import Grid
     from gridscore.grid.journal import Page
+    from gridscore.job import JobRecord
+
+_PAGE_EVENTS = 256
 
 
 class ResultOrigin(msgspec.Struct):
@@ -87,3 +92,39 @@ def without(page: Page, drop: Collection[int]) -> Page:
         values=[page.values[position] for position in kept],
         foreign={new: page.foreign[old] for new, old in enumerate(kept) if old in page.foreign},
     )
+
+
+async def restart_position(grid: Grid, record: JobRecord, partition: int, oldest: int, newest: int) -> int:
+    """Sequence at which a restarted job begins.
+
+    Journals keep no times. The results do: an event is taken to be of the time at which it was scored. So for a
+    time, the first event in the journal whose result is from then or later, or that has none. An event whose key has
+    been put again since tells no time, and is passed over until one does.
+
+    Args:
+        grid: The connection.
+        record: The job; its `begin` says where.
+        partition: Which.
+        oldest: Sequence in its journal.
+        newest: Sequence in its journal.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    if record.begin == "oldest":
+        return oldest
+    if record.begin == "latest":
+        return newest + 1
+    moment = dt.datetime.fromisoformat(record.begin).timestamp() * 1000
+    journal, position = Journal(grid, record.job.events), oldest
+    while position <= newest:
+        page = await journal.read(partition, position, _PAGE_EVENTS)
+        if page is None:
+            break
+        results = await results_of(grid, record.job.results, partition, page.keys)
+        for key, sequence in zip(page.keys, page.sequences, strict=True):
+            result = results.get(key)
+            if result is None or (result.sequence == sequence and result.scored_at >= moment):
+                return sequence
+        position = page.next
+    return newest + 1
