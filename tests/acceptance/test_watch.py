@@ -90,6 +90,21 @@ def test_it_begins_with_the_oldest_and_shows_only_what_was_asked_for(watch, put)
     assert [json.loads(line)["key"] for line in out.splitlines()] == ["a"]
 
 
+def test_it_waits_for_what_is_not_there_yet_if_it_is_told_to(watch, put, unique):
+    process = watch("--wait", "60", "--from", "oldest", "--limit", "1")
+    assert process.stderr.readline() == f"There is no job and no map `results.watch-{unique}` yet; waiting for it.\n"
+    put({"key": "a"})
+    out, rest = process.communicate(timeout=30)
+    assert out.split()[:1] == ["a"], rest
+
+
+def test_a_wait_has_an_end(watch):
+    process = watch("--wait", "1")
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert "error: There is no job and no map" in rest
+
+
 def test_a_map_without_a_journal_is_watched_all_the_same(watch, put, unique):
     put(target=f"lookups.watch-{unique}")
     process = watch("--limit", "1", target=f"lookups.watch-{unique}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
 
 _LINES_A_SECOND = 200
+_LOOK_SECONDS = 0.5
 _KEY, _VALUE, _OTHER, _FIELDS = 48, 60, 200, 40
 """Characters of a key, a field and what is not a result, and how many fields, a line shows; `--json` shows all."""
 _META = ("model", "version", "revision", "sequence", "scored_at")
@@ -47,6 +48,12 @@ def watch(
         Start, typer.Option("--from", help="Where to begin: with the oldest results that the journal holds, or now.")
     ] = Start.latest,
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="End after so many results.")] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait", min=0.0, max=86_400.0, metavar="SECONDS", help="Wait so long for a job not submitted yet."
+        ),
+    ] = 0.0,
     members: Members = None,
     cluster_name: ClusterName = None,
     settings: SettingsFile = None,
@@ -62,7 +69,7 @@ def watch(
 
     async def main() -> None:
         async with connected(members, cluster_name, settings) as grid:
-            map_name = await _result_map(grid, target)
+            map_name = await _awaited(grid, target, wait)
             _end_with_signals()
             async with await _opened(grid, map_name, start) as results:
                 begin = "from now on" if start is Start.latest else "from the oldest on"
@@ -93,6 +100,31 @@ async def _opened(grid: Grid, map_name: str, start: Start) -> ResultStream:
         f"{map_name} has no journal: some results may be missed when a connection is lost.", style="dim", markup=False
     )
     return await ResultStream(grid, map_name, journal=False).open()
+
+
+async def _awaited(grid: Grid, target: str, seconds: float) -> str:
+    """The map that is meant, once it is there.
+
+    Raises:
+        MapNotFoundError: It is not there in time.
+    """
+    deadline = time.monotonic() + seconds
+    said = False
+    while True:
+        try:
+            return await _result_map(grid, target)
+        except MapNotFoundError:
+            if time.monotonic() >= deadline:
+                raise
+        if not said:
+            said = True
+            errors.print(
+                f"There is no job and no map `{target}` yet; waiting for it.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _result_map(grid: Grid, target: str) -> str:
