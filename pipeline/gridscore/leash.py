@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Self
 
-from gridscore.log_end import last_lines
+from gridscore.texts import last_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

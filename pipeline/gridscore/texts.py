@@ -1,9 +1,12 @@
-"""Numbers and foreign texts as people read them in messages."""
+"""Numbers, foreign texts and the ends of logs as people read them in messages."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # What a terminal obeys or hides: C0, DEL, C1, line separators, marks that turn the direction; and lone surrogates,
 # which no stream can encode.
@@ -30,3 +33,16 @@ def visible(value: Any, *, layout: bool = False) -> str:
 def _spelled(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+_LINES = 12
+
+
+def last_lines(lines: Sequence[str], nothing: str = "it logged nothing") -> str:
+    """The last of them, indented.
+
+    Args:
+        lines: Of a log.
+        nothing: Said if there are none.
+    """
+    return "\n".join(f"  {line}" for line in lines[-_LINES:]) or f"  ({nothing})"

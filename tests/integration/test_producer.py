@@ -15,7 +15,7 @@ from gridscore.grid.capacity import Capacity, Source, journal_capacity
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
 from gridscore.scoring import Worker
-from gridscore.scoring.capacity import warnings
+from gridscore.scoring.preparation import warnings
 
 
 @pytest.fixture

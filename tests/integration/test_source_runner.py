@@ -7,8 +7,7 @@ import pytest
 import scoring
 
 from gridscore.client import connect
-from gridscore.dead_letters.letters import list_letters, map_of
-from gridscore.dead_letters.names import SOURCES_MAP, owner_of
+from gridscore.dead_letters.letters import SOURCES_MAP, list_letters, map_of, owner_of
 from gridscore.errors import BackPressureError, JobError, UsageError
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter, partition_of

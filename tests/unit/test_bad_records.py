@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from test_stub_grid import booster
 
-from gridscore.dead_letters.names import POSITIONS_MAP
+from gridscore.dead_letters.letters import POSITIONS_MAP
 from gridscore.errors import BadRecord, BadRecordError, GridscoreError, JobError
 from gridscore.grid import transport, wire
 from gridscore.grid.records import MAX_RECORD, Records
@@ -25,8 +25,8 @@ from gridscore.operations.status import JobFigures
 from gridscore.operations.wipe import remnants
 from gridscore.scoring.audit import audit
 from gridscore.scoring.stats import JobStats
+from gridscore.sinks.records import SinkStats
 from gridscore.sinks.runner import SinkRunner
-from gridscore.sinks.stats import SinkStats
 from gridscore.sources.http.settings import HttpSourceSettings
 from gridscore.sources.logfile.settings import LogfileSourceSettings
 from gridscore.sources.position import Positions, forget_all

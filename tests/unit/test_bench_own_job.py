@@ -11,8 +11,7 @@ from gridscore.grid.management import MemberConfig
 from gridscore.grid.writer import partition_of
 from gridscore.job import parse_job
 from gridscore.proving.bench import card
-from gridscore.proving.bench.advice import advice
-from gridscore.proving.bench.own_job import Latency
+from gridscore.proving.bench.own_job import Latency, advice
 from gridscore.proving.bench.rounds import REST, Run, figures, predict, stage_figures
 from gridscore.proving.bench.samples import MAX_BYTES, bounded, from_history, keys
 from gridscore.proving.bench.temporary import _names

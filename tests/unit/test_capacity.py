@@ -5,7 +5,7 @@ import pytest
 from gridscore.grid.capacity import Capacity, Source
 from gridscore.grid.doctor import Level
 from gridscore.job import parse_job
-from gridscore.scoring.capacity import judge, warnings
+from gridscore.scoring.preparation import judge, warnings
 
 JOB = """\
 job: payments

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from gridscore.cli.plugs import command_of
 from gridscore.job.plugs.sections import kinds
-from gridscore.sinks import registry as sinks
-from gridscore.sources import registry as sources
+from gridscore.sinks import base as sinks
+from gridscore.sources import base as sources
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "jobs").glob("*/README.md"))]

@@ -10,7 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from gridscore.dead_letters.names import POSITIONS_MAP
+from gridscore.dead_letters.letters import POSITIONS_MAP
 from gridscore.errors import UsageError
 from gridscore.sources.base import SourceInterruptedError
 from gridscore.sources.logfile import source as logfile

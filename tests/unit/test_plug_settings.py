@@ -18,8 +18,8 @@ from gridscore.errors import GridscoreError, SettingsError, UsageError
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
 from gridscore.job.plugs.environment import from_environment
 from gridscore.job.types import Duration, Strict
-from gridscore.sinks import registry as sinks
-from gridscore.sources import registry as sources
+from gridscore.sinks import base as sinks
+from gridscore.sources import base as sources
 from gridscore.sources.kafka.settings import KafkaSourceSettings
 
 

@@ -10,7 +10,7 @@ from gridscore.sinks.base import SinkInterruptedError
 from gridscore.sinks.postgres.settings import PostgresSinkSettings
 from gridscore.sinks.postgres.table import ResultTable
 from gridscore.sources.postgres.settings import PostgresSourceSettings
-from gridscore.sources.postgres.trigger import statements
+from gridscore.sources.postgres.source import trigger_statements
 
 
 def sink(**more):
@@ -47,7 +47,7 @@ def test_names_are_quoted_and_types_kept():
 
 
 def test_a_trigger_tells_the_columns_of_the_key():
-    made = statements("shop.orders", "changes", ("shop", "id"))
+    made = trigger_statements("shop.orders", "changes", ("shop", "id"))
     assert "json_build_object('shop', OLD.\"shop\", 'id', OLD.\"id\")" in made
     assert 'ON "shop"."orders"' in made
 

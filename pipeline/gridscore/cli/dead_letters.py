@@ -31,8 +31,7 @@ async def _check(grid: Grid, name: str) -> JobRecord | None:
     Raises:
         JobError: There is none of that name: a misspelt one is an error, not an empty list.
     """
-    from gridscore.dead_letters.letters import map_of
-    from gridscore.dead_letters.names import owner_of
+    from gridscore.dead_letters.letters import map_of, owner_of
     from gridscore.job import Jobs
 
     record = await Jobs(grid).find(name)

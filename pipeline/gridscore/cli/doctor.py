@@ -37,7 +37,7 @@ def doctor(
     Example: [bold]gridscore doctor --job jobs/flights/job.yaml[/]
     """
     from gridscore.grid.doctor import Level, examine
-    from gridscore.scoring.capacity import examine_capacity
+    from gridscore.scoring.preparation import examine_capacity
 
     named = _load(job) if job else None
 

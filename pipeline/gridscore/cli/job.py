@@ -35,8 +35,8 @@ def check(
     """
     from gridscore.errors import JobFileError, ModelError
     from gridscore.job import load_job
-    from gridscore.sinks import registry as sinks
-    from gridscore.sources import registry as sources
+    from gridscore.sinks import base as sinks
+    from gridscore.sources import base as sources
 
     try:
         job = load_job(file)

@@ -51,7 +51,7 @@ def submit(
     from gridscore.client import Client
     from gridscore.job import load_job
     from gridscore.models.fit import fit_warnings
-    from gridscore.scoring.capacity import warnings
+    from gridscore.scoring.preparation import warnings
 
     job = load_job(file)
 

@@ -255,7 +255,7 @@ class _Plan:
         if (self.query is None) != (self.database is None):
             raise UsageError("--query and --database belong together.", "Give both.")
         if self.query is not None:
-            from gridscore.sources.registry import KINDS
+            from gridscore.sources.base import KINDS
 
             KINDS["postgres"].plug_class()  # or there is no library to ask with, which is better said at once
 

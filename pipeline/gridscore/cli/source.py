@@ -13,7 +13,7 @@ from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, conn
 from gridscore.cli.output import console, one_line, print_json, print_table, run, visible
 from gridscore.cli.plug_run import Line, run_until_told, running, say
 from gridscore.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
-from gridscore.sources.registry import KINDS
+from gridscore.sources.base import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -37,11 +37,6 @@ class Taken:
         self.dropped = False
         self._answered: asyncio.Event = asyncio.Event()
 
-    @property
-    def is_answered(self) -> bool:
-        """Whether nothing of it waits or is under way."""
-        return not self.open
-
     async def confirmed(self) -> None:
         """Wait until the cluster has confirmed all of it.
 

@@ -18,8 +18,7 @@ from gridscore.grid.launch import START_SECONDS, count_of, is_ready
 from gridscore.grid.member import parse_heap
 from gridscore.grid.ports import HOST, choose_ports
 from gridscore.grid.template import load_template, member_config, template_cluster_name
-from gridscore.log_end import last_lines
-from gridscore.texts import count_text
+from gridscore.texts import count_text, last_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ import heapq
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 from hazelcast.errors import HazelcastError
@@ -25,7 +25,9 @@ from gridscore.errors import GridError, JobError
 from gridscore.grid import transport
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of, walk
+from gridscore.grid.records import Records
 from gridscore.grid.writer import partition_of
+from gridscore.job import Jobs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -324,3 +326,30 @@ async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:
             f"`gridscore dead-letters discard {job} {key}` removes it.",
         )
     return found
+
+
+SINKS_MAP = "gridscore.sinks"
+SOURCES_MAP = "gridscore.sources"
+POSITIONS_MAP = "gridscore.positions"
+
+Owner = Literal["job", "sink", "source"]
+
+
+async def owner_of(grid: Grid, name: str) -> Owner | None:
+    """What has a name, as far as the grid knows: a source is known while it runs, and by what it has left.
+
+    Raises:
+        HazelcastError: The cluster did not answer.
+    """
+    if await Jobs(grid).find(name) is not None:
+        return "job"
+    if await Records(grid, SINKS_MAP).get(name) is not None:
+        return "sink"
+    if any(record.value.get("name") == name for record in (await Records(grid, SOURCES_MAP).all()).values()):
+        return "source"
+    if any(key.startswith(f"{name}/") for key in await Records(grid, POSITIONS_MAP).all()):
+        return "source"
+    if await grid.has_map(map_of(name)):
+        async for _, dead in walk_letters(grid, name):
+            return "source" if dead.stage == SOURCE_STAGE else None
+    return None

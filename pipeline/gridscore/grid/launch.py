@@ -19,7 +19,7 @@ from gridscore.errors import MemberError
 from gridscore.grid import guard
 from gridscore.grid.ports import user_of
 from gridscore.grid.template import member_config
-from gridscore.log_end import last_lines
+from gridscore.texts import last_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gridscore.dead_letters.names import POSITIONS_MAP, SINKS_MAP, SOURCES_MAP
+from gridscore.dead_letters.letters import POSITIONS_MAP, SINKS_MAP, SOURCES_MAP
 from gridscore.errors import BadRecord
 from gridscore.grid import transport
 from gridscore.grid.entries import values_of

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gridscore.dead_letters.letters import map_of
-from gridscore.dead_letters.names import SINKS_MAP
+from gridscore.dead_letters.letters import SINKS_MAP, map_of
 from gridscore.errors import JobError
 from gridscore.grid import transport
 from gridscore.grid.records import Count, Figure, Records, Word, parsed

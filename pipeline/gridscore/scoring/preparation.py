@@ -1,4 +1,4 @@
-"""Gives the maps of a job what they need on a running cluster: journals, backups, protection from a split.
+"""What the maps of a job need on a running cluster: journals that hold enough, backups, protection from a split.
 
 Hazelcast makes a map as it is configured when it is first named, so only a map that does not exist yet can be prepared.
 """
@@ -6,20 +6,21 @@ Hazelcast makes a map as it is configured when it is first named, so only a map 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gridscore.errors import JournalMissingError
 from gridscore.grid import transport
-from gridscore.grid.capacity import journal_bytes
-from gridscore.grid.doctor import MIN_PER_PARTITION
+from gridscore.grid.capacity import Source, journal_bytes, journal_capacity
+from gridscore.grid.doctor import MIN_PER_PARTITION, Finding, Level
 from gridscore.grid.heap import size_text
 from gridscore.grid.management import first_config
 from gridscore.grid.map_configs import NewMapConfig, add_map_config
-from gridscore.scoring.capacity import needed_capacity
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
+    from gridscore.grid.capacity import Capacity
     from gridscore.grid.management import MapConfig, MemberConfig
     from gridscore.job import Job
 
@@ -142,3 +143,71 @@ def _too_late(name: str) -> JournalMissingError:
         "Let the job and its producers use another name, or destroy the map if its entries are not needed; then "
         "`gridscore prepare` again. For old events: put them into the new map once more.",
     )
+
+
+async def examine_capacity(grid: Grid, job: Job) -> Finding | None:
+    """How long the journal lasts at the job's peak rate; None if the job states none, or the map has no journal.
+
+    Raises:
+        GridError: The cluster did not answer.
+    """
+    if job.peak_rate is None:
+        return None
+    capacity = await journal_capacity(grid, job.events)
+    return None if capacity is None else judge(job, job.peak_rate, capacity)
+
+
+async def warnings(grid: Grid, job: Job) -> list[str]:
+    """Warnings for the user who submits a job.
+
+    Raises:
+        GridError: The cluster did not answer.
+    """
+    finding = await examine_capacity(grid, job)
+    if finding is None or finding.level is Level.OK:
+        return []
+    return [f"{finding.what}: {finding.detail}. {finding.advice}"]
+
+
+def judge(job: Job, peak_rate: float, capacity: Capacity) -> Finding:
+    """Compare a capacity with a peak rate, in events per second, and the headroom that the job wants."""
+    entries = _entries(job)
+    lasts = capacity.total / (peak_rate * entries)
+    holds = "holds" if capacity.source is Source.CONFIGURED else "seems to hold"
+    detail = (
+        f"its journal {holds} {capacity.total:,} entries, {capacity.partition:,} in each of {capacity.partitions} "
+        f"partitions: {_seconds(lasts)} at the peak of {peak_rate:,.0f} events/s of the job {job.name}"
+    )
+    if entries == 2:
+        detail += ", removals included"
+    what = f"event map {job.events}"
+    if lasts >= job.headroom_seconds:
+        return Finding(Level.OK, what, detail)
+    needed = needed_capacity(job, peak_rate, capacity.partitions)
+    return Finding(
+        Level.WARN,
+        what,
+        f"{detail}, less than its headroom of {_seconds(job.headroom_seconds)}",
+        f"Set `event-journal: {{capacity: {needed}}}` for it in the members' hazelcast.yaml and restart them; or state "
+        "another `peak_rate` or `headroom` in the job file.",
+    )
+
+
+def needed_capacity(job: Job, peak_rate: float, partitions: int) -> int:
+    """Entries that the journal of a job's events must hold over all partitions, at so many events a second.
+
+    Two figures, and enough for each partition after rounding down.
+    """
+    entries = peak_rate * _entries(job) * job.headroom_seconds
+    least = math.ceil(entries / partitions) * partitions
+    step: int = 10 ** max(0, len(str(least)) - 2)
+    return math.ceil(least / step) * step
+
+
+def _entries(job: Job) -> int:
+    # An event that is removed later is two entries: at a steady rate as many go as come.
+    return 1 if job.retain_seconds is None else 2
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds < 10 else f"{seconds:,.0f} s"

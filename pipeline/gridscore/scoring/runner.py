@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from gridscore.group.leases import Lease
     from gridscore.group.members import Members
     from gridscore.job import JobRecord
-    from gridscore.scoring.loaded_models import LoadedModels
+    from gridscore.scoring.live_model import LoadedModels
     from gridscore.scoring.lookups import SharedCopy
     from gridscore.scoring.scorer import PartitionBatch, ScoredBatch
 

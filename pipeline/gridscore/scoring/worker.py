@@ -25,7 +25,7 @@ from gridscore.group.leases import LEASE_SECONDS
 from gridscore.group.members import PUBLISH_SECONDS, Members, Membership, new_identity
 from gridscore.job import JobRecord, Jobs, JobState
 from gridscore.job.life import WANTED
-from gridscore.scoring.loaded_models import LoadedModels
+from gridscore.scoring.live_model import LoadedModels
 from gridscore.scoring.lookups import Lookups
 from gridscore.scoring.process import age
 from gridscore.scoring.runner import JobRunner

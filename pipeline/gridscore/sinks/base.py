@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gridscore.errors import GridscoreError
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.job.plugs.kinds import PlugKinds
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -123,3 +125,6 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """Let everything go. Raises nothing."""
+
+
+KINDS = PlugKinds[SinkSettings, Sink]("sink")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from gridscore.dead_letters.names import SINKS_MAP, owner_of
+from gridscore.dead_letters.letters import SINKS_MAP, owner_of
 from gridscore.errors import ConflictError, UsageError
 from gridscore.grid.records import Count, Records, Word
-from gridscore.group.subscription import Subscription
+from gridscore.group.subscription import MOST_SHOWN, GroupStats, Subscription
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -186,3 +186,47 @@ def _now() -> str:
 def default_name(kind: str, map_name: str) -> str:
     """What a sink is called that was not given a name: after its kind and its map."""
     return f"{kind}-{map_name.replace(':', '-')}"[:64]
+
+
+STARTING, DELIVERING, WAITING, PAUSED = "starting", "delivering", "waiting", "paused"
+"""States of a process: it opens its destination, delivers, waits until its destination can be reached again, or pauses
+because there is no room for dead letters."""
+
+
+@dataclass(slots=True)
+class SinkStats(GroupStats):
+    """Counters of one process of a sink, since it began.
+
+    Attributes:
+        state: `starting`, `delivering`, `waiting` or `paused`.
+        error: Why it waits or pauses; empty if it does not.
+        deliveries: Made.
+        filtered: Results that were not to be delivered.
+        interruptions: Times that a destination could not be reached.
+    """
+
+    state: str = STARTING
+    error: str = ""
+    deliveries: int = 0
+    filtered: int = 0
+    interruptions: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """For the process's record."""
+        return {
+            "state": self.state,
+            "error": self.error[:MOST_SHOWN],
+            "delivered": self.events,
+            "rate": round(self.rate(), 1),
+            "deliveries": self.deliveries,
+            "filtered": self.filtered,
+            "dead_letters": self.dead,
+            "interruptions": self.interruptions,
+            "lost": self.lost,
+            "regressions": self.regressions,
+            "rescued": self.rescued,
+            "rescans": self.rescans,
+            "partitions": self.partitions,
+            "rebalances": self.rebalances,
+            "committed_at": self.committed_at,
+        }

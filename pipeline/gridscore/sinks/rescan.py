@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.group.group import Group
     from gridscore.group.reader import Cursor
-    from gridscore.sinks.stats import SinkStats
+    from gridscore.sinks.records import SinkStats
 
 _PAGE = 512
 _AHEAD_PAGES = 4

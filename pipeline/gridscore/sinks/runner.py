@@ -33,11 +33,15 @@ from gridscore.group.members import Members, Membership, new_identity
 from gridscore.group.offsets import Write
 from gridscore.group.rescan import Rescanner
 from gridscore.job.plugs.environment import Hidden, from_environment
-from gridscore.sinks.base import Delivery, SinkInterruptedError
+from gridscore.sinks.base import KINDS, Delivery, SinkInterruptedError
 from gridscore.sinks.collector import Collector, cut
 from gridscore.sinks.moves import Moves
 from gridscore.sinks.records import (
+    DELIVERING,
+    PAUSED,
     PROCESSES_MAP,
+    WAITING,
+    SinkStats,
     default_name,
     find_sink,
     group_of,
@@ -45,9 +49,7 @@ from gridscore.sinks.records import (
     register,
     subscription_of,
 )
-from gridscore.sinks.registry import KINDS
 from gridscore.sinks.rescan import DeliverAgain
-from gridscore.sinks.stats import DELIVERING, PAUSED, WAITING, SinkStats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence

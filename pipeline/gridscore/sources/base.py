@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from gridscore.errors import GridscoreError
+from gridscore.job.plugs.base import SourceSettings
+from gridscore.job.plugs.kinds import PlugKinds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from gridscore.client.room import Waiting
 
@@ -126,3 +128,26 @@ class PushedSource(Source, Protocol):
 
     def waits(self, map_name: str, waiting: Waiting | None) -> None:
         """Nothing can be put into a map now, and why; or None, when it can again."""
+
+
+def key_of(fields: Mapping[str, Any], names: Sequence[str]) -> str | int:
+    """The key that fields make: the value of one, or the values of several joined by `|`.
+
+    Raises:
+        ValueError: One is not there, or is neither text nor a whole number.
+    """
+    parts: list[str | int] = []
+    for name in names:
+        part = fields.get(name)
+        if isinstance(part, bool) or not isinstance(part, (str, int)) or part == "":
+            raise ValueError(f"The field `{name}` makes the key, and is {'missing' if part is None else 'no key'}.")
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else "|".join(map(str, parts))
+
+
+KINDS = PlugKinds[SourceSettings, Source]("source")
+
+
+def name_of(settings: SourceSettings, name: str | None = None) -> str:
+    """What a source is called: as its settings say, as it is called where they stand, or after its kind and its map."""
+    return settings.name or name or f"{KINDS.of(settings).name}-{settings.to}".replace(":", "-")[:64]

@@ -12,7 +12,7 @@ import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from gridscore.dead_letters.names import POSITIONS_MAP
+from gridscore.dead_letters.letters import POSITIONS_MAP
 from gridscore.errors import BadRecord, BadRecordError, ConflictError, GridError
 from gridscore.grid.records import Record, Records
 

@@ -30,14 +30,12 @@ from hazelcast.errors import HazelcastError, HazelcastSerializationError
 
 from gridscore.client.producer import Producer
 from gridscore.client.producer_queue import WithdrawnError
-from gridscore.dead_letters.letters import letter_of_source
-from gridscore.dead_letters.names import owner_of
+from gridscore.dead_letters.letters import letter_of_source, owner_of
 from gridscore.dead_letters.writer import COUNT_SECONDS, DEFAULT_LIMITS, LetterWriter, Limits
 from gridscore.errors import BackPressureError, ConnectionFailedError, GridError, GridscoreError, UsageError
 from gridscore.job.plugs.environment import Hidden, from_environment
 from gridscore.job.types import seconds_of
-from gridscore.sources.base import Poison, PushedSource, SourceInterruptedError
-from gridscore.sources.registry import KINDS, name_of
+from gridscore.sources.base import KINDS, Poison, PushedSource, SourceInterruptedError, name_of
 from gridscore.sources.status import FAILED, Publisher, SourceStats
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ import msgspec
 from hazelcast.core import HazelcastJsonValue
 from hazelcast.errors import HazelcastError
 
-from gridscore.dead_letters.letters import map_of
-from gridscore.dead_letters.names import SOURCES_MAP
+from gridscore.dead_letters.letters import SOURCES_MAP, map_of
 from gridscore.errors import GridscoreError, JobError
 from gridscore.grid import transport
 from gridscore.grid.records import Count, Figure, Records, Word, parsed, record_text

@@ -16,7 +16,7 @@ import psutil
 from gridscore.errors import MemberError
 from gridscore.grid import guard
 from gridscore.grid.launch import start_guard
-from gridscore.log_end import last_lines
+from gridscore.texts import last_lines
 
 if TYPE_CHECKING:
     from pathlib import Path

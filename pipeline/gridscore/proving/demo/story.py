@@ -20,8 +20,7 @@ from gridscore.grid.member import Cluster, running_cluster
 from gridscore.job import load_job
 from gridscore.leash import LeashedProcess
 from gridscore.operations.status import job_status
-from gridscore.proving.demo.dataset import LATE_MINUTES, events, load_flights
-from gridscore.proving.demo.extras import require_extras
+from gridscore.proving.demo.dataset import LATE_MINUTES, events, load_flights, require_extras
 from gridscore.proving.demo.plot import save_plot
 from gridscore.proving.demo.replay import STALLED_SECONDS, Replay
 from gridscore.proving.demo.report import Report, check_results, judge, latency_percentiles

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from watchfiles import awatch
 
 from gridscore.errors import UsageError
-from gridscore.sources.base import Batch, Poison, SourceInterruptedError
-from gridscore.sources.keys import key_of
+from gridscore.sources.base import Batch, Poison, SourceInterruptedError, key_of
 from gridscore.sources.logfile.files import LogFiles
 from gridscore.sources.logfile.formats import seconds_of_time
 from gridscore.sources.logfile.places import Places

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gridscore.sources.base import Poison
-from gridscore.sources.keys import key_of
+from gridscore.sources.base import Poison, key_of
 from gridscore.sources.mqtt.packets import user_property
 
 if TYPE_CHECKING:

@@ -47,8 +47,8 @@ class QueryRows:
     def __init__(self, grid: Grid, query: str, database: str, to: str, key: Sequence[str], **how: Any) -> None:
         from pydantic import ValidationError
 
+        from gridscore.sources.base import KINDS
         from gridscore.sources.postgres.settings import PostgresSourceSettings
-        from gridscore.sources.registry import KINDS
 
         try:
             settings = PostgresSourceSettings(

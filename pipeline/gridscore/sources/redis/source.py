@@ -23,8 +23,7 @@ from redis.exceptions import RedisError
 
 from gridscore.errors import GridscoreError, UsageError
 from gridscore.job.types import seconds_of
-from gridscore.sources.base import Batch, Poison, SourceInterruptedError
-from gridscore.sources.keys import key_of
+from gridscore.sources.base import Batch, Poison, SourceInterruptedError, key_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence
