@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from commands import with_client
 from sklearn.datasets import load_breast_cancer
 from xgboost import XGBClassifier
@@ -63,5 +64,7 @@ def test_a_job_file_of_four_lines_scores_a_model_of_scikit_learn(cluster, run, s
     run("features", "tumours.yaml", "tumours.jsonl", "-o", "m.parquet", code=2)
     frame.to_csv("history.csv", index=False)
     run("features", "tumours.yaml", "history.csv", "--model", "tumours.ubj", "-o", "m.parquet")
+    run("features", "tumours.yaml", "history.csv", "--model", "tumours.ubj", "--score", "-o", "m.parquet")
+    assert pd.read_parquet("m.parquet")["score"].to_numpy().tobytes() == scores.tobytes()
     run("status", "tumours")
     assert "RUNNING" in run("jobs").stdout

@@ -4,6 +4,7 @@ import asyncio
 import base64
 
 import numpy as np
+import pandas as pd
 import pytest
 import scoring
 from hazelcast.core import HazelcastJsonValue
@@ -11,8 +12,10 @@ from hazelcast.core import HazelcastJsonValue
 from gridscore.client import connect
 from gridscore.dead_letters.letters import list_letters
 from gridscore.errors import JobError, ModelMismatchError
+from gridscore.features import offline_matrix
 from gridscore.group.lease_records import read_records
-from gridscore.job import JobState
+from gridscore.job import JobState, parse_job
+from gridscore.models import loaded_from
 from gridscore.operations.status import job_status
 from gridscore.scoring import Worker
 
@@ -40,6 +43,32 @@ async def test_every_event_has_one_result_with_the_score_of_the_model(cluster, u
     assert got.tobytes() == expected.astype(np.float32).tobytes()
     one = results["e7"]
     assert (one["user"], one["country"], one["version"], one["model"], one["revision"]) == ("u7", "FR", 1, name, 1)
+
+
+@pytest.mark.parametrize("mode", ["copy", "fetch"])
+async def test_decisions_by_conditions_are_those_of_the_history(cluster, unique, mode):
+    name, model = f"job-{unique}", scoring.booster()
+    text = scoring.JOB.format(name=name, mode=mode).replace(
+        "  age: customer.age\n  share: amount / customer.limit\n", ""
+    )
+    model = scoring.booster(("amount", "log_amount", "home"))
+    text += "decisions:\n  - {decision: call, when: score > 0.5 and (customer.age > 60 or home == 1)}\n"
+    text += "  - {decision: wait, when: customer.limit is None}\n  - {decision: none}\n"
+    events = scoring.events(1000)
+    async with scoring.scoring(cluster, name, mode=mode, model=model, file=text) as (client, _):
+        await client.put_events(f"events.{name}", events)
+        results = await scoring.all_results(client, name, 1000)
+
+    people = pd.DataFrame.from_dict(scoring.customers(), orient="index").reset_index(names="user")
+    version, loaded = loaded_from(model, name)
+    history = pd.DataFrame(list(events.values()))
+    offline = offline_matrix(
+        parse_job(text, "test"), history, {"customer": people}, version.categories, score=loaded.predict
+    ).kept
+    assert [results[key]["decision"] for key in events] == offline["decision"].tolist()
+    assert set(offline["decision"]) == {"call", "wait", "none"}
+    got = np.array([results[key]["score"] for key in events], dtype=np.float32)
+    assert got.tobytes() == offline["score"].to_numpy().tobytes()
 
 
 async def test_results_are_seen_by_a_listener(cluster, unique):

@@ -142,7 +142,7 @@ def test_the_examples_are_valid():
         ("[carrier, sent_at]", "[carrier, carrier]", "line 28: `result.include[2]`: `carrier` is here twice"),
         ("[carrier, sent_at]", "[score]", "line 28: `result.include[1]`: `score` is a field of every result already; give the event field another name with `json`"),
         ("at_least: 0.4", "at_least: 0.8", "line 31: `decisions[2]`: `at_least: 0.8` is not below the 0.7 before it: decisions go from high to low"),
-        ("decision: watch, at_least: 0.4", "decision: watch", "line 31: `decisions[2]`: only the last decision, for all lower scores, can be without `at_least`"),
+        ("decision: watch, at_least: 0.4", "decision: watch", "line 31: `decisions[2]`: only the last decision, for all lower scores, can be without `at_least`, or `when`"),
         ("decision: on time", "decision: on time, at_least: 0", "line 32: `decisions[3]`: the last decision is for all lower scores: leave its `at_least` out"),
         ("decision: watch", "decision: late", "line 31: `decisions[2]`: the decision `late` is here twice"),
         ("at_least: 0.7", "at_least: high", "line 30: `decisions[1].at_least`: it must be a number, not `high`"),

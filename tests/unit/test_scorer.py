@@ -1,10 +1,12 @@
 """The scorer: a score that is not a number is a dead letter, whatever its neighbours are."""
 
+import json
+
 import numpy as np
 import pytest
 import xgboost as xgb
 
-from gridscore.features import FeaturePlan
+from gridscore.features import FeaturePlan, decisions
 from gridscore.grid.wire import Page
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import parse_job
@@ -104,3 +106,37 @@ async def test_decisions_on_several_scores_are_never_made(monkeypatch, fast):
     job = parse_job(JOB.replace("margin: start\n", "") + DECISIONS, "test")
     with pytest.raises(ValueError, match="decisions need one score per event"):
         await score(job, model("multi:softprob", num_class=3), ['{"x": 0.5, "start": 1}'] * 4)
+
+
+CONDITIONS = DECISIONS.replace("at_least: 10", "when: score > 1 and x > 0.3")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("classes", [True, False])
+async def test_decisions_by_conditions_and_one_that_cannot_be_made_harms_nobody(monkeypatch, fast, classes):
+    if not fast:
+        monkeypatch.setattr(results, "_fast", None)
+    text, loaded = JOB + CONDITIONS, model()
+    if classes:
+        text = JOB.replace("margin: start\n", "") + CONDITIONS.replace("score > 1", 'label != "z"')
+        text, loaded = text + "classes: [x, y, z]\n", model("multi:softprob", num_class=3)
+    job = parse_job(text, "test")
+    values = [f'{{"x": {x}, "start": {start}}}' for x, start in ((0.5, 1), (0.2, 1), (0.7, 9), (0.5, 1e30), (0.6, 1))]
+    right = decisions.Decider.decide
+
+    def wrong(self, events, scores):
+        if 0.7 in events.objects("x"):
+            raise RuntimeError("oops")
+        return right(self, events, scores)
+
+    monkeypatch.setattr(decisions.Decider, "decide", wrong)
+    scored = await score(job, loaded, values)
+
+    last = [] if classes else [(3, "predict")]
+    assert sorted((each.sequence, each.stage) for each in scored.rejected) == [(2, "decide"), *last]
+    assert "RuntimeError: oops" in str([each.error for each in scored.rejected])
+    (batch,) = scored.partitions
+    assert batch.keys == [b"k0", b"k1", *([b"k3"] if classes else []), b"k4"]
+    names = [json.loads(text)["decision"] for text in batch.texts]
+    assert names[1] == "few"
+    assert classes or names == ["many", "few", "many"]

@@ -41,6 +41,9 @@ def features(
             help="A model (XGBoost UBJ or JSON): its categories, and its features if the job file names none.",
         ),
     ] = None,
+    score: Annotated[
+        bool, typer.Option("--score", help="Add each row's score and decision, as the model of --model would live.")
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that are not events of the schema, and count them.")
     ] = False,
@@ -55,7 +58,7 @@ def features(
     from gridscore.errors import TableError, UsageError
     from gridscore.features import offline_matrix
     from gridscore.job import load_job
-    from gridscore.models import completed, version_in
+    from gridscore.models import check_fit, completed, loaded_from
     from gridscore.models.inputs import read_categories
 
     if output.suffix != ".parquet":
@@ -65,9 +68,15 @@ def features(
         raise TableError(f"`{output}` cannot be written: {what}.", _OUTPUT_HINT)
     job = load_job(job_file)
     categories: Mapping[str, Sequence[str]] | None = None
+    predict = None
     if model is not None:
-        version = version_in(model, job.model.name)
+        version, loaded = loaded_from(model, job.model.name)
         job, categories = completed(job, version), version.categories
+        if score:
+            check_fit(job, version)
+            predict = loaded.predict
+    elif score:
+        raise UsageError("--score needs a model.", "Give its file: --model FILE.")
     job.require_features()
     if categories_from is not None:
         categories = read_categories(categories_from)
@@ -82,6 +91,7 @@ def features(
             categories,
             keep=keep or (),
             skip_bad=skip_bad,
+            score=predict,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total, description="features"),
         )
         if not len(matrix):

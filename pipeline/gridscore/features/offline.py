@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from gridscore.errors import ModelError, TableError
+from gridscore.features.decisions import Decider
 from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, definitions_of
 from gridscore.features.events import EventDecoder
 from gridscore.features.lookup_table import LookupTable
@@ -198,6 +199,7 @@ def offline_matrix(
     *,
     keep: Sequence[str] = (),
     skip_bad: bool = False,
+    score: Callable[[NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.float32]] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> OfflineMatrix:
     """The features of a history, as the stream would see them.
@@ -211,12 +213,16 @@ def offline_matrix(
         keep: Columns of the history to keep beside the features.
         skip_bad: Leave out rows that are not events of the schema, and entries whose key is not one, instead of
             raising.
+        score: What gives the scores of a matrix and its margins, as a model's `predict` does: with it, the kept columns
+            get each row's `score`, of several outputs `score.NAME` or `score.0`, and its `decision`, as live.
         on_progress: Called with the rows done and all rows to do; twice as many as the history has, if categories are
             learnt.
 
     Raises:
         TableError: A file or column is missing, or a row is not an event of the schema, or has a key that is not one.
     """
+    import pandas as pd
+
     from gridscore.features import tables
 
     source = "the history"
@@ -230,6 +236,9 @@ def offline_matrix(
         )
     if job.margin is not None and MARGINS in [*keep, *job.features]:
         raise TableError(f"`{MARGINS}` is the column of the job's margin.", "Give the other column another name.")
+    taken = [name for name in (*keep, *job.features) if name == "decision" or f"{name}.".startswith("score.")]
+    if score is not None and taken:
+        raise TableError(f"`{taken[0]}` is what the scored history has.", "Give the other column another name.")
     kept = tables.take_columns(history, keep, source) if keep else None
     tables.rows_as_json(history[:0], job.schema_, source)  # a missing column is best said before lookups are read
     reading = _Reading(job, history, source, skip_bad=skip_bad)
@@ -242,11 +251,14 @@ def offline_matrix(
     if learn:
         categories = _learn(job, filled, reading, lambda done: report(done, total * passes))
     plan = FeaturePlan(job, filled, categories or {})
+    decider = Decider(job, filled, categories or {}) if score is not None and job.decisions else None
     values = np.empty((total, len(plan.names)), np.float32)
     rows = np.empty(total, np.intp)
     margins = None if job.margin is None else np.empty(total, np.float32)
+    outcomes: list[pd.DataFrame] = []
     filled_to = 0
-    for done, positions, events in reading.batches():
+    for done, positions, batch in reading.batches():
+        events = batch
         matrix, begins = plan.inputs(events)
         kept_rows = np.array(positions, np.intp)
         if margins is not None and begins is not None:
@@ -257,12 +269,17 @@ def offline_matrix(
                     "Such an event is not scored. Give `margin` a `default`, or leave such rows out with `--skip-bad`.",
                 )
             matrix, kept_rows = np.delete(matrix, lacking, axis=0), np.delete(kept_rows, lacking)
-            begins = np.delete(begins, lacking)
+            begins, events = np.delete(begins, lacking), events.without(lacking.tolist())
             margins[filled_to : filled_to + len(begins)] = begins
         values[filled_to : filled_to + len(matrix)] = matrix
         rows[filled_to : filled_to + len(matrix)] = kept_rows
         filled_to += len(matrix)
+        if score is not None and events:
+            outcomes.append(_outcome(job, decider, events, score(matrix, begins)))
         report(total * (passes - 1) + done, total * passes)
+    columns = [] if kept is None else [kept.iloc[rows[:filled_to]].reset_index(drop=True)]
+    if outcomes:
+        columns.append(pd.concat(outcomes, ignore_index=True))
     used = {name: tuple(map(str, known)) for name, known in (categories or {}).items() if name in job.features}
     return OfflineMatrix(
         names=plan.names,
@@ -270,7 +287,7 @@ def offline_matrix(
         categories=used,
         rows=rows[:filled_to],
         skipped=total - filled_to,
-        kept=None if kept is None else kept.iloc[rows[:filled_to]].reset_index(drop=True),
+        kept=pd.concat(columns, axis=1) if columns else None,
         margins=None if margins is None else margins[:filled_to],
         margin="" if job.margin is None else job.margin.expression,
         looked_up={
@@ -279,6 +296,20 @@ def offline_matrix(
         },
         definitions=definitions_of(job),
     )
+
+
+def _outcome(job: Job, decider: Decider | None, events: EventColumns, scores: NDArray[np.float32]) -> pd.DataFrame:
+    """What live results would say of these events; there is no decision where a score is not a finite number."""
+    import pandas as pd
+
+    by_row = scores.reshape(len(scores), -1)
+    several = [f"score.{name}" for name in job.classes or range(by_row.shape[1])]
+    frame = pd.DataFrame(by_row, columns=["score"] if scores.ndim == 1 else several)
+    if decider is not None:
+        names = [decision.decision for decision in job.decisions]
+        frame["decision"] = list(map(names.__getitem__, decider.decide(events, scores).tolist()))
+        frame.loc[~np.isfinite(by_row).all(axis=1), "decision"] = None
+    return frame
 
 
 class _Reading:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gridscore.features.columns import EventColumns
+from gridscore.features.decisions import Decider
 from gridscore.features.program import Program
 from gridscore.features.quality import QualityCounter
 
@@ -38,6 +39,7 @@ class FeaturePlan:
         looked_up: Events looked up so far, by lookup.
         missed: Those that had no entry, or a bad one.
         quality: What was missing in the last events.
+        decider: Decides on scored events, if the job has conditions.
     """
 
     def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]]) -> None:
@@ -50,7 +52,8 @@ class FeaturePlan:
         # Only of lookups that a feature uses: nobody needs the others' entries.
         self._key_program = Program(job, tables, categories)
         self._key_slots = {name: self._key_program.keys(name) for name in job.lookups}
-        self._used = frozenset(self._program.lookup_slots)
+        self.decider = Decider(job, tables, categories) if job.has_conditions else None
+        self._used = frozenset(self._program.lookup_slots) | (self.decider.lookups if self.decider else frozenset())
         self.looked_up = dict.fromkeys(job.lookups, 0)
         self.missed = dict.fromkeys(job.lookups, 0)
         texts = {name: slot for name, (slot, _) in self._program.category_values().items()}

@@ -12,12 +12,14 @@ import numpy as np
 
 from gridscore.errors import ModelMismatchError
 from gridscore.features.operations import COLUMNAR, ELEMENTWISE
-from gridscore.job.check import compile_features, compile_keys, compile_margin
+from gridscore.job.check import compile_decisions, compile_features, compile_keys, compile_margin
 from gridscore.job.expressions import Node, find
 from gridscore.job.types import Type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from gridscore.features.columns import EventColumns
     from gridscore.features.lookup_table import LookupTable
@@ -35,6 +37,7 @@ class _Ref(NamedTuple):
 
 _COUNT = _Ref(0, scalar=True)
 _EVENTS = _Ref(1)
+_SCORES = _Ref(2)
 
 
 class _Step(NamedTuple):
@@ -51,7 +54,7 @@ class Program:
         tables: Its lookup tables.
         categories: The categories of each feature that has any.
 
-    Outputs are asked for with `feature`, `margin`, `category_values` and `keys`, before the first run.
+    Outputs are asked for with `feature`, `margin`, `conditions`, `category_values` and `keys`, before the first run.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Program:
         self._tables = tables
         self._categories = categories
         self._nodes = compile_features(job.features, job.schema_, job.lookups)
-        self._values: list[Any] = [None, None]  # the number of rows, and the events
+        self._values: list[Any] = [None, None, None]  # the number of rows, the events, and what the model said
         self._steps: list[_Step] = []
         self._memo: dict[Any, _Ref] = {}
         self.lookup_slots: dict[str, int] = {}
@@ -82,6 +85,15 @@ class Program:
         self._earlier(node)
         return self._with_default(node, job.margin.default).slot
 
+    def conditions(self) -> list[int]:
+        """The slots of the conditions of all decisions but the last: arrays of bool, or one for all rows."""
+        job = self._job
+        slots = []
+        for node in compile_decisions(job.decisions, job.classes, job.features, job.schema_, job.lookups):
+            self._earlier(node)
+            slots.append(self._lower(node).slot)
+        return slots
+
     def category_values(self) -> dict[str, tuple[int, bool]]:
         """The slots of what is made a category, by feature: lists of strings; and whether they are those of numbers."""
         found = {}
@@ -97,11 +109,12 @@ class Program:
         """The slot of the keys of a lookup: a list of strings or integers, None where there is none."""
         return self._keys(lookup).slot
 
-    def run(self, events: EventColumns) -> list[Any]:
-        """The values of all slots for these events."""
+    def run(self, events: EventColumns, scores: NDArray[np.float32] | None = None) -> list[Any]:
+        """The values of all slots for these events, and their scores where conditions are asked for."""
         values = self._values.copy()
         values[_COUNT.slot] = len(events)
         values[_EVENTS.slot] = events
+        values[_SCORES.slot] = scores
         for run, args, out in self._steps:
             values[out] = run(*[values[arg] for arg in args])
         return values
@@ -135,6 +148,10 @@ class Program:
                 return self._gather(*value)
             case "feature":
                 return self._feature(value)
+            case "score":
+                return self._step(_scores_of(value), _SCORES)
+            case "label":
+                return self._step(_labels(self._job.classes), _SCORES)
             case "category":
                 return self._step(self._encoder(value), self._column(node.args[0]))
             case "to_number" if node.args[0].nullable:
@@ -257,6 +274,29 @@ def _as_string(node: Node) -> Node:
         return Node("string_of_timestamp", (node,), Type.STRING)
     op = "string_of_int" if node.op == "int_field" else "string_of_number"
     return Node(op, (node,), Type.STRING)
+
+
+def _scores_of(number: int | None) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    """The score, of several the highest; or that of a class by its number."""
+
+    def of(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        if scores.ndim > 1:
+            found = scores.max(axis=1) if number is None else scores[:, number]
+        else:  # of two classes, it is the second's
+            found = np.float32(1) - scores if number == 0 else scores
+        return found.astype(np.float64)
+
+    return of
+
+
+def _labels(classes: Sequence[str]) -> Callable[[NDArray[np.float32]], list[str]]:
+    """The class with the highest score, of equal ones the first; of two with one score as scikit-learn has it."""
+
+    def of(scores: NDArray[np.float32]) -> list[str]:
+        numbers = scores.argmax(axis=1) if scores.ndim > 1 else (scores > 0.5).astype(np.intp)
+        return list(map(classes.__getitem__, numbers.tolist()))
+
+    return of
 
 
 def _fill(value: Any, count: int) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gridscore.errors import ExpressionError
-from gridscore.job.expressions import Node, Scope, compile_expression, is_coded
+from gridscore.job.expressions import Node, Scope, as_float32, compile_expression, is_coded
 from gridscore.job.problems import MAX_PROBLEMS
 from gridscore.job.types import Type
 
@@ -34,6 +34,7 @@ class Parts:
         maps: Names of maps by the key that names them.
         broken: Names of what is wrong in itself; it is not reported again.
         margin: What each score begins with.
+        classes: Of the model, by name.
         complete: Whether there are features; if not, which fields the schema will have is not known.
     """
 
@@ -46,6 +47,7 @@ class Parts:
     broken: frozenset[str] = frozenset()
     margin: Feature | None = None
     complete: bool = True
+    classes: Sequence[str] = ()
 
 
 def check(parts: Parts) -> list[tuple[Path, str]]:
@@ -117,6 +119,32 @@ def compile_margin(
     if node.type in {Type.STRING, Type.TIMESTAMP}:
         raise ExpressionError(f"the value is a {node.type}, a margin is a number")
     return node
+
+
+def compile_decisions(
+    decisions: Sequence[Decision],
+    classes: Sequence[str],
+    features: Collection[str],
+    fields: Mapping[str, FieldType],
+    lookups: Mapping[str, Lookup],
+) -> list[Node]:
+    """The conditions of all decisions but the last, which is for the rest.
+
+    Raises:
+        ExpressionError: One cannot be used.
+    """
+    scope = Scope(fields, {name: lookup.fields for name, lookup in lookups.items()}, features, classes=tuple(classes))
+    return [_condition(decision, scope) for decision in decisions[:-1]]
+
+
+def _condition(decision: Decision, scope: Scope) -> Node:
+    if decision.when is None:
+        least = Node("constant", (), Type.NUMBER, as_float32(decision.at_least or 0.0))
+        return Node("greater_equal", (Node("score", (), Type.NUMBER), least), Type.BOOL)
+    node = compile_expression(decision.when, scope)
+    if node.type != Type.BOOL:
+        raise ExpressionError(f"the value is a {node.type}, a condition is true or false: compare it")
+    return Node("truth", (node,), Type.BOOL) if node.nullable else node
 
 
 def _check_json_names(parts: Parts) -> list[tuple[Path, str]]:
@@ -219,16 +247,29 @@ def _check_result(parts: Parts) -> list[tuple[Path, str]]:
 
 def _check_decisions(parts: Parts) -> list[tuple[Path, str]]:
     decisions = parts.decisions
-    if not decisions:
-        return []
     found: list[tuple[Path, str]] = []
+    if len(set(parts.classes)) < len(parts.classes):
+        found.append((("classes",), "a class is here twice"))
+    if not decisions:
+        return [*found, (("classes",), "they are for `decisions`, of which there are none")] if parts.classes else found
     if len(decisions) == 1:
         found.append((("decisions",), "one decision decides nothing: add the one to take below `at_least`"))
     seen: set[str] = set()
     above: float | None = None
     last = len(decisions) - 1
+    lookups = {name: lookup.fields for name, lookup in parts.lookups.items()}
+    scope = Scope(parts.fields, lookups, tuple(parts.features), (), parts.broken, (), tuple(parts.classes))
+    operations = 0
     for position, decision in enumerate(decisions):
         path = ("decisions", position)
+        if decision.when is not None and position < last and parts.complete and len(found) <= MAX_PROBLEMS:
+            try:
+                operations += _condition(decision, scope).size
+            except ExpressionError as error:
+                found.extend(((*path, "when"), line) for line in error.message.splitlines())
+            if operations > MAX_OPERATIONS:
+                found.append((path, f"the conditions up to this one come to more than {MAX_OPERATIONS:,} operations"))
+                break
         if decision.decision in seen:
             found.append((path, f"the decision `{decision.decision}` is here twice"))
         seen.add(decision.decision)
@@ -236,8 +277,15 @@ def _check_decisions(parts: Parts) -> list[tuple[Path, str]]:
         if position == last:
             if threshold is not None and last:
                 found.append((path, "the last decision is for all lower scores: leave its `at_least` out"))
+            elif decision.when is not None and last:
+                found.append((path, "the last decision is for all the rest: leave its `when` out"))
+        elif decision.when is not None:
+            if threshold is not None:
+                found.append(
+                    (path, f"`at_least` and `when` are two conditions: write `when: score >= {threshold:g} and …`")
+                )
         elif threshold is None:
-            found.append((path, "only the last decision, for all lower scores, can be without `at_least`"))
+            found.append((path, "only the last decision, for all lower scores, can be without `at_least`, or `when`"))
         elif above is not None and threshold >= above:
             found.append(
                 (path, f"`at_least: {threshold:g}` is not below the {above:g} before it: decisions go from high to low")

@@ -7,6 +7,7 @@ refused, and each part is given its type. The outcome is a tree of :class:`Node`
 from __future__ import annotations
 
 import ast
+import ctypes
 import datetime as dt
 import difflib
 import math
@@ -105,6 +106,7 @@ class Scope:
         coded: Those of them that are made of a category's code.
         broken: Names of fields, lookups and features that exist, but whose definition is wrong.
         later: Features defined later, for a better message.
+        classes: Of the model, where its `score` and `label` can be used; None where they cannot.
     """
 
     fields: Mapping[str, FieldType]
@@ -113,6 +115,7 @@ class Scope:
     coded: Collection[str] = ()
     broken: Collection[str] = ()
     later: Collection[str] = ()
+    classes: tuple[str, ...] | None = None
 
 
 def compile_expression(text: str, scope: Scope, *, category: str | None = None) -> Node:
@@ -244,6 +247,8 @@ class _Compiler:
 
     def _bare(self, name: str) -> Node:
         scope = self._scope
+        if scope.classes is not None and name in ("score", "label"):
+            return self._outcome(name, scope.classes)
         if name in scope.fields:
             field = scope.fields[name]
             # An integer beyond 2**53 is not the same as a float: keys, categories and texts are made of the original.
@@ -264,7 +269,39 @@ class _Compiler:
         known = [*scope.fields, *scope.features, *scope.lookups]
         return self._wrong(f"there is no event field or earlier feature `{name}`{_meant(name, known)}")
 
+    def _outcome(self, name: str, classes: tuple[str, ...]) -> Node:
+        """What the model has said of the event."""
+        scope = self._scope
+        for what, names in (
+            ("an event field", scope.fields),
+            ("a feature", scope.features),
+            ("a lookup", scope.lookups),
+        ):
+            if name in names:
+                return self._wrong(f"`{name}` is the model's here, and {what} as well: give that another name")
+        if name == "score":
+            return Node("score", (), Type.NUMBER)
+        if not classes:
+            return self._wrong("`label` is one of the model's classes: name them with `classes`")
+        return Node("label", (), Type.STRING)
+
+    def _score_of(self, name: str, classes: tuple[str, ...]) -> Node:
+        """The score of a class."""
+        score = self._outcome("score", classes)
+        if score.op == "score" and name not in classes:
+            return self._wrong(f"there is no class `{name}` in `classes`{_meant(name, classes)}")
+        return Node("score", (), Type.NUMBER, classes.index(name)) if score.op == "score" else score
+
+    def _check_classes(self, node: Node, *others: Hashable) -> None:
+        """Refuse to compare the label with what it never is."""
+        classes = self._scope.classes or ()
+        for other in others if node.op == "label" else ():
+            if other not in classes:
+                self._wrong(f"there is no class `{other}` in `classes`{_meant(str(other), classes)}")
+
     def _attribute(self, tree: ast.Attribute) -> Node:
+        if self._scope.classes is not None and isinstance(tree.value, ast.Name) and tree.value.id == "score":
+            return self._score_of(tree.attr, self._scope.classes)
         if not isinstance(tree.value, ast.Name):
             return self._wrong(f"{source_of(tree)}: a `.` can only stand between a lookup and its field")
         lookup, name = tree.value.id, tree.attr
@@ -356,11 +393,14 @@ class _Compiler:
             return self._wrong(f"{shown}: write `is None` or `is not None`")
         types = {left.type, right.type} - {Type.UNKNOWN}
         if types == {Type.STRING}:
+            for node, other in ((left, right), (right, left)):
+                self._check_classes(node, *([other.value] if other.op == "constant" else []))
             return Node(f"string_{name}", (left, right), Type.BOOL)
         if types <= {Type.TIMESTAMP}:
             return Node(name, (left, right), Type.BOOL)
         if types <= {Type.NUMBER, Type.BOOL}:
-            return Node(name, (_as_number(left), _as_number(right)), Type.BOOL)
+            left, right = _as_number(left), _as_number(right)
+            return Node(name, (_as_score(left, right), _as_score(right, left)), Type.BOOL)
         hint = ""
         if Type.TIMESTAMP in types and Type.STRING in types:
             hint = '; write a timestamp as `timestamp("2026-01-31T00:00:00Z")`'
@@ -394,6 +434,7 @@ class _Compiler:
             return self._wrong(f"{source_of(left_tree)} is {_a(left)}, the list after `in` holds {items}s")
         if left.type not in {Type.NUMBER, Type.STRING, Type.UNKNOWN}:
             return self._wrong(f"{source_of(left_tree)} is {_A[left.type]}: `in` is for numbers and strings")
+        self._check_classes(left, *values)
         op = "string_in" if left.type == Type.STRING else "number_in"
         return Node(op, (left,), Type.BOOL, tuple(dict.fromkeys(values)))
 
@@ -406,6 +447,11 @@ class _Compiler:
                 hint = f"; write `{self._as_function(tree.func, tree.args)}`"
             return self._wrong(f"{source_of(tree)}: only functions can be called{hint}")
         name = tree.func.id
+        if name == "score" and self._scope.classes is not None:
+            match tree.args:
+                case [ast.Constant(value=str(of))] if not tree.keywords:
+                    return self._score_of(of, self._scope.classes)
+            return self._wrong(f'{source_of(tree)}: `score` takes the name of a class, as in `score("cat")`')
         if name not in NAMES:
             return self._wrong(f"there is no function `{name}`{_meant(name, NAMES)}")
         if tree.keywords:
@@ -603,6 +649,22 @@ def _as_number(node: Node) -> Node:
     if node.type != Type.BOOL:
         return node
     return Node("to_number", (node,), Type.NUMBER)
+
+
+def as_float32(number: float) -> float:
+    """The number as a score is one: compared with it, a score that prints as the number is equal to it."""
+    return ctypes.c_float(number).value
+
+
+def _as_score(node: Node, other: Node) -> Node:
+    """A number that is written out, if it is compared with a score."""
+    if other.op != "score":
+        return node
+    if node.op == "negative" and node.args[0].op == "constant":
+        node = Node("constant", (), Type.NUMBER, -cast("float", node.args[0].value))
+    if node.op != "constant":
+        return node
+    return Node("constant", (), Type.NUMBER, as_float32(cast("float", node.value)))
 
 
 def _all(op: str, nodes: Sequence[Node]) -> Node:

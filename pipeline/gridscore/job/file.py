@@ -153,7 +153,7 @@ class ResultSpec(Strict):
 
 
 class Decision(Strict):
-    """What to do from a score on."""
+    """What to do from a score on, or on a condition."""
 
     decision: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(description="Its name.")
     at_least: float | None = Field(
@@ -162,6 +162,16 @@ class Decision(Strict):
         strict=True,
         description="The lowest score for it; the last decision has none and is for all lower scores.",
     )
+    when: Text | None = Field(
+        default=None,
+        description="Expression over `score`, `label`, event fields, `lookup.field` and features, instead: the first "
+        "decision whose condition is true is taken.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _condition(cls, value: Any) -> Any:
+        return {**value, "when": _texts(value["when"])} if isinstance(value, dict) and "when" in value else value
 
 
 class Job(Strict):
@@ -201,6 +211,12 @@ class Job(Strict):
         default=(),
         max_length=64,
         description="Decisions by score, from the highest threshold to the last, which has none.",
+    )
+    classes: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = Field(
+        default=(),
+        min_length=2,
+        max_length=1_000,
+        description="Names of the model's classes in the order of its outputs, for `label` and `score.NAME`.",
     )
     start: Literal["oldest", "latest"] = Field(
         default="oldest", description="Where to begin in the journal when there are no committed offsets."
@@ -305,6 +321,11 @@ class Job(Strict):
     def feature_names(self) -> tuple[str, ...]:
         """The features in the model's order."""
         return tuple(self.features)
+
+    @property
+    def has_conditions(self) -> bool:
+        """Whether decisions need more than one score and thresholds."""
+        return bool(self.classes) or any(decision.when is not None for decision in self.decisions)
 
     @property
     def decision_steps(self) -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -477,7 +498,8 @@ def _parts(schema: Any, lookups: Any, features: Any, rest: Any, broken: frozense
     result = getattr(rest, "result", None)
     include = result.include if isinstance(result, ResultSpec) else ()
     decisions, margin = getattr(rest, "decisions", ()) or (), getattr(rest, "margin", None)
-    return Parts(schema, lookups, features, include, decisions, maps, broken, margin, complete)
+    classes = getattr(rest, "classes", ()) or ()
+    return Parts(schema, lookups, features, include, decisions, maps, broken, margin, complete, classes)
 
 
 class _Rest:
@@ -495,6 +517,7 @@ def _adapter(part: str) -> TypeAdapter[Any]:
         "results": MapName,
         "result": ResultSpec,
         "decisions": tuple[Decision, ...],
+        "classes": tuple[str, ...],
         "margin": Feature | None,
     }
     return TypeAdapter(parts[part])
@@ -517,7 +540,7 @@ def _draft(data: Any) -> Parts:
     if not sections["schema"] and data.get("schema") is not None:
         broken.add("schema")  # it is there, and wrong
     rest = _Rest()
-    for key in ("events", "results", "result", "decisions", "margin"):
+    for key in ("events", "results", "result", "decisions", "margin", "classes"):
         try:
             setattr(rest, key, _adapter(key).validate_python(data.get(key)))
         except ValidationError:

@@ -4,10 +4,20 @@
 for a job, `completed` gives a job without features its model's, and `LoadedModel` scores.
 """
 
-from gridscore.models.completion import completed, version_in
+from gridscore.models.completion import completed, loaded_from, version_in
 from gridscore.models.fit import check_fit
 from gridscore.models.loaded import LoadedModel
 from gridscore.models.registry import Added, Model, Registry
 from gridscore.models.version import ModelVersion
 
-__all__ = ["Added", "LoadedModel", "Model", "ModelVersion", "Registry", "check_fit", "completed", "version_in"]
+__all__ = [
+    "Added",
+    "LoadedModel",
+    "Model",
+    "ModelVersion",
+    "Registry",
+    "check_fit",
+    "completed",
+    "loaded_from",
+    "version_in",
+]

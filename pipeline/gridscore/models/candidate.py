@@ -36,11 +36,13 @@ class Candidate:
     Attributes:
         payload: Its bytes.
         version: What will be known of it; its number is not given yet.
+        model: Loaded, and warm.
         content: SHA-256 over bytes and categories: two pushes of one content are one version.
     """
 
     payload: bytes
     version: ModelVersion
+    model: LoadedModel
     content: str
 
     @classmethod
@@ -94,10 +96,10 @@ class Candidate:
         except msgspec.ValidationError as error:
             raise ModelError(f"{source} cannot be kept in the registry: {error}.") from None
         check_jobs(jobs, version, allow_changed=allow_changed)
-        LoadedModel.prepare(version, payload, document, description, source)
+        loaded = LoadedModel.prepare(version, payload, document, description, source)
         texts = msgspec.json.encode(chosen, order="deterministic")
         content = hashlib.sha256(sha256.encode() + texts).hexdigest()
-        return cls(payload, version, content)
+        return cls(payload, version, loaded, content)
 
     def metadata(self) -> dict[str, Any]:
         """What the grid keeps beside the bytes; name and number are in its key and in the model's record."""

@@ -9,6 +9,7 @@ from gridscore.models.candidate import Candidate
 
 if TYPE_CHECKING:
     from gridscore.job import Job
+    from gridscore.models.loaded import LoadedModel
     from gridscore.models.version import ModelVersion
 
 
@@ -23,7 +24,14 @@ def completed(job: Job, version: ModelVersion) -> Job:
 
 
 def version_in(model: Any, name: str) -> ModelVersion:
-    """What the registry would know of a model that is not in it, with every check of a push. Takes a while.
+    """What the registry would know of a model that is not in it: as `loaded_from`."""
+    return loaded_from(model, name)[0]
+
+
+def loaded_from(model: Any, name: str) -> tuple[ModelVersion, LoadedModel]:
+    """The same and the model itself, loaded, of one that is not in the registry, with every check of a push.
+
+    Takes a while.
 
     Args:
         model: What `Registry.push` takes.
@@ -32,4 +40,5 @@ def version_in(model: Any, name: str) -> ModelVersion:
     Raises:
         ModelError: It is not a model that Gridscore can score with.
     """
-    return Candidate.check(model, name, metrics=None, categories=None).version
+    candidate = Candidate.check(model, name, metrics=None, categories=None)
+    return candidate.version, candidate.model

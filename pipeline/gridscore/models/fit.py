@@ -160,12 +160,17 @@ _OTHER_KINDS = (
 )
 _SEVERAL = (
     "Train with an objective that gives one number, as `binary:logistic` for one class against the rest, or "
-    "`multi:softmax` for the number of the class. Without `decisions` and `margin`, results have all scores, as a list."
+    "`multi:softmax` for the number of the class; or name the classes of `multi:softprob` in the job file (`classes`). "
+    "Without `decisions` and `margin`, results have all scores, as a list."
 )
 _CHANGED = (
     "Train on the matrix that `gridscore features` makes of the job file. If you know that scores stay right: "
     "`--allow-changed-features`."
 )
+
+
+_PROBABILITY = ("binary:logistic", "reg:logistic")
+"""Objectives that give one number: the probability of the second of two classes."""
 
 
 def _title(version: ModelVersion) -> str:
@@ -205,7 +210,14 @@ def _single_output_problem(job: Job, version: ModelVersion) -> str:
     # `multi:softmax` gives one, but begins with a margin for each class.
     has_classes = version.objective.startswith("multi:")
     outputs = version.outputs or 1
-    if job.decisions and outputs > 1:
+    if job.classes:
+        whole = outputs == len(job.classes) and version.objective.startswith("multi:")
+        if not whole and not (len(job.classes) == 2 and version.objective in _PROBABILITY):
+            gives = "one score" if outputs == 1 else f"{outputs:,} scores"
+            return (
+                f"  the job names {len(job.classes)} `classes`, the model ({version.objective}) gives {gives} per event"
+            )
+    elif job.decisions and outputs > 1:
         return f"  `decisions` compare one score with thresholds, the model gives {outputs:,} scores per event"
     if job.margin is not None and (outputs > 1 or has_classes):
         return "  `margin` is one number, the model begins with one for each of its outputs"

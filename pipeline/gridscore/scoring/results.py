@@ -42,6 +42,9 @@ class ResultEncoder:
         self._include = tuple(job.result.include)
         fields: list[Any] = ["score", "sequence", "epoch", "version", "model", "revision", "scored_at"]
         thresholds, self._labels = job.decision_steps
+        self._has_conditions = job.has_conditions
+        if self._has_conditions:
+            self._labels = tuple(decision.decision for decision in job.decisions)
         # Scores are float32: compared as such, a score that prints as the threshold reaches it.
         self._thresholds = np.array(thresholds, dtype=np.float32)
         if self._labels:
@@ -57,6 +60,7 @@ class ResultEncoder:
         sequences: list[int],
         epochs: list[int],
         version: ModelVersion,
+        decisions: NDArray[np.intp] | None = None,
     ) -> list[bytes]:
         """JSON texts of the results of a batch.
 
@@ -66,13 +70,19 @@ class ResultEncoder:
             sequences: Of the events.
             epochs: Of the leases under which they will be written.
             version: That made the scores.
+            decisions: The number of each event's decision, if the job has conditions.
 
         Raises:
-            ValueError: There are decisions, and not one score an event.
+            ValueError: There are thresholds, and not one score an event; or conditions, and no decisions.
         """
-        if self._labels and scores.ndim != 1:
-            raise ValueError(f"decisions need one score per event, not scores of the shape {scores.shape}")
-        steps = np.searchsorted(self._thresholds, scores, side="right") if self._labels else None
+        if self._has_conditions:
+            if decisions is None:
+                raise ValueError("the job has conditions: what was decided must be given")
+            steps: NDArray[np.intp] | None = decisions
+        else:
+            if self._labels and scores.ndim != 1:
+                raise ValueError(f"decisions need one score per event, not scores of the shape {scores.shape}")
+            steps = np.searchsorted(self._thresholds, scores, side="right") if self._labels else None
         now = time.time_ns() // 1_000_000
         included = [events.objects(field) for field in self._include]
         if _fast:

@@ -173,8 +173,14 @@ class Scorer:
                 bad = _not_finite(scores)
                 events, rows = events.without(bad), rows.without(bad, "predict", rejected)
                 scores = np.delete(scores, list(bad), axis=0)
+            decisions = None
+            if active.plan.decider is not None:
+                decide = active.plan.decider.decide
+                events, rows, (scores, decisions) = _try(
+                    lambda events, scores: (scores, decide(events, scores)), events, rows, rejected, "decide", scores
+                )
             epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
-            texts = self._encoder.encode(events, scores, rows.sequences, epochs, active.model.version)
+            texts = self._encoder.encode(events, scores, rows.sequences, epochs, active.model.version, decisions)
             begin = 0
             for batch, count in rows.spans:
                 batch.keys += rows.keys[begin : begin + count]
@@ -216,19 +222,25 @@ def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejec
 
 
 def _try(
-    compute: Callable[[EventColumns], Any], events: EventColumns, rows: _Rows, rejected: list[Rejected], stage: str
+    compute: Callable[..., Any],
+    events: EventColumns,
+    rows: _Rows,
+    rejected: list[Rejected],
+    stage: str,
+    *columns: np.ndarray[Any, Any],
 ) -> tuple[EventColumns, _Rows, Any]:
-    """What is computed of the events; those that it cannot be computed of are rejected, one by one."""
+    """What is computed of the events and columns; those that it cannot be computed of are rejected, one by one."""
     try:
-        return events, rows, compute(events)
+        return events, rows, compute(events, *columns)
     except Exception:
         bad: dict[int, str] = {}
         for position in range(len(events)):
             try:
-                compute(events.take((position,)))
+                compute(events.take((position,)), *(column[position : position + 1] for column in columns))
             except Exception as error:  # noqa: BLE001 -- whatever it is, it must not stop the others
                 bad[position] = f"{type(error).__name__}: {error}"
         if not bad:
             raise
     events = events.without(bad)
-    return events, rows.without(bad, stage, rejected), compute(events)
+    columns = tuple(np.delete(column, list(bad), axis=0) for column in columns)
+    return events, rows.without(bad, stage, rejected), compute(events, *columns)

@@ -1,0 +1,55 @@
+"""Decisions by conditions: over the score, and over whatever features are made of, by the same code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gridscore.features.program import Program
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gridscore.features.columns import EventColumns
+    from gridscore.features.lookup_table import LookupTable
+    from gridscore.job import Job
+
+
+class Decider:
+    """Decides on scored events. Whatever the batches, an event gets the same decision.
+
+    Args:
+        job: Whose decisions.
+        tables: Its lookup tables, by name.
+        categories: Of the features.
+
+    Attributes:
+        lookups: Those that the conditions use.
+    """
+
+    def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]]) -> None:
+        self._program = Program(job, tables, categories)
+        self._slots = self._program.conditions()
+        self.lookups = frozenset(self._program.lookup_slots)
+
+    def decide(self, events: EventColumns, scores: NDArray[np.float32]) -> NDArray[np.intp]:
+        """The number of each event's decision in the job's list.
+
+        Args:
+            events: Those that were scored.
+            scores: Shape (n,) or (n, outputs).
+        """
+        count = len(events)
+        found = np.full(max(count, 2), len(self._slots), np.intp)
+        if count == 0:
+            return found[:0]
+        if count == 1:  # as in `FeaturePlan.inputs`
+            events, scores = events.take((0, 0)), np.repeat(scores, 2, axis=0)
+        with np.errstate(all="ignore"):
+            values = self._program.run(events, scores)
+        for number, slot in reversed(list(enumerate(self._slots))):
+            found = np.where(values[slot], number, found)
+        return found[:count]
