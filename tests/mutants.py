@@ -264,7 +264,7 @@ MUTANTS = [
     Mutant(
         "a rescan does not wait for the journal",
         "scoring/missing.py",
-        "while (self._group.come_to(partition) or 0) <= newest:",
+        "while (self._group.acknowledged_to(partition) or 0) <= newest:",
         "while False:",
         (STORIES, "-k", "only_waits"),
     ),

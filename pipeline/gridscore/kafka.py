@@ -67,7 +67,7 @@ def permanent(error: KafkaError, topic: str) -> KafkaRefusedError | None:
     if code in _CREDENTIALS:
         return KafkaRefusedError(
             f"Kafka refuses the credentials: {text}",
-            "See to `sasl.mechanism`, `sasl.username` and `sasl.password` (--set, or `set:` in the job file).",
+            "Check `sasl.mechanism`, `sasl.username` and `sasl.password` (--set, or `set:` in the job file).",
         )
     if code == KafkaError._SSL and "certificate" in text:  # noqa: SLF001
         return KafkaRefusedError(
@@ -77,11 +77,12 @@ def permanent(error: KafkaError, topic: str) -> KafkaRefusedError | None:
     if code in _RIGHTS:
         return KafkaRefusedError(
             f"Kafka does not allow this user to use {_RIGHTS[code]} (`{topic}`): {text}",
-            "Have somebody give the user the rights: see what is needed in the documentation.",
+            "Give the user these rights; the documentation lists all that are needed.",
         )
     if code in _NO_TOPIC:
         return KafkaRefusedError(
-            f"There is no topic `{topic}` in this Kafka cluster.", "Create it, or see to the name: topics are not made."
+            f"There is no topic `{topic}` in this Kafka cluster.",
+            "Create it, or check its name: topics are not created.",
         )
     if code in _WRONG:
         return KafkaRefusedError(
@@ -182,7 +183,7 @@ def made(kind: Callable[[dict[str, Any]], _Client], settings: dict[str, Any], to
         raise KafkaRefusedError(f"Kafka's client refuses its settings: {error}") from None
 
 
-class Lookout:
+class TopicProbe:
     """Looks at a topic; never makes one.
 
     Args:
@@ -221,8 +222,8 @@ class Lookout:
 
 
 def partitions_of(settings: dict[str, Any], topic: str, interrupted: _Interrupted) -> int:
-    """How many partitions a topic has, asked once; see `Lookout.partitions`."""
-    return Lookout(settings, topic, interrupted).partitions()
+    """How many partitions a topic has, asked once; see `TopicProbe.partitions`."""
+    return TopicProbe(settings, topic, interrupted).partitions()
 
 
 def largest_message(settings: dict[str, Any], topic: str, otherwise: int) -> int:

@@ -10,7 +10,7 @@ from gridscore.group import rescan
 from gridscore.job import Jobs
 from gridscore.operations.health import Look, examine
 from gridscore.operations.replay import letter_ids, replay
-from gridscore.operations.status import Lookout, acknowledge
+from gridscore.operations.status import Observer, acknowledge
 from gridscore.scoring import superseded
 from gridscore.scoring.audit import audit
 
@@ -27,7 +27,7 @@ async def letters(client, name):
 
 
 async def status_of(client, name, condition):
-    lookout = Lookout(client.grid, name)
+    lookout = Observer(client.grid, name)
 
     async def look():
         overview = await lookout.look()

@@ -331,7 +331,7 @@ async def test_a_user_comes_in_by_tls_and_nobody_else(settings, guarded_mqtt, ce
     }
     async with opened(settings(**right)):
         pass
-    with pytest.raises(UsageError, match="not to be trusted"):
+    with pytest.raises(UsageError, match="is not trusted"):
         async with opened(settings(**{**right, "ca_file": None})):
             pass
     with pytest.raises((UsageError, SourceInterruptedError)) as raised:

@@ -116,7 +116,7 @@ class TestRows:
 
     async def test_a_row_that_is_too_long_harms_no_other(self, grid, settings, unique):
         query = "SELECT n AS id, repeat('x', n * 100) AS t FROM generate_series(1, 3) n"
-        stats = await load(grid, settings(query=query, max_row=250))
+        stats = await load(grid, settings(query=query, max_event=250))
         assert set(await entries(grid, f"lookups.{unique}")) == {1, 2}
         assert stats.poison == 1
 
@@ -132,7 +132,7 @@ class TestRows:
         await load(grid, settings())
         await sql("ALTER TABLE customers ADD note text")
         await sql("UPDATE customers SET note = repeat('x', 500) WHERE id = 'ann'")
-        stats = await load(grid, settings(mirror=True, max_row=400))
+        stats = await load(grid, settings(mirror=True, max_event=400))
         assert stats.poison == 1
         assert set(await entries(grid, f"lookups.{unique}")) == {"ann", "bob"}
 
@@ -292,7 +292,7 @@ class TestPolling:
             ({"to": "lookups.other"}, {"ann", "bob"}),
             ({"query": "SELECT id, age, updated_at, 1 AS more FROM customers"}, {"ann", "bob"}),
             ({"query": "SELECT age AS id, updated_at FROM customers"}, {59, 30}),
-            ({"max_row": 1_000}, {"ann", "bob"}),
+            ({"max_event": 1_000}, {"ann", "bob"}),
         ],
     )
     async def test_a_position_of_other_rows_or_another_map_is_not_gone_on_from(

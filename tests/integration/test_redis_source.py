@@ -258,7 +258,7 @@ async def test_users_come_in_by_tls_and_may_do_what_they_are_allowed_to(tmp_path
             ({"password": "wrong"}, "refuses the user or the password"),
             ({"username": None, "password": None}, "refuses the user or the password"),
             ({"username": "less"}, "does not allow it to this user.*xack"),
-            ({"ca_file": None}, "not to be trusted"),
+            ({"ca_file": None}, "is not trusted"),
         ):
             with pytest.raises(UsageError, match=said) as raised:
                 async with opened(settings(**{**right, **wrong})):

@@ -389,7 +389,7 @@ async def test_an_older_result_is_not_an_answer_and_the_error_says_what_to_do(cl
         with pytest.raises(NoResultError, match=r"did not come to `results\..*within 1 s") as failure:
             await waiting
         assert failure.value.put
-        assert f"the job {name} (SUSPENDED) has not come past 1 event of its partition" in failure.value.message
+        assert f"the job {name} (SUSPENDED) has not got past 1 event of its partition" in failure.value.message
         assert f"gridscore resume {name}" in failure.value.hint
         assert answers.is_idle
         await client.jobs.resume(name)

@@ -15,7 +15,7 @@ from gridscore.group import rescan
 from gridscore.group.members import WORKERS_MAP
 from gridscore.job import JobState
 from gridscore.operations.health import Look, examine, is_well
-from gridscore.operations.status import Lookout, acknowledge
+from gridscore.operations.status import Observer, acknowledge
 from gridscore.scoring import Worker
 
 
@@ -32,7 +32,7 @@ async def settled(lookout, condition):
 async def test_the_figures_are_those_of_the_workers_and_the_grid(cluster, unique):
     name = f"job-{unique}"
     async with scoring.scoring(cluster, name) as (client, first), Worker(client.grid, [name]) as second:
-        lookout, count = Lookout(client.grid, name), client.grid.partition_count
+        lookout, count = Observer(client.grid, name), client.grid.partition_count
         await client.put_events(f"events.{name}", scoring.events(500))
         await (await client.grid.map(f"events.{name}")).put("bad", HazelcastJsonValue("{"))
 
@@ -62,7 +62,7 @@ async def test_an_entry_that_cannot_be_read_says_why(cluster, unique):
     name = f"job-{unique}"
     async with scoring.scoring(cluster, name) as (client, _):
         await client.put_events(f"lookups.{name}", {"u1": {"age": "old"}})
-        overview = await settled(Lookout(client.grid, name), lambda s: s.lookups.get("customer", {}).get("bad"))
+        overview = await settled(Observer(client.grid, name), lambda s: s.lookups.get("customer", {}).get("bad"))
         found = {finding.code: finding for finding in examine([Look(overview.at, overview.jobs[0])])}
         assert "the entry of 'u1'" in found["lookup_bad"].text
 
@@ -72,7 +72,7 @@ async def test_lag_is_what_nobody_has_read(cluster, unique):
     async with scoring.scoring(cluster, name) as (client, _):
         await scoring.until(lambda: is_running(client, name))
         await client.jobs.suspend(name)
-        lookout = Lookout(client.grid, name)
+        lookout = Observer(client.grid, name)
         await settled(lookout, lambda s: s.workers == 0 and s.partitions == 0)
         await client.put_events(f"events.{name}", scoring.events(300))
         (status,) = (await lookout.look()).jobs
@@ -88,7 +88,7 @@ async def test_a_worker_is_gone_when_its_record_stands_still(cluster, unique, mo
     async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
         proxy = await client.grid.map(WORKERS_MAP)
         ours, theirs = f"ours-{unique}", f"theirs-{unique}"
-        lookout, clock = Lookout(client.grid), time.monotonic()
+        lookout, clock = Observer(client.grid), time.monotonic()
 
         async def living(at, **seen_at):
             for worker, seconds in seen_at.items():
@@ -112,7 +112,7 @@ async def test_a_worker_is_gone_when_its_record_stands_still(cluster, unique, mo
 async def test_losses_are_acknowledged_for_one_submission(cluster, unique):
     name = f"job-{unique}"
     async with scoring.scoring(cluster, name) as (client, _):
-        lookout = Lookout(client.grid, name)
+        lookout = Observer(client.grid, name)
         (status,) = (await lookout.look()).jobs
         status.totals["lost"] = 7
         assert await acknowledge(client.grid, status) == {"lost": 7, "regressions": 0, "unkept": 0}
@@ -127,7 +127,7 @@ async def test_rescans_that_wait_are_seen(cluster, unique):
     async with scoring.scoring(cluster, name) as (client, _):
         await scoring.until(lambda: is_running(client, name))
         await client.jobs.suspend(name)
-        lookout = Lookout(client.grid, name)
+        lookout = Observer(client.grid, name)
         await settled(lookout, lambda s: s.workers == 0)
         await rescan.request(client.grid, name, [3, 200], "audit")
         (status,) = (await lookout.look()).jobs
@@ -140,6 +140,6 @@ async def test_rescans_that_wait_are_seen(cluster, unique):
 async def test_a_job_that_is_none(cluster):
     async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
         with pytest.raises(JobError):
-            await Lookout(client.grid, "no-such-job").look()
+            await Observer(client.grid, "no-such-job").look()
         async with asyncio.timeout(20):
-            assert isinstance((await Lookout(client.grid).look()).jobs, list)
+            assert isinstance((await Observer(client.grid).look()).jobs, list)

@@ -107,7 +107,7 @@ def test_too_little_memory(engine):
 
 def test_a_member_that_is_out_of_memory(engine):
     engine(state={"OOMKilled": True})
-    with pytest.raises(ContainerError, match="its memory did not do"):
+    with pytest.raises(ContainerError, match="ran out of memory"):
         up()
 
 

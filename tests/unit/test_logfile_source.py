@@ -130,7 +130,7 @@ async def test_what_is_not_acknowledged_comes_again_under_the_same_keys(grid, se
 
 async def test_bad_lines_are_dead_letters_with_file_and_line(grid, settings, log):
     log.write_bytes(b'{"n":1}\r\nbroken\n\n{"n":"\xff"}\n' + b'{"n":"' + b"x" * 200 + b'"}\n{"n":2}\n')
-    entries, poison = await drain(grid, settings(max_line=100))
+    entries, poison = await drain(grid, settings(max_event=100))
     assert numbers(entries) == [1, 2]
     assert [each.origin.partition(" ")[0] for each in poison] == [f"{log}:{line}" for line in (2, 4, 5)]
     assert "100 bytes" in poison[2].error
@@ -140,7 +140,7 @@ async def test_bad_lines_are_dead_letters_with_file_and_line(grid, settings, log
 async def test_a_line_that_never_ends_does_not_fill_the_memory(grid, settings, log, monkeypatch):
     monkeypatch.setattr(logfile, "CHUNK", 64)
     log.write_bytes(b"x" * 10_000 + b"\n" + lines(1).encode())
-    entries, poison = await drain(grid, settings(max_line=100))
+    entries, poison = await drain(grid, settings(max_event=100))
     assert numbers(entries) == [1]
     assert len(poison) == 1
     assert len(poison[0].raw) < 300

@@ -80,8 +80,8 @@ class TestJsonLines:
         path = tmp_path / "a.ndjson"
         long = b'{"id": 1, "t": "' + b"x" * 300 + b'"}'
         path.write_bytes(b"\n".join([b'{"id": 1}', b"{", b"[1]", long, b'{"n": 1}', b'{"id": 1.5}', b'{"id": 7}']))
-        assert [number for number, _ in bad(path, max_row=200)] == [2, 3, 4, 5, 6]
-        assert [row.key for row in TableFile(path, ("id",), max_row=200).rows() if isinstance(row, Row)] == [1, 7]
+        assert [number for number, _ in bad(path, max_event=200)] == [2, 3, 4, 5, 6]
+        assert [row.key for row in TableFile(path, ("id",), max_event=200).rows() if isinstance(row, Row)] == [1, 7]
 
     def test_keys_of_several_fields(self, tmp_path):
         path = tmp_path / "a.jsonl"

@@ -207,9 +207,9 @@ async def _follow(
 
     from gridscore.job.life import WANTED
     from gridscore.operations.autoscale import Load, Memory, decide, keep
-    from gridscore.operations.status import Lookout
+    from gridscore.operations.status import Observer
 
-    lookout = Lookout(grid, job)
+    lookout = Observer(grid, job)
     memory: Memory | None = None
     said = ""
 

@@ -46,7 +46,7 @@ def list_(
     *,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Show at most so many, latest first.")] = 20,
     before: Annotated[
-        str | None, typer.Option("--before", metavar="ID", help="Go on behind this one, the last of another list.")
+        str | None, typer.Option("--before", metavar="ID", help="Go on after this one, the last of another list.")
     ] = None,
     members: Members = None,
     cluster_name: ClusterName = None,

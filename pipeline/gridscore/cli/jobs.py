@@ -334,7 +334,7 @@ def _place(text: str) -> str:
         try:
             moment = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds_of(found[1]))
         except OverflowError:
-            raise UsageError(f"--from: `{text}` was before there were computers.", "Say oldest.") from None
+            raise UsageError(f"--from: `{text}` is before 1970.", "Say oldest.") from None
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return text  # a time, or the error that the restart itself gives
 

@@ -34,7 +34,7 @@ _FILES = ("path", "certificate", "private_key")
 _Entry = TypeVar("_Entry", SourceSettings, SinkSettings)
 
 TIMES = "A TIME is a whole number and a unit: 90s, 15m, 1h, 2d."
-SECRETS = "A text may say ${NAME}, an environment variable, which is never shown."
+SECRETS = "A string may hold ${NAME}, an environment variable, whose value is never shown."
 
 
 def command_of(
@@ -228,7 +228,7 @@ def _form(field: FieldInfo) -> Literal["one", "many", "pairs"]:
 
 
 def _kind(field: FieldInfo) -> Any:
-    """The type that typer is told; what is none of its own is a text, which the model reads."""
+    """The type that typer is told; for all others a string, which the model reads."""
     kind = _bare(field.annotation)
     if _form(field) == "many":
         arguments = get_args(kind)

@@ -127,7 +127,7 @@ class Answers:
             hint = "Submit the job, or name another result map."
         elif unread.count:
             what = (
-                f"The event stands in `{events}`; the job {unread.job} ({unread.state}) has not come past "
+                f"The event stands in `{events}`; the job {unread.job} ({unread.state}) has not got past "
                 f"{count_text(unread.count, 'event')} of its partition."
             )
             if unread.state == "SUSPENDED":
@@ -137,7 +137,7 @@ class Answers:
             else:
                 hint = f"`gridscore status {unread.job}` says whether it keeps up."
         else:
-            what = f"The job {unread.job} has come past the event, and there is neither its result nor a dead letter."
+            what = f"The job {unread.job} is past the event, and there is neither its result nor a dead letter."
             hint = f"`gridscore audit {unread.job}` finds events without a result."
         return NoResultError(f"{late} {what}", f"Decide without it. {hint}", put=True)
 

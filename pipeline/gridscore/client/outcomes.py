@@ -97,7 +97,7 @@ class Waiter:
                 self.answer.set_exception(outcome)
         elif sequence > self.first and isinstance(outcome, Outcome):
             self.answer.set_exception(
-                NoResultError("A later event under its key was scored, and it was not.", put=True)
+                NoResultError("A later event under its key was scored, and this one was not.", put=True)
             )
 
 

@@ -29,8 +29,8 @@ from gridscore.client.producer_queue import (
     AT_ONCE_EVENTS,
     HELD_EVENTS,
     PartitionQueue,
+    Receipt,
     Segment,
-    Taken,
     WithdrawnError,
 )
 from gridscore.client.room import RingReaders, WaitingForJob, WaitingForMemory
@@ -116,7 +116,7 @@ class Producer:
         self._partitions = [PartitionQueue(number) for number in range(grid.partition_count)]
         self._due: set[PartitionQueue] = set()
         self._full: set[PartitionQueue] = set()
-        self._held: dict[Taken, None] = {}  # what came first for full partitions comes first
+        self._held: dict[Receipt, None] = {}  # what came first for full partitions comes first
         self._wanted = asyncio.Event()  # a look
         self._heaps = grid.heaps
         self._standing: asyncio.Task[None] | None = None  # for lack of memory
@@ -125,7 +125,7 @@ class Producer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._events = self._bytes = 0  # that wait or are under way
         self._room = asyncio.Event()
-        self._sent = Taken()
+        self._sent = Receipt()
         self._said_at = float("-inf")
         self._said: tuple[str, str] | None = None  # why we wait
         self._waiting_since: float | None = None
@@ -157,15 +157,15 @@ class Producer:
             raise
         return taken.count
 
-    async def take(self, entries: Iterable[tuple[Any, bytes | None]]) -> Taken:
+    async def take(self, entries: Iterable[tuple[Any, bytes | None]]) -> Receipt:
         """Take entries, as `put`, and return when all of them are on their way: in the order of such calls.
 
-        Where one of them has failed already, the rest is not taken; `Taken.confirmed` says what was wrong.
+        Where one of them has failed already, the rest is not taken; `Receipt.confirmed` says what was wrong.
 
         Raises:
             GridError: The journal's capacity could not be found out.
         """
-        taken = Taken()
+        taken = Receipt()
         try:
             await self._take(entries, taken)
         except BaseException:
@@ -192,14 +192,14 @@ class Producer:
             BackPressureError: As `put`.
             GridError: As `put`.
         """
-        sent, self._sent = self._sent, Taken()
+        sent, self._sent = self._sent, Receipt()
         await sent.confirmed()
 
-    def withdraw(self, taken: Taken) -> None:
+    def withdraw(self, taken: Receipt) -> None:
         """Put no more of what a call has taken than is under way, and make room for others at once."""
         self._withdraw(taken, _withdrawn())
 
-    def _withdraw(self, taken: Taken, error: GridError) -> None:
+    def _withdraw(self, taken: Receipt, error: GridError) -> None:
         taken.drop()
         for partition in taken.partitions:
             dropped = [segment for segment in partition.queue if segment.batch is taken]
@@ -210,7 +210,7 @@ class Producer:
 
     # ------------------------------------------------------------------ what waits
 
-    async def _take(self, entries: Iterable[tuple[Any, bytes | None]], batch: Taken) -> int:
+    async def _take(self, entries: Iterable[tuple[Any, bytes | None]], batch: Receipt) -> int:
         await self._prepare()
         rest, count = iter(entries), 0
         while chunk := list(islice(rest, self._chunk)):
@@ -252,7 +252,7 @@ class Producer:
         """Bytes that may wait or be under way; as many may wait for full partitions."""
         return min(AT_ONCE_BYTES, self._heaps.most_under_way)
 
-    def _split(self, chunk: list[tuple[Any, bytes | None]], batch: Taken) -> list[Segment]:
+    def _split(self, chunk: list[tuple[Any, bytes | None]], batch: Receipt) -> list[Segment]:
         """What is for which partition, in the order of the chunk within each."""
         count, serialize, size = self._grid.partition_count, self._writer.serialize_key, 0
         latest: dict[int, Segment] = {}
@@ -629,7 +629,7 @@ class Producer:
         except HazelcastError:  # of a type that is not registered here
             return ""
 
-    def _hold(self, full: set[PartitionQueue], calls: Iterable[Taken]) -> None:
+    def _hold(self, full: set[PartitionQueue], calls: Iterable[Receipt]) -> None:
         """These wait for full partitions; refuse what came last, as far as more waits for one, or for all, than may."""
         if self._most_held is None or not full:
             return
@@ -651,7 +651,7 @@ class Producer:
             self._refuse(call)
         self._held = dict.fromkeys(held)
 
-    def _refuse(self, call: Taken) -> None:
+    def _refuse(self, call: Receipt) -> None:
         partition = next(each for each in call.partitions if each in self._full)
         waiting = self._waiting(partition, 1, self._grid.clock() - (partition.blocked_at or 0.0))
         self._withdraw(call, BackPressureError(f"There is no room in `{self.map_name}`: {waiting}.", waiting.hint))

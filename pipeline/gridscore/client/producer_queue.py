@@ -24,7 +24,7 @@ class WithdrawnError(GridError):
     """The caller no longer wants the put."""
 
 
-class Taken:
+class Receipt:
     """What one call has taken. It goes its way; `confirmed` waits for the end of it."""
 
     __slots__ = ("_answered", "count", "dropped", "error", "open", "partitions", "size")
@@ -70,7 +70,7 @@ class Taken:
 class Segment:
     """Entries of one call in one partition, to be put or to be removed; the texts of the latter are empty."""
 
-    batch: Taken
+    batch: Receipt
     partition: PartitionQueue
     keys: list[bytes]
     texts: list[bytes]

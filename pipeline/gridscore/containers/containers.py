@@ -286,7 +286,7 @@ def _engine() -> Any:
     except DockerException as error:
         if "PermissionError" in str(error):
             raise ContainerError(
-                "This user may not use the container engine.", "On Linux: be in the group `docker`, or use sudo."
+                "This user may not use the container engine.", "On Linux, join the group `docker`, or use sudo."
             ) from error
         raise ContainerError(
             "No container engine answers.", "Start Docker, or say where another is: DOCKER_HOST=unix:///path/to/socket."
@@ -306,7 +306,7 @@ def _archive(name: str, data: bytes) -> bytes:
 def _death(container: Any, log: str) -> ContainerError:
     """Why a member has ended, for people."""
     if container.attrs["State"].get("OOMKilled"):
-        return ContainerError(f"{container.name} was ended: its memory did not do.", "Take a smaller --heap.")
+        return ContainerError(f"{container.name} ran out of memory and was killed.", "Take a smaller --heap.")
     if re.search(r"Address already in use|BindException|ports? .* in use", log, re.IGNORECASE):
         return ContainerError(
             f"Port {container.labels[_PORT]} of {container.name} is in use.",

@@ -227,7 +227,7 @@ def _now() -> str:
 
 
 def decode(value: bytes) -> DeadLetter | None:
-    """The dead letter of a serialized value; None if it is none, or damaged."""
+    """The dead letter of a serialized value; None if it is damaged, or something else."""
     try:
         dead = _decode(payload(value))
         key, _ = dead.key_bytes, dead.raw_bytes

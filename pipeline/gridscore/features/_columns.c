@@ -2,7 +2,7 @@
 
 A text of the common shape is read here: an object with plain keys, and values whose meaning leaves no choice; what the
 schema does not name is passed over, whatever it holds. For anything else (times written in other ways, repeated keys, numbers at the edge of what a double holds, whatever is not JSON or breaks the schema) `decode` calls back,
-and msgspec says what the event is or why it is none. So nothing is accepted or refused here that msgspec would not, and
+and msgspec says what the event is or why it is not one. So nothing is accepted or refused here that msgspec would not, and
 the twin in `columns.py`, which asks msgspec for every event, gives the same cells.
 
 Texts are `bytes`, which end with a zero that is not counted: a reader that stops at every byte that it does not expect

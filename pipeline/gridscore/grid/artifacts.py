@@ -161,7 +161,7 @@ def _download_failed(name: str, version: str, error: Exception) -> MemberError:
         )
     return MemberError(
         f"{what} {version} could not be downloaded: {str(error).strip() or type(error).__name__}",
-        "Try again; if it stays so, something between here and Maven Central changes or cuts what comes.",
+        "Try again; if that does not help, something between here and Maven Central changes or cuts what comes.",
     )
 
 

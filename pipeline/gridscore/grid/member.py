@@ -95,7 +95,9 @@ class Cluster:
             UsageError: An argument makes no sense.
         """
         if not 1 <= members <= 16:
-            raise UsageError(f"A cluster of {members} members is not one for a single machine.", "Take 1 to 16.")
+            raise UsageError(
+                f"A cluster of {members} members is too large, or too small, for one machine.", "Take 1 to 16."
+            )
         if port is not None and not 0 <= port <= 65535:
             raise UsageError(f"{port} is not a port.", "Take one from 1024 to 65535.")
         heap_bytes = parse_heap(heap)

@@ -53,9 +53,9 @@ def heap_of(blob: bytes) -> Sample:
         found = _find(blob)
         sample = Sample(found["used"], found["most"], found["minor"] + found["major"] + found.get("unknown", 0))
     except (struct.error, zlib.error, LookupError, UnicodeDecodeError, ValueError) as error:
-        raise GridError(f"What a member tells of its heap cannot be read: {error or type(error).__name__}") from None
+        raise GridError(f"What a member reports of its heap cannot be read: {error or type(error).__name__}") from None
     if sample.most <= 0 or sample.used < 0:
-        raise GridError("A member tells nothing of its heap.")
+        raise GridError("A member does not report its heap.")
     return sample
 
 

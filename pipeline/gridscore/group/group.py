@@ -114,7 +114,7 @@ class Group:
             subscription.group,
             members.worker,
             seconds=seconds,
-            dated=subscription.dated,
+            epochs_by_time=subscription.epochs_by_time,
             sessions=members.sessions,
         )
         self.offsets = Offsets()
@@ -147,7 +147,7 @@ class Group:
         now = self._grid.clock()
         return [partition for partition in self.held if self.leases.stands(partition, now)]
 
-    def come_to(self, partition: int) -> int | None:
+    def acknowledged_to(self, partition: int) -> int | None:
         """Next sequence of a partition to read, all before it being acknowledged; None if it is not read here."""
         there = self.offsets.acknowledged(partition)
         return None if there is None else there.offset

@@ -153,7 +153,7 @@ class Leases:
         job: Name of the job.
         worker: Identity of this worker.
         seconds: Lease time: how long the partitions of a killed worker wait for a new owner; see `Fence.of`.
-        dated: Whether epochs begin with the time, in seconds since 1970, and not with 1.
+        epochs_by_time: Whether epochs begin with the time, in seconds since 1970, and not with 1.
         sessions: Of the process; its own if None.
 
     Attributes:
@@ -167,7 +167,7 @@ class Leases:
         worker: str,
         *,
         seconds: float = LEASE_SECONDS,
-        dated: bool = False,
+        epochs_by_time: bool = False,
         sessions: Sessions | None = None,
     ) -> None:
         self._grid = grid
@@ -184,7 +184,7 @@ class Leases:
         self._failures: list[HazelcastError] = []  # of what was tried since the last word about it
         self._tried: Counter[str] = Counter()
         self._told = float("-inf")
-        self._dated = dated
+        self._dated = epochs_by_time
         self._records = LeaseWriter(grid, job, seconds)
 
     def until(self, partition: int) -> float:

@@ -1,12 +1,12 @@
-"""The living workers of a cluster, as this process observes them: one whose heartbeat goes on changing, and it itself.
+"""The living workers of a cluster, as this process observes them: those whose heartbeats keep changing, and itself.
 
 A heartbeat is a few bytes in `gridscore.heartbeats`, which every process reads all the time. It counts the changes of
 what its process *holds*: its groups, and its partitions of each, in `gridscore.holdings`. Those are read when they have
 changed. What is for people is in a third map, which no process reads.
 
 Others are judged as of the last look: while nobody can look, as when a member does not answer, nobody falls silent.
-Clocks are not compared. Who is taken for dead and is not loses nothing but his partitions, and those only after their
-leases have run out.
+Clocks are not compared. A worker that is taken for dead by mistake loses nothing but its partitions, and
+those only after their leases have run out.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Subscription:
         begin: Where the last restart begins: `oldest`, `latest` or an RFC 3339 time; empty if there was none.
         restarts: Counts the restarts that set the offsets anew.
         again: How one goes on after a `halt`, for people.
-        dated: Whether epochs begin with the time, in seconds since 1970, and not with 1: for what outlives the grid.
+        epochs_by_time: Whether epochs begin with the seconds since 1970, and not 1: for what outlives the grid.
     """
 
     group: str
@@ -36,7 +36,7 @@ class Subscription:
     begin: str = ""
     restarts: int = 0
     again: str = ""
-    dated: bool = False
+    epochs_by_time: bool = False
 
     @property
     def rescans(self) -> bool:

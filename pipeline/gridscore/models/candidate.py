@@ -139,7 +139,7 @@ def read_model(model: Any) -> tuple[bytes, str]:
     except xgboost.core.XGBoostError as error:
         raise ModelError(f"The model cannot be saved: {error}", "Fit it first.") from None
     raise ModelError(
-        f"A {type(model).__name__} is not a model that Gridscore takes.",
+        f"A {type(model).__name__} is not a model that Gridscore accepts.",
         "Give an XGBoost Booster, or the path of a file that `booster.save_model('model.ubj')` wrote.",
     )
 

@@ -80,7 +80,7 @@ class Forest:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Forest | None:
-        """The forest of a model's document, which `describe` has passed; None if it is none that can be taken."""
+        """The forest of a model's document, which `describe` has passed; None if it cannot be walked."""
         learner = document["learner"]
         parameters, booster = learner["learner_model_param"], learner["gradient_booster"]
         objective = learner["objective"]["name"]

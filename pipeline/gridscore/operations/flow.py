@@ -14,7 +14,7 @@ from gridscore.operations.health import LATE_SECONDS, Finding, Level, Look, exam
 from gridscore.operations.sink_health import SinkLook, examine_sink
 from gridscore.operations.sink_status import sink_statuses
 from gridscore.operations.source_health import examine_source
-from gridscore.operations.status import Lookout
+from gridscore.operations.status import Observer
 from gridscore.sources.status import source_statuses
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class FlowLookout:
     def __init__(self, grid: Grid, job: str | None = None) -> None:
         self._grid = grid
         self._job = job
-        self._lookout = Lookout(grid, job)
+        self._lookout = Observer(grid, job)
         self._sources, self._sinks = Heartbeats(), Heartbeats()
 
     async def look(self) -> Flow:

@@ -133,7 +133,7 @@ class _Replayer:
         self._letters = MapWriter(grid, map_of(job))
 
     async def chains(self, ids: Sequence[str]) -> tuple[list[list[str]], list[Replayed]]:
-        """The dead letters of each key, the oldest first; and what is none."""
+        """The dead letters of each key, the oldest first; and what is not a dead letter."""
         by_key: dict[tuple[str, str], list[tuple[str, int, str]]] = {}
         strangers = []
         for begin in range(0, len(ids), _AT_ONCE):

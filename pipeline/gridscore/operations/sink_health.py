@@ -88,7 +88,7 @@ def _stopped(looks: Sequence[SinkLook]) -> list[Finding]:
         ]
     if now.record.error:
         return []  # said already
-    return [Finding(Level.NOTE, "stopped", f"It is not running{waiting}.", "The same command, given again, goes on.")]
+    return [Finding(Level.NOTE, "stopped", f"It is not running{waiting}.", "The same command, given again, continues.")]
 
 
 def _keeps_up(looks: Sequence[SinkLook], late_seconds: float) -> list[Finding]:

@@ -1,6 +1,6 @@
 """What jobs and workers are doing now, seen from outside: lag from offsets and journals, figures from their records.
 
-A `Lookout` looks again and again. Which workers live it sees by records that change: it compares no clocks but at its
+A `Observer` looks again and again. Which workers live it sees by records that change: it compares no clocks but at its
 first look.
 """
 
@@ -287,7 +287,7 @@ class Overview:
     workers: list[WorkerRecord]
 
 
-class Lookout:
+class Observer:
     """Looks at a cluster's jobs and workers again and again.
 
     Args:
@@ -316,7 +316,7 @@ class Lookout:
 
 
 async def living_workers(grid: Grid) -> list[WorkerRecord]:
-    """Records of the workers that were heard of lately. What is no such record is left out."""
+    """Records of the workers that were heard of lately. Invalid records are left out."""
     return [worker for worker in await _workers(grid) if is_recent(worker)]
 
 

@@ -160,7 +160,7 @@ class MissingResults:
         self._rejected.clear()
         _, newest = await self._journal.bounds(partition)
         deadline = self._grid.clock() + _PATIENCE_SECONDS
-        while (self._group.come_to(partition) or 0) <= newest:
+        while (self._group.acknowledged_to(partition) or 0) <= newest:
             await self._wait(partition, deadline)
         # An event that is put under the same key meanwhile has its turn, and must not be followed by the older one.
         with self._group.reader.note_keys(partition) as arrived:

@@ -271,4 +271,4 @@ def _is_old(value: bytes, cutoff: int) -> bool:
     try:
         return 0 < _origin(payload(value)).scored_at < cutoff
     except msgspec.DecodeError:
-        return False  # whatever it is, it is none of our results
+        return False  # whatever it is, it is not one of our results

@@ -139,7 +139,9 @@ class JobRunner:
         self._missing = MissingResults(grid, job, self.group, self.stats)
         self._rescanner = Rescanner(grid, lambda: self.group.held, job.name, self.stats, self._missing.rescan)
         self._superseded = Superseded(grid, job, lambda: self.group.standing)
-        self._retention = Retention(grid, job, lambda: self.group.standing, self.group.come_to, self.group.leases.until)
+        self._retention = Retention(
+            grid, job, lambda: self.group.standing, self.group.acknowledged_to, self.group.leases.until
+        )
         self._lanes: dict[int, deque[_Waiting]] = {}
         self._failures: list[BaseException] = []
         self._tasks: set[asyncio.Task[Any]] = set()

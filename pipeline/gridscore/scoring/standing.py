@@ -54,7 +54,7 @@ async def results_of(grid: Grid, map_name: str, partition: int, keys: Sequence[b
         try:
             found[key] = _decode(payload(value))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            found[key] = ResultOrigin()  # something stands there, and it is none of our results
+            found[key] = ResultOrigin()  # something stands there, and it is not one of our results
     return found
 
 

@@ -42,7 +42,7 @@ def subscription_of(name: str, settings: SinkSettings) -> Subscription:
         settings.on_loss,
         again=again,
         # A destination outlives the grid: what comes after a cluster has lost everything must not look older there.
-        dated=True,
+        epochs_by_time=True,
     )
 
 

@@ -34,8 +34,8 @@ from gridscore.group.offsets import Write
 from gridscore.group.rescan import Rescanner
 from gridscore.job.plugs.environment import Hidden, from_environment
 from gridscore.sinks.base import KINDS, Delivery, SinkInterruptedError
+from gridscore.sinks.changes import PartitionChanges
 from gridscore.sinks.collector import Collector, cut
-from gridscore.sinks.moves import Moves
 from gridscore.sinks.records import (
     DELIVERING,
     PAUSED,
@@ -118,7 +118,7 @@ class SinkRunner:
         members = Members(grid, self.id, PROCESSES_MAP, seconds=lease_seconds)
         self._members = members
         subscription = subscription_of(name, settings)
-        self._moves = Moves(self._taken, self._dropped)
+        self._moves = PartitionChanges(self._taken, self._dropped)
         self.group = Group(grid, subscription, _Delivering(self._moves), members, self.stats, seconds=lease_seconds)
         self._membership = Membership(grid, members, self._says, lambda: {subscription.group: self.group})
         self._again = DeliverAgain(grid, settings.results, self.group, self.stats)
@@ -487,7 +487,7 @@ class SinkRunner:
 class _Delivering:
     """What a sink does with partitions that come: whatever may have been delivered before is delivered again."""
 
-    def __init__(self, moves: Moves) -> None:
+    def __init__(self, moves: PartitionChanges) -> None:
         self._moves = moves
 
     async def position_at(self, _partition: int, _oldest: int, newest: int) -> int:

@@ -140,7 +140,7 @@ def key_of(fields: Mapping[str, Any], names: Sequence[str]) -> str | int:
     for name in names:
         part = fields.get(name)
         if isinstance(part, bool) or not isinstance(part, (str, int)) or part == "":
-            raise ValueError(f"The field `{name}` makes the key, and is {'missing' if part is None else 'no key'}.")
+            raise ValueError(f"The field `{name}` makes the key, and is {'missing' if part is None else 'not a key'}.")
         parts.append(part)
     return parts[0] if len(parts) == 1 else "|".join(map(str, parts))
 

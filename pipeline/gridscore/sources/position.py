@@ -147,7 +147,7 @@ def position_of(record: Record) -> dict[str, Any]:
     """The position that a record holds.
 
     Raises:
-        GridError: It is none.
+        GridError: It is not a position.
     """
     position = record.value.get("position")
     if not isinstance(position, dict):

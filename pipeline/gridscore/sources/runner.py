@@ -41,7 +41,7 @@ from gridscore.sources.status import FAILED, Publisher, SourceStats
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
-    from gridscore.client.producer_queue import Taken
+    from gridscore.client.producer_queue import Receipt
     from gridscore.client.room import Waiting
     from gridscore.dead_letters.letters import DeadLetter
     from gridscore.grid import Grid
@@ -64,7 +64,7 @@ SETTLED_SECONDS = 30.0
 """After so long a dead letter is no longer sent: the source begins again, and writes it anew."""
 
 RECENT = 1_000
-"""Events, and what is none, of which the share is taken that is rejected."""
+"""Records over which the share of those that are rejected is taken."""
 
 _NO_KEY = (UnicodeEncodeError, HazelcastSerializationError)
 """What serializing a key raises: half a surrogate pair is not text, and a number of more than 64 bits has no room."""
@@ -77,7 +77,7 @@ class _UnderWay(NamedTuple):
     """A batch on its way into the grid."""
 
     batch: Batch
-    taken: Taken
+    taken: Receipt
     poison: Sequence[Poison]
     letters: asyncio.Task[int] | None
 
@@ -134,7 +134,7 @@ class SourceRunner:
         self._acknowledged = 0  # batches of this attempt
         self._settling: set[asyncio.Task[None]] = set()  # pushed batches that are under way
         self._room = asyncio.Semaphore(UNDER_WAY)
-        self._graves = asyncio.Semaphore(BURIALS)
+        self._burials = asyncio.Semaphore(BURIALS)
         self._source: Source | None = None
         self.name = name
         self.stats = SourceStats(name, kind, to, also=also)
@@ -240,9 +240,9 @@ class SourceRunner:
     async def _attempt(self) -> None:
         source = self._source = self._make()
         self._room = asyncio.Semaphore(UNDER_WAY)
-        self._graves = asyncio.Semaphore(BURIALS)
+        self._burials = asyncio.Semaphore(BURIALS)
         lane: asyncio.Queue[_UnderWay | None] = asyncio.Queue()
-        under_way: set[Taken] = set()
+        under_way: set[Receipt] = set()
         stopping = self._spawn(self._stopping.wait())
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -316,7 +316,7 @@ class SourceRunner:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _read(self, source: Source, lane: asyncio.Queue[_UnderWay | None], under_way: set[Taken]) -> None:
+    async def _read(self, source: Source, lane: asyncio.Queue[_UnderWay | None], under_way: set[Receipt]) -> None:
         batches = source.batches()
         try:
             async for batch in batches:
@@ -329,7 +329,7 @@ class SourceRunner:
         finally:
             await _end(batches)
 
-    async def _begin(self, batch: Batch, under_way: set[Taken]) -> _UnderWay:
+    async def _begin(self, batch: Batch, under_way: set[Receipt]) -> _UnderWay:
         to = batch.map_name or self._to
         taken, keyless = await self._take(batch.entries, to)
         under_way.add(taken)
@@ -339,12 +339,12 @@ class SourceRunner:
 
     # ------------------------------------------------------------------ a source that others push to
 
-    async def _read_pushed(self, source: PushedSource, under_way: set[Taken]) -> None:
+    async def _read_pushed(self, source: PushedSource, under_way: set[Receipt]) -> None:
         async with asyncio.TaskGroup() as group:
             for stream in source.streams():
                 group.create_task(self._read_stream(source, stream, under_way))
 
-    async def _read_stream(self, source: PushedSource, batches: AsyncIterator[Batch], under_way: set[Taken]) -> None:
+    async def _read_stream(self, source: PushedSource, batches: AsyncIterator[Batch], under_way: set[Receipt]) -> None:
         try:
             async for batch in batches:
                 try:
@@ -359,7 +359,7 @@ class SourceRunner:
         finally:
             await _end(batches)
 
-    async def _settle(self, source: PushedSource, each: _UnderWay, under_way: set[Taken]) -> None:
+    async def _settle(self, source: PushedSource, each: _UnderWay, under_way: set[Receipt]) -> None:
         """Acknowledge a batch as soon as it is confirmed, or refuse it."""
         try:
             await each.taken.confirmed()
@@ -381,7 +381,7 @@ class SourceRunner:
             self._interrupted(error, "refused, for its sender to send it again")
         source.refuse(batch, error)
 
-    async def _take(self, entries: Sequence[tuple[Any, bytes | None]], to: str) -> tuple[Taken, Sequence[Poison]]:
+    async def _take(self, entries: Sequence[tuple[Any, bytes | None]], to: str) -> tuple[Receipt, Sequence[Poison]]:
         """Hand entries to the producer of a map, but for those whose keys the grid cannot store."""
         producer = self._producer(to)
         try:
@@ -402,7 +402,9 @@ class SourceRunner:
                 raise
             return await producer.take(good), keyless
 
-    async def _acknowledge(self, source: Source, lane: asyncio.Queue[_UnderWay | None], under_way: set[Taken]) -> None:
+    async def _acknowledge(
+        self, source: Source, lane: asyncio.Queue[_UnderWay | None], under_way: set[Receipt]
+    ) -> None:
         while (each := await lane.get()) is not None:
             await each.taken.confirmed()
             if each.letters is not None:
@@ -419,10 +421,10 @@ class SourceRunner:
 
     async def _begin_burial(self, poison: Sequence[Poison], to: str) -> asyncio.Task[int]:
         """Write dead letters, no more than some at once: a flood of what is not an event must not fill the memory."""
-        graves = self._graves
-        await graves.acquire()
+        burials = self._burials
+        await burials.acquire()
         task = self._spawn(self._bury(poison, to))
-        task.add_done_callback(lambda _: graves.release())
+        task.add_done_callback(lambda _: burials.release())
         return task
 
     async def _bury(self, poison: Sequence[Poison], to: str) -> int:

@@ -306,7 +306,7 @@ class SourceStatus:
 
 
 async def source_records(grid: Grid, heartbeats: Heartbeats | None = None) -> list[SourceRecord]:
-    """Records of the sources that live, and of those that failed, by name. What is no such record is left out.
+    """Records of the sources that live, and of those that failed, by name. Invalid records are left out.
 
     Args:
         grid: The connection.

@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row that is none: where it is, and why."""
+    """A row that cannot be read: where it is, and why."""
 
     number: int
     error: str
@@ -65,7 +65,7 @@ class RowMaker:
         key: Columns of the key; several are joined.
         separator: What joins them.
         required: Columns that must be there, besides those of the key.
-        max_row: Bytes of one row at most.
+        max_event: Bytes of one row at most.
         parts: What makes a part of the key of the value of a column; None if that cannot be one.
         values: What a column is called in the entry, unless there is one of that name; and what makes what the entry
             gets of its value: ValueError if that cannot be told.
@@ -78,7 +78,7 @@ class RowMaker:
         *,
         separator: str = "|",
         required: Collection[str] = (),
-        max_row: int = MAX_ROW,
+        max_event: int = MAX_ROW,
         parts: Mapping[str, Callable[[Any], Any]] | None = None,
         values: Mapping[str, tuple[str, Callable[[Any], Any]]] | None = None,
     ) -> None:
@@ -86,7 +86,7 @@ class RowMaker:
         self._key = tuple(key)
         self._separator = separator
         self._required = tuple(required)
-        self._max_row = max_row
+        self._max_row = max_event
         self._parts = dict(parts or {})
         self._values = dict(values or {})
 

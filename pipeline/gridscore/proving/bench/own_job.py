@@ -302,7 +302,7 @@ async def _latency(grid: Grid, own: Job, samples: Samples, request: Request) -> 
     newest = own.model_copy(update={"start": "latest"})
     async with scoring(grid, newest, own.name) as (runner, check):
         deadline = time.monotonic() + _START_SECONDS
-        while any(runner.group.come_to(partition) is None for partition in range(grid.partition_count)):
+        while any(runner.group.acknowledged_to(partition) is None for partition in range(grid.partition_count)):
             check()
             if time.monotonic() > deadline:
                 raise GridscoreError(f"The worker does not score after {_START_SECONDS:.0f} s.", "Try again.")

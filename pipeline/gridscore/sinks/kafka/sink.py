@@ -23,7 +23,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from gridscore.kafka import (
     Complaints,
-    Lookout,
+    TopicProbe,
     client_settings,
     failure,
     largest_message,
@@ -83,7 +83,7 @@ class KafkaSink:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-sink")
         self._complaints = Complaints(self._topic)
         self._producer: Producer | None = None
-        self._lookout: Lookout | None = None
+        self._lookout: TopicProbe | None = None
         self._transactions: Transactions | None = None
         self._failed: list[tuple[bytes | None, bytes | None, KafkaError]] = []
         self._batch_bytes = _BATCH_BYTES
@@ -162,7 +162,7 @@ class KafkaSink:
     def _open(self) -> None:
         settings = self._settings
         common = client_settings(settings.brokers, settings.set, {}, self._complaints)
-        self._lookout = Lookout(common, self._topic, SinkInterruptedError)
+        self._lookout = TopicProbe(common, self._topic, SinkInterruptedError)
         self._lookout.partitions()
         self._batch_bytes = max(1, min(_BATCH_BYTES, largest_message(common, self._topic, _BATCH_BYTES) * 9 // 10))
         if settings.transactions:

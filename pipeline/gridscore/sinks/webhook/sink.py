@@ -82,7 +82,7 @@ class _NeverError(Exception):
 
 
 @dataclass(slots=True)
-class _Story:
+class _Fate:
     """What happened to a result that is not through yet, across deliveries of it.
 
     Attributes:
@@ -181,7 +181,7 @@ class WebhookSink:
         self._deadline = seconds_of(settings.deadline)
         self._gate = Gate(public_only=settings.public_only)
         self._smallest = self.max_results = min(_MAX_DELIVERY, 2 * settings.batch * settings.connections)
-        self._stories: dict[str, _Story] = {}
+        self._fates: dict[str, _Fate] = {}
         self._not_before = 0.0
         self._session: aiohttp.ClientSession | None = None
         self._url = URL()
@@ -227,7 +227,7 @@ class WebhookSink:
 
     async def dropped(self, partitions: Collection[int]) -> None:
         """Partitions went: their new owners try the results anew."""
-        self._stories = {key: story for key, story in self._stories.items() if story.partition not in partitions}
+        self._fates = {key: fate for key, fate in self._fates.items() if fate.partition not in partitions}
 
     async def deliver(self, delivery: Delivery) -> Sequence[Refused]:
         """Post what was not answered yet; returns what the hook does not take."""
@@ -235,17 +235,17 @@ class WebhookSink:
         work = _Round(delivery.until)
         named = [(self._identity(result), result) for result in delivery.results]
         for identity, result in named:
-            story = self._stories.get(identity)
-            if story is None or not story.answered:
+            fate = self._fates.get(identity)
+            if fate is None or not fate.answered:
                 work.add(identity, result)
         lanes = min(self._settings.connections, len(work.ready))
         await asyncio.gather(*(self._lane(work) for _ in range(lanes)))
         if work.failure is not None:
             raise work.failure
         if work.left:
-            put_off = [story for story in self._stories.values() if story.began and not story.answered]
+            put_off = [fate for fate in self._fates.values() if fate.began and not fate.answered]
             if put_off:
-                first = min(put_off, key=lambda story: story.began)
+                first = min(put_off, key=lambda fate: fate.began)
                 raise SinkInterruptedError(
                     f"The web hook at {self._where} does not take results: {first.said} It is tried until "
                     f"{first.stops} UTC; then the sink stops, and the same command, given again, goes on."
@@ -255,9 +255,9 @@ class WebhookSink:
             )
         refused = []
         for identity, result in named:
-            story = self._stories.pop(identity, None)
-            if story is not None and story.refused is not None:
-                refused.append(Refused(result, story.refused))
+            fate = self._fates.pop(identity, None)
+            if fate is not None and fate.refused is not None:
+                refused.append(Refused(result, fate.refused))
         self._adapt(len(named), time.monotonic() - began)
         return refused
 
@@ -288,8 +288,8 @@ class WebhookSink:
             GridscoreError: It is not about these results.
         """
         while True:
-            stories = [self._story(identity, result) for identity, result in batch]
-            due = max(self._not_before, *(story.due for story in stories))
+            fates = [self._fate(identity, result) for identity, result in batch]
+            due = max(self._not_before, *(fate.due for fate in fates))
             await work.pause_until(min(due, work.until))
             try:
                 async with self._limit:  # to wait for it takes time, so the clock is read behind it
@@ -300,30 +300,30 @@ class WebhookSink:
                         continue
                     await self._post(batch, work.until - began)
             except SinkInterruptedError:  # nobody is there: that counts towards no deadline
-                for story in stories:
-                    story.began = 0.0
+                for fate in fates:
+                    fate.began = 0.0
                 raise
             except _LaterError as error:
-                self._put_off(stories, began, error)
+                self._put_off(fates, began, error)
             except _NeverError as error:
                 if len(batch) > 1:  # one of them may be at fault
                     half = len(batch) // 2
                     return await self._send(work, batch[:half]) and await self._send(work, batch[half:])
-                self._refuse(stories, str(error))
+                self._refuse(fates, str(error))
             else:
-                for story in stories:
-                    story.answered = True
-            batch = [each for each, story in zip(batch, stories, strict=True) if not story.answered]
+                for fate in fates:
+                    fate.answered = True
+            batch = [each for each, fate in zip(batch, fates, strict=True) if not fate.answered]
             if not batch:
                 return True
 
-    def _story(self, identity: str, result: Delivered) -> _Story:
-        story = self._stories.get(identity)
-        if story is None:
-            story = self._stories[identity] = _Story(result.partition)
-        return story
+    def _fate(self, identity: str, result: Delivered) -> _Fate:
+        fate = self._fates.get(identity)
+        if fate is None:
+            fate = self._fates[identity] = _Fate(result.partition)
+        return fate
 
-    def _put_off(self, stories: Sequence[_Story], began: float, error: _LaterError) -> None:
+    def _put_off(self, fates: Sequence[_Fate], began: float, error: _LaterError) -> None:
         """Try again after a pause.
 
         Raises:
@@ -331,12 +331,12 @@ class WebhookSink:
         """
         now = time.monotonic()
         stops = datetime.now(UTC) + timedelta(seconds=began + self._deadline - now)
-        for story in stories:
-            if not story.began:
-                story.began, story.stops = began, f"{stops:%H:%M:%S}"
-            story.tries += 1
-            story.said = f"{error}. {error.hint}".rstrip()
-        first = min(stories, key=lambda story: story.began)
+        for fate in fates:
+            if not fate.began:
+                fate.began, fate.stops = began, f"{stops:%H:%M:%S}"
+            fate.tries += 1
+            fate.said = f"{error}. {error.hint}".rstrip()
+        first = min(fates, key=lambda fate: fate.began)
         deadline = first.began + self._deadline
         if now >= deadline:
             raise GridscoreError(
@@ -346,23 +346,23 @@ class WebhookSink:
                 "result. If a result is at fault, the receiver must answer 400, 413 or 422: it is a dead letter then.",
             )
         if error.seconds is None:
-            ceiling = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(20, max(story.tries for story in stories) - 1))
+            ceiling = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(20, max(fate.tries for fate in fates) - 1))
             pause = random.uniform(ceiling / 2, ceiling)  # noqa: S311 -- so that not all come back at once
             due = min(now + pause, deadline)  # once more then, before the sink stops
         else:
             due = now + min(error.seconds, LONGEST_RETRY_AFTER)
             self._not_before = max(self._not_before, due)
-        for story in stories:
-            story.due = due
+        for fate in fates:
+            fate.due = due
 
-    def _refuse(self, stories: Sequence[_Story], why: str) -> None:
-        for story in stories:
-            story.answered, story.refused = True, f"The web hook at {self._where} answered: {why}"
+    def _refuse(self, fates: Sequence[_Fate], why: str) -> None:
+        for fate in fates:
+            fate.answered, fate.refused = True, f"The web hook at {self._where} answered: {why}"
         _log.warning(
             "%s: the web hook at %s does not take %d results: %s",
             self._name,
             self._where,
-            len(stories),
+            len(fates),
             why,
             extra={"action": "refused"},
         )
@@ -521,7 +521,7 @@ def _address(text: str) -> URL:
     """The address, checked.
 
     Raises:
-        UsageError: It is none. The message does not show it, as it may hold a password.
+        UsageError: It is not an address. The message does not show it, as it may hold a password.
     """
     try:
         url = URL(text)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from gridscore.sources.http.events import EventError, Taken
+    from gridscore.sources.http.events import EventError, RequestEvents
     from gridscore.sources.http.intake import Ticket
 
 MAX_LISTED = 1_000
@@ -39,7 +39,7 @@ class Answer:
         self.single = False
         self.is_read = False  # the whole body
 
-    def add(self, taken: Taken) -> None:
+    def add(self, taken: RequestEvents) -> None:
         """Events of the request have been read."""
         self.seen += len(taken.entries) + len(taken.errors)
         self.refused += len(taken.errors)

@@ -381,10 +381,10 @@ def _seconds(text: str) -> float:
     """Seconds of `2s`, `500ms` or `1.5`.
 
     Raises:
-        HTTPException: It is none of these.
+        HTTPException: It is not one of these.
     """
     matched = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|ms)?", text)
     if matched is None:
-        raise HTTPException(400, f"`wait={text}` is no time: write 2s or 500ms.")
+        raise HTTPException(400, f"`wait={text}` is not a time: write 2s or 500ms.")
     seconds = float(matched[1]) / (1000 if matched[2] == "ms" else 1)
     return min(seconds, MAX_WAIT) if math.isfinite(seconds) else MAX_WAIT

@@ -31,8 +31,8 @@ class EventError(NamedTuple):
 
 
 @dataclass(slots=True)
-class Taken:
-    """Events of a request, with their keys, in order; and what was none."""
+class RequestEvents:
+    """Events of a request, with their keys, in order; and what was not an event."""
 
     entries: list[tuple[str, bytes]] = field(default_factory=list)
     errors: list[EventError] = field(default_factory=list)
@@ -55,7 +55,9 @@ class EventReader:
         self._names = names
         self._max_event = max_event
 
-    def read(self, texts: Iterable[bytes], first: int = 0, prefix: str | None = None, *, single: bool = False) -> Taken:
+    def read(
+        self, texts: Iterable[bytes], first: int = 0, prefix: str | None = None, *, single: bool = False
+    ) -> RequestEvents:
         """Events of texts.
 
         Args:
@@ -64,7 +66,7 @@ class EventReader:
             prefix: Key that the request gives: as it is if it is for a single event, else with the index behind it.
             single: Whether the request is one event.
         """
-        taken = Taken()
+        taken = RequestEvents()
         entries, errors = taken.entries, taken.errors
         decode, names, limit = self._decode, self._names, self._max_event
         for index, text in enumerate(texts, first):
@@ -191,8 +193,8 @@ class Lines:
     sees that it is too long.
     """
 
-    def __init__(self, max_line: int) -> None:
-        self._max_line = max_line
+    def __init__(self, max_event: int) -> None:
+        self._max_line = max_event
         self._rest = bytearray()
         self._skipping = False
 

@@ -67,7 +67,7 @@ class MessageReader:
         """Key and JSON text of the event; None for a tombstone.
 
         Raises:
-            NoEventError: It is none.
+            NoEventError: It is not an event.
         """
         value: Any = message.value()
         if value is None:

@@ -87,7 +87,7 @@ class AvroReader:
         """The JSON text of a record.
 
         Raises:
-            NoEventError: It is none, or does not fit its schema.
+            NoEventError: It is not an event, or does not fit its schema.
             SourceInterruptedError: The registry is away.
             KafkaRefusedError: It does not accept us.
         """
@@ -179,7 +179,7 @@ class AvroReader:
         if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
             raise KafkaRefusedError(
                 f"The schema registry {self._url} refuses us: {status} {response.reason_phrase}.",
-                "See to `registry_username` and `registry_password`.",
+                "Check `registry_username` and `registry_password`.",
             )
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
             raise SourceInterruptedError(f"The schema registry {self._url} answers {status}.")

@@ -202,7 +202,7 @@ class LogFiles:
             packed=packed,
             header=has_header(self._settings),
             delimiter=self._settings.delimiter,
-            max_line=self._settings.max_line,
+            max_event=self._settings.max_event,
         )
         self._tails[found.inode] = tail
         self._followed.add(found.inode)
@@ -253,11 +253,11 @@ class LogFiles:
         """The format of a file; None if its header is not whole yet.
 
         Raises:
-            ValueError: Its header is none.
+            ValueError: Its first line is not a header.
         """
         header = b""
         if has_header(self._settings):
-            limit = self._settings.max_line
+            limit = self._settings.max_event
             stream.seek(0)
             data = stream.read(limit + 1)
             end = data.find(b"\n")

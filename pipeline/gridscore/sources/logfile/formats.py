@@ -46,7 +46,7 @@ class LogFormat:
             raw: One record, without its line end.
 
         Raises:
-            ValueError: It is none.
+            ValueError: It is not an event.
         """
         raise NotImplementedError
 
@@ -170,7 +170,7 @@ def csv_values(raw: bytes, delimiter: str) -> list[str]:
     """Fields of one record.
 
     Raises:
-        ValueError: It is none, or more than one, or ends within quotes.
+        ValueError: It is not a record, is more than one, or ends within quotes.
     """
     try:
         rows = list(csv.reader([_text(raw)], delimiter=delimiter, strict=True))
@@ -199,7 +199,7 @@ def without_bom(raw: bytes) -> bytes:
 
 
 def seconds_of_time(value: object) -> float | None:
-    """Seconds since 1970 of a time: RFC 3339, or seconds or milliseconds since 1970; None if it is no time."""
+    """Seconds since 1970 of a time: RFC 3339, or seconds or milliseconds since 1970; None if it is not a time."""
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
@@ -230,12 +230,12 @@ def access_time(text: str) -> str:
     """Time of an access log, `10/Oct/2025:13:55:36 -0700`, as RFC 3339 has it.
 
     Raises:
-        ValueError: It is no time.
+        ValueError: It is not a time.
     """
     found = _ACCESS_TIME.fullmatch(text)
     month = _MONTHS.get(found[2]) if found else None
     if found is None or month is None:
-        raise ValueError(f"`{text}` is no time of an access log.")
+        raise ValueError(f"`{text}` is not a time of an access log.")
     day, _, year, clock, hours, minutes = found.groups()
     result = f"{year}-{month:02}-{day}T{clock}{hours}:{minutes}"
     datetime.fromisoformat(result)
@@ -243,7 +243,7 @@ def access_time(text: str) -> str:
 
 
 def _request(request: str) -> tuple[str | None, str | None, str | None]:
-    """Method, path and protocol; null each if the request is none, as what port scanners send."""
+    """Method, path and protocol; null each if it is not a request, as what port scanners send."""
     parts = request.split(" ")
     if len(parts) == _REQUEST_PARTS and parts[2].startswith("HTTP/"):
         return parts[0], parts[1], parts[2]

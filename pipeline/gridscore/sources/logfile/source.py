@@ -183,7 +183,7 @@ class LogfileSource:
         return Batch(entries, poison, tail.place), times
 
     def _too_long(self) -> Parsed:
-        raise ValueError(f"It is longer than {self._settings.max_line:,} bytes; this is its beginning.")
+        raise ValueError(f"It is longer than {self._settings.max_event:,} bytes; this is its beginning.")
 
     def _poison(self, tail: Tail, record: Record, error: str) -> Poison:
         # The name and number of a line come again after each rotation; identity and offset never do.

@@ -67,7 +67,7 @@ class Tail:
         form: The format of its records.
         header: Whether its first record is a header.
         delimiter: Of a format that has one.
-        max_line: Bytes of a record at most.
+        max_event: Bytes of a record at most.
 
     Attributes:
         head: Its first `HEAD_BYTES`, as they were when it was opened.
@@ -85,7 +85,7 @@ class Tail:
         packed: bool,
         header: bool,
         delimiter: str,
-        max_line: int,
+        max_event: int,
     ) -> None:
         self.path = path
         self.packed = packed
@@ -94,7 +94,7 @@ class Tail:
         self._stream = stream
         self._header = header
         self._delimiter = delimiter
-        self._max_line = max_line
+        self._max_line = max_event
         self._offset, self._line = place.offset, place.line
         self._seen = Fingerprint.of(stream, place.offset)
         # Somewhere in a line we go on with the next: the rest of one that was too long, or that was taken unfinished.

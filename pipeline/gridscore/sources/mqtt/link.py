@@ -381,7 +381,7 @@ def _tls(settings: MqttSourceSettings) -> ssl.SSLContext:
 def _connect_error(broker: str, error: Exception) -> GridscoreError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return UsageError(
-            f"The certificate of {broker} is not to be trusted: {error.verify_message}",
+            f"The certificate of {broker} is not trusted: {error.verify_message}",
             "Name the certificate of who has signed it as `ca_file`, and the host as the certificate has it.",
         )
     if isinstance(error, ssl.SSLError):

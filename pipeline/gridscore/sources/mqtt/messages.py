@@ -63,7 +63,7 @@ class MessageDecoder:
         return [f"$share/{group}/{each.filter}" if group else each.filter for each in self._templates]
 
     def decode(self, message: Message) -> tuple[Any, bytes] | Poison | None:
-        """An event's key and JSON text, or why it is none; None for what takes a retained message away."""
+        """An event's key and JSON text, or why it is not an event; None for what takes a retained message away."""
         payload = message.payload
         if not payload:
             return None
@@ -74,12 +74,12 @@ class MessageDecoder:
         except ValueError as error:  # a topic that is not UTF-8 among them
             key = _hash(message)
             origin = f"{topic or 'a topic that is not UTF-8'}#{key}"
-            return Poison(origin, key, payload[: self._settings.max_message], str(error))
+            return Poison(origin, key, payload[: self._settings.max_event], str(error))
 
     def _event(self, message: Message, topic: str, payload: bytes) -> tuple[Any, bytes]:
         settings = self._settings
-        if len(payload) > settings.max_message:
-            raise ValueError(f"It has {len(payload):,} bytes; the limit is {settings.max_message:,}.")
+        if len(payload) > settings.max_event:
+            raise ValueError(f"It has {len(payload):,} bytes; the limit is {settings.max_event:,}.")
         fields = self._fields(payload)
         text: bytes | None = payload
         if fields is None:

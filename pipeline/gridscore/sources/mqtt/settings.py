@@ -105,7 +105,7 @@ class MqttSourceSettings(SourceSettings):
     in_flight: int = Field(
         default=5_000, ge=1, le=65_535, description="Messages at most that are not acknowledged to the broker."
     )
-    max_message: int = Field(default=1 << 18, ge=16, le=1 << 20, description="Bytes of a message at most.")
+    max_event: int = Field(default=1 << 18, ge=16, le=1 << 20, description="Bytes of a message at most.")
 
     @model_validator(mode="after")
     def _whole(self) -> MqttSourceSettings:

@@ -125,7 +125,7 @@ class PostgresSource:
         """Go on from a position, if it is one of the same entries in the same map; else every row is read anew."""
         settings = self._settings
         shape = [query.text, list(query.types.items()), query.key, query.separator, query.mark]
-        parts = msgspec.json.encode([*shape, settings.to, settings.max_row])
+        parts = msgspec.json.encode([*shape, settings.to, settings.max_event])
         self._reads = blake2b(parts, digest_size=12).hexdigest()
         if position is None or settings.mirror:  # a mirror has to see all rows
             return
@@ -172,8 +172,8 @@ class PostgresSource:
             text = row.text.encode()
             if row.key is None:
                 poison.append(Poison(f"{self._item}: a row without a key", None, text[:4096], "Its key is null."))
-            elif len(text) > self._settings.max_row:
-                error = f"The row has {len(text):,} bytes of JSON, more than max_row."
+            elif len(text) > self._settings.max_event:
+                error = f"The row has {len(text):,} bytes of JSON, more than max_event."
                 poison.append(Poison(f"{self._item}: {row.key}", row.key, text[:4096], error))
             else:
                 entries.append((row.key, text))

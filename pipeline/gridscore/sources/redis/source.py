@@ -55,7 +55,7 @@ _REFUSED: Sequence[tuple[str, str, str]] = (
     ("^(Moved|Ask)Error", "is of a Redis cluster, and another node has this stream", "Give that one as `server`."),
     (
         r"\[SSL|No such file",
-        "is not to be trusted, or does not speak TLS",
+        "is not trusted, or does not speak TLS",
         "Look at `ca_file`, and at the host's name.",
     ),
 )

@@ -20,7 +20,7 @@ class _Coming(NamedTuple):
     position: asyncio.Future[int]
 
 
-class Moves:
+class PartitionChanges:
     """Partitions that come and go, in order.
 
     Args:
