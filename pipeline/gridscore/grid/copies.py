@@ -85,6 +85,7 @@ class LiveCopy:
         self._loaded_at = 0.0
         self.loads = 0
         self.changes = 0
+        self.trouble = ""  # why it could not be checked the last time
 
     @property
     def age(self) -> float:
@@ -100,8 +101,19 @@ class LiveCopy:
             GridError: The cluster did not answer.
         """
         await self._grid.require_map(self.map_name)
-        proxy = await self._grid.map(self.map_name)
         # First the listener, then the load: nothing that changes in between is missed.
+        await self._listen()
+        self._stop_watching = self._grid.on_reconnect(self._reconnected)
+        try:
+            await self._load()
+        except BaseException:
+            await self.close()
+            raise
+        self._task = asyncio.create_task(self._follow(), name=f"copy of {self.map_name}")
+
+    async def _listen(self) -> None:
+        """Hear of changes, by a new listener: that of a map that was destroyed hears nothing of what is put later."""
+        proxy, before = await self._grid.map(self.map_name), self._registration
         self._registration = await proxy.add_entry_listener(
             include_value=True,
             added_func=self._put,
@@ -113,13 +125,8 @@ class LiveCopy:
             clear_all_func=self._all_gone,
             evict_all_func=self._all_gone,
         )
-        self._stop_watching = self._grid.on_reconnect(self._reconnected)
-        try:
-            await self._load()
-        except BaseException:
-            await self.close()
-            raise
-        self._task = asyncio.create_task(self._follow(), name=f"copy of {self.map_name}")
+        if before is not None:
+            await proxy.remove_entry_listener(before)
 
     def _reconnected(self) -> None:
         """Load it again, but not at the same moment as all other processes that a member has come back to."""
@@ -150,15 +157,20 @@ class LiveCopy:
             try:
                 await self._check()
             except Exception as error:  # noqa: BLE001 -- a copy that is no longer checked would grow stale unseen
-                _log.warning(
-                    "The copy of `%s` could not be checked, it is %.0f s old: %s",
-                    self.map_name,
-                    self.age,
-                    error,
-                    extra={"action": "copy_stale"},
-                )
+                text = str(error) or type(error).__name__
+                if text != self.trouble:  # it is tried every second, and may last for hours
+                    _log.warning(
+                        "The copy of `%s` could not be checked, it is %.0f s old: %s",
+                        self.map_name,
+                        self.age,
+                        text,
+                        extra={"action": "copy_stale"},
+                    )
+                self.trouble = text
                 self._doubt.set()
                 await asyncio.sleep(1.0)
+            else:
+                self.trouble = ""
 
     async def _check(self) -> None:
         asked_at = time.monotonic()
@@ -177,6 +189,7 @@ class LiveCopy:
                 extra={"action": "copy_differs"},
             )
         self._doubt.clear()
+        await self._listen()
         await self._load()
 
     async def _load(self) -> None:
