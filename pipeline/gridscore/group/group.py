@@ -42,6 +42,7 @@ from gridscore.group.members import bits_of, quota
 from gridscore.group.offsets import Offsets
 from gridscore.group.reader import JournalReader
 from gridscore.group.rescan import Losses
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -466,9 +467,9 @@ class Group:
     def _lose(self, partitions: Collection[int]) -> None:
         if partitions:
             _log.warning(
-                "%s: %d partitions are no longer ours: %s",
+                "%s: the leases of %s have run out or are another's; those that are free are claimed again: %s",
                 self._name,
-                len(partitions),
+                count_text(len(partitions), "partition"),
                 _listed(partitions),
                 extra={"action": "lease_lost"},
             )

@@ -31,7 +31,7 @@ from gridscore.scoring.process import age
 from gridscore.scoring.runner import JobRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from gridscore.grid import Grid
     from gridscore.group.group import Group
@@ -182,7 +182,7 @@ class Worker:
             if (record := wanted.get(name)) is None or not record.is_same_run(running.record)
         ]
         if over:
-            await self._end(over)
+            await self._end(over, {record.name: record for record in records})
             self._changed.set()  # what was read before is old by now
             return False
         for name, record in wanted.items():
@@ -254,11 +254,15 @@ class Worker:
         self._notes.add(task)
         task.add_done_callback(self._notes.discard)
 
-    async def _end(self, names: Sequence[str]) -> None:
+    async def _end(self, names: Sequence[str], records: Mapping[str, JobRecord]) -> None:
         # To wait does not cancel them a second time, should we be told to stop meanwhile: they are giving things back.
         await asyncio.wait([self._cancel(name) for name in names])
         for name in names:
-            _log.info("%s: stopped", name, extra={"action": "job_stop", "job": name})
+            record = records.get(name)
+            why = "its record is gone" if record is None else f"it is {record.state}"
+            if record is not None and record.state in WANTED:
+                why = f"revision {record.revision} is next"
+            _log.info("%s: stopped, %s", name, why, extra={"action": "job_stop", "job": name})
 
     def _cancel(self, name: str) -> asyncio.Task[None]:
         """Let a job go; it is among those that are ending until it has."""

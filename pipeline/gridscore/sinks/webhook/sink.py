@@ -38,6 +38,7 @@ from gridscore.sinks.base import Refused, SinkInterruptedError
 from gridscore.sinks.webhook.addresses import ForbiddenAddressError, Gate
 from gridscore.sinks.webhook.settings import check_credentials
 from gridscore.sinks.webhook.signature import ID, SIGNATURE, TIMESTAMP, decode_secret, sign
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -358,11 +359,11 @@ class WebhookSink:
     def _refuse(self, fates: Sequence[_Fate], why: str) -> None:
         for fate in fates:
             fate.answered, fate.refused = True, f"The web hook at {self._where} answered: {why}"
-        _log.warning(
-            "%s: the web hook at %s does not take %d results: %s",
+        _log.debug(  # what went to the dead letters is told, all of some seconds together
+            "%s: the web hook at %s does not take %s: %s",
             self._name,
             self._where,
-            len(fates),
+            count_text(len(fates), "result"),
             why,
             extra={"action": "refused"},
         )
