@@ -65,6 +65,21 @@ def test_a_job_at_rest_is_well():
     assert codes(status()) == []
 
 
+def test_a_worker_that_went_without_a_word_is_named():
+    (finding,) = examine([Look(0.0, status(workers=()))])
+    assert finding.text == "No worker is running. Not stopped in order, but killed, cut off or hanging: a."
+    (finding,) = examine([Look(0.0, status([position(owner="")] * 4, workers=()))])
+    assert finding.text == "No worker is running."
+
+
+def test_a_lookup_that_cannot_be_loaded_is_told_at_once():
+    error = "The lookup map `m` has 9 entries, more than the 8 that a local copy may hold."
+    stale = status(figures={"a": JobFigures(version=1, lookup_error=error)})
+    (finding,) = examine([Look(0.0, stale)])
+    assert finding.code == "lookup"
+    assert finding.text == f"A lookup cannot be loaded anew, its copy goes on as it is: {error}"
+
+
 def test_no_worker_at_any_look():
     nobody = status(workers=())
     assert codes(nobody) == ["no_worker"]

@@ -30,7 +30,7 @@ def source(name="clicks", *, failure="", dead_letters=0, **figures):
 
 def sink(name="alerts", *, unread=0, offset=100, full=0.0, failure="", lost=0, dead_letters=0, **process):
     process = {"state": "delivering", **process}
-    living = [SinkProcess("p", 1, name, **process)] if process["state"] else []
+    living = [SinkProcess("a", 1, name, **process)] if process["state"] else []
     return SinkStatus(
         SinkRecord(name, "kafka", "results.flights", "oldest", "2026-01-01T00:00:00Z", failure),
         unread,
@@ -56,6 +56,10 @@ def test_what_runs_is_well():
     assert examine_source([source()] * 6) == []
     assert sink_codes(*[sink()] * 6) == []
     assert sink_codes(*[sink(unread=50, offset=100 * n) for n in range(1, 7)]) == []
+
+
+def test_what_a_dead_process_had_is_not_owned():
+    assert (sink().partitions, sink(state="").partitions) == (1, 0)
 
 
 def test_a_source_that_failed_says_why_until_it_runs():

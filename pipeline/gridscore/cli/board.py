@@ -109,7 +109,7 @@ def board(scene: Scene, width: int, height: int | None = None, *, hint: str = ""
     sections = [
         _Section(
             "job",
-            _job_columns(scene, overview),
+            _job_columns(scene),
             [*overview.jobs, *_absent(flow)],
             "No jobs. `gridscore submit FILE` submits one.",
         ),
@@ -360,17 +360,14 @@ def _of_absent(title: str, value: Callable[[Any], str | Text]) -> Callable[[Any]
     return show
 
 
-def _job_columns(scene: Scene, overview: Overview) -> list[Column]:
-    living = {worker.id for worker in overview.workers}
-
+def _job_columns(scene: Scene) -> list[Column]:
     def state(status: JobStatus) -> Text:
         name = status.state
         return _state(name.value, scene.findings.jobs.get(status.record.name, ()), good=name == JobState.RUNNING)
 
     def owned(status: JobStatus) -> Text:
-        count = sum(1 for position in status.positions if position.owner in living)
-        wanted = status.state == JobState.RUNNING and count < len(status.positions)
-        return Text(f"{count}/{len(status.positions)}", "yellow" if wanted else "")
+        wanted = status.state == JobState.RUNNING and status.partitions < len(status.positions)
+        return Text(f"{status.partitions}/{len(status.positions)}", "yellow" if wanted else "")
 
     def lag(status: JobStatus) -> str:
         return "?" if status.lag is None else compact(status.lag)
@@ -384,7 +381,7 @@ def _job_columns(scene: Scene, overview: Overview) -> list[Column]:
         Column("LAG", lag, 7),
         Column("P50", lambda s: milliseconds_text(s.latency_ms["p50"]), 7, keep=40),
         Column("P99", lambda s: milliseconds_text(s.latency_ms["p99"]), 7, keep=80),
-        Column("COMMIT", lambda s: _age(s.commit_age), 6, keep=50),
+        Column("COMMIT", lambda s: _age(s.commit_age) if s.workers else "-", 6, keep=50),
         Column("LOST", lambda s: _warn(s.totals["lost"]), 4, keep=95),
         Column("DEAD", lambda s: _warn(s.totals["dead_letters"]), 4, keep=94),
         Column("MODEL", lambda s: _versions(s.versions), keep=70, left=True),

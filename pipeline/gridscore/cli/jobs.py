@@ -175,7 +175,7 @@ def jobs(
     rows += [(each.key, INVALID, *[None] * 8) for each in flow.invalid]
     print_table(columns, rows, empty="No jobs. `gridscore submit FILE` submits one.")
     for s in statuses:
-        for problem in [s.record.error, *s.model_errors]:
+        for problem in [s.record.error, *s.model_errors, *s.lookup_errors]:
             if problem:
                 text = f"[yellow]{safe(s.record.name)}:[/] {safe(problem, layout=True)}"
                 console.print(text, highlight=False, soft_wrap=True)

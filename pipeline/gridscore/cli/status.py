@@ -143,7 +143,9 @@ def _job_lines(status: JobStatus) -> Iterable[str]:
     record, totals = status.record, status.totals
     lag = "unknown" if status.lag is None else f"{status.lag:,}"
     versions = ", ".join(f"v{version}" for version in status.versions) or "none"
-    commit = "never" if status.commit_age is None else f"{duration_text(status.commit_age)} ago"
+    # What workers that are gone have committed, and when, nobody knows.
+    never = "never" if status.workers else "-"
+    commit = never if status.commit_age is None else f"{duration_text(status.commit_age)} ago"
     owned = f"{status.partitions} of {len(status.positions) or '?'} partitions owned"
     workers = count_text(status.workers, "worker")
     p99 = milliseconds_text(status.latency_ms["p99"])

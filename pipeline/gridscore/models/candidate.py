@@ -95,7 +95,7 @@ class Candidate:
             )
         except msgspec.ValidationError as error:
             raise ModelError(f"{source} cannot be kept in the registry: {error}.") from None
-        check_jobs(jobs, version, allow_changed=allow_changed)
+        check_jobs(jobs, version, allow_changed=allow_changed, called=source)
         loaded = LoadedModel.prepare(version, payload, document, description, source)
         texts = msgspec.json.encode(chosen, order="deterministic")
         content = hashlib.sha256(sha256.encode() + texts).hexdigest()

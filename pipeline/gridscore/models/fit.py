@@ -42,8 +42,10 @@ def check_fit(job: Job, version: ModelVersion, *, allow_changed: bool = False) -
     check_jobs({job.name: job}, version, allow_changed=allow_changed)
 
 
-def check_jobs(jobs: Mapping[str, Job] | None, version: ModelVersion, *, allow_changed: bool = False) -> None:
-    """The same for each of several jobs, by name.
+def check_jobs(
+    jobs: Mapping[str, Job] | None, version: ModelVersion, *, allow_changed: bool = False, called: str = ""
+) -> None:
+    """The same for each of several jobs, by name; `called` is what a version without a number is called.
 
     Raises:
         ModelMismatchError: For all that differ.
@@ -65,7 +67,7 @@ def check_jobs(jobs: Mapping[str, Job] | None, version: ModelVersion, *, allow_c
         hint = hint or advice
     if wrong:
         raise ModelMismatchError(
-            f"{_title(version)} would not score as it was trained.\n" + "\n".join(wrong),
+            f"{called or _title(version)} would not score as it was trained.\n" + "\n".join(wrong),
             hint,
         )
 

@@ -365,6 +365,8 @@ class Registry:
         if record.versions:
             return record
         names = [model for model, found in (await self._records.all()).items() if found.value.get("versions")]
+        if name in names and (record := await self._record(name)).versions:
+            return record  # pushed between the two looks
         listed = ", ".join(sorted(names)[:20]) or "none yet"
         raise ModelError(
             f"There is no model `{name}`.{did_you_mean(name, names)}",

@@ -14,7 +14,7 @@ from gridscore.job.life import OVER, WANTED, JobState
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gridscore.operations.status import JobStatus, Position
 
@@ -160,9 +160,12 @@ def _scored_for(looks: Sequence[Look]) -> list[Finding]:
         if now.idle_workers:
             text = f"No worker scores for it; {count_text(now.idle_workers, 'worker')} of the cluster {_do(now)} not."
             return [_problem("no_worker", text, "Were they started with --jobs, without this one? See their logs.")]
-        return [_problem("no_worker", "No worker is running.", "Start one, anywhere: `gridscore worker`.")]
-    if now.model_errors and not now.versions:
-        return []  # `model` says why nobody scores
+        text = "No worker is running."
+        if owners := _owners(now, range(len(now.positions))):
+            text += f" Not stopped in order, but killed, cut off or hanging: {owners}."
+        return [_problem("no_worker", text, "Start one, anywhere: `gridscore worker`.")]
+    if (now.model_errors or now.lookup_errors) and not now.versions:
+        return []  # `model` or `lookup` says why nobody scores
     if _always(looks, lambda status: status.state != JobState.RUNNING):
         text = "It is starting: models and lookups are being loaded, no event is scored yet."
         return [_problem("starting", text, "If this lasts, the worker's log says what it waits for.")]
@@ -172,11 +175,17 @@ def _scored_for(looks: Sequence[Look]) -> list[Finding]:
             f"{count_text(len(orphans), 'partition')} of {len(now.positions)} {'has' if len(orphans) == 1 else 'have'} "
         )
         text += "no living owner: their events wait."
-        if owners := sorted({owner for partition in orphans if (owner := now.positions[partition].owner)}):
-            text += f" Last held by {', '.join(owners[:_NAMED])}{', …' if owners[_NAMED:] else ''}."
+        if owners := _owners(now, orphans):
+            text += f" Last held by {owners}."
         advice = "Another worker takes them over once their leases have run out. If none does: `gridscore worker`."
         return [_problem("no_owner", text, advice)]
     return []
+
+
+def _owners(now: JobStatus, partitions: Iterable[int]) -> str:
+    """Who held partitions last, some of them."""
+    owners = sorted({owner for partition in partitions if (owner := now.positions[partition].owner)})
+    return ", ".join(owners[:_NAMED]) + (", …" if owners[_NAMED:] else "")
 
 
 def _orphans(looks: Sequence[Look]) -> list[int]:
@@ -348,9 +357,21 @@ def _models(now: JobStatus) -> list[Finding]:
     return found
 
 
+def _copies(now: JobStatus) -> list[Finding]:
+    """Lookup maps that cannot be copied, or not anew, as far as workers have said so."""
+    found = []
+    for error in now.lookup_errors:
+        text = f"A lookup cannot be loaded anew, its copy goes on as it is: {error}"
+        if without := sum(1 for each in now.figures.values() if each.lookup_error == error and not each.version):
+            score = "scores" if without == 1 else "score"
+            text = f"{count_text(without, 'worker')} cannot load a lookup and {score} nothing: {error}"
+        found.append(_problem("lookup", text, "Workers try again by themselves."))
+    return found
+
+
 def _inputs(now: JobStatus) -> list[Finding]:
-    """Models that were refused, and lookups that are old or have bad entries."""
-    found = _models(now)
+    """Models that were refused, and lookups that cannot be loaded, are old or have bad entries."""
+    found = [*_models(now), *_copies(now)]
     for name, copy in now.lookups.items():
         age, bad, error = copy.get("age", 0), int(copy.get("bad", 0)), copy.get("error", "")
         if age > LOOKUP_OLD_SECONDS:

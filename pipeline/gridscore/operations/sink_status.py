@@ -100,8 +100,9 @@ class SinkStatus:
 
     @property
     def partitions(self) -> int:
-        """Partitions that have an owner."""
-        return sum(1 for position in self.positions if position.owner)
+        """Partitions that a living process owns."""
+        living = {process.id for process in self.processes}
+        return sum(1 for position in self.positions if position.owner in living)
 
     @property
     def rate(self) -> float:

@@ -89,6 +89,7 @@ class JobFigures(msgspec.Struct, frozen=True):
         regressions: Journals that this worker found begun again.
         version: Version of the model in use, 0 if none.
         model_error: Why another version is not in use.
+        lookup_error: Why a lookup map cannot be copied, or not anew.
         lookups: Of each lookup's copy: entries, age in seconds, loads, bad entries, error of the last bad one.
         quality: What was missing in the last events.
         dead_letters: Sent there since the worker began.
@@ -108,6 +109,7 @@ class JobFigures(msgspec.Struct, frozen=True):
     regressions: Count = 0
     version: Count = 0
     model_error: Word = ""
+    lookup_error: Word = ""
     lookups: dict[str, dict[str, Figure | Word]] = {}
     quality: QualityFigures = QualityFigures()
     dead_letters: Count = 0
@@ -184,7 +186,7 @@ class JobStatus:
         record: The job.
         workers: Living workers that score for it.
         lag: Events in the journal that no committed offset covers; None if the journal cannot be read.
-        partitions: Partitions that have an owner.
+        partitions: Partitions that a living worker owns.
         totals: Sums over the living workers since they began: events, rate, skipped, rescued, taken, given; lost,
             regressions, and unkept (rejected, without a dead letter), of the job's partitions since it was submitted;
             rebalances, of the worker that saw most of
@@ -237,6 +239,11 @@ class JobStatus:
         return found
 
     @property
+    def lookup_errors(self) -> list[str]:
+        """Why workers cannot copy a lookup map, or not anew."""
+        return sorted({each.lookup_error for each in self.figures.values() if each.lookup_error})
+
+    @property
     def quality(self) -> QualityFigures:
         """What was missing in the last events that the living workers counted."""
         return QualityFigures.together(each.quality for each in self.figures.values())
@@ -267,6 +274,7 @@ class JobStatus:
             "model": record.job.model.name,
             "model_versions": self.versions,
             "model_errors": self.model_errors,
+            "lookup_errors": self.lookup_errors,
             "lookups": self.lookups,
             "quality": {"events": self.quality.events, **self.quality.shares()},
         }
@@ -441,7 +449,7 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
         record=record,
         workers=len(mine),
         lag=None if there is None else sum(position.unread for position in there),
-        partitions=sum(1 for position in there or () if position.owner),
+        partitions=sum(1 for position in there or () if position.owner in mine),
         totals=totals,
         versions=sorted({each.version for each in mine.values() if each.version}),
         model_errors=sorted({each.model_error for each in mine.values() if each.model_error}),

@@ -27,7 +27,7 @@ from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
 
 from gridscore.dead_letters.letters import letter
 from gridscore.dead_letters.writer import LetterWriter, Limits
-from gridscore.errors import GridError, first_of
+from gridscore.errors import GridError, LookupTooLargeError, MapNotFoundError, first_of
 from gridscore.features import LookupTable
 from gridscore.grid.capacity import journal_capacity
 from gridscore.grid.copies import Fetcher
@@ -76,6 +76,7 @@ _RINGS = 32
 
 _STATS_SECONDS = 0.5
 _RETRY_SECONDS = 0.5
+_LOOKUP_SECONDS = 2.0
 
 
 class _Waiting(NamedTuple):
@@ -115,7 +116,7 @@ class JobRunner:
         job = record.job
         self._grid = grid
         self._job = job
-        self._worker = members.worker
+        self._members = members
         self._joined = joined
         self._started = started
         self.stats = JobStats()
@@ -162,7 +163,7 @@ class JobRunner:
                 tasks.create_task(self._rescanner.run())
                 tasks.create_task(self._retention.run())
                 tasks.create_task(self._superseded.run())
-                tasks.create_task(audit_on_schedule(self._grid, self._job, self._worker))
+                tasks.create_task(audit_on_schedule(self._grid, self._job, self._members.worker))
                 await self.group.first_taken.wait()
                 self.is_scoring = True
                 self._started()
@@ -175,12 +176,42 @@ class JobRunner:
         await prepare(self._grid, self._job)  # a cluster that was stopped as a whole has forgotten it
         await self.group.reader.bounds(0)  # a map without a journal is best found at once
         await self._results.prepare()
-        for copy in self._copies.values():
-            self._started_copies.append(copy)
-            await self._lookups.start(copy)
+        await self._start_copies()
         await self._model.start()
         self.has_joined = True
         self._joined()
+
+    async def _start_copies(self) -> None:
+        """Copy the lookup maps; as long as one cannot be copied and others score, say so and try again.
+
+        They go on with the copies that they have: the job does not fail for a worker that came later.
+        """
+        while True:
+            try:
+                for copy in self._copies.values():
+                    self._started_copies.append(copy)
+                    await self._lookups.start(copy)
+            except (MapNotFoundError, LookupTooLargeError) as error:
+                await self._close_copies()
+                await self._members.look()
+                if self._members.group(self._job.name) == {self._members.worker}:
+                    raise
+                if str(error) != self.stats.lookup_error:
+                    _log.error(
+                        "%s: a lookup cannot be loaded, so no partition is taken; it will be tried again: %s",
+                        self._job.name,
+                        error,
+                        extra={"action": "lookup_missing"},
+                    )
+                self.stats.lookup_error = str(error)
+                await asyncio.sleep(_LOOKUP_SECONDS)
+            else:
+                self.stats.lookup_error = ""
+                return
+
+    async def _close_copies(self) -> None:
+        while self._started_copies:
+            await self._lookups.close(self._started_copies.pop())
 
     async def _learn_ring(self) -> None:
         """Find out beside the rest when a ring is so full that waiting for the next commit would be too long."""
@@ -203,8 +234,7 @@ class JobRunner:
             # Do not wait for a cluster that is gone.
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._model.close()
-                while self._started_copies:
-                    await self._lookups.close(self._started_copies.pop())
+                await self._close_copies()
         except (HazelcastError, TimeoutError) as error:
             _log.warning("%s: not everything could be closed: %s", self._job.name, error or "no answer")
 
@@ -351,6 +381,7 @@ class JobRunner:
                     extra={"action": "write_failed"},
                 )
             self.stats.quality = self._model.active.plan.quality.to_json()
+            self.stats.lookup_error = next(filter(None, (each.copy.trouble for each in self._copies.values())), "")
             self.stats.copies = {
                 name: {
                     "entries": len(self._tables[name]),

@@ -29,6 +29,7 @@ class JobStats(GroupStats):
         stage_ns: CPU nanoseconds of the event loop's thread, by stage.
         version: Version of the model in use, 0 if none.
         model_error: Why a newer version is not in use, empty if it is.
+        lookup_error: Why a lookup map cannot be copied, or not anew, empty if it can.
         copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and what is wrong with the last,
             and events that had no entry since the model went live.
         quality: What was missing in the last events, see `QualityCounter.to_json`.
@@ -39,6 +40,7 @@ class JobStats(GroupStats):
     stage_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     version: int = 0
     model_error: str = ""
+    lookup_error: str = ""
     copies: dict[str, dict[str, Any]] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     _latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LATENCY_WRITES))
@@ -75,6 +77,7 @@ class JobStats(GroupStats):
             "latency_ms": self.latency_ms(now),
             "version": self.version,
             "model_error": self.model_error[:MOST_SHOWN],
+            "lookup_error": self.lookup_error[:MOST_SHOWN],
             "stage_us_per_event": {s: round(ns / 1000 / max(self.events, 1), 3) for s, ns in self.stage_ns.items()},
             "lookups": self.copies,
             "quality": self.quality,
