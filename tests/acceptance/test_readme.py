@@ -12,6 +12,8 @@ from commands import with_client
 from sklearn.datasets import load_breast_cancer
 from xgboost import XGBClassifier
 
+from gridscore import load_job
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -66,5 +68,9 @@ def test_a_job_file_of_four_lines_scores_a_model_of_scikit_learn(cluster, run, s
     run("features", "tumours.yaml", "history.csv", "--model", "tumours.ubj", "-o", "m.parquet")
     run("features", "tumours.yaml", "history.csv", "--model", "tumours.ubj", "--score", "-o", "m.parquet")
     assert pd.read_parquet("m.parquet")["score"].to_numpy().tobytes() == scores.tobytes()
+    run("job", "init", "made.yaml", "--from-map", "events.tumours")
+    made = load_job("made.yaml")
+    assert (made.name, made.events, made.schema_["id"].type) == ("tumours", "events.tumours", "int")
+    assert set(made.feature_names) == {*frame.columns, "id"}
     run("status", "tumours")
     assert "RUNNING" in run("jobs").stdout

@@ -1,19 +1,23 @@
-"""`gridscore job check` and `job schema`: job files, without a cluster."""
+"""`gridscore job check`, `job init` and `job schema`: job files, before they go to a cluster."""
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 -- typer reads the annotations
-from typing import TYPE_CHECKING, Annotated
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.output import console, print_json, print_table, print_warnings, safe
+from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from gridscore.cli.output import console, print_json, print_table, print_warnings, run, safe
+from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gridscore.job import Job
 
-app = typer.Typer(help="Job files: check one, or get the JSON Schema for an editor.", no_args_is_help=True)
+app = typer.Typer(help="Job files: check or begin one, or get the JSON Schema for an editor.", no_args_is_help=True)
 
 
 @app.command()
@@ -81,6 +85,101 @@ def _with_model(job: Job, model: Path) -> Job:
     check_fit(job, version)
     print_warnings(fit_warnings({job.name: job}, version))
     return job
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The job file to write.")] = Path("job.yaml"),
+    *,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="FILE", help="A model (XGBoost UBJ or JSON): its features.")
+    ] = None,
+    from_map: Annotated[
+        str | None, typer.Option("--from-map", metavar="MAP", help="An event map of the cluster: fields of its events.")
+    ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option("--history", metavar="FILE", help="Events as rows (CSV, Parquet, JSON lines): its columns."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the job; by default, that of what it is of.")
+    ] = None,
+    members: Members = None,
+    cluster_name: ClusterName = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Write a first job file, with comments: of a model, of a map's events, or of a history.
+
+    It is a beginning that `gridscore job check` passes; a file that exists is never overwritten.
+
+    Example: [bold]gridscore job init job.yaml --model model.ubj[/]
+    """
+    from gridscore.job import template
+
+    given = [each for each in (model, from_map, history) if each is not None]
+    if len(given) != 1:
+        raise UsageError("A job file is made of one thing.", "Give --model FILE, --from-map MAP or --history FILE.")
+    if file.exists():
+        raise UsageError(f"`{file}` exists already.", "Name another file, or remove it first.")
+    stem = str(from_map).rpartition(".")[2] if from_map is not None else Path(str(given[0])).name.partition(".")[0]
+    job = template.shell(name or template.name_of(stem), from_map or "")
+    if model is not None:
+        from gridscore.models import completed, version_in
+
+        text = template.text_of_job(completed(job, version_in(model, job.model.name)))
+    elif history is not None:
+        text = template.text_of_events(job, _rows(history))
+    else:
+        text = template.text_of_events(job, run(_events(job, (members, cluster_name, settings))))
+    try:
+        with file.open("x", encoding="utf-8") as written:
+            written.write(text)
+    except OSError as error:
+        raise UsageError(f"`{file}` cannot be written: {error.strerror}.") from None
+    console.print(f"[bold green]{safe(file)}[/] is written; look through it.", highlight=False, soft_wrap=True)
+
+
+_SAMPLE = 10_000
+"""Rows of a history that are looked at."""
+
+
+def _rows(path: Path) -> Iterable[dict[str, Any]]:
+    import msgspec
+
+    from gridscore.features import tables
+
+    if path.name.lower().endswith((".jsonl", ".ndjson")):
+        try:
+            with path.open("rb") as file:
+                lines = [line for line in islice(file, _SAMPLE) if line.strip()]
+            return msgspec.json.Decoder(list[dict[str, Any]]).decode(b"[" + b",".join(lines) + b"]")
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"`{path}` cannot be read: {error}.", "Give JSON lines, each an object.") from None
+    frame = tables.read_table(path).head(_SAMPLE)
+    columns = {str(name): _values(column) for name, column in frame.items()}
+    return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    missing = column.isna().tolist()
+    values = [value.isoformat() if hasattr(value, "isoformat") else value for value in column.tolist()]
+    return [None if lacks else value for value, lacks in zip(values, missing, strict=True)]
+
+
+async def _events(job: Job, connection: tuple[Any, Any, Any]) -> list[dict[str, Any]]:
+    import msgspec
+
+    from gridscore.proving.bench.samples import from_grid
+
+    async with connected(*connection) as grid:
+        texts = (await from_grid(grid, job)).texts
+    found = []
+    for text in texts:
+        try:
+            found.append(msgspec.json.decode(text, type=dict[str, Any]))
+        except (ValueError, RecursionError):
+            continue  # it is a dead letter to every job
+    return found
 
 
 @app.command()
