@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -84,6 +85,16 @@ JSON = st.recursive(
 def test_of_any_events_it_is_a_job_file(events, name):
     with contextlib.suppress(UsageError):  # no field could be a feature
         parse_job(text_of_events(shell(name_of(name)), events), "job.yaml")
+
+
+def test_what_its_comments_show_can_be_used():
+    for events in (EVENTS, [{"land": "DE"}], [{"mean radius": 1}]):
+        text = text_of_events(shell("shop"), events)
+        used = re.sub(r"(?m)^# (result:|decisions:|lookups:|  - |  customer: )", r"\1", text).replace(
+            "key: customer", "key: '\"x\"'"
+        )
+        job = parse_job(used, "job.yaml")
+        assert (len(job.decisions), len(job.result.include), len(job.lookups)) == (2, 1, 1)
 
 
 def test_of_a_model_it_is_the_shortest_job_written_out(tmp_path, monkeypatch):

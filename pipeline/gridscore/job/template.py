@@ -140,7 +140,7 @@ def _text(job: Job, schema: Mapping[str, Any], features: Mapping[str, str], left
     ]
     made = [f"  {_quoted(name)}: {expression}" for name, expression in features.items()]
     others = [f"  # {json.dumps(name)}: {why}" for name, why in left_out.items()]
-    first = next(iter(features.values()))
+    first = next(iter(schema))
     text = f"""\
 # A job of Gridscore. `gridscore job check` says what is wrong with it, docs/job-file.md what else it can say.
 job: {_quoted(job.name)}
@@ -165,7 +165,7 @@ model: {_quoted(job.model.name)}
 results: {_quoted(job.results)}
 
 # What a result repeats of its event:
-# result: {{include: [{next(iter(schema))}]}}
+# result: {{include: [{first}]}}
 
 # What to do, by the score and by what features are made of; the last is for all the rest:
 # decisions:
