@@ -9,7 +9,10 @@ import zoneinfo
 from importlib import resources
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from gridscore.cli import _commands
@@ -91,8 +94,9 @@ def test_the_hour_is_right_where_clocks_are_changed_at_one_minute_past():
 @pytest.mark.parametrize("zone", ["", ', "Asia/Tokyo"', ', "America/St_Johns"'])
 def test_a_time_outside_of_years_1_to_9999_has_no_parts(zone):
     far = [1e300, -1e300, 1e18, 253402300800.0 + 86_400, -62135596800.1 - 86_400, 1e11 * 9, None]
-    for part in ("year", "month", "day", "hour", "minute", "second", "dayofweek", "dayofyear"):
+    for part in ("year", "month", "day", "hour", "minute", "second", "dayofweek", "dayofyear", "week", "quarter"):
         assert computed(f"{part}(t{zone})", far, "s") == [None] * len(far)
+    assert computed(f"is_weekend(t{zone})", far, "s") == [0] * len(far)
     # Within a day of either end, the clock of the zone decides.
     ends = [253402300799.0, -62135596800.0, 253402300799.0 - 86_400, -62135596800.0 + 86_400]
     years = {
@@ -103,6 +107,24 @@ def test_a_time_outside_of_years_1_to_9999_has_no_parts(zone):
     assert computed(f"year(t{zone})", ends, "s") == years[zone]
     assert computed("len(string(t))", [*far, 253402300799.0], "s") == [None] * len(far) + [20]
     assert computed("epoch(t)", [1e300, 2.0**40], "s") == [None, 2.0**40]
+
+
+@given(
+    st.lists(st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2100, 1, 1)), min_size=1, max_size=20),  # noqa: DTZ001
+    st.sampled_from(["UTC", "America/New_York", "Asia/Kolkata", "Europe/Berlin"]),
+)
+def test_weeks_quarters_and_weekends_are_those_of_pandas(moments, zone):
+    times = pd.Series(pd.to_datetime(moments, utc=True))
+    local = times.dt.tz_convert(zones.zone(zone)).dt
+    texts = [moment.isoformat() + "Z" for moment in moments]
+    assert computed(f'week(t, "{zone}")', texts) == local.isocalendar()["week"].tolist()
+    assert computed(f'quarter(t, "{zone}")', texts) == local.quarter.tolist()
+    assert computed(f'is_weekend(t, "{zone}")', texts) == (local.day_of_week >= 5).astype(float).tolist()
+    if zone == "UTC":
+        assert (
+            computed("week(t) * 10 + quarter(t)", texts)
+            == (times.dt.isocalendar()["week"] * 10 + times.dt.quarter).tolist()
+        )
 
 
 def test_the_system_may_have_other_zones_and_nobody_asks_it(tmp_path):

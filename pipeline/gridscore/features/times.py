@@ -127,7 +127,26 @@ def day(seconds: Numbers) -> Numbers:
 
 def dayofyear(seconds: Numbers) -> Numbers:
     """1 to 366."""
-    return _of_date(seconds, lambda days: (days - days.astype("M8[Y]")).astype(np.int64) + 1)
+    return _of_date(seconds, lambda days: _day_of_year(days) + 1)
+
+
+def week(seconds: Numbers) -> Numbers:
+    """1 to 53, of ISO 8601: that of the week's Thursday."""
+    return _of_date(seconds, lambda days: _day_of_year(days - (days.astype(np.int64) + 3) % 7 + 3) // 7 + 1)
+
+
+def quarter(seconds: Numbers) -> Numbers:
+    """1 to 4."""
+    return _of_date(seconds, lambda days: days.astype("M8[M]").astype(np.int64) % 12 // 3 + 1)
+
+
+def is_weekend(seconds: Numbers) -> NDArray[np.bool_]:
+    """Whether it is a Saturday or a Sunday; a missing time is neither."""
+    return dayofweek(seconds) >= 5.0
+
+
+def _day_of_year(days: Any) -> Any:
+    return (days - days.astype("M8[Y]")).astype(np.int64)
 
 
 def _inside(seconds: Numbers, part: Numbers) -> Numbers:
@@ -140,7 +159,7 @@ def _of_date(seconds: Numbers, part: Callable[[Any], Any]) -> Numbers:
     return np.where(inside, part(days), np.nan)
 
 
-PARTS: dict[str, Callable[[Numbers], Numbers]] = {
+PARTS: dict[str, Callable[[Numbers], Any]] = {
     "year": year,
     "month": month,
     "day": day,
@@ -149,5 +168,8 @@ PARTS: dict[str, Callable[[Numbers], Numbers]] = {
     "second": second,
     "dayofweek": dayofweek,
     "dayofyear": dayofyear,
+    "week": week,
+    "quarter": quarter,
+    "is_weekend": is_weekend,
 }
 """The parts of a time by the name of their function."""

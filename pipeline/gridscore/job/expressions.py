@@ -532,7 +532,7 @@ class _Compiler:
             zones.zone(zone)
         except ExpressionError as error:
             return self._wrong(f"`{name}`: {error.message}{_meant(zone[:64], zones.zone_names())}")
-        return Node(name, (Node("local", (node,), Type.TIMESTAMP, zone),), Type.NUMBER)
+        return Node(name, (Node("local", (node,), Type.TIMESTAMP, zone),), FUNCTIONS[name].gives)
 
     def _timestamp(self, text: Any) -> Node:
         try:

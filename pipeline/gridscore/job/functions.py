@@ -38,7 +38,7 @@ class Function:
 
 _MATHS = ("abs", "sqrt", "exp", "expm1", "log", "log1p", "log10", "log2", "floor", "ceil", "sign")
 _ANGLES = ("sin", "cos", "tan", "asin", "acos", "atan", "radians", "degrees")
-_PARTS = ("year", "month", "day", "hour", "minute", "second", "dayofweek", "dayofyear")
+_PARTS = ("year", "month", "day", "hour", "minute", "second", "dayofweek", "dayofyear", "week", "quarter")
 _TEXT = ("lower", "upper", "strip")
 _SEARCH = ("startswith", "endswith", "contains")
 
@@ -52,6 +52,7 @@ FUNCTIONS: dict[str, Function] = {
         name: Function((T, S), N, f'{name}(time, "America/New_York")', least=1, constant=frozenset({1}))
         for name in _PARTS
     },
+    "is_weekend": Function((T, S), B, 'is_weekend(time, "America/New_York")', least=1, constant=frozenset({1})),
     "epoch": Function((T,), N, "epoch(time)"),
     "timestamp": Function((S,), T, 'timestamp("2026-01-31T00:00:00Z")', constant=frozenset({0})),
     "len": Function((S,), N, "len(text)"),
