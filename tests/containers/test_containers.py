@@ -238,6 +238,14 @@ def test_the_flights_overlay_scores_every_flight(composed, tmp_path_factory):
     assert "Every one of 2,000 flights has one result, equal to Booster.predict to the bit" in composed.log(flights)
 
 
+def test_the_images_are_small(engine):
+    """As a registry holds them, packed as hastily as gzip can: a push makes them smaller."""
+    for image, target, limit in ((IMAGE, "", 300e6), (f"{IMAGE}-worker", "worker", 220e6)):
+        engine.build(image, target)
+        script = f"podman save {image} | gzip -1 | wc -c"
+        assert int(engine.run("sh", "-c", script)) < limit
+
+
 def test_down_leaves_nothing(composed):
     composed.compose("down", "--volumes", "--timeout", "5")
     for what in ("ps --all", "network ls", "volume ls"):
