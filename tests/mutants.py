@@ -165,6 +165,13 @@ MUTANTS = [
         (STORIES, "-k", "while_it_gives_back"),
     ),
     Mutant(
+        "a partition that was taken again is given back",
+        "group/group.py",
+        "self._giving.discard(lease.partition)",
+        "pass",
+        (STORIES, "-k", "taken_again"),
+    ),
+    Mutant(
         "one event is passed over where a partition is taken over",
         "group/group.py",
         "self.reader.start(lease.partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)",

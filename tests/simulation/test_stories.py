@@ -238,6 +238,32 @@ def test_what_a_worker_claims_while_its_job_ends_is_free_again_at_once(world):
     assert not world.ledger.duplicates()
 
 
+def test_a_partition_that_is_lost_and_taken_again_while_it_is_given_back_is_not_given_back_then(world):
+    name = world.start()
+    settled(world)
+    process, lost = world.workers[name], 4
+    group = process.worker.runners["sim"].group
+    # Given that all are given back, which takes all its time, as some writes are slow
+    for partition in range(1, PARTITIONS, 2):
+        fault = Fault("delay", request="Map.PutAll", map="results.sim", partition=partition, seconds=2.0)
+        world.cluster.faults.append(fault)
+    put(world, "slow")
+    assert world.time.run_until(lambda: not world.cluster.faults, seconds=1.0)
+    process.loop.call_soon(group.give_back, list(group.held))
+    # When one is lost meanwhile, and taken again
+    process.loop.call_soon(group.drop, lost)
+    assert world.time.run_until(lambda: lost not in group.held, seconds=1.0)
+    assert world.time.run_until(lambda: group.acknowledged_to(lost) is not None, seconds=2.0)
+    epoch = world.ledger.leases[lost]["epoch"]
+    for i in range(20):
+        put(world, f"more{i}-", PARTITIONS)
+        world.advance(0.1)
+    # Then it is held still, and nothing comes twice
+    assert world.ledger.leases[lost]["epoch"] == epoch
+    settled(world)
+    assert not world.ledger.duplicates()
+
+
 def test_what_a_worker_is_about_to_begin_when_it_leaves_is_free_again_at_once(world):
     first = world.start()
     leases = world.ledger.leases

@@ -254,7 +254,7 @@ class Group:
             room < 0 and not self._giving and not leases.claiming and all(map(members.is_fresh, who - {members.worker}))
         ):
             # What came last goes first: it is the least settled.
-            self._spawn(self._give_back([p for p in leases.held if p not in self._beginning][room:]))
+            self.give_back([p for p in leases.held if p not in self._beginning][room:])
         return len(leases.held) < mine
 
     def _worth_a_look(self, unknown: list[int], most: int, holdings: Mapping[str, int]) -> list[int]:
@@ -290,7 +290,7 @@ class Group:
             )
             self._older = older
         if not self._giving and (ours := [p for p in self.leases.held if p not in self._beginning]):
-            self._spawn(self._give_back(ours))
+            self.give_back(ours)
 
     async def _take(self, partitions: Collection[int]) -> None:
         taken = await self.leases.claim(partitions, self._taken)
@@ -302,6 +302,7 @@ class Group:
 
     def _taken(self, lease: Lease) -> None:
         if not self._leaving:
+            self._giving.discard(lease.partition)  # that was about a lease before
             self._beginning[lease.partition] = lease
             self._spawn(self._begin(lease))
 
@@ -403,6 +404,10 @@ class Group:
 
     # ------------------------------------------------------------------ giving back
 
+    def give_back(self, partitions: Collection[int]) -> None:
+        """Begin to give back partitions."""
+        self._spawn(self._give_back(partitions))
+
     async def _give_back(self, partitions: Collection[int]) -> None:
         """Commit and release partitions, within the budget."""
         for partition in partitions:
@@ -412,12 +417,12 @@ class Group:
         try:
             await self._release(partitions)
         except asyncio.CancelledError:
-            partitions = ()  # we leave, and give them back with all the others
+            self._giving.clear()  # we leave, and give them back with all the others
             raise
         finally:
-            for partition in partitions:
+            for partition in self._giving:
                 self.drop(partition)
-            self._giving.difference_update(partitions)
+            self._giving.clear()
             self._members.changed()
 
     async def _release(self, partitions: Collection[int]) -> None:
@@ -431,7 +436,7 @@ class Group:
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.gather(*map(self._doubt_unbegun, partitions))
-                for partition in partitions:
+                for partition in self._giving:
                     lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
                     if lease is not None and not lease.unsettled and self.offsets.settled(partition):
                         progress[partition] = there  # one that is just being begun has none, but may get an offset

@@ -581,15 +581,16 @@ class Leases:
         Args:
             progress: Of the partitions to give back; None where nothing was read, so what is committed stays.
         """
-        origins = {partition: lease.record.origin for partition, lease in self.held.items() if partition in progress}
+        given = [(lease, lease.record.origin) for lease in map(self.held.get, progress) if lease is not None]
         # A compare-and-set under way changes the text that the next one must compare with: let it end first.
         # To wait does not cancel what is waited for, should the caller's time be over.
         if self._under_way:
             await asyncio.wait(set(self._under_way))
         due = []
-        for partition, origin in origins.items():
-            if (lease := self.held.pop(partition, None)) is not None:
-                record = lease.record
+        for lease, origin in given:
+            partition, record = lease.partition, lease.record
+            if self.held.get(partition) is lease:  # what was taken anew meanwhile is in use
+                del self.held[partition]
                 # If it was reset meanwhile, what had been done before no longer counts.
                 as_it_was = record.origin == origin
                 there = (progress[partition] if as_it_was else None) or Progress.of(record)
