@@ -123,6 +123,13 @@ MUTANTS = [
         (SESSIONS, "-k", "same_process"),
     ),
     Mutant(
+        "a lease stays on the session of a member that no longer has its partition",
+        "group/leases.py",
+        "settled.clear()",
+        "pass",
+        (SESSIONS, "-k", "has_moved"),
+    ),
+    Mutant(
         "a new owner has the epoch of the one before",
         "group/leases.py",
         "owner=self.worker, epoch=before + 1, session",

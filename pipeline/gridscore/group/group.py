@@ -45,7 +45,7 @@ from gridscore.group.rescan import Losses
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, KeysView, Mapping
 
     from gridscore.grid import Grid
     from gridscore.grid.journal import Page
@@ -138,7 +138,7 @@ class Group:
         self.first_taken = asyncio.Event()
 
     @property
-    def held(self) -> Collection[int]:
+    def held(self) -> KeysView[int]:
         """Partitions that this worker holds."""
         return self.leases.held.keys()
 
@@ -380,14 +380,12 @@ class Group:
                 turns.create_task(self._commit_part(part))
 
     async def _commit_part(self, part: int) -> None:
-        mine = [partition for partition in self.held if partition % _COMMIT_PARTS == part]
-        lost = await self._commit_these(mine)
+        lost = await self._commit_these(p for p in self.held if p % _COMMIT_PARTS == part)
         self._stats.committed_at = int(time.time() * 1000)
-        now, busy = self._grid.clock(), self._beginning.keys() | self._giving
-        held, stands, reads = self.leases.held, self.leases.stands, self.reader.reads
         # The second is a net: whatever went wrong, a partition that is held is read, or let go.
-        lost += [p for p in mine if p in held and not (stands(p, now) and (reads(p) or p in busy))]
-        self._lose(lost)
+        unread = self.held - self.reader.partitions - self._beginning.keys() - self._giving
+        ended = self.leases.ended(self._grid.clock())
+        self._lose([*lost, *(p for p in {*ended, *unread} if p % _COMMIT_PARTS == part)])
         self._stats.partitions = len(self.held)
 
     async def _commit_early(self) -> None:
@@ -395,12 +393,17 @@ class Group:
         while True:
             await self._filling.wait()
             self._filling.clear()
-            mine, self._early = [partition for partition in self._early if partition in self.held], set()
+            mine, self._early = self._early & self.held, set()
             self._lose(await self._commit_these(mine))
             await asyncio.sleep(EARLY_SECONDS)
 
-    async def _commit_these(self, partitions: Collection[int]) -> list[int]:
-        return await self.leases.commit(self.offsets.committable(partitions), partitions)
+    async def _commit_these(self, partitions: Iterable[int]) -> list[int]:
+        wanted, moved = set(partitions), self.offsets.moved
+        progress = self.offsets.committable(wanted & moved)
+        for partition in wanted & moved:
+            if progress[partition] == Progress.of(self.leases.held[partition].record):
+                moved.discard(partition)
+        return await self.leases.commit(progress, wanted)
 
     # ------------------------------------------------------------------ giving back
 

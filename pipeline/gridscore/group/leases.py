@@ -178,6 +178,8 @@ class Leases:
         self._send_seconds = self.sessions.fence.send
         self.held: dict[int, Lease] = {}
         self.claiming: set[int] = set()
+        self._settled: set[int] = set()  # of those held, which hang where they should; as of these changes of sessions:
+        self._settled_at = -1
         self._under_way: set[asyncio.Task[Any]] = set()
         self._sights: dict[int, _Sight] = {}
         self._let_go: dict[int, str] = {}  # partitions that were held, with the sessions on which they hung
@@ -195,6 +197,13 @@ class Leases:
     def stands(self, partition: int, now: float) -> bool:
         """Whether this worker may write for the partition at `now`, of the grid's clock."""
         return now < self.until(partition)
+
+    def ended(self, now: float) -> list[int]:
+        """Partitions that are held and for which this worker may no longer write at `now`, of the grid's clock."""
+        sessions = self.sessions
+        if self._settled_at == sessions.changes and self._settled >= self.held.keys() and sessions.stand(now):
+            return []
+        return [partition for partition in self.held if not self.stands(partition, now)]
 
     # ------------------------------------------------------------------ others' leases
 
@@ -384,6 +393,7 @@ class Leases:
                 self.sessions.detach(session, released=outcome is None)  # else it may have been written
                 return
             self._let_go.pop(partition, None)
+            self._settled.discard(partition)
             lease = self.held[partition] = Lease(
                 partition, outcome.record, outcome.text, session, before=record.owner, doubt=record.doubt
             )
@@ -438,10 +448,14 @@ class Leases:
             partitions: Only these; all that are held if None.
         """
         self.sessions.renew()
-        now, homes, held = self._grid.clock(), self.sessions.homes, self.held
+        now, homes, held, settled = self._grid.clock(), self.sessions.homes, self.held, self._settled
+        if self._settled_at != self.sessions.changes:
+            self._settled_at = self.sessions.changes
+            settled.clear()
         due = []
-        # Each second for each lease that is held, and nearly always for nothing.
-        for partition in held if partitions is None else partitions:
+        # This comes every second, and nearly always all leases hang where they should: those need no look.
+        wanted = held.keys() if partitions is None else set(partitions)
+        for partition in (progress.keys() & wanted) | (wanted - settled):
             lease = held.get(partition)
             if lease is None:
                 continue
@@ -451,6 +465,8 @@ class Leases:
             # If its member is another one now, and cannot be reached, the session does not show it.
             lease.ends = _NEVER if at_home else min(lease.ends, now + self._send_seconds)
             strays = session.retired or not at_home
+            if not strays:
+                settled.add(partition)
             if (moved or strays) and not lease.changing.locked() and (moved or self.sessions.ready(partition)):
                 due.append(_Due(lease, there or Progress.of(record), record, strays))
         return await self._to_the_end(self._commit_all(due)) if due else []
@@ -513,6 +529,7 @@ class Leases:
                     # It hangs on one of both: the other lets go of it below.
                     lease.session, session = session, before
                     lease.ends = _NEVER
+                    self._settled.discard(lease.partition)
             # If it was dropped meanwhile, that let go of the one before; the new one must run out.
             self.sessions.detach(session, released=session is before or lease.session is not before)
             lease.changing.release()

@@ -55,20 +55,24 @@ class Offsets:
 
     Attributes:
         unacknowledged: Results that are written and not acknowledged.
+        moved: Partitions that may have come further than what is committed for them. Whoever commits takes them out.
     """
 
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
         self._changed = asyncio.Event()
         self.unacknowledged = 0
+        self.moved: set[int] = set()
 
     def begin(self, partition: int, progress: Progress) -> None:
         """Go on with a partition from here; what was under way for it is forgotten."""
         self._partitions[partition] = _Partition(progress, progress.offset)
+        self.moved.add(partition)
 
     def forget(self, partition: int) -> None:
         """Let a partition go."""
         self._partitions.pop(partition, None)
+        self.moved.discard(partition)
 
     def sent(self, write: Write) -> None:
         """A write is on its way."""
@@ -98,6 +102,7 @@ class Offsets:
             before = there.acknowledged
             there.acknowledged = Progress(first.next, before.lost + first.lost, before.unkept + first.unkept)
             events += first.events
+            self.moved.add(write.partition)
         self._changed.set()
         return events
 

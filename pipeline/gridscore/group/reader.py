@@ -26,7 +26,7 @@ from gridscore.grid.journal import Journal, journal_missing
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, KeysView, Sequence
 
     from gridscore.grid import Grid
     from gridscore.grid.journal import Page
@@ -153,9 +153,10 @@ class JournalReader:
         """Whether the partition is still read by this cursor: if not, what it read must not be written."""
         return self._cursors.get(cursor.partition) is cursor
 
-    def reads(self, partition: int) -> bool:
-        """Whether the partition is being read."""
-        return partition in self._cursors
+    @property
+    def partitions(self) -> KeysView[int]:
+        """Those that are being read."""
+        return self._cursors.keys()
 
     def cursor(self, partition: int) -> Cursor | None:
         """The cursor by which a partition is read now; None if it is not read."""

@@ -103,6 +103,7 @@ class Sessions:
 
     Attributes:
         homes: By partition, the one in which its session lies: of the same member.
+        changes: Counts what may leave a lease on the wrong session: partitions that moved, sessions that were retired.
     """
 
     def __init__(self, grid: Grid, worker: str, seconds: float) -> None:
@@ -113,6 +114,7 @@ class Sessions:
         self._own: dict[str, Session] = {}
         self._current: dict[int, Session] = {}  # by partition
         self.homes: list[int] = []
+        self.changes = 0
         self._turns: dict[tuple[int, str], asyncio.Semaphore] = {}
         self._opening: dict[int, asyncio.Task[Session]] = {}
         self._sights: dict[str, _Sight] = {}
@@ -128,7 +130,10 @@ class Sessions:
         for home in set(self.homes):
             first.setdefault(owner_of(home), home)  # as it was, where that is possible
         count = self._grid.partition_count
-        self.homes = [p if (owner := owner_of(p)) is None else first.setdefault(owner, p) for p in range(count)]
+        homes = [p if (owner := owner_of(p)) is None else first.setdefault(owner, p) for p in range(count)]
+        if homes != self.homes:
+            self.homes = homes
+            self.changes += 1
 
     def together(self, partitions: Iterable[int]) -> list[list[int]]:
         """The partitions by their member, in parts that are looked at, or taken, in one turn."""
@@ -198,6 +203,7 @@ class Sessions:
     def retire(self, session: Session) -> None:
         """Let no further lease hang on a session."""
         session.retired = True
+        self.changes += 1
         if self._current.get(session.partition) is session:
             del self._current[session.partition]
         if not session.leases:
@@ -229,6 +235,10 @@ class Sessions:
                 task = asyncio.get_running_loop().create_task(self._renew(session))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    def stand(self, now: float) -> bool:
+        """Whether this process may write at `now`, of the grid's clock, for all that hangs on any of its sessions."""
+        return all(now < session.renewed_at + self.fence.send for session in self._own.values())
 
     def _is_due(self, session: Session) -> bool:
         return self._grid.clock() - session.renewed_at > self.seconds / 3
