@@ -221,6 +221,26 @@ def test_a_gap_is_counted_once_however_often_what_it_asks_for_is_tried(world):
     settled(world)
 
 
+def test_journals_that_began_again_while_nobody_read_them_are_told_in_few_lines(world, caplog):
+    name = world.start()
+    settled(world)
+    put(world, "before")
+    settled(world)
+    world.stop(name)
+    world.advance(10.0)
+    for partition in range(PARTITIONS):
+        world.regress(partition)
+    logging.disable(logging.NOTSET)
+    world.start()
+    assert world.time.run_until(
+        lambda: all(lease["regressions"] == 1 for lease in world.ledger.leases.values()), seconds=30.0
+    )
+    world.advance(2.0)
+    told = [record for record in caplog.records if getattr(record, "action", "") == "regression"]
+    assert sum(1 + record.others for record in told) == PARTITIONS
+    assert len(told) <= 3
+
+
 def test_what_a_worker_claims_while_its_job_ends_is_free_again_at_once(world):
     first, second = world.start(), world.start()
     settled(world)

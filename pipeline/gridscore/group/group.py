@@ -345,14 +345,7 @@ class Group:
             # Written before it is relied on: "latest" must not move.
             return offset if await self.leases.place(partition, offset) else None
         if record.offset > newest + 1:
-            _log.error(
-                "%s: the journal of partition %d ends at %d, but %d was committed: it has begun again",
-                self._name,
-                partition,
-                newest,
-                record.offset,
-                extra={"action": "regression"},
-            )
+            self.reader.note_begun_again(partition, oldest, record.offset)
             return oldest if await self._begin_again(partition, oldest) else None
         self._settle_doubt(lease, newest)
         return record.offset

@@ -136,7 +136,7 @@ class JournalReader:
         self._inbox_events = self._inbox_bytes = 0
         self._event_bytes = float(FIRST_EVENT_BYTES)
         self._failed_reads = 0
-        self._begun_again: list[tuple[int, _Before]] = []  # partitions, not told yet
+        self._begun_again: list[tuple[int, int, int]] = []  # partition, oldest, and position; not told yet
         self._told_at = float("-inf")
         self._noted: dict[int, set[bytes]] = {}
         self._closed = False
@@ -263,11 +263,17 @@ class JournalReader:
             last = await self._last_standing(partition, before.seen, *await self._journal.bounds(partition))
         if last not in (None, _UNKNOWN):
             return last
-        self._begun_again.append((partition, before))
-        if len(self._begun_again) == 1:
-            # A map that was destroyed begins again in each partition: that is one thing to say, not 271.
-            self._timers.add(asyncio.get_running_loop().call_later(_TOGETHER_SECONDS, self._tell_begun_again))
+        self.note_begun_again(partition, before.oldest, before.position)
         return None
+
+    def note_begun_again(self, partition: int, oldest: int, position: int) -> None:
+        """Log that a journal begins again, which had been read up to a position.
+
+        A map that was destroyed begins again in each partition: that is one thing to say, not 271.
+        """
+        self._begun_again.append((partition, oldest, position))
+        if len(self._begun_again) == 1:
+            self._timers.add(asyncio.get_running_loop().call_later(_TOGETHER_SECONDS, self._tell_begun_again))
 
     async def _last_standing(
         self, partition: int, seen: Sequence[tuple[int, int]], oldest: int, newest: int
@@ -451,15 +457,15 @@ class JournalReader:
     def _tell_begun_again(self) -> None:
         if not self._begun_again:
             return
-        (partition, before), others = self._begun_again[0], len(self._begun_again) - 1
+        (partition, oldest, position), others = self._begun_again[0], len(self._begun_again) - 1
         self._begun_again = []
         _log.error(
             "`%s` partition %d: its journal begins again at %d, %d had been read%s; the map has lost writes, or was "
             "destroyed",
             self._journal.map_name,
             partition,
-            before.oldest,
-            before.position - 1,
+            oldest,
+            position - 1,
             f" (and {others} more partitions)" if others else "",
             extra={"action": "regression", "partition": partition, "others": others},
         )
