@@ -128,6 +128,11 @@ class Site:
         assert code == 0, said
         assert "Traceback" not in said, said
 
+    def kill(self, name):
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait(30)
+
     def start_in_vain(self, *arguments):
         """Start a command that ends with an error."""
         self.start(*arguments)
@@ -349,6 +354,13 @@ def stop_reading(site):
     site.purge("access")
     until(lambda: "access: well, running" in site.status()[1])
     site.stop("source")
+
+
+def kill_a_source(site):
+    (site.folder / "tail.log").write_text("")
+    site.start("source", "logfile", "--path", str(site.folder / "tail.log"), "--to", f"events.{JOB}", "--name", "tail")
+    until(lambda: "tail: well, running" in site.status()[1])
+    site.kill("source")
 
 
 def listen_where_a_member_does(site):
@@ -754,6 +766,18 @@ FAULTS = [
         10,
         ("access: not well, paused", "It reads nothing. Paused:", "`gridscore dead-letters list access` says why"),
         asked=(("dead-letters list access", "JSON"),),
+    ),
+    Fault(
+        "a source that is killed",
+        (),
+        kill_a_source,
+        lambda site: site.command("source", "forget", "tail"),
+        10,
+        (
+            "tail: not well, failed",
+            "It says nothing any more: it was killed or stopped",
+            "`gridscore source forget tail`",
+        ),
     ),
     Fault(
         "a source that cannot listen",

@@ -36,13 +36,15 @@ _log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
 FORGET_SECONDS = 60.0
-"""Records of sources that were killed are removed by others when they have not changed for so long."""
+"""Records of processes that were killed are removed by others when they have not changed for so long."""
 
 FAILED = "failed"
 """State of a source that has stopped for good: beginning again would not heal it."""
 
 FAILED_SECONDS = 86_400.0
 """How long a source that failed is shown, unless it runs again or is forgotten."""
+
+_SILENT = "It says nothing any more: it was killed or stopped, or its machine is gone."
 
 CLOSE_SECONDS = 3.0
 _RATE_SECONDS = 5.0
@@ -159,22 +161,20 @@ class Publisher:
         with contextlib.suppress(HazelcastError, GridscoreError, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._stats.state == FAILED:
-                    # One a name: a source that is started again and again, and fails each time, leaves no more.
-                    proxy = await self._grid.map(SOURCES_MAP)
-                    await proxy.set(_failure_key(self._stats.name), self._value(), ttl=FAILED_SECONDS)
+                    await self._leave(self._stats.name, self._record())
                 await self._records.delete(self.id)
 
     async def _publish(self) -> None:
         proxy = await self._grid.map(SOURCES_MAP)
-        await proxy.set(self.id, self._value())
+        await proxy.set(self.id, _json(self._record()))
         touch_health_file()
         if not self._healed and self._stats.state in ("running", "waiting", "paused"):
             await self._records.delete(_failure_key(self._stats.name))
             self._healed = True
 
-    def _value(self) -> HazelcastJsonValue:
+    def _record(self) -> SourceRecord:
         stats = self._stats
-        record = SourceRecord(
+        return SourceRecord(
             id=self.id,
             seen_at=int(time.time() * 1000),
             name=stats.name,
@@ -194,20 +194,27 @@ class Publisher:
             error_at=stats.error_at,
             also=tuple(stats.also),
         )
-        return HazelcastJsonValue(record_text(msgspec.structs.asdict(record)))
 
     async def _sweep(self) -> None:
         """Remove the records that have not changed since the last time; clocks are not compared."""
         records = await self._records.all()
-        for key, record in records.items():
-            before = self._others.get(key)
-            if key == self.id or before is None or before.raw != record.raw:
-                continue
+        dead = [r for key, r in records.items() if key != self.id and (b := self._others.get(key)) and b.raw == r.raw]
+        living = {each.value.get("name") for each in records.values() if each not in dead}
+        for record in dead:
+            name, failed = record.value.get("name"), record.value.get("state") == FAILED
             # That one of several processes has failed is shown no longer than that: the others go on.
-            ours = record.value.get("name") == self._stats.name and self._healed
-            if record.value.get("state") != FAILED or ours:
-                await self._records.remove(record)
+            if failed and not (name == self._stats.name and self._healed):
+                continue
+            if not failed and name not in living:
+                with contextlib.suppress(msgspec.ValidationError):
+                    await self._leave(str(name), _silent(msgspec.convert(record.value, SourceRecord)))
+            await self._records.remove(record)
         self._others = records
+
+    async def _leave(self, name: str, record: SourceRecord) -> None:
+        """Leave word of a source that has failed, one a name: that it fails again and again leaves no more."""
+        proxy = await self._grid.map(SOURCES_MAP)
+        await proxy.set(_failure_key(name), _json(record), ttl=FAILED_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +313,7 @@ class SourceStatus:
 
 
 async def source_records(grid: Grid, heartbeats: Heartbeats | None = None) -> list[SourceRecord]:
-    """Records of the sources that live, and of those that failed, by name. Invalid records are left out.
+    """Records of the sources that live, and of those that failed or fell silent, by name. Invalid ones are left out.
 
     Args:
         grid: The connection.
@@ -316,8 +323,13 @@ async def source_records(grid: Grid, heartbeats: Heartbeats | None = None) -> li
         HazelcastError: The cluster did not answer.
     """
     found = list((await Records(grid, SOURCES_MAP).read(parsed(SourceRecord))).values())
-    living = (heartbeats or Heartbeats()).living([each for each in found if each.state != FAILED])
-    return sorted([*living, *(each for each in found if each.state == FAILED)], key=lambda each: (each.name, each.id))
+    running = [each for each in found if each.state != FAILED]
+    living = (heartbeats or Heartbeats()).living(running)
+    names, beating = {each.name for each in living}, {each.id for each in living}
+    # Where others of its name go on, or it was started again, one that was killed is not missed.
+    silent = [_silent(each) for each in running if each.id not in beating and each.name not in names]
+    failed = [each for each in found if each.state == FAILED]
+    return sorted([*living, *silent, *failed], key=lambda each: (each.name, each.id))
 
 
 async def running_sources(grid: Grid) -> list[SourceRecord]:
@@ -365,10 +377,21 @@ async def forget(grid: Grid, name: str) -> tuple[int, bool]:
     if living:
         raise JobError(f"The source `{name}` is running: {living[0].host}, process {living[0].pid}.", "Stop it first.")
     count = await forget_all(grid, name)
-    records = Records(grid, SOURCES_MAP)
-    failed = await records.get(_failure_key(name)) is not None
-    await records.delete(_failure_key(name))
+    records, failed = Records(grid, SOURCES_MAP), False
+    for record in (await records.all()).values():
+        if record.value.get("name") == name:
+            failed = await records.remove(record) or failed
     return count, failed
+
+
+def _silent(record: SourceRecord) -> SourceRecord:
+    """The record of a process that left none of its end, as one of a source that failed."""
+    replace, at = msgspec.structs.replace, record.seen_at
+    return replace(record, state=FAILED, rate=0.0, waiting="", error=_SILENT, error_at=at)
+
+
+def _json(record: SourceRecord) -> HazelcastJsonValue:
+    return HazelcastJsonValue(record_text(msgspec.structs.asdict(record)))
 
 
 def _failure_key(name: str) -> str:
