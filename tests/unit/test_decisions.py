@@ -166,6 +166,7 @@ def test_thresholds_of_the_highest_score():
     [
         ("score > 0.5 and amuont > 3", "there is no event field or earlier feature `amuont`, did you mean `amount`?"),
         ("score", "the value is a number, a condition is true or false: compare it"),
+        ("score > -amuont", "there is no event field or earlier feature `amuont`, did you mean `amount`?"),
         ("label == 'cat'", "`label` is one of the model's classes: name them with `classes`"),
         ("score.cat > 1", "there is no class `cat` in `classes`"),
         ("category(country) == 1", "`category` can only be used in a feature"),

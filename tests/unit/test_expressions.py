@@ -128,6 +128,7 @@ def wrong(expression: str, **more: object) -> list[str]:
         ("a + b * 2", -2.5),
         ("a - -b", -0.5),
         ("7 // 2 + 7 % -2", 2),
+        ("round(125, -1) + round(135, -1)", 260),
         ("-7 // 2", -4),
         ("2 ** 3 ** 2", 512),
         ("a / 0", None),  # infinite: the model gets a missing value
@@ -426,7 +427,8 @@ def test_parts_of_times_are_those_of_datetime(moment, zone):
         ("min(a)", "`min` takes 2 to 16 arguments, as in `min(x, y)`, not 1"),
         ("round(a, digits=2)", "`round` takes no named arguments"),
         ("round(a, b)", "`round`: argument 2 must be a number that is written out, as in `round(x, 2)`"),
-        ("round(a, 0.5)", "`round`: the number of digits must be a whole number up to 15"),
+        ("round(a, 0.5)", "`round`: the number of digits must be a whole number from -15 to 15"),
+        ("round(a, -16)", "`round`: the number of digits must be a whole number from -15 to 15"),
         ("contains(s, r)", '`contains`: argument 2 must be a text in quotes, as in `contains(text, "N1")`'),
         ("len(a)", "`a` is a number: `len` needs a string; `string(x)` makes a string"),
         ("hour(a)", "`a` is a number: `hour` needs a timestamp"),

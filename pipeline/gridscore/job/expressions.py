@@ -500,6 +500,9 @@ class _Compiler:
             node = self._node(arg)
             what = f"`{name}`"
             if position in function.constant:
+                node = _written(node)
+                if node is _UNKNOWN:
+                    return node
                 if node.type not in {expected, Type.UNKNOWN} or node.op != "constant":
                     kind = "a text in quotes" if expected == Type.STRING else "a number that is written out"
                     example = function.example
@@ -516,9 +519,7 @@ class _Compiler:
             return self._timestamp(constants[0])
         value = constants[0] if constants else None
         if name == "round":
-            if value is not None and not (isinstance(value, float) and value.is_integer() and abs(value) <= 15):
-                return self._wrong("`round`: the number of digits must be a whole number up to 15")
-            value = int(value or 0)
+            value = self._whole(name, "number of digits", value or 0.0, -15, 15)
         elif function.takes[0] == Type.TIMESTAMP and value is not None:
             return self._part(name, nodes[0], value)
         elif name == "clip":
@@ -526,6 +527,11 @@ class _Compiler:
         elif name in {"min", "max"}:
             return _fold(name, nodes)
         return Node(name, tuple(nodes), function.gives, value)
+
+    def _whole(self, name: str, what: str, value: float, least: int, most: int) -> int:
+        if not (value.is_integer() and least <= value <= most):
+            self._wrong(f"`{name}`: the {what} must be a whole number from {least:,} to {most:,}")
+        return int(value)
 
     def _part(self, name: str, node: Node, zone: str) -> Node:
         try:
@@ -651,6 +657,13 @@ def _as_number(node: Node) -> Node:
     return Node("to_number", (node,), Type.NUMBER)
 
 
+def _written(node: Node) -> Node:
+    """A number that is written out with its sign."""
+    if node.op == "negative" and isinstance(node.args[0].value, float):
+        return Node("constant", (), Type.NUMBER, -node.args[0].value)
+    return node
+
+
 def as_float32(number: float) -> float:
     """The number as a score is one: compared with it, a score that prints as the number is equal to it."""
     return ctypes.c_float(number).value
@@ -660,8 +673,7 @@ def _as_score(node: Node, other: Node) -> Node:
     """A number that is written out, if it is compared with a score."""
     if other.op != "score":
         return node
-    if node.op == "negative" and node.args[0].op == "constant":
-        node = Node("constant", (), Type.NUMBER, -cast("float", node.args[0].value))
+    node = _written(node)
     if node.op != "constant":
         return node
     return Node("constant", (), Type.NUMBER, as_float32(cast("float", node.value)))
