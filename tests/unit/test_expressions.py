@@ -429,6 +429,8 @@ def test_parts_of_times_are_those_of_datetime(moment, zone):
         ("round(a, b)", "`round`: argument 2 must be a number that is written out, as in `round(x, 2)`"),
         ("round(a, 0.5)", "`round`: the number of digits must be a whole number from -15 to 15"),
         ("round(a, -16)", "`round`: the number of digits must be a whole number from -15 to 15"),
+        ("geohash(a, b, 13)", "`geohash`: the length must be a whole number from 1 to 12"),
+        ("geohash(a, b, n)", "`geohash`: argument 3 must be a number that is written out, as in `geohash(lat, lon, 6)`"),
         ("contains(s, r)", '`contains`: argument 2 must be a text in quotes, as in `contains(text, "N1")`'),
         ("len(a)", "`a` is a number: `len` needs a string; `string(x)` makes a string"),
         ("hour(a)", "`a` is a number: `hour` needs a timestamp"),

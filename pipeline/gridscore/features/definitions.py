@@ -132,7 +132,7 @@ def _field_text(name: str, field: FieldType) -> str:
 
 def _machine(nodes: Sequence[Node]) -> dict[str, str]:
     found = {}
-    if any(find(node, op) for node in nodes for op in (*maths.NAMES, "power")):
+    if any(find(node, op) for node in nodes for op in (*maths.NAMES, "power", "haversine")):
         found["maths library"] = maths.digest()
     if any(find(node, "local") for node in nodes):
         found["time zone release"] = zones.release()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gridscore.features import maths, times
+from gridscore.features import maths, places, times
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -77,6 +77,7 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "degrees": np.degrees,
     "min": np.minimum,
     "max": np.maximum,
+    "haversine": places.haversine,
 }
 """Operations that numpy broadcasts: an argument is a column or a single number."""
 
@@ -217,6 +218,7 @@ COLUMNAR: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "endswith": _searched(str.endswith),
     "contains": _searched(str.__contains__),
     "number": lambda _: _number,
+    "geohash": places.geohash,
     "local": times.to_local,
     **{name: partial(_always, part) for name, part in times.PARTS.items()},
 }

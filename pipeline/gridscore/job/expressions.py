@@ -517,9 +517,11 @@ class _Compiler:
                 nodes.append(node)
         if name == "timestamp":
             return self._timestamp(constants[0])
-        value = constants[0] if constants else None
+        value: Any = constants[0] if constants else None
         if name == "round":
             value = self._whole(name, "number of digits", value or 0.0, -15, 15)
+        elif name == "geohash":
+            value = self._whole(name, "length", value, 1, 12)
         elif function.takes[0] == Type.TIMESTAMP and value is not None:
             return self._part(name, nodes[0], value)
         elif name == "clip":

@@ -59,6 +59,8 @@ FUNCTIONS: dict[str, Function] = {
     **{name: Function((S,), S, f"{name}(text)") for name in _TEXT},
     **{name: Function((S, S), B, f'{name}(text, "N1")', constant=frozenset({1})) for name in _SEARCH},
     "number": Function((S,), N, "number(text)"),
+    "haversine": Function((N, N, N, N), N, "haversine(lat1, lon1, lat2, lon2)"),
+    "geohash": Function((N, N, N), S, "geohash(lat, lon, 6)", constant=frozenset({2})),
 }
 """Functions whose arguments have fixed types."""
 

@@ -1,0 +1,161 @@
+"""Functions of places, texts and ranges: against oracles that share no code, and the same bits however events come."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gridscore.features import EventDecoder, FeaturePlan, maths, offline_matrix
+from gridscore.features.definitions import definitions_of
+from gridscore.job import Job
+
+SCHEMA = {**dict.fromkeys("abcd", "float?"), "s": "string?", "i": "int?", "g": "bool?"}
+
+
+def job_of(expression: str) -> Job:
+    values = {"job": "j", "events": "e", "results": "r", "model": "m", "schema": SCHEMA}
+    return Job.model_validate(values | {"features": {"v": expression}})
+
+
+def computed(expression: str, rows: list[dict[str, object]]) -> list[float | str | None]:
+    """A feature of each event, or the text that it is a category of; the same from a history, in a batch, and alone."""
+    job = job_of(expression)
+    matrix = offline_matrix(job, pd.DataFrame(rows, columns=list(SCHEMA), dtype=object))
+    plan, decoder = FeaturePlan(job, {}, matrix.categories), EventDecoder(job)
+    payloads = [json.dumps(row).encode() for row in rows]
+    found = plan.matrix(decoder.decode_all(payloads))
+    assert found.tobytes() == np.asarray(matrix.values).tobytes()
+    assert found.tobytes() == b"".join(plan.matrix(decoder.decode_all([each])).tobytes() for each in payloads)
+    texts = matrix.categories.get("v")
+    values = [None if math.isnan(value) else value for value in found[:, 0].tolist()]
+    return values if texts is None else [None if value is None else texts[int(value)] for value in values]
+
+
+def one(expression: str, **event: object) -> float | str | None:
+    return computed(expression, [event])[0]
+
+
+# ---------------------------------------------------------------------- places
+
+degrees = st.one_of(
+    st.none(), st.floats(-200, 200), st.sampled_from([-180.0, -90.0, -0.0, 0.0, 90.0, 180.0, 180.0000001, 1e300])
+)
+places = st.lists(st.fixed_dictionaries(dict.fromkeys("abcd", degrees)), min_size=1, max_size=12)
+
+
+def is_place(latitude, longitude):
+    return None not in (latitude, longitude) and abs(latitude) <= 90 and abs(longitude) <= 180
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kilometres"),
+    [
+        # The quarter and the half of a great circle, and a degree of it.
+        ((0, 0), (0, 90), 6371.0088 * math.pi / 2),
+        ((90, 0), (-90, 123), 6371.0088 * math.pi),
+        ((0, 0), (0, 180), 6371.0088 * math.pi),
+        ((-0.5, 7), (0.5, 7), 6371.0088 * math.pi / 180),
+        ((0, 179.5), (0, -179.5), 6371.0088 * math.pi / 180),
+        # As published with the Python package `haversine`: Lyon and Paris.
+        ((45.7597, 4.8422), (48.8567, 2.3508), 392.2172595594006),
+        ((52.1, 5.2), (52.1, 5.2), 0),
+    ],
+)
+def test_distances_are_those_that_are_known(first, second, kilometres):
+    names = dict(zip("abcd", (*first, *second), strict=True))
+    assert one("haversine(a, b, c, d)", **names) == pytest.approx(kilometres, rel=1e-6)
+    written = ", ".join(map(str, (*first, *second)))
+    assert one(f"haversine({written})") == pytest.approx(kilometres, rel=1e-6)
+    assert one("haversine(a, b, c, d)", **names) == one(f"haversine({written})")
+
+
+@given(places)
+def test_a_distance_is_that_of_vectors_and_missing_where_there_is_no_place(rows):
+    found = computed("haversine(a, b, c, d)", rows)
+    for row, distance in zip(rows, found, strict=True):
+        a, b, c, d = (row[name] for name in "abcd")
+        if not (is_place(a, b) and is_place(c, d)):
+            assert distance is None
+            continue
+        x, y = (
+            np.array([math.cos(lat) * math.cos(lon), math.cos(lat) * math.sin(lon), math.sin(lat)])
+            for lat, lon in ((math.radians(a), math.radians(b)), (math.radians(c), math.radians(d)))
+        )
+        angle = math.atan2(float(np.linalg.norm(np.cross(x, y))), float(x @ y))
+        assert distance == pytest.approx(6371.0088 * angle, rel=1e-6, abs=0.001)
+
+
+def test_a_distance_has_the_same_bits_without_compiled_loops_and_its_model_records_the_maths_library(monkeypatch):
+    draw = np.random.default_rng(3)
+    rows = [
+        dict(zip("abcd", draw.uniform((-90, -180, -90, -180), (90, 180, 90, 180)).tolist(), strict=True))
+        for _ in range(500)
+    ]
+    expression = "haversine(a, b, c, d) % 0.001"
+    found = computed(expression, rows)
+    monkeypatch.setattr(maths, "_fast", None)
+    assert computed(expression, rows) == found
+    assert "maths library" in definitions_of(job_of(expression)).machine
+
+
+def bisected(latitude: float, longitude: float, length: int) -> str:
+    """A geohash as its inventor describes it, bit after bit, in exact fractions."""
+    ranges = [[Fraction(-180), Fraction(180)], [Fraction(-90), Fraction(90)]]
+    bits = ""
+    for bit in range(5 * length):
+        value, within = Fraction((longitude, latitude)[bit % 2]), ranges[bit % 2]
+        middle = sum(within) / 2
+        bits += str(int(value >= middle))
+        within[value < middle] = middle
+    alphabet = "0123456789bcdefghjkmnpqrstuvwxyz"
+    return "".join(alphabet[int(bits[at : at + 5], 2)] for at in range(0, len(bits), 5))
+
+
+@pytest.mark.parametrize(
+    ("latitude", "longitude", "published"),
+    [
+        (57.64911, 10.40744, "u4pruydqqvj"),  # of Wikipedia, as the next
+        (42.605, -5.603, "ezs42"),
+        (45.37, -121.7, "c216ne"),  # of the tests of `pr_geohash`, as the others
+        (47.6062095, -122.3320708, "c23nb62w20st"),
+        (35.6894875, 139.6917064, "xn774c06kdtv"),
+        (-33.8671390, 151.2071140, "r3gx2f9tt5sn"),
+        (51.5001524, -0.1262362, "gcpuvpk44kpr"),
+    ],
+)
+def test_geohashes_are_those_that_are_published(latitude, longitude, published):
+    for length in range(1, len(published) + 1):
+        assert one(f"category(geohash(a, b, {length}))", a=latitude, b=longitude) == published[:length]
+    assert one(f"geohash({latitude}, {longitude}, {length}) == {published!r}") == 1
+
+
+borders = st.builds(
+    lambda cell, bits, step: float(np.nextafter((cell % 2**bits) * 180 / 2**bits - 90, step)),
+    st.integers(0, 2**30),
+    st.integers(1, 30),
+    st.sampled_from([-1e3, 1e3]),
+)
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"a": degrees | borders, "b": degrees | borders}), min_size=1, max_size=12),
+    st.integers(1, 12),
+)
+@example([{"a": -5e-324, "b": 5e-324}, {"a": float(np.nextafter(45, 0)), "b": -90.0}], 12)
+@example([{"a": None, "b": 1.0}], 3)
+def test_geohashes_are_those_of_bisection_and_missing_where_there_is_no_place(rows, length):
+    expected = [bisected(row["a"], row["b"], length) if is_place(row["a"], row["b"]) else None for row in rows]
+    assert computed(f"category(geohash(a, b, {length}))", rows) == expected
+
+
+def test_what_is_infinite_is_no_place():
+    assert one("haversine(1 / a, b, b, b)", a=0, b=1) is None
+    assert one("haversine(b, b, b, -1 / a)", a=0, b=1) is None
+    assert one("geohash(1 / a, b, 5) is None", a=0, b=1) == 1
