@@ -42,6 +42,59 @@ def one(expression: str, **event: object) -> float | str | None:
     return computed(expression, [event])[0]
 
 
+# ---------------------------------------------------------------------- texts
+
+texts = st.lists(st.none() | st.text("ab-ß😀 \0", max_size=12) | st.text(max_size=6), min_size=1, max_size=12)
+parts = st.text("ab-ß😀", min_size=1, max_size=2)
+
+
+def of_pandas(values: list[str | None], compute) -> list[str | None]:
+    found = compute(pd.Series(values, dtype=object).str)
+    return [value if isinstance(value, str) else None for value in found]
+
+
+def changed(call: str, values: list[str | None]) -> list[float | str | None]:
+    return computed(f"category({call})", [{"s": value} for value in values])
+
+
+@given(texts, parts, st.text("ab-ß😀'\"", max_size=3))
+@example(["aaa", "aaaa", "", None], "aa", "a")
+@example(["-", "--"], "-", "")
+def test_texts_are_replaced_as_by_pandas(values, old, new):
+    expected = of_pandas(values, lambda column: column.replace(old, new, regex=False))
+    assert changed(f"replace(s, {old!r}, {new!r})", values) == expected
+
+
+@given(texts, parts, st.integers(-4, 4))
+@example(["aaa", "aaaa", "", None], "aa", -1)
+@example(["a-b", "a", "-", "--", ""], "-", 1)
+def test_texts_are_split_as_by_pandas(values, separator, index):
+    expected = of_pandas(values, lambda column: column.split(separator, regex=False).str[index])
+    assert changed(f"split(s, {separator!r}, {index})", values) == expected
+
+
+@given(texts, st.integers(-6, 6), st.none() | st.integers(1, 6))
+@example(["abcdef", "ab", "", None], -3, 2)
+@example(["abcdef", "ab", ""], -9, 4)
+def test_substrings_are_the_slices_of_pandas(values, begin, length):
+    expected = of_pandas(values, lambda column: column[begin:].str[:length])
+    more = "" if length is None else f", {length}"
+    assert changed(f"substring(s, {begin}{more})", values) == expected
+
+
+def test_a_text_that_replacing_makes_too_long_is_missing():
+    at_most = 65_536
+    event = {"s": "a" * (at_most // 4) + "b"}
+    assert one('len(replace(s, "a", "1234"))', **event) is None
+    assert one('len(replace(s, "b", ""))', **event) == at_most // 4
+    assert one('len(replace(replace(s, "b", ""), "a", "1234"))', **event) == at_most
+    assert one('len(replace(s, "b", "B"))', s="b" * (at_most + 1)) == at_most + 1
+    doubled = "s"
+    for _ in range(16):
+        doubled = f'replace({doubled}, "a", "{"a" * 200}")'
+    assert one(f"len({doubled})", s="a" * 1_000) is None
+
+
 # ---------------------------------------------------------------------- places
 
 degrees = st.one_of(

@@ -43,6 +43,9 @@ def _identity(value: Any) -> Any:
     return value
 
 
+MAX_REPLACED = 65_536
+"""Characters of a text that `replace` may make longer: what would be longer is missing."""
+
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "subtract": np.subtract,
@@ -110,6 +113,36 @@ def _searched(test: Callable[[str, str], bool]) -> Callable[[Any], Callable[[Str
 
 def _changed(change: Callable[[str], str]) -> Callable[[Any], Callable[[Strings], list[str | None]]]:
     return lambda _: lambda column: [None if x is None else change(x) for x in column]
+
+
+def _replaced(value: Any) -> Callable[[Strings], list[str | None]]:
+    old, new = value
+    growth = max(len(new) - len(old), 0)
+
+    def replace(column: Strings) -> list[str | None]:
+        return [
+            None if x is None or (growth and len(x) + x.count(old) * growth > MAX_REPLACED) else x.replace(old, new)
+            for x in column
+        ]
+
+    return replace
+
+
+def _split(value: Any) -> Callable[[Strings], list[str | None]]:
+    separator, index = value
+    # From the end, all must be found: where separators overlap, those from the beginning count.
+    most, needed = (-1, -index) if index < 0 else (index + 1, index + 1)
+
+    def split(column: Strings) -> list[str | None]:
+        parts = (() if x is None else x.split(separator, most) for x in column)
+        return [each[index] if len(each) >= needed else None for each in parts]
+
+    return split
+
+
+def _substring(value: Any) -> Callable[[Strings], list[str | None]]:
+    begin, length = value
+    return lambda column: [None if x is None else x[begin:][:length] for x in column]
 
 
 def _string_in(items: Any) -> Callable[[Strings], Bools]:
@@ -214,6 +247,9 @@ COLUMNAR: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "lower": _changed(str.lower),
     "upper": _changed(str.upper),
     "strip": _changed(str.strip),
+    "replace": _replaced,
+    "split": _split,
+    "substring": _substring,
     "startswith": _searched(str.startswith),
     "endswith": _searched(str.endswith),
     "contains": _searched(str.__contains__),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gridscore.job.types import FieldType
 
 MAX_CONCATENATIONS = 16
-"""Strings put together in one expression; with the size of an event, this bounds what a row can take."""
+"""Strings put together or made longer in one expression; with the size of an event, this bounds what a row takes."""
 MAX_ITEMS = 1_000
 MAX_NODES, MAX_NODE_DEPTH = 4_000, 150
 """Operations that an expression is compiled to, each counted wherever it is used, and how deep they may be nested.
@@ -176,7 +176,7 @@ class _Compiler:
         except RecursionError:  # whoever called us had not much room left
             return self._wrong("too deeply nested")
         if self._concatenations > MAX_CONCATENATIONS:
-            self._wrong(f"more than {MAX_CONCATENATIONS} strings put together with `+`")
+            self._wrong(f"more than {MAX_CONCATENATIONS} strings put together with `+` or `replace`")
         if node is _NULL:
             return self._wrong("the whole expression is `None`")
         return node
@@ -517,18 +517,35 @@ class _Compiler:
                 nodes.append(node)
         if name == "timestamp":
             return self._timestamp(constants[0])
-        value: Any = constants[0] if constants else None
-        if name == "round":
-            value = self._whole(name, "number of digits", value or 0.0, -15, 15)
-        elif name == "geohash":
-            value = self._whole(name, "length", value, 1, 12)
-        elif function.takes[0] == Type.TIMESTAMP and value is not None:
+        value = self._value(name, constants)
+        if function.takes[0] == Type.TIMESTAMP and value is not None:
             return self._part(name, nodes[0], value)
-        elif name == "clip":
+        if name == "clip":
             return Node("min", (Node("max", (nodes[0], nodes[1]), Type.NUMBER), nodes[2]), Type.NUMBER)
-        elif name in {"min", "max"}:
+        if name in {"min", "max"}:
             return _fold(name, nodes)
         return Node(name, tuple(nodes), function.gives, value)
+
+    def _value(self, name: str, constants: Sequence[Any]) -> Any:
+        """The arguments that are written out, as the operation takes them."""
+        match name, constants:
+            case "round", _:
+                return self._whole(name, "number of digits", constants[0] if constants else 0.0, -15, 15)
+            case "geohash", [length]:
+                return self._whole(name, "length", length, 1, 12)
+            case "replace", [old, new]:
+                self._concatenations += 1
+                if not old:
+                    self._wrong("`replace`: the text to look for is empty")
+                return old, new
+            case "split", [separator, index]:
+                if not separator:
+                    self._wrong("`split`: the separator is empty")
+                return separator, self._whole(name, "index", index, -1_000, 1_000)
+            case "substring", [begin, *rest]:
+                begin = self._whole(name, "beginning", begin, -1_000_000, 1_000_000)
+                return begin, self._whole(name, "length", rest[0], 1, 1_000_000) if rest else None
+        return constants[0] if constants else None
 
     def _whole(self, name: str, what: str, value: float, least: int, most: int) -> int:
         if not (value.is_integer() and least <= value <= most):
