@@ -127,6 +127,7 @@ def test_a_condition_on_the_score_is_a_threshold(scores):
     listed = "".join(f"  - {{decision: d{n}, at_least: {least}}}\n" for n, least in enumerate(thresholds))
     plain = job(text=re.sub(r"decisions:\n(.|\n)*", f"decisions:\n{listed}  - {{decision: rest}}\n", TEXT))
     written = job(*(f"score >= {least}" for least in thresholds))
+    bucketed = job(*(f"bucket(score, {sorted(thresholds)}) == {number}" for number in (4, 3, 2, 1)))
     assert not plain.has_conditions
     scores = np.array([*scores, *thresholds], np.float32)
     events = [{}] * len(scores)
@@ -134,6 +135,7 @@ def test_a_condition_on_the_score_is_a_threshold(scores):
     steps, names = plain.decision_steps
     live = [names[step] for step in np.searchsorted(np.array(steps, np.float32), scores, side="right")]
     offline = Decider(plain, lands(), CATEGORIES).decide(decoded, scores)
+    assert live == decided(bucketed, events, scores)
     assert live == decided(written, events, scores) == [plain.decisions[number].decision for number in offline]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from fractions import Fraction
 
 import numpy as np
@@ -93,6 +94,66 @@ def test_a_text_that_replacing_makes_too_long_is_missing():
     for _ in range(16):
         doubled = f'replace({doubled}, "a", "{"a" * 200}")'
     assert one(f"len({doubled})", s="a" * 1_000) is None
+
+
+# ---------------------------------------------------------------------- hashes
+
+
+def crc_32(text: str) -> int:
+    """CRC-32 as ISO 3309 and zlib have it, bit after bit."""
+    found = 0xFFFFFFFF
+    for byte in text.encode():
+        found ^= byte
+        for _ in range(8):
+            found = found >> 1 ^ (0xEDB88320 if found & 1 else 0)
+    return found ^ 0xFFFFFFFF
+
+
+@given(texts, st.integers(2, 2**24))
+@example(["123456789", "", None, "é", "😀"], 2**24)
+def test_a_hash_is_the_crc_32_of_the_text(values, count):
+    expected = [None if value is None else crc_32(value) % count for value in values]
+    assert computed(f"hash(s, {count})", [{"s": value} for value in values]) == expected
+
+
+def test_hashes_stay_as_they_are():
+    assert crc_32("123456789") == 0xCBF43926  # the check value by which the algorithm is told
+    assert one("hash(s, 1000)", s="123456789") == 0xCBF43926 % 1000 == 262
+    assert computed("hash(s, 1000)", [{"s": name} for name in ("UA", "AA", "", "Zürich")]) == [520, 573, 0, 798]
+
+
+def test_a_number_is_hashed_by_its_text():
+    big = 2**53 + 1
+    assert one("hash(i, 16777216)", i=big) == crc_32(str(big)) % 2**24
+    assert one("hash(i, 99)", i=-7) == one("hash(a, 99)", a=-7.0) == one("hash(s, 99)", s="-7") == crc_32("-7") % 99
+    assert one("hash(a, 99)", a=0.1) == crc_32("0.1") % 99
+    assert one("hash(a, 99)", a=-0.0) == crc_32("0") % 99
+    assert one("hash(a, 99)", a=None) is None
+    assert one("hash(1 / a, 99)", a=0) is None
+
+
+def test_half_of_a_surrogate_pair_has_a_hash():
+    assert one(r"hash(s + '\ud800', 99)", s="x") == zlib.crc32(b"x\xed\xa0\x80") % 99
+
+
+# ---------------------------------------------------------------------- buckets
+
+edges = st.lists(st.floats(-1e300, 1e300) | st.integers(-9, 9).map(float), min_size=1, max_size=9, unique=True)
+
+
+@given(edges.map(sorted), st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=8))
+def test_buckets_are_those_of_numpy_digitize(edges, values):
+    near = [float(np.nextafter(edge, to)) for edge in edges for to in (-math.inf, edge, math.inf)]
+    values = [*values, *near]
+    found = computed(f"bucket(a, {edges!r})", [{"a": value} for value in values])
+    digitized = np.digitize(np.array(values, np.float64), edges).tolist()
+    assert found == [None if value is None else each for value, each in zip(values, digitized, strict=True)]
+
+
+def test_what_is_infinite_is_in_the_first_or_last_bucket_and_what_is_missing_in_none():
+    assert computed("bucket(b / a, [-5, 0, 5])", [{"a": 0, "b": b} for b in (-1, 1, 0, None)]) == [0, 3, None, None]
+    assert computed("bucket(i, (1,)) + 10 * bucket(g, (1,))", [{"i": 1, "g": True}, {"i": 0, "g": False}]) == [11, 0]
+    assert computed("bucket(3, [1, 2])", [{}, {}]) == [2, 2]
 
 
 # ---------------------------------------------------------------------- places

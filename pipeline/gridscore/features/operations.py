@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 
@@ -164,6 +165,20 @@ def _number_in(items: Any) -> Callable[[Any], Any]:
     return any_of
 
 
+def _hash(count: Any) -> Callable[[Strings], Any]:
+    def hashed(column: Strings) -> Any:
+        # A text that is written out can hold half of a surrogate pair.
+        values = (math.nan if x is None else crc32(x.encode("utf-8", "surrogatepass")) % count for x in column)
+        return np.fromiter(values, np.float64, len(column))
+
+    return hashed
+
+
+def _bucket(edges: Any) -> Callable[[Any], Any]:
+    bounds = np.array(edges, np.float64)
+    return lambda column: np.where(np.isnan(column), np.nan, np.searchsorted(bounds, column, side="right"))
+
+
 def _length(column: Strings) -> Any:
     return np.fromiter([math.nan if x is None else len(x) for x in column], np.float64, len(column))
 
@@ -254,6 +269,8 @@ COLUMNAR: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "endswith": _searched(str.endswith),
     "contains": _searched(str.__contains__),
     "number": lambda _: _number,
+    "hash": _hash,
+    "bucket": _bucket,
     "geohash": places.geohash,
     "local": times.to_local,
     **{name: partial(_always, part) for name, part in times.PARTS.items()},

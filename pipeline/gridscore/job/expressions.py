@@ -12,6 +12,7 @@ import datetime as dt
 import difflib
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 from gridscore.errors import ExpressionError
@@ -462,7 +463,7 @@ class _Compiler:
         if name in FUNCTIONS:
             least, most = FUNCTIONS[name].arity
         else:
-            least, most = {"where": (3, 3), "coalesce": (2, 16)}.get(name, (1, 1))
+            least, most = {"where": (3, 3), "coalesce": (2, 16), "hash": (2, 2), "bucket": (2, 2)}.get(name, (1, 1))
         if not least <= len(args) <= most:
             needs = f"{least}" if least == most else f"{least} to {most}"
             example = SPECIAL.get(name) or FUNCTIONS[name].example
@@ -471,6 +472,10 @@ class _Compiler:
             return self._where(args[0], args[1], args[2], "`where`")
         if name == "coalesce":
             return self._coalesce(args)
+        if name == "bucket":
+            return self._bucket(args[0], args[1])
+        if name == "hash":
+            return self._hash(args[0], args[1])
         if name in SPECIAL:
             node = self._node(args[0])
             if node is _NULL:
@@ -497,18 +502,15 @@ class _Compiler:
         constants: list[Any] = []
         for position, arg in enumerate(args):
             expected = function.takes[min(position, len(function.takes) - 1)]
-            node = self._node(arg)
             what = f"`{name}`"
             if position in function.constant:
-                node = _written(node)
+                node = self._written_out(name, position + 1, expected, arg)
                 if node is _UNKNOWN:
                     return node
-                if node.type not in {expected, Type.UNKNOWN} or node.op != "constant":
-                    kind = "a text in quotes" if expected == Type.STRING else "a number that is written out"
-                    example = function.example
-                    return self._wrong(f"{what}: argument {position + 1} must be {kind}, as in `{example}`")
                 constants.append(node.value)
-            elif expected == Type.NUMBER:
+                continue
+            node = self._node(arg)
+            if expected == Type.NUMBER:
                 nodes.append(self._number(node, arg, what))
             elif node.type not in {expected, Type.UNKNOWN}:
                 hint = "; `string(x)` makes a string" if expected == Type.STRING else ""
@@ -525,6 +527,15 @@ class _Compiler:
         if name in {"min", "max"}:
             return _fold(name, nodes)
         return Node(name, tuple(nodes), function.gives, value)
+
+    def _written_out(self, name: str, position: int, expected: Type, tree: ast.expr) -> Node:
+        """An argument that must be a constant."""
+        node = _written(self._node(tree))
+        if node is not _UNKNOWN and (node.type != expected or node.op != "constant"):
+            kind = "a text in quotes" if expected == Type.STRING else "a number that is written out"
+            example = SPECIAL.get(name) or FUNCTIONS[name].example
+            return self._wrong(f"`{name}`: argument {position} must be {kind}, as in `{example}`")
+        return node
 
     def _value(self, name: str, constants: Sequence[Any]) -> Any:
         """The arguments that are written out, as the operation takes them."""
@@ -630,6 +641,27 @@ class _Compiler:
             return node.op == "int_field"
         lookup, name = cast("tuple[str, str]", node.value)
         return self._scope.lookups[lookup][name].type == "int"
+
+    def _hash(self, tree: ast.expr, count: ast.expr) -> Node:
+        node, written = self._node(tree), self._written_out("hash", 2, Type.NUMBER, count)
+        if node is _NULL or node.type not in {Type.STRING, Type.NUMBER, Type.UNKNOWN}:
+            return self._wrong(f"{source_of(tree)} is {_a(node)}: `hash` needs a string or a number")
+        if node.type == Type.UNKNOWN or written is _UNKNOWN:
+            return _UNKNOWN
+        # A whole number up to here is one in a float32, too.
+        value = self._whole("hash", "number of values", cast("float", written.value), 2, 1 << 24)
+        return Node("hash", (self._string(node),), Type.NUMBER, value)
+
+    def _bucket(self, tree: ast.expr, listed: ast.expr) -> Node:
+        node = self._number(self._node(tree), tree, "`bucket`")
+        edges = listed.elts if isinstance(listed, ast.List | ast.Tuple) else []
+        found = [_written(self._node(edge)) for edge in edges[: MAX_ITEMS + 1]]
+        numbers = [each.value for each in found if each.op == "constant" and isinstance(each.value, float)]
+        if not 1 <= len(numbers) == len(edges) <= MAX_ITEMS or any(a >= b for a, b in pairwise(numbers)):
+            return self._wrong(
+                f"`bucket`: argument 2 must be a list of 1 to {MAX_ITEMS:,} rising numbers, as in `{SPECIAL['bucket']}`"
+            )
+        return Node("bucket", (node,), Type.NUMBER, tuple(_as_score(edge, node).value for edge in found))
 
     def _category_of(self, node: Node, tree: ast.expr) -> Node:
         if self._category is None:

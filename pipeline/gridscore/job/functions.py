@@ -73,6 +73,8 @@ SPECIAL = {
     "coalesce": "coalesce(x, y, 0)",
     "string": "string(x)",
     "category": "category(text)",
+    "hash": "hash(x, 1000)",
+    "bucket": "bucket(x, [10, 100])",
 }
 """Functions whose types depend on their arguments, with an example each."""
 
