@@ -139,6 +139,11 @@ def test_a_condition_on_the_score_is_a_threshold(scores):
     assert live == decided(written, events, scores) == [plain.decisions[number].decision for number in offline]
 
 
+def test_a_score_in_a_list_is_compared_as_a_score_is():
+    assert decided(job("score in [0.6, -0.7]"), [{}] * 3, [0.6, -0.7, 0.5]) == ["d0", "d0", "rest"]
+    assert decided(job("score not in [0.6]"), [{}] * 2, [0.6, 0.5]) == ["rest", "d0"]
+
+
 def test_classes_by_name():
     given_job = job(
         'label == "dog" and score > 0.8',

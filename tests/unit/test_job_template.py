@@ -1,8 +1,10 @@
 """A first job file: whatever it is made of, it is one that `job check` passes."""
 
 import contextlib
+import datetime as dt
 import json
 import re
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -137,3 +139,53 @@ def test_it_is_made_of_one_thing():
     command("init", "--model", "a", "--history", "b", code=2)
     with pytest.raises(UsageError, match="cannot have this name"):
         shell("-")
+
+
+def test_names_that_yaml_has_words_for_are_names_in_it():
+    events = [{"null": 1, "true": 2, "score": 3, "label": "x", "version": 4}]
+    text = text_of_events(shell("words"), events)
+    job = parse_job(text, "job.yaml")
+    assert {name: each.expression for name, each in job.features.items()} == {
+        "null": "null",
+        "true": "true",
+        "score": "score",
+        "label": "category(label)",
+        "version": "version",
+    }
+    used = re.sub(r"(?m)^# (result:|decisions:|  - )", r"\1", text)
+    assert parse_job(used, "job.yaml").decisions[0].at_least == 0.9
+    reserved = text_of_events(shell("words"), [{"score": 1}])
+    assert "result:" not in reserved
+    parse_job(re.sub(r"(?m)^# (decisions:|  - )", r"\1", reserved), "job.yaml")
+
+
+def test_why_a_text_is_left_out_is_true():
+    events = [{"n": n, "city": f"c{n % 60}", "day": "2026-01-31", "at": "2026-01-31 12:00:00"} for n in range(120)]
+    text = text_of_events(shell("shop"), events)
+    for line in (
+        '# "city": it has 60 different texts, which may be too many for a category',
+        '# "day": it is a date, or a time without an offset from UTC, which a timestamp needs',
+        '# "at": it is a date, or a time without an offset from UTC, which a timestamp needs',
+        "# This was guessed: take out the label",
+    ):
+        assert line in text
+
+
+def test_more_fields_than_a_job_can_have_are_told_of():
+    job_of = {}
+    for count in (1_000, 1_001):
+        job_of[count] = text_of_events(shell("wide"), [{f"c{n}": 1.5 for n in range(count)}])
+        assert len(parse_job(job_of[count], "job.yaml").features) == 1_000
+    assert ["more fields than 1,000" in text for text in job_of.values()] == [False, True]
+
+
+def test_cells_are_what_events_have(tmp_path):
+    path, file = tmp_path / "shop.csv", tmp_path / "job.yaml"
+    path.write_text("zip,high\n01000,1.5\n20000,inf\n,2\n")
+    command("init", file, "--history", path)
+    assert {name: str(kind) for name, kind in load_job(file).schema_.items()} == {"zip": "string?", "high": "float?"}
+
+    money, other = tmp_path / "money.parquet", tmp_path / "other.yaml"
+    pd.DataFrame({"price": [Decimal("1.50"), None], "day": [dt.date(2026, 1, 31)] * 2}).to_parquet(money)
+    command("init", other, "--history", money)
+    assert {name: str(kind) for name, kind in load_job(other).schema_.items()} == {"price": "float?"}

@@ -9,7 +9,9 @@ import xgboost as xgb
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer
+from typer.testing import CliRunner
 
+from gridscore.cli import _commands
 from gridscore.errors import JobFileError, ModelMismatchError
 from gridscore.features import EventDecoder, FeaturePlan, LookupTable, offline_matrix
 from gridscore.job import Job, parse_job
@@ -238,3 +240,42 @@ async def test_it_is_submitted_with_the_features_of_its_model():
         assert (await client.rollback("tumours")).job.feature_names == ("a b", "c")
         with pytest.raises(JobFileError, match="names no features"):
             await client.jobs.submit(shortest())
+
+
+def test_a_field_that_was_meant_for_a_feature_of_another_name_is_refused():
+    for name, place in (("mean radius", "mean radius"), ("mean.radius", "$.mean.radius")):
+        with pytest.raises(JobFileError, match="is not the model's feature") as caught:
+            of([name], more="schema: {mean_radius: float?}\n")
+        assert f'`mean_radius: {{type: float?, json: "{place}"}}`' in caught.value.hint
+        meant = of([name], more=f'schema: {{mean_radius: {{type: float?, json: "{place}"}}}}\n')
+        assert list(meant.schema_) == ["mean_radius"]
+        both = of([name], more="schema: {mean_radius: {type: float?, json: mean_radius}}\n")
+        assert both.features[name].expression == "mean_radius_2"
+
+
+def test_a_model_of_more_features_than_a_job_can_have_is_refused_as_that():
+    with pytest.raises(JobFileError, match="has 1,001 features, a job has at most 1,000") as caught:
+        of([f"c{n}" for n in range(1_001)])
+    assert caught.value.hint == "Train on fewer columns."
+
+
+def test_what_is_no_expression_is_told_without_the_model():
+    with pytest.raises(JobFileError, match=r"decisions\[1\].when`: not an expression"):
+        shortest("decisions:\n  - {decision: a, when: score > > 1}\n  - {decision: b}\n")
+
+
+def test_rounds_after_the_best_are_told_of_before_the_model_is_pushed(tmp_path):
+    frame = pd.DataFrame({"a": np.arange(40.0)})
+    booster = fitted(frame, frame["a"] > 20).get_booster()
+    booster.set_attr(best_iteration="1")
+    booster.save_model(tmp_path / "model.ubj")
+    (tmp_path / "job.yaml").write_text(SHORTEST)
+    frame.to_csv(tmp_path / "history.csv", index=False)
+    job, history, model = (str(tmp_path / name) for name in ("job.yaml", "history.csv", "model.ubj"))
+    for words in (
+        ["job", "check", job, "--model", model],
+        ["features", job, history, "--model", model, "--score", "-o", str(tmp_path / "matrix.parquet")],
+    ):
+        done = CliRunner().invoke(_commands(), words)
+        assert done.exit_code == 0, done.output
+        assert "Early stopping found round 2 of 5 the best" in done.stderr

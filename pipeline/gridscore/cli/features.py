@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.output import console, errors, print_json, print_table, safe
+from gridscore.cli.output import console, errors, print_json, print_table, print_warnings, safe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,6 +60,7 @@ def features(
     from gridscore.job import load_job
     from gridscore.models import check_fit, completed, loaded_from
     from gridscore.models.inputs import read_categories
+    from gridscore.models.version import early_stopping
 
     if output.suffix != ".parquet":
         raise UsageError(f"The matrix is a Parquet file: `{output}` must end in .parquet.")
@@ -74,6 +75,7 @@ def features(
         job, categories = completed(job, version), version.categories
         if score:
             check_fit(job, version)
+            print_warnings(filter(None, [early_stopping(version)]))
             predict = loaded.predict
     elif score:
         raise UsageError("--score needs a model.", "Give its file: --model FILE.")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
+import math
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,11 +82,12 @@ def check(
 def _with_model(job: Job, model: Path) -> Job:
     from gridscore.models import check_fit, completed, version_in
     from gridscore.models.fit import fit_warnings
+    from gridscore.models.version import early_stopping
 
     version = version_in(model, job.model.name)
     job = completed(job, version)
     check_fit(job, version)
-    print_warnings(fit_warnings({job.name: job}, version))
+    print_warnings([*fit_warnings({job.name: job}, version), *filter(None, [early_stopping(version)])])
     return job
 
 
@@ -156,14 +160,33 @@ def _rows(path: Path) -> Iterable[dict[str, Any]]:
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"`{path}` cannot be read: {error}.", "Give JSON lines, each an object.") from None
     frame = tables.read_table(path).head(_SAMPLE)
+    if not path.name.lower().endswith(".parquet"):
+        frame = _with_zeros(frame, path)
     columns = {str(name): _values(column) for name, column in frame.items()}
     return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
 
+def _with_zeros(frame: Any, path: Path) -> Any:
+    """The table with texts where whole numbers of CSV begin with a zero, as post codes do."""
+    import pandas as pd
+
+    texts = pd.read_csv(path, dtype=str, nrows=len(frame), keep_default_na=False)
+    codes = [name for name in texts if texts[name].str.fullmatch(r"0[0-9]+").any()]
+    return frame.assign(**{name: texts[name].where(texts[name] != "", None).astype(object) for name in codes})
+
+
 def _values(column: Any) -> list[Any]:
     missing = column.isna().tolist()
-    values = [value.isoformat() if hasattr(value, "isoformat") else value for value in column.tolist()]
-    return [None if lacks else value for value, lacks in zip(values, missing, strict=True)]
+    return [None if lacks else _value(value) for value, lacks in zip(column.tolist(), missing, strict=True)]
+
+
+def _value(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        value = float(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 async def _events(job: Job, connection: tuple[Any, Any, Any]) -> list[dict[str, Any]]:

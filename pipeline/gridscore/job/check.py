@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gridscore.errors import ExpressionError
 from gridscore.job.expressions import Node, Scope, as_float32, compile_expression, is_coded
 from gridscore.job.problems import MAX_PROBLEMS
+from gridscore.job.syntax import parse
 from gridscore.job.types import Type
 
 if TYPE_CHECKING:
@@ -262,9 +263,12 @@ def _check_decisions(parts: Parts) -> list[tuple[Path, str]]:
     operations = 0
     for position, decision in enumerate(decisions):
         path = ("decisions", position)
-        if decision.when is not None and position < last and parts.complete and len(found) <= MAX_PROBLEMS:
+        if decision.when is not None and position < last and len(found) <= MAX_PROBLEMS:
             try:
-                operations += _condition(decision, scope).size
+                if parts.complete:
+                    operations += _condition(decision, scope).size
+                else:  # which names there are is the model's to say
+                    parse(decision.when)
             except ExpressionError as error:
                 found.extend(((*path, "when"), line) for line in error.message.splitlines())
             if operations > MAX_OPERATIONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gridscore.errors import JobFileError
 from gridscore.job.file import Job
-from gridscore.job.types import KINDS, MAX_NAME, FieldType, Name
+from gridscore.job.types import KINDS, MAX_FEATURES, MAX_NAME, FieldType, Name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -36,6 +37,10 @@ def complete(
     """
     if job.is_complete:
         return job
+    if len(names) > MAX_FEATURES:
+        raise JobFileError(
+            f"The model has {len(names):,} features, a job has at most {MAX_FEATURES:,}.", "Train on fewer columns."
+        )
     schema = dict(job.schema_)
     places = {kind.key(field): field for field, kind in schema.items()}
     taken = {*schema, *filter(_is_name, names)}
@@ -45,6 +50,7 @@ def complete(
         field = places.get(name) or (name if name in schema else None)
         try:
             if field is None:
+                _check_meant(name, job, names)
                 field = name if _is_name(name) else _free_name(name, taken)
                 taken.add(field)
                 kind = trained.get(field, "")
@@ -61,7 +67,8 @@ def complete(
     except ValidationError as error:
         reason = "; ".join(each["msg"] for each in error.errors(include_input=False)[:5])
         raise JobFileError(
-            f"The job `{job.name}` names no features, and with those of its model it is not a job: {reason}.", _HINT
+            f"The job `{job.name}` names no features, and with those of its model it is not a job: {reason}.",
+            "Correct it there, or write `schema` and `features` into the job file.",
         ) from None
 
 
@@ -76,10 +83,28 @@ def _is_name(text: str) -> bool:
     return True
 
 
-def _free_name(text: str, taken: Collection[str]) -> str:
+def _check_meant(name: str, job: Job, names: Sequence[str]) -> None:
+    """Refuse a field of the schema that has a feature's name in expressions, and is read from another place."""
+    field = _plain(name)
+    if field in job.schema_ and not job.schema_[field].json_name and field not in names:
+        kind, place = job.schema_[field], _place(name, field, names)
+        raise JobFileError(
+            f"The field `{field}` in the schema is not the model's feature `{name}`, "
+            "which events have under its own name.",
+            f"Write `{field}: {{type: {kind}, json: {json.dumps(place, ensure_ascii=False)}}}`; or, if they have both, "
+            f"`json: {field}`.",
+        )
+
+
+def _plain(text: str) -> str:
     """A name for expressions that is like this text."""
     plain = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[: MAX_NAME - 10]
-    plain = plain if _is_name(plain) else f"f_{plain}"
+    return plain if _is_name(plain) else f"f_{plain}"
+
+
+def _free_name(text: str, taken: Collection[str]) -> str:
+    """The same, of those that are not taken."""
+    plain = _plain(text)
     number, found = 2, plain
     while found in taken:
         number, found = number + 1, f"{plain}_{number}"

@@ -436,6 +436,8 @@ class _Compiler:
         if left.type not in {Type.NUMBER, Type.STRING, Type.UNKNOWN}:
             return self._wrong(f"{source_of(left_tree)} is {_A[left.type]}: `in` is for numbers and strings")
         self._check_classes(left, *values)
+        if left.op == "score":
+            values = [as_float32(cast("float", value)) for value in values]
         op = "string_in" if left.type == Type.STRING else "number_in"
         return Node(op, (left,), Type.BOOL, tuple(dict.fromkeys(values)))
 

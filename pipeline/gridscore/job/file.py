@@ -19,6 +19,7 @@ from gridscore.job.types import (
     DEAD_LETTER_BYTES,
     DEAD_LETTERS,
     KINDS,
+    MAX_FEATURES,
     Duration,
     FeatureName,
     FieldType,
@@ -186,7 +187,7 @@ class Job(Strict):
         default={},
         alias="schema",
         min_length=1,
-        max_length=1_000,
+        max_length=MAX_FEATURES,
         description="Fields of an event, with their types; of those that are not here, and of which the model's own "
         "features are read, the types are the model's.",
     )
@@ -196,7 +197,7 @@ class Job(Strict):
     features: dict[FeatureName, Feature] = Field(
         default={},
         min_length=1,
-        max_length=1_000,
+        max_length=MAX_FEATURES,
         description="The model's features, in its order; if they are not here, they are the fields of these names.",
     )
     margin: Feature | None = Field(

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from gridscore.errors import UsageError
+from gridscore.job.check import RESULT_FIELDS
 from gridscore.job.completion import complete
 from gridscore.job.file import Job, parse_job
-from gridscore.job.types import MAX_NAME, FeatureName
+from gridscore.job.types import MAX_FEATURES, MAX_NAME, FeatureName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _FEATURE: TypeAdapter[str] = TypeAdapter(FeatureName)
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*( [A-Za-z0-9_]+)*")
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?")
 _WORDS = {"null", "true", "false"}
-_MAX_FIELDS, _MAX_LEVELS = 500, 8
+_MAX_LEVELS = 8
 _FEW = 50
 """Different texts of a field that may be a category, whatever the share of them."""
 
@@ -57,10 +58,10 @@ def text_of_events(job: Job, events: Iterable[Mapping[str, Any]]) -> str:
         UsageError: They have no field that could be a feature.
     """
     found: dict[str, list[Any]] = {}
-    count = 0
+    count, is_all = 0, True
     for event in events:
         count += 1
-        _collect(event, "", found)
+        is_all = _collect(event, "", found) and is_all
     kinds, texts, left_out = {}, set(), {}
     for name, values in found.items():
         given = [value for value in values if value is not None]
@@ -77,26 +78,36 @@ def text_of_events(job: Job, events: Iterable[Mapping[str, Any]]) -> str:
             texts.add(name)
     if not kinds:
         raise UsageError("There is no field that could be a feature.", "Write the job file by hand: docs/job-file.md.")
-    names = [name for name in kinds if len(name) <= MAX_NAME][:_MAX_FIELDS]
-    made = complete(job, names, (), texts, {})
+    made = complete(job, tuple(kinds), (), texts, {})
     schema = {field: {"type": kinds[kind.key(field)], "json": kind.json_name} for field, kind in made.schema_.items()}
     features = {name: feature.expression for name, feature in made.features.items()}
-    return _text(job, schema, features, left_out)
+    notes = [f"{json.dumps(name)}: {why}" for name, why in left_out.items()]
+    if not is_all:
+        notes.append(
+            f"There are more fields than {MAX_FEATURES:,}, which is what a job can have: the others were not looked at."
+        )
+    notes.append("This was guessed: take out the label, keys, and whatever is not known yet when an event comes.")
+    return _text(job, schema, features, notes)
 
 
 def text_of_job(job: Job) -> str:
     """A job file for a job that is complete."""
     schema = {field: {"type": str(kind), "json": kind.json_name} for field, kind in job.schema_.items()}
-    return _text(job, schema, {name: feature.expression for name, feature in job.features.items()}, {})
+    return _text(job, schema, {name: feature.expression for name, feature in job.features.items()}, ())
 
 
-def _collect(event: Mapping[str, Any], around: str, found: dict[str, list[Any]]) -> None:
+def _collect(event: Mapping[str, Any], around: str, found: dict[str, list[Any]]) -> bool:
+    """Add each field's value, and say whether there was room for all."""
+    is_all = True
     for key, value in event.items():
         name = f"{around}{key}"
         if isinstance(value, dict) and key and name.count(".") < _MAX_LEVELS:
-            _collect(value, f"{name}.", found)
-        elif name in found or len(found) < _MAX_FIELDS:
+            is_all = _collect(value, f"{name}.", found) and is_all
+        elif name in found or len(found) < MAX_FEATURES:
             found.setdefault(name, []).append(value)
+        else:
+            is_all = False
+    return is_all
 
 
 def _kind_of(values: Sequence[Any]) -> tuple[str, str]:
@@ -111,18 +122,24 @@ def _kind_of(values: Sequence[Any]) -> tuple[str, str]:
         return "int" if whole else "float", ""
     if not all(isinstance(value, str) for value in values):
         return "", "its values are lists, or of several kinds"
-    if all(map(_is_time, values)):
-        return "", "it is a time: declare it a timestamp, and make features of it, as `hour(it)`"
-    if len(set(values)) > max(_FEW, len(values) // 10):
-        return "", "its texts are all different, as keys are"
+    times = list(map(_time, values))
+    if None not in times:
+        if all(time.tzinfo for time in times if time):
+            return "", "it is a time: declare it a timestamp, and make features of it, as `hour(it)`"
+        return "", "it is a date, or a time without an offset from UTC, which a timestamp needs: `2026-01-31T12:00:00Z`"
+    different = len(set(values))
+    if different > max(_FEW, len(values) // 10):
+        if different == len(values):
+            return "", "its texts are all different, as keys are"
+        return "", f"it has {different:,} different texts, which may be too many for a category"
     return "string", ""
 
 
-def _is_time(text: str) -> bool:
+def _time(text: str) -> dt.datetime | None:
     try:
-        return _TIME.fullmatch(text) is not None and dt.datetime.fromisoformat(text).tzinfo is not None
+        return dt.datetime.fromisoformat(text) if _TIME.fullmatch(text) else None
     except ValueError:
-        return False
+        return None
 
 
 def _is_feature(name: str) -> bool:
@@ -133,14 +150,18 @@ def _is_feature(name: str) -> bool:
     return "\\" not in name
 
 
-def _text(job: Job, schema: Mapping[str, Any], features: Mapping[str, str], left_out: Mapping[str, str]) -> str:
+def _text(job: Job, schema: Mapping[str, Any], features: Mapping[str, str], notes: Sequence[str]) -> str:
     fields = [
-        f"  {field}: " + (f"{{type: {kind['type']}, json: {_quoted(kind['json'])}}}" if kind["json"] else kind["type"])
+        f"  {_word(field)}: "
+        + (f"{{type: {kind['type']}, json: {_quoted(kind['json'])}}}" if kind["json"] else kind["type"])
         for field, kind in schema.items()
     ]
-    made = [f"  {_quoted(name)}: {expression}" for name, expression in features.items()]
-    others = [f"  # {json.dumps(name)}: {why}" for name, why in left_out.items()]
-    first = next(iter(schema))
+    made = [f"  {_quoted(name)}: {_word(expression)}" for name, expression in features.items()]
+    others = [f"  # {note}" for note in notes]
+    first = next((field for field in schema if field not in (*RESULT_FIELDS, "label")), "")
+    repeated = f"# What a result repeats of its event:\n# result: {{include: [{_word(first)}]}}\n\n" if first else ""
+    is_usable = first and "score" not in schema and "score" not in features
+    condition = f"when: score > 0.9 and {first} is not None" if is_usable else "at_least: 0.9"
     text = f"""\
 # A job of Gridscore. `gridscore job check` says what is wrong with it, docs/job-file.md what else it can say.
 job: {_quoted(job.name)}
@@ -164,12 +185,10 @@ model: {_quoted(job.model.name)}
 # The result map. A result's key is its event's key.
 results: {_quoted(job.results)}
 
-# What a result repeats of its event:
-# result: {{include: [{first}]}}
-
+{repeated}\
 # What to do, by the score and by what features are made of; the last is for all the rest:
 # decisions:
-#   - {{decision: review, when: score > 0.9 and {first} is not None}}
+#   - {{decision: review, {condition}}}
 #   - {{decision: pass}}
 """
     parse_job(text, "the file")
@@ -178,6 +197,11 @@ results: {_quoted(job.results)}
 
 def _lines(lines: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
+
+
+def _word(text: str) -> str:
+    """The text of a name or an expression, which YAML could take for no text."""
+    return json.dumps(text) if text.lower() in _WORDS else text
 
 
 def _quoted(text: str) -> str:

@@ -22,6 +22,8 @@ from pydantic import (
 )
 
 MAX_NAME = 64
+MAX_FEATURES = 1_000
+"""Features of a job, and fields of an event."""
 
 
 class Type(StrEnum):
