@@ -10,19 +10,22 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from gridscore.features import EventDecoder, FeaturePlan, maths, offline_matrix
+from gridscore.features import EventDecoder, FeaturePlan, LookupTable, maths, offline_matrix
 from gridscore.features.definitions import definitions_of
 from gridscore.job import Job
+from gridscore.job.functions import FUNCTIONS
+from gridscore.job.types import Type
 
 SCHEMA = {**dict.fromkeys("abcd", "float?"), "s": "string?", "i": "int?", "g": "bool?"}
+VALUES = {"job": "j", "events": "e", "results": "r", "model": "m", "schema": SCHEMA}
 
 
 def job_of(expression: str) -> Job:
-    values = {"job": "j", "events": "e", "results": "r", "model": "m", "schema": SCHEMA}
-    return Job.model_validate(values | {"features": {"v": expression}})
+    return Job.model_validate(VALUES | {"features": {"v": expression}})
 
 
 def computed(expression: str, rows: list[dict[str, object]]) -> list[float | str | None]:
@@ -269,7 +272,65 @@ def test_geohashes_are_those_of_bisection_and_missing_where_there_is_no_place(ro
     assert computed(f"category(geohash(a, b, {length}))", rows) == expected
 
 
+def test_a_geohash_or_a_part_of_a_text_can_be_the_key_of_a_lookup():
+    fields = {"x": "float?"}
+    lookups = {
+        "cell": {"map": "m", "key": "geohash(a, b, 5)", "fields": fields},
+        "part": {"map": "n", "key": ['split(s, "-", 1)', "hash(s, 9)"], "fields": fields},
+    }
+    given_job = Job.model_validate(VALUES | {"lookups": lookups, "features": {"v": "cell.x * 10 + part.x"}})
+    tables = {name: LookupTable(lookup) for name, lookup in given_job.lookups.items()}
+    tables["cell"].put("ezs42", '{"x": 4}')
+    tables["part"].put(f"UA|{crc_32('EWR-UA') % 9}", '{"x": 2}')
+    events = [{"a": 42.605, "b": -5.603, "s": "EWR-UA"}, {"a": 42.605, "b": -5.603, "s": "EWR"}]
+    decoded = EventDecoder(given_job).decode_all([json.dumps(event).encode() for event in events])
+    np.testing.assert_array_equal(FeaturePlan(given_job, tables, {}).matrix(decoded)[:, 0], [42, np.nan])
+
+
 def test_what_is_infinite_is_no_place():
     assert one("haversine(1 / a, b, b, b)", a=0, b=1) is None
     assert one("haversine(b, b, b, -1 / a)", a=0, b=1) is None
     assert one("geohash(1 / a, b, 5) is None", a=0, b=1) == 1
+
+
+# ---------------------------------------------------------------------- calls of all with all
+
+
+def call_of(name: str):
+    function = FUNCTIONS[name]
+    written = {Type.NUMBER: st.sampled_from(["0", "1", "-1", "2.5", "7"]), Type.STRING: st.sampled_from(["'a'", "'-'"])}
+    args = [
+        written[kind] if position in function.constant else {Type.NUMBER: some_numbers, Type.STRING: some_texts}[kind]
+        for position, kind in enumerate(function.takes)
+    ]
+    return st.tuples(*args).map(lambda given: f"{name}({', '.join(given)})")
+
+
+def calls_giving(*kinds: Type):
+    names = [name for name, each in FUNCTIONS.items() if each.gives in kinds and Type.TIMESTAMP not in each.takes]
+    return st.sampled_from([name for name in names if name != "timestamp"]).flatmap(call_of)
+
+
+some_numbers = st.deferred(
+    lambda: (
+        st.sampled_from(["a", "b", "i", "g", "0", "-91", "12.5", "1e300", "(1 / b)"])
+        | calls_giving(Type.NUMBER, Type.BOOL)
+        | st.builds("hash({}, 7)".format, some_numbers | some_texts)
+        | st.builds("bucket({}, [-1, 0.5, 7])".format, some_numbers)
+    )
+)
+some_texts = st.deferred(
+    lambda: st.sampled_from(["s", "'a-b'", "''", "string(i)", "string(1 / a)"]) | calls_giving(Type.STRING)
+)
+
+
+@settings(max_examples=200)
+@given(some_numbers)
+@example("haversine(1, 2, a, -1 / b)")
+@example("len(geohash(0.5, 12, 3))")
+def test_a_call_is_refused_or_computed_alike_however_events_come(call):
+    try:
+        job_of(call)
+    except ValidationError:
+        reject()
+    computed(call, [{"a": 0.5, "b": -120.25, "s": "a-b", "i": 2**53 + 1, "g": True}, {}, {"a": 1e300, "b": 0, "s": ""}])

@@ -110,6 +110,13 @@ features:
   power: {expression: floor(exp(log(amount) * 3) ** (1 / 3) * 1e15), default: -1}
   huge: {expression: amount * amount, default: -2}
   paid: paid
+  digits: hash(id, 16777216)
+  limit_digits: hash(card.limit, 16777216)
+  begins: category(substring(replace(country, "N", "é"), 0, 1))
+  ends: category(split(country, "A", -1))
+  cell: {expression: "category(geohash(amount, amount * 60, 7))", default: -3}
+  far: haversine(amount, minute(at), hour(at), amount * 60) % 0.001
+  step: bucket(amount, [0, 0.1, 2.675, 1e300])
 model: cards
 results: results.cards
 """,
