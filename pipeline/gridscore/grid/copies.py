@@ -189,6 +189,9 @@ class LiveCopy:
                 extra={"action": "copy_differs"},
             )
         self._doubt.clear()
+        await self._refuse_if_too_large(
+            await (await self._grid.map(self.map_name)).size()
+        )  # before anything is asked for
         await self._listen()
         await self._load()
 

@@ -184,7 +184,8 @@ class Group:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._grid.is_running:
             await self.leases.claimed()
-            await self._give_back(list(self.held))
+            self._giving.update(self.held)
+            await self._give_back()
         self.reader.close()
 
     # ------------------------------------------------------------------ taking
@@ -302,7 +303,9 @@ class Group:
 
     def _taken(self, lease: Lease) -> None:
         if not self._leaving:
-            self._giving.discard(lease.partition)  # that was about a lease before
+            # Both were about a lease before.
+            self._giving.discard(lease.partition)
+            self.offsets.forget(lease.partition)
             self._beginning[lease.partition] = lease
             self._spawn(self._begin(lease))
 
@@ -337,7 +340,11 @@ class Group:
         oldest, newest = await self.reader.bounds(partition)
         if wanted.begin and not record.has_begun(wanted):
             offset = await self._subscriber.position_at(partition, oldest, newest)
+            if self.leases.held.get(partition) is not lease:
+                return None
             return offset if await self.leases.reset(partition, offset, run=wanted.restarts) else None
+        if self.leases.held.get(partition) is not lease:
+            return None
         if record.offset < 0:
             if wanted.start == "oldest" and oldest > 0:
                 await self._losses.begin(partition)
@@ -401,17 +408,17 @@ class Group:
     # ------------------------------------------------------------------ giving back
 
     def give_back(self, partitions: Collection[int]) -> None:
-        """Begin to give back partitions."""
-        self._spawn(self._give_back(partitions))
+        """Begin to give back partitions; only when no others are being given back."""
+        self._giving.update(partitions)
+        self._spawn(self._give_back())
 
-    async def _give_back(self, partitions: Collection[int]) -> None:
-        """Commit and release partitions, within the budget."""
-        for partition in partitions:
+    async def _give_back(self) -> None:
+        """Commit and release what is to be given back, within the budget."""
+        for partition in self._giving:
             self.reader.stop(partition)
             self._beginning.pop(partition, None)
-        self._giving.update(partitions)
         try:
-            await self._release(partitions)
+            await self._release()
         except asyncio.CancelledError:
             self._giving.clear()  # we leave, and give them back with all the others
             raise
@@ -421,17 +428,17 @@ class Group:
             self._giving.clear()
             self._members.changed()
 
-    async def _release(self, partitions: Collection[int]) -> None:
+    async def _release(self) -> None:
         deadline = asyncio.get_running_loop().time() + GIVE_BACK_SECONDS
         try:
             async with asyncio.timeout_at(deadline - _RELEASE_SECONDS):
-                await self.offsets.settle(partitions)
+                await self.offsets.settle(self._giving)
         except TimeoutError:
             _log.warning("%s: some writes were not acknowledged before the partitions were given back", self._name)
         progress: dict[int, Progress | None] = {}
         try:
             async with asyncio.timeout_at(deadline):
-                await asyncio.gather(*map(self._doubt_unbegun, partitions))
+                await asyncio.gather(*map(self._doubt_unbegun, self._giving))
                 for partition in self._giving:
                     lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
                     if lease is not None and not lease.unsettled and self.offsets.settled(partition):
@@ -500,7 +507,9 @@ class Group:
             finally:
                 if self._beginning.get(partition) is token:
                     del self._beginning[partition]
-                    if settled:
+                    if self.leases.held.get(partition) is not lease:
+                        self.drop(partition)
+                    elif settled:
                         lease.unsettled = False
                         self.reader.start(partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
 
@@ -541,7 +550,7 @@ class Group:
             try:
                 if lease is not None and (not lease.unsettled or await self._settle(partition, token)):
                     lease.unsettled = False
-                    position = await self._position_again(partition, oldest)
+                    position = await self._position_again(lease, oldest)
             except (HazelcastError, GridError) as error:
                 _log.warning("%s: partition %d could not be begun again: %s", self._name, partition, error)
             finally:
@@ -554,9 +563,12 @@ class Group:
 
         self._spawn(restart())
 
-    async def _position_again(self, partition: int, oldest: int) -> int | None:
+    async def _position_again(self, lease: Lease, oldest: int) -> int | None:
         """Where to go on in a journal that is no longer what it was; None if the partition is no longer ours."""
+        partition = lease.partition
         last = await self.reader.standing(partition)
+        if self.leases.held.get(partition) is not lease:
+            return None
         if last is None:
             self.offsets.forget(partition)
             return oldest if await self._begin_again(partition, oldest) else None
@@ -567,6 +579,8 @@ class Group:
                 await self.offsets.settle([partition])
         except TimeoutError:
             pass  # it is done once more
+        if self.leases.held.get(partition) is not lease:
+            return None
         there = self.offsets.acknowledged(partition)
         self.offsets.forget(partition)
         position = last + 1 if there is None else min(last + 1, there.offset)

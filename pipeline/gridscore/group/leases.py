@@ -106,6 +106,7 @@ class Lease:
         doubt: Sequence before which results may stand that the offset does not cover.
         is_doubted: Whether `doubt` covers what the worker before may have written.
         unsettled: Whether a write of unknown fate may still come.
+        strays: Whether the grid may name another session than `session`.
     """
 
     partition: int
@@ -117,6 +118,7 @@ class Lease:
     doubt: int = 0
     is_doubted: bool = False
     unsettled: bool = False
+    strays: bool = False
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def adopt(self, written: Written) -> None:
@@ -440,8 +442,8 @@ class Leases:
         """Write offsets; returns partitions that are lost because somebody else has taken them.
 
         Also has the sessions renewed that are due, and hangs leases on other sessions, where theirs is retired or
-        their partition has moved to another member. A partition whose write has an unknown fate stays held: it is
-        read back by the next call.
+        their partition has moved to another member. A partition whose write has an unknown fate stays held, until the
+        next call finds that it is another's.
 
         Args:
             progress: By partition; no offset may be smaller than what is committed.
@@ -464,7 +466,7 @@ class Leases:
             at_home = homes[partition] == session.partition
             # If its member is another one now, and cannot be reached, the session does not show it.
             lease.ends = _NEVER if at_home else min(lease.ends, now + self._send_seconds)
-            strays = session.retired or not at_home
+            strays = session.retired or not at_home or lease.strays
             if not strays:
                 settled.add(partition)
             if (moved or strays) and not lease.changing.locked() and (moved or self.sessions.ready(partition)):
@@ -521,10 +523,13 @@ class Leases:
             lease, session, before = leases[position], sessions[position], leases[position].session
             if isinstance(outcome, HazelcastError):
                 self._failures.append(outcome)  # not known to be lost
+                lease.strays = lease.strays or session is not before
+                self._settled.discard(lease.partition)
             elif outcome is None:
                 lost.append(lease)
             else:
                 lease.adopt(outcome)
+                lease.strays = False
                 if session is not before and self.held.get(lease.partition) is lease:
                     # It hangs on one of both: the other lets go of it below.
                     lease.session, session = session, before
