@@ -189,9 +189,8 @@ class LiveCopy:
                 extra={"action": "copy_differs"},
             )
         self._doubt.clear()
-        await self._refuse_if_too_large(
-            await (await self._grid.map(self.map_name)).size()
-        )  # before anything is asked for
+        # Not for a map that is refused, each second anew
+        await self._refuse_if_too_large(await (await self._grid.map(self.map_name)).size())
         await self._listen()
         await self._load()
 
