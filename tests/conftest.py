@@ -46,7 +46,7 @@ def _own_settings(monkeypatch, tmp_path_factory):
 def cluster():
     """A cluster of one member. Maps outlive a test: take names from `unique`."""
     try:
-        started = Cluster.start(1, port=0, heap="1g", register=False)
+        started = Cluster.start(1, port=0, heap="2g", register=False)
     except MemberError as error:
         not_here(f"no member: {error}")
     with started:

@@ -269,6 +269,22 @@ async def test_listeners_hear_only_what_they_asked_for_until_they_leave(grid, un
     assert len(added) == 1
 
 
+async def test_listeners_hear_that_a_map_was_destroyed_until_they_leave(grid, unique):
+    names, heard = [f"lookups.{each}-{unique}" for each in ("first", "second", "third")], []
+
+    def note(event):
+        if unique in event.name and event.event_type == "DESTROYED":
+            heard.append(event.name)
+
+    registration = await grid.client.add_distributed_object_listener(note)
+    for name in names[:2]:
+        await (await grid.map(name)).destroy()
+        await until(lambda name=name: name in heard)
+    assert await grid.client.remove_distributed_object_listener(registration)
+    await (await grid.map(names[2])).destroy()
+    assert heard == names[:2]
+
+
 # ---------------------------------------------------------------------- journals
 
 

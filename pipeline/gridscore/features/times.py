@@ -132,7 +132,12 @@ def dayofyear(seconds: Numbers) -> Numbers:
 
 def week(seconds: Numbers) -> Numbers:
     """1 to 53, of ISO 8601: that of the week's Thursday."""
-    return _of_date(seconds, lambda days: _day_of_year(days - (days.astype(np.int64) + 3) % 7 + 3) // 7 + 1)
+
+    def part(days: Any) -> Any:
+        to_thursday = 3 - (days.astype(np.int64) + 3) % 7
+        return _day_of_year(days + to_thursday.astype("m8[D]")) // 7 + 1
+
+    return _of_date(seconds, part)
 
 
 def quarter(seconds: Numbers) -> Numbers:

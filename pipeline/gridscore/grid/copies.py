@@ -8,11 +8,13 @@ half-empty copy. How long ago it was last known to be right is its `age`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hazelcast.core import DistributedObjectEventType
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, LookupTooLargeError
@@ -22,6 +24,8 @@ from gridscore.grid.writer import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from hazelcast.core import DistributedObjectEvent
 
     from gridscore.grid.connection import Grid
 
@@ -81,6 +85,7 @@ class LiveCopy:
         self._doubt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._registration: str | None = None
+        self._object_registration: str | None = None
         self._stop_watching: Callable[[], None] = lambda: None
         self._loaded_at = 0.0
         self.loads = 0
@@ -103,6 +108,7 @@ class LiveCopy:
         await self._grid.require_map(self.map_name)
         # First the listener, then the load: nothing that changes in between is missed.
         await self._listen()
+        self._object_registration = await self._grid.client.add_distributed_object_listener(self._destroyed)
         self._stop_watching = self._grid.on_reconnect(self._reconnected)
         try:
             await self._load()
@@ -128,6 +134,11 @@ class LiveCopy:
         if before is not None:
             await proxy.remove_entry_listener(before)
 
+    def _destroyed(self, event: DistributedObjectEvent) -> None:
+        """Load it again at once: a map that is filled again to the same size would look unchanged."""
+        if event.name == self.map_name and event.event_type == DistributedObjectEventType.DESTROYED:
+            self._doubt.set()
+
     def _reconnected(self) -> None:
         """Load it again, but not at the same moment as all other processes that a member has come back to."""
         asyncio.get_running_loop().call_later(random.uniform(0, _SPREAD_SECONDS), self._doubt.set)  # noqa: S311
@@ -140,6 +151,10 @@ class LiveCopy:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        if self._object_registration is not None and self._grid.is_running:
+            with contextlib.suppress(HazelcastError):
+                await self._grid.client.remove_distributed_object_listener(self._object_registration)
+            self._object_registration = None
         if self._registration is not None and self._grid.is_running:
             registration, self._registration = self._registration, None
             try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hazelcast.core import Address, DistributedObjectInfo, MemberInfo, MemberVersion
-from hazelcast.protocol.builtin import EntryListUUIDListIntegerCodec, ListMultiFrameCodec
+from hazelcast.protocol.builtin import EntryListUUIDListIntegerCodec, ListMultiFrameCodec, StringCodec
 from hazelcast.protocol.codec.custom.address_codec import AddressCodec
 from hazelcast.protocol.codec.custom.distributed_object_info_codec import DistributedObjectInfoCodec
 from hazelcast.protocol.codec.custom.member_info_codec import MemberInfoCodec
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MAP_SERVICE = "hz:impl:mapService"
 _VERSION = "5.6.0"
 _ENTRY_EVENT = 0x011902
+_OBJECT_EVENT = 0x000902
 _MEMBERS_VIEW, _PARTITIONS_VIEW = 0x000302, 0x000303
 _RETRY_SECONDS = 0.5
 _READS = frozenset(
@@ -88,6 +89,7 @@ class Member:
         self.address = Address("127.0.0.1", port)
         self.uuid = uuid.UUID(int=cluster.random.getrandbits(128))
         self._listeners: dict[uuid.UUID, _Listener] = {}
+        self._object_listeners: dict[uuid.UUID, tuple[Link, int]] = {}
         self._views: list[tuple[Link, int]] = []
         self._parked: dict[tuple[str, int], list[_Read]] = {}
         self._stalled: dict[int, deque[Callable[[], None]]] = {}
@@ -218,6 +220,14 @@ class Member:
                 event.data(change.old if include else None).data(None)
                 listener.link.answer(event.encode())
 
+    def notify_destroyed(self, map_name: str) -> None:
+        """Tell who listens for objects that a map is gone."""
+        for link, correlation in list(self._object_listeners.values()):
+            event = Reply(_OBJECT_EVENT, correlation, uuid_bytes(self.uuid), event=True)
+            for text in (map_name, MAP_SERVICE, "DESTROYED"):
+                event.encoded(StringCodec.encode, text)
+            link.answer(event.encode())
+
     # ------------------------------------------------------------------ the client's own requests
 
     @_answers(0x000100)
@@ -249,13 +259,26 @@ class Member:
 
     @_answers(0x000500)
     def _destroy_proxy(self, _link: Link, request: Request, _name: str) -> Reply:
-        self._cluster.destroy(request.text())
+        name = request.text()
+        self._cluster.destroy(name)
+        for member in self._cluster.members:
+            member.notify_destroyed(name)
         return done(request)
 
     @_answers(0x000800)
     def _objects(self, _link: Link, request: Request, _name: str) -> Reply:
         objects = [DistributedObjectInfo(MAP_SERVICE, name) for name in sorted(self._cluster.names)]
         return done(request).encoded(ListMultiFrameCodec.encode, objects, DistributedObjectInfoCodec.encode)
+
+    @_answers(0x000900)
+    def _add_object_listener(self, link: Link, request: Request, _name: str) -> Reply:
+        identity = self._cluster.new_uuid()
+        self._object_listeners[identity] = link, request.correlation
+        return Reply(request.type + 1, request.correlation, uuid_bytes(identity))
+
+    @_answers(0x000A00)
+    def _remove_object_listener(self, _link: Link, request: Request, _name: str) -> Reply:
+        return boolean(request, self._object_listeners.pop(request.uuid(), None) is not None)
 
     @_answers(0x000B00)
     @_answers(0x000C00)

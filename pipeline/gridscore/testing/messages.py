@@ -34,6 +34,8 @@ NAMES = {
     0x000400: "Client.CreateProxy",
     0x000500: "Client.DestroyProxy",
     0x000800: "Client.GetDistributedObjects",
+    0x000900: "Client.AddDistributedObjectListener",
+    0x000A00: "Client.RemoveDistributedObjectListener",
     0x000B00: "Client.Ping",
     0x000C00: "Client.Statistics",
     0x000F00: "Client.LocalBackupListener",
