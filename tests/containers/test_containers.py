@@ -166,13 +166,16 @@ def test_killed_containers_lose_nothing(composed, ledger):
     composed.compose("up", "-d", "--no-recreate", "--scale", "worker=2", "worker")
     until(lambda: composed.workers() == 2)
     engine = composed.engine
-    engine.podman("kill", "--signal", "KILL", composed.of("worker")[0])
-    engine.podman("kill", "--signal", "KILL", composed.of("member-2")[0])
+    (member,) = composed.of("member-2")
+    engine.podman("kill", "--signal", "KILL", composed.of("worker")[-1])
+    engine.podman("kill", "--signal", "KILL", member)
     until(lambda: composed.workers() >= 1)
     judged = ledger()
     assert (judged["lost"], judged["wrong"]) == (0, 0)
     assert judged["sent"] > 500
     composed.shrink()
+    engine.podman("start", member)
+    until(lambda: composed.is_healthy(member))
 
 
 SEND = """
