@@ -363,3 +363,11 @@ async def test_a_map_exists_by_name_or_by_its_entries(grid, unique):
     assert not await grid.has_map(name)
     await writer.put([("a", b"1")])
     assert await grid.has_map(name)
+
+
+async def test_who_is_cancelled_while_a_map_is_made_known_takes_nobody_along(grid, unique):
+    first, second = (asyncio.create_task(grid.map(f"events.{unique}")) for _ in range(2))
+    await asyncio.sleep(0)  # both have asked
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await second).name == f"events.{unique}"

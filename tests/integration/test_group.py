@@ -68,7 +68,7 @@ async def test_partitions_spread_over_workers_and_no_more_of_them_move_than_must
         assert set(alone.values()) == {first.id}
 
         group = first.runners[name].group
-        await scoring.until(lambda: all(map(group.reader.reads, range(client.grid.partition_count))))
+        await scoring.until(lambda: len(group.reader.partitions) == client.grid.partition_count)
         read_by = {partition: group.reader.cursor(partition) for partition in group.held}
         second = await workers.enter_async_context(another(cluster, name))
         two = await spread(client, name, 2)

@@ -103,7 +103,8 @@ class Grid:
     async def map(self, name: str) -> Any:
         """The map of that name. Creating the proxy creates the map in the cluster if it does not exist."""
         if name not in self._maps:
-            self._maps[name] = await self.client.get_map(name)
+            # The client would cancel whoever else waits for the same proxy, together with us.
+            self._maps[name] = await asyncio.shield(self.client.get_map(name))
         return self._maps[name]
 
     async def has_map(self, name: str) -> bool:
