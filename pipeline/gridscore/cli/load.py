@@ -280,7 +280,7 @@ def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] 
     from gridscore.features.tables import field_values, kinds_of
 
     fields = job.schema_
-    # What lies in nested objects is no column of JSON lines.
+    # What lies in nested objects is not a column of JSON lines.
     flat = {name: kind for name, kind in fields.items() if len(kind.path(name)) == 1}
     required = tuple(kind.key(name) for name, kind in flat.items() if not kind.optional)
     return _Target(job.events, tuple(key), "|", kinds_of(fields), required, values=field_values(fields))

@@ -1,4 +1,4 @@
-"""Places on Earth, by latitude and longitude in degrees. Of what is no place, as (999, 999), all is missing."""
+"""Places on Earth, by latitude and longitude in degrees. What is not a place, as (999, 999), gives missing values."""
 
 from __future__ import annotations
 

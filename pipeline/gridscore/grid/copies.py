@@ -106,11 +106,9 @@ class LiveCopy:
             GridError: The cluster did not answer.
         """
         await self._grid.require_map(self.map_name)
-        # First the listener, then the load: nothing that changes in between is missed.
-        await self._listen()
-        self._object_registration = await self._grid.client.add_distributed_object_listener(self._destroyed)
         self._stop_watching = self._grid.on_reconnect(self._reconnected)
         try:
+            self._object_registration = await self._grid.client.add_distributed_object_listener(self._destroyed)
             await self._load()
         except BaseException:
             await self.close()
@@ -204,14 +202,13 @@ class LiveCopy:
                 extra={"action": "copy_differs"},
             )
         self._doubt.clear()
-        # Not for a map that is refused, each second anew
-        await self._refuse_if_too_large(await (await self._grid.map(self.map_name)).size())
-        await self._listen()
         await self._load()
 
     async def _load(self) -> None:
         began = time.monotonic()
         await self._refuse_if_too_large(await (await self._grid.map(self.map_name)).size())
+        # First the listener, then the load: nothing that changes in between is missed.
+        await self._listen()
         self._touched = set()
         seen: set[Any] = set()
         limit = asyncio.Semaphore(_LOAD_CONCURRENCY)
