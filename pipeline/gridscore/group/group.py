@@ -323,7 +323,7 @@ class Group:
             _log.warning("%s: partition %d could not be begun: %s", self._name, partition, what)
         if self._beginning.get(partition) is lease:
             del self._beginning[partition]
-            if offset is None or self.leases.held.get(partition) is not lease:
+            if offset is None or not self.leases.holds(lease):
                 self.drop(partition)
             else:
                 self._read(lease, offset)
@@ -340,10 +340,10 @@ class Group:
         oldest, newest = await self.reader.bounds(partition)
         if wanted.begin and not record.has_begun(wanted):
             offset = await self._subscriber.position_at(partition, oldest, newest)
-            if self.leases.held.get(partition) is not lease:
+            if not self.leases.holds(lease):
                 return None
             return offset if await self.leases.reset(partition, offset, run=wanted.restarts) else None
-        if self.leases.held.get(partition) is not lease:
+        if not self.leases.holds(lease):
             return None
         if record.offset < 0:
             if wanted.start == "oldest" and oldest > 0:
@@ -507,7 +507,7 @@ class Group:
             finally:
                 if self._beginning.get(partition) is token:
                     del self._beginning[partition]
-                    if self.leases.held.get(partition) is not lease:
+                    if not self.leases.holds(lease):
                         self.drop(partition)
                     elif settled:
                         lease.unsettled = False
@@ -567,7 +567,7 @@ class Group:
         """Where to go on in a journal that is no longer what it was; None if the partition is no longer ours."""
         partition = lease.partition
         last = await self.reader.standing(partition)
-        if self.leases.held.get(partition) is not lease:
+        if not self.leases.holds(lease):
             return None
         if last is None:
             self.offsets.forget(partition)
@@ -579,7 +579,7 @@ class Group:
                 await self.offsets.settle([partition])
         except TimeoutError:
             pass  # it is done once more
-        if self.leases.held.get(partition) is not lease:
+        if not self.leases.holds(lease):
             return None
         there = self.offsets.acknowledged(partition)
         self.offsets.forget(partition)

@@ -200,6 +200,10 @@ class Leases:
         """Whether this worker may write for the partition at `now`, of the grid's clock."""
         return now < self.until(partition)
 
+    def holds(self, lease: Lease) -> bool:
+        """Whether it is this very lease by which the partition is held: it may have been lost, and taken anew."""
+        return self.held.get(lease.partition) is lease
+
     def ended(self, now: float) -> list[int]:
         """Partitions that are held and for which this worker may no longer write at `now`, of the grid's clock."""
         sessions = self.sessions
@@ -530,7 +534,7 @@ class Leases:
             else:
                 lease.adopt(outcome)
                 lease.strays = False
-                if session is not before and self.held.get(lease.partition) is lease:
+                if session is not before and self.holds(lease):
                     # It hangs on one of both: the other lets go of it below.
                     lease.session, session = session, before
                     lease.ends = _NEVER
@@ -573,7 +577,7 @@ class Leases:
         if lease is None or not await self._change(lease, self._next):
             return False
         await asyncio.sleep(SETTLE_SECONDS)
-        return self.held.get(partition) is lease
+        return self.holds(lease)
 
     async def place(self, partition: int, offset: int) -> bool:
         """Write the first offset of a partition that nobody has begun; False if the lease is lost.
@@ -594,7 +598,7 @@ class Leases:
 
     def _lose(self, lease: Lease) -> None:
         """Forget a lease that somebody else has taken; a newer one of the same partition stays."""
-        if self.held.get(lease.partition) is lease:
+        if self.holds(lease):
             self.drop(lease.partition)
 
     async def release(self, progress: Mapping[int, Progress | None]) -> None:
@@ -611,7 +615,7 @@ class Leases:
         due = []
         for lease, origin in given:
             partition, record = lease.partition, lease.record
-            if self.held.get(partition) is lease:  # what was taken anew meanwhile is in use
+            if self.holds(lease):  # what was taken anew meanwhile is in use
                 del self.held[partition]
                 # If it was reset meanwhile, what had been done before no longer counts.
                 as_it_was = record.origin == origin
