@@ -82,12 +82,13 @@ def struct_decoder(
     """
     lacking = frozenset(may_lack)
     made = struct_type(name, fields, may_lack=lacking)
-    if all(len(kind.path(field)) == 1 for field, kind in fields.items()):
+    if _are_flat(fields):
         return msgspec.json.Decoder(made).decode
+    required = {kind.key(field) for field, kind in fields.items() if not (kind.optional or field in lacking)}
     tree: dict[str, Any] = {}
     for field, kind in fields.items():
-        wanted = _type(kind) | msgspec.UnsetType
-        tree[kind.key(field)] = wanted | None if kind.optional or field in lacking else wanted
+        key, wanted = kind.key(field), _type(kind) | msgspec.UnsetType
+        tree[key] = wanted if key in required else wanted | None
     for field, kind in fields.items():
         *around, last = kind.path(field)
         node = tree
@@ -99,7 +100,6 @@ def struct_decoder(
         (kind.key(field), _attributes(tree, (kind.key(field),)), _attributes(tree, kind.path(field)))
         for field, kind in fields.items()
     ]
-    required = {kind.key(field) for field, kind in fields.items() if not (kind.optional or field in lacking)}
 
     def decoded(text: bytes | str) -> Any:
         event = decode(text)
@@ -116,6 +116,11 @@ def struct_decoder(
         return made(**dict(zip(fields, values, strict=True)))
 
     return decoded
+
+
+def _are_flat(fields: Mapping[str, FieldType]) -> bool:
+    """Whether none of the fields lies in nested objects."""
+    return all(len(kind.path(field)) == 1 for field, kind in fields.items())
 
 
 def _objects(tree: Mapping[str, Any]) -> type[msgspec.Struct]:
@@ -176,8 +181,7 @@ class EventDecoder:
         self._schema = job.schema_
         self._decode = struct_decoder("Event", job.schema_)
         # What lies in nested objects is read by msgspec alone.
-        is_flat = all(len(kind.path(name)) == 1 for name, kind in job.schema_.items())
-        module = compiled("gridscore.features._columns") if is_flat else None
+        module = compiled("gridscore.features._columns") if _are_flat(job.schema_) else None
         self._cells = None if module is None else module.Decoder(tuple(map(_cell, job.schema_.items()))).decode
 
     def decode(self, payload: bytes) -> Event:
