@@ -49,6 +49,7 @@ class QualityCounter:
         self._missing = np.zeros(len(features))
         self._unseen = dict.fromkeys(texts, 0.0)
         self._misses = dict.fromkeys(lookups, 0.0)
+        self._said: dict[str, Any] | None = None
 
     def is_due(self) -> bool:
         """Whether the next batch is one of the sample."""
@@ -70,6 +71,7 @@ class QualityCounter:
                 for name in counts:
                     counts[name] /= 2
         self._events += count
+        self._said = None
         self._missing += count - np.count_nonzero(finite[:count], axis=0)
         for name, slot in self._lookups:
             self._misses[name] += count - int(np.count_nonzero(values[slot][:count]))
@@ -79,12 +81,14 @@ class QualityCounter:
 
     def to_json(self) -> dict[str, Any]:
         """For the worker's record: events counted, and for how many of them what was missing; zeros are left out."""
-        return {
-            "events": round(self._events),
-            "missing": _most(dict(zip(self._features, self._missing.tolist(), strict=True))),
-            "unseen": _most(self._unseen),
-            "misses": _most(self._misses),
-        }
+        if self._said is None:
+            self._said = {
+                "events": round(self._events),
+                "missing": _most(dict(zip(self._features, self._missing.tolist(), strict=True))),
+                "unseen": _most(self._unseen),
+                "misses": _most(self._misses),
+            }
+        return self._said
 
 
 def _most(counts: Mapping[str, float]) -> dict[str, int]:

@@ -31,7 +31,6 @@ import asyncio
 import logging
 import time
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastError
@@ -171,10 +170,8 @@ class Group:
     async def run(self) -> None:
         """Take part until cancelled; call `leave` then."""
         async with asyncio.TaskGroup() as group:
-            for loop in (self._balance, self._check, self._commit_early):
+            for loop in (self._balance, self._check, self._commit, self._commit_early):
                 group.create_task(_for_ever(loop))
-            for part in range(_COMMIT_PARTS):
-                group.create_task(_for_ever(partial(self._commit, part)))
 
     async def leave(self) -> None:
         """Give everything back."""
@@ -369,23 +366,29 @@ class Group:
 
     # ------------------------------------------------------------------ committing
 
-    async def _commit(self, part: int) -> None:
-        """Commit a part of the partitions, once a second. Nothing waits for what a slow member has."""
+    async def _commit(self) -> None:
+        """Commit each partition once a second, a tenth of them at a time. Nothing waits for what a slow member has.
+
+        All groups of a process do it at the same moments, so that one at rest wakes up ten times a second, not each.
+        """
         # With a short lease more often, or a renewal could not be tried again while it stands.
-        pause = min(COMMIT_SECONDS, self.leases.seconds / 5)
-        await asyncio.sleep(pause * part / _COMMIT_PARTS)
+        pause = min(COMMIT_SECONDS, self.leases.seconds / 5) / _COMMIT_PARTS
+        clock, tick = asyncio.get_running_loop().time, 0
         async with asyncio.TaskGroup() as turns:
             while True:
-                await asyncio.sleep(pause)
-                turns.create_task(self._commit_part(part))
+                tick = max(tick, int(clock() / pause)) + 1
+                await asyncio.sleep(tick * pause - clock())
+                part = tick % _COMMIT_PARTS
+                self.leases.sessions.renew()
+                if part == 0 or self.offsets.moved or not self.leases.settled:
+                    turns.create_task(self._commit_part(part))
 
     async def _commit_part(self, part: int) -> None:
         lost = await self._commit_these(p for p in self.held if p % _COMMIT_PARTS == part)
         self._stats.committed_at = int(time.time() * 1000)
-        # The second is a net: whatever went wrong, a partition that is held is read, or let go.
+        # The last is a net: whatever went wrong, a partition that is held is read, or let go.
         unread = self.held - self.reader.partitions - self._beginning.keys() - self._giving
-        ended = self.leases.ended(self._grid.clock())
-        self._lose([*lost, *(p for p in {*ended, *unread} if p % _COMMIT_PARTS == part)])
+        self._lose({*lost, *self.leases.ended(self._grid.clock()), *unread})
         self._stats.partitions = len(self.held)
 
     async def _commit_early(self) -> None:

@@ -204,12 +204,14 @@ class Leases:
         """Whether it is this very lease by which the partition is held: it may have been lost, and taken anew."""
         return self.held.get(lease.partition) is lease
 
+    @property
+    def settled(self) -> bool:
+        """Whether all leases hang where they should."""
+        return self._settled_at == self.sessions.changes and len(self._settled) == len(self.held)
+
     def ended(self, now: float) -> list[int]:
         """Partitions that are held and for which this worker may no longer write at `now`, of the grid's clock."""
-        sessions = self.sessions
-        if self._settled_at == sessions.changes and self._settled >= self.held.keys() and sessions.stand(now):
-            return []
-        return [partition for partition in self.held if not self.stands(partition, now)]
+        return [] if self.settled and self.sessions.stand(now) else [p for p in self.held if not self.stands(p, now)]
 
     # ------------------------------------------------------------------ others' leases
 
@@ -593,6 +595,7 @@ class Leases:
     def drop(self, partition: int) -> None:
         """Forget a partition at once, without a word to the grid: its session must run out."""
         if (lease := self.held.pop(partition, None)) is not None:
+            self._settled.discard(partition)
             self._let_go[partition] = lease.record.session
             self.sessions.detach(lease.session, released=False)
 
@@ -617,6 +620,7 @@ class Leases:
             partition, record = lease.partition, lease.record
             if self.holds(lease):  # what was taken anew meanwhile is in use
                 del self.held[partition]
+                self._settled.discard(partition)
                 # If it was reset meanwhile, what had been done before no longer counts.
                 as_it_was = record.origin == origin
                 there = (progress[partition] if as_it_was else None) or Progress.of(record)
