@@ -19,7 +19,7 @@ from gridscore.errors import ExpressionError, ModelError, TableError, UsageError
 from gridscore.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix
 from gridscore.features.tables import lookup_entries, read_lookup, read_table, rows_as_json
 from gridscore.features.times import to_local
-from gridscore.job import Job
+from gridscore.job import Job, parse_job
 from gridscore.models.inputs import read_categories
 
 JOB = Job.model_validate(
@@ -128,6 +128,32 @@ def test_csv_and_parquet_give_the_same(directory):
     for history in ("history.csv", "history.parquet"):
         matrix = offline_matrix(JOB, directory / history, directory)
         np.testing.assert_array_equal(matrix.values, EXPECTED)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz"])
+def test_nested_objects_of_a_history_give_what_the_stream_sees(tmp_path, kind):
+    job = parse_job(
+        "job: n\nevents: e\nresults: r\nmodel: m\n"
+        "schema: {id: int, ram: {type: 'int?', json: $.device.ram}, os: {type: 'string?', json: $.device.os}}\n"
+        "features: {id: id, ram: ram, linux: 1 if os == 'linux' else 0}\n",
+        "n.yaml",
+    )
+    events = [
+        {"id": 2**53 + 1, "device": {"ram": 8, "os": "linux"}},
+        {"id": 2, "device": {"ram": None, "os": "mac"}},
+        {"id": 3, "device": None},
+    ]
+    path, frame = tmp_path / f"history.{kind}", pd.DataFrame(events)
+    if kind == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    live = FeaturePlan(job, {}, {}).matrix(EventDecoder(job).decode_all(json.dumps(event).encode() for event in events))
+    np.testing.assert_array_equal(offline_matrix(job, path).values, live)
+    if kind == "jsonl":
+        path.write_text(path.read_text() + "[1]\n")
+        with pytest.raises(TableError, match=r"line 4: expected an object, got a list"):
+            offline_matrix(job, path)
 
 
 def test_rows_become_the_json_of_a_producer():
@@ -336,7 +362,7 @@ def test_files_that_do_not_fit(directory):
     with pytest.raises(TableError, match="There is no file"):
         read_table(directory / "none.csv")
     (directory / "x.txt").write_text("")
-    with pytest.raises(TableError, match="neither CSV nor Parquet"):
+    with pytest.raises(TableError, match="is not CSV, Parquet or JSON lines"):
         read_table(directory / "x.txt")
     (directory / "empty.csv").write_text("")
     with pytest.raises(TableError, match=r"empty\.csv` cannot be read: No columns to parse from file"):

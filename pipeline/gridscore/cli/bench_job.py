@@ -24,7 +24,7 @@ def job(
     *,
     history: Annotated[
         Path | None,
-        typer.Option("--history", help="Events as rows: CSV or Parquet. Else those in the job's event map."),
+        typer.Option("--history", help="CSV, Parquet or JSON lines; else the events in the job's event map."),
     ] = None,
     model: Annotated[
         str,

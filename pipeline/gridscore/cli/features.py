@@ -21,7 +21,7 @@ _OUTPUT_HINT = "Make the folder, or name another place with --output."
 
 def features(
     job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)],
-    history: Annotated[Path, typer.Argument(help="Events as rows: CSV or Parquet.", show_default=False)],
+    history: Annotated[Path, typer.Argument(help="Events as rows: CSV, Parquet or JSON lines.", show_default=False)],
     *,
     lookups: Annotated[
         Path | None, typer.Option("--lookups", help="Directory with a CSV or Parquet file for each lookup.")

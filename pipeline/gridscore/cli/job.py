@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import math
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,19 +147,10 @@ _SAMPLE = 10_000
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    import msgspec
-
     from gridscore.features import tables
 
-    if path.name.lower().endswith((".jsonl", ".ndjson")):
-        try:
-            with path.open("rb") as file:
-                lines = [line for line in islice(file, _SAMPLE) if line.strip()]
-            return msgspec.json.Decoder(list[dict[str, Any]]).decode(b"[" + b",".join(lines) + b"]")
-        except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"`{path}` cannot be read: {error}.", "Give JSON lines, each an object.") from None
     frame = tables.read_table(path).head(_SAMPLE)
-    if not path.name.lower().endswith(".parquet"):
+    if path.name.lower().endswith((".csv", ".csv.gz")):
         frame = _with_zeros(frame, path)
     columns = {str(name): _values(column) for name, column in frame.items()}
     return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))

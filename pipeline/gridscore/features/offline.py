@@ -206,7 +206,8 @@ def offline_matrix(
 
     Args:
         job: Whose features.
-        history: A DataFrame with a column for each field of the schema, or the path of a CSV or Parquet file.
+        history: A DataFrame with a column for each field of the schema, or the path of a file:
+            CSV, Parquet or JSON lines.
         lookups: The lookups' tables: a directory with a file for each, or DataFrames or paths by name.
         categories: For each feature made with `category`, the values in the order of their codes; without them they are
             learnt from the history: all values in it, sorted.

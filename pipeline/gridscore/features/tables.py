@@ -1,4 +1,4 @@
-"""Tables: histories and lookup tables in CSV or Parquet, turned into the very JSON that a producer puts into the grid.
+"""Tables: histories and lookup tables in CSV, Parquet or JSON lines, as the JSON that a producer puts into the grid.
 
 What a value is, is decided by the job file and not by what pandas guessed: a column that the schema calls a string is
 read as one. A value that does not fit is left as it is, for the decoder to say so in its row.
@@ -23,6 +23,7 @@ import pandas as pd
 
 from gridscore.errors import TableError
 from gridscore.features.cells import BOOLS, MISSING, READERS
+from gridscore.features.events import reason_of
 from gridscore.features.operations import number_text
 from gridscore.features.times import to_text
 from gridscore.job.check import compile_keys
@@ -39,10 +40,11 @@ _EXACT_BITS = {2: 11, 4: 24}
 """Bits of the whole numbers that a float of so many bytes holds with all digits; one of eight has 53."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _SUFFIXES = (".csv", ".parquet")
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
 def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) -> pd.DataFrame:
-    """Read a CSV or Parquet file, by its suffix.
+    """Read a file in CSV, Parquet or JSON lines, by its suffix; what lies in nested objects has names with dots.
 
     Args:
         path: The file.
@@ -55,11 +57,12 @@ def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) ->
     name = path.name.lower()
     if path.is_dir() or not path.exists():
         what = f"`{path}` is a folder, not a table." if path.is_dir() else f"There is no file `{path}`."
-        raise TableError(what, "Give the path of a CSV or Parquet file.")
+        raise TableError(what, "Give the path of a file in CSV, Parquet or JSON lines.")
     try:
         if name.endswith(".parquet"):
-            frame = pd.read_parquet(path)
-            _restore_digits(frame, path, kinds or {})
+            frame = _parquet(path, kinds or {})
+        elif name.endswith(_JSON_LINES):
+            frame = _json_lines(path)
         elif name.endswith((".csv", ".csv.gz")):
             # pandas would guess, take `NA` for missing, and round decimal numbers in its own way.
             _check_cells(path)
@@ -71,7 +74,9 @@ def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) ->
             for column, kind in typed.items():
                 frame[column] = _column_of(frame[column].tolist(), kind, frame.index)
         else:
-            raise TableError(f"`{path}` is neither CSV nor Parquet.", "Name it .csv, .csv.gz or .parquet.")
+            raise TableError(
+                f"`{path}` is not CSV, Parquet or JSON lines.", "Name it .csv, .csv.gz, .parquet, .jsonl or .jsonl.gz."
+            )
     except (OSError, EOFError, ValueError, csv.Error) as error:  # pandas' and pyarrow's own errors are ValueErrors
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise TableError(
@@ -266,15 +271,41 @@ def _column_of(cells: Sequence[Any], kind: CellKind, index: pd.Index) -> pd.Seri
         return pd.Series(values, index, dtype=object)
 
 
-def _restore_digits(frame: pd.DataFrame, path: Path, kinds: Mapping[str, CellKind]) -> None:
-    """Whole numbers of Parquet with gaps, of which pandas makes floats."""
+def _parquet(path: Path, kinds: Mapping[str, CellKind]) -> pd.DataFrame:
+    """Read Parquet, without structs, and with all digits of whole numbers with gaps: pandas makes floats of them."""
     from pyarrow import parquet, types
 
-    schema = parquet.read_schema(path)
-    for name in kinds.keys() & set(schema.names) & set(frame.columns):
-        if types.is_integer(schema.field(name).type) and pd.api.types.is_float_dtype(frame[name].dtype):
-            exact = parquet.read_table(path, columns=[name]).column(name).to_pylist()
-            frame[name] = pd.Series(exact, index=frame.index, dtype=object)
+    table = parquet.read_table(path)
+    while any(types.is_struct(column.type) for column in table.schema):
+        table = table.flatten()
+    frame: pd.DataFrame = table.to_pandas()
+    for name in kinds.keys() & set(table.column_names) & set(frame.columns):
+        if types.is_integer(table.schema.field(name).type) and pd.api.types.is_float_dtype(frame[name].dtype):
+            frame[name] = pd.Series(table.column(name).to_pylist(), index=frame.index, dtype=object)
+    return frame
+
+
+def _json_lines(path: Path) -> pd.DataFrame:
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    rows: list[dict[str, Any]] = []
+    unpacked = gzip.open if path.name.lower().endswith(".gz") else open
+    with unpacked(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.strip():
+                    rows.append(dict(_leaves(decode(line), "")))
+            except (ValueError, RecursionError) as error:
+                raise TableError(f"`{path}`, line {number}: {reason_of(error)}.", "Each line is an object.") from None
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
+
+
+def _leaves(values: Mapping[str, Any], around: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{around}{key}.")
+        else:
+            yield f"{around}{key}", value
 
 
 def _column(frame: pd.DataFrame, name: str, kind: FieldType, source: str) -> str:
