@@ -90,10 +90,15 @@ async def test_a_job_is_not_shown_as_running_while_nobody_has_its_model(stub):
 
 async def test_a_new_worker_does_not_stop_a_job_whose_lookup_map_is_gone(stub, caplog):
     client = await stub.client()
-    lookups = "lookups: {user: {map: lookups.users, key: user, fields: {age: float?}}}\n"
+    lookups = (
+        "lookups:\n"
+        "  shop: {map: lookups.shops, key: user, fields: {size: float?}}\n"
+        "  user: {map: lookups.users, key: user, fields: {age: float?}}\n"
+    )
     schema = "schema: {amount: float, user: string?}\n"
     text = re.sub(r"schema: .*\n", schema + lookups, JOB)
-    await client.put_events("lookups.users", {"u1": {"age": 30.0}})
+    for name in ("lookups.users", "lookups.shops"):
+        await client.put_events(name, {"u1": {"age": 30.0}})
     await client.push_model(booster(), "payments", alias="champion")
     await client.submit(parse_job(text, "test"))
     async with stub.worker("first"):
@@ -113,8 +118,10 @@ async def test_a_new_worker_does_not_stop_a_job_whose_lookup_map_is_gone(stub, c
             # It is over once the map is there again.
             await client.put_events("lookups.users", {"u1": {"age": 30.0}})
             async with asyncio.timeout(20):
-                while "lookup" in (await findings(client.grid))[1] or not second.runners["payments"].has_joined:
+                while "lookup" in (await findings(client.grid))[1] or not second.runners["payments"].stats.copies:
                     await asyncio.sleep(0.05)
+            # The other lookup was not loaded again each time.
+            assert second.runners["payments"].stats.copies["shop"]["loads"] == 1
     assert caplog.text.count("payments: a lookup cannot be loaded, so no partition is taken") == 1
 
 

@@ -273,7 +273,7 @@ class JournalReader:
         """
         self._begun_again.append((partition, oldest, position))
         if len(self._begun_again) == 1:
-            self._timers.add(asyncio.get_running_loop().call_later(_TOGETHER_SECONDS, self._tell_begun_again))
+            self._call_later(_TOGETHER_SECONDS, self._tell_begun_again)
 
     async def _last_standing(
         self, partition: int, seen: Sequence[tuple[int, int]], oldest: int, newest: int
@@ -431,12 +431,18 @@ class JournalReader:
 
     def _later(self, cursor: Cursor) -> None:
         def read() -> None:
-            self._timers.discard(timer)
             if self._cursors.get(cursor.partition) is cursor:
                 # The owner may have changed, and a new owner's journal may be behind: look before parking again.
                 self._spawn(self._look_and_read(cursor))
 
-        timer = asyncio.get_running_loop().call_later(_RETRY_SECONDS, read)
+        self._call_later(_RETRY_SECONDS, read)
+
+    def _call_later(self, seconds: float, work: Callable[[], None]) -> None:
+        def call() -> None:
+            self._timers.discard(timer)
+            work()
+
+        timer = asyncio.get_running_loop().call_later(seconds, call)
         self._timers.add(timer)
 
     async def _look_and_read(self, cursor: Cursor) -> None:

@@ -188,11 +188,11 @@ class JobRunner:
         """
         while True:
             try:
-                for copy in self._copies.values():
+                for copy in list(self._copies.values())[len(self._started_copies) :]:
                     self._started_copies.append(copy)
                     await self._lookups.start(copy)
             except (MapNotFoundError, LookupTooLargeError) as error:
-                await self._close_copies()
+                await self._lookups.close(self._started_copies.pop())  # those before it stay loaded
                 await self._members.look()
                 if self._members.group(self._job.name) == {self._members.worker}:
                     raise
