@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gridscore.proving.soak.evidence import pid_of
-from gridscore.proving.soak.plan import HEARTBEAT_SECONDS, SEEN_SECONDS, TAKEOVER_SECONDS
+from gridscore.proving.soak.plan import HEARTBEAT_INTERVAL_SECONDS, HEARTBEAT_SECONDS, SEEN_SECONDS, TAKEOVER_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -297,7 +297,9 @@ class _Check:
         for each in self._evidence.incidents:
             if each.kind in ("member-cut", "member-pause"):
                 until = min(each.until, each.at + 2.5 * missed)
-                near = {n: at for n in numbers if each.at + missed <= (at := self._acknowledged[n]) <= until}
+                # The last heartbeat came before the fault.
+                begin = each.at + missed - HEARTBEAT_INTERVAL_SECONDS * 1000
+                near = {n: at for n in numbers if begin <= (at := self._acknowledged[n]) <= until}
                 first = min(near.values(), default=0)
                 dropped.update(n for n, at in near.items() if at <= first + _MOMENT_MS)
         return dropped

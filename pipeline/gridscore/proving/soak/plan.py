@@ -34,6 +34,8 @@ _SHORT = 0.4
 HEARTBEAT_SECONDS = 10.0
 """For how long a member of a soak may be silent before the others take it for dead."""
 
+HEARTBEAT_INTERVAL_SECONDS = 1.0
+
 _MEMBER_BACK_SECONDS = 14.0
 """What a member takes to start or to merge, and to have its partitions back, about; the trial waits for it in any
 case."""

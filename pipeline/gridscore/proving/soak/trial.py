@@ -37,7 +37,7 @@ from gridscore.proving.soak import listener
 from gridscore.proving.soak.checker import check, expected_scores
 from gridscore.proving.soak.evidence import LEDGER, Evidence, lines
 from gridscore.proving.soak.faults import Faults, WorkerSlot
-from gridscore.proving.soak.plan import HEARTBEAT_SECONDS, Counts, Plan
+from gridscore.proving.soak.plan import HEARTBEAT_INTERVAL_SECONDS, HEARTBEAT_SECONDS, Counts, Plan
 from gridscore.proving.soak.producer import Progress, read_progress
 from gridscore.proving.soak.proxy import Backbone, Network
 from gridscore.proving.soak.report import Report
@@ -65,7 +65,7 @@ _PORT_ATTEMPTS = 10
 _MEMBER_PROPERTIES = {
     # A member that is silent for longer than this is taken for dead, so that a run has time for it.
     "hazelcast.max.no.heartbeat.seconds": f"{HEARTBEAT_SECONDS:.0f}",
-    "hazelcast.heartbeat.interval.seconds": "1",
+    "hazelcast.heartbeat.interval.seconds": f"{HEARTBEAT_INTERVAL_SECONDS:.0f}",
     # Backups that missed something are made good after thirty seconds, unless told otherwise.
     "hazelcast.partition.backup.sync.interval": "5",
     # Those that were split look for each other after five minutes, and then every two, unless told otherwise.
