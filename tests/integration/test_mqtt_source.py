@@ -145,6 +145,15 @@ async def test_keys_come_from_fields_from_a_property_or_from_the_content(setting
     assert len(dict(entries)) == 2
 
 
+async def test_what_is_odd_in_a_user_property_stops_nothing(settings, publish, unique):
+    topic = f"plant/{unique}/1/x"
+    async with opened(settings(key_property="id")) as source:
+        await publish(topic, b'{"n":1}', id="m1", note="\ufeff")
+        await publish(topic, b'{"n":2}', id="\ufeffm2")
+        entries, _ = await read(source, 2)
+    assert [key for key, _ in entries] == ["m1", "\ufeffm2"]
+
+
 async def test_what_is_not_acknowledged_comes_again_and_what_comes_meanwhile_is_kept(
     settings, publish, protocol, unique
 ):

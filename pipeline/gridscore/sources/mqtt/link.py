@@ -1,7 +1,6 @@
 """A connection to an MQTT broker whose messages are acknowledged when we say so, on asyncio's event loop.
 
-Paho's client does the protocol, all but messages and their receipts, which are too many for it. It is driven from its
-socket's readiness, so there are no threads but for connecting.
+Paho's client does the protocol. It is driven from its socket's readiness, so there are no threads but for connecting.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -23,11 +22,10 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from gridscore.errors import GridscoreError, UsageError
 from gridscore.job.types import seconds_of
 from gridscore.sources.base import SourceInterruptedError
-from gridscore.sources.mqtt.packets import Cutter, MalformedError, Message
-from gridscore.sources.mqtt.socket import MqttSocket
+from gridscore.sources.mqtt.packets import Message, read_message
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from paho.mqtt.client import SocketLike
     from paho.mqtt.reasoncodes import ReasonCode
@@ -38,14 +36,14 @@ ANSWER_SECONDS = 15.0
 """How long the broker may take to let us in, and to subscribe us."""
 
 CLOSE_SECONDS = 1.0
-"""How long what we have to write may take at the end."""
+"""How long the broker may take to get what we have to say at the end."""
 
 MOST_BYTES = 64 << 20
 """Bytes of messages that may wait to be taken before no more is read: a broker may let each have 256 MiB."""
 
 _MISC_SECONDS = 1.0
 _AT_HIGH = 2  # times what may be in flight: brokers of MQTT 3.1.1 do not know how much we want
-_PING = b"\xc0\x00"
+_READS_AT_ONCE = 500
 
 # Reason codes of MQTT 5 section 2.4; paho gives those of 3.1.1 the same names.
 _BAD_CREDENTIALS = {0x86, 0x87, 0x8C}
@@ -53,13 +51,35 @@ _BAD_CLIENT_ID = 0x85
 _BAD_PROTOCOL = {0x84, 0x81, 0x82}
 _TAKEN_OVER = 0x8E
 _REFUSED = 0x80
+_NOT_MQTT = 0x82
 
 
 class _Client(mqtt.Client):
-    """Paho's client, on a socket of ours."""
+    """Paho's client, but for what becomes of messages, and for a sign of life while nothing is read.
 
-    def _create_socket(self) -> SocketLike:
-        return MqttSocket(super()._create_socket())
+    Its manual acknowledgement leaves messages with QoS 2 out: it answers for them before the grid has them. It ends the
+    connection over a user property that it does not like (with U+FEFF, which MQTT allows), each time that the message
+    comes again. And it reads all properties of all messages, in time that grows with the square of their number.
+    """
+
+    arrived: Callable[[Message], None]
+    answered: Callable[[], None]
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        packet, five = self._in_packet, self._protocol == MQTTProtocolVersion.MQTTv5
+        self.arrived(read_message(packet["command"], bytes(packet["packet"]), five=five))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_pingresp(self) -> MQTTErrorCode:
+        self.answered()
+        return super()._handle_pingresp()
+
+    def confirm(self, receipts: bytes) -> None:
+        self._packet_queue(mqtt.PUBACK, receipts, 0, 1)
+
+    def ping(self) -> None:
+        """By itself the library would wait for the answer."""
+        self._send_simple_command(mqtt.PINGREQ)
 
 
 class MqttLink:
@@ -76,8 +96,7 @@ class MqttLink:
         self._loop = asyncio.get_running_loop()
         self._five = settings.protocol == "5"
         self._client = self._new_client()
-        self._socket: MqttSocket | None = None
-        self._cutter = Cutter(five=self._five)
+        self._socket: SocketLike | None = None
         self._misc: asyncio.Task[None] | None = None
         self._connected: asyncio.Future[tuple[ReasonCode, Any]] = self._loop.create_future()
         self._filters: Sequence[str] = ()
@@ -87,8 +106,7 @@ class MqttLink:
         self._loose = 0  # with QoS 0, not taken yet
         self._bytes = 0  # of messages that are not taken yet
         self._paused = self._closing = False
-        self._written = asyncio.Event()
-        self._written.set()
+        self._done = asyncio.Event()
         self._ping_seconds, self._pinged_at = seconds_of(settings.keep_alive) / 2, 0.0
         self._messages: list[Message] = []
 
@@ -122,11 +140,10 @@ class MqttLink:
             )
         except (OSError, ValueError) as error:
             raise _connect_error(settings.broker, error) from error
-        connected = self._client.socket()
-        if not isinstance(connected, MqttSocket):
+        self._socket = self._client.socket()
+        if self._socket is None:
             raise SourceInterruptedError(f"{settings.broker} has closed the connection.", "Is it an MQTT broker?")
-        self._socket = connected
-        self._loop.add_reader(connected.fileno(), self._read)
+        self._loop.add_reader(self._socket, self._read)
         self._write()
         self._misc = asyncio.create_task(self._keep_alive())
         try:
@@ -160,8 +177,7 @@ class MqttLink:
             await asyncio.wait_for(self._arrived.wait(), ANSWER_SECONDS)
         except TimeoutError:
             raise SourceInterruptedError(f"{self._settings.broker} does not answer a subscription.") from None
-        if self._lost is not None:
-            raise self._lost
+        self.check()
 
     async def wait(self) -> None:
         """Wait for messages.
@@ -194,10 +210,9 @@ class MqttLink:
             SourceInterruptedError: The connection is lost; they will come again.
         """
         self.check()
-        if self._socket is not None and receipts:
-            self._socket.send(b"".join(receipts))
+        if receipts:
+            self._client.confirm(b"".join(receipts))
             self._in_flight -= len(receipts)
-            self._write()
         self._go_on()
 
     async def close(self) -> None:
@@ -208,15 +223,25 @@ class MqttLink:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._misc
         if self._lost is None and self._socket is not None:
-            with contextlib.suppress(TimeoutError):  # what was acknowledged last
-                await asyncio.wait_for(self._written.wait(), CLOSE_SECONDS)
+            if self._filters:
+                # A broker that finds us gone when it sends more does not look at our last receipts. Its answer to this
+                # says that it has them; what comes meanwhile comes again.
+                self._client.ping()
+                self._in_flight = self._loose = self._bytes = 0
+                self._go_on()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._done.wait(), CLOSE_SECONDS)
             self._client.disconnect()
             self._client.loop_write()  # ends with closing the socket
-        self._let_go()
+        link = self._socket
+        self._on_close()
+        if link is not None:
+            with contextlib.suppress(OSError):
+                link.close()
 
     # ------------------------------------------------------------------ paho's side
 
-    def _new_client(self) -> mqtt.Client:
+    def _new_client(self) -> _Client:
         client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
@@ -227,7 +252,9 @@ class MqttLink:
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
+        client.arrived, client.answered = self._on_message, self._on_answer
         client.on_socket_register_write = self._on_write
+        client.on_socket_unregister_write = self._on_written
         client.on_socket_close = self._on_close
         return client
 
@@ -254,14 +281,20 @@ class MqttLink:
                 )
         self._arrived.set()
 
-    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
+    def _on_answer(self) -> None:
+        if self._closing:
+            self._done.set()
+
+    def _on_disconnect(self, _client: Any, _data: Any, flags: Any, reason: ReasonCode, _properties: Any) -> None:
         if not self._closing:
             if self._five and reason.value == _TAKEN_OVER:
                 self._fail(_taken_over(self._settings, self._client_id))
+            elif reason.value == _NOT_MQTT and self._connected.done() and not flags.is_disconnect_packet_from_server:
+                self._fail(SourceInterruptedError(f"What comes from {self._settings.broker} is not MQTT."))
             else:
                 why = f": {reason}" if reason.value != _REFUSED else ""  # 0x80 says nothing
                 self._fail(SourceInterruptedError(f"The connection to {self._settings.broker} is lost{why}."))
-        self._let_go()
+        self._done.set()
 
     def _fail(self, error: GridscoreError) -> None:
         self._lost = self._lost or error
@@ -270,74 +303,50 @@ class MqttLink:
             self._connected.exception()  # nobody may be waiting for it any more
         self._arrived.set()
 
+    def _on_message(self, message: Message) -> None:
+        if self._closing:
+            return
+        self._messages.append(message)
+        self._bytes += len(message.payload)
+        if message.receipt:
+            self._in_flight += 1
+        else:
+            self._loose += 1
+        if self._in_flight + self._loose >= _AT_HIGH * self._settings.in_flight or self._bytes > MOST_BYTES:
+            self._paused = True
+            if self._socket is not None:
+                self._loop.remove_reader(self._socket)
+        self._arrived.set()
+
     # ------------------------------------------------------------------ the socket
 
     def _read(self) -> None:
-        link = self._socket
-        if link is None or self._paused:
-            return
-        data, more = link.receive()
-        self._cutter.feed(data)
-        try:
-            self._cut(link)
-        except MalformedError as error:
-            self._fail(SourceInterruptedError(f"What comes from {self._settings.broker} is not MQTT: {error}"))
-            self._let_go()
-            return
-        if link.ended:
-            self._client.loop_read()  # finds out how, says so, and closes
-        elif more:
-            self._loop.call_soon(self._read)
-
-    def _cut(self, link: MqttSocket) -> None:
-        """Take the messages that are whole, as many as we want; the library gets every other packet."""
-        limit = _AT_HIGH * self._settings.in_flight
-        while self._socket is not None:
-            room = limit - self._in_flight - self._loose
-            if room <= 0 or self._bytes > MOST_BYTES:
-                self._paused = True
-                self._loop.remove_reader(link.fileno())
+        for _ in range(_READS_AT_ONCE):
+            before = len(self._messages)
+            if self._paused or self._client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 return
-            messages, other = self._cutter.take(room)
-            if messages:
-                self._messages += messages
-                self._bytes += sum(len(message.payload) for message in messages)
-                confirmable = sum(1 for message in messages if message.receipt)
-                self._in_flight += confirmable
-                self._loose += len(messages) - confirmable
-                self._arrived.set()
-            if other:
-                link.offer(other)
-                self._client.loop_read()
-            elif len(messages) < room:
-                return
+            if len(self._messages) == before:
+                break
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            self._loop.call_soon(self._read)  # the system does not say again that there is what TLS holds
 
     def _go_on(self) -> None:
         if self._paused and self._in_flight + self._loose < self._settings.in_flight:
             self._paused = False
             if self._socket is not None:
-                self._loop.add_reader(self._socket.fileno(), self._read)
-                self._loop.call_soon(self._read)  # what was read already waits for no socket
+                self._loop.add_reader(self._socket, self._read)
+                self._loop.call_soon(self._read)  # for what TLS holds
 
     def _on_write(self, *_: Any) -> None:
         self._loop.call_soon_threadsafe(self._write)
 
     def _write(self) -> None:
-        """Write what the library and we have to, now or as soon as it goes."""
-        link = self._socket
-        if link is None:
-            return
-        if self._client.want_write():
-            self._client.loop_write()
-        done, was_done = link.flush(), self._written.is_set()
-        if link.ended:
-            self._client.loop_read()
-        elif self._socket is not None and done and not was_done:
-            self._loop.remove_writer(link.fileno())
-            self._written.set()
-        elif self._socket is not None and was_done and not done:
-            self._loop.add_writer(link.fileno(), self._write)
-            self._written.clear()
+        if self._socket is not None and self._client.want_write():
+            self._loop.add_writer(self._socket, self._client.loop_write)
+
+    def _on_written(self, *_: Any) -> None:
+        if self._socket is not None:
+            self._loop.remove_writer(self._socket)
 
     async def _keep_alive(self) -> None:
         while self._lost is None:
@@ -345,24 +354,15 @@ class MqttLink:
             if not self._paused:
                 self._client.loop_misc()
             elif self._socket is not None and time.monotonic() - self._pinged_at > self._ping_seconds:
-                # The library would wait for an answer, which we do not read now.
                 self._pinged_at = time.monotonic()
-                self._socket.send(_PING)
-                self._write()
+                self._client.ping()
 
     def _on_close(self, *_: Any) -> None:
         link, self._socket = self._socket, None
         if link is not None:
             with contextlib.suppress(OSError, ValueError):
-                self._loop.remove_reader(link.fileno())
-                self._loop.remove_writer(link.fileno())
-
-    def _let_go(self) -> None:
-        link = self._socket
-        self._on_close()
-        if link is not None:
-            with contextlib.suppress(OSError):
-                link.close()
+                self._loop.remove_reader(link)
+                self._loop.remove_writer(link)
 
 
 def _tls(settings: MqttSourceSettings) -> ssl.SSLContext:
