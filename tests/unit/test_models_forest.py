@@ -11,7 +11,6 @@ from gridscore.models.candidate import Candidate
 from gridscore.models.document import read_document
 from gridscore.models.forest import Forest
 from gridscore.models.loaded import LoadedModel
-from gridscore.models.predictor import Predictor
 
 FEATURES = 7
 
@@ -42,11 +41,10 @@ def forest_of(booster, form="ubj"):
 def assert_same_bits(booster, values):
     forest = forest_of(booster)
     assert forest is not None
-    predictor = Predictor(booster)
-    assert forest.predict(values).tobytes() == predictor.predict(values).tobytes()
+    assert forest.predict(values).tobytes() == booster.inplace_predict(values).tobytes()
     margins = np.random.default_rng(len(values)).normal(size=len(values)).astype(np.float32)
-    assert forest.predict(values, margins).tobytes() == predictor.predict(values, margins).tobytes()
-    assert forest.predict(values).tobytes() == predictor.predict(values).tobytes()
+    assert forest.predict(values, margins).tobytes() == booster.inplace_predict(values, base_margin=margins).tobytes()
+    assert forest.predict(values).tobytes() == booster.inplace_predict(values).tobytes()
 
 
 OBJECTIVES = [
@@ -107,7 +105,7 @@ def test_the_logistic_function_gives_the_same_bits_for_margins_of_any_size():
         ]
     booster = xgb.Booster({"nthread": 1}, model_file=bytearray(json.dumps(document).encode()))
     values = rows(200_000)
-    assert len(np.unique(Predictor(booster).predict(values))) > 1_000
+    assert len(np.unique(booster.inplace_predict(values))) > 1_000
     assert_same_bits(booster, values)
 
 
@@ -171,7 +169,7 @@ def test_what_a_leaf_says_of_a_feature_is_not_looked_at():
         for number, node in enumerate(leaves):
             tree["split_indices"][node] = (-1, 2**31, 2**40)[number % 3]
     values = rows(100)
-    assert Forest.of(document).predict(values).tobytes() == Predictor(booster).predict(values).tobytes()
+    assert Forest.of(document).predict(values).tobytes() == booster.inplace_predict(values).tobytes()
 
 
 @pytest.mark.parametrize("text", ["0.5f", "", "[]", "[" * 100_000, '{"a": 1}'])
@@ -195,7 +193,7 @@ def test_a_loaded_model_uses_it():
     model = LoadedModel.load(checked.version, checked.payload)
     assert model.is_compiled
     values = rows(333)
-    assert model.predict(values).tobytes() == Predictor(booster).predict(values).tobytes()
+    assert model.predict(values).tobytes() == booster.inplace_predict(values).tobytes()
 
 
 def test_other_bits_and_xgboost_is_taken_instead(monkeypatch, caplog):
@@ -210,4 +208,4 @@ def test_other_bits_and_xgboost_is_taken_instead(monkeypatch, caplog):
     assert not model.is_compiled
     assert "other bits than XGBoost" in caplog.text
     values = rows(50)
-    assert model.predict(values).tobytes() == Predictor(booster).predict(values).tobytes()
+    assert model.predict(values).tobytes() == booster.inplace_predict(values).tobytes()

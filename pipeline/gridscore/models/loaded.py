@@ -12,7 +12,6 @@ from gridscore.errors import ModelError
 from gridscore.models.description import describe_document, tree_weights
 from gridscore.models.document import read_document
 from gridscore.models.forest import Forest
-from gridscore.models.predictor import Predictor
 from gridscore.models.proof import gives_same_bits
 from gridscore.models.version import signature
 
@@ -44,7 +43,7 @@ class LoadedModel:
         self._booster = booster
         self._types = list(description.feature_types) or None
         # In place, the trees of `dart` are summed in another order (XGBoost 3.2): the last bits would differ.
-        self._predict = self._predict_by_copy if description.booster == "dart" else Predictor(booster).predict
+        self._predict = self._predict_by_copy if description.booster == "dart" else self._predict_in_place
         self.is_compiled = False
 
     @classmethod
@@ -100,6 +99,10 @@ class LoadedModel:
             float32 of shape (n,), or (n, k) for a model with k outputs.
         """
         return self._predict(matrix, margins)
+
+    def _predict_in_place(self, matrix: np.ndarray, margins: np.ndarray | None = None) -> np.ndarray:
+        scores: np.ndarray = self._booster.inplace_predict(matrix, base_margin=margins, validate_features=False)
+        return scores
 
     def _predict_by_copy(self, matrix: np.ndarray, margins: np.ndarray | None = None) -> np.ndarray:
         import xgboost
