@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,9 +50,7 @@ class FeaturePlan:
         self._slots = [self._program.feature(name) for name in self.names]
         self._margin = self._program.margin()
         self._lookup_slots = list(self._program.lookup_slots.items())
-        # Only of lookups that a feature uses: nobody needs the others' entries.
-        self._key_program = Program(job, tables, categories)
-        self._key_slots = {name: self._key_program.keys(name) for name in job.lookups}
+        self._made_of = job, tables, categories
         self.decider = Decider(job, tables, categories) if job.has_conditions else None
         self._used = frozenset(self._program.lookup_slots) | (self.decider.lookups if self.decider else frozenset())
         self.looked_up = dict.fromkeys(job.lookups, 0)
@@ -61,14 +60,21 @@ class FeaturePlan:
 
     def keys(self, events: EventColumns | Sequence[Event]) -> dict[str, list[Any]]:
         """The keys that each lookup is asked for, in the order of the events; None where an event has none."""
+        program, slots = self._keys
         if not events:
-            return {name: [] for name in self._key_slots}
+            return {name: [] for name in slots}
         with np.errstate(all="ignore"):
-            values = self._key_program.run(EventColumns.of(self._schema, events))
+            values = program.run(EventColumns.of(self._schema, events))
+        # Only of lookups that a feature uses: nobody needs the others' entries.
         return {
-            name: list(values[slot]) if name in self._used else [None] * len(events)
-            for name, slot in self._key_slots.items()
+            name: list(values[slot]) if name in self._used else [None] * len(events) for name, slot in slots.items()
         }
+
+    @cached_property
+    def _keys(self) -> tuple[Program, dict[str, int]]:
+        """What makes the keys: a program that runs before there are entries. Few jobs have lookups that need it."""
+        program = Program(*self._made_of)
+        return program, {name: program.keys(name) for name in self._made_of[0].lookups}
 
     def matrix(self, events: EventColumns | Sequence[Event]) -> NDArray[np.float32]:
         """The features of these events: a row an event, in C order."""
