@@ -4,7 +4,6 @@ What a program needs is here:
 
 * `connect` to a cluster, and through the `Client` put events, push models, submit jobs, and iterate over results;
 * `load_job` and `offline_matrix`, to train on exactly the features that the stream will see;
-* `verify_webhook`, for programs that receive results by a web hook;
 * `Cluster`, to start real members from Python;
 * `GridscoreError`, the root of every error that a person can act on.
 """
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from gridscore.grid.member import Cluster
     from gridscore.job import Job, load_job
     from gridscore.scoring import Worker
-    from gridscore.sinks.webhook.signature import verify_webhook
 
 _HOMES = {
     "Client": "gridscore.client",
@@ -48,7 +46,6 @@ _HOMES = {
     "connect": "gridscore.client",
     "load_job": "gridscore.job",
     "offline_matrix": "gridscore.features",
-    "verify_webhook": "gridscore.sinks.webhook.signature",
 }
 
 __all__ = [
@@ -66,7 +63,6 @@ __all__ = [
     "connect",
     "load_job",
     "offline_matrix",
-    "verify_webhook",
 ]
 
 
