@@ -1,6 +1,7 @@
 """A real connection to a scripted MQTT broker: messages however they come in pieces, receipts, and what is not MQTT."""
 
 import asyncio
+import socket
 import struct
 from contextlib import asynccontextmanager, suppress
 
@@ -154,6 +155,36 @@ async def test_a_connection_that_breaks_is_an_error():
             await link.wait()
         with pytest.raises(SourceInterruptedError, match="is lost"):
             link.acknowledge([b"\x40\x02\x00\x01"])
+
+
+async def test_a_password_that_no_buffer_holds_goes_out():
+    connect = asyncio.get_running_loop().create_future()
+
+    async def serve(reader, writer):
+        connect.set_result(await reader.readuntil(b"END"))
+        writer.write(b"\x20\x02\x00\x00")
+        await reader.read()
+        writer.close()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    server = await asyncio.start_server(serve, sock=listening, limit=1 << 20)
+    create = links._Client._create_socket
+
+    def small(client):
+        made = create(client)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        return made
+
+    address = f"mqtt://127.0.0.1:{listening.getsockname()[1]}"
+    more = {"username": "u", "password": "p" * 60_000 + "END"}
+    async with server, asyncio.timeout(SECONDS):
+        link = MqttLink(MqttSourceSettings(to="e", topic=["a"], protocol="3.1.1", broker=address, **more), "c")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(links._Client, "_create_socket", small)
+            await link.connect()
+        await link.close()
+        assert b"p" * 60_000 in await connect
 
 
 async def test_receipts_go_out_in_order_and_are_waited_for_at_the_end(monkeypatch):

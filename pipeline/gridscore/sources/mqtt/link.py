@@ -81,6 +81,9 @@ class _Client(mqtt.Client):
         """By itself the library would wait for the answer."""
         self._send_simple_command(mqtt.PINGREQ)
 
+    def drop(self) -> None:
+        self._sock_close()
+
 
 class MqttLink:
     """One connection. Made anew for each attempt.
@@ -96,7 +99,6 @@ class MqttLink:
         self._loop = asyncio.get_running_loop()
         self._five = settings.protocol == "5"
         self._client = self._new_client()
-        self._socket: SocketLike | None = None
         self._misc: asyncio.Task[None] | None = None
         self._connected: asyncio.Future[tuple[ReasonCode, Any]] = self._loop.create_future()
         self._filters: Sequence[str] = ()
@@ -140,11 +142,16 @@ class MqttLink:
             )
         except (OSError, ValueError) as error:
             raise _connect_error(settings.broker, error) from error
-        self._socket = self._client.socket()
-        if self._socket is None:
+        # Not before: the library would call them in the thread that connects.
+        self._client.on_socket_register_write = self._on_unwritten
+        self._client.on_socket_unregister_write = self._on_written
+        self._client.on_socket_close = self._on_close
+        link = self._client.socket()
+        if link is None:
             raise SourceInterruptedError(f"{settings.broker} has closed the connection.", "Is it an MQTT broker?")
-        self._loop.add_reader(self._socket, self._read)
-        self._write()
+        self._loop.add_reader(link, self._read)
+        if self._client.want_write():
+            self._on_unwritten(None, None, link)
         self._misc = asyncio.create_task(self._keep_alive())
         try:
             reason, granted = await asyncio.wait_for(self._connected, ANSWER_SECONDS)
@@ -222,7 +229,7 @@ class MqttLink:
             self._misc.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._misc
-        if self._lost is None and self._socket is not None:
+        if self._lost is None:
             if self._filters:
                 # A broker that finds us gone when it sends more does not look at our last receipts. Its answer to this
                 # says that it has them; what comes meanwhile comes again.
@@ -232,12 +239,8 @@ class MqttLink:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._done.wait(), CLOSE_SECONDS)
             self._client.disconnect()
-            self._client.loop_write()  # ends with closing the socket
-        link = self._socket
-        self._on_close()
-        if link is not None:
-            with contextlib.suppress(OSError):
-                link.close()
+            self._client.loop_write()
+        self._client.drop()
 
     # ------------------------------------------------------------------ paho's side
 
@@ -253,9 +256,6 @@ class MqttLink:
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.arrived, client.answered = self._on_message, self._on_answer
-        client.on_socket_register_write = self._on_write
-        client.on_socket_unregister_write = self._on_written
-        client.on_socket_close = self._on_close
         return client
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, properties: Any) -> None:
@@ -314,8 +314,8 @@ class MqttLink:
             self._loose += 1
         if self._in_flight + self._loose >= _AT_HIGH * self._settings.in_flight or self._bytes > MOST_BYTES:
             self._paused = True
-            if self._socket is not None:
-                self._loop.remove_reader(self._socket)
+            if (link := self._client.socket()) is not None:
+                self._loop.remove_reader(link)
         self._arrived.set()
 
     # ------------------------------------------------------------------ the socket
@@ -327,42 +327,33 @@ class MqttLink:
                 return
             if len(self._messages) == before:
                 break
-        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+        if isinstance(link := self._client.socket(), ssl.SSLSocket) and link.pending():
             self._loop.call_soon(self._read)  # the system does not say again that there is what TLS holds
 
     def _go_on(self) -> None:
         if self._paused and self._in_flight + self._loose < self._settings.in_flight:
             self._paused = False
-            if self._socket is not None:
-                self._loop.add_reader(self._socket, self._read)
+            if (link := self._client.socket()) is not None:
+                self._loop.add_reader(link, self._read)
                 self._loop.call_soon(self._read)  # for what TLS holds
 
-    def _on_write(self, *_: Any) -> None:
-        self._loop.call_soon_threadsafe(self._write)
+    def _on_unwritten(self, _client: Any, _data: Any, link: SocketLike) -> None:
+        self._loop.add_writer(link, self._client.loop_write)
 
-    def _write(self) -> None:
-        if self._socket is not None and self._client.want_write():
-            self._loop.add_writer(self._socket, self._client.loop_write)
+    def _on_written(self, _client: Any, _data: Any, link: SocketLike) -> None:
+        self._loop.remove_writer(link)
 
-    def _on_written(self, *_: Any) -> None:
-        if self._socket is not None:
-            self._loop.remove_writer(self._socket)
+    def _on_close(self, _client: Any, _data: Any, link: SocketLike) -> None:
+        self._loop.remove_reader(link)
 
     async def _keep_alive(self) -> None:
         while self._lost is None:
             await asyncio.sleep(_MISC_SECONDS)
             if not self._paused:
                 self._client.loop_misc()
-            elif self._socket is not None and time.monotonic() - self._pinged_at > self._ping_seconds:
+            elif time.monotonic() - self._pinged_at > self._ping_seconds:
                 self._pinged_at = time.monotonic()
                 self._client.ping()
-
-    def _on_close(self, *_: Any) -> None:
-        link, self._socket = self._socket, None
-        if link is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._loop.remove_reader(link)
-                self._loop.remove_writer(link)
 
 
 def _tls(settings: MqttSourceSettings) -> ssl.SSLContext:
