@@ -12,6 +12,7 @@ from typing import Any
 MODULES = (
     "gridscore.features._columns",
     "gridscore.features._maths",
+    "gridscore.features._windows",
     "gridscore.grid._wire",
     "gridscore.models._forest",
     "gridscore.scoring._results",

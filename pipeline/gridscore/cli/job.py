@@ -69,6 +69,21 @@ def check(
     ]
     hint = "Its features are the model's own, read from the event as they are: `--model FILE` shows them."
     print_table(("FEATURE", "DEFAULT", "EXPRESSION"), rows, empty=hint)
+    if job.windows:
+        from gridscore.features.windows import layouts_of
+
+        kept = {layout.name: layout for layout in layouts_of(job)} if job.is_complete else {}
+        windows = [
+            (name, ", ".join(window.key), len(kept[name].series), f"{kept[name].most_bytes:,}")
+            for name, window in job.windows.items()
+            if name in kept
+        ]
+        console.print()
+        print_table(
+            ("WINDOW", "KEY", "SERIES", "BYTES AN ENTITY AT MOST"), windows, empty="No feature uses its windows."
+        )
+        if (reason := job.why_not_live) is not None:
+            print_warnings([reason])
     plugs = [
         *((name, "source", sources.KINDS.of(source).name, source.to) for name, source in job.sources.items()),
         *((name, "sink", sinks.KINDS.of(sink).name, sink.results) for name, sink in job.sinks.items()),

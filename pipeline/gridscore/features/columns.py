@@ -50,12 +50,16 @@ class EventColumns:
     Args:
         schema: Their fields.
         cells: Their values.
+        windows: What each has found in its windows: a column a call.
     """
 
-    def __init__(self, schema: Mapping[str, FieldType], cells: Cells) -> None:
+    def __init__(
+        self, schema: Mapping[str, FieldType], cells: Cells, windows: Sequence[NDArray[np.float64]] = ()
+    ) -> None:
         self._schema = schema
         self._positions = {name: position for position, name in enumerate(schema)}
         self._cells = cells
+        self._windows = windows
 
     @classmethod
     def of(cls, schema: Mapping[str, FieldType], events: EventColumns | Sequence[Event]) -> EventColumns:
@@ -70,11 +74,23 @@ class EventColumns:
 
     def take(self, rows: Iterable[int]) -> EventColumns:
         """Some of them; one may be taken more than once."""
-        return EventColumns(self._schema, self._cells.take(rows))
+        if not self._windows:
+            return EventColumns(self._schema, self._cells.take(rows))
+        rows = np.fromiter(rows, np.intp)
+        taken = [column[rows] for column in self._windows]
+        return EventColumns(self._schema, self._cells.take(rows.tolist()), taken)
 
     def without(self, rows: Collection[int]) -> EventColumns:
         """All but some of them."""
         return self.take([row for row in range(len(self)) if row not in rows])
+
+    def with_windows(self, windows: Sequence[NDArray[np.float64]]) -> EventColumns:
+        """The same events, and what they have found in their windows."""
+        return EventColumns(self._schema, self._cells, windows)
+
+    def window(self, number: int) -> NDArray[np.float64]:
+        """What they have found in their windows by a call, of the job's in order."""
+        return self._windows[number]
 
     def objects(self, name: str) -> list[Any]:
         """The values of a field as decoded; None where there is none."""

@@ -17,11 +17,12 @@ from gridscore.job import zones
 from gridscore.job.check import compile_features, compile_keys, compile_margin
 from gridscore.job.expressions import find
 from gridscore.job.syntax import parse
+from gridscore.job.windows import call_of, calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from gridscore.job import Feature, FieldType, Job
+    from gridscore.job import Feature, FieldType, Job, Lookup, Window
     from gridscore.job.expressions import Node
 
 ATTRIBUTE = "gridscore"
@@ -34,7 +35,7 @@ Text = Annotated[str, Meta(max_length=1_000)]
 Texts = Annotated[dict[Text, Annotated[str, Meta(max_length=_MAX_TEXT + 40)]], Meta(max_length=20_000)]
 
 
-class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How features are made.
 
     Attributes:
@@ -43,6 +44,7 @@ class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             are not the default.
         lookups: The key by which each lookup that they use is asked.
         margin: The expression of the margin, with its default; empty if there is none.
+        windows: Whose events each window holds that they use, and what orders them.
         machine: What was computed by, as far as expressions depend on it: a digest of the C library's functions, and
             the release of the time zones.
     """
@@ -51,6 +53,7 @@ class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fields: Texts = {}
     lookups: Texts = {}
     margin: Annotated[str, Meta(max_length=_MAX_TEXT + 40)] = ""
+    windows: Texts = {}
     machine: Texts = {}
 
 
@@ -72,13 +75,18 @@ class Attribute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def definitions_of(job: Job) -> Definitions:
     """How a job makes its features."""
-    nodes = [*compile_features(job.features, job.schema_, job.lookups).values()]
+    nodes = [*compile_features(job.features, job.schema_, job.lookups, job.windows).values()]
+    calls = [call_of(node) for node in calls_of(nodes)]
+    windows = {call.window for call in calls}
     if job.margin is not None:
         nodes.append(compile_margin(job.margin, job.features, job.schema_, job.lookups))
     used = set(_inputs(nodes))
     lookups = {lookup for lookup, _ in used if lookup}
-    for name in lookups:
-        used |= set(_inputs(compile_keys(job.lookups[name], job.schema_)))
+    keys = [compile_keys(job.lookups[name], job.schema_) for name in lookups]
+    keys += [compile_keys(job.windows[name], job.schema_) for name in windows]
+    used |= {each for key in keys for each in _inputs(key)}
+    if windows:
+        used.add(("", str(job.order_by)))
     fields: dict[str, str] = {}
     for lookup, name in sorted(used):
         if lookup:
@@ -89,12 +97,13 @@ def definitions_of(job: Job) -> Definitions:
     return Definitions(
         features={name: _made(each) for name, each in job.features.items()},
         fields=fields,
-        lookups={
-            name: _kept(job.lookups[name].separator.join(map(_spelled, job.lookups[name].key)))
-            for name in sorted(lookups)
-        },
+        lookups={name: _key(job.lookups[name]) for name in sorted(lookups)},
         margin="" if job.margin is None else _made(job.margin),
-        machine=_machine(nodes),
+        windows={
+            name: f"{_key(job.windows[name])}, ordered by {job.order_by}, lateness {job.lateness_seconds:g} s"
+            for name in sorted(windows)
+        },
+        machine=_machine(nodes, decays=any(call.function == "decayed" for call in calls)),
     )
 
 
@@ -130,9 +139,13 @@ def _field_text(name: str, field: FieldType) -> str:
     return field.type + unit + (f", json {field.json_name!r}" if field.json_name not in ("", name) else "")
 
 
-def _machine(nodes: Sequence[Node]) -> dict[str, str]:
+def _key(of: Lookup | Window) -> str:
+    return _kept(of.separator.join(map(_spelled, of.key)))
+
+
+def _machine(nodes: Sequence[Node], *, decays: bool) -> dict[str, str]:
     found = {}
-    if any(find(node, op) for node in nodes for op in (*maths.NAMES, "power", "haversine")):
+    if decays or any(find(node, op) for node in nodes for op in (*maths.NAMES, "power", "haversine")):
         found["maths library"] = maths.digest()
     if any(find(node, "local") for node in nodes):
         found["time zone release"] = zones.release()

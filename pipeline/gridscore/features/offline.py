@@ -21,6 +21,7 @@ from gridscore.features.events import EventDecoder
 from gridscore.features.lookup_table import LookupTable
 from gridscore.features.plan import FeaturePlan
 from gridscore.features.program import Program
+from gridscore.features.windows import History
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -317,6 +318,7 @@ class _Reading:
     """A history, batch by batch as events."""
 
     def __init__(self, job: Job, frame: pd.DataFrame, source: str, *, skip_bad: bool) -> None:
+        self._job = job
         self._schema = job.schema_
         self._decoder = EventDecoder(job)
         self._frame = frame
@@ -327,6 +329,7 @@ class _Reading:
         """Rows read so far; then the positions of this batch's rows and their events."""
         from gridscore.features import tables
 
+        history = History(self._job)
         for start in range(0, len(self._frame), _BATCH):
             part = self._frame.iloc[start : start + _BATCH]
             payloads = list(tables.rows_as_json(part, self._schema, self._source))
@@ -338,6 +341,13 @@ class _Reading:
                     "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",
                 )
             end = start + len(payloads)
+            events = history.add(events)
+            if history.late:
+                raise TableError(
+                    f"{self._source}: a row up to {end} is older than a row of its entity before it by more than the "
+                    f"job's `lateness` ({self._job.lateness}): it would not count in windows.",
+                    f"Sort the history by `{self._job.order_by}`.",
+                )
             yield end, [start + row for row in range(len(payloads)) if row not in bad], events
 
 

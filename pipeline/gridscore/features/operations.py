@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -174,6 +175,16 @@ def _hash(count: Any) -> Callable[[Strings], Any]:
     return hashed
 
 
+def _codes(column: Strings) -> Any:
+    """A number for each text that tells it from others: 53 bits of its BLAKE2b."""
+    codes = {x: math.nan if x is None else float(_digest(x) >> 11) for x in set(column)}
+    return np.fromiter(map(codes.__getitem__, column), np.float64, len(column))
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
 def _bucket(edges: Any) -> Callable[[Any], Any]:
     bounds = np.array(edges, np.float64)
     return lambda column: np.where(np.isnan(column), np.nan, np.searchsorted(bounds, column, side="right"))
@@ -270,6 +281,7 @@ COLUMNAR: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "contains": _searched(str.__contains__),
     "number": lambda _: _number,
     "hash": _hash,
+    "code": lambda _: _codes,
     "bucket": _bucket,
     "geohash": places.geohash,
     "local": times.to_local,

@@ -15,6 +15,7 @@ from gridscore.features.operations import COLUMNAR, ELEMENTWISE
 from gridscore.job.check import compile_decisions, compile_features, compile_keys, compile_margin
 from gridscore.job.expressions import Node, find
 from gridscore.job.types import Type
+from gridscore.job.windows import calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from gridscore.features.columns import EventColumns
     from gridscore.features.lookup_table import LookupTable
-    from gridscore.job import Job
+    from gridscore.job import Job, Lookup, Window
 
 _NAN = float("nan")
 
@@ -54,7 +55,8 @@ class Program:
         tables: Its lookup tables.
         categories: The categories of each feature that has any.
 
-    Outputs are asked for with `feature`, `margin`, `conditions`, `category_values` and `keys`, before the first run.
+    Outputs are asked for with `feature`, `margin`, `conditions`, `category_values`, `keys`, `entities` and `columns`,
+    before the first run.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class Program:
         self._job = job
         self._tables = tables
         self._categories = categories
-        self._nodes = compile_features(job.features, job.schema_, job.lookups)
+        self._nodes = compile_features(job.features, job.schema_, job.lookups, job.windows)
+        self._windows = {node: number for number, node in enumerate(calls_of(self._nodes.values()))}
         self._values: list[Any] = [None, None, None]  # the number of rows, the events, and what the model said
         self._steps: list[_Step] = []
         self._memo: dict[Any, _Ref] = {}
@@ -107,7 +110,15 @@ class Program:
 
     def keys(self, lookup: str) -> int:
         """The slot of the keys of a lookup: a list of strings or integers, None where there is none."""
-        return self._keys(lookup).slot
+        return self._keys(self._job.lookups[lookup]).slot
+
+    def entities(self, window: str) -> int:
+        """The slot of the keys of a window: a list of strings or integers, None where there is none."""
+        return self._keys(self._job.windows[window]).slot
+
+    def columns(self, nodes: Sequence[Node]) -> list[int]:
+        """The slots of the numbers that a window holds: arrays."""
+        return [self._column(node).slot for node in nodes]
 
     def run(self, events: EventColumns, scores: NDArray[np.float32] | None = None) -> list[Any]:
         """The values of all slots for these events, and their scores where conditions are asked for."""
@@ -148,6 +159,9 @@ class Program:
                 return self._gather(*value)
             case "feature":
                 return self._feature(value)
+            case "window":
+                number = self._windows[node]
+                return self._step(lambda events: events.window(number), _EVENTS)
             case "score":
                 return self._step(_scores_of(value), _SCORES)
             case "label":
@@ -233,18 +247,17 @@ class Program:
         if len(nodes) == 1 and (nodes[0].op == "int_field" or (nodes[0].op, nodes[0].type) == ("field", Type.STRING)):
             field = str(nodes[0].value)
             return self._step(lambda events: table.rows_of(events, field), _EVENTS)
-        return self._step(table.rows, self._keys(lookup))
+        return self._step(table.rows, self._keys(self._job.lookups[lookup]))
 
-    def _keys(self, name: str) -> _Ref:
-        memo = ("keys", name)
+    def _keys(self, of: Lookup | Window) -> _Ref:
+        memo = ("keys", of.key, of.separator)
         if memo not in self._memo:
-            lookup = self._job.lookups[name]
-            nodes = compile_keys(lookup, self._job.schema_)
+            nodes = compile_keys(of, self._job.schema_)
             if len(nodes) == 1:
                 self._memo[memo] = self._single_key(nodes[0])
             else:
                 parts = [self._column(_as_string(node)) for node in nodes]
-                self._memo[memo] = self._step(_joiner(lookup.separator), *parts)
+                self._memo[memo] = self._step(_joiner(of.separator), *parts)
         return self._memo[memo]
 
     def _single_key(self, node: Node) -> _Ref:

@@ -10,12 +10,13 @@ from gridscore.job.expressions import Node, Scope, as_float32, compile_expressio
 from gridscore.job.problems import MAX_PROBLEMS
 from gridscore.job.syntax import parse
 from gridscore.job.types import Type
+from gridscore.job.windows import MAX_CALLS, calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from gridscore.job.document import Path
-    from gridscore.job.file import Decision, Feature, Lookup
+    from gridscore.job.file import Decision, Feature, Lookup, Window
     from gridscore.job.types import FieldType
 
 RESULT_FIELDS = ("score", "decision", "version", "model", "revision", "sequence", "epoch", "scored_at")
@@ -37,6 +38,9 @@ class Parts:
         margin: What each score begins with.
         classes: Of the model, by name.
         complete: Whether there are features; if not, which fields the schema will have is not known.
+        windows: By name.
+        order_by: The field with the time of an event; empty if there is none.
+        event_key: The field that is an event's key; empty if none is named.
     """
 
     fields: Mapping[str, FieldType] = field(default_factory=dict)
@@ -49,6 +53,9 @@ class Parts:
     margin: Feature | None = None
     complete: bool = True
     classes: Sequence[str] = ()
+    windows: Mapping[str, Window] = field(default_factory=dict)
+    order_by: str = ""
+    event_key: str = ""
 
 
 def check(parts: Parts) -> list[tuple[Path, str]]:
@@ -58,6 +65,7 @@ def check(parts: Parts) -> list[tuple[Path, str]]:
     return [
         *_check_json_names(parts),
         *_check_lookups(parts),
+        *_check_windows(parts),
         *_check_features(parts),
         *_check_margin(parts),
         *_check_result(parts),
@@ -69,8 +77,10 @@ MAX_OPERATIONS = 30_000
 """Of all features together: a worker compiles them between two batches, and its leases must not run out meanwhile."""
 
 
-def compile_keys(lookup: Lookup, fields: Mapping[str, FieldType], broken: frozenset[str] = frozenset()) -> list[Node]:
-    """The key expressions of a lookup.
+def compile_keys(
+    lookup: Lookup | Window, fields: Mapping[str, FieldType], broken: frozenset[str] = frozenset()
+) -> list[Node]:
+    """The key expressions of a lookup or window.
 
     Raises:
         ExpressionError: One cannot be used.
@@ -85,7 +95,10 @@ def compile_keys(lookup: Lookup, fields: Mapping[str, FieldType], broken: frozen
 
 
 def compile_features(
-    features: Mapping[str, Feature], fields: Mapping[str, FieldType], lookups: Mapping[str, Lookup]
+    features: Mapping[str, Feature],
+    fields: Mapping[str, FieldType],
+    lookups: Mapping[str, Lookup],
+    windows: Collection[str] = (),
 ) -> dict[str, Node]:
     """The expressions of features by name, in order.
 
@@ -96,7 +109,7 @@ def compile_features(
     coded: set[str] = set()
     known = {name: lookup.fields for name, lookup in lookups.items()}
     for name, feature in features.items():
-        scope = Scope(fields, known, tuple(compiled), coded)
+        scope = Scope(fields, known, tuple(compiled), coded, windows=windows)
         node = compiled[name] = compile_expression(feature.expression, scope, category=name)
         if is_coded(node, coded):
             coded.add(name)
@@ -182,16 +195,47 @@ def _check_lookups(parts: Parts) -> list[tuple[Path, str]]:
     return found
 
 
+def _check_windows(parts: Parts) -> list[tuple[Path, str]]:
+    found: list[tuple[Path, str]] = []
+    for name, window in parts.windows.items():
+        try:
+            if parts.complete:
+                compile_keys(window, parts.fields, parts.broken)
+        except ExpressionError as error:
+            found.extend((("windows", name, "key"), line) for line in error.message.splitlines())
+    if parts.windows and not parts.order_by:
+        found.append((("windows",), "windows need the time of an event: name its field with `order_by`"))
+    for key, name, kinds in (("order_by", parts.order_by, ("timestamp",)), ("event_key", parts.event_key, _KEYS)):
+        kind = parts.fields.get(name)
+        if not name or name in parts.broken or not parts.complete:
+            continue
+        if kind is None:
+            found.append(((key,), f"there is no event field `{name}`"))
+        elif kind.type not in kinds or kind.optional:
+            found.append(((key,), f"`{name}` is of the type {kind}: it must be {' or '.join(kinds)}, without `?`"))
+    if parts.windows and parts.margin is not None and parts.margin.default is None:
+        found.append(
+            (("margin",), "a job with windows needs a `default` here: an event without a margin is not scored")
+        )
+    return found
+
+
+_KEYS = ("string", "int")
+
+
 def _check_features(parts: Parts) -> list[tuple[Path, str]]:
     found: list[tuple[Path, str]] = []
     lookups = {name: lookup.fields for name, lookup in parts.lookups.items()}
     names = list(parts.features)
     coded: set[str] = set()
     operations = 0
+    calls: set[Node] = set()
     for position, (name, feature) in enumerate(parts.features.items()):
         if len(found) > MAX_PROBLEMS:
             break  # no more are shown, and each costs a search for what was meant
-        scope = Scope(parts.fields, lookups, names[:position], coded, parts.broken, names[position:])
+        scope = Scope(
+            parts.fields, lookups, names[:position], coded, parts.broken, names[position:], windows=parts.windows
+        )
         path = ("features", name, "expression")
         try:
             node = compile_expression(feature.expression, scope, category=name)
@@ -200,6 +244,10 @@ def _check_features(parts: Parts) -> list[tuple[Path, str]]:
             continue
         if (operations := operations + node.size) > MAX_OPERATIONS:
             found.append((path, f"the features up to this one come to more than {MAX_OPERATIONS:,} operations"))
+            break
+        calls.update(calls_of([node]))
+        if len(calls) > MAX_CALLS:
+            found.append((path, f"the features up to this one look at windows in more than {MAX_CALLS} ways"))
             break
         if is_coded(node, coded):
             coded.add(name)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gridscore.errors import ExpressionError
 from gridscore.job import zones
-from gridscore.job.functions import FUNCTIONS, NAMES, SPECIAL
+from gridscore.job.functions import FUNCTIONS, NAMES, SPECIAL, example_of
 from gridscore.job.syntax import name_of, parse, source_of
 from gridscore.job.types import Type
+from gridscore.job.windows import is_windowed, parse_call
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -108,6 +109,7 @@ class Scope:
         broken: Names of fields, lookups and features that exist, but whose definition is wrong.
         later: Features defined later, for a better message.
         classes: Of the model, where its `score` and `label` can be used; None where they cannot.
+        windows: Over the events of an entity; None where they cannot be used.
     """
 
     fields: Mapping[str, FieldType]
@@ -117,6 +119,7 @@ class Scope:
     broken: Collection[str] = ()
     later: Collection[str] = ()
     classes: tuple[str, ...] | None = None
+    windows: Collection[str] | None = None
 
 
 def compile_expression(text: str, scope: Scope, *, category: str | None = None) -> Node:
@@ -265,8 +268,7 @@ class _Compiler:
         if name in scope.later:
             return self._wrong(f"`{name}` is a feature defined further down: move it up")
         if name in NAMES:
-            example = SPECIAL.get(name) or FUNCTIONS[name].example
-            return self._wrong(f"`{name}` is a function: call it, as in `{example}`")
+            return self._wrong(f"`{name}` is a function: call it, as in `{example_of(name)}`")
         known = [*scope.fields, *scope.features, *scope.lookups]
         return self._wrong(f"there is no event field or earlier feature `{name}`{_meant(name, known)}")
 
@@ -457,6 +459,8 @@ class _Compiler:
             return self._wrong(f'{source_of(tree)}: `score` takes the name of a class, as in `score("cat")`')
         if name not in NAMES:
             return self._wrong(f"there is no function `{name}`{_meant(name, NAMES)}")
+        if is_windowed(name, tree):
+            return self._window(name, tree)
         if tree.keywords:
             return self._wrong(f"`{name}` takes no named arguments")
         if any(isinstance(arg, ast.Starred) for arg in tree.args):
@@ -468,7 +472,7 @@ class _Compiler:
             least, most = {"where": (3, 3), "coalesce": (2, 16), "hash": (2, 2), "bucket": (2, 2)}.get(name, (1, 1))
         if not least <= len(args) <= most:
             needs = f"{least}" if least == most else f"{least} to {most}"
-            example = SPECIAL.get(name) or FUNCTIONS[name].example
+            example = example_of(name)
             return self._wrong(f"`{name}` takes {needs} argument{'s' * (most > 1)}, as in `{example}`, not {len(args)}")
         if name == "where":
             return self._where(args[0], args[1], args[2], "`where`")
@@ -535,7 +539,7 @@ class _Compiler:
         node = _written(self._node(tree))
         if node is not _UNKNOWN and (node.type != expected or node.op != "constant"):
             kind = "a text in quotes" if expected == Type.STRING else "a number that is written out"
-            example = SPECIAL.get(name) or FUNCTIONS[name].example
+            example = example_of(name)
             return self._wrong(f"`{name}`: argument {position} must be {kind}, as in `{example}`")
         return node
 
@@ -680,6 +684,52 @@ class _Compiler:
                 "`category` cannot be made of the code of another category: it is known after training only"
             )
         return Node("category", (self._string(node),), Type.NUMBER, self._category)
+
+    def _window(self, name: str, tree: ast.Call) -> Node:
+        """What a function gives of the events of an entity: of their values, and the condition on which one counts."""
+        scope = self._scope
+        try:
+            parsed = parse_call(name, tree)
+        except ExpressionError as error:
+            return self._wrong(error.message)
+        window, inner = parsed.call.window, [each for each in (parsed.value, parsed.where) if each is not None]
+        if scope.windows is None:
+            return self._wrong(f"{source_of(tree)}: windows can only be used in a feature, and not within one another")
+        if window not in scope.windows:
+            if window in scope.broken:
+                return _UNKNOWN
+            none = "" if scope.windows else ": `windows` names them, with the key of each"
+            return self._wrong(f"there is no window `{window}`{_meant(window, scope.windows) or none}")
+        for part in (part for each in inner for part in ast.walk(each)):
+            name_of_part = part.id if isinstance(part, ast.Name) else ""
+            if name_of_part not in scope.fields and (name_of_part in scope.lookups or name_of_part in scope.features):
+                return self._wrong(f"`{name_of_part}`: a window holds what is made of fields of the event alone")
+        category = self._category
+        # With the lookups of today, a window would not be the same when it is computed again.
+        self._scope, self._category = Scope(scope.fields, {}, broken=scope.broken), None
+        try:
+            value = Node("constant", (), Type.NUMBER, 1.0)
+            if parsed.value is not None:
+                value = self._windowed(name, parsed.value)
+            where = Node("constant", (), Type.BOOL, value=True)
+            if parsed.where is not None:
+                where = self._truth(self._node(parsed.where), parsed.where, "`where`")
+        finally:
+            self._scope, self._category = scope, category
+        if name == "seen":
+            return Node("window", (value, where), Type.BOOL, parsed.call, nullable=True)
+        return Node("window", (value, where), Type.NUMBER, parsed.call)
+
+    def _windowed(self, name: str, tree: ast.expr) -> Node:
+        """A value that a window holds: a number, or what tells values apart."""
+        node = self._node(tree)
+        if name not in ("distinct", "seen") or node is _NULL or node.type == Type.BOOL:
+            return self._number(node, tree, f"`{name}`")
+        if node.type == Type.TIMESTAMP:
+            return self._wrong(f"{source_of(tree)} is a timestamp: `{name}` needs a number or a string; use `epoch(x)`")
+        if node.type == Type.STRING or self._is_int(node):
+            return Node("code", (self._string(node),), Type.NUMBER)
+        return node
 
     # ------------------------------------------------------------------ types
 

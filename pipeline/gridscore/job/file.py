@@ -32,6 +32,7 @@ from gridscore.job.types import (
     Strict,
     seconds_of,
 )
+from gridscore.job.windows import MAX_WINDOWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +45,14 @@ _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+def _key_parts(value: Any) -> Any:
+    """A `key` is a list, also where it is one expression."""
+    if isinstance(value, dict) and "key" in value:
+        key = value["key"]
+        value = {**value, "key": [_texts(part) for part in key] if isinstance(key, list) else [_texts(key)]}
+    return value
 
 
 def _texts(value: Any) -> Any:
@@ -82,10 +91,7 @@ class Lookup(Strict):
     @model_validator(mode="before")
     @classmethod
     def _single_key(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "key" in value:
-            key = value["key"]
-            value = {**value, "key": [_texts(part) for part in key] if isinstance(key, list) else [_texts(key)]}
-        return value
+        return _key_parts(value)
 
     @model_validator(mode="after")
     def _columns_for_keys(self) -> Lookup:
@@ -101,6 +107,23 @@ class Lookup(Strict):
     def key_columns(self) -> tuple[str, ...]:
         """Columns of a table file that make the key."""
         return self.columns or self.key
+
+
+class Window(Strict):
+    """Whose events a window holds: those of an entity, as a card or a machine."""
+
+    key: tuple[Text, ...] = Field(
+        min_length=1,
+        max_length=8,
+        description="Expression over event fields that tells entities apart: a string or a whole number. "
+        "A list makes a composite key: its parts as strings, joined by `separator`.",
+    )
+    separator: str = Field(default="|", max_length=8, description="What joins the parts of a composite key.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_key(cls, value: Any) -> Any:
+        return _key_parts({"key": value} if isinstance(value, str | list) else value)
 
 
 class Feature(Strict):
@@ -193,6 +216,21 @@ class Job(Strict):
     )
     lookups: dict[Name, Lookup] = Field(
         default={}, max_length=64, description="Reference maps, by the name that expressions use."
+    )
+    event_key: Name | None = Field(
+        default=None, description="The event field that is each event's key in the event map, where windows need it."
+    )
+    order_by: Name | None = Field(
+        default=None, description="The event field with the time at which an event happened, for windows."
+    )
+    lateness: Literal["none"] | Duration = Field(
+        default="1m",
+        description="How much older than the newest event of its entity an event may be and still count in windows.",
+    )
+    windows: dict[Name, Window] = Field(
+        default={},
+        max_length=MAX_WINDOWS,
+        description="Windows over the events of an entity, by the name that expressions use.",
     )
     features: dict[FeatureName, Feature] = Field(
         default={},
@@ -297,6 +335,11 @@ class Job(Strict):
         return None if self.audit == "off" else seconds_of(self.audit)
 
     @property
+    def lateness_seconds(self) -> float:
+        """How much older than the newest event of its entity an event may be and still count in windows."""
+        return 0.0 if self.lateness == "none" else seconds_of(self.lateness)
+
+    @property
     def headroom_seconds(self) -> float:
         """How long the journal should hold events at the peak rate that nobody reads."""
         return seconds_of(self.headroom)
@@ -317,6 +360,26 @@ class Job(Strict):
                 f"The job file of `{self.name}` names no features: they are those of its model.",
                 "Name the model's file: `--model FILE`; or write `schema` and `features` into the job file.",
             )
+
+    def require_live(self) -> None:
+        """Refuse a job that no worker can score.
+
+        Raises:
+            JobFileError: It names no features, or has windows.
+        """
+        self.require_features()
+        if self.why_not_live is not None:
+            raise JobFileError(
+                self.why_not_live,
+                "`gridscore features` makes its matrix. To submit it, leave out `windows`, and the features with them.",
+            )
+
+    @property
+    def why_not_live(self) -> str | None:
+        """Why no worker can score the job; None if one can."""
+        if not self.windows:
+            return None
+        return f"The job `{self.name}` has windows, which are computed for a history only: no worker can score it yet."
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -356,6 +419,7 @@ _MODELS: dict[tuple[str, ...], type[Strict]] = {
     ("schema",): FieldType,
     ("lookups",): Lookup,
     ("lookups", "fields"): LookupField,
+    ("windows",): Window,
     ("features",): Feature,
     ("margin",): Feature,
     ("model",): ModelRef,
@@ -484,9 +548,12 @@ def job_json_schema() -> dict[str, Any]:
         **described,
     }
     definitions["ModelRef"] = {"anyOf": [{"type": "string"}, definitions["ModelRef"]]}
-    key = definitions["Lookup"]["properties"]["key"]
-    single = {"type": ["string", "number"], "description": key.pop("description"), "title": key.pop("title")}
-    definitions["Lookup"]["properties"]["key"] = {"anyOf": [single, key]}
+    for name in ("Lookup", "Window"):
+        key = definitions[name]["properties"]["key"]
+        single = {"type": ["string", "number"], "description": key.pop("description"), "title": key.pop("title")}
+        definitions[name]["properties"]["key"] = {"anyOf": [single, key]}
+    short = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    definitions["Window"] = {"anyOf": [*short["anyOf"], definitions["Window"]]}
     for section in sections.SECTIONS:
         schema["properties"][section]["additionalProperties"] = sections.json_schema(section, definitions)
     for unused in ("SourceSettings", "SinkSettings"):
@@ -500,11 +567,15 @@ def _parts(schema: Any, lookups: Any, features: Any, rest: Any, broken: frozense
     include = result.include if isinstance(result, ResultSpec) else ()
     decisions, margin = getattr(rest, "decisions", ()) or (), getattr(rest, "margin", None)
     classes = getattr(rest, "classes", ()) or ()
-    return Parts(schema, lookups, features, include, decisions, maps, broken, margin, complete, classes)
+    times, key = getattr(rest, "order_by", None) or "", getattr(rest, "event_key", None) or ""
+    rest_of = (include, decisions, maps, broken, margin, complete, classes, rest.windows, times, key)
+    return Parts(schema, lookups, features, *rest_of)
 
 
 class _Rest:
     """The other keys of a file whose parts are not all right."""
+
+    windows: Mapping[str, Window]
 
 
 @cache
@@ -513,6 +584,7 @@ def _adapter(part: str) -> TypeAdapter[Any]:
     parts: dict[str, Any] = {
         "schema": FieldType,
         "lookups": Lookup,
+        "windows": Window,
         "features": Feature,
         "events": MapName,
         "results": MapName,
@@ -520,6 +592,8 @@ def _adapter(part: str) -> TypeAdapter[Any]:
         "decisions": tuple[Decision, ...],
         "classes": tuple[str, ...],
         "margin": Feature | None,
+        "order_by": Name | None,
+        "event_key": Name | None,
     }
     return TypeAdapter(parts[part])
 
@@ -530,7 +604,7 @@ def _draft(data: Any) -> Parts:
         return Parts()
     broken: set[str] = set()
     sections: dict[str, dict[str, Any]] = {}
-    for section in ("schema", "lookups", "features"):
+    for section in ("schema", "lookups", "windows", "features"):
         found = sections[section] = {}
         values = data.get(section)
         for name, value in values.items() if isinstance(values, dict) else ():
@@ -541,10 +615,11 @@ def _draft(data: Any) -> Parts:
     if not sections["schema"] and data.get("schema") is not None:
         broken.add("schema")  # it is there, and wrong
     rest = _Rest()
-    for key in ("events", "results", "result", "decisions", "margin", "classes"):
+    for key in ("events", "results", "result", "decisions", "margin", "classes", "order_by", "event_key"):
         try:
             setattr(rest, key, _adapter(key).validate_python(data.get(key)))
         except ValidationError:
             continue
+    rest.windows = sections["windows"]
     parts = (sections["schema"], sections["lookups"], sections["features"])
     return _parts(*parts, rest, frozenset(broken), data.get("features") is not None)

@@ -78,4 +78,22 @@ SPECIAL = {
 }
 """Functions whose types depend on their arguments, with an example each."""
 
-NAMES = (*FUNCTIONS, *SPECIAL)
+WINDOWED = {
+    "count": 'count(card, "1h")',
+    **{
+        name: f'{name}(amount, card, "1h")'
+        for name in ("sum", "mean", "min", "max", "std", "distinct", "seen", "first")
+    },
+    "last": "last(amount, card)",
+    "lag": "lag(amount, card, 2)",
+    "seconds_since_last": "seconds_since_last(card)",
+    "decayed": 'decayed(amount, card, "1h")',
+}
+"""Functions of the events of an entity, with an example each; see `windows`."""
+
+NAMES = tuple(dict.fromkeys((*FUNCTIONS, *SPECIAL, *WINDOWED)))
+
+
+def example_of(name: str) -> str:
+    """A call of a function."""
+    return FUNCTIONS[name].example if name in FUNCTIONS else SPECIAL.get(name) or WINDOWED[name]

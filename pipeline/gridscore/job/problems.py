@@ -143,9 +143,9 @@ def within(path: Path, message: str) -> str:
     """A message with the part of the file that it is about."""
     if path[:1] == ("features",) and len(path) > 1:
         return f"feature `{path[1]}`: {message}"
-    if path[:1] == ("lookups",) and len(path) > 1:
+    if path[:1] in (("lookups",), ("windows",)) and len(path) > 1:
         inner = f" {dotted(path[2:])}:" if len(path) > 2 else ""
-        return f"lookup `{path[1]}`:{inner} {message}"
+        return f"{str(path[0]).removesuffix('s')} `{path[1]}`:{inner} {message}"
     if path and path[0] in SECTIONS and len(path) > 1:
         inner = f" `{dotted(path[2:])}`:" if len(path) > 2 and "is missing" not in message else ""
         return f"{SECTIONS[str(path[0])]} `{path[1]}`:{inner} {message}"

@@ -135,6 +135,7 @@ def changed_features(job: Job, version: ModelVersion) -> list[str]:
         ("", trained.features, present.features),
         ("the type of the field ", trained.fields, present.fields),
         ("the key of the lookup ", trained.lookups, present.lookups),
+        ("the window ", trained.windows, present.windows),
     ):
         for name, text in now.items():
             # What training did not use is used by a feature that has changed, and that is told of the feature.
@@ -181,7 +182,7 @@ def _title(version: ModelVersion) -> str:
 
 def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
     """Features that are numbers here and categories there, a line for each."""
-    nodes = compile_features(job.features, job.schema_, job.lookups)
+    nodes = compile_features(job.features, job.schema_, job.lookups, job.windows)
     types = dict(zip(version.features, version.feature_types, strict=False))
     lines = []
     for name, node in nodes.items():

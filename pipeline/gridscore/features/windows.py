@@ -1,0 +1,254 @@
+"""Windows of a job: which series of events each entity keeps, and what features see of them.
+
+The state of an entity is bytes, and the kernel is pure: from states and events in the order of their arrival to columns
+and new states. However events are cut into batches, an event gets the same bits and the state is the same. The inner
+loop is compiled (`_windows.c`); `window_kernel` is its twin.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gridscore.compiled import compiled
+from gridscore.features import window_kernel
+from gridscore.features.program import Program
+from gridscore.features.window_kernel import FUNCTIONS, MOST_BYTES, Kind
+from gridscore.job.check import compile_features
+from gridscore.job.expressions import Node
+from gridscore.job.types import Type
+from gridscore.job.windows import call_of, calls_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gridscore.features.columns import EventColumns
+    from gridscore.job import Job
+    from gridscore.job.windows import WindowCall
+
+_fast = compiled("gridscore.features._windows")
+_run: Any = window_kernel.run if _fast is None else _fast.run
+
+_ANY = Node("constant", (), Type.BOOL, value=True)
+_MISSING = Node("constant", (), Type.NUMBER, None)
+
+
+class Series(NamedTuple):
+    """Events that an entity keeps, each with a value: as the kernel takes it.
+
+    Attributes:
+        kind: How they are kept; see `Kind`.
+        seconds: How long.
+        last: How many.
+        column: Of the events' values; NaN for one that does not belong here.
+        bare: Whether all values are 1, and none is kept.
+    """
+
+    kind: float
+    seconds: float
+    last: float
+    column: float
+    bare: float
+
+
+class Call(NamedTuple):
+    """What a feature asks of a series: as the kernel takes it.
+
+    Attributes:
+        function: Number of the function.
+        series: Number of the series.
+        last: Of how many events.
+        column: Of the present event's values, for `seen`.
+    """
+
+    function: float
+    series: float
+    last: float
+    column: float
+
+
+@dataclass(slots=True)
+class Layout:
+    """What entities of a window keep.
+
+    Attributes:
+        name: Of the window.
+        series: What is kept.
+        calls: What is asked.
+        outputs: The number of each call among all of the job.
+        columns: What the kernel needs of each event: a value, and the condition on which it counts.
+    """
+
+    name: str
+    series: list[Series] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    columns: list[Node] = field(default_factory=list)
+
+    @property
+    def most_bytes(self) -> int:
+        """The most that the state of an entity takes."""
+        return MOST_BYTES["header"] + sum(
+            MOST_BYTES[Kind(int(each.kind)).name] + int(each.last) * 20 for each in self.series
+        )
+
+
+def layouts_of(job: Job) -> list[Layout]:
+    """What the entities of each window that a feature uses keep, in the order of the job's windows."""
+    found = {name: Layout(name) for name in job.windows}
+    numbers: dict[Any, int] = {}
+    for output, node in enumerate(
+        calls_of(compile_features(job.features, job.schema_, job.lookups, job.windows).values())
+    ):
+        call = call_of(node)
+        layout = found[call.window]
+        value, where = node.args
+        column = _column(layout, _counted(value, where), numbers)
+        kind = _kind(call)
+        bare = float(value.op == "constant" and (kind != Kind.ROWS or where == _ANY))
+        wanted = Series(kind, call.seconds, float(call.last), column, bare)
+        key = (call.window, wanted[:2], wanted.column)
+        number = numbers.setdefault(key, len(layout.series))
+        if number == len(layout.series):
+            layout.series.append(wanted)
+        elif layout.series[number].last < wanted.last:
+            layout.series[number] = wanted
+        probe = _column(layout, _counted(value, _ANY), numbers) if call.function == "seen" else 0.0
+        layout.calls.append(Call(float(FUNCTIONS.index(call.function)), float(number), float(call.last), probe))
+        layout.outputs.append(output)
+    return [layout for layout in found.values() if layout.calls]
+
+
+def _kind(call: WindowCall) -> Kind:
+    if call.function == "decayed":
+        return Kind.DECAY
+    if call.last:
+        return Kind.LAST if call.function in ("last", "lag", "seconds_since_last") else Kind.ROWS
+    return Kind.VALUES if call.function in ("distinct", "seen") else Kind.SPAN
+
+
+def _counted(value: Node, where: Node) -> Node:
+    return value if where == _ANY else Node("where", (where, value, _MISSING), Type.NUMBER)
+
+
+def _column(layout: Layout, node: Node, numbers: dict[Any, int]) -> float:
+    number = numbers.setdefault((layout.name, node), len(layout.columns))
+    if number == len(layout.columns):
+        layout.columns.append(node)
+    return float(number)
+
+
+class Inputs(NamedTuple):
+    """What a window needs of some events.
+
+    Attributes:
+        keys: The entity of each; None where there is none.
+        columns: A row a column of the layout.
+    """
+
+    keys: list[Any]
+    columns: NDArray[np.float64]
+
+
+class Windows:
+    """Computes the windows of a job.
+
+    Args:
+        job: Whose.
+
+    Attributes:
+        layouts: What entities keep, by window.
+        late: Events so far that were too late to count, in any window.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.layouts = layouts_of(job)
+        self.late = 0
+        self._count = sum(len(layout.calls) for layout in self.layouts)
+        self._lateness = job.lateness_seconds
+        self._order_by = job.order_by or ""
+        self._program = Program(job, {}, None)
+        self._slots = [
+            (self._program.entities(layout.name), self._program.columns(layout.columns)) for layout in self.layouts
+        ]
+
+    def inputs(self, events: EventColumns) -> list[Inputs]:
+        """What each window needs of these events, in the order of the layouts."""
+        count = len(events)
+        # As in `FeaturePlan.inputs`: a row alone is computed as one of two.
+        rows = events.take((0, 0)) if count == 1 else events
+        with np.errstate(all="ignore"):
+            values = self._program.run(rows)
+        return [
+            Inputs(list(values[keys])[:count], np.array([values[slot][:count] for slot in slots], np.float64))
+            for keys, slots in self._slots
+        ]
+
+    def apply(
+        self,
+        events: EventColumns,
+        inputs: Sequence[Inputs],
+        states: Sequence[Mapping[Any, bytes]],
+        sequences: Sequence[int] | None = None,
+    ) -> tuple[EventColumns, list[dict[Any, bytes]]]:
+        """Add events to their windows, in this order; nothing that is given is changed.
+
+        Args:
+            events: The events.
+            inputs: Theirs.
+            states: Of entities by key, for each window; one that is not there has had no events.
+            sequences: Of the events; one that is not above that of its entity's state changes nothing. Without them, or
+                for one below 0, every event counts.
+
+        Returns:
+            The events with what each found in its windows; and the states of their entities afterwards.
+
+        Raises:
+            ValueError: A state is not one of these windows.
+        """
+        count = len(events)
+        numbers = np.full(count, -1, np.int64) if sequences is None else np.array(sequences, np.int64)
+        times = np.ascontiguousarray(events.column(self._order_by), np.float64)
+        outputs: list[Any] = [None] * self._count
+        after: list[dict[Any, bytes]] = []
+        for layout, (keys, columns), known in zip(self.layouts, inputs, states, strict=True):
+            index: dict[Any, int] = {}
+            entities = np.fromiter(
+                (-1 if key is None else index.setdefault(key, len(index)) for key in keys), np.int64, count
+            )
+            out = np.full((len(layout.calls), count), math.nan)
+            before = [known.get(key, b"") for key in index]
+            spec = np.array(layout.series, np.float64), np.array(layout.calls, np.float64)
+            changed, late = _run(*spec, self._lateness, before, entities, numbers, times, columns, out)
+            self.late += late
+            after.append(dict(zip(index, changed, strict=True)))
+            for output, values in zip(layout.outputs, out, strict=True):
+                outputs[output] = values
+        return events.with_windows(outputs), after
+
+
+class History:
+    """Windows over a history, its events in the order in which they came."""
+
+    def __init__(self, job: Job) -> None:
+        self._windows = Windows(job)
+        self._states: list[dict[Any, bytes]] = [{} for _ in self._windows.layouts]
+
+    @property
+    def late(self) -> int:
+        """Events so far that were too late to count."""
+        return self._windows.late
+
+    def add(self, events: EventColumns) -> EventColumns:
+        """The next events, with what each found in its windows."""
+        if not events or not self._states:
+            return events
+        events, after = self._windows.apply(events, self._windows.inputs(events), self._states)
+        for states, changed in zip(self._states, after, strict=True):
+            states.update(changed)
+        return events

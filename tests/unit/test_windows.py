@@ -1,0 +1,450 @@
+"""Windows over the events of an entity: what they give, against an oracle that shares no code; the same bits and the same
+state however events are cut, in whatever order they come within the lateness, and from wherever they are read again."""
+
+# ruff: noqa: E501 -- messages are compared as a person reads them, in one line
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gridscore.compiled import compiled
+from gridscore.errors import JobFileError, TableError
+from gridscore.features import EventDecoder, FeaturePlan, offline_matrix, window_kernel, windows
+from gridscore.features.windows import Windows
+from gridscore.job import Job, parse_job
+
+FEATURES = {
+    "count": 'count(card, "10m")',
+    "manual": 'count(card, "1h", where=entry == "manual")',
+    "sum": 'sum(amount, card, "1h")',
+    "mean": 'mean(amount, card, "10m")',
+    "min": 'min(amount, card, "1h")',
+    "max": 'max(amount, card, "1h", where=amount < 50)',
+    "std": 'std(amount, card, "1h")',
+    "first": 'first(amount, card, "1h")',
+    "last": "last(amount, card)",
+    "lag": "lag(amount, card, 2)",
+    "last_sum": "sum(amount, card, last=3)",
+    "last_count": 'count(card, last=3, where=entry == "manual")',
+    "last_distinct": "distinct(merchant, card, last=3)",
+    "distinct": 'distinct(merchant, card, "1h")',
+    "seen": 'seen(merchant, card, "1h")',
+    "since": "seconds_since_last(card)",
+    "decayed": 'decayed(amount, card, "10m")',
+    "other": 'sum(amount, merchant, "1h")',
+}
+"""All functions, over two keys."""
+
+VALUES = {
+    "job": "j",
+    "events": "e",
+    "results": "r",
+    "model": "m",
+    "schema": {
+        "card": "string?",
+        "merchant": "string",
+        "amount": "float?",
+        "entry": "string",
+        "time": {"type": "timestamp", "unit": "s"},
+    },
+    "order_by": "time",
+    "lateness": "5m",
+    "windows": {"card": "card", "merchant": {"key": ["merchant"]}},
+}
+
+
+def job_of(features: dict[str, str] = FEATURES, **changed: object) -> Job:
+    return Job.model_validate(VALUES | {"features": features} | changed)
+
+
+@pytest.fixture(params=["python", "compiled"])
+def kernel(request, monkeypatch):
+    """Both kernels, one after the other."""
+    fast = compiled("gridscore.features._windows")
+    if request.param == "compiled" and fast is None:
+        pytest.skip("the inner loops are not compiled")
+    monkeypatch.setattr(windows, "_run", (window_kernel if request.param == "python" else fast).run)
+
+
+def event(
+    time: float, amount: float | None = 1.0, card: str | None = "a", merchant: str = "m", entry: str = "chip"
+) -> dict:
+    return {"card": card, "merchant": merchant, "amount": amount, "entry": entry, "time": time}
+
+
+def frame(events: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(events, columns=list(VALUES["schema"]), dtype=object)
+
+
+class Stream:
+    """A job's windows as events come."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.windows, self.decoder = job, Windows(job), EventDecoder(job)
+        self.plan = FeaturePlan(job, {}, {})
+        self.states = [{} for _ in self.windows.layouts]
+
+    def add(self, events: list[dict], sequences: list[int] | None = None) -> list[bytes]:
+        """The features of the next events, as bytes."""
+        columns = self.decoder.decode_all([json.dumps(each).encode() for each in events])
+        columns, after = self.windows.apply(columns, self.windows.inputs(columns), self.states, sequences)
+        for states, changed in zip(self.states, after, strict=True):
+            states.update(changed)
+        return [row.tobytes() for row in self.plan.matrix(columns)]
+
+
+# ---------------------------------------------------------------------- the oracle
+
+
+def naive(features: list[str], events: list[dict]) -> dict[str, list[float]]:
+    """What each event sees, from a table of all that came before it: nothing is kept from one to the next."""
+    found: dict[str, list[float]] = {name: [] for name in features}
+    for row in range(len(events)):
+        now, before = events[row], pd.DataFrame(events[:row], columns=list(events[0]))
+        t = now["time"]
+        mine = before[before["card"] == now["card"]].sort_values("time", kind="stable")
+        hour, ten = mine[mine["time"] > t - 3600], mine[mine["time"] > t - 600]
+        amount = hour["amount"].astype(float).dropna()
+        known = mine["amount"].astype(float).dropna()
+        small = amount[amount < 50]
+        age = t - mine["time"].astype(float)
+        shop = before[(before["merchant"] == now["merchant"]) & (before["time"] > t - 3600)]
+        nan = math.nan
+        values = {
+            "count": len(ten),
+            "manual": (hour["entry"] == "manual").sum(),
+            "sum": amount.sum(),
+            "mean": ten["amount"].astype(float).mean(),
+            "min": amount.min(),
+            "max": small.max(),
+            "std": amount.std(),
+            "first": amount.iloc[0] if len(amount) else nan,
+            "last": known.iloc[-1] if len(known) else nan,
+            "lag": known.iloc[-2] if len(known) > 1 else nan,
+            "last_sum": mine["amount"].iloc[-3:].astype(float).sum(),
+            "last_count": (mine["entry"].iloc[-3:] == "manual").sum(),
+            "last_distinct": mine["merchant"].iloc[-3:].nunique(),
+            "distinct": hour["merchant"].nunique(),
+            "seen": float(now["merchant"] in set(hour["merchant"])),
+            "since": t - mine["time"].iloc[-1] if len(mine) else nan,
+            "decayed": (mine["amount"].astype(float) * 0.5 ** (age / 600)).sum(),
+            "other": shop["amount"].astype(float).sum(),
+        }
+        if now["card"] is None:
+            values |= dict.fromkeys(set(values) - {"other"}, nan)
+        for name in features:
+            found[name].append(float(values[name]))
+    return found
+
+
+amounts = st.none() | st.floats(0.01, 100).map(lambda value: round(value, 2))
+rows = st.lists(
+    st.tuples(
+        st.floats(0, 900),
+        amounts,
+        st.sampled_from(["a", "b", None]),
+        st.sampled_from("mno"),
+        st.sampled_from(["chip", "manual"]),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+def in_order(rows: list[tuple], least: float = 0.001) -> list[dict]:
+    """Events one after the other, each so much later than the one before."""
+    time, events = 1_700_000_000.0, []
+    for step, *rest in rows:
+        time += max(round(step, 3), least)
+        events.append(event(time, *rest))
+    return events
+
+
+@given(rows)
+@settings(max_examples=30)
+@pytest.mark.usefixtures("kernel")
+def test_windows_are_those_of_a_table_of_all_that_came_before(rows):
+    events = in_order(rows)
+    found = offline_matrix(job_of(), frame(events))
+    expected = naive(list(found.names), events)
+    for column, name in enumerate(found.names):
+        np.testing.assert_allclose(
+            np.asarray(found.values)[:, column], expected[name], rtol=2e-6, atol=1e-5, err_msg=name
+        )
+
+
+@given(rows, st.data())
+@settings(max_examples=100)
+@pytest.mark.usefixtures("kernel")
+def test_however_events_are_cut_into_batches_they_get_the_same_bits(rows, data):
+    events = in_order(rows)
+    whole, cut = Stream(job_of()), Stream(job_of())
+    expected = whole.add(events)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(events)), max_size=10)) | {0, len(events)})
+    assert [bits for a, b in pairwise(cuts) for bits in cut.add(events[a:b])] == expected
+    assert cut.states == whole.states
+    offline = offline_matrix(job_of(), frame(events))
+    assert [row.tobytes() for row in np.asarray(offline.values)] == expected
+
+
+@given(rows, st.data())
+@settings(max_examples=100)
+@pytest.mark.usefixtures("kernel")
+def test_in_whatever_order_events_come_within_the_lateness_the_state_is_the_same(rows, data):
+    events = in_order(rows, least=0)  # some at the same time
+    late = [data.draw(st.floats(0, 290)) for _ in events]
+    arrived = [each for _, each in sorted(zip(late, events, strict=True), key=lambda pair: pair[0] + pair[1]["time"])]
+    sorted_, shuffled = Stream(job_of()), Stream(job_of())
+    sorted_.add(events)
+    shuffled.add(arrived)
+    assert shuffled.windows.late == 0
+    assert shuffled.states == sorted_.states
+
+
+@given(rows, st.integers(0, 59), st.integers(0, 59))
+@settings(max_examples=60)
+@pytest.mark.usefixtures("kernel")
+def test_events_that_are_read_again_change_nothing(rows, begin, end):
+    events = in_order(rows)
+    sequences = list(range(100, 100 + len(events)))
+    once, again = Stream(job_of()), Stream(job_of())
+    expected = once.add(events, sequences)
+    begin, end = min(begin, len(events)), min(end, len(events))
+    assert again.add(events[:end], sequences[:end]) == expected[:end]
+    again.add(events[begin:end], sequences[begin:end]) if begin < end else None
+    assert (again.add(events[end:], sequences[end:]) if events[end:] else []) == expected[end:]
+    assert again.states == once.states
+
+
+# ---------------------------------------------------------------------- many events
+
+
+def busy(count: int, step: float, seed: int = 1) -> list[dict]:
+    draw = np.random.default_rng(seed)
+    amounts = draw.gamma(2, 20, count).round(2).tolist()
+    return [event(1.7e9 + row * step, amounts[row], "a", f"m{draw.integers(0, 400)}") for row in range(count)]
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_busy_entity_is_told_by_parts_of_its_window_and_takes_no_more_room():
+    events = busy(3_000, 2.0)
+    features = {name: FEATURES[name] for name in ("sum", "count", "mean", "std", "max", "min", "distinct", "decayed")}
+    job = job_of(features)
+    stream = Stream(job)
+    found = np.array(
+        [np.frombuffer(bits, np.float32) for a in range(0, 3_000, 100) for bits in stream.add(events[a : a + 100])]
+    )
+    amount = np.array([each["amount"] for each in events])
+    for row in (1_900, 2_345, 2_999):
+        # A part of a window is seen as long as the newest event in it is.
+        window, longer = amount[row - 1_800 : row], amount[row - 1_800 - 3_600 // 64 : row]
+        total = found[row, list(features).index("sum")]
+        assert window[1:].sum() * 0.999 <= total <= longer.sum() * 1.001
+        assert found[row, list(features).index("std")] == pytest.approx(window.std(ddof=1), rel=0.05)
+    layout = stream.windows.layouts[0]
+    assert len(stream.states[0]["a"]) < layout.most_bytes < 40_000
+    cut = Stream(job)
+    assert [bits for a in range(0, 3_000, 41) for bits in cut.add(events[a : a + 41])][-1] == found[-1].tobytes()
+    assert cut.states == stream.states
+
+
+@pytest.mark.usefixtures("kernel")
+def test_where_many_events_come_at_once_the_lateness_is_shorter_and_the_room_bounded():
+    events = [event(1.7e9, float(row)) for row in range(1_000)]
+    stream = Stream(job_of())
+    found = np.frombuffer(b"".join(stream.add(events)), np.float32).reshape(1_000, -1)
+    assert found[-1, list(FEATURES).index("count")] == 999
+    assert found[-1, list(FEATURES).index("sum")] == pytest.approx(sum(range(999)))
+    assert all(
+        len(states[key]) <= layout.most_bytes
+        for layout, states in zip(stream.windows.layouts, stream.states, strict=True)
+        for key in states
+    )
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_late_event_is_scored_and_counted_and_changes_nothing():
+    stream = Stream(job_of({"count": FEATURES["count"], "since": FEATURES["since"]}))
+    stream.add([event(1_700_000_000.0 + at) for at in (0, 100, 400)])
+    before = stream.states[0]["a"]
+    (bits,) = stream.add([event(1_700_000_050.0)])
+    # Its windows are those of the oldest moment that still counts: 400 - 300.
+    assert np.frombuffer(bits, np.float32).tolist() == [2.0, 0.0]
+    assert stream.windows.late == 1
+    assert stream.states[0]["a"] != before  # it is counted there as well
+    assert np.frombuffer(stream.add([event(1_700_000_401.0)])[0], np.float32).tolist() == [3.0, 1.0]
+
+
+@pytest.mark.usefixtures("kernel")
+def test_an_event_within_the_lateness_sees_what_is_not_newer():
+    stream = Stream(job_of({"count": FEATURES["count"], "last": FEATURES["last"]}))
+    stream.add([event(1_700_000_000.0 + at, at) for at in (0, 100, 200)])
+    assert np.frombuffer(stream.add([event(1_700_000_150.0, 7)])[0], np.float32).tolist() == [2.0, 100.0]
+    assert np.frombuffer(stream.add([event(1_700_000_160.0, 7)])[0], np.float32).tolist() == [3.0, 7.0]
+
+
+def test_a_history_with_a_row_that_is_too_late_is_refused():
+    history = frame([event(1_700_001_000.0), event(1_700_000_000.0)])
+    with pytest.raises(
+        TableError, match="older than a row of its entity before it by more than the job's `lateness`"
+    ) as caught:
+        offline_matrix(job_of(), history)
+    assert caught.value.hint == "Sort the history by `time`."
+
+
+@pytest.mark.usefixtures("kernel")
+@given(st.binary(max_size=80), st.integers(0, 400), st.integers(0, 255))
+@settings(max_examples=100)
+def test_bytes_that_are_not_a_state_are_refused_or_read_within_their_bounds(junk, place, value):
+    job = job_of()
+    stream = Stream(job)
+    stream.add(busy(30, 100.0))
+    good = bytearray(stream.states[0]["a"])
+    good[place % len(good)] = value
+    for state in (junk, bytes(good), bytes(good[: place % len(good)])):
+        broken = Stream(job)
+        broken.states[0]["a"] = state
+        try:
+            broken.add([event(1_700_000_000.0)])
+        except ValueError:
+            continue
+
+
+def test_both_kernels_give_the_same_bits():
+    fast = compiled("gridscore.features._windows")
+    if fast is None:
+        pytest.skip("the inner loops are not compiled")
+    draw = np.random.default_rng(7)
+    events = in_order(
+        [
+            (
+                float(draw.exponential(20)),
+                None if draw.random() < 0.1 else round(float(draw.gamma(2, 20)), 2),
+                [None, "a", "b", "c"][draw.integers(0, 4)],
+                f"m{draw.integers(0, 300)}",
+                ["chip", "manual"][draw.integers(0, 2)],
+            )
+            for _ in range(4_000)
+        ]
+    )
+    for a, b in pairwise(range(0, 4_000, 3)):  # some out of order
+        if draw.random() < 0.2:
+            events[a], events[b] = events[b], events[a]
+    streams = [Stream(job_of()), Stream(job_of())]
+    found = []
+    for stream, run in zip(streams, (window_kernel.run, fast.run), strict=True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(windows, "_run", run)
+            found.append([stream.add(events[a : a + 50]) for a in range(0, 4_000, 50)])
+    assert found[0] == found[1]
+    assert streams[0].states == streams[1].states
+    assert streams[0].windows.late == streams[1].windows.late
+
+
+# ---------------------------------------------------------------------- the job file
+
+FILE = """\
+job: j
+events: e
+order_by: time
+schema: {card: string, merchant: string, amount: float, time: timestamp, seen_at: timestamp?, n: int}
+lookups: {limits: {map: l, key: card, fields: {limit: float}}}
+windows: {card: {key: card}}
+features:
+  amount: amount
+  it: EXPRESSION
+model: m
+results: r
+"""
+
+
+def problem(text: str) -> str:
+    with pytest.raises(JobFileError) as caught:
+        parse_job(text, "job.yaml")
+    (line,) = caught.value.message.splitlines()
+    return line.partition(": ")[2]
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ('sum(amount, crd, "1h")', "there is no window `crd`, did you mean `card`?"),
+        ("sum(amount, card)", '`sum` needs how far back it looks, as `"90s"`, `"15m"`, `"1h"`, `"2d"` or `last=10`'),
+        ('count("1h")', "`count` needs the name of a window: `'1h'` is not one, as in `count(card, \"1h\")`"),
+        ('count(card, "91d")', '`count`: a window looks back 90 days at most, not `91d`, as in `count(card, "1h")`'),
+        ('sum(merchant, card, "1h")', "`merchant` is a string: `sum` needs a number"),
+        (
+            "sum(amount, card, last=101)",
+            '`sum`: the number of events must be a whole number from 1 to 100, written out, as in `sum(amount, card, "1h")`',
+        ),
+        (
+            'sum(amount, card, "1h", when=n > 1)',
+            '`sum` takes no argument `when`, only `where` and `last`, as in `sum(amount, card, "1h")`',
+        ),
+        ('sum(amount, card, "1h", where=amount)', "`amount` is a number: `where` needs true or false; write `!= 0`"),
+        (
+            'sum(sum(amount, card, "1h"), card, "1h")',
+            "`sum(amount, card, '1h')`: windows can only be used in a feature, and not within one another",
+        ),
+        ('sum(limits.limit, card, "1h")', "`limits`: a window holds what is made of fields of the event alone"),
+        ('sm(amount, card, "1h")', "there is no function `sm`, did you mean `sum`?"),
+        ("count", '`count` is a function: call it, as in `count(card, "1h")`'),
+    ],
+)
+def test_what_cannot_be_asked_of_a_window_is_said_with_what_can(expression, said):
+    assert (
+        problem(FILE.replace("EXPRESSION", f"'{expression}'" if '"' not in expression else expression))
+        == f"feature `it`: {said}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("order_by: time\n", "", "`windows`: windows need the time of an event: name its field with `order_by`"),
+        ("order_by: time", "order_by: tim", "`order_by`: there is no event field `tim`"),
+        (
+            "order_by: time",
+            "order_by: seen_at",
+            "`order_by`: `seen_at` is of the type timestamp?: it must be timestamp, without `?`",
+        ),
+        (
+            "order_by: time",
+            "order_by: time\nevent_key: amount",
+            "`event_key`: `amount` is of the type float: it must be string or int, without `?`",
+        ),
+        (
+            "{key: card}}",
+            "{key: crd}}",
+            "window `card`: key: there is no event field or earlier feature `crd`, did you mean `card`?",
+        ),
+        ("{key: card}}", "{keys: card}}", "unknown key `keys` in `windows.card`, did you mean `key`?"),
+        (
+            "model: m",
+            "margin: amount\nmodel: m",
+            "`margin`: a job with windows needs a `default` here: an event without a margin is not scored",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_windows_of_a_job_is_said(old, new, said):
+    text = FILE.replace("EXPRESSION", 'count(card, "1h")').replace(old, new)
+    with pytest.raises(JobFileError) as caught:
+        parse_job(text, "job.yaml")
+    assert said in caught.value.message
+
+
+def test_a_minimum_of_values_is_no_window():
+    parse_job(FILE.replace("EXPRESSION", "min(amount, n, 3)"), "job.yaml")
+
+
+def test_a_job_comes_back_from_the_grid_as_it_was():
+    job = job_of()
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
