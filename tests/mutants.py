@@ -24,6 +24,7 @@ SESSIONS = "tests/simulation/test_sessions.py"
 STORIES = "tests/simulation/test_stories.py"
 SINKS = "tests/simulation/test_sinks.py"
 OUTBOX = "tests/unit/test_outbox.py"
+WINDOWS = "tests/simulation/test_window_states.py"
 
 
 class Mutant(NamedTuple):
@@ -188,8 +189,8 @@ MUTANTS = [
     Mutant(
         "results that stand are not looked at",
         "scoring/runner.py",
-        "rest = await without_standing(self._grid, self._record.job.results, partition, page, origin)",
-        "rest = page",
+        "standing = await standing_in(self._grid, job.results, partition, page, origin)",
+        "standing: set[int] = set()",
         (STORIES, "-k", "fate_is_unknown or may_die"),
     ),
     Mutant(
@@ -309,6 +310,43 @@ MUTANTS = [
         "done, sent, began, until = False, False, clock(), self._until(now)",
         "done, sent, began, until = True, False, clock(), self._until(now)",
         (SINKS,),
+    ),
+    Mutant(
+        "an event that is read again is added to its windows again",
+        "features/windows.py",
+        "np.full(count, -1, np.int64) if sequences is None else np.array(sequences, np.int64)",
+        "np.full(count, -1, np.int64)",
+        (WINDOWS, "-k", "may_die or fate_is_unknown"),
+    ),
+    Mutant(
+        "states are written before the results of their events",
+        "scoring/runner.py",
+        "        if keys:\n            await self._results.put",
+        "        if self._states is not None:\n"
+        "            await self._states.put_partition(partition, list(states), list(states.values()))\n"
+        "        if keys:\n            await self._results.put",
+        (WINDOWS, "-k", "may_die or fate_is_unknown"),
+    ),
+    Mutant(
+        "events whose results stand are not added to windows",
+        "scoring/runner.py",
+        "return page._replace(standing=standing) if self._has_windows else without(page, standing)",
+        "return without(page, standing)",
+        (WINDOWS, "-k", "may_die or fate_is_unknown"),
+    ),
+    Mutant(
+        "states are remembered though their partition is read anew",
+        "scoring/window_states.py",
+        "if there is None or there[0] is not cursor:",
+        "if there is None:",
+        (WINDOWS, "-k", "may_die or fate_is_unknown"),
+    ),
+    Mutant(
+        "an offset does not wait for states",
+        "scoring/runner.py",
+        "            await self._states.put_partition(partition, list(states), list(states.values()), until=until)",
+        "            self._states.put_partition(partition, list(states), list(states.values()), until=until)",
+        (WINDOWS, "-k", "may_die or fate_is_unknown"),
     ),
 ]
 

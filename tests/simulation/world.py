@@ -231,8 +231,9 @@ class Process:
 class World:
     """All of it."""
 
-    def __init__(self, partitions=8, ring=64, latency=0.001, seed=0, lease=LEASE_SECONDS, members=1):
+    def __init__(self, partitions=8, ring=64, latency=0.001, seed=0, lease=LEASE_SECONDS, members=1, job=JOB):
         self.lease = lease
+        self.job = job
         self.jobs = ["sim"]
         self.time = VirtualTime()
         self._patch = self.time.patched()
@@ -260,7 +261,7 @@ class World:
 
     async def _prepare(self):
         await self.client.push_model(BOOSTER, "sim", alias="champion")
-        await self.client.submit(parse_job(JOB, "simulation"))
+        await self.client.submit(parse_job(self.job, "simulation"))
 
     def draw_skew(self):
         return self.random.uniform(-30.0, 30.0)

@@ -189,6 +189,17 @@ class Windows:
             for keys, slots in self._slots
         ]
 
+    def check(self, number: int, state: bytes) -> None:
+        """Refuse bytes that are not a state of a window, given by its number among the layouts.
+
+        Raises:
+            ValueError: They are not one.
+        """
+        layout, none = self.layouts[number], np.empty(0, np.int64)
+        spec = np.array(layout.series, np.float64), np.array(layout.calls, np.float64)
+        columns, out = np.empty((len(layout.columns), 0)), np.empty((len(layout.calls), 0))
+        _run(*spec, self._lateness, [state], none, none, np.empty(0), columns, out)
+
     def apply(
         self,
         events: EventColumns,

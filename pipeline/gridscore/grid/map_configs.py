@@ -49,12 +49,14 @@ class NewMapConfig:
         journal_capacity: Entries that its event journal holds, over all partitions; None if it gets none.
         backups: Synchronous backups.
         protection: A rule of split-brain protection that the members know, by name.
+        seconds: After which an entry goes that was not written; 0: never.
     """
 
     pattern: str
     journal_capacity: int | None = None
     backups: int = 1
     protection: str | None = None
+    seconds: int = 0
 
 
 async def add_map_config(grid: Grid, config: NewMapConfig) -> None:
@@ -79,7 +81,17 @@ async def add_map_config(grid: Grid, config: NewMapConfig) -> None:
 def _request(config: NewMapConfig) -> OutboundMessage:
     buffer = create_initial_buffer(REQUEST_HEADER_SIZE + _FIXED.size, _ADD_MAP_CONFIG)
     _FIXED.pack_into(
-        buffer, REQUEST_HEADER_SIZE, config.backups, 0, 0, 0, False, _MERGE_BATCH, True, _METADATA_OFF, False
+        buffer,
+        REQUEST_HEADER_SIZE,
+        config.backups,
+        0,
+        config.seconds,
+        0,
+        False,
+        _MERGE_BATCH,
+        True,
+        _METADATA_OFF,
+        False,
     )
     StringCodec.encode(buffer, config.pattern)
     buffer += NULL_FRAME_BUF  # eviction

@@ -34,7 +34,7 @@ from hazelcast.serialization.data import Data
 from gridscore.grid.cutting import cut_items, join_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from gridscore.grid.transport import RawMessage
 
@@ -88,6 +88,7 @@ class Page(NamedTuple):
         values: JSON text of each in UTF-8; a serialized value as a whole where its type is neither JSON nor string.
         size: Bytes of the answer.
         foreign: Position and Hazelcast type of those that are neither JSON nor string, for their error message.
+        standing: Positions of those whose results stand, where they are taken all the same.
     """
 
     first: int
@@ -97,6 +98,7 @@ class Page(NamedTuple):
     values: list[bytes]
     foreign: dict[int, int]
     size: int
+    standing: Collection[int] = ()
 
 
 def decode_read(message: RawMessage) -> Page | None:

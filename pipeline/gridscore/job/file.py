@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, Validati
 from pydantic_core import PydanticCustomError
 
 from gridscore.errors import JobFileError
-from gridscore.job.check import Parts, check
+from gridscore.job.check import Parts, check, compile_features
 from gridscore.job.document import Problem, read_yaml
 from gridscore.job.plugs import sections
 from gridscore.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
@@ -32,7 +32,7 @@ from gridscore.job.types import (
     Strict,
     seconds_of,
 )
-from gridscore.job.windows import MAX_WINDOWS
+from gridscore.job.windows import MAX_WINDOWS, call_of, calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -371,15 +371,34 @@ class Job(Strict):
         if self.why_not_live is not None:
             raise JobFileError(
                 self.why_not_live,
-                "`gridscore features` makes its matrix. To submit it, leave out `windows`, and the features with them.",
+                "`gridscore features` makes its matrix, but only for a history.",
             )
+
+    @property
+    def used_windows(self) -> list[str]:
+        """The windows that its features look at."""
+        if not self.windows or not self.is_complete:
+            return []
+        nodes = compile_features(self.features, self.schema_, self.lookups, self.windows).values()
+        used = {call_of(call).window for call in calls_of(nodes)}
+        return [name for name in self.windows if name in used]
 
     @property
     def why_not_live(self) -> str | None:
         """Why no worker can score the job; None if one can."""
-        if not self.windows:
+        used = self.used_windows
+        if not used:
             return None
-        return f"The job `{self.name}` has windows, which are computed for a history only: no worker can score it yet."
+        others = [name for name in used if self.windows[name].key != (self.event_key,)]
+        if self.event_key is None:
+            why = "windows are scored live where their key is that of the events: name its field with `event_key`"
+        elif others:
+            why = f"the window `{others[0]}` has another key than `{self.event_key}`, which is not possible yet"
+        elif len(used) > 1:
+            why = "it has two windows with the same key: one is enough"
+        else:
+            return None
+        return f"No worker can score the job `{self.name}`: {why}."
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from gridscore.models import Registry
 from gridscore.operations.flow import FlowLookout
 from gridscore.operations.status import ACKNOWLEDGED_MAP
 from gridscore.scoring.audit import AUDITS_MAP
+from gridscore.scoring.window_states import map_of as windows_map_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from gridscore.job import JobRecord
     from gridscore.operations.flow import Flow
 
-RESULTS, EVENTS, MODEL, DEAD_LETTERS = "results", "events", "model", "dead letters"
+RESULTS, EVENTS, MODEL, DEAD_LETTERS, WINDOWS = "results", "events", "model", "dead letters", "windows"
 _JOB = "job"
 
 
@@ -33,7 +34,7 @@ class Remnant(NamedTuple):
     """Something that goes.
 
     Attributes:
-        what: The job itself, or its results, events, dead letters or model.
+        what: The job itself, or its results (and states of windows, which go with them), events, dead letters or model.
         name: Of the job, the map or the model.
         entries: How many; of a model its versions, of a job the partitions that have an offset.
     """
@@ -69,6 +70,8 @@ async def remnants(grid: Grid, name: str, what: Collection[str] = ()) -> list[Re
         for kind, map_name in maps.items()
         if kind in what and await grid.has_map(map_name)
     ]
+    if record.job.used_windows and RESULTS in what and await grid.has_map(states := windows_map_of(name)):
+        found.append(Remnant(WINDOWS, states, await transport.map_size(grid.client, states)))
     if MODEL in what:
         registry, model = Registry(grid), record.job.model.name
         versions = {each.name: len(each.versions) for each in await registry.list()}

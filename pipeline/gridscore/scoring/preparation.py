@@ -17,6 +17,7 @@ from gridscore.grid.doctor import MIN_PER_PARTITION, Finding, Level
 from gridscore.grid.heap import size_text
 from gridscore.grid.management import first_config
 from gridscore.grid.map_configs import NewMapConfig, add_map_config
+from gridscore.scoring.window_states import keep_seconds, map_of
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -56,6 +57,8 @@ class Addition:
             parts.insert(0, f"a journal of {config.journal_capacity:,} entries ({least} to {most} once it is full)")
         if config.protection is not None:
             parts.append(f"split-brain protection `{config.protection}`")
+        if config.seconds:
+            parts.append(f"entries go after {config.seconds / 86_400:,.0f} days without a write")
         return f"{config.pattern}: {', '.join(parts)}; now: {self.why}"
 
 
@@ -92,6 +95,10 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
         elif has.pattern != name and (why := _lacks(has, least)):
             costs = journal_bytes(capacity, 1 + min(1, members - 1))
             found.append(Addition(NewMapConfig(name, capacity), why, costs))
+    states = map_of(job.name)
+    if job.used_windows and config.map(states).pattern != states and states not in names:
+        wanted_states = NewMapConfig(states, protection=_protection(config, members), seconds=keep_seconds(job))
+        found.append(Addition(wanted_states, f"entries stay for good (`{config.map(states).pattern}`)"))
     return found
 
 
@@ -112,14 +119,18 @@ async def prepare(grid: Grid, job: Job) -> list[Addition]:
 
 
 def _control(config: MemberConfig, pattern: str, members: int) -> Addition:
+    return Addition(NewMapConfig(pattern, protection=_protection(config, members)), "as `default`")
+
+
+def _protection(config: MemberConfig, members: int) -> str | None:
+    """A rule that the members know, by which only a majority of them is written to."""
     majority = members // 2 + 1
     protections = (
         name
         for name, rule in sorted(config.protections.items())
         if rule.enabled and majority <= rule.minimum_members <= members and rule.protect_on == "READ_WRITE"
     )
-    protection = next(protections, None)
-    return Addition(NewMapConfig(pattern, protection=protection), "as `default`")
+    return next(protections, None)
 
 
 def _lacks(has: MapConfig, capacity: int) -> str:

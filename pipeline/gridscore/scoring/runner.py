@@ -45,9 +45,10 @@ from gridscore.scoring.missing import MissingResults
 from gridscore.scoring.preparation import prepare
 from gridscore.scoring.retention import Retention
 from gridscore.scoring.scorer import Scorer
-from gridscore.scoring.standing import restart_position, without_standing
+from gridscore.scoring.standing import restart_position, standing_in, without
 from gridscore.scoring.stats import JobStats, subscription_of
 from gridscore.scoring.superseded import Superseded
+from gridscore.scoring.window_states import WindowStates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +133,12 @@ class JobRunner:
             for name, lookup in job.lookups.items()
         }
         fetchers = {n: Fetcher(grid, lookup.map) for n, lookup in job.lookups.items() if lookup.mode == "fetch"}
-        self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats)
+        self._windows: WindowStates | None = None
+        if job.used_windows:
+            held, is_settled = self.group.leases.held, self.group.offsets.settled
+            self._windows = WindowStates(grid, record, lambda p: held[p].record.origin if p in held else 0, is_settled)
+        self._states = MapWriter(grid, self._windows.map_name) if self._windows is not None else None
+        self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats, self._windows)
         self._model = LiveModel(grid, record, self._tables, self.stats, models)
         self._results = MapWriter(grid, job.results)
         limits = Limits(job.max_dead_letters, job.max_dead_letter_bytes)
@@ -176,6 +182,8 @@ class JobRunner:
         await prepare(self._grid, self._job)  # a cluster that was stopped as a whole has forgotten it
         await self.group.reader.bounds(0)  # a map without a journal is best found at once
         await self._results.prepare()
+        if self._states is not None:
+            await self._states.prepare()
         await self._start_copies()
         await self._model.start()
         self.has_joined = True
@@ -252,7 +260,7 @@ class JobRunner:
             try:
                 batch = await self._scorer.score(arrivals, self._model.active)
             except HazelcastError as error:
-                _log.warning("%s: a lookup could not be fetched, trying again: %s", self._job.name, error)
+                _log.warning("%s: what a batch looks up could not be fetched, trying again: %s", self._job.name, error)
                 for arrival in arrivals:
                     if reader.is_current(arrival.cursor):
                         group.put_back(arrival.partition)
@@ -302,13 +310,28 @@ class JobRunner:
         if len(waiting) > 1:
             keys = [key for each in waiting for key in each.part.keys]
             texts = [text for each in waiting for text in each.part.texts]
-        if keys and self.group.offsets.awaits(first.write):
+        states = {key: state for each in waiting for key, state in each.part.states.items()}
+        put: asyncio.Future[None]
+        if states and self.group.offsets.awaits(first.write):
+            put = self._spawn(self._put_with_states(first.write, keys, texts, states))
+        elif keys and self.group.offsets.awaits(first.write):
             until = self.group.leases.until(partition)
             put = self._results.put_partition(partition, keys, texts, until=until)
         else:
             put = asyncio.get_running_loop().create_future()
             put.set_result(None)
         put.add_done_callback(partial(self._answered, partition, len(waiting)))
+
+    async def _put_with_states(
+        self, write: Write, keys: list[bytes], texts: list[bytes], states: dict[bytes, bytes]
+    ) -> None:
+        """Write results, and when they stand, the states of windows that their events are in."""
+        leases, partition = self.group.leases, write.partition
+        if keys:
+            await self._results.put_partition(partition, keys, texts, until=leases.until(partition))
+        if self._states is not None and self.group.offsets.awaits(write):
+            until = leases.until(partition)
+            await self._states.put_partition(partition, list(states), list(states.values()), until=until)
 
     def _answered(self, partition: int, count: int, done: asyncio.Future[None]) -> None:
         """A message was answered: so are the writes in it, and the next may be sent."""
@@ -408,6 +431,7 @@ class _Scoring:
     def __init__(self, grid: Grid, record: JobRecord, stats: JobStats) -> None:
         self._grid = grid
         self._record = record
+        self._has_windows = bool(record.job.used_windows)
         self._stats = stats
 
     async def position_at(self, partition: int, oldest: int, newest: int) -> int:
@@ -420,6 +444,8 @@ class _Scoring:
         """Nothing is to be done."""
 
     async def look_over(self, partition: int, page: Page, origin: int) -> Page:
-        rest = await without_standing(self._grid, self._record.job.results, partition, page, origin)
-        self._stats.skipped += len(page.keys) - len(rest.keys)
-        return rest
+        job = self._record.job
+        standing = await standing_in(self._grid, job.results, partition, page, origin)
+        self._stats.skipped += len(standing)
+        # Windows may not have them yet.
+        return page._replace(standing=standing) if self._has_windows else without(page, standing)

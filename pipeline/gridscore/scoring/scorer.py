@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import compress, repeat
+from operator import not_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from gridscore.features import EventDecoder, FeaturePlan
 from gridscore.scoring.results import ResultEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gridscore.features import EventColumns, LookupTable
     from gridscore.grid.copies import Fetcher
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gridscore.job import Job
     from gridscore.models import LoadedModel
     from gridscore.scoring.stats import JobStats
+    from gridscore.scoring.window_states import WindowStates
 
 _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializable", -55: "a Compact record"}
 
@@ -51,6 +53,7 @@ class PartitionBatch:
         lost: Events that were overwritten before they were read.
         keys: Serialized keys of the results.
         texts: JSON texts of the results.
+        states: Texts of the states of windows to write after them, by serialized key.
     """
 
     partition: int
@@ -60,6 +63,7 @@ class PartitionBatch:
     lost: int = 0
     keys: list[bytes] = field(default_factory=list)
     texts: list[bytes] = field(default_factory=list)
+    states: dict[bytes, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -74,6 +78,17 @@ class _Rows:
     values: list[bytes] = field(default_factory=list)
     spans: list[tuple[PartitionBatch, int]] = field(default_factory=list)
     """Partitions in order, each with the number of its rows; a partition may come again."""
+    standing: list[bool] = field(default_factory=list)
+    """Of a job with windows: whether the result stands, and the event is for its windows only."""
+    places: list[int] = field(default_factory=list)
+    """Of a job with windows: what tells the rows apart that come through."""
+
+    def keys_by_batch(self) -> Iterator[tuple[PartitionBatch, list[bytes]]]:
+        """The keys of each span's rows."""
+        begin = 0
+        for batch, count in self.spans:
+            yield batch, self.keys[begin : begin + count]
+            begin += count
 
     def without(self, bad: Mapping[int, str], stage: str, rejected: list[Rejected]) -> _Rows:
         """The rows but for some, which are rejected for the reasons given."""
@@ -89,6 +104,10 @@ class _Rows:
             kept.sequences += map(self.sequences.__getitem__, good)
             kept.keys += map(self.keys.__getitem__, good)
             kept.values += map(self.values.__getitem__, good)
+            if self.standing:
+                kept.standing += map(self.standing.__getitem__, good)
+            if self.places:
+                kept.places += map(self.places.__getitem__, good)
             for row in rows:
                 if row in bad:
                     event = self.sequences[row], self.keys[row], self.values[row]
@@ -114,6 +133,7 @@ class Scorer:
         tables: The lookup tables by name, those of mode `fetch` empty.
         fetchers: Where lookups of mode `fetch` come from, by name.
         stats: Where to count.
+        windows: The states of its windows, if it has any.
     """
 
     def __init__(
@@ -123,18 +143,21 @@ class Scorer:
         tables: Mapping[str, LookupTable],
         fetchers: Mapping[str, Fetcher],
         stats: JobStats,
+        windows: WindowStates | None = None,
     ) -> None:
         self._decoder = EventDecoder(job)
         self._encoder = ResultEncoder(job, revision)
         self._tables = tables
         self._fetchers = fetchers
         self._stats = stats
+        self._windows = windows
 
     async def score(self, arrivals: Sequence[Arrival], active: ActiveModel) -> ScoredBatch:
         """Score pages.
 
         Raises:
-            HazelcastError: A lookup that is fetched per batch could not be; nothing has been counted.
+            HazelcastError: A lookup that is fetched per batch could not be, or states of windows; nothing has been
+                counted.
             ModelError: The model cannot predict at all.
         """
         clock = time.thread_time_ns
@@ -149,7 +172,7 @@ class Scorer:
                 batch = batches[partition] = PartitionBatch(partition, page.next, cursor, at)
             batch.next = page.next
             batch.lost += lost
-            _append(rows, batch, page, rejected)
+            _append(rows, batch, page, rejected, marked=self._windows is not None)
         events, bad = self._decoder.decode_good(rows.values)
         rows = rows.without(bad, "decode", rejected)
         stage_ns["decode"] += clock() - began
@@ -159,6 +182,46 @@ class Scorer:
             for name, fetcher in self._fetchers.items():
                 await self._fetch(name, fetcher, keys[name])
 
+        if self._windows is None:
+            rows = self._finish(events, rows, rejected, active)
+        else:
+            rows = await self._score_with_windows(self._windows, events, rows, rejected, active)
+        return ScoredBatch(list(batches.values()), rejected, len(rows.keys))
+
+    async def _score_with_windows(
+        self, windows: WindowStates, events: EventColumns, rows: _Rows, rejected: list[Rejected], active: ActiveModel
+    ) -> _Rows:
+        """Score a batch, and add what has been scored to its windows: an event counts there if it has a result."""
+        clock = time.thread_time_ns
+        bad = windows.misplaced(events, rows.keys)
+        events, rows = events.without(bad), rows.without(bad, "windows", rejected)
+        states = await windows.fetch((batch.cursor, keys) for batch, keys in rows.keys_by_batch())
+        # From here on nothing waits: what is known afterwards is what this batch has made.
+        while events:
+            began = clock()
+            rows.places = list(range(len(events)))
+            (inputs,) = windows.windows.inputs(events)
+            seen, after = windows.apply(events, inputs, rows.keys, states, rows.sequences)
+            self._stats.stage_ns["windows"] += clock() - began
+            left = self._finish(seen, rows, rejected, active)
+            if len(left.places) == len(events):
+                break
+            # The others must not have seen what was rejected.
+            gone = sorted(set(rows.places) - set(left.places))
+            for batch, _ in rows.spans:
+                batch.keys.clear()
+                batch.texts.clear()
+            events, rows = events.without(gone), rows.without(dict.fromkeys(gone, ""), "", [])
+        else:
+            return rows
+        for batch, keys in rows.keys_by_batch():
+            batch.states |= windows.changed(batch.cursor, {key: after[key] for key in keys})
+        windows.forget({batch.partition for batch, _ in rows.spans})
+        return rows
+
+    def _finish(self, events: EventColumns, rows: _Rows, rejected: list[Rejected], active: ActiveModel) -> _Rows:
+        """Features, scores, decisions and results of a batch; returns the rows that came through."""
+        clock, stage_ns = time.thread_time_ns, self._stats.stage_ns
         began = clock()
         events, rows, (matrix, margins) = _try(active.plan.inputs, events, rows, rejected, "features")
         if margins is not None and (lacking := np.flatnonzero(np.isnan(margins))).size:
@@ -183,11 +246,14 @@ class Scorer:
             texts = self._encoder.encode(events, scores, rows.sequences, epochs, active.model.version, decisions)
             begin = 0
             for batch, count in rows.spans:
-                batch.keys += rows.keys[begin : begin + count]
-                batch.texts += texts[begin : begin + count]
+                keys, found = rows.keys[begin : begin + count], texts[begin : begin + count]
+                if rows.standing and any(stands := rows.standing[begin : begin + count]):
+                    keys, found = (list(compress(each, map(not_, stands))) for each in (keys, found))
+                batch.keys += keys
+                batch.texts += found
                 begin += count
             stage_ns["encode"] += clock() - began
-        return ScoredBatch(list(batches.values()), rejected, len(events))
+        return rows
 
     async def _fetch(self, name: str, fetcher: Fetcher, keys: Sequence[Any]) -> None:
         entries = await fetcher.fetch({key for key in keys if key is not None})
@@ -207,9 +273,11 @@ def _not_finite(scores: np.ndarray[Any, Any]) -> dict[int, str]:
     }
 
 
-def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejected]) -> None:
+def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejected], *, marked: bool) -> None:
     """Take the events of a page, but for those that are not JSON in the first place."""
     taken = _Rows(page.sequences, page.keys, page.values, [(batch, len(page.values))])
+    if marked:
+        taken.standing = [position in page.standing for position in range(len(page.values))]
     foreign = {}
     for position, number in page.foreign.items():
         kind = _FOREIGN_TYPES.get(number, f"of Hazelcast type {number}")
@@ -219,6 +287,7 @@ def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejec
     rows.keys += taken.keys
     rows.values += taken.values
     rows.spans += taken.spans
+    rows.standing += taken.standing
 
 
 def _try(

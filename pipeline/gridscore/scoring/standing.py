@@ -58,8 +58,8 @@ async def results_of(grid: Grid, map_name: str, partition: int, keys: Sequence[b
     return found
 
 
-async def without_standing(grid: Grid, map_name: str, partition: int, page: Page, origin: int) -> Page:
-    """A page without the events whose results stand.
+async def standing_in(grid: Grid, map_name: str, partition: int, page: Page, origin: int) -> set[int]:
+    """Positions in a page of the events whose results stand.
 
     Args:
         grid: The connection.
@@ -73,12 +73,11 @@ async def without_standing(grid: Grid, map_name: str, partition: int, page: Page
     """
     results = await results_of(grid, map_name, partition, page.keys)
     standing = {key: result.sequence for key, result in results.items() if result.epoch >= origin}
-    drop = {
+    return {
         position
         for position, (key, sequence) in enumerate(zip(page.keys, page.sequences, strict=True))
         if standing.get(key, -1) >= sequence
     }
-    return without(page, drop)
 
 
 def without(page: Page, drop: Collection[int]) -> Page:

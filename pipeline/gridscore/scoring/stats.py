@@ -13,7 +13,7 @@ from gridscore.group.subscription import MOST_SHOWN, GroupStats, Subscription
 if TYPE_CHECKING:
     from gridscore.job import JobRecord
 
-STAGES = ("decode", "features", "predict", "encode", "write")
+STAGES = ("decode", "windows", "features", "predict", "encode", "write")
 
 _LATENCY_WRITES = 2_048
 _LATENCY_SECONDS = 10.0

@@ -135,6 +135,8 @@ async def featured(grid: Grid, job: Job, model: LoadedModel, samples: Samples) -
         GridscoreError: It can score none of them, or a lookup map is too large.
         HazelcastError: The cluster did not answer.
     """
+    if job.used_windows:
+        raise GridscoreError(f"The job `{job.name}` has windows, which this bench does not measure yet.")
     decoder = EventDecoder(job)
     events, texts, wrong = [], [], []
     for text in samples.texts:

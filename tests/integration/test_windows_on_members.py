@@ -1,0 +1,98 @@
+"""Windows on a real member: over the kill of a worker and a replay, scores are those of the history, bit for bit."""
+
+import asyncio
+import sys
+from collections import defaultdict
+
+import numpy as np
+import pandas as pd
+import scoring
+
+from gridscore.client import connect
+from gridscore.features import offline_matrix
+from gridscore.job import parse_job
+from gridscore.scoring.window_states import keep_seconds, map_of
+
+JOB = """\
+job: {name}
+events: events.{name}
+event_key: card
+order_by: time
+schema: {{card: string, merchant: string, amount: float, time: {{type: timestamp, unit: s}}}}
+windows: {{card: card}}
+features:
+  amount: amount
+  log_amount: sum(amount, card, "1h")
+  age: seconds_since_last(card)
+  share: amount / mean(amount, card, last=5)
+  home: not seen(merchant, card, "1d")
+model: {{name: {name}, alias: champion}}
+results: results.{name}
+"""
+ROUNDS, CARDS = 30, 100
+
+
+def rounds():
+    draw = np.random.default_rng(3)
+    for number in range(ROUNDS):
+        yield {
+            f"c{card}": {
+                "card": f"c{card}",
+                "merchant": f"m{draw.integers(0, 20)}",
+                "amount": round(float(draw.gamma(2, 20)), 2),
+                "time": 1.7e9 + number * 600 + card,
+            }
+            for card in range(CARDS)
+        }
+
+
+async def start_worker(cluster, name):
+    words = ("-m", "gridscore.cli", "worker", "--jobs", name, "--lease", "2", "--members", cluster.addresses[0])
+    return await asyncio.create_subprocess_exec(
+        sys.executable, *words, "--cluster-name", cluster.cluster_name, stderr=asyncio.subprocess.DEVNULL
+    )
+
+
+async def test_scores_with_windows_are_those_of_the_history_though_a_worker_is_killed(cluster, unique):
+    name, model = f"job-{unique}", scoring.booster()
+    job, events = parse_job(JOB.format(name=name), "test"), list(rounds())
+    found = defaultdict(dict)
+
+    async def collect(client):
+        async with await client.results(f"results.{name}", start="oldest") as stream:
+            async for result in stream:
+                found[result.key].setdefault(result.value["sequence"], set()).add(result.score)
+
+    async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
+        await client.push_model(model, name, alias="champion")
+        await client.submit(job)
+        first = second = await start_worker(cluster, name)
+        try:
+            collecting = asyncio.create_task(collect(client))
+            for each in events[: ROUNDS // 2]:
+                await client.put_events(job.events, each)
+            await scoring.until(lambda: sum(map(len, found.values())) >= CARDS)
+            first.kill()
+            second = await start_worker(cluster, name)
+            for each in events[ROUNDS // 2 :]:
+                await client.put_events(job.events, each)
+            await scoring.until(lambda: sum(map(len, found.values())) == ROUNDS * CARDS)
+            states = await client.grid.map(map_of(name))
+            assert await states.size() == CARDS
+            view = await states.get_entry_view("c7")
+            assert view.ttl == keep_seconds(job) * 1000
+        finally:
+            collecting.cancel()
+            for process in (first, second):
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
+
+    history = pd.DataFrame([event for each in events for event in each.values()])
+    matrix = offline_matrix(job, history)
+    scores = scoring.predict(model, np.asarray(matrix.values)).astype(np.float32)
+    expected = {f"c{card}": scores[card::CARDS] for card in range(CARDS)}
+    for card, by_sequence in found.items():
+        got = [by_sequence[sequence] for sequence in sorted(by_sequence)]
+        assert all(len(each) == 1 for each in got)
+        assert np.array([next(iter(each)) for each in got], np.float32).tobytes() == expected[card].tobytes()
