@@ -81,6 +81,9 @@ async def test_scores_with_windows_are_those_of_the_history_though_a_worker_is_k
             assert await states.size() == CARDS
             view = await states.get_entry_view("c7")
             assert view.ttl == keep_seconds(job) * 1000
+            shown = await scoring.command(cluster, "state", name, "c7")
+            assert "sum(amount, card, '1h')" in shown.stdout
+            assert f"c7 in `{map_of(name)}`: newest event at 2023-11-15T03:03:27.000+00:00" in shown.stdout
         finally:
             collecting.cancel()
             for process in (first, second):

@@ -2,15 +2,17 @@
 
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 import xgboost as xgb
 from world import BOOSTER, World, _data, _text
 
+from gridscore.errors import JobError
 from gridscore.features import EventDecoder, FeaturePlan
 from gridscore.features.windows import Windows
 from gridscore.job import parse_job
+from gridscore.operations.window_state import state_of
 from gridscore.scoring import window_states
 from gridscore.testing import Fault
 
@@ -49,6 +51,7 @@ class WindowWorld(World):
         self.scores = defaultdict(set)
         self.changes = defaultdict(int)  # of maps
         self.clock = 1_700_000_000.0
+        self.paid = Counter()
         watch = self.ledger.changed
 
         def changed(name, partition, change):
@@ -63,8 +66,9 @@ class WindowWorld(World):
     def payment(self):
         """A card and its next payment."""
         self.clock += 7.0
-        card = CARDS[self.random.randrange(len(CARDS))]
-        return card, {"card": card, "amount": float(self.random.randint(1, 900)), "time": self.clock}
+        card, amount = CARDS[self.random.randrange(len(CARDS))], float(self.random.randint(1, 900))
+        self.paid[card] += amount
+        return card, {"card": card, "amount": amount, "time": self.clock}
 
     def pay(self, count):
         """So many payments, one after the other."""
@@ -247,6 +251,21 @@ def test_an_event_that_becomes_a_dead_letter_is_in_no_window_not_even_of_its_bat
     world.settled()
     assert put.done()
     assert world.ledger.rejected() == cards
+
+
+def test_the_state_of_an_entity_is_shown_as_an_event_at_its_newest_would_see_it(world):
+    world.start()
+    world.pay(40)
+    world.settled()
+    card = CARDS[3]
+    record = world.ask(world.client.jobs.get("sim"))
+    found = world.ask(state_of(world.grid, record, card))
+    assert found.values.keys() == {"sum(amount, card, '1h')", "seconds_since_last(card)"}
+    assert found.values["seconds_since_last(card)"] == 0.0
+    assert found.values["sum(amount, card, '1h')"] == world.paid[card]
+    assert (found.map, found.late) == ("windows.sim", 0)
+    with pytest.raises(JobError, match="has no state of `nobody`"):
+        world.ask(state_of(world.grid, record, "nobody"))
 
 
 def test_states_that_the_grid_has_are_let_go_where_there_is_too_much_of_them(world, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from itertools import pairwise
 
 import numpy as np
@@ -18,8 +19,11 @@ from hypothesis import strategies as st
 from gridscore.compiled import compiled
 from gridscore.errors import JobFileError, TableError
 from gridscore.features import EventDecoder, FeaturePlan, offline_matrix, window_kernel, windows
+from gridscore.features.definitions import definitions_of
 from gridscore.features.windows import Windows
-from gridscore.job import Job, parse_job
+from gridscore.job import Job, Jobs, parse_job
+from gridscore.scoring import window_states
+from gridscore.testing import StubCluster
 
 FEATURES = {
     "count": 'count(card, "10m")',
@@ -439,6 +443,56 @@ def test_what_is_wrong_with_the_windows_of_a_job_is_said(old, new, said):
     with pytest.raises(JobFileError) as caught:
         parse_job(text, "job.yaml")
     assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, "windows are scored live where their key is that of the events: name its field with `event_key`"),
+        (
+            {"event_key": "merchant", "windows": {"shop": "merchant", "card": "card"}},
+            "the window `card` has another key than `merchant`, which is not possible yet",
+        ),
+        (
+            {"event_key": "merchant", "windows": {"card": "merchant", "shop": "merchant"}},
+            "it has two windows with the same key: one is enough",
+        ),
+    ],
+)
+async def test_a_job_that_no_worker_can_score_is_refused_when_it_is_submitted(changes, why):
+    features = {"a": 'count(card, "1h")'} | ({"b": 'count(shop, "1h")'} if "shop" in changes.get("windows", {}) else {})
+    job = job_of(features, **changes)
+    async with StubCluster(partitions=3) as cluster:
+        jobs = Jobs(await cluster.connect("user"))
+        for refused in (jobs.submit(job), jobs.check(job)):
+            with pytest.raises(JobFileError) as caught:
+                await refused
+            assert caught.value.message == f"No worker can score the job `j`: {why}."
+        # Windows that no feature uses are nobody's business.
+        await jobs.submit(job_of({"amount": "amount"}, **changes))
+
+
+def test_a_change_of_a_window_is_told_as_one_of_the_features_is():
+    before, after = definitions_of(job_of()), definitions_of(job_of(lateness="1m"))
+    assert before.windows["card"] == "card, ordered by time, lateness 300 s"
+    assert before.windows != after.windows
+    assert before.features == after.features
+    assert "maths library" in before.machine  # `decayed`
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        (struct.pack(">iii", 0, -11, 3) + b"abc", "abc", True),
+        (struct.pack(">iii", 0, -11, 3) + b"abd", "abc", False),
+        (struct.pack(">iiq", 0, -8, 7), 7, True),
+        (struct.pack(">iii", 0, -7, -7), -7, True),
+        (struct.pack(">iii", 0, -7, 8), 7, False),
+        (struct.pack(">iii", 0, -11, 1) + b"7", 7, False),
+    ],
+)
+def test_a_key_is_compared_with_its_field_as_it_is_serialized(key, value, same):
+    assert window_states._is_key(key, value) is same
 
 
 def test_a_minimum_of_values_is_no_window():

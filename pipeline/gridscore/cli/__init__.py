@@ -81,6 +81,7 @@ _COMMANDS = {
         "watch": "watch",
         "dead-letters": "dead_letters",
         "audit": "audit",
+        "state": "state",
     },
     "Models and features": {"model": "model", "features": "features"},
     "Health": {

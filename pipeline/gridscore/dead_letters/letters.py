@@ -51,7 +51,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
             grows in the order in which it read.
         key: The event's key, as text.
         key_data: The serialized key, base64.
-        stage: Where it failed: `decode`, `lookup`, `features`, `predict` or `decide`; or `source`.
+        stage: Where it failed: `decode`, `lookup`, `windows`, `features`, `predict` or `decide`; or `source`.
         error: Why.
         raw: The event's bytes, base64.
         size: Of the event, bytes; `raw` is cut to a mebibyte.

@@ -84,6 +84,34 @@ _NAN = math.nan
 _MOST = 2**32 - 1
 
 
+class Head(NamedTuple):
+    """What a state begins with.
+
+    Attributes:
+        sequence: Of the newest event that was added; -1 if that is not known.
+        newest: Time of the newest event.
+        floor: Time below which nothing is added.
+        late: Events that were too late.
+    """
+
+    sequence: int
+    newest: float
+    floor: float
+    late: int
+
+
+def head_of(state: bytes) -> Head:
+    """What a state begins with.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    try:
+        return Head(*_HEADER.unpack_from(state))
+    except struct.error:
+        raise ValueError("a state is cut off") from None
+
+
 class _Element(NamedTuple):
     time: float
     events: int

@@ -7,6 +7,7 @@ loop is compiled (`_windows.c`); `window_kernel` is its twin.
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,11 +17,12 @@ import numpy as np
 from gridscore.compiled import compiled
 from gridscore.features import window_kernel
 from gridscore.features.program import Program
-from gridscore.features.window_kernel import FUNCTIONS, MOST_BYTES, Kind
+from gridscore.features.window_kernel import FUNCTIONS, MOST_BYTES, Kind, head_of
 from gridscore.job.check import compile_features
-from gridscore.job.expressions import Node
+from gridscore.job.expressions import Node, Scope, compile_expression
+from gridscore.job.syntax import parse
 from gridscore.job.types import Type
-from gridscore.job.windows import call_of, calls_of
+from gridscore.job.windows import call_of, calls_of, is_windowed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gridscore.features.columns import EventColumns
+    from gridscore.features.window_kernel import Head
     from gridscore.job import Job
     from gridscore.job.windows import WindowCall
 
@@ -124,6 +127,18 @@ def layouts_of(job: Job) -> list[Layout]:
     return [layout for layout in found.values() if layout.calls]
 
 
+def texts_of(job: Job) -> list[str]:
+    """How the job file writes each call, in the order of their numbers."""
+    scope, texts = Scope(job.schema_, {}, windows=job.windows), dict[Node, str]()
+    for feature in job.features.values():
+        for part in ast.walk(parse(feature.expression)):
+            if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and is_windowed(part.func.id, part):
+                text = ast.unparse(part)
+                texts.setdefault(compile_expression(text, scope), text)
+    nodes = compile_features(job.features, job.schema_, job.lookups, job.windows)
+    return [texts[node] for node in calls_of(nodes.values())]
+
+
 def _kind(call: WindowCall) -> Kind:
     if call.function == "decayed":
         return Kind.DECAY
@@ -189,16 +204,22 @@ class Windows:
             for keys, slots in self._slots
         ]
 
-    def check(self, number: int, state: bytes) -> None:
-        """Refuse bytes that are not a state of a window, given by its number among the layouts.
+    def look(self, number: int, state: bytes) -> tuple[Head, list[float]]:
+        """What a state begins with, and what an event at the time of its newest one would see: a number a call.
+
+        Args:
+            number: Of the window, among the layouts.
+            state: Of an entity.
 
         Raises:
-            ValueError: They are not one.
+            ValueError: It is not a state of that window.
         """
-        layout, none = self.layouts[number], np.empty(0, np.int64)
+        layout, head = self.layouts[number], head_of(state)
         spec = np.array(layout.series, np.float64), np.array(layout.calls, np.float64)
-        columns, out = np.empty((len(layout.columns), 0)), np.empty((len(layout.calls), 0))
-        _run(*spec, self._lateness, [state], none, none, np.empty(0), columns, out)
+        one, columns = np.zeros(1, np.int64), np.full((len(layout.columns), 1), math.nan)
+        out = np.full((len(layout.calls), 1), math.nan)
+        _run(*spec, self._lateness, [state], one, one, np.array([head.newest]), columns, out)
+        return head, out[:, 0].tolist()
 
     def apply(
         self,

@@ -214,6 +214,7 @@ class Scorer:
             events, rows = events.without(gone), rows.without(dict.fromkeys(gone, ""), "", [])
         else:
             return rows
+        self._stats.late = windows.windows.late
         for batch, keys in rows.keys_by_batch():
             batch.states |= windows.changed(batch.cursor, {key: after[key] for key in keys})
         windows.forget({batch.partition for batch, _ in rows.spans})

@@ -26,6 +26,7 @@ class JobStats(GroupStats):
     Attributes:
         batches: Micro-batches.
         skipped: Events whose results stood already when they were read a second time.
+        late: Events that were too late to count in windows.
         stage_ns: CPU nanoseconds of the event loop's thread, by stage.
         version: Version of the model in use, 0 if none.
         model_error: Why a newer version is not in use, empty if it is.
@@ -37,6 +38,7 @@ class JobStats(GroupStats):
 
     batches: int = 0
     skipped: int = 0
+    late: int = 0
     stage_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     version: int = 0
     model_error: str = ""
@@ -67,6 +69,7 @@ class JobStats(GroupStats):
             "lost": self.lost,
             "regressions": self.regressions,
             "skipped": self.skipped,
+            "late": self.late,
             "rescued": self.rescued,
             "rescans": self.rescans,
             "partitions": self.partitions,

@@ -47,7 +47,7 @@ _STRING, _INT, _LONG = -11, -7, -8
 _UNKNOWN = struct.pack("<q", -1)
 
 
-class _Entry(msgspec.Struct, omit_defaults=True):
+class Entry(msgspec.Struct, omit_defaults=True):
     """What the map has of an entity: of which windows, under which epoch it was written, and the kernel's bytes."""
 
     windows: str
@@ -56,7 +56,7 @@ class _Entry(msgspec.Struct, omit_defaults=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_Entry).decode
+_decode = msgspec.json.Decoder(Entry).decode
 
 
 def map_of(job: str) -> str:
@@ -69,6 +69,30 @@ def keep_seconds(job: Job) -> int:
     windows = Windows(job)
     longest = max(each.seconds or _LAST_SECONDS for layout in windows.layouts for each in layout.series)
     return int(longest + job.lateness_seconds) + _GRACE_SECONDS
+
+
+def read_entry(value: bytes, record: JobRecord, windows: Windows) -> Entry | None:
+    """What a serialized value of the map says; None if that is not a state of these windows."""
+    try:
+        entry = _decode(payload(value))
+        windows.look(0, entry.state)
+    except (ValueError, RecursionError):
+        return None
+    return entry if entry.windows == _tag_of(record, windows) else None
+
+
+def keys_of(job: Job, entity: str, serialize: Callable[[Any], bytes]) -> list[bytes]:
+    """The serialized keys that events of an entity can have."""
+    if job.schema_[str(job.event_key)].type == "string":
+        return [serialize(entity)]
+    try:
+        number = int(entity)
+        return [
+            struct.pack(">iiq", 0, _LONG, number),
+            *([struct.pack(">iii", 0, _INT, number)] * (abs(number) < 2**31)),
+        ]
+    except (ValueError, struct.error):
+        return []
 
 
 class WindowStates:
@@ -159,7 +183,7 @@ class WindowStates:
 
     def _checked(self, state: bytes) -> bytes:
         try:
-            self.windows.check(0, state)
+            self.windows.look(0, state) if state else None
         except ValueError as error:
             return self._broken(str(error))
         return state
@@ -169,7 +193,7 @@ class WindowStates:
         known = self._of(cursor)
         new = {key: state for key, state in after.items() if known.get(key) != state}
         self._keep(cursor, new)
-        return {key: _encode(_Entry(self._tag, cursor.epoch, state)) for key, state in new.items()}
+        return {key: _encode(Entry(self._tag, cursor.epoch, state)) for key, state in new.items()}
 
     def forget(self, busy: Collection[int]) -> None:
         """Let go of what the grid has as well, if there is too much of it; not of the partitions named."""

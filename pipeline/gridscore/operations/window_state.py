@@ -1,0 +1,66 @@
+"""What the windows of an entity hold now, read from the grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gridscore.errors import JobError
+from gridscore.features.windows import Windows, texts_of
+from gridscore.grid.entries import values_of
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.scoring.window_states import keys_of, map_of, read_entry
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+    from gridscore.job import JobRecord
+
+
+@dataclass(frozen=True, slots=True)
+class EntityState:
+    """The state of an entity.
+
+    Attributes:
+        map: That has it.
+        sequence: In the event journal, of the newest event that was added; -1 if that is not known.
+        newest: Time of its newest event, in seconds since 1970.
+        late: Events that were too late to count.
+        bytes: That the state takes.
+        values: By call, what an event at that time would see; None where that is missing.
+    """
+
+    map: str
+    sequence: int
+    newest: float
+    late: int
+    bytes: int
+    values: dict[str, float | None]
+
+
+async def state_of(grid: Grid, record: JobRecord, entity: str) -> EntityState:
+    """The state of an entity of a job.
+
+    Raises:
+        JobError: The job has no windows, or the entity no state.
+        HazelcastError: The cluster did not answer.
+    """
+    job = record.job
+    if not job.used_windows:
+        raise JobError(f"The job `{job.name}` has no windows.")
+    name, windows = map_of(job.name), Windows(job)
+    found: dict[bytes, bytes] = {}
+    writer = MapWriter(grid, name)
+    for key in keys_of(job, entity, writer.serialize_key):
+        found |= await values_of(grid, name, partition_of(key, grid.partition_count), [key])
+    for value in found.values():
+        entry = read_entry(value, record, windows)
+        if entry is not None:
+            head, seen = windows.look(0, entry.state)
+            present = [None if math.isnan(value) else value for value in seen]
+            values = dict(zip(texts_of(job), present, strict=True))
+            return EntityState(name, head.sequence, head.newest, head.late, len(entry.state), values)
+    raise JobError(
+        f"The map `{name}` has no state of `{entity}`.",
+        "An entity has one once an event of it is scored, until it has had none for as long as its windows look back.",
+    )
