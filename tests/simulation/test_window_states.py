@@ -45,8 +45,8 @@ def _quiet():
 class WindowWorld(World):
     """A world whose events are of cards, which come again and again."""
 
-    def __init__(self, **options):
-        super().__init__(PARTITIONS, ring=4_096, job=JOB, **options)
+    def __init__(self, ring=4_096):
+        super().__init__(PARTITIONS, ring=ring, job=JOB)
         self.spec = parse_job(JOB, "simulation")
         self.scores = defaultdict(set)
         self.changes = defaultdict(int)  # of maps
@@ -64,9 +64,13 @@ class WindowWorld(World):
         self.cluster.on_change = changed
 
     def payment(self):
-        """A card and its next payment."""
+        """One of the cards and its next payment."""
         self.clock += 7.0
-        card, amount = CARDS[self.random.randrange(len(CARDS))], float(self.random.randint(1, 900))
+        return self.payment_of(CARDS[self.random.randrange(len(CARDS))])
+
+    def payment_of(self, card):
+        """A card and its next payment."""
+        amount = float(self.random.randint(1, 900))
         self.paid[card] += amount
         return card, {"card": card, "amount": amount, "time": self.clock}
 
@@ -108,6 +112,12 @@ class WindowWorld(World):
     def wrong(self):
         scores, _ = self.expected()
         return [where for where in scores if where not in self.scores]
+
+    def sums(self):
+        """What the window of each card holds."""
+        record = self.ask(self.client.jobs.get("sim"))
+        found = {card: self.ask(state_of(self.grid, record, card)).values for card in CARDS if self.paid[card]}
+        return {card: values["sum(amount, card, '1h')"] for card, values in found.items()}
 
     def states(self):
         found = {}
@@ -251,6 +261,48 @@ def test_an_event_that_becomes_a_dead_letter_is_in_no_window_not_even_of_its_bat
     world.settled()
     assert put.done()
     assert world.ledger.rejected() == cards
+
+
+def test_an_event_that_a_rescan_finds_counts_and_one_that_is_gone_does_not():
+    world = WindowWorld(ring=32)
+    try:
+        first = world.start()
+        world.pay(5)
+        world.settled()
+        world.stop(first)
+        world.advance(10.0)
+        lost, last = world.payment_of("seldom"), world.payment_of("seldom")
+        for card, event in (lost, last):
+            world.ask(world.client.put_events("events.sim", {card: event | {"time": world.clock}}))
+        partition = next(
+            p for p in range(PARTITIONS) if _data("seldom") in dict(world.cluster.partition("events.sim", p))
+        )
+        flood = world.keys_of(partition, 200)
+        for card in flood:
+            world.ask(world.client.put_events("events.sim", dict([world.payment_of(card)])))
+        world.start()
+        world.settle()
+        world.advance(20.0)
+        assert world.ledger.leases[partition]["lost"] > 0
+        record = world.ask(world.client.jobs.get("sim"))
+        found = world.ask(state_of(world.grid, record, "seldom"))
+        assert found.sequence == -1
+        assert found.values["sum(amount, card, '1h')"] == last[1]["amount"]
+    finally:
+        world.close()
+
+
+def test_windows_keep_what_they_had_when_a_journal_begins_again(world):
+    world.start()
+    world.pay(40)
+    world.settled()
+    for partition in range(PARTITIONS):
+        world.regress(partition)
+    world.advance(20.0)
+    world.pay(40)
+    world.settle()
+    world.advance(3.0)
+    assert world.sums() == dict(world.paid)
 
 
 def test_the_state_of_an_entity_is_shown_as_an_event_at_its_newest_would_see_it(world):

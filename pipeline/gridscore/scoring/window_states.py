@@ -43,6 +43,9 @@ _GRACE_SECONDS = 7 * 86_400
 _LAST_SECONDS = 90 * 86_400
 """How long windows over the last events are kept, which have no end."""
 
+_FORMAT = 1
+"""Of states: another one begins anew."""
+
 _STRING, _INT, _LONG = -11, -7, -8
 _UNKNOWN = struct.pack("<q", -1)
 
@@ -228,7 +231,15 @@ def _tag_of(record: JobRecord, windows: Windows) -> str:
     job = record.job
     (layout,) = windows.layouts
     fields = sorted((name, str(kind), kind.unit) for name, kind in job.schema_.items())
-    what = (layout.series, layout.columns, job.windows[layout.name], job.order_by, job.lateness_seconds, fields)
+    what = (
+        _FORMAT,
+        layout.series,
+        layout.columns,
+        job.windows[layout.name],
+        job.order_by,
+        job.lateness_seconds,
+        fields,
+    )
     text = repr((*what, record.submitted_at, record.restarts))
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
