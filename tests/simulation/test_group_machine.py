@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from window_world import WindowWorld
 from world import World
 
 from gridscore.testing import Fault
@@ -205,9 +206,47 @@ class GroupMachine(RuleBasedStateMachine):
             world.settle()
             world.check()
             world.check_unhandled()
+            self.check_in_the_end()
             assert not world.ledger.duplicates(), f"written twice: {world.ledger.duplicates()}"
         finally:
             world.close()
+
+    def check_in_the_end(self):
+        """Nothing more."""
+
+
+class WindowMachine(GroupMachine):
+    """Does the same to a group whose job has windows, but loses no events: each counts once, whatever happens."""
+
+    flood = lose_writes = put_new = put_again = None
+
+    @initialize(seed=st.integers(0, 2**16), workers=st.integers(1, 3))
+    def begin(self, seed, workers):
+        self.world = WindowWorld(partitions=PARTITIONS, seed=seed)
+        for _ in range(workers):
+            self.world.start()
+        self.world.settle()
+
+    @rule(count=st.integers(1, 20), at_once=st.booleans(), seconds=SECONDS)
+    def pay(self, count, at_once, seconds):
+        (self.world.pay_at_once if at_once else self.world.pay)(count)
+        self.world.advance(seconds)
+
+    @rule(
+        outcome=OUTCOMES,
+        applied=st.booleans(),
+        request=st.sampled_from(["Map.PutAll", "Map.GetAll"]),
+        times=st.integers(1, 4),
+        seconds=SECONDS,
+    )
+    def fail_states(self, outcome, applied, request, times, seconds):
+        fault = Fault(outcome, applied=applied, request=request, map="windows.*", client="w*", times=times)
+        self.world.cluster.faults.append(fault)
+        self.world.advance(seconds)
+
+    def check_in_the_end(self):
+        self.world.advance(3.0)
+        self.world.check_windows()
 
 
 @pytest.fixture(autouse=True)
@@ -225,9 +264,10 @@ def _quiet():
         logging.getLogger(name).setLevel(level)
 
 
-def test_a_group_keeps_its_promises_whatever_happens():
+@pytest.mark.parametrize("machine", [GroupMachine, WindowMachine])
+def test_a_group_keeps_its_promises_whatever_happens(machine):
     run_state_machine_as_test(
-        GroupMachine,
+        machine,
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
