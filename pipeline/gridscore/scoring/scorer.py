@@ -192,9 +192,11 @@ class Scorer:
         self, windows: WindowStates, events: EventColumns, rows: _Rows, rejected: list[Rejected], active: ActiveModel
     ) -> _Rows:
         """Score a batch, and add what has been scored to its windows: an event counts there if it has a result."""
-        clock = time.thread_time_ns
+        clock, stage_ns = time.thread_time_ns, self._stats.stage_ns
+        began = clock()
         bad = windows.misplaced(events, rows.keys)
         events, rows = events.without(bad), rows.without(bad, "windows", rejected)
+        stage_ns["windows"] += clock() - began
         states = await windows.fetch((batch.cursor, keys) for batch, keys in rows.keys_by_batch())
         # From here on nothing waits: what is known afterwards is what this batch has made.
         while events:
@@ -202,7 +204,7 @@ class Scorer:
             rows.places = list(range(len(events)))
             (inputs,) = windows.windows.inputs(events)
             seen, after = windows.apply(events, inputs, rows.keys, states, rows.sequences)
-            self._stats.stage_ns["windows"] += clock() - began
+            stage_ns["windows"] += clock() - began
             left = self._finish(seen, rows, rejected, active)
             if len(left.places) == len(events):
                 break
@@ -214,10 +216,11 @@ class Scorer:
             events, rows = events.without(gone), rows.without(dict.fromkeys(gone, ""), "", [])
         else:
             return rows
-        self._stats.late = windows.windows.late
+        began, self._stats.late = clock(), windows.windows.late
         for batch, keys in rows.keys_by_batch():
             batch.states |= windows.changed(batch.cursor, {key: after[key] for key in keys})
         windows.forget({batch.partition for batch, _ in rows.spans})
+        stage_ns["windows"] += clock() - began
         return rows
 
     def _finish(self, events: EventColumns, rows: _Rows, rejected: list[Rejected], active: ActiveModel) -> _Rows:
