@@ -37,8 +37,6 @@ class Column:
     """A column of a table.
 
     Attributes:
-        title: Its head.
-        value: What it shows of a row.
         width: Characters that it takes even if the figures are short, so that nothing jumps about.
         keep: The smaller, the sooner the column is left out where the terminal is narrow; 99 never is.
         left: Whether its texts begin at the left.
@@ -57,7 +55,6 @@ class Scene:
 
     Attributes:
         cluster: What stands above.
-        clock: Time of day.
         flow: The last look that succeeded; None before the first.
         findings: Of everything in it.
         silence: Since when the cluster does not answer; empty if it does.
@@ -94,9 +91,6 @@ def board(scene: Scene, width: int, height: int | None = None, *, hint: str = ""
     """Everything, in so many columns and lines; without a height, all of it.
 
     Args:
-        scene: What to show.
-        width: Of the terminal.
-        height: Of the terminal.
         hint: How to leave, at the right of the first line.
     """
     lines: list[Text] = [_head(scene, width, hint)]

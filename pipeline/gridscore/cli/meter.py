@@ -33,12 +33,7 @@ class _IfFinite(ProgressColumn):
 
 
 class Meter:
-    """A line for each of several things that run. A context manager; the lines go when it is left.
-
-    Args:
-        console: A terminal.
-        names: Of the things.
-    """
+    """A line for each of several things that run. A context manager; the lines go when it is left."""
 
     def __init__(self, console: Console, names: Sequence[str]) -> None:
         self._progress = Progress(
@@ -60,7 +55,6 @@ class Meter:
 
         Args:
             index: Of its name.
-            figures: What it has done.
             trouble: What is wrong; empty if nothing.
             progress: What is done, and what there is to do; None if that is not known.
         """

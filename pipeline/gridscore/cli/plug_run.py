@@ -56,7 +56,6 @@ def run_until_told(main: Callable[[], Awaitable[None]], stop: Callable[[], bool]
     """Run a coroutine until its end, Ctrl-C or SIGTERM.
 
     Args:
-        main: Makes it.
         stop: Called at the first signal; whether it ends by itself then. Else it is cancelled.
 
     Returns:
@@ -94,7 +93,6 @@ async def running(
     Whatever still runs when it is left is cancelled.
 
     Args:
-        runners: What runs.
         line: Makes a line of one, and of its events a second.
     """
     tasks = [asyncio.create_task(each.run()) for each in runners]

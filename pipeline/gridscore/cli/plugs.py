@@ -51,9 +51,7 @@ def command_of(
     plugs have are a panel of their own.
 
     Args:
-        model: The settings.
         run: Called with the settings, and with members, cluster name and settings file as `connected` takes them.
-        help_text: Of the command.
         example: A command line that can work.
     """
     fields, common = _in_order(model)
@@ -118,7 +116,6 @@ def check(model: type[BaseModel], values: Mapping[str, Any], names: Mapping[str,
     """Settings of these values.
 
     Args:
-        model: The settings.
         values: By the names of fields, or their aliases.
         names: What people call a field, by its name or alias.
 
@@ -277,7 +274,6 @@ def chosen(
     Args:
         job_file: The file, for messages.
         job: Name of the job, which goes before the names of its entries: two jobs may have a source `clicks`.
-        side: What they are.
         entries: Of the section.
         names: Those that are asked for.
 
@@ -302,11 +298,7 @@ def chosen(
 
 
 async def note_of_map(grid: Grid, name: str, known: Collection[str]) -> str:
-    """What to say if a map is not there, and is called almost as one that jobs have; empty if all is well.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """What to say if a map is not there, and is called almost as one that jobs have; empty if all is well."""
     import difflib
 
     close = [] if name in known else difflib.get_close_matches(name, known, n=1)

@@ -31,13 +31,7 @@ _LAST_LOOK_SECONDS = 1.0
 
 
 class Answers:
-    """Puts events into one map, and gives their results from another.
-
-    Args:
-        grid: The connection.
-        producer: Of events.
-        results: The result map.
-    """
+    """Puts events into one map, and gives their results from another."""
 
     def __init__(self, grid: Grid, producer: Producer, results: str) -> None:
         self._grid = grid
@@ -60,7 +54,6 @@ class Answers:
 
         Raises:
             JournalMissingError: One of the maps has no journal.
-            GridError: The cluster did not answer.
         """
         await Journal(self._grid, self._producer.map_name).bounds(0)
         await self._outcomes.open()

@@ -340,7 +340,6 @@ class Client:
         Raises:
             JournalMissingError: The map has no journal.
             UsageError: The position is of another map or cluster.
-            GridError: The cluster did not answer.
         """
         stream = ResultStream(self.grid, map_name, start=start, where=where, on_result=on_result, journal=journal)
         return await stream.open()

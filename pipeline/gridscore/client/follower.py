@@ -37,7 +37,6 @@ class Follower:
     """Reads a map's journals.
 
     Args:
-        grid: The connection.
         map_name: Of a map with a journal.
 
     Attributes:
@@ -74,7 +73,6 @@ class Follower:
 
         Raises:
             JournalMissingError: The map has no journal.
-            GridError: The cluster did not answer.
         """
         await self._grid.map(self.map_name)
         partitions = range(self._grid.partition_count)

@@ -105,8 +105,6 @@ class Outcomes:
     """What becomes of the events of one result map.
 
     Args:
-        grid: The connection.
-        results: The result map.
         without_journal: Whether an entry listener will do where the map has no journal; it may miss some.
     """
 
@@ -138,7 +136,6 @@ class Outcomes:
 
         Raises:
             JournalMissingError: The result map has no journal.
-            GridError: The cluster did not answer.
         """
         try:
             await self._follower.open("latest")
@@ -195,11 +192,7 @@ class Outcomes:
     # ------------------------------------------------------------------ looking it up
 
     async def jobs(self) -> list[JobRecord]:
-        """The jobs that write here and have not ended, as of some seconds ago at most.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """The jobs that write here and have not ended, as of some seconds ago at most."""
         now = self._grid.clock()
         if now - self._jobs_at >= _JOBS_SECONDS:
             records = await Jobs(self._grid).all()
@@ -208,11 +201,7 @@ class Outcomes:
         return [record for record in self._jobs.values() if record.state not in ENDED]
 
     async def rejection(self, key: bytes, text: bytes, sequence: int, events: str) -> EventRejectedError | None:
-        """The dead letter of an event, if it is one.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """The dead letter of an event, if it is one."""
         letter = letter_id(partition_of(key, self._grid.partition_count), key, text)
         for record in await self.jobs():
             if record.job.events == events:
@@ -223,12 +212,7 @@ class Outcomes:
         return None
 
     async def newest_rejection(self, key: str, after: int) -> EventRejectedError | None:
-        """The dead letter of the event that stands under a key, if it is one and its sequence is greater.
-
-        Raises:
-            GridError: The cluster did not answer.
-            HazelcastError: The cluster did not answer.
-        """
+        """The dead letter of the event that stands under a key, if it is one and its sequence is greater."""
         data = transport.key_data(self._grid.client, key)
         for events in {record.job.events for record in await self.jobs()}:
             for _, text in await Fetcher(self._grid, events).fetch([key]):

@@ -76,7 +76,6 @@ class Producer:
     For a map without a journal, and as long as no job reads the map, there is nothing to wait for.
 
     Args:
-        grid: The connection.
         map_name: The event map.
         max_wait: Seconds that a partition, or a member's heap, may be full before what waits is given up; for ever if
             None.

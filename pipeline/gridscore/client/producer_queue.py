@@ -82,11 +82,9 @@ class PartitionQueue:
     """What waits and is under way in one partition.
 
     Attributes:
-        number: Of the partition.
         queue: What waits.
         entering: Who has something for the queue, in which enough waits.
         events: That wait or are under way.
-        bytes: The same in bytes.
         under_way: Events in the message that is under way.
         busy: Whether there is one, or one is about to be made again.
         allowance: Events that may be put since the last look.

@@ -37,7 +37,6 @@ class Result:
     """A score, and what goes with it.
 
     Attributes:
-        key: Of the event and the result.
         value: Everything that the result holds, event fields that the job includes among it.
     """
 
@@ -90,7 +89,6 @@ class ResultStream:
     connection stands, may miss some when that is lost, and has no position.
 
     Args:
-        grid: The connection.
         map_name: The result map.
         start: Where to begin: see `Start`.
         where: Which results are wanted: values that fields must have, or a function that says so of a result.
@@ -157,7 +155,6 @@ class ResultStream:
         Raises:
             JournalMissingError: The map has no journal.
             UsageError: The position is not of this map, or of another cluster.
-            GridError: The cluster did not answer.
         """
         await self._feed.open()
         if self._on_result is not None:

@@ -71,7 +71,6 @@ class WaitingForJob(Waiting):
 
     Attributes:
         job: The job that is furthest behind.
-        state: Of the job.
         partition: Where it is furthest behind.
         key: Of most events that wait for this partition, if most have one; empty if not.
         unread: Events there that the job has not committed.
@@ -141,7 +140,6 @@ class RingReaders:
     """The jobs that read one event map, and how far behind they are.
 
     Args:
-        grid: The connection.
         map_name: The event map.
         results: Only jobs that write to this result map count; all do if None.
     """
@@ -162,12 +160,7 @@ class RingReaders:
         where that is more than `enough`.
 
         Args:
-            partitions: To look at.
             enough: Count up to which an upper bound will do.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-            GridError: The same, of the journal.
         """
         await self._find_jobs()
         if not self._jobs:

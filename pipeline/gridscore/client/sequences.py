@@ -36,14 +36,11 @@ async def sequences_of(
     read once for all its events, the newest entries first, and only some reads of a connection are under way at once.
 
     Args:
-        grid: The connection.
-        events: The event map.
         entries: Serialized key and text of each.
         max_bytes: To read for all together; what is read at the end may be above it.
 
     Raises:
         JournalMissingError: The map has no journal.
-        GridError: The cluster did not answer.
     """
     wanted: dict[int, dict[tuple[bytes, bytes], None]] = {}
     for entry in entries:

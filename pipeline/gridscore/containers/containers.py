@@ -202,7 +202,6 @@ class Containers:
 
         Args:
             show: Given the name of a container, and a line.
-            tail: How many lines.
             follow: Go on until the containers end.
         """
         found = self._find()

@@ -150,7 +150,6 @@ def letter_id(partition: int, key: bytes, raw: bytes) -> str:
     Args:
         partition: Of the event map.
         key: Serialized.
-        raw: The event's bytes.
     """
     return _id(partition, base64.b64encode(key).decode(), base64.b64encode(raw[:MAX_RAW]).decode(), len(raw))
 
@@ -186,13 +185,10 @@ def letter_of_source(
     """The dead letter of what a source has read that is not an event.
 
     Args:
-        grid: The connection.
-        source: Its name.
         map_name: Where the event would have gone.
         number: Of those that are written together.
         origin: Where it came from; it says which letters are the same.
         key: The key that the event would have had.
-        raw: Its bytes.
         error: Why it is not an event.
     """
     text = str(key).encode(errors="replace").decode()
@@ -245,21 +241,13 @@ def id_of(key: bytes) -> str | None:
 
 
 async def value_of(grid: Grid, job: str, letter_id: str) -> bytes | None:
-    """What stands in the dead-letter map under an ID, serialized; None if nothing does.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """What stands in the dead-letter map under an ID, serialized; None if nothing does."""
     key = transport.key_data(grid.client, letter_id)
     return (await values_of(grid, map_of(job), partition_of(key, grid.partition_count), [key])).get(key)
 
 
 async def walk_entries(grid: Grid, job: str) -> AsyncIterator[tuple[int, list[tuple[bytes, bytes, DeadLetter | None]]]]:
-    """Partitions of the dead-letter map, each with some of its entries: serialized key and value, and what it says.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Partitions of the dead-letter map, each with some of its entries: serialized key and value, and what it says."""
     name = map_of(job)
     for partition in range(grid.partition_count):
         async for entries in walk(grid, name, partition, _PAGE):
@@ -270,9 +258,6 @@ async def walk_letters(grid: Grid, job: str) -> AsyncIterator[Listed]:
     """Every dead letter of a job, in no order; walks the map in pages: a schema change may have filled it.
 
     What is not a dead letter, or has a key that nobody can type, is left out, and named in the log once.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
     """
     async for _, entries in walk_entries(grid, job):
         for key, value, dead in entries:
@@ -288,8 +273,6 @@ async def list_letters(grid: Grid, job: str, limit: int, before: Listed | None =
     """How many entries a job's dead-letter map has, and up to `limit` dead letters, the latest first.
 
     Args:
-        grid: The connection.
-        job: Whose they are.
         limit: The most to return.
         before: Only those that come behind this one in the list.
     """
@@ -336,11 +319,7 @@ Owner = Literal["job", "sink", "source"]
 
 
 async def owner_of(grid: Grid, name: str) -> Owner | None:
-    """What has a name, as far as the grid knows: a source is known while it runs, and by what it has left.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """What has a name, as far as the grid knows: a source is known while it runs, and by what it has left."""
     if await Jobs(grid).find(name) is not None:
         return "job"
     if await Records(grid, SINKS_MAP).get(name) is not None:

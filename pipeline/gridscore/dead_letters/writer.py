@@ -69,8 +69,6 @@ class LetterWriter:
     """Writes the dead letters of one job, source or sink in one process.
 
     Args:
-        grid: The connection.
-        name: Of the job, source or sink.
         limits: Of all its processes together.
         share: Part of the room that is left which this process may take at once, 0 to 1.
 
@@ -184,19 +182,11 @@ class LetterWriter:
         self._said_at, self._unsaid, self._unkept_unsaid, self._saying = self._grid.clock(), 0, 0, None
 
     async def count(self) -> int:
-        """How many there are in the grid.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """How many there are in the grid."""
         return await transport.map_size(self._grid.client, map_of(self._name))
 
     async def look(self) -> None:
-        """Look whether there is room for one more.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Look whether there is room for one more."""
         async with self._looking:
             await self._look()
 

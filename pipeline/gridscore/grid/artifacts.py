@@ -61,7 +61,6 @@ def member_jars(
     They are downloaded once. After that their paths come from a small file of ours, without a look at the network.
 
     Args:
-        version: Hazelcast's version.
         on_progress: Called with a line for people while a download runs.
         kafka: Whether its SQL is to read Kafka's topics.
 

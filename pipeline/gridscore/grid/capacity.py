@@ -44,7 +44,6 @@ class Capacity:
 
     Attributes:
         partition: Entries that the ring of each partition holds; what is older is overwritten.
-        partitions: Of the cluster.
         source: Where that is known from: the members' configuration; a ring that is full; or an assumption, the larger
             of Hazelcast's default and what a ring holds now, which may be less than the truth and is never more.
     """
@@ -66,12 +65,7 @@ async def journal_capacity(grid: Grid, map_name: str, *, most: int | None = None
     for the bounds of all journals instead: a ring that has dropped its oldest entries is full, so it shows its size.
 
     Args:
-        grid: The connection.
-        map_name: The map.
         most: Partitions to ask for at most, of those that are spread over all; what is found may then be less.
-
-    Raises:
-        GridError: The cluster did not answer.
     """
     count = grid.partition_count
     config = await first_config(grid)

@@ -211,7 +211,6 @@ async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
     """Connect to the cluster that the settings name.
 
     Args:
-        settings: Where the cluster is.
         name: What this client is called in the cluster's own views.
 
     Raises:

@@ -57,8 +57,6 @@ class LiveCopy:
     """A copy of a whole map in a table of this process.
 
     Args:
-        grid: The connection.
-        map_name: The map to copy.
         table: What to feed; it is only touched from the event loop.
         max_entries: Entries that it may hold.
         verify_seconds: Pause between two comparisons of its size with the map's.
@@ -103,7 +101,6 @@ class LiveCopy:
         Raises:
             MapNotFoundError: There is no such map.
             LookupTooLargeError: It has more entries than the copy may hold.
-            GridError: The cluster did not answer.
         """
         await self._grid.require_map(self.map_name)
         self._stop_watching = self._grid.on_reconnect(self._reconnected)

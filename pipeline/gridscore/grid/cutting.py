@@ -35,7 +35,6 @@ def _find_message(buffer: Buffer, position: int, end: int, largest: int) -> tupl
     """Walk over the frames of a message.
 
     Args:
-        buffer: What was received.
         position: Where a frame begins.
         end: Of what was received.
         largest: Bytes of a frame that is believed.
@@ -71,7 +70,6 @@ def _cut_items(
     each with its length in front.
 
     Args:
-        body: The answer.
         position: Where the frame of the first item begins.
         first: Its sequence.
         count: Of the items.

@@ -46,8 +46,6 @@ class Finding:
 
     Attributes:
         level: Whether a job can run with it.
-        what: The thing.
-        detail: What was seen.
         advice: What to change; empty if nothing.
     """
 
@@ -72,13 +70,7 @@ class LookupNeed:
 
 @dataclass(frozen=True)
 class Needs:
-    """The maps of a job. Without a job, the maps that its conventions would give it are looked at.
-
-    Attributes:
-        events: The event map.
-        results: The result map.
-        lookups: The lookup maps.
-    """
+    """The maps of a job. Without a job, the maps that its conventions would give it are looked at."""
 
     events: str = "events.*"
     results: str = "results.*"
@@ -89,7 +81,6 @@ async def examine(grid: Grid, *jobs: Needs) -> list[Finding]:
     """Look at everything that jobs depend on.
 
     Args:
-        grid: A connection to the cluster.
         jobs: The maps of each job; none looks at what maps by convention get or would get.
 
     Raises:

@@ -16,9 +16,6 @@ async def walk(grid: Grid, name: str, partition: int, page: int) -> AsyncGenerat
     """Keys and values of a partition of a map, about `page` at a time.
 
     What is put or removed meanwhile may be met or not; what stays is met, perhaps twice.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
     """
     pointers = [wire.FIRST_ENTRY]
     while pointers[-1][0] >= 0:
@@ -28,11 +25,7 @@ async def walk(grid: Grid, name: str, partition: int, page: int) -> AsyncGenerat
 
 
 async def values_of(grid: Grid, name: str, partition: int, keys: Iterable[bytes]) -> dict[bytes, bytes]:
-    """Values by key of those keys that have one; all must lie in that partition.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Values by key of those keys that have one; all must lie in that partition."""
     wanted = list(dict.fromkeys(keys))
     if not wanted:
         return {}

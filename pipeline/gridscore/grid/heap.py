@@ -110,12 +110,7 @@ def size_text(count: int) -> str:
 
 
 async def look_at_heaps(grid: Grid, seconds: float = _ANSWER_SECONDS) -> list[MemberHeap]:
-    """How full the heaps were when the members last measured them. One that does not tell is in the list, with why.
-
-    Args:
-        grid: The connection.
-        seconds: How long answers are waited for.
-    """
+    """How full the heaps were when the members last measured them. One that does not tell is in the list, with why."""
 
     async def look(member: Any) -> MemberHeap:
         address = _address(member)

@@ -61,7 +61,6 @@ class Journal:
 
         Raises:
             JournalMissingError: The map has no journal.
-            GridError: The cluster did not answer.
         """
         await self._require()
         try:
@@ -105,7 +104,6 @@ class Journal:
         is later) or was never written (then earlier).
 
         Args:
-            partition: To read.
             start: First sequence wanted.
             max_size: Events at most. There is no limit in bytes, so keep it modest.
         """

@@ -180,7 +180,6 @@ async def read_heap(grid: Grid, member: UUID, since: int) -> tuple[Sample, int]:
     """The heap of a member as it was last measured, and what to pass as `since` to wait for the next time.
 
     Args:
-        grid: The connection.
         member: Its identity; it must be connected.
         since: 0 for what is there already; otherwise the answer comes when the member measures next.
 

@@ -47,7 +47,6 @@ class NewMapConfig:
     Attributes:
         pattern: The name of a map, or a pattern with one `*`.
         journal_capacity: Entries that its event journal holds, over all partitions; None if it gets none.
-        backups: Synchronous backups.
         protection: A rule of split-brain protection that the members know, by name.
     """
 

@@ -43,8 +43,6 @@ class Cluster:
     Attributes:
         addresses: Where the members can be reached, `host:port`.
         cluster_name: What clients must name.
-        log_files: One a member.
-        version: Hazelcast's version.
     """
 
     def __init__(self, launch: Launch, folder: Path, state_file: Path | None, made_of: dict[str, Any]) -> None:
@@ -78,11 +76,9 @@ class Cluster:
         """Start a cluster and return when all its members are in it.
 
         Args:
-            members: How many.
             port: The first member's; the next follow. None: the first free ones from 5701. 0: any free ones.
             heap: Java heap of each member, as `512m` or `2g`.
             cluster_name: None: the configuration's if it is registered, else a random one.
-            version: Hazelcast's version.
             config: A member configuration in YAML to adjust and use instead of ours.
             register: Whether :func:`running_cluster` finds it. The first is this machine's; one with another
                 `cluster_name` is found by that.

@@ -44,7 +44,6 @@ class Outbox:
     """Sends on the socket of a transport, beside it; the transport itself must not write.
 
     Args:
-        loop: The event loop.
         file: Of the transport's socket; it is duplicated, so the transport may close its own.
         broken: Called when nothing can be sent any more: the connection is to be aborted.
         sent: Called with the number of bytes that the system has taken.

@@ -203,7 +203,6 @@ class Records:
         """Read, change and write until nobody came between.
 
         Args:
-            key: Of the record.
             change: Gets the current value (None if there is none) and returns the new one; may be called repeatedly,
                 may raise to give up.
 
@@ -248,7 +247,6 @@ class Records:
         records from time to time all the same.
 
         Args:
-            callback: What to call.
             updates: Also when a record has changed, not only when one has come or gone.
         """
         return await self._grid.watches.add(await self._map(), callback, updates=updates)

@@ -67,9 +67,6 @@ def member_config(
 
     Args:
         template: What stands under `hazelcast:`; it is not changed.
-        ports: The ports of all members.
-        index: Which member this is.
-        cluster_name: The cluster's name.
         instance_name: What the member calls itself in its log.
         announced: Ports that all members announce in place of their own.
         outbound: Ports from which each member connects to others; any if empty.

@@ -286,7 +286,6 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
 
     Args:
         config: Of the client; it should look for a lost cluster for ever, which `seconds` bounds for the first time.
-        seconds: How long to look for the cluster.
 
     Raises:
         AuthenticationError: A member refused the cluster name or the credentials.
@@ -451,8 +450,6 @@ def invoke(
     """Send a request to the owner of a partition; the future holds what `decode` makes of the response.
 
     Args:
-        client: The client.
-        message: The request.
         partition: Whose owner to ask.
         decode: Makes the future's value of the response.
         retry_seconds: For how long the client may send it again after an error that may pass; as long as is configured
@@ -565,8 +562,6 @@ async def listen(proxy: Any, callback: Callable[[], None], *, updates: bool = Tr
     The client's own listener makes an object of each key, and logs a traceback where it cannot.
 
     Args:
-        proxy: The client's map.
-        callback: What to call.
         updates: Also when an entry has changed.
     """
     from hazelcast.protocol.codec import map_add_entry_listener_codec, map_remove_entry_listener_codec

@@ -39,11 +39,7 @@ class Watches:
         grid.on_reconnect(self._reconnected)
 
     async def add(self, proxy: Any, callback: Callable[[], None], *, updates: bool) -> Callable[[], Any]:
-        """Call back when an entry has come, gone or, if wanted, changed, and after a reconnect; see `Records.watch`.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Call back when an entry has come, gone or, if wanted, changed, and after a reconnect; see `Records.watch`."""
         place = (proxy.name, updates)
         watch = self._there.setdefault(place, _Watch())
         watch.callbacks.append(callback)
@@ -76,8 +72,6 @@ class Watched(Generic[_T]):
     """What a control map holds, read only when it may have changed.
 
     Args:
-        grid: The connection.
-        map_name: The map.
         parse: What to make of each record.
         pause: Seconds between two reads, however much changes.
     """
@@ -94,11 +88,7 @@ class Watched(Generic[_T]):
         self._is_watching = False
 
     async def read(self) -> dict[str, _T]:
-        """What is there, by key.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """What is there, by key."""
         async with self._reading:
             if not self._is_watching:
                 await self._records.watch(self._changed)

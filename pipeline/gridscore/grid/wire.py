@@ -86,7 +86,6 @@ class Page(NamedTuple):
         sequences: Sequence of each entry put (added, updated or loaded); removals are left out.
         keys: Serialized key of each, as it is to be written again.
         values: JSON text of each in UTF-8; a serialized value as a whole where its type is neither JSON nor string.
-        size: Bytes of the answer.
         foreign: Position and Hazelcast type of those that are neither JSON nor string, for their error message.
     """
 
@@ -150,7 +149,6 @@ def encode_fetch_entries(name: str, pointers: Iterable[tuple[int, int]], batch: 
     """`Map.FetchEntries`: about `batch` entries of a partition from where the pointers stand.
 
     Args:
-        name: Of the map.
         pointers: Index and table size pairs; `[FIRST_ENTRY]` to begin with, then what the last answer gave.
         batch: Number of entries wanted; the answer may hold a few more.
     """

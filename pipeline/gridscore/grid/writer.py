@@ -54,9 +54,7 @@ class MapWriter:
         did not confirm the write with its backups; then it may or may not have happened.
 
         Args:
-            partition: The partition of every key.
             keys: Serialized keys, as they came from a journal.
-            texts: JSON texts in UTF-8.
             once: Never send it again: a retry would come late, behind writes that were made after it. Without, errors
                 that may pass are retried, and two writes of one key may change places.
             until: Of the monotonic clock: when it must no longer be sent; the future then fails.

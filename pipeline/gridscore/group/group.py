@@ -82,16 +82,7 @@ _RETRY_SECONDS = 0.5
 
 
 class Group:
-    """Takes, commits and gives back partitions of one map.
-
-    Args:
-        grid: The connection.
-        subscription: What is read.
-        subscriber: Who reads it.
-        members: Who lives.
-        stats: Where to count.
-        seconds: Lease time.
-    """
+    """Takes, commits and gives back partitions of one map."""
 
     def __init__(
         self,
@@ -327,12 +318,7 @@ class Group:
                 self.first_taken.set()
 
     async def _position(self, lease: Lease) -> int | None:
-        """Where to begin with a partition that was taken; None if it cannot be begun.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-            GridError: The same, of the journal.
-        """
+        """Where to begin with a partition that was taken; None if it cannot be begun."""
         partition, record, wanted = lease.partition, lease.record, self._subscription
         oldest, newest = await self.reader.bounds(partition)
         if wanted.begin and not record.has_begun(wanted):

@@ -156,11 +156,7 @@ async def read_texts(
 async def read_records(
     grid: Grid, job: str, partitions: Iterable[int] | None = None, *, seconds: float = 10.0
 ) -> dict[int, LeaseRecord]:
-    """Records of a job, by partition; of all partitions, or of some. What is not a record is left out, and noted.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Records of a job, by partition; of all partitions, or of some. What is not a record is left out, and noted."""
     wanted = range(grid.partition_count) if partitions is None else partitions
     keys = {p: lease_key(job, p, grid.partition_count) for p in wanted}
     texts = await read_texts(grid, keys, seconds)
@@ -212,9 +208,6 @@ class LeaseWriter:
     """Reads and writes the lease records of one group, or the record of one session.
 
     Args:
-        grid: The connection.
-        name: Of the group.
-        seconds: Lease time.
         map_name: Where the records are.
     """
 
@@ -249,21 +242,13 @@ class LeaseWriter:
         return await read_texts(self._grid, keys, self._seconds, self._map_name)
 
     async def remove(self, partition: int, text: bytes) -> None:
-        """Remove a record if it is the expected text.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Remove a record if it is the expected text."""
         message = wire.encode_remove_if_same(self._map_name, self.key(partition), wire.json_data(text))
         client, seconds = self._grid.client, self._seconds
         await transport.invoke(client, message, partition, wire.decode_remove_if_same, retry_seconds=seconds)
 
     async def write(self, partition: int, expected: bytes | None, record: LeaseRecord) -> Written | None:
-        """Compare-and-set one record; None if it was not what was expected.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Compare-and-set one record; None if it was not what was expected."""
         outcomes: list[Outcome] = []
         await self.write_all([Change(partition, expected, record)], lambda _, outcome: outcomes.append(outcome))
         (outcome,) = outcomes
@@ -275,7 +260,6 @@ class LeaseWriter:
         """Compare-and-set records of different partitions, all at once: many are committed, once a second.
 
         Args:
-            changes: What to write.
             written: Called once for each, with its position, as soon as its outcome is known.
         """
         client, began, seconds = self._grid.client, self._grid.clock(), self._seconds

@@ -97,7 +97,6 @@ class Lease:
     """A partition that this worker holds.
 
     Attributes:
-        partition: Which.
         record: As it was last written.
         text: Its exact bytes.
         session: On which it hangs.
@@ -151,9 +150,6 @@ class Leases:
     """The leases of one job, as one worker holds them.
 
     Args:
-        grid: The connection.
-        job: Name of the job.
-        worker: Identity of this worker.
         seconds: Lease time: how long the partitions of a killed worker wait for a new owner; see `Fence.of`.
         epochs_by_time: Whether epochs begin with the time, in seconds since 1970, and not with 1.
         sessions: Of the process; its own if None.
@@ -222,7 +218,6 @@ class Leases:
         has fallen silent: it does not change them either.
 
         Args:
-            partitions: Which.
             is_silent: Whether a worker has not been heard of.
 
         Raises:
@@ -343,7 +338,6 @@ class Leases:
         What is expired takes `SETTLE_SECONDS`.
 
         Args:
-            partitions: Which.
             taken: Called with each lease as soon as it is held: a member that is slow delays only its own.
         """
         # Whatever comes of it, it is then not what was seen.
@@ -551,11 +545,7 @@ class Leases:
         return [lease.partition for lease in lost if lease.partition not in self.held]
 
     async def check(self, partition: int) -> bool:
-        """Whether the record of a held partition is what was written last; if not, it is lost.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Whether the record of a held partition is what was written last; if not, it is lost."""
         lease = self.held.get(partition)
         if lease is None or lease.changing.locked():
             return True
@@ -582,11 +572,7 @@ class Leases:
         return self.holds(lease)
 
     async def place(self, partition: int, offset: int) -> bool:
-        """Write the first offset of a partition that nobody has begun; False if the lease is lost.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Write the first offset of a partition that nobody has begun; False if the lease is lost."""
         lease = self.held.get(partition)
         return lease is not None and await self._to_the_end(
             self._change(lease, lambda now: replace(self._next(now), offset=offset))
@@ -747,7 +733,6 @@ async def begin_anew(grid: Grid, job: str) -> None:
     Raises:
         BadRecordError: What is there is not a lease record.
         ConflictError: Records could not be read, or workers kept changing them.
-        HazelcastError: The cluster did not answer.
     """
     leases, changed = Leases(grid, job, ""), list(range(grid.partition_count))
     await read_records(grid, job)

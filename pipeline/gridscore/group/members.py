@@ -142,13 +142,10 @@ class Members:
     """Who lives, and holds what.
 
     Args:
-        grid: The connection.
         worker: Identity of this worker; it lives, whatever its record says.
         map_name: Where the records for people are.
-        seconds: Lease time.
 
     Attributes:
-        sessions: Of this process.
         format: Of what this process writes.
     """
 
@@ -169,11 +166,7 @@ class Members:
         self.changed: Callable[[], None] = lambda: None
 
     async def look(self) -> None:
-        """Read the heartbeats, and what is held where that has changed.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Read the heartbeats, and what is held where that has changed."""
         try:
             async with asyncio.timeout(GONE_SECONDS):
                 await self._look()
@@ -260,22 +253,14 @@ class Members:
         return self._turn_at - now
 
     async def say(self, beat: int, version: int, groups: Mapping[str, Iterable[int]] | None) -> None:
-        """Say that this process lives, and what it holds, if that has changed.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Say that this process lives, and what it holds, if that has changed."""
         if groups is not None:
             held = {name: packed(partitions) for name, partitions in groups.items()}
             await self._holdings.put(self.worker, msgspec.to_builtins(Holdings(version, held)))
         await self._heartbeats.put(self.worker, msgspec.to_builtins(Heartbeat(beat, version, self.format)))
 
     async def leave(self) -> None:
-        """Take our records away, so that the others make room for what we are about to give back.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Take our records away, so that the others make room for what we are about to give back."""
         await self._heartbeats.delete(self.worker)
         await self._forget(self.worker)
         await self.close()
@@ -285,11 +270,7 @@ class Members:
         await (await self._grid.map(self.map_name)).delete(name)
 
     async def forget(self, seconds: float) -> None:
-        """Remove the records that have not changed for so long as we watched.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Remove the records that have not changed for so long as we watched."""
         for name, sight in list(self._sights.items()):
             if name != self.worker and self._silence(sight) > seconds:
                 await self._heartbeats.remove(Record(name, {}, sight.raw))
@@ -326,7 +307,6 @@ class Membership:
     """One process's part in its groups: says once a second that it lives, and sees who else does.
 
     Args:
-        grid: The connection.
         members: Who lives; this process among them.
         value: Gives what else to say: `groups`, those that it takes part in, and whatever is for people.
         groups: Those to wake when their members have changed, by name.
@@ -357,11 +337,7 @@ class Membership:
         self._now.set()
 
     async def watch(self) -> None:
-        """Look at once whenever a member has come or gone, or holds something else.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Look at once whenever a member has come or gone, or holds something else."""
         await self._members.watch(self._others.set)
 
     async def run(self) -> None:
@@ -394,11 +370,7 @@ class Membership:
                     group.wake()
 
     async def leave(self) -> None:
-        """Take our records away, so that the others make room for what we are about to give back.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Take our records away, so that the others make room for what we are about to give back."""
         await self._members.leave()
 
     async def _publish(self) -> None:
@@ -440,9 +412,7 @@ def quota(worker: str, held: Mapping[str, int], partitions: int) -> int:
     a worker that is added gets its share, one that is removed leaves its share to the others, and nothing else moves.
 
     Args:
-        worker: Which.
         held: Partitions that each living worker of the group holds, this one among them.
-        partitions: How many there are.
     """
     floor, more = divmod(partitions, len(held))
     above = sorted(name for name, count in held.items() if count > floor)

@@ -66,7 +66,6 @@ class Cursor:
     """Where a partition is being read. A new cursor for the same partition makes answers to the old one void.
 
     Attributes:
-        partition: Which.
         position: Next sequence to read.
         epoch: Of the lease under which it is read.
         doubt: Sequence before which events may have results already, written by somebody before us.
@@ -94,8 +93,6 @@ class Arrival(NamedTuple):
     """A page of one partition.
 
     Attributes:
-        partition: Which.
-        page: What was read.
         cursor: That read it.
         lost: Events that were overwritten before they were read, just before this page.
         at: When it arrived, of the grid's clock.
@@ -112,7 +109,6 @@ class JournalReader:
     """Reads the partitions that it is told to, and keeps what arrives until it is taken.
 
     Args:
-        grid: The connection.
         map_name: The event map.
         regressed: Called with a partition and the sequence at which its journal has begun again; it is not read on.
         look_into: Called with a cursor, a page in doubt or behind a gap, and the size of the gap; gives the page to
@@ -166,7 +162,6 @@ class JournalReader:
         """Read a partition from a sequence on, forgetting what was read of it and not taken yet.
 
         Args:
-            partition: Which.
             position: The sequence.
             epoch: Of the lease under which it is read.
             doubt: Sequence before which events may have results already.
@@ -203,7 +198,6 @@ class JournalReader:
         """Let events that were found elsewhere be taken after what has arrived; False if the partition is not read.
 
         Args:
-            partition: Which.
             page: Its own sequences do not matter: it moves no offset.
         """
         cursor = self._cursors.get(partition)
@@ -235,9 +229,6 @@ class JournalReader:
         """Compare a partition's position with its journal: finds one that has begun again while a read was parked.
 
         So is what is remembered: finds one that has lost its newest entries, and has others in their place.
-
-        Raises:
-            GridError: The cluster did not answer.
         """
         cursor = self._cursors.get(partition)
         if cursor is None:
@@ -254,9 +245,6 @@ class JournalReader:
         """Of a journal that is no longer what it was: the last sequence up to which it has what was read of it.
 
         None if it has begun again: it has nothing of what is remembered, or nothing is remembered.
-
-        Raises:
-            GridError: The cluster did not answer.
         """
         before, last = self._before.pop(partition), None
         if before.seen:

@@ -48,14 +48,10 @@ async def request(grid: Grid, group: str, partitions: Iterable[int], reason: str
     """Ask for partitions to be rescanned.
 
     Args:
-        grid: The connection.
-        group: Name of the group.
-        partitions: Which.
         reason: Why, for people: `gap`, `regression`, `audit`.
 
     Raises:
         GridError: The request could not be written.
-        HazelcastError: The cluster did not answer.
     """
     records = Records(grid, RESCANS_MAP)
     value = {"reason": reason, "at": int(time.time() * 1000)}
@@ -67,9 +63,7 @@ class Request(msgspec.Struct, frozen=True):
     """What the record of a request holds.
 
     Attributes:
-        reason: Why.
         at: Since when, in milliseconds since 1970.
-        record: The record itself.
     """
 
     reason: Word
@@ -88,30 +82,18 @@ def request_of(record: Record, partition_count: int) -> Request:
 
 
 async def all_requests(grid: Grid) -> dict[str, Request]:
-    """Requests that are not done yet, by key.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Requests that are not done yet, by key."""
     count = grid.partition_count
     return await Records(grid, RESCANS_MAP).read(lambda record: request_of(record, count))
 
 
 async def pending(grid: Grid, group: str) -> dict[int, Record]:
-    """Requests for a group that are not done yet, by partition.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Requests for a group that are not done yet, by partition."""
     return {partition: found.record for partition, found in requests_of(group, await all_requests(grid)).items()}
 
 
 async def watched(grid: Grid, group: str) -> dict[int, Record]:
-    """The same, read once for all groups of a process, and only if a request has come or gone.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """The same, read once for all groups of a process, and only if a request has come or gone."""
     count = grid.partition_count
     there = grid.watched.get(RESCANS_MAP)
     if there is None:
@@ -141,10 +123,7 @@ class Rescanner:
     """Does what is requested for the partitions that a process holds, one after the other, beside its other work.
 
     Args:
-        grid: The connection.
         held: Gives the partitions that the group holds here.
-        name: Of the group.
-        stats: Where to count.
         rescan: Finds what a partition is missing, and returns when it is made good; raises `NotNowError` to leave it
             for later.
     """
@@ -209,11 +188,6 @@ class Losses:
     """Acts on the losses of one group's partitions.
 
     Args:
-        grid: The connection.
-        subscription: What the group reads.
-        stats: Where to count.
-        leases: Of the partitions.
-        offsets: Of the partitions.
         fail: Ends the reading with an error.
     """
 
@@ -237,11 +211,7 @@ class Losses:
         self._counted: dict[int, int] = {}  # by partition, up to where its gaps are counted: one may be met again
 
     async def begin(self, partition: int) -> None:
-        """Events were overwritten before anybody began: they are nobody's loss, but they are not left, either.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Events were overwritten before anybody began: they are nobody's loss, but they are not left, either."""
         if self._subscription.rescans:
             await request(self._grid, self._name, [partition], "begin")
 
@@ -252,9 +222,6 @@ class Losses:
             partition: Of the event map.
             expected: Sequence that was to be read.
             first: Sequence that was read instead.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
         """
         lost = first - expected
         if (new := first - max(expected, self._counted.get(partition, expected))) > 0:
@@ -284,11 +251,7 @@ class Losses:
             )
 
     async def regression(self, partition: int) -> None:
-        """A journal has begun again.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """A journal has begun again."""
         self._stats.regressions += 1
         self._counted.pop(partition, None)
         if not self._subscription.rescans:

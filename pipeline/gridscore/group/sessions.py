@@ -96,11 +96,6 @@ class _Sight:
 class Sessions:
     """The sessions of this process, and those of others whose leases it may take.
 
-    Args:
-        grid: The connection.
-        worker: Identity of this process.
-        seconds: Lease time.
-
     Attributes:
         homes: By partition, the one in which its session lies: of the same member.
         changes: Counts what may leave a lease on the wrong session: partitions that moved, sessions that were retired.
@@ -152,11 +147,7 @@ class Sessions:
         return self._turns.setdefault((self.homes[partitions[0]], what), asyncio.Semaphore(_TURNS))
 
     async def open(self, partition: int) -> Session:
-        """The session on which a lease of that partition can hang, just renewed or opened.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """The session on which a lease of that partition can hang, just renewed or opened."""
         if (session := self.ready(partition)) is not None:
             return session
         return await asyncio.shield(self._opening[self.homes[partition]])
@@ -344,11 +335,7 @@ class Sessions:
         return closed or (unbroken and sight.looked - sight.since >= sight.lease)
 
     async def end(self, name: str) -> bool:
-        """Close a session that has run out; False if its owner was quicker.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Close a session that has run out; False if its owner was quicker."""
         sight = self._sights[name]
         async with sight.closing:
             if sight.text is not None and sight.text == sight.closed:
@@ -373,11 +360,7 @@ class Sessions:
         self._sights = {n: each for n, each in self._sights.items() if now - each.asked < _SWEEP_SECONDS}
 
     async def sweep(self) -> None:
-        """Remove what nobody has renewed for long: whoever waits for it goes on without.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Remove what nobody has renewed for long: whoever waits for it goes on without."""
         found, now = await Records(self._grid, SESSIONS_MAP).all(), self._grid.clock()
         before, self._swept = self._swept, {}
         for name, record in found.items():

@@ -60,10 +60,7 @@ class GroupStats:
         regressions: Journals that this process found begun again.
         rescued: Events that a rescan found, and that were scored or delivered.
         rescans: Rescans of held partitions that are to be done.
-        partitions: Held now.
         rebalances: How often partitions came or went.
-        taken: Partitions that came.
-        given: Partitions that were given back.
         committed_at: When offsets were committed last, in milliseconds since 1970; 0 if never.
     """
 
@@ -93,11 +90,7 @@ class Subscriber(Protocol):
     """What differs between those who read: what they do with what was taken over, restarted, or is in doubt."""
 
     async def position_at(self, partition: int, oldest: int, newest: int) -> int:
-        """Sequence at which a restart begins with a partition whose journal has these bounds.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Sequence at which a restart begins with a partition whose journal has these bounds."""
         ...
 
     async def take_over(self, lease: Lease, offset: int) -> int:

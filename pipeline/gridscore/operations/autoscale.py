@@ -67,7 +67,6 @@ class Load:
 
     Attributes:
         at: Seconds of a monotonic clock.
-        workers: That score for it.
         rate: Events scored in a second.
         lag: Events that no committed offset covers.
         full: Part of the fullest partition's ring that unread events fill, 0 to 1.
@@ -114,8 +113,6 @@ class Decision(msgspec.Struct, frozen=True):
     """What was decided, and why.
 
     Attributes:
-        workers: That there were.
-        target: That there should be.
         why: One line for people.
         at: Unix time in milliseconds; 0 if it is not kept.
     """

@@ -79,7 +79,6 @@ class FlowLookout:
     """Looks at a cluster again and again.
 
     Args:
-        grid: The connection.
         job: The only job to look at, with the sources of its events and the sinks of its results; all if None.
     """
 
@@ -94,7 +93,6 @@ class FlowLookout:
 
         Raises:
             JobError: There is no such job.
-            HazelcastError: The cluster did not answer.
         """
         overview = await self._lookout.look()
         sources, sinks, heaps = await asyncio.gather(
@@ -117,9 +115,6 @@ class Findings:
     """What there is to say, by name; problems first.
 
     Attributes:
-        sources: Of each source.
-        jobs: Of each job.
-        sinks: Of each sink.
         records: Of each bad record, by map and key.
         members: Of the members' heaps.
     """
@@ -144,11 +139,7 @@ class Findings:
 
 
 class History:
-    """The looks of the last seconds, and what they say together.
-
-    Args:
-        seconds: How long a look is kept.
-    """
+    """The looks of the last seconds, and what they say together."""
 
     def __init__(self, seconds: float = float("inf")) -> None:
         self._seconds = seconds

@@ -67,7 +67,6 @@ class Finding:
     """Something that is worth saying of a job.
 
     Attributes:
-        level: How bad it is.
         code: For scripts.
         text: What it is, one sentence.
         advice: What to do, one sentence; empty if nothing.
@@ -248,7 +247,6 @@ def runs_out(looks: Sequence[tuple[float, Sequence[Position]]], what: str, advic
     Args:
         looks: When each was taken, in seconds, and how far each partition had come then; the latest last.
         what: What an entry is called.
-        advice: What to do.
     """
     if looks[-1][0] - looks[0][0] < TREND_SECONDS:
         return None

@@ -78,12 +78,7 @@ async def remove(
     """Remove dead letters, a page at a time; yields what is done up to now. Those that change meanwhile stay.
 
     Args:
-        grid: The connection.
-        name: Of the job, source or sink.
-        choice: Which.
-        job: The job, if it is one.
         with_events: Remove their events as well, where the event map still has the very bytes.
-        dry_run: Only count.
 
     Raises:
         HazelcastError: The cluster did not answer; what was not yielded may or may not have been done.

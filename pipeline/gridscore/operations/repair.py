@@ -49,7 +49,6 @@ class ControlMap:
     """What belongs into a control map.
 
     Attributes:
-        name: Of the map.
         parse: Makes something of a record, or raises; with the number of partitions.
         means: What it means to remove a record.
         harms: Whether something does not work as long as a bad one is there.
@@ -66,7 +65,6 @@ class Repair:
     """What is to be done about a bad record.
 
     Attributes:
-        bad: The record.
         means: What it means, for people.
         harms: Whether something does not work until it is done.
         value: What is written in its place; None if it is removed.
@@ -147,11 +145,7 @@ CONTROL_MAPS = (
 
 
 async def find_repairs(grid: Grid) -> list[Repair]:
-    """Every bad record of all control maps, with what is to be done about it.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Every bad record of all control maps, with what is to be done about it."""
     count = grid.partition_count
     for each in CONTROL_MAPS:
         await Records(grid, each.name).read(partial(_parse, each, count))
@@ -166,11 +160,7 @@ async def find_repairs(grid: Grid) -> list[Repair]:
 
 
 async def repair(grid: Grid, each: Repair) -> bool:
-    """Do it; False if the record has changed since it was looked at.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Do it; False if the record has changed since it was looked at."""
     records = Records(grid, each.bad.map_name)
     if each.value is None:
         return await records.remove_bad(each.bad)

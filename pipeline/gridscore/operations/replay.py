@@ -58,7 +58,6 @@ class Replayed:
     """What became of a dead letter.
 
     Attributes:
-        id: Of the dead letter.
         key: Of its event, as text.
         refusal: Why it was left as it is; empty if its event is in the event map again.
     """
@@ -80,9 +79,6 @@ async def replay(
     """Bring dead letters back; yields each as it is done: those of a key in their order, others in none.
 
     Args:
-        grid: The connection.
-        job: Whose they are.
-        ids: Of the dead letters.
         force: Take the place of a newer event that has the key meanwhile.
         of_job: Whether they are a job's, which must not have ended, or a source's; not a sink's.
 

@@ -30,16 +30,13 @@ class SinkProcess(msgspec.Struct, frozen=True):
     """What one process of a sink says of itself, once a second; see `SinkStats`.
 
     Attributes:
-        id: Of the process.
         seen_at: Milliseconds of its clock, when it was written.
-        sink: Name of the sink.
         state: `starting`, `delivering`, `waiting` (for its destination) or `paused` (no room for dead letters).
         error: Why it waits.
         delivered: Results since it began.
         rate: Results per second, of the last few seconds.
         dead_letters: What it refused, since it began.
         interruptions: How often its destination was away.
-        partitions: Held now.
     """
 
     id: Word
@@ -64,7 +61,6 @@ class SinkStatus:
     """A sink and its figures.
 
     Attributes:
-        record: The sink.
         lag: Results in the journal that no committed offset covers; None if the journal cannot be read.
         lost: Results that were overwritten before they were read, in all.
         dead_letters: Those in the grid.
@@ -134,11 +130,7 @@ async def sink_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> lis
     """Every sink that is known, by name.
 
     Args:
-        grid: The connection.
         heartbeats: Tells who lives, for those who look again and again.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
     """
     processes, requests = await _living(grid, heartbeats), await rescan.all_requests(grid)
     found = []
@@ -165,7 +157,6 @@ async def forget(grid: Grid, name: str) -> None:
     Raises:
         JobError: There is no such sink, or it is running.
         ConflictError: Its processes keep changing its leases.
-        HazelcastError: The cluster did not answer.
     """
     if await find_sink(grid, name) is None:
         raise JobError(f"There is no sink `{name}`.", "`gridscore sink list` lists them.")

@@ -93,10 +93,7 @@ class JobFigures(msgspec.Struct, frozen=True):
         lookups: Of each lookup's copy: entries, age in seconds, loads, bad entries, error of the last bad one.
         quality: What was missing in the last events.
         dead_letters: Sent there since the worker began.
-        partitions: Held now.
         rebalances: How often partitions came or went.
-        taken: Partitions that came.
-        given: Partitions that were given back.
         skipped: Events whose result stood already when their partition was taken over.
         rescued: Events that a rescan found without a result, and that were scored.
         committed_at: When the last offset was committed, in milliseconds of the worker's clock; 0 if none was.
@@ -183,7 +180,6 @@ class JobStatus:
     """A job and its figures.
 
     Attributes:
-        record: The job.
         workers: Living workers that score for it.
         lag: Events in the journal that no committed offset covers; None if the journal cannot be read.
         partitions: Partitions that a living worker owns.
@@ -287,7 +283,6 @@ class Overview:
     Attributes:
         at: When, in seconds of the monotonic clock.
         jobs: Every job that was asked for, by name.
-        workers: The living workers, by identity.
     """
 
     at: float
@@ -299,7 +294,6 @@ class Observer:
     """Looks at a cluster's jobs and workers again and again.
 
     Args:
-        grid: The connection.
         job: The only job to look at; all if None.
     """
 
@@ -313,7 +307,6 @@ class Observer:
 
         Raises:
             JobError: There is no such job.
-            HazelcastError: The cluster did not answer.
         """
         jobs = Jobs(self._grid)
         records = await jobs.all() if self._job is None else [await jobs.get(self._job)]
@@ -393,8 +386,6 @@ async def positions(
     """How far each partition of a group has come, in their order; None if the journal cannot be read.
 
     Args:
-        grid: The connection.
-        subscription: What the group reads.
         leases: Its lease records, by partition.
     """
     journal = Journal(grid, subscription.map)

@@ -47,13 +47,10 @@ async def remnants(grid: Grid, name: str, what: Collection[str] = ()) -> list[Re
     """What would be removed, in this order: the job itself is the last.
 
     Args:
-        grid: The connection.
-        name: Of the job.
         what: Of `RESULTS`, `EVENTS`, `MODEL` and `DEAD_LETTERS`, those that go beside the job.
 
     Raises:
         JobError: There is no such job, it has not ended, or others use what would go.
-        HazelcastError: The cluster did not answer.
     """
     flow = await FlowLookout(grid, name).look()
     (status,) = flow.overview.jobs
@@ -83,7 +80,6 @@ async def wipe(grid: Grid, found: Collection[Remnant]) -> None:
     Raises:
         JobError: The job was submitted again meanwhile.
         ConflictError: Its offsets could not be set anew.
-        HazelcastError: The cluster did not answer.
     """
     for what, name, _ in found:
         if what == MODEL:

@@ -51,11 +51,6 @@ async def keys_without_result(grid: Grid, events: str, results: str) -> AsyncGen
     Both maps change while they are read, so look again at what is found. The iterator is to be closed (`aclosing`) if
     it is not taken to its end.
 
-    Args:
-        grid: The connection.
-        events: Name of the event map.
-        results: Name of the result map.
-
     Raises:
         NotBySqlError: SQL cannot do it here.
     """

@@ -70,7 +70,6 @@ class Audit:
     """What an audit has found.
 
     Attributes:
-        job: Name of the job.
         way: `sql`, or `scan` if the maps were walked.
         why: Why it was not SQL; empty if it was.
         events: Entries of the event map.
@@ -82,7 +81,6 @@ class Audit:
         rejected: Of these, those that have become dead letters now.
         examples: Keys of some that are missing.
         complete: Whether all that is without a result was looked at.
-        seconds: How long it took.
     """
 
     job: str
@@ -286,17 +284,11 @@ async def audit(
     """Find the events of a job that have no result, and have them scored.
 
     Args:
-        grid: The connection.
-        record: The job.
         repair: Have what is missing scored, or only say what it is. If None, it is scored unless the job began at the
             latest event: what was put before that has no result either, and looks the same.
         patience: Seconds that the job may stand still before it is not waited for.
         most: Events without a result at which the search stops.
         progress: Called with what is being done, how much of it is done, and of how much.
-
-    Raises:
-        GridError: The cluster did not do its part.
-        HazelcastError: The cluster did not answer.
     """
     if repair is None:
         repair = not record.begins_late
@@ -309,11 +301,6 @@ async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
 
     Who begins notes it in `gridscore.audits` by compare-and-set, so that no other does. An audit whose worker dies is
     not taken up again: the next one finds what it would have found. The first comes after one to two whole pauses.
-
-    Args:
-        grid: The connection.
-        job: The job.
-        worker: Identity of this worker.
     """
     pause = job.audit_seconds
     if pause is None:

@@ -44,8 +44,6 @@ class LiveModel:
     """Keeps `active` at the version that the job's model reference means.
 
     Args:
-        grid: The connection.
-        record: Of the job.
         tables: Lookups of its features.
         stats: Where to say what went wrong.
         models: Those that jobs of the process share; its own if None.
@@ -77,9 +75,6 @@ class LiveModel:
         """Load the version that is meant now; as long as it cannot be loaded, say so and try again.
 
         It may be this worker's own trouble, and others may score with it: so the job does not fail for that.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
         """
         self._stop_watching = await self._registry.watch(self._changed.set)
         told, pause = "", POLL_SECONDS
@@ -207,7 +202,6 @@ class LiveModel:
 
         Raises:
             GridscoreError: It cannot be used, for whatever reason.
-            HazelcastError: The cluster did not answer.
         """
         try:
             return await self._loaded(version)
@@ -230,11 +224,7 @@ class LiveModel:
 
 
 class LoadedModels:
-    """The models of one process, each there as long as somebody scores with it. All predict in one thread.
-
-    Args:
-        grid: The connection.
-    """
+    """The models of one process, each there as long as somebody scores with it. All predict in one thread."""
 
     def __init__(self, grid: Grid) -> None:
         self._registry = Registry(grid)
@@ -246,7 +236,6 @@ class LoadedModels:
 
         Raises:
             ModelError: It cannot be used. It is fetched anew for whoever asks next.
-            HazelcastError: The cluster did not answer.
         """
         key = msgspec.json.encode(version)  # all that it is loaded with, the hash of its bytes included
         if (model := self._there.get(key)) is not None:

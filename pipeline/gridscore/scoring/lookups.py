@@ -20,7 +20,6 @@ class SharedCopy:
 
     Attributes:
         table: What it feeds.
-        copy: The copy.
         users: Jobs that have started and not closed it.
     """
 
@@ -32,11 +31,7 @@ class SharedCopy:
 
 
 class Lookups:
-    """The copies of one process.
-
-    Args:
-        grid: The connection.
-    """
+    """The copies of one process."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -64,11 +59,7 @@ class Lookups:
         await asyncio.shield(shared.starting)
 
     async def close(self, shared: SharedCopy) -> None:
-        """A job that has started it needs it no longer; the last one ends it.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """A job that has started it needs it no longer; the last one ends it."""
         async with shared.changing:
             shared.users -= 1
             if not shared.users and shared.starting is not None:

@@ -50,11 +50,7 @@ class Rejection(NamedTuple):
 
 
 async def rejections(grid: Grid, job: Job) -> set[Rejection]:
-    """The events that are dead letters of a job.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """The events that are dead letters of a job."""
     return {Rejection(dead.key_bytes, zlib.crc32(dead.raw_bytes)) async for _, dead in walk_letters(grid, job.name)}
 
 
@@ -64,9 +60,6 @@ async def without_result(
     """Events of a partition that have no result now, a page of the event map at a time; pages may be empty.
 
     They may only wait for their turn in the journal.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
     """
     async for entries in walk(grid, job.events, partition, _PAGE):
         results = await results_of(grid, job.results, partition, [key for key, _ in entries])
@@ -79,9 +72,6 @@ async def still_without_result(
     """Those of some events that have no result now and are in the event map, with the values they have now.
 
     The values are read last of all: what is put under the same key later comes behind them in the journal, too.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
     """
     keys = [event.key for event in events]
     results = await results_of(grid, job.results, partition, keys)
@@ -104,14 +94,7 @@ def rejection_of_raw(key: bytes, raw: bytes) -> Rejection:
 
 
 class MissingResults:
-    """Finds the events of a job that have no result, and has them scored.
-
-    Args:
-        grid: The connection.
-        job: The job.
-        group: That holds the partitions.
-        stats: Where to count.
-    """
+    """Finds the events of a job that have no result, and has them scored."""
 
     def __init__(self, grid: Grid, job: Job, group: Group, stats: JobStats) -> None:
         self._grid = grid
@@ -133,7 +116,6 @@ class MissingResults:
 
         Raises:
             NotNowError: It is no longer ours, or what was found is not scored for too long.
-            HazelcastError: The cluster did not answer.
         """
         # An event that was rejected since they were read is only tried once more.
         if self._grid.clock() - self._letters_at > _LETTERS_SECONDS:

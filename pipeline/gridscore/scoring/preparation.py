@@ -66,7 +66,6 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
 
     Raises:
         JournalMissingError: The event map exists already, without a journal.
-        GridError: The cluster did not answer.
     """
     config = await first_config(grid)
     if config is None:
@@ -146,11 +145,7 @@ def _too_late(name: str) -> JournalMissingError:
 
 
 async def examine_capacity(grid: Grid, job: Job) -> Finding | None:
-    """How long the journal lasts at the job's peak rate; None if the job states none, or the map has no journal.
-
-    Raises:
-        GridError: The cluster did not answer.
-    """
+    """How long the journal lasts at the job's peak rate; None if the job states none, or the map has no journal."""
     if job.peak_rate is None:
         return None
     capacity = await journal_capacity(grid, job.events)
@@ -158,11 +153,7 @@ async def examine_capacity(grid: Grid, job: Job) -> Finding | None:
 
 
 async def warnings(grid: Grid, job: Job) -> list[str]:
-    """Warnings for the user who submits a job.
-
-    Raises:
-        GridError: The cluster did not answer.
-    """
+    """Warnings for the user who submits a job."""
     finding = await examine_capacity(grid, job)
     if finding is None or finding.level is Level.OK:
         return []

@@ -109,7 +109,6 @@ class WorkerProcesses:
 
     Args:
         command: What a child runs; it must hold the leash and say when it is ready.
-        count: How many.
         show: Prints a line of a child, given its number, from 1 (0: what the very first says before it is connected).
         tell: Prints a line of ours.
         delays: Seconds before a child that died is started again, see `DELAYS`.

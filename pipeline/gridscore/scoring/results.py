@@ -31,10 +31,6 @@ class ResultEncoder:
     the job has decisions), `sequence` (of the event in its journal; -1 for an event that a rescan found in the map),
     `epoch` (of the lease that it was written under; see `leases`), `version` and `model` (that made it), `revision` (of
     the job that made it), `scored_at` (milliseconds since 1970), and the event fields that the job includes.
-
-    Args:
-        job: Whose results.
-        revision: Of the job.
     """
 
     def __init__(self, job: Job, revision: int) -> None:
@@ -65,9 +61,7 @@ class ResultEncoder:
         """JSON texts of the results of a batch.
 
         Args:
-            events: Decoded events.
             scores: Shape (n,) or (n, outputs), finite.
-            sequences: Of the events.
             epochs: Of the leases under which they will be written.
             version: That made the scores.
             decisions: The number of each event's decision, if the job has conditions.

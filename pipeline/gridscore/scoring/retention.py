@@ -75,7 +75,6 @@ class Retention:
     """Removes what is scored and old from the partitions that a worker holds.
 
     Args:
-        grid: The connection.
         job: The job; one that retains all has nothing to do here.
         held: Partitions that this worker may write for now.
         acknowledged: Next sequence to read of a partition, all before it being scored and acknowledged; None if this
@@ -130,12 +129,7 @@ class Retention:
         self._share = min(MAX_SHARE, self._share * 2) if behind else max(SHARE, self._share / 2)
 
     async def round(self) -> int:
-        """Look once through all partitions that are held; returns how many events were removed.
-
-        Raises:
-            GridError: The cluster did not do its part.
-            HazelcastError: The cluster did not answer.
-        """
+        """Look once through all partitions that are held; returns how many events were removed."""
         others = [
             record.job
             for record in await Jobs(self._grid).all()

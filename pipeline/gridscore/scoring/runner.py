@@ -91,8 +91,6 @@ class JobRunner:
     """Scores for one job until cancelled.
 
     Args:
-        grid: The connection.
-        record: What to do.
         members: Who else scores.
         joined: Called once, when the job could be scored for: this worker takes part in the group from then on.
         started: Called once, when the first partitions are held.

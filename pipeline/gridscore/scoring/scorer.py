@@ -44,7 +44,6 @@ class PartitionBatch:
     """What one batch has for one partition: results to write, then the offset to go on from.
 
     Attributes:
-        partition: Which.
         next: The offset.
         cursor: That read it.
         at: When the first of its pages arrived, of the grid's clock.
@@ -109,11 +108,8 @@ class Scorer:
     """Scores batches for one job.
 
     Args:
-        job: What to do.
-        revision: Of the job.
         tables: The lookup tables by name, those of mode `fetch` empty.
         fetchers: Where lookups of mode `fetch` come from, by name.
-        stats: Where to count.
     """
 
     def __init__(

@@ -44,11 +44,7 @@ _decode = msgspec.json.Decoder(ResultOrigin).decode
 
 
 async def results_of(grid: Grid, map_name: str, partition: int, keys: Sequence[bytes]) -> dict[bytes, ResultOrigin]:
-    """Origins of the results that exist under serialized keys of one partition.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Origins of the results that exist under serialized keys of one partition."""
     found = {}
     for key, value in (await values_of(grid, map_name, partition, keys)).items():
         try:
@@ -62,14 +58,9 @@ async def without_standing(grid: Grid, map_name: str, partition: int, page: Page
     """A page without the events whose results stand.
 
     Args:
-        grid: The connection.
         map_name: The result map.
         partition: Of the page.
-        page: The page.
         origin: Epoch since which sequences are those of the journal as it is.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
     """
     results = await results_of(grid, map_name, partition, page.keys)
     standing = {key: result.sequence for key, result in results.items() if result.epoch >= origin}
@@ -102,14 +93,9 @@ async def restart_position(grid: Grid, record: JobRecord, partition: int, oldest
     been put again since tells no time, and is passed over until one does.
 
     Args:
-        grid: The connection.
         record: The job; its `begin` says where.
-        partition: Which.
         oldest: Sequence in its journal.
         newest: Sequence in its journal.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
     """
     if record.begin == "oldest":
         return oldest

@@ -24,7 +24,6 @@ class JobStats(GroupStats):
     """Counters of one job in one worker, since it began.
 
     Attributes:
-        batches: Micro-batches.
         skipped: Events whose results stood already when they were read a second time.
         stage_ns: CPU nanoseconds of the event loop's thread, by stage.
         version: Version of the model in use, 0 if none.

@@ -48,11 +48,7 @@ class By(Enum):
 
 
 async def superseded(grid: Grid, job: Job, letters: Iterable[DeadLetter]) -> dict[str, By]:
-    """Those of a job's dead letters that are none any more, by ID.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Those of a job's dead letters that are none any more, by ID."""
     by_partition: dict[int, list[tuple[bytes, DeadLetter]]] = {}
     for dead in letters:
         key = dead.key_bytes
@@ -79,8 +75,6 @@ class Superseded:
     """Removes the dead letters of a job that are none any more, in the worker that holds its first partition.
 
     Args:
-        grid: The connection.
-        job: The job.
         held: Partitions that this worker may write for now.
     """
 
@@ -102,11 +96,7 @@ class Superseded:
                 _log.warning("%s: looking through the dead letters failed, trying again: %s", self._job.name, error)
 
     async def round(self) -> int:
-        """Look once; returns how many dead letters were removed.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Look once; returns how many dead letters were removed."""
         removed, now = 0, time.time() * 1000
         async for partition, entries in walk_entries(self._grid, self._job.name):
             letters = {dead.id: (key, value, dead) for key, value, dead in entries if dead is not None}
@@ -124,14 +114,9 @@ async def remove_same(grid: Grid, name: str, partition: int, key: bytes, value: 
     """Remove a dead letter if it has not changed; whether it had not.
 
     Args:
-        grid: The connection.
-        name: Of the job, source or sink.
         partition: Of the dead-letter map.
         key: Serialized.
         value: Serialized, as it was read.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
     """
     message = wire.encode_remove_if_same(map_of(name), key, value)
     return bool(await transport.invoke(grid.client, message, partition, wire.decode_remove_if_same))

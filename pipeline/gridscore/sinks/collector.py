@@ -86,7 +86,6 @@ class Collector:
     """Results that have been read and wait to be delivered.
 
     Args:
-        grid: The connection.
         only: Deliver only results with these values.
         is_current: Whether what a cursor has read may be delivered still.
     """

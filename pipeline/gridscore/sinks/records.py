@@ -69,8 +69,6 @@ class SinkRecord:
     """What the grid knows of a sink.
 
     Attributes:
-        name: Of the sink.
-        kind: Of the sink.
         map: The result map.
         start: Where it began: `oldest` or `latest`.
         created_at: When its first process was started, RFC 3339.
@@ -108,7 +106,6 @@ async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> 
     Raises:
         UsageError: Its name is that of a job or a source, or of a sink that does something else.
         GridError: The record could not be written.
-        HazelcastError: The cluster did not answer.
     """
     owner = await owner_of(grid, name)
     if owner not in (None, "sink"):
@@ -145,7 +142,6 @@ async def note_failure(grid: Grid, name: str, error: str) -> None:
 
     Raises:
         GridError: The record could not be written.
-        HazelcastError: The cluster did not answer.
     """
     records = Records(grid, SINKS_MAP)
     for _ in range(_ATTEMPTS):
@@ -161,20 +157,12 @@ async def note_failure(grid: Grid, name: str, error: str) -> None:
 
 
 async def all_sinks(grid: Grid) -> list[SinkRecord]:
-    """The sinks that were ever started, and not forgotten, by name.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """The sinks that were ever started, and not forgotten, by name."""
     return [sink for _, sink in sorted((await Records(grid, SINKS_MAP).read(SinkRecord.from_record)).items())]
 
 
 async def find_sink(grid: Grid, name: str) -> SinkRecord | None:
-    """The sink of that name, or None.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """The sink of that name, or None."""
     record = await Records(grid, SINKS_MAP).get(name)
     return None if record is None else SinkRecord.from_record(record)
 
@@ -200,7 +188,6 @@ class SinkStats(GroupStats):
     Attributes:
         state: `starting`, `delivering`, `waiting` or `paused`.
         error: Why it waits or pauses; empty if it does not.
-        deliveries: Made.
         filtered: Results that were not to be delivered.
         interruptions: Times that a destination could not be reached.
     """

@@ -31,10 +31,7 @@ class DeliverAgain:
     """Puts what the map holds of a partition behind what has arrived of it.
 
     Args:
-        grid: The connection.
         map_name: The result map.
-        group: That holds the partitions.
-        stats: Where to count.
     """
 
     def __init__(self, grid: Grid, map_name: str, group: Group, stats: SinkStats) -> None:
@@ -54,7 +51,6 @@ class DeliverAgain:
 
         Raises:
             NotNowError: It is no longer ours.
-            HazelcastError: The cluster did not answer.
         """
         reader = self._group.reader
         cursor = reader.cursor(partition)

@@ -78,20 +78,12 @@ class SinkRunner:
 
     Args:
         grid: The connection; it stays open afterwards.
-        name: Of the sink.
-        kind: Of the sink.
-        settings: What to deliver.
         make: Makes the sink; called anew for every attempt to open it.
         hidden: What errors must not show.
         lease_seconds: How long partitions of a killed process wait for a new owner.
 
     Attributes:
-        id: Identity of this process.
-        name: Of the sink.
-        kind: Of the sink.
         map: The result map.
-        stats: What it has done.
-        group: Its part in the group.
     """
 
     def __init__(
@@ -573,7 +565,6 @@ def runner_of(
     """The runner of a sink as its settings say.
 
     Args:
-        grid: The connection.
         settings: Of one of the kinds in the registry.
         name: Of the sink, if its settings have none.
         lease_seconds: How long partitions of a killed process wait for a new owner.

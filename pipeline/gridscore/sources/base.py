@@ -41,7 +41,6 @@ class Poison(NamedTuple):
     Attributes:
         origin: Where it came from, for people and as an identity: `clicks/3@1042`.
         key: The key that it would have had.
-        raw: Its bytes.
         error: Why it is not an event.
     """
 
@@ -94,17 +93,12 @@ class Source(Protocol):
         refuse.
 
         Raises:
-            SourceInterruptedError: As `open`.
             GridscoreError: As `open`.
         """
         ...
 
     async def acknowledge(self, batch: Batch) -> None:
-        """The grid has everything of this batch and of those before it.
-
-        Raises:
-            SourceInterruptedError: As `open`.
-        """
+        """The grid has everything of this batch and of those before it."""
 
     async def close(self) -> None:
         """Let everything go; what was not acknowledged stays unread. Raises nothing."""

@@ -55,8 +55,6 @@ class Load:
     """One load into one map.
 
     Args:
-        grid: The connection.
-        to: The map.
         max_wait: Seconds that events may wait for room; for ever if None.
         limit: Rows to put at most, those of earlier runs not counted; all of them if None.
         skip_bad: Leave out rows that cannot be read, and count them.
@@ -111,8 +109,6 @@ class Load:
         """Load the rows of a query.
 
         Args:
-            text: The query.
-            chunks: Its rows.
             resume: Whether to go on.
 
         Raises:

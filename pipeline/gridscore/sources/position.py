@@ -30,7 +30,6 @@ class Positions:
     """The positions of one source, as one process moves them. Made anew for each attempt, as the source is.
 
     Args:
-        grid: The connection.
         source: Name of the source.
     """
 
@@ -45,7 +44,6 @@ class Positions:
 
         Raises:
             GridError: One of them cannot be used.
-            HazelcastError: The cluster did not answer.
         """
         prefix = self._key("")
         bad: list[BadRecord] = []
@@ -59,11 +57,7 @@ class Positions:
         return {item: position_of(record) for item, record in found.items()}
 
     async def get(self, item: str) -> dict[str, Any] | None:
-        """The position of an item, from which it is moved from here on; None if it has none yet.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """The position of an item, from which it is moved from here on; None if it has none yet."""
         record = self._known[item] = await self._records.get(self._key(item))
         return None if record is None else position_of(record)
 
@@ -74,7 +68,6 @@ class Positions:
         what it had, is written anew: whoever reads goes on, as one does whose position is kept elsewhere.
 
         Args:
-            item: Of the source.
             position: JSON values.
 
         Raises:
@@ -108,7 +101,6 @@ class Positions:
 
         Raises:
             PositionTakenError: Another process has moved it.
-            HazelcastError: The cluster did not answer.
         """
         before = self._known.pop(item, None)
         if before is not None and not await self._records.remove(before) and await self._records.get(before.key):
@@ -127,11 +119,7 @@ class Positions:
 
 
 async def forget_all(grid: Grid, source: str) -> int:
-    """Remove every position of a source, so that it begins anew; returns how many there were.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Remove every position of a source, so that it begins anew; returns how many there were."""
     positions, records, bad = Positions(grid, source), Records(grid, POSITIONS_MAP), list[BadRecord]()
     await records.all(bad)
     for each in bad:

@@ -86,19 +86,13 @@ class SourceRunner:
     """Runs one source until it is at its end, is told to stop, or cannot go on.
 
     Args:
-        grid: The connection.
-        name: Of the source.
         make: Makes the source, anew for each attempt.
-        kind: Of the source, for people.
         to: The event map.
         also: Further maps that it may put into.
         max_wait: Seconds that events may wait for room; for ever if None.
         limits: Of its dead letters.
         max_rejected: Percent of what was read lately that may not be events; 100 for all of it.
         hidden: What errors must not show.
-
-    Attributes:
-        stats: What it has done up to now.
     """
 
     def __init__(
@@ -552,7 +546,6 @@ def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> 
     """The runner of a source as its settings say.
 
     Args:
-        grid: The connection.
         settings: Of one of the kinds in the registry.
         name: Of the source, if its settings have none.
 

@@ -57,7 +57,6 @@ class SourceRecord(msgspec.Struct, frozen=True):
         id: Of the process and the source.
         seen_at: Milliseconds of its clock, when it was written.
         name: Of the source; several processes may share one.
-        kind: Of the source.
         map: The event map.
         also: Further event maps that it may put into.
         state: `starting`, `running`, `waiting` (for room), `paused` (by its dead letters) or `interrupted`; `failed` if
@@ -125,12 +124,7 @@ class SourceStats:
 
 
 class Publisher:
-    """Publishes the figures of one source until closed.
-
-    Args:
-        grid: The connection.
-        stats: The figures.
-    """
+    """Publishes the figures of one source until closed."""
 
     def __init__(self, grid: Grid, stats: SourceStats) -> None:
         self._grid = grid
@@ -222,7 +216,6 @@ class SourceStatus:
     """A source and its figures.
 
     Attributes:
-        name: Of the source.
         processes: Those that live.
         failure: What the last one said that failed, if none has run since.
         dead_letters: Those in the grid.
@@ -316,11 +309,7 @@ async def source_records(grid: Grid, heartbeats: Heartbeats | None = None) -> li
     """Records of the sources that live, and of those that failed or fell silent, by name. Invalid ones are left out.
 
     Args:
-        grid: The connection.
         heartbeats: Tells who lives, for those who look again and again.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
     """
     found = list((await Records(grid, SOURCES_MAP).read(parsed(SourceRecord))).values())
     running = [each for each in found if each.state != FAILED]
@@ -333,11 +322,7 @@ async def source_records(grid: Grid, heartbeats: Heartbeats | None = None) -> li
 
 
 async def running_sources(grid: Grid) -> list[SourceRecord]:
-    """Records of the sources that live, by name.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Records of the sources that live, by name."""
     return [each for each in await source_records(grid) if each.state != FAILED]
 
 
@@ -345,11 +330,7 @@ async def source_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> l
     """Every source that runs or has failed, by name.
 
     Args:
-        grid: The connection.
         heartbeats: Tells who lives, for those who look again and again.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
     """
     by_name: dict[str, list[SourceRecord]] = {}
     for each in await source_records(grid, heartbeats):
@@ -371,7 +352,6 @@ async def forget(grid: Grid, name: str) -> tuple[int, bool]:
     Raises:
         JobError: It is running: it would write its positions once more, and go on where it was.
         PositionTakenError: It was started meanwhile.
-        HazelcastError: The cluster did not answer.
     """
     living = [each for each in await running_sources(grid) if each.name == name]
     if living:

@@ -41,7 +41,6 @@ class Row(NamedTuple):
 
     Attributes:
         number: Its line, or its row in a Parquet file, from 1.
-        key: Of its entry.
         text: The row as a JSON object.
     """
 
@@ -96,7 +95,6 @@ class RowMaker:
         """The row of these values.
 
         Args:
-            number: Of the row.
             value: Its columns.
             text: Their JSON, if they are to stay as they are.
             key: Of an event, if it is known.

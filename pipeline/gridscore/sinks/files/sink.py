@@ -191,7 +191,6 @@ def _table(results: Sequence[Delivered], types: Mapping[str, str]) -> pa.Table:
     """Results as columns.
 
     Args:
-        results: The results.
         types: Of the event fields in them, as far as the job says; others are as they are found.
     """
     import pyarrow as pa

@@ -65,11 +65,6 @@ _BATCH_BYTES = 1_000_000
 class KafkaSink:
     """Produces to one topic.
 
-    Args:
-        grid: The connection to the cluster.
-        name: Of the sink.
-        settings: Where to.
-
     Attributes:
         max_results: Results of one delivery at most.
         identity: Of this process, as `taken` names it; set before `open`.

@@ -79,9 +79,6 @@ class Transactions:
 
     Args:
         common: Properties of its clients.
-        topic: Of the results.
-        name: Of the sink.
-        identity: Of this process.
         in_thread: Makes a call that may wait in the sink's thread.
     """
 

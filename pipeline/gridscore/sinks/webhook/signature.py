@@ -45,7 +45,6 @@ def sign(keys: Iterable[bytes], identity: str, timestamp: int, body: bytes) -> s
         keys: As `decode_secret` gives them; one signature for each.
         identity: The value of `webhook-id`.
         timestamp: The value of `webhook-timestamp`: seconds since 1970.
-        body: Of the request.
     """
     signed = b"%s.%d." % (identity.encode(), timestamp) + body
     return " ".join(f"{_VERSION},{base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}" for key in keys)

@@ -87,7 +87,6 @@ class _Fate:
     """What happened to a result that is not through yet, across deliveries of it.
 
     Attributes:
-        partition: Of the result.
         began: When the attempt began that was first put off, of the monotonic clock.
         due: Before when it must not be tried again.
         tries: How often it was tried since.

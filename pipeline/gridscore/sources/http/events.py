@@ -61,7 +61,6 @@ class EventReader:
         """Events of texts.
 
         Args:
-            texts: JSON texts.
             first: Index of the first in the request.
             prefix: Key that the request gives: as it is if it is for a single event, else with the index behind it.
             single: Whether the request is one event.

@@ -22,7 +22,6 @@ class GridHealth:
     """Asks the grid when asked, once a second at most, however many ask.
 
     Args:
-        grid: The connection.
         map_name: Its size is asked for, which every partition has to answer.
     """
 

@@ -69,7 +69,6 @@ class _Lane:
     Attributes:
         pieces: What the runner has not taken.
         events: How many wait or are under way.
-        bytes: The same in bytes.
         moved_at: When the grid last confirmed something, or something came where nothing was.
         waiting: Why the runner puts nothing, as far as it has said so.
     """

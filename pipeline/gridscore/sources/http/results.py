@@ -31,11 +31,7 @@ _decode = msgspec.json.Decoder(_Made).decode
 
 
 class ResultFinder:
-    """Finds results, and waits for them; all who wait for one of a map share a reader.
-
-    Args:
-        grid: The connection.
-    """
+    """Finds results, and waits for them; all who wait for one of a map share a reader."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -47,7 +43,6 @@ class ResultFinder:
 
         Args:
             map_name: The result map.
-            key: Of the event and the result.
             wait: Seconds to wait at most; 0 looks once.
             after: Only a result of an event with a greater sequence will do.
 
@@ -56,8 +51,6 @@ class ResultFinder:
 
         Raises:
             EventRejectedError: The event that stands under the key cannot be scored.
-            GridError: The cluster did not answer.
-            HazelcastError: The cluster did not answer.
         """
         found = await self._now(map_name, key, after)
         if found is not None:

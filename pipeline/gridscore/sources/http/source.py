@@ -44,11 +44,6 @@ CLOSE_SECONDS = 3
 class HttpSource:
     """Listens, and gives what is posted to the runner.
 
-    Args:
-        grid: The connection.
-        name: Of the source.
-        settings: Its settings.
-
     Attributes:
         address: Where it listens, once it is open: `http://127.0.0.1:8080`.
     """

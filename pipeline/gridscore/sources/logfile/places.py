@@ -62,7 +62,6 @@ class Place(msgspec.Struct, kw_only=True, omit_defaults=True):
         """Whether what has been read stands at the beginning of a file.
 
         Args:
-            stream: The file.
             head: Its first `HEAD_BYTES`.
         """
         if not self.offset or digest(head[: self.offset]) != self.head:

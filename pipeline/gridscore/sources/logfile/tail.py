@@ -61,7 +61,6 @@ class Tail:
 
     Args:
         path: Where it is now; the source changes it when the file is renamed.
-        stream: The file.
         packed: Whether it is packed.
         place: Where to go on.
         form: The format of its records.

@@ -32,10 +32,7 @@ class QueryRows:
     """A query's rows. An asynchronous context manager: connected within it.
 
     Args:
-        grid: The connection to the cluster.
-        query: A SELECT.
         database: Address of the database; `${NAME}` in it is taken from the environment.
-        to: The map.
         key: Columns of the key.
         how: As those of :class:`gridscore.sources.tables.RowMaker`. Without anything to be made of their values, rows
             are as the server writes them.

@@ -114,8 +114,6 @@ async def describe(
     """Find out what the columns of a query are.
 
     Args:
-        connection: To the database.
-        text: The SELECT.
         key: Columns of the key.
         separator: What joins them.
         mark: The column that is polled.
