@@ -18,7 +18,8 @@ from msgspec import Meta
 
 from gridscore.errors import BadRecord
 from gridscore.grid import transport, wire
-from gridscore.grid.records import INDETERMINATE, JSON, Count, Record, Word, partition_in, reason_of
+from gridscore.grid.cutting import JSON
+from gridscore.grid.records import INDETERMINATE, Count, Record, Word, partition_in, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

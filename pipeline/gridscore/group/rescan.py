@@ -20,9 +20,9 @@ from msgspec.structs import replace
 
 from gridscore.errors import EventsLostError, GridError
 from gridscore.grid.copies import payload
-from gridscore.grid.journal import Page
 from gridscore.grid.records import Count, Records, Word, partition_in
 from gridscore.grid.watches import Watched
+from gridscore.grid.wire import Page
 from gridscore.group.offsets import NotNowError
 
 if TYPE_CHECKING:

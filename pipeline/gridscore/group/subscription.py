@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
     from gridscore.group.leases import Lease
 
 MOST_SHOWN = 1_000

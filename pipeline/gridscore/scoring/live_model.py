@@ -17,7 +17,7 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridscoreError, ModelError
 from gridscore.features import FeaturePlan
-from gridscore.grid.watches import NET_SECONDS
+from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.job import Jobs
 from gridscore.models import LoadedModel, Registry, check_fit
 from gridscore.models.fit import fit_warnings
@@ -117,7 +117,7 @@ class LiveModel:
         while True:
             try:
                 soon = told or self._stats.model_error or self._release is not None
-                async with asyncio.timeout(POLL_SECONDS if soon else NET_SECONDS):
+                async with asyncio.timeout(POLL_SECONDS if soon else READ_ANYWAY_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
                 pass

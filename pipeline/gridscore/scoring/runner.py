@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from gridscore.dead_letters.letters import Rejected
     from gridscore.grid import Grid
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
     from gridscore.group.leases import Lease
     from gridscore.group.members import Members
     from gridscore.job import JobRecord

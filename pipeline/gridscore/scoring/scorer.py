@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gridscore.features import EventColumns, LookupTable
     from gridscore.grid.copies import Fetcher
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
     from gridscore.group.reader import Arrival, Cursor
     from gridscore.job import Job
     from gridscore.models import LoadedModel

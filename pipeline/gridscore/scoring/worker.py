@@ -19,7 +19,7 @@ from gridscore.errors import (
     UsageError,
 )
 from gridscore.grid import transport
-from gridscore.grid.watches import NET_SECONDS
+from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.group.fence import Fence
 from gridscore.group.leases import LEASE_SECONDS
 from gridscore.group.members import PUBLISH_SECONDS, Members, Membership, new_identity
@@ -155,7 +155,7 @@ class Worker:
                     raise
                 _log.warning("Looking for jobs failed, trying again: %s", error, extra={"action": "retry"})
             try:
-                async with asyncio.timeout(NET_SECONDS if settled else PUBLISH_SECONDS):
+                async with asyncio.timeout(READ_ANYWAY_SECONDS if settled else PUBLISH_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
                 pass

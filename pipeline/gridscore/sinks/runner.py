@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from gridscore.grid import Grid
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
     from gridscore.group.leases import Lease
     from gridscore.job.plugs.base import SinkSettings
     from gridscore.sinks.base import Refused, Sink
