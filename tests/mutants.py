@@ -118,7 +118,7 @@ MUTANTS = [
     Mutant(
         "a lease of before in the same process is taken at once",
         "group/leases.py",
-        "self._let_go.get(partition) == sight.record.session",
+        "self._dropped.get(partition) == sight.record.session",
         "True",
         (SESSIONS, "-k", "same_process"),
     ),
@@ -139,15 +139,15 @@ MUTANTS = [
     Mutant(
         "a failed compare-and-set is taken for a success",
         "group/lease_records.py",
-        "written(position, records[position] if future.result() else None)",
-        "written(position, records[position])",
+        "written(index, records[index] if future.result() else None)",
+        "written(index, records[index])",
         (SESSIONS, "-k", "comes_too_late"),
     ),
     Mutant(
         "a compare-and-set of unknown fate is taken for a success",
         "group/lease_records.py",
-        "written(position, record._replace(began=_UNSAID) if found[partition] == record.text else None)",
-        "written(position, record)",
+        "written(index, record._replace(began=_UNSAID) if found[partition] == record.text else None)",
+        "written(index, record)",
         (FENCE, "-k", "unknown_fate"),
     ),
     Mutant(
@@ -188,7 +188,7 @@ MUTANTS = [
     Mutant(
         "results that stand are not looked at",
         "scoring/runner.py",
-        "rest = await without_standing(self._grid, self._record.job.results, partition, page, origin)",
+        "rest = await without_scored(self._grid, self._record.job.results, partition, page, origin)",
         "rest = page",
         (STORIES, "-k", "fate_is_unknown or may_die"),
     ),
@@ -215,7 +215,7 @@ MUTANTS = [
     ),
     Mutant(
         "a result from before the journal began again counts",
-        "scoring/standing.py",
+        "scoring/prior_results.py",
         "if result.epoch >= origin}",
         "if result.epoch >= 0}",
         (STORIES, "-k", "say_nothing"),
@@ -230,7 +230,7 @@ MUTANTS = [
     Mutant(
         "a gap in a journal is not looked into",
         "group/reader.py",
-        "elif page.first > cursor.position or page.first < cursor.doubt:",
+        "elif page.first > cursor.offset or page.first < cursor.doubt:",
         "elif page.first < cursor.doubt:",
         (STORIES, "-k", "overwritten_unread"),
     ),
@@ -299,7 +299,7 @@ MUTANTS = [
     Mutant(
         "a sink does not look at its leases",
         "sinks/runner.py",
-        "ended = [partition for partition in current if not group.leases.stands(partition, now)]",
+        "ended = [partition for partition in current if not group.leases.may_write(partition, now)]",
         "ended: list[int] = []",
         (SINKS,),
     ),

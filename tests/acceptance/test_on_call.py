@@ -722,7 +722,7 @@ FAULTS = [
         strangers,
         introduce,
         10,
-        (f"100% of the last events have no entry in `lookups.{JOB}`", "Is the map loaded, and is its key what"),
+        (f"100% of the last events have no entry in `lookups.{JOB}`", "Is the map loaded, and do its keys"),
     ),
     Fault(
         "an event that cannot be scored",
@@ -748,7 +748,7 @@ FAULTS = [
         lose_model,
         push_model,
         10,
-        ("The model cannot be looked up, v1 goes on as it was loaded", "`gridscore model list`"),
+        ("The model cannot be looked up, v1 stays in use", "`gridscore model list`"),
     ),
     Fault(
         "a lookup map that somebody destroyed, while a worker is added",
@@ -775,7 +775,7 @@ FAULTS = [
         10,
         (
             "tail: not well, failed",
-            "It says nothing any more: it was killed or stopped",
+            "It has fallen silent: it was killed or stopped",
             "`gridscore source forget tail`",
         ),
     ),
@@ -927,7 +927,7 @@ FAULTS = [
         bury_more_than_there_is_room_for,
         dig_out,
         10,
-        ("have no dead letter: there were as many as the job keeps", f"`gridscore audit {TRIAL} --repair`"),
+        ("have no dead letter: the limit was reached", f"`gridscore audit {TRIAL} --repair`"),
         ("have no dead letter",),
     ),
     Fault(
@@ -936,7 +936,7 @@ FAULTS = [
         come_from_elsewhere,
         train_anew,
         10,
-        ("the model does not know the category: country 100%", "Train it on what comes now."),
+        ("the model does not know the category: country 100%", "Train it on recent events."),
     ),
     Fault(
         "a sink whose destination refuses",

@@ -127,7 +127,7 @@ def test_what_is_wrong_stands_below_with_advice():
     seen = overview(model_errors=["version 2: it wants other features \x1b[31m[/bold]"])
     lines = shown(scene(seen), 80, 24)
     text = " ".join(" ".join(lines[-4:]).split())
-    assert "flights: A model version is refused, v1 goes on: version 2: it wants other features" in text
+    assert "flights: A model version is refused, v1 stays in use: version 2: it wants other features" in text
     assert r"\x1b[31m[/bold]" in text
     assert "`gridscore model list`" in text
 

@@ -67,7 +67,7 @@ def test_a_job_at_rest_is_well():
 
 def test_a_worker_that_went_without_a_word_is_named():
     (finding,) = examine([Look(0.0, status(workers=()))])
-    assert finding.text == "No worker is running. Not stopped in order, but killed, cut off or hanging: a."
+    assert finding.text == "No worker is running. Killed, cut off or hanging: a."
     (finding,) = examine([Look(0.0, status([position(owner="")] * 4, workers=()))])
     assert finding.text == "No worker is running."
 
@@ -77,7 +77,7 @@ def test_a_lookup_that_cannot_be_loaded_is_told_at_once():
     stale = status(figures={"a": JobFigures(version=1, lookup_error=error)})
     (finding,) = examine([Look(0.0, stale)])
     assert finding.code == "lookup"
-    assert finding.text == f"A lookup cannot be loaded anew, its copy goes on as it is: {error}"
+    assert finding.text == f"A lookup cannot be loaded again, its old copy stays in use: {error}"
 
 
 def test_no_worker_at_any_look():
@@ -93,7 +93,7 @@ def test_a_worker_that_was_missing_for_a_moment_is_no_problem():
 
 def test_workers_that_do_not_score_for_it_are_named():
     (finding,) = examine([Look(0.0, status(workers=(), idle_workers=3))])
-    assert "3 workers of the cluster do not" in finding.text
+    assert "though 3 workers run" in finding.text
 
 
 def test_a_job_that_is_starting_is_not_well_yet():
@@ -281,7 +281,7 @@ def test_models_that_are_refused_and_lookups_that_are_old():
     }
     found = examine([Look(0.0, status(model_errors=["version 2: other features"], lookups=lookups))])
     assert [each.code for each in found] == ["model", "lookup_old", "lookup_bad"]
-    assert "v1 goes on: version 2: other features" in found[0].text
+    assert "v1 stays in use: version 2: other features" in found[0].text
     assert "`plane` was last known to be right 12 minutes ago" in found[1].text
     assert found[2].text.endswith("count as missing: the entry of 'X': no")
 

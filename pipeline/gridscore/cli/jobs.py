@@ -140,11 +140,11 @@ def jobs(
     """
     if context.invoked_subcommand is not None:
         return
-    from gridscore.operations.flow import GONE, INVALID, REPAIR, FlowLookout, orphaned
+    from gridscore.operations.flow import GONE, INVALID, REPAIR, FlowObserver, orphaned
 
     async def main() -> Flow:
         async with connected(members, cluster_name, settings) as grid:
-            return await FlowLookout(grid).look()
+            return await FlowObserver(grid).look()
 
     flow = run(main())
     statuses = flow.overview.jobs

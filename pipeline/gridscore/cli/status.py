@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gridscore.grid.heap import MemberHeap
-    from gridscore.operations.flow import Flow, FlowLookout, History
+    from gridscore.operations.flow import Flow, FlowObserver, History
     from gridscore.operations.health import Finding
     from gridscore.operations.sink_status import SinkStatus
     from gridscore.operations.status import JobStatus
@@ -63,10 +63,10 @@ def status(
         raise UsageError("--acknowledge is for one job.", "Name it: `gridscore status JOB --acknowledge`.")
 
     async def main() -> tuple[History, Flow, dict[str, int]]:
-        from gridscore.operations.flow import FlowLookout, History
+        from gridscore.operations.flow import FlowObserver, History
 
         async with connected(members, cluster_name, settings) as grid:
-            lookout, history = FlowLookout(grid, job), History()
+            lookout, history = FlowObserver(grid, job), History()
             with errors.status(f"Looking for {seconds:g} s") if seconds else contextlib.nullcontext():
                 flow = await _look(lookout, history, seconds)
             if not acknowledge:
@@ -110,7 +110,7 @@ def status(
         raise typer.Exit(UNHEALTHY)
 
 
-async def _look(lookout: FlowLookout, history: History, seconds: float) -> Flow:
+async def _look(lookout: FlowObserver, history: History, seconds: float) -> Flow:
     """Look about once a second; returns the last look.
 
     Raises:
@@ -127,7 +127,7 @@ async def _look(lookout: FlowLookout, history: History, seconds: float) -> Flow:
         await asyncio.sleep(min(1.0, left))
 
 
-async def _look_once(lookout: FlowLookout) -> Flow:
+async def _look_once(lookout: FlowObserver) -> Flow:
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             return await lookout.look()

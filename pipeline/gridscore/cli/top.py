@@ -71,10 +71,10 @@ class _Watcher:
     """Looks once a second, and shows what the last looks say."""
 
     def __init__(self, grid: Grid, job: str | None) -> None:
-        from gridscore.operations.flow import FlowLookout, History
+        from gridscore.operations.flow import FlowObserver, History
 
         self._grid = grid
-        self._lookout = FlowLookout(grid, job)
+        self._lookout = FlowObserver(grid, job)
         self._flow: Flow | None = None
         self._seen_at = ""
         self._history = History(_WINDOW_SECONDS)

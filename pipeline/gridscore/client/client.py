@@ -20,7 +20,7 @@ from gridscore.grid.copies import Fetcher
 from gridscore.grid.journal import Journal
 from gridscore.group import rescan
 from gridscore.group.lease_records import read_records
-from gridscore.group.leases import begin_anew
+from gridscore.group.leases import start_over
 from gridscore.job import Job, JobRecord, Jobs, load_job
 from gridscore.job.life import ENDED, OVER
 from gridscore.job.release import Release
@@ -152,7 +152,7 @@ class Client:
         _compile(job, found)
         if current is not None and current.state in OVER:
             # A job that failed goes on where it stopped, once its cause is fixed; one that was cancelled begins anew.
-            await begin_anew(self.grid, job.name)
+            await start_over(self.grid, job.name)
             await rescan.forget(self.grid, job.name)
         # Leases outlive the record: a restart that they have seen must not be numbered once more.
         runs = (

@@ -186,7 +186,7 @@ class Follower:
             self.positions[partition] = min(self.positions[partition], last + 1)
             self._read(partition, last + 1)
             return
-        self.lost += former.position - taken  # was read and not taken, and is dropped
+        self.lost += former.offset - taken  # was read and not taken, and is dropped
         self._limits[former] = 0
         self._note_regression(partition, taken, oldest)
         self._start(partition, oldest)

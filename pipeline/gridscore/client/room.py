@@ -205,7 +205,7 @@ class RingReaders:
         for name, record in self._jobs.items():
             known = self._leases.get(name, {})
             lease = known.get(partition)
-            if lease is None or not lease.has_begun(record):
+            if lease is None or not lease.has_begun(record.begin, record.restarts):
                 # Who begins at the newest event cannot miss any that is there; as long as we do not know, it may miss
                 # all of them. Once begun it has an offset, so nothing of this is kept.
                 at_the_end = partition in known and record.beginning == "latest"

@@ -97,6 +97,11 @@ class Grid:
         """Whether there is a connection to the cluster now, as far as the client knows."""
         return self.is_running and not self._was_disconnected
 
+    def may_recover_from(self, error: Exception) -> bool:
+        """Whether a retry may help: the cluster did not answer. Other errors of the grid have their own classes."""
+        of_the_grid = isinstance(error, HazelcastError) or type(error) in (GridError, ConnectionFailedError)
+        return of_the_grid and self.is_running
+
     async def map(self, name: str) -> Any:
         """The map of that name. Creating the proxy creates the map in the cluster if it does not exist."""
         if name not in self._maps:

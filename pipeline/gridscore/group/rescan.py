@@ -1,10 +1,10 @@
-"""Rescans, and the rest of what a group does about loss, as its job or sink says: `on_loss: rescan | continue | halt`.
+"""What a group does about loss, as its job or sink says: `on_loss: rescan | continue | halt`.
 
 Losses are counted in the lease records, together with the offset that passes them, and so exactly once. With `rescan`,
-a partition whose journal has lost events is searched for them in the map itself. A request is a record in the control
-map `gridscore.rescans`, under group and partition: whoever holds the partition does it, and takes the request away when
-nothing is missing any more. So a request outlives the process that made it. What is missing is known to those who use
-the group: a job misses events without a result, a sink all that the map has.
+lost events of a partition are searched for in the map itself. A request is a record in the control map
+`gridscore.rescans`, under group and partition: the partition's owner does it, and removes the request when nothing is
+missing any more. So a request outlives the process that made it. Users of the group know what is missing: a job misses
+events without a result, a sink all that the map has.
 """
 
 from __future__ import annotations
@@ -48,14 +48,11 @@ async def request(grid: Grid, group: str, partitions: Iterable[int], reason: str
     """Ask for partitions to be rescanned.
 
     Args:
-        reason: Why, for people: `gap`, `regression`, `audit`.
-
-    Raises:
-        GridError: The request could not be written.
+        reason: For people: `gap`, `regression`, `audit`.
     """
     records = Records(grid, RESCANS_MAP)
     value = {"reason": reason, "at": int(time.time() * 1000)}
-    # Whatever is there, is asked for anew.
+    # This replaces an older request, which is then not removed by whoever has just done it.
     await asyncio.gather(*(records.put(f"{group}/{partition}", value) for partition in partitions))
 
 
@@ -72,7 +69,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 def request_of(record: Record, partition_count: int) -> Request:
-    """The typed form of a control record.
+    """The request in a control record.
 
     Raises:
         ValueError: It is not valid.
@@ -93,7 +90,7 @@ async def pending(grid: Grid, group: str) -> dict[int, Record]:
 
 
 async def watched(grid: Grid, group: str) -> dict[int, Record]:
-    """The same, read once for all groups of a process, and only if a request has come or gone."""
+    """The same, read once for all groups of a process, and only after a change."""
     count = grid.partition_count
     there = grid.watched.get(RESCANS_MAP)
     if there is None:
@@ -114,17 +111,17 @@ def requests_of(group: str, requests: Mapping[str, Request]) -> dict[int, Reques
 
 
 async def forget(grid: Grid, group: str) -> None:
-    """Take a group's requests away: it begins anew."""
+    """Remove a group's requests."""
     for record in (await pending(grid, group)).values():
         await Records(grid, RESCANS_MAP).remove(record)
 
 
 class Rescanner:
-    """Does what is requested for the partitions that a process holds, one after the other, beside its other work.
+    """Does the rescans that are requested for the partitions of a process, one after the other.
 
     Args:
-        held: Gives the partitions that the group holds here.
-        rescan: Finds what a partition is missing, and returns when it is made good; raises `NotNowError` to leave it
+        held: Returns the partitions that the group holds here.
+        rescan: Finds what a partition is missing, and returns when that is made good; raises `NotNowError` to leave it
             for later.
     """
 
@@ -173,13 +170,13 @@ class Event(NamedTuple):
 
 
 def page_of(events: list[Event], sequence: int = -1) -> Page:
-    """Events as a page of a journal would have them, but for their sequences: all have the same."""
+    """Events as a page of a journal, but all with the same sequence."""
     values, foreign = [], {}
-    for position, (_, value) in enumerate(events):
+    for index, (_, value) in enumerate(events):
         text = payload(value)
         values.append(text or value)
         if not text:
-            foreign[position] = int.from_bytes(value[4:8], "big", signed=True)
+            foreign[index] = int.from_bytes(value[4:8], "big", signed=True)
     keys = [event.key for event in events]
     return Page(0, 0, [sequence] * len(keys), keys, values, foreign, sum(map(len, values)))
 
@@ -208,10 +205,10 @@ class Losses:
         self._offsets = offsets
         self._fail = fail
         self._asked_all = float("-inf")
-        self._counted: dict[int, int] = {}  # by partition, up to where its gaps are counted: one may be met again
+        self._counted: dict[int, int] = {}  # by partition, up to where gaps were counted: one may be met again
 
     async def begin(self, partition: int) -> None:
-        """Events were overwritten before anybody began: they are nobody's loss, but they are not left, either."""
+        """Events were overwritten before anybody began. They do not count as lost, but are searched for."""
         if self._subscription.rescans:
             await request(self._grid, self._name, [partition], "begin")
 
@@ -219,7 +216,7 @@ class Losses:
         """Events were overwritten before they were read.
 
         Args:
-            partition: Of the event map.
+            partition: That lost them.
             expected: Sequence that was to be read.
             first: Sequence that was read instead.
         """
@@ -258,12 +255,12 @@ class Losses:
             return
         await request(self._grid, self._name, [partition], "regression")
         if self._grid.clock() - self._asked_all > _ASK_ALL_SECONDS:
-            # What befell this journal befell others, and may not show: where new events have covered it already.
+            # Others have begun again as well, and new events may hide it.
             self._asked_all = self._grid.clock()
             await request(self._grid, self._name, range(self._grid.partition_count), "regression")
 
     def after_regression(self, partition: int) -> None:
-        """The offset was set to where the journal begins now."""
+        """The offset was reset to the journal's beginning."""
         if self._subscription.on_loss == "halt":
             self._fail(
                 EventsLostError(
@@ -274,17 +271,17 @@ class Losses:
             )
 
     async def _pass(self, partition: int, expected: int, first: int, lost: int) -> None:
-        """Commit past a gap, so that what is started again goes on behind it; but not past what is still to be done.
+        """Commit past a gap, so that a restart goes on behind it; but not past events that are not done yet.
 
-        What was read before the gap was found may wait to be written. If that takes too long nothing is committed, and
-        what is started again comes to the gap once more.
+        Events from before the gap may still wait to be written. If that takes too long nothing is committed, and a
+        restart meets the gap again.
         """
         try:
             async with asyncio.timeout(_HALT_SECONDS):
-                while (there := self._offsets.acknowledged(partition)) is not None and there.offset < expected:
+                while (done := self._offsets.acknowledged(partition)) is not None and done.offset < expected:
                     await self._offsets.change()
-                if there is not None:
-                    behind = there._replace(offset=first, lost=there.lost + lost)
+                if done is not None:
+                    behind = done._replace(offset=first, lost=done.lost + lost)
                     await self._leases.commit({partition: behind}, [partition])
                     self._offsets.begin(partition, behind)
         except (HazelcastError, TimeoutError) as error:

@@ -1,7 +1,7 @@
 """The scorer: one micro-batch from journal pages to result texts. Decode, features, model, result; no grid in between.
 
-One bad event harms nobody: what does not decode, or cannot be turned into features, is set aside with the reason, and
-its neighbours are scored as if it had not been there.
+A bad event harms no other: if it cannot be decoded, or turned into features, it is set aside with the reason, and its
+neighbours are scored as if it were not there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializabl
 
 @dataclass(frozen=True, slots=True)
 class ActiveModel:
-    """A model and the features as that model wants them; exchanged as one, between two batches."""
+    """A model and the features that it needs; exchanged together, between two batches."""
 
     model: LoadedModel
     plan: FeaturePlan
@@ -45,7 +45,7 @@ class PartitionBatch:
 
     Attributes:
         next: The offset.
-        cursor: That read it.
+        cursor: That read its events.
         at: When the first of its pages arrived, of the grid's clock.
         lost: Events that were overwritten before they were read.
         keys: Serialized keys of the results.
@@ -72,10 +72,10 @@ class _Rows:
     keys: list[bytes] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
     spans: list[tuple[PartitionBatch, int]] = field(default_factory=list)
-    """Partitions in order, each with the number of its rows; a partition may come again."""
+    """Partitions in order, each with the number of its rows; a partition may occur twice."""
 
     def without(self, bad: Mapping[int, str], stage: str, rejected: list[Rejected]) -> _Rows:
-        """The rows but for some, which are rejected for the reasons given."""
+        """The rows without the bad ones, which are rejected for the reasons given."""
         if not bad:
             return self
         kept = _Rows()
@@ -130,7 +130,7 @@ class Scorer:
         """Score pages.
 
         Raises:
-            HazelcastError: A lookup that is fetched per batch could not be; nothing has been counted.
+            HazelcastError: A lookup of mode `fetch` failed; nothing was counted.
             ModelError: The model cannot predict at all.
         """
         clock = time.thread_time_ns
@@ -194,7 +194,7 @@ class Scorer:
 
 
 def _not_finite(scores: np.ndarray[Any, Any]) -> dict[int, str]:
-    """The rows of which not every score is a number, each with the reason. No threshold can decide on such a score."""
+    """The rows with a score that is not finite, with the reason. No threshold can decide on such a score."""
     by_row = scores.reshape(len(scores), -1)
     where = np.flatnonzero(~np.isfinite(by_row).all(axis=1))
     return {
@@ -204,12 +204,12 @@ def _not_finite(scores: np.ndarray[Any, Any]) -> dict[int, str]:
 
 
 def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejected]) -> None:
-    """Take the events of a page, but for those that are not JSON in the first place."""
+    """Add the events of a page, except those that are not JSON."""
     taken = _Rows(page.sequences, page.keys, page.values, [(batch, len(page.values))])
     foreign = {}
-    for position, number in page.foreign.items():
+    for index, number in page.foreign.items():
         kind = _FOREIGN_TYPES.get(number, f"of Hazelcast type {number}")
-        foreign[position] = f"the value is {kind}; put JSON values (HazelcastJsonValue) or JSON strings"
+        foreign[index] = f"the value is {kind}; put JSON values (HazelcastJsonValue) or JSON strings"
     taken = taken.without(foreign, "decode", rejected)
     rows.sequences += taken.sequences
     rows.keys += taken.keys
@@ -225,16 +225,16 @@ def _try(
     stage: str,
     *columns: np.ndarray[Any, Any],
 ) -> tuple[EventColumns, _Rows, Any]:
-    """What is computed of the events and columns; those that it cannot be computed of are rejected, one by one."""
+    """Compute something of the events and columns; events for which that fails are rejected, one by one."""
     try:
         return events, rows, compute(events, *columns)
     except Exception:
         bad: dict[int, str] = {}
-        for position in range(len(events)):
+        for row in range(len(events)):
             try:
-                compute(events.take((position,)), *(column[position : position + 1] for column in columns))
+                compute(events.take((row,)), *(column[row : row + 1] for column in columns))
             except Exception as error:  # noqa: BLE001 -- whatever it is, it must not stop the others
-                bad[position] = f"{type(error).__name__}: {error}"
+                bad[row] = f"{type(error).__name__}: {error}"
         if not bad:
             raise
     events = events.without(bad)

@@ -1,7 +1,7 @@
-"""Rescans of a sink: what the map holds of a partition is delivered once more, when its journal has lost some of it.
+"""Rescans of a sink: when a partition's journal has lost results, all that the map has of it are delivered once more.
 
-What is found is as new as the journal's end was when the map was looked at, and is delivered under that sequence:
-whatever was lost before is older, and whatever is written from then on has its own, later turn in the journal.
+They are delivered under the sequence of the journal's end at the time: lost results are older, and later ones have
+their own, later turn in the journal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WAIT_SECONDS = 0.1
 
 
 class DeliverAgain:
-    """Puts what the map holds of a partition behind what has arrived of it.
+    """Appends what the map has of a partition to what has arrived of it.
 
     Args:
         map_name: The result map.
@@ -43,11 +43,11 @@ class DeliverAgain:
         self._delivered: Counter[Cursor] = Counter()
 
     def delivered(self, cursor: Cursor, pages: int) -> None:
-        """So many pages of a rescan have been delivered."""
+        """So many pages of a rescan were delivered."""
         self._delivered[cursor] += pages
 
     async def rescan(self, partition: int) -> None:
-        """Return when everything that the map holds of a partition has been delivered.
+        """Return when everything that the map has of a partition was delivered.
 
         Raises:
             NotNowError: It is no longer ours.
@@ -57,7 +57,7 @@ class DeliverAgain:
         if cursor is None:
             raise NotNowError
         put, before = 0, self._delivered[cursor]
-        # What is written meanwhile has its own turn, and must not be followed by what was found under its key.
+        # A result that is written meanwhile has its own turn; what was found under its key must not follow it.
         with reader.note_keys(partition) as arrived:
             _, newest = await self._journal.bounds(partition)
             async with aclosing(walk(self._grid, self._map_name, partition, _PAGE)) as pages:
@@ -74,7 +74,7 @@ class DeliverAgain:
         del self._delivered[cursor]
 
     async def _wait(self, cursor: Cursor, pages: int) -> None:
-        """Return when so many pages have been delivered."""
+        """Return when so many pages were delivered."""
         while self._delivered[cursor] < pages:
             if not self._group.reader.is_current(cursor):
                 del self._delivered[cursor]

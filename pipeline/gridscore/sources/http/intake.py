@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gridscore.errors import BackPressureError, GridError, GridscoreError
 from gridscore.sources.base import Batch
-from gridscore.sources.http.places import MAX_REQUESTS
+from gridscore.sources.http.connections import MAX_REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence

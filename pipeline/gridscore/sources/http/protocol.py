@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from gridscore.sources.http.places import Connection, Places
+    from gridscore.sources.http.connections import Connection, Connections
 
 # Of uvicorn's own messages only those about our faults: a stranger who sends nonsense must not fill the log.
 _faults = logging.getLogger(f"{__name__}.faults")
@@ -62,10 +62,10 @@ class BoundedHeads(HttpToolsProtocol):
         handshake: What has held the place of a connection with TLS so far.
     """
 
-    def __init__(self, *arguments: Any, places: Places, **options: Any) -> None:
+    def __init__(self, *arguments: Any, connections: Connections, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.logger = _faults
-        self._places = places
+        self._connections = connections
         self.handshake: Connection | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._reading_head = True
@@ -79,8 +79,8 @@ class BoundedHeads(HttpToolsProtocol):
         """A client has connected: a head must follow."""
         super().connection_made(transport)
         if self.handshake is not None:
-            self._places.leave(self.handshake)
-        if self._places.enter(self, self.client[0] if self.client else ""):
+            self._connections.leave(self.handshake)
+        if self._connections.enter(self, self.client[0] if self.client else ""):
             self._expect_head()
         else:
             transport.write(_REFUSED)
@@ -91,7 +91,7 @@ class BoundedHeads(HttpToolsProtocol):
         self._expect_nothing()
         if self._stalled is not None:
             self._stalled.cancel()
-        self._places.leave(self)
+        self._connections.leave(self)
         self._answer_nobody()
         super().connection_lost(exc)
 
@@ -105,13 +105,13 @@ class BoundedHeads(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """An answer is not being read as fast as it is written."""
         super().pause_writing()
-        self._places.stalled(self)
+        self._connections.stalled(self)
         self._watch()
 
     def resume_writing(self) -> None:
         """It was read."""
         super().resume_writing()
-        self._places.received(self)
+        self._connections.received(self)
 
     def data_received(self, data: bytes) -> None:
         """Take what has come, unless there is too much of what is neither a whole head nor a body."""
@@ -143,7 +143,7 @@ class BoundedHeads(HttpToolsProtocol):
                 self._abort()
                 return
         app = self.app
-        if not self._places.begin(self):
+        if not self._connections.begin(self):
             self.app = _refuse
         super().on_headers_complete()
         self.app = app
@@ -151,13 +151,13 @@ class BoundedHeads(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of a body has come."""
         self._moved = True
-        self._places.moved(self)
+        self._connections.moved(self)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is whole."""
         self._moved = True
-        self._places.received(self)
+        self._connections.received(self)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -169,7 +169,7 @@ class BoundedHeads(HttpToolsProtocol):
             self._watch()
         super().on_response_complete()
         if not waits:
-            self._places.end(self)
+            self._connections.end(self)
             self._expect_head()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:

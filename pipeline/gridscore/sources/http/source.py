@@ -22,8 +22,8 @@ import uvicorn
 from gridscore.errors import SettingsError, UsageError
 from gridscore.job.types import seconds_of
 from gridscore.sources.http.app import EventsApp
+from gridscore.sources.http.connections import Connections
 from gridscore.sources.http.intake import Intake
-from gridscore.sources.http.places import Places
 from gridscore.sources.http.protocol import BoundedHeads
 from gridscore.sources.http.tls import TlsServer
 
@@ -52,7 +52,7 @@ class HttpSource:
         self._grid, self._name, self._settings = grid, name, settings
         maps = dict.fromkeys((settings.to, *settings.also))
         self._intake = Intake(maps, settings.max_waiting, settings.max_waiting_bytes, seconds_of(settings.patience))
-        self._places = Places(settings.max_per_address)
+        self._connections = Connections(settings.max_per_address)
         self._app: EventsApp | None = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -69,7 +69,7 @@ class HttpSource:
         app = self._app = EventsApp(self._grid, settings, settings.token, self._intake)
         config = uvicorn.Config(
             app.asgi(),
-            http=partial(BoundedHeads, places=self._places),  # type: ignore[arg-type]  # a factory
+            http=partial(BoundedHeads, connections=self._connections),  # type: ignore[arg-type]  # a factory
             ws="none",
             lifespan="off",
             log_config=None,
@@ -84,7 +84,7 @@ class HttpSource:
         listening = self._listen(config)
         host, port = listening.getsockname()[:2]
         self.address = f"http{'s' if config.is_ssl else ''}://{f'[{host}]' if ':' in host else host}:{port}"
-        self._server = _Server(config, self._places)
+        self._server = _Server(config, self._connections)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve([listening]))
         _log.info("Events are taken at %s/events/%s", self.address, settings.to, extra={"action": "listening"})
         if not settings.token and not ipaddress.ip_address(host).is_loopback:
@@ -163,9 +163,9 @@ class HttpSource:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, places: Places) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
-        self._places = places
+        self._connections = connections
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         context = self.config.ssl
@@ -174,8 +174,8 @@ class _Server(uvicorn.Server):
             return
         # As uvicorn does, but for who accepts.
         options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
-        make = partial(BoundedHeads, places=self._places, **options)
-        self.servers = [TlsServer(each, context, self._places, make) for each in sockets]  # type: ignore[misc]  # alike
+        make = partial(BoundedHeads, connections=self._connections, **options)
+        self.servers = [TlsServer(each, context, self._connections, make) for each in sockets]  # type: ignore[misc]  # alike
         self.started = True
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from gridscore.sources.http.places import Places
+    from gridscore.sources.http.connections import Connections
     from gridscore.sources.http.protocol import BoundedHeads
 
 HANDSHAKE_SECONDS = 10.0
@@ -50,9 +50,13 @@ class TlsServer:
     """
 
     def __init__(
-        self, listening: socket.socket, context: ssl.SSLContext, places: Places, make: Callable[[], BoundedHeads]
+        self,
+        listening: socket.socket,
+        context: ssl.SSLContext,
+        connections: Connections,
+        make: Callable[[], BoundedHeads],
     ) -> None:
-        self._context, self._places, self._make = context, places, make
+        self._context, self._connections, self._make = context, connections, make
         self._listening = listening.dup()  # closed only when nobody waits at it any more
         self._loop = asyncio.get_running_loop()
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -83,7 +87,7 @@ class TlsServer:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 -- for the types: it runs in one
         handshake = _Handshake(task)
-        if not self._places.enter(handshake, host):
+        if not self._connections.enter(handshake, host):
             accepted.close()
             return
 
@@ -103,4 +107,4 @@ class TlsServer:
                     ssl_shutdown_timeout=GOODBYE_SECONDS,
                 )
         finally:
-            self._places.leave(handshake)
+            self._connections.leave(handshake)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from gridscore.sources.logfile.formats import LogFormat, format_of, has_header, is_open, without_bom
-from gridscore.sources.logfile.places import HEAD_BYTES, LAST_BYTES, Place, identity_of
+from gridscore.sources.logfile.positions import HEAD_BYTES, LAST_BYTES, FilePosition, identity_of
 from gridscore.sources.logfile.tail import PACKED_ERRORS, Tail, open_log
 
 if TYPE_CHECKING:
@@ -36,26 +36,26 @@ class _Found:
 
 
 class LogFiles:
-    """The files of a source, each with its place.
+    """The files of a source, each with its position.
 
     Args:
         settings: Which files, and what is in them.
-        places: How far they have been read, by identity.
+        positions: How far they have been read, by identity.
 
     Attributes:
         problems: Files that cannot be read at all: where, and why. For the source to take.
     """
 
-    def __init__(self, settings: LogfileSourceSettings, places: dict[str, Place]) -> None:
+    def __init__(self, settings: LogfileSourceSettings, positions: dict[str, FilePosition]) -> None:
         self._settings = settings
-        self._places = dict(places)
+        self._positions = dict(positions)
         self._form = format_of(settings)
         self._tails: dict[_Inode, Tail] = {}
         self._waiting: dict[_Inode, int] = {}  # files that could not be read, with their size then
-        self._followed = {(place.device, place.inode) for place in places.values()}
+        self._followed = {(position.device, position.inode) for position in positions.values()}
         self._first = True
         self.problems: list[tuple[str, str]] = []
-        self._at_end = settings.start == "latest" and not places
+        self._at_end = settings.start == "latest" and not positions
 
     def scan(self) -> list[Tail]:
         """Look what files there are; returns those to be read, the oldest first.
@@ -83,7 +83,7 @@ class LogFiles:
         return [tail for tail in self._tails.values() if not tail.finished and not tail.broken]
 
     def drop(self, tail: Tail) -> None:
-        """Let a file go that is gone and was read to its end, or is finished; its place is kept."""
+        """Let a file go that is gone and was read to its end, or is finished; its position is kept."""
         self._drop(tail)
         if tail.finished:
             self._wait(tail)
@@ -99,10 +99,10 @@ class LogFiles:
             tail.gone = True
 
     @property
-    def places(self) -> dict[str, Place]:
+    def positions(self) -> dict[str, FilePosition]:
         """Where every file is now, by identity."""
-        live = {tail.identity: tail.place for tail in self._tails.values()}
-        return {**{name: place for name, place in self._places.items() if name not in live}, **live}
+        live = {tail.identity: tail.position for tail in self._tails.values()}
+        return {**{name: position for name, position in self._positions.items() if name not in live}, **live}
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -135,11 +135,11 @@ class LogFiles:
     def _renamed(self, seen: set[_Inode]) -> Iterator[_Found]:
         """Files that we had not finished, and that were renamed to where we do not look, while nobody looked."""
         missing = {
-            (place.device, place.inode): place
-            for place in self._places.values()
-            if not place.finished and (place.device, place.inode) not in seen
+            (position.device, position.inode): position
+            for position in self._positions.values()
+            if not position.finished and (position.device, position.inode) not in seen
         }
-        for folder in {Path(place.path).parent for place in missing.values()}:
+        for folder in {Path(position.path).parent for position in missing.values()}:
             try:
                 entries = list(folder.iterdir())
             except OSError:
@@ -148,8 +148,8 @@ class LogFiles:
                 found = _found(path)
                 if found is None or found.inode in seen or found.inode not in missing:
                     continue
-                place = missing[found.inode]
-                if found.stat.st_size > place.offset and _is_of(place, path):
+                position = missing[found.inode]
+                if found.stat.st_size > position.offset and _is_of(position, path):
                     seen.add(found.inode)
                     yield found
 
@@ -178,26 +178,26 @@ class LogFiles:
                 stream.close()
 
     def _follow(self, found: _Found, stream: BinaryIO, *, packed: bool) -> bool:
-        """Find a file's place and follow it from there; whether we do."""
+        """Find a file's position and follow it from there; whether we do."""
         first = _first_line(stream, whole=self._settings.until_end or packed)
         if first is None:
             return False
-        place = self._recognized(found, stream, packed=packed)
-        if place is None:
+        position = self._recognized(found, stream, packed=packed)
+        if position is None:
             return False
-        if place.finished:
+        if position.finished:
             self._waiting[found.inode] = found.stat.st_size
             return False
         form = self._form_of(stream)
         if form is None:
             return False
-        if not place.offset and self._at_end:
-            place.offset, place.line = _end(stream)
+        if not position.offset and self._at_end:
+            position.offset, position.line = _end(stream)
         self._waiting.pop(found.inode, None)
         tail = Tail(
             found.path,
             stream,
-            place,
+            position,
             form,
             packed=packed,
             header=has_header(self._settings),
@@ -206,11 +206,11 @@ class LogFiles:
         )
         self._tails[found.inode] = tail
         self._followed.add(found.inode)
-        self._places[place.identity] = tail.place
+        self._positions[position.identity] = tail.position
         return True
 
-    def _recognized(self, found: _Found, stream: BinaryIO, *, packed: bool) -> Place | None:
-        """The place of a file: the one that it has, or that of the file it is a copy of, or a new one.
+    def _recognized(self, found: _Found, stream: BinaryIO, *, packed: bool) -> FilePosition | None:
+        """The position of a file: the one that it has, or that of the file it is a copy of, or a new one.
 
         None if it is to be left alone: it is a copy of a file that we follow.
         """
@@ -218,30 +218,30 @@ class LogFiles:
         live = {tail.identity: tail for tail in self._tails.values()}
         stream.seek(0)
         head = stream.read(HEAD_BYTES)
-        own = [place for place in self._places.values() if (place.device, place.inode) == found.inode]
-        own.sort(key=lambda place: place.generation)
+        own = [position for position in self._positions.values() if (position.device, position.inode) == found.inode]
+        own.sort(key=lambda position: position.generation)
         if own and own[-1].identity not in live and own[-1].is_of(stream, head):
             return own[-1]
-        for place in list(self._places.values()):
-            tail = live.get(place.identity)
+        for position in list(self._positions.values()):
+            tail = live.get(position.identity)
             if tail is not None:
                 # What we have followed once is not a copy, even if it begins again as it did before it was truncated.
                 if found.inode not in self._followed and _is_copy(stream, head, found, tail, packed=packed):
                     return None
-            elif tail is None and place.is_of(stream, head):
-                _log.info("%s goes on where %s was", found.path, place.path, extra={"action": "log_recognized"})
-                adopted = Place(**{name: getattr(place, name) for name in Place.__struct_fields__})
+            elif tail is None and position.is_of(stream, head):
+                _log.info("%s goes on where %s was", found.path, position.path, extra={"action": "log_recognized"})
+                adopted = FilePosition(**{name: getattr(position, name) for name in FilePosition.__struct_fields__})
                 adopted.device, adopted.inode, adopted.path = device, inode, str(found.path)
                 adopted.generation, adopted.finished = 0, False
                 return adopted
-            elif tail is None and not packed and found.stat.st_size < place.offset and place.begins(head):
+            elif tail is None and not packed and found.stat.st_size < position.offset and position.begins(head):
                 return None  # an older copy of what has been read already
         generation = own[-1].generation + 1 if own else 0
         first = head.partition(b"\n")[0]
         # A copy may have taken over the identity that this inode had: what it has now must not get the same keys.
-        while (identity := identity_of(device, inode, generation, first)) in self._places:
+        while (identity := identity_of(device, inode, generation, first)) in self._positions:
             generation += 1
-        return Place(
+        return FilePosition(
             identity=identity,
             path=str(found.path),
             device=device,
@@ -273,7 +273,7 @@ class LogFiles:
         return self._form(header)
 
     def _drop(self, tail: Tail) -> None:
-        self._places[tail.identity] = tail.place
+        self._positions[tail.identity] = tail.position
         tail.close()
         self._tails.pop(tail.inode, None)
 
@@ -299,10 +299,10 @@ def _found(path: Path) -> _Found | None:
     return _Found(path, stat) if path.is_file() else None
 
 
-def _is_of(place: Place, path: Path) -> bool:
+def _is_of(position: FilePosition, path: Path) -> bool:
     try:
         with path.open("rb") as stream:
-            return place.is_of(stream, stream.read(HEAD_BYTES))
+            return position.is_of(stream, stream.read(HEAD_BYTES))
     except OSError:
         return False
 

@@ -59,7 +59,7 @@ class JsonLines(LogFormat):
         try:
             return Parsed(_decode(raw), raw)
         except msgspec.ValidationError:
-            raise ValueError("It is JSON, but no object.") from None
+            raise ValueError("It is JSON, but not an object.") from None
         except (msgspec.DecodeError, RecursionError) as error:
             raise ValueError(f"It is not JSON: {error}") from None
 

@@ -65,7 +65,7 @@ class LogfileSourceSettings(SourceSettings):
     key: tuple[str, ...] = Field(
         default=(),
         description="Fields that make the event's key; several are joined by `|`. Without any, the key follows from "
-        "the file and the place in it.",
+        "the file and the position in it.",
     )
     start: Literal["oldest", "latest"] = Field(
         default="oldest",

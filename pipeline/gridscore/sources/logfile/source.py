@@ -1,7 +1,7 @@
 """The source of log files: events from their lines, as files grow, are rotated, truncated and packed.
 
-The key of an event follows from the file's identity and the place in it, or from fields; the place up to which the grid
-has everything is kept in the grid. So a line comes once, whatever happens to the name of its file.
+The key of an event follows from the file's identity and the line's position in it, or from fields. The grid keeps the
+position up to which it has everything. So a line comes once, whatever happens to the name of its file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gridscore.errors import UsageError
 from gridscore.sources.base import Batch, Poison, SourceInterruptedError, key_of
 from gridscore.sources.logfile.files import LogFiles
 from gridscore.sources.logfile.formats import seconds_of_time
-from gridscore.sources.logfile.places import Places
+from gridscore.sources.logfile.positions import FilePositions
 from gridscore.sources.logfile.tail import CHUNK
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ GONE_SECONDS = 30.0
 """How long a file is still read after it has got out of sight: some write to the old one for a while."""
 
 _FAIR_CHUNKS = 16
-_PACED_CHUNK = 1 << 12  # a place is kept for each, and a slow replay should not wait for long to keep it
+_PACED_CHUNK = 1 << 12  # a position is kept for each, and a slow replay should not wait for long to keep it
 
 
 class LogfileSource:
@@ -49,7 +49,7 @@ class LogfileSource:
     def __init__(self, grid: Grid, name: str, settings: LogfileSourceSettings) -> None:
         self._settings = settings
         self._name = name
-        self._places = Places(grid, name)
+        self._positions = FilePositions(grid, name)
         self._files: LogFiles | None = None
         self._held = threading.Lock()  # by whoever reads: a thread cannot be stopped, only waited for
         self._changed = asyncio.Event()
@@ -61,16 +61,16 @@ class LogfileSource:
     async def open(self) -> None:
         """See `Source.open`."""
         settings = self._settings
-        self._files = LogFiles(settings, await self._places.load())
+        self._files = LogFiles(settings, await self._positions.load())
         tails = await self._in_thread(self._files.scan)
-        if not tails and not self._files.places and not self._files.problems:
+        if not tails and not self._files.positions and not self._files.problems:
             patterns = ", ".join(settings.path)
             if settings.until_end:
                 raise UsageError(f"There is nothing to read in {patterns}.", "Name files, or patterns: /var/log/*.log.")
             _log.warning("There is nothing to read in %s yet", patterns, extra={"action": "log_none"})
-        for place in self._files.places.values():
-            if settings.start == "latest" and not place.at:
-                await self._places.save(place)
+        for position in self._files.positions.values():
+            if settings.start == "latest" and not position.at:
+                await self._positions.save(position)
         if not settings.until_end:
             self._watch = asyncio.create_task(self._follow_changes())
 
@@ -102,7 +102,7 @@ class LogfileSource:
     async def acknowledge(self, batch: Batch) -> None:
         """See `Source.acknowledge`."""
         if batch.position is not None:
-            await self._places.save(batch.position)
+            await self._positions.save(batch.position)
 
     async def close(self) -> None:
         """See `Source.close`."""
@@ -180,7 +180,7 @@ class LogfileSource:
                 continue
             if time_field is not None:
                 times.append(seconds_of_time(fields.get(time_field)))
-        return Batch(entries, poison, tail.place), times
+        return Batch(entries, poison, tail.position), times
 
     def _too_long(self) -> Parsed:
         raise ValueError(f"It is longer than {self._settings.max_event:,} bytes; this is its beginning.")

@@ -9,7 +9,7 @@ import zlib
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from gridscore.sources.logfile.formats import is_open, without_bom
-from gridscore.sources.logfile.places import HEAD_BYTES, Fingerprint, Place, digest
+from gridscore.sources.logfile.positions import HEAD_BYTES, FilePosition, Fingerprint, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,12 +57,12 @@ def open_log(path: Path) -> tuple[BinaryIO, bool]:
 
 
 class Tail:
-    """Reads one file from a place on.
+    """Reads one file from a position on.
 
     Args:
         path: Where it is now; the source changes it when the file is renamed.
         packed: Whether it is packed.
-        place: Where to go on.
+        position: Where to go on.
         form: The format of its records.
         header: Whether its first record is a header.
         delimiter: Of a format that has one.
@@ -78,7 +78,7 @@ class Tail:
         self,
         path: Path,
         stream: BinaryIO,
-        place: Place,
+        position: FilePosition,
         form: LogFormat,
         *,
         packed: bool,
@@ -89,32 +89,32 @@ class Tail:
         self.path = path
         self.packed = packed
         self.form = form
-        self._place = place
+        self._position = position
         self._stream = stream
         self._header = header
         self._delimiter = delimiter
         self._max_line = max_event
-        self._offset, self._line = place.offset, place.line
-        self._seen = Fingerprint.of(stream, place.offset)
+        self._offset, self._line = position.offset, position.line
+        self._seen = Fingerprint.of(stream, position.offset)
         # Somewhere in a line we go on with the next: the rest of one that was too long, or that was taken unfinished.
-        self._skipping = place.offset > 0 and not self._seen.last.endswith(b"\n")
+        self._skipping = position.offset > 0 and not self._seen.last.endswith(b"\n")
         self._rest = b""
-        self._finished = place.finished
+        self._finished = position.finished
         self.broken = ""
         self.gone = False
         stream.seek(0)
         self.head = stream.read(HEAD_BYTES)
-        stream.seek(place.offset)
+        stream.seek(position.offset)
 
     @property
     def identity(self) -> str:
         """Of the file."""
-        return self._place.identity
+        return self._position.identity
 
     @property
     def inode(self) -> tuple[int, int]:
         """Device and inode of the file."""
-        return self._place.device, self._place.inode
+        return self._position.device, self._position.inode
 
     @property
     def offset(self) -> int:
@@ -137,14 +137,14 @@ class Tail:
         return self._finished
 
     @property
-    def place(self) -> Place:
+    def position(self) -> FilePosition:
         """How far it has been taken."""
-        return Place(
-            identity=self._place.identity,
+        return FilePosition(
+            identity=self._position.identity,
             path=str(self.path),
-            device=self._place.device,
-            inode=self._place.inode,
-            generation=self._place.generation,
+            device=self._position.device,
+            inode=self._position.inode,
+            generation=self._position.generation,
             offset=self._offset,
             line=self._line,
             head=digest(self._seen.head),

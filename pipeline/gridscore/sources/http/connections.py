@@ -1,4 +1,4 @@
-"""Places of the HTTP source: how many may be connected, and who goes first when there is no room for others.
+"""Connections of the HTTP source: how many may be connected, and who goes first when there is no room for others.
 
 Connections without a request take no place of a request, and the one that has been silent for longest is closed to make
 room. So is a request whose body brings nothing any more, or whose answer nobody reads. Only then is anybody
@@ -50,7 +50,7 @@ class _Waiting:
         return None
 
 
-class Places:
+class Connections:
     """The places of one source.
 
     Args:

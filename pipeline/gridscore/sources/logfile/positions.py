@@ -1,4 +1,4 @@
-"""Places in log files: how far each has been read, and how a file is recognized under another name or as a copy."""
+"""Positions in log files: how far each has been read, and how a file is recognized under another name or as a copy."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HEAD_BYTES = 1024
 """Of the beginning of a file, by which it is recognized."""
 
 LAST_BYTES = 256
-"""Before the place, by which it is seen that a file is still the one that was read."""
+"""Before the position, by which it is seen that a file is still the one that was read."""
 
 KEPT = 2_000
-"""Places that are kept of files that are gone: they may come back, packed or copied."""
+"""FilePositions that are kept of files that are gone: they may come back, packed or copied."""
 
 
-class Place(msgspec.Struct, kw_only=True, omit_defaults=True):
+class FilePosition(msgspec.Struct, kw_only=True, omit_defaults=True):
     """How far one file has been read. What the grid keeps of it.
 
     A file is recognized by device and inode, as long as it begins with what has been read of it; and by what has been
@@ -78,7 +78,7 @@ class Place(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 @dataclass(slots=True)
 class Fingerprint:
-    """What has been read of a file, as far as its `Place` needs it."""
+    """What has been read of a file, as far as its `FilePosition` needs it."""
 
     head: bytes = b""
     last: bytes = b""
@@ -109,36 +109,36 @@ def identity_of(device: int, inode: int, generation: int, first_line: bytes) -> 
     return blake2b(content, digest_size=8).hexdigest()
 
 
-class Places:
-    """The places of one source in the grid."""
+class FilePositions:
+    """The positions of one source in the grid."""
 
     def __init__(self, grid: Grid, source: str) -> None:
         self._positions = Positions(grid, source)
 
-    async def load(self) -> dict[str, Place]:
+    async def load(self) -> dict[str, FilePosition]:
         """All of them, by identity, those that were written last at the end.
 
         Raises:
             SourceInterruptedError: The cluster did not answer.
         """
         try:
-            found = [msgspec.convert(value, Place) for value in (await self._positions.load()).values()]
-            found.sort(key=lambda place: place.at)
-            for place in found[:-KEPT]:
-                await self._positions.forget(place.identity)
+            found = [msgspec.convert(value, FilePosition) for value in (await self._positions.load()).values()]
+            found.sort(key=lambda position: position.at)
+            for position in found[:-KEPT]:
+                await self._positions.forget(position.identity)
         except HazelcastError as error:
-            raise SourceInterruptedError(f"The places in the log files cannot be read: {error}") from error
-        return {place.identity: place for place in found[-KEPT:]}
+            raise SourceInterruptedError(f"The positions in the log files cannot be read: {error}") from error
+        return {position.identity: position for position in found[-KEPT:]}
 
-    async def save(self, place: Place) -> None:
+    async def save(self, position: FilePosition) -> None:
         """Write one.
 
         Raises:
             SourceInterruptedError: The cluster did not answer.
             PositionTakenError: Another process follows the same file under the same name.
         """
-        place.at = time.time()
+        position.at = time.time()
         try:
-            await self._positions.move(place.identity, msgspec.to_builtins(place))
+            await self._positions.move(position.identity, msgspec.to_builtins(position))
         except HazelcastError as error:
-            raise SourceInterruptedError(f"The place in {place.path} cannot be kept: {error}") from error
+            raise SourceInterruptedError(f"The position in {position.path} cannot be kept: {error}") from error
