@@ -1,8 +1,8 @@
 """The HTTP source: web pages, tills and anything else that can post JSON.
 
-A request is answered when the grid has confirmed its events with their backups, and not before: 202 means that they are
-there. So nothing has to be remembered here, and nothing is lost when this process dies: without an answer, clients send
-again, and as events have keys, sending again changes nothing.
+A request is answered only when the grid has confirmed its events with their backups: 202 means that they are there. So
+nothing is kept here, and nothing is lost when this process dies: without an answer, clients send again, and as events
+have keys, that changes nothing.
 """
 
 from __future__ import annotations
@@ -91,16 +91,16 @@ class HttpSource:
             _log.warning("Anybody who reaches %s may send events: there is no token", self.address)
 
     def batches(self) -> AsyncIterator[Batch]:
-        """What is posted comes in `streams`."""
+        """Not used: see `streams`."""
         raise NotImplementedError
 
     def streams(self) -> Sequence[AsyncIterator[Batch]]:
-        """What is posted, a stream a map, until the source is closed."""
+        """What is posted, one stream for each map, until the source is closed."""
         return self._intake.streams()
 
     @property
     def most_held(self) -> tuple[int, int, int]:
-        """So much that partitions without room, however many, leave some of the source's room to others."""
+        """How much may wait for partitions without room, so that others still have some."""
         return self._intake.most_held
 
     async def acknowledge(self, batch: Batch) -> None:
@@ -112,11 +112,11 @@ class HttpSource:
         self._intake.refuse(batch, error)
 
     def waits(self, map_name: str, waiting: Waiting | None) -> None:
-        """Know what to tell requests that find no room."""
+        """Note what to tell requests that find no room."""
         self._intake.waits(map_name, waiting)
 
     async def close(self) -> None:
-        """Listen no longer; what is not confirmed is answered with 503."""
+        """Stop listening; what is not confirmed is answered with 503."""
         self._intake.close()
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
@@ -172,7 +172,7 @@ class _Server(uvicorn.Server):
         if context is None or not sockets:
             await super().startup(sockets)
             return
-        # As uvicorn does, but for who accepts.
+        # As uvicorn does, but with our own server.
         options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
         make = partial(BoundedHeads, connections=self._connections, **options)
         self.servers = [TlsServer(each, context, self._connections, make) for each in sockets]  # type: ignore[misc]  # alike
@@ -180,5 +180,5 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        # Signals are for whoever runs the source.
+        # Signals belong to the program that runs the source.
         yield

@@ -1,7 +1,7 @@
-"""Connections of the HTTP source that begin with TLS: they take a place before their handshake, which ends in time.
+"""Connections of the HTTP source that begin with TLS: they are counted before their handshake, which ends in time.
 
-asyncio's own server makes a protocol only once the handshake is over. Until then it knows no address, counts nothing,
-and waits for a minute: clients that say nothing could hold as many files as the process may have.
+asyncio's own server makes a protocol only after the handshake. Until then it knows no address, counts nothing, and
+waits for a minute: silent clients could use up all file descriptors of the process.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ HANDSHAKE_SECONDS = 10.0
 """Time for a handshake."""
 
 GOODBYE_SECONDS = 2.0
-"""Time for the other side to say that it has seen the end."""
+"""Time for the other side to confirm the end."""
 
 _PAUSE_SECONDS = 0.5
-"""Pause when no connection can be accepted, because too many files are open for instance."""
+"""Pause when no connection can be accepted, for example because too many files are open."""
 
 
 class _Handshake:
@@ -44,8 +44,6 @@ class TlsServer:
 
     Args:
         listening: The socket, which listens already and does not block.
-        context: Of TLS.
-        places: Of all connections.
         make: Makes the protocol of a connection.
     """
 
@@ -57,18 +55,18 @@ class TlsServer:
         make: Callable[[], BoundedHeads],
     ) -> None:
         self._context, self._connections, self._make = context, connections, make
-        self._listening = listening.dup()  # closed only when nobody waits at it any more
+        self._listening = listening.dup()  # closed only when nothing waits for it
         self._loop = asyncio.get_running_loop()
         self._handshakes: set[asyncio.Task[None]] = set()
         self._accepting = self._loop.create_task(self._accept())
 
     def close(self) -> None:
-        """Accept no more, and end what has not begun."""
+        """Stop accepting, and end handshakes."""
         for task in (self._accepting, *self._handshakes):
             task.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until accepting and handshakes have ended."""
         await asyncio.wait([self._accepting, *self._handshakes])
 
     async def _accept(self) -> None:

@@ -17,32 +17,30 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
 
 HEAD_BYTES = 1024
-"""Of the beginning of a file, by which it is recognized."""
+"""Bytes of the beginning of a file, to recognize it by."""
 
 LAST_BYTES = 256
-"""Before the position, by which it is seen that a file is still the one that was read."""
+"""Bytes before the position, to check that a file is still the one that was read."""
 
 KEPT = 2_000
-"""FilePositions that are kept of files that are gone: they may come back, packed or copied."""
+"""How many positions to keep of files that are gone: they may come back, packed or copied."""
 
 
 class FilePosition(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """How far one file has been read. What the grid keeps of it.
+    """How far one file has been read, as the grid keeps it.
 
-    A file is recognized by device and inode, as long as it begins with what has been read of it; and by what has been
-    read of it, if it comes with another device or inode: packed, copied, or on another disk.
+    A file is recognized by device and inode, as long as it begins with what has been read of it; with another device or
+    inode (packed, copied, or on another disk), by that beginning alone.
 
     Attributes:
-        identity: Of the file, for good: the keys of its events begin with it.
+        identity: Its permanent name: the keys of its events begin with it.
         path: Where it was seen last.
-        device: That it was on.
-        inode: That it had.
-        generation: How often the inode had got other content before.
+        generation: How often the inode had other content before.
         offset: Bytes that have been read, unpacked.
         line: Lines that have been read.
         head: Hash of the beginning of what has been read.
         last: Hash of the end of what has been read.
-        finished: Whether nothing can come any more, as the file is packed and was read to its end.
+        finished: Whether nothing can follow, because the file is packed and was read to its end.
         at: When the grid got this, in seconds since 1970.
     """
 
@@ -59,7 +57,7 @@ class FilePosition(msgspec.Struct, kw_only=True, omit_defaults=True):
     at: float = 0.0
 
     def is_of(self, stream: BinaryIO, head: bytes) -> bool:
-        """Whether what has been read stands at the beginning of a file.
+        """Whether a file begins with what has been read.
 
         Args:
             head: Its first `HEAD_BYTES`.
@@ -67,12 +65,12 @@ class FilePosition(msgspec.Struct, kw_only=True, omit_defaults=True):
         if not self.offset or digest(head[: self.offset]) != self.head:
             return False
         if self.finished and self.offset >= HEAD_BYTES:
-            return True  # it is not unpacked only to see that it is finished
+            return True  # do not unpack it only to see that it is finished
         stream.seek(max(0, self.offset - LAST_BYTES))
         return digest(stream.read(min(self.offset, LAST_BYTES))) == self.last
 
     def begins(self, head: bytes) -> bool:
-        """Whether a file has the same beginning, and what has been read is long enough to say so."""
+        """Whether a file has the same beginning, and enough of it has been read to tell."""
         return self.offset >= HEAD_BYTES and digest(head) == self.head
 
 
@@ -84,7 +82,7 @@ class Fingerprint:
     last: bytes = b""
 
     def add(self, data: bytes) -> None:
-        """Note what has been read next."""
+        """Add what was read next."""
         if len(self.head) < HEAD_BYTES:
             self.head += data[: HEAD_BYTES - len(self.head)]
         self.last = data[-LAST_BYTES:] if len(data) >= LAST_BYTES else (self.last + data)[-LAST_BYTES:]
@@ -104,7 +102,7 @@ def digest(data: bytes) -> str:
 
 
 def identity_of(device: int, inode: int, generation: int, first_line: bytes) -> str:
-    """Identity of a new file: the same if it is read again from the beginning, and that of no other file."""
+    """Identity of a new file: unique, and the same whenever it is read from the beginning."""
     content = b"%d:%d:%d:" % (device, inode, generation) + first_line
     return blake2b(content, digest_size=8).hexdigest()
 
@@ -116,7 +114,7 @@ class FilePositions:
         self._positions = Positions(grid, source)
 
     async def load(self) -> dict[str, FilePosition]:
-        """All of them, by identity, those that were written last at the end.
+        """All of them, by identity, the last written at the end.
 
         Raises:
             SourceInterruptedError: The cluster did not answer.
