@@ -107,5 +107,5 @@ async def test_whoever_waits_for_room_is_told_that_nobody_can_see_it():
 
         producer._readers.unread = unread
         async with asyncio.timeout(60):
-            with pytest.raises(GridError, match="cannot be seen"):
+            with pytest.raises(GridError, match="is unknown"):
                 await producer.put([("one more", b"{}")])

@@ -52,7 +52,7 @@ async def request(grid: Grid, group: str, partitions: Iterable[int], reason: str
     """
     records = Records(grid, RESCANS_MAP)
     value = {"reason": reason, "at": int(time.time() * 1000)}
-    # This replaces an older request, which is then not removed by whoever has just done it.
+    # This replaces an older request, so a worker that has just done that one does not remove it.
     await asyncio.gather(*(records.put(f"{group}/{partition}", value) for partition in partitions))
 
 

@@ -214,7 +214,7 @@ class LiveModel:
             ) from error
 
     async def _loaded(self, version: ModelVersion) -> ActiveModel:
-        check_fit(self._job, version, allow_changed=True)  # whoever promoted it was warned, and allowed it
+        check_fit(self._job, version, allow_changed=True)  # the promotion warned of it, and allowed it
         for warning in fit_warnings({self._job.name: self._job}, version):
             _log.info("%s: %s", self._job.name, warning, extra={"action": "changed_features"})
         model = await self._models.of(version)
