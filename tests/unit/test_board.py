@@ -113,11 +113,11 @@ def test_jobs_that_are_gone_or_invalid_are_listed_everywhere(monkeypatch, capsys
     assert {each["name"]: each["state"] for each in listed} == states
     assert [each["healthy"] for each in listed] == [True, False, False]
 
-    monkeypatch.setattr(jobs, "run", lambda coroutine: coroutine.close() or flow)
-    jobs.jobs(SimpleNamespace(invoked_subcommand=None), as_json=True)
+    monkeypatch.setattr(jobs, "run_on", lambda *_: flow)
+    jobs.jobs(SimpleNamespace(invoked_subcommand=None), connection=None, as_json=True)
     assert {each["name"]: each["state"] for each in json.loads(capsys.readouterr().out)} == states
     with jobs.console.capture() as capture:
-        jobs.jobs(SimpleNamespace(invoked_subcommand=None))
+        jobs.jobs(SimpleNamespace(invoked_subcommand=None), connection=None)
     text = capture.get()
     assert "GONE" in text
     assert "old: Workers scored for it until the cluster was replaced" in text
