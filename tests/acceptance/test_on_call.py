@@ -1042,7 +1042,7 @@ BESIDES = {
     "::test_sql_is_blamed_only_for_what_it_says",
     "HTTP posts while the grid is away": "unit/test_http_flow.py::test_a_grid_that_does_not_answer_is_told_as_such",
     "HTTP posts of a key that is not scored as fast": "unit/test_http_flow.py"
-    "::test_a_key_of_which_too_much_is_posted_holds_up_no_other_of_its_map",
+    "::test_a_key_with_too_many_events_holds_up_no_other_of_its_map",
     "top where COLUMNS exceeds the terminal": "unit/test_output.py::test_no_line_is_longer_than_the_terminal_is_wide",
 }
 """Further ones, which `gridscore status` does not judge, in the same way."""

@@ -123,7 +123,7 @@ def test_what_is_wrong_is_said_once(start, unused_tcp_port, environment):
     assert log.read_text().count("No connection to the cluster") == 1
 
 
-def test_a_number_of_processes_that_is_none(run):
+def test_an_invalid_number_of_processes(run):
     assert "`many` is not a number from 1" in run("worker", "--processes", "many", code=2).stderr
 
 

@@ -170,7 +170,7 @@ async def test_an_offset_never_goes_back_but_by_a_reset(grid, unique, caplog):
     assert not await leases.reset(0, 4)
 
 
-async def test_a_job_that_begins_anew_counts_its_epochs_on_and_whoever_held_it_finds_out(grid, unique):
+async def test_a_job_that_starts_over_goes_on_counting_epochs_and_former_owners_find_out(grid, unique):
     leases = Leases(grid, unique, "one")
     await claim_each(leases, grid)
     assert await commit_all(leases, {0: Progress(10, 1)}) == []

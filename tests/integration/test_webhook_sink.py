@@ -151,7 +151,7 @@ async def test_a_result_comes_signed_with_what_tells_it_from_others(receiver, mo
     assert (body["map"], body["result"]["decision"]) == ("results.x", "decline")
 
 
-async def test_the_same_result_has_the_same_id_whoever_sends_it(receiver):
+async def test_the_same_result_has_the_same_id_from_every_process(receiver):
     async with opened(receiver.url) as sink:
         await sink.deliver(delivery([result("k", 7, epoch=1)]))
         await sink.deliver(delivery([result("k", 7, epoch=2)]))

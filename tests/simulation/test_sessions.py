@@ -103,7 +103,7 @@ def test_nobody_renews_a_session_that_it_let_grow_older_than_the_lease(virtual):
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_session_is_closed_only_if_that_is_acknowledged_for_whoever_takes_what_hangs_on_it(virtual, own):
+def test_a_session_counts_as_closed_only_if_that_is_acknowledged(virtual, own):
     async def test(cluster):
         first = Leases(await cluster.connect("first"), JOB, "first")
         heirs = [Leases(await cluster.connect(name), JOB, name) for name in ("second", "third")]

@@ -303,7 +303,7 @@ async def test_a_source_does_not_start_over_because_a_position_is_bad(stub):
     assert [one.bad.key for one in await find_repairs(grid)] == ["other/a.log"]
 
 
-async def test_a_key_that_is_no_text_is_not_taken_for_a_fault_of_the_listener(stub, caplog):
+async def test_a_key_that_is_not_a_text_does_not_count_as_a_fault_of_the_listener(stub, caplog):
     grid = await stub.connect()
     called = asyncio.Event()
     stop = await Records(grid, "gridscore.jobs").watch(called.set)

@@ -207,7 +207,7 @@ async def test_a_source_pauses_when_it_has_as_many_dead_letters_as_it_may_and_go
         assert (runner.stats.poison, runner.stats.waiting) == (40, "")
 
 
-async def test_a_source_of_which_nearly_all_is_rejected_pauses_and_can_be_stopped(monkeypatch):
+async def test_a_source_whose_events_are_nearly_all_rejected_pauses_and_can_be_stopped(monkeypatch):
     monkeypatch.setattr(source_runner, "RECENT", 100)
     monkeypatch.setattr(source_runner, "SETTLE_SECONDS", 0.1)
     some = [each for n in range(0, 2_000, 10) for each in (*poison(8, n), (f"a{n}", b"1"), (f"b{n}", b"1"))]

@@ -86,7 +86,7 @@ def test_no_worker_at_any_look():
     assert codes(*[nobody] * 6)[0] == "no_worker"
 
 
-def test_a_worker_that_was_missing_for_a_moment_is_no_problem():
+def test_a_worker_that_was_missing_for_a_moment_is_not_a_problem():
     assert codes(status(workers=()), status(), status()) == []
     assert codes(status(), status(workers=())) == []
 
@@ -110,7 +110,7 @@ def test_partitions_that_nobody_living_owns():
     assert "`gridscore worker`" in finding.advice
 
 
-def test_partitions_on_their_way_are_no_problem():
+def test_partitions_on_their_way_are_not_a_problem():
     before, after = [position(owner="dead", stamp=1)], [position(owner="dead", stamp=2)]
     assert codes(status(before), status(after)) == []  # somebody changes the record
     assert codes(status([position(owner="")]), status([position(owner="a")])) == []
@@ -131,7 +131,7 @@ def test_lag_that_grows_beyond_what_can_be_worked_off(lags):
         ([0, 0, 0, 0, 0, 600], 10),  # has only begun
     ],
 )
-def test_lag_that_is_no_problem(lags, rate):
+def test_lag_that_is_not_a_problem(lags, rate):
     assert codes(*moving(lags, rate)) == []
 
 
@@ -154,7 +154,7 @@ def test_nothing_committed_though_events_wait():
     assert codes(*moving([0] * 6, rate=0)) == []
 
 
-def test_a_restart_in_between_begins_anew():
+def test_a_restart_in_between_starts_over():
     before = [replace(each, record=record(revision=1)) for each in moving([50] * 4, rate=0)]
     assert codes(*before, replace(before[-1], record=record(revision=2))) == []
 
@@ -292,7 +292,7 @@ def test_events_without_a_dead_letter_are_a_problem_until_somebody_knows():
 
 
 @pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.COMPLETED])
-def test_a_job_that_is_over_is_no_problem_for_good(state):
+def test_a_job_that_has_ended_is_never_a_problem_again(state):
     job = record(state, on_loss="continue")
     over = status(job=job, workers=(), totals={"unkept": 3, "lost": 2}, rescans=(Rescan(1, "audit", 1),))
     assert codes(over) == []

@@ -70,7 +70,7 @@ def test_handshakes_of_tls_take_places_and_end_in_time(monkeypatch, tmp_path, ca
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def test_the_time_for_a_head_begins_anew_with_each_answer(monkeypatch):
+async def test_the_time_for_a_head_starts_over_with_each_answer(monkeypatch):
     monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.3)
     async with listening() as source, connected(source) as (reader, writer):
         for _ in range(3):
@@ -100,7 +100,7 @@ async def test_a_head_and_what_follows_a_body_have_a_limit(begun, piece, answer)
             assert (await http.get("/healthz")).status_code == 200
 
 
-async def test_a_body_is_no_head_however_large_it_is():
+async def test_a_large_body_does_not_count_as_a_head():
     body = b"[" + b'{"a": 1},' * 50_000 + b"{}]"
     async with listening() as source, client(source) as http:
         for _ in range(2):
@@ -157,7 +157,7 @@ async def test_a_stream_that_brings_nothing_any_more_is_ended_with_what_it_broug
         assert b'"accepted":2' in answer
 
 
-async def test_an_empty_key_is_none():
+async def test_an_empty_key_is_not_a_key():
     async with listening() as source, client(source) as http:
         answer = await http.post("/events/events.x?key=", json={}, headers={"Idempotency-Key": ""})
         assert len(answer.json()["keys"][0]) == 26

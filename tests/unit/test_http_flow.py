@@ -79,7 +79,7 @@ async def test_a_partition_without_room_holds_up_no_other_of_its_map():
             assert (await waiting).status_code == 429
 
 
-async def test_a_key_of_which_too_much_is_posted_holds_up_no_other_of_its_map(caplog):
+async def test_a_key_with_too_many_events_holds_up_no_other_of_its_map(caplog):
     """Senders of the key fill all that may wait in the source, ten times."""
     async with StubCluster(partitions=2) as cluster:
         full, other = await fill(cluster, 0)

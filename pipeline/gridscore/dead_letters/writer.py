@@ -94,7 +94,7 @@ class LetterWriter:
         self.full = ""
 
     def may_put(self, count: int) -> bool:
-        """Whether so many are worth a `put`.
+        """Whether this many are worth a `put`.
 
         Without room, `put` only finds those that the grid already has: some, so that a flood costs less than with room.
         """

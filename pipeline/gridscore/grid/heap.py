@@ -192,7 +192,7 @@ class HeapWatch:
         self.most_under_way = float("inf")
 
     async def start(self) -> None:
-        """Look for the first time, if nobody has, and go on beside what is put."""
+        """Begin to look, unless it has begun, and go on in the background."""
         fresh = [self._follow(member) for member in self._grid.members if member.uuid not in self._followers]
         if fresh:
             try:
@@ -218,7 +218,7 @@ class HeapWatch:
         return False
 
     def spend(self, entries: int, size: int) -> None:
-        """So many entries, of so many bytes, are on their way."""
+        """Note that this many entries and bytes are on their way."""
         self._spent += size + entries * ENTRY_BYTES
         self._used.set()
         if not self._followers and not self._closed:

@@ -255,7 +255,7 @@ class Launch:
 
 
 def is_ready(log: str, expected: int) -> bool:
-    """Whether a member's log says that it has started, in a cluster of so many."""
+    """Whether a member's log says that it has started, in a cluster of this size."""
     sizes = re.findall(r"Members \{size:(\d+)", log)
     return "is STARTED" in log and bool(sizes) and int(sizes[-1]) >= expected
 

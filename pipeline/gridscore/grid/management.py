@@ -157,7 +157,7 @@ async def first_config(grid: Grid) -> MemberConfig | None:
 
 
 async def is_safe(grid: Grid, members: int) -> bool:
-    """Whether so many members are in the cluster, and each says that its partitions have all their backups.
+    """Whether this many members are in the cluster, and each says that its partitions have all their backups.
 
     They look once a second. A member that cannot be asked is not safe.
     """

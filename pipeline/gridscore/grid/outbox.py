@@ -66,7 +66,7 @@ class Outbox:
         self._closed = False
 
     def hold_at_most(self, seconds: float) -> None:
-        """Let the system (only Linux can) give the connection up when bytes were not confirmed for so long."""
+        """Let the system (only Linux can) give the connection up when bytes were not confirmed for this long."""
         option = getattr(socket, "TCP_USER_TIMEOUT", None)
         if option is not None:
             with contextlib.suppress(OSError):

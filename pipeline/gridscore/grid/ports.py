@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 
 
 def choose_ports(members: int, first: int | None) -> list[int]:
-    """Ports for so many members: from the first on, the first free ones if it is None, any free ones if it is 0.
+    """Ports for this many members: from `first` on, the first free ones if it is None, any free ones if it is 0.
 
     Raises:
         MemberError: One that was asked for is in use.

@@ -349,7 +349,7 @@ def _look_through_rarely(client: HazelcastClient) -> None:
 
 
 def _refuse_pickle(client: HazelcastClient) -> None:
-    """Take the client's fallback away: it would unpickle, that is run, anything that somebody put into the grid."""
+    """Disable the client's fallback: it would unpickle, that is run, whatever is in the grid."""
 
     def read(_input: Any) -> Any:
         raise HazelcastSerializationError("a pickled Python object, which Gridscore does not read")
@@ -403,7 +403,7 @@ def cluster_id(client: HazelcastClient) -> str:
 
 
 def hold_at_most(client: HazelcastClient, seconds: float) -> None:
-    """Give a connection up when its member has not confirmed bytes for so long; a later call can only shorten that.
+    """Give a connection up when its member has not confirmed bytes for this long; a later call can only shorten that.
 
     What the system holds for an unreachable member is delivered once it can be reached again, however late. Writers
     with a lease need a bound.

@@ -69,7 +69,7 @@ class Fence:
         """The times of a lease.
 
         Raises:
-            UsageError: No worker can live with so short or so long a lease.
+            UsageError: The lease is too short or too long.
         """
         if not SHORTEST_SECONDS <= lease <= LONGEST_SECONDS:
             raise UsageError(

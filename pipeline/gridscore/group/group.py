@@ -144,7 +144,7 @@ class Group:
         return None if progress is None else progress.offset
 
     def set_ring(self, capacity: int) -> None:
-        """Commit early what fills the rings; each holds so many entries."""
+        """Commit early what fills the rings, which hold this many entries each."""
         self.early_events = max(1, capacity // _EARLY)
 
     def acknowledged(self, partition: int, offset: int) -> None:

@@ -52,10 +52,10 @@ Where two formats meet in a group, the newer processes give back what they hold,
 """
 
 SUSPECT_SECONDS = 1.6
-"""A worker whose heartbeat has not changed for so long is suspected: its leases are watched."""
+"""A worker whose heartbeat has not changed for this long is suspected: its leases are watched."""
 
 GONE_SECONDS = 4.0
-"""A worker whose heartbeat has not changed for so long is not counted as living, and has no share in the group.
+"""A worker whose heartbeat has not changed for this long is not counted as living, and has no share in the group.
 
 It may miss three beats. Shorter than a lease is by default, so that the others have divided its partitions among
 themselves when they can be taken.
@@ -272,7 +272,7 @@ class Members:
         await (await self._grid.map(self.map_name)).delete(name)
 
     async def forget(self, seconds: float) -> None:
-        """Remove the records that have not changed for so long while we watched."""
+        """Remove the records that have not changed for this long while we watched."""
         for name, sight in list(self._sights.items()):
             if name != self.worker and self._silence(sight) > seconds:
                 await self._heartbeats.remove(Record(name, {}, sight.raw))

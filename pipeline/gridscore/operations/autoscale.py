@@ -27,7 +27,7 @@ KEPT = 100
 
 _WINDOW_SECONDS = 10.0
 _COMMIT_SECONDS = 2.0
-"""Events of the last so many seconds may be scored but not committed: they are not backlog."""
+"""Events of these last seconds may be scored but not committed: they are not backlog."""
 
 _JOIN_SECONDS = 60.0
 """How long new workers may take until they score."""

@@ -138,7 +138,7 @@ class WorkerProcesses:
         return sum(not child.leaving.is_set() for child in self._children)
 
     def resize(self, count: int) -> None:
-        """Run so many from now on: start new ones, or let the last ones give their partitions back and end."""
+        """Run this many from now on: start new ones, or let the last ones give their partitions back and end."""
         staying = [child for child in self._children if not child.leaving.is_set()]
         for child in staying[count:]:
             child.leaving.set()

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 STOP_SECONDS = 3.0
 CRASHES, CRASH_SECONDS = 3, 60.0
-"""A job with so many unexpected errors in one worker within this time is FAILED."""
+"""A job with this many unexpected errors in one worker within this time is FAILED."""
 
 MOST_ORPHANED = 100
 """How many jobs of a replaced cluster a worker's record names."""

@@ -74,7 +74,7 @@ class DeliverAgain:
         del self._delivered[cursor]
 
     async def _wait(self, cursor: Cursor, pages: int) -> None:
-        """Return when so many pages were delivered."""
+        """Return when this many pages were delivered."""
         while self._delivered[cursor] < pages:
             if not self._group.reader.is_current(cursor):
                 del self._delivered[cursor]

@@ -70,7 +70,7 @@ _limits: WeakValueDictionary[tuple[int, str | None, int | None], asyncio.Semapho
 
 
 class _LaterError(Exception):
-    """The hook may take it later, or after so many seconds. The hint says what may be wrong."""
+    """The hook may take it later, or after some seconds. The hint says what may be wrong."""
 
     def __init__(self, what: str, seconds: float | None = None, hint: str = "") -> None:
         super().__init__(what)
@@ -364,7 +364,7 @@ class WebhookSink:
         )
 
     async def _post(self, batch: Sequence[tuple[str, Delivered]], seconds: float) -> None:
-        """Post once, if it can be sent within so many seconds; raises a `_LaterError` or `_NeverError` if refused."""
+        """Post once, if it can be sent in time; raises a `_LaterError` or `_NeverError` if refused."""
         session, body = self._session, self._body(batch)
         assert session is not None, "`open` comes first"  # noqa: S101
         identity = batch[0][0] if self._settings.batch == 1 else _digest(body)
