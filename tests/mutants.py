@@ -119,7 +119,7 @@ MUTANTS = [
     Mutant(
         "a lease of before in the same process is taken at once",
         "group/leases.py",
-        "self._let_go.get(partition) == sight.record.session",
+        "self._dropped.get(partition) == sight.record.session",
         "True",
         (SESSIONS, "-k", "same_process"),
     ),
@@ -140,15 +140,15 @@ MUTANTS = [
     Mutant(
         "a failed compare-and-set is taken for a success",
         "group/lease_records.py",
-        "written(position, records[position] if future.result() else None)",
-        "written(position, records[position])",
+        "written(index, records[index] if future.result() else None)",
+        "written(index, records[index])",
         (SESSIONS, "-k", "comes_too_late"),
     ),
     Mutant(
         "a compare-and-set of unknown fate is taken for a success",
         "group/lease_records.py",
-        "written(position, record._replace(began=_UNSAID) if found[partition] == record.text else None)",
-        "written(position, record)",
+        "written(index, record._replace(began=_UNSAID) if found[partition] == record.text else None)",
+        "written(index, record)",
         (FENCE, "-k", "unknown_fate"),
     ),
     Mutant(
@@ -189,8 +189,8 @@ MUTANTS = [
     Mutant(
         "results that stand are not looked at",
         "scoring/runner.py",
-        "standing = await standing_in(self._grid, job.results, partition, page, origin)",
-        "standing: set[int] = set()",
+        "scored = await scored_in(self._grid, job.results, partition, page, origin)",
+        "scored: set[int] = set()",
         (STORIES, "-k", "fate_is_unknown or may_die"),
     ),
     Mutant(
@@ -216,7 +216,7 @@ MUTANTS = [
     ),
     Mutant(
         "a result from before the journal began again counts",
-        "scoring/standing.py",
+        "scoring/prior_results.py",
         "if result.epoch >= origin}",
         "if result.epoch >= 0}",
         (STORIES, "-k", "say_nothing"),
@@ -231,7 +231,7 @@ MUTANTS = [
     Mutant(
         "a gap in a journal is not looked into",
         "group/reader.py",
-        "elif page.first > cursor.position or page.first < cursor.doubt:",
+        "elif page.first > cursor.offset or page.first < cursor.doubt:",
         "elif page.first < cursor.doubt:",
         (STORIES, "-k", "overwritten_unread"),
     ),
@@ -300,7 +300,7 @@ MUTANTS = [
     Mutant(
         "a sink does not look at its leases",
         "sinks/runner.py",
-        "ended = [partition for partition in current if not group.leases.stands(partition, now)]",
+        "ended = [partition for partition in current if not group.leases.may_write(partition, now)]",
         "ended: list[int] = []",
         (SINKS,),
     ),
@@ -330,8 +330,8 @@ MUTANTS = [
     Mutant(
         "events whose results stand are not added to windows",
         "scoring/runner.py",
-        "return page._replace(standing=standing) if self._has_windows else without(page, standing)",
-        "return without(page, standing)",
+        "return page._replace(scored=scored) if self._has_windows else without(page, scored)",
+        "return without(page, scored)",
         (WINDOWS, "-k", "may_die or fate_is_unknown"),
     ),
     Mutant(

@@ -26,7 +26,7 @@ from gridscore.scoring.process import tune
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
 
 READY = "reading"
 """What it prints when it reads all partitions."""

@@ -13,7 +13,7 @@ from gridscore.errors import GridscoreError
 from gridscore.grid import transport
 from gridscore.grid.records import Records
 from gridscore.group.lease_records import read_records
-from gridscore.group.leases import begin_anew
+from gridscore.group.leases import start_over
 from gridscore.group.members import WORKERS_MAP
 from gridscore.job import Jobs, parse_job
 from gridscore.leash import LeashedProcess
@@ -114,7 +114,7 @@ class Gridscore(InGrid):
                 "The workers do not let the job go",
             )
             for name in self._names:
-                await begin_anew(self.bed.grid, name)
+                await start_over(self.bed.grid, name)
             for results in list(self._names.values())[1:]:
                 await destroy(self.bed.grid, results)
             self._submitted = False

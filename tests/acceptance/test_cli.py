@@ -112,12 +112,12 @@ def test_promote_wants_one_of_two(gridscore):
     assert "Give either --version N or --previous." in done.stderr
 
 
-def test_an_address_that_is_none(gridscore):
+def test_an_invalid_address(gridscore):
     done = gridscore("jobs", members=["127.0.0.1:70000"], code=2)
     assert "`70000` is not a port" in done.stderr
 
 
-def test_a_file_that_is_no_model(gridscore, tmp_path):
+def test_a_file_that_is_not_a_model(gridscore, tmp_path):
     wrong = tmp_path / "model.pkl"
     wrong.write_bytes(b"\x80\x04\x95" + b"x" * 100)
     done = gridscore("model", "push", wrong, "--name", "wrong", code=7)

@@ -60,7 +60,7 @@ def test_a_file_is_loaded_on_from_where_a_bad_line_stopped_it(load, entries, tmp
     said = load("--from", path, "--to", name, "--key", "id", "--resume", "--limit", 1_500, "--json")
     assert json.loads(said) == {name: {"rows": 1_500, "passed": 3_000, "skipped": 0}}
     said = load("--from", path, "--to", name, "--key", "id", "--resume")
-    assert said == f"{name}: 500 entries, 4,500 passed over as loaded before\n"
+    assert said == f"{name}: 500 entries, 4,500 skipped as loaded before\n"
     assert entries(name) == {number: {"id": number, "page": f"/{number}"} for number in range(5_000)}
 
     path.write_text('{"id": "another"}\n' * 5_000)
@@ -103,7 +103,7 @@ def test_a_query_is_loaded_and_resumed(load, entries, tmp_path, unique):
         assert "5,000 entries" in load(*query, THE_PASSWORD=secret)
         postgres.execute("INSERT INTO orders VALUES (5001, 0.25)")
         said = load(*query, "--resume", THE_PASSWORD=secret)
-        assert said == f"{name}: 1 entries, 5,000 passed over as loaded before\n"
+        assert said == f"{name}: 1 entries, 5,000 skipped as loaded before\n"
         assert entries(name)[5001] == {"id": 5001, "amount": 0.25}
 
         assert "THE_PASSWORD is not set" in load(*query, code=2)

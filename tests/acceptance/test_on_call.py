@@ -722,7 +722,7 @@ FAULTS = [
         strangers,
         introduce,
         10,
-        (f"100% of the last events have no entry in `lookups.{JOB}`", "Is the map loaded, and is its key what"),
+        (f"100% of the last events have no entry in `lookups.{JOB}`", "Is the map loaded, and do its keys"),
     ),
     Fault(
         "an event that cannot be scored",
@@ -748,7 +748,7 @@ FAULTS = [
         lose_model,
         push_model,
         10,
-        ("The model cannot be looked up, v1 goes on as it was loaded", "`gridscore model list`"),
+        ("The model cannot be looked up, v1 stays in use", "`gridscore model list`"),
     ),
     Fault(
         "a lookup map that somebody destroyed, while a worker is added",
@@ -775,7 +775,7 @@ FAULTS = [
         10,
         (
             "tail: not well, failed",
-            "It says nothing any more: it was killed or stopped",
+            "It has fallen silent: it was killed or stopped",
             "`gridscore source forget tail`",
         ),
     ),
@@ -927,7 +927,7 @@ FAULTS = [
         bury_more_than_there_is_room_for,
         dig_out,
         10,
-        ("have no dead letter: there were as many as the job keeps", f"`gridscore audit {TRIAL} --repair`"),
+        ("have no dead letter: the limit was reached", f"`gridscore audit {TRIAL} --repair`"),
         ("have no dead letter",),
     ),
     Fault(
@@ -936,7 +936,7 @@ FAULTS = [
         come_from_elsewhere,
         train_anew,
         10,
-        ("the model does not know the category: country 100%", "Train it on what comes now."),
+        ("the model does not know the category: country 100%", "Train it on recent events."),
     ),
     Fault(
         "a sink whose destination refuses",
@@ -1042,7 +1042,7 @@ BESIDES = {
     "::test_sql_is_blamed_only_for_what_it_says",
     "HTTP posts while the grid is away": "unit/test_http_flow.py::test_a_grid_that_does_not_answer_is_told_as_such",
     "HTTP posts of a key that is not scored as fast": "unit/test_http_flow.py"
-    "::test_a_key_of_which_too_much_is_posted_holds_up_no_other_of_its_map",
+    "::test_a_key_with_too_many_events_holds_up_no_other_of_its_map",
     "top where COLUMNS exceeds the terminal": "unit/test_output.py::test_no_line_is_longer_than_the_terminal_is_wide",
 }
 """Further ones, which `gridscore status` does not judge, in the same way."""

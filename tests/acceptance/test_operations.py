@@ -68,12 +68,12 @@ def test_an_operators_day(run, start, job, cluster):
     for child in children:
         check_it_is_lean(child)
     assert (
-        len(re.findall(r"holds its first partitions, \d+\.\d s after this process was started", log.read_text())) == 2
+        len(re.findall(r"holds its first partitions, \d+\.\d s after the start of this process", log.read_text())) == 2
     )
 
     # A worker that is killed is there again, and all are well.
     children[0].kill()
-    until(lambda: "was ended by signal 9; it is started again in 0.5 s" in log.read_text())
+    until(lambda: "was ended by signal 9; it is restarted in 0.5 s" in log.read_text())
     until(lambda: len(psutil.Process(crew.pid).children()) == 2 and status())
 
     back = run("dead-letters", "replay", job, "--all")
@@ -123,7 +123,7 @@ def test_what_is_wrong_is_said_once(start, unused_tcp_port, environment):
     assert log.read_text().count("No connection to the cluster") == 1
 
 
-def test_a_number_of_processes_that_is_none(run):
+def test_an_invalid_number_of_processes(run):
     assert "`many` is not a number from 1" in run("worker", "--processes", "many", code=2).stderr
 
 

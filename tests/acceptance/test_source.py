@@ -26,7 +26,7 @@ def size(cluster, name):
     return asyncio.run(look())
 
 
-def test_a_source_is_run_watched_stopped_and_begun_anew(cluster, run, start, tmp_path, unique):
+def test_a_source_is_run_watched_stopped_and_started_over(cluster, run, start, tmp_path, unique):
     path, name = tmp_path / "app.log", f"log-{unique}"
     path.write_text("".join(f'{{"n": {n}}}\n' for n in range(100)) + "this is not JSON\n")
     options = ("logfile", "--to", f"events.{unique}", "--path", str(path), "--name", name)

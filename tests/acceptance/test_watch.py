@@ -105,7 +105,7 @@ def test_a_wait_has_an_end(watch):
     assert "error: There is no job and no map" in rest
 
 
-def test_a_map_without_a_journal_is_watched_all_the_same(watch, put, unique):
+def test_a_map_without_a_journal_can_be_watched_too(watch, put, unique):
     put(target=f"lookups.watch-{unique}")
     process = watch("--limit", "1", target=f"lookups.watch-{unique}")
     assert "has no journal" in process.stderr.readline()
@@ -115,7 +115,7 @@ def test_a_map_without_a_journal_is_watched_all_the_same(watch, put, unique):
     assert out.split()[0] == "a"
 
 
-def test_what_is_no_result_is_shown_as_it_is(watch, put):
+def test_an_entry_that_is_not_a_result_is_shown_as_it_is(watch, put):
     put()
     process = watch("--limit", "3")
     wait_until_it_follows(process)

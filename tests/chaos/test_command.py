@@ -117,7 +117,7 @@ async def test_killed_with_9_it_takes_its_processes_along_a_stopped_one_too(clus
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--member-kills", "1"), "Members of your own cluster are neither killed nor stopped"),
+        (("--member-kills", "1"), "Members of your own cluster are never killed, stopped"),
         (("--workers", "1"), "need two workers"),
         (("--keep", "."), "is not empty"),
     ],

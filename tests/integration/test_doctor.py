@@ -19,9 +19,9 @@ from gridscore.job import Jobs, load_job
 ROOT = Path(__file__).resolve().parents[2]
 
 COMMAND = """
-import typer
 from gridscore.cli.doctor import doctor
-app = typer.Typer()
+from gridscore.cli.options import App
+app = App()
 app.command()(doctor)
 app()
 """

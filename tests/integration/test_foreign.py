@@ -47,7 +47,7 @@ async def _size(proxy, wanted):
     return await proxy.size() == wanted
 
 
-async def test_a_result_stream_leaves_out_what_is_no_result(client, unique):
+async def test_a_result_stream_skips_entries_that_are_not_results(client, unique):
     name = f"results.{unique}"
     async with await client.results(name) as stream:
         proxy = await client.grid.map(name)

@@ -51,7 +51,7 @@ async def test_one_event_is_answered_when_it_is_in_the_grid(grid, events):
         assert await source.get(events, key) == '{"page":"/","n":1}'
 
 
-async def test_of_an_array_what_is_an_event_is_taken_and_the_rest_is_told(grid, events):
+async def test_the_events_of_an_array_are_taken_and_the_rest_is_reported(grid, events):
     async with serving(grid, to=events, key=("id",), max_event=100) as source, client(source) as http:
         body = [{"id": "a"}, 7, {"id": "b"}, {"page": "/"}, {"id": "c", "x": "x" * 100}]
         answer = await http.post(f"/events/{events}", json=body)

@@ -10,7 +10,7 @@ from hazelcast.errors import HazelcastError
 from gridscore.grid import connect
 from gridscore.grid.writer import partition_of
 from gridscore.group.lease_records import lease_key, read_records
-from gridscore.group.leases import Leases, Progress, begin_anew
+from gridscore.group.leases import Leases, Progress, start_over
 
 
 @pytest_asyncio.fixture
@@ -127,7 +127,7 @@ async def test_a_silent_owner_loses_its_leases_after_the_lease_time_and_cannot_c
     assert 1.0 <= grid.clock() - began < 5.0
     assert all(lease.before == "first" for lease in second.held.values())
 
-    assert not any(first.stands(partition, grid.clock()) for partition in range(grid.partition_count))
+    assert not any(first.may_write(partition, grid.clock()) for partition in range(grid.partition_count))
     assert await commit_all(first, everywhere(grid, 11)) == list(range(grid.partition_count))
     assert not first.held
     records = await read_records(grid, unique)
@@ -170,11 +170,11 @@ async def test_an_offset_never_goes_back_but_by_a_reset(grid, unique, caplog):
     assert not await leases.reset(0, 4)
 
 
-async def test_a_job_that_begins_anew_counts_its_epochs_on_and_whoever_held_it_finds_out(grid, unique):
+async def test_a_job_that_starts_over_goes_on_counting_epochs_and_former_owners_find_out(grid, unique):
     leases = Leases(grid, unique, "one")
     await claim_each(leases, grid)
     assert await commit_all(leases, {0: Progress(10, 1)}) == []
-    await begin_anew(grid, unique)
+    await start_over(grid, unique)
 
     record = (await read_records(grid, unique))[0]
     assert (record.offset, record.lost, record.epoch, record.origin) == (-1, 0, 2, 2)

@@ -70,7 +70,7 @@ async def test_a_source_killed_while_files_are_rotated_brings_every_line_once(cl
     assert sorted(found) == list(range(count + 4_000))
 
 
-async def test_a_history_is_read_to_its_end_and_what_is_no_event_is_a_dead_letter(
+async def test_a_history_is_read_to_its_end_and_bad_lines_become_dead_letters(
     client, arguments, unique, tmp_path, monkeypatch
 ):
     write(tmp_path / "app.log", 0, 5_000)

@@ -135,6 +135,6 @@ async def test_a_journal_that_begins_again_is_noticed_by_a_parked_reader(small_r
         await reader.check(partition)
 
         assert regressions == [(partition, 0)]
-        assert await reader.standing(partition) is None
+        assert await reader.last_standing(partition) is None
         reader.close()
     assert "its journal begins again at 0" in caplog.text

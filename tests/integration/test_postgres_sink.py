@@ -338,7 +338,7 @@ class TestTrouble:
             await sink.deliver(delivery(result("ann"), seconds=0))
         assert await sink.deliver(delivery(result("ann"))) == []
 
-    async def test_a_connection_that_was_cut_is_made_anew(self, opened, postgres, database):
+    async def test_a_connection_that_was_cut_is_made_again(self, opened, postgres, database):
         sink = await opened(settings(database))
         postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ 'to-sql'")
         with pytest.raises(SinkInterruptedError):

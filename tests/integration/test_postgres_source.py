@@ -315,5 +315,5 @@ class TestPolling:
 
         assert await keys() == {"ann", "bob"}
         assert await keys(**changed) == read
-        assert ("read anew" in caplog.text) == bool(changed)
+        assert ("are read again" in caplog.text) == bool(changed)
         assert await keys(**changed) < read or not changed

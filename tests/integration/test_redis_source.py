@@ -219,9 +219,9 @@ async def test_large_entries_are_read_few_at_a_time(settings, client, unique):
 # ---------------------------------------------------------------------- what people get wrong
 
 
-async def test_what_stands_in_the_way_is_told(settings, client, redis_server, unique, tmp_path):
+async def test_obstacles_are_reported(settings, client, redis_server, unique, tmp_path):
     client.set(f"s-{unique}", "a text")
-    with pytest.raises(UsageError, match="has something else than a stream"):
+    with pytest.raises(UsageError, match="has no stream"):
         async with opened(settings()):
             pass
     with pytest.raises(UsageError, match="has no such database"):

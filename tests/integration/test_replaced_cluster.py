@@ -11,7 +11,7 @@ from gridscore.grid import GridSettings
 from gridscore.grid import connect as connect_grid
 from gridscore.grid.member import Cluster
 from gridscore.job.plugs.base import SinkSettings
-from gridscore.operations.flow import FlowLookout, History
+from gridscore.operations.flow import FlowObserver, History
 from gridscore.sinks.runner import SinkRunner
 from gridscore.sources.runner import SourceRunner
 from gridscore.testing.sinks import ListSink, Received
@@ -20,7 +20,7 @@ from gridscore.testing.sources import Script
 
 async def findings(client):
     history = History()
-    history.add(await FlowLookout(client.grid).look())
+    history.add(await FlowObserver(client.grid).look())
     return {name: {finding.code: finding for finding in found} for name, found in history.findings()}
 
 

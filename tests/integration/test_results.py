@@ -159,7 +159,7 @@ async def test_a_map_without_a_journal_is_listened_to_only_if_that_is_asked_for(
         assert (await take(stream, 1))[0].key == "k0"
         with pytest.raises(UsageError, match="no position"):
             _ = stream.position
-    with pytest.raises(UsageError, match="no other start"):
+    with pytest.raises(UsageError, match="can only begin"):
         await client.results(name, journal=False, start="oldest")
 
 
@@ -389,7 +389,7 @@ async def test_an_older_result_is_not_an_answer_and_the_error_says_what_to_do(cl
         with pytest.raises(NoResultError, match=r"did not come to `results\..*within 1 s") as failure:
             await waiting
         assert failure.value.put
-        assert f"the job {name} (SUSPENDED) has not got past 1 event of its partition" in failure.value.message
+        assert f"the job {name} (SUSPENDED) has 1 event of its partition to go" in failure.value.message
         assert f"gridscore resume {name}" in failure.value.hint
         assert answers.is_idle
         await client.jobs.resume(name)

@@ -137,7 +137,7 @@ async def test_rescans_that_wait_are_seen(cluster, unique):
         await settled(lookout, lambda s: not s.rescans and s.workers == 1)
 
 
-async def test_a_job_that_is_none(cluster):
+async def test_a_job_that_does_not_exist(cluster):
     async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
         with pytest.raises(JobError):
             await Observer(client.grid, "no-such-job").look()

@@ -151,7 +151,7 @@ async def test_a_result_comes_signed_with_what_tells_it_from_others(receiver, mo
     assert (body["map"], body["result"]["decision"]) == ("results.x", "decline")
 
 
-async def test_the_same_result_has_the_same_id_whoever_sends_it(receiver):
+async def test_the_same_result_has_the_same_id_from_every_process(receiver):
     async with opened(receiver.url) as sink:
         await sink.deliver(delivery([result("k", 7, epoch=1)]))
         await sink.deliver(delivery([result("k", 7, epoch=2)]))
@@ -486,11 +486,11 @@ async def test_settings_that_cannot_be(monkeypatch):
         with pytest.raises(ValidationError):
             settings(**{"url": "http://h/", **wrong})
     twice = {"headers": {"authorization": "Bearer ${TOKEN}"}}
-    with pytest.raises(ValidationError, match="both say who we are"):
+    with pytest.raises(ValidationError, match="leave out one"):
         settings("https://u:${PASSWORD}@h/", **twice)
     monkeypatch.setenv("TOKEN", "t0ken")
     monkeypatch.setenv("ADDRESS", "https://u:pa55@h/")
-    with pytest.raises(UsageError, match="both say who we are") as failure:
+    with pytest.raises(UsageError, match="leave out one") as failure:
         async with opened("${ADDRESS}", **twice):
             pass
     assert "pa55" not in str(failure.value)

@@ -178,7 +178,7 @@ async def test_no_worker_and_no_sink_begins_with_a_lease_that_cannot_be_kept(lea
 
 @pytest.mark.parametrize("times", [(5.0, 4.0, 2.5, 0.25), (5.0, 3.0, 2.0, 0.0), (5.0, 0.0, 1.0, 1.0)])
 def test_times_that_leave_no_room_are_refused(times):
-    with pytest.raises(ValueError, match="may come after"):
+    with pytest.raises(ValueError, match="may arrive after"):
         Fence(*times)
 
 

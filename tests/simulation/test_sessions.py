@@ -63,7 +63,7 @@ def test_one_session_a_member_is_renewed_and_no_lease(virtual):
             await asyncio.sleep(0.1)
         assert cluster.requests["Map.ReplaceIfSame"] - before <= 2 * 10 / 1.6
         assert {partition: lease.text for partition, lease in leases.held.items()} == texts
-        assert all(leases.stands(partition, leases.sessions._grid.clock()) for partition in range(PARTITIONS))
+        assert all(leases.may_write(partition, leases.sessions._grid.clock()) for partition in range(PARTITIONS))
 
     virtual(test)
 
@@ -81,7 +81,7 @@ def test_whoever_renews_before_its_session_is_closed_keeps_its_leases(virtual):
         await watching
         assert len(second.expired()) == PARTITIONS
         assert await second.claim(second.expired()) == []
-        assert all(first.stands(partition, first.sessions._grid.clock()) for partition in first.held)
+        assert all(first.may_write(partition, first.sessions._grid.clock()) for partition in first.held)
         assert {record.owner for record in (await read_records(first.sessions._grid, JOB)).values()} == {"first"}
 
     virtual(test)
@@ -103,7 +103,7 @@ def test_nobody_renews_a_session_that_it_let_grow_older_than_the_lease(virtual):
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_session_is_closed_only_if_that_is_acknowledged_for_whoever_takes_what_hangs_on_it(virtual, own):
+def test_a_session_counts_as_closed_only_if_that_is_acknowledged(virtual, own):
     async def test(cluster):
         first = Leases(await cluster.connect("first"), JOB, "first")
         heirs = [Leases(await cluster.connect(name), JOB, name) for name in ("second", "third")]
@@ -225,7 +225,7 @@ def test_a_lease_whose_partition_has_moved_hangs_on_a_session_of_the_member_that
         owner_of = grid.client.partition_service.get_partition_owner
         assert all(owner_of(p) == owner_of(lease.session.partition) for p, lease in leases.held.items())
         assert len({lease.session for lease in leases.held.values()}) == 3
-        assert all(leases.stands(partition, grid.clock()) for partition in range(PARTITIONS))
+        assert all(leases.may_write(partition, grid.clock()) for partition in range(PARTITIONS))
 
     virtual(test)
 
@@ -321,7 +321,7 @@ def test_a_session_that_cannot_be_opened_holds_up_no_commit(virtual):
             await asyncio.sleep(0.5)
         staying = [p for p, lease in leases.held.items() if leases.sessions.homes[p] == lease.session.partition]
         assert 0 < len(staying) < PARTITIONS
-        assert all(leases.stands(partition, grid.clock()) for partition in staying)
+        assert all(leases.may_write(partition, grid.clock()) for partition in staying)
 
     virtual(test)
 

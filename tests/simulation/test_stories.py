@@ -120,7 +120,7 @@ def test_a_worker_that_is_stopped_while_it_gives_back_gives_all_of_it_back(world
     assert not world.ledger.duplicates()
 
 
-def test_a_lease_that_cannot_be_read_keeps_nobody_from_what_another_leaves():
+def test_a_lease_that_cannot_be_read_does_not_block_takeovers_of_others():
     world = World(8, ring=256)
     try:
         # Given a partition whose lease nobody can read, of three workers

@@ -18,7 +18,7 @@ from gridscore.group.lease_records import LEASES_MAP, lease_key, read_records
 from gridscore.job import JobState, parse_job
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.models import Registry
-from gridscore.operations.flow import FlowLookout, History, to_json
+from gridscore.operations.flow import FlowObserver, History, to_json
 from gridscore.operations.repair import CONTROL_MAPS, find_repairs, repair
 from gridscore.operations.sink_status import SinkProcess
 from gridscore.operations.status import JobFigures
@@ -152,7 +152,7 @@ async def test_nothing_but_the_bad_records_suffers(stub, tmp_path):
         history = History()
         async with asyncio.timeout(20):
             while True:  # they say once a second how they are
-                flow = await FlowLookout(grid).look()
+                flow = await FlowObserver(grid).look()
                 plugged = [(each.name, each.state) for each in flow.sources]
                 plugged += [(each.record.name, each.state) for each in flow.sinks]
                 if plugged == [("file", "running"), ("list", "delivering")]:
@@ -203,7 +203,7 @@ async def test_a_bad_lease_keeps_its_partition_only_and_what_it_still_says_is_ke
     async with stub.worker("worker"):
         await client.put_events("events.payments", {key: {"amount": 1} for key in keys})
         await stub.results("results.payments", others, seconds=20)
-        flow = await FlowLookout(grid, "payments").look()
+        flow = await FlowObserver(grid, "payments").look()
         assert [(bad.map_name, bad.key) for bad in flow.bad_records] == [(LEASES_MAP, "payments/2")]
         assert [finding.code for _, found in History().findings() for finding in found] == []
         (one,) = await find_repairs(grid)
@@ -218,7 +218,7 @@ async def test_a_bad_lease_keeps_its_partition_only_and_what_it_still_says_is_ke
     assert epoch >= 3
 
 
-async def test_a_bad_lease_is_named_where_a_job_is_to_begin_anew(stub):
+async def test_a_bad_lease_is_named_where_a_job_is_to_start_over(stub):
     client = await submitted(stub)
     await client.cancel("payments")
     await put_raw(client.grid, LEASES_MAP, lease_key("payments", 2, 5), GARBAGE["list"])
@@ -272,7 +272,7 @@ async def test_a_valid_record_of_a_job_that_cannot_be_compiled_is_only_bad_itsel
     async with stub.worker("worker"):
         await client.put_events("events.payments", {"a": {"amount": 5}})
         await stub.results("results.payments", 1, seconds=20)
-        flow = await FlowLookout(client.grid).look()
+        flow = await FlowObserver(client.grid).look()
         assert [each.key for each in flow.bad_records] == [each.key for each in flow.invalid] == ["chain", "tower"]
         assert all("operations" in each.reason for each in flow.bad_records)
     assert await client.cancel("chain") is None
@@ -291,7 +291,7 @@ async def test_a_job_that_no_worker_could_compute_is_not_submitted(stub, monkeyp
     assert await client.jobs.all() == []
 
 
-async def test_a_source_does_not_begin_anew_because_a_position_is_bad(stub):
+async def test_a_source_does_not_start_over_because_a_position_is_bad(stub):
     grid = await stub.connect()
     await put_raw(grid, POSITIONS_MAP, data(-11, b"clicks/a.log"), GARBAGE["list"])
     await put_raw(grid, POSITIONS_MAP, data(-11, b"other/a.log"), GARBAGE["list"])
@@ -303,7 +303,7 @@ async def test_a_source_does_not_begin_anew_because_a_position_is_bad(stub):
     assert [one.bad.key for one in await find_repairs(grid)] == ["other/a.log"]
 
 
-async def test_a_key_that_is_no_text_is_not_taken_for_a_fault_of_the_listener(stub, caplog):
+async def test_a_key_that_is_not_a_text_does_not_count_as_a_fault_of_the_listener(stub, caplog):
     grid = await stub.connect()
     called = asyncio.Event()
     stop = await Records(grid, "gridscore.jobs").watch(called.set)

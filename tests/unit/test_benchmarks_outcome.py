@@ -58,7 +58,7 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path):
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["a.json"]
 
 
-def test_something_else_is_no_outcome(tmp_path):
+def test_something_else_is_not_an_outcome(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(msgspec.ValidationError):
         Outcome.load(tmp_path / "a.json")

@@ -113,11 +113,11 @@ def test_jobs_that_are_gone_or_invalid_are_listed_everywhere(monkeypatch, capsys
     assert {each["name"]: each["state"] for each in listed} == states
     assert [each["healthy"] for each in listed] == [True, False, False]
 
-    monkeypatch.setattr(jobs, "run", lambda coroutine: coroutine.close() or flow)
-    jobs.jobs(SimpleNamespace(invoked_subcommand=None), as_json=True)
+    monkeypatch.setattr(jobs, "run_on", lambda *_: flow)
+    jobs.jobs(SimpleNamespace(invoked_subcommand=None), connection=None, as_json=True)
     assert {each["name"]: each["state"] for each in json.loads(capsys.readouterr().out)} == states
     with jobs.console.capture() as capture:
-        jobs.jobs(SimpleNamespace(invoked_subcommand=None))
+        jobs.jobs(SimpleNamespace(invoked_subcommand=None), connection=None)
     text = capture.get()
     assert "GONE" in text
     assert "old: Workers scored for it until the cluster was replaced" in text
@@ -127,7 +127,7 @@ def test_what_is_wrong_stands_below_with_advice():
     seen = overview(model_errors=["version 2: it wants other features \x1b[31m[/bold]"])
     lines = shown(scene(seen), 80, 24)
     text = " ".join(" ".join(lines[-4:]).split())
-    assert "flights: A model version is refused, v1 goes on: version 2: it wants other features" in text
+    assert "flights: A model version is refused, v1 stays in use: version 2: it wants other features" in text
     assert r"\x1b[31m[/bold]" in text
     assert "`gridscore model list`" in text
 

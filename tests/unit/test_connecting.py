@@ -7,7 +7,7 @@ from hazelcast.config import Config
 from gridscore.grid import transport
 
 
-async def test_a_member_that_takes_connections_and_answers_nobody_keeps_no_one_from_asking_the_next():
+async def test_a_member_that_accepts_but_never_answers_does_not_stop_clients_from_trying_the_next():
     asked, serving, all_asked = set(), set(), asyncio.Event()
 
     def hang(name):

@@ -197,7 +197,7 @@ async def test_a_source_pauses_when_it_has_as_many_dead_letters_as_it_may_and_go
         await asyncio.sleep(0.1)
         assert await size(client.grid, "s") == 20
         assert script.acknowledged <= 20
-        assert runner.stats.waiting == "there are 20 dead letters, and may be 20 (max_dead_letters)"
+        assert runner.stats.waiting == "there are 20 dead letters, and the limit is 20 (max_dead_letters)"
         assert "gridscore dead-letters list s" in caplog.text
         # It goes on as soon as the first are gone, so some of the next may go with them.
         gone = (await purged(client.grid, "s", Choice(reason="not an event"))).letters
@@ -207,7 +207,7 @@ async def test_a_source_pauses_when_it_has_as_many_dead_letters_as_it_may_and_go
         assert (runner.stats.poison, runner.stats.waiting) == (40, "")
 
 
-async def test_a_source_of_which_nearly_all_is_rejected_pauses_and_can_be_stopped(monkeypatch):
+async def test_a_source_whose_events_are_nearly_all_rejected_pauses_and_can_be_stopped(monkeypatch):
     monkeypatch.setattr(source_runner, "RECENT", 100)
     monkeypatch.setattr(source_runner, "SETTLE_SECONDS", 0.1)
     some = [each for n in range(0, 2_000, 10) for each in (*poison(8, n), (f"a{n}", b"1"), (f"b{n}", b"1"))]
@@ -298,7 +298,7 @@ async def test_what_a_dead_operator_has_begun_is_free_after_a_while(monkeypatch)
             with pytest.raises(asyncio.CancelledError):
                 await replayed(grid, [older.id])
         refused = await replayed(grid, [newer.id, older.id])
-        assert "somebody else is putting it back" in refused[older.id]
+        assert "somebody else is replaying it" in refused[older.id]
         assert "comes first" in refused[newer.id]
         assert await size(grid, "s") == 2
         monkeypatch.setattr(replay, "CLAIM_SECONDS", -1.0)

@@ -67,7 +67,7 @@ def test_a_job_at_rest_is_well():
 
 def test_a_worker_that_went_without_a_word_is_named():
     (finding,) = examine([Look(0.0, status(workers=()))])
-    assert finding.text == "No worker is running. Not stopped in order, but killed, cut off or hanging: a."
+    assert finding.text == "No worker is running. Killed, cut off or hanging: a."
     (finding,) = examine([Look(0.0, status([position(owner="")] * 4, workers=()))])
     assert finding.text == "No worker is running."
 
@@ -77,7 +77,7 @@ def test_a_lookup_that_cannot_be_loaded_is_told_at_once():
     stale = status(figures={"a": JobFigures(version=1, lookup_error=error)})
     (finding,) = examine([Look(0.0, stale)])
     assert finding.code == "lookup"
-    assert finding.text == f"A lookup cannot be loaded anew, its copy goes on as it is: {error}"
+    assert finding.text == f"A lookup cannot be loaded again, its old copy stays in use: {error}"
 
 
 def test_no_worker_at_any_look():
@@ -86,14 +86,14 @@ def test_no_worker_at_any_look():
     assert codes(*[nobody] * 6)[0] == "no_worker"
 
 
-def test_a_worker_that_was_missing_for_a_moment_is_no_problem():
+def test_a_worker_that_was_missing_for_a_moment_is_not_a_problem():
     assert codes(status(workers=()), status(), status()) == []
     assert codes(status(), status(workers=())) == []
 
 
 def test_workers_that_do_not_score_for_it_are_named():
     (finding,) = examine([Look(0.0, status(workers=(), idle_workers=3))])
-    assert "3 workers of the cluster do not" in finding.text
+    assert "though 3 workers run" in finding.text
 
 
 def test_a_job_that_is_starting_is_not_well_yet():
@@ -110,7 +110,7 @@ def test_partitions_that_nobody_living_owns():
     assert "`gridscore worker`" in finding.advice
 
 
-def test_partitions_on_their_way_are_no_problem():
+def test_partitions_on_their_way_are_not_a_problem():
     before, after = [position(owner="dead", stamp=1)], [position(owner="dead", stamp=2)]
     assert codes(status(before), status(after)) == []  # somebody changes the record
     assert codes(status([position(owner="")]), status([position(owner="a")])) == []
@@ -131,7 +131,7 @@ def test_lag_that_grows_beyond_what_can_be_worked_off(lags):
         ([0, 0, 0, 0, 0, 600], 10),  # has only begun
     ],
 )
-def test_lag_that_is_no_problem(lags, rate):
+def test_lag_that_is_not_a_problem(lags, rate):
     assert codes(*moving(lags, rate)) == []
 
 
@@ -154,7 +154,7 @@ def test_nothing_committed_though_events_wait():
     assert codes(*moving([0] * 6, rate=0)) == []
 
 
-def test_a_restart_in_between_begins_anew():
+def test_a_restart_in_between_starts_over():
     before = [replace(each, record=record(revision=1)) for each in moving([50] * 4, rate=0)]
     assert codes(*before, replace(before[-1], record=record(revision=2))) == []
 
@@ -281,7 +281,7 @@ def test_models_that_are_refused_and_lookups_that_are_old():
     }
     found = examine([Look(0.0, status(model_errors=["version 2: other features"], lookups=lookups))])
     assert [each.code for each in found] == ["model", "lookup_old", "lookup_bad"]
-    assert "v1 goes on: version 2: other features" in found[0].text
+    assert "v1 stays in use: version 2: other features" in found[0].text
     assert "`plane` was last known to be right 12 minutes ago" in found[1].text
     assert found[2].text.endswith("count as missing: the entry of 'X': no")
 
@@ -292,7 +292,7 @@ def test_events_without_a_dead_letter_are_a_problem_until_somebody_knows():
 
 
 @pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.COMPLETED])
-def test_a_job_that_is_over_is_no_problem_for_good(state):
+def test_a_job_that_has_ended_is_never_a_problem_again(state):
     job = record(state, on_loss="continue")
     over = status(job=job, workers=(), totals={"unkept": 3, "lost": 2}, rescans=(Rescan(1, "audit", 1),))
     assert codes(over) == []

@@ -162,7 +162,7 @@ async def test_a_result_may_be_nested_without_end(depth):
             await asyncio.wait([task])
 
 
-async def test_listeners_pass_over_what_is_no_result():
+async def test_listeners_skip_entries_that_are_not_results():
     async with StubCluster() as cluster, asyncio.timeout(SECONDS):
         client = await cluster.client()
         async with await client.results("results.x") as stream:

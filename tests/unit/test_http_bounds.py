@@ -58,19 +58,19 @@ def test_handshakes_of_tls_take_places_and_end_in_time(monkeypatch, tmp_path, ca
                 async with connected(source) as (wrong, writer):
                     writer.write(b"GET / HTTP/1.1\r\n\r\n")
                     await wrong.read()
-            while source._places._addresses:
+            while source._connections._addresses:
                 await asyncio.sleep(0.01)
             async with connected(source) as (left, _):  # when the source is stopped
                 pass
         assert await left.read() == b""
-        assert not source._places._addresses
+        assert not source._connections._addresses
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def test_the_time_for_a_head_begins_anew_with_each_answer(monkeypatch):
+async def test_the_time_for_a_head_starts_over_with_each_answer(monkeypatch):
     monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.3)
     async with listening() as source, connected(source) as (reader, writer):
         for _ in range(3):
@@ -100,7 +100,7 @@ async def test_a_head_and_what_follows_a_body_have_a_limit(begun, piece, answer)
             assert (await http.get("/healthz")).status_code == 200
 
 
-async def test_a_body_is_no_head_however_large_it_is():
+async def test_a_large_body_does_not_count_as_a_head():
     body = b"[" + b'{"a": 1},' * 50_000 + b"{}]"
     async with listening() as source, client(source) as http:
         for _ in range(2):
@@ -157,7 +157,7 @@ async def test_a_stream_that_brings_nothing_any_more_is_ended_with_what_it_broug
         assert b'"accepted":2' in answer
 
 
-async def test_an_empty_key_is_none():
+async def test_an_empty_key_is_not_a_key():
     async with listening() as source, client(source) as http:
         answer = await http.post("/events/events.x?key=", json={}, headers={"Idempotency-Key": ""})
         assert len(answer.json()["keys"][0]) == 26
@@ -175,7 +175,7 @@ SNIPPET = b"GET /gridscore.js HTTP/1.1\r\nHost: x\r\n\r\n"
 
 async def lost(source):
     async with asyncio.timeout(20):
-        while source._places._all.count:
+        while source._connections._all.count:
             await asyncio.sleep(0.01)
 
 
@@ -183,10 +183,10 @@ async def test_who_asks_much_at_once_and_reads_nothing_loses_the_connection(capl
     async with listening() as source, connected(source) as (_, writer):
         writer.write(SNIPPET * 1_000)
         async with asyncio.timeout(20):
-            while not source._places._addresses:
+            while not source._connections._addresses:
                 await asyncio.sleep(0.001)
         await lost(source)
-        assert not source._places._asking
+        assert not source._connections._asking
         assert "Traceback" not in caplog.text
     assert not [each for each in caplog.records if each.exc_info]
 
@@ -206,8 +206,8 @@ async def test_an_answer_that_nobody_reads_is_ended(monkeypatch, caplog):
             reader._transport.pause_reading()
             writer.write(SNIPPET * 2)
             async with asyncio.timeout(20):
-                while not source._places._all.receiving:  # it is slow: the first to make room for others
+                while not source._connections._all.receiving:  # it is slow: the first to make room for others
                     await asyncio.sleep(0.001)
             await lost(source)
-            assert not source._places._asking
+            assert not source._connections._asking
     assert not [each for each in caplog.records if each.exc_info]

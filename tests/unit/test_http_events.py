@@ -63,7 +63,7 @@ def test_what_is_no_event_harms_no_neighbour(text, error):
     taken = read([b'{"id": 1}', text, b'{"id": 2}'], "id")
     assert [key for key, _ in taken.entries] == ["1", "2"]
     [found] = taken.errors
-    assert found.place == 1
+    assert found.number == 1
     assert error in found.error
 
 

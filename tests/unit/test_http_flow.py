@@ -14,9 +14,9 @@ from gridscore.job import Jobs, parse_job
 from gridscore.sources import runner
 from gridscore.sources.http import answer as http_answer
 from gridscore.sources.http import app as http_app
+from gridscore.sources.http import connections as http_connections
 from gridscore.sources.http import health as http_health
 from gridscore.sources.http import intake as http_intake
-from gridscore.sources.http import places as http_places
 from gridscore.testing import Fault, StubCluster
 
 FULL = "events.full"
@@ -79,7 +79,7 @@ async def test_a_partition_without_room_holds_up_no_other_of_its_map():
             assert (await waiting).status_code == 429
 
 
-async def test_a_key_of_which_too_much_is_posted_holds_up_no_other_of_its_map(caplog):
+async def test_a_key_with_too_many_events_holds_up_no_other_of_its_map(caplog):
     """Senders of the key fill all that may wait in the source, ten times."""
     async with StubCluster(partitions=2) as cluster:
         full, other = await fill(cluster, 0)
@@ -116,7 +116,7 @@ async def test_however_many_partitions_are_full_the_others_of_their_map_are_not_
 
 
 async def test_posts_that_wait_for_a_full_partition_leave_places_to_others(monkeypatch):
-    for module in (http_places, http_intake):
+    for module in (http_connections, http_intake):
         monkeypatch.setattr(module, "MAX_REQUESTS", 20, raising=False)
     async with StubCluster(partitions=2) as cluster:
         full, other = await fill(cluster, 0)
@@ -202,7 +202,7 @@ async def test_a_source_that_nobody_reads_again_does_not_say_so(monkeypatch, cap
         source.runner.stop()
         assert (await posting).status_code == 503
         cluster.heal()
-    assert "who sent it is told to send it again" in caplog.text
+    assert "the senders are told to send it again" in caplog.text
     assert "read again" not in caplog.text
 
 

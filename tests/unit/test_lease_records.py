@@ -33,4 +33,4 @@ results: results.payments
 )
 def test_an_offset_says_something_if_it_follows_the_last_restart(offset, run, restarts, begin, begun):
     job = JobRecord(parse_job(JOB, "test"), JobState.RUNNING, 4, "", "", "", restarts=restarts, begin=begin)
-    assert replace(NOBODY, offset=offset, run=run).has_begun(job) is begun
+    assert replace(NOBODY, offset=offset, run=run).has_begun(job.begin, job.restarts) is begun

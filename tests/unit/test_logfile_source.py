@@ -193,7 +193,7 @@ async def test_a_file_that_was_renamed_out_of_sight_while_nobody_looked_is_read_
     assert sorted(numbers((await drain(grid, only))[0])) == [2, 3]
 
 
-async def test_a_truncated_file_begins_anew_under_new_keys(grid, settings, log):
+async def test_a_truncated_file_starts_over_under_new_keys(grid, settings, log):
     append(log, lines(1, 2, 3))
     async with following(grid, settings(until_end=False)) as found:
         await found.until(1, 2, 3)
@@ -247,7 +247,7 @@ async def test_a_truncated_file_with_the_same_header_gets_other_keys(grid, setti
 
 
 @pytest.mark.parametrize("size", [3, 300])
-async def test_a_packed_file_is_recognized_as_what_it_was(grid, settings, log, size):
+async def test_a_packed_file_is_recognized(grid, settings, log, size):
     append(log, lines(*range(size)))
     await drain(grid, settings())
     append(log, lines(size))  # written before it is rotated, and not read yet
@@ -378,7 +378,7 @@ async def test_two_processes_do_not_follow_the_same_file(grid, settings, log):
                 await other.acknowledge(batch)
 
 
-async def test_a_position_that_the_cluster_has_lost_is_written_anew(log, settings, caplog):
+async def test_a_position_that_the_cluster_has_lost_is_written_again(log, settings, caplog):
     append(log, lines(1))
     async with StubCluster() as cluster:
         grid = (await cluster.client()).grid

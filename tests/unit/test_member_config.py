@@ -99,7 +99,7 @@ def test_the_template_itself_is_not_changed():
         ("hazelcast:", "no section `hazelcast:`"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_said_so(tmp_path, text, message):
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path, text, message):
     file = tmp_path / "mine.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(MemberError, match=message):
@@ -142,13 +142,13 @@ def test_a_port_that_someone_listens_on_is_not_free():
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "not json"])
-def test_a_broken_state_file_is_no_cluster(content):
+def test_a_broken_state_file_does_not_count_as_a_cluster(content):
     member._home().mkdir(exist_ok=True)
     member._state_file().write_text(content, encoding="utf-8")
     assert running_cluster() is None
 
 
-def test_a_state_whose_process_number_was_given_to_another_is_no_cluster():
+def test_a_state_whose_process_number_was_reused_does_not_count_as_a_cluster():
     member._home().mkdir(exist_ok=True)
     create_time = psutil.Process().create_time()
     state = {
@@ -185,7 +185,7 @@ def test_a_home_that_is_a_file_is_told(monkeypatch, tmp_path):
     assert "GRIDSCORE_HOME" in caught.value.hint
 
 
-def test_a_port_that_is_none_is_told():
+def test_an_invalid_port_is_reported():
     with pytest.raises(UsageError, match="70000 is not a port"):
         member.Cluster.start(port=70_000)
 

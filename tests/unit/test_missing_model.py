@@ -12,7 +12,7 @@ from gridscore.errors import ModelMismatchError
 from gridscore.grid.records import Records
 from gridscore.job import JobState, parse_job
 from gridscore.models.registry import MODELS_MAP
-from gridscore.operations.flow import FlowLookout, History
+from gridscore.operations.flow import FlowObserver, History
 from gridscore.operations.status import job_status
 from gridscore.testing import StubCluster
 
@@ -24,7 +24,7 @@ async def stub():
 
 
 async def findings(grid):
-    flow, history = await FlowLookout(grid, "payments").look(), History()
+    flow, history = await FlowObserver(grid, "payments").look(), History()
     history.add(flow)
     return flow.overview.jobs[0], {each.code: each for _, found in history.findings() for each in found}
 
@@ -45,10 +45,10 @@ async def test_a_new_worker_does_not_stop_a_job_whose_model_only_others_have(stu
         await client.put_events("events.payments", {f"a{i}": {"amount": i} for i in range(20)})
         await stub.results("results.payments", 20)
         await Records(client.grid, MODELS_MAP).delete("payments")
-        _, said = await found(client.grid, "v1 goes on as it was loaded: There is no model `payments`.")
+        _, said = await found(client.grid, "v1 stays in use: There is no model `payments`.")
         assert said.level == "problem"
         async with stub.worker("second") as second:
-            await found(client.grid, "1 worker cannot load the model and scores nothing, v1 goes on")
+            await found(client.grid, "1 worker cannot load the model and scores nothing; others use v1")
             await client.put_events("events.payments", {f"b{i}": {"amount": i} for i in range(20)})
             await stub.results("results.payments", 40)
             assert (await client.jobs.get("payments")).state is JobState.RUNNING

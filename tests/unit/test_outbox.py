@@ -44,7 +44,7 @@ async def test_what_is_written_is_sent_in_order_and_in_one_call():
         assert called == []
 
 
-async def test_what_has_run_out_is_not_sent_and_whoever_wrote_it_is_told():
+async def test_expired_writes_are_not_sent_and_the_writer_is_told():
     with opened() as (outbox, far, called):
         outbox.write(b"before ")
         outbox.write_until(b"never", time.monotonic(), lambda: called.append("expired"))

@@ -105,7 +105,7 @@ def test_long_keys_are_cut(screen):
         ({}, "key                               {}"),
     ],
 )
-def test_watch_shows_results_and_what_is_none(value, line):
+def test_watch_shows_results_and_other_entries(value, line):
     assert watch._line(Result("key", value)) == line
 
 
@@ -182,7 +182,7 @@ def test_nobody_is_asked_without_a_terminal_or_where_a_script_reads(monkeypatch,
     assert raised.value.hint == "Give --yes, or --dry-run."
 
 
-def test_the_answer_of_whoever_is_asked_counts_and_the_question_is_not_output(monkeypatch, capsys):
+def test_the_users_answer_counts_and_the_question_is_not_output(monkeypatch, capsys):
     for answer, sure in (("y\n", True), ("\n", False)):
         monkeypatch.setattr(output.sys, "stdin", stdin := io.StringIO(answer))
         stdin.isatty = lambda: True

@@ -10,10 +10,9 @@ from gridscore.cli.status import _show, _sink_lines, _source_lines
 from gridscore.client.room import WaitingForJob, WaitingForMemory
 from gridscore.grid.heap import MemberHeap
 from gridscore.operations.flow import Flow, History, to_json
-from gridscore.operations.health import Level
-from gridscore.operations.sink_health import SinkLook, examine_sink
+from gridscore.operations.health import Level, Look
+from gridscore.operations.plug_health import examine_sink, examine_source
 from gridscore.operations.sink_status import SinkProcess, SinkStatus
-from gridscore.operations.source_health import examine_source
 from gridscore.operations.status import Overview
 from gridscore.sinks.records import SinkRecord
 from gridscore.sources.status import SourceRecord, SourceStatus
@@ -49,7 +48,7 @@ def codes(found, level=Level.PROBLEM):
 
 
 def sink_codes(*looks, level=Level.PROBLEM, **options):
-    return codes(examine_sink([SinkLook(float(at), each) for at, each in enumerate(looks)], **options), level)
+    return codes(examine_sink([Look(float(at), each) for at, each in enumerate(looks)], **options), level)
 
 
 def test_what_runs_is_well():
@@ -81,7 +80,7 @@ def test_a_source_that_cannot_read_is_a_problem_if_it_lasts():
 
 
 def test_a_source_that_waits_for_room_is_worth_a_word():
-    paused = source(state="paused", waiting="there are 20 dead letters, and may be 20")
+    paused = source(state="paused", waiting="there are 20 dead letters, and the limit is 20")
     (found,) = examine_source([paused, paused])
     assert (found.code, found.level) == ("paused", Level.PROBLEM)
     assert "dead-letters list clicks" in found.advice
@@ -108,7 +107,7 @@ def test_a_sink_that_failed_says_why():
     failed = sink(state="", failure="no such table")
     assert failed.state == "failed"
     assert failed.error == "no such table"
-    (found,) = examine_sink([SinkLook(0.0, failed)])
+    (found,) = examine_sink([Look(0.0, failed)])
     assert (found.code, "no such table" in found.text) == ("failed", True)
     # Another process of it goes on.
     assert sink(failure="no such table").state == "delivering"
@@ -131,7 +130,7 @@ def test_when_results_will_be_overwritten_is_told(state):
         look = sink(state=state, unread=unread, offset=100 + at)
         ring = {"full": unread / 3690, "room": 3690 - unread}
         looks.append(replace(look, positions=[replace(each, **ring) for each in look.positions]))
-    found = examine_sink([SinkLook(float(at), each) for at, each in enumerate(looks)])
+    found = examine_sink([Look(float(at), each) for at, each in enumerate(looks)])
     assert [each.text for each in found][:1] == ["Partition 0 loses unread results in 49 s at this rate."]
 
 
@@ -142,7 +141,7 @@ def test_a_destination_that_is_away_is_a_problem_if_it_lasts():
 
 
 def test_a_sink_that_is_paused_is_a_problem_if_it_lasts():
-    paused = sink(state="paused", error="there are 20 dead letters, and may be 20", unread=9)
+    paused = sink(state="paused", error="there are 20 dead letters, and the limit is 20", unread=9)
     assert sink_codes(*[paused] * 6) == ["paused"]
     assert sink_codes(*[paused] * 5, sink()) == []
 
@@ -153,7 +152,7 @@ def test_lag_that_grows_and_a_standstill_are_problems():
     assert sink_codes(*growing, late_seconds=10_000.0) == []
     assert sink_codes(*growing[:2]) == []
     assert sink_codes(*[sink(unread=9)] * 6) == ["stuck"]
-    (finding,) = examine_sink([SinkLook(float(at), sink(unread=1)) for at in range(6)])
+    (finding,) = examine_sink([Look(float(at), sink(unread=1)) for at in range(6)])
     assert "though 1 result waits." in finding.text
 
 
@@ -200,7 +199,7 @@ def test_people_are_told_of_sources_and_sinks(capsys, monkeypatch):
     assert rows["alerts"][3:8] == ["delivering", "1", "0", "900", "17"]
 
     (only,) = flow.sinks
-    _show("sink", only.record.name, only.state, _sink_lines(only), examine_sink([SinkLook(0.0, only)]))
+    _show("sink", only.record.name, only.state, _sink_lines(only), examine_sink([Look(0.0, only)]))
     (failed,) = flow.sources
     _show("source", failed.name, failed.state, _source_lines(failed), examine_source([failed]))
     told = capsys.readouterr().out

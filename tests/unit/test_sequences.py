@@ -56,14 +56,14 @@ async def test_a_request_of_many_events_reads_each_partition_once(reads):
         grid = await cluster.connect()
         events = [("k", b'{"a":%d}' % n) for n in range(100)]
         await put(grid, *[("k", LARGE)] * 30, *events)
-        found = await ResultFinder(grid).places("events.x", events)
+        found = await ResultFinder(grid).sequences_before("events.x", events)
         assert found == list(range(29, 129))
         assert reads["reads"] < 15
         assert reads["bytes"] < 100 * READ_BYTES // 50
 
         reads["bytes"] = 0
         unknown = [("k", b'{"b":%d}' % n) for n in range(100)]
-        assert await ResultFinder(grid).places("events.x", unknown) == [None] * 100
+        assert await ResultFinder(grid).sequences_before("events.x", unknown) == [None] * 100
         assert reads["bytes"] < 2 * READ_BYTES
 
 
@@ -81,6 +81,6 @@ async def test_all_who_look_share_a_few_reads(reads):
         entries = [(f"k{n}", b'{"a":%d}' % n) for n in range(60)]
         await put(grid, *entries)
         finder = ResultFinder(grid)
-        answers = await asyncio.gather(*(finder.places("events.x", entries) for _ in range(5)))
+        answers = await asyncio.gather(*(finder.sequences_before("events.x", entries) for _ in range(5)))
         assert all(None not in places for places in answers)
         assert reads["most"] <= 4

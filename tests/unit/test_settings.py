@@ -52,7 +52,7 @@ def test_addresses_that_are_some(address):
         ("two words:5701", "is not an address"),
     ],
 )
-def test_addresses_that_are_none(address, message):
+def test_invalid_addresses(address, message):
     with pytest.raises(SettingsError, match=re.escape(message)) as caught:
         GridSettings.load(members=[address])
     assert "Value error" not in caught.value.message

@@ -355,7 +355,7 @@ async def test_with_halt_what_was_read_before_a_loss_is_delivered_all_the_same()
         running, reader = asyncio.create_task(runner.run()), runner.group.reader
         await until(lambda: 0 in reader.partitions)
         await put(grid, scores(30))
-        await until(lambda: reader.cursor(0).position == 30)
+        await until(lambda: reader.cursor(0).offset == 30)
         await put(grid, scores(200, 30))
         await until(lambda: runner.stats.lost > 0)
         first.set()

@@ -418,7 +418,7 @@ def taken_after(ran, seconds):
         (16, Incident(1, "leave", 53_000, 60_000, worker=2, pid=LEFT), 1),
     ],
 )
-def test_the_time_for_a_takeover_counts_anew_when_a_fault_beside_it_is_over(ran, seconds, other, slow):
+def test_the_time_for_a_takeover_starts_over_when_a_fault_beside_it_is_over(ran, seconds, other, slow):
     taken_after(ran, seconds)
     ran.incidents.append(other)
     verdict = ran.check()

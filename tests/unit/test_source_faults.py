@@ -117,7 +117,7 @@ async def test_a_source_that_pauses_has_no_failure_any_more():
         await asyncio.wait({publishing})
 
 
-async def test_a_flood_of_what_is_no_event_is_read_no_faster_than_it_is_buried():
+async def test_a_flood_of_poison_is_read_only_as_fast_as_it_is_buried():
     script = Script([Poison(f"a:{n}", f"k{n}", b"bad", "it is not an event") for n in range(50)], size=1)
     async with StubCluster() as cluster:
         client = await cluster.client()

@@ -12,7 +12,7 @@ from gridscore.group.members import Members
 from gridscore.group.reader import JournalReader
 from gridscore.group.subscription import GroupStats, Subscription
 from gridscore.job import Jobs, parse_job
-from gridscore.scoring.standing import ResultOrigin, results_of
+from gridscore.scoring.prior_results import ResultOrigin, origins_of
 from gridscore.testing import StubCluster
 
 EVENTS = "events.x"
@@ -32,7 +32,7 @@ class Reading:
     def __init__(self):
         self.failures = 1
 
-    async def position_at(self, _partition, _oldest, newest):
+    async def offset_at(self, _partition, _oldest, newest):
         return newest + 1
 
     async def take_over(self, _lease, offset):
@@ -92,7 +92,7 @@ async def test_what_others_put_among_the_results_stands_whatever_it_is(text):
         writer = MapWriter(grid, "results.x")
         await writer.put([("a", text)])
         key = writer.serialize_key("a")
-        assert await results_of(grid, "results.x", 0, [key]) == {key: ResultOrigin()}
+        assert await origins_of(grid, "results.x", 0, [key]) == {key: ResultOrigin()}
 
 
 async def test_whoever_waits_for_room_is_told_that_nobody_can_see_it():
@@ -107,5 +107,5 @@ async def test_whoever_waits_for_room_is_told_that_nobody_can_see_it():
 
         producer._readers.unread = unread
         async with asyncio.timeout(60):
-            with pytest.raises(GridError, match="cannot be seen"):
+            with pytest.raises(GridError, match="is unknown"):
                 await producer.put([("one more", b"{}")])

@@ -83,7 +83,7 @@ async def test_results_that_do_not_come_are_not_waited_for_for_ever():
         ("disconnect", TargetDisconnectedError),
     ],
 )
-async def test_a_write_may_be_lost_or_applied_and_nobody_told(outcome, error, applied):
+async def test_a_write_may_silently_be_lost_or_applied(outcome, error, applied):
     async with StubCluster() as cluster:
         proxy = await (await cluster.connect()).map("lookups.x")
         cluster.faults.append(Fault(outcome, applied=applied, request="Map.Set", map="lookups.*"))

@@ -98,7 +98,7 @@ async def test_one_that_is_killed_is_started_again_and_the_others_go_on(crew):
     first, second = two.workers.pids
     os.kill(first, signal.SIGKILL)
     await two.until(lambda: len(two.lines) == 3)
-    assert two.told == ["worker 1 was ended by signal 9; it is started again in 0.01 s"]
+    assert two.told == ["worker 1 was ended by signal 9; it is restarted in 0.01 s"]
     assert two.workers.pids[1] == second
     two.workers.stop()
     assert await two.end() == 0

@@ -101,7 +101,9 @@ _GROUPS = {"jobs", "job", "source", "sink", "dead-letters", "model", "bench"}
 @functools.cache
 def _commands(only: str | None = None) -> typer.Typer:
     """The app with every command, or with one: importing the modules of all takes longer than most commands do."""
-    made = typer.Typer(
+    from gridscore.cli.options import App
+
+    made = App(
         name="gridscore",
         help="Machine-learning inference on live data inside an ordinary Hazelcast cluster.",
         no_args_is_help=True,
@@ -123,7 +125,7 @@ def _commands(only: str | None = None) -> typer.Typer:
 
 
 def _named(words: list[str]) -> str | None:
-    """The command that a command line names, if nothing that stands before it asks for more than that."""
+    """The only command that a command line needs; None if it may need all."""
     for word in words:
         if word not in ("-v", "--verbose", "--version"):
             return word if any(word in commands for commands in _COMMANDS.values()) else None
@@ -136,7 +138,7 @@ def main() -> None:
         try:
             _commands(_named(sys.argv[1:]))()
         finally:
-            sys.stdout.flush()  # while there is somebody who can tell that it did not work
+            sys.stdout.flush()  # here, where a failure can still be reported
     except GridscoreError as error:
         sys.exit(_report(error))
     except BrokenPipeError:
@@ -160,14 +162,14 @@ def main() -> None:
 
 
 def _refused(error: OSError) -> GridscoreError:
-    """What the system refused, for people."""
+    """The error that says what the system refused."""
     logging.getLogger(__name__).debug("where it happened", exc_info=error)
     with contextlib.suppress(OSError, ValueError):  # what could not be written is not tried again at the exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     what = os.strerror(error.errno or 0)
     if error.filename is not None:
-        place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
-        return GridscoreError(f"`{place}` cannot be read or written: {what}.")
+        path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+        return GridscoreError(f"`{path}` cannot be read or written: {what}.")
     if error.errno in _OUTPUT_ERRORS:
         return GridscoreError(f"The output cannot be written: {what}.", "Make room, or write it elsewhere.")
     return GridscoreError(f"The system refused: {what}.", "`gridscore -v COMMAND` shows where.")
@@ -178,7 +180,7 @@ def _report(error: GridscoreError) -> int:
     from gridscore.cli.output import errors, safe
 
     with contextlib.suppress(OSError):  # with nowhere to write to, the exit code has to say it
-        errors.print(f"[bold red]error:[/] {safe(error.message, layout=True)}", highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {safe(error.message, layout=True)}")
         if error.hint:
-            errors.print(safe(error.hint, layout=True), style="dim", highlight=False, soft_wrap=True)
+            errors.print(safe(error.hint, layout=True), style="dim")
     return error.exit_code

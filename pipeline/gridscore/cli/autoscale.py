@@ -8,13 +8,13 @@ import datetime as dt
 import shlex
 import socket
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 from gridscore.cli.containers import Image  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected, grid_settings
+from gridscore.cli.options import Connection, Json, connected, grid_settings, run_on
 from gridscore.cli.output import errors, print_json, print_table, run, safe
 from gridscore.cli.worker import command_of, supervise, supervised
 from gridscore.errors import ContainerError, GridError, GridscoreError, UsageError
@@ -40,8 +40,8 @@ class ScaleError(GridscoreError):
 def autoscale(
     job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
     *,
-    least: Annotated[int, typer.Option("--min", min=1, max=_MOST, help="Workers there are always.")] = 1,
-    most: Annotated[int, typer.Option("--max", min=1, max=_MOST, help="Workers there may be.")] = 8,
+    least: Annotated[int, typer.Option("--min", min=1, max=_MOST, help="Fewest workers.")] = 1,
+    most: Annotated[int, typer.Option("--max", min=1, max=_MOST, help="Most workers.")] = 8,
     drain: Annotated[
         float,
         typer.Option("--drain", min=1.0, max=3600.0, metavar="SECONDS", help="Grow if a backlog would take longer."),
@@ -49,13 +49,13 @@ def autoscale(
     latency: Annotated[
         float | None,
         typer.Option(
-            "--latency", min=0.1, metavar="MS", help="Grow if p99 in the workers is more; else it is ignored."
+            "--latency", min=0.1, metavar="MS", help="Grow if p99 in the workers is more; ignored by default."
         ),
     ] = None,
     calm: Annotated[
         float,
         typer.Option(
-            "--calm", min=1.0, max=86_400.0, metavar="SECONDS", help="Shrink after so long without a backlog."
+            "--calm", min=1.0, max=86_400.0, metavar="SECONDS", help="Shrink after this long without a backlog."
         ),
     ] = 120.0,
     command: Annotated[
@@ -74,22 +74,19 @@ def autoscale(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the last decisions, and why; change nothing.")
     ] = False,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Keep as many workers as a job needs: by its backlog, its latency, and the time until unread events are lost.
 
     Growing takes seconds and goes in proportion; shrinking waits for calm and takes small steps. The workers are
     processes of this command, and end with it; or containers; or whatever --exec starts. Workers that run elsewhere
-    count, too. Every change is explained in a line, and kept.
+    count, too. Every change is kept, with its reason.
 
     Example: [bold]gridscore autoscale flights --max 16 --exec "kubectl scale deploy/worker --replicas {workers}"[/]
     """
     from gridscore.operations.autoscale import Policy
 
-    connection = (members, cluster_name, settings)
     if explain:
         _explain(job, connection, as_json=as_json)
         return
@@ -128,12 +125,12 @@ async def _run(
     job: str,
     policy: Policy,
     words: list[str] | None,
-    connection: tuple[Any, Any, Any],
+    connection: Connection,
     *,
     dry_run: bool,
     image: str | None = None,
 ) -> int:
-    async with connected(*connection) as grid:
+    async with connected(connection) as grid:
         if dry_run:
             await _follow(grid, job, policy, None)
         elif image is not None:
@@ -153,13 +150,13 @@ async def _run(
         return 0
 
 
-async def _with_processes(grid: Grid, job: str, policy: Policy, connection: tuple[Any, Any, Any]) -> int:
+async def _with_processes(grid: Grid, job: str, policy: Policy, connection: Connection) -> int:
     """Keep the workers as processes of ours until told to stop; returns the exit code."""
     from gridscore.group.leases import LEASE_SECONDS
     from gridscore.job import Jobs
 
-    await Jobs(grid).get(job)  # a wrong name is best found before anything is started
-    workers = supervised(command_of(job, LEASE_SECONDS, *connection), policy.least)
+    await Jobs(grid).get(job)  # find a wrong name before anything starts
+    workers = supervised(command_of(job, LEASE_SECONDS, connection), policy.least)
 
     async def resize(target: int, overview: Overview) -> None:
         ours = {(socket.gethostname(), pid) for pid in workers.pids}
@@ -178,15 +175,15 @@ async def _with_processes(grid: Grid, job: str, policy: Policy, connection: tupl
     return code
 
 
-async def _with_containers(grid: Grid, job: str, policy: Policy, connection: tuple[Any, Any, Any], image: str) -> None:
+async def _with_containers(grid: Grid, job: str, policy: Policy, connection: Connection, image: str) -> None:
     """Keep the workers as containers; they go on when we end."""
     from gridscore.containers import Containers
 
-    settings = grid_settings(*connection)
+    settings = grid_settings(connection)
     containers = Containers(settings.cluster_name)
 
     async def resize(target: int, overview: Overview) -> None:
-        # The name of a container's machine is ours: it uses our network.
+        # A container uses our network, and so has our host name.
         workers = containers.workers(job)
         others = max(overview.jobs[0].workers - len(workers), 0)
         if len(workers) != (wanted := max(target - others, 0)):
@@ -209,19 +206,19 @@ async def _follow(
     from gridscore.operations.autoscale import Load, Memory, decide, keep
     from gridscore.operations.status import Observer
 
-    lookout = Observer(grid, job)
+    observer = Observer(grid, job)
     memory: Memory | None = None
     said = ""
 
     def say(text: str) -> None:
         nonlocal said
         if text != said:
-            errors.print(f"{time.strftime('%H:%M:%S')} {safe(text)}", highlight=False, soft_wrap=True)
+            errors.print(f"{time.strftime('%H:%M:%S')} {safe(text)}")
         said = text
 
     while True:
         try:
-            overview = await lookout.look()
+            overview = await observer.look()
             (status,) = overview.jobs
             if status.record.state not in WANTED:
                 say(f"The job is {status.record.state}: nothing is changed.")
@@ -270,14 +267,10 @@ async def _execute(words: list[str]) -> None:
         raise ScaleError(f"`{shlex.join(words)}` ended with code {code}.")
 
 
-def _explain(job: str, connection: tuple[Any, Any, Any], *, as_json: bool) -> None:
+def _explain(job: str, connection: Connection, *, as_json: bool) -> None:
     from gridscore.operations.autoscale import kept
 
-    async def main() -> list[Decision]:
-        async with connected(*connection) as grid:
-            return await kept(grid, job)
-
-    found: list[Decision] = run(main())
+    found: list[Decision] = run_on(connection, lambda grid: kept(grid, job))
     if as_json:
         print_json([{"at": each.at, "workers": each.workers, "target": each.target, "why": each.why} for each in found])
         return

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gridscore.cli import bench_job, bench_plugs
-from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.output import console, errors, print_json, print_table, run
+from gridscore.cli.bench_plugs import Heap, MemberCount, Rounds, measured
+from gridscore.cli.options import App, Json
+from gridscore.cli.output import console, print_json, print_table
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
+    from gridscore.grid import Grid
+    from gridscore.grid.member import Cluster
     from gridscore.proving.bench.spike import Spike
 
 _BAR = 30
 
 
-app = typer.Typer(
+app = App(
     help="How fast a worker is on this machine, or your own job on your cluster.",
     invoke_without_command=True,
 )
@@ -32,9 +37,9 @@ def bench(
     context: typer.Context,
     *,
     events: Annotated[int, typer.Option("--events", min=1_000, max=900_000, help="Events to score.")] = 300_000,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=50, help="How often each is measured, in turn.")] = 5,
-    members: Annotated[int, typer.Option("--members", min=1, max=8, help="Members; with two, a backup each.")] = 1,
-    heap: Annotated[str, typer.Option("--heap", help="Heap of each member.")] = "2g",
+    rounds: Rounds = 5,
+    members: MemberCount = 1,
+    heap: Heap = "2g",
     as_json: Json = False,
 ) -> None:
     """Measure one worker, members included, on this machine: events per second, and CPU per event and stage.
@@ -46,31 +51,20 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from gridscore.grid import GridSettings, connect
-    from gridscore.grid.member import Cluster
     from gridscore.proving.bench.throughput import measure
-    from gridscore.scoring.process import tune
 
-    async def main(cluster: Cluster) -> Any:
-        settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
-        async with await connect(settings) as grid:
-            with errors.status("starting") as status:
+    async def work(grid: Grid, cluster: Cluster, _folder: Path, status: Status) -> dict[str, Any]:
+        def progress(what: str, done: int) -> None:
+            status.update(f"{what} {done:,} of {events:,}" if done else what)
 
-                def progress(what: str, done: int) -> None:
-                    status.update(f"{what} {done:,} of {events:,}" if done else what)
+        return (await measure(grid, cluster.pids, events=events, rounds=rounds, progress=progress)).to_json()
 
-                report = await measure(grid, cluster.pids, events=events, rounds=rounds, progress=progress)
-        return report.to_json()
-
-    tune()
-    errors.print(f"Starting {members} member{'s' if members > 1 else ''} …", style="dim", highlight=False)
-    with Cluster.start(members, port=0, heap=heap, register=False) as cluster:
-        report = run(main(cluster))
+    report = measured(members, heap, work)
     if as_json:
         print_json(report)
         return
     console.print(
-        f"\n[bold]{events:,} events, {rounds} rounds, {members} member{'s' if members > 1 else ''}, one worker process;"
+        f"\n[bold]{events:,} events, {rounds} rounds, {count_text(members, 'member')}, one worker process;"
         " medians (lowest to highest)[/]\n"
     )
     bench_job.print_figures(
@@ -97,8 +91,8 @@ def spike(
     ] = 3_000,
     seconds: Annotated[float, typer.Option("--seconds", min=1, max=60, help="How long the spike lasts.")] = 10,
     after: Annotated[float, typer.Option("--after", min=5, max=600, help="How long the rate goes on after it.")] = 30,
-    members: Annotated[int, typer.Option("--members", min=1, max=8, help="Members; with two, a backup each.")] = 1,
-    heap: Annotated[str, typer.Option("--heap", help="Heap of each member.")] = "2g",
+    members: MemberCount = 1,
+    heap: Heap = "2g",
     plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the curve into this file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -110,38 +104,27 @@ def spike(
     Example: [bold]gridscore bench spike --rate 3000[/]
     """
     from gridscore.errors import GridscoreError
-    from gridscore.grid import GridSettings, connect
-    from gridscore.grid.member import Cluster
     from gridscore.leash import LeashedProcess
     from gridscore.proving.bench import spike as bench_spike
-    from gridscore.scoring.process import tune
 
-    async def main(cluster: Cluster, log: Path) -> Spike:
-        settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
+    async def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Spike:
         arguments = ["worker", "--cluster-name", cluster.cluster_name]
         for address in cluster.addresses:
             arguments += ["--members", address]
-        async with await connect(settings) as grid:
-            job = await bench_spike.prepare(grid)
-            with LeashedProcess("gridscore.cli", arguments, log) as worker, errors.status("starting") as status:
+        job = await bench_spike.prepare(grid)
+        with LeashedProcess("gridscore.cli", arguments, folder / "worker.log") as worker:
 
-                def alive() -> None:
-                    if worker.exit_code is not None:
-                        raise GridscoreError(f"The worker ended. Its last lines:\n{worker.last_lines()}")
+            def alive() -> None:
+                if worker.exit_code is not None:
+                    raise GridscoreError(f"The worker ended. Its last lines:\n{worker.last_lines()}")
 
-                return await bench_spike.measure(
-                    grid, job, rate=rate, seconds=seconds, after=after, alive=alive, progress=status.update
-                )
+            return await bench_spike.measure(
+                grid, job, rate=rate, seconds=seconds, after=after, alive=alive, progress=status.update
+            )
 
     if plot is not None:
         from gridscore.proving.bench import spike_plot
-    tune()
-    errors.print(f"Starting {members} member{'s' if members > 1 else ''} …", style="dim", highlight=False)
-    with (
-        tempfile.TemporaryDirectory(prefix="gridscore-bench-") as folder,
-        Cluster.start(members, port=0, heap=heap, register=False) as cluster,
-    ):
-        report = run(main(cluster, Path(folder) / "worker.log"))
+    report = measured(members, heap, work)
     if plot is not None:
         spike_plot.save(plot, report)
     if as_json:
@@ -155,8 +138,7 @@ def _print_spike(report: Spike) -> None:
 
     console.print(
         f"\n[bold]{report.rate:,.0f} events/s, {report.peak:,.0f}/s from {report.began:.0f} s to {report.ended:.0f} s"
-        "[/]; latency from due to listener\n",
-        highlight=False,
+        "[/]; latency from due to listener\n"
     )
     rows, step = [], round(1 / float(report.times[0]))
     for end in range(step, len(report.times) + 1, step):
@@ -181,22 +163,22 @@ def _print_spike(report: Spike) -> None:
         ("producer waited", f"{report.waited:.1f} s"),
         ("events without a result", f"{report.lost:,}"),
     ):
-        console.print(f"{name:>26}  [bold]{value}[/]", highlight=False)
+        console.print(f"{name:>26}  [bold]{value}[/]")
 
 
 @app.command()
 def group(
     *,
     events: Annotated[int, typer.Option("--events", min=1_000, max=900_000, help="Events of a backlog.")] = 300_000,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=50, help="How often each is measured, in turn.")] = 3,
+    rounds: Rounds = 3,
     rate: Annotated[
         float, typer.Option("--rate", min=10, max=50_000, help="Events per second while workers join and leave.")
     ] = 2_000,
     seconds: Annotated[
         float, typer.Option("--seconds", min=1, max=600, help="How long idle workers are watched.")
     ] = 10,
-    members: Annotated[int, typer.Option("--members", min=1, max=8, help="Members; with two, a backup each.")] = 1,
-    heap: Annotated[str, typer.Option("--heap", help="Heap of each member.")] = "2g",
+    members: MemberCount = 1,
+    heap: Heap = "2g",
     as_json: Json = False,
 ) -> None:
     """Measure what a worker group costs: one worker and two, an idle job, coordination, and workers that come and go.
@@ -205,34 +187,13 @@ def group(
 
     Example: [bold]gridscore bench group --rounds 3[/]
     """
-    from gridscore.grid import GridSettings, connect
-    from gridscore.grid.member import Cluster
     from gridscore.proving.bench import group as bench_group
-    from gridscore.scoring.process import tune
 
-    async def main(cluster: Cluster, folder: Path) -> Any:
-        settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
-        async with await connect(settings) as grid:
-            with errors.status("starting") as status:
-                report = await bench_group.measure(
-                    grid,
-                    cluster.pids,
-                    folder,
-                    events=events,
-                    rounds=rounds,
-                    rate=rate,
-                    seconds=seconds,
-                    progress=status.update,
-                )
-        return report.to_json()
+    async def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> dict[str, Any]:
+        how: dict[str, Any] = {"events": events, "rounds": rounds, "rate": rate, "seconds": seconds}
+        return (await bench_group.measure(grid, cluster.pids, folder, **how, progress=status.update)).to_json()
 
-    tune()
-    errors.print(f"Starting {members} member{'s' if members > 1 else ''} …", style="dim", highlight=False)
-    with (
-        tempfile.TemporaryDirectory(prefix="gridscore-bench-") as folder,
-        Cluster.start(members, port=0, heap=heap, register=False) as cluster,
-    ):
-        report = run(main(cluster, Path(folder)))
+    report = measured(members, heap, work)
     if as_json:
         print_json(report)
     else:
@@ -249,8 +210,7 @@ def _print_group(report: dict[str, Any]) -> None:
     console.print(
         f"\n[bold]{report['partitions']} partitions, {report['events']:,} events, rounds: {report['rounds']}, members:"
         f" {report['members']}, cores: {report['cores']}; medians (lowest to highest)[/]\n"
-        f"Cores that others used meanwhile: {text(report['cores_used_by_others'], '.2f')}\n",
-        highlight=False,
+        f"Cores that others used meanwhile: {text(report['cores_used_by_others'], '.2f')}\n"
     )
     rows = [
         (
@@ -272,8 +232,7 @@ def _print_group(report: dict[str, Any]) -> None:
         f" {coordination['percent_of_a_core']:.2f} % of a core; a commit round of {report['partitions']} partitions"
         f" takes {text(coordination['commit_round_ms'], '.2f')} ms of CPU\n\n"
         f"[bold]A worker joins and leaves, at {rebalance['events_per_s']:,.0f} events/s: the longest time from due to"
-        " listener in each partition[/]\n",
-        highlight=False,
+        " listener in each partition[/]\n"
     )
     rows = [
         (name, text(phase["seconds"]), *(text(phase[which]) for which in ("p50_ms", "p99_ms", "max_ms")))
@@ -283,6 +242,5 @@ def _print_group(report: dict[str, Any]) -> None:
     console.print(
         f"\npartitions moved: {text(rebalance['moved'], '.0f')}, not moved: {text(rebalance['not_moved'], '.0f')};"
         f" of these with another epoch: [bold]{rebalance['not_moved_epoch_changed']}[/];"
-        f" results seen twice: [bold]{rebalance['results_repeated']}[/]",
-        highlight=False,
+        f" results seen twice: [bold]{rebalance['results_repeated']}[/]"
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from gridscore.cli.output import console, errors, milliseconds_text, print_json, print_table, run, safe
+from gridscore.cli.options import Connection, Json, connected
+from gridscore.cli.output import console, errors, milliseconds_text, print_json, print_table, run, safe, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,16 +44,14 @@ def job(
         float, typer.Option("--rate", min=10, max=50_000, help="Events per second while latency is measured.")
     ] = 500,
     seconds: Annotated[float, typer.Option("--seconds", min=1, max=600, help="How long latency is measured.")] = 10,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Measure how fast your own job goes on your own cluster, and say what takes its time.
 
     Events like yours are put into a map of their own (`events.bench-…`), scored by one worker in this process into
     another, and both are removed again, on Ctrl-C, too. Your lookups and your model are only read; the job need not
-    be submitted, and no other worker sees it. The cluster does the work meanwhile: for a quiet hour.
+    be submitted, and no other worker sees it. It loads the cluster: choose a quiet hour.
 
     Example: [bold]gridscore bench job job.yaml --history history.csv[/]
     """
@@ -64,13 +62,13 @@ def job(
     from gridscore.scoring.process import tune
 
     own = load_job(job_file)
-    # What is wrong with a history is said before anything is done.
+    # Report a wrong history before doing anything.
     taken = samples.from_history(history, own) if history is not None and own.is_complete else None
 
     async def main() -> Report:
         nonlocal own, taken
         with interruptible_task():
-            async with connected(members, cluster_name, settings) as grid:
+            async with connected(connection) as grid:
                 if not own.is_complete:
                     own = await Client(grid).completed(own)
                     taken = None if history is None else samples.from_history(history, own)
@@ -82,7 +80,7 @@ def job(
                         taken,
                         request,
                         progress=lambda what: status.update(safe(what)),
-                        say=lambda text: errors.print(text, style="yellow", markup=False, highlight=False),
+                        say=lambda text: say(text, "yellow"),
                     )
 
     tune()
@@ -100,9 +98,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print(
         f"\n[bold]{safe(report['job'])}, {safe(report['model'])} v{report['version']}:[/] {report['events']:,} events"
         f" of {report['mean_event_bytes']:,.0f} bytes (from {safe(report['samples_from'])}),"
-        f" rounds: {report['rounds']}, members: {report['members']}, one worker process; medians (lowest to highest)\n",
-        highlight=False,
-        soft_wrap=True,
+        f" rounds: {report['rounds']}, members: {report['members']}, one worker process; medians (lowest to highest)\n"
     )
     print_figures(
         report,
@@ -119,14 +115,13 @@ def _print(report: dict[str, Any]) -> None:
     print_stages(report["worker_stage_us_per_event"])
     latency = report["latency"]
     console.print(
-        f"\n[bold]From due to listener, at {latency['rate']:,.0f} events/s for {latency['seconds']:,.0f} s[/]\n",
-        highlight=False,
+        f"\n[bold]From due to listener, at {latency['rate']:,.0f} events/s for {latency['seconds']:,.0f} s[/]\n"
     )
     row = [milliseconds_text(latency[f"{name}_ms"]) for name in _LATENCIES]
     print_table([name.upper() for name in _LATENCIES], [row], empty="")
     for note in report["notes"]:
-        console.print(f"\n[yellow]note:[/] {safe(note)}", highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]{safe(report['advice'])}[/]", highlight=False, soft_wrap=True)
+        console.print(f"\n[yellow]note:[/] {safe(note)}")
+    console.print(f"\n[bold]{safe(report['advice'])}[/]")
 
 
 def print_figures(report: Mapping[str, Any], lines: Sequence[tuple[str, str]], unit: str = "event") -> None:
@@ -137,15 +132,8 @@ def print_figures(report: Mapping[str, Any], lines: Sequence[tuple[str, str]], u
         rate = f"{unit}s_per_s"
         spread = f"{figures[f'{rate}_min']:,} to {figures[f'{rate}_max']:,}"
         members = figures[f"member_cpu_us_per_{unit}"]
-        rows.append(
-            (
-                label,
-                figures[rate],
-                spread,
-                f"{figures[f'cpu_us_per_{unit}']:.2f}",
-                "-" if members is None else f"{members:.2f}",
-            )
-        )
+        own = f"{figures[f'cpu_us_per_{unit}']:.2f}"
+        rows.append((label, figures[rate], spread, own, "-" if members is None else f"{members:.2f}"))
     name = unit.upper()
     print_table(("", f"{name}S/S", "SPREAD", f"CPU µs/{name}", f"MEMBERS' CPU µs/{name}"), rows, empty="")
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from gridscore.cli.bench_job import print_figures
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.output import console, errors, print_json, run, visible
+from gridscore.cli.output import console, errors, print_json, run, say
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine
+
+    from rich.status import Status
 
     from gridscore.grid import Grid
     from gridscore.grid.member import Cluster
 
-    Measure = Callable[[Grid, Sequence[int], Path, Callable[[str], None]], Coroutine[Any, Any, dict[str, Any]]]
+_T = TypeVar("_T")
 
 Kinds = Annotated[list[str] | None, typer.Argument(metavar="[KIND]...", help="Only these; else all.")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, max=50, help="How often each is measured, in turn.")]
@@ -46,12 +49,11 @@ def sources(
 
     chosen = _chosen(kinds, LOADERS, "source")
 
-    def work(
-        grid: Grid, pids: Sequence[int], folder: Path, progress: Callable[[str], None]
-    ) -> Coroutine[Any, Any, dict[str, Any]]:
-        return measure(grid, pids, folder, kinds=chosen, events=events, rounds=rounds, progress=progress)
+    def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Coroutine[Any, Any, dict[str, Any]]:
+        how: dict[str, Any] = {"kinds": chosen, "events": events, "rounds": rounds}
+        return measure(grid, cluster.pids, folder, **how, progress=status.update)
 
-    report = _measured(members, heap, work)
+    report = measured(members, heap, work)
     _print(report, as_json=as_json, side="source", unit="event")
 
 
@@ -75,12 +77,11 @@ def sinks(
 
     chosen = _chosen(kinds, LOADERS, "sink")
 
-    def work(
-        grid: Grid, pids: Sequence[int], folder: Path, progress: Callable[[str], None]
-    ) -> Coroutine[Any, Any, dict[str, Any]]:
-        return measure(grid, pids, folder, kinds=chosen, count=results, rounds=rounds, progress=progress)
+    def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Coroutine[Any, Any, dict[str, Any]]:
+        how: dict[str, Any] = {"kinds": chosen, "count": results, "rounds": rounds}
+        return measure(grid, cluster.pids, folder, **how, progress=status.update)
 
-    report = _measured(members, heap, work)
+    report = measured(members, heap, work)
     _print(report, as_json=as_json, side="sink", unit="result")
 
 
@@ -93,25 +94,25 @@ def _chosen(kinds: Collection[str] | None, known: Collection[str], side: str) ->
     return list(dict.fromkeys(kinds or known))
 
 
-def _measured(members: int, heap: str, work: Measure) -> dict[str, Any]:
-    """The report of a measurement on a cluster of its own."""
+def measured(members: int, heap: str, work: Callable[[Grid, Cluster, Path, Status], Coroutine[Any, Any, _T]]) -> _T:
+    """What a measurement finds on a cluster of its own, with a folder that is removed afterwards."""
     from gridscore.grid import GridSettings, connect
     from gridscore.grid.member import Cluster
     from gridscore.scoring.process import tune
 
-    async def main(cluster: Cluster, folder: Path) -> dict[str, Any]:
+    async def main(cluster: Cluster, folder: Path) -> _T:
         settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
         async with await connect(settings) as grid:
             with errors.status("starting") as status:
-                return await work(grid, cluster.pids, folder, status.update)
+                return await work(grid, cluster, folder, status)
 
     tune()
-    errors.print(f"Starting {_members(members)} …", style="dim", highlight=False)
+    errors.print(f"Starting {count_text(members, 'member')} …", style="dim")
     with (
         tempfile.TemporaryDirectory(prefix="gridscore-bench-") as folder,
         Cluster.start(members, port=0, heap=heap, register=False) as cluster,
     ):
-        report: dict[str, Any] = run(main(cluster, Path(folder)))
+        report: _T = run(main(cluster, Path(folder)))
     return report
 
 
@@ -120,14 +121,10 @@ def _print(report: dict[str, Any], *, as_json: bool, side: str, unit: str) -> No
         print_json(report)
         return
     found = report[f"{side}s"]
+    where = f"{count_text(report['members'], 'member')}, one {side} process"
     console.print(
-        f"\n[bold]{report[f'{unit}s']:,} {unit}s, {report['rounds']} rounds, {_members(report['members'])}, one {side}"
-        " process; medians (lowest to highest)[/]\n"
+        f"\n[bold]{report[f'{unit}s']:,} {unit}s, {report['rounds']} rounds, {where}; medians (lowest to highest)[/]\n"
     )
     print_figures(found, [(kind, kind) for kind in found], unit)
     for kind, why in report["unavailable"].items():
-        console.print(visible(f"{kind}: not measured. {why}"), markup=False, highlight=False, soft_wrap=True)
-
-
-def _members(count: int) -> str:
-    return f"{count} member{'s' if count > 1 else ''}"
+        say(f"{kind}: not measured. {why}", to=console)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gridscore.sources.status import SourceStatus
 
 _NAME_WIDTH = 8
-"""Characters of its first column that a table keeps, however narrow the terminal."""
+"""Least width of a table's first column, however narrow the terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,9 @@ class Column:
     """A column of a table.
 
     Attributes:
-        title: Its head.
-        value: What it shows of a row.
-        width: Characters that it takes even if the figures are short, so that nothing jumps about.
-        keep: The smaller, the sooner the column is left out where the terminal is narrow; 99 never is.
-        left: Whether its texts begin at the left.
+        width: Its least width, so that nothing jumps about.
+        keep: The smaller, the sooner it is left out in a narrow terminal; 99 never is.
+        left: Whether it is aligned to the left.
     """
 
     title: str
@@ -53,13 +51,11 @@ class Column:
 
 @dataclass(slots=True)
 class Scene:
-    """What there is to show at a moment.
+    """What to show at one moment.
 
     Attributes:
-        cluster: What stands above.
-        clock: Time of day.
+        cluster: The heading.
         flow: The last look that succeeded; None before the first.
-        findings: Of everything in it.
         silence: Since when the cluster does not answer; empty if it does.
     """
 
@@ -72,7 +68,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """A table, and what is said instead if it has no rows; without that, it is left out."""
+    """A table, and what to say instead if it has no rows; without that, it is left out."""
 
     what: str
     columns: Sequence[Column]
@@ -91,13 +87,10 @@ class _Share:
 
 
 def board(scene: Scene, width: int, height: int | None = None, *, hint: str = "") -> RenderableType:
-    """Everything, in so many columns and lines; without a height, all of it.
+    """Everything, fitted into this width and height; without a height, all of it.
 
     Args:
-        scene: What to show.
-        width: Of the terminal.
-        height: Of the terminal.
-        hint: How to leave, at the right of the first line.
+        hint: How to leave, shown at the right of the first line.
     """
     lines: list[Text] = [_head(scene, width, hint)]
     if scene.silence:
@@ -118,7 +111,7 @@ def board(scene: Scene, width: int, height: int | None = None, *, hint: str = ""
         _Section("row", _WORKER_COLUMNS, _shares(overview), "No workers. `gridscore worker` starts one, anywhere."),
     ]
     sections = [section for section in sections if section.rows or section.empty]
-    # Heads, and blank lines before them and before the last part; the rest is shared, so that each keeps some of it.
+    # Besides heads and blank lines, the room is shared, so that each section keeps some.
     room = 10_000 if height is None else max(2 * (len(sections) + 1), height - len(lines) - 2 * len(sections) - 2)
     fair = room // (len(sections) + 1)
     least = [min(len(section.rows), fair) for section in sections]
@@ -139,7 +132,7 @@ def board(scene: Scene, width: int, height: int | None = None, *, hint: str = ""
 
 
 def table(columns: Sequence[Column], rows: Sequence[Any], width: int, *, dim: bool = False) -> list[Text]:
-    """Lines of a table that is no wider than asked for, if at all possible: columns that matter less are left out."""
+    """Lines of a table that fits the width if at all possible: columns that matter less are left out."""
     cells = [[_cell(column.value(row)) for column in columns] for row in rows]
     widths = [
         max(column.width, cell_len(column.title), *(cell_len(row[index].plain) for row in cells))
@@ -191,7 +184,7 @@ def _head(scene: Scene, width: int, hint: str) -> Text:
     right = f"{hint}  {scene.clock}" if hint else scene.clock
     if cell_len(left) + cell_len(right) + 2 > width:
         right = scene.clock
-    # In a pipe there is no right side: a line is as long as what it says.
+    # A pipe has no right side: a line is as long as its text.
     space = min(width, cell_len(left) + 2 + cell_len(right) if width > 1_000 else width) - cell_len(right)
     left = set_cell_size(left, max(space - 2, 8)) if cell_len(left) > space - 2 else left
     text = Text(left.ljust(max(space, 0)), no_wrap=True)
@@ -210,7 +203,7 @@ def _findings(scene: Scene, width: int) -> list[Text]:
 
 
 def _said(name: str, finding: Finding, style: str, width: int) -> list[Text]:
-    """A finding in lines: its advice behind it if both fit, else below."""
+    """A finding in lines: its advice in the same line if both fit, else below."""
     text, advice = f"{name}: {visible(one_line(finding.text))}", visible(one_line(finding.advice))
     if cell_len(text) + cell_len(advice) < width:
         line = Text(text, style).append(f" {advice}", "default dim")
@@ -236,7 +229,7 @@ def _shares(overview: Overview) -> list[_Share]:
 
 
 def _cut(wanted: int, room: int, *, least: int) -> tuple[int, int]:
-    """How many of the lines wanted are shown, and the room that is left, of which `least` is for others.
+    """How many of the wanted lines to show, and the room left, with at least `least` for others.
 
     Where some are left out, one line says so.
     """
@@ -278,7 +271,7 @@ def _cell(value: str | Text) -> Text:
 
 
 def _warn(number: float) -> Text:
-    """A count that should be nothing."""
+    """A count that should be zero."""
     return Text(compact(number), "yellow" if number else "")
 
 
@@ -339,7 +332,7 @@ def _sink_columns(scene: Scene) -> list[Column]:
 
 @dataclass(frozen=True, slots=True)
 class _Absent:
-    """A job that has no figures, since there is no record of it that can be used."""
+    """A job without figures, because it has no usable record."""
 
     name: str
     state: str
@@ -350,7 +343,7 @@ def _absent(flow: Flow) -> list[_Absent]:
 
 
 def _of_absent(title: str, value: Callable[[Any], str | Text]) -> Callable[[Any], str | Text]:
-    """What a column of jobs shows, also of one that is absent."""
+    """What a column of jobs shows, also for absent ones."""
 
     def show(row: Any) -> str | Text:
         if not isinstance(row, _Absent):
@@ -397,7 +390,7 @@ def _job_columns(scene: Scene) -> list[Column]:
 
 
 def _worst(status: JobStatus, kind: str) -> str:
-    """The largest share of a kind: of the lookup, or the feature, that lacks most."""
+    """The largest share of a kind: that of the lookup, or feature, that lacks most."""
     if not status.quality.events:
         return "-"
     share = max(status.quality.shares()[kind].values(), default=0.0)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import ClusterName, Members, SettingsFile, connected, grid_settings
-from gridscore.cli.output import console, errors, run, safe, visible
-from gridscore.cli.plug_run import say
+from gridscore.cli.options import ClusterName, Connection, grid_settings, run_on
+from gridscore.cli.output import console, errors, safe, say
 from gridscore.errors import UsageError
 from gridscore.texts import count_text
 
@@ -24,11 +23,9 @@ def scale(
     what: Annotated[str, typer.Argument(metavar="worker=N", help="How many workers.", show_default=False)],
     *,
     image: Image = "gridscore",
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
 ) -> None:
-    """Have so many workers of a job, as containers of this machine; workers that are too many leave in order.
+    """Run that many workers of a job, as containers on this machine; surplus workers leave in order.
 
     Example: [bold]gridscore scale flights worker=4[/]
     """
@@ -38,17 +35,12 @@ def scale(
     if not (match := re.fullmatch(r"worker=(\d{1,3})", what)):
         raise UsageError(f"`{what}` does not say how many workers.", "Write it as worker=4.")
 
-    async def look() -> None:
-        async with connected(members, cluster_name, settings) as grid:
-            await Jobs(grid).get(job)
-
-    run(look())
-    where = grid_settings(members, cluster_name, settings)
+    run_on(connection, lambda grid: Jobs(grid).get(job))
+    where = grid_settings(connection)
     Containers(where.cluster_name).scale(job, int(match[1]), where, image, say)
     count = int(match[1])
     console.print(
-        f"{count_text(count, 'worker')} of {safe(job)} {'runs in a container' if count == 1 else 'run in containers'}.",
-        highlight=False,
+        f"{count_text(count, 'worker')} of {safe(job)} {'runs in a container' if count == 1 else 'run in containers'}."
     )
 
 
@@ -61,7 +53,7 @@ def _containers(cluster_name: str | None) -> Containers:
 
 def logs(
     *,
-    tail: Annotated[int, typer.Option("--tail", "-n", min=1, max=100_000, help="So many lines of each.")] = 50,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=1, max=100_000, help="Lines of each log.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on, until Ctrl-C.")] = False,
     cluster_name: ClusterName = None,
 ) -> None:
@@ -71,19 +63,16 @@ def logs(
     """
 
     def show(name: str, line: str) -> None:
-        console.print(f"{name} | {visible(line)}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{name} | {line}", to=console)
 
     if not _containers(cluster_name).logs(show, tail=tail, follow=follow):
-        errors.print("There are no containers of this cluster.", highlight=False)
+        errors.print("There are no containers of this cluster.")
 
 
 def down(*, cluster_name: ClusterName = None) -> None:
-    """Stop and remove the containers of a cluster: its workers first, then its members, and with them what they hold.
+    """Stop and remove the containers of a cluster: its workers first, then its members with their data.
 
     Example: [bold]gridscore down[/]
     """
     count = _containers(cluster_name).down()
-    errors.print(
-        f"{count_text(count, 'container')} removed." if count else "There were no containers of this cluster.",
-        highlight=False,
-    )
+    errors.print(f"{count_text(count, 'container')} removed." if count else "There were no containers of this cluster.")

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected, valid
-from gridscore.cli.output import confirmed, console, errors, print_json, print_table, run, visible
+from gridscore.cli.options import App, Connection, Json, connected, run_on, valid
+from gridscore.cli.output import confirmed, console, print_json, print_table, progress_bar, run, say, visible
 
 if TYPE_CHECKING:
     from gridscore.dead_letters.letters import DeadLetter, Listed
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from gridscore.operations.replay import Replayed
     from gridscore.scoring.superseded import By
 
-app = typer.Typer(help="Events that could not be scored, each with its error and its bytes.", no_args_is_help=True)
+app = App(help="Events that could not be scored, each with its error and its bytes.", no_args_is_help=True)
 
 JobName = Annotated[str, typer.Argument(help="Name of the job, source or sink.", show_default=False)]
 WithEvents = Annotated[bool, typer.Option("--with-events", help="Remove the events themselves, too; of a job.")]
@@ -44,13 +43,11 @@ async def _check(grid: Grid, name: str) -> JobRecord | None:
 def list_(
     job: JobName,
     *,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Show at most so many, latest first.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many to show, latest first.")] = 20,
     before: Annotated[
-        str | None, typer.Option("--before", metavar="ID", help="Go on after this one, the last of another list.")
+        str | None, typer.Option("--before", metavar="ID", help="Go on after this ID, the last of the list before.")
     ] = None,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """List the dead letters of a job, a source or a sink, the latest first.
@@ -60,32 +57,25 @@ def list_(
     from gridscore.dead_letters.letters import Listed, get_letter, list_letters
     from gridscore.scoring.superseded import superseded
 
-    async def main() -> tuple[int, list[Listed], dict[str, By]]:
-        async with connected(members, cluster_name, settings) as grid:
-            record = await _check(grid, job)
-            last = Listed(before, await get_letter(grid, job, before)) if before else None
-            total, letters = await list_letters(grid, job, limit, last)
-            return total, letters, await superseded(grid, record.job, (each.dead for each in letters)) if record else {}
+    async def main(grid: Grid) -> tuple[int, list[Listed], dict[str, By]]:
+        record = await _check(grid, job)
+        last = Listed(before, await get_letter(grid, job, before)) if before else None
+        total, letters = await list_letters(grid, job, limit, last)
+        return total, letters, await superseded(grid, record.job, (each.dead for each in letters)) if record else {}
 
-    total, letters, over = run(main())
+    total, letters, over = run_on(connection, main)
     if as_json:
         print_json([_plain(letter_id, dead, over.get(dead.id)) for letter_id, dead in letters])
         return
-    rows = [
-        (
-            letter_id,
-            dead.key,
-            dead.stage,
-            dead.at,
-            f"({over[dead.id].value}) {dead.error}" if dead.id in over else dead.error,
-        )
-        for letter_id, dead in letters
-    ]
+    rows = []
+    for letter_id, dead in letters:
+        error = f"({over[dead.id].value}) {dead.error}" if dead.id in over else dead.error
+        rows.append((letter_id, dead.key, dead.stage, dead.at, error))
     empty = f"{job} has no dead letters{f' before {before}' if before else ''}."
     print_table(("ID", "KEY", "STAGE", "AT", "ERROR"), rows, empty=empty)
     if len(letters) == limit and total > limit:
         text = f"{total:,} in all. Go on: --before {letters[-1].id}; or show more: --limit."
-        console.print(text, style="dim", highlight=False, soft_wrap=True)
+        console.print(text, style="dim")
 
 
 @app.command()
@@ -93,9 +83,7 @@ def show(
     job: JobName,
     key: Annotated[str, typer.Argument(help="The dead letter's ID, as `list` shows it.", show_default=False)],
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Show one dead letter: error, origin and the event's bytes.
@@ -104,21 +92,16 @@ def show(
     """
     from gridscore.dead_letters.letters import get_letter
 
-    async def main() -> DeadLetter:
-        async with connected(members, cluster_name, settings) as grid:
-            return await get_letter(grid, job, key)
-
-    dead = run(main())
+    dead = run_on(connection, lambda grid: get_letter(grid, job, key))
     if as_json:
         print_json(_plain(key, dead))
         return
     names = ("partition", "sequence") if not dead.origin else ("origin",)
     for name in ("job", "map", *names, "key", "stage", "error", "at", "size"):
         console.print(f"[bold]{name:>10}[/]  ", end="")
-        console.print(visible(getattr(dead, name)), markup=False, highlight=False, soft_wrap=True)
+        say(getattr(dead, name), to=console)
     console.print(f"[bold]{'raw':>10}[/]  ", end="")
-    raw = dead.raw_bytes.decode(errors="backslashreplace")
-    console.print(visible(raw, layout=True), markup=False, highlight=False, soft_wrap=True)
+    say(dead.raw_bytes.decode(errors="backslashreplace"), to=console, layout=True)
 
 
 @app.command()
@@ -130,22 +113,20 @@ def replay(
     *,
     everything: Annotated[bool, typer.Option("--all", help="All dead letters of the job.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Put an event back even if a newer one has its key meanwhile.")
+        bool, typer.Option("--force", help="Put an event back even if its key has a newer one by now.")
     ] = False,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
-    """Put events back into the event map, under their own keys, to be scored once it is fixed.
+    """Put events back into the event map, under their own keys, once what was wrong is fixed.
 
-    Those of a sink are results: they are put back into the result map, so that it delivers them again. Other sinks and
-    the listeners of that map get them once more, too.
+    Dead letters of a sink are results: they go back into the result map, so that it delivers them again. Other sinks
+    and listeners of that map see them again, too.
 
-    Those of one key come back one after the other, the oldest first. A dead letter is removed when the cluster has
-    confirmed its event; that of an event that fails again is written anew. Refused, and left as they are: dead letters
-    that hold only a part of a large event, those that another process is putting back now, and those whose key has a
-    newer event meanwhile, unless --force is given. The exit code is 1 if any was refused.
+    Events of one key come back oldest first. A dead letter is removed once the cluster has confirmed its event; if that
+    fails again, a new one is written. Refused, and kept, are dead letters that hold only part of a large event, that
+    another process is putting back, or whose key has a newer event by now, unless --force is given. The exit code is 1
+    if any was refused.
 
     Example: [bold]gridscore dead-letters replay flights --all[/]
     """
@@ -157,31 +138,29 @@ def replay(
     if everything == bool(ids):
         raise UsageError("Say which dead letters: their IDs, or --all.", f"`gridscore dead-letters list {job}`")
 
-    async def main() -> tuple[list[Replayed], bool]:
-        async with connected(members, cluster_name, settings) as grid:
-            wanted = await letter_ids(grid, job) if everything else list(dict.fromkeys(ids or ()))
-            columns = (TextColumn("Putting events back"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-                task, done = bar.add_task("", total=len(wanted)), []
-                of_job = await find_sink(grid, job) is None
-                async for each in bring_back(grid, job, wanted, force=force, of_job=of_job):
-                    done.append(each)
-                    bar.advance(task)
-            return done, of_job
+    async def main(grid: Grid) -> tuple[list[Replayed], bool]:
+        wanted = await letter_ids(grid, job) if everything else list(dict.fromkeys(ids or ()))
+        with progress_bar() as bar:
+            task, done = bar.add_task("Putting events back", total=len(wanted)), []
+            of_job = await find_sink(grid, job) is None
+            async for each in bring_back(grid, job, wanted, force=force, of_job=of_job):
+                done.append(each)
+                bar.advance(task)
+        return done, of_job
 
-    done, of_job = run(main())
+    done, of_job = run_on(connection, main)
     refused = sorted((each for each in done if each.refusal), key=lambda each: each.id)
     if as_json:
         plain = [{"id": each.id, "key": each.key, "reason": each.refusal} for each in refused]
         print_json({"replayed": len(done) - len(refused), "refused": plain})
     elif not done:
-        console.print(f"{visible(job)} has no dead letters.", markup=False, highlight=False)
+        say(f"{job} has no dead letters.", to=console)
     else:
         if refused:
             print_table(("ID", "KEY", "REFUSED BECAUSE"), [(r.id, r.key, r.refusal) for r in refused], empty="")
         put = len(done) - len(refused)
         what, where = ("events", "event map") if of_job else ("results", "result map")
-        console.print(f"{put:,} of {len(done):,} {what} are in the {where} again.", highlight=False)
+        console.print(f"{put:,} of {len(done):,} {what} are in the {where} again.")
     if refused:
         raise typer.Exit(1)
 
@@ -191,25 +170,23 @@ def purge(
     job: JobName,
     *,
     older_than: Annotated[
-        str | None, typer.Option("--older-than", metavar="TIME", help="Those written longer ago, as 7d.")
+        str | None, typer.Option("--older-than", metavar="TIME", help="Only older ones, such as 7d.")
     ] = None,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Those whose error has this text.")] = "",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Only those whose error has this text.")] = "",
     over: Annotated[
-        bool, typer.Option("--superseded", help="Those whose event, or a newer one of its key, is scored.")
+        bool, typer.Option("--superseded", help="Only those whose event, or a newer one of its key, is scored.")
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     with_events: WithEvents = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
-    """Remove dead letters for good: all, or those for which all conditions hold. A source or sink that pauses goes on.
+    """Remove dead letters for good: all, or those that meet all conditions. A source or sink that paused goes on.
 
     The events of a job stay in its event map: a later audit finds that they have no result, and has them scored again.
-    --with-events removes them, too, where the map still has the very ones.
+    --with-events removes them, too, unless the map has newer ones.
 
     Example: [bold]gridscore dead-letters purge flights --older-than 7d[/]
     """
@@ -224,7 +201,6 @@ def purge(
         )
     seconds = seconds_of(valid(Duration, "--older-than", older_than)) if older_than else None
     choice = Choice(seconds, reason, over)
-    connection = (members, cluster_name, settings)
     if not dry_run and not yes:
         found = run(_remove(job, choice, connection, with_events=with_events, dry_run=True))
         events = ", and their events" if with_events else ""
@@ -240,9 +216,7 @@ def discard(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Dead letters, as `list` shows them.")],
     *,
     with_events: WithEvents = False,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Remove single dead letters for good. The exit code is 1 if one is not there.
@@ -254,30 +228,29 @@ def discard(
     from gridscore.operations.removal import Choice
 
     choice = Choice(ids=frozenset(ids))
-    found = run(_remove(job, choice, (members, cluster_name, settings), with_events=with_events))
+    found = run(_remove(job, choice, connection, with_events=with_events))
     _say(job, found, False, as_json)
     if found.left:
         raise typer.Exit(1)
 
 
 async def _remove(
-    name: str, choice: Choice, connection: tuple[Any, Any, Any], *, with_events: bool, dry_run: bool = False
+    name: str, choice: Choice, connection: Connection, *, with_events: bool, dry_run: bool = False
 ) -> Removed:
     from gridscore.dead_letters.letters import map_of
     from gridscore.errors import UsageError
     from gridscore.grid import transport
     from gridscore.operations.removal import Removed, remove
 
-    async with connected(*connection) as grid:
+    async with connected(connection) as grid:
         record = await _check(grid, name)
         if record is None and (with_events or choice.superseded):
             option = "--with-events" if with_events else "--superseded"
             raise UsageError(f"{option} only applies to a job, and `{name}` is not a job.", "Leave it out.")
         total = len(choice.ids) or await transport.map_size(grid.client, map_of(name))
-        columns = (TextColumn("Looking through"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         done = Removed()
-        with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-            task = bar.add_task("", total=total)
+        with progress_bar() as bar:
+            task = bar.add_task("Looking through", total=total)
             job = record.job if record else None
             async for done in remove(grid, name, choice, job=job, with_events=with_events, dry_run=dry_run):
                 bar.update(task, completed=done.looked)
@@ -291,11 +264,10 @@ def _say(job: str, found: Removed, dry_run: bool, as_json: bool) -> None:
         return
     what = "would be removed" if dry_run else "removed"
     events = f", and {found.events:,} of their events" if found.events else ""
-    text = f"{visible(job)}: {found.letters:,} dead letters {what}{events}."
-    console.print(text, markup=False, highlight=False)
+    say(f"{job}: {found.letters:,} dead letters {what}{events}.", to=console)
     for letter_id in sorted(found.left):
-        text = f"{visible(letter_id)} was not removed: there is no such dead letter, or it is being put back just now."
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        text = f"{letter_id} was not removed: there is no such dead letter, or it is being put back just now."
+        say(text, to=console)
 
 
 def _plain(letter_id: str, dead: DeadLetter, over: By | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, SettingsFile, grid_settings
+from gridscore.cli.options import ClusterName, Connection, Json, SettingsFile, grid_settings
 from gridscore.cli.output import console, errors, print_json, print_selection, run, selection
 from gridscore.errors import UsageError
 
@@ -57,13 +57,13 @@ def demo(
     count = int(members[0]) if members and len(members) == 1 and members[0].isdigit() else None
     if count is not None and not 1 <= count <= MAX_MEMBERS:
         raise UsageError(f"--members {count}: a cluster on one machine has 1 to {MAX_MEMBERS} members.")
-    # Only a cluster that is named here: events of a demo are nothing for one that merely runs on this machine.
+    # Only a cluster that is named here: a demo has no business in one that happens to run on this machine.
     own = count is not None or not (members or settings)
     if own and cluster_name:
         raise UsageError("--cluster-name needs --members.", "Name a member: -m HOST:PORT.")
     options = DemoOptions(
         output=output,
-        settings=None if own else grid_settings(members, cluster_name, settings),
+        settings=None if own else grid_settings(Connection(members, cluster_name, settings)),
         rate=rate,
         flights=flights,
         members=count or 1,
@@ -91,8 +91,8 @@ def demo(
     try:
         report = run_demo(options, screen, run, show)
     except KeyboardInterrupt:
-        errors.print("Stopped. Nothing of the demo is left running.", highlight=False)
-        # After the report, to stop is what Ctrl-C is for.
+        errors.print("Stopped. Nothing of the demo is left running.")
+        # After the report, Ctrl-C is the normal end.
         raise typer.Exit(130 if not reports else 1 if reports[0].problems else 0) from None
     if report.problems:
         raise typer.Exit(1)

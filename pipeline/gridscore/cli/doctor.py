@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from gridscore.cli.output import console, print_json, run, safe
+from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.output import console, print_json, safe
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -23,9 +23,7 @@ def doctor(
     job: Annotated[
         Path | None, typer.Option("--job", metavar="FILE", help="A job file to check the cluster for.")
     ] = None,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Check the cluster against what jobs need, and say what to change. Changes nothing itself.
@@ -37,39 +35,29 @@ def doctor(
     Example: [bold]gridscore doctor --job jobs/flights/job.yaml[/]
     """
     from gridscore.grid.doctor import Level, examine
+    from gridscore.job import load_job
     from gridscore.scoring.preparation import examine_capacity
 
-    named = _load(job) if job else None
+    named = load_job(job) if job else None
 
-    async def main() -> list[Finding]:
-        async with connected(members, cluster_name, settings) as grid:
-            jobs = [named] if named else await _submitted(grid)
-            found = await examine(grid, *map(_needs, jobs))
-            capacities = [await examine_capacity(grid, each) for each in jobs]
-            return [*found, *(each for each in capacities if each is not None), *await _records(grid)]
+    async def main(grid: Grid) -> list[Finding]:
+        jobs = [named] if named else await _submitted(grid)
+        found = await examine(grid, *map(_needs, jobs))
+        capacities = [await examine_capacity(grid, each) for each in jobs]
+        return [*found, *(each for each in capacities if each is not None), *await _records(grid)]
 
-    findings: list[Finding] = run(main())
+    findings: list[Finding] = run_on(connection, main)
     if as_json:
         print_json([{"level": f.level, "what": f.what, "detail": f.detail, "advice": f.advice} for f in findings])
     else:
         for finding in findings:
             console.print(
-                f"{_MARKS[finding.level]}  [bold]{safe(finding.what)}[/]: {safe(finding.detail, layout=True)}",
-                highlight=False,
-                soft_wrap=True,
+                f"{_MARKS[finding.level]}  [bold]{safe(finding.what)}[/]: {safe(finding.detail, layout=True)}"
             )
             if finding.advice:
-                console.print(
-                    f"      {safe(finding.advice, layout=True)}", style="dim", highlight=False, soft_wrap=True
-                )
+                console.print(f"      {safe(finding.advice, layout=True)}", style="dim")
     if any(finding.level is Level.FAIL for finding in findings):
         raise typer.Exit(1)
-
-
-def _load(file: Path) -> Job:
-    from gridscore.job import load_job
-
-    return load_job(file)
 
 
 async def _submitted(grid: Grid) -> list[Job]:
@@ -85,7 +73,7 @@ async def _submitted(grid: Grid) -> list[Job]:
 
 
 async def _records(grid: Grid) -> list[Finding]:
-    """What lies in control maps and cannot be used."""
+    """Entries of control maps that cannot be used."""
     from gridscore.errors import GridError
     from gridscore.grid.doctor import Finding, Level
     from gridscore.operations.repair import find_repairs

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.output import console, errors, print_json, print_table, print_warnings, safe
+from gridscore.cli.output import console, print_json, print_table, print_warnings, progress_bar, safe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gridscore.features import OfflineMatrix
 
-_OUTPUT_HINT = "Make the folder, or name another place with --output."
+_OUTPUT_HINT = "Create the folder, or give another --output."
 
 
 def features(
@@ -53,8 +53,6 @@ def features(
 
     Example: [bold]gridscore features job.yaml history.csv --lookups lookups/ --keep label -o matrix.parquet[/]
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from gridscore.errors import TableError, UsageError
     from gridscore.features import offline_matrix
     from gridscore.job import load_job
@@ -83,8 +81,7 @@ def features(
     if categories_from is not None:
         categories = read_categories(categories_from)
     began = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("reading", total=None)
         matrix = offline_matrix(
             job,
@@ -116,16 +113,12 @@ def features(
         bad = f", {lookup['bad']:,} of them not readable" if lookup["bad"] else ""
         console.print(
             f"lookup {name}: {lookup['entries']:,} entries{bad}; "
-            f"{lookup['missed']:,} of {lookup['events']:,} events had none",
-            highlight=False,
-            soft_wrap=True,
+            f"{lookup['missed']:,} of {lookup['events']:,} events had none"
         )
     skipped = f", {matrix.skipped:,} bad rows left out" if matrix.skipped else ""
     console.print(
         f"[bold green]{safe(output)}:[/] {len(matrix):,} rows of {len(matrix.names)} features in "
-        f"{summary['seconds']:.1f} s{skipped}.",
-        highlight=False,
-        soft_wrap=True,
+        f"{summary['seconds']:.1f} s{skipped}."
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
+from gridscore.cli.options import App, Connection, Json, connected
 from gridscore.cli.output import console, print_json, print_table, print_warnings, run, safe
 from gridscore.errors import UsageError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gridscore.job import Job
 
-app = typer.Typer(help="Job files: check or begin one, or get the JSON Schema for an editor.", no_args_is_help=True)
+app = App(help="Job files: check or begin one, or get the JSON Schema for an editor.", no_args_is_help=True)
 
 
 @app.command()
@@ -28,14 +28,14 @@ def check(
     *,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="FILE", help="A model (XGBoost UBJ or JSON) that should fit to the job."),
+        typer.Option("--model", metavar="FILE", help="A model (XGBoost UBJ or JSON) that should fit the job."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a job file: every problem with its line, or what the job will do.
 
-    With a model, also whether that would score the job's features as it was trained. A job file that names no features
-    is shown with those of the model.
+    With a model, also whether it would score the job's features as it was trained. A job file without features is shown
+    with those of the model.
 
     Example: [bold]gridscore job check jobs/flights/job.yaml[/]
     """
@@ -59,9 +59,7 @@ def check(
     which = f"version {job.model.version}" if job.model.version else f"alias `{job.model.alias}`"
     console.print(
         f"[bold green]{safe(file)} is valid.[/] The job `{job.name}` scores `{job.events}` with the model "
-        f"`{job.model.name}` ({which}) into `{job.results}`.",
-        highlight=False,
-        soft_wrap=True,
+        f"`{job.model.name}` ({which}) into `{job.results}`."
     )
     rows = [
         (name, "" if feature.default is None else f"{feature.default:g}", feature.expression)
@@ -120,15 +118,13 @@ def init(
         typer.Option("--history", metavar="FILE", help="Events as rows (CSV, Parquet, JSON lines): its columns."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the job; by default, that of what it is of.")
+        str | None, typer.Option("--name", help="Name of the job; by default that of the model, map or history.")
     ] = None,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
 ) -> None:
-    """Write a first job file, with comments: of a model, of a map's events, or of a history.
+    """Write a first job file, with comments, from a model, a map's events, or a history.
 
-    It is a beginning that `gridscore job check` passes; a file that exists is never overwritten.
+    `gridscore job check` accepts it as it is. An existing file is never overwritten.
 
     Example: [bold]gridscore job init job.yaml --model model.ubj[/]
     """
@@ -136,7 +132,7 @@ def init(
 
     given = [each for each in (model, from_map, history) if each is not None]
     if len(given) != 1:
-        raise UsageError("A job file is made of one thing.", "Give --model FILE, --from-map MAP or --history FILE.")
+        raise UsageError("A job file is made from one thing.", "Give --model FILE, --from-map MAP or --history FILE.")
     if file.exists():
         raise UsageError(f"`{file}` exists already.", "Name another file, or remove it first.")
     stem = str(from_map).rpartition(".")[2] if from_map is not None else Path(str(given[0])).name.partition(".")[0]
@@ -148,13 +144,13 @@ def init(
     elif history is not None:
         text = template.text_of_events(job, _rows(history))
     else:
-        text = template.text_of_events(job, run(_events(job, (members, cluster_name, settings))))
+        text = template.text_of_events(job, run(_events(job, connection)))
     try:
         with file.open("x", encoding="utf-8") as written:
             written.write(text)
     except OSError as error:
         raise UsageError(f"`{file}` cannot be written: {error.strerror}.") from None
-    console.print(f"[bold green]{safe(file)}[/] is written; look through it.", highlight=False, soft_wrap=True)
+    console.print(f"[bold green]{safe(file)}[/] is written; look through it.")
 
 
 _SAMPLE = 10_000
@@ -194,12 +190,12 @@ def _value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-async def _events(job: Job, connection: tuple[Any, Any, Any]) -> list[dict[str, Any]]:
+async def _events(job: Job, connection: Connection) -> list[dict[str, Any]]:
     import msgspec
 
     from gridscore.proving.bench.samples import from_grid
 
-    async with connected(*connection) as grid:
+    async with connected(connection) as grid:
         texts = (await from_grid(grid, job)).texts
     found = []
     for text in texts:

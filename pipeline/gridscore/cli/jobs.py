@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import AllowChanged, ClusterName, Json, Members, SettingsFile, connected
-from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, run, safe
+from gridscore.cli.options import AllowChanged, App, Connection, Json, run_on
+from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe
 
 if TYPE_CHECKING:
+    from gridscore.grid import Grid
     from gridscore.job import JobRecord, Jobs
     from gridscore.operations.flow import Flow
     from gridscore.operations.status import JobStatus
@@ -27,24 +28,22 @@ def submit(
         typer.Option(
             "--model",
             metavar="FILE",
-            help="A model (XGBoost UBJ or JSON) to push, that goes live with the job in one step.",
+            help="A model (XGBoost UBJ or JSON) to push; it goes live together with the job.",
         ),
     ] = None,
     version: Annotated[
-        int | None, typer.Option("--version", min=1, help="The same with a version that was pushed before.")
+        int | None, typer.Option("--version", min=1, help="The same for a version that was pushed before.")
     ] = None,
     allow_changed_features: AllowChanged = False,
     prepare: Annotated[
         bool, typer.Option(help="Give the job's maps the journals that they lack; see `gridscore prepare`.")
     ] = True,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Submit a job file to the cluster; any worker picks it up.
 
-    Job and model that were made for each other go live together: no event is scored by the one without the other.
+    Job and model go live together: no event is scored by one without the other.
 
     Example: [bold]gridscore submit jobs/flights/job.yaml --update --model model.ubj[/]
     """
@@ -55,24 +54,23 @@ def submit(
 
     job = load_job(file)
 
-    async def main() -> tuple[JobRecord, bool, int, list[str]]:
-        async with connected(members, cluster_name, settings) as grid:
-            client = Client(grid)
-            before = await _find(client.jobs, job.name)
-            record = await client.submit(
-                job,
-                update=update,
-                model=model,
-                version=version,
-                allow_changed_features=allow_changed_features,
-                prepare=prepare,
-            )
-            unchanged = before is not None and before.revision == record.revision
-            found = await client.version_of(job, record.release)
-            told = [*await warnings(grid, job), *fit_warnings({job.name: record.job}, found)]
-            return record, unchanged, found.version, told
+    async def main(grid: Grid) -> tuple[JobRecord, bool, int, list[str]]:
+        client = Client(grid)
+        before = await _find(client.jobs, job.name)
+        record = await client.submit(
+            job,
+            update=update,
+            model=model,
+            version=version,
+            allow_changed_features=allow_changed_features,
+            prepare=prepare,
+        )
+        unchanged = before is not None and before.revision == record.revision
+        found = await client.version_of(job, record.release)
+        told = [*await warnings(grid, job), *fit_warnings({job.name: record.job}, found)]
+        return record, unchanged, found.version, told
 
-    record, unchanged, number, told = run(main())
+    record, unchanged, number, told = run_on(connection, main)
     print_warnings(told)
     if unchanged:
         live = f" Version {number} of the model {safe(job.model.name)} is live." if model or version else ""
@@ -88,26 +86,23 @@ def submit(
 def rollback(
     name: Name,
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Undo the last update of a job, and the version of the model that went live with it, in one step.
 
-    Given twice, it is as it was. A job that FAILED runs again, one that is suspended stays so.
+    A second rollback undoes the first. A FAILED job runs again; a suspended one stays suspended.
 
     Example: [bold]gridscore rollback flights[/]
     """
     from gridscore.client import Client
 
-    async def main() -> tuple[JobRecord, int]:
-        async with connected(members, cluster_name, settings) as grid:
-            client = Client(grid)
-            record = await client.rollback(name)
-            return record, (await client.version_of(record.job, record.release)).version
+    async def main(grid: Grid) -> tuple[JobRecord, int]:
+        client = Client(grid)
+        record = await client.rollback(name)
+        return record, (await client.version_of(record.job, record.release)).version
 
-    record, number = run(main())
+    record, number = run_on(connection, main)
     text = f"It scores with version {number} of the model {safe(record.job.model.name)} within a second."
     more = when_it_scores(record, text)
     _report(record, "is as it was before its last update", as_json=as_json, changed=True, version=number, more=more)
@@ -122,16 +117,14 @@ def when_it_scores(record: JobRecord, text: str) -> str:
     return f"\n{text}"
 
 
-app = typer.Typer(help="The jobs of the cluster; without a command, lists them.", invoke_without_command=True)
+app = App(help="The jobs of the cluster; without a command, lists them.", invoke_without_command=True)
 
 
 @app.callback()
 def jobs(
     context: typer.Context,
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """List the jobs of the cluster: state, lag, rate, model version, losses; and sources and sinks, if there are any.
@@ -140,13 +133,9 @@ def jobs(
     """
     if context.invoked_subcommand is not None:
         return
-    from gridscore.operations.flow import GONE, INVALID, REPAIR, FlowLookout, orphaned
+    from gridscore.operations.flow import GONE, INVALID, REPAIR, FlowObserver, orphaned
 
-    async def main() -> Flow:
-        async with connected(members, cluster_name, settings) as grid:
-            return await FlowLookout(grid).look()
-
-    flow = run(main())
+    flow = run_on(connection, lambda grid: FlowObserver(grid).look())
     statuses = flow.overview.jobs
     if as_json:
         gone = [{"name": name, "state": GONE, "error": orphaned(name).text} for name in flow.gone]
@@ -154,23 +143,12 @@ def jobs(
         print_json([*(status.to_json() for status in statuses), *gone, *invalid])
         return
     columns = ("JOB", "STATE", "WORKERS", "PARTITIONS", "EVENTS", "EVENTS/S", "LAG", "DEAD", "LOST", "MODEL")
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for s in statuses:
-        versions = ", ".join(f"v{v}" for v in s.versions)
-        rows.append(
-            (
-                s.record.name,
-                s.state.value,
-                s.workers,
-                s.partitions,
-                int(s.totals["events"]),
-                float(s.totals["rate"]),
-                s.lag,
-                int(s.totals["dead_letters"]),
-                int(s.totals["lost"]),
-                f"{s.record.job.model.name} {versions}".strip(),
-            )
-        )
+        model = f"{s.record.job.model.name} {', '.join(f'v{v}' for v in s.versions)}".strip()
+        done = (int(s.totals["events"]), float(s.totals["rate"]), s.lag)
+        bad = (int(s.totals["dead_letters"]), int(s.totals["lost"]))
+        rows.append((s.record.name, s.state.value, s.workers, s.partitions, *done, *bad, model))
     rows += [(name, GONE, *[None] * 8) for name in flow.gone]
     rows += [(each.key, INVALID, *[None] * 8) for each in flow.invalid]
     print_table(columns, rows, empty="No jobs. `gridscore submit FILE` submits one.")
@@ -178,13 +156,13 @@ def jobs(
         for problem in [s.record.error, *s.model_errors, *s.lookup_errors]:
             if problem:
                 text = f"[yellow]{safe(s.record.name)}:[/] {safe(problem, layout=True)}"
-                console.print(text, highlight=False, soft_wrap=True)
+                console.print(text)
     for name in flow.gone:
         found = orphaned(name)
         text = f"[red]{safe(name)}:[/] {safe(found.text)} {safe(found.advice)}"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text)
     for each in flow.bad_records:
-        console.print(f"[red]{safe(each)}.[/] {REPAIR}", highlight=False, soft_wrap=True)
+        console.print(f"[red]{safe(each)}.[/] {REPAIR}")
     _print_plugs(flow)
 
 
@@ -192,75 +170,59 @@ def _print_plugs(flow: Flow) -> None:
     if flow.sources:
         console.print()
         columns: tuple[str, ...] = ("SOURCE", "KIND", "MAP", "STATE", "PROCESSES", "EVENTS", "EVENTS/S", "DEAD")
-        rows: list[tuple[Any, ...]] = [
-            (
-                s.name,
-                s.kind,
-                s.map,
-                s.state,
-                len(s.processes),
-                s.events,
-                s.rate,
-                s.dead_letters,
-                one_line(s.waiting or s.error),
-            )
-            for s in flow.sources
-        ]
+        rows: list[tuple[Any, ...]] = []
+        for s in flow.sources:
+            what = (s.name, s.kind, s.map, s.state, len(s.processes))
+            rows.append((*what, s.events, s.rate, s.dead_letters, one_line(s.waiting or s.error)))
         print_table((*columns, "WAITS FOR, LAST ERROR"), rows, empty="")
     if flow.sinks:
         console.print()
         columns = ("SINK", "KIND", "MAP", "STATE", "PROCESSES", "RESULTS", "RESULTS/S", "LAG", "DEAD", "LOST")
         rows = []
         for sink in flow.sinks:
-            what, done = (sink.record.name, sink.record.kind, sink.record.map), (sink.delivered, sink.rate, sink.lag)
+            what = (sink.record.name, sink.record.kind, sink.record.map, sink.state, len(sink.processes))
             bad = (sink.dead_letters, sink.lost, one_line(sink.error))
-            rows.append((*what, sink.state, len(sink.processes), *done, *bad))
+            rows.append((*what, sink.delivered, sink.rate, sink.lag, *bad))
         print_table((*columns, "LAST ERROR"), rows, empty="")
 
 
 def suspend(
     name: Name,
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Stop scoring and keep the offsets.
 
     Example: [bold]gridscore suspend flights[/]
     """
-    _move("suspend", name, (members, cluster_name, settings), as_json=as_json)
+    _move("suspend", name, connection, as_json=as_json)
 
 
 def resume(
     name: Name,
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Score again, from where the job stopped; also a job that FAILED, once it is fixed.
 
     Example: [bold]gridscore resume flights[/]
     """
-    _move("resume", name, (members, cluster_name, settings), as_json=as_json)
+    _move("resume", name, connection, as_json=as_json)
 
 
 def cancel(
     name: Name,
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
-    """End a job for good. Its results stay; submitted again, it begins anew.
+    """End a job for good. Its results stay; submitted again, it starts over.
 
     Example: [bold]gridscore cancel flights[/]
     """
-    _move("cancel", name, (members, cluster_name, settings), as_json=as_json)
+    _move("cancel", name, connection, as_json=as_json)
 
 
 def restart(
@@ -274,15 +236,13 @@ def restart(
             help="oldest, latest, committed, a time (2026-01-31T12:00:00Z), or how long ago (90s, 15m, 2h, 1d).",
         ),
     ] = "committed",
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
-    """Start a job anew from another place in the journal: score events again, or leave some out.
+    """Restart a job from another place in the journal: score events again, or leave some out.
 
-    Scoring again is safe: a result takes the place of the one before it, and listeners see it once more. A job that is
-    suspended or FAILED runs afterwards. A time means the first event that was scored then or later.
+    Scoring again is safe: a result replaces the one before it, and listeners see it again. A suspended or FAILED job
+    runs afterwards. A time means the first event that was scored then or later.
 
     Example: [bold]gridscore restart flights --from 2h[/]
     """
@@ -291,13 +251,12 @@ def restart(
 
     place = _place(begin)
 
-    async def main() -> tuple[JobRecord, JobStatus]:
-        async with connected(members, cluster_name, settings) as grid:
-            jobs = Jobs(grid)
-            before = await job_status(grid, await jobs.get(name))
-            return await jobs.restart(name, place), before
+    async def main(grid: Grid) -> tuple[JobRecord, JobStatus]:
+        jobs = Jobs(grid)
+        before = await job_status(grid, await jobs.get(name))
+        return await jobs.restart(name, place), before
 
-    record, before = run(main())
+    record, before = run_on(connection, main)
     figures = replay_figures(before, place)
     if as_json:
         print_json(
@@ -305,9 +264,9 @@ def restart(
         )
         return
     _report(record, f"restarted from {safe(record.begin or place)}", as_json=False, changed=True)
-    console.print(_what_happens(figures, exact=place in _PLACES), highlight=False, soft_wrap=True)
+    console.print(_what_happens(figures, exact=place in _PLACES))
     if not before.workers and not before.idle_workers:
-        console.print("No worker is running; `gridscore worker` starts one.", style="yellow", highlight=False)
+        console.print("No worker is running; `gridscore worker` starts one.", style="yellow")
 
 
 app.command("suspend")(suspend)
@@ -336,16 +295,13 @@ def _place(text: str) -> str:
         except OverflowError:
             raise UsageError(f"--from: `{text}` is before 1970.", "Say oldest.") from None
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return text  # a time, or the error that the restart itself gives
+    return text  # a time, or an error of the restart itself
 
 
 def replay_figures(before: JobStatus, place: str) -> dict[str, int]:
-    """What a restart means, by what the journal holds now: events that are read, are scored again, are left out.
+    """How many events a restart reads, scores again and leaves out, by what the journal holds now.
 
-    Args:
-        before: The job as it was.
-        place: Where it begins: `oldest`, `latest`, `committed`, or a time, of which the journal itself knows nothing:
-            the figures are at most, then.
+    For a time they are upper limits: the journal knows no times.
     """
     unread = before.lag or 0
     if place == "latest":
@@ -364,35 +320,34 @@ def _what_happens(figures: dict[str, int], *, exact: bool) -> str:
     return f"{text}, {figures['scored_again']:,} of them scored before." if figures["scored_again"] else f"{text}."
 
 
-def _move(verb: str, name: str, connection: tuple[Any, Any, Any], *, as_json: bool) -> None:
+def _move(verb: str, name: str, connection: Connection, *, as_json: bool) -> None:
     from gridscore.job import Jobs
     from gridscore.job.life import OVER, WANTED, JobState
 
-    # What was so already is left as it is, and said to be so.
+    # A job that already is in the wanted state stays as it is.
     done, already, states = {
         "suspend": ("suspended", "is suspended already", {JobState.SUSPENDED}),
         "resume": ("resumed", "is not suspended", WANTED),
         "cancel": ("cancelled", "has ended already", OVER),
     }[verb]
 
-    async def main() -> tuple[JobRecord | None, bool]:
-        async with connected(*connection) as grid:
-            before = await _find(Jobs(grid), name)
-            return await getattr(Jobs(grid), verb)(name), before is None or before.state not in states
+    async def main(grid: Grid) -> tuple[JobRecord | None, bool]:
+        before = await _find(Jobs(grid), name)
+        return await getattr(Jobs(grid), verb)(name), before is None or before.state not in states
 
-    record, changed = run(main())
+    record, changed = run_on(connection, main)
     if record is None:
         if as_json:
             print_json({"name": name, "state": None, "revision": None, "changed": True})
         else:
             text = f"The record of the job {safe(name)}, which could not be used, was removed; its offsets stay."
-            console.print(text, highlight=False, soft_wrap=True)
+            console.print(text)
         return
     _report(record, done if changed else f"{already}, unchanged", as_json=as_json, changed=changed)
 
 
 async def _find(jobs: Jobs, name: str) -> JobRecord | None:
-    """The job as it is now; None also if its record cannot be read, of which the change itself will complain."""
+    """The job as it is now; None also if its record cannot be read: the change itself says so."""
     from gridscore.errors import BadRecordError, JobError
 
     try:
@@ -408,8 +363,4 @@ def _report(
         value = {"name": record.name, "state": record.state.value, "revision": record.revision, "changed": changed}
         print_json(value if version is None else {**value, "version": version})
         return
-    console.print(
-        f"Job [bold]{safe(record.name)}[/] {done}: {record.state.value}, revision {record.revision}.{more}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(f"Job [bold]{safe(record.name)}[/] {done}: {record.state.value}, revision {record.revision}.{more}")

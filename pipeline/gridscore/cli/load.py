@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected, valid
-from gridscore.cli.output import console, errors, print_json, run, visible
+from gridscore.cli.options import Connection, Json, connected, run_on, valid
+from gridscore.cli.output import console, print_json, progress_bar, run, visible
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    import pandas as pd
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
     from gridscore.client.room import Waiting
     from gridscore.features.cells import CellKind
@@ -76,41 +75,44 @@ def load(
         bool, typer.Option("--resume", help="Go on where the last load of this file or query ended.")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="ROWS", help="Put so many rows at most.")
+        int | None, typer.Option("--limit", min=1, metavar="ROWS", help="Put at most this many rows.")
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and count them.")
     ] = False,
     max_wait: Annotated[
         str | None,
-        typer.Option("--max-wait", metavar="TIME", help="Give up when a job has made no room for so long, as 30s."),
+        typer.Option(
+            "--max-wait", metavar="TIME", help="Give up when a job has made no room for this long, such as 30s."
+        ),
     ] = None,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Put tables into the maps that a job reads: its lookups, its events, or both (lookups first); or into any map.
 
-    The files of --lookups and --events are those of `gridscore features`, and become the very entries that it computes
-    with. Those of --from and --query may be of any size, and can be resumed: they go on after what the cluster has
-    confirmed. Loading again writes the same entries again, which does no harm.
+    --lookups and --events take the files of `gridscore features`, and put the very entries that it computes with. What
+    --from and --query load may be of any size, and can be resumed after what the cluster has confirmed. Loading again
+    writes the same entries again, which does no harm.
 
-    Events wait, and say so, where they would overwrite some that a job has not scored yet.
+    Loading waits, and says so, rather than overwrite events that a job has not scored yet.
 
     Example: [bold]gridscore load job.yaml --lookups lookups/ --events history.csv --key id[/]
 
     Example: [bold]gridscore load --from clicks.jsonl --to events.clicks --key id --resume[/]
     """
     from gridscore.job import load_job
+    from gridscore.job.types import Duration, seconds_of
 
-    patience = None if max_wait is None else _seconds(max_wait)
+    patience = None if max_wait is None else seconds_of(valid(Duration, "--max-wait", max_wait))
     job = None if job_file is None else load_job(job_file)
     if events is not None and events.name.lower().endswith(_JSON_LINES):
         rows, events = [*(rows or []), events], None
-    connection = (members, cluster_name, settings)
     if job is not None and not job.is_complete:
-        job = run(_completed(job, connection))
+        from gridscore.client import Client
+
+        partial = job
+        job = run_on(connection, lambda grid: Client(grid).completed(partial))
     if rows or query is not None:
         if lookups is not None or events is not None:
             raise UsageError("--from and --query go without --lookups and --events.", "Load one after the other.")
@@ -129,18 +131,11 @@ def load(
         return
     for name, count in counts.items():
         if isinstance(count, int):
-            console.print(f"{name}: {count:,} entries", highlight=False)
+            console.print(f"{name}: {count:,} entries")
             continue
-        more = f", {count['passed']:,} passed over as loaded before" if count["passed"] else ""
+        more = f", {count['passed']:,} skipped as loaded before" if count["passed"] else ""
         more += f", {count['skipped']:,} left out that cannot be read" if count["skipped"] else ""
-        console.print(f"{name}: {count['rows']:,} entries{more}", highlight=False)
-
-
-async def _completed(job: Job, connection: tuple[Any, Any, Any]) -> Job:
-    from gridscore.client import Client
-
-    async with connected(*connection) as grid:
-        return await Client(grid).completed(job)
+        console.print(f"{name}: {count['rows']:,} entries{more}")
 
 
 # ---------------------------------------------------------------------- whole tables, checked before anything is put
@@ -159,7 +154,7 @@ def _tables(
         raise UsageError("Events need a key, and a key needs events.", "Give --events FILE --key COLUMN.")
     if job is None:
         raise UsageError("--lookups and --events are those of a job.", "Give its file: gridscore load JOB …")
-    # Read everything before anything is put: a wrong file should not leave half a load behind.
+    # Read everything first: a wrong file should not leave half a load behind.
     loads: list[tuple[str, int, Iterable[tuple[Any, bytes]]]] = []
     if lookups is not None:
         for name, lookup in job.lookups.items():
@@ -167,27 +162,22 @@ def _tables(
             loads.append((lookup.map, len(frame), tables.lookup_entries(frame, job, name, f"lookup `{name}`")))
     if events is not None:
         history = tables.read_history(events, job, key or [])
-        loads.append((job.events, len(history), _events(history, job, key or [], str(events))))
+        keys, texts = (
+            tables.event_keys(history, key or [], str(events)),
+            tables.rows_as_json(history, job.schema_, str(events)),
+        )
+        loads.append((job.events, len(history), zip(keys, texts, strict=True)))
     return loads
 
 
-def _events(history: pd.DataFrame, job: Job, key: list[str], source: str) -> Iterator[tuple[str, bytes]]:
-    from gridscore.features import tables
-
-    keys = tables.event_keys(history, key, source)
-    return zip(keys, tables.rows_as_json(history, job.schema_, source), strict=True)
-
-
 async def _put(
-    loads: list[tuple[str, int, Iterable[tuple[Any, bytes]]]], connection: tuple[Any, Any, Any], max_wait: float | None
+    loads: list[tuple[str, int, Iterable[tuple[Any, bytes]]]], connection: Connection, max_wait: float | None
 ) -> Any:
-    from rich.progress import MofNCompleteColumn
-
     from gridscore.client.producer import Producer
 
     counts: dict[str, int] = {}
-    async with connected(*connection) as grid:
-        with _progress(MofNCompleteColumn()) as progress:
+    async with connected(connection) as grid:
+        with _progress() as progress:
             for name, total, entries in loads:
                 task = progress.add_task(visible(name), total=total, waiting="")
 
@@ -204,19 +194,10 @@ async def _put(
     return counts
 
 
-def _progress(count: Any) -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def _progress(count: ProgressColumn | None = None) -> Progress:
+    from rich.progress import TextColumn
 
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        count,
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[waiting]}", style="yellow", markup=False),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    )
+    return progress_bar(count, TextColumn("{task.fields[waiting]}", style="yellow", markup=False))
 
 
 # ---------------------------------------------------------------------- rows, one after the other
@@ -257,12 +238,14 @@ class _Plan:
         if self.query is not None:
             from gridscore.sources.base import KINDS
 
-            KINDS["postgres"].plug_class()  # or there is no library to ask with, which is better said at once
+            KINDS["postgres"].plug_class()  # report a missing library at once
 
 
 def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] | None) -> _Target:
+    from gridscore.job.types import MapName
+
     if to is not None and lookup is not None:
-        raise UsageError("--to and --lookup are two places.", "Give one of them.")
+        raise UsageError("--to and --lookup are both given.", "Give one of them.")
     if lookup is not None:
         if job is None or lookup not in job.lookups:
             known = ", ".join(f"`{name}`" for name in job.lookups) if job is not None else ""
@@ -276,11 +259,11 @@ def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] 
     if not key:
         raise UsageError("Rows need a key.", "Give --key COLUMN; repeat it for a key of several columns.")
     if job is None or (to is not None and to != job.events):
-        return _Target(_checked(to or ""), tuple(key), "|", {})
+        return _Target(valid(MapName, "--to", to or ""), tuple(key), "|", {})
     from gridscore.features.tables import field_values, kinds_of
 
     fields = job.schema_
-    # What lies in nested objects is not a column of JSON lines.
+    # Fields of nested objects are not columns of JSON lines.
     flat = {name: kind for name, kind in fields.items() if len(kind.path(name)) == 1}
     required = tuple(kind.key(name) for name, kind in flat.items() if not kind.optional)
     return _Target(job.events, tuple(key), "|", kinds_of(fields), required, values=field_values(fields))
@@ -305,18 +288,6 @@ def _lookup_target(job: Job, name: str) -> _Target:
     return _Target(lookup.map, tuple(lookup.key_columns), lookup.separator, kinds, parts=parts, values=values)
 
 
-def _checked(name: str) -> str:
-    from gridscore.job.types import MapName
-
-    return valid(MapName, "--to", name)
-
-
-def _seconds(text: str) -> float:
-    from gridscore.job.types import Duration, seconds_of
-
-    return seconds_of(valid(Duration, "--max-wait", text))
-
-
 def _kinds(texts: list[str] | None) -> dict[str, CellKind]:
     kinds: dict[str, Any] = {}
     for text in texts or []:
@@ -327,7 +298,7 @@ def _kinds(texts: list[str] | None) -> dict[str, CellKind]:
     return kinds
 
 
-async def _put_rows(plan: _Plan, connection: tuple[Any, Any, Any], resume: bool, how: Mapping[str, Any]) -> Any:
+async def _put_rows(plan: _Plan, connection: Connection, resume: bool, how: Mapping[str, Any]) -> Any:
     from rich.progress import TextColumn
 
     from gridscore.sources.loading import Load
@@ -338,7 +309,7 @@ async def _put_rows(plan: _Plan, connection: tuple[Any, Any, Any], resume: bool,
         TableFile(path, target.key, kinds=target.kinds, **target.how) for path in plan.files
     ]
     counts: dict[str, Any] = {}
-    async with connected(*connection) as grid:
+    async with connected(connection) as grid:
         with _progress(TextColumn("{task.fields[rows]} rows")) as progress:
             for file in files or [None]:
                 name = target.map if file is None or len(files) == 1 else str(file.path)

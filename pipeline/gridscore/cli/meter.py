@@ -1,4 +1,4 @@
-"""Lines on a terminal that say how sources and sinks do: figures, what is wrong, and a bar for what has an end."""
+"""Lines on a terminal about sources and sinks: figures, what is wrong, and a bar for what has an end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BAR_WIDTH = 24
 
 
 class _IfFinite(ProgressColumn):
-    """A column for what has an end."""
+    """A column only for what has an end."""
 
     def __init__(self, column: ProgressColumn) -> None:
         super().__init__()
@@ -33,12 +33,7 @@ class _IfFinite(ProgressColumn):
 
 
 class Meter:
-    """A line for each of several things that run. A context manager; the lines go when it is left.
-
-    Args:
-        console: A terminal.
-        names: Of the things.
-    """
+    """A line for each of several things that run. A context manager; leaving it removes the lines."""
 
     def __init__(self, console: Console, names: Sequence[str]) -> None:
         self._progress = Progress(
@@ -56,21 +51,14 @@ class Meter:
         self._marks = [(time.monotonic(), 0, 0.0)] * len(names)
 
     def show(self, index: int, figures: str, trouble: str = "", progress: tuple[int, int] | None = None) -> None:
-        """Say how one of them does.
-
-        Args:
-            index: Of its name.
-            figures: What it has done.
-            trouble: What is wrong; empty if nothing.
-            progress: What is done, and what there is to do; None if that is not known.
-        """
+        """Show how one of them, by the index of its name, is doing; the rest as in `plug_run.Line`."""
         done, total = progress or (0, None)
         self._progress.update(
             self._lines[index], figures=figures, trouble=visible(trouble), completed=done, total=total or None
         )
 
     def rate(self, index: int, count: int) -> float:
-        """How much a counter of one of them grows in a second, taken over a second or so."""
+        """How much a counter of one of them grows in a second, measured over a second or more."""
         since, before, rate = self._marks[index]
         now = time.monotonic()
         if now - since >= _RATE_SECONDS:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import AllowChanged, ClusterName, Json, Members, SettingsFile, connected
-from gridscore.cli.output import console, errors, print_json, print_table, print_warnings, run, safe, visible
+from gridscore.cli.options import AllowChanged, App, Connection, Json, run_on
+from gridscore.cli.output import console, print_json, print_table, print_warnings, progress_bar, safe, say
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
+    from gridscore.grid import Grid
     from gridscore.models import Added, Model, ModelVersion
 
-app = typer.Typer(help="Models in the cluster: versions, aliases, what each was trained for.", no_args_is_help=True)
+app = App(help="Models in the cluster: versions, aliases, what each was trained for.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 Alias = Annotated[str, typer.Option("--alias", help="The alias to point at the version.")]
@@ -32,13 +34,13 @@ def push(
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", metavar="NAME=VALUE", help="What is known of its quality; repeatable."),
+        typer.Option("--metric", metavar="NAME=VALUE", help="A measure of its quality; repeatable."),
     ] = None,
     categories: Annotated[
         Path | None,
         typer.Option(
             "--categories",
-            help="Where the categories are, if the model has none attached: a matrix of `gridscore features`, "
+            help="Where the categories are, if the model file has none: a matrix of `gridscore features`, "
             'another model, or a JSON file {"feature": ["text of code 0", …]}.',
         ),
     ] = None,
@@ -46,16 +48,14 @@ def push(
         bool, typer.Option("--again", help="Make a new version even if this very model is there already.")
     ] = False,
     allow_changed_features: AllowChanged = False,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Push a model file as the next version of a model.
 
     Example: [bold]gridscore model push model.ubj --name late --alias champion --metric auc=0.93[/]
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import DownloadColumn
 
     from gridscore.client import Client
     from gridscore.models.fit import fit_warnings, promotion_problems
@@ -63,50 +63,44 @@ def push(
 
     metrics = parse_metrics(metric or ())
     mapping = None if categories is None else read_categories(categories)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
 
-    async def main() -> tuple[Added, list[str]]:
-        async with connected(members, cluster_name, settings) as grid:
-            client = Client(grid)
-            jobs = await client.following(name, alias)
-            with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-                task = bar.add_task("checking", total=None)
-                added = await client.models.add(
-                    file,
-                    name,
-                    alias=alias,
-                    metrics=metrics,
-                    categories=mapping,
-                    jobs=jobs if alias else None,
-                    allow_changed=allow_changed_features,
-                    again=again,
-                    progress=lambda done, total: bar.update(task, description="pushing", completed=done, total=total),
-                )
-            return added, fit_warnings(jobs, added.version) if alias else promotion_problems(jobs, added.version)
+    async def main(grid: Grid) -> tuple[Added, list[str]]:
+        client = Client(grid)
+        jobs = await client.following(name, alias)
+        with progress_bar(DownloadColumn()) as bar:
+            task = bar.add_task("checking", total=None)
+            added = await client.models.add(
+                file,
+                name,
+                alias=alias,
+                metrics=metrics,
+                categories=mapping,
+                jobs=jobs if alias else None,
+                allow_changed=allow_changed_features,
+                again=again,
+                progress=lambda done, total: bar.update(task, description="pushing", completed=done, total=total),
+            )
+        return added, fit_warnings(jobs, added.version) if alias else promotion_problems(jobs, added.version)
 
-    (version, is_new), told = run(main())
+    (version, is_new), told = run_on(connection, main)
     print_warnings(told)
     if as_json:
         print_json({"new": is_new, "alias": alias, **version.to_json()})
         return
     what = f"is version {version.version}" if is_new else f"is there already, as version {version.version}"
     pointed = f", now the `{alias}`" if alias else ""
-    console.print(
-        f"[bold green]{safe(file)}[/] {what} of the model {safe(name)}{safe(pointed)}.", highlight=False, soft_wrap=True
-    )
+    console.print(f"[bold green]{safe(file)}[/] {what} of the model {safe(name)}{safe(pointed)}.")
     if not is_new and metrics and metrics != version.metrics:
-        _say("Its metrics stay as they were; --again makes a new version with these.", style="dim")
+        say("Its metrics stay as they were; --again makes a new version with these.", "dim", to=console)
     _early_stopping(version)
     if is_new and not alias:
-        _say(f"Go live with it: gridscore model promote {name} --version {version.version}", style="dim")
+        say(f"Go live with it: gridscore model promote {name} --version {version.version}", "dim", to=console)
 
 
 @app.command("list")
 def list_(
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """List all models with their versions, the latest first.
@@ -115,27 +109,15 @@ def list_(
     """
     from gridscore.models import Registry
 
-    async def main() -> tuple[Model, ...]:
-        async with connected(members, cluster_name, settings) as grid:
-            return await Registry(grid).list()
-
-    models = run(main())
+    models = run_on(connection, lambda grid: Registry(grid).list())
     if as_json:
         print_json([model.to_json() for model in models])
         return
-    rows = [
-        (
-            model.name,
-            v.version,
-            ", ".join(model.aliases_of(v.version)),
-            len(v.features),
-            v.trees,
-            v.created_at[:16].replace("T", " "),
-            _metrics(v),
-        )
-        for model in models
-        for v in model.versions
-    ]
+    rows = []
+    for model in models:
+        for v in model.versions:
+            aliases, pushed = ", ".join(model.aliases_of(v.version)), v.created_at[:16].replace("T", " ")
+            rows.append((model.name, v.version, aliases, len(v.features), v.trees, pushed, _metrics(v)))
     columns = ("MODEL", "VERSION", "ALIASES", "FEATURES", "TREES", "PUSHED (UTC)", "METRICS")
     print_table(columns, rows, empty="No models. `gridscore model push FILE --name NAME` pushes one.")
 
@@ -148,9 +130,7 @@ def show(
     alias: Annotated[
         str | None, typer.Option("--alias", help="An alias; without it `champion`, else the latest version.")
     ] = None,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Show one version: features, categories, metrics, and where its model's aliases pointed.
@@ -163,15 +143,14 @@ def show(
     if version is not None and alias is not None:
         raise UsageError("--version and --alias are both given.", "Give one of them.")
 
-    async def main() -> tuple[Model, ModelVersion]:
-        async with connected(members, cluster_name, settings) as grid:
-            registry = Registry(grid)
-            model = await registry.get(name)
-            if version is None and alias is None and "champion" not in model.aliases:
-                return model, model.versions[0]
-            return model, await registry.resolve(name, alias=alias, version=version)
+    async def main(grid: Grid) -> tuple[Model, ModelVersion]:
+        registry = Registry(grid)
+        model = await registry.get(name)
+        if version is None and alias is None and "champion" not in model.aliases:
+            return model, model.versions[0]
+        return model, await registry.resolve(name, alias=alias, version=version)
 
-    model, found = run(main())
+    model, found = run_on(connection, main)
     pointing = model.aliases_of(found.version)
     history = {alias: moves for alias, moves in model.to_json()["history"].items() if alias in model.aliases}
     if as_json:
@@ -184,7 +163,7 @@ def show(
         "objective": found.objective,
         "trees": f"{found.trees:,} in {found.rounds:,} rounds",
         "metrics": _metrics(found) or "none",
-        "size": f"{_size(found.size)} in {found.chunks} chunk{'s' * (found.chunks > 1)}",
+        "size": f"{_size(found.size)} in {count_text(found.chunks, 'chunk')}",
         "sha256": found.sha256,
         "xgboost": found.xgboost_version,
         "pushed": found.created_at,
@@ -192,8 +171,8 @@ def show(
     }
     width = max(map(len, facts))
     for label, value in facts.items():
-        console.print(f"[bold]{safe(label):>{width}}[/]  ", end="", highlight=False)
-        console.print(visible(value), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"[bold]{safe(label):>{width}}[/]  ", end="")
+        say(value, to=console)
     types = found.feature_types or ("",) * len(found.features)
     rows = [
         (number, feature, kind, _shortened(found.categories.get(feature, ())))
@@ -214,9 +193,7 @@ def promote(
     previous: Annotated[bool, typer.Option("--previous", help="Roll back: to where the alias pointed before.")] = False,
     alias: Alias = "champion",
     allow_changed_features: AllowChanged = False,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Point an alias at a version; workers score with it within a second, from one batch to the next.
@@ -230,21 +207,20 @@ def promote(
     if (version is None) is not previous:
         raise UsageError("Give either --version N or --previous.", "`gridscore model list` shows the versions.")
 
-    async def main() -> tuple[ModelVersion, list[str]]:
-        async with connected(members, cluster_name, settings) as grid:
-            client = Client(grid)
-            jobs = await client.following(name, alias)
-            found = await client.models.promote(
-                name, version, alias, previous=previous, jobs=jobs, allow_changed=allow_changed_features
-            )
-            return found, fit_warnings(jobs, found)
+    async def main(grid: Grid) -> tuple[ModelVersion, list[str]]:
+        client = Client(grid)
+        jobs = await client.following(name, alias)
+        found = await client.models.promote(
+            name, version, alias, previous=previous, jobs=jobs, allow_changed=allow_changed_features
+        )
+        return found, fit_warnings(jobs, found)
 
-    found, told = run(main())
+    found, told = run_on(connection, main)
     print_warnings(told)
     if as_json:
         print_json({"alias": alias, **found.to_json()})
         return
-    _say(f"Version {found.version} of the model {name} is now its `{alias}`.")
+    say(f"Version {found.version} of the model {name} is now its `{alias}`.", to=console)
 
 
 @app.command()
@@ -252,9 +228,7 @@ def delete(
     name: Name,
     *,
     version: Annotated[int, typer.Option("--version", help="The version to delete.", min=1, show_default=False)],
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Delete a version that no alias points at, and no job names.
@@ -263,17 +237,16 @@ def delete(
     """
     from gridscore.client import Client
 
-    async def main() -> None:
-        async with connected(members, cluster_name, settings) as grid:
-            client = Client(grid)
-            await _refuse_if_used(client, name, version)
-            await client.models.delete(name, version)
+    async def main(grid: Grid) -> None:
+        client = Client(grid)
+        await _refuse_if_used(client, name, version)
+        await client.models.delete(name, version)
 
-    run(main())
+    run_on(connection, main)
     if as_json:
         print_json({"deleted": {"name": name, "version": version}})
         return
-    _say(f"Version {version} of the model {name} is deleted.")
+    say(f"Version {version} of the model {name} is deleted.", to=console)
 
 
 async def _refuse_if_used(client: Any, name: str, version: int) -> None:
@@ -296,7 +269,7 @@ def _early_stopping(version: ModelVersion) -> None:
     from gridscore.models.version import early_stopping
 
     if (text := early_stopping(version)) is not None:
-        _say(text, style="yellow")
+        say(text, "yellow", to=console)
 
 
 def _metrics(version: ModelVersion) -> str:
@@ -310,7 +283,3 @@ def _size(count: int) -> str:
 def _shortened(categories: tuple[str, ...], shown: int = 6) -> str:
     more = f", … ({len(categories):,})" if len(categories) > shown else ""
     return ", ".join(categories[:shown]) + more
-
-
-def _say(text: str, style: str | None = None) -> None:
-    console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
-from gridscore.cli.output import errors, safe
+from gridscore.cli.output import errors, run, safe
 from gridscore.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from gridscore.grid import Grid, GridSettings
+
+_T = TypeVar("_T")
+_Command = TypeVar("_Command", bound="Callable[..., Any]")
 
 Members = Annotated[
     list[str] | None,
@@ -45,14 +49,70 @@ AllowChanged = Annotated[
     bool,
     typer.Option(
         "--allow-changed-features",
-        help="Accept features that a job defines otherwise than training did, under the same names.",
+        help="Accept features that have the names of training but another definition.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
-def grid_settings(members: list[str] | None, cluster_name: str | None, file: Path | None) -> GridSettings:
-    """Settings of a command: what it was given, or the cluster that `gridscore up` runs here if nothing says where.
+class Connection(NamedTuple):
+    """Where a command finds its cluster."""
+
+    members: list[str] | None = None
+    cluster_name: str | None = None
+    settings: Path | None = None
+
+
+_CONNECTION = {"members": Members, "cluster_name": ClusterName, "settings": SettingsFile}
+
+
+def with_connection(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with the options of a connection in place of its parameter `connection`, if it has one."""
+    parameters = dict(inspect.signature(command, eval_str=True).parameters)
+    if "connection" not in parameters:
+        return command
+
+    def expanded(**given: Any) -> Any:
+        connection = Connection(*(given.pop(f"connection_{name}") for name in _CONNECTION))
+        return command(**given, connection=connection)
+
+    options = [
+        inspect.Parameter(f"connection_{name}", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in _CONNECTION.items()
+    ]
+    order = [new for name, each in parameters.items() for new in (options if name == "connection" else [each])]
+    expanded.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {each.name: each.annotation for each in order}
+    expanded.__doc__, expanded.__name__ = command.__doc__, command.__name__
+    return expanded
+
+
+class App(typer.Typer):
+    """Commands; a parameter `connection` stands for the options of a connection."""
+
+    def command(self, *args: Any, **kwargs: Any) -> Callable[[_Command], _Command]:
+        """As typer's."""
+        add = super().command(*args, **kwargs)
+
+        def decorate(command: _Command) -> _Command:
+            add(with_connection(command))
+            return command
+
+        return decorate
+
+    def callback(self, *args: Any, **kwargs: Any) -> Callable[[_Command], _Command]:
+        """As typer's."""
+        add = super().callback(*args, **kwargs)
+
+        def decorate(command: _Command) -> _Command:
+            add(with_connection(command))
+            return command
+
+        return decorate
+
+
+def grid_settings(connection: Connection) -> GridSettings:
+    """Settings of a command's options, or of the cluster that `gridscore up` runs here if nothing names one.
 
     Raises:
         SettingsError: They are not valid.
@@ -60,28 +120,24 @@ def grid_settings(members: list[str] | None, cluster_name: str | None, file: Pat
     from gridscore.grid import GridSettings, or_local_cluster
     from gridscore.grid.connection import DEFAULT_ADDRESS
 
-    if file is not None:
+    if (file := connection.settings) is not None:
         if not file.is_file():
             raise SettingsError(
                 f"--settings: there is no file {file}",
                 "Give the path of a TOML file, or leave it out: GRIDSCORE_CONFIG or ./gridscore.toml is read then.",
             )
         os.environ["GRIDSCORE_CONFIG"] = str(file)
-    named = GridSettings.load(members=members, cluster_name=cluster_name)
+    named = GridSettings.load(members=connection.members, cluster_name=connection.cluster_name)
     found = or_local_cluster(named)
     if not named.members:
         where = ", ".join(found.members) or DEFAULT_ADDRESS
         whose = "which runs on this machine" if found.members else "the default"
-        errors.print(
-            f"[dim]Cluster [bold]{safe(found.cluster_name)}[/] at {safe(where)}, {whose}[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
+        errors.print(f"[dim]Cluster [bold]{safe(found.cluster_name)}[/] at {safe(where)}, {whose}[/]")
     return found
 
 
 @asynccontextmanager
-async def connected(members: list[str] | None, cluster_name: str | None, file: Path | None) -> AsyncIterator[Grid]:
+async def connected(connection: Connection) -> AsyncIterator[Grid]:
     """A connection for the time of a command.
 
     Raises:
@@ -89,8 +145,19 @@ async def connected(members: list[str] | None, cluster_name: str | None, file: P
     """
     from gridscore.grid import connect
 
-    async with await connect(grid_settings(members, cluster_name, file)) as grid:
+    async with await connect(grid_settings(connection)) as grid:
         yield grid
+
+
+def run_on(connection: Connection, work: Callable[[Grid], Coroutine[Any, Any, _T]]) -> _T:
+    """Connect, and run the work of a command to its end."""
+
+    async def main() -> _T:
+        async with connected(connection) as grid:
+            return await work(grid)
+
+    result: _T = run(main())
+    return result
 
 
 def valid(kind: Any, option: str, text: str) -> str:

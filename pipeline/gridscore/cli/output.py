@@ -1,6 +1,6 @@
 """What commands print: tables for people, JSON for scripts, notes on the error stream.
 
-Keys, events, names and messages come from anywhere, and none of them may speak to the terminal or to rich's markup:
+Keys, events, names and messages come from anywhere, and must not act as terminal codes or as rich's markup:
 :func:`visible` is for text that is printed as it is, :func:`safe` for text within markup.
 """
 
@@ -27,11 +27,13 @@ from gridscore.texts import visible as visible  # noqa: PLC0414 -- the commands 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping, Sequence
 
+    from rich.progress import Progress, ProgressColumn
+
 _PIPE_WIDTH = 10_000
 _CELL = 60
-"""Characters of a cell that stands before others; the last column has room for all."""
+"""Most characters of a cell that is not in the last column."""
 _LAST_CELL = 10
-"""Characters that the last column has at least, however narrow the terminal."""
+"""Least characters of the last column, however narrow the terminal."""
 
 
 def _environment(stream: TextIO | None) -> Mapping[str, str]:
@@ -50,10 +52,19 @@ def _environment(stream: TextIO | None) -> Mapping[str, str]:
     }
 
 
+class _Console(Console):
+    """Leaves it to the terminal to break lines of text, so that they can be copied whole."""
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **more: Any) -> None:
+        """As rich's."""
+        super().print(*objects, soft_wrap=soft_wrap or all(isinstance(each, str) for each in objects), **more)
+
+
 def _console(*, stderr: bool = False) -> Console:
-    made = Console(stderr=stderr, emoji=False, _environ=_environment(sys.stderr if stderr else sys.stdout))
+    environment = _environment(sys.stderr if stderr else sys.stdout)
+    made = _Console(stderr=stderr, emoji=False, highlight=False, _environ=environment)
     if not made.is_terminal:
-        # Whoever reads a pipe wants one line a row, wherever the terminal around it ends.
+        # In a pipe a row is one line, however narrow the terminal is.
         made.size = ConsoleDimensions(_PIPE_WIDTH, 25)
     return made
 
@@ -102,15 +113,29 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     return NOT_LAYOUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def say(text: Any, style: str | None = None, *, to: Console | None = None, layout: bool = False) -> None:
+    """Print a text as it is, on standard error by default."""
+    (to or errors).print(visible(text, layout=layout), style=style, markup=False)
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON, without colours."""
     sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
+def progress_bar(count: ProgressColumn | None = None, *more: ProgressColumn) -> Progress:
+    """A bar for a terminal, with a description, a count and the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), count or MofNCompleteColumn(), TimeRemainingColumn(), *more)
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+
+
 def print_warnings(texts: Iterable[str]) -> None:
     """Print what does not stop a command."""
     for text in texts:
-        errors.print(f"[yellow]warning:[/] {safe(text, layout=True)}", highlight=False, soft_wrap=True)
+        errors.print(f"[yellow]warning:[/] {safe(text, layout=True)}")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
@@ -120,7 +145,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
     """
     rows = [list(row) for row in rows]
     if not rows:
-        console.print(visible(empty), markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(empty), markup=False)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     last = len(columns) - 1
@@ -163,7 +188,7 @@ def selection(members: Sequence[str], cluster_name: str) -> dict[str, str]:
 def print_selection(screen: Console, environment: Mapping[str, str]) -> None:
     """Print what makes other commands find a cluster, ready to be pasted."""
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-    screen.print(f"Selected by [bold]export {safe(exports)}[/]", highlight=False, soft_wrap=True)
+    screen.print(f"Selected by [bold]export {safe(exports)}[/]")
 
 
 def confirmed(question: str, *, as_json: bool = False) -> bool:

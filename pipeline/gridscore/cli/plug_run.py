@@ -7,7 +7,7 @@ import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from gridscore.cli.output import errors, run, visible
+from gridscore.cli.output import errors, run
 from gridscore.cli.signals import on_signals
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ _Runner = TypeVar("_Runner", bound=Runner)
 
 
 class Line(NamedTuple):
-    """What is said of one that runs.
+    """What to show of one that runs.
 
     Attributes:
         figures: What it has done.
         trouble: What is wrong; empty if nothing.
-        progress: What is done, and what there is to do; None if that is not known.
+        progress: What is done, and what there is to do; None if unknown.
     """
 
     figures: str
@@ -56,8 +56,7 @@ def run_until_told(main: Callable[[], Awaitable[None]], stop: Callable[[], bool]
     """Run a coroutine until its end, Ctrl-C or SIGTERM.
 
     Args:
-        main: Makes it.
-        stop: Called at the first signal; whether it ends by itself then. Else it is cancelled.
+        stop: Called at the first signal; returns whether it then ends by itself. Else it is cancelled.
 
     Returns:
         The exit code: 130 after Ctrl-C, else 0.
@@ -69,7 +68,7 @@ def run_until_told(main: Callable[[], Awaitable[None]], stop: Callable[[], bool]
 
         def told(name: str) -> None:
             if signals:
-                os._exit(130)  # whoever asks twice does not want to wait; what is not committed comes again
+                os._exit(130)  # a second signal means now; what is not committed comes again
             signals.append(name)
             if not stop() and task is not None:
                 task.cancel()
@@ -89,12 +88,11 @@ def run_until_told(main: Callable[[], Awaitable[None]], stop: Callable[[], bool]
 async def running(
     runners: Sequence[_Runner], line: Callable[[_Runner, float], Line]
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Their tasks, with a line for each on a terminal; a bar and the time left for what has an end.
+    """Their tasks, with a line for each on a terminal; with a bar and the time left for what has an end.
 
-    Whatever still runs when it is left is cancelled.
+    Leaving it cancels what still runs.
 
     Args:
-        runners: What runs.
         line: Makes a line of one, and of its events a second.
     """
     tasks = [asyncio.create_task(each.run()) for each in runners]
@@ -117,8 +115,3 @@ async def _show(runners: Sequence[_Runner], line: Callable[[_Runner, float], Lin
             for index, each in enumerate(runners):
                 meter.show(index, *line(each, meter.rate(index, each.stats.events)))
             await asyncio.sleep(_SHOW_SECONDS)
-
-
-def say(text: str) -> None:
-    """A line for people."""
-    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_a
 import typer
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from gridscore.cli.options import ClusterName, Members, SettingsFile
+from gridscore.cli.options import Connection, with_connection
 from gridscore.errors import UsageError
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
+from gridscore.job.plugs.kinds import kinds, plug
 from gridscore.job.types import MAX_NAME, Duration, MapName
 
 if TYPE_CHECKING:
@@ -26,15 +27,14 @@ if TYPE_CHECKING:
     from gridscore.job.plugs.kinds import Side
 
 _NOT_OPTIONS = ("kind",)
-_CONNECTION = {"members": Members, "cluster_name": ClusterName, "settings": SettingsFile}
 _COMMON: dict[type[BaseModel], str] = {SourceSettings: "Every source", SinkSettings: "Every sink"}
 _METAVARS = ((get_args(Duration)[-1], "TIME"), (get_args(MapName)[-1], "MAP"))
 _FILES = ("path", "certificate", "private_key")
 
 _Entry = TypeVar("_Entry", SourceSettings, SinkSettings)
 
-TIMES = "A TIME is a whole number and a unit: 90s, 15m, 1h, 2d."
-SECRETS = "A string may hold ${NAME}, an environment variable, whose value is never shown."
+_TIMES = "A TIME is a whole number and a unit: 90s, 15m, 1h, 2d."
+_SECRETS = "A string may hold ${NAME}, an environment variable, whose value is never shown."
 
 
 def command_of(
@@ -46,40 +46,29 @@ def command_of(
 ) -> Callable[..., None]:
     """A function for typer, with an option for each field of a plug's settings, and those of the connection.
 
-    A tuple or list is a repeatable option; a dictionary, a repeatable KEY=VALUE; a bool, a flag, with its opposite if
-    it is set already. What is not given is left to the model. Options that must be given come first; those that all
-    plugs have are a panel of their own.
+    A tuple or list is a repeatable option; a dictionary, a repeatable KEY=VALUE; a bool, a flag, or a pair of flags if
+    it is set by default. Defaults are the model's. Required options come first; those that all plugs have are a panel.
 
     Args:
-        model: The settings.
-        run: Called with the settings, and with members, cluster name and settings file as `connected` takes them.
-        help_text: Of the command.
+        run: Called with the settings and the connection.
         example: A command line that can work.
     """
     fields, common = _in_order(model)
     names = _names(fields)
 
-    def command(**given: Any) -> None:
-        connection = tuple(given.pop(f"connection_{name}") for name in _CONNECTION)
+    def command(*, connection: Connection, **given: Any) -> None:
         run(_settings(model, fields, given), connection)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        *(_parameter(name, field, names, common.get(name)) for name, field in fields.items()),
-        *(
-            inspect.Parameter(f"connection_{name}", keyword, default=None, annotation=annotation)
-            for name, annotation in _CONNECTION.items()
-        ),
-    ]
+    parameters = [_parameter(name, field, names, common.get(name)) for name, field in fields.items()]
+    parameters.append(inspect.Parameter("connection", inspect.Parameter.KEYWORD_ONLY))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
     shown = example.replace("[", "\\[")
     command.__doc__ = f"{help_text}\n\nExample: [bold]{shown}[/]" if example else help_text
-    return command
+    return with_connection(command)
 
 
 def _in_order(model: type[BaseModel]) -> tuple[dict[str, FieldInfo], dict[str, str]]:
-    """The fields that are options, in the order of the help; and the panels of those that all plugs have."""
+    """The fields that are options, in the order of the help; and the panels of those that all plugs share."""
     base = next((each for each in _COMMON if issubclass(model, each)), None)
     of_all = {} if base is None else base.model_fields
 
@@ -100,7 +89,7 @@ def _names(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
 
 
 def _by_options(text: str, names: Mapping[str, str]) -> str:
-    """A text that names fields, as `key` or `key: value`, with options instead; what it begins with is a value."""
+    """A text with options in place of fields, as `key` or `key: value`, except at its beginning: that is a value."""
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1], found[2] or ""
@@ -118,9 +107,8 @@ def check(model: type[BaseModel], values: Mapping[str, Any], names: Mapping[str,
     """Settings of these values.
 
     Args:
-        model: The settings.
         values: By the names of fields, or their aliases.
-        names: What people call a field, by its name or alias.
+        names: What people call each field.
 
     Raises:
         UsageError: They are not valid; a line for each problem, without the values.
@@ -136,7 +124,7 @@ def _said(detail: Any, names: Mapping[str, str]) -> str:
     place = [part for part in detail["loc"] if part != "[key]"]
     message = str(detail.get("ctx", {}).get("error") or detail["msg"][:1].lower() + detail["msg"][1:])
     if not place:
-        return _by_options(f" {message}", names)[1:]  # of several options: what it begins with is one of them
+        return _by_options(f" {message}", names)[1:]  # of several options, and may begin with one of them
     message = _by_options(message, names)
     where = names.get(str(place[0]), str(place[0]))
     return f"{where}: it must be given." if detail["type"] == "missing" else f"{where}: {message}"
@@ -197,7 +185,7 @@ def _parameter(name: str, field: FieldInfo, names: Mapping[str, str], panel: str
 
 
 def _default_text(field: FieldInfo) -> str:
-    """The default, if it is worth being shown."""
+    """The default, if it is worth showing."""
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     if default is None or default in ((), [], {}, "", False) or isinstance(default, SecretStr):
         return ""
@@ -228,7 +216,7 @@ def _form(field: FieldInfo) -> Literal["one", "many", "pairs"]:
 
 
 def _kind(field: FieldInfo) -> Any:
-    """The type that typer is told; for all others a string, which the model reads."""
+    """The type for typer; a string, which the model reads, if typer does not know it."""
     kind = _bare(field.annotation)
     if _form(field) == "many":
         arguments = get_args(kind)
@@ -237,7 +225,7 @@ def _kind(field: FieldInfo) -> Any:
 
 
 def _metavar(name: str, field: FieldInfo, kind: Any) -> str | None:
-    """What stands for the value."""
+    """The placeholder of the value."""
     if kind is bool:
         return None
     for marker, metavar in _METAVARS:
@@ -249,7 +237,7 @@ def _metavar(name: str, field: FieldInfo, kind: Any) -> str | None:
 
 
 def _mentions(annotation: Any, metadata: Iterable[Any], marker: Any) -> bool:
-    """Whether a type is checked by a validator, itself or what is in it."""
+    """Whether a type, or one within it, is checked by a validator."""
     if any(each is marker or each == marker for each in metadata):
         return True
     arguments = get_args(annotation)
@@ -272,14 +260,10 @@ def _choices(field: FieldInfo) -> list[str]:
 def chosen(
     job_file: Path, job: str, side: Side, entries: Mapping[str, _Entry], names: Iterable[str] | None
 ) -> dict[str, _Entry]:
-    """The entries of a section of a job file that are asked for, all if none is, each by the name that it runs under.
+    """The named entries of a section of a job file, by default all, each by the name that it runs under.
 
     Args:
-        job_file: The file, for messages.
-        job: Name of the job, which goes before the names of its entries: two jobs may have a source `clicks`.
-        side: What they are.
-        entries: Of the section.
-        names: Those that are asked for.
+        job: Name of the job, a prefix of its entries' names: two jobs may have a source `clicks`.
 
     Raises:
         UsageError: There is none of that name, or none at all; or it cannot run under its name.
@@ -302,11 +286,7 @@ def chosen(
 
 
 async def note_of_map(grid: Grid, name: str, known: Collection[str]) -> str:
-    """What to say if a map is not there, and is called almost as one that jobs have; empty if all is well.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """A note if a map does not exist but resembles one that jobs have; empty if all is well."""
     import difflib
 
     close = [] if name in known else difflib.get_close_matches(name, known, n=1)
@@ -318,26 +298,36 @@ async def note_of_map(grid: Grid, name: str, known: Collection[str]) -> str:
 class PlugGroup(typer.core.TyperGroup):
     """A command group with a command for each kind of plug, made when it is asked for.
 
-    Subclasses say which kinds there are, and make their commands.
+    Attributes:
+        help_text: What the help of each command says of running it.
     """
 
-    def kinds(self) -> list[str]:
-        """The kinds."""
-        raise NotImplementedError
+    side: Side
+    help_text: str
 
-    def make(self, kind: str) -> Callable[..., None]:
-        """The function for a kind's command."""
+    def start(self, settings: Any, connection: Connection) -> None:
+        """Run a plug of these settings."""
         raise NotImplementedError
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Kinds first."""
         own = super().list_commands(ctx)
-        return [*(kind for kind in self.kinds() if kind not in own), *own]
+        return [*(kind for kind in kinds(self.side) if kind not in own), *own]
+
+    def make(self, kind: str) -> Callable[..., None]:
+        """The function for a kind's command."""
+        found = plug(self.side, kind)
+        return command_of(
+            found.settings_class(),
+            self.start,
+            help_text=f"{found.summary}\n\n{self.help_text} {_SECRETS} {_TIMES}",
+            example=f"gridscore {self.side} {kind} {found.example}",
+        )
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, or None."""
         own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in self.kinds():
+        if own is not None or cmd_name not in kinds(self.side):
             return own
         app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
         try:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from gridscore.cli.output import console, print_json, run, safe
+from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.output import console, print_json, safe
 
 if TYPE_CHECKING:
     from gridscore.scoring.preparation import Addition
@@ -18,9 +18,7 @@ def prepare(
     file: Annotated[Path, typer.Argument(metavar="JOB_FILE", help="The job file.", show_default=False)],
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be added.")] = False,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Give the maps of a job their journals on a running cluster: no file of the members changes, none is restarted.
@@ -36,18 +34,14 @@ def prepare(
 
     job = load_job(file)
 
-    async def main() -> list[Addition]:
-        async with connected(members, cluster_name, settings) as grid:
-            return await (additions if dry_run else add)(grid, job)
-
-    found: list[Addition] = run(main())
+    found: list[Addition] = run_on(connection, lambda grid: (additions if dry_run else add)(grid, job))
     if as_json:
         print_json([_to_json(each, added=not dry_run) for each in found])
         return
     for each in found:
-        console.print(f"{'Would add' if dry_run else 'Added'} {safe(each)}", highlight=False, soft_wrap=True)
+        console.print(f"{'Would add' if dry_run else 'Added'} {safe(each)}")
     if not found:
-        console.print(f"The maps of {safe(job.name)} have what they need.", highlight=False)
+        console.print(f"The maps of {safe(job.name)} have what they need.")
 
 
 def _to_json(each: Addition, *, added: bool) -> dict[str, object]:

@@ -8,39 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from gridscore.cli.output import console, one_line, print_json, print_table, run, visible
-from gridscore.cli.plug_run import Line, run_until_told, running, say
-from gridscore.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
+from gridscore.cli.options import App, Connection, Json, connected, run_on
+from gridscore.cli.output import console, one_line, print_json, print_table, say
+from gridscore.cli.plug_run import Line, run_until_told, running
+from gridscore.cli.plugs import PlugGroup, chosen, note_of_map
 from gridscore.sinks.base import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from gridscore.job.plugs.base import SinkSettings
-    from gridscore.operations.sink_status import SinkStatus
     from gridscore.sinks.runner import SinkRunner
 
 
 class _Sinks(PlugGroup):
-    def kinds(self) -> list[str]:
-        return KINDS.available
+    side = "sink"
+    help_text = "Runs until Ctrl-C or SIGTERM. Start it several times, anywhere, and its processes share the work."
 
-    def make(self, kind: str) -> Callable[..., None]:
-        plug = KINDS[kind]
-
-        def start(settings: Any, connection: tuple[Any, Any, Any]) -> None:
-            _run({"": settings}, connection)
-
-        text = (
-            f"{plug.summary}\n\nRuns until Ctrl-C or SIGTERM. Start it several times, anywhere, and its processes "
-            f"share the work. {SECRETS} {TIMES}"
-        )
-        example = f"gridscore sink {kind} {plug.example}"
-        return command_of(plug.settings_class(), start, help_text=text, example=example)
+    def start(self, settings: Any, connection: Connection) -> None:
+        _run({"": settings}, connection)
 
 
-app = typer.Typer(cls=_Sinks, help="Bring results to where applications act on them.", no_args_is_help=True)
+app = App(cls=_Sinks, help="Bring results to where applications act on them.", no_args_is_help=True)
 
 
 @app.command("run")
@@ -50,9 +39,7 @@ def run_(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Sinks of its section `sinks`; else all.")
     ] = None,
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
 ) -> None:
     """Run sinks of a job file, all in this process, until Ctrl-C or SIGTERM.
 
@@ -61,18 +48,16 @@ def run_(
     from gridscore.job import load_job
 
     job = load_job(job_file)
-    _run(chosen(job_file, job.name, "sink", job.sinks, names), (members, cluster_name, settings))
+    _run(chosen(job_file, job.name, "sink", job.sinks, names), connection)
 
 
 @app.command("list")
 def list_(
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
-    """List the sinks, running or not: how far each has come, and what it waits for or has failed of.
+    """List the sinks, running or not: how far each has come, and its last error.
 
     The lag is what the journal holds beyond the committed offsets.
 
@@ -80,30 +65,15 @@ def list_(
     """
     from gridscore.operations.sink_status import sink_statuses
 
-    async def main() -> list[SinkStatus]:
-        async with connected(members, cluster_name, settings) as grid:
-            return await sink_statuses(grid)
-
-    found = run(main())
+    found = run_on(connection, sink_statuses)
     if as_json:
         print_json([each.to_json() for each in found])
         return
     columns = ("NAME", "KIND", "MAP", "STATE", "PROCESSES", "LAG", "RESULTS/S", "LOST", "DEAD LETTERS", "LAST ERROR")
-    rows = [
-        (
-            each.record.name,
-            each.record.kind,
-            each.record.map,
-            each.state,
-            len(each.processes),
-            each.lag,
-            each.rate,
-            each.lost,
-            each.dead_letters,
-            one_line(each.error),
-        )
-        for each in found
-    ]
+    rows = []
+    for each in found:
+        what = (each.record.name, each.record.kind, each.record.map, each.state, len(each.processes))
+        rows.append((*what, each.lag, each.rate, each.lost, each.dead_letters, one_line(each.error)))
     print_table(columns, rows, empty="There are no sinks.")
 
 
@@ -111,25 +81,19 @@ def list_(
 def forget(
     name: Annotated[str, typer.Argument(help="Name of the sink.", show_default=False)],
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
 ) -> None:
-    """Forget how far a sink has come: when it is started again, it begins anew. Stop it first. Its dead letters stay.
+    """Forget how far a sink has come: the next time it starts over. Stop it first. Its dead letters stay.
 
     Example: [bold]gridscore sink forget alerts[/]
     """
     from gridscore.operations import sink_status as status
 
-    async def main() -> None:
-        async with connected(members, cluster_name, settings) as grid:
-            await status.forget(grid, name)
-
-    run(main())
-    console.print(f"{visible(name)}: forgotten.", markup=False, highlight=False)
+    run_on(connection, lambda grid: status.forget(grid, name))
+    say(f"{name}: forgotten.", to=console)
 
 
-def _run(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any]) -> None:
+def _run(sinks: Mapping[str, SinkSettings], connection: Connection) -> None:
     """Run sinks until told to stop."""
     for settings in sinks.values():
         KINDS.check(settings)
@@ -142,14 +106,12 @@ def _run(sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any]) ->
         raise typer.Exit(code)
 
 
-async def _deliver(
-    sinks: Mapping[str, SinkSettings], connection: tuple[Any, Any, Any], runners: list[SinkRunner]
-) -> None:
+async def _deliver(sinks: Mapping[str, SinkSettings], connection: Connection, runners: list[SinkRunner]) -> None:
     """Run sinks until cancelled; one that cannot go on stops the others, in good order."""
     from gridscore.job import Jobs
     from gridscore.sinks.runner import runner_of
 
-    async with connected(*connection) as grid:
+    async with connected(connection) as grid:
         runners += [runner_of(grid, settings, name or None) for name, settings in sinks.items()]
         results = {record.job.results for record in await Jobs(grid).all()}
         for each in runners:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
 import sys
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, SettingsFile, grid_settings
-from gridscore.cli.output import console, errors, print_json, print_table, run, safe, visible
+from gridscore.cli.options import ClusterName, Connection, Json, SettingsFile, grid_settings
+from gridscore.cli.output import console, errors, print_json, print_table, run, safe, say
+from gridscore.cli.signals import on_signals
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from gridscore.proving.soak.trial import SoakOptions, Status
 
 SEED = "GRIDSCORE_SEED"
-_FAULTS = "Faults"
+
+
+def _fault(text: str) -> Any:
+    return typer.Option(min=0, help=text, rich_help_panel="Faults")
 
 
 def soak(
@@ -61,46 +64,18 @@ def soak(
             "--heap", metavar="SIZE", help="Java heap of each member that is started.", show_default="768m; full: 1536m"
         ),
     ] = None,
-    worker_kills: Annotated[
-        int | None, typer.Option(min=0, help="kill -9 of a worker.", rich_help_panel=_FAULTS)
-    ] = None,
-    pauses: Annotated[
-        int | None, typer.Option(min=0, help="SIGSTOP of a worker past its lease.", rich_help_panel=_FAULTS)
-    ] = None,
-    leaves: Annotated[
-        int | None, typer.Option(min=0, help="A worker stops in order, another joins.", rich_help_panel=_FAULTS)
-    ] = None,
-    member_kills: Annotated[
-        int | None, typer.Option(min=0, help="kill -9 of a member of ours.", rich_help_panel=_FAULTS)
-    ] = None,
-    cuts: Annotated[
-        int | None, typer.Option(min=0, help="A worker's network is cut past its lease.", rich_help_panel=_FAULTS)
-    ] = None,
-    holds: Annotated[
-        int | None, typer.Option(min=0, help="A worker's network hangs for a moment.", rich_help_panel=_FAULTS)
-    ] = None,
-    pause_holds: Annotated[
-        int | None,
-        typer.Option(min=0, help="SIGSTOP until a lease is nearly over, then a hold.", rich_help_panel=_FAULTS),
-    ] = None,
-    member_pauses: Annotated[
-        int | None, typer.Option(min=0, help="SIGSTOP of a member of ours.", rich_help_panel=_FAULTS)
-    ] = None,
-    member_cuts: Annotated[
-        int | None, typer.Option(min=0, help="A member of ours is cut off from the others.", rich_help_panel=_FAULTS)
-    ] = None,
-    pause_cuts: Annotated[
-        int | None,
-        typer.Option(min=0, help="SIGSTOP until a lease is nearly over, then a cut.", rich_help_panel=_FAULTS),
-    ] = None,
-    heir_kills: Annotated[
-        int | None,
-        typer.Option(min=0, help="kill -9 of a worker and of who takes over from it.", rich_help_panel=_FAULTS),
-    ] = None,
-    both_kills: Annotated[
-        int | None,
-        typer.Option(min=0, help="kill -9 of a worker and the member with its heartbeat.", rich_help_panel=_FAULTS),
-    ] = None,
+    worker_kills: Annotated[int | None, _fault("kill -9 of a worker.")] = None,
+    pauses: Annotated[int | None, _fault("SIGSTOP of a worker past its lease.")] = None,
+    leaves: Annotated[int | None, _fault("A worker stops in order, another joins.")] = None,
+    member_kills: Annotated[int | None, _fault("kill -9 of a member of ours.")] = None,
+    cuts: Annotated[int | None, _fault("A worker's network is cut past its lease.")] = None,
+    holds: Annotated[int | None, _fault("A worker's network hangs for a moment.")] = None,
+    pause_holds: Annotated[int | None, _fault("SIGSTOP until a lease is nearly over, then a hold.")] = None,
+    member_pauses: Annotated[int | None, _fault("SIGSTOP of a member of ours.")] = None,
+    member_cuts: Annotated[int | None, _fault("A member of ours is cut off from the others.")] = None,
+    pause_cuts: Annotated[int | None, _fault("SIGSTOP until a lease is nearly over, then a cut.")] = None,
+    heir_kills: Annotated[int | None, _fault("kill -9 of a worker and of who takes over from it.")] = None,
+    both_kills: Annotated[int | None, _fault("kill -9 of a worker and the member with its heartbeat.")] = None,
     duration: Annotated[
         float, typer.Option("--duration", min=10, help="Seconds of load after which it ends in any case.")
     ] = 1_800.0,
@@ -114,41 +89,44 @@ def soak(
     """Prove what survives: events under load while workers and members are killed, paused and cut off.
 
     Afterwards every score is computed again offline, and every write to the result map is accounted for: nothing may be
-    lost, wrong, or written by a worker whose time was over. It starts a cluster of its own, unless one is named; then
-    its members are left alone, and everything that was put into it is taken away at the end. Exit code 1 if it failed.
+    lost, wrong, or written by a worker whose lease was over. It starts a cluster of its own, unless one is named; then
+    its members are left alone, and everything that was put into it is removed at the end. Exit code 1 if it failed.
 
     Example: [bold]gridscore soak --full --keep out/soak[/]
     """
+    from dataclasses import replace
+
     from gridscore.proving.soak.plan import Counts
     from gridscore.proving.soak.trial import SoakOptions
 
-    # Only a cluster that is named here is used: one that the environment happens to name is not for this.
+    # Only a cluster that is named here, not one that the environment happens to name.
     own = settings is None if not members else len(members) == 1 and members[0].isdigit()
     count = int(members[0]) if members and own else 3
-    found = None if own else grid_settings(members, cluster_name, settings)
-    default = Counts() if full else Counts(5, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1)
-    kills = (default.member_kills if own and count >= 3 else 0) if member_kills is None else member_kills
-    stops = (default.member_pauses if own else 0) if member_pauses is None else member_pauses
-    splits = (default.member_cuts if own and count >= 3 else 0) if member_cuts is None else member_cuts
-    pairs = (default.both_kills if own and count >= 3 else 0) if both_kills is None else both_kills
-    counts = Counts(
-        worker_kills=default.worker_kills if worker_kills is None else worker_kills,
-        pauses=default.pauses if pauses is None else pauses,
-        leaves=default.leaves if leaves is None else leaves,
-        member_kills=kills,
-        cuts=default.cuts if cuts is None else cuts,
-        holds=default.holds if holds is None else holds,
-        pause_holds=default.pause_holds if pause_holds is None else pause_holds,
-        member_pauses=stops,
-        member_cuts=splits,
-        pause_cuts=default.pause_cuts if pause_cuts is None else pause_cuts,
-        heir_kills=default.heir_kills if heir_kills is None else heir_kills,
-        both_kills=pairs,
-    )
-    if not own and kills + stops + splits + pairs:
+    found = None if own else grid_settings(Connection(members, cluster_name, settings))
+    counts = Counts() if full else Counts(5, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1)
+    if not own or count < 3:
+        counts = replace(counts, member_kills=0, member_cuts=0, both_kills=0)
+    if not own:
+        counts = replace(counts, member_pauses=0)
+    asked = {
+        "worker_kills": worker_kills,
+        "pauses": pauses,
+        "leaves": leaves,
+        "member_kills": member_kills,
+        "cuts": cuts,
+        "holds": holds,
+        "pause_holds": pause_holds,
+        "member_pauses": member_pauses,
+        "member_cuts": member_cuts,
+        "pause_cuts": pause_cuts,
+        "heir_kills": heir_kills,
+        "both_kills": both_kills,
+    }
+    counts = replace(counts, **{name: number for name, number in asked.items() if number is not None})
+    if not own and counts.member_kills + counts.member_pauses + counts.member_cuts + counts.both_kills:
         raise UsageError(
-            "Members of your own cluster are neither killed nor stopped, nor cut off.",
-            "Leave --member-kills, --member-pauses, --member-cuts and --both-kills out.",
+            "Members of your own cluster are never killed, stopped or cut off.",
+            "Leave out --member-kills, --member-pauses, --member-cuts and --both-kills.",
         )
     options = SoakOptions(
         seed=secrets.randbelow(1_000_000) if seed is None else seed,
@@ -166,7 +144,7 @@ def soak(
     try:
         report = run(_run(options))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        errors.print("Stopped. Nothing of the soak is left running.", highlight=False)
+        errors.print("Stopped. Nothing of the soak is left running.")
         raise typer.Exit(130) from None
     if as_json:
         print_json(report.to_json())
@@ -181,9 +159,8 @@ async def _run(options: SoakOptions) -> Report:
 
     from gridscore.proving.soak.trial import run_soak
 
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, lambda: task and task.cancel())
+    task = asyncio.current_task()
+    on_signals(lambda _: task and task.cancel())
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -207,10 +184,10 @@ def _watcher(bar: Progress, options: SoakOptions) -> Callable[[Status, str | Non
         total = max(options.events, status.acknowledged)
         bar.update(line, completed=status.acknowledged, total=total, description=safe(f"{status.phase}{faults}{now}"))
         if text is not None:
-            bar.console.print(visible(text), markup=False, highlight=False, style="dim")
+            say(text, "dim", to=bar.console)
         elif status.phase != told and not errors.is_terminal:
             told = status.phase
-            errors.print(visible(told), markup=False, highlight=False, style="dim")
+            say(told, "dim")
 
     return watch
 
@@ -221,20 +198,16 @@ def _print(report: Report) -> None:
     if problems:
         console.print("\n[bold red]Failed[/]")
         for text in (*problems, *report.examples()):
-            console.print(f"  {visible(text, layout=True)}", markup=False, highlight=False)
+            say(f"  {text}", to=console, layout=True)
     else:
-        console.print(
-            "\n[bold green]Passed[/]: nothing lost, nothing wrong, nothing written by an expired owner.",
-            highlight=False,
-        )
-    command = visible(" ".join(_command(report.seed)))
-    console.print(f"Repeat it: {command}", markup=False, highlight=False, soft_wrap=True)
+        console.print("\n[bold green]Passed[/]: nothing lost, nothing wrong, nothing written by an expired owner.")
+    say(f"Repeat it: {' '.join(_command(report.seed))}", to=console)
     if report.folder is not None:
-        console.print(f"Ledger, records and logs: {visible(report.folder)}", markup=False, highlight=False)
+        say(f"Ledger, records and logs: {report.folder}", to=console)
 
 
 def _command(seed: int) -> list[Any]:
-    """The command line, with the seed, and another folder to be named by whoever repeats it."""
+    """The command line, with the seed."""
     words = ["gridscore", *sys.argv[1:]]
     if "--seed" not in words and SEED not in os.environ:
         words += ["--seed", str(seed)]

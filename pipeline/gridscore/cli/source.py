@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from gridscore.cli.output import console, one_line, print_json, print_table, run, visible
-from gridscore.cli.plug_run import Line, run_until_told, running, say
-from gridscore.cli.plugs import SECRETS, TIMES, PlugGroup, chosen, command_of, note_of_map
+from gridscore.cli.options import App, Connection, Json, connected, run_on
+from gridscore.cli.output import console, one_line, print_json, print_table, say
+from gridscore.cli.plug_run import Line, run_until_told, running
+from gridscore.cli.plugs import PlugGroup, chosen, note_of_map
 from gridscore.sources.base import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from gridscore.job.plugs.base import SourceSettings
     from gridscore.sources.runner import SourceRunner
@@ -26,23 +26,14 @@ _ROWS = "postgres"  # whose maps are lookups, as a rule
 
 
 class _Sources(PlugGroup):
-    def kinds(self) -> list[str]:
-        return KINDS.available
+    side = "source"
+    help_text = "Runs until its end, Ctrl-C or SIGTERM."
 
-    def make(self, kind: str) -> Callable[..., None]:
-        plug = KINDS[kind]
-
-        def start(settings: Any, connection: tuple[Any, Any, Any]) -> None:
-            _run({"": settings}, connection)
-
-        text = f"{plug.summary}\n\nRuns until its end, Ctrl-C or SIGTERM. {SECRETS} {TIMES}"
-        example = f"gridscore source {kind} {plug.example}"
-        return command_of(plug.settings_class(), start, help_text=text, example=example)
+    def start(self, settings: Any, connection: Connection) -> None:
+        _run({"": settings}, connection)
 
 
-app = typer.Typer(
-    cls=_Sources, help="Read events from where they arise, and put them into event maps.", no_args_is_help=True
-)
+app = App(cls=_Sources, help="Read events from where they arise, and put them into event maps.", no_args_is_help=True)
 
 
 @app.command("run")
@@ -52,9 +43,7 @@ def run_(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Sources of its section `sources`; else all.")
     ] = None,
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
 ) -> None:
     """Run sources of a job file, all in this process, until their end, Ctrl-C or SIGTERM.
 
@@ -63,18 +52,16 @@ def run_(
     from gridscore.job import load_job
 
     job = load_job(job_file)
-    _run(chosen(job_file, job.name, "source", job.sources, names), (members, cluster_name, settings))
+    _run(chosen(job_file, job.name, "source", job.sources, names), connection)
 
 
 @app.command("list")
 def list_(
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
-    """List the sources that run now, wherever they do, and for a day those that failed, until they run again.
+    """List the sources that run, on any machine, and for a day those that failed and do not run again.
 
     Example: [bold]gridscore source list --json[/]
     """
@@ -82,29 +69,13 @@ def list_(
 
     from gridscore.sources.status import source_records
 
-    async def main() -> list[SourceRecord]:
-        async with connected(members, cluster_name, settings) as grid:
-            return await source_records(grid)
-
-    found = run(main())
+    found = run_on(connection, source_records)
     if as_json:
         print_json([msgspec.structs.asdict(each) for each in found])
         return
     columns = ("NAME", "KIND", "MAP", "HOST", "PID", "STATE", "EVENTS", "EVENTS/S", "POISON", "WAITED s", "LAST ERROR")
     rows = [
-        (
-            s.name,
-            s.kind,
-            s.map,
-            s.host,
-            str(s.pid),
-            s.state,
-            s.events,
-            s.rate,
-            s.poison,
-            s.waited,
-            one_line(_trouble(s)),
-        )
+        (s.name, s.kind, s.map, s.host, str(s.pid), s.state, s.events, s.rate, s.poison, s.waited, _trouble(s))
         for s in found
     ]
     print_table(columns, rows, empty="No source is running.")
@@ -114,37 +85,30 @@ def list_(
 def forget(
     name: Annotated[str, typer.Argument(help="Name of the source.", show_default=False)],
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
 ) -> None:
-    """Forget the positions that a source keeps in the grid, and its last error: it begins anew at its next start.
+    """Forget the positions that a source keeps in the grid, and its last error: the next time it starts over.
 
-    A source that runs is not forgotten: stop it first. What is kept elsewhere, as the offsets of Kafka's consumer
-    groups, is not touched.
+    Stop it first. What is kept elsewhere, such as the offsets of Kafka's consumer groups, stays.
 
     Example: [bold]gridscore source forget access-log[/]
     """
     from gridscore.sources import status
 
-    async def main() -> tuple[int, bool]:
-        async with connected(members, cluster_name, settings) as grid:
-            return await status.forget(grid, name)
-
-    count, failed = run(main())
+    count, failed = run_on(connection, lambda grid: status.forget(grid, name))
     and_error = " and its last error" if failed else ""
-    console.print(f"{visible(name)}: {count:,} positions{and_error} forgotten.", markup=False, highlight=False)
+    say(f"{name}: {count:,} positions{and_error} forgotten.", to=console)
 
 
 def _trouble(source: SourceRecord) -> str:
-    return source.waiting if source.state == "paused" else source.error
+    return one_line(source.waiting if source.state == "paused" else source.error)
 
 
-def _run(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]) -> None:
+def _run(sources: Mapping[str, SourceSettings], connection: Connection) -> None:
     """Run sources until all have ended, or told to stop."""
     for settings in sources.values():
         KINDS.check(settings)
-    # What changes is worth a line for whoever runs a source, and rare.
+    # Its log lines are rare, and worth reading.
     logging.getLogger("gridscore.sources").setLevel(min(logging.INFO, logging.getLogger().level))
     runners: list[SourceRunner] = []
 
@@ -162,15 +126,13 @@ def _run(sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any]
         raise typer.Exit(code)
 
 
-async def _read(
-    sources: Mapping[str, SourceSettings], connection: tuple[Any, Any, Any], runners: list[SourceRunner]
-) -> None:
+async def _read(sources: Mapping[str, SourceSettings], connection: Connection, runners: list[SourceRunner]) -> None:
     """Run sources; one that cannot go on stops the others, in good order."""
     from gridscore.grid.capacity import journal_capacity
     from gridscore.job import Jobs
     from gridscore.sources.runner import runner_of
 
-    async with connected(*connection) as grid:
+    async with connected(connection) as grid:
         runners += [runner_of(grid, settings, name or None) for name, settings in sources.items()]
         events = {record.job.events for record in await Jobs(grid).all()}
         for each in runners:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from gridscore.cli.output import console, print_json, print_table, run, safe
+from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.output import console, print_json, print_table, safe
 
 if TYPE_CHECKING:
+    from gridscore.grid import Grid
     from gridscore.operations.window_state import EntityState
 
 
@@ -19,9 +20,7 @@ def state(
     job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
     entity: Annotated[str, typer.Argument(help="The key of its events, as a card or a machine.", show_default=False)],
     *,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Show what the windows of an entity hold: what an event at the time of its newest one would see.
@@ -31,11 +30,10 @@ def state(
     from gridscore.job import Jobs
     from gridscore.operations.window_state import state_of
 
-    async def main() -> EntityState:
-        async with connected(members, cluster_name, settings) as grid:
-            return await state_of(grid, await Jobs(grid).get(job), entity)
+    async def main(grid: Grid) -> EntityState:
+        return await state_of(grid, await Jobs(grid).get(job), entity)
 
-    found = run(main())
+    found = run_on(connection, main)
     if as_json:
         print_json({"job": job, "entity": entity, **dataclasses.asdict(found)})
         return

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from gridscore.cli.output import console, duration_text, errors, milliseconds_text, print_json, run, safe
+from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.output import console, duration_text, errors, milliseconds_text, print_json, safe
 from gridscore.errors import GridError, UsageError
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from gridscore.grid import Grid
     from gridscore.grid.heap import MemberHeap
-    from gridscore.operations.flow import Flow, FlowLookout, History
+    from gridscore.operations.flow import Flow, FlowObserver, History
     from gridscore.operations.health import Finding
     from gridscore.operations.sink_status import SinkStatus
     from gridscore.operations.status import JobStatus
@@ -43,45 +44,37 @@ def status(
             "--late", min=0.0, metavar="SECONDS", help="Growing lag is bad if working it off would take longer."
         ),
     ] = 10.0,
-    acknowledge: Annotated[
-        bool, typer.Option("--acknowledge", help="Note that you know of the losses of JOB so far.")
-    ] = False,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    acknowledge: Annotated[bool, typer.Option("--acknowledge", help="Acknowledge the losses of JOB so far.")] = False,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Say whether jobs, sources and sinks are well, and why not.
 
-    If a job is named, of that job, the sources of its events and the sinks of its results. Exit code 0: all are well;
-    10: at least one is not; anything else is an error. It looks several times in --for seconds, and what is over at
-    one of these looks is not a problem.
+    With JOB, only that job, the sources of its events and the sinks of its results. Exit code 0: all are well; 10: at
+    least one is not; anything else is an error. It looks several times in --for seconds, and what is over at one of
+    these looks is not a problem.
 
     Example: [bold]gridscore status flights --json[/]
     """
     if acknowledge and job is None:
         raise UsageError("--acknowledge is for one job.", "Name it: `gridscore status JOB --acknowledge`.")
 
-    async def main() -> tuple[History, Flow, dict[str, int]]:
-        from gridscore.operations.flow import FlowLookout, History
-
-        async with connected(members, cluster_name, settings) as grid:
-            lookout, history = FlowLookout(grid, job), History()
-            with errors.status(f"Looking for {seconds:g} s") if seconds else contextlib.nullcontext():
-                flow = await _look(lookout, history, seconds)
-            if not acknowledge:
-                return history, flow, {}
-            from gridscore.operations.status import acknowledge as note
-
-            numbers = await note(grid, flow.overview.jobs[0])
-            flow = await _look_once(lookout)
-            history.replace(flow)
-            return history, flow, numbers
-
     from gridscore.job.life import OVER
-    from gridscore.operations.flow import GONE, INVALID, to_json
+    from gridscore.operations.flow import GONE, INVALID, FlowObserver, History, to_json
+    from gridscore.operations.status import acknowledge as note
 
-    history, flow, acknowledged = run(main())
+    async def main(grid: Grid) -> tuple[History, Flow, dict[str, int]]:
+        observer, history = FlowObserver(grid, job), History()
+        with errors.status(f"Looking for {seconds:g} s") if seconds else contextlib.nullcontext():
+            flow = await _look(observer, history, seconds)
+        if not acknowledge:
+            return history, flow, {}
+        numbers = await note(grid, flow.overview.jobs[0])
+        flow = await _look_once(observer)
+        history.replace(flow)
+        return history, flow, numbers
+
+    history, flow, acknowledged = run_on(connection, main)
     findings = history.findings(late_seconds=late)
     if as_json:
         workers = [worker.id for worker in flow.overview.workers]
@@ -90,7 +83,7 @@ def status(
         if acknowledged:
             lost, regressions = acknowledged["lost"], acknowledged["regressions"]
             unkept = f", {acknowledged['unkept']:,} without a dead letter" if acknowledged["unkept"] else ""
-            console.print(f"Acknowledged: {lost:,} lost, {regressions:,} regressions{unkept}.", highlight=False)
+            console.print(f"Acknowledged: {lost:,} lost, {regressions:,} regressions{unkept}.")
         for source in flow.sources:
             _show("source", source.name, source.state, _source_lines(source), findings.sources[source.name])
         for each in flow.overview.jobs:
@@ -105,12 +98,12 @@ def status(
             _show("record", place, INVALID, (), found)
         _show_members(flow.heaps, findings.members)
         if not (flow.overview.jobs or flow.gone or flow.invalid):
-            console.print("No jobs. `gridscore submit FILE` submits one.", highlight=False, soft_wrap=True)
+            console.print("No jobs. `gridscore submit FILE` submits one.")
     if not findings.all_well:
         raise typer.Exit(UNHEALTHY)
 
 
-async def _look(lookout: FlowLookout, history: History, seconds: float) -> Flow:
+async def _look(observer: FlowObserver, history: History, seconds: float) -> Flow:
     """Look about once a second; returns the last look.
 
     Raises:
@@ -119,7 +112,7 @@ async def _look(lookout: FlowLookout, history: History, seconds: float) -> Flow:
     loop = asyncio.get_running_loop()
     began = loop.time()
     while True:
-        flow = await _look_once(lookout)
+        flow = await _look_once(observer)
         history.add(flow)
         left = began + seconds - loop.time()
         if left <= 0:
@@ -127,10 +120,10 @@ async def _look(lookout: FlowLookout, history: History, seconds: float) -> Flow:
         await asyncio.sleep(min(1.0, left))
 
 
-async def _look_once(lookout: FlowLookout) -> Flow:
+async def _look_once(observer: FlowObserver) -> Flow:
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
-            return await lookout.look()
+            return await observer.look()
     except TimeoutError:
         raise GridError(
             f"The cluster did not answer in {_ANSWER_SECONDS:.0f} seconds.", "Are all its members well?"
@@ -143,7 +136,7 @@ def _job_lines(status: JobStatus) -> Iterable[str]:
     record, totals = status.record, status.totals
     lag = "unknown" if status.lag is None else f"{status.lag:,}"
     versions = ", ".join(f"v{version}" for version in status.versions) or "none"
-    # What workers that are gone have committed, and when, nobody knows.
+    # When workers that are gone committed last is unknown.
     never = "never" if status.workers else "-"
     commit = never if status.commit_age is None else f"{duration_text(status.commit_age)} ago"
     owned = f"{status.partitions} of {len(status.positions) or '?'} partitions owned"
@@ -163,7 +156,7 @@ def _lacking(status: JobStatus) -> Iterable[tuple[str, dict[str, float]]]:
 
 
 def _source_lines(status: SourceStatus) -> Iterable[str]:
-    yield f"{status.kind} to {status.map}, {_processes(status.processes)}"
+    yield f"{status.kind} to {status.map}, {count_text(len(status.processes), 'process', 'processes')}"
     if status.processes:
         yield (
             f"{status.rate:,.0f} events/s, {status.events:,} events, {status.dead_letters:,} dead letters, waited "
@@ -173,7 +166,7 @@ def _source_lines(status: SourceStatus) -> Iterable[str]:
 
 def _sink_lines(status: SinkStatus) -> Iterable[str]:
     lag = "unknown" if status.lag is None else f"{status.lag:,}"
-    yield f"{status.record.map} to {status.record.kind}, {_processes(status.processes)}"
+    yield f"{status.record.map} to {status.record.kind}, {count_text(len(status.processes), 'process', 'processes')}"
     yield (
         f"{status.rate:,.0f} results/s, lag {lag}, {status.partitions} of {len(status.positions) or '?'} partitions "
         f"owned, {status.lost:,} lost, {status.dead_letters:,} dead letters"
@@ -190,10 +183,6 @@ def _show_members(heaps: Sequence[MemberHeap], findings: Sequence[Finding]) -> N
         _show("", "members", f"{len(heaps)}, {of}", (), findings, unjudged=bool(findings) and is_well(findings))
 
 
-def _processes(processes: Sequence[object]) -> str:
-    return f"{len(processes)} {'process' if len(processes) == 1 else 'processes'}"
-
-
 def _show(
     kind: str, name: str, state: str, lines: Iterable[str], findings: Sequence[Finding], *, unjudged: bool = False
 ) -> None:
@@ -201,13 +190,13 @@ def _show(
 
     verdict = "" if unjudged else "[green]well[/], " if is_well(findings) else "[red]not well[/], "
     what = f"{kind} " if kind else ""
-    console.print(f"{what}[bold]{safe(name)}[/]: {verdict}{safe(state)}", highlight=False, soft_wrap=True)
+    console.print(f"{what}[bold]{safe(name)}[/]: {verdict}{safe(state)}")
     for line in lines:
-        console.print(f"  {safe(line)}", highlight=False, soft_wrap=True)
+        console.print(f"  {safe(line)}")
     for finding in findings:
         mark = "[red]problem[/]" if finding.level is Level.PROBLEM else "[yellow]note[/]   "
         # Errors have lines of their own, as a message and what to do.
         text = safe(finding.text, layout=True).rstrip().replace("\n", f"\n{' ' * 11}")
-        console.print(f"  {mark}  {text}", highlight=False, soft_wrap=True)
+        console.print(f"  {mark}  {text}")
         if finding.advice:
-            console.print(f"           {safe(finding.advice)}", style="dim", highlight=False, soft_wrap=True)
+            console.print(f"           {safe(finding.advice)}", style="dim")

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import logging
-import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ClusterName, Members, SettingsFile, connected
-from gridscore.cli.output import console, json_text, run
+from gridscore.cli.options import Connection, run_on
+from gridscore.cli.output import console, json_text
+from gridscore.cli.signals import on_signals
 from gridscore.errors import GridscoreError, JobError
 from gridscore.texts import count_text
 
@@ -31,7 +31,7 @@ _ANSWER_SECONDS = 5.0
 """A look that takes longer is given up, and tried again."""
 
 _WINDOW_SECONDS = 6.0
-"""Looks that findings are made of."""
+"""How far back findings look."""
 
 
 def top(
@@ -40,9 +40,7 @@ def top(
     ] = None,
     *,
     once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a second, or just one with --once.")] = False,
 ) -> None:
     """Show jobs, workers, sources and sinks live: rates, lag, losses, and what is wrong. q or Ctrl-C ends it.
@@ -52,29 +50,28 @@ def top(
     Example: [bold]gridscore top[/]
     """
 
-    async def main() -> None:
-        async with connected(members, cluster_name, settings) as grid:
-            watcher = _Watcher(grid, job)
-            await watcher.first_look()
-            if as_json:
-                await watcher.print_json(once=once)
-            elif once or not console.is_terminal:
-                watcher.print_once()
-            else:
-                await watcher.show()
+    async def main(grid: Grid) -> None:
+        watcher = _Watcher(grid, job)
+        await watcher.first_look()
+        if as_json:
+            await watcher.print_json(once=once)
+        elif once or not console.is_terminal:
+            watcher.print_once()
+        else:
+            await watcher.show()
 
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):  # to stop is what Ctrl-C is for here
-        run(main())
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C is the normal end
+        run_on(connection, main)
 
 
 class _Watcher:
     """Looks once a second, and shows what the last looks say."""
 
     def __init__(self, grid: Grid, job: str | None) -> None:
-        from gridscore.operations.flow import FlowLookout, History
+        from gridscore.operations.flow import FlowObserver, History
 
         self._grid = grid
-        self._lookout = FlowLookout(grid, job)
+        self._observer = FlowObserver(grid, job)
         self._flow: Flow | None = None
         self._seen_at = ""
         self._history = History(_WINDOW_SECONDS)
@@ -98,9 +95,9 @@ class _Watcher:
         from rich.live import Live
 
         ended = asyncio.Event()
+        on_signals(lambda _: ended.set())
         with (
             _quiet(),
-            _ended_by_signals(ended),
             _ended_by_key(ended),
             Live(self._frame(), console=console, screen=True, auto_refresh=False) as live,
         ):
@@ -116,19 +113,19 @@ class _Watcher:
     async def print_json(self, *, once: bool) -> None:
         """Print JSON, once or every second until a signal."""
         ended = asyncio.Event()
-        with _ended_by_signals(ended):
-            while True:
-                sys.stdout.write(json_text(self._json(), indent=2 if once else None) + "\n")
-                sys.stdout.flush()
-                if once:
-                    return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_REFRESH_SECONDS):
-                        await ended.wait()
-                if ended.is_set():
-                    await self._give_up()
-                    return
-                await self._look(_REFRESH_SECONDS, ended)
+        on_signals(lambda _: ended.set())
+        while True:
+            sys.stdout.write(json_text(self._json(), indent=2 if once else None) + "\n")
+            sys.stdout.flush()
+            if once:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REFRESH_SECONDS):
+                    await ended.wait()
+            if ended.is_set():
+                await self._give_up()
+                return
+            await self._look(_REFRESH_SECONDS, ended)
 
     def print_once(self) -> None:
         """Print it once."""
@@ -142,7 +139,7 @@ class _Watcher:
 
         if self._looking is None:
             self._asked_at = time.monotonic()
-            self._looking = asyncio.create_task(self._lookout.look())
+            self._looking = asyncio.create_task(self._observer.look())
         waiting: set[asyncio.Task[Any]] = {self._looking}
         if ended is not None:
             waiting.add(quitting := asyncio.create_task(ended.wait()))
@@ -189,9 +186,9 @@ class _Watcher:
     def _silence(self) -> str:
         silent = time.monotonic() - self._answered_at
         if self._failure:
-            return f"{self._failure} The figures are of {self._seen_at}; trying on."
+            return f"{self._failure} The figures are of {self._seen_at}; trying again."
         if silent > _ANSWER_SECONDS / 2:
-            return f"No answer from the cluster for {silent:.0f} s. The figures are of {self._seen_at}; trying on."
+            return f"No answer from the cluster for {silent:.0f} s. The figures are of {self._seen_at}; trying again."
         return ""
 
     def _json(self) -> dict[str, Any]:
@@ -219,28 +216,13 @@ def _clock() -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No line of the log comes between what is shown; what matters is said there."""
+    """Without lines of the log, which would spoil the screen."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def _ended_by_signals(ended: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    added = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C is a KeyboardInterrupt there
-            loop.add_signal_handler(number, ended.set)
-            added.append(number)
-    try:
-        yield
-    finally:
-        for number in added:
-            loop.remove_signal_handler(number)
 
 
 @contextmanager

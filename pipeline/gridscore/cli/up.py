@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.output import console, errors, print_json, print_selection, safe, selection, visible
+from gridscore.cli.output import console, errors, print_json, print_selection, safe, say, selection
 from gridscore.errors import UsageError
 from gridscore.texts import count_text
 
@@ -69,7 +69,8 @@ def up(
     if docker:
         if kafka:
             raise UsageError("--kafka is for members without --docker.", "The public image lacks the connector.")
-        _in_containers(members, port, heap or "1g", cluster_name, version or DEFAULT_VERSION, config, as_json=as_json)
+        how = {"members": members, "port": port, "heap": heap or "1g", "version": version or DEFAULT_VERSION}
+        _in_containers(cluster_name, as_json=as_json, config=config, **how)
         return
     asked = {
         "members": members,
@@ -90,7 +91,7 @@ def up(
                 def progress(text: str) -> None:
                     status.update(safe(text))
                     if not errors.is_terminal:
-                        errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+                        say(text)
 
                 cluster = Cluster.start(
                     members or 1,
@@ -113,37 +114,23 @@ def up(
         with cluster:
             _report(cluster.state(), as_json=as_json, already=False)
             _watch(cluster, ended)
-            errors.print("Stopping", highlight=False)
+            errors.print("Stopping")
 
 
-def _in_containers(
-    members: int | None,
-    port: int | None,
-    heap: str,
-    cluster_name: str | None,
-    version: str,
-    config: Path | None,
-    *,
-    as_json: bool,
-) -> None:
-    from gridscore.cli.plug_run import say
+def _in_containers(cluster_name: str | None, *, as_json: bool, **how: Any) -> None:
     from gridscore.containers import Containers
 
     containers = Containers(cluster_name)
-    containers.up(members=members, port=port, heap=heap, version=version, config=config, progress=say)
+    containers.up(**how, progress=say)
     environment = selection(containers.addresses, containers.cluster_name)
     if as_json:
         print_json(
             {"cluster_name": containers.cluster_name, "members": containers.addresses, "environment": environment}
         )
         return
-    console.print(f"Cluster [bold]{safe(containers.cluster_name)}[/] runs in containers", highlight=False)
+    console.print(f"Cluster [bold]{safe(containers.cluster_name)}[/] runs in containers")
     print_selection(console, environment)
-    console.print(
-        "Next: [bold]gridscore scale JOB worker=2[/] starts workers, [bold]gridscore down[/] ends it all.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print("Next: [bold]gridscore scale JOB worker=2[/] starts workers, [bold]gridscore down[/] ends it all.")
 
 
 def _refuse_another(running: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -178,15 +165,15 @@ def _watch(cluster: Cluster, ended: threading.Event) -> None:
             told.add(index)
             if not any(cluster.alive):
                 raise death
-            errors.print(f"[bold yellow]warning:[/] {address} is gone.", highlight=False)
-            errors.print(visible(death, layout=True), markup=False, highlight=False, soft_wrap=True)
+            errors.print(f"[bold yellow]warning:[/] {address} is gone.")
+            say(death, layout=True)
 
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
     """Ctrl-C, `kill` and a closed terminal end the wait, and so stop the members in order.
 
-    To stop is what Ctrl-C is for here, so the exit code is 0. Before the members are up it interrupts their start.
+    Ctrl-C is the normal end, so the exit code is 0. Before the members are up it interrupts their start.
     """
     ended = threading.Event()
 
@@ -219,17 +206,15 @@ def _report(state: dict[str, Any], *, as_json: bool, already: bool) -> None:
     count = len(state["members"])
     what = f"Hazelcast {safe(state['version'])}, cluster [bold]{safe(state['cluster_name'])}[/]"
     if already:
-        console.print(f"{what} runs already (process {state['owner']['pid']})", highlight=False)
+        console.print(f"{what} runs already (process {state['owner']['pid']})")
     else:
-        console.print(f"{what} is up: {count_text(count, 'member')}", highlight=False)
+        console.print(f"{what} is up: {count_text(count, 'member')}")
     for address, log in zip(state["members"], state["log_files"], strict=True):
-        console.print(f"  [bold]{safe(address)}[/]  {safe(log)}", highlight=False, soft_wrap=True)
+        console.print(f"  [bold]{safe(address)}[/]  {safe(log)}")
     print_selection(console, environment)
     console.print(
         "Next, in another terminal: [bold]gridscore doctor[/] checks the cluster, [bold]gridscore submit JOB[/] scores "
-        "your events.",
-        highlight=False,
-        soft_wrap=True,
+        "your events."
     )
     if not already:
-        console.print("Ctrl-C stops it; its data is in memory only.", highlight=False)
+        console.print("Ctrl-C stops it; its data is in memory only.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
 from enum import StrEnum
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ClusterName, Members, SettingsFile, connected
-from gridscore.cli.output import console, errors, json_text, run, safe, shorten, visible
+from gridscore.cli.options import Connection, run_on
+from gridscore.cli.output import console, errors, json_text, safe, say, shorten, visible
+from gridscore.cli.signals import on_signals
 from gridscore.errors import GridError, JournalMissingError, MapNotFoundError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def watch(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="FIELD=VALUE", help="Only results with this value; may be given again."),
+        typer.Option("--only", metavar="FIELD=VALUE", help="Only results with this value; repeatable."),
     ] = None,
     start: Annotated[
         Start, typer.Option("--from", help="Where to begin: with the oldest results that the journal holds, or now.")
@@ -51,12 +51,10 @@ def watch(
     wait: Annotated[
         float,
         typer.Option(
-            "--wait", min=0.0, max=86_400.0, metavar="SECONDS", help="Wait so long for a job not submitted yet."
+            "--wait", min=0.0, max=86_400.0, metavar="SECONDS", help="How long to wait for a job that is not submitted."
         ),
     ] = 0.0,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for scripts.")] = False,
 ) -> None:
     """Show results as they come, from now on, until Ctrl-C.
@@ -67,17 +65,17 @@ def watch(
     if decision is not None:
         wanted["decision"] = decision
 
-    async def main() -> None:
-        async with connected(members, cluster_name, settings) as grid:
-            map_name = await _awaited(grid, target, wait)
-            _end_with_signals()
-            async with await _opened(grid, map_name, start) as results:
-                begin = "from now on" if start is Start.latest else "from the oldest on"
-                errors.print(f"Results of [bold]{safe(map_name)}[/] {begin}. Ctrl-C ends.", highlight=False)
-                await _Tail(grid, results, wanted, limit, as_json=as_json).follow()
+    async def main(grid: Grid) -> None:
+        map_name = await _awaited(grid, target, wait)
+        task = asyncio.current_task()
+        on_signals(lambda _: task and task.cancel())
+        async with await _opened(grid, map_name, start) as results:
+            begin = "from now on" if start is Start.latest else "from the oldest on"
+            errors.print(f"Results of [bold]{safe(map_name)}[/] {begin}. Ctrl-C ends.")
+            await _Tail(grid, results, wanted, limit, as_json=as_json).follow()
 
-    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):  # to stop is what Ctrl-C is for here
-        run(main())
+    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):  # Ctrl-C is the normal end
+        run_on(connection, main)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -96,9 +94,7 @@ async def _opened(grid: Grid, map_name: str, start: Start) -> ResultStream:
     except JournalMissingError:
         if start is not Start.latest:
             raise
-    errors.print(
-        f"{map_name} has no journal: some results may be missed when a connection is lost.", style="dim", markup=False
-    )
+    say(f"{map_name} has no journal: some results may be missed when a connection is lost.", "dim")
     return await ResultStream(grid, map_name, journal=False).open()
 
 
@@ -118,12 +114,7 @@ async def _awaited(grid: Grid, target: str, seconds: float) -> str:
                 raise
         if not said:
             said = True
-            errors.print(
-                f"There is no job and no map `{target}` yet; waiting for it.",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(f"There is no job and no map `{target}` yet; waiting for it.")
         await asyncio.sleep(_LOOK_SECONDS)
 
 
@@ -145,13 +136,6 @@ async def _result_map(grid: Grid, target: str) -> str:
     close = difflib.get_close_matches(target, [*jobs, *jobs.values()], n=1)
     hint = f"Did you mean `{close[0]}`?" if close else f"Jobs of this cluster: {', '.join(jobs) or 'none'}."
     raise MapNotFoundError(f"There is no job and no map `{target}` in this cluster.", hint)
-
-
-def _end_with_signals() -> None:
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C is a KeyboardInterrupt there
-            loop.add_signal_handler(number, lambda: task and task.cancel())
 
 
 class _Tail:
@@ -196,9 +180,9 @@ class _Tail:
             await asyncio.gather(ticking, return_exceptions=True)
             if not self._as_json:
                 seconds = max(time.monotonic() - began, 1e-9)
-                self._note(f"{self._shown:,} results shown of {self._seen:,}, {self._seen / seconds:,.0f}/s")
+                say(f"{self._shown:,} results shown of {self._seen:,}, {self._seen / seconds:,.0f}/s", "dim")
                 if self._results.lost:
-                    self._note(f"{self._results.lost:,} results were overwritten before they were read")
+                    say(f"{self._results.lost:,} results were overwritten before they were read", "dim")
 
     async def _tick(self) -> None:
         """Once a second, say what was left out, and see whether more can come."""
@@ -208,7 +192,7 @@ class _Tail:
             if not self._grid.is_running:
                 await self._results.close()
             if self._skipped:
-                self._note(f"… {self._skipped:,} more in this second ({self._seen - before:,}/s)")
+                say(f"… {self._skipped:,} more in this second ({self._seen - before:,}/s)", "dim")
             before, self._skipped, self._lines = self._seen, 0, 0
 
     def _show(self, result: Result) -> None:
@@ -222,11 +206,7 @@ class _Tail:
             self._skipped += 1
             return
         self._lines += 1
-        console.print(_line(result), markup=False, highlight=False, soft_wrap=True)
-
-    @staticmethod
-    def _note(text: str) -> None:
-        errors.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        say(_line(result), to=console)
 
 
 def _fits(value: dict[str, Any], wanted: dict[str, str]) -> bool:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import ClusterName, Json, Members, SettingsFile, connected
-from gridscore.cli.output import confirmed, console, print_json, print_table, run, safe
+from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.output import confirmed, console, print_json, print_table, safe
 
 if TYPE_CHECKING:
+    from gridscore.grid import Grid
     from gridscore.operations.wipe import Remnant
 
 
@@ -22,14 +23,12 @@ def wipe(
     dead_letters: Annotated[bool, typer.Option("--dead-letters", help="Also its dead letters.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     as_json: Json = False,
 ) -> None:
-    """Remove a job that has ended from the cluster: its record and offsets, and what is asked for beside it, for good.
+    """Remove a job that has ended from the cluster for good: its record and offsets, and what else you name.
 
-    It says what will go, with counts, and asks. What other jobs, or sources and sinks that run, still use is refused.
+    It shows what will go, with counts, and asks. It refuses what other jobs, or running sources and sinks, still use.
 
     Example: [bold]gridscore wipe flights --results --dead-letters --dry-run[/]
     """
@@ -40,32 +39,27 @@ def wipe(
     what = [kind for kind, given in wanted.items() if given]
     asks = not (yes or dry_run)
 
-    async def look() -> list[Remnant]:
-        async with connected(members, cluster_name, settings) as grid:
-            return await remnants(grid, job, what)
-
-    async def carry_out() -> list[Remnant]:
-        async with connected(members, cluster_name, settings) as grid:
-            found = await remnants(grid, job, what)
-            await remove(grid, found)
-            return found
+    async def carry_out(grid: Grid) -> list[Remnant]:
+        found = await remnants(grid, job, what)
+        await remove(grid, found)
+        return found
 
     if dry_run or asks:
-        found = run(look())
+        found = run_on(connection, lambda grid: remnants(grid, job, what))
         if not as_json:
             _show(found)
         if asks and not confirmed("Remove all of this for good?", as_json=as_json):
             raise typer.Exit(1)
     if not dry_run:
-        found = run(carry_out())
+        found = run_on(connection, carry_out)
     if as_json:
         print_json({"removed": not dry_run, "what": to_json(found)})
     elif dry_run:
-        console.print("Nothing was removed.", highlight=False)
+        console.print("Nothing was removed.")
     else:
         if not asks:
             _show(found)
-        console.print(f"[bold]{safe(job)}[/] is removed.", highlight=False)
+        console.print(f"[bold]{safe(job)}[/] is removed.")
 
 
 _UNITS = {"model": "versions", "job": "partitions with an offset"}

@@ -7,13 +7,15 @@ import gc
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import ClusterName, Members, SettingsFile, connected
-from gridscore.cli.output import errors, run, visible
+from gridscore.cli.options import Connection, connected
+from gridscore.cli.output import errors, run, say
 from gridscore.cli.signals import on_signals
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from gridscore.scoring.processes import WorkerProcesses
@@ -25,7 +27,7 @@ def worker(
     *,
     processes: Annotated[
         str | None,
-        typer.Option("--processes", "-p", metavar="N|auto", help="So many worker processes; auto: one for each core."),
+        typer.Option("--processes", "-p", metavar="N|auto", help="How many worker processes; auto: one for each core."),
     ] = None,
     jobs: Annotated[
         str | None, typer.Option("--jobs", metavar="A,B", help="Score only for these jobs; else for all.")
@@ -33,9 +35,7 @@ def worker(
     lease: Annotated[
         float, typer.Option("--lease", min=2.0, max=600.0, help="Seconds after which a killed worker is replaced.")
     ] = 5.0,
-    members: Members = None,
-    cluster_name: ClusterName = None,
-    settings: SettingsFile = None,
+    connection: Connection,
     leashed: Annotated[bool, typer.Option("--leashed", hidden=True)] = False,
 ) -> None:
     """Find submitted jobs and score for them; Ctrl-C or SIGTERM stops it cleanly, a second one at once.
@@ -48,23 +48,23 @@ def worker(
     """
     only = [name for name in jobs.split(",") if name] if jobs else None
     if processes is not None:
-        command = command_of(jobs, lease, members, cluster_name, settings)
+        command = command_of(jobs, lease, connection)
         code = run(supervise(supervised(command, _count(processes))))
         if code:
             raise typer.Exit(code)
         return
-    gc.disable()  # until all is imported: it would look through that again and again
+    gc.disable()  # until all is imported, or it would search that again and again
     from gridscore.scoring.process import import_xgboost, tune
 
     import_xgboost()
     tune()
     for log in map(logging.getLogger, ("gridscore.scoring", "gridscore.group", "gridscore.dead_letters")):
         if not log.isEnabledFor(logging.INFO):
-            log.setLevel(logging.INFO)  # which job, revision and version of its model it takes belongs into its log
-    run(_score(only, lease, (members, cluster_name, settings), leashed=leashed))
+            log.setLevel(logging.INFO)  # the log should say which job, revision and model version it takes
+    run(_score(only, lease, connection, leashed=leashed))
 
 
-async def _score(only: list[str] | None, lease: float, connection: tuple[Any, Any, Any], *, leashed: bool) -> None:
+async def _score(only: list[str] | None, lease: float, connection: Connection, *, leashed: bool) -> None:
     """Be a worker until told to stop."""
     from gridscore.scoring import Worker
     from gridscore.scoring.processes import hold_leash, say_ready
@@ -81,7 +81,7 @@ async def _score(only: list[str] | None, lease: float, connection: tuple[Any, An
     def signalled() -> None:
         nonlocal signals
         if signals:
-            # Whoever asks twice does not want to wait; the leases then run out by themselves.
+            # A second signal means now; the leases run out by themselves.
             os._exit(130)
         # The leash does not count: a service manager signals the parent, which lets go, and us at the same moment.
         signals = True
@@ -91,18 +91,16 @@ async def _score(only: list[str] | None, lease: float, connection: tuple[Any, An
     if leashed:
         hold_leash(lambda: loop.call_soon_threadsafe(stop))
     try:
-        async with connected(*connection) as grid:
+        async with connected(connection) as grid:
             scoring = Worker(grid, only, lease_seconds=lease)
             if leashed:
                 say_ready()
-            errors.print(
-                f"Worker {scoring.id} is looking for jobs." + ("" if leashed else " Ctrl-C stops it."), highlight=False
-            )
+            errors.print(f"Worker {scoring.id} is looking for jobs." + ("" if leashed else " Ctrl-C stops it."))
             await scoring.run()
     except asyncio.CancelledError:
         if not stopping:
             raise
-    errors.print("Worker stopped.", highlight=False)
+    errors.print("Worker stopped.")
 
 
 def supervised(command: list[str], count: int) -> WorkerProcesses:
@@ -111,12 +109,9 @@ def supervised(command: list[str], count: int) -> WorkerProcesses:
 
     def show(number: int, line: str) -> None:
         prefix = f"{number:>{len(str(count))}} | " if number else ""
-        errors.print(prefix + visible(line), markup=False, highlight=False, soft_wrap=True)
+        say(prefix + line)
 
-    def tell(line: str) -> None:
-        errors.print(visible(line), style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-    return WorkerProcesses(command, count, show=show, tell=tell)
+    return WorkerProcesses(command, count, show=show, tell=partial(say, style="yellow"))
 
 
 async def supervise(workers: WorkerProcesses) -> int:
@@ -127,25 +122,26 @@ async def supervise(workers: WorkerProcesses) -> int:
         nonlocal told
         if not told:
             told = True
-            errors.print("Stopping; once more to stop at once.", highlight=False)
+            errors.print("Stopping; once more to stop at once.")
         workers.stop()
 
     on_signals(lambda _name: stop())
-    started = _times(workers.count, "worker process", "worker processes")
-    errors.print(f"Starting {started}. Ctrl-C stops.", highlight=False)
+    started = count_text(workers.count, "worker process", "worker processes")
+    errors.print(f"Starting {started}. Ctrl-C stops.")
     code = await workers.run()
     if told and not code:
-        errors.print("All workers stopped.", highlight=False)
+        errors.print("All workers stopped.")
     return code
 
 
-def command_of(jobs: str | None, lease: float, members: list[str] | None, name: str | None, settings: Any) -> list[str]:
+def command_of(jobs: str | None, lease: float, connection: Connection) -> list[str]:
     """The command line of a worker process that is like this one."""
     # The same package as ours, not one that happens to lie in the working folder.
     own_path = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]  # noqa: PTH109 -- as the interpreter writes it
     verbose = ["--verbose"] if logging.getLogger().isEnabledFor(logging.DEBUG) else []
     command = [sys.executable, *own_path, "-m", "gridscore.cli", *verbose, "worker", "--leashed", "--lease", str(lease)]
-    for option, value in (("--jobs", jobs), ("--cluster-name", name), ("--settings", settings)):
+    members, cluster_name, settings = connection
+    for option, value in (("--jobs", jobs), ("--cluster-name", cluster_name), ("--settings", settings)):
         if value is not None:
             command += [option, str(value)]
     for member in members or ():
@@ -169,7 +165,3 @@ def _count(text: str) -> int:
     raise UsageError(
         f"--processes: `{text}` is not a number from 1 to {_MAX_PROCESSES}.", "Or say auto, for one on each core."
     )
-
-
-def _times(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"

@@ -1,6 +1,6 @@
-"""The client room: the door for programs. What they put into a cluster, and what they get out of it.
+"""The client room: the API for programs. What they put into a cluster, and what they get out of it.
 
-`connect` gives a `Client`; both are imported when they are asked for, as sources need the producer alone.
+`connect` and `Client` are imported only when they are asked for: sources need the producer alone.
 """
 
 from __future__ import annotations

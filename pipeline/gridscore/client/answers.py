@@ -1,8 +1,7 @@
 """Answers: events that are put by a client that waits for their results.
 
 A result belongs to an event if it was made of *that* entry of the journal, not of an older one under the same key. So
-the place is looked up that the event got in its journal, while it is being scored; what comes of its key in the
-meantime is kept.
+the event's sequence in its journal is looked up while it is being scored; results of its key are kept until then.
 """
 
 from __future__ import annotations
@@ -27,17 +26,11 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
 
 _LAST_LOOK_SECONDS = 1.0
-"""How long we look for what has become of an event whose time is over, to say it."""
+"""How long to look for the reason why a result is late."""
 
 
 class Answers:
-    """Puts events into one map, and gives their results from another.
-
-    Args:
-        grid: The connection.
-        producer: Of events.
-        results: The result map.
-    """
+    """Puts events into one map, and gives their results from another."""
 
     def __init__(self, grid: Grid, producer: Producer, results: str) -> None:
         self._grid = grid
@@ -60,7 +53,6 @@ class Answers:
 
         Raises:
             JournalMissingError: One of the maps has no journal.
-            GridError: The cluster did not answer.
         """
         await Journal(self._grid, self._producer.map_name).bounds(0)
         await self._outcomes.open()
@@ -75,7 +67,7 @@ class Answers:
 
         Raises:
             EventRejectedError: It cannot be scored, and is a dead letter.
-            NoResultError: It did not come within so many seconds, or cannot come any more.
+            NoResultError: It did not come in time, or cannot come any more.
             GridError: The cluster did not confirm the event, or the connection was closed.
         """
         data = self._writer.serialize_key(key)
@@ -95,7 +87,7 @@ class Answers:
                 raise NoResultError(
                     f"The event `{key}` was not confirmed by `{self._producer.map_name}` within {seconds:g} s; it may "
                     "still be put.",
-                    "Decide without a score. If a job has not kept up, `gridscore status` says which.",
+                    "Decide without a score. `gridscore status` says whether a job lags behind.",
                 )
             assert waiter is not None  # noqa: S101 -- it was put
             raise await self._late(key, text, waiter, seconds)
@@ -112,7 +104,7 @@ class Answers:
         try:
             async with asyncio.timeout(_LAST_LOOK_SECONDS):
                 if waiter.first is not None:
-                    # The listener may have missed it while a member was changed.
+                    # The listener may have missed it while a member went or came.
                     rejected = await self._outcomes.rejection(waiter.key, text, waiter.first, events)
                     if rejected is not None:
                         return rejected
@@ -120,16 +112,15 @@ class Answers:
                     waiter.partition
                 ]
         except (TimeoutError, HazelcastError, GridError) as error:
-            what = f"What has become of it cannot be seen: the cluster does not answer ({error or 'no answer'})."
-            return NoResultError(f"{late} {what}", f"The event stands in `{events}`.", put=True)
+            what = f"The reason is unknown: the cluster does not answer ({error or 'no answer'})."
+            return NoResultError(f"{late} {what}", f"The event is in `{events}`.", put=True)
         if not unread.job:
-            what = f"The event stands in `{events}`, but no job scores that map into `{results}`."
+            what = f"The event is in `{events}`, but no job scores that map into `{results}`."
             hint = "Submit the job, or name another result map."
         elif unread.count:
-            what = (
-                f"The event stands in `{events}`; the job {unread.job} ({unread.state}) has not got past "
-                f"{count_text(unread.count, 'event')} of its partition."
-            )
+            left = count_text(unread.count, "event")
+            where = f"The event is in `{events}`"
+            what = f"{where}; the job {unread.job} ({unread.state}) has {left} of its partition to go."
             if unread.state == "SUSPENDED":
                 hint = f"`gridscore resume {unread.job}` lets it go on."
             elif not unread.owned:

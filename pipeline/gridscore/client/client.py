@@ -1,4 +1,4 @@
-"""The Python door: what an application does with Gridscore, in the words of the command line."""
+"""The Python API: what an application does with Gridscore, in the words of the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gridscore.grid.copies import Fetcher
 from gridscore.grid.journal import Journal
 from gridscore.group import rescan
 from gridscore.group.lease_records import read_records
-from gridscore.group.leases import begin_anew
+from gridscore.group.leases import start_over
 from gridscore.job import Job, JobRecord, Jobs, load_job
 from gridscore.job.life import ENDED, OVER
 from gridscore.job.release import Release
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gridscore.operations.wipe import Remnant
 
 MAX_EVENT = 1 << 20
-"""Bytes of one event that we put."""
+"""Most bytes of an event."""
 
 
 class Client:
@@ -61,18 +61,18 @@ class Client:
     ) -> int:
         """Put events, or lookup entries, into a map; returns how many, when the cluster has confirmed all of them.
 
-        Where a job reads the map, it waits as long as an event would overwrite one that the job has not scored yet.
-        For the confirmation of single events, or to see when it waits, use a `producer`.
+        If a job reads the map, it waits rather than overwrite events that the job has not scored yet. To confirm single
+        events, or to see when it waits, use a `producer`.
 
         Args:
             map_name: The event map, or a lookup map.
             events: Keys with JSON objects (dictionaries, or JSON text as bytes or str).
-            max_wait: Seconds that a job may keep events from being put; for ever if None.
+            max_wait: How many seconds to wait for a job; for ever if None.
 
         Raises:
             UsageError: An event is not JSON, or is larger than a mebibyte.
-            BackPressureError: A job has not scored for `max_wait` seconds; what there is room for has been put.
-            GridError: The cluster did not confirm; some may have been written, and writing again does no harm.
+            BackPressureError: A job has made no room for `max_wait` seconds; what there was room for has been put.
+            GridError: The cluster did not confirm; some may have been put, and putting them again does no harm.
         """
         pairs = events.items() if hasattr(events, "items") else events
         texts = ((key, json_text(key, value)) for key, value in pairs)
@@ -104,26 +104,25 @@ class Client:
     ) -> JobRecord:
         """Submit a job, or the job file at a path.
 
-        A job that could not score is refused here, not found out later: its event map must have a journal, its lookup
-        maps must exist, and its model must be in the registry and be for its features. One that names no features is
-        submitted with those of its model.
+        A job that could not score is refused at once: its event map must have a journal, its lookup maps must exist,
+        and its model must be in the registry and be for its features. A job without features gets those of its model.
 
         Args:
             job: The job or its file.
             update: Replace an active job of that name; it goes on from its committed offsets.
-            model: A model to push (see `push_model`) that goes live with the job in one step: no event is scored by the
-                one of them without the other. The alias that the job follows points at it afterwards.
-            version: A version that is in the registry, instead.
+            model: A model to push (see `push_model`) that goes live together with the job: no event is scored by one
+                without the other. The alias that the job follows points at it afterwards.
+            version: A version of the registry, instead.
             allow_changed_features: Accept a model that was trained with other definitions of features of these names.
-            prepare: Give the job's maps the journals that they lack, if they do not exist yet; workers will, too.
+            prepare: Give the job's maps the journals that they lack, unless they exist already; workers do so, too.
 
         Raises:
             JobFileError: The file is not a valid job.
             JournalMissingError: The event map has no journal.
             MapNotFoundError: A lookup map does not exist.
             ModelError: There is no such model, or it would not score as it was trained.
-            JobError: Another job of that name is active, or another one writes to the same result map; or somebody else
-                has changed the job at the same time, and nothing was submitted.
+            JobError: A job of that name is active, another one writes to the same result map, or somebody else has
+                changed the job at the same time; nothing was submitted.
             UsageError: A model or version is given for a job that names a fixed version.
         """
         from gridscore.models import check_fit
@@ -146,15 +145,15 @@ class Client:
         else:
             await self.jobs.check(job, update=update)
             if current is not None and current.state not in OVER:
-                with suppress(ModelError):  # its model is gone, perhaps the reason why it failed
+                with suppress(ModelError):  # its model is gone, perhaps why it failed
                     replaced = (await self.version_of(current.job, current.release)).version
             found, release = await self._release(job, model, version, allow_changed=allow_changed_features)
         _compile(job, found)
         if current is not None and current.state in OVER:
-            # A job that failed goes on where it stopped, once its cause is fixed; one that was cancelled begins anew.
-            await begin_anew(self.grid, job.name)
+            # A failed job goes on where it stopped; this one has ended, so it starts over.
+            await start_over(self.grid, job.name)
             await rescan.forget(self.grid, job.name)
-        # Leases outlive the record: a restart that they have seen must not be numbered once more.
+        # Leases outlive the record: a number of a restart that they have seen must not be used again.
         runs = (
             0 if current else max((each.run for each in (await read_records(self.grid, job.name)).values()), default=0)
         )
@@ -163,10 +162,10 @@ class Client:
         )
         if release is not None:
             alias = job.model.alias or "champion"
-            # Never whatever has become of the alias: somebody else may have released on top of this already.
+            # Only from where it was: somebody else may have released on top of this already.
             if not await self.models.complete(job.model.name, alias, release):
                 raise ModelError(
-                    f"Somebody else has moved the alias `{alias}` of the model `{job.model.name}` at the same time: "
+                    f"Somebody else moved the alias `{alias}` of the model `{job.model.name}` at the same time: "
                     f"version {release.version} is not live, but the job `{job.name}` is submitted.",
                     f"`gridscore model show {job.model.name}` says where the alias is; submit again, or promote.",
                 )
@@ -195,7 +194,7 @@ class Client:
         return completed(job, await self.version_of(job))
 
     async def _complete(self, record: JobRecord) -> None:
-        """Let the alias follow the release of a job that was interrupted: what is next is decided on top of it."""
+        """Finish an interrupted release, on which the next one builds: let the alias follow it."""
         ref = record.job.model
         if record.release is not None and ref.alias is not None:
             with suppress(ModelError):  # the version was deleted: no worker can complete it either
@@ -204,13 +203,13 @@ class Client:
     async def _release(
         self, job: Job, model: Any, version: int | None, *, allow_changed: bool
     ) -> tuple[ModelVersion, Release]:
-        """The version that is to go live with a job: pushed if it must be, and checked for all who will use it."""
+        """The version that is to go live with a job, pushed if needed, and checked for all jobs that will use it."""
         from gridscore.models.fit import check_jobs
 
         name, alias = job.model.name, job.model.alias
         if alias is None or (model is not None and version is not None):
             raise UsageError(
-                f"The job `{job.name}` scores with version {job.model.version} of its model, whatever goes live."
+                f"The job `{job.name}` always scores with version {job.model.version} of its model."
                 if alias is None
                 else "A model and a version are both given.",
                 "Let it follow an alias: `model: NAME`." if alias is None else "Give one of them.",
@@ -226,7 +225,7 @@ class Client:
     async def rollback(self, name: str) -> JobRecord:
         """Undo the last update of a job, together with the version of the model that went live with it.
 
-        Called twice, it is as it was. A job that FAILED runs again.
+        A second call undoes the first. A FAILED job runs again.
 
         Raises:
             JobError: There is no such job, it was cancelled or is completed, or it was never updated.
@@ -236,8 +235,7 @@ class Client:
         if record.state in OVER:
             raise JobError(
                 f"The job `{name}` is {record.state}: it cannot go back.",
-                "`gridscore submit FILE` begins anew with the job file that you want, and `--version` with the model's "
-                "version.",
+                "`gridscore submit FILE` starts over with any job file, `--version` with any version of its model.",
             )
         if record.previous is None:
             raise JobError(
@@ -260,11 +258,10 @@ class Client:
         """Put a model into the registry as its next version.
 
         Args:
-            model: An XGBoost `Booster`, or the path of one saved as JSON or UBJ. All its rounds score, and a warning
-                says so if early stopping found an earlier one the best.
-            name: Of the model.
-            alias: To point at the new version, `champion` for instance.
-            metrics: What is known of its quality.
+            model: An XGBoost `Booster`, or the path of one saved as JSON or UBJ. All its rounds score; a warning says
+                so if early stopping found an earlier one better.
+            alias: Alias to point at the new version, such as `champion`.
+            metrics: Measures of its quality.
             allow_changed_features: Accept it for jobs that define features of these names otherwise than training did.
 
         Raises:
@@ -289,9 +286,6 @@ class Client:
         """Point an alias at a version; live in every worker within a second.
 
         Args:
-            name: Of the model.
-            version: Its number.
-            alias: To move, or to make.
             allow_changed_features: Accept it for jobs that define features of these names otherwise than training did.
 
         Raises:
@@ -328,19 +322,17 @@ class Client:
     ) -> ResultStream:
         """Results of a map as they are written: `async for result in await client.results(...)`.
 
-        No result is missed that the map's journal still holds, whatever happens to the connection: see `ResultStream`.
+        It misses no result that the map's journal still holds, even if the connection breaks: see `ResultStream`.
 
         Args:
-            map_name: The result map.
             start: `latest` for what is written from now on, `oldest`, or the `position` of an earlier stream.
-            where: Only results with these values (`{"decision": "decline"}`), or of which a function says True.
+            where: Only results with these values (`{"decision": "decline"}`), or for which a function returns True.
             on_result: Called with every result, instead of an iteration; may be a coroutine function.
             journal: Whether to read the map's journal; without it, the stream is a plain entry listener.
 
         Raises:
             JournalMissingError: The map has no journal.
             UsageError: The position is of another map or cluster.
-            GridError: The cluster did not answer.
         """
         stream = ResultStream(self.grid, map_name, start=start, where=where, on_result=on_result, journal=journal)
         return await stream.open()
@@ -352,18 +344,17 @@ class Client:
         event: Any,
         *,
         results: str | None = None,
-        timeout: float = 2.0,  # noqa: ASYNC109 -- its error says what has become of the event
+        timeout: float = 2.0,  # noqa: ASYNC109 -- its error says what happened to the event
     ) -> Result:
-        """Put an event and wait for its result: that of this very event, not an older one that stands under its key.
+        """Put an event and wait for its result: that of this very event, not an older one under its key.
 
-        Any number of tasks may do so at once: they share one reader of the results. It is for answers to single
-        questions; to score many events, put them and iterate over `results`.
+        Any number of tasks may do so at once: they share one reader of the results. It is for single questions; to
+        score many events, put them and iterate over `results`.
 
         Args:
             events: The event map.
-            key: Of the event.
             event: A dictionary, or JSON text as bytes or str.
-            results: The result map; that of the only job that reads the event map if None.
+            results: The result map; by default that of the only job that reads the event map.
             timeout: Seconds to wait.
 
         Raises:
@@ -389,8 +380,7 @@ class Client:
             found = sorted({record.job.results for record in active if record.job.events == events})
             if len(found) != 1:
                 raise UsageError(
-                    f"{'No job reads' if not found else 'Several jobs read'} `{events}`, so it does not say where its "
-                    "results are.",
+                    f"{'Several jobs read' if found else 'No job reads'} `{events}`, so its result map is unknown.",
                     "Name the result map: `results=`." if found else "Submit the job first.",
                 )
             results = found[0]
@@ -399,7 +389,7 @@ class Client:
         return await Answers(self.grid, self._producers[events], results).open()
 
     def stop_waiting(self) -> None:
-        """End what `score` reads in the background. `connect` does it at its end."""
+        """End what `score` reads in the background, as leaving `connect` does."""
         for opening in self._answers.values():
             opening.cancel()
             if _alive(opening):
@@ -426,7 +416,7 @@ class Client:
         model: bool = False,
         dead_letters: bool = False,
     ) -> list[Remnant]:
-        """Remove a job that has ended from the cluster, for good; and maps of it and its model, where they are named.
+        """Remove a job that has ended from the cluster for good; and its maps and its model, if you say so.
 
         Returns:
             What was removed, with the number of entries.
@@ -442,7 +432,7 @@ class Client:
         return found
 
     async def cancel(self, name: str) -> JobRecord | None:
-        """End a job for good; submitted again, it begins anew.
+        """End a job for good; submitted again, it starts over.
 
         Raises:
             JobError: There is no such job.
@@ -476,7 +466,7 @@ def _alive(opening: asyncio.Task[Answers]) -> bool:
 
 
 def _compile(job: Job, version: ModelVersion) -> None:
-    """Do what every worker does with a job, before any of them sees it.
+    """Compile a job as every worker does, before any of them sees it.
 
     Raises:
         ModelError: The model is not for it.
@@ -489,7 +479,7 @@ def _compile(job: Job, version: ModelVersion) -> None:
         FeaturePlan(Job.from_json(job.to_json()), tables, version.categories)
     except GridscoreError:
         raise
-    except Exception as error:  # whatever it is, it is said here and not by each worker
+    except Exception as error:  # whatever it is, report it here and not from each worker
         raise JobError(
             f"The features of the job `{job.name}` cannot be computed: {type(error).__name__}: {error}",
             "Nothing was submitted. Simplify its expressions.",
@@ -497,7 +487,7 @@ def _compile(job: Job, version: ModelVersion) -> None:
 
 
 def json_text(key: Any, value: Any) -> bytes:
-    """JSON text of an event, whatever it came as.
+    """JSON text of an event.
 
     Raises:
         UsageError: It cannot be JSON, or is too large.

@@ -1,8 +1,7 @@
 """A follower: reads the journals of all partitions of a map, without a lease, for programs that watch what is written.
 
 Unlike an entry listener it misses nothing that the rings still hold: after a lost connection, or the death of a member,
-it reads on from where it was, and what was overwritten meanwhile is counted. What is not taken is not read ahead
-without bounds: it stays in the rings.
+it reads on from where it was, and counts what was overwritten meanwhile. What is not taken stays in the rings.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gridscore.grid import Grid
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
     from gridscore.group.reader import Arrival, Cursor
 
 _log = logging.getLogger(__name__)
@@ -30,24 +29,20 @@ _log = logging.getLogger(__name__)
 _TAKE = 1_024
 _CHECK_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
-_REMEMBER = 64  # entries of a partition; what backups lack is what was under way
+_REMEMBER = 64  # entries of a partition; backups lack only what was under way
 
 
 class Follower:
     """Reads a map's journals.
 
-    Args:
-        grid: The connection.
-        map_name: Of a map with a journal.
-
     Attributes:
-        positions: By partition, the sequence from which on nothing was seen; moved on by the consumer of the pages.
+        positions: By partition, the next sequence to see; moved on by the consumer of the pages.
         lost: Entries that were overwritten before they were read.
-        regressions: How often a journal has begun again, as its map has lost writes.
+        regressions: How often a journal has begun again, because its map has lost writes.
     """
 
     def __init__(self, grid: Grid, map_name: str) -> None:
-        # Here, as it brings the worker with it, and the command line is quicker without.
+        # Here, as it brings the worker with it: the command line starts faster without.
         from gridscore.group.reader import JournalReader
 
         self._grid = grid
@@ -55,9 +50,9 @@ class Follower:
         self._reader = JournalReader(grid, map_name, self._regressed, self._look_into)
         self._journal = Journal(grid, map_name)
         self._cursors: dict[int, Cursor] = {}
-        self._limits: dict[Cursor, int] = {}  # of former cursors: how far what they have read moves a position
+        self._limits: dict[Cursor, int] = {}  # how far pages of former cursors may move a position
         self._taken: dict[int, int] = {}
-        self._seen: dict[int, dict[int, int]] = {}  # the last entries taken of a partition: their hashes
+        self._seen: dict[int, dict[int, int]] = {}  # hashes of the last entries taken, by partition
         self._resuming: set[asyncio.Task[None]] = set()
         self._ends: list[Any] = []
         self._checking: asyncio.Task[None] | None = None
@@ -74,7 +69,6 @@ class Follower:
 
         Raises:
             JournalMissingError: The map has no journal.
-            GridError: The cluster did not answer.
         """
         await self._grid.map(self.map_name)
         partitions = range(self._grid.partition_count)
@@ -109,7 +103,7 @@ class Follower:
                 return arrivals
 
     def move(self, arrival: Arrival, position: int) -> None:
-        """Everything before a sequence was seen, of the partition that an arrival is of."""
+        """Everything before this sequence was seen in the arrival's partition."""
         partition, position = arrival.partition, min(position, self._limits.get(arrival.cursor, position))
         self.positions[partition] = max(self.positions[partition], position)
 
@@ -171,8 +165,8 @@ class Follower:
     async def _resume(self, partition: int) -> None:
         """Read on in a journal that ends before where we were: it has begun again, or is only a few entries behind.
 
-        Reads do not wait for backups. So when a member is killed, we may have read what its backup has not, and its
-        writer then puts once more: it is the same journal all the same, if it holds what we have seen last.
+        Reads do not wait for backups. So when a member is killed, we may have read what its backup does not have, and
+        what its writer then puts again: it still is the same journal if it holds what we saw last.
         """
         while True:
             try:
@@ -188,13 +182,13 @@ class Follower:
             self.positions[partition] = min(self.positions[partition], last + 1)
             self._read(partition, last + 1)
             return
-        self.lost += former.position - taken  # was read and not taken, and is dropped
+        self.lost += former.offset - taken  # was read and not taken, and is dropped
         self._limits[former] = 0
         self._note_regression(partition, taken, oldest)
         self._start(partition, oldest)
 
     async def _compare(self, partition: int) -> tuple[int, int, bool]:
-        """Oldest sequence, last one that we have seen, and whether what stands there is what we have seen."""
+        """Oldest sequence, the last one that we saw, and whether the journal still has the same entry there."""
         oldest, newest = await self._journal.bounds(partition)
         last = min(self._taken[partition], newest + 1) - 1
         seen = self._seen.get(partition, {}).get(last)
@@ -216,7 +210,7 @@ class Follower:
         )
 
     async def _check(self) -> None:
-        """Look now and then, and when a member has come or gone, whether a journal has begun again."""
+        """See from time to time, and when a member comes or goes, whether a journal has begun again."""
         changed = asyncio.Event()
         self._ends.append(self._grid.on_member_change(changed.set))
         while True:

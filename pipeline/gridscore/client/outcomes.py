@@ -1,7 +1,7 @@
-"""Outcomes: what becomes of events, for all in this process who wait for some of one result map.
+"""Outcomes: what becomes of events, for all callers in this process that wait for one result map.
 
-One reader of the result map's journals, and one listener on the dead letters of each job that writes there, serve any
-number of them. An outcome is a result or a rejection, and belongs to an event by its sequence in the journal of events.
+One reader of the result map's journals, and one listener on the dead letters of each job that writes there, serve all
+of them. An outcome is a result or a rejection, and belongs to an event by its sequence in the journal of events.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _JOBS_SECONDS = 5.0
-"""For how long the list of jobs is believed."""
+"""How long to trust the list of jobs."""
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -60,11 +60,10 @@ class Waiter:
 
     Attributes:
         key: Serialized.
-        partition: Of the key.
-        exact: Whether he waits for one event; else a later one will do.
-        first: Sequence of the event, or of the first that will do; None as long as it is not known.
+        exact: Whether it waits for one event; else a later one will do.
+        first: Sequence of the event, or of the first that will do; None until it is known.
         answer: The outcome; a rejection is an `EventRejectedError`.
-        seen: What became of events under the key while that was not known, by their sequence.
+        seen: Outcomes under the key from before `first` was known, by their sequence.
     """
 
     key: bytes
@@ -75,18 +74,18 @@ class Waiter:
     seen: dict[int, Outcome | EventRejectedError] = field(default_factory=dict)
 
     def expect(self, sequence: int) -> None:
-        """The sequence is known now."""
+        """Note the sequence, now that it is known."""
         self.first = sequence
         for each in sorted(self.seen):
             self.offer(each, self.seen[each])
 
     def wants(self, sequence: int) -> bool:
-        """Whether what becomes of an event may be the answer."""
+        """Whether the outcome of an event may be the answer."""
         return self.first is None or sequence == self.first or (sequence > self.first and not self.exact)
 
     def offer(self, sequence: int, outcome: Outcome | EventRejectedError) -> None:
-        """Something has become of an event under the key."""
-        if self.answer.done() or (self.exact and sequence < 0):  # -1: of a rescan, of which event is not known
+        """Take the outcome of an event under the key."""
+        if self.answer.done() or (self.exact and sequence < 0):  # -1: of a rescan, the event is unknown
             return
         if self.first is None:
             self.seen[sequence] = outcome
@@ -105,8 +104,6 @@ class Outcomes:
     """What becomes of the events of one result map.
 
     Args:
-        grid: The connection.
-        results: The result map.
         without_journal: Whether an entry listener will do where the map has no journal; it may miss some.
     """
 
@@ -138,7 +135,6 @@ class Outcomes:
 
         Raises:
             JournalMissingError: The result map has no journal.
-            GridError: The cluster did not answer.
         """
         try:
             await self._follower.open("latest")
@@ -170,7 +166,7 @@ class Outcomes:
     # ------------------------------------------------------------------ those who wait
 
     async def wait(self, key: bytes, first: int | None, *, exact: bool) -> Waiter:
-        """Begin to wait for what becomes of an event; `leave` ends it.
+        """Begin to wait for the outcome of an event; `leave` ends it.
 
         Args:
             key: Serialized, of the event.
@@ -184,7 +180,7 @@ class Outcomes:
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         if not waiter.answer.cancel() and not waiter.answer.cancelled():
             waiter.answer.exception()  # seen, even if another error came first
         waiters = self._waiting[waiter.key]
@@ -192,14 +188,10 @@ class Outcomes:
         if not waiters:
             del self._waiting[waiter.key]
 
-    # ------------------------------------------------------------------ looking it up
+    # ------------------------------------------------------------------ looking up
 
     async def jobs(self) -> list[JobRecord]:
-        """The jobs that write here and have not ended, as of some seconds ago at most.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """The jobs that write here and have not ended, at most some seconds old."""
         now = self._grid.clock()
         if now - self._jobs_at >= _JOBS_SECONDS:
             records = await Jobs(self._grid).all()
@@ -208,27 +200,18 @@ class Outcomes:
         return [record for record in self._jobs.values() if record.state not in ENDED]
 
     async def rejection(self, key: bytes, text: bytes, sequence: int, events: str) -> EventRejectedError | None:
-        """The dead letter of an event, if it is one.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """The dead letter of an event, if it is one."""
         letter = letter_id(partition_of(key, self._grid.partition_count), key, text)
         for record in await self.jobs():
             if record.job.events == events:
                 found = await self._letter(record.name, letter)
-                # One with a smaller sequence is of the same bytes, put before: what becomes of these is not known yet.
+                # With a smaller sequence it is of the same bytes put earlier; the outcome of these is not known yet.
                 if found is not None and found.sequence >= sequence:
                     return _rejected(found, letter)
         return None
 
     async def newest_rejection(self, key: str, after: int) -> EventRejectedError | None:
-        """The dead letter of the event that stands under a key, if it is one and its sequence is greater.
-
-        Raises:
-            GridError: The cluster did not answer.
-            HazelcastError: The cluster did not answer.
-        """
+        """The dead letter of the event that is under a key, if there is one and its sequence is greater."""
         data = transport.key_data(self._grid.client, key)
         for events in {record.job.events for record in await self.jobs()}:
             for _, text in await Fetcher(self._grid, events).fetch([key]):
@@ -244,10 +227,10 @@ class Outcomes:
         value = await value_of(self._grid, job, letter)
         return None if value is None else decode(value)
 
-    # ------------------------------------------------------------------ what comes
+    # ------------------------------------------------------------------ results
 
     async def _dispatch(self) -> None:
-        """Give results to those who wait for them."""
+        """Hand results to their waiters."""
         try:
             while True:
                 for arrival in await self._follower.take():
@@ -300,7 +283,7 @@ class Outcomes:
                     if name not in known:
                         arrived = self._letter_arrived(record.name)
                         proxy = await self._grid.map(name)
-                        # Their keys say which partition, and a flood of them may be large.
+                        # Without values: keys name the partition, and a flood of letters may be large.
                         listener = await proxy.add_entry_listener(
                             include_value=False, added_func=arrived, updated_func=arrived
                         )
@@ -317,10 +300,10 @@ class Outcomes:
             try:
                 letter = str(event.key)
             except HazelcastError:
-                return  # of a type that cannot be read
+                return  # its type cannot be read
             partition, _, rest = letter.partition("-")
             if not rest:
-                return  # a source's, or somebody's
+                return  # of a source, or not ours
             if any(str(each.partition) == partition for waiters in self._waiting.values() for each in waiters):
                 task = asyncio.create_task(self._look_into(job, letter))
                 self._tasks.add(task)
@@ -333,7 +316,7 @@ class Outcomes:
             found = await self._letter(job, letter)
         except HazelcastError as error:
             _log.debug("The dead letter %s of %s could not be read: %s", letter, job, error)
-            return  # whoever waits looks for it himself, when his time is over
+            return  # a waiter looks again when its time is over
         if found is not None:
             for waiter in self._waiting.get(found.key_bytes, ()):
                 waiter.offer(found.sequence, _rejected(found, letter))

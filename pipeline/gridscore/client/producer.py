@@ -1,15 +1,15 @@
 """A producer: puts events into a map, and waits before it would overwrite one that some job has not scored yet.
 
-The journal of a partition is a ring. A producer keeps a part of it free (`RESERVE`), and puts no more than a `STEP` of
-it into a partition between two looks at what is unread there. Several producers see each other only by what they have
-put, so the free part is for what others put unseen: with the figures here, five at once can never overrun a ring.
+The journal of a partition is a ring. A producer keeps a part of it free (`RESERVE`), and puts at most a `STEP` of it
+into a partition between two looks at what is unread there. Producers do not see what others are about to put; the free
+part is for that: with the figures here, five at once can never overrun a ring.
 
-A partition that is full holds up only its own events: those that wait for it, up to a bound, do not count against what
-others may put. Nor may more be put than the members' heaps have room for (`grid.heap`), which holds up everything.
+A full partition holds up only its own events: up to a bound, those that wait for it do not count against what others
+may put. Nor may more be put than the members' heaps have room for (`grid.heap`), which holds up everything.
 
-Events go as one put-all a partition, one under way in each partition and the next collecting behind it, so that two
-writes of one key never change places; nor do a put and a removal. A put whose fate is unknown is made again: the same
-key and value, so nothing but another entry in the journal comes of it.
+Events go as one put-all a partition, one under way in each partition while the next collects behind it, so that two
+writes of one key never change places; nor do a put and a removal. A put whose fate is unknown is repeated: with the
+same key and value, it only adds another entry to the journal.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 RESERVE = 1 / 4
-"""Part of a ring that is kept free."""
+"""Part of a ring to keep free."""
 
 STEP = 1 / 16
-"""Part of a ring that is put into a partition between two looks at it."""
+"""Most of a ring to put into a partition between two looks at it."""
 
 SAY_SECONDS = 10.0
-"""Pause between two lines in the log that say that we wait."""
+"""Pause between two log lines about waiting."""
 
 _CHUNK_EVENTS, _CHUNK_BYTES = 2_000, 1 << 20
 _MESSAGE_EVENTS = 1_000
 _MESSAGE_BYTES = 1 << 20
 _LOOK_EARLY = 3 / 4
 _FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.02, 0.2
-"""Pauses between two looks at full partitions: from the former, as long as they move, to the latter."""
+"""Pauses between looks at full partitions: they grow from the first to the second while nothing moves."""
 
 _MEMORY_SECONDS, _MEASURING_SECONDS = 0.1, 3.0
 _HOT_SAMPLE, _HOT = 500, 3 / 4
@@ -71,25 +71,22 @@ _RETRY_SECONDS = 0.25
 
 
 class Producer:
-    """Puts JSON entries into one map. Made once and used for long; any number of tasks may share it.
+    """Puts JSON entries into one map. Keep one for long; any number of tasks may share it.
 
-    For a map without a journal, and as long as no job reads the map, there is nothing to wait for.
+    A map without a journal, or that no job reads, is never waited for.
 
     Args:
-        grid: The connection.
-        map_name: The event map.
         max_wait: Seconds that a partition, or a member's heap, may be full before what waits is given up; for ever if
             None.
-        retry_seconds: How long a put is tried again that the cluster does not confirm.
-        on_wait: Called when waiting begins, several times a second as long as it lasts, and with None when it ends.
-        most_held: Events, bytes of them, and calls that may wait for full partitions, with all that they bring; a
-            quarter of it for one. What comes then for these is refused at once. If None, whoever brings more for one
-            waits, and brings nothing else meanwhile.
+        retry_seconds: How long to retry a put that the cluster does not confirm.
+        on_wait: Called when waiting begins, several times a second while it lasts, and with None when it ends.
+        most_held: Events, bytes and calls that may wait for full partitions; a quarter of it for one of them. More is
+            refused at once. If None, a caller that brings more waits, and brings nothing else meanwhile.
 
     Attributes:
         acknowledged: Events that the cluster has confirmed, with their backups.
-        repeated: Events that were put once more because the fate of the first put was unknown.
-        waited: Seconds for which some partition, or a member's heap, had no room.
+        repeated: Events that were put again because the fate of the first put was unknown.
+        waited: Seconds during which a partition, or a member's heap, had no room.
     """
 
     def __init__(
@@ -116,18 +113,18 @@ class Producer:
         self._partitions = [PartitionQueue(number) for number in range(grid.partition_count)]
         self._due: set[PartitionQueue] = set()
         self._full: set[PartitionQueue] = set()
-        self._held: dict[Receipt, None] = {}  # what came first for full partitions comes first
+        self._held: dict[Receipt, None] = {}  # calls that wait for full partitions, oldest first
         self._wanted = asyncio.Event()  # a look
         self._heaps = grid.heaps
-        self._standing: asyncio.Task[None] | None = None  # for lack of memory
-        self._short_of_memory = False  # and that was said
+        self._for_memory: asyncio.Task[None] | None = None  # waits for it
+        self._short_of_memory = False  # and was reported
         self._looking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._events = self._bytes = 0  # that wait or are under way
+        self._events = self._bytes = 0  # waiting or under way
         self._room = asyncio.Event()
         self._sent = Receipt()
         self._said_at = float("-inf")
-        self._said: tuple[str, str] | None = None  # why we wait
+        self._said: tuple[str, str] | None = None  # the last reason to wait
         self._waiting_since: float | None = None
         self._chunk = 16
         self.acknowledged = 0
@@ -136,7 +133,7 @@ class Producer:
 
     @property
     def capacity(self) -> Capacity | None:
-        """Capacity of the journal, once something was put; None if the map has none."""
+        """Capacity of the journal, known once something was put; None if the map has none."""
         return self._capacity
 
     async def put(self, entries: Iterable[tuple[Any, bytes | None]]) -> int:
@@ -158,12 +155,12 @@ class Producer:
         return taken.count
 
     async def take(self, entries: Iterable[tuple[Any, bytes | None]]) -> Receipt:
-        """Take entries, as `put`, and return when all of them are on their way: in the order of such calls.
+        """Take entries, as `put`, and return when all of them are on their way, in the order of the calls.
 
-        Where one of them has failed already, the rest is not taken; `Receipt.confirmed` says what was wrong.
+        If one of them has failed already, the rest is not taken; `Receipt.confirmed` raises the error.
 
         Raises:
-            GridError: The journal's capacity could not be found out.
+            GridError: The journal's capacity is unknown.
         """
         taken = Receipt()
         try:
@@ -174,7 +171,7 @@ class Producer:
         return taken
 
     async def send(self, entries: Iterable[tuple[Any, bytes | None]]) -> int:
-        """Put entries without waiting for their confirmation, which `flush` does; returns how many were taken.
+        """Put entries without waiting for their confirmation, as `flush` does; returns how many were taken.
 
         Raises:
             BackPressureError: As `put`, for what was sent before.
@@ -196,7 +193,7 @@ class Producer:
         await sent.confirmed()
 
     def withdraw(self, taken: Receipt) -> None:
-        """Put no more of what a call has taken than is under way, and make room for others at once."""
+        """Drop what a call has taken and is not under way yet, and make room for others at once."""
         self._withdraw(taken, _withdrawn())
 
     def _withdraw(self, taken: Receipt, error: GridError) -> None:
@@ -208,7 +205,7 @@ class Producer:
             for segment in dropped:
                 self._close(segment, error)
 
-    # ------------------------------------------------------------------ what waits
+    # ------------------------------------------------------------------ waiting
 
     async def _take(self, entries: Iterable[tuple[Any, bytes | None]], batch: Receipt) -> int:
         await self._prepare()
@@ -233,7 +230,7 @@ class Producer:
             for partition in dict.fromkeys(each.partition for each in segments):
                 self._pump(partition)
             self._hold(batch.partitions & self._full, [batch])
-            await asyncio.sleep(0)  # lets the messages go out and the answers come in
+            await asyncio.sleep(0)  # let messages go out and answers come in
             for segment in late:
                 await self._enter(segment)
         return count
@@ -249,15 +246,15 @@ class Producer:
 
     @property
     def _most_under_way(self) -> float:
-        """Bytes that may wait or be under way; as many may wait for full partitions."""
+        """Bytes that may wait or be under way; as many more may wait for full partitions."""
         return min(AT_ONCE_BYTES, self._heaps.most_under_way)
 
     def _split(self, chunk: list[tuple[Any, bytes | None]], batch: Receipt) -> list[Segment]:
-        """What is for which partition, in the order of the chunk within each."""
+        """The entries by partition, in the order of the chunk within each."""
         count, serialize, size = self._grid.partition_count, self._writer.serialize_key, 0
         latest: dict[int, Segment] = {}
         segments = []
-        serialized = [serialize(key) for key, _ in chunk]  # before anything is queued: a key may have no form
+        serialized = [serialize(key) for key, _ in chunk]  # before anything is queued: a key may not be serializable
         for data, (_, text) in zip(serialized, chunk, strict=True):
             number = partition_of(data, count)
             segment = latest.get(number)
@@ -271,7 +268,7 @@ class Producer:
                 size += len(text)
             else:
                 segment.texts.append(b"")
-        # Heavier events count at once: a chunk is taken whole, however much others wait for room.
+        # Smaller chunks as soon as events are larger: a chunk is always taken whole.
         self._chunk = max(1, min(_CHUNK_EVENTS, _CHUNK_BYTES * len(chunk) // max(1, size)))
         return segments
 
@@ -287,7 +284,7 @@ class Producer:
         segment.batch.partitions.add(partition)
 
     async def _enter(self, segment: Segment) -> None:
-        """Enqueue what is for a crowded partition, when there is room for it: one after the other."""
+        """Enqueue a segment of a crowded partition when there is room, in turn."""
         partition = segment.partition
         if partition.is_crowded:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -327,7 +324,7 @@ class Producer:
             self._step = max(1, int(ring * STEP))
 
     def _close(self, segment: Segment, error: Exception | None = None) -> None:
-        """The entries of a segment are answered, or given up."""
+        """Count the entries of a segment as answered, or given up."""
         count, size, partition = len(segment.keys), sum(map(len, segment.texts)), segment.partition
         if error is None:
             self.acknowledged += count
@@ -339,14 +336,14 @@ class Producer:
         self._admit(partition)
         segment.batch.closed(count, error)
 
-    # ------------------------------------------------------------------ what is under way
+    # ------------------------------------------------------------------ putting
 
     def _pump(self, partition: PartitionQueue) -> None:
-        """Put what waits in a partition, as far as there is room for it."""
+        """Put what waits in a partition, as far as there is room."""
         if partition.busy:
             return
         if partition.queue and self._lacks_memory(partition):
-            self._next(partition, 0)  # forgets what was withdrawn
+            self._next(partition, 0)  # drops what was withdrawn
             return
         room = _MESSAGE_EVENTS
         if self._capacity is not None:
@@ -363,7 +360,7 @@ class Producer:
         if not parts[0].removes:
             self._heaps.spend(len(keys), sum(map(len, keys)) + sum(map(len, texts)))
         if self._capacity is not None and partition.spent >= partition.allowance * _LOOK_EARLY:
-            self._look_at(partition)  # early, so that the answer is there when it is needed
+            self._look_at(partition)  # early, so that the answer is there in time
         if parts[0].removes:
             put: asyncio.Future[None] = self._spawn(self._remove(partition.number, keys))
         else:
@@ -371,14 +368,14 @@ class Producer:
         put.add_done_callback(partial(self._answered, partition, parts))
 
     async def _remove(self, partition: int, keys: list[bytes]) -> None:
-        """Remove entries, and wait for every answer: what comes next must not overtake any of them."""
+        """Remove entries, and wait for every answer: nothing may overtake them."""
         removals = [self._writer.remove(partition, key) for key in keys]
         for answer in await asyncio.gather(*removals, return_exceptions=True):
             if isinstance(answer, BaseException):
                 raise answer
 
     def _next(self, partition: PartitionQueue, room: int) -> list[Segment]:
-        """Take up to so many events off the queue, and no more bytes than a message should have: puts or removals."""
+        """Take the next message off the queue: puts or removals, at most `room` of them."""
         parts: list[Segment] = []
         queue, size = partition.queue, 0
         while queue:
@@ -422,7 +419,7 @@ class Producer:
             failure = GridError(
                 f"The cluster did not confirm {count:,} events for partition {partition.number} of `{self.map_name}`: "
                 f"{error or type(error).__name__}",
-                "They may or may not be there. Putting the same events again does no harm.",
+                "They may or may not have been put. Putting the same events again does no harm.",
             )
             failure.__cause__ = error
             partition.busy, partition.failed_at = False, None
@@ -430,7 +427,7 @@ class Producer:
                 self._close(part, failure)
             self._pump(partition)
             return
-        # It may have happened or not. Before anything else goes into this partition it is made again.
+        # It may or may not have happened: repeat it before anything else goes into this partition.
         if now - self._said_at >= SAY_SECONDS:
             self._said_at = now
             _log.warning("A put into partition %d of %s is repeated: %s", partition.number, self.map_name, error)
@@ -455,33 +452,33 @@ class Producer:
     # ------------------------------------------------------------------ room in the heaps
 
     def _lacks_memory(self, partition: PartitionQueue) -> bool:
-        """Whether what is next may not be put for lack of memory; it is then put as soon as there is some."""
+        """Whether memory is too short for what is next; it is then put as soon as there is enough."""
         if partition.queue[0].removes or self._heaps.has_room:
             return False
-        if self._standing is None:
-            self._standing = self._spawn(self._stand_still())
-            self._standing.add_done_callback(self._looked)
+        if self._for_memory is None:
+            self._for_memory = self._spawn(self._go_on_with_memory())
+            self._for_memory.add_done_callback(self._looked)
         return True
 
-    async def _stand_still(self) -> None:
+    async def _go_on_with_memory(self) -> None:
         try:
             await self._wait_for_memory()
         finally:
-            self._standing = None
+            self._for_memory = None
         for partition in self._partitions:
             self._pump(partition)
-        if self._short_of_memory and self._standing is None:
+        if self._short_of_memory and self._for_memory is None:
             self._short_of_memory = False
             if self._waiting_since is None and self.on_wait is not None:
                 self.on_wait(None)
 
     async def _wait_for_memory(self) -> None:
-        """Wait until something may be put, or nothing is left to be put."""
+        """Wait until something may be put, or nothing is left to put."""
         began = self._grid.clock()
         while (held := [each for each in self._partitions if each.queue]) and not self._heaps.has_room:
             now, worst = self._grid.clock(), self._heaps.worst
             seconds = now - began
-            # The next measurement of a heap that is not full brings room: not worth a word unless it is long in coming.
+            # The next measurement of a heap that is not full brings room: report it only if that takes long.
             if worst is not None and (worst.share >= SLOW or seconds >= _MEASURING_SECONDS):
                 self._short_of_memory = True
                 waiting = WaitingForMemory(map_name=self.map_name, seconds=seconds, heap=worst, stops=self._heaps.stops)
@@ -496,7 +493,7 @@ class Producer:
     # ------------------------------------------------------------------ room in the rings
 
     def _look_at(self, partition: PartitionQueue) -> None:
-        if partition not in self._full:  # those are looked at as often as is good
+        if partition not in self._full:  # full ones have a pace of their own
             self._due.add(partition)
             self._wanted.set()
         if self._looking is None or self._looking.done():
@@ -504,21 +501,21 @@ class Producer:
             self._looking.add_done_callback(self._looked)
 
     def _looked(self, looking: asyncio.Task[None]) -> None:
-        """Nobody looks any more. If that is because of an error, those who wait for room must not do so for ever."""
+        """Looking has ended. If it has failed, nothing may wait for room for ever."""
         error = None if looking.cancelled() else looking.exception()
         if error is not None:
-            failure = GridError(f"The room in `{self.map_name}` cannot be seen: {error or type(error).__name__}")
+            failure = GridError(f"The room in `{self.map_name}` is unknown: {error or type(error).__name__}")
             failure.__cause__ = error
             self._give_up([each for each in self._partitions if each.queue], failure)
 
     async def _look(self) -> None:
-        """Look at the partitions that are due, and at those that are full, until there are none."""
+        """Look at the partitions that are due or full, until there are none."""
         pause, again_at = _FIRST_LOOK_SECONDS, 0.0
         while self._due or self._full:
             self._wanted.clear()
             now = self._grid.clock()
             full = set(self._full) if now >= again_at else set()
-            due = list(self._due | full)  # each once: what was put since the last look is taken off once
+            due = list(self._due | full)  # each once, as what was put since the last look is subtracted
             self._due.clear()
             if due and not await self._look_into(due):
                 return
@@ -532,7 +529,7 @@ class Producer:
                 again_at = now + pause
             self._tell(now)
             if self._waiting_since is not None and not self._full:
-                await asyncio.sleep(_LOOK_SECONDS)  # whoever was given up hears why before it is over
+                await asyncio.sleep(_LOOK_SECONDS)  # calls that were given up hear why before it is over
             if self._full and not self._due:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(0.0, again_at - now)):
@@ -540,7 +537,7 @@ class Producer:
         self._tell(self._grid.clock())
 
     async def _look_into(self, due: list[PartitionQueue]) -> bool:
-        """Find out how much may be put into partitions, and do; False if the connection is gone."""
+        """Find out how much may be put into partitions, and put it; False if the connection is gone."""
         marks = [(partition, partition.spent, partition.under_way) for partition in due]
         try:
             found = await self._readers.unread([each.number for each in due], self._limit - self._step)
@@ -548,13 +545,13 @@ class Producer:
             if isinstance(error, HazelcastClientNotActiveError) or not self._grid.is_running:
                 self._give_up([each for each in self._partitions if each.queue], _closed(self.map_name, error))
                 return False
-            _log.warning("The room in %s cannot be seen, trying again: %s", self.map_name, error)
+            _log.warning("The room in %s is unknown, trying again: %s", self.map_name, error)
             self._due.update(each for each in due if each not in self._full)
             await asyncio.sleep(_RETRY_SECONDS)
             return True
         now = self._grid.clock()
         for partition, spent, under_way in marks:
-            # What was under way when we looked may or may not have been counted there.
+            # What was under way at the look may or may not have been counted.
             partition.spent += under_way - spent
             unread = partition.unread = found[partition.number]
             partition.allowance = self._step if unread.count + self._step <= self._limit else 0
@@ -574,13 +571,13 @@ class Producer:
         return True
 
     def _tell(self, now: float) -> None:
-        """Say that we wait, or wait no longer; give up what has waited too long."""
+        """Report whether we wait; give up what has waited too long."""
         full = [each for each in self._full if each.queue]
         if not full:
             if self._waiting_since is not None and not self._full:
                 self.waited += now - self._waiting_since
                 self._waiting_since = None
-                if self.on_wait is not None and self._standing is None:
+                if self.on_wait is not None and self._for_memory is None:
                     self.on_wait(None)
             return
         if self._waiting_since is None:
@@ -617,7 +614,7 @@ class Producer:
         )
 
     def _hot_key(self, partition: PartitionQueue) -> str:
-        """The key of most of what waits for a partition; empty if there are many, or little waits."""
+        """The key of most entries that wait for a partition; empty if they have many, or few wait."""
         keys = list(islice((key for segment in partition.queue for key in segment.keys), _HOT_SAMPLE))
         if len(keys) < self._step:
             return ""
@@ -630,7 +627,7 @@ class Producer:
             return ""
 
     def _hold(self, full: set[PartitionQueue], calls: Iterable[Receipt]) -> None:
-        """These wait for full partitions; refuse what came last, as far as more waits for one, or for all, than may."""
+        """Note calls that wait for full partitions; refuse the last ones if more wait than may."""
         if self._most_held is None or not full:
             return
         events, size, count = self._most_held

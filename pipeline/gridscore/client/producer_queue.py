@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 AT_ONCE_EVENTS = 32_768
 AT_ONCE_BYTES = 32 << 20
-"""What may wait or be under way before `put` and `send` take no more; what waits for full partitions, once more."""
+"""What may wait or be under way before `put` and `send` take no more; as much again may wait for full partitions."""
 
 HELD_EVENTS, HELD_BYTES = AT_ONCE_EVENTS // 4, AT_ONCE_BYTES // 4
-"""What may wait or be under way in one partition before who has more for it must wait; others do not."""
+"""What may wait or be under way in one partition before callers with more for it must wait."""
 
 
 class WithdrawnError(GridError):
@@ -25,13 +25,13 @@ class WithdrawnError(GridError):
 
 
 class Receipt:
-    """What one call has taken. It goes its way; `confirmed` waits for the end of it."""
+    """What one call has taken; `confirmed` waits for its end."""
 
     __slots__ = ("_answered", "count", "dropped", "error", "open", "partitions", "size")
 
     def __init__(self) -> None:
         self.count = self.size = 0
-        self.partitions: set[PartitionQueue] = set()  # that it has something for
+        self.partitions: set[PartitionQueue] = set()  # that it puts into
         self.open = 0  # not acknowledged yet
         self.error: Exception | None = None
         self.dropped = False
@@ -50,16 +50,16 @@ class Receipt:
             raise self.error
 
     def drop(self) -> None:
-        """Put no more of it than is under way."""
+        """Drop what is not under way yet."""
         self.dropped = True
 
     def opened(self, count: int) -> None:
-        """So many more wait."""
+        """Count entries that begin to wait."""
         self.open += count
         self._answered.clear()
 
     def closed(self, count: int, error: Exception | None) -> None:
-        """So many are answered, or given up."""
+        """Count entries that are answered, or given up."""
         self.error = self.error or error
         self.open -= count
         if not self.open:
@@ -68,7 +68,7 @@ class Receipt:
 
 @dataclass(slots=True)
 class Segment:
-    """Entries of one call in one partition, to be put or to be removed; the texts of the latter are empty."""
+    """Entries of one call in one partition, to put or to remove; texts of removals are empty."""
 
     batch: Receipt
     partition: PartitionQueue
@@ -82,18 +82,15 @@ class PartitionQueue:
     """What waits and is under way in one partition.
 
     Attributes:
-        number: Of the partition.
-        queue: What waits.
-        entering: Who has something for the queue, in which enough waits.
-        events: That wait or are under way.
-        bytes: The same in bytes.
+        entering: Callers that wait for room in the queue.
+        events: Events that wait or are under way.
         under_way: Events in the message that is under way.
-        busy: Whether there is one, or one is about to be made again.
+        busy: Whether there is one, or one is about to be repeated.
         allowance: Events that may be put since the last look.
-        spent: Events put since then, or at that time not acknowledged.
+        spent: Events put since then, or not acknowledged at that time.
         blocked_at: Since when nothing can be put; None if something can.
         failed_at: Since when puts fail; None if they do not.
-        unread: As the last look has found it.
+        unread: What the last look found.
     """
 
     number: int
@@ -111,10 +108,10 @@ class PartitionQueue:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether no more may wait for it."""
+        """Whether callers with more for it must wait."""
         return self.holds_enough or bool(self.entering)
 
     @property
     def holds_enough(self) -> bool:
-        """Whether so many wait for it that the next must wait outside."""
+        """Whether its queue is long enough."""
         return self.events >= HELD_EVENTS or self.bytes >= HELD_BYTES

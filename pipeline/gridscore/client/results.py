@@ -1,4 +1,4 @@
-"""Results as an application sees them: one after the other, filtered, from a place on, without a hole."""
+"""Results as an application sees them: one after the other, filtered, from any position on, without gaps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_WAITING = 1_000_000
-"""Results that may wait to be taken from an entry listener before it gives up, rather than fill the memory."""
+"""Results that may wait in an entry listener before it gives up, rather than fill the memory."""
 
 Start = Literal["latest", "oldest"] | dict[str, Any]
-"""Where a stream begins: with what is written from now on, with the oldest that is still there, or at a `position`."""
+"""Where a stream begins: with what is written from now on, with the oldest result still there, or at a `position`."""
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -37,8 +37,7 @@ class Result:
     """A score, and what goes with it.
 
     Attributes:
-        key: Of the event and the result.
-        value: Everything that the result holds, event fields that the job includes among it.
+        value: Everything that the result holds, with the event fields that the job includes.
     """
 
     key: Any
@@ -61,39 +60,24 @@ class Result:
 
     @property
     def revision(self) -> int | None:
-        """Revision of the job that made it; None for a result of a Gridscore that did not note it."""
+        """Revision of the job that made it; None in results of old Gridscore versions."""
         return self.value.get("revision")
-
-
-class _Feed(Protocol):
-    """Where a stream has its results from."""
-
-    skipped: int
-
-    async def open(self) -> None: ...
-
-    async def next(self) -> Result | None:
-        """The next result; None when the feed was closed."""
-
-    async def close(self) -> None: ...
 
 
 class ResultStream:
     """Results as they are written; iterate it with `async for`, or give it a callback.
 
-    It reads the journals of the result map, and so misses none that they still hold: after a lost connection, the death
-    of a member, or a restart of the application with the `position` that it has kept, it goes on where it was. Results
-    of one key come in the order in which they were written. A result that is not taken is not read, but stays in the
-    cluster; what is overwritten there before it was read is counted in `lost`.
+    It reads the journals of the result map, and misses no result that they still hold: after a lost connection, the
+    death of a member, or a restart of the application with the `position` that it has kept, it goes on where it was.
+    Results of one key come in the order in which they were written. Results that are not taken stay in the cluster;
+    those overwritten there before they were read are counted in `lost`.
 
     With `journal=False` it is a plain entry listener, for a map without a journal: it shows what is written while the
-    connection stands, may miss some when that is lost, and has no position.
+    connection lasts, may miss some when that is lost, and has no position.
 
     Args:
-        grid: The connection.
-        map_name: The result map.
         start: Where to begin: see `Start`.
-        where: Which results are wanted: values that fields must have, or a function that says so of a result.
+        where: Which results are wanted: values that fields must have, or a function of a result.
         on_result: Called with every result, one at a time; may be a coroutine function. Then the stream is not
             iterated; `finished` waits for its end.
         journal: Whether to read the journals.
@@ -114,18 +98,18 @@ class ResultStream:
         self._on_result = on_result
         self._calling: asyncio.Task[None] | None = None
         self._journal: _JournalFeed | None = None
-        self._feed: _Feed
+        self._feed: _JournalFeed | _ListenerFeed
         if journal:
             self._feed = self._journal = _JournalFeed(grid, map_name, start)
         elif start != "latest":
-            raise UsageError("An entry listener begins with what is written from now on: it has no other start.")
+            raise UsageError("An entry listener can only begin with what is written from now on.")
         else:
             self._feed = _ListenerFeed(grid, map_name)
         self._closed = False
 
     @property
     def skipped(self) -> int:
-        """Entries of the map that were not results: not JSON objects, or under keys that cannot be read."""
+        """Entries that are not results: not JSON objects, or with keys that cannot be read."""
         return self._feed.skipped
 
     @property
@@ -135,14 +119,14 @@ class ResultStream:
 
     @property
     def regressions(self) -> int:
-        """How often a journal has begun again, as the result map has lost writes: some results may be missing."""
+        """How often a journal has begun again because the result map lost writes: some results may be missing."""
         return 0 if self._journal is None else self._journal.follower.regressions
 
     @property
     def position(self) -> dict[str, Any]:
-        """The place behind the last result that was taken; can be written as JSON, and given as `start`.
+        """The position after the last result that was taken; can be written as JSON, and given as `start`.
 
-        Keep it when that result has been dealt with: what comes after a restart begins with the one behind it.
+        Keep it when that result has been dealt with: a restart then begins with the next one.
 
         Raises:
             UsageError: It is an entry listener.
@@ -157,7 +141,6 @@ class ResultStream:
         Raises:
             JournalMissingError: The map has no journal.
             UsageError: The position is not of this map, or of another cluster.
-            GridError: The cluster did not answer.
         """
         await self._feed.open()
         if self._on_result is not None:
@@ -211,7 +194,7 @@ class ResultStream:
                 if inspect.isawaitable(answer):
                     await answer
         except Exception:
-            # Whoever does not wait for the end should still find out.
+            # A caller that does not wait for the end should still find out.
             _log.exception("Results of `%s` are no longer listened to", self.map_name, extra={"action": "callback"})
             await self._feed.close()
             raise
@@ -262,6 +245,7 @@ class _JournalFeed:
         return sequences
 
     async def next(self) -> Result | None:
+        """The next result; None when it was closed."""
         while True:
             while self._arrivals:
                 result = self._from_page()

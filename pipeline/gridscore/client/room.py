@@ -1,7 +1,7 @@
-"""Room in the rings of an event map: what may be put before an event is overwritten that some job has not scored yet.
+"""Room in the rings of an event map: what may be put before it overwrites an event that a job has not scored yet.
 
-Every job that reads the map and has not ended counts, a suspended one too: its events wait for it to be resumed. What a
-job has committed is taken from its lease records; the newest sequence, from the journal itself.
+Every job that reads the map and has not ended counts, a suspended one too: its events wait until it is resumed. Lease
+records say what a job has committed; the journal itself, the newest sequence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gridscore.job import JobRecord
 
 JOBS_SECONDS = 0.25
-"""For how long the list of jobs is believed."""
+"""How long to trust the list of jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Waiting:
 
     Attributes:
         map_name: The event map.
-        seconds: For how long, already.
-        job: The job that is waited for; empty if it is not a job.
+        seconds: How long it has waited.
+        job: The job that it waits for; empty if none.
     """
 
     map_name: str
@@ -67,18 +67,17 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingForJob(Waiting):
-    """Events that a job has not scored would be overwritten.
+    """It would overwrite events that a job has not scored.
 
     Attributes:
         job: The job that is furthest behind.
-        state: Of the job.
         partition: Where it is furthest behind.
-        key: Of most events that wait for this partition, if most have one; empty if not.
+        key: The key of most events that wait for this partition; empty if they have many.
         unread: Events there that the job has not committed.
         capacity: Events that the ring holds.
         owned: Whether a worker holds the partition for that job.
-        partitions: Number of partitions that are waited for.
-        seconds: How long none could be put into the one that waits longest.
+        partitions: How many partitions it waits for.
+        seconds: How long nothing could be put into the one that waits longest.
     """
 
     state: str
@@ -115,7 +114,7 @@ class WaitingForMemory(Waiting):
 
     Attributes:
         heap: Of the member with the least room.
-        stops: Whether nothing is put any more; otherwise only a little.
+        stops: Whether nothing is put any more; else only a little.
     """
 
     heap: MemberHeap
@@ -127,8 +126,7 @@ class WaitingForMemory(Waiting):
         if self.heap.share >= SLOW:
             return f"slowed down for lack of memory: {self.heap}, and above {SLOW:.0%} less is put"
         return (
-            f"waiting for member {self.heap.address} to measure its heap: as much as may be put between two "
-            f"measurements was put"
+            f"waiting for member {self.heap.address} to measure its heap: no more may be put between two measurements"
         )
 
     @property
@@ -141,9 +139,7 @@ class RingReaders:
     """The jobs that read one event map, and how far behind they are.
 
     Args:
-        grid: The connection.
-        map_name: The event map.
-        results: Only jobs that write to this result map count; all do if None.
+        results: Count only jobs that write to this result map; None for all.
     """
 
     def __init__(self, grid: Grid, map_name: str, results: str | None = None) -> None:
@@ -156,18 +152,9 @@ class RingReaders:
         self._leases: dict[str, dict[int, LeaseRecord | None]] = {}
 
     async def unread(self, partitions: Collection[int], enough: int) -> dict[int, Unread]:
-        """What is unread of each partition, or an upper bound of it.
+        """What is unread of each partition; where it is `enough` or less, it may be an upper bound.
 
-        Offsets only grow, so those that were read before give an upper bound; they are read again only for partitions
-        where that is more than `enough`.
-
-        Args:
-            partitions: To look at.
-            enough: Count up to which an upper bound will do.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-            GridError: The same, of the journal.
+        Offsets only grow, so known ones give an upper bound; they are read again only where that is more than `enough`.
         """
         await self._find_jobs()
         if not self._jobs:
@@ -212,9 +199,9 @@ class RingReaders:
         for name, record in self._jobs.items():
             known = self._leases.get(name, {})
             lease = known.get(partition)
-            if lease is None or not lease.has_begun(record):
-                # Who begins at the newest event cannot miss any that is there; as long as we do not know, it may miss
-                # all of them. Once begun it has an offset, so nothing of this is kept.
+            if lease is None or not lease.has_begun(record.begin, record.restarts):
+                # A job that begins at the latest event cannot miss any; as long as we do not know, it may miss all of
+                # them. Once begun it has an offset, so this is not kept.
                 at_the_end = partition in known and record.beginning == "latest"
                 offset = newest + 1 if at_the_end else oldest
                 known.pop(partition, None)

@@ -18,32 +18,29 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
 
 LOOK_BACK = 1_024
-"""How many of the newest entries of a partition are looked through."""
+"""How many of the newest entries of a partition to search."""
 
 READ_BYTES = 1 << 20
-"""What is read for those who ask from outside, besides four times the size of the events that they ask for."""
+"""Most to read for callers from outside, besides four times the size of the events that they ask for."""
 
 _FIRST_PAGE, _LARGEST_PAGE = 4, 16
-"""Entries of a read. A read has no limit in bytes, and the next entry may be large whatever the last one was."""
+"""Entries of a read, which has no limit in bytes: the next entry may always be large."""
 
 
 async def sequences_of(
     grid: Grid, events: str, entries: Sequence[tuple[bytes, bytes]], max_bytes: int | None = None
 ) -> list[int | None]:
-    """For each event that has been put: sequence of the newest entry of the journal that is this event.
+    """The sequence of the newest journal entry of each event that has been put.
 
-    None stands for those that are not found: they are overwritten, or `max_bytes` were read before. Each partition is
-    read once for all its events, the newest entries first, and only some reads of a connection are under way at once.
+    None if it was not found: it was overwritten, or `max_bytes` were read before. Each partition is read once for all
+    its events, newest entries first, and only some reads of a connection are under way at once.
 
     Args:
-        grid: The connection.
-        events: The event map.
         entries: Serialized key and text of each.
-        max_bytes: To read for all together; what is read at the end may be above it.
+        max_bytes: How much to read for all; the last read may exceed it.
 
     Raises:
         JournalMissingError: The map has no journal.
-        GridError: The cluster did not answer.
     """
     wanted: dict[int, dict[tuple[bytes, bytes], None]] = {}
     for entry in entries:
@@ -59,7 +56,7 @@ async def sequences_of(
 
 
 class _Search:
-    """One look for some events in one journal."""
+    """A search for events in one journal."""
 
     def __init__(self, grid: Grid, events: str, max_bytes: int | None) -> None:
         self._journal, self._reading = Journal(grid, events), grid.searches

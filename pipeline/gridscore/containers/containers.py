@@ -44,7 +44,7 @@ class Containers:
         cluster_name: Its name; None: the one in our `hazelcast.yaml`.
 
     Raises:
-        ContainerError: There is no engine, or it is not for us.
+        ContainerError: There is no engine, or this user may not use it.
     """
 
     def __init__(self, cluster_name: str | None = None) -> None:
@@ -72,7 +72,7 @@ class Containers:
 
         Raises:
             ContainerError: They did not come up.
-            UsageError: Others are there already.
+            UsageError: Another number of members is there already.
         """
         there = self._find("member")
         if there and members not in (None, len(there)):
@@ -148,14 +148,14 @@ class Containers:
     def scale(
         self, job: str, count: int, settings: GridSettings, image: str, progress: Callable[[str], None] = lambda _: None
     ) -> None:
-        """Have so many workers of a job; those that are too many give their partitions back first.
+        """Run that many workers of a job; surplus workers give their partitions back first.
 
         Raises:
             ContainerError: Not all could be started.
-            UsageError: A container could not log in where these settings lead.
+            UsageError: The cluster needs credentials or TLS, which containers do not get.
         """
         if settings.tls or settings.username or settings.password or settings.token:
-            raise UsageError("Workers in containers are given addresses and a name only, no credentials and no TLS.")
+            raise UsageError("Workers in containers get addresses and a name only, no credentials and no TLS.")
         there = self.workers(job)
         for each in there[count:]:
             each.stop(timeout=_STOP_SECONDS)
@@ -202,7 +202,6 @@ class Containers:
 
         Args:
             show: Given the name of a container, and a line.
-            tail: How many lines.
             follow: Go on until the containers end.
         """
         found = self._find()
@@ -253,7 +252,7 @@ class Containers:
                     else "Is its version right, and a registry reachable?"
                 )
                 raise ContainerError(f"There is no image `{image}` here, and it cannot be pulled.", hint) from error
-            raise ContainerError(f"{name} cannot be made: {error.explanation or error}") from error
+            raise ContainerError(f"{name} cannot be created: {error.explanation or error}") from error
 
     def _start(self, container: Any) -> None:
         from docker.errors import APIError

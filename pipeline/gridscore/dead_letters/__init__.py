@@ -1,1 +1,1 @@
-"""The dead letters room: what could not be used, why, and its bytes; written by jobs, sources and sinks alike."""
+"""The dead letters room: what jobs, sources and sinks could not use, why, and its bytes."""

@@ -1,10 +1,9 @@
 """Dead letters: events that could not be scored, with the reason, their bytes, and where they came from.
 
-They lie in the map `dead-letters.<job>` as JSON values, under an ID made of the event's partition, key and bytes: an
-event met again (after a crash, by a restart from the oldest, or brought back in vain) is the same dead letter.
+They are JSON values in the map `dead-letters.<job>`, under an ID made of the event's partition, key and bytes: an event
+that is met again (after a crash, by a restart from the oldest, or replayed in vain) is the same dead letter.
 
-What a source reads that is not an event lies there, too, under the name of the source; its ID is made of where it came
-from.
+So is what a source has read that is not an event, under the source's name; its ID is made of where it came from.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from gridscore.errors import GridError, JobError
 from gridscore.grid import transport
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of, walk
-from gridscore.grid.records import Records
+from gridscore.grid.records import Records, key_text
 from gridscore.grid.writer import partition_of
 from gridscore.job import Jobs
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_RAW = 1 << 20
-"""Bytes of an event that a dead letter keeps; what is longer is cut, and says so."""
+"""Bytes of an event that a dead letter keeps."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -47,17 +46,16 @@ class DeadLetter(msgspec.Struct, frozen=True):
         job: That could not score it; or the source.
         map: The event map.
         partition: Of the event map; -1 if a source has read it.
-        sequence: In that partition's journal, -1 if it was found in the map; if a source has read it, a number that
-            grows in the order in which it read.
+        sequence: In that partition's journal, -1 if it was found in the map; for a source, a number that grows in the
+            order of reading.
         key: The event's key, as text.
         key_data: The serialized key, base64.
         stage: Where it failed: `decode`, `lookup`, `windows`, `features`, `predict` or `decide`; or `source`.
-        error: Why.
-        raw: The event's bytes, base64.
-        size: Of the event, bytes; `raw` is cut to a mebibyte.
+        raw: The event's bytes, base64, cut to a mebibyte.
+        size: Of the whole event, in bytes.
         at: When, RFC 3339.
         origin: Where a source has read it; empty for an event of a job.
-        claim: Of the process that is putting the event back: when, in milliseconds since 1970, and a random text.
+        claim: Of the process that replays the event: when, in milliseconds since 1970, and a random text.
     """
 
     job: str
@@ -91,20 +89,17 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
     @property
     def raw_bytes(self) -> bytes:
-        """The event's bytes; `decode` has checked that they can be had."""
+        """The event's bytes, as far as they are kept; `decode` has checked that they are valid."""
         return base64.b64decode(self.raw, validate=True)
 
     @property
     def key_bytes(self) -> bytes:
-        """The serialized key, at least 8 bytes; empty if there is none. `decode` has checked that it can be had."""
+        """The serialized key, at least 8 bytes; empty if there is none. `decode` has checked that it is valid."""
         return base64.b64decode(self.key_data, validate=True)
 
 
 class Listed(NamedTuple):
-    """A dead letter, with the ID that it has in the map.
-
-    What others wrote there may stand under another ID than its own.
-    """
+    """A dead letter, with its key in the map, which is not its ID if others wrote it."""
 
     id: str
     dead: DeadLetter
@@ -114,7 +109,6 @@ SOURCE_STAGE = "source"
 """Stage of what a source has read."""
 
 _PAGE = 256
-_STRING = -11
 _SHORTEST_KEY = 8
 
 
@@ -145,13 +139,7 @@ def map_of(job: str) -> str:
 
 
 def letter_id(partition: int, key: bytes, raw: bytes) -> str:
-    """Key of the dead letter that an event has, if it has one.
-
-    Args:
-        partition: Of the event map.
-        key: Serialized.
-        raw: The event's bytes.
-    """
+    """ID of the dead letter that an event has, if it has one."""
     return _id(partition, base64.b64encode(key).decode(), base64.b64encode(raw[:MAX_RAW]).decode(), len(raw))
 
 
@@ -163,7 +151,7 @@ def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> DeadLette
     """The dead letter of an event."""
     try:
         key = str(transport.to_object(grid.client, rejected.key))
-    except Exception as error:  # noqa: BLE001 -- a key of a type we cannot read is no reason to lose the letter
+    except Exception as error:  # noqa: BLE001 -- a key that we cannot read is no reason to lose the letter
         key = f"<{type(error).__name__}: {error}>"
     return DeadLetter(
         job=job,
@@ -186,14 +174,8 @@ def letter_of_source(
     """The dead letter of what a source has read that is not an event.
 
     Args:
-        grid: The connection.
-        source: Its name.
-        map_name: Where the event would have gone.
-        number: Of those that are written together.
-        origin: Where it came from; it says which letters are the same.
-        key: The key that the event would have had.
-        raw: Its bytes.
-        error: Why it is not an event.
+        number: Among those that are written together.
+        origin: Where it came from; letters of one origin are the same.
     """
     text = str(key).encode(errors="replace").decode()
     return DeadLetter(
@@ -213,7 +195,7 @@ def letter_of_source(
 
 
 def _serialized(grid: Grid, key: Any) -> bytes:
-    """The serialized key; nothing if it has no form that every client reads."""
+    """The serialized key; empty if it has no form that every client reads."""
     if not isinstance(key, str | int) or isinstance(key, bool):
         return b""
     try:
@@ -237,29 +219,21 @@ def decode(value: bytes) -> DeadLetter | None:
 
 
 def id_of(key: bytes) -> str | None:
-    """The ID that a serialized key is; None if it is not a string: then nobody can ask for it."""
+    """The ID that a serialized key is; None if it is not a string, so that nobody can ask for it."""
     try:
-        return key[12:].decode() if int.from_bytes(key[4:8], "big", signed=True) == _STRING else None
-    except UnicodeDecodeError:
+        return key_text(key)
+    except ValueError:
         return None
 
 
 async def value_of(grid: Grid, job: str, letter_id: str) -> bytes | None:
-    """What stands in the dead-letter map under an ID, serialized; None if nothing does.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """The serialized value in the dead-letter map under an ID; None if there is none."""
     key = transport.key_data(grid.client, letter_id)
     return (await values_of(grid, map_of(job), partition_of(key, grid.partition_count), [key])).get(key)
 
 
 async def walk_entries(grid: Grid, job: str) -> AsyncIterator[tuple[int, list[tuple[bytes, bytes, DeadLetter | None]]]]:
-    """Partitions of the dead-letter map, each with some of its entries: serialized key and value, and what it says.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Partitions of the dead-letter map, each with a page of its entries: serialized key and value, and the letter."""
     name = map_of(job)
     for partition in range(grid.partition_count):
         async for entries in walk(grid, name, partition, _PAGE):
@@ -267,12 +241,9 @@ async def walk_entries(grid: Grid, job: str) -> AsyncIterator[tuple[int, list[tu
 
 
 async def walk_letters(grid: Grid, job: str) -> AsyncIterator[Listed]:
-    """Every dead letter of a job, in no order; walks the map in pages: a schema change may have filled it.
+    """Every dead letter of a job, in no order; by pages, for a schema change may have filled the map.
 
-    What is not a dead letter, or has a key that nobody can type, is left out, and named in the log once.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
+    Entries that are not dead letters, or have keys that nobody can type, are left out, and logged once.
     """
     async for _, entries in walk_entries(grid, job):
         for key, value, dead in entries:
@@ -288,14 +259,11 @@ async def list_letters(grid: Grid, job: str, limit: int, before: Listed | None =
     """How many entries a job's dead-letter map has, and up to `limit` dead letters, the latest first.
 
     Args:
-        grid: The connection.
-        job: Whose they are.
-        limit: The most to return.
-        before: Only those that come behind this one in the list.
+        before: Only those that follow this one in the list.
     """
     latest: list[tuple[str, str, Listed]] = []
     end = (before.dead.at, before.id) if before is not None else None
-    # Counted first: of letters that come meanwhile, the list may have more than the count says, and never less.
+    # Counted first: if letters come meanwhile, the list may have more than the count says, but never less.
     total = await transport.map_size(grid.client, map_of(job))
     async for listed in walk_letters(grid, job):
         if end is not None and (listed.dead.at, listed.id) >= end:
@@ -336,11 +304,7 @@ Owner = Literal["job", "sink", "source"]
 
 
 async def owner_of(grid: Grid, name: str) -> Owner | None:
-    """What has a name, as far as the grid knows: a source is known while it runs, and by what it has left.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """What kind of thing has a name, as far as the grid knows: sources by their records, positions or dead letters."""
     if await Jobs(grid).find(name) is not None:
         return "job"
     if await Records(grid, SINKS_MAP).get(name) is not None:

@@ -1,8 +1,8 @@
-"""Writing dead letters: no more than there may be, each once, and none that the cluster has already.
+"""Writing dead letters: within their limits, each once, and none that the grid has already.
 
-How many there may be, and how large, is a limit of all processes of a job, source or sink together. None of them asks
-the grid for each letter: now and then a process asks for the size of the map, and takes its share of the room that is
-left. Bytes are reckoned from that size and the mean size of the letters that the process has written.
+The limits of number and size are for all processes of a job, source or sink together. A process does not ask the grid
+for each letter: from time to time it asks for the size of the map, and takes its share of the room that is left. Bytes
+are estimated from that size and the mean size of the letters that the process has written.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 
 _USUAL_BYTES, _PART = 1_024, 10
 COUNT_SECONDS = 2.0
-"""Pause between two looks at the number of dead letters while there is no room; what was seen is old after that."""
+"""How long a look at the number of dead letters is valid."""
 
 SOUGHT = 10_000
-"""Letters that are sought in the grid between two looks while there is no room."""
+"""Letters that are looked up in the grid between two looks while there is no room."""
 
 SAY_SECONDS = 10.0
 """Pause between two lines in the log about dead letters."""
@@ -51,8 +51,8 @@ class Put(NamedTuple):
     """What became of some dead letters.
 
     Attributes:
-        new: How many were written; the grid had the others already, but for those that are left.
-        left: Those that there was no room for.
+        new: How many were written; the grid already had the others, except `left`.
+        left: Those without room.
     """
 
     new: int
@@ -69,10 +69,8 @@ class LetterWriter:
     """Writes the dead letters of one job, source or sink in one process.
 
     Args:
-        grid: The connection.
-        name: Of the job, source or sink.
         limits: Of all its processes together.
-        share: Part of the room that is left which this process may take at once, 0 to 1.
+        share: Part of the free room that this process may take at once, 0 to 1.
 
     Attributes:
         full: Why there was no room at the last look, for people; empty if there was.
@@ -96,10 +94,9 @@ class LetterWriter:
         self.full = ""
 
     def may_put(self, count: int) -> bool:
-        """Whether so many are worth a `put`.
+        """Whether this many are worth a `put`.
 
-        Where a look that is not old has shown that there is no room, that is to find those that the grid has already:
-        not so many that a flood costs as much as if there were room.
+        Without room, `put` only finds those that the grid already has: some, so that a flood costs less than with room.
         """
         if not self.full or self._grid.clock() - self._looked_at >= COUNT_SECONDS:
             return True
@@ -111,19 +108,19 @@ class LetterWriter:
         return self._writer.serialize_key(key)
 
     async def put(self, letters: Sequence[DeadLetter], *, until: float | None = None, within: bool = True) -> Put:
-        """Write those that the grid does not have, and that there is room for.
+        """Write those that the grid does not have, as far as there is room.
 
         Args:
             letters: In the order in which they were met.
-            until: Of the monotonic clock: when they must no longer be sent; each is sent once then.
-            within: Whether to keep within the limits. Without, all are written, and `full` says if that was too many.
+            until: See `MapWriter.put`.
+            within: Whether to keep within the limits. Without, all are written, and `full` says if they were too many.
 
         Raises:
             HazelcastError: At least one was not confirmed.
         """
         size = sum(len(dead.raw) for dead in letters)
         if within and self._under_way and self._under_way + size > self._limits.size:
-            return Put(0, list(letters))  # a member does not answer: what waits for it must not fill the memory
+            return Put(0, list(letters))  # a member does not answer: letters for it must not fill the memory
         self._under_way += size
         try:
             await self._writer.prepare()
@@ -146,13 +143,13 @@ class LetterWriter:
             self._under_way -= size
 
     def say(self, count: int, where: str, error: str, *, unkept: int = 0) -> None:
-        """Log what was rejected, with one of the reasons; not more often than every few seconds.
+        """Log what was rejected, with one of the reasons, every few seconds at most.
 
         Args:
             count: How many went to the dead letters.
-            where: One of them came from.
+            where: Where one of them came from.
             error: What was wrong with it.
-            unkept: How many did not, because there was no room.
+            unkept: How many did not, for lack of room.
         """
         self._unsaid += count
         self._unkept_unsaid += unkept
@@ -160,7 +157,7 @@ class LetterWriter:
             self._example = f"{where}: {error}"
         if unkept:
             self._unkept_example = f"{self.full}; {where}: {error}"
-        if self._saying is None:  # what is not said now is said later, though nothing more may come
+        if self._saying is None:  # otherwise it will be said then
             wait = self._said_at + SAY_SECONDS - self._grid.clock()
             if wait <= 0:
                 self._say()
@@ -168,7 +165,7 @@ class LetterWriter:
                 self._saying = asyncio.get_running_loop().call_later(wait, self._say)
 
     def close(self) -> None:
-        """Say what has not been said: nothing more may come."""
+        """Log what has not been logged."""
         if self._saying is not None:
             self._saying.cancel()
             self._say()
@@ -184,24 +181,16 @@ class LetterWriter:
         self._said_at, self._unsaid, self._unkept_unsaid, self._saying = self._grid.clock(), 0, 0, None
 
     async def count(self) -> int:
-        """How many there are in the grid.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """How many there are in the grid."""
         return await transport.map_size(self._grid.client, map_of(self._name))
 
     async def look(self) -> None:
-        """Look whether there is room for one more.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Look whether there is room for another."""
         async with self._looking:
             await self._look()
 
     async def _unknown(self, letters: Sequence[DeadLetter]) -> tuple[list[_Text], list[_Text]]:
-        """Those that the grid does not have, and those that it has otherwise; of several with one ID, the last."""
+        """The letters that the grid lacks, and those that it has in another form; of several with one ID, the last."""
         texts = {(text := _Text(dead, dead.id, encode(dead))).id: text for dead in letters}
         by_partition: dict[int, dict[bytes, _Text]] = {}
         for each in texts.values():
@@ -219,7 +208,7 @@ class LetterWriter:
         return list(texts.values()), again
 
     async def _take(self, letters: Sequence[_Text]) -> int:
-        """Take room for some letters; for how many, from the first, there was some."""
+        """Take room for letters; returns for how many, from the first, there was some."""
         if not letters:
             return 0
         async with self._looking:
@@ -243,11 +232,11 @@ class LetterWriter:
     async def _look(self, letters: Sequence[_Text] = ()) -> None:
         """Look how much room there is for letters like these."""
         there = await self.count()
-        if self._weight > there:  # what was written before and is gone says little of what is there
+        if self._weight > there:  # some of those that were weighed have been removed
             self._weighed *= there / self._weight
             self._weight = there
         largest = max((len(each.text) for each in letters), default=1)
-        # What others wrote is like ours if ours is a good part of it: one large letter says nothing of thousands.
+        # If ours are a good part of all, those of others are like ours: one large letter says nothing of thousands.
         mean = self._weighed / self._weight if self._weight and self._weight * _PART >= there else _USUAL_BYTES
         entries = self._limits.entries - there
         size = self._limits.size - self._weighed - (there - self._weight) * mean
@@ -259,14 +248,14 @@ class LetterWriter:
 
     def _why(self, there: int) -> str:
         if there >= self._limits.entries:
-            return f"there are {there:,} dead letters, and may be {self._limits.entries:,} (max_dead_letters)"
+            return f"there are {there:,} dead letters, and the limit is {self._limits.entries:,} (max_dead_letters)"
         return f"its {there:,} dead letters fill about {self._limits.size:,} bytes (max_dead_letter_bytes)"
 
 
 def _is_known(there: DeadLetter | None, dead: DeadLetter) -> bool:
     """Whether a dead letter need not be written again.
 
-    It must be if its event is being put back: it is removed then, unless it has changed.
+    It must be while its event is being replayed, which removes it unless it has changed.
     """
     if there is None or there.claim or (there.raw, there.error) != (dead.raw, dead.error):
         return False

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 DEFAULT_VERSION = os.environ.get("GRIDSCORE_HAZELCAST", "5.6.0")
-"""The newest of which all parts are published, the Kafka connector too; unless the environment says otherwise."""
+"""The newest whose parts are all published, Kafka connector included; or what the environment says."""
 
 _KAFKA_CONNECTOR = "hazelcast-jet-kafka"
-# A refresh of the download message. Frequent enough to show that it moves, rare enough for a log file.
+# Often enough to show progress, rarely enough for a log file.
 _PROGRESS_SECONDS = 1.0
 
 
@@ -49,31 +49,30 @@ def java_executable() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where we keep what can be made or downloaded again."""
+    """Where we keep what can be downloaded again."""
     return platformdirs.user_cache_path("gridscore")
 
 
 def member_jars(
     version: str = DEFAULT_VERSION, on_progress: Callable[[str], None] | None = None, *, kafka: bool = False
 ) -> list[Path]:
-    """The jars of a member: core and SQL; with the Kafka connector, also that and what it needs.
+    """The jars of a member: core and SQL; with `kafka`, the Kafka connector and what it needs as well.
 
-    They are downloaded once. After that their paths come from a small file of ours, without a look at the network.
+    They are downloaded once. After that their paths come from a small file of ours, without the network.
 
     Args:
-        version: Hazelcast's version.
         on_progress: Called with a line for people while a download runs.
-        kafka: Whether its SQL is to read Kafka's topics.
+        kafka: Whether SQL is to read Kafka topics.
 
     Raises:
-        MemberError: They are not in the cache and cannot be downloaded.
+        MemberError: They are not in the cache, and cannot be downloaded.
     """
     known = cache_folder() / f"member-jars-{version}{'-kafka' if kafka else ''}.json"
     wanted = [_jar(artifact) for artifact in _artifacts(version, kafka=kafka)]
     if jars := _remembered(known, wanted):
         return jars
     known.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{known}.lock"):  # several tests or users of one machine may start at the same moment
+    with FileLock(f"{known}.lock"):  # several processes may start at the same moment
         if jars := _remembered(known, wanted):
             return jars
         jars = _download(version, on_progress or (lambda _: None), kafka=kafka)
@@ -88,7 +87,7 @@ def _remembered(known: Path, wanted: list[str]) -> list[Path]:
         jars = [Path(jar) for jar in json.loads(known.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
         return []
-    # Another version of ours may have wanted others.
+    # Another version of Gridscore may have wanted others.
     return jars if [jar.name for jar in jars] == wanted and all(jar.is_file() for jar in jars) else []
 
 
@@ -99,8 +98,8 @@ def _download(version: str, on_progress: Callable[[str], None], *, kafka: bool =
     folder = cache_folder() / "jars"
     folder.mkdir(parents=True, exist_ok=True)
     jars = []
-    # The downloader writes to the final name, so an interrupted file would look whole the next time: it gets a folder
-    # of its own, and only whole files (it compares their checksums) are moved to where we keep them.
+    # The downloader writes to the final name, so an interrupted file would look whole the next time. It gets a folder
+    # of its own, and files are moved out once it has compared their checksums.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         maven = MavenContext(
             resolver=PythonResolver(progress_callback=_megabytes(version, 60 if kafka else 40, on_progress)),
@@ -118,7 +117,7 @@ def _download(version: str, on_progress: Callable[[str], None], *, kafka: bool =
                 else:
                     try:
                         maven.project(group, name).at_version(artifact_version).artifact().resolve().replace(kept)
-                    except Exception as error:  # jgo lets those of requests and the file system through
+                    except Exception as error:  # jgo does not wrap those of requests and the file system
                         raise _download_failed(name, artifact_version, error) from error
             jars.append(kept)
     return jars
@@ -130,7 +129,7 @@ def _jar(artifact: tuple[str, str, str]) -> str:
 
 
 def _artifacts(version: str, *, kafka: bool = False) -> Iterator[tuple[str, str, str]]:
-    # Named one by one: a resolver reads 250 POMs, which takes a minute, to arrive at this very list.
+    # Listed here because a resolver reads 250 POMs, which takes a minute, to find the same.
     yield "com.hazelcast", "hazelcast", version
     yield "com.hazelcast", "hazelcast-sql", version
     if not kafka:
@@ -150,7 +149,7 @@ def _download_failed(name: str, version: str, error: Exception) -> MemberError:
     if isinstance(error, (requests.ConnectionError, requests.Timeout)):
         return MemberError(
             f"{what} {version} is not on this machine yet, and Maven Central cannot be reached to get it.",
-            "Connect to the network once (or set HTTPS_PROXY); later starts need none. "
+            "Connect to the network once (or set HTTPS_PROXY); later starts do not need it. "
             "Or use a cluster that already runs: --members HOST:PORT.",
         )
     if "not found" in str(error):
@@ -161,12 +160,12 @@ def _download_failed(name: str, version: str, error: Exception) -> MemberError:
         )
     return MemberError(
         f"{what} {version} could not be downloaded: {str(error).strip() or type(error).__name__}",
-        "Try again; if that does not help, something between here and Maven Central changes or cuts what comes.",
+        "Try again; if that does not help, something between here and Maven Central changes or cuts downloads.",
     )
 
 
 def _megabytes(version: str, size: int, on_progress: Callable[[str], None]) -> Callable[[str, int], Any]:
-    """What the downloader calls for each file, and then for each piece of it."""
+    """A callback of the downloader for each file; it gives one for each piece of it."""
     received, told = 0, 0.0
 
     @contextlib.contextmanager

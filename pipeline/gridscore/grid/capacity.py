@@ -18,20 +18,20 @@ DEFAULT_CAPACITY = 10_000
 """What Hazelcast gives a journal whose capacity is not configured, shared by all partitions."""
 
 _ENTRY_BYTES = (50, 250)
-"""What an entry of 90 bytes costs in a full ring, while it is in the map still and once it was replaced or removed."""
+"""What an entry of 90 bytes costs in a full ring, while the map still has it, and after."""
 
 
 def journal_bytes(capacity: int, replicas: int) -> tuple[int, int]:
     """Bytes of heap that a full journal takes over all members, for events of 90 bytes: from, to.
 
-    Hazelcast shows them nowhere. An event that is still in the map shares its bytes with it.
+    Hazelcast shows them nowhere. The map and the journal share the bytes of an event that both have.
     """
     least, most = _ENTRY_BYTES
     return least * capacity * replicas, most * capacity * replicas
 
 
 class Source(StrEnum):
-    """Where a capacity is known from."""
+    """How a capacity is known."""
 
     CONFIGURED = "configured"
     SEEN = "seen"
@@ -43,10 +43,9 @@ class Capacity:
     """Capacity of the journal of one map.
 
     Attributes:
-        partition: Entries that the ring of each partition holds; what is older is overwritten.
-        partitions: Of the cluster.
-        source: Where that is known from: the members' configuration; a ring that is full; or an assumption, the larger
-            of Hazelcast's default and what a ring holds now, which may be less than the truth and is never more.
+        partition: Entries that the ring of each partition holds; older ones are overwritten.
+        source: The members' configuration; a full ring; or an assumption, the larger of Hazelcast's default and what a
+            ring holds now, which may be less than the truth and is never more.
     """
 
     partition: int
@@ -62,16 +61,11 @@ class Capacity:
 async def journal_capacity(grid: Grid, map_name: str, *, most: int | None = None) -> Capacity | None:
     """Capacity of the journal of a map; None if the map has none.
 
-    A cluster that tells its configuration to Management Center only (`management-center.trusted-interfaces`) is asked
-    for the bounds of all journals instead: a ring that has dropped its oldest entries is full, so it shows its size.
+    If only Management Center may see the configuration (`management-center.trusted-interfaces`), the bounds of the
+    journals are read instead: a ring that has dropped its oldest entries is full, and so shows its size.
 
     Args:
-        grid: The connection.
-        map_name: The map.
-        most: Partitions to ask for at most, of those that are spread over all; what is found may then be less.
-
-    Raises:
-        GridError: The cluster did not answer.
+        most: How many partitions to look at, spread over all; what is found may then be less.
     """
     count = grid.partition_count
     config = await first_config(grid)

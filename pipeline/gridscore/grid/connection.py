@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 DEFAULT_ADDRESS = "127.0.0.1:5701"
 
 SEARCHES = 4
-"""Reads that may be under way at once of those that look for events which were just put."""
+"""How many reads that look for events that were just put may be under way at once."""
 
 
 class Grid:
@@ -42,10 +42,7 @@ class Grid:
     Attributes:
         client: The Hazelcast client underneath, for what this class does not offer.
         name: What this client is called in the cluster's own views.
-        clock: Monotonic seconds, by which leases are timed; a stub of a cluster may have a clock of its own.
-        bad_records: What was met in control maps and is not a record.
-        heaps: How much more may be put before a member is out of memory.
-        watches: Who hears of changes of control maps.
+        clock: Monotonic seconds, by which leases are timed; a stub of a cluster has its own clock.
     """
 
     def __init__(self, client: HazelcastClient, settings: GridSettings) -> None:
@@ -54,7 +51,7 @@ class Grid:
         self.name: str = client.name
         self.parked_reads: dict[Any, Any] = {}  # of journals, see `journal`
         self.journalled: dict[str, int | None] = {}  # maps that have a journal, and what it holds over all partitions
-        self.config_look: asyncio.Future[Any] | None = None  # at the members' configuration, under way; likewise
+        self.config_look: asyncio.Future[Any] | None = None  # the look at the members' configuration under way
         self.searches = asyncio.Semaphore(SEARCHES)  # of journals, see `sequences`
         self.clock: Callable[[], float] = time.monotonic
         self.bad_records = BadRecords()
@@ -70,7 +67,7 @@ class Grid:
         self._replaced = asyncio.Event()
         self._cluster_id = transport.cluster_id(client)
         client.lifecycle_service.add_listener(self._lifecycle_changed)
-        # A member that leaves takes its undelivered events along, even if others stay connected.
+        # Events that a member had not delivered are lost when it leaves, even if others stay connected.
         transport.on_connection_opened(client, self._connection_opened)
         client.cluster_service.add_listener(self._members_changed, self._members_changed)
 
@@ -100,16 +97,21 @@ class Grid:
         """Whether there is a connection to the cluster now, as far as the client knows."""
         return self.is_running and not self._was_disconnected
 
+    def may_recover_from(self, error: Exception) -> bool:
+        """Whether a retry may help: the cluster did not answer. Other errors of the grid have their own classes."""
+        of_the_grid = isinstance(error, HazelcastError) or type(error) in (GridError, ConnectionFailedError)
+        return of_the_grid and self.is_running
+
     async def map(self, name: str) -> Any:
         """The map of that name. Creating the proxy creates the map in the cluster if it does not exist."""
         if name not in self._maps:
-            # The client would cancel whoever else waits for the same proxy, together with us.
+            # If we were cancelled, the client would cancel everybody who waits for the same proxy.
             self._maps[name] = await asyncio.shield(self.client.get_map(name))
         return self._maps[name]
 
     async def has_map(self, name: str) -> bool:
         """Whether a map of that name exists in the cluster, without creating it."""
-        # A map that was destroyed and then filled by a client that still knew it has entries, but no name.
+        # A map that was destroyed, and then filled by a client that still knew it, has entries but no name.
         return name in await transport.map_names(self.client) or await transport.map_size(self.client, name) > 0
 
     async def require_map(self, name: str) -> None:
@@ -125,17 +127,17 @@ class Grid:
             )
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back whenever a member has been connected anew; returns a function that ends it."""
+        """Call back whenever a connection to a member was opened; returns a function that ends it."""
         self._on_reconnect.append(callback)
         return lambda: self._on_reconnect.remove(callback)
 
     def on_member_change(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back whenever a member has come or gone; returns a function that ends it."""
+        """Call back whenever a member has joined or left; returns a function that ends it."""
         self._on_member_change.append(callback)
         return lambda: self._on_member_change.remove(callback)
 
     def on_replaced(self, callback: Callable[[], None]) -> None:
-        """Call back when the cluster was replaced by another one, before anything is read from that."""
+        """Call back when another cluster has replaced this one, before anything is read from it."""
         self._on_replaced.append(callback)
 
     async def close(self) -> None:
@@ -163,14 +165,14 @@ class Grid:
         return ClusterReplacedError(
             f"The cluster `{self.settings.cluster_name}` was replaced by another one: the events, jobs, models and "
             "offsets that it kept in memory are gone.",
-            "Submit the jobs and push the models again, then start again what has ended.",
+            "Submit the jobs and push the models again, then restart what has ended.",
         )
 
     async def while_same(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run something that relies on what the cluster keeps, and cancel it once the cluster is another one.
+        """Run something that relies on what the cluster keeps; cancel it when another cluster replaces this one.
 
         Raises:
-            ClusterReplacedError: It is.
+            ClusterReplacedError: One has.
         """
         task = asyncio.ensure_future(work)
         replaced = asyncio.ensure_future(self._replaced.wait())
@@ -194,7 +196,7 @@ class Grid:
 
 
 def or_local_cluster(settings: GridSettings) -> GridSettings:
-    """The settings, or those of the cluster that `gridscore up` runs on this machine if they do not say where."""
+    """The settings; if they name no members, those of the cluster that `gridscore up` runs on this machine."""
     if settings.members:
         return settings
     from gridscore.grid.member import running_cluster
@@ -211,12 +213,11 @@ async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
     """Connect to the cluster that the settings name.
 
     Args:
-        settings: Where the cluster is.
         name: What this client is called in the cluster's own views.
 
     Raises:
-        ConnectionFailedError: No member answered in `connect_timeout`, or the cluster refused this client.
-        UnsupportedClientError: The installed client is not the version that the journal protocol needs.
+        ConnectionFailedError: No member answered within `connect_timeout`, or the cluster refused this client.
+        UnsupportedClientError: The journal protocol needs another version of the client.
     """
     transport.check_client_version()
     addresses = list(settings.members) or [DEFAULT_ADDRESS]
@@ -248,16 +249,16 @@ def _client_config(settings: GridSettings, addresses: list[str], name: str) -> C
     config.client_name = name
     config.cluster_name = settings.cluster_name
     config.cluster_members = addresses
-    # A worker waits for a lost cluster as long as it takes; `connect` bounds only the first search.
+    # A worker waits for a lost cluster for as long as it takes; only the first search is bounded.
     config.cluster_connect_timeout = -1
-    # So there is time to ask another one if a member hangs.
+    # If a member hangs, there must be time to ask another.
     config.connection_timeout = min(5.0, settings.connect_timeout / 2)
     config.retry_initial_backoff = 0.2
     config.retry_max_backoff = 2.0
     config.reconnect_mode = ReconnectMode.ON
     config.invocation_timeout = settings.invocation_timeout
-    # A write whose backup did not answer is not a success, and one whose fate is unknown is not sent twice: both are
-    # reported, and read back by whoever wrote.
+    # A write whose backup did not answer is not a success, and one of unknown fate is not sent twice: both are
+    # reported, and the writer reads back what happened.
     config.fail_on_indeterminate_operation_state = True
     config.redo_operation = False
     if settings.username is not None:

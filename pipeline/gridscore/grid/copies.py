@@ -1,8 +1,7 @@
 """Live local copies of lookup maps: loaded once, kept current by a listener, checked, and loaded again when in doubt.
 
-Listeners of Hazelcast may come back from a reconnect having missed events (hazelcast#8847, #12857). A copy is therefore
-loaded anew after every reconnect and whenever its size is not the map's, in place: a reader of the table never sees a
-half-empty copy. How long ago it was last known to be right is its `age`.
+Hazelcast's listeners may miss events around a reconnect (hazelcast#8847, #12857). A copy is therefore loaded again
+after every reconnect, and whenever its size is not the map's; in place, so that no reader sees a half-empty table.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, LookupTooLargeError
 from gridscore.grid import transport, wire
+from gridscore.grid.cutting import JSON, STRING
 from gridscore.grid.entries import walk
 from gridscore.grid.writer import partition_of
 
@@ -34,17 +34,16 @@ _log = logging.getLogger(__name__)
 _LOAD_BATCH = 4_096
 _LOAD_CONCURRENCY = 16
 _SPREAD_SECONDS = 10.0
-_JSON, _STRING = -130, -11
 
 
 class Table(Protocol):
-    """What a copy feeds: the entries of one map by key."""
+    """What a copy fills: the entries of one map by key."""
 
     def put(self, key: Any, payload: bytes) -> None:
-        """Take an entry; the payload is JSON text in UTF-8, or whatever was in the map if it was not JSON."""
+        """Take an entry; the payload is what `payload` made of its value."""
 
     def remove(self, key: Any) -> None:
-        """Forget an entry; nothing happens if there is none."""
+        """Forget an entry, if it is there."""
 
     def keys(self) -> Iterable[Any]:
         """The keys held now."""
@@ -57,9 +56,7 @@ class LiveCopy:
     """A copy of a whole map in a table of this process.
 
     Args:
-        grid: The connection.
-        map_name: The map to copy.
-        table: What to feed; it is only touched from the event loop.
+        table: What to fill; only the event loop touches it.
         max_entries: Entries that it may hold.
         verify_seconds: Pause between two comparisons of its size with the map's.
         reload_seconds: Age of the last load at which the map is loaded again, whatever the sizes say.
@@ -94,7 +91,7 @@ class LiveCopy:
 
     @property
     def age(self) -> float:
-        """Seconds since the copy was last known to hold what the map held: since its load, for sizes show no values."""
+        """Seconds since the copy surely held what the map held: since its load, for equal sizes prove nothing."""
         return time.monotonic() - self._loaded_at
 
     async def start(self) -> None:
@@ -103,7 +100,6 @@ class LiveCopy:
         Raises:
             MapNotFoundError: There is no such map.
             LookupTooLargeError: It has more entries than the copy may hold.
-            GridError: The cluster did not answer.
         """
         await self._grid.require_map(self.map_name)
         self._stop_watching = self._grid.on_reconnect(self._reconnected)
@@ -116,7 +112,7 @@ class LiveCopy:
         self._task = asyncio.create_task(self._follow(), name=f"copy of {self.map_name}")
 
     async def _listen(self) -> None:
-        """Hear of changes, by a new listener: that of a map that was destroyed hears nothing of what is put later."""
+        """Register a new listener: the old one of a map that was destroyed hears nothing more."""
         proxy, before = await self._grid.map(self.map_name), self._registration
         self._registration = await proxy.add_entry_listener(
             include_value=True,
@@ -133,12 +129,12 @@ class LiveCopy:
             await proxy.remove_entry_listener(before)
 
     def _destroyed(self, event: DistributedObjectEvent) -> None:
-        """Load it again at once: a map that is filled again to the same size would look unchanged."""
+        """Load again at once: a map that is refilled to the same size would look unchanged."""
         if event.name == self.map_name and event.event_type == DistributedObjectEventType.DESTROYED:
             self._doubt.set()
 
     def _reconnected(self) -> None:
-        """Load it again, but not at the same moment as all other processes that a member has come back to."""
+        """Load again, but not at the same moment as all other processes that lost the member."""
         asyncio.get_running_loop().call_later(random.uniform(0, _SPREAD_SECONDS), self._doubt.set)  # noqa: S311
 
     async def close(self) -> None:
@@ -171,7 +167,7 @@ class LiveCopy:
                 await self._check()
             except Exception as error:  # noqa: BLE001 -- a copy that is no longer checked would grow stale unseen
                 text = str(error) or type(error).__name__
-                if text != self.trouble:  # it is tried every second, and may last for hours
+                if text != self.trouble:  # tried every second, perhaps for hours
                     _log.warning(
                         "The copy of `%s` could not be checked, it is %.0f s old: %s",
                         self.map_name,
@@ -193,7 +189,7 @@ class LiveCopy:
             if size == len(self._table):
                 return
             if changes != self.changes:
-                return  # it is changing right now: compare again next time
+                return  # it is changing now: compare again next time
             _log.warning(
                 "The copy of `%s` has %d entries, the map %d: loading it again",
                 self.map_name,
@@ -207,7 +203,7 @@ class LiveCopy:
     async def _load(self) -> None:
         began = time.monotonic()
         await self._refuse_if_too_large(await (await self._grid.map(self.map_name)).size())
-        # First the listener, then the load: nothing that changes in between is missed.
+        # First the listener, then the load: no change in between is missed.
         await self._listen()
         self._touched = set()
         seen: set[Any] = set()
@@ -239,7 +235,7 @@ class LiveCopy:
             for key_data, value_data in entries:
                 key = self._key(key_data)
                 seen.add(key)
-                # What the listener said while we load is newer than what we load.
+                # What the listener has said meanwhile is newer than what we load.
                 if self._touched is None or key not in self._touched:
                     table.put(key, payload(value_data))
             await self._refuse_if_too_large(len(seen))
@@ -248,7 +244,7 @@ class LiveCopy:
         try:
             return transport.to_object(self._grid.client, data)
         except HazelcastError:
-            return data  # of a type that cannot be read: no event has such a key, but it is there to be counted
+            return data  # unreadable: no event has such a key, but the entry counts
 
     async def _refuse_if_too_large(self, size: int) -> None:
         if size > self._max_entries:
@@ -264,13 +260,13 @@ class LiveCopy:
         try:
             key, text = event.key, _text(event.value)
         except HazelcastError:
-            return  # of a type that cannot be read; the next check counts it
+            return  # unreadable; the next check counts it
         if self._touched is not None:
             self._touched.add(key)
         if len(self._table) < self._max_entries:
             self._table.put(key, text)
         else:
-            # The next check finds that the sizes differ, and then fails with the reason.
+            # The next check finds that the sizes differ, and fails with the reason.
             self._table.remove(key)
 
     def _removed(self, event: Any) -> None:
@@ -284,15 +280,14 @@ class LiveCopy:
         self._table.remove(key)
 
     def _all_gone(self, _event: object) -> None:
-        # Members keep no order between this event and those of keys: entries that are put after it may be here before
-        # it. So nothing is removed: the map is loaded again.
+        # Members do not order this event and those of keys: later puts may have arrived before it. So load again.
         self.changes += 1
         self._doubt.set()
 
 
 def payload(value_data: bytes) -> bytes:
     """JSON text of a serialized value; empty if it is neither JSON nor a string."""
-    if len(value_data) >= 12 and int.from_bytes(value_data[4:8], "big", signed=True) in (_JSON, _STRING):
+    if len(value_data) >= 12 and int.from_bytes(value_data[4:8], "big", signed=True) in (JSON, STRING):
         return value_data[12:]
     return b""
 
@@ -304,7 +299,7 @@ def _text(value: Any) -> bytes:
 
 
 class Fetcher:
-    """Looks up the keys of one batch in the grid, for maps too big to copy. Nothing is kept between batches."""
+    """Looks up the keys of one batch in the grid, for maps too big to copy; keeps nothing between batches."""
 
     def __init__(self, grid: Grid, map_name: str) -> None:
         self._grid = grid

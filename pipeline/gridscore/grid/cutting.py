@@ -1,6 +1,6 @@
-"""The inner loops of the wire in Python: what runs where `_wire.c` is not compiled, and says what it does.
+"""The inner loops of the wire in Python: they run where `_wire.c` is not compiled, and document what it does.
 
-`find_message`, `cut_items` and `join_entries` are taken from here by the rest of the room, compiled or not.
+The rest of the room takes `find_message`, `cut_items` and `join_entries` from here, compiled or not.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
     Buffer: TypeAlias = bytes | bytearray | memoryview
 
-_FRAME = struct.Struct("<iH")
-_FINAL = 1 << 13
-_INT = struct.Struct("<i")
+FRAME = struct.Struct("<iH")
+"""Length of the whole frame, and flags."""
+FINAL = 1 << 13
+INT = struct.Struct("<i")
+JSON, STRING = -130, -11
+"""Hazelcast's types of serialized values."""
+TEXT_HEADER = struct.Struct(">iii")
+"""What precedes a serialized text: hash, type, length."""
 # frame header and hash, type, 1, factory, class of the item; event type, length of the key
 _ITEM = struct.Struct(">6x17xii")
 _ITEM_HEADER = 31
@@ -27,29 +32,27 @@ _LENGTH = struct.Struct(">i")
 _TEXT = struct.Struct(">4xii")
 """Hash, then type and, if it is text, length of the text."""
 _PUT_KINDS = frozenset((1, 4, 512))
-_TEXT_TYPES = frozenset((-130, -11))
-_JSON_HEADER = struct.Struct(">iii")
+_TEXT_TYPES = frozenset((JSON, STRING))
 
 
 def _find_message(buffer: Buffer, position: int, end: int, largest: int) -> tuple[int, bool, int]:
     """Walk over the frames of a message.
 
     Args:
-        buffer: What was received.
         position: Where a frame begins.
         end: Of what was received.
-        largest: Bytes of a frame that is believed.
+        largest: Bytes above which a frame is not believed.
 
     Returns:
         Where the last whole frame ends; whether it was the last one of a message, where the walk stops; and the length
-        of the frame that is not there yet, 0 if even that is not, -1 if it cannot be one.
+        of the incomplete frame behind it: 0 if not even that has arrived, -1 if it cannot be one.
 
     Raises:
         ValueError: `position` or `end` are not in the buffer.
     """
     if position < 0 or end > memoryview(buffer).nbytes:
         raise ValueError("bounds outside of the buffer")
-    header = _FRAME.unpack_from
+    header = FRAME.unpack_from
     while end - position >= 6:
         length, flags = header(buffer, position)
         if not 6 <= length <= largest:
@@ -57,7 +60,7 @@ def _find_message(buffer: Buffer, position: int, end: int, largest: int) -> tupl
         if length > end - position:
             return position, False, length
         position += length
-        if flags & _FINAL:
+        if flags & FINAL:
             return position, True, 0
     return position, False, 0
 
@@ -67,21 +70,19 @@ def _cut_items(
 ) -> tuple[list[int], list[bytes], list[bytes], dict[int, int]]:
     """Cut the items of a journal's page; removals are left out.
 
-    The layout of an item is in the shared notes on Hazelcast: type, kind of event, then key, new value and old value,
-    each with its length in front.
+    An item is its type and the kind of event, then key, new value and old value, each preceded by its length.
 
     Args:
-        body: The answer.
         position: Where the frame of the first item begins.
         first: Its sequence.
         count: Of the items.
 
     Returns:
-        Sequences, serialized keys, texts (serialized values as a whole where they are neither JSON nor string), and
-        the Hazelcast type of the latter by row.
+        Sequences, serialized keys, texts (whole serialized values where they are neither JSON nor string), and the
+        Hazelcast type of the latter by row.
 
     Raises:
-        ValueError: An item is longer than what is there, or its parts are longer than it.
+        ValueError: An item is longer than the answer, or its parts are longer than the item.
     """
     if position < 0:
         raise ValueError(_MALFORMED)
@@ -91,7 +92,7 @@ def _cut_items(
     keys: list[bytes] = []
     values: list[bytes] = []
     foreign: dict[int, int] = {}
-    unpack_length, unpack_item, unpack_text = _INT.unpack_from, _ITEM.unpack_from, _TEXT.unpack_from
+    unpack_length, unpack_item, unpack_text = INT.unpack_from, _ITEM.unpack_from, _TEXT.unpack_from
     add_sequence, add_key, add_value = sequences.append, keys.append, values.append
     try:
         for sequence in range(first, first + count):
@@ -127,15 +128,15 @@ def _cut_items(
 _MALFORMED = "an item of the journal ends before its parts do"
 
 
-# Sizes repeat: what stands before a key or text of some size is made once, and looked up after that.
+# Sizes repeat, so headers are cached.
 @lru_cache(maxsize=4096)
 def _key_header(size: int) -> bytes:
-    return _FRAME.pack(size + 6, 0)
+    return FRAME.pack(size + 6, 0)
 
 
 @lru_cache(maxsize=4096)
 def _value_header(size: int) -> bytes:
-    return _FRAME.pack(size + 18, 0) + _JSON_HEADER.pack(0, -130, size)
+    return FRAME.pack(size + 18, 0) + TEXT_HEADER.pack(0, JSON, size)
 
 
 def _join_entries(prefix: Buffer, keys: list[bytes], texts: list[bytes], suffix: Buffer) -> bytearray:

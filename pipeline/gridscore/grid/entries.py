@@ -1,4 +1,4 @@
-"""The entries of a map as they are serialized: those of a partition page by page, or those of some keys."""
+"""The serialized entries of a map: those of a partition page by page, or those of some keys."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 async def walk(grid: Grid, name: str, partition: int, page: int) -> AsyncGenerator[list[tuple[bytes, bytes]], None]:
     """Keys and values of a partition of a map, about `page` at a time.
 
-    What is put or removed meanwhile may be met or not; what stays is met, perhaps twice.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
+    Entries that stay are all yielded, some perhaps twice; those that are put or removed meanwhile may be.
     """
     pointers = [wire.FIRST_ENTRY]
     while pointers[-1][0] >= 0:
@@ -28,11 +25,7 @@ async def walk(grid: Grid, name: str, partition: int, page: int) -> AsyncGenerat
 
 
 async def values_of(grid: Grid, name: str, partition: int, keys: Iterable[bytes]) -> dict[bytes, bytes]:
-    """Values by key of those keys that have one; all must lie in that partition.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Values by key, of the keys that have one; all must lie in that partition."""
     wanted = list(dict.fromkeys(keys))
     if not wanted:
         return {}

@@ -1,16 +1,16 @@
-"""The process between us and the members: it starts them, and stops them when we end, however we end.
+"""The process between us and the members: starts them, and stops them when we end, however we end.
 
 It runs on its own (`python guard.py`, standard library only), is the parent of the members, and holds a pipe from the
-process that wants them. The pipe closes when that process ends, even by kill -9: then the members are stopped. Terminal
-signals do not reach it or them, because it leads its own session.
+process that wants them. The pipe closes when that process ends, even by kill -9: then the members are stopped. It leads
+its own session, so signals from a terminal reach neither it nor them.
 
-Requests come as JSON lines on its standard input, answers leave on its standard output:
+Requests are JSON lines on its standard input, answers on its standard output:
 
     {"start": 0, "command": [...], "environment": {...}, "log": "..."}  ->  {"started": 0, "pid": 123}
     {"kill": 0}                                                         ->  (the exit follows)
     (any member ended)                                                  ->  {"exited": 0, "code": -9}
 
-A member's environment is ours and what the request adds to it.
+A member's environment is ours, with what the request adds.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A member that is told to go terminates within a second or two; one that hangs is killed after this.
+# A member ends within a second or two when it is told to; one that hangs is killed after this.
 STOP_SECONDS = 15.0
 _TICK_SECONDS = 0.2
 
 
 def main() -> None:
-    """Serve until the pipe closes, the parent is gone or we are told to end; then stop all members."""
+    """Serve until the pipe closes, the parent has ended or we are told to end; then stop all members."""
     parent = os.getppid()
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
@@ -45,7 +45,7 @@ def main() -> None:
     requests: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     try:
-        while os.getppid() == parent:  # a forked child of the parent may keep the pipe open after the parent's death
+        while os.getppid() == parent:  # a child that the parent forked may keep the pipe open after its death
             try:
                 line = requests.get(timeout=_TICK_SECONDS)
             except queue.Empty:
@@ -87,7 +87,7 @@ def _serve(
 
 
 def _die_with_us() -> Callable[[], None] | None:
-    """On Linux, what makes the kernel kill a member if this very process is killed before it can do so."""
+    """On Linux, a function that has the kernel kill a member if this process is killed first."""
     if not sys.platform.startswith("linux"):
         return None
     import ctypes
@@ -107,7 +107,7 @@ def _read(requests: queue.SimpleQueue[str | None]) -> None:
 
 
 def _say(answer: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody listens any more; the pipe tells us in a moment
+    with contextlib.suppress(OSError, ValueError):  # nobody listens any more; the pipe will tell
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

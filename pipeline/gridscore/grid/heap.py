@@ -1,14 +1,13 @@
 """Room in the members' heaps: how much more may be put before one of them runs out of memory.
 
-Members measure their heaps every few seconds. Between two measurements a process may put no more than a part of what is
-free then, so that nothing is overrun meanwhile: near `STOP` that is little, and from there on nothing. Others put as
-well, and processes do not see each other. So each takes the share of that part which it had of what the heap grew by
-lately, and begins with a small one.
+Members measure their heaps every few seconds. Between two measurements a process may put only a part of what is free:
+little near `STOP`, and above it nothing. Processes do not see each other, so each takes a share of that part: what it
+contributed to the heap's latest growth, and a small one at first.
 
-What is used includes garbage: a healthy member may be at 99 % before it collects. So what counts is the lowest
-measurement since the last collection, with what we have put since. Members collect garbage when they need room for
-something: whoever puts nothing may wait for long. So a little is put up to the very end, until a measurement after a
-collection says that no more fits.
+Use includes garbage: a healthy member may be at 99 % before it collects. So what counts is the lowest measurement since
+the last collection, plus what we have put since. Members collect garbage only when they need room, so a producer that
+put nothing might wait for long: it goes on to put a little until a measurement after a collection says that no more
+fits.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError, TargetDisconnectedError
 
 from gridscore.errors import GridError
-from gridscore.grid.management import read_heap
+from gridscore.grid.management import address_of, read_heap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,42 +32,42 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SLOW = 0.8
-"""Part of a heap from which on producers are slowed down so much that it is worth a word."""
+"""Part of a heap from which on producers are slowed down noticeably."""
 
 STOP = 0.93
-"""Part of a heap above which nothing is put any more. The rest is for what members do with what there is."""
+"""Part of a heap above which nothing more is put. Members need the rest for their own work."""
 
 _BEFORE_SLOW, _BEFORE_STOP = 1 / 2, 1 / 8
-"""Parts of what is free up to these that may be put between two measurements; the larger counts."""
+"""Parts of what is free below `SLOW` and `STOP` that may be put between two measurements; the larger counts."""
 
 _LEAST_SHARE = 1 / 16
-"""Of what may be put at all, a process takes so much at first, and at the least: up to 16 cannot overrun a heap."""
+"""A process's share at first, and at least: 16 of them cannot overrun a heap."""
 
 _LEAST = 1 / 256
-"""Part of a heap that may be put between two measurements until it is known that garbage is not what fills it."""
+"""Part of a heap that may always be put between two measurements while garbage may be what fills it."""
 
 _TO_END = 1 / 8
-"""Part of what is free with garbage counted, above `SLOW`: it bounds what several processes put unseen."""
+"""Above `SLOW`, part of what is free with garbage counted that may be put: it bounds what several processes put."""
 
 _LEAST_SHARE_TO_END = 1 / 4
-"""Of that, a process takes so much at the least: 16 of them put half of what is free."""
+"""A process's share of that, at least: 16 of them put half of what is free."""
 
 HEAP_ADVICE = (
     "Remove entries or maps that nobody needs, or give the members more heap, or start more members. A journal keeps "
     "what is removed from its map until newer events overwrite it: a smaller `capacity` keeps less."
 )
 
-MEASURE_ADVICE = "Let members measure oftener: `metrics: {collection-frequency-seconds: 1}` in their hazelcast.yaml."
+MEASURE_ADVICE = "Let members measure more often: `metrics: {collection-frequency-seconds: 1}` in their hazelcast.yaml."
 
 ENTRY_BYTES = 200
-"""What an entry takes beside its text: its key, its record, its place in the journal."""
+"""What an entry takes besides its text: its key, its record, its place in the journal."""
 
 UNDER_WAY = 1 / 32
-"""Part of the smallest heap that may be under way from here at once."""
+"""Part of the smallest heap that this process may have under way at once."""
 
 _ANSWER_SECONDS = 10.0
 _MISSING_SECONDS = 60.0
-"""How long a member that does not tell is not asked again."""
+"""How long a member that reports no heap is not asked again."""
 
 _RETRY_SECONDS = 1.0
 _STALE_SECONDS = 10.0
@@ -80,7 +79,7 @@ class MemberHeap:
 
     Attributes:
         address: Where the cluster says that it is.
-        used: Bytes in use; garbage that was not collected yet counts, too.
+        used: Bytes in use, uncollected garbage included.
         most: Bytes that it may have.
         refusal: Why it is not known; the figures are 0 then.
         collections: How often garbage was collected.
@@ -110,15 +109,10 @@ def size_text(count: int) -> str:
 
 
 async def look_at_heaps(grid: Grid, seconds: float = _ANSWER_SECONDS) -> list[MemberHeap]:
-    """How full the heaps were when the members last measured them. One that does not tell is in the list, with why.
-
-    Args:
-        grid: The connection.
-        seconds: How long answers are waited for.
-    """
+    """The heaps as the members last measured them; with a refusal where one is not known."""
 
     async def look(member: Any) -> MemberHeap:
-        address = _address(member)
+        address = address_of(member)
         try:
             async with asyncio.timeout(seconds):
                 sample, _ = await read_heap(grid, member.uuid, 0)
@@ -132,7 +126,7 @@ async def look_at_heaps(grid: Grid, seconds: float = _ANSWER_SECONDS) -> list[Me
 
 
 class _Mark(NamedTuple):
-    """A measurement, what we had put until then, and whether a collection was seen before it."""
+    """A measurement, what we had put by then, and whether a collection preceded it."""
 
     sample: Sample
     spent: int
@@ -140,9 +134,9 @@ class _Mark(NamedTuple):
 
 
 class _Marks(NamedTuple):
-    """The lowest measurement since the last collection, with what we have put since, and the last one; and our share.
+    """The lowest measurement since the last collection, the last one, and our share of the heap's growth.
 
-    The share is the part of what a heap has grown by that we have put: with garbage, and what others put.
+    Garbage, and what others put, make up the rest of the growth.
     """
 
     floor: _Mark
@@ -151,7 +145,7 @@ class _Marks(NamedTuple):
 
     @property
     def used(self) -> int:
-        """What is used if all that we have put since the floor is there to stay."""
+        """What is used if all that we have put since the floor stays."""
         return self.floor.sample.used + self.last.spent - self.floor.spent
 
     @property
@@ -166,7 +160,7 @@ class _Marks(NamedTuple):
             return cls(_Mark(sample, spent), _Mark(sample, spent))
         collected = sample.collections != before.last.sample.collections
         last = _Mark(sample, spent, collected or before.floor.collected)
-        since = before.floor if collected else before.last  # what is left of both has no, or the same, garbage in it
+        since = before.floor if collected else before.last  # the two differ by what was put, not by garbage
         share, ours, grown = before.share, spent - since.spent, sample.used - since.sample.used
         if ours:
             share = max(min(ours / grown if grown > 0 else 1.0, 2 * share, 1.0), _LEAST_SHARE)
@@ -175,9 +169,9 @@ class _Marks(NamedTuple):
 
 
 class HeapWatch:
-    """The members' heaps as producers of this process see them. One a connection.
+    """The members' heaps as producers of this process see them, one a connection.
 
-    It asks as long as something is put, each member once a measurement. A member that does not tell bounds nothing.
+    While something is put, it asks each member once a measurement. A member that reports no heap bounds nothing.
 
     Attributes:
         worst: The heap with the least room; None if none is known.
@@ -198,7 +192,7 @@ class HeapWatch:
         self.most_under_way = float("inf")
 
     async def start(self) -> None:
-        """Look for the first time, if nobody has, and go on beside what is put."""
+        """Begin to look, unless it has begun, and go on in the background."""
         fresh = [self._follow(member) for member in self._grid.members if member.uuid not in self._followers]
         if fresh:
             try:
@@ -217,18 +211,18 @@ class HeapWatch:
 
     @property
     def has_room(self) -> bool:
-        """Whether something may be put now. Whoever waits asks again and again: that keeps the measurements coming."""
+        """Whether something may be put now. Those who wait ask repeatedly, which keeps the measurements coming."""
         if self._spent < self._until:
             return True
         self._used.set()
         return False
 
     def spend(self, entries: int, size: int) -> None:
-        """So many entries, of so many bytes, are on their way."""
+        """Note that this many entries and bytes are on their way."""
         self._spent += size + entries * ENTRY_BYTES
         self._used.set()
         if not self._followers and not self._closed:
-            self._judge()  # all members were gone, and others may be there now
+            self._judge()  # all members were gone; there may be new ones
 
     # ------------------------------------------------------------------ measurements
 
@@ -247,15 +241,15 @@ class HeapWatch:
         return first
 
     async def _ask(self, member: Any, first: asyncio.Event) -> None:
-        """Ask a member for one measurement after the other until it is gone."""
+        """Ask a member for one measurement after the other until it has left."""
         since = 0
         while any(each.uuid == member.uuid for each in self._grid.members):
             try:
-                # It may take as long as the member waits before it measures again: some have reasons for minutes.
+                # This takes until the member measures again: some have reasons to wait for minutes.
                 sample, since = await read_heap(self._grid, member.uuid, since)
-            except Exception as error:  # noqa: BLE001 -- whatever it tells, nobody waits for this member for ever
+            except Exception as error:  # noqa: BLE001 -- whatever went wrong, nobody waits for this member for ever
                 what = str(error) or type(error).__name__
-                _log.debug("%s does not tell how full its heap is: %s", _address(member), what)
+                _log.debug("%s does not tell how full its heap is: %s", address_of(member), what)
                 self._marks.pop(member.uuid, None)
                 first.set()
                 self._judge()
@@ -273,7 +267,7 @@ class HeapWatch:
                 self._marks.pop(member.uuid, None)  # others may have filled it since
 
     def _judge(self) -> None:
-        """What may be put until the next measurement."""
+        """Decide what may be put until the next measurement."""
         until, worst, stops, smallest = float("inf"), None, False, float("inf")
         for member in self._grid.members:
             if member.uuid not in self._followers and not self._closed:
@@ -290,7 +284,7 @@ class HeapWatch:
             smallest = min(smallest, most)
             if marks.last.spent + room < until:
                 until, stops = marks.last.spent + room, marks.is_full
-                worst = MemberHeap(_address(member), used, most, collections=marks.last.sample.collections)
+                worst = MemberHeap(address_of(member), used, most, collections=marks.last.sample.collections)
         self._until, self.worst, self.stops = until, worst, stops
         self.most_under_way = smallest * UNDER_WAY
 
@@ -298,7 +292,3 @@ class HeapWatch:
 def worst_of(heaps: Sequence[MemberHeap]) -> MemberHeap | None:
     """The fullest of those that are known."""
     return max((heap for heap in heaps if heap.most), key=lambda heap: heap.share, default=None)
-
-
-def _address(member: Any) -> str:
-    return f"{member.address.host}:{member.address.port}"

@@ -11,14 +11,14 @@ from hazelcast.errors import HazelcastError, UnsupportedOperationError
 from gridscore.errors import GridError, JournalMissingError
 from gridscore.grid import transport, wire
 from gridscore.grid.management import first_config
-from gridscore.grid.wire import Page
 
 if TYPE_CHECKING:
     from gridscore.grid.connection import Grid
+    from gridscore.grid.wire import Page
 
 
 class _Parked:
-    """A read that waits at the member, and those who wait for it here."""
+    """A read that waits at the member, and the futures that wait for it here."""
 
     __slots__ = ("waiting",)
 
@@ -47,7 +47,7 @@ class _Parked:
 class Journal:
     """Reads the journal of one map.
 
-    It does not promise that nothing was overwritten: compare `Page.first` with what you asked for.
+    Entries may have been overwritten: compare `Page.first` with the sequence that you asked for.
     """
 
     def __init__(self, grid: Grid, map_name: str) -> None:
@@ -61,7 +61,6 @@ class Journal:
 
         Raises:
             JournalMissingError: The map has no journal.
-            GridError: The cluster did not answer.
         """
         await self._require()
         try:
@@ -76,20 +75,20 @@ class Journal:
 
     @property
     def ring(self) -> int | None:
-        """Entries that the ring of one partition holds, as configured; None if that is not known (yet)."""
+        """Entries that the ring of one partition holds by configuration; None if that is not known (yet)."""
         total = self._grid.journalled.get(self.map_name)
         return None if total is None else max(1, total // self._grid.partition_count)
 
     async def _require(self) -> None:
         """Refuse a map whose configuration has no journal, before any request names the map.
 
-        A request makes a map as it is configured at that moment. What is configured for it later, by `prepare`, would
-        then reach only those members that have not been asked.
+        A request creates the map with its present configuration. A later one, by `prepare`, would reach only the
+        members that were not asked.
         """
         grid = self._grid
         if self.map_name in grid.journalled:
             return
-        if grid.config_look is None or grid.config_look.done():  # all partitions are asked for at once, say
+        if grid.config_look is None or grid.config_look.done():  # one look serves all partitions
             grid.config_look = asyncio.ensure_future(first_config(grid))
         config = await asyncio.shield(grid.config_look)
         if config is not None and config.map(self.map_name).journal_capacity is None:
@@ -99,14 +98,11 @@ class Journal:
     def read(self, partition: int, start: int, max_size: int) -> asyncio.Future[Page | None]:
         """Read from a sequence on; waits at the member until there is something to read.
 
-        The member keeps a waiting read until something is put: it ends only with the connection. So whoever reads from
-        where another read of this connection still waits shares that one, and one that is no longer wanted (cancel the
-        future) is there for the next. The answer's first sequence is `start`, unless that has been overwritten (then it
-        is later) or was never written (then earlier).
+        The member keeps a waiting read until something is put: nothing but the connection's end cancels it. So reads of
+        the same sequence share one request, and a request that nobody wants any more (cancel the future) is there for
+        the next. The page begins at `start`, unless that was overwritten (then later) or never written (then earlier).
 
         Args:
-            partition: To read.
-            start: First sequence wanted.
             max_size: Events at most. There is no limit in bytes, so keep it modest.
         """
         key = (self.map_name, partition, start)
@@ -130,6 +126,3 @@ def journal_missing(map_name: str) -> JournalMissingError:
         "If nothing has been put into it yet, `gridscore prepare JOB_FILE` gives it one, without a restart. Otherwise "
         "name another map; or configure one in the members' hazelcast.yaml (`events.*` in ours) and restart them.",
     )
-
-
-__all__ = ["Journal", "Page", "journal_missing"]

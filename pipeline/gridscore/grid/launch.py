@@ -1,4 +1,4 @@
-"""The processes of embedded members: how they are started, when they are ready, why they died."""
+"""The processes of embedded members: how they start, when they are ready, why they died."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _JVM_OPTIONS = [
     # A member out of memory would stay in the cluster and answer nobody.
     "-XX:+ExitOnOutOfMemoryError",
     "-XX:+UseParallelGC",
-    # What survives a collection of young objects is what maps keep: to copy it among the young, again and again until
-    # it counts as old, makes pauses half as long again.
+    # Objects that survive a young collection are what maps keep: copying them among the young until they count as old
+    # makes pauses half as long again.
     "-XX:MaxTenuringThreshold=0",
     # Each step by which the loaded classes grow beyond the default would be a full collection.
     "-XX:MetaspaceSize=256m",
@@ -51,7 +51,7 @@ _JVM_OPTIONS = [
 ]
 
 _HAZELCAST_PROPERTIES = [
-    # Our readiness check reads the log, so its form must not depend on the user's configuration.
+    # `is_ready` reads the log, whose form must not depend on the user's configuration.
     "-Dhazelcast.logging.type=jdk",
     "-Dhazelcast.phone.home.enabled=false",
     # All members are listed and start together: nobody else is worth waiting for.
@@ -62,9 +62,9 @@ _HAZELCAST_PROPERTIES = [
 
 
 def start_guard() -> subprocess.Popen[str]:
-    """Start a guard: it starts and ends processes as it is asked to on its standard input, and ends them with us."""
+    """Start a guard, which starts and ends processes as its standard input says, and ends them when we end."""
     return subprocess.Popen(
-        # The file, not the module: importing this package would take the guard half a second and 100 MB.
+        # As a file: importing this package would take the guard half a second and 100 MB.
         [sys.executable, "-I", guard.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -81,13 +81,13 @@ class PortTakenError(MemberError):
 
 @dataclass(frozen=True, slots=True)
 class MemberExtras:
-    """What members run with besides what every member has.
+    """What members run with besides the usual.
 
     Attributes:
         jars: More for the class path; folders of classes, too.
-        environment: Variables that are set, or set anew, for the members and their children.
-        properties: Of the Java runtime, by name. Hazelcast takes `hz.…` as a setting that goes before its YAML.
-        announced: Ports that the members announce in place of their own: of proxies in front of them.
+        environment: Variables to set for the members and their children.
+        properties: Of the Java runtime, by name. Hazelcast takes `hz.…` as a setting that overrides its YAML.
+        announced: Ports that the members announce instead of their own: those of proxies.
         outbound: Ports from which each member connects to others.
     """
 
@@ -98,40 +98,36 @@ class MemberExtras:
     outbound: Sequence[range] = ()
 
 
+@dataclass(kw_only=True, eq=False)
 class Launch:
-    """The members' processes: started, watched and stopped by a guard that outlives a crash of ours."""
+    """The members' processes: a guard that outlives a crash of ours starts, watches and stops them."""
 
-    def __init__(
-        self,
-        *,
-        java: Path,
-        jars: list[Path],
-        template: dict[str, Any],
-        folder: Path,
-        ports: list[int],
-        cluster_name: str,
-        heap: str,
-        version: str,
-        extras: MemberExtras,
-    ) -> None:
-        self.java, self.jars, self.folder, self.ports = java, jars, folder, ports
-        self.cluster_name, self.heap, self.version = cluster_name, heap, version
-        self.extras = extras
+    java: Path
+    jars: list[Path]
+    template: dict[str, Any]
+    folder: Path
+    ports: list[int]
+    cluster_name: str
+    heap: str
+    version: str
+    extras: MemberExtras
+
+    def __post_init__(self) -> None:
         self.pids: dict[int, int] = {}
         self.exits: dict[int, int] = {}
-        self._log_starts = dict.fromkeys(range(len(ports)), 0)
+        self._log_starts = dict.fromkeys(range(len(self.ports)), 0)
         self._changed = threading.Condition()
-        for index in range(len(ports)):
+        for index in range(len(self.ports)):
             text = member_config(
-                template,
-                ports=ports,
+                self.template,
+                ports=self.ports,
                 index=index,
-                cluster_name=cluster_name,
-                instance_name=f"{cluster_name}-{index}",
-                announced=extras.announced,
-                outbound=extras.outbound,
+                cluster_name=self.cluster_name,
+                instance_name=f"{self.cluster_name}-{index}",
+                announced=self.extras.announced,
+                outbound=self.extras.outbound,
             )
-            (folder / f"member-{index}.yaml").write_text(text, encoding="utf-8")
+            (self.folder / f"member-{index}.yaml").write_text(text, encoding="utf-8")
         self._guard = start_guard()
         self.guard_pid = self._guard.pid
         self._listener = threading.Thread(target=self._listen, name="gridscore-guard", daemon=True)
@@ -142,9 +138,9 @@ class Launch:
         return self.folder / f"member-{index}.log"
 
     def start_all(self, progress: Callable[[str], None]) -> None:
-        """Start every member and wait until each sees all; stop what runs if that fails."""
+        """Start every member and wait until each sees all; if that fails, stop them."""
         try:
-            # The first goes alone: members that start together vote on a master for five seconds.
+            # Members that start together elect a master for five seconds, so the first goes alone.
             self.start(0)
             self.wait_for({0}, expected=1)
             for index in range(1, len(self.ports)):
@@ -155,7 +151,7 @@ class Launch:
             raise
 
     def start(self, index: int) -> None:
-        """Start one member; it is ready when `wait_for` says so."""
+        """Start one member; `wait_for` says when it is ready."""
         log = self.log_file(index)
         self._log_starts[index] = log.stat().st_size if log.exists() else 0
         with self._changed:
@@ -165,14 +161,14 @@ class Launch:
         self._ask({"start": index, "command": self._command(index), "environment": environment, "log": str(log)})
 
     def kill(self, index: int) -> None:
-        """Kill one member and wait until it is gone."""
+        """Kill one member and wait for its end."""
         self._ask({"kill": index})
         with self._changed:
             if not self._changed.wait_for(lambda: index in self.exits, timeout=10):
                 raise MemberError(f"Member {index} (process {self.pids.get(index)}) does not end.")
 
     def wait_for(self, indexes: set[int], *, expected: int, progress: Callable[[str], None] | None = None) -> None:
-        """Wait until these members say that they have started in a cluster of the expected size."""
+        """Wait until these members have started, in a cluster of the expected size."""
         deadline = time.monotonic() + START_SECONDS
         missing = set(indexes)
         while missing:
@@ -194,7 +190,7 @@ class Launch:
                 self._changed.wait(0.05)
 
     def log_since_start(self, index: int) -> str:
-        """What the member has logged since it was last started."""
+        """What the member has logged since its last start."""
         try:
             with self.log_file(index).open("rb") as file:
                 file.seek(self._log_starts[index])
@@ -259,13 +255,13 @@ class Launch:
 
 
 def is_ready(log: str, expected: int) -> bool:
-    """Whether a member says in its log that it has started, in a cluster of so many."""
+    """Whether a member's log says that it has started, in a cluster of this size."""
     sizes = re.findall(r"Members \{size:(\d+)", log)
     return "is STARTED" in log and bool(sizes) and int(sizes[-1]) >= expected
 
 
 def death(launch: Launch, index: int, code: int) -> MemberError:
-    """Why a member that ended with this code did so, in words for people, from its log."""
+    """Why a member ended with this code, according to its log."""
     log = launch.log_since_start(index)
     where = f"Its log: {launch.log_file(index)}"
     port = launch.ports[index]
@@ -290,5 +286,5 @@ def _tail(log: str) -> str:
 
 
 def count_of(members: int) -> str:
-    """So many members, in words."""
+    """`one member`, `3 members`."""
     return "one member" if members == 1 else f"{members} members"

@@ -1,4 +1,4 @@
-"""What members say about themselves: their effective configuration, their clock, their heap.
+"""What members report about themselves: their effective configuration, their clock, their heap.
 
 The Python client cannot ask for any of it. Management Center can, by requests of the client protocol that open-source
 members answer to any client (unless `management-center.trusted-interfaces` is set). They only read.
@@ -51,8 +51,8 @@ class MapConfig:
     """How a map is configured; the defaults are Hazelcast's.
 
     Attributes:
-        followers: What else learns of each entry that is put, in the words of the configuration: `map-store`, for one.
-        parses_json: Whether each replica parses every JSON value that is put, to keep what it found for predicates.
+        followers: What else sees each entry that is put, in the configuration's words: `map-store`, for one.
+        parses_json: Whether each replica parses every JSON value that is put, to speed up predicates.
     """
 
     pattern: str = "default"
@@ -68,7 +68,7 @@ class MapConfig:
 
     @property
     def expiry(self) -> list[str]:
-        """What makes entries go by themselves, in the words of the configuration."""
+        """What removes entries by itself, in the configuration's words."""
         named = (
             (f"time-to-live-seconds {self.time_to_live}", self.time_to_live > 0),
             (f"max-idle-seconds {self.max_idle}", self.max_idle > 0),
@@ -105,7 +105,7 @@ class MemberConfig:
     @classmethod
     def parse(cls, text: str) -> MemberConfig:
         """Read the XML that a member gives."""
-        # From a member we are connected to, and expat itself refuses entity bombs.
+        # It comes from a connected member, and expat itself refuses entity bombs.
         root = ET.fromstring(text)  # noqa: S314
         for element in root.iter():
             element.tag = element.tag.rpartition("}")[2]
@@ -122,7 +122,7 @@ class MemberReport:
         address: Where the cluster says that it is.
         config: None if it does not tell.
         clock_offset: Seconds by which the cluster's clock, as this member keeps it, is ahead of ours.
-        uncertainty: Seconds by which that may be wrong: half of the time that the answer took.
+        uncertainty: Seconds by which that may be wrong: half the time that the answer took.
         refusal: Why it does not tell.
     """
 
@@ -134,21 +134,21 @@ class MemberReport:
 
 
 async def ask_members(grid: Grid) -> list[MemberReport]:
-    """Ask every member. One that does not answer or refuses is in the list, with its reason."""
+    """Ask every member. The report of one that does not answer, or refuses, says why."""
     with contextlib.suppress(TimeoutError):
-        # The client connects to all but the first in the background, and has no event for when it is done.
+        # The client connects to all but the first in the background, without an event when it is done.
         async with asyncio.timeout(_CONNECT_SECONDS):
             while any(member.uuid not in transport.member_connections(grid.client) for member in grid.members):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     open_now = transport.member_connections(grid.client)
     connections = {member: open_now.get(member.uuid) for member in grid.members}
     return await asyncio.gather(
-        *(_ask(grid, _address(member), connection) for member, connection in connections.items())
+        *(_ask(grid, address_of(member), connection) for member, connection in connections.items())
     )
 
 
 async def first_config(grid: Grid) -> MemberConfig | None:
-    """The configuration of a member that tells it, of those connected now; None if none does."""
+    """The configuration that the first connected member tells; None if no member does."""
     for connection in transport.member_connections(grid.client).values():
         with contextlib.suppress(TimeoutError, *_REFUSALS):
             async with asyncio.timeout(_ANSWER_SECONDS):
@@ -157,11 +157,11 @@ async def first_config(grid: Grid) -> MemberConfig | None:
 
 
 async def is_safe(grid: Grid, members: int) -> bool:
-    """Whether so many members are in the cluster, and each says that its partitions have all their backups.
+    """Whether this many members are in the cluster, and each says that its partitions have all their backups.
 
-    They find it out once a second. One that cannot be asked is not safe.
+    They look once a second. A member that cannot be asked is not safe.
     """
-    # One that has merged has another identity; the connection to the old one may stay for a minute.
+    # A member that has merged has a new identity; the connection to the old one may stay for a minute.
     open_now = transport.member_connections(grid.client)
     connections = [open_now[member.uuid] for member in grid.members if member.uuid in open_now]
     if len(connections) != members:
@@ -177,16 +177,13 @@ async def is_safe(grid: Grid, members: int) -> bool:
 
 
 async def read_heap(grid: Grid, member: UUID, since: int) -> tuple[Sample, int]:
-    """The heap of a member as it was last measured, and what to pass as `since` to wait for the next time.
+    """The heap of a member as it was last measured, and the `since` that waits for its next measurement.
 
     Args:
-        grid: The connection.
-        member: Its identity; it must be connected.
-        since: 0 for what is there already; otherwise the answer comes when the member measures next.
+        since: 0 for the last measurement.
 
     Raises:
         GridError: It does not tell, or not in a way that we understand.
-        HazelcastError: It did not answer.
     """
     connection = transport.member_connections(grid.client).get(member)
     if connection is None:
@@ -207,7 +204,8 @@ def _says_safe(state: dict[str, Any], members: int) -> bool:
     return len(timed["memberList"]) == members and bool(partitions["memberStateSafe"])
 
 
-def _address(member: Any) -> str:
+def address_of(member: Any) -> str:
+    """Where the cluster says that a member is."""
     return f"{member.address.host}:{member.address.port}"
 
 

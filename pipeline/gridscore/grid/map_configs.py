@@ -1,8 +1,7 @@
-"""Adds the configuration of a map to a running cluster, as a client: without a change of files, or a restart.
+"""Adds the configuration of a map to a running cluster, as a client: no file changes, nothing is restarted.
 
-Open-source members take it, give it to each other and to members that join later, and keep it in memory: it is gone
-once the whole cluster has stopped. It holds for maps that are made afterwards: one that exists already keeps what it
-has, and nobody is told.
+Open-source members pass it on to each other and to members that join later, and keep it in memory: it is gone once the
+whole cluster has stopped. It holds for maps that are created afterwards; an existing one silently keeps its own.
 """
 
 from __future__ import annotations
@@ -46,9 +45,8 @@ class NewMapConfig:
 
     Attributes:
         pattern: The name of a map, or a pattern with one `*`.
-        journal_capacity: Entries that its event journal holds, over all partitions; None if it gets none.
-        backups: Synchronous backups.
-        protection: A rule of split-brain protection that the members know, by name.
+        journal_capacity: Entries that its event journal holds, over all partitions; None: no journal.
+        protection: Name of a rule of split-brain protection that the members know.
         seconds: After which an entry goes that was not written; 0: never.
     """
 
@@ -60,10 +58,10 @@ class NewMapConfig:
 
 
 async def add_map_config(grid: Grid, config: NewMapConfig) -> None:
-    """Add a configuration to all members. The same one again changes nothing.
+    """Add a configuration to all members. Adding it again changes nothing.
 
     Raises:
-        GridError: The members refuse it: another one has this name already, or they let no client add any.
+        GridError: The members refuse it: the name has another configuration, or they let no client add any.
     """
     connections = transport.member_connections(grid.client)
     connection = next(iter(connections.values()), None)

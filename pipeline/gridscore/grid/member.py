@@ -26,7 +26,7 @@ from gridscore.grid.launch import START_SECONDS, Launch, MemberExtras, PortTaken
 from gridscore.grid.ports import HOST, choose_ports
 from gridscore.grid.template import load_template, template_cluster_name
 
-# Besides its heap a member needs room for code, threads and network buffers.
+# A member needs room for code, threads and network buffers besides its heap.
 _OVERHEAD_BYTES = 256 << 20
 _KEPT_LOG_FOLDERS = 5
 _PORT_ATTEMPTS = 5
@@ -36,15 +36,13 @@ Progress = Callable[[str], None]
 
 
 class Cluster:
-    """Members of one cluster, running as child processes of this one. A context manager: leaving it stops them.
+    """Members of one cluster, as child processes. A context manager: leaving it stops them.
 
-    They also end when this process ends, whatever way. Make one with :meth:`start`.
+    They also end with this process, however it ends. Make one with :meth:`start`.
 
     Attributes:
         addresses: Where the members can be reached, `host:port`.
         cluster_name: What clients must name.
-        log_files: One a member.
-        version: Hazelcast's version.
     """
 
     def __init__(self, launch: Launch, folder: Path, state_file: Path | None, made_of: dict[str, Any]) -> None:
@@ -75,29 +73,24 @@ class Cluster:
         kafka: bool = False,
         on_progress: Progress | None = None,
     ) -> Cluster:
-        """Start a cluster and return when all its members are in it.
+        """Start a cluster; returns when all members are in it.
 
         Args:
-            members: How many.
             port: The first member's; the next follow. None: the first free ones from 5701. 0: any free ones.
             heap: Java heap of each member, as `512m` or `2g`.
-            cluster_name: None: the configuration's if it is registered, else a random one.
-            version: Hazelcast's version.
+            cluster_name: Default: the configuration's if it is registered, else a random one.
             config: A member configuration in YAML to adjust and use instead of ours.
-            register: Whether :func:`running_cluster` finds it. The first is this machine's; one with another
-                `cluster_name` is found by that.
-            extras: What the members run with besides what every member has.
-            kafka: Whether they get the Kafka connector, so that their SQL can read topics.
+            register: Whether :func:`running_cluster` finds it. The first is this machine's; others are found by their
+                `cluster_name`.
+            kafka: Whether they get the Kafka connector, so that SQL can read topics.
             on_progress: Called with a line for people as the start goes on.
 
         Raises:
-            MemberError: It did not come up; the message says why and where the log is.
+            MemberError: It did not start; the message says why, and where the log is.
             UsageError: An argument makes no sense.
         """
         if not 1 <= members <= 16:
-            raise UsageError(
-                f"A cluster of {members} members is too large, or too small, for one machine.", "Take 1 to 16."
-            )
+            raise UsageError(f"One machine cannot run a cluster of {members} members.", "Take 1 to 16.")
         if port is not None and not 0 <= port <= 65535:
             raise UsageError(f"{port} is not a port.", "Take one from 1024 to 65535.")
         heap_bytes = parse_heap(heap)
@@ -132,7 +125,7 @@ class Cluster:
                     launch.start_all(progress)
                     break
                 except PortTakenError:
-                    # Somebody was faster between our look and the member's bind.
+                    # Somebody took a port between our check and the member's bind.
                     if port or attempt == _PORT_ATTEMPTS - 1:
                         raise
             state_file = _state_file(name if running_cluster() else None) if register else None
@@ -142,7 +135,7 @@ class Cluster:
 
     @property
     def pids(self) -> list[int]:
-        """The members' process ids; that of a dead one is what it was."""
+        """The members' process ids, those of dead ones included."""
         return [self._launch.pids[index] for index in range(len(self.addresses))]
 
     @property
@@ -151,26 +144,22 @@ class Cluster:
         return [index not in self._launch.exits for index in range(len(self.addresses))]
 
     def death(self, index: int) -> MemberError | None:
-        """Why a member that was not asked to stop is gone, with its last log lines; None if it runs."""
+        """Why a member that was not asked to stop has ended, with its last log lines; None if it runs."""
         code = self._launch.exits.get(index)
         return None if code is None else death(self._launch, index, code)
 
     def kill(self, index: int) -> None:
-        """Kill a member at once, as a power failure would, and wait until it is gone."""
+        """Kill a member at once, as a power failure would, and wait for its end."""
         self._launch.kill(index)
 
     def restart(self, index: int) -> None:
-        """Start a dead member again, at its address, and return when it is in the cluster.
-
-        Raises:
-            MemberError: It did not come up.
-        """
+        """Start a dead member again, at its address; returns when it is in the cluster."""
         self._launch.start(index)
         self._launch.wait_for({index}, expected=sum(self.alive))
         self._write_state()
 
     def stop(self) -> None:
-        """Stop all members and wait until they are gone. A second call does nothing."""
+        """Stop all members and wait for their end. A second call does nothing."""
         with self._stop_lock:
             if self._stopped:
                 return
@@ -191,7 +180,7 @@ class Cluster:
         self.stop()
 
     def state(self) -> dict[str, Any]:
-        """What a registered cluster says of itself, see :func:`running_cluster`."""
+        """What :func:`running_cluster` returns."""
         return {
             "members": self.addresses,
             "cluster_name": self.cluster_name,
@@ -214,10 +203,10 @@ class Cluster:
 
 
 def running_cluster(name: str | None = None) -> dict[str, Any] | None:
-    """A cluster that was registered on this machine and still runs, or None.
+    """A registered cluster of this machine that runs, or None.
 
     Args:
-        name: Of the cluster; None: the one that commands find that name none.
+        name: Of the cluster; default: the one that commands use.
 
     Returns:
         `members` (addresses), `cluster_name`, `version`, `heap`, `kafka`, `config` (see :func:`config_identity`),
@@ -231,7 +220,7 @@ def running_cluster(name: str | None = None) -> dict[str, Any] | None:
 
 
 def config_identity(config: Path | None) -> str | None:
-    """What tells a member configuration from another: its file and what it says; None for that of Gridscore."""
+    """Identifies a member configuration by its path and content; None for that of Gridscore."""
     if config is None:
         return None
     try:
@@ -273,7 +262,7 @@ def _home() -> Path:
 
 
 def _state_file(name: str | None = None) -> Path:
-    """Of this machine's cluster, or of one beside it."""
+    """That of this machine's cluster, or of another one."""
     return _home() / (f"cluster-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.json" if name else _STATE)
 
 
@@ -289,19 +278,19 @@ def _read_state(file: Path) -> dict[str, Any] | None:
 def _running(file: Path) -> dict[str, Any] | None:
     state = _read_state(file)
     if state is None or not _is_alive(state["guard"]):
-        return None  # what is left of one that was killed together with its guard; the next start replaces it
+        return None  # the cluster was killed together with its guard; the next start replaces the file
     return state if any(psutil.pid_exists(pid) for pid in state["pids"]) else None
 
 
 @contextlib.contextmanager
 def _registration() -> Any:
-    """Only one at a time registers a cluster."""
+    """Lets one process at a time register a cluster."""
     lock = FileLock(_home() / "cluster.lock", timeout=START_SECONDS + 30)
     try:
         _home().mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise MemberError("Another start is under way on this machine and does not come to an end.") from None
+        raise MemberError("Another start is under way on this machine, and does not finish.") from None
     except OSError as error:
         raise MemberError(
             f"`{_home()}` cannot be the folder of logs and state: {error.strerror or error}.",
@@ -322,9 +311,8 @@ def _log_folder(cluster_name: str) -> Path:
         if (state := _running(file))
         for log in state["log_files"]
     }
-    for old in sorted(path for path in logs.iterdir() if path.is_dir() and path not in in_use)[
-        : -_KEPT_LOG_FOLDERS + 1
-    ]:
+    unused = sorted(path for path in logs.iterdir() if path.is_dir() and path not in in_use)
+    for old in unused[: -_KEPT_LOG_FOLDERS + 1]:
         shutil.rmtree(old, ignore_errors=True)
     safe_name = re.sub(r"[^\w.-]", "_", cluster_name)
     folder = logs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{safe_name}-{secrets.token_hex(2)}"
@@ -337,7 +325,7 @@ def _identity(pid: int) -> dict[str, float]:
 
 
 def _is_alive(identity: dict[str, Any]) -> bool:
-    """Whether it is still the process that was written down, and not another that got its number."""
+    """Whether this process lives, and its number does not belong to another one by now."""
     try:
         process = psutil.Process(identity["pid"])
         same = bool(abs(process.create_time() - identity["create_time"]) < 1)

@@ -1,8 +1,8 @@
-"""What a member measures of itself: its heap, as it tells Management Center.
+"""A member's heap, as the member tells Management Center.
 
 A member collects its metrics every few seconds (`metrics: collection-frequency-seconds`, 5 by default), and packs them
-into a blob: two numbers, then a dictionary of words and the metrics, each deflated. A word is written as what differs
-from the one before it, and so is the description of a metric. We look for a few of some hundred.
+into a blob: two numbers, then a dictionary of words and the metrics, both deflated. Each word, and each description of
+a metric, is written as its difference from the one before. We look for a few of some hundred metrics.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gridscore.errors import GridError
 
 _VERSION = 1
 _MAX_BYTES = 16 << 20
-"""A blob that unpacks to more is not believed: a member of a hundred maps makes half a megabyte."""
+"""A blob that unpacks to more is not believed: a member with a hundred maps makes half a megabyte."""
 
 _INT, _WORD, _WIDE = struct.Struct(">i"), struct.Struct(">iBB"), struct.Struct(">q")
 _PREFIX, _METRIC, _DISCRIMINATOR, _DISCRIMINATOR_VALUE, _UNIT, _TARGETS, _TAGS = (1 << bit for bit in range(7))
@@ -33,9 +33,9 @@ class Sample:
     """A heap at one moment.
 
     Attributes:
-        used: Bytes in use, garbage that was not collected yet among them.
+        used: Bytes in use, uncollected garbage included.
         most: Bytes that it may have.
-        collections: How often garbage was collected; it may lag behind by a second.
+        collections: How often garbage was collected; may lag by a second.
     """
 
     used: int
@@ -47,7 +47,7 @@ def heap_of(blob: bytes) -> Sample:
     """Read a blob.
 
     Raises:
-        GridError: It is not one that we understand, or has nothing about the heap.
+        GridError: We do not understand it, or it says nothing about the heap.
     """
     try:
         found = _find(blob)

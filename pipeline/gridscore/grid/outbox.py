@@ -1,10 +1,9 @@
-"""The outbox of a connection: what is written in one turn of the event loop, sent in one call, and nothing too late.
+"""The outbox of a connection: sends what one turn of the event loop wrote in one call, and nothing too late.
 
-A process may be paused at any moment, and sends what it had in hand when it goes on. Whoever may write only until a
-certain time (see `group.leases`) must therefore have the clock read last of all, right before the system takes the
-bytes: not when a write is asked for, and not before it waits in the buffer of a transport. So the outbox sends by
-itself, and drops what has run out, with a word to whoever wrote it. What the system has taken it may hold for a while,
-too, when the other side does not answer: `hold_at_most` bounds that.
+A process may be paused at any moment, and sends what it had in hand when it goes on. A writer with a lease (see
+`group.leases`) therefore needs the clock read last of all, right before the system takes the bytes: not when it asks
+for the write, nor before the bytes wait in a transport's buffer. So the outbox sends by itself, drops what is too late,
+and tells the writer. The system, too, may hold bytes while the other side does not answer: `hold_at_most` bounds that.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SEND_BYTES = 1 << 20
-"""Bytes after which no further piece is joined into one call."""
+"""Bytes from which on nothing more is joined into a call."""
 
 
 def _nothing() -> None:
@@ -41,12 +40,11 @@ class _Piece:
 
 
 class Outbox:
-    """Sends on the socket of a transport, beside it; the transport itself must not write.
+    """Sends on the socket of a transport, which must not write itself.
 
     Args:
-        loop: The event loop.
         file: Of the transport's socket; it is duplicated, so the transport may close its own.
-        broken: Called when nothing can be sent any more: the connection is to be aborted.
+        broken: Called when nothing more can be sent: the connection is to be aborted.
         sent: Called with the number of bytes that the system has taken.
     """
 
@@ -68,10 +66,7 @@ class Outbox:
         self._closed = False
 
     def hold_at_most(self, seconds: float) -> None:
-        """Let the system give the connection up when the other side has not confirmed bytes for so long.
-
-        Where the system cannot (only Linux can), nothing happens.
-        """
+        """Let the system (only Linux can) give the connection up when bytes were not confirmed for this long."""
         option = getattr(socket, "TCP_USER_TIMEOUT", None)
         if option is not None:
             with contextlib.suppress(OSError):
@@ -111,7 +106,7 @@ class Outbox:
         self._send()
 
     def _send(self) -> None:
-        """Send until there is nothing left, or the socket takes no more."""
+        """Send until nothing is left, or the socket takes no more."""
         while self._pieces and not self._waiting and not self._closed:
             batch = self._take()
             if not batch:
@@ -119,7 +114,7 @@ class Outbox:
             data = batch[0].data if len(batch) == 1 else b"".join([piece.data for piece in batch])
             until = min([piece.until for piece in batch])
             try:
-                # From here to the system's taking the bytes lie two calls; nothing in them waits.
+                # Two calls lie between here and the system's taking the bytes; neither waits.
                 if time.monotonic() >= until:
                     self._pieces.extendleft(reversed(batch))
                     continue
@@ -134,7 +129,7 @@ class Outbox:
                 self._keep(batch, sent)
 
     def _take(self) -> list[_Piece]:
-        """What to send next; what has run out is dropped."""
+        """What to send next; what is too late is dropped."""
         pieces, batch, size = self._pieces, list[_Piece](), 0
         now = time.monotonic()
         while pieces and size < SEND_BYTES:
@@ -143,7 +138,7 @@ class Outbox:
                 batch.append(piece)
                 size += len(piece.data)
             elif piece.begun:
-                # Half of it is there already. Without the rest, the other side drops it together with the connection.
+                # Half of it has been sent. Without the rest, the other side drops it together with the connection.
                 self._give_up()
                 return []
             else:

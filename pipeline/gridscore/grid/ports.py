@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 
 
 def choose_ports(members: int, first: int | None) -> list[int]:
-    """Ports for so many members: from the first on, the first free ones if it is None, any free ones if it is 0.
+    """Ports for this many members: from `first` on, the first free ones if it is None, any free ones if it is 0.
 
     Raises:
         MemberError: One that was asked for is in use.
@@ -29,7 +29,7 @@ def choose_ports(members: int, first: int | None) -> list[int]:
             return [each.getsockname()[1] for each in sockets]
     if first is not None:
         if not 1 <= first <= 65536 - members:
-            raise UsageError(f"{first} is not a port to begin {members} at.", "Take one from 1024 to 65535.")
+            raise UsageError(f"{members} ports do not fit from {first} on.", "Take one from 1024 to 65535.")
         ports = list(range(first, first + members))
         for port in ports:
             if not is_free(port):
@@ -47,13 +47,13 @@ def choose_ports(members: int, first: int | None) -> list[int]:
 def is_free(port: int) -> bool:
     """Whether a member could listen on this port of this machine."""
     with socket.socket() as probe:
-        if os.name == "posix":  # as the member does; elsewhere this option would allow to share the port
+        if os.name == "posix":  # as the member does; elsewhere this option would let two share the port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError:
             return False
-    # Someone who listens on all addresses does not hinder the bind everywhere.
+    # Where somebody listens on all addresses, some systems let us bind all the same.
     with socket.socket() as probe:
         probe.settimeout(0.2)
         return probe.connect_ex((HOST, port)) != 0
@@ -67,6 +67,6 @@ def user_of(port: int) -> str:
                 if connection.pid is None:
                     break
                 return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except (psutil.Error, OSError):  # other people's processes need rights that we do not have
+    except (psutil.Error, OSError):  # we may not look at other people's processes
         pass
     return ""

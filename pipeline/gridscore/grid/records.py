@@ -1,10 +1,10 @@
 """Control records: small JSON objects in a map of the grid, changed only by compare-and-set.
 
-`replaceIfSame` of Hazelcast compares serialized bytes. A record therefore keeps the very text that it was read as. Keys
-keep their order, which matters in what records hold (the features of a job, for one).
+Hazelcast's `replaceIfSame` compares serialized bytes, so a record keeps the exact text that was read. Keys keep their
+order, which matters (to the features of a job, for one).
 
-Any client can put anything into a map. Records are therefore read as bytes, and what is not a record, or not what its
-reader makes of it, is a :class:`BadRecord`: it is left out and noted, and the others are read as if it were not there.
+Any client can put anything into a map. Records are therefore read as bytes; an entry that is not a record, or that its
+reader cannot parse, is a :class:`BadRecord`: it is noted and left out, and the others are read all the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hazelcast.errors import (
 
 from gridscore.errors import BadRecord, BadRecordError, ConflictError, GridError, GridscoreError
 from gridscore.grid import transport, wire
+from gridscore.grid.cutting import JSON, STRING
 from gridscore.grid.entries import values_of
 from gridscore.grid.writer import partition_of
 
@@ -36,22 +37,20 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
-"""A count or a time that a record may hold: sums of them stay within what JSON and other clients can read."""
+"""A count or a time in a record: sums of them stay within what JSON and other clients can read."""
 
 Figure = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
-"""A rate or a time span."""
+"""A rate or a duration."""
 
 Word = Annotated[str, msgspec.Meta(max_length=10_000)]
 """A name or a message."""
 
 _ATTEMPTS = 50
-JSON, _STRING = -130, -11
-"""Types of serialized values."""
-_HEADER = 12  # hash, type and length in front of a text
-_TOLD = 1_000
+_HEADER = 12  # hash, type and length that precede a text
+_LOGGED = 1_000
 
 MAX_RECORD = 8 << 20
-"""Bytes of a record above which it is not looked into: that of a model with 10,000 versions has a quarter of it."""
+"""Bytes above which a record is not parsed: that of a model with 10,000 versions has a quarter of it."""
 
 INDETERMINATE = (IndeterminateOperationStateError, TargetDisconnectedError, OperationTimeoutError)
 """Errors after which a write may or may not have happened."""
@@ -67,7 +66,7 @@ def record_text(value: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record as it was read or written: `raw` is its exact text."""
+    """A record; `raw` is its exact text."""
 
     key: str
     value: dict[str, Any]
@@ -75,10 +74,10 @@ class Record:
 
 
 def partition_in(key: str, partition_count: int) -> int:
-    """The partition that the key of a record ends in, as in `payments/17`.
+    """The number of a partition that a record's key ends in, as in `payments/17`.
 
     Raises:
-        ValueError: It does not.
+        ValueError: It ends otherwise.
     """
     _, _, text = key.rpartition("/")
     if not (text.isascii() and text.isdecimal() and len(text) < 8 and int(text) < partition_count):
@@ -87,14 +86,14 @@ def partition_in(key: str, partition_count: int) -> int:
 
 
 class BadRecords:
-    """The bad records that one connection has met last; each is told in the log once."""
+    """The bad records that one connection met last; each is logged once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, bytes], BadRecord] = {}
-        self._told: dict[tuple[str, bytes, int], None] = {}
+        self._logged: dict[tuple[str, bytes, int], None] = {}
 
     def all(self) -> list[BadRecord]:
-        """Those that were there when their map was read last, by map and key."""
+        """Those that the last read of their map met, by map and key."""
         return sorted(self._known.values(), key=lambda bad: (bad.map_name, bad.key))
 
     def note(self, found: Iterable[BadRecord]) -> None:
@@ -105,17 +104,17 @@ class BadRecords:
                 _log.error("%s. `gridscore repair` repairs or removes it.", bad, extra={"action": "bad_record"})
 
     def is_new(self, map_name: str, key: bytes, value: bytes) -> bool:
-        """Whether an entry is asked about for the first time, as far as that is remembered."""
+        """Whether this is the first call for an entry, as far as that is remembered."""
         place = (map_name, key, hash(value))
-        if place in self._told:
+        if place in self._logged:
             return False
-        while len(self._told) >= _TOLD:
-            self._told.pop(next(iter(self._told)))
-        self._told[place] = None
+        while len(self._logged) >= _LOGGED:
+            self._logged.pop(next(iter(self._logged)))
+        self._logged[place] = None
         return True
 
     def replace(self, map_name: str, found: Iterable[BadRecord], *, prefix: str = "") -> None:
-        """Note all that a map holds now under keys with that beginning."""
+        """Note all that a map holds now under keys with that prefix."""
         for place, bad in list(self._known.items()):
             if bad.map_name == map_name and bad.key.startswith(prefix):
                 del self._known[place]
@@ -139,7 +138,7 @@ class Records:
         return None if found is None else as_record(self.map_name, self._key(key), found)
 
     async def all(self, bad: list[BadRecord] | None = None) -> dict[str, Record]:
-        """Every record, by key. What is not a record is left out, noted, and added to `bad`."""
+        """Every record, by key. Bad ones are noted and added to `bad`."""
         records, found = await self._read(lambda record: record)
         self._grid.bad_records.note(found)
         if bad is not None:
@@ -147,7 +146,7 @@ class Records:
         return records
 
     async def read(self, parse: Callable[[Record], _T]) -> dict[str, _T]:
-        """What `parse` makes of every record, by key. What is not a record, or fails there for any reason, is noted."""
+        """What `parse` makes of every record, by key. Bad ones, and those that it fails on, are noted."""
         found, bad = await self._read(parse)
         self._grid.bad_records.replace(self.map_name, bad)
         return found
@@ -171,11 +170,7 @@ class Records:
         return Record(key, value, text)
 
     async def put(self, key: str, value: dict[str, Any]) -> None:
-        """Write a record, whatever was there.
-
-        Raises:
-            HazelcastError: The cluster did not answer; it may have been written or not.
-        """
+        """Write a record, whatever was there. After a `HazelcastError` it may have been written all the same."""
         await (await self._map()).set(key, HazelcastJsonValue(record_text(value)))
 
     async def replace(self, record: Record, value: dict[str, Any]) -> Record:
@@ -186,14 +181,14 @@ class Records:
         """
         text = record_text(value)
         if text == record.raw:
-            # Nothing would change, and a compare-and-set to the same bytes could not tell success from failure.
+            # A compare-and-set to the same bytes could not tell success from failure.
             return record
         try:
             done = await (await self._map()).replace_if_same(
                 record.key, HazelcastJsonValue(record.raw), HazelcastJsonValue(text)
             )
         except INDETERMINATE:
-            # Whether it happened is not known, so look. A value that two may write alike needs its writer in it.
+            # Look whether it happened. A value that two clients may write alike must name its writer.
             done = await self._value(record.key) == wire.json_data(text.encode())
         if not done:
             raise ConflictError(f"{self.map_name}: the record `{record.key}` was changed by somebody else.")
@@ -203,12 +198,11 @@ class Records:
         """Read, change and write until nobody came between.
 
         Args:
-            key: Of the record.
-            change: Gets the current value (None if there is none) and returns the new one; may be called repeatedly,
-                may raise to give up.
+            change: Makes the new value of the current one (None if there is none); called again after each conflict;
+                raises to give up.
 
         Raises:
-            BadRecordError: What is there is not a record.
+            BadRecordError: Something else is there.
             ConflictError: Others kept changing it.
         """
         for _ in range(_ATTEMPTS):
@@ -226,16 +220,16 @@ class Records:
         await (await self._map()).delete(key)
 
     async def remove(self, record: Record) -> bool:
-        """Remove a record if it is still what it was; whether it was."""
+        """Remove a record if it has not changed; whether it had not."""
         return bool(await (await self._map()).remove_if_same(record.key, HazelcastJsonValue(record.raw)))
 
     async def remove_bad(self, bad: BadRecord) -> bool:
-        """Remove a bad record if it is still what it was; whether it was."""
+        """As `remove`, a bad record."""
         message = wire.encode_remove_if_same(self.map_name, bad.key_data, bad.value_data)
         return bool(await self._invoke(bad.key_data, message, wire.decode_remove_if_same))
 
     async def repair(self, bad: BadRecord, value: dict[str, Any]) -> bool:
-        """Write a good value in the place of a bad one if that is still what it was; whether it was."""
+        """Replace a bad record by a good one if it has not changed; whether it had not."""
         prefix = wire.replace_if_same_prefix(self.map_name, bad.key_data)
         text = wire.json_data(record_text(value).encode())
         message = wire.encode_replace_if_same(prefix, bad.value_data, text)
@@ -244,12 +238,11 @@ class Records:
     async def watch(self, callback: Callable[[], None], *, updates: bool = True) -> Callable[[], Any]:
         """Call back after any change, by an entry listener; returns a coroutine function that ends it.
 
-        Listeners may miss changes while the connection is down: so it calls back after a reconnect, too. Look at the
-        records from time to time all the same.
+        Listeners miss changes while the connection is down, so it calls back after a reconnect, too. Read the records
+        from time to time all the same.
 
         Args:
-            callback: What to call.
-            updates: Also when a record has changed, not only when one has come or gone.
+            updates: Also when a record has changed, not only when one has been added or removed.
         """
         return await self._grid.watches.add(await self._map(), callback, updates=updates)
 
@@ -261,12 +254,12 @@ class Records:
                 good[record.key] = parse(record)
             except BadRecordError as error:
                 bad.append(error.record)
-            except Exception as error:  # noqa: BLE001 -- whatever is wrong with one record does not concern the others
+            except Exception as error:  # noqa: BLE001 -- one bad record must not hide the others
                 bad.append(BadRecord(self.map_name, record.key, reason_of(error), key, value))
         return good, bad
 
     async def _value(self, key: str) -> bytes | None:
-        """The value under a key as it is serialized, or None."""
+        """The serialized value under a key, or None."""
         data = self._key(key)
         found = await values_of(self._grid, self.map_name, partition_of(data, self._grid.partition_count), [data])
         return next(iter(found.values()), None)
@@ -309,18 +302,18 @@ def as_record(map_name: str, key: bytes, value: bytes) -> Record:
 
 
 def key_text(key: bytes) -> str:
-    """The text that a serialized key is.
+    """The string that a serialized key is.
 
     Raises:
-        ValueError: It is not valid.
+        ValueError: It is something else.
     """
-    if (kind := int.from_bytes(key[4:8], "big", signed=True)) != _STRING:
-        raise ValueError(f"its key is not a text, but of Hazelcast's type {kind}")
+    if (kind := int.from_bytes(key[4:8], "big", signed=True)) != STRING:
+        raise ValueError(f"its key is not a string, but of Hazelcast's type {kind}")
     return key[_HEADER:].decode()
 
 
 def parsed(kind: type[_T]) -> Callable[[Record], _T]:
-    """Makes structs of records, for `Records.read`."""
+    """A parser of records into structs, for `Records.read`."""
     return lambda record: msgspec.convert(record.value, kind)
 
 

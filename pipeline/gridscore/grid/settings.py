@@ -25,7 +25,7 @@ SETTINGS_FILE = Path("gridscore.toml")
 
 
 def _addresses(value: Any) -> Any:
-    """A list as text, as environment variables have it: JSON, or separated by commas."""
+    """A list as environment variables have it: JSON, or separated by commas."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -89,7 +89,7 @@ class GridSettings(BaseSettings):
     token: SecretStr | None = Field(default=None, description="Enterprise: authentication token.")
 
     tls: bool = Field(default=False, description="Enterprise: speak TLS.")
-    tls_ca_file: Path | None = Field(default=None, description="Certificates to trust, PEM; the system's if not given.")
+    tls_ca_file: Path | None = Field(default=None, description="Certificates to trust, PEM; default: the system's.")
     tls_cert_file: Path | None = Field(default=None, description="Certificate of this client, PEM.")
     tls_key_file: Path | None = Field(default=None, description="Private key of this client, PEM.")
     tls_key_password: SecretStr | None = Field(default=None, description="Password of the private key.")

@@ -12,7 +12,7 @@ from gridscore.errors import MemberError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Below three members a majority is all of them: protection would stop the cluster at the first loss.
+# The majority of two is both: protection would stop the cluster at the first loss.
 _PROTECTED_FROM = 3
 
 
@@ -30,13 +30,10 @@ def template_file() -> Path:
 
 
 def load_template(path: Path | None = None) -> dict[str, Any]:
-    """What stands under `hazelcast:` in the file.
-
-    Args:
-        path: A member configuration in YAML; ours if None.
+    """The section `hazelcast:` of a member configuration in YAML; default: ours.
 
     Raises:
-        MemberError: The file does not exist or is not a member's configuration in YAML.
+        MemberError: The file cannot be read, or is not a member configuration in YAML.
     """
     file = path or template_file()
     try:
@@ -63,16 +60,13 @@ def member_config(
     announced: Sequence[int] = (),
     outbound: Sequence[range] = (),
 ) -> str:
-    """The YAML of one member of a cluster that lives on this machine only.
+    """The YAML of one member of a cluster on this machine.
 
     Args:
-        template: What stands under `hazelcast:`; it is not changed.
-        ports: The ports of all members.
-        index: Which member this is.
-        cluster_name: The cluster's name.
+        template: The section `hazelcast:`; it is not changed.
         instance_name: What the member calls itself in its log.
-        announced: Ports that all members announce in place of their own.
-        outbound: Ports from which each member connects to others; any if empty.
+        announced: Ports that the members announce; default: their own.
+        outbound: Ports from which each member connects to others; default: any.
     """
     announced = announced or ports
     config = dict(template)

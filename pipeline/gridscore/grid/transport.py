@@ -1,9 +1,9 @@
 """The client's private parts, all in this file: its connections, its invocations, its serialization.
 
 hazelcast-python-client is pinned to 5.7.x (see `check_client_version`) because of it. The connection here parses what
-the socket gives in one pass, from one buffer that is reused, and sends by an `Outbox`. The client's own reader keeps
-every byte until it has caught up with the stream, and its own writer copies its largest write so far with each small
-one; neither is fit for a stream that never pauses.
+the socket gives in one pass, from one reused buffer, and sends through an `Outbox`. The client's own reader keeps every
+byte until it has caught up with the stream, and its own writer copies its largest write so far with each small one;
+neither can cope with a stream that never pauses.
 
 Frames of the protocol are little-endian: `int32 length (of the whole frame), uint16 flags`, then the content. A message
 is a run of frames up to one with the final flag.
@@ -40,7 +40,7 @@ from hazelcast.protocol.codec import (
 from hazelcast.serialization.data import Data
 
 from gridscore.errors import UnsupportedClientError
-from gridscore.grid.cutting import find_message
+from gridscore.grid.cutting import FRAME, INT, STRING, TEXT_HEADER, find_message
 from gridscore.grid.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 SUPPORTED_CLIENT = "5.7."
 
 MAX_MESSAGE = 1 << 30
-"""Bytes of one message above which we do not believe that the other side is a member."""
+"""Bytes above which a message is not believed to come from a member."""
 
 HOLD_SECONDS = 20.0
 """How long the system may hold bytes that a member does not confirm; see `hold_at_most`."""
@@ -59,14 +59,10 @@ HOLD_SECONDS = 20.0
 _BUFFER = 1 << 20
 _MIN_READ = 1 << 16
 
-_FRAME = struct.Struct("<iH")
-_FINAL = 1 << 13
 _UNFRAGMENTED = (1 << 15) | (1 << 14)
-_INT = struct.Struct("<i")
-_STRING_HEADER = struct.Struct(">iii")
 
 READ_RESPONSE = 82433
-"""Type of the one message that stays in one piece: the answer to `Map.EventJournalRead`."""
+"""The one type of message that stays in one piece: the answer to `Map.EventJournalRead`."""
 
 
 def check_client_version() -> None:
@@ -83,14 +79,11 @@ def check_client_version() -> None:
 
 
 class NotSentError(HazelcastError):  # type: ignore[misc]
-    """The request was not sent: it was too late, or there was no connection to the member that it was for."""
-
-    def __init__(self, why: str = "it was not sent in time") -> None:
-        super().__init__(why)
+    """The request was not sent: it was too late, or its member was not connected."""
 
 
 class RawMessage(InboundMessage):  # type: ignore[misc]  # the client is untyped
-    """A response that stays in one piece: `body` is every frame as it came."""
+    """A response that stays in one piece: `body` holds all its frames as they came."""
 
     __slots__ = ("body",)
 
@@ -132,7 +125,7 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
             self._count(len(buf))
 
     def write_until(self, buf: bytes | bytearray, until: float, expired: Callable[[], None]) -> None:
-        """See `Outbox`; where there is none, the bound is looked at here and no later."""
+        """See `Outbox`; without one, the bound is checked here only."""
         if self._outbox is not None:
             self._outbox.write_until(bytes(buf), until, expired)
         elif time.monotonic() < until:
@@ -209,14 +202,14 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
 
 
 def _message(body: bytes) -> InboundMessage:
-    length, flags = _FRAME.unpack_from(body, 0)
+    length, flags = FRAME.unpack_from(body, 0)
     start = Frame(body[6:length], flags)
-    if flags & _UNFRAGMENTED == _UNFRAGMENTED and _INT.unpack_from(body, 6)[0] == READ_RESPONSE:
+    if flags & _UNFRAGMENTED == _UNFRAGMENTED and INT.unpack_from(body, 6)[0] == READ_RESPONSE:
         return RawMessage(start, body)
     message = InboundMessage(start)
     position, size = length, len(body)
     while position < size:
-        length, flags = _FRAME.unpack_from(body, position)
+        length, flags = FRAME.unpack_from(body, position)
         message.add_frame(Frame(body[position + 6 : position + length], flags))
         position += length
     return message
@@ -225,27 +218,23 @@ def _message(body: bytes) -> InboundMessage:
 class _BoundedMessage(OutboundMessage):  # type: ignore[misc]
     """A request that may be sent only before a time of the monotonic clock.
 
-    It does not know its invocation, which knows it: a circle would be left to the garbage collector, several objects a
-    request, and the collector then stops the process for as long as many events take.
+    It does not refer to its invocation, which refers to it: cycles of several objects a request would wait for the
+    garbage collector, which then stops the process for as long as many events take.
     """
 
     __slots__ = ("service", "until")
 
     def is_for(self, connection: AsyncioConnection) -> bool:
-        """Whether a connection is that of the partition's owner: another member would pass it on, however late."""
+        """Whether a connection leads to the partition's owner: another member would pass it on, however late."""
         invocation = self.service._pending[self.get_correlation_id()]  # noqa: SLF001
         owner = self.service._partition_service.get_partition_owner(invocation.partition_id)  # noqa: SLF001
         return owner is not None and owner == connection.remote_uuid
 
-    def expire(self) -> None:
-        """Let its invocation fail because it is too late."""
-        self.fail(NotSentError())
-
-    def fail(self, error: NotSentError) -> None:
+    def fail(self, why: str = "it was not sent in time") -> None:
         """Let its invocation fail."""
         invocation = self.service._pending.get(self.get_correlation_id())  # noqa: SLF001
         if invocation is not None:
-            self.service._complete_with_error(invocation, error)  # noqa: SLF001
+            self.service._complete_with_error(invocation, NotSentError(why))  # noqa: SLF001
 
 
 class _Connection(AsyncioConnection):  # type: ignore[misc]
@@ -258,9 +247,9 @@ class _Connection(AsyncioConnection):  # type: ignore[misc]
         if not self.live or self._proto is None:
             return False
         if not message.is_for(self):
-            message.fail(NotSentError("it was not sent: there is no connection to the partition's owner"))
+            message.fail("it was not sent: there is no connection to the partition's owner")
         else:
-            self._proto.write_until(message.buf, message.until, message.expire)
+            self._proto.write_until(message.buf, message.until, message.fail)
         return True
 
     async def close_connection(self, reason: str | None, cause: Exception | None, unsafe: bool = False) -> None:
@@ -274,7 +263,7 @@ class _Reactor(AsyncioReactor):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.hold_seconds = HOLD_SECONDS
-        self.has_closed = False  # a connection, since requests were looked through
+        self.has_closed = False  # whether a connection has, since requests were last looked through
         self.refused: asyncio.Future[None] = self._loop.create_future()
 
     def connection_factory(self, *arguments: Any) -> AsyncioConnection:
@@ -285,8 +274,7 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
     """Start a client that uses the connections of this file.
 
     Args:
-        config: Of the client; it should look for a lost cluster for ever, which `seconds` bounds for the first time.
-        seconds: How long to look for the cluster.
+        config: Of the client; it should look for a lost cluster for ever. `seconds` bounds the first search.
 
     Raises:
         AuthenticationError: A member refused the cluster name or the credentials.
@@ -314,7 +302,7 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
 
 
 def _bound_authentication(client: HazelcastClient, seconds: float) -> None:
-    """Let a member that takes connections and does not answer, one that is stopped, not keep us from asking another."""
+    """Give up on a member that takes connections and does not answer (one that is stopped), and ask another."""
     manager = client._connection_manager  # noqa: SLF001
     authenticate = manager._authenticate  # noqa: SLF001
 
@@ -329,9 +317,9 @@ def _bound_authentication(client: HazelcastClient, seconds: float) -> None:
 
 
 def _look_through_rarely(client: HazelcastClient) -> None:
-    """Look through the requests under way when a connection has closed, and once a second for backups that are late.
+    """Look through the requests under way when a connection has closed, and once a second for late backups.
 
-    The client does ten times a second, which costs a worker with 4,000 parked reads more than a percent of a core.
+    The client does so ten times a second, which costs a worker with 4,000 parked reads more than a percent of a core.
     """
     service, reactor = client._invocation_service, client._connection_manager._reactor  # noqa: SLF001
     period = service._CLEAN_RESOURCES_PERIOD  # noqa: SLF001
@@ -361,7 +349,7 @@ def _look_through_rarely(client: HazelcastClient) -> None:
 
 
 def _refuse_pickle(client: HazelcastClient) -> None:
-    """Take the client's fallback away: it would unpickle, that is run, whatever somebody put into the grid."""
+    """Disable the client's fallback: it would unpickle, that is run, whatever is in the grid."""
 
     def read(_input: Any) -> Any:
         raise HazelcastSerializationError("a pickled Python object, which Gridscore does not read")
@@ -377,7 +365,7 @@ _FROM_MEMBER = re.compile(r"Exception from server: (?:[\w$]+\.)*(\w+?)(?:Excepti
 
 
 def without_java(message: str) -> str:
-    """What a member says went wrong, without where in its code, and what that calls it unless it says nothing else."""
+    """What a member says went wrong, without its place in the code; the exception's name if it says nothing else."""
     line = message.split("\n", 1)[0].rstrip()
     if not (found := _FROM_MEMBER.fullmatch(line)):
         return line
@@ -387,7 +375,7 @@ def without_java(message: str) -> str:
 
 
 def _leave_out_java_stacks(client: HazelcastClient) -> None:
-    """Cut what members say went wrong to what it is: where in their code is nothing for logs and records."""
+    """Cut Java's stack traces from the errors of members: they are nothing for logs and records."""
     service = client._invocation_service  # noqa: SLF001
     notify = service._notify_error  # noqa: SLF001
 
@@ -410,15 +398,15 @@ def on_connection_opened(client: HazelcastClient, callback: Callable[[object], N
 
 
 def cluster_id(client: HazelcastClient) -> str:
-    """Identity of the cluster that the client is connected to: another one after all its members were replaced."""
+    """Identity of the connected cluster: a new one after all members were replaced."""
     return str(client._connection_manager._cluster_id)  # noqa: SLF001
 
 
 def hold_at_most(client: HazelcastClient, seconds: float) -> None:
-    """Give a connection up when its member has not confirmed bytes for so long; never longer than was said before.
+    """Give a connection up when its member has not confirmed bytes for this long; a later call can only shorten that.
 
-    Bytes that the system holds for a member that cannot be reached are delivered when it can be reached again, however
-    late. Whoever may write only for some time needs a bound.
+    What the system holds for an unreachable member is delivered once it can be reached again, however late. Writers
+    with a lease need a bound.
     """
     manager = client._connection_manager  # noqa: SLF001
     reactor = manager._reactor  # noqa: SLF001
@@ -451,13 +439,11 @@ def invoke(
     """Send a request to the owner of a partition; the future holds what `decode` makes of the response.
 
     Args:
-        client: The client.
-        message: The request.
         partition: Whose owner to ask.
         decode: Makes the future's value of the response.
-        retry_seconds: For how long the client may send it again after an error that may pass; as long as is configured
-            if None. With 0, it is sent once: nothing can overtake it or come late.
-        until: Of the monotonic clock: when it must no longer be sent. It then goes to the owner of the partition and
+        retry_seconds: For how long the client may send it again after an error that may pass; None: as configured.
+            With 0, it is sent once: nothing can overtake it or come late.
+        until: Of the monotonic clock: when it must no longer be sent. It then goes straight to the partition's owner,
             through no other member. The future fails with `NotSentError` if it was not sent.
     """
     service = client._invocation_service  # noqa: SLF001
@@ -473,23 +459,20 @@ def invoke(
 
 
 async def map_size(client: HazelcastClient, name: str) -> int:
-    """Number of entries of a map, without making it known by name."""
-    invocation = Invocation(map_size_codec.encode_request(name), response_handler=map_size_codec.decode_response)
-    return int(await client._invocation_service.ainvoke(invocation))  # noqa: SLF001
+    """Number of entries of a map. This and the next two do not create the map's proxy, which would list its name."""
+    return int(await _ask_any(client, map_size_codec.encode_request(name), map_size_codec.decode_response))
 
 
 async def map_entries(client: HazelcastClient, name: str) -> list[tuple[bytes, bytes]]:
-    """Serialized keys and values of a whole small map, without making it known by name."""
-    decode = map_entry_set_codec.decode_response
-    invocation = Invocation(map_entry_set_codec.encode_request(name), response_handler=decode)
-    entries = await client._invocation_service.ainvoke(invocation)  # noqa: SLF001
+    """Serialized keys and values of a whole small map."""
+    entries = await _ask_any(client, map_entry_set_codec.encode_request(name), map_entry_set_codec.decode_response)
     return [(bytes(key.buffer), bytes(value.buffer)) for key, value in entries]
 
 
 async def map_keys(client: HazelcastClient, name: str) -> list[bytes]:
-    """Serialized keys of a map, without making it known by name."""
-    invocation = Invocation(map_key_set_codec.encode_request(name), response_handler=map_key_set_codec.decode_response)
-    return [bytes(key.buffer) for key in await client._invocation_service.ainvoke(invocation)]  # noqa: SLF001
+    """Serialized keys of a map."""
+    keys = await _ask_any(client, map_key_set_codec.encode_request(name), map_key_set_codec.decode_response)
+    return [bytes(key.buffer) for key in keys]
 
 
 def member_connections(client: HazelcastClient) -> dict[Any, Any]:
@@ -507,6 +490,10 @@ def ask(
     return future
 
 
+async def _ask_any(client: HazelcastClient, message: OutboundMessage, decode: Callable[[Any], Any]) -> Any:
+    return await client._invocation_service.ainvoke(Invocation(message, response_handler=decode))  # noqa: SLF001
+
+
 def to_data(client: HazelcastClient, value: Any) -> bytes:
     """Serialize a key or value as the client would."""
     return bytes(client._serialization_service.to_data(value).buffer)  # noqa: SLF001
@@ -515,8 +502,7 @@ def to_data(client: HazelcastClient, value: Any) -> bytes:
 async def map_names(client: HazelcastClient) -> set[str]:
     """Names of the maps that exist in the cluster; the asyncio client does not offer this."""
     codec = client_get_distributed_objects_codec
-    invocation = Invocation(codec.encode_request(), response_handler=codec.decode_response)
-    objects = await client._invocation_service.ainvoke(invocation)  # noqa: SLF001
+    objects = await _ask_any(client, codec.encode_request(), codec.decode_response)
     return {found.name for found in objects if found.service_name == MAP_SERVICE}
 
 
@@ -525,15 +511,15 @@ _LONG_KEY = struct.Struct(">iiq")
 
 
 def key_data(client: HazelcastClient, key: Any) -> bytes:
-    """Serialize a key as the client would, without its detour for texts; whole numbers above 31 bits become a Long.
+    """Serialize a key as the client would, without its detour for strings; whole numbers above 31 bits become a Long.
 
     Raises:
         HazelcastSerializationError: It has no serializer, or is a whole number of more than 64 bits.
-        UnicodeEncodeError: It is a text with half a surrogate pair.
+        UnicodeEncodeError: It is a string with half a surrogate pair.
     """
     if type(key) is str:
         text = key.encode()
-        return _STRING_HEADER.pack(0, -11, len(text)) + text
+        return TEXT_HEADER.pack(0, STRING, len(text)) + text
     if type(key) is int:
         forms = key_forms(client, key)
         if not forms:
@@ -543,7 +529,7 @@ def key_data(client: HazelcastClient, key: Any) -> bytes:
 
 
 def key_forms(client: HazelcastClient, key: Any) -> list[bytes]:
-    """The serialized keys that mean this key: a whole number may be an Integer or a Long in the grid."""
+    """The serialized forms of a key: a whole number may be an Integer or a Long in the grid."""
     if type(key) is not int:
         return [key_data(client, key)]
     forms = []
@@ -565,8 +551,6 @@ async def listen(proxy: Any, callback: Callable[[], None], *, updates: bool = Tr
     The client's own listener makes an object of each key, and logs a traceback where it cannot.
 
     Args:
-        proxy: The client's map.
-        callback: What to call.
         updates: Also when an entry has changed.
     """
     from hazelcast.protocol.codec import map_add_entry_listener_codec, map_remove_entry_listener_codec

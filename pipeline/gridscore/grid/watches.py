@@ -1,4 +1,4 @@
-"""Watches: one listener for each control map and connection, however many want to hear of its changes."""
+"""One listener for each control map and connection, however many want to hear of its changes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-NET_SECONDS = 60.0
-"""How often what is watched is read though nothing has been heard of it."""
+READ_ANYWAY_SECONDS = 60.0
+"""How often a watched map is read though no change was heard of: listeners may miss some."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,29 +31,25 @@ class _Watch:
 
 
 class Watches:
-    """The listeners of one connection: one for each map, with everybody who asked for it."""
+    """The listeners of one connection, and the callbacks of each."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._there: dict[tuple[str, bool], _Watch] = {}
+        self._watches: dict[tuple[str, bool], _Watch] = {}
         grid.on_reconnect(self._reconnected)
 
     async def add(self, proxy: Any, callback: Callable[[], None], *, updates: bool) -> Callable[[], Any]:
-        """Call back when an entry has come, gone or, if wanted, changed, and after a reconnect; see `Records.watch`.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Call back when an entry has come, gone or, if wanted, changed, and after a reconnect; see `Records.watch`."""
         place = (proxy.name, updates)
-        watch = self._there.setdefault(place, _Watch())
+        watch = self._watches.setdefault(place, _Watch())
         watch.callbacks.append(callback)
         if watch.registering is None:
             watch.registering = asyncio.ensure_future(transport.listen(proxy, watch.call, updates=updates))
 
         async def stop() -> None:
             watch.callbacks.remove(callback)
-            if not watch.callbacks and self._there.get(place) is watch:
-                del self._there[place]
+            if not watch.callbacks and self._watches.get(place) is watch:
+                del self._watches[place]
                 if self._grid.is_running:
                     await proxy.remove_entry_listener(await registering)
 
@@ -61,14 +57,14 @@ class Watches:
         try:
             await asyncio.shield(registering)
         except BaseException:
-            if self._there.get(place) is watch and registering.done():
-                del self._there[place]
+            if self._watches.get(place) is watch and registering.done():
+                del self._watches[place]
             watch.callbacks.remove(callback)
             raise
         return stop
 
     def _reconnected(self) -> None:
-        for watch in list(self._there.values()):
+        for watch in list(self._watches.values()):
             watch.call()
 
 
@@ -76,8 +72,6 @@ class Watched(Generic[_T]):
     """What a control map holds, read only when it may have changed.
 
     Args:
-        grid: The connection.
-        map_name: The map.
         parse: What to make of each record.
         pause: Seconds between two reads, however much changes.
     """
@@ -94,17 +88,13 @@ class Watched(Generic[_T]):
         self._is_watching = False
 
     async def read(self) -> dict[str, _T]:
-        """What is there, by key.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """What is there, by key."""
         async with self._reading:
             if not self._is_watching:
                 await self._records.watch(self._changed)
                 self._is_watching = True
             age = self._grid.clock() - self._read_at
-            if age >= self._pause and (self._has_changed or age > NET_SECONDS):
+            if age >= self._pause and (self._has_changed or age > READ_ANYWAY_SECONDS):
                 self._has_changed = False  # before it is read: what changes meanwhile is read again
                 try:
                     self._found = await self._records.read(self._parse)

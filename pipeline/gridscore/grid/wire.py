@@ -31,17 +31,13 @@ from hazelcast.protocol.codec import (
 )
 from hazelcast.serialization.data import Data
 
-from gridscore.grid.cutting import cut_items, join_entries
+from gridscore.grid.cutting import FINAL, FRAME, INT, JSON, TEXT_HEADER, cut_items, join_entries
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from gridscore.grid.transport import RawMessage
 
-_FRAME = struct.Struct("<iH")
-_FINAL = 1 << 13
-
-_INT = struct.Struct("<i")
 _LONG = struct.Struct("<q")
 _READ_PARAMETERS = struct.Struct("<qii")
 
@@ -81,14 +77,13 @@ class Page(NamedTuple):
     """What one read of a partition's journal gave.
 
     Attributes:
-        first: Sequence of the first item read, of whatever kind.
+        first: Sequence of the first item read, a removal or not.
         next: Sequence to read from next.
         sequences: Sequence of each entry put (added, updated or loaded); removals are left out.
-        keys: Serialized key of each, as it is to be written again.
-        values: JSON text of each in UTF-8; a serialized value as a whole where its type is neither JSON nor string.
-        size: Bytes of the answer.
-        foreign: Position and Hazelcast type of those that are neither JSON nor string, for their error message.
-        standing: Positions of those whose results stand, where they are taken all the same.
+        keys: Serialized key of each, ready to be written again.
+        values: JSON text of each in UTF-8; the whole serialized value where its type is neither JSON nor string.
+        foreign: Hazelcast type by index of those that are neither JSON nor string, for their error message.
+        scored: Indexes of those that have their result, if they were left in.
     """
 
     first: int
@@ -98,20 +93,20 @@ class Page(NamedTuple):
     values: list[bytes]
     foreign: dict[int, int]
     size: int
-    standing: Collection[int] = ()
+    scored: Collection[int] = ()
 
 
 def decode_read(message: RawMessage) -> Page | None:
     """Cut a response into a page; None if nothing was read.
 
     Raises:
-        ValueError: An item is not whole.
+        ValueError: An item is cut short.
     """
     body = message.body
-    length = _INT.unpack_from(body, 0)[0]
-    count = _INT.unpack_from(body, 6 + RESPONSE_HEADER_SIZE)[0]
+    length = INT.unpack_from(body, 0)[0]
+    count = INT.unpack_from(body, 6 + RESPONSE_HEADER_SIZE)[0]
     if count == 0:
-        return None  # the next sequence is not to be trusted here: the member answers 0
+        return None  # the next sequence means nothing here: the member answers 0
     following = _LONG.unpack_from(body, 10 + RESPONSE_HEADER_SIZE)[0]
     first = following - count
     # past the begin frame of the list
@@ -119,12 +114,9 @@ def decode_read(message: RawMessage) -> Page | None:
     return Page(first, following, sequences, keys, values, foreign, len(body))
 
 
-_JSON_HEADER = struct.Struct(">iii")
-
-
 def json_data(text: bytes) -> bytes:
     """Serialized HazelcastJsonValue of a JSON text in UTF-8."""
-    return _JSON_HEADER.pack(0, -130, len(text)) + text
+    return TEXT_HEADER.pack(0, JSON, len(text)) + text
 
 
 def put_all_prefix(name: str) -> bytes:
@@ -152,15 +144,14 @@ def encode_fetch_entries(name: str, pointers: Iterable[tuple[int, int]], batch: 
     """`Map.FetchEntries`: about `batch` entries of a partition from where the pointers stand.
 
     Args:
-        name: Of the map.
-        pointers: Index and table size pairs; `[FIRST_ENTRY]` to begin with, then what the last answer gave.
+        pointers: Pairs of index and table size; `[FIRST_ENTRY]` first, then those of the last answer.
         batch: Number of entries wanted; the answer may hold a few more.
     """
     buffer = create_initial_buffer(REQUEST_HEADER_SIZE + 4, _FETCH_ENTRIES)
-    _INT.pack_into(buffer, REQUEST_HEADER_SIZE, batch)
+    INT.pack_into(buffer, REQUEST_HEADER_SIZE, batch)
     StringCodec.encode(buffer, name)
     packed = b"".join(struct.pack("<ii", *pointer) for pointer in pointers)
-    buffer.extend(_FRAME.pack(len(packed) + 6, _FINAL))
+    buffer.extend(FRAME.pack(len(packed) + 6, FINAL))
     buffer.extend(packed)
     return OutboundMessage(buffer, True)
 
@@ -196,29 +187,29 @@ def replace_if_same_prefix(name: str, key: bytes) -> bytes:
 def encode_replace_if_same(prefix: bytes, before: bytes, after: bytes) -> OutboundMessage:
     """`Map.ReplaceIfSame`: a compare-and-set from one serialized value to another."""
     buffer = bytearray(prefix)
-    buffer += _FRAME.pack(len(before) + 6, 0) + before
-    buffer += _FRAME.pack(len(after) + 6, _FINAL) + after
+    buffer += FRAME.pack(len(before) + 6, 0) + before
+    buffer += FRAME.pack(len(after) + 6, FINAL) + after
     return OutboundMessage(buffer, False, True)
 
 
 def decode_replace_if_same(message: InboundMessage) -> bool:
-    """Whether the value was what was expected, and now is the new one."""
+    """Whether the value was the expected one, and has been replaced."""
     return bool(map_replace_if_same_codec.decode_response(message))
 
 
 def encode_put_if_absent(name: str, key: bytes, text: bytes) -> OutboundMessage:
-    """`Map.PutIfAbsent` of a JSON text, without an end of life."""
+    """`Map.PutIfAbsent` of a JSON text, without a TTL."""
     message: OutboundMessage = map_put_if_absent_codec.encode_request(name, Data(key), Data(json_data(text)), 0, -1)
     return message
 
 
 def decode_put_if_absent(message: InboundMessage) -> bool:
-    """Whether there was nothing under the key, and now is the text."""
+    """Whether nothing was under the key, and the text is there now."""
     return map_put_if_absent_codec.decode_response(message) is None
 
 
 def decode_nothing(_message: InboundMessage) -> None:
-    """A response that says only that it was done."""
+    """An empty response: it was done."""
 
 
 def encode_remove_if_same(name: str, key: bytes, value: bytes) -> OutboundMessage:
@@ -228,5 +219,5 @@ def encode_remove_if_same(name: str, key: bytes, value: bytes) -> OutboundMessag
 
 
 def decode_remove_if_same(message: InboundMessage) -> bool:
-    """Whether the value was what was expected, and now is gone."""
+    """Whether the value was the expected one, and has been removed."""
     return bool(map_remove_if_same_codec.decode_response(message))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gridscore.grid.connection import Grid
 
 _HASH_SEED = 0x01000193
-_HASH_OFFSET = 8  # the hash and the type in front of a serialized key are not part of what is hashed
+_HASH_OFFSET = 8  # the hash and the type that precede a serialized key are not hashed
 
 
 def partition_of(key: bytes, partition_count: int) -> int:
@@ -36,7 +36,7 @@ class MapWriter:
         self._prefix = wire.put_all_prefix(map_name)
 
     async def prepare(self) -> None:
-        """Make the map known to the cluster by name; a bare write would fill it without that."""
+        """Make the map known to the cluster by name, which a bare write does not."""
         await self._grid.map(self.map_name)
 
     def put_partition(
@@ -48,17 +48,14 @@ class MapWriter:
         once: bool = True,
         until: float | None = None,
     ) -> asyncio.Future[None]:
-        """Write entries of one partition in one message.
+        """Write entries of one partition in one message; messages are applied in the order of the calls.
 
-        Sent once and in the order of the calls, and applied by the member in that order. The future fails if the member
-        did not confirm the write with its backups; then it may or may not have happened.
+        The future fails if the member did not confirm the write with its backups; it may have happened all the same.
 
         Args:
-            partition: The partition of every key.
-            keys: Serialized keys, as they came from a journal.
-            texts: JSON texts in UTF-8.
-            once: Never send it again: a retry would come late, behind writes that were made after it. Without, errors
-                that may pass are retried, and two writes of one key may change places.
+            keys: Serialized, as journals have them.
+            once: Never send it again: a retry would come late, after later writes. Without, passing errors are retried,
+                and two writes of one key may change places.
             until: Of the monotonic clock: when it must no longer be sent; the future then fails.
         """
         message = wire.encode_put_all_json(self._prefix, keys, texts)
@@ -67,10 +64,7 @@ class MapWriter:
         return transport.invoke(client, message, partition, wire.decode_nothing, retry_seconds=seconds, until=until)
 
     def remove(self, partition: int, key: bytes) -> asyncio.Future[None]:
-        """Remove an entry; sent once, and applied in the order of the calls, as `put_partition` is.
-
-        The future fails if the member did not confirm it with its backups; then it may or may not have happened.
-        """
+        """Remove an entry; sent once, and otherwise as `put_partition`."""
         message = map_delete_codec.encode_request(self.map_name, Data(key), 0)  # of no thread: nobody locks keys
         return transport.invoke(self._grid.client, message, partition, wire.decode_nothing, retry_seconds=0.0)
 
@@ -83,7 +77,7 @@ class MapWriter:
 
         Args:
             entries: Keys, and JSON texts in UTF-8.
-            until: As that of `put_partition`; each message is sent once then. Without, what may pass is retried.
+            until: As in `put_partition`; with it, each message is sent once. Without, passing errors are retried.
 
         Raises:
             HazelcastError: At least one partition did not confirm; the entries of others may have been written.
@@ -103,7 +97,7 @@ class MapWriter:
             writes = [
                 self.put_partition(p, keys, texts, once=once, until=until) for p, (keys, texts) in by_partition.items()
             ]
-            # Wait for all before reporting the first failure: no write may be under way when the caller tries again.
+            # Wait for all, so that no write is under way when the caller tries again.
             for outcome in await asyncio.gather(*writes, return_exceptions=True):
                 if isinstance(outcome, BaseException):
                     raise outcome

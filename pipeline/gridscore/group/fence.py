@@ -1,13 +1,13 @@
-"""The fence: until when the owner of a lease may send, how long that may be held, and when a successor may write.
+"""The fence: until when a lease's owner may send, how long the system may hold that, and when a successor may write.
 
-No member refuses a write because its writer's lease has passed on. So all that an owner has sent must have come before
-its successor writes anything. All times follow from the lease time, here and nowhere else, counted from the moment at
+No member refuses a write because its writer's lease has passed on. So all that an owner has sent must have arrived
+before its successor writes. All times follow from the lease time, here and nowhere else, counted from the moment at
 which the owner *began* its last renewal:
 
-    last send + longest hold + slack <= the lease time: somebody who watched the record marks it
+    last send + longest hold + slack <= the lease time: a watcher of the record marks it
                                       + settling:       and takes it. Its first write comes later.
 
-1. The owner sends nothing from `send` on; the clock is read right before the system takes the bytes (`grid.outbox`).
+1. The owner sends nothing after `send`; the clock is read right before the system takes the bytes (`grid.outbox`).
 2. The system gives up what a member has not confirmed within `hold` (`TCP_USER_TIMEOUT`).
 3. `slack` is for what is then on the wire, and for clocks and timers that run unevenly.
 4. A successor's clock begins when it has *seen* the renewal, which is later. After the lease time it marks the record,
@@ -23,11 +23,11 @@ from gridscore.errors import UsageError
 from gridscore.grid.transport import HOLD_SECONDS
 
 SETTLE_SECONDS = 1.0
-"""How long a member may take with writes that it held while a partition moved, once the partition takes writes again:
-it tries every 500 ms (`hazelcast.invocation.retry.pause.millis`)."""
+"""How long a member may take to do writes that it held while a partition moved, once the partition takes writes again:
+it retries every 500 ms (`hazelcast.invocation.retry.pause.millis`)."""
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 86_400.0
-"""Of a lease. A hold for less than a fifth of a second would break connections for one packet that is sent again."""
+"""Bounds of a lease. A hold below a fifth of a second would break connections when one packet has to be sent again."""
 
 _HOLD = 0.25
 _SLACK = 0.05
@@ -39,9 +39,9 @@ class Fence:
     """The times of a lease, in seconds.
 
     Attributes:
-        lease: After which somebody who has watched the record marks it.
-        send: After which its owner sends nothing more.
-        hold: For which the system holds what the owner has sent.
+        lease: After this, somebody who has watched the record marks it.
+        send: After this, its owner sends nothing more.
+        hold: How long the system holds what the owner has sent.
         slack: For what the clocks do not show.
     """
 
@@ -52,16 +52,16 @@ class Fence:
 
     def __post_init__(self) -> None:
         if min(self.send, self.hold, self.slack) <= 0 or self.latest_arrival > self.lease * _EXACT:
-            raise ValueError(f"what an owner sends may come after what its successor writes: {self}")
+            raise ValueError(f"an owner's writes may arrive after its successor's: {self}")
 
     @property
     def latest_arrival(self) -> float:
-        """When all that the owner has sent has come to a member, or never will."""
+        """When all that the owner has sent has arrived, or never will."""
         return self.send + self.hold + self.slack
 
     @property
     def first_write(self) -> float:
-        """Before which no successor writes; a member may have held for so long what came when the record was marked."""
+        """No successor writes before: a member may have held for so long what arrived when the record was marked."""
         return self.lease + SETTLE_SECONDS
 
     @classmethod
@@ -69,7 +69,7 @@ class Fence:
         """The times of a lease.
 
         Raises:
-            UsageError: No worker can live with so short or so long a lease.
+            UsageError: The lease is too short or too long.
         """
         if not SHORTEST_SECONDS <= lease <= LONGEST_SECONDS:
             raise UsageError(

@@ -1,28 +1,28 @@
-"""The part of one worker in a group, of a job or a sink: which partitions it holds, from joining to leaving.
+"""One worker's part in the group of a job or a sink: which partitions it holds, from joining to leaving.
 
 There is no leader. Each worker sees who lives (`members`) and who holds what (`leases`), and knows by the same rule how
-many partitions it should hold (`assignment`). It takes what is free up to that, and gives back what is above.
+many partitions it should hold (`quota`). It takes free ones up to that, and gives back the rest.
 
 A partition is *taken* in this order:
 
 1. Its lease is claimed, with the next epoch.
-2. The committed offset is compared with its journal. A journal that ends before it has begun again: the offset is
-   reset, and counted. A restart of the job that the partition has not seen sets the offset, too.
-3. If the owner before did not release it, results may stand up to the journal's end as it is now: it is in doubt.
-4. It is read from the offset on. What is in doubt is looked over first: a job passes over events whose results stand.
+2. The committed offset is compared with its journal. A journal that ends before the offset has begun again: the offset
+   is reset, which is counted. A restart of the job that the partition has not seen sets the offset, too.
+3. If the previous owner did not release it, results may exist up to the journal's present end: it is in doubt.
+4. It is read from the offset on. What is in doubt is looked over first: a job skips events that have results.
 
-It is *committed* once a second, and earlier where what is not committed fills half of its ring: producers wait for it.
-What is acknowledged becomes the offset by compare-and-set. A failed compare-and-set means that somebody else has it: it
-is dropped, unwritten results and all.
+It is *committed* once a second, and earlier where uncommitted events fill half of its ring: producers wait for it. What
+is acknowledged becomes the offset by compare-and-set. A failed compare-and-set means that somebody else has it: it is
+dropped, unwritten results and all.
 
 It is *given back* within one budget of time, in this order:
 
 1. It is no longer read; what was read and not written is forgotten.
 2. The writes under way are waited for.
-3. Offset and owner are written in one compare-and-set: who takes it next goes on without doubt and without waiting.
+3. Offset and owner are written in one compare-and-set: the next owner goes on without doubt and without waiting.
 
-What cannot be done within the budget is left: the lease then runs out, as after a crash. Partitions that do not move
-are not touched by any of this.
+What the budget does not allow is left: the lease then runs out, as after a crash. Partitions that do not move notice
+none of this.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, KeysView, Mapping
 
     from gridscore.grid import Grid
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
     from gridscore.group.leases import Lease
     from gridscore.group.members import Members
     from gridscore.group.reader import Cursor
@@ -57,13 +57,13 @@ _log = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 1.0
 _COMMIT_PARTS = 10
-"""Parts in which partitions are committed, one after the other: all at once would hold events up, every second anew."""
+"""Parts in which partitions are committed, one after the other: all at once would hold events up every second."""
 
 EARLY_SECONDS = 0.05
-"""Pause between two commits that come early."""
+"""Pause between two early commits."""
 
 _EARLY = 2
-"""A ring of which one so-manieth is read and not committed is committed early: producers stop at three quarters."""
+"""A partition is committed early when half of its ring is uncommitted: producers stop at three quarters."""
 
 GIVE_BACK_SECONDS = 4.0
 _RELEASE_SECONDS = 1.5
@@ -75,23 +75,14 @@ _HUNGRY_SECONDS = 15.0
 _PASS_SECONDS = 1.0
 _CHECK_ROUND_SECONDS = 60.0
 _MAX_CHECK_SECONDS = 5.0
-"""Held partitions are checked in turn, in a round that takes a minute where a process holds few."""
+"""Held partitions are checked in turn, in rounds of a minute if a process holds few."""
 
 _RESTART_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
 
 
 class Group:
-    """Takes, commits and gives back partitions of one map.
-
-    Args:
-        grid: The connection.
-        subscription: What is read.
-        subscriber: Who reads it.
-        members: Who lives.
-        stats: Where to count.
-        seconds: Lease time.
-    """
+    """Takes, commits and gives back partitions of one map."""
 
     def __init__(
         self,
@@ -120,7 +111,7 @@ class Group:
         self.offsets = Offsets()
         self.reader = JournalReader(grid, subscription.map, self._regressed, self._look_into)
         self._losses = Losses(grid, subscription, stats, self.leases, self.offsets, self.reader.fail)
-        self._beginning: dict[int, object] = {}  # partitions that will be read, each with what asked for it last
+        self._beginning: dict[int, object] = {}  # partitions that will be read, each with the last to ask for it
         self._giving: set[int] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
@@ -142,29 +133,29 @@ class Group:
         return self.leases.held.keys()
 
     @property
-    def standing(self) -> Collection[int]:
+    def writable(self) -> Collection[int]:
         """Partitions that this worker may write for now."""
         now = self._grid.clock()
-        return [partition for partition in self.held if self.leases.stands(partition, now)]
+        return [partition for partition in self.held if self.leases.may_write(partition, now)]
 
     def acknowledged_to(self, partition: int) -> int | None:
-        """Next sequence of a partition to read, all before it being acknowledged; None if it is not read here."""
-        there = self.offsets.acknowledged(partition)
-        return None if there is None else there.offset
+        """Offset of a partition up to which all is acknowledged; None if it is not read here."""
+        progress = self.offsets.acknowledged(partition)
+        return None if progress is None else progress.offset
 
     def set_ring(self, capacity: int) -> None:
-        """Commit early what fills the rings, which hold so many entries each."""
+        """Commit early what fills the rings, which hold this many entries each."""
         self.early_events = max(1, capacity // _EARLY)
 
     def acknowledged(self, partition: int, offset: int) -> None:
-        """A partition has come so far, which may be too far to wait for the next commit."""
+        """Take note of a partition's progress; it may have to be committed early."""
         lease = self.leases.held.get(partition)
         if lease is not None and offset - lease.record.offset >= self.early_events:
             self._early.add(partition)
             self._filling.set()
 
     def wake(self) -> None:
-        """Look at once who lives and who holds what."""
+        """Look now who lives and who holds what."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -195,7 +186,7 @@ class Group:
                 hungry = await self._turn()
             except (HazelcastError, GridError) as error:
                 _log.warning("%s: claiming partitions failed, trying again: %s", self._name, error)
-            # Whoever has too little looks often, but not for ever: others may have good reasons.
+            # A worker with too few partitions looks often, but not for ever: others may have good reasons.
             often = hungry and self._grid.clock() - self._who_since < _HUNGRY_SECONDS
             often = often or any(not self._members.is_fresh(owner) for owner in self.leases.others())
             try:
@@ -205,7 +196,7 @@ class Group:
                 pass
 
     async def _turn(self) -> bool:
-        """Look, and take or give what is to be; whether something is missing still."""
+        """Look, and take or give back partitions; whether some are still missing."""
         leases, count, now = self.leases, self._grid.partition_count, self._grid.clock()
         members = self._members
         who = members.group(self._name)
@@ -222,28 +213,28 @@ class Group:
             count,
         )
         room = mine - len(leases.held) - len(leases.claiming)
-        # The leases of those who live need no look.
+        # The leases of living workers need no look.
         known = bits_of(leases.held) | bits_of(leases.claiming)
         for name, held in others.items():
             if members.vouches(name):
                 known |= held
-        # What somebody takes, or has taken and not said so yet, is not looked at again and again.
+        # Partitions that somebody is taking, or has just taken, are not looked at all the time.
         self._passed = {p: at for p, at in self._passed.items() if now - at < _PASS_SECONDS}
         unknown = (
             [p for p in range(count) if not known >> p & 1 and p not in self._passed] if known != self._all else []
         )
-        # Each begins with others, so that several do not go for the same.
+        # Each worker begins with different ones, so that several do not go for the same.
         present = sorted(name for name in who if name == members.worker or members.is_fresh(name))
         first = present.index(members.worker)
         unknown.sort(key=lambda partition: (partition - first) % len(present))
         looked = self._worth_a_look(unknown, max(room, -(-len(unknown) // len(who))), others)
         await leases.look(looked, members.is_silent)
-        # Whatever cannot be read leaves its turn to others.
+        # Those that cannot be read leave their turn to others.
         self._passed |= {p: now for p in looked if not leases.has_seen(p)}
         self._passed |= {p: now for p, owner in leases.seen() if owner != members.worker and members.is_fresh(owner)}
         free, expired = ([p for p in unknown if p in there] for there in (set(leases.free()), set(leases.expired())))
-        # What nobody scores any more is taken by whoever has watched it, even beyond its share: a newcomer, for whom
-        # there may be room, would have to watch it first. It then gets its share, in order.
+        # The worker that has watched an orphaned partition takes it, even beyond its share: a newcomer with room for it
+        # would have to watch it first. It gets its share later, in order.
         expired = expired[: max(room - len(free), -(-len(expired) // len(who)))]
         if claims := [*free[: max(0, room)], *expired]:
             self._spawn(self._take(claims))
@@ -251,20 +242,20 @@ class Group:
         elif (
             room < 0 and not self._giving and not leases.claiming and all(map(members.is_fresh, who - {members.worker}))
         ):
-            # What came last goes first: it is the least settled.
+            # The latest go first: they are the least settled.
             self.give_back([p for p in leases.held if p not in self._beginning][room:])
         return len(leases.held) < mine
 
     def _worth_a_look(self, unknown: list[int], most: int, holdings: Mapping[str, int]) -> list[int]:
-        """Those of the partitions to look at: no more than it may take, but at its part of all.
+        """The partitions to look at: as many as it may take, and one for each session.
 
-        And one for each owner and member, as a session is of both: it must not change for a whole lease time while it
-        is watched, which would else begin only when the first are taken.
+        A session, of an owner and a member, must be watched for a whole lease time before its partitions can be taken;
+        that should not begin only when the first ones are taken.
         """
         looked, homes = unknown[:most], self.leases.sessions.homes
         if len(looked) < len(unknown) and homes:
             sought = bits_of(unknown)
-            silent = [(name, held) for name, held in holdings.items() if held & sought]  # of many workers, few
+            silent = [(name, held) for name, held in holdings.items() if held & sought]  # few of many workers
 
             def session_of(partition: int) -> tuple[int, str]:
                 return homes[partition], next((name for name, held in silent if held >> partition & 1), "")
@@ -300,22 +291,22 @@ class Group:
 
     def _taken(self, lease: Lease) -> None:
         if not self._leaving:
-            # Both were about a lease before.
+            # Both concern an earlier lease.
             self._giving.discard(lease.partition)
             self.offsets.forget(lease.partition)
             self._beginning[lease.partition] = lease
             self._spawn(self._begin(lease))
 
     async def _begin(self, lease: Lease) -> None:
-        """Read what was taken. What cannot be begun is let go, so that it is taken again."""
+        """Start to read a partition that was taken. If that fails, drop it, so that it is taken again."""
         partition, offset = lease.partition, None
         try:
-            # A member that hangs must not keep the partition from being let go. A restart may search its whole journal.
+            # If a member hangs, the partition must be dropped. A restart may search its whole journal.
             async with asyncio.timeout(_RESTART_SECONDS if self._subscription.begin else self.leases.seconds):
-                offset = await self._position(lease)
+                offset = await self._find_offset(lease)
             if offset is not None:
                 offset = await self._subscriber.take_over(lease, offset)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it must not be held for ever and never be read
+        except Exception as error:  # noqa: BLE001 -- it must not be held for ever and never be read
             offset, what = None, str(error) or type(error).__name__
             _log.warning("%s: partition %d could not be begun: %s", self._name, partition, what)
         if self._beginning.get(partition) is lease:
@@ -326,17 +317,12 @@ class Group:
                 self._read(lease, offset)
                 self.first_taken.set()
 
-    async def _position(self, lease: Lease) -> int | None:
-        """Where to begin with a partition that was taken; None if it cannot be begun.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-            GridError: The same, of the journal.
-        """
+    async def _find_offset(self, lease: Lease) -> int | None:
+        """The offset to begin at with a partition that was taken; None if it cannot be begun."""
         partition, record, wanted = lease.partition, lease.record, self._subscription
         oldest, newest = await self.reader.bounds(partition)
-        if wanted.begin and not record.has_begun(wanted):
-            offset = await self._subscriber.position_at(partition, oldest, newest)
+        if wanted.begin and not record.has_begun(wanted.begin, wanted.restarts):
+            offset = await self._subscriber.offset_at(partition, oldest, newest)
             if not self.leases.holds(lease):
                 return None
             return offset if await self.leases.reset(partition, offset, run=wanted.restarts) else None
@@ -356,7 +342,7 @@ class Group:
 
     @staticmethod
     def _settle_doubt(lease: Lease, newest: int) -> None:
-        """Whoever did not release it may have written results up to where its journal ends now."""
+        """An owner that did not release it may have written results up to the journal's present end."""
         if lease.before and not lease.is_doubted:
             lease.doubt, lease.is_doubted = max(lease.doubt, newest + 1), True
 
@@ -367,11 +353,11 @@ class Group:
     # ------------------------------------------------------------------ committing
 
     async def _commit(self) -> None:
-        """Commit each partition once a second, a tenth of them at a time. Nothing waits for what a slow member has.
+        """Commit each partition once a second, a tenth of them at a time. None waits for those of a slow member.
 
-        All groups of a process do it at the same moments, so that one at rest wakes up ten times a second, not each.
+        All groups of a process do it at the same moments, so an idle process wakes up ten times a second in all.
         """
-        # With a short lease more often, or a renewal could not be tried again while it stands.
+        # More often with a short lease, or there would be no time to retry a renewal.
         pause = min(COMMIT_SECONDS, self.leases.seconds / 5) / _COMMIT_PARTS
         clock, tick = asyncio.get_running_loop().time, 0
         async with asyncio.TaskGroup() as turns:
@@ -386,13 +372,13 @@ class Group:
     async def _commit_part(self, part: int) -> None:
         lost = await self._commit_these(p for p in self.held if p % _COMMIT_PARTS == part)
         self._stats.committed_at = int(time.time() * 1000)
-        # The last is a net: whatever went wrong, a partition that is held is read, or let go.
+        # `unread` is a safety net: whatever went wrong, a held partition is read, or dropped.
         unread = self.held - self.reader.partitions - self._beginning.keys() - self._giving
         self._lose({*lost, *self.leases.ended(self._grid.clock()), *unread})
         self._stats.partitions = len(self.held)
 
     async def _commit_early(self) -> None:
-        """Commit what fills its ring, all of it together: a key that gets most events has one partition only."""
+        """Commit partitions that fill their rings, all together: a key with most of the events has one partition."""
         while True:
             await self._filling.wait()
             self._filling.clear()
@@ -411,7 +397,7 @@ class Group:
     # ------------------------------------------------------------------ giving back
 
     def give_back(self, partitions: Collection[int]) -> None:
-        """Begin to give back partitions; only when no others are being given back."""
+        """Begin to give back partitions, while no others are being given back."""
         self._giving.update(partitions)
         self._spawn(self._give_back())
 
@@ -443,9 +429,10 @@ class Group:
             async with asyncio.timeout_at(deadline):
                 await asyncio.gather(*map(self._doubt_unbegun, self._giving))
                 for partition in self._giving:
-                    lease, there = self.leases.held.get(partition), self.offsets.acknowledged(partition)
+                    lease = self.leases.held.get(partition)
                     if lease is not None and not lease.unsettled and self.offsets.settled(partition):
-                        progress[partition] = there  # one that is just being begun has none, but may get an offset
+                        # None while it is just being begun; its record may have an offset by then.
+                        progress[partition] = self.offsets.acknowledged(partition)
                 await self.leases.release(progress)
                 self._stats.given += len(progress)
                 self._stats.rebalances += bool(progress)
@@ -459,16 +446,16 @@ class Group:
             )
 
     async def _doubt_unbegun(self, partition: int) -> None:
-        """Find out what is in doubt of a partition that was taken over and is given back before it has begun."""
+        """Find out what is in doubt of a partition that is given back before it was begun."""
         lease = self.leases.held.get(partition)
         if lease is not None and lease.before and not lease.is_doubted:
             try:
                 self._settle_doubt(lease, (await self.reader.bounds(partition))[1])
             except GridError:
-                lease.unsettled = True  # nobody knows, so it runs out
+                lease.unsettled = True  # it is not known, so it must run out
 
     def drop(self, partition: int) -> None:
-        """Neither read, write nor commit a partition any more, without a word to the grid."""
+        """Stop to read, write and commit a partition, without telling the grid."""
         self.leases.drop(partition)
         self.reader.stop(partition)
         self.offsets.forget(partition)
@@ -478,7 +465,7 @@ class Group:
     def _lose(self, partitions: Collection[int]) -> None:
         if partitions:
             _log.warning(
-                "%s: the leases of %s have run out or are another's; those that are free are claimed again: %s",
+                "%s: the leases of %s have run out or have another owner; free ones are claimed again: %s",
                 self._name,
                 count_text(len(partitions), "partition"),
                 _listed(partitions),
@@ -491,7 +478,7 @@ class Group:
     # ------------------------------------------------------------------ trouble
 
     def put_back(self, partition: int) -> None:
-        """Read a partition again from what is acknowledged: the fate of a write is not known, so it is looked up."""
+        """Read a partition again from what is acknowledged, because the fate of a write is not known."""
         lease = self.leases.held.get(partition)
         if lease is None or self.offsets.acknowledged(partition) is None:
             return
@@ -519,7 +506,7 @@ class Group:
         self._spawn(read_again())
 
     async def _settle(self, partition: int, token: object) -> bool:
-        """Return when no write from before can come any more; False if the partition is no longer to be read."""
+        """Return when no earlier write can arrive any more; False if the partition is no longer to be read."""
         while self._beginning.get(partition) is token:
             await asyncio.sleep(_RETRY_SECONDS)
             try:
@@ -529,10 +516,10 @@ class Group:
         return False
 
     async def _look_into(self, cursor: Cursor, page: Page, gap: int) -> Page:
-        """A page behind a gap, or in doubt: act on the loss, pass over what was done before us."""
+        """Look into a page behind a gap, or in doubt: act on the loss, skip what a previous owner has done."""
         partition = cursor.partition
         if gap:
-            await self._losses.gap(partition, cursor.position, page.first)
+            await self._losses.gap(partition, cursor.offset, page.first)
         if page.first < cursor.doubt:
             lease = self.leases.held.get(partition)
             origin = lease.record.origin if lease is not None else 0
@@ -540,62 +527,62 @@ class Group:
         return page
 
     def _regressed(self, partition: int, oldest: int) -> None:
-        """The journal of a partition begins again: so do we, with the lease's consent."""
+        """The journal of a partition has begun again: begin again too, if the lease allows."""
         self._doubt.set()
         lease = self.leases.held.get(partition)
         if lease is not None:
-            # What is under way is of the journal that was, and must have come before anything of the new one does.
+            # What is under way belongs to the old journal, and must have arrived before anything of the new one.
             lease.unsettled = lease.unsettled or not self.offsets.settled(partition)
         token = self._beginning[partition] = object()
 
         async def restart() -> None:
-            position = None
+            offset = None
             try:
                 if lease is not None and (not lease.unsettled or await self._settle(partition, token)):
                     lease.unsettled = False
-                    position = await self._position_again(lease, oldest)
+                    offset = await self._find_offset_again(lease, oldest)
             except (HazelcastError, GridError) as error:
                 _log.warning("%s: partition %d could not be begun again: %s", self._name, partition, error)
             finally:
                 if self._beginning.get(partition) is token:
                     del self._beginning[partition]
-                    if position is not None and lease is not None:
-                        self._read(lease, position)
+                    if offset is not None and lease is not None:
+                        self._read(lease, offset)
                     else:
                         self._lose([partition])
 
         self._spawn(restart())
 
-    async def _position_again(self, lease: Lease, oldest: int) -> int | None:
-        """Where to go on in a journal that is no longer what it was; None if the partition is no longer ours."""
+    async def _find_offset_again(self, lease: Lease, oldest: int) -> int | None:
+        """The offset to go on at in a journal that has changed; None if the partition is no longer ours."""
         partition = lease.partition
-        last = await self.reader.standing(partition)
+        last = await self.reader.last_standing(partition)
         if not self.leases.holds(lease):
             return None
         if last is None:
             self.offsets.forget(partition)
             return oldest if await self._begin_again(partition, oldest) else None
-        # Reads do not wait for backups. So when a member dies, we may have read what its backup has not, and what is
-        # written again has the same sequences: hence another epoch.
+        # Reads do not wait for backups: when a member dies, we may have read what its backup lacks, and later writes
+        # get the same sequences. Hence another epoch.
         try:
             async with asyncio.timeout(self.leases.seconds):
                 await self.offsets.settle([partition])
         except TimeoutError:
-            pass  # it is done once more
+            pass  # it is written once more
         if not self.leases.holds(lease):
             return None
-        there = self.offsets.acknowledged(partition)
+        acknowledged = self.acknowledged_to(partition)
         self.offsets.forget(partition)
-        position = last + 1 if there is None else min(last + 1, there.offset)
+        offset = last + 1 if acknowledged is None else min(last + 1, acknowledged)
         _log.warning(
             "%s: the journal of partition %d has lost what came after %d: going on at %d",
             self._name,
             partition,
             last,
-            position,
+            offset,
             extra={"action": "journal_behind", "partition": partition},
         )
-        return position if await self.leases.reset(partition, position) else None
+        return offset if await self.leases.reset(partition, offset) else None
 
     async def _begin_again(self, partition: int, oldest: int) -> bool:
         await self._losses.regression(partition)
@@ -605,10 +592,10 @@ class Group:
         return True
 
     async def _check(self) -> None:
-        """Compare the journals with our positions, one partition after the other: a parked read would never tell.
+        """Compare the journals with our offsets, one partition after the other: a parked read would not notice.
 
-        All at once after a member has come or gone, and after one journal has begun again: what happened to it may have
-        happened to all, and the sooner that is found, the fewer new events can have covered its tracks.
+        All at once after a member has joined or left, and after one journal has begun again: it may have happened to
+        all, and new events soon hide it.
         """
         stop_watching = self._grid.on_member_change(self._doubt.set)
         waiting: deque[int] = deque()
@@ -631,7 +618,7 @@ class Group:
     async def _check_one(self, partition: int) -> None:
         try:
             await self.reader.check(partition)
-            # It is written only when its offset moves: somebody may have set it anew meanwhile.
+            # The record is written only when its offset moves: somebody may have changed it meanwhile.
             if not await self.leases.check(partition):
                 self._lose([partition])
         except (GridscoreError, HazelcastError) as error:
@@ -644,7 +631,7 @@ class Group:
 
 
 async def _for_ever(loop: Callable[[], Awaitable[None]]) -> None:
-    """Run a loop; should something within it be cancelled that nobody wanted to end, that is a failure."""
+    """Run a loop; fail if something within it is cancelled though nobody has cancelled the loop."""
     try:
         await loop()
     except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""Heartbeats of processes, as somebody outside of them sees them: of workers, sources and sinks."""
+"""Heartbeats of workers, sources and sinks, as another process sees them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Heartbeat(Protocol):
-    """What a process says of itself, again and again."""
+    """A record that a process keeps writing about itself."""
 
     @property
     def id(self) -> str:
@@ -20,23 +20,23 @@ class Heartbeat(Protocol):
 
     @property
     def seen_at(self) -> int:
-        """When it said so, in milliseconds of its clock."""
+        """When it was written, in milliseconds of the process's clock."""
 
 
 _Beat = TypeVar("_Beat", bound=Heartbeat)
 
 
 class Heartbeats:
-    """Tells which processes live, for someone who looks again and again: those whose records change.
+    """Tells an observer that looks repeatedly which processes live: those whose records change.
 
-    At the first look, clocks must do.
+    At the first look, it has to compare clocks.
     """
 
     def __init__(self) -> None:
-        self._changed: dict[str, tuple[int, float]] = {}  # what each record said, and since when
+        self._changed: dict[str, tuple[int, float]] = {}  # `seen_at` of each record, and since when it is the same
 
     def living(self, beats: Sequence[_Beat]) -> list[_Beat]:
-        """Those that live, of all that were seen at one look."""
+        """Those that live, of all that one look has found."""
         now = time.monotonic()
         before, self._changed = self._changed, {}
         living = []
@@ -49,6 +49,6 @@ class Heartbeats:
 
 
 def is_recent(beat: Heartbeat) -> bool:
-    """Whether the process lives, as far as one look at its record can tell."""
-    # Its clock and ours may differ by seconds, so a record from the future is as good as one of this moment.
+    """Whether the process lives, as far as a single look at its record tells."""
+    # Its clock and ours may differ by seconds, so a record from the future counts as recent.
     return time.time() * 1000 - beat.seen_at < GONE_SECONDS * 1000

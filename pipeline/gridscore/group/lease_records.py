@@ -1,6 +1,6 @@
-"""The records of leases as they lie in the grid: their form, where they lie, how they are read and written.
+"""The records of leases in the grid: their form, their keys, how they are read and written.
 
-Many are compared and set at once, each answered for itself, none of unknown fate left so.
+Many are compared and set at once; each has its own outcome, and an unknown fate is looked up.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import logging
 import struct
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 from hazelcast.errors import HazelcastError, OperationTimeoutError
@@ -18,7 +18,8 @@ from msgspec import Meta
 
 from gridscore.errors import BadRecord
 from gridscore.grid import transport, wire
-from gridscore.grid.records import INDETERMINATE, JSON, Count, Record, Word, partition_in, reason_of
+from gridscore.grid.cutting import JSON
+from gridscore.grid.records import INDETERMINATE, Count, Record, Word, partition_in, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,46 +31,34 @@ _log = logging.getLogger(__name__)
 LEASES_MAP = "gridscore.leases"
 
 ANSWER = 0.25
-"""Part of the lease time that a member may take to answer; a compare-and-set of unknown fate takes it twice."""
+"""Part of the lease time that a member may take to answer; a compare-and-set of unknown fate takes twice that."""
 
 _UNSAID = float("-inf")
 
 _Sequence = Annotated[int, Meta(ge=0, lt=2**62)]
 _Epoch = Annotated[int, Meta(ge=0, lt=2**52)]
-"""Below what other counts may be, so that one more can still be written and read."""
-
-
-class Restarts(Protocol):
-    """A group that may have been restarted; see `Subscription`."""
-
-    @property
-    def begin(self) -> str:
-        """Where its last restart begins; empty if there was none."""
-
-    @property
-    def restarts(self) -> int:
-        """How many there were."""
+"""Less than other counts may be, so that the next one can still be written and read."""
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """What the grid knows of one partition of a job; or of a session, which has an owner and renewals, and no more.
+    """What the grid knows of one partition of a job; or of a session, which has only an owner and renewals.
 
     Attributes:
         owner: Worker that holds the lease; empty if nobody does, and all that was written is committed.
-        epoch: Counts the owners and resets, from 1 or, for sinks, from the second at which a partition was first held;
+        epoch: Counts owners and resets, from 1 or, for sinks, from the second at which a partition was first held;
             never goes back. Every result names the epoch that it was written in.
         offset: Next sequence to read; -1 if nobody has begun.
         deadline: Of a session: when it ends unless renewed, in milliseconds since 1970; for people.
         renewals: Counts the changes, so that no two texts of a record are the same.
         lease: Lease time of the owner, in milliseconds.
-        origin: Epoch since which sequences are those of the journal as it is: older results say nothing about it.
+        origin: First epoch of the present journal: the sequences of older results mean nothing in it.
         lost: Events that were overwritten before they were read, since the job was submitted.
         unkept: Events that were rejected and have no dead letter, for lack of room, since the job was submitted.
-        regressions: Times that the journal began again, since the job was submitted.
+        regressions: How often the journal has begun again since the job was submitted.
         run: Number of the job's restart that the offset follows.
-        doubt: Sequence before which results may stand that the offset does not cover.
-        heir: Worker that is about to take a lease that has run out; empty if none is.
-        session: Of the owner, on which the lease hangs.
+        doubt: Sequence before which events may have results that the offset does not cover.
+        heir: Worker that is about to take an expired lease; empty if none is.
+        session: The owner's session that the lease depends on.
     """
 
     owner: Word
@@ -87,9 +76,9 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     unkept: _Sequence = 0
     session: Word = ""
 
-    def has_begun(self, job: Restarts) -> bool:
-        """Whether the offset says something: after a restart a worker sets it anew, and until then it does not."""
-        return self.offset >= 0 and (not job.begin or self.run >= job.restarts)
+    def has_begun(self, begin: str, restarts: int) -> bool:
+        """Whether the offset counts: after a restart of the group, only once a worker has set it."""
+        return self.offset >= 0 and (not begin or self.run >= restarts)
 
 
 encode = msgspec.json.Encoder(order="deterministic").encode
@@ -98,7 +87,7 @@ NOBODY = LeaseRecord("", 0, -1)
 
 
 def parse(record: Record, partition_count: int) -> LeaseRecord:
-    """The typed form of a record that was read as those of other control maps are.
+    """The lease record in a control record.
 
     Raises:
         ValueError: It is not valid.
@@ -108,13 +97,13 @@ def parse(record: Record, partition_count: int) -> LeaseRecord:
 
 
 def bad_lease(job: str, partition: int, key: bytes, text: bytes, error: Exception) -> BadRecord:
-    """A record that could not be decoded."""
+    """The bad record of a lease that could not be decoded."""
     reason = reason_of(error) if text else "it is not a JSON value"
     return BadRecord(LEASES_MAP, f"{job}/{partition}", reason, key, text)
 
 
 def lease_key(job: str, partition: int, partition_count: int) -> bytes:
-    """Serialized key of the record of a job's partition: a string that lies in that partition, by its explicit hash."""
+    """Serialized key of the record of a job's partition: a string whose explicit hash puts it into that partition."""
     text = f"{job}/{partition}".encode()
     return struct.pack(">iii", partition + partition_count, -11, len(text)) + text
 
@@ -122,9 +111,9 @@ def lease_key(job: str, partition: int, partition_count: int) -> bytes:
 async def read_texts(
     grid: Grid, keys: Mapping[int, bytes], seconds: float, map_name: str = LEASES_MAP
 ) -> dict[int, bytes | None]:
-    """Exact texts of records by partition; without those that did not come in time.
+    """Exact texts of the records that were read in time, by partition.
 
-    None where there is none; empty where there is something that is not JSON.
+    None where there is no record; empty where there is something that is not JSON.
     """
     futures = {
         transport.invoke(
@@ -156,11 +145,7 @@ async def read_texts(
 async def read_records(
     grid: Grid, job: str, partitions: Iterable[int] | None = None, *, seconds: float = 10.0
 ) -> dict[int, LeaseRecord]:
-    """Records of a job, by partition; of all partitions, or of some. What is not a record is left out, and noted.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Records of a job, by partition: of all partitions, or of some. Bad ones are left out, and noted."""
     wanted = range(grid.partition_count) if partitions is None else partitions
     keys = {p: lease_key(job, p, grid.partition_count) for p in wanted}
     texts = await read_texts(grid, keys, seconds)
@@ -181,7 +166,7 @@ async def read_records(
 
 
 class Change(NamedTuple):
-    """A record to be written if the one there is the expected text; if there is none, if that is None."""
+    """A record to be written if the present text is the expected one; None: if there is no record."""
 
     partition: int
     expected: bytes | None
@@ -189,9 +174,9 @@ class Change(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A record as it was written, its exact bytes, and when that began.
+    """A record that was written, its exact bytes, and when the write began.
 
-    Minus infinity if no member said so and it was only read back: it may be on one member alone, and go with it.
+    Minus infinity if it was only read back, not acknowledged: one member alone may have it, and die with it.
     """
 
     record: LeaseRecord
@@ -200,21 +185,18 @@ class Written(NamedTuple):
 
     @property
     def is_acknowledged(self) -> bool:
-        """Whether a member said that it is written, and its backups have it."""
+        """Whether a member said that it and its backups have the record."""
         return self.began > _UNSAID
 
 
 Outcome: TypeAlias = "Written | HazelcastError | None"
-"""Of a change: what was written, an error if nobody knows, or None if the record was not what was expected."""
+"""What became of a change: what was written; an error if that is not known; None if the record was another."""
 
 
 class LeaseWriter:
     """Reads and writes the lease records of one group, or the record of one session.
 
     Args:
-        grid: The connection.
-        name: Of the group.
-        seconds: Lease time.
         map_name: Where the records are.
     """
 
@@ -249,21 +231,13 @@ class LeaseWriter:
         return await read_texts(self._grid, keys, self._seconds, self._map_name)
 
     async def remove(self, partition: int, text: bytes) -> None:
-        """Remove a record if it is the expected text.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Remove a record if it is the expected text."""
         message = wire.encode_remove_if_same(self._map_name, self.key(partition), wire.json_data(text))
         client, seconds = self._grid.client, self._seconds
         await transport.invoke(client, message, partition, wire.decode_remove_if_same, retry_seconds=seconds)
 
     async def write(self, partition: int, expected: bytes | None, record: LeaseRecord) -> Written | None:
-        """Compare-and-set one record; None if it was not what was expected.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Compare-and-set one record; None if it was not the expected one."""
         outcomes: list[Outcome] = []
         await self.write_all([Change(partition, expected, record)], lambda _, outcome: outcomes.append(outcome))
         (outcome,) = outcomes
@@ -272,31 +246,30 @@ class LeaseWriter:
         return outcome
 
     async def write_all(self, changes: Sequence[Change], written: Callable[[int, Outcome], None]) -> None:
-        """Compare-and-set records of different partitions, all at once: many are committed, once a second.
+        """Compare-and-set records of different partitions, all at once.
 
         Args:
-            changes: What to write.
-            written: Called once for each, with its position, as soon as its outcome is known.
+            written: Called once for each, with its index, as soon as its outcome is known.
         """
         client, began, seconds = self._grid.client, self._grid.clock(), self._seconds
         unknown: list[int] = []
         futures: list[asyncio.Future[Any]] = []
         records: list[Written] = []
 
-        def answered(position: int, future: asyncio.Future[Any]) -> None:
-            # A member that hangs must not keep us from renewing what other members hold: each as it is answered.
+        def answered(index: int, future: asyncio.Future[Any]) -> None:
+            # Each as it is answered: a member that hangs must not delay what other members have answered.
             error = TimeoutError() if future.cancelled() else future.exception()
             if error is None:
-                written(position, records[position] if future.result() else None)
+                written(index, records[index] if future.result() else None)
             elif isinstance(error, (*INDETERMINATE, TimeoutError)):
-                unknown.append(position)
+                unknown.append(index)
             elif isinstance(error, HazelcastError):
-                written(position, error)
+                written(index, error)
             else:
                 _log.error("a compare-and-set failed", exc_info=error)
-                written(position, HazelcastError(str(error)))
+                written(index, HazelcastError(str(error)))
 
-        for position, change in enumerate(changes):
+        for index, change in enumerate(changes):
             text = encode(change.record)
             records.append(Written(change.record, text, began))
             if change.expected is None:
@@ -306,25 +279,25 @@ class LeaseWriter:
                 before, after = wire.json_data(change.expected), wire.json_data(text)
                 message = wire.encode_replace_if_same(self._prefix(change.partition), before, after)
                 answer = wire.decode_replace_if_same
-            # To the owner's own connection, as results go: who cannot write them must not keep the lease either.
+            # Through the owner's own connection, as results go: a worker that cannot write must lose the lease.
             future = transport.invoke(
                 client, message, change.partition, answer, retry_seconds=seconds, until=began + seconds
             )
-            future.add_done_callback(partial(answered, position))
+            future.add_done_callback(partial(answered, index))
             futures.append(future)
         if futures:
             _, late = await asyncio.wait(futures, timeout=seconds)
             for future in late:
                 future.cancel()
-            await asyncio.sleep(0)  # until the last are answered
+            await asyncio.sleep(0)  # for the callbacks of the last ones
         if unknown:
-            # Whether it happened is not known, so look: no two texts of a record are the same.
+            # Look whether it happened: no two texts of a record are the same.
             found: dict[int, bytes | None] = {}
             with contextlib.suppress(HazelcastError):
-                found = await self.read([changes[position].partition for position in unknown])
-            for position in unknown:
-                partition, record = changes[position].partition, records[position]
+                found = await self.read([changes[index].partition for index in unknown])
+            for index in unknown:
+                partition, record = changes[index].partition, records[index]
                 if partition not in found:
-                    written(position, OperationTimeoutError("a member does not answer"))
+                    written(index, OperationTimeoutError("a member does not answer"))
                 else:
-                    written(position, record._replace(began=_UNSAID) if found[partition] == record.text else None)
+                    written(index, record._replace(began=_UNSAID) if found[partition] == record.text else None)

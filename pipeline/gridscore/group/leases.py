@@ -1,28 +1,28 @@
 """Leases: which worker scores which partition, and how far it has come.
 
-One record per job and partition, in the control map `gridscore.leases`, holds owner, epoch, deadline and offset, and is
-changed only by compare-and-set on its exact bytes:
+One record per job and partition, in the control map `gridscore.leases`, holds owner, epoch and offset. It is changed
+only by compare-and-set on its exact bytes:
 
 1. *Claim*: a record without an owner is taken with the next epoch. So is one whose owner's session has not changed for
-   the whole lease time *as this process watched it*, but in three steps: the session is closed, which shuts its owner
-   out; the record is changed; and after a while taken. Clocks of different machines are never compared; deadlines in
-   records are for people.
-2. *Commit*: owner and epoch stay, the offset moves. It never goes back. What is not moved need not be written: its
-   owner renews its sessions (`sessions`).
-3. *Release*: the owner is taken out, so that the next one need not wait, nor doubt what was written.
-4. *Reset*: the offset is set anew, with the next epoch, because the journal or a user wants it so.
+   the whole lease time *while this process watched it*, but in three steps: the session is closed, which shuts its
+   owner out; the record is marked; and after a while taken. Clocks of different machines are never compared; deadlines
+   in records are for people.
+2. *Commit*: owner and epoch stay, the offset moves, never back. An offset that has not moved is not written: its owner
+   renews its sessions instead (`sessions`).
+3. *Release*: the owner is removed, so that the next one need neither wait nor doubt what was written.
+4. *Reset*: the offset is changed, with the next epoch, because the journal or a user demands it.
 
 Records are never deleted while their job exists, so epochs only grow.
 
-A lease stands, for its owner, until some time after it *began* the last successful renewal of its session; `fence` says
-how long, and why nothing that it sent comes after what its successor writes. A failed compare-and-set means that
-somebody else has taken it: the partition is dropped at once.
+The owner may write until some time after it *began* the last successful renewal of its session; `fence` says how long,
+and why nothing that it sent arrives after its successor's writes. A failed compare-and-set means that somebody else has
+taken the lease: the partition is dropped at once.
 
-The record of a partition lies in that very partition: a member that does not answer keeps results from being written
-and leases from being taken alike. Watching must have been without a break: a record that nobody could change, because
-its member did not answer, has not run out. The last two steps are there because a member does not refuse a write while
-the partition moves to another member: it holds it, tries it again every half of a second, and says nothing. Once the
-first of them has been written, so has everything before it that is still to be written, within `SETTLE_SECONDS`.
+The record of a partition lies in that partition: a member that does not answer prevents the writing of results and the
+taking of leases alike. Watching must be unbroken: a record that nobody could change, because its member did not answer,
+has not expired. A lease is marked before it is taken because a member does not refuse a write while the partition moves
+to another member: it holds the write, and retries it every half second without a word. Once the mark has been written,
+all earlier writes follow within `SETTLE_SECONDS`, or never.
 """
 
 from __future__ import annotations
@@ -67,19 +67,19 @@ _T = TypeVar("_T")
 LEASE_SECONDS = 5.0
 
 _ATTEMPTS = 10
-_TELL_SECONDS = 1.0
+_LOG_SECONDS = 1.0
 _NEVER = float("inf")
 _STILL_SECONDS = 2.0
 _HEIR_SECONDS = SETTLE_SECONDS + 2.0
 
 
 class Progress(NamedTuple):
-    """How far a partition has come: the next sequence to read, and what became of events before it, in all.
+    """How far a partition has come.
 
     Attributes:
         offset: Next sequence to read.
-        lost: Events that were overwritten before they were read.
-        unkept: Events that were rejected, and have no dead letter.
+        lost: Events before it that were overwritten before they were read, in all.
+        unkept: Events before it that were rejected and have no dead letter, in all.
     """
 
     offset: int
@@ -97,15 +97,14 @@ class Lease:
     """A partition that this worker holds.
 
     Attributes:
-        partition: Which.
         record: As it was last written.
         text: Its exact bytes.
-        session: On which it hangs.
-        ends: When it ends because it could not be hung on another session.
+        session: That it depends on.
+        ends: When it ends because it could not be moved to another session.
         before: Worker that held it and did not release it; empty if it was released: then `doubt` is known.
-        doubt: Sequence before which results may stand that the offset does not cover.
+        doubt: Sequence before which events may have results that the offset does not cover.
         is_doubted: Whether `doubt` covers what the worker before may have written.
-        unsettled: Whether a write of unknown fate may still come.
+        unsettled: Whether a write of unknown fate may still arrive.
         strays: Whether the grid may name another session than `session`.
     """
 
@@ -122,12 +121,12 @@ class Lease:
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def adopt(self, written: Written) -> None:
-        """Take over what was written."""
+        """Note what was written."""
         self.record, self.text, _ = written
 
 
 class _Sight(NamedTuple):
-    """Somebody else's record: as it was seen last, when, and since when it is the same."""
+    """Somebody else's record as it was last seen, when that was, and since when it is the same."""
 
     record: LeaseRecord
     text: bytes | None
@@ -136,13 +135,15 @@ class _Sight(NamedTuple):
 
 
 class _Due(NamedTuple):
-    """A lease to be committed, how far its partition has come, the record that this is about; any if None.
+    """A lease to be committed.
 
-    And whether it is to hang on another session.
+    Attributes:
+        seen: Only if this is still its record; None: in any case.
+        strays: Whether it is to move to another session.
     """
 
     lease: Lease
-    there: Progress
+    progress: Progress
     seen: LeaseRecord | None
     strays: bool = False
 
@@ -151,15 +152,9 @@ class Leases:
     """The leases of one job, as one worker holds them.
 
     Args:
-        grid: The connection.
-        job: Name of the job.
-        worker: Identity of this worker.
         seconds: Lease time: how long the partitions of a killed worker wait for a new owner; see `Fence.of`.
-        epochs_by_time: Whether epochs begin with the time, in seconds since 1970, and not with 1.
-        sessions: Of the process; its own if None.
-
-    Attributes:
-        sessions: On which its leases hang.
+        epochs_by_time: Whether epochs begin with the time, in seconds since 1970, not with 1.
+        sessions: Of the process; default: new ones.
     """
 
     def __init__(
@@ -180,28 +175,28 @@ class Leases:
         self._send_seconds = self.sessions.fence.send
         self.held: dict[int, Lease] = {}
         self.claiming: set[int] = set()
-        self._settled: set[int] = set()  # of those held, which hang where they should; as of these changes of sessions:
+        self._settled: set[int] = set()  # held, and on the right session, as of these changes of sessions:
         self._settled_at = -1
         self._under_way: set[asyncio.Task[Any]] = set()
         self._sights: dict[int, _Sight] = {}
-        self._let_go: dict[int, str] = {}  # partitions that were held, with the sessions on which they hung
-        self._failures: list[HazelcastError] = []  # of what was tried since the last word about it
+        self._dropped: dict[int, str] = {}  # partitions that were held, with their sessions
+        self._failures: list[HazelcastError] = []  # since they were last logged
         self._tried: Counter[str] = Counter()
-        self._told = float("-inf")
-        self._dated = epochs_by_time
+        self._logged_at = float("-inf")
+        self._epochs_by_time = epochs_by_time
         self._records = LeaseWriter(grid, job, seconds)
 
     def until(self, partition: int) -> float:
-        """Until when, of the grid's clock, this worker may write for the partition; minus infinity if it may not."""
+        """Until when, of the grid's clock, this worker may write for a partition; minus infinity if it may not."""
         lease = self.held.get(partition)
         return min(lease.session.renewed_at + self._send_seconds, lease.ends) if lease is not None else float("-inf")
 
-    def stands(self, partition: int, now: float) -> bool:
+    def may_write(self, partition: int, now: float) -> bool:
         """Whether this worker may write for the partition at `now`, of the grid's clock."""
         return now < self.until(partition)
 
     def holds(self, lease: Lease) -> bool:
-        """Whether it is this very lease by which the partition is held: it may have been lost, and taken anew."""
+        """Whether the partition is held by this very lease: it may have been lost, and taken again."""
         return self.held.get(lease.partition) is lease
 
     @property
@@ -210,19 +205,20 @@ class Leases:
         return self._settled_at == self.sessions.changes and len(self._settled) == len(self.held)
 
     def ended(self, now: float) -> list[int]:
-        """Partitions that are held and for which this worker may no longer write at `now`, of the grid's clock."""
-        return [] if self.settled and self.sessions.stand(now) else [p for p in self.held if not self.stands(p, now)]
+        """Held partitions for which this worker may no longer write at `now`, of the grid's clock."""
+        if self.settled and self.sessions.all_stand(now):
+            return []
+        return [partition for partition in self.held if not self.may_write(partition, now)]
 
     # ------------------------------------------------------------------ others' leases
 
     async def look(self, partitions: Iterable[int], is_silent: Callable[[str], bool] = lambda _owner: False) -> None:
-        """Read records that are not held; others that were seen are forgotten.
+        """Read records that are not held, and forget others that were seen.
 
-        Those whose member does not answer in time are as they were seen last. So are, for a while, those whose owner
-        has fallen silent: it does not change them either.
+        Records whose member does not answer in time stay as last seen; so do, for a while, those whose owner is silent:
+        it does not change them either.
 
         Args:
-            partitions: Which.
             is_silent: Whether a worker has not been heard of.
 
         Raises:
@@ -250,7 +246,7 @@ class Leases:
             try:
                 record = NOBODY if text is None else decode(text)
             except (ValueError, RecursionError) as error:
-                # Nobody takes the partition before it is repaired; the others are none the worse for it.
+                # Nobody takes the partition before its record is repaired; the others are not affected.
                 key = self._records.key(partition)
                 self._grid.bad_records.note([bad_lease(self.job, partition, key, text or b"", error)])
                 self._sights.pop(partition, None)
@@ -258,17 +254,17 @@ class Leases:
             sight = before.get(partition)
             since = sight.since if sight is not None and sight.text == text else answered
             if sight is not None and not record.session and asked - sight.looked > _STILL_SECONDS + self.seconds / 2:
-                since = answered  # while nobody looked, or could look, its owner may not have been able to renew it
+                since = answered  # while nobody looked, or could look, its owner may have been unable to renew it
             self._sights[partition] = _Sight(record, text, asked, since)
-            if self._let_go.get(partition) != record.session:
-                # If it hangs on a session of ours, and nobody holds it: it must run out.
+            if self._dropped.get(partition) != record.session:
+                # If it names a session of ours, though nobody holds it, that session must run out.
                 self.sessions.let_run_out(record.session)
         on = {(each.record.session, each.record.lease): each.record for each in self._sights.values()}
         await self.sessions.look(record for record in on.values() if record.session)
 
     def _still(self, sight: _Sight) -> float:
-        """For how long a record whose owner is silent is taken to be as it was: if it is not, it cannot be claimed."""
-        return 2 * self.seconds if sight.record.session else _STILL_SECONDS  # a session alone shows that it runs out
+        """How long a silent owner's record is assumed to be unchanged; if it is not, claiming it fails."""
+        return 2 * self.seconds if sight.record.session else _STILL_SECONDS  # with a session, that shows when it ends
 
     async def _read(
         self,
@@ -277,7 +273,7 @@ class Leases:
         reads: dict[int, tuple[bytes | None, float, float]],
         failures: list[HazelcastError],
     ) -> None:
-        """Read records of one member when it is their turn, and note when that was asked and answered."""
+        """Read records of one member when it is their turn, and note when they were asked for and answered."""
         async with self.sessions.turn(partitions, "look"):
             if (asked := self._grid.clock()) < until:
                 try:
@@ -289,7 +285,7 @@ class Leases:
                     reads.update({partition: (text, asked, answered) for partition, text in texts.items()})
 
     async def _take(self, changes: Sequence[Change], written: Callable[[int, Outcome], None]) -> bool:
-        """Write records of one member that are not held when it is their turn; False if that comes too late."""
+        """Write records of one member that are not held, when it is their turn; False if that comes too late."""
         until = self._grid.clock() + self.seconds * ANSWER
         async with self.sessions.turn([each.partition for each in changes], "take"):
             if self._grid.clock() >= until:
@@ -298,15 +294,15 @@ class Leases:
             return True
 
     def seen(self) -> list[tuple[int, str]]:
-        """Partitions that were looked at last and are not free, with their owners, or who is about to take them."""
+        """Partitions that the last look found taken, with their owners, or the workers that are about to take them."""
         return [(p, sight.record.heir or sight.record.owner) for p, sight in self._sights.items() if sight.record.owner]
 
     def has_seen(self, partition: int) -> bool:
-        """Whether a partition was looked at last, and could be read; or is held, or being taken."""
+        """Whether the last look could read a partition; or it is held, or being taken."""
         return partition in self._sights or partition in self.held or partition in self.claiming
 
     def others(self) -> set[str]:
-        """The owners of what was seen and is not held; not those of free partitions."""
+        """The other owners of partitions that were seen."""
         return {sight.record.owner for sight in self._sights.values()} - {"", self.worker}
 
     def free(self) -> list[int]:
@@ -314,7 +310,7 @@ class Leases:
         return [partition for partition, sight in self._sights.items() if not sight.record.owner]
 
     def expired(self) -> list[int]:
-        """Partitions seen whose owner's session has run out while it was watched; or that were let go here."""
+        """Partitions seen whose owner's session has run out while it was watched; or that were dropped here."""
         return [
             partition
             for partition, sight in self._sights.items()
@@ -326,33 +322,32 @@ class Leases:
     def _is_over(self, sight: _Sight) -> bool:
         if sight.record.session:
             return self.sessions.is_over(sight.record.session)
-        # An owner that knows no sessions renews the record itself.
+        # An owner without sessions renews the record itself.
         return sight.looked - sight.since >= (sight.record.lease / 1000 or self.seconds)
 
     def _has_heir(self, sight: _Sight) -> bool:
-        """Whether somebody else is about to take it: whoever marked it anew now would only begin the wait again."""
+        """Whether somebody else is about to take it: another mark would only restart the wait."""
         return sight.record.heir not in ("", self.worker) and self._grid.clock() - sight.since < _HEIR_SECONDS
 
     def _is_ours(self, partition: int, sight: _Sight) -> bool:
-        """Whether it was held here, by this very object, and let go without a word to the grid."""
-        return sight.record.owner == self.worker and self._let_go.get(partition) == sight.record.session
+        """Whether this very object held it, and dropped it without telling the grid."""
+        return sight.record.owner == self.worker and self._dropped.get(partition) == sight.record.session
 
     async def claim(self, partitions: Iterable[int], taken: Callable[[Lease], None] = lambda _: None) -> list[Lease]:
-        """Take partitions that are free or expired; returns those that were taken before anybody else did.
+        """Take partitions that are free or expired; returns those that nobody else was quicker to take.
 
-        What is expired takes `SETTLE_SECONDS`.
+        Expired ones take `SETTLE_SECONDS`.
 
         Args:
-            partitions: Which.
-            taken: Called with each lease as soon as it is held: a member that is slow delays only its own.
+            taken: Called with each lease as soon as it is held: a slow member delays only its own.
         """
-        # Whatever comes of it, it is then not what was seen.
+        # They will no longer be as they were seen.
         wanted = {p: self._sights.pop(p) for p in partitions if p in self._sights}
         self.claiming.update(wanted)
         return await self._to_the_end(self._claim_all(wanted, taken))
 
     async def claimed(self) -> None:
-        """Return when the claims under way have ended: what they took can be released then."""
+        """Return when the claims under way have ended, so that what they took can be released."""
         while self.claiming and self._under_way:
             await asyncio.wait(set(self._under_way))
 
@@ -370,11 +365,11 @@ class Leases:
             await asyncio.gather(*(self._claim({p: sights[p] for p in each}, took) for each in together))
         finally:
             self.claiming.difference_update(sights)
-        self._tell("claims", len(sights))
+        self._log_failures("claims", len(sights))
         return leases
 
     async def _claim(self, sights: Mapping[int, _Sight], taken: Callable[[Lease], None]) -> None:
-        """Take partitions of one member, all of them free or none."""
+        """Take partitions of one member: all free, or all expired."""
         try:
             records = {partition: (sight.record, sight.text) for partition, sight in sights.items()}
             if any(record.owner for record, _ in records.values()):
@@ -387,20 +382,20 @@ class Leases:
         changes = []
         for partition, (record, text) in records.items():
             session = sessions[partition]
-            before = int(time.time()) if self._dated and text is None else record.epoch
+            before = int(time.time()) if self._epochs_by_time and text is None else record.epoch
             fresh = replace(self._next(record), owner=self.worker, epoch=before + 1, session=session.name)
             session.leases += 1
             changes.append(Change(partition, text, fresh))
 
-        def written(position: int, outcome: Outcome) -> None:
-            partition = changes[position].partition
+        def written(index: int, outcome: Outcome) -> None:
+            partition = changes[index].partition
             session, record = sessions[partition], records[partition][0]
             if outcome is None or isinstance(outcome, HazelcastError):
                 if outcome is not None:
                     self._failures.append(outcome)
                 self.sessions.detach(session, released=outcome is None)  # else it may have been written
                 return
-            self._let_go.pop(partition, None)
+            self._dropped.pop(partition, None)
             self._settled.discard(partition)
             lease = self.held[partition] = Lease(
                 partition, outcome.record, outcome.text, session, before=record.owner, doubt=record.doubt
@@ -412,11 +407,11 @@ class Leases:
                 self.sessions.detach(session, released=True)
 
     async def _announce(self, sights: Mapping[int, _Sight]) -> dict[int, tuple[LeaseRecord, bytes | None]]:
-        """Say of leases that have run out that this worker is about to take them; their records then, where it may."""
+        """Mark expired leases that this worker is about to take; returns the records of those that it may take."""
         ours = {partition for partition, sight in sights.items() if self._is_ours(partition, sight)}
-        hangs = {sight.record.session for partition, sight in sights.items() if partition not in ours} - {""}
+        sessions = {sight.record.session for partition, sight in sights.items() if partition not in ours} - {""}
         over = {""}
-        for name in hangs:
+        for name in sessions:
             try:
                 over |= {name} if await self.sessions.end(name) else set()
             except HazelcastError as error:
@@ -432,11 +427,11 @@ class Leases:
                 heir = replace(record, heir=self.worker, renewals=record.renewals + 1)
                 changes.append(Change(partition, text, heir))
 
-        def written(position: int, outcome: Outcome) -> None:
+        def written(index: int, outcome: Outcome) -> None:
             if isinstance(outcome, HazelcastError):
                 self._failures.append(outcome)
             elif outcome is not None:
-                records[changes[position].partition] = outcome.record, outcome.text
+                records[changes[index].partition] = outcome.record, outcome.text
 
         if changes:
             await self._take(changes, written)
@@ -447,13 +442,13 @@ class Leases:
     async def commit(self, progress: Mapping[int, Progress], partitions: Collection[int] | None = None) -> list[int]:
         """Write offsets; returns partitions that are lost because somebody else has taken them.
 
-        Also has the sessions renewed that are due, and hangs leases on other sessions, where theirs is retired or
-        their partition has moved to another member. A partition whose write has an unknown fate stays held, until the
-        next call finds that it is another's.
+        It also renews sessions that are due, and moves leases to other sessions where theirs is retired or their
+        partition has moved to another member. A partition whose write has an unknown fate stays held until a later call
+        finds that it is lost.
 
         Args:
-            progress: By partition; no offset may be smaller than what is committed.
-            partitions: Only these; all that are held if None.
+            progress: By partition; no offset may be smaller than the committed one.
+            partitions: Only these; default: all that are held.
         """
         self.sessions.renew()
         now, homes, held, settled = self._grid.clock(), self.sessions.homes, self.held, self._settled
@@ -461,74 +456,74 @@ class Leases:
             self._settled_at = self.sessions.changes
             settled.clear()
         due = []
-        # This comes every second, and nearly always all leases hang where they should: those need no look.
+        # This is done every second, and nearly always all leases are on the right session: skip those.
         wanted = held.keys() if partitions is None else set(partitions)
         for partition in (progress.keys() & wanted) | (wanted - settled):
             lease = held.get(partition)
             if lease is None:
                 continue
-            record, session, there = lease.record, lease.session, progress.get(partition)
-            moved = there is not None and there != (record.offset, record.lost, record.unkept)
+            record, session, reached = lease.record, lease.session, progress.get(partition)
+            moved = reached is not None and reached != (record.offset, record.lost, record.unkept)
             at_home = homes[partition] == session.partition
-            # If its member is another one now, and cannot be reached, the session does not show it.
+            # If it has moved to a member that cannot be reached, its old session does not show that.
             lease.ends = _NEVER if at_home else min(lease.ends, now + self._send_seconds)
             strays = session.retired or not at_home or lease.strays
             if not strays:
                 settled.add(partition)
             if (moved or strays) and not lease.changing.locked() and (moved or self.sessions.ready(partition)):
-                due.append(_Due(lease, there or Progress.of(record), record, strays))
+                due.append(_Due(lease, reached or Progress.of(record), record, strays))
         return await self._to_the_end(self._commit_all(due)) if due else []
 
     async def _commit_all(self, due: Sequence[_Due]) -> list[int]:
-        # What is being changed has its turn next time: its member may be slow, and the others' need not wait for it.
+        # A lease that is being changed has its turn next time: its member may be slow, and the others must not wait.
         idle = [each for each in due if not each.lease.changing.locked()]
         lost = await self._commit_these(idle, self.worker)
-        self._tell("commits", len(idle))
+        self._log_failures("commits", len(idle))
         return lost
 
     async def _commit_these(self, due: Iterable[_Due], owner: str) -> list[int]:
         """Write offsets and owner; returns partitions that are lost."""
         lost, leases, changes, sessions = [], [], [], []
-        # In one order, so that a commit and a release never wait for each other.
-        for lease, there, seen, strays in sorted(due, key=_partition_of):
+        # In order, so that a commit and a release never wait for each other.
+        for lease, progress, seen, strays in sorted(due, key=lambda each: each.lease.partition):
             await lease.changing.acquire()
             record = lease.record
             if seen is not None and record is not seen:
-                # It was changed since it was looked at, as by a reset: it has its turn next time.
+                # It was changed meanwhile, as by a reset: it has its turn next time.
                 lease.changing.release()
                 continue
-            if there.offset < record.offset:
-                # It must never happen. If it does, the grid is right, and whoever takes the partition goes on from it.
+            if progress.offset < record.offset:
+                # This must never happen. If it does, the grid is right, and the next owner goes on from there.
                 _log.error(
                     "%s/%d: the offset would go back from %d to %d: dropping the partition",
                     self.job,
                     lease.partition,
                     record.offset,
-                    there.offset,
+                    progress.offset,
                     extra={"action": "offset_back"},
                 )
                 lost.append(lease)
                 lease.changing.release()
                 continue
-            doubt = lease.doubt if there.offset < lease.doubt else 0
-            # If there is none to hang it on yet, it stays on its own one until the next time.
+            doubt = lease.doubt if progress.offset < lease.doubt else 0
+            # If another session is not ready yet, the lease stays on its own one until the next time.
             session = (self.sessions.ready(lease.partition) if owner and strays else None) or lease.session
             fresh = replace(
                 self._next(record),
                 owner=owner,
                 doubt=doubt,
                 session=session.name if owner else "",
-                **there._asdict(),
+                **progress._asdict(),
             )
             session.leases += 1
             sessions.append(session)
             leases.append(lease)
             changes.append(Change(lease.partition, lease.text, fresh))
 
-        def written(position: int, outcome: Outcome) -> None:
-            lease, session, before = leases[position], sessions[position], leases[position].session
+        def written(index: int, outcome: Outcome) -> None:
+            lease, session, before = leases[index], sessions[index], leases[index].session
             if isinstance(outcome, HazelcastError):
-                self._failures.append(outcome)  # not known to be lost
+                self._failures.append(outcome)  # perhaps not lost
                 lease.strays = lease.strays or session is not before
                 self._settled.discard(lease.partition)
             elif outcome is None:
@@ -537,11 +532,11 @@ class Leases:
                 lease.adopt(outcome)
                 lease.strays = False
                 if session is not before and self.holds(lease):
-                    # It hangs on one of both: the other lets go of it below.
+                    # It is on the new session; the old one is detached below.
                     lease.session, session = session, before
                     lease.ends = _NEVER
                     self._settled.discard(lease.partition)
-            # If it was dropped meanwhile, that let go of the one before; the new one must run out.
+            # If it was dropped meanwhile, that has detached the old session; the new one must run out.
             self.sessions.detach(session, released=session is before or lease.session is not before)
             lease.changing.release()
 
@@ -551,11 +546,7 @@ class Leases:
         return [lease.partition for lease in lost if lease.partition not in self.held]
 
     async def check(self, partition: int) -> bool:
-        """Whether the record of a held partition is what was written last; if not, it is lost.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Whether the record of a held partition is the one that was written last; if not, the lease is lost."""
         lease = self.held.get(partition)
         if lease is None or lease.changing.locked():
             return True
@@ -567,11 +558,7 @@ class Leases:
         return True
 
     async def settle(self, partition: int) -> bool:
-        """Return when no write from before this call can come any more; False if the lease is lost.
-
-        Raises:
-            HazelcastError: The cluster did not answer: call it again.
-        """
+        """Return when no earlier write can arrive any more; False if the lease is lost. Retry it if it fails."""
         return await self._to_the_end(self._settle(partition))
 
     async def _settle(self, partition: int) -> bool:
@@ -582,21 +569,17 @@ class Leases:
         return self.holds(lease)
 
     async def place(self, partition: int, offset: int) -> bool:
-        """Write the first offset of a partition that nobody has begun; False if the lease is lost.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Write the first offset of a partition; False if the lease is lost."""
         lease = self.held.get(partition)
         return lease is not None and await self._to_the_end(
             self._change(lease, lambda now: replace(self._next(now), offset=offset))
         )
 
     def drop(self, partition: int) -> None:
-        """Forget a partition at once, without a word to the grid: its session must run out."""
+        """Forget a partition at once, without telling the grid: its session must run out."""
         if (lease := self.held.pop(partition, None)) is not None:
             self._settled.discard(partition)
-            self._let_go[partition] = lease.record.session
+            self._dropped[partition] = lease.record.session
             self.sessions.detach(lease.session, released=False)
 
     def _lose(self, lease: Lease) -> None:
@@ -608,39 +591,37 @@ class Leases:
         """Commit partitions and give them back. All that was written for them must have been acknowledged.
 
         Args:
-            progress: Of the partitions to give back; None where nothing was read, so what is committed stays.
+            progress: Of the partitions to give back; None where nothing was read, so the committed offset stays.
         """
         given = [(lease, lease.record.origin) for lease in map(self.held.get, progress) if lease is not None]
         # A compare-and-set under way changes the text that the next one must compare with: let it end first.
-        # To wait does not cancel what is waited for, should the caller's time be over.
+        # If the caller runs out of time, `wait` does not cancel it.
         if self._under_way:
             await asyncio.wait(set(self._under_way))
         due = []
         for lease, origin in given:
             partition, record = lease.partition, lease.record
-            if self.holds(lease):  # what was taken anew meanwhile is in use
+            if self.holds(lease):  # if it was taken again meanwhile, it is in use
                 del self.held[partition]
                 self._settled.discard(partition)
-                # If it was reset meanwhile, what had been done before no longer counts.
-                as_it_was = record.origin == origin
-                there = (progress[partition] if as_it_was else None) or Progress.of(record)
-                due.append(_Due(lease, there, None))
+                # If it was reset meanwhile, what was done before does not count.
+                reached = progress[partition] if record.origin == origin else None
+                due.append(_Due(lease, reached or Progress.of(record), None))
         await self._to_the_end(self._release_all(due))
 
     async def _release_all(self, due: list[_Due]) -> None:
         await self._commit_these(due, "")
         for each in due:
             self.sessions.detach(each.lease.session, released=not each.lease.record.owner)
-        self._tell("releases", len(due))
+        self._log_failures("releases", len(due))
 
     async def reset(self, partition: int, offset: int, *, run: int | None = None, regressed: bool = False) -> bool:
-        """Set the offset anew, with the next epoch; False if the lease is lost.
+        """Change the offset of a held partition, with the next epoch; False if the lease is lost.
 
         Args:
-            partition: A held one.
-            offset: To go on from; it may be smaller than what is committed.
-            run: Number of the restart that wants it.
-            regressed: The journal has begun again: counted.
+            offset: May be smaller than the committed one.
+            run: Number of the restart that demands it.
+            regressed: Whether the journal has begun again, which is counted.
         """
         return await self._to_the_end(self._reset(partition, offset, run, regressed=regressed))
 
@@ -662,8 +643,8 @@ class Leases:
         lease.doubt = 0
         return True
 
-    async def begin_anew(self, partitions: Iterable[int]) -> list[int]:
-        """Let partitions begin as if nobody had; returns those whose record could not be read or written, or changed.
+    async def start_over(self, partitions: Iterable[int]) -> list[int]:
+        """Let partitions begin again; returns those whose record could not be read or written, or has changed.
 
         Raises:
             HazelcastError: No record at all could be read.
@@ -690,9 +671,9 @@ class Leases:
             )
             changes.append(Change(partition, sight.text, fresh))
 
-        def written(position: int, outcome: Outcome) -> None:
+        def written(index: int, outcome: Outcome) -> None:
             if not isinstance(outcome, Written):
-                left.append(changes[position].partition)
+                left.append(changes[index].partition)
 
         await self._records.write_all(changes, written)
         return left
@@ -701,11 +682,11 @@ class Leases:
 
     def _next(self, record: LeaseRecord) -> LeaseRecord:
         """The record, changed by this worker."""
-        # To hand further changes through here costs more than the second `replace` that it saves.
+        # Taking further changes as arguments would cost more than the second `replace` that it saves.
         return replace(record, renewals=record.renewals + 1, lease=int(self.seconds * 1000), heir="")
 
     async def _change(self, lease: Lease, change: Callable[[LeaseRecord], LeaseRecord]) -> bool:
-        """Change the record of a held lease; False, and the partition is dropped, if somebody else has."""
+        """Change the record of a held lease; if somebody else has changed it, drop the partition, and return False."""
         async with lease.changing:
             written = await self._records.write(lease.partition, lease.text, change(lease.record))
             if written is None:
@@ -714,40 +695,35 @@ class Leases:
             lease.adopt(written)
             return True
 
-    def _tell(self, what: str, count: int) -> None:
-        """Say once what has failed many times."""
+    def _log_failures(self, what: str, count: int) -> None:
+        """Log many failures in one line."""
         self._tried[what] += count
         now = self._grid.clock()
         if not self._failures:
             self._tried.clear()
-        elif now - self._told >= _TELL_SECONDS:
+        elif now - self._logged_at >= _LOG_SECONDS:
             tried = ", ".join(f"{count} {what}" for what, count in self._tried.items())
             failed, last = len(self._failures), self._failures[-1]
             _log.warning("%s: %d of %s failed: %s", self.job, failed, tried, last, extra={"action": "lease_failed"})
-            self._failures, self._told = [], now
+            self._failures, self._logged_at = [], now
             self._tried.clear()
 
     async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Do it even if whoever asked for it is cancelled meanwhile."""
+        """Finish it even if the caller is cancelled."""
         task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
 
 
-def _partition_of(due: _Due) -> int:
-    return due.lease.partition
+async def start_over(grid: Grid, job: str) -> None:
+    """Forget how far a job has come. Workers that still hold a partition notice at their next commit, and drop it.
 
-
-async def begin_anew(grid: Grid, job: str) -> None:
-    """Forget how far a job has come. Whoever still holds a partition finds out at its next commit, and lets it go.
-
-    Epochs are counted on: a result of before is never taken for one of after.
+    Epochs go on, so that an earlier result is never taken for a later one.
 
     Raises:
         BadRecordError: What is there is not a lease record.
         ConflictError: Records could not be read, or workers kept changing them.
-        HazelcastError: The cluster did not answer.
     """
     leases, changed = Leases(grid, job, ""), list(range(grid.partition_count))
     await read_records(grid, job)
@@ -755,11 +731,11 @@ async def begin_anew(grid: Grid, job: str) -> None:
         if bad.map_name == LEASES_MAP and bad.key.startswith(f"{job}/"):
             raise BadRecordError(bad)
     for _ in range(_ATTEMPTS):
-        changed = await leases.begin_anew(changed)
+        changed = await leases.start_over(changed)
         if not changed:
             return
     raise ConflictError(
-        f"{len(changed)} lease records of the job `{job}` could not be set anew: members do not answer, or workers "
+        f"{len(changed)} lease records of the job `{job}` could not be reset: members do not answer, or workers "
         "are still committing.",
         "Cancel the job if it is running, and try again.",
     )

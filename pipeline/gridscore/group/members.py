@@ -1,12 +1,12 @@
 """The living workers of a cluster, as this process observes them: those whose heartbeats keep changing, and itself.
 
-A heartbeat is a few bytes in `gridscore.heartbeats`, which every process reads all the time. It counts the changes of
-what its process *holds*: its groups, and its partitions of each, in `gridscore.holdings`. Those are read when they have
-changed. What is for people is in a third map, which no process reads.
+A heartbeat is a few bytes in `gridscore.heartbeats`, which every process reads all the time. It has the version of what
+its process *holds*: its groups, and its partitions of each, in `gridscore.holdings`, which others read when the version
+changes. A third map, which no process reads, is for people.
 
-Others are judged as of the last look: while nobody can look, as when a member does not answer, nobody falls silent.
-Clocks are not compared. A worker that is taken for dead by mistake loses nothing but its partitions, and
-those only after their leases have run out.
+Others are judged as of the last look: while nobody can look, because a member does not answer, nobody falls silent.
+Clocks are not compared. A worker that is taken for dead by mistake loses only its partitions, and those only after
+their leases have run out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 import uuid
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 from hazelcast.core import HazelcastJsonValue
@@ -39,44 +39,47 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 WORKERS_MAP = "gridscore.workers"
 HEARTBEATS_MAP = "gridscore.heartbeats"
 HOLDINGS_MAP = "gridscore.holdings"
 
 FORMAT = 1
-"""Of what processes of a group write for each other: a release that older ones would misread counts it up.
+"""Format of what the processes of a group write for each other; increased by a release that older ones would misread.
 
-Where processes of two formats meet in a group, the newer give back what they hold, and wait until the older have gone.
+Where two formats meet in a group, the newer processes give back what they hold, and wait until the older have ended.
 """
 
 SUSPECT_SECONDS = 1.6
-"""A worker whose heartbeat has not changed for so long is late: its leases are watched."""
+"""A worker whose heartbeat has not changed for this long is suspected: its leases are watched."""
 
 GONE_SECONDS = 4.0
-"""A worker whose heartbeat has not changed for so long takes no part in the group, and is not counted as living.
+"""A worker whose heartbeat has not changed for this long is not counted as living, and has no share in the group.
 
-Long enough to miss three changes, and shorter than a lease is by default: when its partitions can be taken, the others
-have shared them out among themselves already.
+It may miss three beats. Shorter than a lease is by default, so that the others have divided its partitions among
+themselves when they can be taken.
 """
 
 PUBLISH_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 _LOOK_PAUSE_SECONDS = 0.1
 _TURN_SECONDS = 0.6
+_RETRY_SECONDS = 0.5
 _MOST_BITS = 1 << 20
 """More partitions than any cluster has."""
 
 FORGET_SECONDS = 60.0
-"""Records of processes that were killed are removed by others after this time."""
+"""After this time, others remove the records of a killed process."""
 
 
 def new_identity() -> str:
-    """A name for a process in its groups, that no other has: host, process, and something by chance."""
+    """A unique name for a process in its groups: host, process, and a random part."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
 def packed(partitions: Iterable[int]) -> str:
-    """Partitions as a record holds them: a compressed bit for each."""
+    """Partitions as a record holds them: compressed bits."""
     bits = bits_of(partitions)
     return base64.b64encode(zlib.compress(bits.to_bytes(-(-bits.bit_length() // 8), "little"))).decode()
 
@@ -115,12 +118,12 @@ class Holdings(msgspec.Struct, frozen=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """That a process lives.
+    """Shows that a process lives.
 
     Attributes:
-        beat: Counts on.
-        holds: Version of what it holds.
-        format: Of what it writes, see `FORMAT`.
+        beat: Grows.
+        holds: Version of its `Holdings`.
+        format: See `FORMAT`.
     """
 
     beat: Count
@@ -142,14 +145,8 @@ class Members:
     """Who lives, and holds what.
 
     Args:
-        grid: The connection.
-        worker: Identity of this worker; it lives, whatever its record says.
-        map_name: Where the records for people are.
-        seconds: Lease time.
-
-    Attributes:
-        sessions: Of this process.
-        format: Of what this process writes.
+        worker: Identity of this worker, which counts as living.
+        map_name: Of the records for people.
     """
 
     format = FORMAT
@@ -161,7 +158,7 @@ class Members:
         self._holdings = Records(grid, HOLDINGS_MAP)
         self._sights: dict[str, _Sight] = {}
         self._turn_at = float("-inf")
-        self._told: dict[str, tuple[int, bool, bool, dict[str, int]]] = {}
+        self._reported: dict[str, tuple[int, bool, bool, dict[str, int]]] = {}
         self._looked = float("-inf")
         self._stops: list[Callable[[], Any]] = []
         self.worker = worker
@@ -169,11 +166,7 @@ class Members:
         self.changed: Callable[[], None] = lambda: None
 
     async def look(self) -> None:
-        """Read the heartbeats, and what is held where that has changed.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Read the heartbeats, and the holdings that have changed."""
         try:
             async with asyncio.timeout(GONE_SECONDS):
                 await self._look()
@@ -183,7 +176,7 @@ class Members:
     async def _look(self) -> None:
         heartbeats = await self._heartbeats.read(lambda record: (msgspec.convert(record.value, Heartbeat), record.raw))
         now = self._grid.clock()
-        # A look that could not be made for a while proves nothing about those who could not write meanwhile.
+        # After a while without a look, nothing is known of workers that could not write either.
         blind = now - self._looked > SUSPECT_SECONDS
         self._looked = now
         sights = {}
@@ -208,11 +201,11 @@ class Members:
             sight.version, sight.held = found.version, held
 
     def group(self, job: str) -> set[str]:
-        """Living workers of our format that take part in a job's group; this worker is always one of them."""
+        """Living workers of our format in a job's group, always with this worker."""
         return {name for name, number in self._formats(job).items() if number == self.format} | {self.worker}
 
     def older(self, job: str) -> list[str]:
-        """Living workers of an older format that take part in a job's group: as long as there are any, it is theirs."""
+        """Living workers of an older format in a job's group: it is theirs as long as there are any."""
         return sorted(name for name, number in self._formats(job).items() if number < self.format)
 
     def _formats(self, job: str) -> dict[str, int]:
@@ -223,11 +216,11 @@ class Members:
         }
 
     def held(self, job: str) -> dict[str, int]:
-        """Partitions of a job that each other worker holds, a bit for each."""
+        """Partitions of a job that each other worker holds, as bits."""
         return {n: sight.held[job] for n, sight in self._sights.items() if job in sight.held and n != self.worker}
 
     def is_fresh(self, worker: str) -> bool:
-        """Whether a worker was heard of just now: its leases need no watching."""
+        """Whether a worker was heard of just now, so that its leases need no watching."""
         sight = self._sights.get(worker)
         return sight is not None and self._silence(sight) < SUSPECT_SECONDS
 
@@ -235,47 +228,41 @@ class Members:
         return self._looked - sight.since
 
     def vouches(self, worker: str) -> bool:
-        """Whether a worker was heard of just now, and what we know of its partitions is no older."""
+        """Whether a worker was heard of just now, and we know its present partitions."""
         return self.is_fresh(worker) and (sight := self._sights[worker]).version >= sight.holds
 
     def is_silent(self, worker: str) -> bool:
-        """Whether a worker has not been heard of for a while, and has not left either."""
+        """Whether a worker has not been heard of for a while, though it has not left."""
         return worker in self._sights and not self.is_fresh(worker)
 
     def changes(self) -> set[str]:
-        """Groups of which somebody has come, gone, fallen silent or taken or given something since the last call."""
-        before, self._told = self._told, {}
+        """Groups in which somebody has joined, left, fallen silent, or taken or given something since the last call."""
+        before, self._reported = self._reported, {}
         for name, sight in self._sights.items():
             silent = self._silence(sight)
-            self._told[name] = sight.version, silent < SUSPECT_SECONDS, silent < GONE_SECONDS, sight.held
-        changed = {name for name in before.keys() | self._told.keys() if before.get(name) != self._told.get(name)}
+            self._reported[name] = sight.version, silent < SUSPECT_SECONDS, silent < GONE_SECONDS, sight.held
+        changed = {
+            name for name in before.keys() | self._reported.keys() if before.get(name) != self._reported.get(name)
+        }
         return {
-            group for name in changed for there in (before, self._told) if name in there for group in there[name][3]
+            group for name in changed for each in (before, self._reported) if name in each for group in each[name][3]
         }
 
     def turn(self, pause: float) -> float:
-        """Seconds until one more of the checks that go on all the time may be made: all groups share a few a second."""
+        """Seconds until the next routine check may be made: all groups share a few a second."""
         now = self._grid.clock()
         self._turn_at = max(now + pause, self._turn_at + _TURN_SECONDS)
         return self._turn_at - now
 
     async def say(self, beat: int, version: int, groups: Mapping[str, Iterable[int]] | None) -> None:
-        """Say that this process lives, and what it holds, if that has changed.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Write that this process lives, and what it holds, if that has changed."""
         if groups is not None:
             held = {name: packed(partitions) for name, partitions in groups.items()}
             await self._holdings.put(self.worker, msgspec.to_builtins(Holdings(version, held)))
         await self._heartbeats.put(self.worker, msgspec.to_builtins(Heartbeat(beat, version, self.format)))
 
     async def leave(self) -> None:
-        """Take our records away, so that the others make room for what we are about to give back.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Remove our records, so that the others make room for what we are about to give back."""
         await self._heartbeats.delete(self.worker)
         await self._forget(self.worker)
         await self.close()
@@ -285,11 +272,7 @@ class Members:
         await (await self._grid.map(self.map_name)).delete(name)
 
     async def forget(self, seconds: float) -> None:
-        """Remove the records that have not changed for so long as we watched.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Remove the records that have not changed for this long while we watched."""
         for name, sight in list(self._sights.items()):
             if name != self.worker and self._silence(sight) > seconds:
                 await self._heartbeats.remove(Record(name, {}, sight.raw))
@@ -299,7 +282,7 @@ class Members:
             await self.sessions.sweep()  # one of all is enough
 
     async def watch(self, changed: Callable[[], None]) -> None:
-        """Call back when a worker has come or gone, or holds something else; `look` then tells who."""
+        """Call back when a worker has joined or left, or holds something else; `look` then tells which."""
         if not self._stops:
             self._stops.append(await self._heartbeats.watch(changed, updates=False))
         if len(self._stops) == 1:
@@ -312,7 +295,7 @@ class Members:
 
 
 class Part(Protocol):
-    """What this process has of a group; see `Group`."""
+    """This process's part in a group; see `Group`."""
 
     @property
     def held(self) -> Collection[int]:
@@ -323,13 +306,11 @@ class Part(Protocol):
 
 
 class Membership:
-    """One process's part in its groups: says once a second that it lives, and sees who else does.
+    """A process's membership in its groups: writes once a second that it lives, and sees who else does.
 
     Args:
-        grid: The connection.
-        members: Who lives; this process among them.
-        value: Gives what else to say: `groups`, those that it takes part in, and whatever is for people.
-        groups: Those to wake when their members have changed, by name.
+        value: Returns what else to write: the names of its `groups`, and whatever is for people.
+        groups: Returns the groups to wake when their members have changed, by name.
     """
 
     def __init__(
@@ -353,19 +334,15 @@ class Membership:
         members.changed = self.soon
 
     def soon(self) -> None:
-        """Say at once that we live, and what we hold."""
+        """Write at once that we live, and what we hold."""
         self._now.set()
 
     async def watch(self) -> None:
-        """Look at once whenever a member has come or gone, or holds something else.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
-        await self._members.watch(self._others.set)
+        """Look at once whenever a member has joined or left, or holds something else."""
+        await registered(self._grid, lambda: self._members.watch(self._others.set))
 
     async def run(self) -> None:
-        """Say that we live, and see who else does, until cancelled; whatever else takes time, this does not wait."""
+        """Write that we live, and see who else does, until cancelled, whatever else takes time."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._repeat(self._publish, self._now, PUBLISH_SECONDS))
             tasks.create_task(self._repeat(self._look, self._others, LOOK_SECONDS))
@@ -380,7 +357,7 @@ class Membership:
             try:
                 async with asyncio.timeout(seconds):
                     await now.wait()
-                await asyncio.sleep(_LOOK_PAUSE_SECONDS)  # what changes at once is said and seen at once
+                await asyncio.sleep(_LOOK_PAUSE_SECONDS)  # changes come in bursts
             except TimeoutError:
                 pass
 
@@ -392,14 +369,6 @@ class Membership:
             for name, group in self._groups().items():
                 if name in changed:
                     group.wake()
-
-    async def leave(self) -> None:
-        """Take our records away, so that the others make room for what we are about to give back.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
-        await self._members.leave()
 
     async def _publish(self) -> None:
         value = self._value()
@@ -433,16 +402,26 @@ class Membership:
             await self._members.forget(FORGET_SECONDS)
 
 
-def quota(worker: str, held: Mapping[str, int], partitions: int) -> int:
-    """How many partitions a worker should hold: each decides for itself, by this rule and what it sees.
+async def registered(grid: Grid, register: Callable[[], Awaitable[_T]]) -> _T:
+    """Register a listener, even if the connection breaks meanwhile."""
+    while True:
+        try:
+            return await register()
+        except HazelcastError as error:
+            if not grid.is_running:
+                raise
+            _log.warning("Watching the cluster failed, trying again: %s", error, extra={"action": "retry"})
+            await asyncio.sleep(_RETRY_SECONDS)
 
-    With `n` workers and `P` partitions each holds `P / n`, rounded down or up: up for those that hold more already. So
-    a worker that is added gets its share, one that is removed leaves its share to the others, and nothing else moves.
+
+def quota(worker: str, held: Mapping[str, int], partitions: int) -> int:
+    """How many partitions a worker should hold. Each decides for itself, by this rule and what it sees.
+
+    Of `P` partitions, each of `n` workers holds `P / n`, rounded down or, for those that hold more already, up. So a
+    new worker gets its share, one that leaves frees its share, and nothing else moves.
 
     Args:
-        worker: Which.
-        held: Partitions that each living worker of the group holds, this one among them.
-        partitions: How many there are.
+        held: How many each living worker of the group holds, this one included.
     """
     floor, more = divmod(partitions, len(held))
     above = sorted(name for name, count in held.items() if count > floor)

@@ -1,7 +1,7 @@
-"""Offsets: what of a partition was written, what was acknowledged, and so what may be committed.
+"""Offsets: what was written for each partition, what was acknowledged, and so what may be committed.
 
-Writes of a partition are made in order, and answered in any. An offset may be committed when every write before it is
-acknowledged.
+The writes of a partition are sent in order, and answered in any. An offset may be committed once every write before it
+is acknowledged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class NotNowError(Exception):
-    """Waiting for a partition to come to some offset is in vain: it is no longer ours, or does not come on."""
+    """Waiting for a partition to reach some offset is in vain: it is no longer ours, or makes no progress."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +29,7 @@ class Write:
         partition: Of the event map.
         next: Sequence to read after it.
         events: Results in it.
-        lost: Events that were overwritten before they were read, just before those of this write.
+        lost: Events just before those of this write that were overwritten before they were read.
         arrived_at: When its events had been read, of the grid's clock.
         unkept: Events that were rejected, and have no dead letter.
     """
@@ -51,11 +51,11 @@ class _Partition:
 
 
 class Offsets:
-    """The partitions that are being scored, and how far each has come.
+    """The partitions that are being scored, and the progress of each.
 
     Attributes:
         unacknowledged: Results that are written and not acknowledged.
-        moved: Partitions that may have come further than what is committed for them. Whoever commits takes them out.
+        moved: Partitions that may be ahead of their committed offset; `Group` removes what it has committed.
     """
 
     def __init__(self) -> None:
@@ -65,35 +65,35 @@ class Offsets:
         self.moved: set[int] = set()
 
     def begin(self, partition: int, progress: Progress) -> None:
-        """Go on with a partition from here; what was under way for it is forgotten."""
+        """Go on with a partition from here, and forget what was under way for it."""
         self._partitions[partition] = _Partition(progress, progress.offset)
         self.moved.add(partition)
 
     def forget(self, partition: int) -> None:
-        """Let a partition go."""
+        """Drop a partition."""
         self._partitions.pop(partition, None)
         self.moved.discard(partition)
 
     def sent(self, write: Write) -> None:
-        """A write is on its way."""
+        """A write is under way."""
         there = self._partitions[write.partition]
         there.pending.append(write)
         there.written = max(there.written, write.next)
         self.unacknowledged += write.events
 
     def answered(self, write: Write) -> bool:
-        """The write is no longer under way; False if nobody waits for it any more."""
+        """A write was answered; False if nobody waits for it any more."""
         self.unacknowledged -= write.events
         self._changed.set()
         return self.awaits(write)
 
     def awaits(self, write: Write) -> bool:
-        """Whether the write is still to be made: its partition has been neither let go nor put back."""
+        """Whether a write still counts: its partition was neither dropped nor put back."""
         there = self._partitions.get(write.partition)
         return there is not None and write in there.pending
 
     def acknowledge(self, write: Write) -> int:
-        """The write has succeeded: move the offset as far as it goes; returns the results that are safe now."""
+        """A write has succeeded: move the offset as far as possible; returns how many results are safe now."""
         write.done = True
         there = self._partitions[write.partition]
         events = 0
@@ -117,7 +117,7 @@ class Offsets:
         return {partition: there[partition].acknowledged for partition in partitions if partition in there}
 
     def rewind(self, partition: int) -> tuple[int, int]:
-        """Forget what is under way; returns the offset to read from, and the one up to which was written."""
+        """Forget what is under way; returns the offset to read from, and the one before which all was written."""
         there = self._partitions[partition]
         there.pending.clear()
         return there.acknowledged.offset, there.written
@@ -133,6 +133,6 @@ class Offsets:
             await self.change()
 
     async def change(self) -> None:
-        """Return when the next write is answered, or acknowledged."""
+        """Return when the next write is answered."""
         self._changed.clear()
         await self._changed.wait()

@@ -1,13 +1,13 @@
-"""The reader: one long-poll read of the journal in flight per partition, and what has arrived, in order, until taken.
+"""The reader: keeps one read of the journal in flight per partition, and what has arrived, in order, until it is taken.
 
 A read parks at the member until there is something: no polling, no timer. What arrives while a batch is being scored
-is the next batch. Every answer is compared with what was asked for: a gap is loss, a step back a regression. A page
-that is not simply the next one (there is a gap before it, or its events may have results already) is looked into before
-it can be taken; other partitions go on meanwhile.
+is the next batch. Every answer is compared with the request: a gap is loss, a step back a regression. A page that is
+not simply the next one (a gap precedes it, or its events may have results already) is looked into before it can be
+taken, while other partitions go on.
 
-The newest entries are remembered, as hashes. A read does not wait for backups: when a member dies, we may have read
-what its backup has not, and what is put then has the same sequences. Only the entries themselves show that, or that a
-journal has begun again and is as long as it was.
+Hashes of the newest entries are remembered. Reads do not wait for backups: when a member dies, we may have read what
+its backup lacks, and later entries get the same sequences. Only the entries themselves show that, or that a journal has
+begun again and is as long as before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator, KeysView, Sequence
 
     from gridscore.grid import Grid
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
 
 _log = logging.getLogger(__name__)
 
@@ -37,17 +37,17 @@ PAGE_EVENTS = 512
 """Events of one read at most."""
 
 PAGE_BYTES = 256 * 1024
-"""Bytes that a read should give at most. The protocol has no such limit: it is kept by the size of what came before."""
+"""Bytes that a read should return at most; estimated from earlier pages, since the protocol has no such limit."""
 
 FIRST_EVENT_BYTES = 64 * 1024
-"""What an event is taken to weigh before one was seen: the first reads ask for few."""
+"""The assumed size of an event before one was seen, so that the first reads ask for few."""
 
 READ_AHEAD_EVENTS = 16_384
 READ_AHEAD_BYTES = 32 * 1024 * 1024
-"""What may wait to be taken before partitions are no longer read ahead."""
+"""How much may wait to be taken; above that, nothing is read ahead."""
 
 _RETRY_SECONDS = 0.5
-_TELL_SECONDS = 1.0
+_LOG_SECONDS = 1.0
 _TOGETHER_SECONDS = 0.5
 _LOOK_SECONDS = 10.0
 
@@ -56,25 +56,23 @@ _REMEMBERED = 128
 """Entries of a partition that are remembered."""
 
 _OF_PAGE = 16
-"""Of those, how many of one page: hashing 16 of 512 entries costs 4 ns an event, a quarter of a percent, and all 70."""
+"""Of those, how many of one page: to hash 16 of 512 entries costs 4 ns an event, a quarter of a percent; all, 70 ns."""
 
 _UNKNOWN = -1
 
 
 @dataclass(slots=True, eq=False)
 class Cursor:
-    """Where a partition is being read. A new cursor for the same partition makes answers to the old one void.
+    """Where a partition is being read. A new cursor for a partition makes answers to the old one void.
 
     Attributes:
-        partition: Which.
-        position: Next sequence to read.
         epoch: Of the lease under which it is read.
-        doubt: Sequence before which events may have results already, written by somebody before us.
+        doubt: Sequence before which events may already have results by a previous owner.
         seen: Sequence and hash of the entries that are remembered.
     """
 
     partition: int
-    position: int
+    offset: int
     epoch: int = 0
     doubt: int = 0
     seen: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
@@ -83,10 +81,10 @@ class Cursor:
 
 
 class _Before(NamedTuple):
-    """Of a journal that is no longer what it was: its oldest sequence now, our position, and what is remembered."""
+    """Of a journal that has changed: its oldest sequence now, our offset, and the entries that are remembered."""
 
     oldest: int
-    position: int
+    offset: int
     seen: Sequence[tuple[int, int]]
 
 
@@ -94,10 +92,8 @@ class Arrival(NamedTuple):
     """A page of one partition.
 
     Attributes:
-        partition: Which.
-        page: What was read.
         cursor: That read it.
-        lost: Events that were overwritten before they were read, just before this page.
+        lost: Events just before this page that were overwritten before they were read.
         at: When it arrived, of the grid's clock.
     """
 
@@ -109,13 +105,11 @@ class Arrival(NamedTuple):
 
 
 class JournalReader:
-    """Reads the partitions that it is told to, and keeps what arrives until it is taken.
+    """Reads partitions, and keeps what arrives until it is taken.
 
     Args:
-        grid: The connection.
-        map_name: The event map.
-        regressed: Called with a partition and the sequence at which its journal has begun again; it is not read on.
-        look_into: Called with a cursor, a page in doubt or behind a gap, and the size of the gap; gives the page to
+        regressed: Called with a partition and the sequence at which its journal has begun again; reading stops.
+        look_into: Called with a cursor, a page in doubt or behind a gap, and the size of the gap; returns the page to
             take instead. If it fails, the page is read again.
     """
 
@@ -130,14 +124,14 @@ class JournalReader:
         self._journal = Journal(grid, map_name)
         self._regressed = regressed
         self._look_into = look_into
-        self._before: dict[int, _Before] = {}  # journals that are no longer what they were
+        self._before: dict[int, _Before] = {}  # journals that have changed
         self._cursors: dict[int, Cursor] = {}
         self._inbox: deque[Arrival] = deque()
         self._inbox_events = self._inbox_bytes = 0
         self._event_bytes = float(FIRST_EVENT_BYTES)
         self._failed_reads = 0
-        self._begun_again: list[tuple[int, int, int]] = []  # partition, oldest, and position; not told yet
-        self._told_at = float("-inf")
+        self._begun_again: list[tuple[int, int, int]] = []  # partition, oldest, and offset; not logged yet
+        self._logged_at = float("-inf")
         self._noted: dict[int, set[bytes]] = {}
         self._closed = False
         self._arrived = asyncio.Event()
@@ -150,7 +144,7 @@ class JournalReader:
         return await self._journal.bounds(partition)
 
     def is_current(self, cursor: Cursor) -> bool:
-        """Whether the partition is still read by this cursor: if not, what it read must not be written."""
+        """Whether this cursor still reads its partition: if not, what it read must not be written."""
         return self._cursors.get(cursor.partition) is cursor
 
     @property
@@ -159,27 +153,20 @@ class JournalReader:
         return self._cursors.keys()
 
     def cursor(self, partition: int) -> Cursor | None:
-        """The cursor by which a partition is read now; None if it is not read."""
+        """The cursor that reads a partition now; None if it is not read."""
         return self._cursors.get(partition)
 
-    def start(self, partition: int, position: int, *, epoch: int = 0, doubt: int = 0) -> None:
-        """Read a partition from a sequence on, forgetting what was read of it and not taken yet.
-
-        Args:
-            partition: Which.
-            position: The sequence.
-            epoch: Of the lease under which it is read.
-            doubt: Sequence before which events may have results already.
-        """
+    def start(self, partition: int, offset: int, *, epoch: int = 0, doubt: int = 0) -> None:
+        """Read a partition from an offset on; see `Cursor`. What was read of it and not taken yet is forgotten."""
         self.stop(partition)
         if self._closed:
             return
-        cursor = Cursor(partition, position, epoch, doubt)
+        cursor = Cursor(partition, offset, epoch, doubt)
         self._cursors[partition] = cursor
         self._read(cursor)
 
     def stop(self, partition: int) -> None:
-        """Stop reading a partition. The parked read stays at the member, for the next that reads from there."""
+        """Stop reading a partition. The parked read stays at the member, for the next reader from there."""
         cursor = self._cursors.pop(partition, None)
         if cursor is not None:
             if cursor.parked is not None:
@@ -192,7 +179,7 @@ class JournalReader:
 
     @contextmanager
     def note_keys(self, partition: int) -> Iterator[set[bytes]]:
-        """The serialized keys that arrive of a partition while it is entered."""
+        """Within the context, the serialized keys that arrive of a partition."""
         noted = self._noted[partition] = set()
         try:
             yield noted
@@ -200,21 +187,16 @@ class JournalReader:
             del self._noted[partition]
 
     def insert(self, partition: int, page: Page) -> bool:
-        """Let events that were found elsewhere be taken after what has arrived; False if the partition is not read.
-
-        Args:
-            partition: Which.
-            page: Its own sequences do not matter: it moves no offset.
-        """
+        """Append a page that was found elsewhere, which moves no offset; False if the partition is not read."""
         cursor = self._cursors.get(partition)
         if cursor is None:
             return False
-        there = page._replace(first=cursor.position, next=cursor.position)
+        there = page._replace(first=cursor.offset, next=cursor.offset)
         self._append(Arrival(partition, there, cursor, 0, self._grid.clock()))
         return True
 
     def fail(self, error: GridscoreError) -> None:
-        """Give those that wait for events this error instead."""
+        """Raise this error for those who wait for events."""
         self._failure = error
         self._arrived.set()
 
@@ -227,77 +209,70 @@ class JournalReader:
         self._inbox_events = self._inbox_bytes = 0
         for timer in self._timers:
             timer.cancel()
-        self._tell_begun_again()
+        self._log_begun_again()
         for task in self._tasks:
             task.cancel()
 
     async def check(self, partition: int) -> None:
-        """Compare a partition's position with its journal: finds one that has begun again while a read was parked.
+        """Compare a partition's offset and remembered entries with its journal.
 
-        So is what is remembered: finds one that has lost its newest entries, and has others in their place.
-
-        Raises:
-            GridError: The cluster did not answer.
+        The first shows a journal that has begun again while a read was parked; the second, one that has lost its newest
+        entries and has others in their place.
         """
         cursor = self._cursors.get(partition)
         if cursor is None:
             return
-        before, seen = cursor.position, list(cursor.seen)[-_OF_PAGE:]
+        before, seen = cursor.offset, list(cursor.seen)[-_OF_PAGE:]
         oldest, newest = await self._journal.bounds(partition)
         another = newest + 1 < before
         if not another and seen and seen[-1][0] >= oldest:
-            another = await self._last_standing(partition, seen, oldest, newest) not in (seen[-1][0], _UNKNOWN)
+            another = await self._last_same(partition, seen, oldest, newest) not in (seen[-1][0], _UNKNOWN)
         if another and self._cursors.get(partition) is cursor:
             self._begin_again(partition, before, oldest)
 
-    async def standing(self, partition: int) -> int | None:
-        """Of a journal that is no longer what it was: the last sequence up to which it has what was read of it.
+    async def last_standing(self, partition: int) -> int | None:
+        """The last sequence up to which a journal that has changed still has what was read of it.
 
-        None if it has begun again: it has nothing of what is remembered, or nothing is remembered.
-
-        Raises:
-            GridError: The cluster did not answer.
+        None if it has begun again: it has none of the remembered entries, or none are remembered.
         """
         before, last = self._before.pop(partition), None
         if before.seen:
-            last = await self._last_standing(partition, before.seen, *await self._journal.bounds(partition))
+            last = await self._last_same(partition, before.seen, *await self._journal.bounds(partition))
         if last not in (None, _UNKNOWN):
             return last
-        self.note_begun_again(partition, before.oldest, before.position)
+        self.note_begun_again(partition, before.oldest, before.offset)
         return None
 
-    def note_begun_again(self, partition: int, oldest: int, position: int) -> None:
-        """Log that a journal begins again, which had been read up to a position.
+    def note_begun_again(self, partition: int, oldest: int, offset: int) -> None:
+        """Log that a journal begins again, which had been read up to an offset.
 
-        A map that was destroyed begins again in each partition: that is one thing to say, not 271.
+        A map that was destroyed begins again in each partition: one line, not 271.
         """
-        self._begun_again.append((partition, oldest, position))
+        self._begun_again.append((partition, oldest, offset))
         if len(self._begun_again) == 1:
-            self._call_later(_TOGETHER_SECONDS, self._tell_begun_again)
+            self._call_later(_TOGETHER_SECONDS, self._log_begun_again)
 
-    async def _last_standing(
-        self, partition: int, seen: Sequence[tuple[int, int]], oldest: int, newest: int
-    ) -> int | None:
-        """The last of these entries up to which the journal has them as they were seen.
+    async def _last_same(self, partition: int, seen: Sequence[tuple[int, int]], oldest: int, newest: int) -> int | None:
+        """Sequence of the last of these entries up to which the journal still has them.
 
-        None if it has others; `_UNKNOWN` if it has overwritten them, or does not go as far.
+        None if it has others; `_UNKNOWN` if they were overwritten, or it ends before them.
         """
         wanted = [sequence for sequence, _ in seen if oldest <= sequence <= newest]
         if not wanted:
             return _UNKNOWN
         there: dict[int, int] = {}
-        begin = position = wanted[0]
+        begin = offset = wanted[0]
         try:
-            # Should it lose still more just now, there would be nothing to read until something is put.
+            # If it loses more just now, there is nothing to read until something is put.
             async with asyncio.timeout(_LOOK_SECONDS):
-                while position <= wanted[-1]:
-                    page = await self._journal.read(partition, position, self._page_events)
+                while offset <= wanted[-1]:
+                    page = await self._journal.read(partition, offset, self._page_events)
                     if page is None:
                         break
-                    if page.first > position:
-                        begin = page.first  # what was overwritten meanwhile says nothing
+                    if page.first > offset:
+                        begin = page.first  # what was overwritten meanwhile proves nothing
                     there.update(_hashes(page, len(page.keys)))
-                    position = page.next
+                    offset = page.next
         except (HazelcastError, TimeoutError) as error:
             what = error or "no answer"
             raise GridError(f"The journal of `{self._journal.map_name}` could not be read: {what}") from error
@@ -329,7 +304,7 @@ class JournalReader:
             raise self._failure
 
     def take(self, max_events: int) -> list[Arrival]:
-        """Take pages in the order of arrival, whole, until there are at least `max_events`, and read on behind them."""
+        """Take whole pages in the order of arrival, until there are at least `max_events`, and read on behind them."""
         taken: list[Arrival] = []
         count = 0
         while self._inbox and count < max_events:
@@ -352,17 +327,16 @@ class JournalReader:
         if cursor.reading:
             return
         cursor.reading = True
-        cursor.parked = self._journal.read(cursor.partition, cursor.position, self._page_events)
+        cursor.parked = self._journal.read(cursor.partition, cursor.offset, self._page_events)
         cursor.parked.add_done_callback(lambda done: self._answered(cursor, done))
 
     def _answered(self, cursor: Cursor, done: asyncio.Future[Page | None]) -> None:
         cursor.reading = False
         cursor.parked = None
-        current = self._cursors.get(cursor.partition) is cursor
         if done.cancelled():
             return
         error = done.exception()
-        if not current:
+        if not self.is_current(cursor):
             return
         if error is not None:
             self._failed(cursor, error)
@@ -370,35 +344,35 @@ class JournalReader:
         page = done.result()
         if page is None:
             self._later(cursor)
-        elif page.first < cursor.position:
-            self._begin_again(cursor.partition, cursor.position, page.first)
-        elif page.first > cursor.position or page.first < cursor.doubt:
+        elif page.first < cursor.offset:
+            self._begin_again(cursor.partition, cursor.offset, page.first)
+        elif page.first > cursor.offset or page.first < cursor.doubt:
             cursor.reading = True
-            self._spawn(self._take_in(cursor, page, page.first - cursor.position))
+            self._spawn(self._take_in(cursor, page, page.first - cursor.offset))
         else:
             self._accept(cursor, page, 0, page)
 
     async def _take_in(self, cursor: Cursor, page: Page, gap: int) -> None:
-        """Take a page that has to be looked into first."""
+        """Look into a page, and accept it."""
         try:
             rest = await self._look_into(cursor, page, gap)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the partition must not stand still for ever
             cursor.reading = False
-            if self._cursors.get(cursor.partition) is cursor:
+            if self.is_current(cursor):
                 self._failed(cursor, error)
             return
         cursor.reading = False
-        if self._cursors.get(cursor.partition) is cursor:
+        if self.is_current(cursor):
             self._accept(cursor, rest, gap, page)
 
     def _accept(self, cursor: Cursor, page: Page, gap: int, read: Page) -> None:
-        cursor.position = page.next
+        cursor.offset = page.next
         cursor.seen.extend(_hashes(read, _OF_PAGE))
-        # Heavier events count at once, lighter ones by and by.
+        # Heavier events count at once, lighter ones gradually.
         seen = page.size / (page.next - page.first)
         self._event_bytes = max(seen, (self._event_bytes + seen) / 2)
         self._append(Arrival(cursor.partition, page, cursor, gap, self._grid.clock()))
-        # Reading ahead keeps the member busy while we score; past the limit, the partition waits to be taken.
+        # Reading ahead keeps the member busy while we score; above the limit, the next read waits for `take`.
         if self._inbox_events < READ_AHEAD_EVENTS and self._inbox_bytes < READ_AHEAD_BYTES:
             self._read(cursor)
 
@@ -418,7 +392,7 @@ class JournalReader:
             return
         self._failed_reads += 1
         now = self._grid.clock()
-        if now - self._told_at > _TELL_SECONDS:
+        if now - self._logged_at > _LOG_SECONDS:
             _log.warning(
                 "Reading `%s` failed in %s, trying again: %s",
                 self._journal.map_name,
@@ -426,13 +400,13 @@ class JournalReader:
                 error or type(error).__name__,
                 extra={"action": "read_failed"},
             )
-            self._failed_reads, self._told_at = 0, now
+            self._failed_reads, self._logged_at = 0, now
         self._later(cursor)
 
     def _later(self, cursor: Cursor) -> None:
         def read() -> None:
-            if self._cursors.get(cursor.partition) is cursor:
-                # The owner may have changed, and a new owner's journal may be behind: look before parking again.
+            if self.is_current(cursor):
+                # The owner may have changed, and the new one's journal may be behind: look before parking again.
                 self._spawn(self._look_and_read(cursor))
 
         self._call_later(_RETRY_SECONDS, read)
@@ -451,19 +425,19 @@ class JournalReader:
         except GridscoreError as error:
             self._failed(cursor, error)
             return
-        if self._cursors.get(cursor.partition) is cursor:
+        if self.is_current(cursor):
             self._read(cursor)
 
-    def _begin_again(self, partition: int, position: int, oldest: int) -> None:
+    def _begin_again(self, partition: int, offset: int, oldest: int) -> None:
         cursor = self._cursors.get(partition)
-        self._before[partition] = _Before(oldest, position, [] if cursor is None else list(cursor.seen))
+        self._before[partition] = _Before(oldest, offset, [] if cursor is None else list(cursor.seen))
         self.stop(partition)
         self._regressed(partition, oldest)
 
-    def _tell_begun_again(self) -> None:
+    def _log_begun_again(self) -> None:
         if not self._begun_again:
             return
-        (partition, oldest, position), others = self._begun_again[0], len(self._begun_again) - 1
+        (partition, oldest, offset), others = self._begun_again[0], len(self._begun_again) - 1
         self._begun_again = []
         _log.error(
             "`%s` partition %d: its journal begins again at %d, %d had been read%s; the map has lost writes, or was "
@@ -471,7 +445,7 @@ class JournalReader:
             self._journal.map_name,
             partition,
             oldest,
-            position - 1,
+            offset - 1,
             f" (and {others} more partitions)" if others else "",
             extra={"action": "regression", "partition": partition, "others": others},
         )

@@ -1,10 +1,10 @@
-"""Rescans, and the rest of what a group does about loss, as its job or sink says: `on_loss: rescan | continue | halt`.
+"""What a group does about loss, as its job or sink says: `on_loss: rescan | continue | halt`.
 
 Losses are counted in the lease records, together with the offset that passes them, and so exactly once. With `rescan`,
-a partition whose journal has lost events is searched for them in the map itself. A request is a record in the control
-map `gridscore.rescans`, under group and partition: whoever holds the partition does it, and takes the request away when
-nothing is missing any more. So a request outlives the process that made it. What is missing is known to those who use
-the group: a job misses events without a result, a sink all that the map has.
+lost events of a partition are searched for in the map itself. A request is a record in the control map
+`gridscore.rescans`, under group and partition: the partition's owner does it, and removes the request when nothing is
+missing any more. So a request outlives the process that made it. Users of the group know what is missing: a job misses
+events without a result, a sink all that the map has.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from msgspec.structs import replace
 
 from gridscore.errors import EventsLostError, GridError
 from gridscore.grid.copies import payload
-from gridscore.grid.journal import Page
 from gridscore.grid.records import Count, Records, Word, partition_in
 from gridscore.grid.watches import Watched
+from gridscore.grid.wire import Page
 from gridscore.group.offsets import NotNowError
 
 if TYPE_CHECKING:
@@ -48,18 +48,11 @@ async def request(grid: Grid, group: str, partitions: Iterable[int], reason: str
     """Ask for partitions to be rescanned.
 
     Args:
-        grid: The connection.
-        group: Name of the group.
-        partitions: Which.
-        reason: Why, for people: `gap`, `regression`, `audit`.
-
-    Raises:
-        GridError: The request could not be written.
-        HazelcastError: The cluster did not answer.
+        reason: For people: `gap`, `regression`, `audit`.
     """
     records = Records(grid, RESCANS_MAP)
     value = {"reason": reason, "at": int(time.time() * 1000)}
-    # Whatever is there, is asked for anew.
+    # This replaces an older request, so a worker that has just done that one does not remove it.
     await asyncio.gather(*(records.put(f"{group}/{partition}", value) for partition in partitions))
 
 
@@ -67,9 +60,7 @@ class Request(msgspec.Struct, frozen=True):
     """What the record of a request holds.
 
     Attributes:
-        reason: Why.
         at: Since when, in milliseconds since 1970.
-        record: The record itself.
     """
 
     reason: Word
@@ -78,7 +69,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 def request_of(record: Record, partition_count: int) -> Request:
-    """The typed form of a control record.
+    """The request in a control record.
 
     Raises:
         ValueError: It is not valid.
@@ -88,30 +79,18 @@ def request_of(record: Record, partition_count: int) -> Request:
 
 
 async def all_requests(grid: Grid) -> dict[str, Request]:
-    """Requests that are not done yet, by key.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Requests that are not done yet, by key."""
     count = grid.partition_count
     return await Records(grid, RESCANS_MAP).read(lambda record: request_of(record, count))
 
 
 async def pending(grid: Grid, group: str) -> dict[int, Record]:
-    """Requests for a group that are not done yet, by partition.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Requests for a group that are not done yet, by partition."""
     return {partition: found.record for partition, found in requests_of(group, await all_requests(grid)).items()}
 
 
 async def watched(grid: Grid, group: str) -> dict[int, Record]:
-    """The same, read once for all groups of a process, and only if a request has come or gone.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """The same, read once for all groups of a process, and only after a change."""
     count = grid.partition_count
     there = grid.watched.get(RESCANS_MAP)
     if there is None:
@@ -132,20 +111,17 @@ def requests_of(group: str, requests: Mapping[str, Request]) -> dict[int, Reques
 
 
 async def forget(grid: Grid, group: str) -> None:
-    """Take a group's requests away: it begins anew."""
+    """Remove a group's requests."""
     for record in (await pending(grid, group)).values():
         await Records(grid, RESCANS_MAP).remove(record)
 
 
 class Rescanner:
-    """Does what is requested for the partitions that a process holds, one after the other, beside its other work.
+    """Does the rescans that are requested for the partitions of a process, one after the other.
 
     Args:
-        grid: The connection.
-        held: Gives the partitions that the group holds here.
-        name: Of the group.
-        stats: Where to count.
-        rescan: Finds what a partition is missing, and returns when it is made good; raises `NotNowError` to leave it
+        held: Returns the partitions that the group holds here.
+        rescan: Finds what a partition is missing, and returns when that is made good; raises `NotNowError` to leave it
             for later.
     """
 
@@ -194,13 +170,13 @@ class Event(NamedTuple):
 
 
 def page_of(events: list[Event], sequence: int = -1) -> Page:
-    """Events as a page of a journal would have them, but for their sequences: all have the same."""
+    """Events as a page of a journal, but all with the same sequence."""
     values, foreign = [], {}
-    for position, (_, value) in enumerate(events):
+    for index, (_, value) in enumerate(events):
         text = payload(value)
         values.append(text or value)
         if not text:
-            foreign[position] = int.from_bytes(value[4:8], "big", signed=True)
+            foreign[index] = int.from_bytes(value[4:8], "big", signed=True)
     keys = [event.key for event in events]
     return Page(0, 0, [sequence] * len(keys), keys, values, foreign, sum(map(len, values)))
 
@@ -209,11 +185,6 @@ class Losses:
     """Acts on the losses of one group's partitions.
 
     Args:
-        grid: The connection.
-        subscription: What the group reads.
-        stats: Where to count.
-        leases: Of the partitions.
-        offsets: Of the partitions.
         fail: Ends the reading with an error.
     """
 
@@ -234,14 +205,10 @@ class Losses:
         self._offsets = offsets
         self._fail = fail
         self._asked_all = float("-inf")
-        self._counted: dict[int, int] = {}  # by partition, up to where its gaps are counted: one may be met again
+        self._counted: dict[int, int] = {}  # by partition, up to where gaps were counted: one may be met again
 
     async def begin(self, partition: int) -> None:
-        """Events were overwritten before anybody began: they are nobody's loss, but they are not left, either.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Events were overwritten before anybody began. They do not count as lost, but are searched for."""
         if self._subscription.rescans:
             await request(self._grid, self._name, [partition], "begin")
 
@@ -249,12 +216,9 @@ class Losses:
         """Events were overwritten before they were read.
 
         Args:
-            partition: Of the event map.
+            partition: That lost them.
             expected: Sequence that was to be read.
             first: Sequence that was read instead.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
         """
         lost = first - expected
         if (new := first - max(expected, self._counted.get(partition, expected))) > 0:
@@ -284,23 +248,19 @@ class Losses:
             )
 
     async def regression(self, partition: int) -> None:
-        """A journal has begun again.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """A journal has begun again."""
         self._stats.regressions += 1
         self._counted.pop(partition, None)
         if not self._subscription.rescans:
             return
         await request(self._grid, self._name, [partition], "regression")
         if self._grid.clock() - self._asked_all > _ASK_ALL_SECONDS:
-            # What befell this journal befell others, and may not show: where new events have covered it already.
+            # Others have begun again as well, and new events may hide it.
             self._asked_all = self._grid.clock()
             await request(self._grid, self._name, range(self._grid.partition_count), "regression")
 
     def after_regression(self, partition: int) -> None:
-        """The offset was set to where the journal begins now."""
+        """The offset was reset to the journal's beginning."""
         if self._subscription.on_loss == "halt":
             self._fail(
                 EventsLostError(
@@ -311,17 +271,17 @@ class Losses:
             )
 
     async def _pass(self, partition: int, expected: int, first: int, lost: int) -> None:
-        """Commit past a gap, so that what is started again goes on behind it; but not past what is still to be done.
+        """Commit past a gap, so that a restart goes on behind it; but not past events that are not done yet.
 
-        What was read before the gap was found may wait to be written. If that takes too long nothing is committed, and
-        what is started again comes to the gap once more.
+        Events from before the gap may still wait to be written. If that takes too long nothing is committed, and a
+        restart meets the gap again.
         """
         try:
             async with asyncio.timeout(_HALT_SECONDS):
-                while (there := self._offsets.acknowledged(partition)) is not None and there.offset < expected:
+                while (done := self._offsets.acknowledged(partition)) is not None and done.offset < expected:
                     await self._offsets.change()
-                if there is not None:
-                    behind = there._replace(offset=first, lost=there.lost + lost)
+                if done is not None:
+                    behind = done._replace(offset=first, lost=done.lost + lost)
                     await self._leases.commit({partition: behind}, [partition])
                     self._offsets.begin(partition, behind)
         except (HazelcastError, TimeoutError) as error:

@@ -1,17 +1,17 @@
-"""Sessions: by which a process says that its leases stand, one for each member, however many leases lie there.
+"""Sessions: a process renews one for each member, however many of its leases lie there.
 
-A lease names the session of its owner, and stands as long as that is renewed. A session is a record in the control map
-`gridscore.sessions`, in a partition of the member that it is for: a member that does not answer keeps results from
-being written and leases from being renewed alike, and leases of other members go on. Only its owner renews it, by
-compare-and-set; somebody who has watched it unchanged for the whole lease time *closes* it, by compare-and-set too:
-so either the owner was quicker, or it finds out at its next renewal. No session is opened twice, and none is renewed
-that the owner let grow older than the lease.
+A lease names the session of its owner, and holds as long as that is renewed. A session is a record in the control map
+`gridscore.sessions`, in a partition of its member: a member that does not answer prevents the writing of results and
+the renewal of leases alike, and leases of other members go on. Only its owner renews it, by compare-and-set. Somebody
+who has watched it unchanged for the whole lease time *closes* it, by compare-and-set too: so either the owner was
+quicker, or it finds out at its next renewal. No session is opened twice, and the owner does not renew one that it let
+grow older than the lease.
 
-A member may die with what it alone has. So only what was acknowledged counts, not what was merely read: a renewal for
-the owner, a close for whoever takes what hangs on it.
+A member may die with what it alone has. So a renewal counts for the owner, and a close for the heir, only when it was
+acknowledged, not when it was merely read back.
 
-When leases are let go that the grid knows nothing of, their session is *retired*: it is renewed only until what else
-hangs on it hangs on another one. It then runs out, and what was let go can be taken.
+When leases are dropped without telling the grid, their session is *retired*: it is renewed only until its other leases
+have moved to another one. It then runs out, and the dropped partitions can be taken.
 """
 
 from __future__ import annotations
@@ -42,13 +42,12 @@ SESSIONS_MAP = "gridscore.sessions"
 
 _TICK_SECONDS = 0.5
 _LOOK_SECONDS, _LAST_LOOK_SECONDS = 1.0, 0.2
-"""Pause between two looks at somebody's session, and in the last second before it runs out."""
+"""Pause between two looks at another process's session, and in the last second before it runs out."""
 
 _SWEEP_SECONDS = 60.0
 
 _TOGETHER, _TURNS = 4, 4
-"""A process looks at, or takes, sixteen leases of one member's at once: so many together, which wait for each other,
-in so many turns."""
+"""A process looks at, or takes, sixteen leases of a member at once: four at a time, four times."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,11 +55,11 @@ class Session:
     """A session of this process.
 
     Attributes:
-        name: Under which leases name it.
-        partition: In which its record lies.
+        name: As leases have it.
+        partition: Of its record.
         renewed_at: When the last acknowledged renewal began; minus infinity if it is over.
-        leases: How many hang on it.
-        retired: Whether no further lease may hang on it.
+        leases: How many depend on it.
+        retired: Whether it takes no more leases.
     """
 
     name: str
@@ -76,9 +75,13 @@ class Session:
 
 @dataclass(slots=True, eq=False)
 class _Sight:
-    """Somebody else's session: as it was seen last, since when it is the same, when it was looked at, and its lease.
+    """Another process's session, as it was last seen.
 
-    And its text as we closed it and that was acknowledged.
+    Attributes:
+        since: When it was first seen like this.
+        looked: When it was last read.
+        asked: When it was last asked for.
+        closed: Its text if we closed it, and that was acknowledged.
     """
 
     partition: int
@@ -96,13 +99,8 @@ class _Sight:
 class Sessions:
     """The sessions of this process, and those of others whose leases it may take.
 
-    Args:
-        grid: The connection.
-        worker: Identity of this process.
-        seconds: Lease time.
-
     Attributes:
-        homes: By partition, the one in which its session lies: of the same member.
+        homes: By partition, the one that has the record of its session: of the same member.
         changes: Counts what may leave a lease on the wrong session: partitions that moved, sessions that were retired.
     """
 
@@ -125,10 +123,10 @@ class Sessions:
     # ------------------------------------------------------------------ one's own
 
     def _find_homes(self) -> None:
-        """Find a partition of each member, in which the sessions for all of its partitions lie."""
+        """Choose a partition of each member for the sessions of all its partitions."""
         owner_of, first = self._grid.client.partition_service.get_partition_owner, dict[object, int]()
         for home in set(self.homes):
-            first.setdefault(owner_of(home), home)  # as it was, where that is possible
+            first.setdefault(owner_of(home), home)  # unchanged where possible
         count = self._grid.partition_count
         homes = [p if (owner := owner_of(p)) is None else first.setdefault(owner, p) for p in range(count)]
         if homes != self.homes:
@@ -136,7 +134,7 @@ class Sessions:
             self.changes += 1
 
     def together(self, partitions: Iterable[int]) -> list[list[int]]:
-        """The partitions by their member, in parts that are looked at, or taken, in one turn."""
+        """The partitions of each member, in parts that are looked at, or taken, in one turn."""
         if not self.homes:
             self._find_homes()
         by_member: dict[int, list[int]] = {}
@@ -145,26 +143,22 @@ class Sessions:
         return [each[at : at + _TOGETHER] for each in by_member.values() for at in range(0, len(each), _TOGETHER)]
 
     def turn(self, partitions: Sequence[int], what: str) -> asyncio.Semaphore:
-        """To be held while leases that are not held are looked at, or taken, `together`.
+        """A semaphore for looking at, or taking, leases that are not held, `together`.
 
-        More would only wait at the member, until it is too late for their answers, and be asked for again.
+        More at a time would only wait at the member until their answers are too late, and be asked for again.
         """
         return self._turns.setdefault((self.homes[partitions[0]], what), asyncio.Semaphore(_TURNS))
 
     async def open(self, partition: int) -> Session:
-        """The session on which a lease of that partition can hang, just renewed or opened.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """The session for a lease of that partition, just renewed or opened."""
         if (session := self.ready(partition)) is not None:
             return session
         return await asyncio.shield(self._opening[self.homes[partition]])
 
     def ready(self, partition: int) -> Session | None:
-        """The session on which a lease of that partition can hang; None if it must first be renewed or opened.
+        """The session for a lease of that partition; None while it is being renewed or opened, which this begins.
 
-        That is begun then, and nobody need wait for it: its member may be slow.
+        Its member may be slow, and nobody need wait for it.
         """
         if not self.homes:
             self._find_homes()
@@ -180,7 +174,7 @@ class Sessions:
     def _opened(self, home: int, opening: asyncio.Task[Session]) -> None:
         del self._opening[home]
         if not opening.cancelled() and (error := opening.exception()) is not None:
-            _log.debug("a session could not be opened: %s", error)  # what was to hang on it ends in time
+            _log.debug("a session could not be opened: %s", error)  # leases that need it end in time
 
     async def _renew_or_open(self, home: int) -> Session:
         if (session := self._current.get(home)) is not None:
@@ -201,7 +195,7 @@ class Sessions:
         return session
 
     def retire(self, session: Session) -> None:
-        """Let no further lease hang on a session."""
+        """Let a session take no more leases."""
         session.retired = True
         self.changes += 1
         if self._current.get(session.partition) is session:
@@ -210,18 +204,18 @@ class Sessions:
             self._own.pop(session.name, None)
 
     def detach(self, session: Session, *, released: bool) -> None:
-        """A lease no longer hangs on a session; unless the grid knows that, the session must run out."""
+        """A lease has left a session; unless the grid knows that, the session must run out."""
         session.leases -= 1
         if session.retired or not released:
             self.retire(session)
 
     def let_run_out(self, name: str) -> None:
-        """Retire a session if it is of this process: something hangs on it that nobody holds."""
+        """Retire a session of this process that a lease names though nobody holds it."""
         if (session := self._own.get(name)) is not None and not session.retired:
             self.retire(session)
 
     def renew(self) -> None:
-        """Have renewed what has used up a third of its time; a member that is slow holds up no other's sessions."""
+        """Begin to renew sessions that have used up a third of their time; none waits for those of a slow member."""
         now = self._grid.clock()
         if now - self._renewed < 0.9 * min(_TICK_SECONDS, self.seconds / 10):  # or a caller's next tick would be late
             return
@@ -230,14 +224,14 @@ class Sessions:
         homes = set(self.homes)
         for session in list(self._own.values()):
             if not session.leases and session.partition not in homes:
-                self.retire(session)  # its member is gone, and what hung on it hangs on others
+                self.retire(session)  # its member has left, and its leases have moved to others
             elif self._is_due(session) and not session.changing.locked():
                 task = asyncio.get_running_loop().create_task(self._renew(session))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def stand(self, now: float) -> bool:
-        """Whether this process may write at `now`, of the grid's clock, for all that hangs on any of its sessions."""
+    def all_stand(self, now: float) -> bool:
+        """Whether this process may write at `now`, of the grid's clock, for all leases of all its sessions."""
         return all(now < session.renewed_at + self.fence.send for session in self._own.values())
 
     def _is_due(self, session: Session) -> bool:
@@ -248,14 +242,14 @@ class Sessions:
             if not self._is_due(session):
                 return
             if self._grid.clock() - session.renewed_at >= self.seconds:
-                # Somebody may have closed it, and that may be lost: who resumes would then renew it under the heir.
+                # Somebody may have closed it, and that may be lost: we would then renew it under the heir.
                 self._end_own(session)
                 return
             outcome: list[Written | None] = []
             try:
                 outcome = [await session.writer.write(session.partition, session.text, self._next(session.record))]
             except HazelcastError as error:
-                _log.debug("a session could not be renewed: %s", error)  # if that goes on, its leases end
+                _log.debug("a session could not be renewed: %s", error)  # if this lasts, its leases end
             if outcome and outcome[0] is not None:
                 session.record, session.text, began = outcome[0]
                 session.renewed_at = max(session.renewed_at, began)
@@ -263,7 +257,7 @@ class Sessions:
                 await self._look_again(session)
 
     async def _look_again(self, session: Session) -> None:
-        """It was not what we wrote last: a renewal of unknown fate came late, or somebody has closed it."""
+        """The record was not what we wrote last: a renewal of unknown fate came late, or somebody has closed it."""
         try:
             text = (await session.writer.read([session.partition]))[session.partition]
             record = NOBODY if text is None else decode(text)
@@ -284,7 +278,7 @@ class Sessions:
         return replace(record, owner=self.worker, deadline=deadline, renewals=record.renewals + 1, lease=lease)
 
     async def close(self) -> None:
-        """Remove the records; what still hangs on them runs out. They are swept if the cluster does not answer."""
+        """Remove the records; leases that still depend on them run out. If this fails, others sweep them."""
         for task in self._tasks:
             task.cancel()
         own, self._own, self._current = list(self._own.values()), {}, {}
@@ -298,7 +292,7 @@ class Sessions:
     # ------------------------------------------------------------------ others'
 
     async def look(self, leases: Iterable[LeaseRecord]) -> None:
-        """Read the sessions of others on which leases hang, each as often as is needed to see it run out."""
+        """Read the sessions of others' leases, each as often as is needed to see it run out."""
         now = self._grid.clock()
         due = []
         for lease in leases:
@@ -307,7 +301,7 @@ class Sessions:
             sight = self._sights.get(lease.session)
             if sight is None:
                 sight = self._sights[lease.session] = self._sight_of(lease.session)
-            # What its owner last said; its record may be gone.
+            # The longest that its owner has named; its record may be gone.
             sight.lease = max(sight.lease, sight.record.lease / 1000, lease.lease / 1000 or self.seconds)
             is_last = now - sight.since >= sight.lease - _LOOK_SECONDS
             if now - sight.asked >= min(_LAST_LOOK_SECONDS if is_last else _LOOK_SECONDS, self.seconds / 10) * 0.99:
@@ -318,7 +312,7 @@ class Sessions:
     def _sight_of(self, name: str) -> _Sight:
         nonce, _, home = name.rpartition("/")
         is_name = home.isascii() and home.isdecimal() and len(home) < 8 and int(home) < self._grid.partition_count
-        partition = int(home) if is_name else 0  # what is not a name is that of no session, and runs out as one
+        partition = int(home) if is_name else 0  # an invalid name is that of no session, and runs out like one
         return _Sight(partition, LeaseWriter(self._grid, nonce if is_name else name, self.seconds, SESSIONS_MAP))
 
     async def _look(self, sight: _Sight) -> None:
@@ -326,16 +320,16 @@ class Sessions:
             text = (await sight.writer.read([sight.partition]))[sight.partition]
             record = NOBODY if text is None else decode(text)
         except (HazelcastError, ValueError, RecursionError) as error:
-            _log.debug("a session could not be looked at: %s", error)  # of what is not a record, `repair` tells
+            _log.debug("a session could not be looked at: %s", error)  # `repair` lists a bad record
             return
         now = self._grid.clock()
-        # While nobody looked, or could look, the owner may not have been able to renew it.
+        # While nobody looked, or could look, the owner may have been unable to renew it.
         if text != sight.text or now - sight.looked > self.seconds / 2:
             sight.since = now
         sight.record, sight.text, sight.looked = record, text, now
 
     def is_over(self, name: str) -> bool:
-        """Whether somebody's session is closed, or has run out while it was watched."""
+        """Whether another process's session is closed, or has run out while it was watched."""
         sight = self._sights.get(name)
         if sight is None or name in self._own:
             return False
@@ -344,11 +338,7 @@ class Sessions:
         return closed or (unbroken and sight.looked - sight.since >= sight.lease)
 
     async def end(self, name: str) -> bool:
-        """Close a session that has run out; False if its owner was quicker.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Close a session that has run out; False if its owner was quicker."""
         sight = self._sights[name]
         async with sight.closing:
             if sight.text is not None and sight.text == sight.closed:
@@ -358,7 +348,7 @@ class Sessions:
             closed = sight.record
             if sight.text is None or closed.owner:
                 closed = replace(closed, owner="", renewals=closed.renewals + 1, lease=int(sight.lease * 1000))
-            # What somebody else closed is written as it is, so that many heirs do not fail each other.
+            # A session that somebody else has closed is written unchanged, so that many heirs do not fail each other.
             written = await sight.writer.write(sight.partition, sight.text, closed)
             if written is None:
                 sight.since = self._grid.clock()
@@ -368,16 +358,12 @@ class Sessions:
             return written.is_acknowledged
 
     def forget(self) -> None:
-        """Forget the sessions of others at which nobody has looked for long."""
+        """Forget the sessions of others that were not looked at for a minute."""
         now = self._grid.clock()
         self._sights = {n: each for n, each in self._sights.items() if now - each.asked < _SWEEP_SECONDS}
 
     async def sweep(self) -> None:
-        """Remove what nobody has renewed for long: whoever waits for it goes on without.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Remove sessions that nobody has renewed for a minute; leases that name them run out all the same."""
         found, now = await Records(self._grid, SESSIONS_MAP).all(), self._grid.clock()
         before, self._swept = self._swept, {}
         for name, record in found.items():

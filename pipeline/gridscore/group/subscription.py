@@ -1,4 +1,4 @@
-"""What a group reads, how, and what it counts: all that it knows of those who use it, be it a job or a sink."""
+"""What a group reads, how, and what it counts: all that it knows of the job or sink that uses it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
     from gridscore.group.leases import Lease
 
 MOST_SHOWN = 1_000
-"""Characters of a message that a record holds; one that is longer than its readers take would make the record bad."""
+"""Characters of a message in a record; readers take a longer one for a bad record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A group's part of a map: all of its journal, from some place on.
+    """What a group reads of a map: its whole journal, from some offset on.
 
     Attributes:
-        group: Name of the group; its leases, its rescans and its members go by it.
+        group: Its name, in leases, rescans and members.
         map: Whose journal is read.
-        start: Where a partition begins that has no offset yet.
+        start: Where a partition without an offset begins.
         on_loss: What to do when entries were overwritten before they were read.
         begin: Where the last restart begins: `oldest`, `latest` or an RFC 3339 time; empty if there was none.
         restarts: Counts the restarts that set the offsets anew.
-        again: How one goes on after a `halt`, for people.
-        epochs_by_time: Whether epochs begin with the seconds since 1970, and not 1: for what outlives the grid.
+        again: How to go on after a `halt`, for people.
+        epochs_by_time: Whether epochs begin with the seconds since 1970, not with 1: for sinks, which outlive the grid.
     """
 
     group: str
@@ -40,12 +40,12 @@ class Subscription:
 
     @property
     def rescans(self) -> bool:
-        """Whether loss is made good by a rescan: it cannot tell what was put before a late beginning, so not then."""
+        """Whether rescans make losses good: only from `oldest`, for they cannot tell what was put before the start."""
         return self.on_loss == "rescan" and self.beginning == "oldest"
 
     @property
     def beginning(self) -> str:
-        """Where a partition begins that has no offset yet: `oldest`, `latest` or, after a restart, an RFC 3339 time."""
+        """Where a partition without an offset begins: `oldest`, `latest` or, after a restart, an RFC 3339 time."""
         return self.begin or self.start
 
 
@@ -56,15 +56,12 @@ class GroupStats:
     Attributes:
         events: Scored or delivered, and acknowledged.
         dead: Sent to the dead letters.
-        lost: Events that this process found overwritten before they were read.
-        regressions: Journals that this process found begun again.
+        lost: Events that were overwritten before this process read them.
+        regressions: Journals that this process saw begin again.
         rescued: Events that a rescan found, and that were scored or delivered.
-        rescans: Rescans of held partitions that are to be done.
-        partitions: Held now.
+        rescans: Rescans of held partitions that are still to be done.
         rebalances: How often partitions came or went.
-        taken: Partitions that came.
-        given: Partitions that were given back.
-        committed_at: When offsets were committed last, in milliseconds since 1970; 0 if never.
+        committed_at: When offsets were last committed, in milliseconds since 1970; 0 if never.
     """
 
     events: int = 0
@@ -90,38 +87,27 @@ class GroupStats:
 
 
 class Subscriber(Protocol):
-    """What differs between those who read: what they do with what was taken over, restarted, or is in doubt."""
+    """How a job or sink deals with partitions that were taken over, restarted, or are in doubt."""
 
-    async def position_at(self, partition: int, oldest: int, newest: int) -> int:
-        """Sequence at which a restart begins with a partition whose journal has these bounds.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+    async def offset_at(self, partition: int, oldest: int, newest: int) -> int:
+        """The offset at which a restart begins with a partition whose journal has these bounds."""
         ...
 
     async def take_over(self, lease: Lease, offset: int) -> int:
-        """A partition is about to be read from an offset; returns the one to read from instead, or the same.
+        """A partition is about to be read from an offset; returns the same, or another to read from instead.
 
-        It may take its time: the lease is renewed meanwhile. Whether it is still held is looked at afterwards.
-
-        Raises:
-            HazelcastError: The cluster did not answer: the partition is let go, and taken again.
+        This may take time: the lease is renewed meanwhile, and checked afterwards. After a `HazelcastError`, the
+        partition is dropped, and taken again.
         """
         ...
 
     def dropped(self, partition: int) -> None:
-        """A partition is no longer held; perhaps it never came to be read."""
+        """A partition is no longer held; it may never have been read."""
 
     async def look_over(self, partition: int, page: Page, origin: int) -> Page:
-        """The part of a page that is to be taken, as it may have been done by somebody before us.
+        """The part of a page in doubt that no previous owner has done. After a `HazelcastError`, it is read again.
 
         Args:
-            partition: Of the page.
-            page: In doubt.
-            origin: Epoch since which sequences are those of the journal as it is.
-
-        Raises:
-            HazelcastError: The cluster did not answer: the page is read again.
+            origin: First epoch of the present journal.
         """
         ...

@@ -1,1 +1,1 @@
-"""The operations room: what those who look after a cluster see of it, and do about it."""
+"""The operations room: what operators see of a cluster, and do about it."""

@@ -1,9 +1,8 @@
-"""How many workers a job should have: a pure function of what was seen of it, and of what was decided before.
+"""How many workers a job should have: a pure function of what was seen of it, and of earlier decisions.
 
-The aim is that no backlog takes longer to work off than a few seconds, that nothing unread is overwritten, and that no
-worker stands idle for long. What one worker can do is not asked for but seen: while there is a backlog, all of them do
-what they can. Growing is quick and in proportion; shrinking is slow and by small steps, and only as far as what was
-seen says that the rest will do.
+The aim is that a backlog is worked off within seconds, that nothing unread is overwritten, and that no worker is idle
+for long. The capacity of a worker is not configured but observed: while there is a backlog, all work as fast as they
+can. Growing is quick and in proportion; shrinking is slow, by small steps, and only if the observed load leaves room.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ KEPT = 100
 
 _WINDOW_SECONDS = 10.0
 _COMMIT_SECONDS = 2.0
-"""Events of the last so many seconds may be scored and not committed: they are not backlog."""
+"""Events of these last seconds may be scored but not committed: they are not backlog."""
 
 _JOIN_SECONDS = 60.0
-"""How long workers that were asked for may take until they score."""
+"""How long new workers may take until they score."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,16 @@ class Policy:
     """What is wanted.
 
     Attributes:
-        least: Workers there are always.
-        most: Workers there may be.
-        drain_seconds: A backlog that takes longer to work off asks for more workers.
-        ring_seconds: Unread events that are overwritten sooner than this ask for as many as there may be, at once.
+        least: Fewest workers.
+        most: Most workers.
+        drain_seconds: A backlog that takes longer to work off calls for more workers.
+        ring_seconds: Unread events that are overwritten sooner than this call for `most` workers at once.
         latency_ms: 99th percentile from the arrival of an event at a worker to its result, above which there are too
-            few; None if only the backlog counts.
-        up_seconds: After a change, the next growth waits so long.
-        down_seconds: So long there must have been no backlog, and no change, before a worker goes; and what came in
-            twice that time must be less than the rest can do.
-        spare: Part of what the remaining workers can do that must be free after one has gone.
+            few; None: only the backlog counts.
+        up_seconds: How long the next growth waits after a change.
+        down_seconds: How long there must have been no backlog, and no change, before a worker is stopped; and the load
+            of twice that time must be within the capacity of the rest.
+        spare: Part of the remaining workers' capacity that must stay free.
     """
 
     least: int = 1
@@ -67,7 +66,6 @@ class Load:
 
     Attributes:
         at: Seconds of a monotonic clock.
-        workers: That score for it.
         rate: Events scored in a second.
         lag: Events that no committed offset covers.
         full: Part of the fullest partition's ring that unread events fill, 0 to 1.
@@ -83,7 +81,7 @@ class Load:
 
     @classmethod
     def of(cls, status: JobStatus, at: float) -> Load:
-        """As a look at the job has shown it; a journal that could not be read shows no lag."""
+        """From a job's status; a journal that could not be read shows no lag."""
         full = max((position.full for position in status.positions), default=0.0)
         rate = float(status.totals["rate"])
         return cls(at, status.workers, rate, status.lag or 0, full, status.latency_ms["p99"])
@@ -94,12 +92,12 @@ class Memory:
     """What the policy remembers between two looks.
 
     Attributes:
-        target: Workers there should be now.
-        changed_at: When that was decided; far back if it never was.
-        each: Events a second that one worker was seen to do at most.
+        target: How many workers there should be now.
+        changed_at: When that was decided; minus infinity if never.
+        each: The most events a second that one worker was seen to do.
         calm_at: Since when there has been no backlog; None while there is one.
         seen: The loads of the last seconds.
-        peaks: The most events a second that came in each stretch of some seconds, by its end.
+        peaks: The end of each recent period, with the most events a second that arrived in it.
     """
 
     target: int
@@ -114,10 +112,8 @@ class Decision(msgspec.Struct, frozen=True):
     """What was decided, and why.
 
     Attributes:
-        workers: That there were.
-        target: That there should be.
         why: One line for people.
-        at: Unix time in milliseconds; 0 if it is not kept.
+        at: In milliseconds since 1970; 0 if it was not kept.
     """
 
     workers: Count
@@ -127,7 +123,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory]:
-    """Decide from one more look; the decision's target is that of the memory if nothing changes."""
+    """Decide after one more look; if nothing changes, the target is that of the memory."""
     seen = (*(each for each in memory.seen if load.at - each.at < _WINDOW_SECONDS), load)
     span = load.at - seen[0].at
     rate = sum(each.rate for each in seen) / len(seen)
@@ -138,7 +134,7 @@ def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory
     busy = backlog > rate or (load.workers == 0 and load.lag > 0)
     each = max(memory.each, load.rate / max(load.workers, 1))
     if busy and load.workers:
-        # All of them do what they can: that may be less than it was, on events that cost more.
+        # All work as fast as they can, perhaps slower than before, on costlier events.
         each = max(load.rate / load.workers, memory.each * 0.95)
     peaks = _with_peak(memory.peaks, load.at, arriving, 2 * policy.down_seconds)
     calm_at = None if busy else load.at if memory.calm_at is None else memory.calm_at
@@ -149,7 +145,7 @@ def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory
         decision = Decision(load.workers, target, why)
         if target == memory.target:
             return decision, memory
-        # What was measured with other workers says nothing of these.
+        # Loads with other numbers of workers do not count.
         return decision, replace(memory, target=target, changed_at=load.at, calm_at=None, seen=())
 
     target, since = memory.target, load.at - memory.changed_at
@@ -182,7 +178,7 @@ def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory
 def _with_peak(
     peaks: tuple[tuple[float, float], ...], at: float, arriving: float, seconds: float
 ) -> tuple[tuple[float, float], ...]:
-    """The peaks of the last seconds, this moment included."""
+    """The peaks of the last seconds, with the present load."""
     peaks = tuple(each for each in peaks if at - each[0] < seconds)
     if peaks and at - peaks[-1][0] < 0:
         return (*peaks[:-1], (peaks[-1][0], max(peaks[-1][1], arriving)))
@@ -192,7 +188,7 @@ def _with_peak(
 def _more(
     policy: Policy, memory: Memory, load: Load, rate: float, arriving: float, backlog: float, overwritten_in: float
 ) -> tuple[int, str]:
-    """How many workers there should be if there are too few, and why; else 0."""
+    """How many workers there should be, if there are too few, and why; otherwise 0."""
     target, each = memory.target, memory.each
     if overwritten_in < policy.ring_seconds:
         return policy.most + 1, f"unread events are overwritten in {overwritten_in:.0f} s at this rate"

@@ -1,4 +1,4 @@
-"""The way of events through a cluster, seen from outside: sources, jobs, workers and sinks; and what is wrong there."""
+"""Sources, jobs, workers and sinks of a cluster, seen from outside; and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from gridscore.grid.heap import HEAP_ADVICE, SLOW, STOP, look_at_heaps
 from gridscore.group.heartbeats import Heartbeats
 from gridscore.job.life import JOBS_MAP
-from gridscore.operations.health import LATE_SECONDS, Finding, Level, Look, examine, is_well
-from gridscore.operations.sink_health import SinkLook, examine_sink
+from gridscore.operations.health import LATE_SECONDS, Finding, Level, Look, examine, is_well, problem, problems_first
+from gridscore.operations.plug_health import examine_sink, examine_source
 from gridscore.operations.sink_status import sink_statuses
-from gridscore.operations.source_health import examine_source
 from gridscore.operations.status import Observer
 from gridscore.sources.status import source_statuses
 
@@ -28,14 +27,14 @@ if TYPE_CHECKING:
     from gridscore.sources.status import SourceStatus
 
 _HEAP_SECONDS = 2.0
-"""How long is waited for members to tell how full their heaps are."""
+"""How long to wait for members to tell how full their heaps are."""
 
 
 GONE = "GONE"
-"""What is shown as the state of a job that a cluster which was replaced took along."""
+"""Shown as the state of a job that was lost together with its cluster."""
 
 INVALID = "INVALID"
-"""What is shown for the state of a job whose record cannot be used."""
+"""Shown as the state of a job whose record cannot be used."""
 
 REPAIR = "`gridscore repair --dry-run` shows what can be done about it."
 
@@ -48,7 +47,6 @@ class Flow:
         overview: Jobs and workers.
         sources: Those that run or have failed, by name.
         sinks: Those that are known, by name.
-        bad_records: What was met in control maps and cannot be used.
         heaps: Of the members.
     """
 
@@ -75,18 +73,17 @@ class Flow:
         return sorted({name for worker in self.overview.workers for name in worker.orphaned} - known)
 
 
-class FlowLookout:
-    """Looks at a cluster again and again.
+class FlowObserver:
+    """Looks at a cluster repeatedly.
 
     Args:
-        grid: The connection.
-        job: The only job to look at, with the sources of its events and the sinks of its results; all if None.
+        job: The only job to look at, with the sources of its events and the sinks of its results; default: all.
     """
 
     def __init__(self, grid: Grid, job: str | None = None) -> None:
         self._grid = grid
         self._job = job
-        self._lookout = Observer(grid, job)
+        self._observer = Observer(grid, job)
         self._sources, self._sinks = Heartbeats(), Heartbeats()
 
     async def look(self) -> Flow:
@@ -94,9 +91,8 @@ class FlowLookout:
 
         Raises:
             JobError: There is no such job.
-            HazelcastError: The cluster did not answer.
         """
-        overview = await self._lookout.look()
+        overview = await self._observer.look()
         sources, sinks, heaps = await asyncio.gather(
             source_statuses(self._grid, self._sources),
             sink_statuses(self._grid, self._sinks),
@@ -114,12 +110,9 @@ class FlowLookout:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What there is to say, by name; problems first.
+    """Findings by name, problems first.
 
     Attributes:
-        sources: Of each source.
-        jobs: Of each job.
-        sinks: Of each sink.
         records: Of each bad record, by map and key.
         members: Of the members' heaps.
     """
@@ -136,7 +129,7 @@ class Findings:
         return all(is_well(findings) for _, findings in self)
 
     def __iter__(self) -> Iterator[tuple[str, Sequence[Finding]]]:
-        """Names with what there is to say of each: what lies first on the way of an event comes first."""
+        """Names and their findings, in the order in which events pass."""
         if self.members:
             yield "members", self.members
         for kind in (self.sources, self.jobs, self.sinks, self.records):
@@ -144,11 +137,7 @@ class Findings:
 
 
 class History:
-    """The looks of the last seconds, and what they say together.
-
-    Args:
-        seconds: How long a look is kept.
-    """
+    """The looks of the last seconds, and what they say together."""
 
     def __init__(self, seconds: float = float("inf")) -> None:
         self._seconds = seconds
@@ -161,35 +150,31 @@ class History:
             self._flows.popleft()
 
     def replace(self, flow: Flow) -> None:
-        """Take the latest look back, and add this one."""
+        """Replace the latest look."""
         self._flows.pop()
         self.add(flow)
 
     def findings(self, *, late_seconds: float = LATE_SECONDS) -> Findings:
-        """Of everything that the latest look has shown.
-
-        Args:
-            late_seconds: Growing lag is a problem if working it off would take longer.
-        """
+        """Findings about everything in the latest look; `late_seconds` as in `examine`."""
         if not self._flows:
             return Findings()
         sources: dict[str, list[SourceStatus]] = {each.name: [] for each in self._flows[-1].sources}
-        jobs: dict[str, list[Look]] = {each.record.name: [] for each in self._flows[-1].overview.jobs}
-        sinks: dict[str, list[SinkLook]] = {each.record.name: [] for each in self._flows[-1].sinks}
+        jobs: dict[str, list[Look[JobStatus]]] = {each.record.name: [] for each in self._flows[-1].overview.jobs}
+        sinks: dict[str, list[Look[SinkStatus]]] = {each.record.name: [] for each in self._flows[-1].sinks}
         for flow in self._flows:
             for source in flow.sources:
                 sources.get(source.name, []).append(source)
             for job in flow.overview.jobs:
                 jobs.get(job.record.name, []).append(Look(flow.at, job))
             for sink in flow.sinks:
-                sinks.get(sink.record.name, []).append(SinkLook(flow.at, sink))
+                sinks.get(sink.record.name, []).append(Look(flow.at, sink))
         return Findings(
             {name: examine_source(looks) for name, looks in sources.items()},
             {name: examine(looks, late_seconds=late_seconds) for name, looks in jobs.items()}
             | {name: [orphaned(name)] for name in self._flows[-1].gone},
             {name: examine_sink(looks, late_seconds=late_seconds) for name, looks in sinks.items()},
             {
-                _place(bad): [Finding(Level.PROBLEM, "bad_record", f"It {_cannot(bad)}.", REPAIR)]
+                _place(bad): [problem("bad_record", f"It {_cannot(bad)}.", REPAIR)]
                 for bad in self._flows[-1].bad_records
             },
             _examine_heaps([flow.heaps for flow in self._flows]),
@@ -197,9 +182,8 @@ class History:
 
 
 def orphaned(name: str) -> Finding:
-    """What there is to say of a job that is gone."""
-    return Finding(
-        Level.PROBLEM,
+    """The finding about a job that is gone."""
+    return problem(
         "cluster_replaced",
         "Workers scored for it until the cluster was replaced by this one, which does not have it.",
         f"Push its model and submit it again; or restart the workers if `{name}` is no longer wanted.",
@@ -207,10 +191,10 @@ def orphaned(name: str) -> Finding:
 
 
 def _examine_heaps(looks: Sequence[Sequence[MemberHeap]]) -> list[Finding]:
-    """What there is to say of the heaps. What is used includes garbage, so the lowest of the looks counts.
+    """Findings about the heaps. Use includes garbage, so the lowest of the looks counts.
 
-    A healthy member may be at 99 % before it collects, and stay there if nobody needs room: it is not a problem until
-    a collection between two looks has left it as full. A heap that is exhausted is collected all the time.
+    A healthy member may be at 99 % before it collects, and stay there while nobody needs room: that is a problem only
+    if a collection between two looks has left it as full. An exhausted heap is collected all the time.
     """
     found = []
     for now in looks[-1]:
@@ -227,11 +211,11 @@ def _examine_heaps(looks: Sequence[Sequence[MemberHeap]]) -> list[Finding]:
                 level, what = Level.PROBLEM, "after garbage collection: producers and sources stop before it runs out"
             text = str(lowest)
             found.append(Finding(level, "heap", f"{text[:1].upper()}{text[1:]}, {what}.", HEAP_ADVICE))
-    return sorted(found, key=lambda finding: finding.level is Level.NOTE)
+    return problems_first(found)
 
 
 def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
-    """Sources, jobs, sinks and members with what there is to say of each, for scripts."""
+    """Sources, jobs, sinks and members with their findings, for scripts."""
     return {
         "members": {
             "heaps": [{"share": round(each.share, 3), **asdict(each)} for each in flow.heaps],

@@ -1,14 +1,14 @@
 """Whether a job is well: what a few looks at it, seconds apart, say together.
 
-A rule that may be broken for a moment in the best of worlds (a worker is replaced, a spike comes) counts only if it was
-broken at every look.
+A rule that may be broken for a moment (a worker is replaced, a spike comes) counts only if it was broken at every look.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from gridscore.job.life import OVER, WANTED, JobState
 from gridscore.texts import count_text
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
     from gridscore.operations.status import JobStatus, Position
 
 TREND_SECONDS = 3.5
-"""Looks that lie closer together say nothing of a trend: offsets and records are written once a second."""
+"""Looks that are closer together show no trend: offsets and records are written once a second."""
 
 LATE_SECONDS = 10.0
-"""Growing lag is not a problem as long as working it off would take less than this."""
+"""Growing lag is not a problem while working it off would take less than this."""
 
 LOOKUP_OLD_SECONDS = 660.0
-"""A copy of a lookup map is loaded anew every ten minutes at least; one that is older could not be."""
+"""A copy of a lookup map is loaded every ten minutes at least; if it is older, that has failed."""
 
 NEARLY_FULL = 0.8
-"""Part of a partition's journal that unread events may fill before it is worth a word."""
+"""Part of a partition's journal that unread events may fill without a finding."""
 
 _FORECAST_FULL = 0.25
-"""Below it, what comes between two commits looks like growth."""
+"""Below this, the events between two commits look like growth."""
 
 _FORECAST_SECONDS, _SOON_SECONDS = 300.0, 60.0
-"""Unread entries that are overwritten so soon are worth a word; and are a problem."""
+"""Unread entries that are overwritten so soon are a finding; and a problem."""
 
 QUALITY_EVENTS = 100
-"""Events that must have been counted before shares of what was missing are worth a word."""
+"""Events that must have been counted before shares of missing values are judged."""
 
 MANY_MISSES, ALL_MISSES = 0.2, 0.99
-"""Part of the events without an entry in a lookup that is worth a word; and from which on it is of no use at all."""
+"""Part of the events without an entry in a lookup that is a finding; and a problem, as the lookup is useless."""
 
 SOME_UNSEEN, MANY_UNSEEN = 0.05, 0.5
-"""Part of the events with a category that the model does not know: worth a word; and not what it was trained for."""
+"""Part of the events with a category that the model does not know: a finding; and a problem."""
 
 _NAMED = 3
-"""Workers that a sentence names at most."""
+"""How many workers a sentence names."""
 
 MANY_MISSING = 0.5
-"""Part of the events without a value for a feature that is worth a word."""
+"""Part of the events without a value for a feature that is a finding."""
 
 
 class Level(StrEnum):
@@ -64,12 +64,11 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is worth saying of a job.
+    """Something to be said of a job.
 
     Attributes:
-        level: How bad it is.
         code: For scripts.
-        text: What it is, one sentence.
+        text: One sentence.
         advice: What to do, one sentence; empty if nothing.
     """
 
@@ -79,12 +78,25 @@ class Finding:
     advice: str = ""
 
 
+problem, note = (partial(Finding, level) for level in Level)
+
+
+class _Reader(Protocol):
+    """A job or sink that reads a journal."""
+
+    @property
+    def positions(self) -> Sequence[Position]: ...
+
+
+_Status_co = TypeVar("_Status_co", bound=_Reader, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Look:
-    """A job's status, and when it was taken, in seconds of the monotonic clock."""
+class Look(Generic[_Status_co]):
+    """The status of a job or sink, and when it was taken, in seconds of the monotonic clock."""
 
     at: float
-    status: JobStatus
+    status: _Status_co
 
 
 def is_well(findings: Sequence[Finding]) -> bool:
@@ -92,16 +104,25 @@ def is_well(findings: Sequence[Finding]) -> bool:
     return not any(finding.level is Level.PROBLEM for finding in findings)
 
 
-def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> list[Finding]:
-    """What there is to say of a job, problems first.
+def problems_first(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings, sorted by level."""
+    return sorted(findings, key=lambda finding: finding.level is Level.NOTE)
+
+
+def fullest(positions: Sequence[Position]) -> float:
+    """Part of a ring that unread entries fill, of the fullest partition."""
+    return max((position.full for position in positions), default=0.0)
+
+
+def examine(looks: Sequence[Look[JobStatus]], *, late_seconds: float = LATE_SECONDS) -> list[Finding]:
+    """What is to be said of a job, problems first.
 
     Args:
-        looks: At the same job, the latest last. Trends need some over `TREND_SECONDS`; without them only what stands
-            now is judged.
+        looks: At the same job, the latest last. Trends need `TREND_SECONDS`.
         late_seconds: Growing lag is a problem if working it off, at the present rate, would take longer.
     """
     now = looks[-1].status
-    # An update or a restart in between begins anew: what was before says nothing.
+    # Looks from before an update or a restart say nothing of now.
     looks = [look for look in looks if look.status.record.is_same_run(now.record)]
     if now.record.state == JobState.FAILED:
         found = _failed(now)
@@ -111,7 +132,7 @@ def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> lis
         found = [*_asleep(looks), *_losses(looks)]
     found += _unkept(now)
     if now.record.state in OVER:
-        # Only worth knowing: nothing can be done for it any more, and submitted again, it begins anew.
+        # Nothing can be done any more, and if it is submitted again, it starts over.
         found = [
             replace(each, level=Level.NOTE, advice="") if each.level is Level.PROBLEM else each
             for each in found
@@ -124,72 +145,72 @@ def examine(looks: Sequence[Look], *, late_seconds: float = LATE_SECONDS) -> lis
             if now.record.state in OVER
             else "`dead-letters replay` brings them back"
         )
-        found.append(_note("dead_letters", text, f"`gridscore dead-letters list {now.record.name}` says why; {then}."))
-    return sorted(found, key=lambda finding: finding.level is Level.NOTE)
+        found.append(note("dead_letters", text, f"`gridscore dead-letters list {now.record.name}` says why; {then}."))
+    return problems_first(found)
 
 
 def _failed(now: JobStatus) -> list[Finding]:
     name = now.record.name
     back = f"`gridscore rollback {name}` undoes its last update; " if now.record.previous is not None else ""
     advice = f"Fix the cause, then `gridscore resume {name}`; {back}`cancel` ends it for good."
-    return [_problem("failed", f"The job failed: {now.record.error}", advice)]
+    return [problem("failed", f"The job failed: {now.record.error}", advice)]
 
 
-def _asleep(looks: Sequence[Look]) -> list[Finding]:
+def _asleep(looks: Sequence[Look[JobStatus]]) -> list[Finding]:
     now = looks[-1].status
     if now.record.state == JobState.CANCELLED:
-        return [_note("cancelled", "Cancelled by a user.", "Submitted again, it begins anew.")]
+        return [note("cancelled", "Cancelled by a user.", "If it is submitted again, it starts over.")]
     if now.record.state != JobState.SUSPENDED:
         return []
     resume = f"`gridscore resume {now.record.name}` goes on from the committed offsets."
-    full = max((position.full for position in now.positions), default=0.0)
-    if forecast := runs_out([(look.at, look.status.positions) for look in looks], "event", resume):
+    full = fullest(now.positions)
+    if forecast := runs_out(looks, "event", resume):
         return [forecast]
     if full >= NEARLY_FULL:
         text = (
             f"Suspended, and unread events fill {full:.0%} of a partition's journal: the oldest are overwritten next."
         )
-        return [_problem("journal_full", text, resume)]
-    return [_note("suspended", "Suspended by a user.", resume)]
+        return [problem("journal_full", text, resume)]
+    return [note("suspended", "Suspended by a user.", resume)]
 
 
-def _scored_for(looks: Sequence[Look]) -> list[Finding]:
-    """Is there a worker, and are all partitions in the hands of one that lives?"""
+def _scored_for(looks: Sequence[Look[JobStatus]]) -> list[Finding]:
+    """Whether there is a worker, and all partitions have a living owner."""
     now = looks[-1].status
     if _always(looks, lambda status: not status.workers):
         if now.idle_workers:
-            text = f"No worker scores for it; {count_text(now.idle_workers, 'worker')} of the cluster {_do(now)} not."
-            return [_problem("no_worker", text, "Were they started with --jobs, without this one? See their logs.")]
+            text = f"No worker scores for it, though {count_text(now.idle_workers, 'worker runs', 'workers run')}."
+            return [problem("no_worker", text, "Were they started with --jobs, without this one? See their logs.")]
         text = "No worker is running."
         if owners := _owners(now, range(len(now.positions))):
-            text += f" Not stopped in order, but killed, cut off or hanging: {owners}."
-        return [_problem("no_worker", text, "Start one, anywhere: `gridscore worker`.")]
+            text += f" Killed, cut off or hanging: {owners}."
+        return [problem("no_worker", text, "Start one, anywhere: `gridscore worker`.")]
     if (now.model_errors or now.lookup_errors) and not now.versions:
-        return []  # `model` or `lookup` says why nobody scores
+        return []  # `model` or `lookup` says why
     if _always(looks, lambda status: status.state != JobState.RUNNING):
         text = "It is starting: models and lookups are being loaded, no event is scored yet."
-        return [_problem("starting", text, "If this lasts, the worker's log says what it waits for.")]
+        return [problem("starting", text, "If this lasts, the worker's log says what it waits for.")]
     orphans = _orphans(looks)
     if orphans:
-        text = (
-            f"{count_text(len(orphans), 'partition')} of {len(now.positions)} {'has' if len(orphans) == 1 else 'have'} "
+        have = count_text(
+            len(orphans), f"partition of {len(now.positions)} has", f"partitions of {len(now.positions)} have"
         )
-        text += "no living owner: their events wait."
+        text = f"{have} no living owner: their events wait."
         if owners := _owners(now, orphans):
             text += f" Last held by {owners}."
         advice = "Another worker takes them over once their leases have run out. If none does: `gridscore worker`."
-        return [_problem("no_owner", text, advice)]
+        return [problem("no_owner", text, advice)]
     return []
 
 
 def _owners(now: JobStatus, partitions: Iterable[int]) -> str:
-    """Who held partitions last, some of them."""
+    """Some of the last owners of partitions."""
     owners = sorted({owner for partition in partitions if (owner := now.positions[partition].owner)})
     return ", ".join(owners[:_NAMED]) + (", …" if owners[_NAMED:] else "")
 
 
-def _orphans(looks: Sequence[Look]) -> list[int]:
-    """Partitions that no living worker has held at any look, and whose record nobody has changed meanwhile."""
+def _orphans(looks: Sequence[Look[JobStatus]]) -> list[int]:
+    """Partitions without a living owner at any look, whose record nobody has changed meanwhile."""
     orphans = []
     for partition, position in enumerate(looks[-1].status.positions):
         if all(
@@ -202,20 +223,20 @@ def _orphans(looks: Sequence[Look]) -> list[int]:
     return orphans
 
 
-def _keeps_up(looks: Sequence[Look], late_seconds: float) -> list[Finding]:
+def _keeps_up(looks: Sequence[Look[JobStatus]], late_seconds: float) -> list[Finding]:
     first, last = looks[0], looks[-1]
     now = last.status
     if now.lag is None:
         text = f"The journal of `{now.record.job.events}` cannot be read."
-        return [_problem("no_journal", text, f"`gridscore doctor` checks the cluster for the job {now.record.name}.")]
+        return [problem("no_journal", text, f"`gridscore doctor` checks the cluster for the job {now.record.name}.")]
     found = []
-    full = max((position.full for position in now.positions), default=0.0)
+    full = fullest(now.positions)
     more = "More workers, or a larger journal, would give it room."
-    if forecast := runs_out([(look.at, look.status.positions) for look in looks], "event", more):
+    if forecast := runs_out(looks, "event", more):
         found.append(forecast)
     elif full >= NEARLY_FULL:
         text = f"Unread events fill {full:.0%} of a partition's journal: producers have to wait, or events are lost."
-        found.append(_note("journal_nearly_full", text, more))
+        found.append(note("journal_nearly_full", text, more))
     if last.at - first.at < TREND_SECONDS or not _always(looks, lambda status: status.lag is not None):
         return found
     lags = [look.status.lag or 0 for look in looks]
@@ -226,13 +247,13 @@ def _keeps_up(looks: Sequence[Look], late_seconds: float) -> list[Finding]:
         if running:
             waiting = count_text(lags[-1], "event waits", "events wait")
             text = f"Nothing was committed in {last.at - first.at:.0f} s, though {waiting}."
-            found.append(_problem("stuck", text, "The workers' logs say what they wait for."))
+            found.append(problem("stuck", text, "The workers' logs say what they wait for."))
     elif rate > 0 and grows(lags) and lags[-1] / rate > late_seconds:
         text = (
             f"Lag grows: {lags[0]:,} to {lags[-1]:,} events in {last.at - first.at:.0f} s, while {rate:,.0f} a second "
             f"were scored; working it off would take {lags[-1] / rate:,.0f} s."
         )
-        found.append(_problem("lag", text, "Start more workers: `gridscore worker --processes auto`."))
+        found.append(problem("lag", text, "Start more workers: `gridscore worker --processes auto`."))
     return found
 
 
@@ -242,23 +263,18 @@ def committed_between(before: Sequence[Position], after: Sequence[Position]) -> 
     return sum(later.offset - max(earlier.offset, 0) for earlier, later in pairs if later.offset > earlier.offset)
 
 
-def runs_out(looks: Sequence[tuple[float, Sequence[Position]]], what: str, advice: str) -> Finding | None:
-    """When unread entries will be overwritten, if what is unread goes on growing as it did.
-
-    Args:
-        looks: When each was taken, in seconds, and how far each partition had come then; the latest last.
-        what: What an entry is called.
-        advice: What to do.
-    """
-    if looks[-1][0] - looks[0][0] < TREND_SECONDS:
+def runs_out(looks: Sequence[Look[_Reader]], what: str, advice: str) -> Finding | None:
+    """When unread entries, called `what`, will be overwritten if they go on growing in number."""
+    if looks[-1].at - looks[0].at < TREND_SECONDS:
         return None
     half = len(looks) // 2
-    between = sum(at for at, _ in looks[-half:]) / half - sum(at for at, _ in looks[:half]) / half
+    between = sum(look.at for look in looks[-half:]) / half - sum(look.at for look in looks[:half]) / half
     found = []
-    for partition, now in enumerate(looks[-1][1]):
-        if now.room is None or now.full < _FORECAST_FULL or any(partition >= len(each) for _, each in looks):
+    rows = [look.status.positions for look in looks]
+    for partition, now in enumerate(rows[-1]):
+        if now.room is None or now.full < _FORECAST_FULL or any(partition >= len(row) for row in rows):
             continue
-        unread = [each[partition].unread for _, each in looks]
+        unread = [row[partition].unread for row in rows]
         if grows(unread):
             rate = (sum(unread[-half:]) - sum(unread[:half])) / half / between
             found.append((now.room / rate, partition))
@@ -268,17 +284,17 @@ def runs_out(looks: Sequence[tuple[float, Sequence[Position]]], what: str, advic
     seconds, partition = found[0]
     more = f", and {count_text(len(found) - 1, 'more partition')} within {_FORECAST_SECONDS / 60:.0f} minutes"
     text = f"Partition {partition} loses unread {what}s in {seconds:,.0f} s at this rate{more if found[1:] else ''}."
-    return Finding(Level.PROBLEM if seconds < _SOON_SECONDS else Level.NOTE, "journal_runs_out", text, advice)
+    return (problem if seconds < _SOON_SECONDS else note)("journal_runs_out", text, advice)
 
 
 def grows(lags: Sequence[int]) -> bool:
-    """Whether all of the later half lies above all of the earlier: single steps up and down are only sampling."""
+    """Whether all later looks are above all earlier ones: single steps up and down are only sampling."""
     half = len(lags) // 2
     return half > 0 and min(lags[-half:]) > max(lags[:half])
 
 
-def _losses(looks: Sequence[Look]) -> list[Finding]:
-    """Loss is sticky; what has been made good, or is known, is not a problem any more."""
+def _losses(looks: Sequence[Look[JobStatus]]) -> list[Finding]:
+    """Losses; those that were made good, or acknowledged, are no longer a problem."""
     now = looks[-1].status
     name, rescans = now.record.name, now.record.job.on_loss == "rescan"
     found = []
@@ -291,7 +307,7 @@ def _losses(looks: Sequence[Look]) -> list[Finding]:
         advice = "Workers do it by themselves, beside scoring."
         if now.record.state not in WANTED:
             advice = "Workers do it once the job runs."
-        found.append(_problem("rescan", text, advice))
+        found.append(problem("rescan", text, advice))
     lost, regressions = (int(now.totals[key]) for key in ("lost", "regressions"))
     news = [lost - now.acknowledged.get("lost", 0), regressions - now.acknowledged.get("regressions", 0)]
     what = _loss_text(lost, regressions)
@@ -299,30 +315,30 @@ def _losses(looks: Sequence[Look]) -> list[Finding]:
         return found
     known = f"`gridscore status {name} --acknowledge` notes that you know."
     if max(news) <= 0:
-        found.append(_note("loss_acknowledged", f"{what}, and somebody has acknowledged it."))
+        found.append(note("loss_acknowledged", f"{what}, and somebody has acknowledged it."))
     elif not rescans:
         advice = f"`gridscore audit {name}` finds events without a result; {known}"
-        found.append(_problem("loss", f"{what}.", advice))
+        found.append(problem("loss", f"{what}.", advice))
     elif not now.rescans:
         text = f"{what}; the event map was rescanned, and events that it still had were scored."
-        found.append(_note("loss_settled", text, known))
+        found.append(note("loss_settled", text, known))
     return found
 
 
 def _unkept(now: JobStatus) -> list[Finding]:
-    """Events that were rejected when there was no room for their dead letters."""
+    """Rejected events without a dead letter, for lack of room."""
     name, news = now.record.name, int(now.totals["unkept"]) - now.acknowledged.get("unkept", 0)
     if news <= 0:
         return []
     text = (
-        f"{count_text(news, 'event')} could not be scored, and {'has' if news == 1 else 'have'} no dead letter: there "
-        "were as many as the job keeps. They are still in the event map, unless a newer one took their key."
+        f"{count_text(news, 'event')} could not be scored, and {'has' if news == 1 else 'have'} no dead letter: the "
+        "limit was reached. They are still in the event map, unless a newer one took their key."
     )
     advice = (
         f"Fix the cause; `gridscore dead-letters replay {name} --all`, or `purge`, makes room; then "
         f"`gridscore audit {name} --repair` has them scored, and `gridscore status {name} --acknowledge` notes it."
     )
-    return [_problem("dead_letters_full", text, advice)]
+    return [problem("dead_letters_full", text, advice)]
 
 
 def _loss_text(lost: int, regressions: int) -> str:
@@ -336,7 +352,7 @@ def _loss_text(lost: int, regressions: int) -> str:
 
 
 def _models(now: JobStatus) -> list[Finding]:
-    """Versions that are refused, and models that are gone, as far as workers have said so."""
+    """Versions and models that workers cannot use."""
     using = ", ".join(f"v{version}" for version in now.versions)
     advice = "Push a model that fits the job, or promote another version: `gridscore model list`."
     found = []
@@ -345,27 +361,29 @@ def _models(now: JobStatus) -> list[Finding]:
         if not using:
             text = f"No worker can load the model, so no event is scored: {error}"
         elif without:
-            score = "scores" if without == 1 else "score"
-            text = (
-                f"{count_text(without, 'worker')} cannot load the model and {score} nothing, {using} goes on: {error}"
+            who = count_text(
+                without, "worker cannot load the model and scores", "workers cannot load the model and score"
             )
+            text = f"{who} nothing; others use {using}: {error}"
         elif error.startswith("version "):
-            text = f"A model version is refused, {using} goes on: {error}"
+            text = f"A model version is refused, {using} stays in use: {error}"
         else:
-            text = f"The model cannot be looked up, {using} goes on as it was loaded: {error}"
-        found.append(_problem("model", text, advice))
+            text = f"The model cannot be looked up, {using} stays in use: {error}"
+        found.append(problem("model", text, advice))
     return found
 
 
 def _copies(now: JobStatus) -> list[Finding]:
-    """Lookup maps that cannot be copied, or not anew, as far as workers have said so."""
+    """Lookup maps that workers cannot copy, or load again."""
     found = []
     for error in now.lookup_errors:
-        text = f"A lookup cannot be loaded anew, its copy goes on as it is: {error}"
+        text = f"A lookup cannot be loaded again, its old copy stays in use: {error}"
         if without := sum(1 for each in now.figures.values() if each.lookup_error == error and not each.version):
-            score = "scores" if without == 1 else "score"
-            text = f"{count_text(without, 'worker')} cannot load a lookup and {score} nothing: {error}"
-        found.append(_problem("lookup", text, "Workers try again by themselves."))
+            who = count_text(
+                without, "worker cannot load a lookup and scores", "workers cannot load a lookup and score"
+            )
+            text = f"{who} nothing: {error}"
+        found.append(problem("lookup", text, "Workers try again by themselves."))
     return found
 
 
@@ -376,12 +394,12 @@ def _inputs(now: JobStatus) -> list[Finding]:
         age, bad, error = copy.get("age", 0), int(copy.get("bad", 0)), copy.get("error", "")
         if age > LOOKUP_OLD_SECONDS:
             text = f"The copy of the lookup `{name}` was last known to be right {age / 60:,.0f} minutes ago."
-            found.append(_problem("lookup_old", text, "The worker's log says why it cannot be loaded anew."))
+            found.append(problem("lookup_old", text, "The worker's log says why it cannot be loaded again."))
         if bad:
             good = copy.get("entries", 0) - bad
             which = count_text(bad, "entry", "entries") if good > 0 else f"All {bad:,} entries"
             text = f"{which} of the lookup `{name}` cannot be read and count as missing"
-            say = _note if good > 0 else _problem
+            say = note if good > 0 else problem
             found.append(
                 say("lookup_bad", f"{text}: {error}" if error else f"{text}.", "Correct them and put them again.")
             )
@@ -389,46 +407,34 @@ def _inputs(now: JobStatus) -> list[Finding]:
 
 
 def _quality(now: JobStatus) -> list[Finding]:
-    """Lookups, categories and values that events lack more often than they should."""
+    """Lookups, categories and values that events lack too often."""
     quality = now.quality
     if quality.events < QUALITY_EVENTS:
         return []
     shares, found = quality.shares(), []
     for name, share in shares["lookup_misses"].items():
         if share >= MANY_MISSES:
-            say = _problem if share >= ALL_MISSES else _note
+            say = problem if share >= ALL_MISSES else note
             lookup = now.record.job.lookups.get(name)
             where = f" in `{lookup.map}`" if lookup else ""
             text = f"{share:.0%} of the last events have no entry{where} for the lookup `{name}`."
-            found.append(say("lookup_misses", text, "Is the map loaded, and is its key what the events have?"))
+            found.append(say("lookup_misses", text, "Is the map loaded, and do its keys match the events?"))
     if unseen := {name: share for name, share in shares["unseen_categories"].items() if share >= SOME_UNSEEN}:
-        say = _problem if max(unseen.values()) >= MANY_UNSEEN else _note
+        say = problem if max(unseen.values()) >= MANY_UNSEEN else note
         text = f"Of the last events, the model does not know the category: {shares_text(unseen)}."
-        found.append(say("unseen_categories", text, "It scores them as missing. Train it on what comes now."))
+        found.append(say("unseen_categories", text, "It scores them as missing. Train it on recent events."))
     if missing := {name: share for name, share in shares["missing_values"].items() if share >= MANY_MISSING}:
         text = f"Features have no value for many of the last events: {shares_text(missing)}."
-        found.append(_note("missing_values", text, "If training had them, look at what sends the events."))
+        found.append(note("missing_values", text, "If training had them, look at what sends the events."))
     return found
 
 
 def shares_text(shares: Mapping[str, float], shown: int = 5) -> str:
-    """Names with their shares, the first of them: `wind 12%, carrier 0.3%`."""
+    """The first names with their shares: `wind 12%, carrier 0.3%`."""
     more = f", … {len(shares) - shown} more" if len(shares) > shown else ""
     listed = [f"{name} {share:.{0 if share >= 0.0995 else 1}%}" for name, share in list(shares.items())[:shown]]
     return ", ".join(listed) + more
 
 
-def _always(looks: Sequence[Look], rule: Callable[[JobStatus], bool]) -> bool:
+def _always(looks: Sequence[Look[JobStatus]], rule: Callable[[JobStatus], bool]) -> bool:
     return all(rule(look.status) for look in looks)
-
-
-def _problem(code: str, text: str, advice: str = "") -> Finding:
-    return Finding(Level.PROBLEM, code, text, advice)
-
-
-def _note(code: str, text: str, advice: str = "") -> Finding:
-    return Finding(Level.NOTE, code, text, advice)
-
-
-def _do(now: JobStatus) -> str:
-    return "does" if now.idle_workers == 1 else "do"

@@ -1,4 +1,4 @@
-"""Removing dead letters that nobody needs: chosen by age, by reason, because their keys have results, or one by one."""
+"""Removing dead letters: chosen by age, by reason, because their keys have results, or one by one."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _Entry = tuple[bytes, bytes, "DeadLetter | None"]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which dead letters to remove: those for which all that is said here holds.
+    """Which dead letters to remove: those for which all conditions hold.
 
     Attributes:
         older_than: Seconds since they were written.
         reason: A part of their error.
-        superseded: Only those whose event, or a newer one of its key, has a result; of a job.
+        superseded: Only those of a job whose event, or a newer one of its key, has a result.
         ids: Only these.
     """
 
@@ -47,7 +47,7 @@ class Choice:
         return self == Choice()
 
     def takes(self, dead: DeadLetter | None) -> bool:
-        """Whether it is about an entry, as far as that alone can tell; one that is not a dead letter is None."""
+        """Whether an entry is chosen, as far as it can tell by itself; None is one that is not a dead letter."""
         if dead is None:
             return self.is_all
         if self.older_than is not None and time.time() * 1000 - dead.at_ms < self.older_than * 1000:
@@ -63,7 +63,7 @@ class Removed:
         looked: Entries that were looked at.
         letters: Dead letters removed.
         events: Their events, removed from the event map.
-        left: Of the IDs that were chosen, those whose dead letter was not removed: there is none, or it has changed.
+        left: The chosen IDs whose dead letter was not removed: it does not exist, or has changed.
     """
 
     looked: int = 0
@@ -75,18 +75,12 @@ class Removed:
 async def remove(
     grid: Grid, name: str, choice: Choice, *, job: Job | None = None, with_events: bool = False, dry_run: bool = False
 ) -> AsyncIterator[Removed]:
-    """Remove dead letters, a page at a time; yields what is done up to now. Those that change meanwhile stay.
+    """Remove dead letters, a page at a time; yields the total after each. Those that change meanwhile stay.
+
+    After a `HazelcastError`, more may have been removed than was yielded.
 
     Args:
-        grid: The connection.
-        name: Of the job, source or sink.
-        choice: Which.
-        job: The job, if it is one.
-        with_events: Remove their events as well, where the event map still has the very bytes.
-        dry_run: Only count.
-
-    Raises:
-        HazelcastError: The cluster did not answer; what was not yielded may or may not have been done.
+        with_events: Remove their events as well, where the event map still has the same bytes.
     """
     done = Removed(left=set(choice.ids))
     pages = _of_ids(grid, name, choice.ids) if choice.ids else walk_entries(grid, name)

@@ -1,6 +1,6 @@
-"""What to do about entries of control maps that cannot be used: each is repaired if that is safe, or else removed.
+"""What to do about bad records: each is repaired if that is safe, and otherwise removed.
 
-Here is, map by map, what belongs there and what it means to take something away.
+`CONTROL_MAPS` says for each map what belongs there, and what it means to remove a record.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ControlMap:
-    """What belongs into a control map.
+    """What belongs in a control map.
 
     Attributes:
-        name: Of the map.
-        parse: Makes something of a record, or raises; with the number of partitions.
+        parse: Parses a record, given the number of partitions, or raises.
         means: What it means to remove a record.
-        harms: Whether something does not work as long as a bad one is there.
+        harms: Whether something does not work while a bad one is there.
     """
 
     name: str
@@ -66,10 +65,9 @@ class Repair:
     """What is to be done about a bad record.
 
     Attributes:
-        bad: The record.
         means: What it means, for people.
-        harms: Whether something does not work until it is done.
-        value: What is written in its place; None if it is removed.
+        harms: Whether something does not work until then.
+        value: What replaces it; None if it is removed.
     """
 
     bad: BadRecord
@@ -119,8 +117,8 @@ CONTROL_MAPS = (
     ),
     ControlMap(AUDITS_MAP, _kind(Noted), "the next audit of that job comes after a full pause.", False),
     ControlMap(ACKNOWLEDGED_MAP, _kind(Acknowledgement), "losses that were acknowledged are shown again.", False),
-    ControlMap(AUTOSCALE_MAP, _kind(Decisions), "`autoscale --explain` begins anew.", False),
-    ControlMap(SESSIONS_MAP, lease_records.parse, "leases that hang on it run out, and are taken again.", False),
+    ControlMap(AUTOSCALE_MAP, _kind(Decisions), "`autoscale --explain` starts over.", False),
+    ControlMap(SESSIONS_MAP, lease_records.parse, "leases that depend on it run out, and are taken again.", False),
     ControlMap(HEARTBEATS_MAP, _kind(Heartbeat), _BACK, False),
     ControlMap(HOLDINGS_MAP, _kind(Holdings), "it comes back when its process takes or gives a partition.", False),
     ControlMap(WORKERS_MAP, _kind(WorkerRecord), _BACK, False),
@@ -147,11 +145,7 @@ CONTROL_MAPS = (
 
 
 async def find_repairs(grid: Grid) -> list[Repair]:
-    """Every bad record of all control maps, with what is to be done about it.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Every bad record of all control maps, with what is to be done about it."""
     count = grid.partition_count
     for each in CONTROL_MAPS:
         await Records(grid, each.name).read(partial(_parse, each, count))
@@ -166,11 +160,7 @@ async def find_repairs(grid: Grid) -> list[Repair]:
 
 
 async def repair(grid: Grid, each: Repair) -> bool:
-    """Do it; False if the record has changed since it was looked at.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Do it; False if the record has changed since it was looked at."""
     records = Records(grid, each.bad.map_name)
     if each.value is None:
         return await records.remove_bad(each.bad)
@@ -178,7 +168,7 @@ async def repair(grid: Grid, each: Repair) -> bool:
 
 
 async def _chunks(grid: Grid) -> list[Repair]:
-    """Entries among the parts of models whose key is not that of a part. Parts themselves are checked when loaded."""
+    """Entries among the parts of models with the wrong kind of key. Parts are checked when they are loaded."""
     found = []
     for key in await transport.map_keys(grid.client, CHUNKS_MAP):
         try:
@@ -197,7 +187,7 @@ async def _chunks(grid: Grid) -> list[Repair]:
 def _lease(bad: BadRecord, count: int) -> LeaseRecord | None:
     """What can be kept of a bad lease; None if no group would ever read it.
 
-    What is not known is chosen so that nothing is passed over: at worst events are scored again, which does no harm.
+    Unknown parts are chosen so that nothing is skipped: at worst events are scored again, which does no harm.
     """
     try:
         partition = partition_in(bad.key, count)
@@ -217,9 +207,9 @@ def _lease(bad: BadRecord, count: int) -> LeaseRecord | None:
                 kept[field.name] = msgspec.convert(there[field.name], field.type)
             except msgspec.ValidationError:
                 continue
-    # Later than any that was counted from 1, as those of sinks are.
+    # Later than any that was counted from 1; the epochs of sinks are times as well.
     epoch = kept["epoch"] + 1 if "epoch" in kept else int(time.time())
-    # The owner stays: it may be writing still, and is waited for as long as its lease would have run.
+    # The owner stays: it may still be writing, so others must wait for its lease to run out.
     kept |= {"heir": "", "epoch": epoch, "renewals": kept.get("renewals", 0) + 1}
     if "offset" not in kept or "origin" not in kept:
         kept["origin"] = epoch

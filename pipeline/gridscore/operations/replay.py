@@ -1,19 +1,19 @@
-"""Bringing dead letters back: the event goes into its map again, under its own key bytes, and is scored like a new one.
+"""Replaying dead letters: the event is put into its map again, under its own key bytes, and scored like a new one.
 
-Those of one key come back one after the other, the oldest first. For each, in order:
+Those of one key are replayed one after the other, the oldest first. For each, in order:
 
 1. *Refuse* if the dead letter does not hold the whole event.
 2. *Claim* it, by compare-and-set on the dead letter: of several that replay at once, one does it, and the others
    are refused. A claim whose owner has died is free again after a minute.
 3. Look at what the event map has under the key now, and *refuse* if a newer event has taken it.
-4. Write the event, by compare-and-set against what was seen: nothing that came between is overwritten.
-5. When that is acknowledged, with its backup, remove the dead letter, if it is still the one that was claimed. That of
-   an event that has failed again meanwhile was written anew, and stays.
+4. Write the event, by compare-and-set against what was seen, so that no event in between is overwritten.
+5. When that is acknowledged, with its backup, remove the dead letter, if it is still the one that was claimed. If the
+   event has failed again meanwhile, its dead letter was written again, and stays.
 
-So each event is put once. After a crash between 4 and 5 the dead letter is still there, and whoever replays it later
-puts the event a second time: it is scored twice, with one result.
+So each event is put once. After a crash between 4 and 5 the dead letter is still there, and a later replay puts the
+event a second time: it is scored twice, with one result.
 
-What a source has read comes back in the same way, as the bytes that it was, if these are JSON.
+What a source has read is replayed in the same way, as the bytes that it was, if these are JSON.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _ATTEMPTS = 5
 _AT_ONCE = 64
 _NO_TEXT = bytes(4)
 CLAIM_SECONDS = 60.0
-"""After so long a claim is free: the process that made it has died."""
+"""A claim is free after this time: the process that made it has died."""
 
 PUT_SECONDS = CLAIM_SECONDS / 2
-"""How long after its claim a process may still put an event: well before others take it for dead."""
+"""How long after its claim a process may put an event: well before others take it for dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,8 @@ class Replayed:
     """What became of a dead letter.
 
     Attributes:
-        id: Of the dead letter.
         key: Of its event, as text.
-        refusal: Why it was left as it is; empty if its event is in the event map again.
+        refusal: Why it was not replayed; empty if it was.
     """
 
     id: str
@@ -77,25 +76,23 @@ async def letter_ids(grid: Grid, job: str) -> list[str]:
 async def replay(
     grid: Grid, job: str, ids: Sequence[str], *, force: bool = False, of_job: bool = True
 ) -> AsyncIterator[Replayed]:
-    """Bring dead letters back; yields each as it is done: those of a key in their order, others in none.
+    """Replay dead letters; yields each when it is done: those of a key in their order, others in none.
+
+    After a `HazelcastError`, more may have been done than was yielded.
 
     Args:
-        grid: The connection.
-        job: Whose they are.
-        ids: Of the dead letters.
-        force: Take the place of a newer event that has the key meanwhile.
+        force: Overwrite a newer event that has the key meanwhile.
         of_job: Whether they are a job's, which must not have ended, or a source's; not a sink's.
 
     Raises:
         JobError: There is neither such a job, nor dead letters of a source of that name; or the job has ended and would
             not score them.
-        HazelcastError: The cluster did not answer; what was not yielded may or may not have been done.
     """
     record = await Jobs(grid).find(job) if of_job else None
     if record is None and of_job:
         _, letters = await list_letters(grid, job, 1)
         if not letters or letters[0].dead.stage != SOURCE_STAGE:
-            await Jobs(grid).get(job)  # says that there is none
+            await Jobs(grid).get(job)  # raises that there is none
     elif record is not None and record.state in ENDED:
         raise JobError(
             f"The job `{job}` is {record.state}: nobody would score the events.", "Submit or resume it first."
@@ -117,12 +114,12 @@ async def replay(
 
 
 class _Busy(NamedTuple):
-    """Why a dead letter is left as it is, and so are those behind it under its key."""
+    """Why a dead letter is not replayed now, nor those behind it under its key."""
 
     reason: str
 
 
-_LATE = _Busy("this process was held up for so long that somebody else may be putting it back; try again")
+_LATE = _Busy("this process was held up for so long that somebody else may be replaying it; try again")
 
 
 class _Replayer:
@@ -133,7 +130,7 @@ class _Replayer:
         self._letters = MapWriter(grid, map_of(job))
 
     async def chains(self, ids: Sequence[str]) -> tuple[list[list[str]], list[Replayed]]:
-        """The dead letters of each key, the oldest first; and what is not a dead letter."""
+        """The dead letters of each key, the oldest first; and the IDs that have none."""
         by_key: dict[tuple[str, str], list[tuple[str, int, str]]] = {}
         strangers = []
         for begin in range(0, len(ids), _AT_ONCE):
@@ -141,23 +138,22 @@ class _Replayer:
             for letter_id, (_, value) in zip(some, await asyncio.gather(*map(self._read, some)), strict=True):
                 dead = None if value is None else decode(value)
                 if dead is None:
-                    what = (
-                        f"has no dead letter `{letter_id}`" if value is None else f"`{letter_id}` is not a dead letter"
-                    )
-                    text = f"`{self._job}` {what}" if value is None else f"{what}: it was not written by Gridscore"
+                    text = f"`{self._job}` has no dead letter `{letter_id}`"
+                    if value is not None:
+                        text = f"`{letter_id}` is not a dead letter: it was not written by Gridscore"
                     strangers.append(Replayed(letter_id, refusal=text))
                     continue
                 by_key.setdefault((dead.map, dead.key_data or letter_id), []).append(
-                    # By time: what a rescan found, or what a journal that began again holds, has no later sequence.
+                    # By time: after a rescan, or in a journal that has begun again, sequences do not grow.
                     (dead.at, dead.sequence, letter_id)
                 )
         return [[letter_id for _, _, letter_id in sorted(chain)] for chain in by_key.values()], strangers
 
     async def run(self, chain: Sequence[str]) -> list[Replayed]:
-        """Bring the dead letters of one key back, one after the other."""
+        """Replay the dead letters of one key, one after the other."""
         done: list[Replayed] = []
         before: bytes | None = None  # what we have put under the key
-        for position, letter_id in enumerate(chain):
+        for index, letter_id in enumerate(chain):
             entry = await self._read(letter_id)
             dead = None if entry[1] is None else decode(entry[1])
             if dead is None:
@@ -169,14 +165,14 @@ class _Replayer:
                 before = dead.raw_bytes
             elif isinstance(refusal, _Busy):
                 text = f"the older dead letter {letter_id} of its key comes first"
-                done += [Replayed(each, dead.key, text) for each in chain[position + 1 :]]
+                done += [Replayed(each, dead.key, text) for each in chain[index + 1 :]]
                 break
         return done
 
     async def _replay(self, dead: DeadLetter, entry: _Entry, before: bytes | None) -> str | _Busy:
         until = time.monotonic() + PUT_SECONDS
         if _is_claimed(dead):
-            return _Busy("somebody else is putting it back; if they have died, it is free in a minute")
+            return _Busy("somebody else is replaying it; if they have died, it is free in a minute")
         claim = f"{int(time.time() * 1000)}-{uuid.uuid4().hex}"
         claimed = wire.json_data(encode(msgspec.structs.replace(dead, claim=claim)))
         if not await self._exchange(entry, claimed):
@@ -196,7 +192,7 @@ class _Replayer:
         return _Entry(key, (await values_of(self._grid, self._letters.map_name, partition, [key])).get(key))
 
     async def _exchange(self, entry: _Entry, after: bytes) -> bool:
-        """Exchange what a dead letter says, if it still says what was read."""
+        """Replace a dead letter if it has not changed; whether it is the new one."""
         partition = partition_of(entry.key, self._grid.partition_count)
         prefix = wire.replace_if_same_prefix(self._letters.map_name, entry.key)
         for _ in range(_ATTEMPTS):
@@ -213,7 +209,7 @@ class _Replayer:
 
 
 class _Entry(NamedTuple):
-    """Of the dead-letter map: serialized key, and value if there is one."""
+    """A serialized key of the dead-letter map, and its value, if it has one."""
 
     key: bytes
     value: bytes | None
@@ -236,13 +232,13 @@ def _unfit(dead: DeadLetter) -> str:
             msgspec.json.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return "its bytes are not JSON, so no job could score it; put it again as JSON"
-    if not raw or raw.startswith(_NO_TEXT):  # serialized by Hazelcast: no text begins like that
+    if not raw or raw.startswith(_NO_TEXT):  # serialized by Hazelcast; no text begins like this
         return "its value is neither JSON nor a string, which no job can score; put it again as JSON"
     return ""
 
 
 async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | None, until: float) -> str | _Busy:
-    """Put the event under its key, or in place of the older one that we have put there; returns why not, or nothing."""
+    """Put the event under its key, or replace the older one that we have put there; returns why not, or nothing."""
     raw, key = dead.raw_bytes, dead.key_bytes
     partition = partition_of(key, grid.partition_count)
     writer = MapWriter(grid, dead.map)
@@ -262,12 +258,12 @@ async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | Non
             if await _compare_and_put(grid, dead.map, partition, key, now, raw):
                 return ""
         except INDETERMINATE:
-            continue  # done or not: to do it once more does no harm, and looking first keeps what came meanwhile
+            continue  # doing it twice does no harm, and the next look sees whether something came meanwhile
     return _Busy("others keep writing its key, or the cluster keeps changing; try again")
 
 
 async def _compare_and_put(grid: Grid, name: str, partition: int, key: bytes, now: bytes | None, raw: bytes) -> bool:
-    """Write if the map still has what was seen; the same value again is an event again, of the same type."""
+    """Write if the map still has what was seen; writing the same value again makes an event again."""
     if now is None:
         message = wire.encode_put_if_absent(name, key, raw)
         return bool(await transport.invoke(grid.client, message, partition, wire.decode_put_if_absent))

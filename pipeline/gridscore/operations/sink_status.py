@@ -1,4 +1,4 @@
-"""What sinks are doing now, seen from outside: lag from offsets and journals, figures from their processes' records."""
+"""What sinks are doing now: lag from offsets and journals, figures from their processes' records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gridscore.grid.records import Count, Figure, Records, Word, parsed
 from gridscore.group import rescan
 from gridscore.group.heartbeats import Heartbeats
 from gridscore.group.lease_records import read_records
-from gridscore.group.leases import begin_anew
+from gridscore.group.leases import start_over
 from gridscore.operations.status import positions
 from gridscore.sinks.records import PROCESSES_MAP, all_sinks, find_sink, group_of
 
@@ -27,19 +27,11 @@ if TYPE_CHECKING:
 
 
 class SinkProcess(msgspec.Struct, frozen=True):
-    """What one process of a sink says of itself, once a second; see `SinkStats`.
+    """What a process of a sink writes once a second; see `SinkStats`.
 
     Attributes:
-        id: Of the process.
-        seen_at: Milliseconds of its clock, when it was written.
-        sink: Name of the sink.
+        seen_at: When it was written, in milliseconds of its clock.
         state: `starting`, `delivering`, `waiting` (for its destination) or `paused` (no room for dead letters).
-        error: Why it waits.
-        delivered: Results since it began.
-        rate: Results per second, of the last few seconds.
-        dead_letters: What it refused, since it began.
-        interruptions: How often its destination was away.
-        partitions: Held now.
     """
 
     id: Word
@@ -64,7 +56,6 @@ class SinkStatus:
     """A sink and its figures.
 
     Attributes:
-        record: The sink.
         lag: Results in the journal that no committed offset covers; None if the journal cannot be read.
         lost: Results that were overwritten before they were read, in all.
         dead_letters: Those in the grid.
@@ -90,12 +81,12 @@ class SinkStatus:
 
     @property
     def error(self) -> str:
-        """Why a process waits, or else why the last one stopped that failed."""
+        """Why a process waits, or the last one failed."""
         return next((process.error for process in self.processes if process.error), self.record.error)
 
     @property
     def delivered(self) -> int:
-        """Results that the living processes have delivered, since they began."""
+        """Results that the living processes have delivered since they began."""
         return sum(process.delivered for process in self.processes)
 
     @property
@@ -131,28 +122,20 @@ class SinkStatus:
 
 
 async def sink_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> list[SinkStatus]:
-    """Every sink that is known, by name.
-
-    Args:
-        grid: The connection.
-        heartbeats: Tells who lives, for those who look again and again.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Every known sink, by name; pass `heartbeats` to look repeatedly."""
     processes, requests = await _living(grid, heartbeats), await rescan.all_requests(grid)
     found = []
     for record in await all_sinks(grid):
         leases = await read_records(grid, group_of(record.name))
-        there = await positions(grid, record.subscription, leases)
+        known = await positions(grid, record.subscription, leases)
         found.append(
             SinkStatus(
                 record=record,
-                lag=None if there is None else sum(position.unread for position in there),
+                lag=None if known is None else sum(position.unread for position in known),
                 lost=sum(lease.lost for lease in leases.values()),
                 dead_letters=await transport.map_size(grid.client, map_of(record.name)),
                 rescans=len(rescan.requests_of(group_of(record.name), requests)),
-                positions=there or (),
+                positions=known or (),
                 processes=[process for process in processes if process.sink == record.name],
             )
         )
@@ -160,19 +143,18 @@ async def sink_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> lis
 
 
 async def forget(grid: Grid, name: str) -> None:
-    """Forget a sink: a sink of that name then begins anew. Its dead letters stay.
+    """Forget a sink: a new one of that name starts over. Its dead letters stay.
 
     Raises:
         JobError: There is no such sink, or it is running.
         ConflictError: Its processes keep changing its leases.
-        HazelcastError: The cluster did not answer.
     """
     if await find_sink(grid, name) is None:
         raise JobError(f"There is no sink `{name}`.", "`gridscore sink list` lists them.")
     living = [process for process in await _living(grid) if process.sink == name]
     if living:
         raise JobError(f"The sink `{name}` is running: {living[0].host}, process {living[0].pid}.", "Stop it first.")
-    await begin_anew(grid, group_of(name))
+    await start_over(grid, group_of(name))
     await rescan.forget(grid, group_of(name))
     await Records(grid, SINKS_MAP).delete(name)
 

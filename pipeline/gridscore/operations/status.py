@@ -1,7 +1,6 @@
-"""What jobs and workers are doing now, seen from outside: lag from offsets and journals, figures from their records.
+"""What jobs and workers are doing now: lag from offsets and journals, figures from their records.
 
-A `Observer` looks again and again. Which workers live it sees by records that change: it compares no clocks but at its
-first look.
+An `Observer` looks repeatedly. It sees by records that change which workers live; only its first look compares clocks.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ _LOSSES = ("lost", "regressions", "unkept")
 
 
 class QualityFigures(msgspec.Struct, frozen=True):
-    """What was missing in the last events that a worker, or all of them, counted.
+    """What was missing in the last events that one worker, or all, counted.
 
     Attributes:
-        events: That were counted, a sample.
-        missing: For how many of them each feature had no value.
-        unseen: For how many each feature had a category that the model does not know.
-        misses: For how many each lookup had no entry.
+        events: How many were counted, a sample.
+        missing: How many of them had no value, by feature.
+        unseen: How many had a category that the model does not know, by feature.
+        misses: How many had no entry, by lookup.
     """
 
     events: Count = 0
@@ -70,7 +69,7 @@ class QualityFigures(msgspec.Struct, frozen=True):
 
     @classmethod
     def together(cls, parts: Iterable[QualityFigures]) -> QualityFigures:
-        """Of several workers."""
+        """The sum of several workers' figures."""
         events, counts = 0, [Counter[str](), Counter[str](), Counter[str]()]
         for part in parts:
             events += part.events
@@ -80,28 +79,7 @@ class QualityFigures(msgspec.Struct, frozen=True):
 
 
 class JobFigures(msgspec.Struct, frozen=True):
-    """What a worker says of one job, see `JobStats.to_json`; what its version does not say is as if it were nothing.
-
-    Attributes:
-        events: Scored since the worker began.
-        rate: Events per second, of the last few seconds.
-        lost: Events that this worker found overwritten before they were read.
-        regressions: Journals that this worker found begun again.
-        version: Version of the model in use, 0 if none.
-        model_error: Why another version is not in use.
-        lookup_error: Why a lookup map cannot be copied, or not anew.
-        lookups: Of each lookup's copy: entries, age in seconds, loads, bad entries, error of the last bad one.
-        quality: What was missing in the last events.
-        dead_letters: Sent there since the worker began.
-        partitions: Held now.
-        rebalances: How often partitions came or went.
-        taken: Partitions that came.
-        given: Partitions that were given back.
-        skipped: Events whose result stood already when their partition was taken over.
-        rescued: Events that a rescan found without a result, and that were scored.
-        committed_at: When the last offset was committed, in milliseconds of the worker's clock; 0 if none was.
-        latency_ms: From the arrival of an event at the worker to the acknowledgement of its result: p50, p99, max.
-    """
+    """A worker's figures of one job, see `JobStats`; an older version of Gridscore may leave some out."""
 
     events: Count = 0
     rate: Figure = 0.0
@@ -129,7 +107,7 @@ class JobFigures(msgspec.Struct, frozen=True):
 
 
 class WorkerRecord(msgspec.Struct, frozen=True):
-    """What a worker says of itself, once a second."""
+    """What a worker writes once a second."""
 
     id: Word
     seen_at: Count
@@ -137,10 +115,10 @@ class WorkerRecord(msgspec.Struct, frozen=True):
     host: Word = ""
     pid: Count = 0
     began_at: Count = 0
-    orphaned: list[Word] = []  # jobs that it scored for when the cluster was replaced, and that are not in the new one
+    orphaned: list[Word] = []  # jobs that it scored for in a replaced cluster, and that the new one does not have
 
     def commit_age(self, job: str) -> float | None:
-        """Seconds from its last commit for a job to its last record, by its own clock; None if it has made none."""
+        """Seconds from its last commit for a job to its last record, by its own clock; None without a commit."""
         at = self.jobs[job].committed_at
         return max(0.0, (self.seen_at - at) / 1000) if at else None
 
@@ -155,9 +133,9 @@ class Position:
         offset: The committed offset; -1 if nobody has begun.
         held: Entries of the journal.
         unread: Those that the offset does not cover.
-        full: Part of the ring that unread events fill, 0 to 1; 0 if the size of the ring is not known: while it has not
-            gone round yet, on members that do not tell their configuration.
-        room: Entries that fit in before the first unread one is overwritten; None if that is not known.
+        full: Part of the ring that unread events fill, 0 to 1; 0 if the size of the ring is not known: it has not gone
+            round yet, and the members do not tell their configuration.
+        room: Entries that fit before the first unread one is overwritten; None if that is not known.
     """
 
     owner: str
@@ -171,7 +149,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Rescan:
-    """A partition that waits for being rescanned."""
+    """A partition that waits for a rescan."""
 
     partition: int
     reason: str
@@ -183,21 +161,18 @@ class JobStatus:
     """A job and its figures.
 
     Attributes:
-        record: The job.
         workers: Living workers that score for it.
         lag: Events in the journal that no committed offset covers; None if the journal cannot be read.
         partitions: Partitions that a living worker owns.
-        totals: Sums over the living workers since they began: events, rate, skipped, rescued, taken, given; lost,
-            regressions, and unkept (rejected, without a dead letter), of the job's partitions since it was submitted;
-            rebalances, of the worker that saw most of
-            them; and dead_letters, those in the grid.
+        totals: Sums over the living workers since they began: events, rate, skipped, rescued, taken, given; of the
+            partitions since the job was submitted: lost, regressions, unkept (rejected without a dead letter); the
+            rebalances of the worker that saw most; the dead_letters in the grid.
         versions: Model versions in use.
         model_errors: Why a worker does not use the version that is meant.
-        lookups: Entries, age, loads and errors of each lookup's copy, the oldest of all workers.
-        figures: What each living worker says, by its identity.
+        lookups: Entries, age, loads and errors of each lookup's oldest copy.
+        figures: Of each living worker, by its identity.
         positions: Partition by partition; empty if the journal cannot be read.
-        rescans: Partitions that wait for a rescan.
-        acknowledged: Of the losses, those that have been acknowledged.
+        acknowledged: Losses that were acknowledged.
         commit_age: Seconds since the last commit of any worker; None if there was none.
         idle_workers: Living workers that do not score for it.
     """
@@ -240,7 +215,7 @@ class JobStatus:
 
     @property
     def lookup_errors(self) -> list[str]:
-        """Why workers cannot copy a lookup map, or not anew."""
+        """Why workers cannot copy a lookup map, or load it again."""
         return sorted({each.lookup_error for each in self.figures.values() if each.lookup_error})
 
     @property
@@ -287,7 +262,6 @@ class Overview:
     Attributes:
         at: When, in seconds of the monotonic clock.
         jobs: Every job that was asked for, by name.
-        workers: The living workers, by identity.
     """
 
     at: float
@@ -296,11 +270,10 @@ class Overview:
 
 
 class Observer:
-    """Looks at a cluster's jobs and workers again and again.
+    """Looks at a cluster's jobs and workers repeatedly.
 
     Args:
-        grid: The connection.
-        job: The only job to look at; all if None.
+        job: The only job to look at; default: all.
     """
 
     def __init__(self, grid: Grid, job: str | None = None) -> None:
@@ -313,7 +286,6 @@ class Observer:
 
         Raises:
             JobError: There is no such job.
-            HazelcastError: The cluster did not answer.
         """
         jobs = Jobs(self._grid)
         records = await jobs.all() if self._job is None else [await jobs.get(self._job)]
@@ -324,7 +296,7 @@ class Observer:
 
 
 async def living_workers(grid: Grid) -> list[WorkerRecord]:
-    """Records of the workers that were heard of lately. Invalid records are left out."""
+    """Records of the workers that were heard of lately."""
     return [worker for worker in await _workers(grid) if is_recent(worker)]
 
 
@@ -343,20 +315,20 @@ async def acknowledge(grid: Grid, status: JobStatus, names: Sequence[str] = _LOS
 
 async def lag(grid: Grid, record: JobRecord) -> tuple[int | None, int]:
     """Unread events of a job (None if its journal cannot be read), and how many partitions have an owner."""
-    there = await positions(grid, subscription_of(record), await read_records(grid, record.name))
-    if there is None:
+    known = await positions(grid, subscription_of(record), await read_records(grid, record.name))
+    if known is None:
         return None, 0
-    return sum(position.unread for position in there), sum(1 for position in there if position.owner)
+    return sum(position.unread for position in known), sum(1 for position in known if position.owner)
 
 
 async def job_status(grid: Grid, record: JobRecord, workers: list[WorkerRecord] | None = None) -> JobStatus:
-    """Everything about one job; pass the living workers if they are at hand."""
+    """Everything about one job; pass the living workers if you have them."""
     workers = await living_workers(grid) if workers is None else workers
     return await _status(grid, record, workers, await _Shared.read(grid))
 
 
 class Acknowledgement(msgspec.Struct, frozen=True):
-    """What the record of acknowledged losses holds: their numbers, and of which submission of the job they are."""
+    """The record of acknowledged losses: their numbers, and when the job was submitted."""
 
     submitted_at: Word
     lost: Count = 0
@@ -381,7 +353,7 @@ class _Shared:
 
     def acknowledged_of(self, job: JobRecord) -> dict[str, int]:
         known = self.acknowledged.get(job.name)
-        # A job that was submitted anew counts from nothing, and what was acknowledged before says nothing of it.
+        # A job that was submitted again counts from zero; earlier acknowledgements do not apply.
         if known is None or known.submitted_at != job.submitted_at:
             return {}
         return {name: getattr(known, name) for name in _LOSSES}
@@ -390,13 +362,7 @@ class _Shared:
 async def positions(
     grid: Grid, subscription: Subscription, leases: Mapping[int, LeaseRecord]
 ) -> tuple[Position, ...] | None:
-    """How far each partition of a group has come, in their order; None if the journal cannot be read.
-
-    Args:
-        grid: The connection.
-        subscription: What the group reads.
-        leases: Its lease records, by partition.
-    """
+    """The position of each partition of a group, given its leases; None if the journal cannot be read."""
     journal = Journal(grid, subscription.map)
     try:
         bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
@@ -412,12 +378,12 @@ def _position(
     subscription: Subscription, lease: LeaseRecord | None, oldest: int, newest: int, ring: int | None
 ) -> Position:
     held = newest + 1 - oldest
-    if lease is not None and lease.has_begun(subscription):
+    if lease is not None and lease.has_begun(subscription.begin, subscription.restarts):
         unread = max(0, newest + 1 - max(lease.offset, oldest))
     else:
         unread = 0 if subscription.beginning == "latest" else held
     if oldest > 0 and held:
-        ring = held  # it has gone round, and shows its size
+        ring = held  # it has gone round, so it shows its size
     return Position(
         owner=lease.owner if lease is not None else "",
         stamp=(lease.epoch, lease.renewals) if lease is not None else (0, 0),
@@ -433,10 +399,10 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
     name = record.name
     mine = {worker.id: worker.jobs[name] for worker in workers if name in worker.jobs}
     leases = await read_records(grid, name)
-    there = await positions(grid, subscription_of(record), leases)
+    known = await positions(grid, subscription_of(record), leases)
     totals: dict[str, float] = {key: sum(getattr(each, key) for each in mine.values()) for key in _COUNTERS}
     totals["rebalances"] = max((each.rebalances for each in mine.values()), default=0)
-    # Of the partitions: their leases outlive the workers that counted.
+    # From the leases, which outlive the workers that counted.
     totals |= {key: sum(getattr(lease, key) for lease in leases.values()) for key in _LOSSES}
     totals["dead_letters"] = await transport.map_size(grid.client, map_of(name))
     lookups: dict[str, dict[str, Any]] = {}
@@ -448,14 +414,14 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
     return JobStatus(
         record=record,
         workers=len(mine),
-        lag=None if there is None else sum(position.unread for position in there),
-        partitions=sum(1 for position in there or () if position.owner in mine),
+        lag=None if known is None else sum(position.unread for position in known),
+        partitions=sum(1 for position in known or () if position.owner in mine),
         totals=totals,
         versions=sorted({each.version for each in mine.values() if each.version}),
         model_errors=sorted({each.model_error for each in mine.values() if each.model_error}),
         lookups=lookups,
         figures=mine,
-        positions=there or (),
+        positions=known or (),
         rescans=shared.rescans_of(name),
         acknowledged=shared.acknowledged_of(record),
         commit_age=min(ages, default=None),

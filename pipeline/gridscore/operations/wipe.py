@@ -11,10 +11,10 @@ from gridscore.errors import JobError
 from gridscore.grid import transport
 from gridscore.grid.records import Records
 from gridscore.group import rescan
-from gridscore.group.leases import begin_anew
+from gridscore.group.leases import start_over
 from gridscore.job.life import ENDED, JOBS_MAP, Jobs
 from gridscore.models import Registry
-from gridscore.operations.flow import FlowLookout
+from gridscore.operations.flow import FlowObserver
 from gridscore.operations.status import ACKNOWLEDGED_MAP
 from gridscore.scoring.audit import AUDITS_MAP
 from gridscore.scoring.window_states import map_of as windows_map_of
@@ -31,12 +31,12 @@ _JOB = "job"
 
 
 class Remnant(NamedTuple):
-    """Something that goes.
+    """Something to be removed.
 
     Attributes:
         what: The job itself, or its results (and states of windows, which go with them), events, dead letters or model.
         name: Of the job, the map or the model.
-        entries: How many; of a model its versions, of a job the partitions that have an offset.
+        entries: How many; of a model, its versions; of a job, the partitions with an offset.
     """
 
     what: str
@@ -45,18 +45,15 @@ class Remnant(NamedTuple):
 
 
 async def remnants(grid: Grid, name: str, what: Collection[str] = ()) -> list[Remnant]:
-    """What would be removed, in this order: the job itself is the last.
+    """What would be removed, in order; the job itself comes last.
 
     Args:
-        grid: The connection.
-        name: Of the job.
-        what: Of `RESULTS`, `EVENTS`, `MODEL` and `DEAD_LETTERS`, those that go beside the job.
+        what: What to remove besides the job: `RESULTS`, `EVENTS`, `MODEL`, `DEAD_LETTERS`.
 
     Raises:
-        JobError: There is no such job, it has not ended, or others use what would go.
-        HazelcastError: The cluster did not answer.
+        JobError: There is no such job, it has not ended, or others use what would be removed.
     """
-    flow = await FlowLookout(grid, name).look()
+    flow = await FlowObserver(grid, name).look()
     (status,) = flow.overview.jobs
     record = status.record
     if record.state not in ENDED:
@@ -81,12 +78,11 @@ async def remnants(grid: Grid, name: str, what: Collection[str] = ()) -> list[Re
 
 
 async def wipe(grid: Grid, found: Collection[Remnant]) -> None:
-    """Remove what `remnants` has found. Killed in between, the same call again removes the rest.
+    """Remove what `remnants` has found. If it is interrupted, the same call again removes the rest.
 
     Raises:
         JobError: The job was submitted again meanwhile.
-        ConflictError: Its offsets could not be set anew.
-        HazelcastError: The cluster did not answer.
+        ConflictError: Its offsets could not be reset.
     """
     for what, name, _ in found:
         if what == MODEL:
@@ -94,14 +90,14 @@ async def wipe(grid: Grid, found: Collection[Remnant]) -> None:
         elif what == _JOB:
             await _forget(grid, name)
         else:
-            # Not cleared: its journal would still hold all of it, and a job that begins at `oldest` score it again.
+            # Clearing would not do: the journal would keep it all, and a job that begins at `oldest` would score it.
             await (await grid.map(name)).destroy()
 
 
 async def _forget(grid: Grid, name: str) -> None:
     """Remove the job's record, and what the control maps know of it.
 
-    Its lease records stay, without offsets: they count the epochs, which tell old results from new ones.
+    Its lease records stay, without offsets: their epochs tell old results from new ones.
     """
     records = Records(grid, JOBS_MAP)
     record = await records.get(name)
@@ -109,7 +105,7 @@ async def _forget(grid: Grid, name: str) -> None:
         return
     if (await Jobs(grid).get(name)).state not in ENDED:
         raise JobError(f"The job `{name}` was submitted again meanwhile.", "It stays.")
-    await begin_anew(grid, name)
+    await start_over(grid, name)
     await rescan.forget(grid, name)
     for map_name in (AUDITS_MAP, ACKNOWLEDGED_MAP):
         await Records(grid, map_name).delete(name)
@@ -118,7 +114,7 @@ async def _forget(grid: Grid, name: str) -> None:
 
 
 async def _refuse_used(grid: Grid, record: JobRecord, flow: Flow, maps: dict[str, str], *, model: bool) -> None:
-    """Refuse what other jobs, or sources and sinks that run, still use."""
+    """Refuse to remove what other jobs, or running sources and sinks, still use."""
     used = [(f"The source `{each.name}` runs", EVENTS) for each in flow.sources if each.processes]
     used += [(f"The sink `{each.record.name}` runs", RESULTS) for each in flow.sinks if each.processes]
     users = [f"{who}: it uses `{maps[what]}`" for who, what in used if what in maps]

@@ -1,11 +1,11 @@
-"""Events that have no result, found by the cluster's own SQL: the members compare keys, and only what is missing comes.
+"""Events that have no result, found by the cluster's own SQL: the members compare keys, and send only missing ones.
 
 The query is an anti-join, written as a union of both maps' keys grouped by key. Hazelcast would run the textbook form,
-`LEFT JOIN … WHERE r.__key IS NULL`, as one look-up in the result map per event: measured, 120 µs of the members' CPU
-each. Grouped, it is 2 µs, and the members hold the distinct keys in memory meanwhile, each its part of them.
+`LEFT JOIN … WHERE r.__key IS NULL`, as one look-up in the result map per event, at 120 µs of the members' CPU. Grouped,
+it takes 2 µs, while each member holds its part of the distinct keys in memory.
 
-SQL names only some types of keys, and one type for a whole map. Keys of other or mixed types, and a cluster without
-SQL, are `NotBySqlError`: then the maps are walked from here (see `missing`).
+SQL has names for some types of keys only, and takes one type for a whole map. With keys of other or mixed types, or
+without SQL, `NotBySqlError` is raised, and the maps are walked from here (see `missing`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_ENTRIES = 10_000_000
-"""Entries of both maps together above which the members are not asked to hold their keys."""
+"""Entries of both maps above which the members are not asked to hold their keys."""
 
 _MAPPING = "gridscore_audit_"
 _LEFT_OVER_SECONDS = 24 * 3600.0
@@ -46,15 +46,9 @@ class NotBySqlError(Exception):
 
 
 async def keys_without_result(grid: Grid, events: str, results: str) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Partition and serialized key of each event that has no entry in the result map, as the members find them.
+    """Partition and serialized key of each event without an entry in the result map.
 
-    Both maps change while they are read, so look again at what is found. The iterator is to be closed (`aclosing`) if
-    it is not taken to its end.
-
-    Args:
-        grid: The connection.
-        events: Name of the event map.
-        results: Name of the result map.
+    Both maps change while they are read, so check each again. Close the iterator (`aclosing`) if you leave it early.
 
     Raises:
         NotBySqlError: SQL cannot do it here.
@@ -68,7 +62,7 @@ async def keys_without_result(grid: Grid, events: str, results: str) -> AsyncGen
     try:
         await _drop_left_over(grid)
         for mapping, map_name in mappings.items():
-            # Values are JSON, which nobody parses unless a query names a part of them; this one names keys only.
+            # Nobody parses JSON values unless a query names a part of them; this one names only keys.
             await _execute(
                 grid,
                 f'CREATE OR REPLACE EXTERNAL MAPPING "{mapping}" EXTERNAL NAME "{_quoted(map_name)}" TYPE IMap '
@@ -91,10 +85,7 @@ async def keys_without_result(grid: Grid, events: str, results: str) -> AsyncGen
 
 
 async def _kind_of_keys(grid: Grid, map_name: str) -> int | None:
-    """Type of the keys, as far as a sample shows; None if the map has none.
-
-    A key of another type that the sample does not show makes the query fail, not miss it.
-    """
+    """Type of the keys in a sample; None if the map is empty. The query fails if it meets a key of another type."""
     kinds: set[int] = set()
     for sampled, partition in enumerate(range(grid.partition_count)):
         if kinds and sampled >= _SAMPLED_PARTITIONS:

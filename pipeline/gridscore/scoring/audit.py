@@ -1,14 +1,12 @@
 """The audit: finds events that have no result, whatever the sequences of the journal say, and has them scored.
 
-In order:
-
-1. *Find* the keys of the event map that the result map has not, by the cluster's SQL (`antijoin`), or by walking both
-   maps from here where SQL cannot (`missing`).
+1. *Find* the keys of the event map that the result map lacks, by the cluster's SQL (`antijoin`), or by walking both
+   maps from here (`missing`).
 2. *Look again*: most have their result by now, or are gone.
-3. *Wait* until the job has committed past what the journal of their partitions held after 1: before that, an event may
-   only be waiting for its turn. Partitions that do not come on stay *waiting*.
-4. *Look again*, and leave out what is a dead letter: what is left was *lost*.
-5. *Repair*: ask the owners of the partitions for a rescan (`rescan`), wait for them, look again: *scored*.
+3. *Wait* until the job has committed past what the journals of their partitions held after 1: before, an event may only
+   be waiting for its turn. Partitions without progress stay *waiting*.
+4. *Look again*, and leave out dead letters: the rest was *lost*.
+5. *Repair*: ask the partitions' owners for a rescan (`rescan`), wait for them, and look again: *scored*.
 """
 
 from __future__ import annotations
@@ -47,13 +45,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 AUDITS_MAP = "gridscore.audits"
-"""By job: who began its last audit on schedule, and when; and what the last one to end has found."""
+"""By job: who began its last scheduled audit, and when; and the figures of the last one that ended."""
 
 MAX_FOUND = 1_000_000
-"""Events without a result at which a look stops: there will be another."""
+"""Events without a result at which an audit stops: there will be another."""
 
 PATIENCE_SECONDS = 20.0
-"""How long a job may stand still before it is not waited for."""
+"""How long an audit waits for a job without progress."""
 
 MAX_FOUND_ON_SCHEDULE = 100_000
 """The same for audits that run beside the scoring."""
@@ -70,19 +68,17 @@ class Audit:
     """What an audit has found.
 
     Attributes:
-        job: Name of the job.
         way: `sql`, or `scan` if the maps were walked.
         why: Why it was not SQL; empty if it was.
         events: Entries of the event map.
         results: Entries of the result map.
-        waiting: Events without a result whose turn in the journal has not come.
+        waiting: Events without a result that still wait in the journal.
         dead_letters: Events without a result because they are dead letters.
-        missing: Events that should have a result, and had none.
-        scored: Of these, those that were scored now.
-        rejected: Of these, those that have become dead letters now.
-        examples: Keys of some that are missing.
-        complete: Whether all that is without a result was looked at.
-        seconds: How long it took.
+        missing: Events that should have had a result.
+        scored: Those of them that are scored now.
+        rejected: Those of them that are dead letters now.
+        examples: Keys of some missing ones.
+        complete: Whether all events without a result were looked at.
     """
 
     job: str
@@ -101,7 +97,7 @@ class Audit:
 
     @property
     def left(self) -> int:
-        """Missing events that nobody has dealt with."""
+        """Missing events that are neither scored nor dead letters."""
         return self.missing - self.scored - self.rejected
 
     def to_json(self) -> dict[str, Any]:
@@ -207,7 +203,7 @@ class _Auditor:
         return suspects
 
     async def _look_again(self, keys: Mapping[int, list[bytes]]) -> dict[int, list[Event]]:
-        """Those of some events that exist and have no result now."""
+        """The events under these keys that exist and have no result now."""
 
         async def look(partition: int, some: list[bytes]) -> tuple[int, list[Event]]:
             async with self._limit:
@@ -226,18 +222,20 @@ class _Auditor:
         return found
 
     async def _wait_for_turn(self, without: Mapping[int, list[Event]], patience: float) -> set[int]:
-        """Wait until the job has committed what the journals hold now; returns the partitions where it does not."""
+        """Wait until the job has committed what the journals hold now; returns the partitions where it has not."""
         journal = Journal(self._grid, self._job.events)
         bounds = await asyncio.gather(*(journal.bounds(partition) for partition in without))
         targets = {partition: newest + 1 for partition, (_, newest) in zip(without, bounds, strict=True)}
-        total, positions = len(targets), dict[int, int]()
+        total, before = len(targets), dict[int, int]()
         moved_at = time.monotonic()
         while targets:
-            now = {p: record.offset for p, record in (await read_records(self._grid, self._job.name)).items()}
-            targets = {partition: target for partition, target in targets.items() if now.get(partition, -1) < target}
+            offsets = {p: record.offset for p, record in (await read_records(self._grid, self._job.name)).items()}
+            targets = {
+                partition: target for partition, target in targets.items() if offsets.get(partition, -1) < target
+            }
             self._say("waiting for what is in the journal", total - len(targets), total)
-            if now != positions:
-                positions, moved_at = now, time.monotonic()
+            if offsets != before:
+                before, moved_at = offsets, time.monotonic()
             if not targets or self._record.state not in WANTED or time.monotonic() - moved_at > patience:
                 break
             await asyncio.sleep(_LOOK_SECONDS)
@@ -256,7 +254,7 @@ class _Auditor:
     def _name(self, key: bytes) -> str:
         try:
             return str(transport.to_object(self._grid.client, key))[:100]
-        except Exception as error:  # noqa: BLE001 -- a key of a type we cannot read is missing all the same
+        except Exception as error:  # noqa: BLE001 -- a key that we cannot read is missing all the same
             return f"<{type(error).__name__}: {error}>"
 
 
@@ -269,7 +267,7 @@ def _count(events: Mapping[int, list[Event]]) -> int:
 
 
 def _without_letter(events: Mapping[int, list[Event]], rejected: Collection[Rejection]) -> dict[int, list[Event]]:
-    """Those of some events that are not dead letters."""
+    """The events that are not dead letters."""
     left = {p: [event for event in found if rejection_of(event) not in rejected] for p, found in events.items()}
     return {partition: found for partition, found in left.items() if found}
 
@@ -286,17 +284,11 @@ async def audit(
     """Find the events of a job that have no result, and have them scored.
 
     Args:
-        grid: The connection.
-        record: The job.
-        repair: Have what is missing scored, or only say what it is. If None, it is scored unless the job began at the
-            latest event: what was put before that has no result either, and looks the same.
-        patience: Seconds that the job may stand still before it is not waited for.
+        repair: Whether to have missing events scored. Default: unless the job began at the latest event, for earlier
+            events have no result either, and look the same.
+        patience: Seconds to wait for a job without progress.
         most: Events without a result at which the search stops.
         progress: Called with what is being done, how much of it is done, and of how much.
-
-    Raises:
-        GridError: The cluster did not do its part.
-        HazelcastError: The cluster did not answer.
     """
     if repair is None:
         repair = not record.begins_late
@@ -305,22 +297,17 @@ async def audit(
 
 
 async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
-    """Audit a job as often as it says, in whichever worker of its group is first; returns if it says never.
+    """Audit a job as often as it says, in one worker of its group; returns if it says never.
 
-    Who begins notes it in `gridscore.audits` by compare-and-set, so that no other does. An audit whose worker dies is
-    not taken up again: the next one finds what it would have found. The first comes after one to two whole pauses.
-
-    Args:
-        grid: The connection.
-        job: The job.
-        worker: Identity of this worker.
+    A worker that begins notes it in `gridscore.audits` by compare-and-set, so that no other does. If it dies, nobody
+    takes over: the next audit finds the same. The first comes after one to two whole pauses.
     """
     pause = job.audit_seconds
     if pause is None:
         return
     records, clock = Records(grid, AUDITS_MAP), grid.clock
     seen: tuple[str, float] = ("", 0.0)
-    # Jobs that were submitted together are not audited together, nor do all workers look at once.
+    # Jobs that were submitted together are not audited together, and workers do not look at the same time.
     late, tick = pause * share_of(job.name), min(pause / 4, _SCHEDULE_SECONDS)
     await asyncio.sleep(tick * share_of(job.name + worker))
     while True:
@@ -332,14 +319,14 @@ async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
                 continue
             if record.raw != seen[0]:
                 seen = (record.raw, clock())
-            # Its time, by clocks of people; or, should a clock be wrong, by what we have seen ourselves.
+            # By the time of day; or, if a clock is wrong, by what we have seen ourselves.
             since = time.time() - record.value.get("began_at", 0) / 1000
             wait = pause if "last_at" in record.value else pause + late
             if since < wait and clock() - seen[1] < wait:
                 continue
             await records.replace(record, {**record.value, **_noted(worker)})
             outcome = await _outcome(grid, job)
-            # It may have taken longer than the pause, and another worker have begun the next one.
+            # It may have taken longer than the pause, and another worker may have begun the next one.
             await records.update(job.name, lambda now, outcome=outcome: {**(now or {}), **outcome})  # type: ignore[misc]
         except ConflictError:
             continue  # another worker was first
@@ -348,19 +335,19 @@ async def audit_on_schedule(grid: Grid, job: Job, worker: str) -> None:
 
 
 def share_of(name: str) -> float:
-    """A number from 0 to 1 that is always the same for a name, and another for each."""
+    """A number from 0 to 1, by hash: always the same for a name."""
     return zlib.crc32(name.encode()) / 2**32
 
 
 class Noted(msgspec.Struct, frozen=True):
-    """What the record of an audit holds, beside its figures, which are for people."""
+    """What the record of an audit holds besides its figures, which are for people."""
 
     began_at: Count
     by: Word
 
 
 async def _schedule(records: Records, job: str) -> Record | None:
-    """The record of the last audit. One that cannot be used says nothing, and is taken away."""
+    """The record of the last audit; a bad one is removed."""
     try:
         record = await records.get(job)
         if record is not None:
@@ -379,7 +366,7 @@ def _noted(worker: str) -> dict[str, Any]:
 
 
 async def _outcome(grid: Grid, job: Job) -> dict[str, Any]:
-    """What the record says of an audit: its figures, or its error."""
+    """An audit's figures, or its error, for the record."""
     try:
         record = await Jobs(grid).get(job.name)
         found = await audit(grid, record, most=MAX_FOUND_ON_SCHEDULE)
@@ -397,9 +384,6 @@ async def _outcome(grid: Grid, job: Job) -> dict[str, Any]:
         found.scored,
         extra={"action": "audit", "missing": found.missing, "scored": found.scored},
     )
-    return {"error": "", "last_at": int(time.time() * 1000), "took": found.seconds, **_figures(found)}
-
-
-def _figures(found: Audit) -> dict[str, Any]:
     names = ("way", "events", "results", "waiting", "dead_letters", "missing", "scored", "rejected", "complete", "left")
-    return {name: getattr(found, name) for name in names}
+    figures = {name: getattr(found, name) for name in names}
+    return {"error": "", "last_at": int(time.time() * 1000), "took": found.seconds, **figures}

@@ -1,8 +1,8 @@
 """The model that a job scores with, and its exchange for a newer version off the hot path.
 
 A version is fetched, checked, loaded and warmed in a thread while the old one goes on scoring; then model and features
-are exchanged as one, between two batches. A version that cannot be loaded, or is not for this job's features, changes
-nothing but the statistics and the log, which say why.
+are exchanged together, between two batches. If a version cannot be loaded, or does not fit the job's features, only the
+statistics and the log change: they say why.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridscoreError, ModelError
 from gridscore.features import FeaturePlan
-from gridscore.grid.watches import NET_SECONDS
+from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.job import Jobs
 from gridscore.models import LoadedModel, Registry, check_fit
 from gridscore.models.fit import fit_warnings
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-"""First pause between two attempts to load a model. A promotion is announced, and live within a second."""
+"""First pause between two attempts to load a model. (A promotion is announced: it does not wait for this.)"""
 
 _RETRY_SECONDS = 10.0
 
@@ -44,11 +44,9 @@ class LiveModel:
     """Keeps `active` at the version that the job's model reference means.
 
     Args:
-        grid: The connection.
-        record: Of the job.
         tables: Lookups of its features.
         stats: Where to say what went wrong.
-        models: Those that jobs of the process share; its own if None.
+        models: Those that the jobs of the process share; default: its own.
     """
 
     def __init__(
@@ -74,12 +72,9 @@ class LiveModel:
         self.active: ActiveModel
 
     async def start(self) -> None:
-        """Load the version that is meant now; as long as it cannot be loaded, say so and try again.
+        """Load the version that is meant now; while that fails, say so and try again.
 
-        It may be this worker's own trouble, and others may score with it: so the job does not fail for that.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
+        The job does not fail: it may be this worker's own trouble, and others may score with the version.
         """
         self._stop_watching = await self._registry.watch(self._changed.set)
         told, pause = "", POLL_SECONDS
@@ -89,7 +84,7 @@ class LiveModel:
                 self.active = await self._load(await self._resolve())
                 if await self._is_current():
                     break
-                # It may be the model of the next revision, for which this worker is about to start anew.
+                # It may be the model of the next revision, which this worker is about to begin.
             except GridscoreError as error:
                 self._stats.model_error = str(error)
                 if str(error) != told:
@@ -104,7 +99,7 @@ class LiveModel:
                 async with asyncio.timeout(pause):
                     await self._changed.wait()
             except TimeoutError:
-                pause = min(2 * pause, _RETRY_SECONDS)  # to load a large model again and again is work for nothing
+                pause = min(2 * pause, _RETRY_SECONDS)  # it costs much to load a large model again and again
         version = self.active.model.version
         self._stats.version, self._stats.model_error = version.version, ""
         _log.info(
@@ -122,7 +117,7 @@ class LiveModel:
         while True:
             try:
                 soon = told or self._stats.model_error or self._release is not None
-                async with asyncio.timeout(POLL_SECONDS if soon else NET_SECONDS):
+                async with asyncio.timeout(POLL_SECONDS if soon else READ_ANYWAY_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
                 pass
@@ -130,7 +125,7 @@ class LiveModel:
             try:
                 await self._exchange()
             except (GridscoreError, HazelcastError) as error:
-                # The version is remembered as refused below; here the registry itself did not answer, or has no such.
+                # `_exchange` deals with a version that cannot be used; here the registry did not answer, or has none.
                 if str(error) != told:
                     _log.warning("%s: the model could not be looked up: %s", self._job.name, error)
                 told = str(error)
@@ -151,9 +146,9 @@ class LiveModel:
     async def _exchange(self) -> None:
         if self._release is not None and self._job.model.alias is not None:
             if not await self._is_current():
-                return  # the revision after it says what its release has come to
+                return  # the next revision says what becomes of its release
             await self._registry.complete(self._job.model.name, self._job.model.alias, self._release)
-            self._release = None  # from here on the alias says it all
+            self._release = None  # from now on the alias decides
         version = await self._resolve()
         if version.version == self.active.model.version.version:
             self._refused, self._stats.model_error = 0, ""
@@ -192,8 +187,7 @@ class LiveModel:
     async def _is_current(self) -> bool:
         """Whether the job is still at the revision that this worker scores for.
 
-        A job without a record has no next revision: it was removed, which ends this runner, or never submitted, as in a
-        benchmark.
+        A job without a record has no next one: it was removed, which ends this runner, or is that of a benchmark.
         """
         current = await self._jobs.find(self._job.name)
         return current is None or current.is_same_run(self._record)
@@ -206,8 +200,7 @@ class LiveModel:
         """Fetch, check and warm a version.
 
         Raises:
-            GridscoreError: It cannot be used, for whatever reason.
-            HazelcastError: The cluster did not answer.
+            GridscoreError: It cannot be used.
         """
         try:
             return await self._loaded(version)
@@ -221,7 +214,7 @@ class LiveModel:
             ) from error
 
     async def _loaded(self, version: ModelVersion) -> ActiveModel:
-        check_fit(self._job, version, allow_changed=True)  # whoever promoted it was told, and allowed it
+        check_fit(self._job, version, allow_changed=True)  # the promotion warned of it, and allowed it
         for warning in fit_warnings({self._job.name: self._job}, version):
             _log.info("%s: %s", self._job.name, warning, extra={"action": "changed_features"})
         model = await self._models.of(version)
@@ -230,26 +223,21 @@ class LiveModel:
 
 
 class LoadedModels:
-    """The models of one process, each there as long as somebody scores with it. All predict in one thread.
-
-    Args:
-        grid: The connection.
-    """
+    """The models of one process; each is kept as long as somebody scores with it. All predict in one thread."""
 
     def __init__(self, grid: Grid) -> None:
         self._registry = Registry(grid)
-        self._there: WeakValueDictionary[bytes, LoadedModel] = WeakValueDictionary()
+        self._models: WeakValueDictionary[bytes, LoadedModel] = WeakValueDictionary()
         self._loading: dict[bytes, asyncio.Task[LoadedModel]] = {}
 
     async def of(self, version: ModelVersion) -> LoadedModel:
-        """The model of a version: fetched, checked and proven by the first that asks, while the others wait.
+        """The model of a version: the first call fetches, checks and proves it, while the others wait.
 
         Raises:
-            ModelError: It cannot be used. It is fetched anew for whoever asks next.
-            HazelcastError: The cluster did not answer.
+            ModelError: It cannot be used. The next call fetches it again.
         """
         key = msgspec.json.encode(version)  # all that it is loaded with, the hash of its bytes included
-        if (model := self._there.get(key)) is not None:
+        if (model := self._models.get(key)) is not None:
             return model
         if key not in self._loading:
             self._loading[key] = asyncio.create_task(self._load(key, version))
@@ -258,7 +246,7 @@ class LoadedModels:
     async def _load(self, key: bytes, version: ModelVersion) -> LoadedModel:
         try:
             payload = await self._registry.fetch(version.name, version.version)
-            model = self._there[key] = await asyncio.to_thread(LoadedModel.load, version, payload)
+            model = self._models[key] = await asyncio.to_thread(LoadedModel.load, version, payload)
             return model
         finally:
             del self._loading[key]

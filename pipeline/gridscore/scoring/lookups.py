@@ -1,4 +1,4 @@
-"""Copies of lookup maps, one a process for each map and what is wanted of it, however many jobs look there."""
+"""Copies of lookup maps, which the jobs of a process share if they want the same fields of the same map."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ class SharedCopy:
     """A copy that several jobs may look into.
 
     Attributes:
-        table: What it feeds.
-        copy: The copy.
+        table: What it fills.
         users: Jobs that have started and not closed it.
     """
 
@@ -32,30 +31,25 @@ class SharedCopy:
 
 
 class Lookups:
-    """The copies of one process.
-
-    Args:
-        grid: The connection.
-    """
+    """The copies of one process."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._there: dict[tuple[str, int, str], SharedCopy] = {}
+        self._copies: dict[tuple[str, int, str], SharedCopy] = {}
 
     def of(self, lookup: Lookup) -> SharedCopy:
-        """The copy for a lookup: the same one for all that want the same fields of the same map."""
-        place = (lookup.map, lookup.max_entries, repr(lookup.fields))
-        if place not in self._there:
+        """The copy for a lookup."""
+        key = (lookup.map, lookup.max_entries, repr(lookup.fields))
+        if key not in self._copies:
             table = LookupTable(lookup)
             copy = LiveCopy(self._grid, lookup.map, table, max_entries=lookup.max_entries)
-            self._there[place] = SharedCopy(table, copy)
-        return self._there[place]
+            self._copies[key] = SharedCopy(table, copy)
+        return self._copies[key]
 
     async def start(self, shared: SharedCopy) -> None:
         """Return when the copy is loaded and followed; the first job loads it, the others wait.
 
-        Raises:
-            GridscoreError: As of `LiveCopy.start`; close it all the same.
+        It raises what `LiveCopy.start` raises; close it all the same.
         """
         async with shared.changing:
             shared.users += 1
@@ -64,15 +58,11 @@ class Lookups:
         await asyncio.shield(shared.starting)
 
     async def close(self, shared: SharedCopy) -> None:
-        """A job that has started it needs it no longer; the last one ends it.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """A job that has started the copy no longer needs it; the last one ends it."""
         async with shared.changing:
             shared.users -= 1
             if not shared.users and shared.starting is not None:
-                self._there = {place: each for place, each in self._there.items() if each is not shared}
+                self._copies = {key: each for key, each in self._copies.items() if each is not shared}
                 starting, shared.starting = shared.starting, None
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)

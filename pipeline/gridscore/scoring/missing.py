@@ -1,8 +1,8 @@
 """Events without a result: found in the event map itself, a partition at a time, whatever the journal still has.
 
-Dead letters are not missing results: an event that is one, with the same bytes, is left out. What has no result may
-only wait in the journal. So a rescan looks, reads the journal to where it ended then, and looks again: what is missing
-still was lost. It takes the ordinary way from there, behind what has arrived.
+A dead letter with the same bytes explains a missing result. An event without one may also wait in the journal. So a
+rescan looks, waits until the journal is scored up to its end at that time, and looks again: what is still missing was
+lost, and takes the ordinary way from there, behind what has arrived.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gridscore.grid.entries import values_of, walk
 from gridscore.grid.journal import Journal
 from gridscore.group.offsets import NotNowError
 from gridscore.group.rescan import Event, page_of
-from gridscore.scoring.standing import results_of
+from gridscore.scoring.prior_results import origins_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable
@@ -33,58 +33,45 @@ _log = logging.getLogger(__name__)
 
 _PAGE = 512
 _LETTERS_SECONDS = 5.0
-"""Dead letters that were read serve the rescans of so long: one for each partition would read all of them each time."""
+"""How long rescans use the dead letters that were read: they come in numbers, one for each partition."""
 
 _WAIT_SECONDS = 0.1
 _PATIENCE_SECONDS = 20.0
-"""How long what was found is waited for, before the request is left for later."""
+"""How long a rescan waits for what it found, before it is left for later."""
 
 _AT_ONCE = 512
 
 
 class Rejection(NamedTuple):
-    """What tells a dead letter's event: its key, and a checksum of its bytes as far as they are kept."""
+    """Identifies the event of a dead letter: its key, and a checksum of its bytes as far as they are kept."""
 
     key: bytes
     checksum: int
 
 
 async def rejections(grid: Grid, job: Job) -> set[Rejection]:
-    """The events that are dead letters of a job.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """The events that are dead letters of a job."""
     return {Rejection(dead.key_bytes, zlib.crc32(dead.raw_bytes)) async for _, dead in walk_letters(grid, job.name)}
 
 
 async def without_result(
     grid: Grid, job: Job, partition: int, rejected: Collection[Rejection]
 ) -> AsyncIterator[list[Event]]:
-    """Events of a partition that have no result now, a page of the event map at a time; pages may be empty.
-
-    They may only wait for their turn in the journal.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Events of a partition that have no result now, by pages, which may be empty. Some may wait in the journal."""
     async for entries in walk(grid, job.events, partition, _PAGE):
-        results = await results_of(grid, job.results, partition, [key for key, _ in entries])
+        results = await origins_of(grid, job.results, partition, [key for key, _ in entries])
         yield _kept([Event(*entry) for entry in entries if entry[0] not in results], rejected)
 
 
 async def still_without_result(
     grid: Grid, job: Job, partition: int, events: list[Event], rejected: Collection[Rejection]
 ) -> list[Event]:
-    """Those of some events that have no result now and are in the event map, with the values they have now.
+    """The events that have no result now and are still in the event map, with their present values.
 
-    The values are read last of all: what is put under the same key later comes behind them in the journal, too.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
+    The values are read last: what is put under the same key later also comes later in the journal.
     """
     keys = [event.key for event in events]
-    results = await results_of(grid, job.results, partition, keys)
+    results = await origins_of(grid, job.results, partition, keys)
     now = await values_of(grid, job.events, partition, [key for key in keys if key not in results])
     return _kept([Event(*entry) for entry in now.items()], rejected)
 
@@ -94,7 +81,7 @@ def _kept(events: list[Event], rejected: Collection[Rejection]) -> list[Event]:
 
 
 def rejection_of(event: Event) -> Rejection:
-    """What would tell an event among the dead letters."""
+    """What would identify an event among the dead letters."""
     return rejection_of_raw(event.key, payload(event.value) or event.value)
 
 
@@ -104,14 +91,7 @@ def rejection_of_raw(key: bytes, raw: bytes) -> Rejection:
 
 
 class MissingResults:
-    """Finds the events of a job that have no result, and has them scored.
-
-    Args:
-        grid: The connection.
-        job: The job.
-        group: That holds the partitions.
-        stats: Where to count.
-    """
+    """Finds the events of a job that have no result, and has them scored."""
 
     def __init__(self, grid: Grid, job: Job, group: Group, stats: JobStats) -> None:
         self._grid = grid
@@ -125,24 +105,23 @@ class MissingResults:
 
     def were_rejected(self, events: Iterable[Rejected]) -> None:
         """Events could not be scored, whether or not there was room for their dead letters."""
-        # Those that were found in the map are waited for.
+        # A rescan waits for those that were found in the map.
         self._rejected |= {rejection_of_raw(event.key, event.raw) for event in events if event.sequence < 0}
 
     async def rescan(self, partition: int) -> None:
-        """Return when no event of a partition is without a result.
+        """Return when no event of a partition lacks a result.
 
         Raises:
-            NotNowError: It is no longer ours, or what was found is not scored for too long.
-            HazelcastError: The cluster did not answer.
+            NotNowError: The partition is no longer ours, or scoring what was found takes too long.
         """
-        # An event that was rejected since they were read is only tried once more.
+        # An event that was rejected since the letters were read is tried once more, no harm done.
         if self._grid.clock() - self._letters_at > _LETTERS_SECONDS:
             self._letters, self._letters_at = await rejections(self._grid, self._job), self._grid.clock()
         while await self._pass(partition, self._letters):
             pass
 
     async def _pass(self, partition: int, rejected: set[Rejection]) -> int:
-        """Look through the partition once, and score what is missing; returns how many events that was."""
+        """Look through the partition once, and score what is missing; returns how many events."""
         grid, job = self._grid, self._job
         found = 0
         waiting: list[Event] = []
@@ -154,7 +133,7 @@ class MissingResults:
         return found + await self._score(partition, waiting, rejected)
 
     async def _score(self, partition: int, events: list[Event], rejected: set[Rejection]) -> int:
-        """Score those of some events that are missing, and return when they have results, or were rejected."""
+        """Score the events that are missing, and return when they have results, or were rejected."""
         if not events:
             return 0
         self._rejected.clear()
@@ -162,7 +141,7 @@ class MissingResults:
         deadline = self._grid.clock() + _PATIENCE_SECONDS
         while (self._group.acknowledged_to(partition) or 0) <= newest:
             await self._wait(partition, deadline)
-        # An event that is put under the same key meanwhile has its turn, and must not be followed by the older one.
+        # An event that is put under the same key meanwhile is scored in turn; the older one must not follow it.
         with self._group.reader.note_keys(partition) as arrived:
             missing = await still_without_result(self._grid, self._job, partition, events, rejected)
             missing = [event for event in missing if event.key not in arrived]

@@ -1,6 +1,6 @@
-"""What the maps of a job need on a running cluster: journals that hold enough, backups, protection from a split.
+"""What the maps of a job need on a running cluster: large enough journals, backups, protection from a split.
 
-Hazelcast makes a map as it is configured when it is first named, so only a map that does not exist yet can be prepared.
+Hazelcast creates a map, as it is configured then, when it is first named: only maps that do not exist can be prepared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CAPACITY = 1_000_000
 """Entries of a journal, as in our hazelcast.yaml."""
 
 _CONTROL = {"gridscore.*": "gridscore.jobs", "dead-letters.*": "dead-letters.job"}
-"""Patterns of control maps, each with a map that stands for all of it."""
+"""Patterns of control maps, each with a map that is looked at instead of all."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Addition:
 
     Attributes:
         config: To add.
-        why: What is there without it.
-        bytes: Of heap that a full journal takes over all members, with events of 90 bytes: from, to. Zeros without one.
+        why: What the map has without it.
+        bytes: Heap that a full journal takes over all members, with events of 90 bytes: from, to. Zeros: no journal.
     """
 
     config: NewMapConfig
@@ -63,17 +63,16 @@ class Addition:
 
 
 async def additions(grid: Grid, job: Job) -> list[Addition]:
-    """What the maps of a job lack and can get. It reads only, and creates no map.
+    """What the maps of a job lack and can get. This only reads, and creates no map.
 
-    Members that do not tell their configuration (`management-center.trusted-interfaces`) lack nothing that we know of.
+    Nothing, if the members do not tell their configuration (`management-center.trusted-interfaces`).
 
     Raises:
         JournalMissingError: The event map exists already, without a journal.
-        GridError: The cluster did not answer.
     """
     config = await first_config(grid)
     if config is None:
-        grid.journalled[job.events] = None  # to ask again would tell no more
+        grid.journalled[job.events] = None  # asking again would not help
         return []
     names = await transport.map_names(grid.client)
     members = max(1, sum(not member.lite_member for member in grid.members))
@@ -84,7 +83,7 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
     ]
     wanted = _CAPACITY if job.peak_rate is None else needed_capacity(job, job.peak_rate, grid.partition_count)
     capacity = max(wanted, MIN_PER_PARTITION * grid.partition_count)
-    least = 1 if job.peak_rate is None else capacity  # without a rate, a journal of any size will do
+    least = 1 if job.peak_rate is None else capacity  # without a rate, any journal will do
     for name in (job.events, job.results):
         has = config.map(name)
         if has.journal_capacity is not None:
@@ -103,11 +102,11 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
 
 
 async def prepare(grid: Grid, job: Job) -> list[Addition]:
-    """Add what the maps of a job lack, to all members, and return it. A second call adds nothing.
+    """Add what the maps of a job lack to all members, and return it. A second call adds nothing.
 
     Raises:
         JournalMissingError: The event map exists already, without a journal.
-        GridError: The cluster did not answer, or refuses it.
+        GridError: The members refuse it.
     """
     found = await additions(grid, job)
     for addition in found:
@@ -134,9 +133,9 @@ def _protection(config: MemberConfig, members: int) -> str | None:
 
 
 def _lacks(has: MapConfig, capacity: int) -> str:
-    """Why a map that is configured like this is not fit for events or results; empty if it is."""
+    """Why a map with this configuration is not fit for events or results; empty if it is."""
     if has.followers:
-        return ""  # its owner wants each entry to be stored or replicated; ours would drop that
+        return ""  # its entries are stored or replicated elsewhere, which our configuration would end
     if has.journal_capacity is None:
         return f"no journal (`{has.pattern}`)"
     if has.journal_capacity < capacity:
@@ -151,17 +150,13 @@ def _lacks(has: MapConfig, capacity: int) -> str:
 def _too_late(name: str) -> JournalMissingError:
     return JournalMissingError(
         f"The map `{name}` exists already, without an event journal, and a map that exists cannot be given one.",
-        "Let the job and its producers use another name, or destroy the map if its entries are not needed; then "
-        "`gridscore prepare` again. For old events: put them into the new map once more.",
+        "Let the job and its producers use another name, or destroy the map if its entries are not needed; then run "
+        "`gridscore prepare` again. Put old events into the new map once more.",
     )
 
 
 async def examine_capacity(grid: Grid, job: Job) -> Finding | None:
-    """How long the journal lasts at the job's peak rate; None if the job states none, or the map has no journal.
-
-    Raises:
-        GridError: The cluster did not answer.
-    """
+    """How long the journal lasts at the job's peak rate; None without a peak rate, or without a journal."""
     if job.peak_rate is None:
         return None
     capacity = await journal_capacity(grid, job.events)
@@ -169,11 +164,7 @@ async def examine_capacity(grid: Grid, job: Job) -> Finding | None:
 
 
 async def warnings(grid: Grid, job: Job) -> list[str]:
-    """Warnings for the user who submits a job.
-
-    Raises:
-        GridError: The cluster did not answer.
-    """
+    """Warnings for the user who submits a job."""
     finding = await examine_capacity(grid, job)
     if finding is None or finding.level is Level.OK:
         return []
@@ -181,7 +172,7 @@ async def warnings(grid: Grid, job: Job) -> list[str]:
 
 
 def judge(job: Job, peak_rate: float, capacity: Capacity) -> Finding:
-    """Compare a capacity with a peak rate, in events per second, and the headroom that the job wants."""
+    """Compare a capacity with a peak rate, in events per second, and the job's headroom."""
     entries = _entries(job)
     lasts = capacity.total / (peak_rate * entries)
     holds = "holds" if capacity.source is Source.CONFIGURED else "seems to hold"
@@ -205,10 +196,7 @@ def judge(job: Job, peak_rate: float, capacity: Capacity) -> Finding:
 
 
 def needed_capacity(job: Job, peak_rate: float, partitions: int) -> int:
-    """Entries that the journal of a job's events must hold over all partitions, at so many events a second.
-
-    Two figures, and enough for each partition after rounding down.
-    """
+    """Entries that the journal of a job's events must hold over all partitions: rounded up to two digits."""
     entries = peak_rate * _entries(job) * job.headroom_seconds
     least = math.ceil(entries / partitions) * partitions
     step: int = 10 ** max(0, len(str(least)) - 2)
@@ -216,7 +204,7 @@ def needed_capacity(job: Job, peak_rate: float, partitions: int) -> int:
 
 
 def _entries(job: Job) -> int:
-    # An event that is removed later is two entries: at a steady rate as many go as come.
+    # An event that is removed later makes two entries.
     return 1 if job.retain_seconds is None else 2
 
 

@@ -1,14 +1,12 @@
-"""Several worker processes on one machine: started, watched, started again, and stopped together.
+"""Several worker processes on one machine: started, watched, restarted, and stopped together.
 
-Python scores on one core per process, so a machine of N cores runs N workers. Each is a child process with an
-interpreter of its own; they know nothing of each other but what is in the grid.
+A Python process scores on one core, so a machine with N cores runs N workers. Each is a child process; they know of
+each other only through the grid.
 
-Each child holds a leash: its standard input is a pipe that only the parent holds and nobody writes to. It ends when the
-parent wants the child to stop, and also when the parent dies, by kill -9 too; the child then stops as if by SIGTERM and
-gives its partitions back. The child says on its standard output, once, that it is connected; its standard error is for
-people, and passed on line by line.
-
-Nothing here is for one system only: pipes end everywhere, signals need not be sent.
+Each child holds a leash: its standard input is a pipe that only the parent holds and nobody writes to. It closes when
+the parent wants the child to stop, and when the parent dies, even by kill -9; the child then stops as if by SIGTERM,
+and gives its partitions back. The child says once on its standard output that it is connected; its standard error is
+for people, and passed on line by line. No system-specific signal is needed.
 """
 
 from __future__ import annotations
@@ -35,26 +33,20 @@ STOP_SECONDS = 20.0
 """How long a child may take to stop in order; longer only if its cluster hangs."""
 
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds before a child that died is started again, the first time, the second time and so on."""
+"""Seconds before a child that died is restarted the first time, the second time and so on."""
 
 QUICK_SECONDS = 10.0
-"""A child that lived no longer, or was never connected, has died at once."""
+"""A child that lived no longer, or was never connected, has died quickly."""
 
 GIVE_UP = 5
-"""Deaths at once, one after the other, of every single child, after which starting them again is no use."""
+"""Quick deaths in a row, of every child, after which they are not restarted."""
 
 _HELD_LINES = 200
 _LINE_BYTES = 1 << 20
 
 
 class WorkersFailedError(GridscoreError):
-    """The worker processes end as soon as they are started.
-
-    Args:
-        message: What happened; the child's own error has been shown.
-        hint: What to do next.
-        exit_code: What the last child ended with.
-    """
+    """The worker processes end soon after their start; `exit_code` is what the last one ended with."""
 
     def __init__(self, message: str, hint: str, exit_code: int) -> None:
         super().__init__(message, hint)
@@ -69,28 +61,27 @@ def core_count() -> int:
 
 
 def hold_leash(stop: Callable[[], object]) -> None:
-    """In a child: call `stop`, from a thread, when the parent lets go or is gone; end the process if that is no use."""
+    """In a child: see `leash.hold`."""
     leash.hold(stop, STOP_SECONDS)
 
 
 def say_ready() -> None:
     """In a child: tell the parent that we are connected."""
-    with contextlib.suppress(OSError):  # it is gone, which the leash says in a moment
+    with contextlib.suppress(OSError):  # the parent has ended, which the leash will tell
         os.write(1, READY.encode() + b"\n")
 
 
 @dataclass(slots=True, eq=False)
 class _Child:
-    """A place for one worker, and the process that has it now.
+    """A slot for one worker, and its present process.
 
     Attributes:
         number: From 1.
-        process: Which runs, if any.
-        connected: Whether it has said so.
-        held: What it has said before, not shown yet.
-        quick_deaths: How often in a row the process here died at once.
-        exit_code: What the last one ended with.
-        leaving: Set once this place is given up.
+        connected: Whether the process has said so.
+        held: What it said before that, not shown yet.
+        quick_deaths: How often in a row the process died quickly.
+        exit_code: Of the last process.
+        leaving: Set once this slot is given up.
     """
 
     number: int
@@ -105,14 +96,13 @@ class _Child:
 class WorkerProcesses:
     """Worker processes of this machine.
 
-    The first is started alone: what is wrong with the settings or the cluster is found once, not by all of them.
+    The first starts alone, so that wrong settings, or trouble with the cluster, are reported once.
 
     Args:
         command: What a child runs; it must hold the leash and say when it is ready.
-        count: How many.
         show: Prints a line of a child, given its number, from 1 (0: what the very first says before it is connected).
         tell: Prints a line of ours.
-        delays: Seconds before a child that died is started again, see `DELAYS`.
+        delays: See `DELAYS`.
     """
 
     def __init__(
@@ -148,7 +138,7 @@ class WorkerProcesses:
         return sum(not child.leaving.is_set() for child in self._children)
 
     def resize(self, count: int) -> None:
-        """Have so many from now on: new ones are started, or the last ones give their partitions back and end."""
+        """Run this many from now on: start new ones, or let the last ones give their partitions back and end."""
         staying = [child for child in self._children if not child.leaving.is_set()]
         for child in staying[count:]:
             child.leaving.set()
@@ -168,10 +158,10 @@ class WorkerProcesses:
         """Keep all running until told to stop; returns the exit code.
 
         That is 0 if all stopped in order, 130 if they were told to stop at once, and otherwise what a child ended with:
-        the first one, if it never got as far as being connected.
+        the first one, if it was never connected.
 
         Raises:
-            WorkersFailedError: They end as soon as they are started; their own error has been shown.
+            WorkersFailedError: They end soon after their start; their own error has been shown.
         """
         self._tasks = {asyncio.create_task(self._keep(child)) for child in self._children}
         try:
@@ -192,7 +182,7 @@ class WorkerProcesses:
         return max(1, *codes) if codes else 0
 
     async def _keep(self, child: _Child) -> None:
-        """Keep a process running in one place."""
+        """Keep a process running in one slot."""
         loop = asyncio.get_running_loop()
         if child.number > 1:
             await _first(self._connected, self._stopping, child.leaving)
@@ -213,17 +203,17 @@ class WorkerProcesses:
             if all(each.quick_deaths >= GIVE_UP for each in self._children):
                 raise WorkersFailedError(
                     f"Every worker process {_ending(code)} soon after its start, {GIVE_UP} times in a row.",
-                    "What they say themselves stands above.",
+                    "Their own messages are above.",
                     code,
                 )
             delay = self._delays[min(max(child.quick_deaths - 1, 0), len(self._delays) - 1)]
-            self._tell(f"worker {child.number} {_ending(code)}; it is started again in {delay:g} s")
+            self._tell(f"worker {child.number} {_ending(code)}; it is restarted in {delay:g} s")
             await _first(self._stopping, child.leaving, seconds=delay)
         if child.leaving.is_set():
             self._children.remove(child)
 
     def _never_began(self, child: _Child, code: int) -> None:
-        """The very first is gone before it was connected: so are we, and what it said is our error."""
+        """The very first has ended before it was connected: so do we, and what it said is our error."""
         if code <= 0:
             self._tell(f"worker {child.number} {_ending(code)} before it was connected")
             child.exit_code = 1
@@ -270,7 +260,7 @@ class WorkerProcesses:
             try:
                 data = await stream.readline()
             except ValueError:
-                continue  # longer than any line that we write; the rest follows
+                continue  # longer than any line of ours; the rest follows
             if not data:
                 return
             line = data.decode(errors="backslashreplace").rstrip("\r\n")
@@ -284,7 +274,7 @@ class WorkerProcesses:
                 child.held.append(line)
 
     def _show_held(self, child: _Child) -> None:
-        """Show what a process has said before it was connected; what another has said word for word is said once."""
+        """Show what a process said before it was connected; once, if the one before said the same."""
         words = list(child.held)
         child.held.clear()
         if not child.connected:
@@ -296,7 +286,7 @@ class WorkerProcesses:
 
 
 async def _first(*what: asyncio.Event | asyncio.Task[int], seconds: float | None = None) -> None:
-    """Wait for the first of some events and tasks; the tasks go on."""
+    """Wait for the first event or task; the tasks go on."""
     waits = [asyncio.create_task(each.wait()) for each in what if isinstance(each, asyncio.Event)]
     tasks = [each for each in what if not isinstance(each, asyncio.Event)]
     try:

@@ -27,14 +27,10 @@ _fast = compiled("gridscore.scoring._results")
 class ResultEncoder:
     """Encodes results of one job.
 
-    A result is a JSON object: `score` (a number, or a list of numbers for a model with several outputs), `decision` (if
-    the job has decisions), `sequence` (of the event in its journal; -1 for an event that a rescan found in the map),
-    `epoch` (of the lease that it was written under; see `leases`), `version` and `model` (that made it), `revision` (of
-    the job that made it), `scored_at` (milliseconds since 1970), and the event fields that the job includes.
-
-    Args:
-        job: Whose results.
-        revision: Of the job.
+    A result is a JSON object: `score` (a number, or a list for a model with several outputs), `decision` (if the job
+    has decisions), `sequence` (of the event in its journal; -1 if a rescan found it in the map), `epoch` (of the lease
+    under which it was written), `version` and `model` (that made it), `revision` (of the job), `scored_at`
+    (milliseconds since 1970), and the event fields that the job includes.
     """
 
     def __init__(self, job: Job, revision: int) -> None:
@@ -45,7 +41,7 @@ class ResultEncoder:
         self._has_conditions = job.has_conditions
         if self._has_conditions:
             self._labels = tuple(decision.decision for decision in job.decisions)
-        # Scores are float32: compared as such, a score that prints as the threshold reaches it.
+        # Scores are float32: compared as such, a score that prints like the threshold reaches it.
         self._thresholds = np.array(thresholds, dtype=np.float32)
         if self._labels:
             fields.insert(1, "decision")
@@ -65,19 +61,15 @@ class ResultEncoder:
         """JSON texts of the results of a batch.
 
         Args:
-            events: Decoded events.
             scores: Shape (n,) or (n, outputs), finite.
-            sequences: Of the events.
-            epochs: Of the leases under which they will be written.
-            version: That made the scores.
             decisions: The number of each event's decision, if the job has conditions.
 
         Raises:
-            ValueError: There are thresholds, and not one score an event; or conditions, and no decisions.
+            ValueError: There are thresholds, but not one score an event; or conditions, but no decisions.
         """
         if self._has_conditions:
             if decisions is None:
-                raise ValueError("the job has conditions: what was decided must be given")
+                raise ValueError("the job has conditions, but there are no decisions")
             steps: NDArray[np.intp] | None = decisions
         else:
             if self._labels and scores.ndim != 1:
@@ -85,9 +77,8 @@ class ResultEncoder:
             steps = np.searchsorted(self._thresholds, scores, side="right") if self._labels else None
         now = time.time_ns() // 1_000_000
         included = [events.objects(field) for field in self._include]
-        if _fast:
-            return self._zip(scores, steps, sequences, epochs, version, now, included)
-        return self._encode_each(scores, steps, sequences, epochs, version, now, included)
+        encode = self._zip if _fast else self._encode_each
+        return encode(scores, steps, sequences, epochs, version, now, included)
 
     def _encode_each(
         self,
@@ -104,7 +95,7 @@ class ResultEncoder:
             columns.append(map(self._labels.__getitem__, steps.tolist()))
         columns += [sequences, epochs, repeat(version.version), repeat(version.name)]
         columns += [repeat(self._revision), repeat(now), *included]
-        # A pass a field is faster than one that makes a tuple an event.
+        # A pass for each field is faster than a tuple for each event.
         return list(map(self._encode, map(self._type, *columns)))
 
     def _zip(
@@ -117,7 +108,7 @@ class ResultEncoder:
         now: int,
         included: list[list[Any]],
     ) -> list[bytes]:
-        """The same, by the compiled loop: each column is encoded as one JSON array, and cut."""
+        """The same, by the compiled loop: encodes each column as one JSON array, and cuts it."""
         encode = self._encode
         columns: list[Any] = [encode(scores.tolist())]
         literals = [b'{"score":']

@@ -1,22 +1,22 @@
-"""Retention: removes events and results that are scored and old, so that a map does not grow for ever.
+"""Retention: removes events and results that are scored and old, so that maps do not grow for ever.
 
-By explicit removal, never by an end of life of entries: replicas expire entries each on their own, and their journals
-differ for good afterwards. What is old is told by `scored_at` of the result. An event is removed only if its newest
-version is scored; this is the order, and each step is there because something may be put under the same key meanwhile:
+It removes them explicitly, without a TTL: replicas expire entries each on their own, and their journals differ for good
+afterwards. The result's `scored_at` tells what is old. An event is removed only if its newest version is scored; each
+of these steps is needed because something may be put under the same key meanwhile:
 
-1. Read results of a partition, and keep the old ones: key and exact bytes.
-2. Read the events under these keys: their exact bytes.
+1. Read the results of a partition, and note key and exact bytes of the old ones.
+2. Read the exact bytes of the events under these keys.
 3. Ask the journal for its newest sequence. What was read in 2 is not newer.
-4. Wait until the worker that holds the partition has scored past that, with acknowledged results.
-5. Read the results again. Where the bytes are still those of 1, nothing was scored under this key after 1: the event
-   read in 2 is the one that the old result is of. Where it is a dead letter, it stays.
-6. Remove the event if it is still the bytes of 2; then the result, if it is still the bytes of 1.
+4. Wait until the partition's owner has scored past that, with acknowledged results.
+5. Read the results again. Where the bytes are still those of 1, nothing was scored under this key since: the old result
+   is that of the event read in 2. An event that is a dead letter stays.
+6. Remove the event if it still has the bytes of 2; then the result, if it still has the bytes of 1.
 
 An event without a result stays, whatever its age, and so does a dead letter, until somebody has dealt with it. Where
-other jobs read the same events, an event goes when the longest `retain` is over and all of them have a result of it.
+several jobs read the same events, an event goes when the longest `retain` is over and all of them have its result.
 
-Every removal is an entry in the journal of its map. No more than a part of a ring is removed at a time (step 4 stands
-between), and removing takes no more than a part of the worker's time, unless that is too little to keep up.
+Each removal is an entry in the journal of its map. At most a part of a ring is removed at a time (between two steps 4),
+in a part of the worker's time, unless that is too little to keep up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from gridscore.group.rescan import Event
 from gridscore.job import Jobs
 from gridscore.job.life import ENDED
 from gridscore.scoring.missing import rejection_of, rejections
-from gridscore.scoring.standing import ResultOrigin
+from gridscore.scoring.prior_results import ResultOrigin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -54,11 +54,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_ROUND_SECONDS = 900.0
-"""Pause between two looks through the maps, at most; a quarter of `retain` where that is less."""
+"""Longest pause between two rounds through the maps; a quarter of `retain` if that is less."""
 
 SHARE = 0.2
 MAX_SHARE = 0.8
-"""Part of the time that removing may take: the first, or up to the second while it does not keep up."""
+"""Part of the time that removing may take; up to the second while it does not keep up."""
 
 _PAGE = 512
 _AT_ONCE = 64
@@ -75,12 +75,9 @@ class Retention:
     """Removes what is scored and old from the partitions that a worker holds.
 
     Args:
-        grid: The connection.
-        job: The job; one that retains all has nothing to do here.
         held: Partitions that this worker may write for now.
-        acknowledged: Next sequence to read of a partition, all before it being scored and acknowledged; None if this
-            worker does not score it.
-        until: Until when, of the grid's clock, this worker may write for a partition.
+        acknowledged: See `Group.acknowledged_to`.
+        until: See `Leases.until`.
 
     Attributes:
         removed: Events removed since it began.
@@ -124,18 +121,13 @@ class Retention:
             self._keep_up(took > pause)
 
     def _keep_up(self, behind: bool) -> None:
-        """Take more of the time if a round takes longer than the pause between two, and less again if it does not."""
+        """Take more of the time if a round takes longer than the pause between two, otherwise less again."""
         if behind and self._share >= MAX_SHARE:
             _log.warning("%s: more events come than this worker can remove: start more workers", self._job.name)
         self._share = min(MAX_SHARE, self._share * 2) if behind else max(SHARE, self._share / 2)
 
     async def round(self) -> int:
-        """Look once through all partitions that are held; returns how many events were removed.
-
-        Raises:
-            GridError: The cluster did not do its part.
-            HazelcastError: The cluster did not answer.
-        """
+        """Go once through all held partitions; returns how many events were removed."""
         others = [
             record.job
             for record in await Jobs(self._grid).all()
@@ -177,7 +169,7 @@ class Retention:
             await self._pause(await self._remove(partition, dict(old), others))
 
     async def _pause(self, spent: float) -> None:
-        """Leave the worker's time to others, so that what was spent is our share of it."""
+        """Leave time to the rest of the worker, so that we have spent only our share."""
         await asyncio.sleep(spent * (1 - self._share) / self._share)
 
     async def _remove(self, partition: int, old: dict[bytes, bytes], others: list[Job]) -> float:
@@ -208,7 +200,7 @@ class Retention:
             some = same[start : start + _AT_ONCE]
             there = [key for key in some if key in events]
             gone = dict(zip(there, await self._remove_same(self._job.events, partition, there, events), strict=True))
-            # A result whose event is not there any more is what an interrupted removal left.
+            # A result without an event was left by an interrupted removal.
             rest = [key for key in some if gone.get(key, True)]
             await self._remove_same(self._job.results, partition, rest, old)
             self.removed += sum(gone.values())
@@ -235,7 +227,7 @@ class Retention:
         return True
 
     async def _rejected(self) -> set[Rejection]:
-        """The job's dead letters, walked again when their number has changed, or now and then."""
+        """The job's dead letters, read again when their number has changed, or a minute later."""
         size, now = await transport.map_size(self._grid.client, map_of(self._job.name)), self._grid.clock()
         if size != self._letters_size or (size and now - self._letters_at > _LETTERS_SECONDS):
             self._letters = await rejections(self._grid, self._job) if size else set()
@@ -245,7 +237,7 @@ class Retention:
     async def _remove_same(
         self, name: str, partition: int, keys: list[bytes], values: dict[bytes, bytes]
     ) -> list[bool]:
-        """Remove entries that are still what they were; which of them were."""
+        """Remove the entries that have not changed; returns which had not."""
         outcomes = await asyncio.gather(
             *(
                 transport.invoke(
@@ -263,7 +255,7 @@ class Retention:
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, HazelcastError):
                 raise outcome
-        # What has an unknown fate is left as it is: the next round sees.
+        # An unknown fate is left to the next round.
         return [outcome is True for outcome in outcomes]
 
 

@@ -1,17 +1,17 @@
-"""The scoring loop of one job in one worker: take, score, write. Which partitions it scores is its group's affair.
+"""The scoring loop of one job in one worker: take, score, write. The group decides which partitions it scores.
 
-The way of a batch, in order. Nothing overtakes:
+The way of a batch, in strict order:
 
 1. *Take* what has arrived while the last batch was scored (`reader`).
 2. *Score* it with the model that is active now (`scorer`); a new model becomes active only between two batches.
-3. *Check* that the lease of each partition still stands; drop those that do not, unwritten (`leases`).
+3. *Check* the lease of each partition; drop those whose lease has ended, unwritten (`leases`).
 4. *Write* one put-all a partition, without waiting for the answers of the last batch. A partition has one under way,
-   and what is next collects behind it: members may change the order of two. It is sent only as long as the lease
-   stands (`grid.outbox`).
-5. When a partition's write is acknowledged, and so are the dead letters of what the batch rejected of *this* partition,
-   its offset may be *committed* (`offsets`); the group does this once a second, or earlier where a ring fills. Dead
-   letters hold up nothing else: they lie in other partitions, whose members may be slow. A write that failed puts its
-   partition back to what is acknowledged.
+   and the next collects behind it, for members may change the order of two. It is sent only while the lease holds
+   (`grid.outbox`).
+5. When a partition's write is acknowledged, and so are the dead letters of *this* partition's events in the batch, its
+   offset may be *committed* (`offsets`); the group does this once a second, or earlier where a ring fills. Dead letters
+   hold up nothing else: they lie in other partitions, whose members may be slow. A write that failed puts its partition
+   back to what is acknowledged.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from gridscore.scoring.live_model import LiveModel
 from gridscore.scoring.lookups import Lookups
 from gridscore.scoring.missing import MissingResults
 from gridscore.scoring.preparation import prepare
+from gridscore.scoring.prior_results import restart_offset, scored_in, without
 from gridscore.scoring.retention import Retention
 from gridscore.scoring.scorer import Scorer
-from gridscore.scoring.standing import restart_position, standing_in, without
 from gridscore.scoring.stats import JobStats, subscription_of
 from gridscore.scoring.superseded import Superseded
 from gridscore.scoring.window_states import WindowStates
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from gridscore.dead_letters.letters import Rejected
     from gridscore.grid import Grid
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
     from gridscore.group.leases import Lease
     from gridscore.group.members import Members
     from gridscore.job import JobRecord
@@ -73,7 +73,7 @@ UNACKNOWLEDGED_EVENTS = 32_768
 
 CLOSE_SECONDS = 3.0
 _RINGS = 32
-"""Rings that are looked at to learn how much one holds: each worker does, and too small a number only commits early."""
+"""Rings that a worker looks at to learn how much one holds; an estimate that is too small only commits early."""
 
 _STATS_SECONDS = 0.5
 _RETRY_SECONDS = 0.5
@@ -81,7 +81,7 @@ _LOOKUP_SECONDS = 2.0
 
 
 class _Waiting(NamedTuple):
-    """Results of a partition that are being written, or wait for those before them; and dead letters it waits for."""
+    """Results of a partition that are being written, or wait for earlier ones; and the dead letters of that batch."""
 
     part: PartitionBatch
     write: Write
@@ -92,14 +92,12 @@ class JobRunner:
     """Scores for one job until cancelled.
 
     Args:
-        grid: The connection.
-        record: What to do.
         members: Who else scores.
-        joined: Called once, when the job could be scored for: this worker takes part in the group from then on.
+        joined: Called once, when everything is loaded: this worker then joins the group.
         started: Called once, when the first partitions are held.
         lease_seconds: How long partitions of a killed worker wait for a new owner.
-        lookups: Copies of lookup maps that jobs of the process share; its own if None.
-        models: Loaded models that they share; its own if None.
+        lookups: Copies of lookup maps that the jobs of the process share; default: its own.
+        models: Loaded models that they share; default: its own.
     """
 
     def __init__(
@@ -145,9 +143,9 @@ class JobRunner:
         self._letters = LetterWriter(grid, job.name, limits, share=lambda: len(self.group.held) / grid.partition_count)
         self._missing = MissingResults(grid, job, self.group, self.stats)
         self._rescanner = Rescanner(grid, lambda: self.group.held, job.name, self.stats, self._missing.rescan)
-        self._superseded = Superseded(grid, job, lambda: self.group.standing)
+        self._superseded = Superseded(grid, job, lambda: self.group.writable)
         self._retention = Retention(
-            grid, job, lambda: self.group.standing, self.group.acknowledged_to, self.group.leases.until
+            grid, job, lambda: self.group.writable, self.group.acknowledged_to, self.group.leases.until
         )
         self._lanes: dict[int, deque[_Waiting]] = {}
         self._failures: list[BaseException] = []
@@ -179,8 +177,8 @@ class JobRunner:
             await asyncio.shield(self._stop())
 
     async def _prepare(self) -> None:
-        await prepare(self._grid, self._job)  # a cluster that was stopped as a whole has forgotten it
-        await self.group.reader.bounds(0)  # a map without a journal is best found at once
+        await prepare(self._grid, self._job)  # a cluster that was stopped has forgotten it
+        await self.group.reader.bounds(0)  # fails at once if the map has no journal
         await self._results.prepare()
         if self._states is not None:
             await self._states.prepare()
@@ -190,9 +188,9 @@ class JobRunner:
         self._joined()
 
     async def _start_copies(self) -> None:
-        """Copy the lookup maps; as long as one cannot be copied and others score, say so and try again.
+        """Copy the lookup maps; if one cannot be copied while others score, say so and try again.
 
-        They go on with the copies that they have: the job does not fail for a worker that came later.
+        The others go on with the copies that they have: a worker that comes later does not fail the job.
         """
         while True:
             try:
@@ -222,8 +220,8 @@ class JobRunner:
             await self._lookups.close(self._started_copies.pop())
 
     async def _learn_ring(self) -> None:
-        """Find out beside the rest when a ring is so full that waiting for the next commit would be too long."""
-        ring = Journal(self._grid, self._job.events).ring  # as the members are configured, if they say so
+        """Learn how much a ring holds, so that the group commits before it is full."""
+        ring = Journal(self._grid, self._job.events).ring  # by the members' configuration, if they tell it
         try:
             if ring is None and (seen := await journal_capacity(self._grid, self._job.events, most=_RINGS)) is not None:
                 ring = seen.partition
@@ -239,7 +237,7 @@ class JobRunner:
         for task in self._tasks:
             task.cancel()
         try:
-            # Do not wait for a cluster that is gone.
+            # The cluster may be gone.
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._model.close()
                 await self._close_copies()
@@ -279,7 +277,7 @@ class JobRunner:
             # While lookups were fetched, the partition may have been put back, dropped or begun again.
             if not group.reader.is_current(part.cursor):
                 continue
-            if not group.leases.stands(part.partition, now):
+            if not group.leases.may_write(part.partition, now):
                 _log.warning("%s: the lease of partition %d has run out", self._job.name, part.partition)
                 group.drop(part.partition)
                 continue
@@ -292,7 +290,7 @@ class JobRunner:
             write = Write(part.partition, part.next, len(part.keys), part.lost, part.at)
             group.offsets.sent(write)
             lane = self._lanes.setdefault(part.partition, deque())
-            # A task of its own: what one partition waits for is nothing to the others.
+            # A task for each: partitions do not wait for each other.
             bad = rejected.get(part.partition)
             lane.append(_Waiting(part, write, self._spawn(self._bury(bad)) if bad else None))
             if len(lane) == 1:
@@ -345,7 +343,7 @@ class JobRunner:
             del self._lanes[partition]
 
     async def _bury(self, rejected: list[Rejected]) -> int:
-        """Write the dead letters of a partition's events, as long as its lease stands; how many have no room.
+        """Write the dead letters of a partition's events while its lease holds; returns how many have no room.
 
         Raises:
             HazelcastError: At least one was not confirmed.
@@ -372,7 +370,7 @@ class JobRunner:
             each.letters.add_done_callback(partial(self._set_aside, each.write))
 
     def _set_aside(self, write: Write, letters: asyncio.Task[int]) -> None:
-        """The dead letters beside a write that was acknowledged are written, or could not be."""
+        """The dead letters that go with an acknowledged write are written, or could not be."""
         if self.group.offsets.awaits(write):
             error = HazelcastClientNotActiveError() if letters.cancelled() else letters.exception()
             if error is None:
@@ -392,7 +390,7 @@ class JobRunner:
     # ------------------------------------------------------------------ beside it
 
     async def _watch(self) -> None:
-        """Keep the figures of the lookups' copies current, and say what went wrong with writes, all in one."""
+        """Keep the figures of the lookups' copies current, and log failed writes in one line."""
         while True:
             if failures := self._failures:
                 self._failures = []
@@ -426,7 +424,7 @@ class JobRunner:
 
 
 class _Scoring:
-    """What a job does with partitions that come: events whose results stand are not scored again."""
+    """A job's `Subscriber`: skips events that already have their result."""
 
     def __init__(self, grid: Grid, record: JobRecord, stats: JobStats) -> None:
         self._grid = grid
@@ -434,18 +432,18 @@ class _Scoring:
         self._has_windows = bool(record.job.used_windows)
         self._stats = stats
 
-    async def position_at(self, partition: int, oldest: int, newest: int) -> int:
-        return await restart_position(self._grid, self._record, partition, oldest, newest)
+    async def offset_at(self, partition: int, oldest: int, newest: int) -> int:
+        return await restart_offset(self._grid, self._record, partition, oldest, newest)
 
     async def take_over(self, _lease: Lease, offset: int) -> int:
         return offset
 
     def dropped(self, partition: int) -> None:
-        """Nothing is to be done."""
+        """Do nothing."""
 
     async def look_over(self, partition: int, page: Page, origin: int) -> Page:
         job = self._record.job
-        standing = await standing_in(self._grid, job.results, partition, page, origin)
-        self._stats.skipped += len(standing)
+        scored = await scored_in(self._grid, job.results, partition, page, origin)
+        self._stats.skipped += len(scored)
         # Windows may not have them yet.
-        return page._replace(standing=standing) if self._has_windows else without(page, standing)
+        return page._replace(scored=scored) if self._has_windows else without(page, scored)

@@ -1,7 +1,7 @@
 """The scorer: one micro-batch from journal pages to result texts. Decode, features, model, result; no grid in between.
 
-One bad event harms nobody: what does not decode, or cannot be turned into features, is set aside with the reason, and
-its neighbours are scored as if it had not been there.
+A bad event harms no other: if it cannot be decoded, or turned into features, it is set aside with the reason, and its
+neighbours are scored as if it were not there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gridscore.features import EventColumns, LookupTable
     from gridscore.grid.copies import Fetcher
-    from gridscore.grid.journal import Page
+    from gridscore.grid.wire import Page
     from gridscore.group.reader import Arrival, Cursor
     from gridscore.job import Job
     from gridscore.models import LoadedModel
@@ -35,7 +35,7 @@ _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializabl
 
 @dataclass(frozen=True, slots=True)
 class ActiveModel:
-    """A model and the features as that model wants them; exchanged as one, between two batches."""
+    """A model and the features that it needs; exchanged together, between two batches."""
 
     model: LoadedModel
     plan: FeaturePlan
@@ -46,9 +46,8 @@ class PartitionBatch:
     """What one batch has for one partition: results to write, then the offset to go on from.
 
     Attributes:
-        partition: Which.
         next: The offset.
-        cursor: That read it.
+        cursor: That read its events.
         at: When the first of its pages arrived, of the grid's clock.
         lost: Events that were overwritten before they were read.
         keys: Serialized keys of the results.
@@ -77,9 +76,9 @@ class _Rows:
     keys: list[bytes] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
     spans: list[tuple[PartitionBatch, int]] = field(default_factory=list)
-    """Partitions in order, each with the number of its rows; a partition may come again."""
-    standing: list[bool] = field(default_factory=list)
-    """Of a job with windows: whether the result stands, and the event is for its windows only."""
+    """Partitions in order, each with the number of its rows; a partition may occur twice."""
+    scored: list[bool] = field(default_factory=list)
+    """Of a job with windows: whether the event has its result, and is for its windows only."""
     places: list[int] = field(default_factory=list)
     """Of a job with windows: what tells the rows apart that come through."""
 
@@ -91,7 +90,7 @@ class _Rows:
             begin += count
 
     def without(self, bad: Mapping[int, str], stage: str, rejected: list[Rejected]) -> _Rows:
-        """The rows but for some, which are rejected for the reasons given."""
+        """The rows without the bad ones, which are rejected for the reasons given."""
         if not bad:
             return self
         kept = _Rows()
@@ -104,8 +103,8 @@ class _Rows:
             kept.sequences += map(self.sequences.__getitem__, good)
             kept.keys += map(self.keys.__getitem__, good)
             kept.values += map(self.values.__getitem__, good)
-            if self.standing:
-                kept.standing += map(self.standing.__getitem__, good)
+            if self.scored:
+                kept.scored += map(self.scored.__getitem__, good)
             if self.places:
                 kept.places += map(self.places.__getitem__, good)
             for row in rows:
@@ -128,8 +127,6 @@ class Scorer:
     """Scores batches for one job.
 
     Args:
-        job: What to do.
-        revision: Of the job.
         tables: The lookup tables by name, those of mode `fetch` empty.
         fetchers: Where lookups of mode `fetch` come from, by name.
         stats: Where to count.
@@ -156,8 +153,7 @@ class Scorer:
         """Score pages.
 
         Raises:
-            HazelcastError: A lookup that is fetched per batch could not be, or states of windows; nothing has been
-                counted.
+            HazelcastError: A lookup of mode `fetch` failed, or a read of windows' states; nothing was counted.
             ModelError: The model cannot predict at all.
         """
         clock = time.thread_time_ns
@@ -251,7 +247,7 @@ class Scorer:
             begin = 0
             for batch, count in rows.spans:
                 keys, found = rows.keys[begin : begin + count], texts[begin : begin + count]
-                if rows.standing and any(stands := rows.standing[begin : begin + count]):
+                if rows.scored and any(stands := rows.scored[begin : begin + count]):
                     keys, found = (list(compress(each, map(not_, stands))) for each in (keys, found))
                 batch.keys += keys
                 batch.texts += found
@@ -268,7 +264,7 @@ class Scorer:
 
 
 def _not_finite(scores: np.ndarray[Any, Any]) -> dict[int, str]:
-    """The rows of which not every score is a number, each with the reason. No threshold can decide on such a score."""
+    """The rows with a score that is not finite, with the reason. No threshold can decide on such a score."""
     by_row = scores.reshape(len(scores), -1)
     where = np.flatnonzero(~np.isfinite(by_row).all(axis=1))
     return {
@@ -278,20 +274,20 @@ def _not_finite(scores: np.ndarray[Any, Any]) -> dict[int, str]:
 
 
 def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejected], *, marked: bool) -> None:
-    """Take the events of a page, but for those that are not JSON in the first place."""
+    """Add the events of a page, except those that are not JSON."""
     taken = _Rows(page.sequences, page.keys, page.values, [(batch, len(page.values))])
     if marked:
-        taken.standing = [position in page.standing for position in range(len(page.values))]
+        taken.scored = [position in page.scored for position in range(len(page.values))]
     foreign = {}
-    for position, number in page.foreign.items():
+    for index, number in page.foreign.items():
         kind = _FOREIGN_TYPES.get(number, f"of Hazelcast type {number}")
-        foreign[position] = f"the value is {kind}; put JSON values (HazelcastJsonValue) or JSON strings"
+        foreign[index] = f"the value is {kind}; put JSON values (HazelcastJsonValue) or JSON strings"
     taken = taken.without(foreign, "decode", rejected)
     rows.sequences += taken.sequences
     rows.keys += taken.keys
     rows.values += taken.values
     rows.spans += taken.spans
-    rows.standing += taken.standing
+    rows.scored += taken.scored
 
 
 def _try(
@@ -302,16 +298,16 @@ def _try(
     stage: str,
     *columns: np.ndarray[Any, Any],
 ) -> tuple[EventColumns, _Rows, Any]:
-    """What is computed of the events and columns; those that it cannot be computed of are rejected, one by one."""
+    """Compute something of the events and columns; events for which that fails are rejected, one by one."""
     try:
         return events, rows, compute(events, *columns)
     except Exception:
         bad: dict[int, str] = {}
-        for position in range(len(events)):
+        for row in range(len(events)):
             try:
-                compute(events.take((position,)), *(column[position : position + 1] for column in columns))
+                compute(events.take((row,)), *(column[row : row + 1] for column in columns))
             except Exception as error:  # noqa: BLE001 -- whatever it is, it must not stop the others
-                bad[position] = f"{type(error).__name__}: {error}"
+                bad[row] = f"{type(error).__name__}: {error}"
         if not bad:
             raise
     events = events.without(bad)

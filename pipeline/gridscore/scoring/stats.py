@@ -1,4 +1,4 @@
-"""What a worker counts of a job, and publishes in the grid; and what the group of a job reads."""
+"""What a worker counts of a job and publishes in the grid; and what the group of a job reads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from gridscore.job import JobRecord
 
 STAGES = ("decode", "windows", "features", "predict", "encode", "write")
+_COUNTERS = (
+    "events",
+    "batches",
+    "lost",
+    "regressions",
+    "skipped",
+    "late",
+    "rescued",
+    "rescans",
+    "rebalances",
+    "taken",
+    "given",
+)
+_PLAIN = (*_COUNTERS, "partitions", "committed_at", "version", "quality")
+"""What a worker's record holds as it is here."""
 
 _LATENCY_WRITES = 2_048
 _LATENCY_SECONDS = 10.0
@@ -24,16 +39,15 @@ class JobStats(GroupStats):
     """Counters of one job in one worker, since it began.
 
     Attributes:
-        batches: Micro-batches.
-        skipped: Events whose results stood already when they were read a second time.
+        skipped: Events that already had their result when they were read a second time.
         late: Events that were too late to count in windows.
         stage_ns: CPU nanoseconds of the event loop's thread, by stage.
-        version: Version of the model in use, 0 if none.
-        model_error: Why a newer version is not in use, empty if it is.
-        lookup_error: Why a lookup map cannot be copied, or not anew, empty if it can.
-        copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and what is wrong with the last,
-            and events that had no entry since the model went live.
-        quality: What was missing in the last events, see `QualityCounter.to_json`.
+        version: Of the model in use, 0 if none.
+        model_error: Why a newer version is not in use; empty if it is.
+        lookup_error: Why a lookup map cannot be copied, or loaded again; empty if it can.
+        copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and the error of the last one,
+            and events without an entry since the model went live.
+        quality: What was missing in the last events; see `QualityCounter.to_json`.
     """
 
     batches: int = 0
@@ -48,11 +62,11 @@ class JobStats(GroupStats):
     _latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LATENCY_WRITES))
 
     def wrote(self, arrived_at: float, now: float) -> None:
-        """A write was acknowledged, of events that had arrived at `arrived_at`."""
+        """A write was acknowledged; its events had arrived at `arrived_at`."""
         self._latencies.append((now, now - arrived_at))
 
     def latency_ms(self, now: float) -> dict[str, float]:
-        """From arrival to acknowledgement, of the latest writes; empty if there were none lately."""
+        """From arrival to acknowledgement, over the latest writes; empty if there were none lately."""
         latest = [latency * 1000 for at, latency in self._latencies if now - at < _LATENCY_SECONDS]
         if not latest:
             return {}
@@ -62,28 +76,14 @@ class JobStats(GroupStats):
     def to_json(self, now: float) -> dict[str, Any]:
         """For the worker's record; `now` is of the grid's clock."""
         return {
-            "events": self.events,
+            **{name: getattr(self, name) for name in _PLAIN},
             "dead_letters": self.dead,
-            "batches": self.batches,
             "rate": round(self.rate(), 1),
-            "lost": self.lost,
-            "regressions": self.regressions,
-            "skipped": self.skipped,
-            "late": self.late,
-            "rescued": self.rescued,
-            "rescans": self.rescans,
-            "partitions": self.partitions,
-            "rebalances": self.rebalances,
-            "taken": self.taken,
-            "given": self.given,
-            "committed_at": self.committed_at,
             "latency_ms": self.latency_ms(now),
-            "version": self.version,
             "model_error": self.model_error[:MOST_SHOWN],
             "lookup_error": self.lookup_error[:MOST_SHOWN],
             "stage_us_per_event": {s: round(ns / 1000 / max(self.events, 1), 3) for s, ns in self.stage_ns.items()},
             "lookups": self.copies,
-            "quality": self.quality,
         }
 
 

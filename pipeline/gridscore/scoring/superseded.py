@@ -1,11 +1,11 @@
-"""Dead letters that are none any more: the event has its result by now, or a newer event under its key has.
+"""Dead letters that are superseded: the event, or a newer one under its key, has a result by now.
 
-A restart from the oldest scores an event again that could not be scored before, and does not know of its dead letter.
-So the worker that holds the first partition of a job looks, now and then, what stands under their keys:
+A restart from the oldest scores events again, without knowing of their dead letters. So the worker that holds the first
+partition of a job looks for results under their keys once a minute:
 
-- If it is the result of the very event, the dead letter is removed.
-- If it is that of a newer event of the key, nobody needs the older one any more, but somebody may want to know why it
-  failed: its dead letter is marked in lists, and removed after a day.
+- If it is the result of the same event, the dead letter is removed.
+- If it is that of a newer event, somebody may still want to know why the older one failed: its dead letter is marked in
+  lists, and removed after a day.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gridscore.errors import GridError
 from gridscore.grid import transport, wire
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of
-from gridscore.scoring.standing import results_of
+from gridscore.scoring.prior_results import origins_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gridscore.dead_letters.letters import DeadLetter
     from gridscore.grid import Grid
     from gridscore.job import Job
-    from gridscore.scoring.standing import ResultOrigin
+    from gridscore.scoring.prior_results import ResultOrigin
 
 _log = logging.getLogger(__name__)
 
@@ -41,18 +41,14 @@ KEEP_SECONDS = 86_400.0
 
 
 class By(Enum):
-    """What has its result instead of a dead letter."""
+    """Which event has a result."""
 
     ITSELF = "scored by now"
     NEWER = "a newer event of its key is scored"
 
 
 async def superseded(grid: Grid, job: Job, letters: Iterable[DeadLetter]) -> dict[str, By]:
-    """Those of a job's dead letters that are none any more, by ID.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """The superseded ones among a job's dead letters, by ID."""
     by_partition: dict[int, list[tuple[bytes, DeadLetter]]] = {}
     for dead in letters:
         key = dead.key_bytes
@@ -60,9 +56,9 @@ async def superseded(grid: Grid, job: Job, letters: Iterable[DeadLetter]) -> dic
             by_partition.setdefault(dead.partition, []).append((key, dead))
     found: dict[str, By] = {}
     for partition, some in by_partition.items():
-        results = await results_of(grid, job.results, partition, [key for key, _ in some])
+        results = await origins_of(grid, job.results, partition, [key for key, _ in some])
         later = [(key, dead, results[key]) for key, dead in some if key in results and _is_later(results[key], dead)]
-        # One that was put back, or found in the map by a rescan, has another sequence than when it failed.
+        # An event that was put back, or that a rescan found in the map, has another sequence than when it failed.
         events = await values_of(grid, job.events, partition, [key for key, *_ in later])
         for key, dead, result in later:
             same = result.sequence == dead.sequence or payload(events.get(key, b"")) == dead.raw_bytes
@@ -71,16 +67,14 @@ async def superseded(grid: Grid, job: Job, letters: Iterable[DeadLetter]) -> dic
 
 
 def _is_later(result: ResultOrigin, dead: DeadLetter) -> bool:
-    """Whether a result was made after an event was rejected, and not of an older one."""
+    """Whether a result was made after an event was rejected, and not from an older one."""
     return result.scored_at >= dead.at_ms > 0 and (result.sequence == -1 or result.sequence >= dead.sequence)
 
 
 class Superseded:
-    """Removes the dead letters of a job that are none any more, in the worker that holds its first partition.
+    """Removes the superseded dead letters of a job, in the worker that holds its first partition.
 
     Args:
-        grid: The connection.
-        job: The job.
         held: Partitions that this worker may write for now.
     """
 
@@ -102,11 +96,7 @@ class Superseded:
                 _log.warning("%s: looking through the dead letters failed, trying again: %s", self._job.name, error)
 
     async def round(self) -> int:
-        """Look once; returns how many dead letters were removed.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """Look once; returns how many dead letters were removed."""
         removed, now = 0, time.time() * 1000
         async for partition, entries in walk_entries(self._grid, self._job.name):
             letters = {dead.id: (key, value, dead) for key, value, dead in entries if dead is not None}
@@ -121,17 +111,6 @@ class Superseded:
 
 
 async def remove_same(grid: Grid, name: str, partition: int, key: bytes, value: bytes) -> bool:
-    """Remove a dead letter if it has not changed; whether it had not.
-
-    Args:
-        grid: The connection.
-        name: Of the job, source or sink.
-        partition: Of the dead-letter map.
-        key: Serialized.
-        value: Serialized, as it was read.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Remove a dead letter, given serialized key and value, if it has not changed; whether it had not."""
     message = wire.encode_remove_if_same(map_of(name), key, value)
     return bool(await transport.invoke(grid.client, message, partition, wire.decode_remove_if_same))

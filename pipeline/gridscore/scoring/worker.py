@@ -1,4 +1,4 @@
-"""The worker: a process that finds submitted jobs and scores for them, until it is told to stop."""
+"""The worker: finds submitted jobs and scores for them until it is told to stop."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from gridscore.errors import (
     UsageError,
 )
 from gridscore.grid import transport
-from gridscore.grid.watches import NET_SECONDS
+from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.group.fence import Fence
 from gridscore.group.leases import LEASE_SECONDS
-from gridscore.group.members import PUBLISH_SECONDS, Members, Membership, new_identity
+from gridscore.group.members import PUBLISH_SECONDS, Members, Membership, new_identity, registered
 from gridscore.job import JobRecord, Jobs, JobState
 from gridscore.job.life import WANTED
 from gridscore.scoring.live_model import LoadedModels
@@ -40,11 +40,10 @@ _log = logging.getLogger(__name__)
 
 STOP_SECONDS = 3.0
 CRASHES, CRASH_SECONDS = 3, 60.0
-"""A job that meets so many errors of unknown kinds in one worker within this time is FAILED."""
+"""A job with this many unexpected errors in one worker within this time is FAILED."""
 
-_RETRY_SECONDS = 0.5
 MOST_ORPHANED = 100
-"""Jobs of a cluster that was replaced which a worker's record names."""
+"""How many jobs of a replaced cluster a worker's record names."""
 
 PERMANENT = (
     JobError,
@@ -54,7 +53,7 @@ PERMANENT = (
     UnsupportedClientError,
     UsageError,
 )
-"""Errors that trying again does not heal: the job is FAILED. After any other, it is started again."""
+"""Errors that a retry does not heal: the job is FAILED. After any other, it is started again."""
 
 
 @dataclass(slots=True)
@@ -69,11 +68,11 @@ class Worker:
 
     Args:
         grid: The connection; it stays open afterwards.
-        jobs: Names of the jobs to score for; all if None.
+        jobs: Names of the jobs to score for; default: all.
         lease_seconds: How long partitions of a killed worker wait for a new owner.
 
     Raises:
-        UsageError: No worker can live with so short or so long a lease.
+        UsageError: The lease is too short or too long.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class Worker:
         if self._main is not None:
             self._main.cancel()
             (ended,) = await asyncio.gather(self._main, return_exceptions=True)
-            # It ended before it was told to. What goes wrong in the caller's block comes first.
+            # It ended before it was told to; an error in the caller's block comes first.
             if isinstance(ended, Exception) and kind is None:
                 raise ended
 
@@ -117,10 +116,11 @@ class Worker:
 
     async def run(self) -> None:
         """Find jobs and score for them until cancelled; then stop them cleanly."""
-        # What the system holds for a member that cannot be reached must not be delivered after the lease.
+        # What the system holds for an unreachable member must not be delivered after the lease.
         transport.hold_at_most(self._grid.client, self._fence.hold)
         try:
-            await self._watch()
+            self._stop_watching = await registered(self._grid, lambda: self._jobs.watch(self._changed.set))
+            await self._membership.watch()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_jobs())
                 tasks.create_task(self._membership.run())
@@ -128,21 +128,6 @@ class Worker:
             raise failures.exceptions[0] from None
         finally:
             await asyncio.shield(self._stop())
-
-    async def _watch(self) -> None:
-        """Register the listeners, however often the connection breaks meanwhile."""
-        while True:
-            try:
-                if self._stop_watching is None:
-                    self._stop_watching = await self._jobs.watch(self._changed.set)
-                await self._membership.watch()
-            except HazelcastError as error:
-                if not self._grid.is_running:
-                    raise
-                _log.warning("Watching jobs and workers failed, trying again: %s", error, extra={"action": "retry"})
-                await asyncio.sleep(_RETRY_SECONDS)
-            else:
-                return
 
     async def _follow_jobs(self) -> None:
         while True:
@@ -155,20 +140,20 @@ class Worker:
                     raise
                 _log.warning("Looking for jobs failed, trying again: %s", error, extra={"action": "retry"})
             try:
-                async with asyncio.timeout(NET_SECONDS if settled else PUBLISH_SECONDS):
+                async with asyncio.timeout(READ_ANYWAY_SECONDS if settled else PUBLISH_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
                 pass
 
     def _replaced(self) -> None:
-        """The cluster is another one: nothing of what runs may go on, even if that has jobs of the same names."""
+        """Another cluster has replaced ours: nothing may go on, even if that one has jobs of the same names."""
         self._orphaned |= set(self._running)
         for name in list(self._running):
             self._cancel(name)
         self._changed.set()
 
     async def _reconcile(self) -> bool:
-        """Start, stop and restart runners so that they are what the job records want; whether all of them score."""
+        """Start, stop and restart runners as the job records demand; whether all of them score."""
         records = await self._jobs.all()
         self._orphaned -= {record.name for record in records}
         wanted = {
@@ -183,7 +168,7 @@ class Worker:
         ]
         if over:
             await self._end(over, {record.name: record for record in records})
-            self._changed.set()  # what was read before is old by now
+            self._changed.set()  # `records` is old by now
             return False
         for name, record in wanted.items():
             if name not in self._running:
@@ -211,7 +196,7 @@ class Worker:
     def _started(self, record: JobRecord) -> None:
         self._note(record, JobState.RUNNING)
         _log.info(
-            "%s: holds its first partitions, %.1f s after this process was started",
+            "%s: holds its first partitions, %.1f s after the start of this process",
             record.name,
             age(),
             extra={"action": "first_partitions", "job": record.name},
@@ -227,11 +212,11 @@ class Worker:
             _log.error("%s: failed: %s", name, error, extra={"action": "job_failed"})
             self._note(record, JobState.FAILED, str(error))
         except (HazelcastError, GridscoreError) as error:
-            # The cluster, not the job: the next look at the records starts it again.
+            # It is the cluster's trouble, not the job's: the next look at the records starts it again.
             _log.warning("%s: interrupted: %s", name, error, extra={"action": "job_interrupted"})
         except Exception as error:  # noqa: BLE001 -- whatever it is, it ends this job and not the others
             _log.exception("%s: failed", name, extra={"action": "job_failed"})
-            # It may be this worker's own trouble, and FAILED ends the job for all: so not at once.
+            # It may be this worker's own trouble, and FAILED ends the job for all, so not at once.
             now = self._grid.clock()
             crashes = self._crashes[name] = [at for at in self._crashes.get(name, []) if now - at < CRASH_SECONDS]
             crashes.append(now)
@@ -240,7 +225,7 @@ class Worker:
         finally:
             if (running := self._running.get(name)) is not None and running.runner is runner:
                 del self._running[name]
-                # Unless it has failed, it is started again; but not at once.
+                # Unless it has failed, it is started again a little later.
                 asyncio.get_running_loop().call_later(PUBLISH_SECONDS, self._changed.set)
 
     def _note(self, record: JobRecord, state: JobState, error: str = "") -> None:
@@ -255,7 +240,7 @@ class Worker:
         task.add_done_callback(self._notes.discard)
 
     async def _end(self, names: Sequence[str], records: Mapping[str, JobRecord]) -> None:
-        # To wait does not cancel them a second time, should we be told to stop meanwhile: they are giving things back.
+        # If we are told to stop meanwhile, `wait` does not cancel them again: they are giving things back.
         await asyncio.wait([self._cancel(name) for name in names])
         for name in names:
             record = records.get(name)
@@ -265,7 +250,7 @@ class Worker:
             _log.info("%s: stopped, %s", name, why, extra={"action": "job_stop", "job": name})
 
     def _cancel(self, name: str) -> asyncio.Task[None]:
-        """Let a job go; it is among those that are ending until it has."""
+        """Stop a job; it is in `_ending` until it has ended."""
         task = self._running.pop(name).task
         task.cancel()
         self._ending.add(task)
@@ -276,7 +261,7 @@ class Worker:
         return {name: running.runner.group for name, running in self._running.items()}
 
     def _says(self) -> dict[str, Any]:
-        """What its record says of this worker's jobs."""
+        """What this worker's record says of its jobs."""
         return {
             "orphaned": sorted(self._orphaned)[:MOST_ORPHANED],
             "groups": [name for name, running in self._running.items() if running.runner.has_joined],
@@ -287,7 +272,7 @@ class Worker:
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 if self._grid.is_running:
-                    await self._membership.leave()
+                    await self._members.leave()
                     if self._stop_watching is not None:
                         await self._stop_watching()
         except (HazelcastError, TimeoutError) as error:

@@ -1,4 +1,4 @@
-"""Tells a sink which partitions come and go, many at a time, and never while it delivers."""
+"""A sink as the `Subscriber` of its group: it hears of partitions many at a time, and never while it delivers."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
+    from gridscore.grid.wire import Page
     from gridscore.group.leases import Lease
 
 _GATHER_SECONDS = 0.02
-"""Leases are granted one by one, a moment apart: so long, and a sink hears of all of them at once."""
+"""Leases are granted one by one, a moment apart; after this pause, the sink hears of all of them at once."""
 
 
 class _Coming(NamedTuple):
     lease: Lease
     offset: int
-    position: asyncio.Future[int]
+    known: asyncio.Future[int]
 
 
 class PartitionChanges:
-    """Partitions that come and go, in order.
+    """Partitions that come and go, in order. Whatever may have been delivered before is delivered again.
 
     Args:
-        taken: Tells the sink of partitions that came; gives the positions that it knows better.
+        taken: Tells the sink of partitions that came; returns the offsets that it knows better.
         dropped: Tells the sink of partitions that went.
     """
 
@@ -40,18 +41,25 @@ class PartitionChanges:
         self._told: set[int] = set()
         self._some = asyncio.Event()
 
+    async def offset_at(self, _partition: int, _oldest: int, newest: int) -> int:
+        """The journal's end."""
+        return newest + 1
+
+    async def look_over(self, _partition: int, page: Page, _origin: int) -> Page:
+        """The whole page."""
+        return page
+
     async def take_over(self, lease: Lease, offset: int) -> int:
-        """Returns when the sink has been told of a partition: where to read it from."""
-        there = _Coming(lease, offset, asyncio.get_running_loop().create_future())
-        self._coming[lease.partition] = there
+        """The offset to read a partition from, once the sink was told of it."""
+        coming = self._coming[lease.partition] = _Coming(lease, offset, asyncio.get_running_loop().create_future())
         self._some.set()
-        return await there.position
+        return await coming.known
 
     def dropped(self, partition: int) -> None:
         """A partition went."""
-        there = self._coming.pop(partition, None)
-        if there is not None and not there.position.done():
-            there.position.set_result(there.offset)  # whoever waits sees that it is no longer held
+        coming = self._coming.pop(partition, None)
+        if coming is not None and not coming.known.done():
+            coming.known.set_result(coming.offset)  # `take_over` returns, and the group sees that it is no longer held
         if partition in self._told:
             self._told.discard(partition)
             self._going.add(partition)
@@ -73,8 +81,8 @@ class PartitionChanges:
                 self._told.update(coming)
                 known = await self._tell_taken({partition: each.lease.before for partition, each in coming.items()})
                 for partition, each in coming.items():
-                    if not each.position.done():
-                        each.position.set_result(max(each.offset, known.get(partition, each.offset)))
+                    if not each.known.done():
+                        each.known.set_result(max(each.offset, known.get(partition, each.offset)))
 
     async def tell_dropped(self) -> None:
         """Tell the sink of what went."""

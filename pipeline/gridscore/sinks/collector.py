@@ -10,6 +10,7 @@ import msgspec
 
 from gridscore.dead_letters.letters import Rejected
 from gridscore.grid import transport
+from gridscore.grid.cutting import STRING
 from gridscore.sinks.base import Delivered
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from gridscore.group.reader import Arrival, Cursor
 
 COLLECTED_BYTES = 64 * 1024 * 1024
-"""Bytes of results that wait for their delivery at most, however long it takes to fill it."""
+"""The most bytes of results that wait for their delivery, however long it takes to fill it."""
 
-_STRING = (-11).to_bytes(4, "big", signed=True)
+_STRING = STRING.to_bytes(4, "big", signed=True)
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _text = msgspec.json.Encoder().encode
@@ -34,13 +35,13 @@ class Part:
     Attributes:
         cursor: That read it.
         at: When the first of its pages arrived, of the grid's clock.
-        next: Sequence to go on from.
+        next: The offset to commit when this is delivered.
         lost: Results that were overwritten before they were read.
         results: To deliver, in order.
         keys: Serialized key of each.
-        rejected: What is not a result.
-        filtered: How many are not to be delivered.
-        rescued: Pages that a rescan put in.
+        rejected: Entries that are not results.
+        filtered: How many were filtered out.
+        rescued: Pages that a rescan inserted.
     """
 
     cursor: Cursor
@@ -55,9 +56,9 @@ class Part:
 
 
 def cut(parts: Mapping[int, Part], most: int) -> tuple[dict[int, Part], dict[int, Part]]:
-    """The first so many results of what is to be delivered, and the rest; those of each partition stay in order.
+    """The first so many results, and the rest; those of each partition stay in order.
 
-    What a rescan has put in is not cut, and so may be more: it is done, or not, as a whole.
+    The pages of a rescan are not cut, so there may be more: a rescan is done as a whole, or not.
     """
     first: dict[int, Part] = {}
     rest: dict[int, Part] = {}
@@ -69,7 +70,7 @@ def cut(parts: Mapping[int, Part], most: int) -> tuple[dict[int, Part], dict[int
         elif room > 0:
             done = part.results[:room]
             following = min(part.next, done[-1].sequence + 1)
-            # What an offset covers goes with it.
+            # Rejected entries go with the offset that covers them.
             before = [each for each in part.rejected if each.sequence < following]
             after = [each for each in part.rejected if each.sequence >= following]
             first[partition] = replace(
@@ -86,9 +87,8 @@ class Collector:
     """Results that have been read and wait to be delivered.
 
     Args:
-        grid: The connection.
         only: Deliver only results with these values.
-        is_current: Whether what a cursor has read may be delivered still.
+        is_current: Whether what a cursor has read may still be delivered.
     """
 
     def __init__(self, grid: Grid, only: Mapping[str, str], is_current: Callable[[Cursor], bool]) -> None:
@@ -96,13 +96,13 @@ class Collector:
         self._only = list(only.items())
         self._is_current = is_current
         self._pages: deque[Arrival] = deque()
-        self._begun = 0  # entries of the first page that earlier deliveries have had
+        self._begun = 0  # entries of the first page that were in earlier deliveries
         self._entries = 0
         self._bytes = 0
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing."""
+        """Whether nothing waits."""
         return not self._pages
 
     def room(self, most: int) -> int:
@@ -117,7 +117,7 @@ class Collector:
             self._bytes += arrival.page.size
 
     def take(self, most: int) -> dict[int, Part]:
-        """What is to be delivered next, by partition: results for a delivery of so many; fewer if many are filtered."""
+        """The next delivery, by partition: so many results, or fewer if many are filtered out."""
         parts: dict[int, Part] = {}
         count = 0
         while self._pages and count < most:
@@ -144,8 +144,8 @@ class Collector:
     def _decode(self, part: Part, arrival: Arrival, begin: int, end: int) -> None:
         page, partition, epoch, only = arrival.page, arrival.partition, part.cursor.epoch, self._only
         add, add_key = part.results.append, part.keys.append
-        for position in range(begin, end):
-            key, text, sequence = page.keys[position], page.values[position], page.sequences[position]
+        for index in range(begin, end):
+            key, text, sequence = page.keys[index], page.values[index], page.sequences[index]
             try:
                 value = _decode(text)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -158,7 +158,7 @@ class Collector:
             add(Delivered(self._plain(key), text, value, partition, sequence, epoch))
             add_key(key)
         whole = end == len(page.keys)
-        if page.first == page.next:  # of a rescan: it moves no offset, but what came before it has
+        if page.first == page.next:  # of a rescan: it moves no offset itself
             part.next = max(part.next, page.next)
             part.rescued += whole
         else:
@@ -169,11 +169,11 @@ class Collector:
             if key[4:8] == _STRING:
                 return key[12:].decode()
             found = transport.to_object(self._client, key)
-        except Exception:  # noqa: BLE001 -- whatever the client cannot read is known by its bytes
+        except Exception:  # noqa: BLE001 -- what the client cannot read is known by its bytes
             return key.hex()
         return found if isinstance(found, str | int | float) and not isinstance(found, bool) else key.hex()
 
 
 def _as_text(value: Any) -> str:
-    """A value as one writes it in a filter: texts as they are, all else as JSON has it."""
+    """A value as it is written in a filter: strings as they are, all else as JSON."""
     return value if isinstance(value, str) else _text(value).decode()

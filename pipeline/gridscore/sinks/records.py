@@ -1,4 +1,4 @@
-"""The sinks of a cluster: what each reads and to where it delivers, as the first of its processes said."""
+"""The sinks of a cluster: what each reads and where it delivers, as its first process wrote."""
 
 from __future__ import annotations
 
@@ -22,39 +22,48 @@ if TYPE_CHECKING:
 PROCESSES_MAP = "gridscore.sink-processes"
 
 ERAS_MAP = "gridscore.eras"
-"""Control map that says since when the cluster has what it has: gone when a cluster has lost everything."""
+"""Control map with the time since when the cluster has its content: it is gone when a cluster has lost everything."""
 
 _ATTEMPTS = 5
 
 
 def group_of(name: str) -> str:
-    """Name of a sink's group; no job can be called so."""
+    """Name of a sink's group, which no job can have."""
     return f"sink:{name}"
 
 
 def subscription_of(name: str, settings: SinkSettings) -> Subscription:
     """What the group of a sink reads."""
-    again = "The same command, given again,"
     return Subscription(
         group_of(name),
         settings.results,
         settings.start,
         settings.on_loss,
-        again=again,
-        # A destination outlives the grid: what comes after a cluster has lost everything must not look older there.
+        again="The same command, given again,",
+        # A destination outlives the grid: results from after a total loss must not look older there.
         epochs_by_time=True,
     )
 
 
 class Era(msgspec.Struct, frozen=True):
-    """What the record of a cluster's beginning holds: when that was, in milliseconds since 1970."""
+    """The record of a cluster's beginning, in milliseconds since 1970."""
 
     since: Count
 
 
-class _Value(msgspec.Struct, frozen=True):
-    """What a record holds; see `SinkRecord`."""
+class SinkRecord(msgspec.Struct, frozen=True):
+    """What the grid knows of a sink.
 
+    Attributes:
+        map: The result map.
+        start: Where it began: `oldest` or `latest`.
+        created_at: When its first process was started, RFC 3339.
+        error: Why a process has stopped for good, if none has been opened since.
+        failed_at: When that was, RFC 3339; empty without an error.
+        to: Where it delivers.
+    """
+
+    name: str
     kind: Word
     map: Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]
     start: Word = ""
@@ -63,42 +72,18 @@ class _Value(msgspec.Struct, frozen=True):
     failed_at: Word = ""
     to: Word = ""
 
-
-@dataclass(frozen=True, slots=True)
-class SinkRecord:
-    """What the grid knows of a sink.
-
-    Attributes:
-        name: Of the sink.
-        kind: Of the sink.
-        map: The result map.
-        start: Where it began: `oldest` or `latest`.
-        created_at: When its first process was started, RFC 3339.
-        error: Why a process has stopped for good, if none has been opened since.
-        failed_at: When that was, RFC 3339; empty if there is no such error.
-    """
-
-    name: str
-    kind: str
-    map: str
-    start: str
-    created_at: str
-    error: str = ""
-    failed_at: str = ""
-
     @classmethod
     def from_record(cls, record: Record) -> SinkRecord:
-        """The typed form of a control record.
+        """The sink in a control record.
 
         Raises:
             ValueError: It is not valid.
         """
-        value = msgspec.convert(record.value, _Value)
-        return cls(record.key, value.kind, value.map, value.start, value.created_at, value.error, value.failed_at)
+        return msgspec.convert({**record.value, "name": record.key}, cls)
 
     @property
     def subscription(self) -> Subscription:
-        """What its group reads, as far as its lag is concerned."""
+        """What its group reads, as far as its lag needs it."""
         return Subscription(group_of(self.name), self.map, "latest" if self.start == "latest" else "oldest", "continue")
 
 
@@ -107,8 +92,6 @@ async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> 
 
     Raises:
         UsageError: Its name is that of a job or a source, or of a sink that does something else.
-        GridError: The record could not be written.
-        HazelcastError: The cluster did not answer.
     """
     owner = await owner_of(grid, name)
     if owner not in (None, "sink"):
@@ -141,17 +124,12 @@ async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> 
 
 
 async def note_failure(grid: Grid, name: str, error: str) -> None:
-    """Write down why a process of a sink has stopped for good; with an empty error, that one was opened again.
-
-    Raises:
-        GridError: The record could not be written.
-        HazelcastError: The cluster did not answer.
-    """
+    """Write down why a process of a sink has stopped for good; an empty error removes that."""
     records = Records(grid, SINKS_MAP)
     for _ in range(_ATTEMPTS):
         record = await records.get(name)
         if record is None or not (error or record.value.get("error")):
-            return  # forgotten meanwhile, or nothing to take back
+            return  # forgotten meanwhile, or nothing to remove
         value = {key: each for key, each in record.value.items() if key not in ("error", "failed_at")}
         if error:
             value |= {"error": error[:1000], "failed_at": _now()}
@@ -161,20 +139,12 @@ async def note_failure(grid: Grid, name: str, error: str) -> None:
 
 
 async def all_sinks(grid: Grid) -> list[SinkRecord]:
-    """The sinks that were ever started, and not forgotten, by name.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """The sinks that were started and not forgotten, by name."""
     return [sink for _, sink in sorted((await Records(grid, SINKS_MAP).read(SinkRecord.from_record)).items())]
 
 
 async def find_sink(grid: Grid, name: str) -> SinkRecord | None:
-    """The sink of that name, or None.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """The sink of that name, or None."""
     record = await Records(grid, SINKS_MAP).get(name)
     return None if record is None else SinkRecord.from_record(record)
 
@@ -184,13 +154,14 @@ def _now() -> str:
 
 
 def default_name(kind: str, map_name: str) -> str:
-    """What a sink is called that was not given a name: after its kind and its map."""
+    """The name of a sink that was not given one: from its kind and its map."""
     return f"{kind}-{map_name.replace(':', '-')}"[:64]
 
 
 STARTING, DELIVERING, WAITING, PAUSED = "starting", "delivering", "waiting", "paused"
 """States of a process: it opens its destination, delivers, waits until its destination can be reached again, or pauses
 because there is no room for dead letters."""
+_COUNTERS = ("deliveries", "filtered", "interruptions", "lost", "regressions", "rescued", "rescans", "rebalances")
 
 
 @dataclass(slots=True)
@@ -198,11 +169,9 @@ class SinkStats(GroupStats):
     """Counters of one process of a sink, since it began.
 
     Attributes:
-        state: `starting`, `delivering`, `waiting` or `paused`.
         error: Why it waits or pauses; empty if it does not.
-        deliveries: Made.
-        filtered: Results that were not to be delivered.
-        interruptions: Times that a destination could not be reached.
+        filtered: Results that were filtered out.
+        interruptions: How often its destination could not be reached.
     """
 
     state: str = STARTING
@@ -214,19 +183,9 @@ class SinkStats(GroupStats):
     def to_json(self) -> dict[str, Any]:
         """For the process's record."""
         return {
-            "state": self.state,
+            **{name: getattr(self, name) for name in ("state", *_COUNTERS, "partitions", "committed_at")},
             "error": self.error[:MOST_SHOWN],
             "delivered": self.events,
             "rate": round(self.rate(), 1),
-            "deliveries": self.deliveries,
-            "filtered": self.filtered,
             "dead_letters": self.dead,
-            "interruptions": self.interruptions,
-            "lost": self.lost,
-            "regressions": self.regressions,
-            "rescued": self.rescued,
-            "rescans": self.rescans,
-            "partitions": self.partitions,
-            "rebalances": self.rebalances,
-            "committed_at": self.committed_at,
         }

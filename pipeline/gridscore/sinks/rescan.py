@@ -1,7 +1,7 @@
-"""Rescans of a sink: what the map holds of a partition is delivered once more, when its journal has lost some of it.
+"""Rescans of a sink: when a partition's journal has lost results, all that the map has of it are delivered once more.
 
-What is found is as new as the journal's end was when the map was looked at, and is delivered under that sequence:
-whatever was lost before is older, and whatever is written from then on has its own, later turn in the journal.
+They are delivered under the sequence of the journal's end at the time: lost results are older, and later ones have
+their own, later turn in the journal.
 """
 
 from __future__ import annotations
@@ -28,13 +28,10 @@ _WAIT_SECONDS = 0.1
 
 
 class DeliverAgain:
-    """Puts what the map holds of a partition behind what has arrived of it.
+    """Appends what the map has of a partition to what has arrived of it.
 
     Args:
-        grid: The connection.
         map_name: The result map.
-        group: That holds the partitions.
-        stats: Where to count.
     """
 
     def __init__(self, grid: Grid, map_name: str, group: Group, stats: SinkStats) -> None:
@@ -46,22 +43,21 @@ class DeliverAgain:
         self._delivered: Counter[Cursor] = Counter()
 
     def delivered(self, cursor: Cursor, pages: int) -> None:
-        """So many pages of a rescan have been delivered."""
+        """So many pages of a rescan were delivered."""
         self._delivered[cursor] += pages
 
     async def rescan(self, partition: int) -> None:
-        """Return when everything that the map holds of a partition has been delivered.
+        """Return when everything that the map has of a partition was delivered.
 
         Raises:
             NotNowError: It is no longer ours.
-            HazelcastError: The cluster did not answer.
         """
         reader = self._group.reader
         cursor = reader.cursor(partition)
         if cursor is None:
             raise NotNowError
         put, before = 0, self._delivered[cursor]
-        # What is written meanwhile has its own turn, and must not be followed by what was found under its key.
+        # A result that is written meanwhile has its own turn; what was found under its key must not follow it.
         with reader.note_keys(partition) as arrived:
             _, newest = await self._journal.bounds(partition)
             async with aclosing(walk(self._grid, self._map_name, partition, _PAGE)) as pages:
@@ -78,7 +74,7 @@ class DeliverAgain:
         del self._delivered[cursor]
 
     async def _wait(self, cursor: Cursor, pages: int) -> None:
-        """Return when so many pages have been delivered."""
+        """Return when this many pages were delivered."""
         while self._delivered[cursor] < pages:
             if not self._group.reader.is_current(cursor):
                 del self._delivered[cursor]

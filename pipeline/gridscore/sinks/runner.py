@@ -1,15 +1,15 @@
 """One process of a sink: takes results from the journals of its partitions, and has them delivered.
 
-Which partitions it has is its group's affair, as in scoring. The way of a delivery, in order:
+The group decides which partitions it has, as in scoring. The way of a delivery, in order:
 
-1. *Collect* what has arrived: what is there, or as much as the sink wants at once (`collector`).
-2. *Check* that the lease of each partition still stands; drop those that do not, undelivered.
-3. *Deliver*. A destination that is away is tried again, with growing pauses, for as long as the leases stand; they are
-   renewed meanwhile. Between two attempts nothing is under way, and a partition can be given back. A destination that
-   is too slow to take it all while the leases stand gets it in smaller parts.
-4. *Set aside* what is refused: to the dead letters of the sink.
-   When there are as many as there may be, nothing more is delivered until some are replayed or removed.
-5. Only then the offsets may be *committed*; the group does this once a second.
+1. *Collect* what has arrived, up to as much as the sink wants at once (`collector`).
+2. *Check* the lease of each partition; drop those whose lease has ended, undelivered.
+3. *Deliver*. A destination that is away is tried again, with growing pauses, for as long as the leases hold; they are
+   renewed meanwhile. Between two attempts nothing is under way, so a partition can be given back. A destination that is
+   too slow to take all of it within the leases gets it in smaller parts.
+4. *Set aside* what is refused, in the sink's dead letters. At their limit, nothing more is delivered until some are
+   replayed or removed.
+5. Only then may the offsets be *committed*; the group does this once a second.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.dead_letters.letters import Rejected, letter
 from gridscore.dead_letters.writer import COUNT_SECONDS, LetterWriter, Limits
-from gridscore.errors import ClusterReplacedError, ConnectionFailedError, GridError, GridscoreError, first_of
+from gridscore.errors import ClusterReplacedError, GridscoreError, first_of
 from gridscore.grid import transport
 from gridscore.group.fence import Fence
 from gridscore.group.group import Group
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from gridscore.grid import Grid
-    from gridscore.grid.journal import Page
-    from gridscore.group.leases import Lease
     from gridscore.job.plugs.base import SinkSettings
     from gridscore.sinks.base import Refused, Sink
     from gridscore.sinks.collector import Part
@@ -70,7 +68,6 @@ LOOK_SECONDS = 10.0
 """Pause between two looks at a destination to which nothing is sent."""
 STOP_SECONDS = 3.0
 CLOSE_SECONDS = 3.0
-_RETRY_SECONDS = 0.5
 
 
 class SinkRunner:
@@ -78,20 +75,12 @@ class SinkRunner:
 
     Args:
         grid: The connection; it stays open afterwards.
-        name: Of the sink.
-        kind: Of the sink.
-        settings: What to deliver.
         make: Makes the sink; called anew for every attempt to open it.
         hidden: What errors must not show.
         lease_seconds: How long partitions of a killed process wait for a new owner.
 
     Attributes:
-        id: Identity of this process.
-        name: Of the sink.
-        kind: Of the sink.
         map: The result map.
-        stats: What it has done.
-        group: Its part in the group.
     """
 
     def __init__(
@@ -118,8 +107,8 @@ class SinkRunner:
         members = Members(grid, self.id, PROCESSES_MAP, seconds=lease_seconds)
         self._members = members
         subscription = subscription_of(name, settings)
-        self._moves = PartitionChanges(self._taken, self._dropped)
-        self.group = Group(grid, subscription, _Delivering(self._moves), members, self.stats, seconds=lease_seconds)
+        self._changes = PartitionChanges(self._taken, self._dropped)
+        self.group = Group(grid, subscription, self._changes, members, self.stats, seconds=lease_seconds)
         self._membership = Membership(grid, members, self._says, lambda: {subscription.group: self.group})
         self._again = DeliverAgain(grid, settings.results, self.group, self.stats)
         self._rescanner = Rescanner(grid, lambda: self.group.held, subscription.group, self.stats, self._again.rescan)
@@ -130,7 +119,7 @@ class SinkRunner:
         self._pauses = _Pauses(name, self.stats, self._hidden)  # of deliveries
         self._sink: Sink | None = None
         self._calling = asyncio.Lock()
-        self._tried = grid.clock()  # when the destination was last called: for a delivery, or to see if it is there
+        self._tried = grid.clock()  # when the destination was last called
         self._joined = False
         self._deliveries: asyncio.Task[None] | None = None
 
@@ -141,7 +130,7 @@ class SinkRunner:
             GridscoreError: The sink cannot go on: no journal, another sink of that name, lost results and
                 `on_loss: halt`, or what its destination says.
         """
-        # What the system holds for a member that cannot be reached must not be delivered after the lease.
+        # What the system holds for an unreachable member must not be delivered after the lease.
         transport.hold_at_most(self._grid.client, self._fence.hold)
         await register(self._grid, self.name, self.kind, self._settings)
         try:
@@ -154,18 +143,18 @@ class SinkRunner:
             raise
 
     async def _take_part(self) -> None:
-        await self.group.reader.bounds(0)  # a map without a journal is best found at once
+        await self.group.reader.bounds(0)  # fails at once if the map has no journal
         try:
-            await self._watch()
+            await self._membership.watch()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._membership.run())
                 await self._open()
                 tasks.create_task(self._note(""))
                 self._joined = True
                 self._membership.soon()
-                # Not one of the group's: what is under way is finished when the others have been cancelled.
+                # Not in the task group: a delivery under way is finished after the others were cancelled.
                 self._deliveries = asyncio.create_task(self._deliver_for_ever(), name=f"deliveries of {self.name}")
-                for work in (self.group.run, self._moves.run, self._rescanner.run, self._until_deliveries_end):
+                for work in (self.group.run, self._changes.run, self._rescanner.run, self._until_deliveries_end):
                     tasks.create_task(work())
         except ExceptionGroup as failures:
             error = first_of(failures)
@@ -176,7 +165,7 @@ class SinkRunner:
             await asyncio.shield(self._stop())
 
     async def _note(self, error: str) -> None:
-        """Leave a word of what stopped us for good, or take it back; do not wait for a cluster that is gone."""
+        """Write down what stopped us for good, or remove that; do not wait for a cluster that is gone."""
         if not self._grid.is_running:
             return
         try:
@@ -184,19 +173,6 @@ class SinkRunner:
                 await note_failure(self._grid, self.name, error)
         except (HazelcastError, GridscoreError, TimeoutError) as problem:
             _log.debug("%s: its last error could not be noted: %s", self.name, problem)
-
-    async def _watch(self) -> None:
-        """Register the listener, however often the connection breaks meanwhile."""
-        while True:
-            try:
-                await self._membership.watch()
-            except HazelcastError as error:
-                if not self._grid.is_running:
-                    raise
-                _log.warning("Watching other processes failed, trying again: %s", error, extra={"action": "retry"})
-                await asyncio.sleep(_RETRY_SECONDS)
-            else:
-                return
 
     async def _open(self) -> None:
         pauses = _Pauses(self.name, self.stats, self._hidden)
@@ -229,10 +205,10 @@ class SinkRunner:
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 if self._grid.is_running:
-                    await self._membership.leave()
+                    await self._members.leave()
         except (HazelcastError, TimeoutError) as error:
             _log.warning("%s: its record could not be removed: %s", self.name, error or "the cluster does not answer")
-        # Waits for the delivery under way, as long as there is time.
+        # Waits for the delivery under way while there is time.
         await self.group.leave()
         await self._members.sessions.close()
         if self._deliveries is not None:
@@ -242,18 +218,14 @@ class SinkRunner:
         if self._sink is not None:
             try:
                 async with asyncio.timeout(CLOSE_SECONDS):
-                    await self._moves.tell_dropped()
+                    await self._changes.tell_dropped()
                     await self._sink.close()
             except (GridscoreError, HazelcastError, TimeoutError) as error:
                 _log.warning("%s: it could not be closed: %s", self.name, error or "no answer")
 
     def _may_heal(self, error: Exception) -> bool:
-        """Whether trying again may help: the destination is away, or the cluster does not answer."""
-        if isinstance(error, SinkInterruptedError):
-            return True
-        # Errors of the grid that are more than "it did not answer" have classes of their own.
-        of_the_grid = isinstance(error, HazelcastError) or type(error) in (GridError, ConnectionFailedError)
-        return of_the_grid and self._grid.is_running
+        """Whether a retry may help: the destination is away, or the cluster does not answer."""
+        return isinstance(error, SinkInterruptedError) or self._grid.may_recover_from(error)
 
     # ------------------------------------------------------------------ the way of a delivery
 
@@ -261,19 +233,19 @@ class SinkRunner:
         sink = self._sink
         assert sink is not None  # noqa: S101 -- it was opened before
         with contextlib.suppress(HazelcastError):
-            await self._letters.look()  # there may be too many from before
+            await self._letters.look()  # there may be too many already
         while True:
             if self._letters.full:
                 await self._until_there_is_room()
             await self._collect(sink.max_results, getattr(sink, "linger", 0.0))
             await self._deliver(self._collector.take(sink.max_results))
-            if self._to_next_look() == 0:  # all of it may have been filtered out, however much came
+            if self._to_next_look() == 0:  # everything may have been filtered out
                 await self._look()
-            # Let the event loop read on and renew the leases, however quick the destination is.
+            # Let the event loop read on and renew the leases, even if the destination is quick.
             await asyncio.sleep(0)
 
     async def _until_there_is_room(self) -> None:
-        """Wait until dead letters are replayed or removed: there is no room for what is refused next."""
+        """Wait until dead letters are replayed or removed: there is no room for the next."""
         stats, letters = self.stats, self._letters
         text = f"Paused: {letters.full}."
         _log.error(
@@ -295,7 +267,7 @@ class SinkRunner:
         _log.warning("%s: there is room for dead letters, delivering again", self.name, extra={"action": "healed"})
 
     async def _collect(self, most: int, linger: float) -> None:
-        """Return when there is something to deliver: as much as is wanted, or what has come while it was waited for."""
+        """Return when there is something to deliver: `most` results, or what has come within `linger` seconds."""
         collector, reader, held = self._collector, self.group.reader, self.group.held
         if collector.is_empty:
             await self._idle()
@@ -312,11 +284,7 @@ class SinkRunner:
             return
 
     async def _idle(self) -> None:
-        """Wait for results, and look after the destination meanwhile: that it is away is not said when it is needed.
-
-        Raises:
-            GridscoreError: It can never take anything any more.
-        """
+        """Wait for results, and meanwhile look whether the destination is there."""
         while True:
             try:
                 async with asyncio.timeout(self._to_next_look()):
@@ -326,30 +294,26 @@ class SinkRunner:
                 await self._look()
 
     def _to_next_look(self) -> float | None:
-        """Seconds until the destination is looked after, unless it is called before; None if that cannot be."""
+        """Seconds until the next look at the destination; None if it has no `look`."""
         if not hasattr(self._opened, "look"):
             return None
         return max(0.0, self._tried + LOOK_SECONDS - self._grid.clock())
 
     async def _look(self) -> None:
-        """See if the destination is there, and say so.
-
-        Raises:
-            GridscoreError: It can never take anything any more.
-        """
+        """See if the destination is there, and say so."""
         try:
             async with self._calling:
                 await self._opened.look()  # type: ignore[attr-defined]
         except (GridscoreError, HazelcastError) as error:
             if not self._may_heal(error):
                 raise
-            self._pauses.say(error)  # results that are filtered out need not wait for it
+            self._pauses.say(error)  # do not wait: results may be filtered out meanwhile
         else:
             self._pauses.over()
         self._tried = self._grid.clock()
 
     async def _deliver(self, parts: dict[int, Part]) -> None:
-        """Deliver, however often it takes, what is still ours."""
+        """Deliver what is still ours, with as many attempts as it takes."""
         offsets, pauses, clock = self.group.offsets, self._pauses, self._grid.clock
         while parts := self._ours(parts):
             now, later = self._pace.next(parts)
@@ -369,11 +333,11 @@ class SinkRunner:
             finally:
                 for write in writes:
                     if not offsets.answered(write):
-                        continue  # the partition was dropped in the meantime
+                        continue  # the partition was dropped meanwhile
                     if done:
                         self.stats.events += offsets.acknowledge(write)
                     else:
-                        # Nothing is under way until the next attempt, so that the partition can be given back.
+                        # Nothing is under way until the next attempt, so the partition can be given back.
                         offsets.rewind(write.partition)
             if not done:
                 self._pace.failed(now, left=until - clock())
@@ -390,14 +354,14 @@ class SinkRunner:
                     self._again.delivered(part.cursor, part.rescued)
             parts = later
         if self._to_next_look() is None:
-            # What was waited with may have gone to another process, and nothing else would say that nothing waits here.
+            # The results that waited may have gone to another process; then nothing else would end the waiting state.
             pauses.over()
 
     def _ours(self, parts: Mapping[int, Part]) -> dict[int, Part]:
-        """Those of the partitions that may be delivered still; whose lease has run out is dropped."""
+        """The partitions that may still be delivered; those whose lease has ended are dropped."""
         group, now = self.group, self._grid.clock()
         current = {partition: part for partition, part in parts.items() if group.reader.is_current(part.cursor)}
-        ended = [partition for partition in current if not group.leases.stands(partition, now)]
+        ended = [partition for partition in current if not group.leases.may_write(partition, now)]
         if ended:
             _log.warning("%s: the leases of %d partitions have run out", self.name, len(ended))
         for partition in ended:
@@ -406,17 +370,11 @@ class SinkRunner:
         return current
 
     def _until(self, parts: Iterable[int]) -> float:
-        """When the first lease of some partitions ends, unless it is renewed."""
+        """When the first of the leases ends, unless it is renewed."""
         return min(map(self.group.leases.until, parts))
 
     async def _bring(self, parts: Mapping[int, Part]) -> bool:
-        """Deliver once, and set aside what is not a result, or is refused; whether anything was sent.
-
-        Raises:
-            SinkInterruptedError: The destination is away.
-            HazelcastError: The dead letters could not be written.
-            GridscoreError: The destination can never take it.
-        """
+        """Deliver once, and set aside what is not a result, or is refused; whether anything was sent."""
         results = [result for part in parts.values() for result in part.results]
         rejected = [each for part in parts.values() for each in part.rejected]
         if results:
@@ -431,14 +389,14 @@ class SinkRunner:
         return bool(results)
 
     def _letter_of(self, refused: Refused, parts: Mapping[int, Part]) -> Rejected:
-        """What is refused, with the serialized key that the dead letters keep."""
+        """A refused result, with the serialized key that its dead letter keeps."""
         result, part = refused.result, parts[refused.result.partition]
         key, error = part.keys[part.results.index(result)], self._hidden.hide(refused.error)
         return Rejected(result.partition, result.sequence, key, result.text, "deliver", error)
 
     async def _set_aside(self, rejected: Sequence[Rejected], until: float) -> None:
         letters = [letter(self._grid, self.name, self.map, each) for each in rejected]
-        # All of them, however many there are: they were refused already. What would come next waits instead.
+        # Beyond the limit if need be: they were refused already. Later results wait instead.
         new, _ = await self._letters.put(letters, until=until, within=False)
         self.stats.dead += new
         where = f"partition {rejected[0].partition}, sequence {rejected[0].sequence}"
@@ -454,7 +412,7 @@ class SinkRunner:
     async def _taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:
         async def tell() -> Mapping[int, int]:
             if await find_sink(self._grid, self.name) is None:
-                # The cluster has lost all that it had, but we go on.
+                # The cluster has lost everything, but we go on.
                 await register(self._grid, self.name, self.kind, self._settings)
             return await self._opened.taken(partitions)
 
@@ -464,7 +422,7 @@ class SinkRunner:
         await self._insist(lambda: self._opened.dropped(partitions))
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Call until the destination is there, and the cluster answers."""
+        """Call until the destination is there and the cluster answers."""
         pauses = _Pauses(self.name, self.stats, self._hidden)
         while True:
             try:
@@ -479,52 +437,29 @@ class SinkRunner:
                 return answer
 
     def _says(self) -> dict[str, Any]:
-        """What its record says of this process."""
+        """What the record of this process says."""
         groups = [group_of(self.name)] if self._joined else []
         return {"groups": groups, "sink": self.name, "kind": self.kind, **self.stats.to_json()}
 
 
-class _Delivering:
-    """What a sink does with partitions that come: whatever may have been delivered before is delivered again."""
-
-    def __init__(self, moves: PartitionChanges) -> None:
-        self._moves = moves
-
-    async def position_at(self, _partition: int, _oldest: int, newest: int) -> int:
-        return newest + 1
-
-    async def take_over(self, lease: Lease, offset: int) -> int:
-        return await self._moves.take_over(lease, offset)
-
-    def dropped(self, partition: int) -> None:
-        self._moves.dropped(partition)
-
-    async def look_over(self, _partition: int, page: Page, _origin: int) -> Page:
-        return page
-
-
 class _Pace:
-    """How much goes into one delivery, so that a slow destination has it while the leases stand.
-
-    Args:
-        lease_seconds: How long a lease is.
-    """
+    """How much goes into one delivery, so that a slow destination can take it within the leases."""
 
     def __init__(self, lease_seconds: float) -> None:
         self._quick = lease_seconds / 5
-        self._most: int | None = None  # results; None for all that there are
+        self._most: int | None = None  # results; None: no limit
 
     def next(self, parts: dict[int, Part]) -> tuple[dict[int, Part], dict[int, Part]]:
         """What to deliver now, and what later."""
         return (parts, {}) if self._most is None else cut(parts, self._most)
 
     def failed(self, parts: Mapping[int, Part], *, left: float) -> None:
-        """A delivery has failed, so many seconds before its first lease would have ended."""
+        """A delivery has failed, so many seconds before the end of its first lease."""
         if left < self._quick / 2:
             self._most = max(1, _count(parts) // 4)
 
     def done(self, parts: Mapping[int, Part], *, seconds: float, most: int) -> None:
-        """A delivery is done, within so many seconds; the sink would take so many results at once."""
+        """A delivery took so many seconds; the sink takes so many results at most."""
         if self._most is not None and seconds < self._quick and _count(parts) >= self._most:
             self._most = self._most * 2 if self._most * 2 < most else None
 
@@ -534,7 +469,7 @@ def _count(parts: Mapping[int, Part]) -> int:
 
 
 class _Pauses:
-    """Growing pauses between attempts, and what is said of them."""
+    """Growing pauses between attempts, and what is logged of them."""
 
     def __init__(self, name: str, stats: SinkStats, hidden: Hidden) -> None:
         self._hidden = hidden
@@ -548,7 +483,7 @@ class _Pauses:
         self.say(error)
         longest = min(LONGEST_PAUSE_SECONDS, self._seconds * 2) or FIRST_PAUSE_SECONDS
         self._seconds = longest
-        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 -- so that processes come one by one
+        await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 -- processes should come one by one
 
     def say(self, error: Exception) -> None:
         """An attempt has failed."""
@@ -570,13 +505,7 @@ class _Pauses:
 def runner_of(
     grid: Grid, settings: SinkSettings, name: str | None = None, *, lease_seconds: float = LEASE_SECONDS
 ) -> SinkRunner:
-    """The runner of a sink as its settings say.
-
-    Args:
-        grid: The connection.
-        settings: Of one of the kinds in the registry.
-        name: Of the sink, if its settings have none.
-        lease_seconds: How long partitions of a killed process wait for a new owner.
+    """The runner of a sink with these settings; `name` is for a sink whose settings have none.
 
     Raises:
         SettingsError: An environment variable that the settings name is not set.

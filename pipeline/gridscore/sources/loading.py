@@ -1,9 +1,9 @@
-"""A load: rows of a file or a query put into a map, with a position in the grid from which it can go on.
+"""A load: puts the rows of a file or a query into a map, with a position in the grid from which it can be resumed.
 
-What is promised: when a load ends without an error, the map has every row under its key. When it is interrupted and
-goes on (`resume`), it begins after the last position, which is never beyond what the grid has confirmed; so a row may
-be put twice, under the same key, and none is left out. That needs the same rows in the same order: the first row must
-be what it was, and a query must have an ORDER BY on something that only grows.
+When a load ends without an error, the map has every row under its key. A resumed load begins after the last position,
+which is never beyond what the grid has confirmed; so a row may be put twice, under the same key, but none is left out.
+That requires the same rows in the same order: the first row must not have changed, and a query needs an ORDER BY on
+something that only grows.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Loaded:
     Attributes:
         rows: Put, and confirmed by the grid.
         passed: Rows that an earlier run had put.
-        skipped: Rows that could not be read, as far as they were to be left out.
-        done: How far the reading is, and `size` of what; a size of 0 is unknown.
+        skipped: Rows that could not be read, with `skip_bad`.
+        done: How much was read, of `size`; a size of 0 is unknown.
     """
 
     rows: int = 0
@@ -55,13 +55,11 @@ class Load:
     """One load into one map.
 
     Args:
-        grid: The connection.
-        to: The map.
-        max_wait: Seconds that events may wait for room; for ever if None.
-        limit: Rows to put at most, those of earlier runs not counted; all of them if None.
+        max_wait: Seconds that events may wait for room; default: for ever.
+        limit: How many rows to put, without those of earlier runs; default: all.
         skip_bad: Leave out rows that cannot be read, and count them.
         on_progress: Called from time to time.
-        on_wait: Called as that of :class:`gridscore.client.producer.Producer`.
+        on_wait: As in :class:`gridscore.client.producer.Producer`.
     """
 
     def __init__(
@@ -87,8 +85,8 @@ class Load:
         """Load a file.
 
         Raises:
-            TableError: It cannot be read, or a row cannot; what stands before that row is in the map.
-            UsageError: It is to be resumed, and is not the file that was loaded.
+            TableError: It, or a row, cannot be read; the rows before are in the map.
+            UsageError: It is to be resumed, but is not the file that was loaded.
             GridscoreError: The grid did not take it.
         """
         item = f"{self._to}/{table.path.resolve()}"
@@ -110,20 +108,15 @@ class Load:
     async def query(self, text: str, chunks: AsyncIterator[Sequence[Row | BadRow]], *, resume: bool) -> Loaded:
         """Load the rows of a query.
 
-        Args:
-            text: The query.
-            chunks: Its rows.
-            resume: Whether to go on.
-
         Raises:
-            UsageError: It is to be resumed, and its rows have no order.
-            TableError: A row has no key; what stands before it is in the map.
+            UsageError: It is to be resumed, but its rows have no order.
+            TableError: A row has no key; the rows before are in the map.
             GridscoreError: The database or the grid did not answer.
         """
         if resume and not re.search(r"\border\s+by\b", text, re.IGNORECASE):
             raise UsageError(
                 "A query without ORDER BY cannot be resumed: its rows may come in another order.",
-                "Order it by something that only grows, as its id.",
+                "Order it by something that only grows, such as its id.",
             )
         item = f"{self._to}/query-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         before = await self._positions.get(item)
@@ -136,7 +129,7 @@ class Load:
         what: str,
         before: dict[str, Any] | None,
     ) -> Loaded:
-        """Put rows; positions are numbers of rows, as lines are counted in files."""
+        """Put rows; positions are numbers of rows."""
         loaded, producer = self.loaded, self._producer
         begin = 0 if before is None else int(before.get("row", 0))
         at, kept, kept_at, first = begin, begin, time.monotonic(), ""
@@ -149,7 +142,7 @@ class Load:
                     first = _hash(chunk[0])
                     if before is not None and begin >= chunk[0].number and before.get("first") != first:
                         raise UsageError(
-                            f"{what} is not what was loaded before: its first row is another.",
+                            f"{what} is not what was loaded before: its first row has changed.",
                             "Load it from its beginning, without --resume.",
                         )
                 for row in chunk:
@@ -177,7 +170,7 @@ class Load:
                     await self._positions.move(item, {"row": at, "first": first})
                     kept, kept_at = at, time.monotonic()
         finally:
-            # Also after an error of the other side: what was read is in the map, and need not be put again.
+            # Also after an error of the other side: the rows that were read need not be put again.
             await producer.flush()
             if at > kept or before is None:
                 await self._positions.move(item, {"row": at, "first": first})

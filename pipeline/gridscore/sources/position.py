@@ -1,7 +1,7 @@
-"""Positions that a source keeps in the grid: how far it has come in each of its items, as a file or a table.
+"""Positions that a source keeps in the grid: how far it has read each of its items, a file or a table for example.
 
-A position is moved by compare-and-set, so that of two processes that follow the same item under the same name one is
-told so, instead of both of them skipping what the other has read.
+A position is moved by compare-and-set. So if two processes follow the same item under the same name, one of them gets
+an error; otherwise each would skip what the other has read.
 """
 
 from __future__ import annotations
@@ -23,16 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 class PositionTakenError(GridError):
-    """Another process has moved a position of this source meanwhile: both follow the same item."""
+    """Another process has moved a position of this source: both follow the same item."""
 
 
 class Positions:
-    """The positions of one source, as one process moves them. Made anew for each attempt, as the source is.
-
-    Args:
-        grid: The connection.
-        source: Name of the source.
-    """
+    """The positions of one source, as one process moves them. New for each attempt, as the source is."""
 
     def __init__(self, grid: Grid, source: str) -> None:
         self._records = Records(grid, POSITIONS_MAP)
@@ -45,12 +40,11 @@ class Positions:
 
         Raises:
             GridError: One of them cannot be used.
-            HazelcastError: The cluster did not answer.
         """
         prefix = self._key("")
         bad: list[BadRecord] = []
         records = await self._records.all(bad)
-        # One that is left out would be read from its beginning, or not at all.
+        # Without its position, an item would be read from its beginning, or not at all.
         for each in bad:
             if each.key.startswith(prefix):
                 raise BadRecordError(each)
@@ -59,29 +53,23 @@ class Positions:
         return {item: position_of(record) for item, record in found.items()}
 
     async def get(self, item: str) -> dict[str, Any] | None:
-        """The position of an item, from which it is moved from here on; None if it has none yet.
-
-        Raises:
-            HazelcastError: The cluster did not answer.
-        """
+        """The position of an item, which the source moves from here on; None if it has none yet."""
         record = self._known[item] = await self._records.get(self._key(item))
         return None if record is None else position_of(record)
 
     async def move(self, item: str, position: dict[str, Any]) -> None:
-        """Move the position of an item on from where `load` or `get` saw it, or from where it was moved to last.
+        """Move the position of an item on from where `load` or `get` saw it, or where it was last moved to.
 
-        An item that neither has seen must not have a position yet. A position that is no more, as the cluster has lost
-        what it had, is written anew: whoever reads goes on, as one does whose position is kept elsewhere.
+        An item that neither has seen must not have a position yet. If the cluster has lost a position, it is written
+        again, and the source goes on, like one whose position is kept elsewhere.
 
         Args:
-            item: Of the source.
             position: JSON values.
 
         Raises:
             PositionTakenError: Another process has moved it.
-            HazelcastError: The cluster did not answer; it may have been moved or not.
         """
-        # With its writer, so that what two write alike is not taken for one's own.
+        # With its writer, so that nobody takes another's equal position for its own.
         value = {"writer": self.writer, "position": position}
         before = self._known.get(item)
         try:
@@ -92,7 +80,7 @@ class Positions:
                     if await self._records.get(before.key) is not None:
                         raise
                     _log.warning(
-                        "%s: the cluster has lost the position in %s: it is written anew",
+                        "%s: the cluster has lost the position in %s: it is written again",
                         self.source,
                         item,
                         extra={"action": "position_lost"},
@@ -104,11 +92,10 @@ class Positions:
             raise await self._taken(item) from None
 
     async def forget(self, item: str) -> None:
-        """Remove the position of an item that is no more.
+        """Remove the position of an item that is gone.
 
         Raises:
             PositionTakenError: Another process has moved it.
-            HazelcastError: The cluster did not answer.
         """
         before = self._known.pop(item, None)
         if before is not None and not await self._records.remove(before) and await self._records.get(before.key):
@@ -127,11 +114,7 @@ class Positions:
 
 
 async def forget_all(grid: Grid, source: str) -> int:
-    """Remove every position of a source, so that it begins anew; returns how many there were.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Remove every position of a source, so that it starts over; returns how many there were."""
     positions, records, bad = Positions(grid, source), Records(grid, POSITIONS_MAP), list[BadRecord]()
     await records.all(bad)
     for each in bad:
@@ -144,7 +127,7 @@ async def forget_all(grid: Grid, source: str) -> int:
 
 
 def position_of(record: Record) -> dict[str, Any]:
-    """The position that a record holds.
+    """The position in a record.
 
     Raises:
         GridError: It is not a position.

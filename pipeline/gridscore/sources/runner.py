@@ -1,19 +1,20 @@
-"""The runner: drives a source as `gridscore.sources.base` says, and begins again as long as that may heal it.
+"""The runner: drives a source as `gridscore.sources.base` says, and tries again as long as that may help.
 
-Two tasks an attempt, in one direction:
+An attempt has two tasks, in one direction:
 
 1. *Read*: ask the source for a batch, hand its poison to the dead letters and its entries to the producer of its map,
-   and go on to the next, while it is under way. Nothing is asked for while the producer has no room.
-2. *Acknowledge*: strictly in order, when a batch and its poison are confirmed.
+   and go on to the next. Nothing is asked for while the producer has no room.
+2. *Acknowledge*, strictly in order, when a batch and its poison are confirmed.
 
-A source that others push to is read by a task a map instead, and each batch is acknowledged or refused by itself.
+A source that others push to is read by a task for each map instead, and each batch is acknowledged or refused by
+itself.
 
-What is not an event is kept, and so must not be too much: a source pauses when it has as many dead letters as it may
-have, or when nearly all of what it has read lately is one, as with a wrong format. It goes on when somebody has dealt
-with some of them (purged, put back), or in a new process.
+Poison is kept, so it must not become too much: a source pauses at its limit of dead letters, or when nearly everything
+that it has read lately is poison, as with a wrong format. It goes on when some of them are purged or replayed, or in a
+new process.
 
-Producers outlive an attempt. What an attempt has left in their queues is dropped, and what is under way stays in front
-of what comes next: however often a source begins again, writes of one key never change places.
+Producers outlive an attempt. What an attempt has left in their queues is dropped, and what is under way stays ahead of
+what follows: however often a source tries again, writes of one key keep their order.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from gridscore.client.producer import Producer
 from gridscore.client.producer_queue import WithdrawnError
 from gridscore.dead_letters.letters import letter_of_source, owner_of
 from gridscore.dead_letters.writer import COUNT_SECONDS, DEFAULT_LIMITS, LetterWriter, Limits
-from gridscore.errors import BackPressureError, ConnectionFailedError, GridError, GridscoreError, UsageError
+from gridscore.errors import BackPressureError, GridscoreError, UsageError
 from gridscore.job.plugs.environment import Hidden, from_environment
 from gridscore.job.types import seconds_of
 from gridscore.sources.base import KINDS, Poison, PushedSource, SourceInterruptedError, name_of
@@ -57,20 +58,20 @@ BURIALS = 2
 """Batches whose dead letters may be under way."""
 
 SETTLE_SECONDS = 5.0
-"""How long what is under way is waited for when a source stops or is interrupted."""
+"""How long to wait for what is under way when a source stops or is interrupted."""
 
 CLOSE_SECONDS = 5.0
 SETTLED_SECONDS = 30.0
-"""After so long a dead letter is no longer sent: the source begins again, and writes it anew."""
+"""After this time a dead letter is not sent any more: the source tries again, and writes it again."""
 
 RECENT = 1_000
-"""Records over which the share of those that are rejected is taken."""
+"""Records over which the share of rejected ones is measured."""
 
 _NO_KEY = (UnicodeEncodeError, HazelcastSerializationError)
-"""What serializing a key raises: half a surrogate pair is not text, and a number of more than 64 bits has no room."""
+"""What serializing a key raises, for half a surrogate pair or a number of more than 64 bits."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds before the first new attempt, and at most. Each is twice as long as the one before, less up to a half."""
+"""Seconds before the first new attempt, and at most. Each pause is twice the one before, less up to a half."""
 
 
 class _UnderWay(NamedTuple):
@@ -86,19 +87,13 @@ class SourceRunner:
     """Runs one source until it is at its end, is told to stop, or cannot go on.
 
     Args:
-        grid: The connection.
-        name: Of the source.
-        make: Makes the source, anew for each attempt.
-        kind: Of the source, for people.
+        make: Makes the source, for each attempt.
         to: The event map.
         also: Further maps that it may put into.
-        max_wait: Seconds that events may wait for room; for ever if None.
+        max_wait: Seconds that events may wait for room; default: for ever.
         limits: Of its dead letters.
-        max_rejected: Percent of what was read lately that may not be events; 100 for all of it.
+        max_rejected: How many percent of the latest records may be poison.
         hidden: What errors must not show.
-
-    Attributes:
-        stats: What it has done up to now.
     """
 
     def __init__(
@@ -124,7 +119,7 @@ class SourceRunner:
         self._waiting: dict[str, Waiting] = {}
         self._letters = LetterWriter(grid, name, limits)
         self._max_rejected = max_rejected
-        self._recent: deque[tuple[int, int]] = deque()  # batches: events, and what was none
+        self._recent: deque[tuple[int, int]] = deque()  # events and poison of each batch
         self._paused = ""
         self._going = asyncio.Event()
         self._going.set()
@@ -141,7 +136,7 @@ class SourceRunner:
 
     @property
     def progress(self) -> tuple[int, int] | None:
-        """How much of the source is done, and how much there is; None if that is not known, or there is no end."""
+        """How much of the source is done, and how much there is; None if that is not known."""
         return getattr(self._source, "progress", None)
 
     def stop(self) -> None:
@@ -149,10 +144,10 @@ class SourceRunner:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Run; when it is cancelled, everything is let go at once.
+        """Run; if it is cancelled, release everything at once.
 
         Raises:
-            GridscoreError: It cannot go on, and beginning again would not heal it.
+            GridscoreError: It cannot go on, and a retry would not help.
         """
         publisher = Publisher(self._grid, self.stats)
         publishing = self._spawn(publisher.run())
@@ -201,14 +196,10 @@ class SourceRunner:
             )
 
     def _may_heal(self, error: Exception) -> bool:
-        if isinstance(error, SourceInterruptedError):
-            return True
-        # Errors of the grid that are more than "it did not answer" have classes of their own.
-        of_the_grid = isinstance(error, HazelcastError) or type(error) in (GridError, ConnectionFailedError)
-        return of_the_grid and self._grid.is_running
+        return isinstance(error, SourceInterruptedError) or self._grid.may_recover_from(error)
 
     async def _pause(self, error: Exception, failures: int) -> None:
-        """Wait before the next attempt: exponentially longer, with jitter, so that many sources do not come at once."""
+        """Wait before the next attempt: exponentially longer, and with jitter."""
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16))
         seconds = random.uniform(longest / 2, longest)  # noqa: S311 -- no secret
         self._interrupted(error, "interrupted, trying again")
@@ -274,14 +265,14 @@ class SourceRunner:
         stopping: asyncio.Task[Any],
         lane: asyncio.Queue[_UnderWay | None],
     ) -> None:
-        """One of the three is done: acknowledge what can be, and raise what went wrong first."""
+        """One of the three is done: acknowledge what can be, and raise the first error."""
         if acknowledging.done():
             acknowledging.result()
         at_the_end = reading.done() and not reading.cancelled() and reading.exception() is None
         reading.cancel()
         (failure,) = await asyncio.gather(reading, return_exceptions=True)
         if isinstance(failure, Exception) and not isinstance(failure, GridscoreError | HazelcastError):
-            raise failure  # we do not know what happened, so nothing more is acknowledged
+            raise failure  # unexpected, so nothing more is acknowledged
         lane.put_nowait(None)
         if at_the_end:
             await asyncio.wait({acknowledging, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -290,7 +281,7 @@ class SourceRunner:
             raise failure
         if late - {acknowledging}:
             _log.warning(
-                "%s: stopped before everything was confirmed; who sent it is told to send it again",
+                "%s: stopped before everything was confirmed; the senders are told to send it again",
                 self.name,
                 extra={"action": "source_unsettled"},
             )
@@ -304,7 +295,7 @@ class SourceRunner:
             )
 
     async def _unless_stopped(self, opening: Coroutine[Any, Any, None], stopping: asyncio.Task[Any]) -> bool:
-        """Whether it was done before we were told to stop."""
+        """Whether the source was opened before we were told to stop."""
         task = self._spawn(opening)
         try:
             await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -376,18 +367,18 @@ class SourceRunner:
             under_way.discard(each.taken)
 
     def _refuse(self, source: PushedSource, batch: Batch, error: GridscoreError | HazelcastError) -> None:
-        # Its sender sends it again. That is no reason to begin anew: nobody could reach us meanwhile.
+        # Its sender sends it again. A new attempt would only make us unreachable meanwhile.
         if not isinstance(error, WithdrawnError | BackPressureError):  # the latter has been said by the producer
             self._interrupted(error, "refused, for its sender to send it again")
         source.refuse(batch, error)
 
     async def _take(self, entries: Sequence[tuple[Any, bytes | None]], to: str) -> tuple[Receipt, Sequence[Poison]]:
-        """Hand entries to the producer of a map, but for those whose keys the grid cannot store."""
+        """Hand entries to the producer of a map, except those whose keys the grid cannot store."""
         producer = self._producer(to)
         try:
             return await producer.take(entries), ()
         except _NO_KEY:
-            # Rare, so looked for only now. What was taken before the first of them was found is taken once more.
+            # Rare, so looked for only now. Entries before the first of them are taken once more.
             good: list[tuple[Any, bytes | None]] = []
             keyless: list[Poison] = []
             for key, text in entries:
@@ -420,7 +411,7 @@ class SourceRunner:
         self.stats.poison += len(each.poison)
 
     async def _begin_burial(self, poison: Sequence[Poison], to: str) -> asyncio.Task[int]:
-        """Write dead letters, no more than some at once: a flood of what is not an event must not fill the memory."""
+        """Write dead letters, but few batches at once: a flood of poison must not fill the memory."""
         burials = self._burials
         await burials.acquire()
         task = self._spawn(self._bury(poison, to))
@@ -445,7 +436,7 @@ class SourceRunner:
         return written
 
     def _is_mostly_rejected(self, count: int, poison: int) -> bool:
-        """Count a batch, and say whether nearly all that was read lately is rejected."""
+        """Count a batch; whether nearly everything that was read lately was rejected."""
         recent = self._recent
         recent.append((count - poison, poison))
         total, bad = sum(map(sum, recent)), sum(poison for _, poison in recent)
@@ -475,7 +466,7 @@ class SourceRunner:
         self._pause_for("")
 
     def _pause_for(self, reason: str) -> None:
-        """Say that we pause, and why; or, without a reason, that we go on."""
+        """Pause, and say why; or, without a reason, go on."""
         if bool(reason) != bool(self._paused):
             if reason:
                 text = (
@@ -517,7 +508,7 @@ class SourceRunner:
         return producer
 
     def _waits(self, map_name: str, waiting: Waiting | None) -> None:
-        """A producer waits for room, which it logs itself, or waits no longer."""
+        """A producer waits for room, which it logs, or no longer does."""
         if waiting is not None:
             self._waiting[map_name] = waiting
         else:
@@ -543,18 +534,13 @@ class SourceRunner:
 
 
 async def _end(batches: AsyncIterator[Batch]) -> None:
-    # Whoever iterates a generator has to close it, or it goes on holding things until it is collected.
+    # A generator must be closed, or it holds on to things until it is collected.
     if isinstance(batches, AsyncGenerator):
         await batches.aclose()
 
 
 def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> SourceRunner:
-    """The runner of a source as its settings say.
-
-    Args:
-        grid: The connection.
-        settings: Of one of the kinds in the registry.
-        name: Of the source, if its settings have none.
+    """The runner of a source with these settings; `name` is for a source whose settings have none.
 
     Raises:
         SettingsError: An environment variable that the settings name is not set.

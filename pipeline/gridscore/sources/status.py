@@ -1,4 +1,4 @@
-"""What sources say of themselves in the grid, once a second, as workers do; and the last error of those that failed."""
+"""What sources write about themselves in the grid once a second; and the last error of those that failed."""
 
 from __future__ import annotations
 
@@ -36,40 +36,39 @@ _log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
 FORGET_SECONDS = 60.0
-"""Records of processes that were killed are removed by others when they have not changed for so long."""
+"""Others remove the records of a killed process when they have not changed for so long."""
 
 FAILED = "failed"
-"""State of a source that has stopped for good: beginning again would not heal it."""
+"""State of a source that has stopped for good: a retry would not help."""
 
 FAILED_SECONDS = 86_400.0
 """How long a source that failed is shown, unless it runs again or is forgotten."""
 
-_SILENT = "It says nothing any more: it was killed or stopped, or its machine is gone."
+_SILENT = "It has fallen silent: it was killed or stopped, or its machine is gone."
 
 CLOSE_SECONDS = 3.0
 _RATE_SECONDS = 5.0
 
 
 class SourceRecord(msgspec.Struct, frozen=True):
-    """What one process of a source says of itself; what its version does not say is as if it were nothing.
+    """What a process of a source writes about itself; an older version of Gridscore may leave some out.
 
     Attributes:
         id: Of the process and the source.
-        seen_at: Milliseconds of its clock, when it was written.
+        seen_at: When it was written, in milliseconds of its clock.
         name: Of the source; several processes may share one.
-        kind: Of the source.
         map: The event map.
         also: Further event maps that it may put into.
-        state: `starting`, `running`, `waiting` (for room), `paused` (by its dead letters) or `interrupted`; `failed` if
-            it is no more.
+        state: `starting`, `running`, `waiting` (for room), `paused` (by its dead letters) or `interrupted`; `failed`
+            once it has ended.
         events: Entries put or removed, confirmed, since it began.
         rate: Events per second, of the last few seconds.
-        poison: What was not an event, since it began.
+        poison: Records that were not events, since it began.
         waiting: What it waits for, if it waits for room; or why it pauses.
         waited: Seconds that it has waited for room.
-        interruptions: How often it had to begin again.
-        error: The last one; it may be healed.
-        error_at: When that was, milliseconds of its clock; 0 if never.
+        interruptions: How often it had to try again.
+        error: The last one, which may be over.
+        error_at: When that was, in milliseconds of its clock; 0 if never.
     """
 
     id: Word
@@ -125,12 +124,7 @@ class SourceStats:
 
 
 class Publisher:
-    """Publishes the figures of one source until closed.
-
-    Args:
-        grid: The connection.
-        stats: The figures.
-    """
+    """Publishes the figures of one source until closed."""
 
     def __init__(self, grid: Grid, stats: SourceStats) -> None:
         self._grid = grid
@@ -155,7 +149,7 @@ class Publisher:
             await asyncio.sleep(PUBLISH_SECONDS)
 
     async def close(self) -> None:
-        """Remove the record, and leave a word if the source has failed; do not wait for a cluster that is gone."""
+        """Remove the record, and note a failure; do not wait for a cluster that is gone."""
         if not self._grid.is_running:
             return
         with contextlib.suppress(HazelcastError, GridscoreError, TimeoutError):
@@ -202,7 +196,7 @@ class Publisher:
         living = {each.value.get("name") for each in records.values() if each not in dead}
         for record in dead:
             name, failed = record.value.get("name"), record.value.get("state") == FAILED
-            # That one of several processes has failed is shown no longer than that: the others go on.
+            # While other processes of its name run, a failure is not kept any longer.
             if failed and not (name == self._stats.name and self._healed):
                 continue
             if not failed and name not in living:
@@ -212,7 +206,7 @@ class Publisher:
         self._others = records
 
     async def _leave(self, name: str, record: SourceRecord) -> None:
-        """Leave word of a source that has failed, one a name: that it fails again and again leaves no more."""
+        """Note that a source has failed, once for each name."""
         proxy = await self._grid.map(SOURCES_MAP)
         await proxy.set(_failure_key(name), _json(record), ttl=FAILED_SECONDS)
 
@@ -222,9 +216,8 @@ class SourceStatus:
     """A source and its figures.
 
     Attributes:
-        name: Of the source.
         processes: Those that live.
-        failure: What the last one said that failed, if none has run since.
+        failure: The record of the last one that failed, if none has run since.
         dead_letters: Those in the grid.
     """
 
@@ -250,7 +243,7 @@ class SourceStatus:
 
     @property
     def state(self) -> str:
-        """That of the process that is worst off; `failed` if none lives."""
+        """The worst state of its processes; `failed` if none lives."""
         states = {process.state for process in self.processes}
         return next(
             (state for state in ("interrupted", "paused", "waiting", "starting", "running") if state in states), FAILED
@@ -263,12 +256,12 @@ class SourceStatus:
 
     @property
     def events(self) -> int:
-        """Of the living processes, since they began."""
+        """Events of the living processes, since they began."""
         return sum(process.events for process in self.processes)
 
     @property
     def poison(self) -> int:
-        """What the living processes have met that was not an event, since they began."""
+        """Records that were not events, of the living processes since they began."""
         return sum(process.poison for process in self.processes)
 
     @property
@@ -285,7 +278,7 @@ class SourceStatus:
 
     @property
     def error(self) -> str:
-        """The last error: of the process that failed, or else of one that lives; it may be healed."""
+        """The last error of all its processes, which may be over."""
         latest = max([*self.processes, *([self.failure] if self.failure else [])], key=lambda each: each.error_at)
         return latest.error
 
@@ -313,44 +306,24 @@ class SourceStatus:
 
 
 async def source_records(grid: Grid, heartbeats: Heartbeats | None = None) -> list[SourceRecord]:
-    """Records of the sources that live, and of those that failed or fell silent, by name. Invalid ones are left out.
-
-    Args:
-        grid: The connection.
-        heartbeats: Tells who lives, for those who look again and again.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Records of living, failed and silent sources, by name; pass `heartbeats` to look repeatedly."""
     found = list((await Records(grid, SOURCES_MAP).read(parsed(SourceRecord))).values())
     running = [each for each in found if each.state != FAILED]
     living = (heartbeats or Heartbeats()).living(running)
     names, beating = {each.name for each in living}, {each.id for each in living}
-    # Where others of its name go on, or it was started again, one that was killed is not missed.
+    # A killed process is not reported while others of its name run.
     silent = [_silent(each) for each in running if each.id not in beating and each.name not in names]
     failed = [each for each in found if each.state == FAILED]
     return sorted([*living, *silent, *failed], key=lambda each: (each.name, each.id))
 
 
 async def running_sources(grid: Grid) -> list[SourceRecord]:
-    """Records of the sources that live, by name.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Records of the living sources, by name."""
     return [each for each in await source_records(grid) if each.state != FAILED]
 
 
 async def source_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> list[SourceStatus]:
-    """Every source that runs or has failed, by name.
-
-    Args:
-        grid: The connection.
-        heartbeats: Tells who lives, for those who look again and again.
-
-    Raises:
-        HazelcastError: The cluster did not answer.
-    """
+    """Every source that runs or has failed, by name; pass `heartbeats` to look repeatedly."""
     by_name: dict[str, list[SourceRecord]] = {}
     for each in await source_records(grid, heartbeats):
         by_name.setdefault(each.name, []).append(each)
@@ -366,12 +339,11 @@ async def source_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> l
 
 
 async def forget(grid: Grid, name: str) -> tuple[int, bool]:
-    """Forget the positions of a source, and its last error; returns how many, and whether there was one.
+    """Forget the positions of a source, and its last error; returns how many there were, and whether there was one.
 
     Raises:
-        JobError: It is running: it would write its positions once more, and go on where it was.
+        JobError: It is running: it would write its positions again.
         PositionTakenError: It was started meanwhile.
-        HazelcastError: The cluster did not answer.
     """
     living = [each for each in await running_sources(grid) if each.name == name]
     if living:
@@ -385,7 +357,7 @@ async def forget(grid: Grid, name: str) -> tuple[int, bool]:
 
 
 def _silent(record: SourceRecord) -> SourceRecord:
-    """The record of a process that left none of its end, as one of a source that failed."""
+    """The record of a process that ended without a word, as that of a failed source."""
     replace, at = msgspec.structs.replace, record.seen_at
     return replace(record, state=FAILED, rate=0.0, waiting="", error=_SILENT, error_at=at)
 

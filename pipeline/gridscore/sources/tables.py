@@ -1,6 +1,6 @@
 """Files with tables, row by row: CSV, Parquet and JSON lines become keys and JSON texts, however large the file is.
 
-A row that cannot be read is named by its number, as an editor counts: the line of the file, or the row in Parquet.
+A row that cannot be read is named by its number: its line in the file, or its row in Parquet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gridscore.features.cells import CellKind
 
 MAX_ROW = 1 << 20
-"""Bytes of one row at most."""
+"""The most bytes of a row."""
 
 _INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]{0,15})(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
@@ -41,7 +41,6 @@ class Row(NamedTuple):
 
     Attributes:
         number: Its line, or its row in a Parquet file, from 1.
-        key: Of its entry.
         text: The row as a JSON object.
     """
 
@@ -58,17 +57,17 @@ class BadRow(NamedTuple):
 
 
 class RowMaker:
-    """Makes entries of the values of rows.
+    """Makes entries of rows.
 
     Args:
-        what: What the rows are of, for people.
+        what: The table or query, for people.
         key: Columns of the key; several are joined.
         separator: What joins them.
         required: Columns that must be there, besides those of the key.
-        max_event: Bytes of one row at most.
-        parts: What makes a part of the key of the value of a column; None if that cannot be one.
-        values: What a column is called in the entry, unless there is one of that name; and what makes what the entry
-            gets of its value: ValueError if that cannot be told.
+        max_event: The most bytes of a row.
+        parts: By column, makes a part of the key of its value; None if that cannot be one.
+        values: By column, its name in the entry, unless another column has that; and a function that converts its
+            value, or raises a ValueError.
     """
 
     def __init__(
@@ -93,13 +92,12 @@ class RowMaker:
     def row(
         self, number: int, value: dict[str, Any], text: bytes | None = None, key: str | int | None = None
     ) -> Row | BadRow:
-        """The row of these values.
+        """A row.
 
         Args:
-            number: Of the row.
             value: Its columns.
             text: Their JSON, if they are to stay as they are.
-            key: Of an event, if it is known.
+            key: If it is known.
         """
         made_key = self._key_of(number, value) if key is None or self._parts else key
         if isinstance(made_key, BadRow):
@@ -141,11 +139,7 @@ class RowMaker:
         return BadRow(number, f"it is longer than {self._max_row:,} bytes")
 
     def look_for_columns(self, columns: Sequence[str]) -> None:
-        """See whether all that must be there is.
-
-        Raises:
-            TableError: A column is missing.
-        """
+        """Raise a `TableError` if a column is missing."""
         for name in (*self._key, *self._required):
             if name not in columns:
                 close = difflib.get_close_matches(name, columns, n=1)
@@ -159,14 +153,13 @@ class TableFile(RowMaker):
     """A file of rows.
 
     Args:
-        path: A file called .csv, .parquet, .jsonl, .ndjson, or one of them but Parquet with .gz behind.
+        path: A file named .csv, .parquet, .jsonl, .ndjson, or, except Parquet, one of them with .gz.
         key: Columns of the key; several are joined.
-        kinds: For CSV, what a column holds where it should not be guessed. What looks like a number as programs write
-            it is one, otherwise; and keys are texts, otherwise.
-        how: As those of :class:`RowMaker`.
+        kinds: For CSV, the types of columns. By default, keys are strings, and the types of others are guessed.
+        how: See :class:`RowMaker`.
 
     Attributes:
-        size: Of what is to be read: bytes, or rows of a Parquet file.
+        size: How much there is to read: bytes, or rows of a Parquet file.
         done: How much of that was read.
 
     Raises:
@@ -192,7 +185,7 @@ class TableFile(RowMaker):
         """Every row, in order.
 
         Raises:
-            TableError: It is not what its name says, or lacks a column of the key.
+            TableError: The file is not what its name says, or lacks a column of the key.
         """
         try:
             yield from self._read()
@@ -238,7 +231,7 @@ class TableFile(RowMaker):
                     yield BadRow(number, f"it is not JSON: {error}")
                     continue
                 if not isinstance(value, dict):
-                    yield BadRow(number, "it is JSON, but no object")
+                    yield BadRow(number, "it is JSON, but not an object")
                     continue
                 yield self.row(number, value, text)
 
@@ -259,7 +252,7 @@ class TableFile(RowMaker):
             while True:
                 try:
                     cells = next(reader, None)
-                except csv.Error as error:  # nothing after it can be told apart
+                except csv.Error as error:  # nothing after it can be read
                     raise TableError(f"`{self.path}`, line {reader.line_num}: {error}.", "Correct the file.") from None
                 if cells is None:
                     break
@@ -301,7 +294,7 @@ class TableFile(RowMaker):
 
 
 class _Counting(io.RawIOBase):
-    """A file that tells how far it was read."""
+    """A file that counts what was read."""
 
     def __init__(self, file: IO[bytes], table: TableFile) -> None:
         self._file, self._table = file, table
@@ -317,15 +310,14 @@ class _Counting(io.RawIOBase):
 
 
 def _in_micros(batch: Any) -> Any:
-    """A batch of Parquet, its nanoseconds rounded to microseconds as those of events are, half of one up."""
+    """A batch of Parquet, with nanoseconds rounded to microseconds as in events, halves up."""
     import pyarrow as pa
 
-    for place, field in enumerate(batch.schema):
+    for index, field in enumerate(batch.schema):
         if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
-            values = [
-                None if value is None else (value + 500) // 1_000 for value in batch[place].cast(pa.int64()).to_pylist()
-            ]
-            batch = batch.set_column(place, field.name, pa.array(values, pa.timestamp("us", field.type.tz)))
+            nanos = batch[index].cast(pa.int64()).to_pylist()
+            values = [None if value is None else (value + 500) // 1_000 for value in nanos]
+            batch = batch.set_column(index, field.name, pa.array(values, pa.timestamp("us", field.type.tz)))
     return batch
 
 

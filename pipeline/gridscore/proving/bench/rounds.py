@@ -19,7 +19,7 @@ from gridscore.errors import GridscoreError
 from gridscore.features import EventDecoder
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
-from gridscore.group.leases import begin_anew
+from gridscore.group.leases import start_over
 from gridscore.group.members import Members
 from gridscore.job import JobRecord, JobState
 from gridscore.proving.bench.meter import Meter
@@ -197,7 +197,7 @@ async def score(grid: Grid, pids: Sequence[int], job: Job, count: int, worker: s
             meter,
             {stage: (stats.stage_ns[stage] - stages[stage]) / 1e9 for stage in STAGES},
         )
-    await begin_anew(grid, job.name)
+    await start_over(grid, job.name)
     await destroy(grid, job.results)
     return run
 

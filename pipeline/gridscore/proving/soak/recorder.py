@@ -18,7 +18,7 @@ from hazelcast.errors import HazelcastError
 from gridscore.errors import GridError
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import walk
-from gridscore.grid.journal import Journal, Page
+from gridscore.grid.journal import Journal
 from gridscore.group.lease_records import read_records
 from gridscore.proving.soak.evidence import EVENTS, JOURNAL, JOURNAL_END, MARKS, RESULTS, LineFile
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gridscore.grid import Grid
+    from gridscore.grid.wire import Page
 
 _log = logging.getLogger(__name__)
 

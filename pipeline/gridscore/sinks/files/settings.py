@@ -14,7 +14,7 @@ class FilesSinkSettings(SinkSettings):
     """Results as files in a folder, each of them complete when it appears."""
 
     kind: Literal["files"] = "files"
-    folder: str = Field(min_length=1, max_length=4_000, description="Where the files are; made if it does not exist.")
+    folder: str = Field(min_length=1, max_length=4_000, description="Folder of the files; made if it does not exist.")
     format: Literal["parquet", "jsonl"] = Field(
         default="parquet", description="Parquet, or JSON lines: one object a line."
     )

@@ -1,11 +1,11 @@
 """The file sink: results as Parquet or JSON lines, in files that appear only when they are complete.
 
 A delivery is a file: the runner collects results until there are enough, or until it is time. The file is written under
-a hidden name, forced to disk, and renamed; only then the offsets that it covers may be committed. So a reader of the
-folder sees whole files at any moment, and a crash loses nothing: what was not committed comes again, in another file,
-under the same key, epoch and sequence.
+a hidden name, forced to disk, and renamed; only then may the offsets that it covers be committed. So readers of the
+folder always see whole files, and a crash loses nothing: uncommitted results come again in another file, under the same
+key, epoch and sequence.
 
-A file that a process wrote after its lease had ended does no harm: it adds rows, each of which says how new it is.
+A file that a process wrote after its lease had ended does no harm: each of its rows says how new it is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gridscore.sinks.files.settings import FilesSinkSettings
 
 _LEFT_OVER_SECONDS = 3600.0
-"""Hidden files of a killed process are removed after this time; no file takes so long to write."""
+"""Hidden files of killed processes are removed after this time; no file takes as long to write."""
 
 _HOPELESS = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG))
 
@@ -52,9 +52,8 @@ class FilesSink:
     """Delivers into a folder.
 
     Args:
-        grid: The connection; the job that writes the results says of which types the event fields in them are.
+        grid: The connection; the job that writes the results knows the types of event fields in them.
         name: Of the sink; the names of its files begin with it.
-        settings: Where, of which kind, how large.
     """
 
     def __init__(self, grid: Grid, name: str, settings: FilesSinkSettings) -> None:
@@ -68,40 +67,35 @@ class FilesSink:
         self.linger = seconds_of(settings.max_age)
 
     async def open(self) -> None:
-        """Make the folder, and see whether a file can be written there.
-
-        Raises:
-            SinkInterruptedError: It cannot now: the disk is full, or a network drive is away.
-            SettingsError: It cannot at all: it is not a folder, or not ours to write.
-        """
+        """Make the folder, and see whether a file can be written there."""
         for job in await Jobs(self._grid).all():
             if job.job.results == self._settings.results:
                 self._types = {name: job.job.schema_[name].type for name in job.job.result.include}
         await self._do(self._prepare)
 
     async def taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:
-        """Nothing is to be done: files of before stay."""
+        """Do nothing: earlier files stay."""
         del partitions
         return {}
 
     async def dropped(self, partitions: Collection[int]) -> None:
-        """Nothing is to be done: what was collected of them is not in any file."""
+        """Do nothing: what was collected of them is not in any file."""
 
     async def deliver(self, delivery: Delivery) -> Sequence[Refused]:
-        """Write a file; it is complete, and on the disk, when this returns.
-
-        Raises:
-            SinkInterruptedError: It could not be written now.
-            SettingsError: It cannot be written at all.
-        """
+        """Write a file; it is complete, and on the disk, when this returns."""
         await self._do(lambda: self._write_file(delivery.results))
         return ()
 
     async def close(self) -> None:
-        """Nothing is open between two files."""
+        """Do nothing: nothing is open between two files."""
 
     async def _do(self, work: Callable[[], None]) -> None:
-        """Do something with files in a thread, and say what is wrong with them."""
+        """Do something with files in a thread.
+
+        Raises:
+            SinkInterruptedError: It failed for now: the disk is full, or a network drive is away.
+            SettingsError: It can never succeed: this is not a folder, or not ours to write.
+        """
         task = asyncio.get_running_loop().run_in_executor(None, work)
         try:
             await asyncio.shield(task)
@@ -127,7 +121,7 @@ class FilesSink:
 
     def _write_file(self, results: Sequence[Delivered]) -> None:
         now = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]
-        # By time, for people; and unlike that of any other process.
+        # Sorted by time, and unique.
         stem = f"{self._name}-{now}-{uuid.uuid4().hex[:8]}"
         hidden = self._folder / f".{stem}.part"
         try:
@@ -147,7 +141,7 @@ class FilesSink:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force the new name of a file to disk; Windows does that by itself, and has no way to be asked."""
+    """Force the new name of a file to disk; Windows does so by itself."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -167,7 +161,7 @@ def _write_lines(file: BinaryIO, results: Sequence[Delivered], *, compress: bool
 def _line(result: Delivered) -> bytes:
     value, text = result.value, result.text
     if not value or b"\n" in text or text[:1] != b"{" or not value.keys().isdisjoint(_OWN):
-        # What another program wrote over several lines, or with names that are ours here.
+        # Another program wrote it, over several lines or with our names.
         own = {"key": result.key, "sink_epoch": result.epoch, "sink_sequence": result.sequence}
         return _encode({**own, **{name: each for name, each in value.items() if name not in own}}) + b"\n"
     return b'{"key":%b,"sink_epoch":%d,"sink_sequence":%d,%b\n' % (
@@ -187,71 +181,58 @@ def _write_parquet(file: BinaryIO, table: pa.Table) -> None:
     pq.write_table(table, file, compression="zstd")
 
 
-def _table(results: Sequence[Delivered], types: Mapping[str, str]) -> pa.Table:
-    """Results as columns.
+_RESULT = {
+    "score": "score",
+    "decision": "string",
+    "model": "string",
+    "version": "int",
+    "revision": "int",
+    "sequence": "int",
+    "epoch": "int",
+    "scored_at": "time",
+}
 
-    Args:
-        results: The results.
-        types: Of the event fields in them, as far as the job says; others are as they are found.
-    """
+
+def _table(results: Sequence[Delivered], types: Mapping[str, str]) -> pa.Table:
+    """Results as columns; event fields with the types that the job says, or as they are found."""
     import pyarrow as pa
 
     values = [result.value for result in results]
+
+    def column(name: str, kind: str | None) -> pa.Array:
+        return _column([value.get(name) for value in values], kind)
+
     columns = {
         "key": pa.array([str(result.key) for result in results], pa.string()),
-        "score": _scores([value.get("score") for value in values]),
-        "decision": _texts([value.get("decision") for value in values]),
-        "model": _texts([value.get("model") for value in values]),
-        "version": _integers([value.get("version") for value in values]),
-        "revision": _integers([value.get("revision") for value in values]),
-        "sequence": _integers([value.get("sequence") for value in values]),
-        "epoch": _integers([value.get("epoch") for value in values]),
-        "scored_at": _integers([value.get("scored_at") for value in values]).cast(pa.timestamp("ms", "UTC")),
+        **{name: column(name, kind) for name, kind in _RESULT.items()},
         "sink_epoch": pa.array([result.epoch for result in results], pa.int64()),
         "sink_sequence": pa.array([result.sequence for result in results], pa.int64()),
     }
-    names = dict.fromkeys([*types, *(name for value in values for name in value)])
-    for name in names:
+    for name in dict.fromkeys([*types, *(name for value in values for name in value)]):
         if name not in columns and name != "json":
-            columns[name] = _column([value.get(name) for value in values], types.get(name))
+            columns[name] = column(name, types.get(name))
     columns["json"] = pa.array([result.text.decode(errors="replace") for result in results], pa.string())
     return pa.table(columns)
 
 
 def _column(values: list[Any], kind: str | None) -> pa.Array:
-    """A column of an event field; every file has the same type for it if the job says which."""
+    """A column, without the values that are not of its kind."""
     import pyarrow as pa
 
-    found = {type(value) for value in values} - {type(None)}
     if kind is None:
+        found = {type(value) for value in values} - {type(None)}
         kind = "bool" if found == {bool} else "float" if found and found <= {int, float} else "string"
+    if kind == "score" and any(type(value) is list for value in values):  # of a model with several outputs
+        return pa.array(map(_numbers, values), pa.list_(pa.float64()))
+    if kind in ("float", "score"):
+        return pa.array(map(_number, values), pa.float64())
     if kind == "bool":
         return pa.array([value if type(value) is bool else None for value in values], pa.bool_())
-    if kind == "int":
-        return _integers(values)
-    if kind == "float":
-        return _numbers(values)
-    return _texts(values)
-
-
-def _scores(values: list[Any]) -> pa.Array:
-    """Numbers; or lists of numbers, of a model with several outputs."""
-    import pyarrow as pa
-
-    if not any(type(value) is list for value in values):
-        return _numbers(values)
-    numbers = {int, float, type(None)}
-    fitting = [
-        [_number(each) for each in value] if type(value) is list and {type(each) for each in value} <= numbers else None
-        for value in values
-    ]
-    return pa.array(fitting, pa.list_(pa.float64()))
-
-
-def _numbers(values: list[Any]) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array([_number(value) for value in values], pa.float64())
+    if kind in ("int", "time"):
+        fitting = [value if type(value) is int and -(2**63) <= value < 2**63 else None for value in values]
+        return pa.array(fitting, pa.int64() if kind == "int" else pa.timestamp("ms", "UTC"))
+    texts = [value if value is None or type(value) is str else _encode(value).decode() for value in values]
+    return pa.array(texts, pa.string())
 
 
 def _number(value: Any) -> float | None:
@@ -261,17 +242,6 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _integers(values: list[Any]) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array(
-        [value if type(value) is int and -(2**63) <= value < 2**63 else None for value in values], pa.int64()
-    )
-
-
-def _texts(values: list[Any]) -> pa.Array:
-    """Texts as they are, all else as its JSON."""
-    import pyarrow as pa
-
-    texts = [value if value is None or type(value) is str else _encode(value).decode() for value in values]
-    return pa.array(texts, pa.string())
+def _numbers(value: Any) -> list[float | None] | None:
+    fits = type(value) is list and {type(each) for each in value} <= {int, float, type(None)}
+    return list(map(_number, value)) if fits else None

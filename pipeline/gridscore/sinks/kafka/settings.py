@@ -18,10 +18,10 @@ class KafkaSinkSettings(SinkSettings):
     topic: Topic = Field(description="The topic, which must exist.")
     transactions: bool = Field(
         default=False,
-        description="Once and not twice for consumers that read committed: each delivery is a transaction, with its "
-        "positions in the topic TOPIC.positions.",
+        description="Exactly once for read-committed consumers: each delivery is a transaction, with its positions in "
+        "the topic TOPIC.positions.",
     )
-    batch: int = Field(default=5_000, ge=1, le=100_000, description="Results of one delivery at most.")
+    batch: int = Field(default=5_000, ge=1, le=100_000, description="The most results of a delivery.")
     set: ClientOptions = Field(default_factory=dict, description=OPTIONS)
 
     @property

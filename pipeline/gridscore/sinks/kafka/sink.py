@@ -1,11 +1,11 @@
-"""The Kafka sink: results as messages of a topic, under the key of the event, with headers to tell repetitions by.
+"""The Kafka sink: results as messages of a topic, under the event's key, with headers that identify duplicates.
 
-A delivery is done when every message of it has been confirmed by all replicas in sync; with transactions, when its
+A delivery is done when all replicas in sync have confirmed each of its messages; with transactions, when its
 transaction is committed (see `transactions`).
 
-Messages are produced, and their reports taken, by the event loop's thread, in calls that do not wait; what may wait is
-called in a thread of its own. The client takes Python's lock once a report, wanted or not: a second thread would fight
-with the event loop for it at every message, which costs several times the CPU of all the rest.
+The event loop's thread produces messages and takes their reports, in calls that do not wait; calls that may wait go to
+another thread. The client takes Python's lock once a report, wanted or not: a second thread would fight the event loop
+for it at every message, which costs several times the CPU of all the rest.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PRODUCER: dict[str, Any] = {
     "linger.ms": 2,
     "queue.buffering.max.messages": 1_000_000,
     "delivery.report.only.error": True,
-    # As Java's clients do, so that a key has one partition whoever writes it.
+    # As in Java's clients, so that a key has the same partition with all producers.
     "partitioner": "murmur2_random",
 }
 _TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD}
@@ -57,22 +57,16 @@ _SPOILT = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # noqa: SLF001 
 _AT_ONCE = 1_000  # messages for which the event loop waits
 _FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.001, 0.02
 _CLOSE_SECONDS = 2.0
-_LOOK_OUT_SECONDS = 3.0
-_REPORT_SECONDS = 5.0  # for the report of a message that the broker has refused already
+_PROBE_SECONDS = 3.0
+_REPORT_SECONDS = 5.0  # for the report of a message that the broker has refused
 _BATCH_BYTES = 1_000_000
 
 
 class KafkaSink:
-    """Produces to one topic.
+    """Produces to one topic; see :class:`gridscore.sinks.base.Sink`.
 
-    Args:
-        grid: The connection to the cluster.
-        name: Of the sink.
-        settings: Where to.
-
-    Attributes:
-        max_results: Results of one delivery at most.
-        identity: Of this process, as `taken` names it; set before `open`.
+    What waits for Kafka raises `SinkInterruptedError` if no broker answers, and `KafkaRefusedError` if Kafka refuses
+    us: there is no such topic, or credentials, a certificate, rights or settings are wrong.
     """
 
     def __init__(self, grid: Grid, name: str, settings: KafkaSinkSettings) -> None:
@@ -83,7 +77,7 @@ class KafkaSink:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-sink")
         self._complaints = Complaints(self._topic)
         self._producer: Producer | None = None
-        self._lookout: TopicProbe | None = None
+        self._probe: TopicProbe | None = None
         self._transactions: Transactions | None = None
         self._failed: list[tuple[bytes | None, bytes | None, KafkaError]] = []
         self._batch_bytes = _BATCH_BYTES
@@ -93,21 +87,11 @@ class KafkaSink:
     # ------------------------------------------------------------------ what the runner calls
 
     async def open(self) -> None:
-        """Find the topic; with transactions, the topic of positions, which is made if it is not there.
-
-        Raises:
-            SinkInterruptedError: No broker answers.
-            KafkaRefusedError: No such topic; or credentials, a certificate, rights or settings are wrong.
-        """
+        """Find the topic; with transactions, also the topic of positions, which is made if it is missing."""
         await self._in_thread(self._open)
 
     async def taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:
-        """With transactions: fence the processes that held them before, and find how far they came.
-
-        Raises:
-            SinkInterruptedError: Kafka is away.
-            KafkaRefusedError: Kafka refuses us.
-        """
+        """With transactions: fence the processes that held them before, and find how far they came."""
         if self._transactions is None:
             return {}
         transactions = self._transactions
@@ -115,27 +99,17 @@ class KafkaSink:
         return await transactions.verified(found, self._grid, self._settings.results)
 
     async def dropped(self, partitions: Collection[int]) -> None:
-        """Nothing to do: what was delivered is in Kafka."""
+        """Do nothing: what was delivered is in Kafka."""
 
     async def look(self) -> None:
-        """See whether the topic is there.
-
-        Raises:
-            SinkInterruptedError: No broker answers.
-            KafkaRefusedError: Kafka refuses us.
-        """
-        lookout = self._lookout
-        if lookout is not None:
-            await self._in_thread(lambda: lookout.partitions(_LOOK_OUT_SECONDS))
+        """See whether the topic is there."""
+        probe = self._probe
+        if probe is not None:
+            await self._in_thread(lambda: probe.partitions(_PROBE_SECONDS))
 
     async def deliver(self, delivery: Delivery) -> Sequence[Refused]:
-        """Produce, and wait until all of it is confirmed, or committed.
-
-        Raises:
-            SinkInterruptedError: Kafka did not confirm in time.
-            KafkaRefusedError: Kafka refuses us.
-        """
-        await self._in_thread(self._ready)  # before the look at the lease: who fences us does so after its end
+        """Produce, and wait until everything is confirmed, or committed."""
+        await self._in_thread(self._ready)  # before the lease is checked: others fence us only after its end
         if time.monotonic() >= delivery.until:
             raise SinkInterruptedError("The leases ran out before Kafka was ready.")
         try:
@@ -149,7 +123,7 @@ class KafkaSink:
             raise
 
     async def close(self) -> None:
-        """Let the producer go; what is not confirmed is given up."""
+        """Close the producer, and give up what is not confirmed."""
         with contextlib.suppress(Exception):
             await self._in_thread(self._discard)
         self._thread.shutdown(wait=False)
@@ -162,8 +136,8 @@ class KafkaSink:
     def _open(self) -> None:
         settings = self._settings
         common = client_settings(settings.brokers, settings.set, {}, self._complaints)
-        self._lookout = TopicProbe(common, self._topic, SinkInterruptedError)
-        self._lookout.partitions()
+        self._probe = TopicProbe(common, self._topic, SinkInterruptedError)
+        self._probe.partitions()
         self._batch_bytes = max(1, min(_BATCH_BYTES, largest_message(common, self._topic, _BATCH_BYTES) * 9 // 10))
         if settings.transactions:
             from gridscore.sinks.kafka.transactions import Transactions
@@ -186,7 +160,7 @@ class KafkaSink:
         return self._producer
 
     def _discard(self) -> None:
-        """Let the producer go, with what it has not sent."""
+        """Close the producer, with what it has not sent."""
         producer, self._producer = self._producer, None
         if producer is not None:
             # There may be no transaction, or another process has fenced us.
@@ -216,7 +190,7 @@ class KafkaSink:
             too_large = await self._transactions.deliver(ready, delivery, produce, discard)
         else:
             producer = self._ready()
-            # The broker refuses a whole batch: which of its messages are too large is found one by one.
+            # The broker refuses a whole batch: find the messages that are too large one by one.
             suspects = await produce(producer, delivery.results)
             too_large = [result for result in suspects if await produce(producer, [result])]
         refused += [Refused(result, "the topic takes no message of this size") for result in too_large]
@@ -225,7 +199,7 @@ class KafkaSink:
     async def _produce(
         self, producer: Producer, results: Sequence[Delivered], until: float, refused: list[Refused]
     ) -> list[Delivered]:
-        """Produce and wait; returns what came back as too large, and adds to `refused` what was not even sent."""
+        """Produce and wait; returns what came back as too large, and adds to `refused` what was not sent at all."""
         failed = self._failed = []
         spoilt: KafkaException | None = None
         try:
@@ -233,12 +207,12 @@ class KafkaSink:
         except KafkaException as error:
             if self._transactions is None or error.args[0].code() != KafkaError._STATE:  # noqa: SLF001
                 raise
-            # The broker has refused a message of before, and its transaction takes no more: the report says which.
+            # The broker has refused an earlier message, so the transaction takes no more: the report says which.
             spoilt = error
         pause, given_up = _FIRST_LOOK_SECONDS, time.monotonic() + _REPORT_SECONDS
         while len(producer):
             if failed and self._transactions is not None:
-                break  # the transaction is spoilt: what waits is not sent before it is aborted
+                break  # the transaction is spoilt: nothing is sent before it is aborted
             if spoilt is not None and time.monotonic() > given_up:
                 break
             await asyncio.sleep(pause)
@@ -251,7 +225,7 @@ class KafkaSink:
     async def _hand_over(
         self, producer: Producer, results: Sequence[Delivered], until: float, refused: list[Refused]
     ) -> None:
-        """Give results to the client, which sends them; adds to `refused` what it does not take."""
+        """Give results to the client, which sends them; adds to `refused` those that it does not take."""
         produce, topic = producer.produce, self._topic
         for begin in range(0, len(results), _AT_ONCE):
             for result in results[begin : begin + _AT_ONCE]:
@@ -274,23 +248,23 @@ class KafkaSink:
     def _too_large(
         self, results: Sequence[Delivered], failed: Sequence[tuple[bytes | None, bytes | None, KafkaError]]
     ) -> list[Delivered]:
-        """Those of the results that came back as too large; raises what else has failed."""
+        """The results that came back as too large; raises any other failure."""
         large = {(key, text) for key, text, wrong in failed if wrong.code() in _TOO_LARGE}
         for _, _, wrong in failed:
-            # What is too large spoils a transaction, and with it what waits behind.
+            # A message that is too large spoils the transaction, and the messages behind it.
             if wrong.code() not in _TOO_LARGE and not (large and wrong.code() in _SPOILT):
                 raise permanent(wrong, self._topic) or SinkInterruptedError(f"Kafka: {wrong.str()}")
         return [result for result in results if (_key(result).encode(), result.text) in large]
 
     def _report(self, error: KafkaError | None, message: Message) -> None:
-        """What became of a message."""
+        """Note what became of a message."""
         if error is not None:
             key: Any = message.key()
             value: Any = message.value()
             self._failed.append((key, value, error))
 
     def _look(self, producer: Producer, until: float) -> None:
-        """Take reports; whether it is still worth waiting."""
+        """Take reports; raises if waiting any longer is useless."""
         with taking_reports():
             producer.poll(0)
         if self._complaints.refusal is not None:
@@ -301,7 +275,7 @@ class KafkaSink:
 
 
 def headers_of(result: Delivered) -> list[tuple[str, str | bytes | None]]:
-    """Headers of a message: what decides, and what repetitions are told by."""
+    """Headers of a message: the decision, and what identifies duplicates."""
     get = result.value.get
     decision, model, version = get("decision"), get("model"), get("version")
     try:

@@ -1,14 +1,13 @@
 """Transactions of the Kafka sink: each delivery is one, and writes down how far each partition has come.
 
 The positions are messages of the compacted topic `TOPIC.positions`, in the same transaction as the results, so that
-there is no moment at which only one of both is there. Who takes a partition over from a process that did not give it
-back does, in order:
+both appear at the same moment. A process that takes a partition from one that did not give it back does this, in order:
 
-1. *Fence* that process: its transactional id is known by its identity. A transaction that it has open is aborted, and
-   it can commit none any more.
-2. *Read* the positions, committed ones only, to the end.
-3. *Verify* that a position is of this very journal: the result that it ends with must stand in the journal where it
-   says. A journal that began again has other results there, and then nothing is passed over.
+1. *Fence* that process: its transactional id contains its identity. An open transaction of it is aborted, and it can
+   commit no more.
+2. *Read* the committed positions, to the end.
+3. *Verify* that a position belongs to this journal: the journal must have the last delivered result where the position
+   says. A journal that has begun again has other results there, and then nothing is skipped.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ if TYPE_CHECKING:
     from gridscore.sinks.base import Delivered, Delivery
 
 TRANSACTION_SECONDS = 30.0
-"""After this Kafka itself aborts a transaction of a process that is gone."""
+"""After this time, Kafka aborts a transaction of a process that has died."""
 
 _POSITIONS_CONFIG = {
     "cleanup.policy": "compact",
-    # Small segments, soon compacted: who takes over reads all that is not.
+    # Small segments, soon compacted, because taking over reads all that is not compacted.
     "segment.bytes": str(8 << 20),
     "segment.ms": "60000",
     "min.cleanable.dirty.ratio": "0.1",
@@ -62,7 +61,7 @@ class Position(msgspec.Struct, frozen=True):
     """How far a partition has come.
 
     Attributes:
-        next: The sequence to go on from.
+        next: The offset.
         epoch: Of the lease under which it was delivered.
         last: The sequence of the last result that was delivered; -1 if it had none.
         check: CRC-32 of that result's text.
@@ -75,14 +74,11 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Transactions:
-    """What a process does to deliver by transactions.
+    """Delivers by transactions; its methods raise as those of `KafkaSink` do.
 
     Args:
         common: Properties of its clients.
-        topic: Of the results.
-        name: Of the sink.
-        identity: Of this process.
-        in_thread: Makes a call that may wait in the sink's thread.
+        in_thread: Makes a call that may wait, in the sink's thread.
     """
 
     def __init__(
@@ -105,16 +101,11 @@ class Transactions:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """More properties of a producer."""
+        """Further properties of a producer."""
         return self._settings_of(self._identity)
 
     def prepare(self) -> None:
-        """Make the topic of positions if it is not there.
-
-        Raises:
-            SinkInterruptedError: Kafka is away.
-            KafkaRefusedError: It is not there, and must not be made.
-        """
+        """Make the topic of positions if it is missing."""
         admin = made(AdminClient, self._common, self._positions_topic)
         new = NewTopic(self._positions_topic, 1, config=_POSITIONS_CONFIG)
         try:
@@ -131,12 +122,7 @@ class Transactions:
                     ) from None
 
     def begin_with(self, producer: Producer) -> None:
-        """Make a producer the only one of this identity, and find out what became of an unclear transaction.
-
-        Raises:
-            SinkInterruptedError: Kafka is away.
-            KafkaRefusedError: The user may not.
-        """
+        """Make a producer the only one of this identity, and find out what became of an unclear transaction."""
         try:
             producer.init_transactions(ANSWER_SECONDS)
         except KafkaException as error:
@@ -154,13 +140,13 @@ class Transactions:
         """Deliver in one transaction; returns what is too large for the topic.
 
         Args:
-            ready: Gives the producer, for which `begin_with` was called.
+            ready: Returns the producer, for which `begin_with` was called.
             delivery: What to deliver.
             produce: Produces results and waits; returns what came back as too large.
-            discard: Aborts the transaction and lets the producer go; `ready` makes another.
+            discard: Aborts the transaction and closes the producer; `ready` makes another.
 
         Raises:
-            KafkaException: It was not committed, or nobody knows; the producer is to be let go.
+            KafkaException: It was not committed, or that is not known; discard the producer.
         """
         await self._in_thread(self._find_done)
         results = [result for result in delivery.results if _identity_of(result) not in self._done]
@@ -171,7 +157,7 @@ class Transactions:
             too_large = await produce(producer, results)
             if not too_large:
                 break
-            # What is refused spoils its transaction, and its batch: it is found one by one, in transactions of its own.
+            # A refused message spoils its transaction and its batch: find it one by one, in transactions of their own.
             await discard()
             for result in too_large:
                 alone = await ready()
@@ -184,13 +170,13 @@ class Transactions:
         self._attempts += 1
         attempt = f"{self._identity}-{self._attempts}"
         self._write_positions(producer, delivery, attempt)
-        await produce(producer, [])  # takes the reports of positions, too, before the commit would in its thread
+        await produce(producer, [])  # takes the reports of positions here, not in the commit's thread
         if time.monotonic() >= delivery.until:
             raise SinkInterruptedError("The leases ran out before the transaction could be committed.")
         self._unclear = attempt, {_identity_of(result) for result in delivery.results}
         await self._in_thread(lambda: self._commit(producer))
         self._unclear = None
-        # What is left is of a delivery that is made in smaller parts: it comes yet.
+        # Others are of a delivery that is made in parts, and still to come.
         self._done -= {_identity_of(result) for result in delivery.results}
         return refused
 
@@ -216,13 +202,13 @@ class Transactions:
         for partition, following in delivery.offsets.items():
             ending = last.get(partition)
             if ending is None:
-                continue  # there is nothing that its place in the journal could be verified by, and nothing to repeat
+                continue  # there is nothing to verify it by, and nothing to repeat
             position = Position(following, epochs[partition], ending.sequence, zlib.crc32(ending.text))
             producer.produce(self._positions_topic, _encode(position), self._key(partition), 0)
         producer.produce(self._positions_topic, attempt.encode(), f"{self._name}/attempt/{self._identity}".encode(), 0)
 
     def _find_done(self) -> None:
-        """If the answer to a commit was lost, find out what became of it; what was committed is not delivered again."""
+        """If the answer to a commit was lost, find out whether it was committed, so as not to deliver it again."""
         if self._unclear is None:
             return
         attempt, results = self._unclear
@@ -233,13 +219,9 @@ class Transactions:
     # ------------------------------------------------------------------ taking over
 
     def take_over(self, partitions: Mapping[int, str]) -> dict[int, Position]:
-        """Fence who did not give back, and read how far partitions have come.
+        """Fence the owners that did not give partitions back, and read how far all have come.
 
-        Positions are read of those that were given back, too: the answer to the last commit may have been lost.
-
-        Raises:
-            SinkInterruptedError: Kafka is away.
-            KafkaRefusedError: The user may not.
+        Also of those that were given back, for the answer to the last commit may have been lost.
         """
         try:
             for owner in set(partitions.values()) - {"", self._identity}:
@@ -256,34 +238,30 @@ class Transactions:
                     positions[partition] = msgspec.json.decode(text, type=Position)
                 except (ValueError, RecursionError) as error:
                     _log.warning(
-                        "%s: what stands under %d is not a position: %s", self._positions_topic, partition, error
+                        "%s: the value under %d is not a position: %s", self._positions_topic, partition, error
                     )
         return positions
 
     async def verified(self, positions: Mapping[int, Position], grid: Grid, map_name: str) -> dict[int, int]:
-        """The sequences to go on from, of those positions that are of the journal as it is now.
-
-        Raises:
-            SinkInterruptedError: The cluster does not answer.
-        """
+        """The offsets of the positions that belong to the present journal."""
         journal, verified = Journal(grid, map_name), {}
         try:
             for partition, position in positions.items():
                 oldest, newest = await journal.bounds(partition)
                 if not oldest <= position.last <= newest:
                     continue
-                # Should the journal begin again just now, there would be nothing to read until something is put.
+                # If the journal begins again just now, there is nothing to read until something is put.
                 async with asyncio.timeout(ANSWER_SECONDS):
                     page = await journal.read(partition, position.last, 1)
-                there = page is not None and page.sequences[:1] == [position.last]
-                if page is not None and there and zlib.crc32(page.values[0]) == position.check:
+                has_it = page is not None and page.sequences[:1] == [position.last]
+                if page is not None and has_it and zlib.crc32(page.values[0]) == position.check:
                     verified[partition] = position.next
         except (HazelcastError, GridError, TimeoutError) as error:
             raise SinkInterruptedError(f"The journal of `{map_name}` cannot be read: {error or 'no answer'}") from None
         return verified
 
     def _read(self) -> dict[str, bytes]:
-        """The newest committed value under each key, when every transaction before now has ended."""
+        """The newest committed value under each key, once every present transaction has ended."""
         consumer = made(
             Consumer,
             {
@@ -306,27 +284,28 @@ class Transactions:
                     if error is None:
                         key: Any = message.key()
                         value: Any = message.value()
-                        if key is not None and value is not None:  # others may write there, too
+                        if key is not None and value is not None:  # others may write here, too
                             found[key.decode(errors="replace")] = value
                     elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001
                         raise KafkaException(error)
                     elif (message.offset() or 0) >= end:
                         return found
                 if time.monotonic() > deadline:
-                    raise SinkInterruptedError("A transaction of another process does not come to an end.")
+                    raise SinkInterruptedError("A transaction of another process does not end.")
         finally:
             consumer.close()
 
     def _end(self) -> int:
-        """Where the topic of positions ends, with what is in transactions that have not ended."""
-        # A consumer of committed messages would tell where the first of those begins.
-        admin, place = made(AdminClient, self._common, self._positions_topic), TopicPartition(self._positions_topic, 0)
+        """The end of the topic of positions, with messages of open transactions."""
+        # A read-committed consumer would tell the beginning of the first open transaction.
+        admin = made(AdminClient, self._common, self._positions_topic)
+        partition = TopicPartition(self._positions_topic, 0)
         asked = admin.list_offsets(
-            {place: OffsetSpec.latest()},  # type: ignore[no-untyped-call]
+            {partition: OffsetSpec.latest()},  # type: ignore[no-untyped-call]
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
             request_timeout=ANSWER_SECONDS,
         )
-        return int(asked[place].result().offset)
+        return int(asked[partition].result().offset)
 
     def _settings_of(self, identity: str) -> dict[str, Any]:
         return {

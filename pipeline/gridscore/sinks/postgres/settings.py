@@ -10,7 +10,7 @@ from gridscore.job.plugs.base import SinkSettings
 from gridscore.job.plugs.postgres import Address, Column, ColumnType, Table  # noqa: TC001 -- pydantic reads them
 
 OWN_COLUMNS = {"sink_era": "bigint", "sink_epoch": "bigint", "sink_sequence": "bigint"}
-"""Columns that say which of two results of a key is the newer."""
+"""Columns that say which of two results of a key is newer."""
 
 RESULT_COLUMNS = {
     "score": "double precision",
@@ -19,7 +19,7 @@ RESULT_COLUMNS = {
     "version": "bigint",
     "scored_at": "timestamp with time zone",
 }
-"""Columns of typed results, besides the key and those that are asked for."""
+"""Columns of typed results, besides the key and those in `column`."""
 
 
 class PostgresSinkSettings(SinkSettings):
@@ -29,7 +29,7 @@ class PostgresSinkSettings(SinkSettings):
     database: Address = Field(
         description="The database: `postgresql://USER:${PASSWORD}@HOST:5432/NAME?sslmode=verify-full`."
     )
-    table: Table = Field(description="The table, `table` or `schema.table`; it is made if it is not there.")
+    table: Table = Field(description="The table, `table` or `schema.table`; it is made if it is missing.")
     columns: Literal["json", "typed"] = Field(
         default="json",
         description="`json` keeps the result whole in one column; `typed` has a column for the score, the decision, "
@@ -41,15 +41,15 @@ class PostgresSinkSettings(SinkSettings):
         description="For typed columns, a field of the result and the type of its column: `amount=numeric(12,2)`.",
     )
     key_type: Literal["text", "bigint"] = Field(default="text", description="Type of the column `key`.")
-    create: bool = Field(default=True, description="Make the table if it is not there.")
-    batch: int = Field(default=5_000, ge=1, le=100_000, description="Results of one statement at most.")
+    create: bool = Field(default=True, description="Make the table if it is missing.")
+    batch: int = Field(default=5_000, ge=1, le=100_000, description="The most results of a statement.")
 
     @model_validator(mode="after")
     def _columns_go_together(self) -> PostgresSinkSettings:
         if self.column and self.columns == "json":
             raise ValueError("`column` is for `columns: typed`")
         if taken := ({"key", "scored_at"} | OWN_COLUMNS.keys()) & self.column.keys():
-            raise ValueError(f"the column `{min(taken)}` is made already, with a type of its own")
+            raise ValueError(f"the column `{min(taken)}` has a type of its own already")
         return self
 
     @property

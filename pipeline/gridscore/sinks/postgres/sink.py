@@ -1,8 +1,8 @@
 """The PostgreSQL sink: the newest result of each key as a row of a table.
 
-A delivery is one statement in one transaction, and goes there as one JSON array that the server takes apart. It was
-measured beside COPY into a temporary table and `unnest` of arrays: as fast for the server as the faster of them, it
-takes the least of our processor, needs no temporary table, and leaves the conversion of types to PostgreSQL.
+A delivery is one statement in one transaction, sent as one JSON array that the server takes apart. Compared with COPY
+into a temporary table and with `unnest` of arrays, this is as fast for the server as the faster of them, takes least of
+our CPU, needs no temporary table, and leaves the conversion of types to PostgreSQL.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LAST_SECONDS = 0.25
-"""A statement is not begun when less than this is left of the leases."""
+"""No statement is begun when less than this is left of the leases."""
 _LOOK_SECONDS = 3.0
 _BIGINT = 1 << 63
-# Classes: cardinality, data exception, integrity constraint, check option, program limit (a key too long for an index,
-# for one), and what a trigger raises.
+# Classes: cardinality, data exception, integrity constraint, check option, program limit (a key that is too long for an
+# index, for one), and errors that a trigger raises.
 _BAD_ROW = ("21", "22", "23", "44", "54", "P0")
 
 _encode = msgspec.json.Encoder().encode
 
 
 class _BadRowError(Exception):
-    """The server takes a statement for one of its rows at least."""
+    """The server refuses a statement for at least one of its rows."""
 
 
 class PostgresSink:
     """Writes results to a table; see :class:`gridscore.sinks.base.Sink`.
 
-    What is there after a delivery is there for good: it has been committed, synchronously. A delivery that comes again
-    changes nothing, and a result never replaces a newer one of its key, whoever delivers it (see `ResultTable.upsert`).
+    A delivery is committed synchronously. A repeated one changes nothing, and a result never replaces a newer one of
+    its key, whoever delivers it (see `ResultTable.upsert`).
     """
 
     def __init__(self, grid: Grid, name: str, settings: PostgresSinkSettings) -> None:
@@ -66,7 +66,7 @@ class PostgresSink:
         self._upsert = self._table.upsert().encode()
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._era = 0
-        self._in_doubt = False  # whether the last delivery failed for the form of the table, or what belongs to it
+        self._in_doubt = False  # whether the last delivery failed because of the table's columns, or the like
 
     async def open(self) -> None:
         """Connect; make the table, or check it."""
@@ -81,14 +81,10 @@ class PostgresSink:
             raise failure(error, self._place, SinkInterruptedError) from None
 
     async def look(self) -> None:
-        """See whether the table is there.
-
-        Raises:
-            SinkInterruptedError: It is not, or the server does not answer.
-        """
+        """See whether the table is there."""
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
-                there = await self._table.exists(await self._connected())
+                exists = await self._table.exists(await self._connected())
         except psycopg.Error as error:
             await self._let_go()
             raise failure(error, self._place, SinkInterruptedError) from None
@@ -97,19 +93,19 @@ class PostgresSink:
             raise SinkInterruptedError(
                 f"PostgreSQL at {self._place} does not answer in {_LOOK_SECONDS:.0f} s.", "It is tried again."
             ) from None
-        if not there:
+        if not exists:
             raise self._missing()
 
     async def taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:  # noqa: ARG002
-        """The table does not know how far it is: the grid's offsets stand."""
+        """The table knows no offsets; the grid's are right."""
         self._era = await self._find_era()
         return {}
 
     async def dropped(self, partitions: Collection[int]) -> None:
-        """Nothing is kept by partition."""
+        """Do nothing: nothing is kept by partition."""
 
     async def deliver(self, delivery: Delivery) -> Sequence[Refused]:
-        """Write the newest result of each key; returns those that no row can be made of."""
+        """Write the newest result of each key; returns those that cannot be rows."""
         rows: dict[Any, Delivered] = {}
         refused: list[Refused] = []
         for result in delivery.results:
@@ -121,7 +117,7 @@ class PostgresSink:
             current = rows.get(key)
             if current is None or (result.epoch, result.sequence) >= (current.epoch, current.sequence):
                 rows[key] = result
-        # In one order for all processes, so that two of them never wait for each other's rows.
+        # Sorted, so that two processes never wait for each other's rows.
         entries = sorted(rows.items())
         if entries:
             try:
@@ -129,8 +125,8 @@ class PostgresSink:
             except psycopg.Error as error:
                 await self._let_go()
                 if isinstance(error, psycopg.ProgrammingError):
-                    await self.look()  # an empty one in its place would lack what was delivered
-                    await self.open()  # says what has become of the table, if it is that
+                    await self.look()  # or an empty one would be made, without earlier results
+                    await self.open()  # says what has become of the table, if that is the cause
                     if not self._in_doubt:
                         self._in_doubt = True
                         raise SinkInterruptedError(
@@ -138,17 +134,17 @@ class PostgresSink:
                         ) from None
                 raise failure(error, self._place, SinkInterruptedError) from None
             except BaseException:
-                await self._let_go()  # what is under way must not stand in the way of what comes
+                await self._let_go()  # what is under way must not block the next attempt
                 raise
             self._in_doubt = False
         return refused
 
     async def close(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
         await self._let_go()
 
     async def _has_begun(self) -> bool:
-        """Whether results were delivered before, which the table must have."""
+        """Whether results were delivered before, so that the table must exist."""
         leases = await read_records(self._grid, group_of(self._name))
         return any(lease.offset >= 0 for lease in leases.values())
 
@@ -180,7 +176,7 @@ class PostgresSink:
         return row
 
     async def _write(self, entries: list[tuple[Any, Delivered]], until: float, refused: list[Refused]) -> None:
-        """Write these rows; those that the server refuses are found by halving."""
+        """Write these rows; find those that the server refuses by halving."""
         waiting = [entries]
         while waiting:
             part = waiting.pop()
@@ -224,7 +220,7 @@ class PostgresSink:
             self._connection = await connect(
                 self._settings.database, SinkInterruptedError, application=f"gridscore sink {self._name}"
             )
-            # Before the offset is committed, the rows must be on the disk.
+            # The rows must be on disk before the offset is committed.
             await self._connection.execute(
                 "SELECT set_config('synchronous_commit', 'on', false) "
                 "WHERE current_setting('synchronous_commit') = 'off'"
@@ -238,7 +234,7 @@ class PostgresSink:
                 await connection.close()
 
     async def _find_era(self) -> int:
-        """When this cluster began to have something, in milliseconds since 1970: its epochs count from there."""
+        """The beginning of this cluster's content, in milliseconds since 1970: its epochs count from there."""
         record = await self._records.get("cluster")
         if record is None:
             with contextlib.suppress(ConflictError):

@@ -1,4 +1,4 @@
-"""The table of a PostgreSQL sink: made, checked, and written to; and what would correct one that does not fit."""
+"""The table of a PostgreSQL sink: how it is made, checked and written, and how one that does not fit is corrected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gridscore.postgres import ONE_BY_ONE, PostgresError
 if TYPE_CHECKING:
     from gridscore.sinks.postgres.settings import PostgresSinkSettings
 
-# Types that stand in for each other, as PostgreSQL converts between them when it assigns.
+# Types between which PostgreSQL converts on assignment.
 _ALIKE = (
     {"text", "character varying", "character"},
     {"double precision", "real", "numeric"},
@@ -41,7 +41,6 @@ class ResultTable:
     """The table that a sink keeps.
 
     Args:
-        settings: What its columns are.
         place: Of the database, for messages.
     """
 
@@ -51,10 +50,10 @@ class ResultTable:
         self._name = quoted(settings.table)
 
     async def prepare(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Make the table if it is not there, and check it.
+        """Make the table if it is missing, and check it.
 
         Raises:
-            PostgresError: It is not as it must be; the message says which statement would correct it.
+            PostgresError: It does not fit; the message says which statement would correct it.
             psycopg.Error: The server did not answer as it should.
         """
         found = await self._find(connection)
@@ -74,11 +73,7 @@ class ResultTable:
         await self._check(connection, found)
 
     async def exists(self, connection: psycopg.AsyncConnection[Any]) -> bool:
-        """Whether the table is there.
-
-        Raises:
-            psycopg.Error: The server did not answer as it should.
-        """
+        """Whether the table is there."""
         return await self._find(connection) is not None
 
     def statement(self) -> str:
@@ -89,13 +84,13 @@ class ResultTable:
     def upsert(self) -> str:
         """The statement that writes rows: its one parameter is the text of a JSON array with an object for each row.
 
-        `scored_at` is in milliseconds since 1970 there, all else as PostgreSQL reads it from JSON.
+        There, `scored_at` is in milliseconds since 1970; the rest is as PostgreSQL reads it from JSON.
 
-        A row replaces the one that is there unless that is newer. Older is a row of an earlier era (of another cluster,
-        or of this one before it lost everything) or of an earlier owner, and within an owner's time one with a lower
-        sequence. A new owner reads once more what its predecessor had delivered but not committed: what is older than
-        the row that is there by sequence and by the time of scoring changes nothing, or tables would go back for a
-        moment. By sequence alone it could be of a journal that began again.
+        A row replaces the present one unless that is newer. Rows of an earlier era (of another cluster, or of this one
+        before it lost everything) are older, then those of an earlier owner, and of one owner those with a lower
+        sequence. A new owner reads again what its predecessor delivered but did not commit: a row that is older than
+        the present one by sequence *and* by time of scoring changes nothing, or the table would go back for a moment.
+        By sequence alone, it could be that of a journal that has begun again.
         """
         columns = self._settings.all_columns
         names = ", ".join(map(quoted, columns))
@@ -106,7 +101,7 @@ class ResultTable:
         )
         changes = ", ".join(f"{quoted(name)} = excluded.{quoted(name)}" for name in columns if name != "key")
         return (
-            # All names and types have passed the patterns of the settings.
+            # The settings have checked all names and types.
             f"INSERT INTO {self._name} AS t ({names}) SELECT {values} FROM json_to_recordset(%s::json) AS r({records}) "  # noqa: S608
             f"ON CONFLICT (key) DO UPDATE SET {changes} WHERE CASE "
             "WHEN t.sink_era IS NULL OR t.sink_epoch IS NULL OR t.sink_sequence IS NULL THEN true "
@@ -125,7 +120,7 @@ class ResultTable:
         try:
             await connection.execute(f"{ONE_BY_ONE} {self.statement()}".encode())
         except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
-            return  # somebody who does not ask for our lock was quicker
+            return  # somebody without our lock was quicker
         except psycopg.errors.DuplicateObject as error:
             raise PostgresError(
                 f"The table `{self._settings.table}` cannot be made at {self._place}: {error.diag.message_primary}.",
@@ -190,7 +185,7 @@ class ResultTable:
             )
 
     async def _wanted(self, connection: psycopg.AsyncConnection[Any]) -> dict[str, str]:
-        """The types of the columns as the server calls them."""
+        """The types of the columns, by the server's names."""
         wanted = {}
         for column, type_ in self._settings.all_columns.items():
             try:

@@ -1,7 +1,7 @@
-"""Which addresses a web hook may be at: any, or only those of the public network.
+"""Which addresses a web hook may have: any, or only public ones.
 
-A name is looked up by whoever owns it, and may give another address each time. So what counts is the address that a
-socket is about to connect to, and it is looked at there, in whatever way it was written.
+The owner of a name decides what it resolves to, each time. So the address that counts is the one that a socket is about
+to connect to; it is checked there, however it was written.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _UNICAST = ipaddress.ip_network("2000::/3")
 _NOT_PUBLIC = [
     ipaddress.ip_network(each)
     for each in (
-        "168.63.129.16/32",  # of Azure, for its machines: what is behind it is not for strangers
-        "192.88.99.0/24",  # a relay of old, from IPv6 to IPv4
-        "3fff::/20",  # of documentation; Python does not know it yet
+        "168.63.129.16/32",  # Azure's, for its machines only
+        "192.88.99.0/24",  # a historic relay from IPv6 to IPv4
+        "3fff::/20",  # for documentation; Python does not know it yet
     )
 ]
 
@@ -28,7 +28,7 @@ _NOT_PUBLIC = [
 class ForbiddenAddressError(OSError):
     """An address that is not public.
 
-    All have the same text: of the errors of several addresses, only those that are alike are raised as what they are.
+    All have the same text, because the errors of several addresses keep their class only if they are alike.
     """
 
     def __init__(self, address: str) -> None:
@@ -37,7 +37,7 @@ class ForbiddenAddressError(OSError):
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the public network; what is not an address in its plain form does not."""
+    """Whether this is an address, in its plain form, of the public network."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -53,39 +53,31 @@ def is_public(address: str) -> bool:
 
 
 def _inner(address: ipaddress.IPv6Address) -> Sequence[ipaddress.IPv4Address]:
-    """The IPv4 addresses that an IPv6 address leads to. A gateway would take us there."""
+    """The IPv4 addresses that an IPv6 address leads to, through a gateway."""
     if address.ipv4_mapped is not None:
         return [address.ipv4_mapped]
     if address.sixtofour is not None:
         return [address.sixtofour]
     if address.teredo is not None:
         return list(address.teredo)
-    if address in _NAT64 or not int(address) >> 32:  # the latter: IPv4-compatible, of old
+    if address in _NAT64 or not int(address) >> 32:  # the latter: IPv4-compatible, historic
         return [ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)]
     return []
 
 
 class Gate:
-    """Makes the sockets of connections, and none to a forbidden address."""
+    """Makes the sockets of connections, except to forbidden addresses."""
 
     def __init__(self, *, public_only: bool) -> None:
         self._public_only = public_only
 
     def check(self, address: str) -> None:
-        """Refuse an address that is not public.
-
-        Raises:
-            ForbiddenAddressError: It is not.
-        """
+        """Raise a `ForbiddenAddressError` if the address must be public and is not."""
         if self._public_only and not is_public(address):
             raise ForbiddenAddressError(address)
 
     def socket(self, info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:
-        """A socket for what `getaddrinfo` gave.
-
-        Raises:
-            ForbiddenAddressError: It would lead to an address that is not public.
-        """
+        """A socket for a result of `getaddrinfo`, after `check`."""
         family, kind, protocol, _, address = info
         self.check(str(address[0]))
         return socket.socket(family, kind, protocol)

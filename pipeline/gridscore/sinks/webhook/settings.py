@@ -1,4 +1,4 @@
-"""Settings of the web hook sink: where results are posted, how they are signed, and how long it is tried."""
+"""Settings of the web hook sink: where results are posted, how they are signed, how long attempts go on."""
 
 from __future__ import annotations
 
@@ -18,25 +18,21 @@ if TYPE_CHECKING:
 def _url(value: str) -> str:
     if not re.match(r"https?://|\$\{", value):
         # The value may hold a password, so it is not shown.
-        raise ValueError("this is not an address of a web hook: write it as https://shop.example.com/decisions")
+        raise ValueError("this is not the address of a web hook: write it as https://shop.example.com/decisions")
     return value
 
 
 def _from_environment(value: str) -> str:
     if not re.fullmatch(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}", value):
-        raise ValueError("a secret is not written here: write ${NAME}, and put it into the environment variable NAME")
+        raise ValueError("do not write the secret here: write ${NAME}, and put it into the environment variable NAME")
     return value
 
 
 def check_credentials(url: str, headers: Iterable[str]) -> None:
-    """See that credentials are not given twice: a request has one header `Authorization`.
-
-    Args:
-        url: The address; what is not an address has no credentials.
-        headers: Names of further headers.
+    """Refuse credentials both in the address and in a header `Authorization`.
 
     Raises:
-        ValueError: They are in the address and in a header. The message shows neither.
+        ValueError: There are both. The message shows neither.
     """
     try:
         inside = "@" in urlsplit(url).netloc
@@ -44,7 +40,7 @@ def check_credentials(url: str, headers: Iterable[str]) -> None:
         return
     if inside and any(name.lower() == "authorization" for name in headers):
         raise ValueError(
-            "the user and password in the address and the header `Authorization` both say who we are: leave out one"
+            "the address has a user and password, and there is a header `Authorization` as well: leave out one"
         )
 
 
@@ -53,15 +49,15 @@ SecretName = Annotated[str, AfterValidator(_from_environment)]
 
 
 class WebhookSinkSettings(SinkSettings):
-    """Results that are posted to a web hook, signed as Standard Webhooks are."""
+    """Results that are posted to a web hook, signed as in Standard Webhooks."""
 
     kind: Literal["webhook"] = "webhook"
     url: Url = Field(description="Where to post: https://…; may hold `${NAME}`, an environment variable.")
     secret: tuple[SecretName, ...] = Field(
         min_length=1,
         max_length=4,
-        description="What requests are signed with: `${NAME}`, an environment variable that holds `whsec_` and 24 to "
-        "64 bytes in Base64. Several while one replaces the other.",
+        description="Key for the signatures: `${NAME}`, an environment variable that holds `whsec_` and 24 to 64 bytes "
+        "in Base64. Several while one replaces the other.",
     )
     headers: Texts = Field(
         default_factory=dict,
@@ -69,16 +65,16 @@ class WebhookSinkSettings(SinkSettings):
         description="Further headers: `Authorization: Bearer ${NAME}`.",
     )
     batch: int = Field(
-        default=1, ge=1, le=10_000, description="Results of a request at most; with more than 1, the body is a list."
+        default=1, ge=1, le=10_000, description="The most results of a request; with more than 1, the body is a list."
     )
     connections: int = Field(
-        default=8, ge=1, le=256, description="Requests under way at most, to this host from this process."
+        default=8, ge=1, le=256, description="The most requests at a time, to this host from this process."
     )
     timeout: Duration = Field(default="10s", description="How long an answer may take.")
     deadline: Duration = Field(
         default="15m",
-        description="How long a result is tried before the sink stops; the next start goes on with it. Results wait in "
-        "the journal meanwhile.",
+        description="How long a result is tried before the sink stops; the next start goes on with it. Meanwhile, "
+        "results wait in the journal.",
     )
     public_only: bool = Field(
         default=False, description="Refuse private, loopback, link-local and other addresses that are not public."

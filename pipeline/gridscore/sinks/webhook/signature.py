@@ -1,4 +1,4 @@
-"""Signatures of web hooks, as https://www.standardwebhooks.com has them, whose libraries check them."""
+"""Signatures of web hooks (https://www.standardwebhooks.com), which the libraries listed there check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VERSION = "v1"
 
 
 def decode_secret(secret: str) -> bytes:
-    """The key that a secret stands for.
+    """The key in a secret.
 
     Raises:
         UsageError: It is not a secret of a web hook. The message does not show it.
@@ -42,10 +42,9 @@ def sign(keys: Iterable[bytes], identity: str, timestamp: int, body: bytes) -> s
     """The value of the header `webhook-signature`.
 
     Args:
-        keys: As `decode_secret` gives them; one signature for each.
+        keys: From `decode_secret`; one signature for each.
         identity: The value of `webhook-id`.
         timestamp: The value of `webhook-timestamp`: seconds since 1970.
-        body: Of the request.
     """
     signed = b"%s.%d." % (identity.encode(), timestamp) + body
     return " ".join(f"{_VERSION},{base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}" for key in keys)

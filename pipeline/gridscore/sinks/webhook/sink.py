@@ -1,12 +1,12 @@
-"""The web hook sink: posts results to an application, signed, and tries again what it does not take for now.
+"""The web hook sink: posts results to an application, signed, and retries those that it does not take for now.
 
-Each key has one request under way at most, so that a later result of it is never sent before an earlier one was
-answered; different keys do not wait for each other. Only three answers say that a result is at fault (400, 413, 422):
-it is refused, which brings it into the dead letters. Every other answer may be one to a broken route, so the result is
-tried again, across deliveries and with pauses that grow, unless the answer says how long to wait. At the deadline the
-sink stops: no result is given up, and the next start goes on with it.
+Each key has at most one request under way, so that a later result is never sent before an earlier one was answered;
+different keys do not wait for each other. Three answers say that a result is at fault (400, 413, 422): it is refused,
+and becomes a dead letter. Any other answer may come from a broken route, so the result is tried again, across
+deliveries and with growing pauses, unless the answer says how long to wait. At the deadline the sink stops: no result
+is given up, and the next start goes on with it.
 
-A wrong certificate, and at the start an address that is not public, end the sink at once; that nobody is there
+A wrong certificate ends the sink at once; so does an address that is not public, at the start. An absent host
 interrupts it.
 """
 
@@ -50,13 +50,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_ANSWER = 64 * 1024
-"""Bytes of an answer that are read, and ignored, to keep the connection; with more it is closed."""
+"""Bytes of an answer that are read, and ignored, to keep the connection; a longer one closes it."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0
-"""Seconds of the first pause before another attempt, at most; it doubles up to the longest."""
+"""The longest first pause before another attempt, in seconds; it doubles up to the longest of all."""
 
 LONGEST_RETRY_AFTER = 3_600.0
-"""Seconds that are waited at most because an answer says so; then the hook is asked again."""
+"""The longest pause that an answer can demand, in seconds."""
 
 _CONNECT_SECONDS = 5.0
 _AIM_SECONDS = 1.0  # of a delivery: long enough to keep all connections busy, short enough for a lease
@@ -66,11 +66,11 @@ _BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLSyscallError, ssl.SSLZeroReturnError)
 _json = msgspec.json.Encoder().encode
 
 _limits: WeakValueDictionary[tuple[int, str | None, int | None], asyncio.Semaphore] = WeakValueDictionary()
-"""Of requests under way to a host, by event loop, host and port: shared by the sinks of this process."""
+"""Limits of requests under way, by event loop, host and port: shared by the sinks of this process."""
 
 
 class _LaterError(Exception):
-    """The hook did not take it; it may take it later, or after so many seconds. The hint says what may be wrong."""
+    """The hook may take it later, or after some seconds. The hint says what may be wrong."""
 
     def __init__(self, what: str, seconds: float | None = None, hint: str = "") -> None:
         super().__init__(what)
@@ -79,19 +79,18 @@ class _LaterError(Exception):
 
 
 class _NeverError(Exception):
-    """The hook does not take it, and will not."""
+    """The hook will never take it."""
 
 
 @dataclass(slots=True)
 class _Fate:
-    """What happened to a result that is not through yet, across deliveries of it.
+    """What happened to a result, across deliveries of it.
 
     Attributes:
-        partition: Of the result.
-        began: When the attempt began that was first put off, of the monotonic clock.
-        due: Before when it must not be tried again.
+        began: When the first attempt that was put off began, of the monotonic clock.
+        due: It must not be tried again before.
         tries: How often it was tried since.
-        said: The last answer, if it was put off, and what to see to.
+        said: The last answer, if it was put off, with advice.
         stops: The time of day at which the sink stops if it is still put off.
         answered: Whether the hook has taken or refused it.
         refused: Why the hook does not take it.
@@ -109,13 +108,13 @@ class _Fate:
 
 @dataclass(slots=True)
 class _Round:
-    """One delivery: what is to be sent, by key, and what came in between.
+    """One delivery.
 
     Attributes:
-        until: When nothing more must be sent.
-        waiting: Results by key, in order, each with its identity.
-        ready: Keys of which no request is under way.
-        left: How many were not sent, as `until` came first.
+        until: Nothing may be sent later.
+        waiting: Results to be sent by key, in order, each with its identity.
+        ready: Keys without a request under way.
+        left: How many were not sent before `until`.
         failure: What ends the delivery.
         over: Set with `failure`.
     """
@@ -135,7 +134,7 @@ class _Round:
         self.waiting[key].append((identity, result))
 
     def take(self, count: int) -> tuple[list[Any], list[tuple[str, Delivered]]]:
-        """The next results to be sent together, and their keys, which are not given out again until `done`."""
+        """The next results to be sent together, and their keys, which are not ready again until `done`."""
         keys: list[Any] = []
         taken: list[tuple[str, Delivered]] = []
         while self.ready and len(taken) < count:
@@ -150,17 +149,17 @@ class _Round:
         self.ready.extend(key for key in keys if self.waiting[key])
 
     def skip(self, keys: Iterable[Any], count: int) -> None:
-        """These were not sent, so nothing that comes after them may be."""
+        """These were not sent, so later results of their keys must not be."""
         self.left += count + sum(len(self.waiting[key]) for key in keys)
 
     def fail(self, error: GridscoreError) -> None:
-        # What cannot be healed says more than what may.
+        # A failure for good says more than an interruption.
         if self.failure is None or isinstance(self.failure, SinkInterruptedError):
             self.failure = error
         self.over.set()
 
     async def pause_until(self, when: float) -> None:
-        """Wait, but no longer than the delivery goes on."""
+        """Wait, but only while the delivery goes on."""
         seconds = when - time.monotonic()
         if seconds > 0:
             with suppress(TimeoutError):
@@ -168,11 +167,7 @@ class _Round:
 
 
 class WebhookSink:
-    """Posts results to one address.
-
-    Attributes:
-        max_results: Results of one delivery at most: about as many as the hook takes in a second.
-    """
+    """Posts results to one address; a delivery has about as many as the hook takes in a second."""
 
     def __init__(self, grid: Grid, name: str, settings: WebhookSinkSettings) -> None:  # noqa: ARG002 -- as all sinks
         self._name = name
@@ -191,7 +186,7 @@ class WebhookSink:
         self._limit = asyncio.Semaphore()
 
     async def open(self) -> None:
-        """Check what came from the environment, and see whether the host can be reached."""
+        """Check the values from the environment, and whether the host can be reached."""
         settings = self._settings
         self._keys = [decode_secret(secret) for secret in settings.secret]
         self._url = _address(settings.url)
@@ -199,7 +194,7 @@ class WebhookSink:
             check_credentials(settings.url, settings.headers)
         except ValueError as error:
             raise UsageError(f"The web hook's settings do not go together: {error}.") from None
-        self._where = str(self._url.origin())  # to be shown: without credentials, path and query
+        self._where = str(self._url.origin())  # for messages: without credentials, path and query
         tls = self._tls()
         await self._look(tls)
         host = (id(asyncio.get_running_loop()), self._url.host, self._url.port)
@@ -219,19 +214,19 @@ class WebhookSink:
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            trust_env=False,  # a proxy would connect to any address for us
+            trust_env=False,  # a proxy would connect to any address
         )
 
     async def taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:  # noqa: ARG002 -- as all sinks
-        """Partitions came. The hook knows no offsets."""
+        """Do nothing: the hook knows no offsets."""
         return {}
 
     async def dropped(self, partitions: Collection[int]) -> None:
-        """Partitions went: their new owners try the results anew."""
+        """Forget the results of partitions that went; their new owners try them again."""
         self._fates = {key: fate for key, fate in self._fates.items() if fate.partition not in partitions}
 
     async def deliver(self, delivery: Delivery) -> Sequence[Refused]:
-        """Post what was not answered yet; returns what the hook does not take."""
+        """Post results that were not answered yet; returns those that the hook does not take."""
         began = time.monotonic()
         work = _Round(delivery.until)
         named = [(self._identity(result), result) for result in delivery.results]
@@ -271,7 +266,7 @@ class WebhookSink:
     # ------------------------------------------------------------------ one result, or some
 
     async def _lane(self, work: _Round) -> None:
-        """Send what is ready, one request at a time."""
+        """Send ready results, one request at a time."""
         while work.ready and work.failure is None:
             keys, batch = work.take(self._settings.batch)
             try:
@@ -283,24 +278,24 @@ class WebhookSink:
                 work.fail(error)
 
     async def _send(self, work: _Round, batch: list[tuple[str, Delivered]]) -> bool:
-        """Post results together until they are answered or refused; False if there is no time for it.
+        """Post results together until they are answered or refused; False if there is no time.
 
         Raises:
-            GridscoreError: It is not about these results.
+            GridscoreError: Something is wrong that does not concern these results.
         """
         while True:
             fates = [self._fate(identity, result) for identity, result in batch]
             due = max(self._not_before, *(fate.due for fate in fates))
             await work.pause_until(min(due, work.until))
             try:
-                async with self._limit:  # to wait for it takes time, so the clock is read behind it
+                async with self._limit:  # waiting for it takes time, so read the clock afterwards
                     began = time.monotonic()
                     if work.failure is not None or max(due, self._not_before, began) >= work.until:
                         return False
                     if began < self._not_before:
                         continue
                     await self._post(batch, work.until - began)
-            except SinkInterruptedError:  # nobody is there: that counts towards no deadline
+            except SinkInterruptedError:  # an absent host does not count towards the deadline
                 for fate in fates:
                     fate.began = 0.0
                 raise
@@ -328,7 +323,7 @@ class WebhookSink:
         """Try again after a pause.
 
         Raises:
-            GridscoreError: The deadline of one of them is over.
+            GridscoreError: The deadline of one of them has passed.
         """
         now = time.monotonic()
         stops = datetime.now(UTC) + timedelta(seconds=began + self._deadline - now)
@@ -349,7 +344,7 @@ class WebhookSink:
         if error.seconds is None:
             ceiling = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(20, max(fate.tries for fate in fates) - 1))
             pause = random.uniform(ceiling / 2, ceiling)  # noqa: S311 -- so that not all come back at once
-            due = min(now + pause, deadline)  # once more then, before the sink stops
+            due = min(now + pause, deadline)  # one more attempt before the sink stops
         else:
             due = now + min(error.seconds, LONGEST_RETRY_AFTER)
             self._not_before = max(self._not_before, due)
@@ -359,7 +354,7 @@ class WebhookSink:
     def _refuse(self, fates: Sequence[_Fate], why: str) -> None:
         for fate in fates:
             fate.answered, fate.refused = True, f"The web hook at {self._where} answered: {why}"
-        _log.debug(  # what went to the dead letters is told, all of some seconds together
+        _log.debug(  # the dead letters of some seconds are logged together
             "%s: the web hook at %s does not take %s: %s",
             self._name,
             self._where,
@@ -369,26 +364,20 @@ class WebhookSink:
         )
 
     async def _post(self, batch: Sequence[tuple[str, Delivered]], seconds: float) -> None:
-        """Post once, if it can be sent within so many seconds.
-
-        Raises:
-            _LaterError: It may be taken later.
-            _NeverError: It will not.
-            GridscoreError: It is not about these results.
-        """
+        """Post once, if it can be sent in time; raises a `_LaterError` or `_NeverError` if refused."""
         session, body = self._session, self._body(batch)
         assert session is not None, "`open` comes first"  # noqa: S101
         identity = batch[0][0] if self._settings.batch == 1 else _digest(body)
         now = int(time.time())
         headers = {ID: identity, TIMESTAMP: str(now), SIGNATURE: sign(self._keys, identity, now, body)}
-        # What was sent in time may be answered later.
+        # The answer to a request that was sent in time may come later.
         timeout = aiohttp.ClientTimeout(total=self._timeout, connect=min(_CONNECT_SECONDS, seconds))
         try:
             async with session.post(
                 self._url, data=body, headers=headers, timeout=timeout, allow_redirects=False
             ) as answer:
                 status, reason, wait = answer.status, answer.reason, answer.headers.get("retry-after")
-                await _pass_over(answer)
+                await _drain(answer)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._trouble(error) from error
         self._judge(status, f"{status} {_printable(reason or '')}".strip(), wait)
@@ -405,8 +394,8 @@ class WebhookSink:
     # ------------------------------------------------------------------ what is sent
 
     def _identity(self, result: Delivered) -> str:
-        # The same result is sent under another epoch by another process, and a rescan finds it without a sequence; but
-        # a worker's result has the time in it. What others write may stand there once more with the same text.
+        # Another process sends the same result under another epoch, and a rescan finds it without a sequence; but a
+        # worker's result contains its time. Others may write the same text twice.
         sequence = b"" if "scored_at" in result.value else b"%d" % result.sequence
         return _digest(self._map_json, _json(result.key), result.text, sequence)
 
@@ -419,7 +408,7 @@ class WebhookSink:
         return texts[0] if self._settings.batch == 1 else b"[%s]" % b",".join(texts)
 
     def _adapt(self, results: int, seconds: float) -> None:
-        """Ask for more at a time if that was quick, and for less if it took too long."""
+        """Ask for more at a time if this was quick, and for less if it took too long."""
         if seconds > 2 * _AIM_SECONDS:
             self.max_results = max(self._smallest, self.max_results // 2)
         elif results >= self.max_results and seconds < _AIM_SECONDS / 2:
@@ -435,12 +424,7 @@ class WebhookSink:
             raise UsageError(f"The certificates in `{file}` cannot be read: {error}") from None
 
     async def _look(self, tls: ssl.SSLContext) -> None:
-        """Connect once: says at the start what would be wrong with every result.
-
-        Raises:
-            SinkInterruptedError: Nobody is there now.
-            GridscoreError: The address is not public, or the certificate wrong.
-        """
+        """Connect once, to find at the start what would be wrong with every result."""
         url, loop = self._url, asyncio.get_running_loop()
         secure = tls if url.scheme == "https" else None
         errors: list[Exception] = []
@@ -453,7 +437,7 @@ class WebhookSink:
                             *info[4][:2], ssl=secure, server_hostname=url.host if secure else None
                         )
                     except OSError as failed:
-                        # Of several addresses, one that is public says more.
+                        # The error of a public address says more.
                         if not (errors and isinstance(failed, ForbiddenAddressError)):
                             errors[:] = [failed]
                         continue
@@ -467,7 +451,7 @@ class WebhookSink:
         raise self._trouble(error, connecting=True) from error
 
     def _trouble(self, error: Exception, *, connecting: bool = False) -> Exception:
-        """What an error means that came instead of an answer."""
+        """The meaning of an error that came instead of an answer."""
         cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
         if isinstance(cause, ssl.CertificateError | ssl.SSLError) and not isinstance(cause, _BROKEN_OFF):
             reason = getattr(cause, "verify_message", None) or getattr(cause, "reason", None) or str(cause)
@@ -487,13 +471,13 @@ class WebhookSink:
             return SinkInterruptedError(f"The web hook at {self._where} cannot be reached: {_printable(what)}.")
         if isinstance(error, TimeoutError):
             return _LaterError(f"no answer in {self._timeout:.0f} s")
-        # The text of an answer that is not HTTP would show the address, which may hold a token.
+        # If the answer is not HTTP, the error's text would show the address, which may hold a token.
         what = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
         return _LaterError(_printable(what or type(error).__name__))
 
 
 def _advice(status: int) -> str:
-    """What to see to when a hook answers so; empty if that is not known."""
+    """What to do about such an answer; empty if that is not known."""
     if status in (401, 403, 407):
         return "Give it the secret that the receiver has, or the header that it asks for."
     if 300 <= status < 400:
@@ -513,7 +497,7 @@ def _header(name: str, value: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or not (value.isascii() and value.isprintable()):
         raise UsageError(
-            f"The header `{_printable(name)}` of the web hook, or its value, has letters that none can have."
+            f"The header `{_printable(name)}` of the web hook, or its value, has characters that headers cannot have."
         )
     return value
 
@@ -534,8 +518,8 @@ def _address(text: str) -> URL:
     return url
 
 
-async def _pass_over(answer: aiohttp.ClientResponse) -> None:
-    """Read an answer to its end, so that its connection can be used again; or close it, if there is too much."""
+async def _drain(answer: aiohttp.ClientResponse) -> None:
+    """Read an answer to its end, so that its connection can be reused; or close that, if the answer is too long."""
     size = 0
     async for chunk in answer.content.iter_any():
         size += len(chunk)
@@ -545,7 +529,7 @@ async def _pass_over(answer: aiohttp.ClientResponse) -> None:
 
 
 def _seconds(header: str | None) -> float | None:
-    """Seconds that `Retry-After` asks for, given as such or as a date."""
+    """Seconds that `Retry-After` demands, given as such or as a date."""
     if header is None:
         return None
     if re.fullmatch(r"[0-9]{1,9}", header):

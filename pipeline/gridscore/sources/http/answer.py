@@ -1,4 +1,4 @@
-"""What a request with events is answered: how many the grid has, under which keys, and what was not an event."""
+"""The answer to a request with events: how many the grid has, under which keys, and what was not an event."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from gridscore.sources.http.intake import Ticket
 
 MAX_LISTED = 1_000
-"""Keys that an answer lists; it lists none if there are more."""
+"""Most keys that an answer lists; if there are more, none."""
 MAX_ERRORS = 100
-"""Errors that an answer lists; all are counted."""
-MAX_PLACES = 100
-"""Events of which an answer says what to wait for; of none if there are more."""
+"""Most errors that an answer lists; all are counted."""
+MAX_AFTER = 100
+"""Most events for which an answer has `after`; if there are more, none."""
 
 REST_SECONDS, SILENT_SECONDS = 10.0, 1.0
-"""How long the rest of a body is read and thrown away that was refused: in all, and without anything of it coming."""
+"""How long the rest of a refused body is read and thrown away: in all, and while nothing comes."""
 
 
 class Answer:
-    """What a request is answered, once its events are confirmed."""
+    """The answer to a request, once its events are confirmed."""
 
-    def __init__(self, ticket: Ticket, places: int) -> None:
-        self._ticket, self._places = ticket, places
-        self.placed: list[tuple[str, bytes]] = []  # the events of which it says what to wait for
+    def __init__(self, ticket: Ticket, most_listed: int) -> None:
+        self._ticket, self._most_listed = ticket, most_listed
+        self.listed: list[tuple[str, bytes]] = []  # the events of `after`
         self.after: list[int | None] = []
         self._keys: list[str] | None = []
         self._errors: list[EventError] = []
@@ -40,21 +40,21 @@ class Answer:
         self.is_read = False  # the whole body
 
     def add(self, taken: RequestEvents) -> None:
-        """Events of the request have been read."""
+        """Add events of the request."""
         self.seen += len(taken.entries) + len(taken.errors)
         self.refused += len(taken.errors)
         self._errors += taken.errors[: MAX_ERRORS - len(self._errors)]
-        if self._places:
-            self.placed += taken.entries
-            if len(self.placed) > self._places:
-                self._places, self.placed = 0, []
+        if self._most_listed:
+            self.listed += taken.entries
+            if len(self.listed) > self._most_listed:
+                self._most_listed, self.listed = 0, []
         if self._keys is not None:
             self._keys += [key for key, _ in taken.entries]
             if len(self._keys) > MAX_LISTED:
-                self._keys = None  # of a stream without an end there would be too many
+                self._keys = None  # an endless stream would have too many
 
     def given(self) -> Response:
-        """Everything that was an event is in the grid."""
+        """The answer when all events are in the grid."""
         if self.single and self._errors:
             [error] = self._errors
             return json_response(413 if error.too_large else 400, {"error": f"{error.error}."})
@@ -62,7 +62,7 @@ class Answer:
         return json_response(status, self._value())
 
     def failed(self, status: int, error: str) -> Response:
-        """It was not all put, or nobody knows."""
+        """The answer when not all are in the grid, or that is unknown."""
         answer = json_response if self.is_read else refusal
         return answer(status, {"error": error, **self._value()}, {"Retry-After": "1", "Connection": "close"})
 
@@ -74,19 +74,19 @@ class Answer:
             value["after"] = self.after
         if self.refused:
             value["refused"] = self.refused
-            value["errors"] = [{"index": each.place, "error": each.error} for each in self._errors]
+            value["errors"] = [{"index": each.number, "error": each.error} for each in self._errors]
         return value
 
 
 class _Refusal(Response):
     """An answer that ends the connection, perhaps before the whole body was read.
 
-    Many clients send all of a body before they read an answer, and a connection that is closed with something unread is
-    reset: they would never see it. So the rest is read and thrown away, for some seconds, before the connection ends.
+    Many clients send the whole body before they read an answer, and closing a connection with unread data resets it:
+    they would never see the answer. So the rest is read and thrown away for some seconds.
     """
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, read on, and be done."""
+        """Answer, read on, and end."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         with suppress(TimeoutError):
@@ -97,7 +97,7 @@ class _Refusal(Response):
 
 
 def refusal(status: int, value: Any, headers: dict[str, str]) -> Response:
-    """An answer in JSON to a request of which nothing more is taken."""
+    """An answer in JSON to a request whose rest is not read."""
     headers = {**headers, "Connection": "close"}
     return _Refusal(msgspec.json.encode(value), status, headers, media_type="application/json")
 

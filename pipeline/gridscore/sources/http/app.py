@@ -1,4 +1,4 @@
-"""The HTTP side of the source: its addresses, what it asks of a request, and how it answers."""
+"""The HTTP side of the source: its addresses, what a request must have, and the answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from gridscore.errors import BackPressureError, EventRejectedError, GridError
 from gridscore.job.types import seconds_of
-from gridscore.sources.http.answer import MAX_PLACES, Answer, json_response, refusal
+from gridscore.sources.http.answer import MAX_AFTER, Answer, json_response, refusal
 from gridscore.sources.http.events import (
     MAX_KEY,
     SLICE,
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_WAIT = 60.0
-"""Seconds that one may wait for a result."""
+"""Most seconds to wait for a result."""
 MAX_WAITING_FOR_RESULTS = 1_000
 """Requests that may wait for a result at once."""
 GRID_SECONDS = 5.0
-"""What the grid may take to answer a question for a result, besides the time that the question gives."""
+"""How long the grid may take to find a result, besides the time that the request waits."""
 BODY_SECONDS = 30.0
 """Time for a body that is not a stream of lines."""
 
@@ -63,9 +63,7 @@ class EventsApp:
     """Answers requests; the events go into the intake.
 
     Args:
-        grid: For results, and to know whether the cluster is there.
-        settings: Of the source; its token without a reference to the environment.
-        token: What requests must show; nothing if empty.
+        token: What requests must show; empty if nothing.
         intake: Where events wait for the grid.
     """
 
@@ -88,7 +86,7 @@ class EventsApp:
             allow_origins=self._settings.allow_origin,
             allow_methods=("GET", "POST"),
             allow_headers=("Authorization", "Content-Type", "Idempotency-Key"),
-            # A beacon says that it may carry cookies, whatever the page does. We look at none.
+            # A beacon always claims to carry cookies. We ignore them.
             allow_credentials=True,
             expose_headers=("Retry-After",),
             max_age=86_400,
@@ -105,7 +103,7 @@ class EventsApp:
         )
 
     def close(self) -> None:
-        """Let go what is asked of the grid."""
+        """Stop asking the grid."""
         self._health_of_grid.close()
         self._results.close()
 
@@ -131,7 +129,7 @@ class EventsApp:
         if not request.headers.get("content-length", "1").isdigit():
             raise HTTPException(400, "The Content-Length is not a number.")
         intake, ticket = self._intake, Ticket(map_name)
-        answer = Answer(ticket, MAX_PLACES if self._settings.results else 0)
+        answer = Answer(ticket, MAX_AFTER if self._settings.results else 0)
         try:
             if content_type in _LINES:
                 await self._take_lines(request, ticket, answer, prefix)
@@ -139,17 +137,17 @@ class EventsApp:
                 await self._take_body(request, ticket, answer, prefix, text=content_type in _TEXT)
             answer.is_read = True
             await intake.confirmed(ticket)
-            if answer.placed:
-                answer.after = await self._results.places(map_name, answer.placed)
+            if answer.listed:
+                answer.after = await self._results.sequences_before(map_name, answer.listed)
         except BackPressureError as error:
-            # Without a connection there is no room either, but it is another thing to do something about.
+            # A lost connection also means no room, but needs another remedy.
             return answer.failed(429 if self._grid.is_connected else 503, str(error))
         except GridError as error:
             return answer.failed(503, str(error))
         except _IdleError as error:
             return answer.failed(408, str(error))
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it; what has arrived whole stays
+            return Response(status_code=400)  # nobody reads it; whole events stay
         finally:
             intake.drop(ticket)
             self.refused += answer.refused
@@ -161,7 +159,7 @@ class EventsApp:
             async with aclosing(self._chunks(request)) as chunks:
                 async for chunk in chunks:
                     await self._take(lines.feed(chunk), ticket, answer, prefix)
-                    # Many streams, each in the middle of a long line, must not fill the memory either.
+                    # Nor may many streams, each in the middle of a long line, fill the memory.
                     self._body_bytes += lines.held - held
                     held = lines.held
                     if held and self._body_bytes > self._settings.max_waiting_bytes:
@@ -171,7 +169,7 @@ class EventsApp:
             self._body_bytes -= held
 
     async def _chunks(self, request: Request) -> AsyncGenerator[bytes]:
-        """The body as it arrives; ends with an error when we close, or nothing comes for too long."""
+        """The body as it arrives; fails when we close, or nothing comes for too long."""
         stream, idle = request.stream(), seconds_of(self._settings.idle)
         closed = asyncio.ensure_future(self._intake.closed.wait())
         try:
@@ -181,7 +179,7 @@ class EventsApp:
                 if not chunk.done():
                     chunk.cancel()
                     if not closed.done():
-                        raise _IdleError(f"Nothing came for {idle:g} s: send an empty line to keep the stream open.")
+                        raise _IdleError(f"Nothing came for {idle:g} s: an empty line keeps the stream open.")
                     raise GridError("This source is being stopped.", "Send what is not confirmed again.")
                 data = chunk.result()
                 if data is None:
@@ -224,7 +222,7 @@ class EventsApp:
             await asyncio.sleep(0)  # others have their turn, too, if nothing of this was an event
 
     async def _receive(self, request: Request, body: bytearray) -> None:
-        """The whole body, counted against what all bodies together may have until it is taken apart."""
+        """The whole body; until it is taken apart, it counts as part of all bodies' bytes."""
         self._check_body(int(request.headers.get("content-length", 0)))
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -310,7 +308,7 @@ class EventsApp:
     def _admit(self, request: Request) -> None:
         """Refuse pages of other origins, and clients without the token.
 
-        A browser asks before it sends JSON, but not before it sends plain text: so this must be looked at here, too.
+        A browser asks before it sends JSON, but not before it sends plain text: so check it here, too.
         """
         origin, allowed = request.headers.get("origin"), self._settings.allow_origin
         if origin is not None and origin not in allowed and "*" not in allowed:
@@ -324,7 +322,7 @@ class EventsApp:
 
 
 class _IdleError(Exception):
-    """A stream brings nothing any more."""
+    """A stream has fallen silent."""
 
 
 def _later(status: int, message: str) -> HTTPException:
@@ -344,12 +342,12 @@ async def _failure(_request: Request, error: Exception) -> Response:
 
 
 async def _slices(body: bytes) -> list[tuple[int, int]]:
-    """Places of the slices of an array, all of which is JSON."""
+    """Begin and end of the slices of an array, all of which is JSON."""
     found = []
     try:
-        for place in array_slices(body):
-            if place is not None:
-                found.append(place)
+        for bounds in array_slices(body):
+            if bounds is not None:
+                found.append(bounds)
             await asyncio.sleep(0)
     except ValueError as error:
         raise HTTPException(400, f"{str(error).capitalize()}.") from None

@@ -1,4 +1,4 @@
-"""From the bytes of a request to events with keys, and what is wrong with those that are none."""
+"""From the bytes of a request to events with keys, and what is wrong with the rest."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ class EventError(NamedTuple):
     """Why something in a request is not an event.
 
     Attributes:
-        place: Among the events of the request, from 0.
-        error: For people.
-        too_large: Whether it is its size.
+        number: Its index among the events of the request.
+        too_large: Whether its size is the reason.
     """
 
-    place: int
+    number: int
     error: str
     too_large: bool = False
 
@@ -42,12 +41,12 @@ class EventReader:
     """Checks that texts are JSON objects in UTF-8, and finds their keys.
 
     Args:
-        key: The fields that make the key; keys are made (ULIDs) if there are none.
-        max_event: Bytes of one event.
+        key: The fields that make the key; if empty, keys are ULIDs.
+        max_event: Most bytes of an event.
     """
 
     def __init__(self, key: Sequence[str], max_event: int) -> None:
-        # A field that is not declared is checked and passed over, which is much faster than making a dictionary.
+        # The decoder checks and skips undeclared fields, which is much faster than making a dictionary.
         names = {f"key{number}": name for number, name in enumerate(key)}
         fields: list[Any] = [(slot, str | int | None, None) for slot in names]
         form = msgspec.defstruct("_Event", fields, rename=names, gc=False)
@@ -61,9 +60,8 @@ class EventReader:
         """Events of texts.
 
         Args:
-            texts: JSON texts.
             first: Index of the first in the request.
-            prefix: Key that the request gives: as it is if it is for a single event, else with the index behind it.
+            prefix: The request's key: used as it is for a single event, else followed by the index.
             single: Whether the request is one event.
         """
         taken = RequestEvents()
@@ -76,7 +74,7 @@ class EventReader:
             try:
                 event = decode(text)
                 if not text.isascii():
-                    text.decode()  # the decoder passes over texts of other fields without a look
+                    text.decode()  # the decoder does not check the texts of other fields
                 if prefix is not None:
                     key = prefix if single else f"{prefix}-{index}"
                 elif not names:
@@ -121,11 +119,11 @@ def _reason(error: Exception) -> str:
 
 
 SLICE = 64 << 10
-"""Bytes of a body that are taken apart in one go, if elements are not larger: all else waits no longer than that."""
+"""Bytes of a body to take apart in one go, if elements are not larger: all else waits only that long."""
 
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 
-# An object without nested ones, a text, or what changes the depth; nothing of it is ever tried twice.
+# A flat object, a text, or what changes the depth; it never backtracks.
 _token = re.compile(rb'\{(?:[^{}\[\]"]++|"(?:[^"\\]++|\\.)*+")*+\}|"(?:[^"\\]++|\\.)*+"|[\[\]{},]', re.DOTALL)
 _TOKENS = 10_000
 _MAX_DEPTH = 1_000  # more than the decoder takes
@@ -133,9 +131,9 @@ _OPEN, _CLOSE, _COMMA = frozenset((b"[", b"{")), frozenset((b"]", b"}")), b","
 
 
 def array_slices(body: bytes) -> Iterator[tuple[int, int] | None]:
-    """Cut a JSON array into slices of whole elements, and check each; gives their places, and None to take a breath.
+    """Cut a JSON array into slices of whole elements, and check each; gives begin and end, and None for a pause.
 
-    Elements may be so small that they would fill the memory as objects, and hold up everybody while they are made.
+    Many small elements would fill the memory as objects, and hold up everybody while they are made.
 
     Raises:
         ValueError: It is not an array.
@@ -181,16 +179,16 @@ def elements_of(body: bytes, begin: int, end: int) -> list[bytes]:
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
     except msgspec.DecodeError as error:
-        # The place is that in the body.
-        place = re.sub(r"byte (\d+)", lambda found: f"byte {int(found[1]) - 1 + begin}", str(error))
-        raise ValueError(f"not a JSON array: {place}") from None
+        # With the byte's number in the body.
+        said = re.sub(r"byte (\d+)", lambda found: f"byte {int(found[1]) - 1 + begin}", str(error))
+        raise ValueError(f"not a JSON array: {said}") from None
 
 
 class Lines:
-    """Cuts a stream of bytes into lines, as it arrives. Lines without anything but blanks are passed over.
+    """Cuts a stream of bytes into lines, as it arrives. Blank lines are skipped.
 
-    Of a line that is longer than it may be only the beginning is kept, one byte more than the limit, so that the reader
-    sees that it is too long.
+    Of a line that is too long only the beginning is kept, one byte more than the limit, so that the reader sees that it
+    is too long.
     """
 
     def __init__(self, max_event: int) -> None:

@@ -1,4 +1,4 @@
-"""Whether the grid answers, for who watches the HTTP source: its connection may stand for a minute when it does not."""
+"""Whether the grid answers, for health checks: a connection may look alive for a minute when it does not."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
 
 ANSWER_SECONDS = 2.0
-"""How long an answer of the grid is waited for."""
+"""How long to wait for an answer of the grid."""
 
 _BELIEVED_SECONDS = 1.0
 
 
 class GridHealth:
-    """Asks the grid when asked, once a second at most, however many ask.
+    """Asks the grid on demand, at most once a second.
 
     Args:
-        grid: The connection.
         map_name: Its size is asked for, which every partition has to answer.
     """
 
@@ -47,7 +46,7 @@ class GridHealth:
         return self._error
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         if self._asking is not None:
             self._asking.cancel()
 

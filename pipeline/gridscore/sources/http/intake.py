@@ -1,9 +1,8 @@
-"""Between requests that push and a runner that asks: what waits for the grid, never more than a bound.
+"""Between requests that push and a runner that pulls: what waits for the grid, within bounds.
 
 A request offers its events piece by piece, and waits for room and for the confirmation of each. Every map has a lane of
-its own with an equal share of the room, and every piece is confirmed by itself: a map or a partition that is blocked
-holds up nobody but those who send to it. What a request that gives up has offered is withdrawn, as far as it is not
-under way.
+its own with an equal share of the room, and every piece is confirmed by itself: a blocked map or partition holds up
+only those who send to it. When a request gives up, what it offered and is not under way is withdrawn.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gridscore.errors import BackPressureError, GridError, GridscoreError
 from gridscore.sources.base import Batch
-from gridscore.sources.http.places import MAX_REQUESTS
+from gridscore.sources.http.connections import MAX_REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
     from gridscore.client.room import Waiting
 
 _SHARE = 8
-"""Requests that may fill the share of a map together; one alone may not, however much it sends."""
+"""How many requests it takes to fill the share of a map."""
 
 _HELD = 4 / 5
-"""Part of the share of a map that those may take who wait for partitions without room."""
+"""Part of the share of a map for events that wait for partitions without room."""
 
-_AGAIN = "Send what is not confirmed again, later and under the same keys; some of it may be there already."
+_AGAIN = "Send what is not confirmed again later, under the same keys; some of it may be there already."
 
 
 @dataclass(slots=True, eq=False)
@@ -36,11 +35,10 @@ class Ticket:
     """The events of one request.
 
     Attributes:
-        map_name: Where they go.
-        confirmed: How many the grid has, with their backups; those of the request's beginning.
+        confirmed: How many the grid has, with their backups, from the request's beginning on.
         open: How many it does not have yet.
         size: Bytes of these.
-        error: Why it never will.
+        error: Why it never will have them.
         moved: Set when the figures change.
         pieces: What is not confirmed, in the order of the request.
     """
@@ -69,9 +67,8 @@ class _Lane:
     Attributes:
         pieces: What the runner has not taken.
         events: How many wait or are under way.
-        bytes: The same in bytes.
-        moved_at: When the grid last confirmed something, or something came where nothing was.
-        waiting: Why the runner puts nothing, as far as it has said so.
+        moved_at: When the grid last confirmed something, or something came into the empty lane.
+        waiting: Why the runner puts nothing, if it has said so.
     """
 
     pieces: deque[_Piece] = field(default_factory=deque)
@@ -87,10 +84,10 @@ class Intake:
     """What has been posted and is not confirmed.
 
     Args:
-        maps: That may be posted to.
-        max_events: Events that may wait or be under way.
+        maps: Maps that may be posted to.
+        max_events: Most events that wait or are under way.
         max_bytes: The same in bytes.
-        patience: Seconds without any progress after which a request is sent away.
+        patience: Seconds without progress after which a request is told to retry.
     """
 
     def __init__(self, maps: Iterable[str], max_events: int, max_bytes: int, patience: float) -> None:
@@ -121,10 +118,10 @@ class Intake:
     # ------------------------------------------------------------------ requests
 
     async def offer(self, ticket: Ticket, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Take a piece of a request, when there is room for it.
+        """Take a piece of a request when there is room for it.
 
         Raises:
-            BackPressureError: There was no room for as long as a request waits.
+            BackPressureError: There was no room in time.
             GridError: The grid does not answer, has refused what came before, or we close.
         """
         if not entries:
@@ -156,7 +153,7 @@ class Intake:
         """Wait until the grid has everything that the ticket's request has offered.
 
         Raises:
-            BackPressureError: Nothing of it was confirmed for as long as a request waits.
+            BackPressureError: Nothing of it was confirmed in time.
             GridError: The grid has refused it or does not answer, or we close; some of it may be there.
         """
         while ticket.open:
@@ -170,7 +167,7 @@ class Intake:
                 raise self._no_progress(ticket) from None
 
     def drop(self, ticket: Ticket) -> None:
-        """Nobody waits for this request any more: what is not under way yet is forgotten."""
+        """Forget a request, except for what is under way."""
         if not ticket.open:
             return
         self._open.discard(ticket)
@@ -184,7 +181,7 @@ class Intake:
                 piece.batch.withdraw()
 
     def _fits(self, lane: _Lane, ticket: Ticket, count: int, size: int) -> bool:
-        # A piece that is larger than everything may be goes when there is nothing else.
+        # A piece that is larger than the limit goes when there is nothing else.
         if ticket.open and ticket.open + count > max(count, self._max_events // _SHARE):
             return False
         if ticket.open and ticket.size + size > max(size, self._max_bytes // _SHARE):
@@ -214,11 +211,11 @@ class Intake:
     # ------------------------------------------------------------------ the runner
 
     def streams(self) -> list[AsyncGenerator[Batch, None]]:
-        """What has been offered, a stream a map."""
+        """What has been offered, one stream for each map."""
         return [self._stream(lane) for lane in self._lanes.values()]
 
     async def _stream(self, lane: _Lane) -> AsyncGenerator[Batch, None]:
-        """What has been offered for one map; waits for more. When nobody iterates any more, we end."""
+        """What has been offered for one map; waits for more. When the iteration ends, so does the intake."""
         try:
             while not self.closed.is_set():
                 if not lane.pieces:
@@ -230,19 +227,19 @@ class Intake:
             self.end()
 
     def waits(self, map_name: str, waiting: Waiting | None) -> None:
-        """The runner says why it puts nothing into a map, or that it goes on."""
+        """Note why the runner puts nothing into a map; None if it goes on."""
         if map_name in self._lanes:
             self._lanes[map_name].waiting = waiting
 
     def acknowledge(self, batch: Batch) -> None:
-        """The grid has everything of a batch."""
+        """Note that the grid has a batch."""
         piece: _Piece = batch.position
         piece.confirmed = True
         self.acknowledged += len(batch.entries)
         self._lanes[piece.ticket.map_name].moved_at = _now()
         self._release(piece)
         ticket = piece.ticket
-        while ticket.pieces and ticket.pieces[0].confirmed:  # what an answer counts is the beginning of its request
+        while ticket.pieces and ticket.pieces[0].confirmed:  # an answer counts from the request's beginning on
             first = ticket.pieces.popleft()
             count = len(first.batch.entries)
             ticket.open -= count
@@ -253,7 +250,7 @@ class Intake:
             self._open.discard(ticket)
 
     def refuse(self, batch: Batch, error: Exception) -> None:
-        """The grid did not confirm a batch: who sent it is told so."""
+        """Note that the grid did not confirm a batch: its sender is told so."""
         piece: _Piece = batch.position
         self._release(piece)
         failure = error if isinstance(error, GridscoreError) else GridError(f"The grid did not answer: {error}", _AGAIN)
@@ -266,7 +263,7 @@ class Intake:
         lane.room.set()
 
     def end(self) -> None:
-        """Take nothing more. Who waits for what nobody has taken is told to ask again; the rest may be confirmed."""
+        """Take nothing more. Senders of what was not taken are told to send it again; the rest may be confirmed."""
         self.closed.set()
         for lane in self._lanes.values():
             for piece in lane.pieces:
@@ -277,7 +274,7 @@ class Intake:
             lane.room.set()
 
     def close(self) -> None:
-        """Nothing will be confirmed any more."""
+        """End without confirming anything more."""
         self.end()
         for ticket in list(self._open):
             self._give_up(ticket, _stopped())

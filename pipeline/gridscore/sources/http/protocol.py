@@ -1,7 +1,7 @@
-"""What a connection may do around its requests, and for how long: heads, requests at once, answers that nobody reads.
+"""Limits of a connection around its requests: for heads, requests at once, and answers that nobody reads.
 
-uvicorn bounds none of it with httptools. Without a bound, connections that say or read nothing hold the places of all
-others for ever, and a header without an end fills the memory.
+uvicorn has none of these with httptools. Without them, connections that send or read nothing take up all room for ever,
+and an endless header fills the memory.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from gridscore.sources.http.places import Connection, Places
+    from gridscore.sources.http.connections import Connection, Connections
 
-# Of uvicorn's own messages only those about our faults: a stranger who sends nonsense must not fill the log.
+# Of uvicorn's messages log only our own faults: a stranger who sends nonsense must not fill the log.
 _faults = logging.getLogger(f"{__name__}.faults")
 _faults.setLevel(logging.ERROR)
 
@@ -27,13 +27,13 @@ HEAD_SECONDS = 10.0
 """Time from the connection, or from the last answer, until a request's head must be there."""
 
 MAX_HEAD = 64 << 10
-"""Bytes of a head, or of what follows the last chunk of a body; up to two reads of the socket more may be taken."""
+"""Most bytes of a head, or after the last chunk of a body; up to two reads of the socket may exceed it."""
 
 MAX_PIPELINED = 16
-"""Requests that may wait for the answer to the one before; their heads have `MAX_HEAD` bytes together."""
+"""Requests that may wait for the answer to the one before; together their heads have `MAX_HEAD` bytes at most."""
 
 STALLED_SECONDS = 10.0
-"""How long nobody may read anything of an answer until its connection is ended."""
+"""How long an answer may stay unread until its connection is ended."""
 
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -51,52 +51,47 @@ _refuse = Response(_CROWDED, 503, {"Retry-After": "1", "Connection": "close"}, m
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """A connection whose heads are bounded in time and in size, and that takes a place as long as it stands.
-
-    Args:
-        *arguments: Of uvicorn's protocol.
-        places: Of all connections.
-        **options: Of uvicorn's protocol.
+    """A connection whose heads are bounded in time and in size, and that counts among the connections.
 
     Attributes:
-        handshake: What has held the place of a connection with TLS so far.
+        handshake: What has counted for it during its TLS handshake.
     """
 
-    def __init__(self, *arguments: Any, places: Places, **options: Any) -> None:
+    def __init__(self, *arguments: Any, connections: Connections, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.logger = _faults
-        self._places = places
+        self._connections = connections
         self.handshake: Connection | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._reading_head = True
-        self._moved = False  # whether the read under way has brought us on: a head has begun or ended, or body came
-        self._silent = 0  # bytes since we came on
+        self._moved = False  # whether the current read made progress: a head began or ended, or body came
+        self._silent = 0  # bytes without progress
         self._ahead = 0  # bytes of the heads of requests that wait
-        self._running: RequestResponseCycle | None = None  # uvicorn knows the one that came last only
+        self._running: RequestResponseCycle | None = None  # uvicorn only knows the last one
         self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
         """A client has connected: a head must follow."""
         super().connection_made(transport)
         if self.handshake is not None:
-            self._places.leave(self.handshake)
-        if self._places.enter(self, self.client[0] if self.client else ""):
+            self._connections.leave(self.handshake)
+        if self._connections.enter(self, self.client[0] if self.client else ""):
             self._expect_head()
         else:
             transport.write(_REFUSED)
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing follows any more."""
+        """The connection has ended."""
         self._expect_nothing()
         if self._stalled is not None:
             self._stalled.cancel()
-        self._places.leave(self)
+        self._connections.leave(self)
         self._answer_nobody()
         super().connection_lost(exc)
 
     def close(self) -> None:
-        """Make room for another, also if nobody reads what was answered."""
+        """Make room for another, even if nobody reads the answer."""
         if self.transport.get_write_buffer_size():
             self._abort()
         elif not self.transport.is_closing():
@@ -105,16 +100,16 @@ class BoundedHeads(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """An answer is not being read as fast as it is written."""
         super().pause_writing()
-        self._places.stalled(self)
+        self._connections.stalled(self)
         self._watch()
 
     def resume_writing(self) -> None:
         """It was read."""
         super().resume_writing()
-        self._places.received(self)
+        self._connections.received(self)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come, unless there is too much of what is neither a whole head nor a body."""
+        """Take data, unless there is too much that is neither a whole head nor a body."""
         self._moved = False
         super().data_received(data)
         self._silent = 0 if self._moved else self._silent + len(data)
@@ -129,7 +124,7 @@ class BoundedHeads(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; of those behind a body nobody asks for one."""
+        """Keep a header, but none after a body: nobody asks for them."""
         if self._reading_head:
             super().on_header(name, value)
 
@@ -143,7 +138,7 @@ class BoundedHeads(HttpToolsProtocol):
                 self._abort()
                 return
         app = self.app
-        if not self._places.begin(self):
+        if not self._connections.begin(self):
             self.app = _refuse
         super().on_headers_complete()
         self.app = app
@@ -151,17 +146,17 @@ class BoundedHeads(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of a body has come."""
         self._moved = True
-        self._places.moved(self)
+        self._connections.moved(self)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is whole."""
         self._moved = True
-        self._places.received(self)
+        self._connections.received(self)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """A request was answered: another one may follow, if it has not come already."""
+        """A request was answered: the next one may follow."""
         waits = bool(self.pipeline)
         if not waits:
             self._ahead = 0
@@ -169,7 +164,7 @@ class BoundedHeads(HttpToolsProtocol):
             self._watch()
         super().on_response_complete()
         if not waits:
-            self._places.end(self)
+            self._connections.end(self)
             self._expect_head()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -181,14 +176,14 @@ class BoundedHeads(HttpToolsProtocol):
         self.transport.abort()
 
     def _answer_nobody(self) -> None:
-        """Let nothing be written any more: it could not be, and would be logged as a fault of ours."""
+        """Write nothing more: it would fail, and be logged as our fault."""
         self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
 
     def _watch(self) -> None:
-        """End the connection when nothing of what is written is read any more."""
+        """End the connection when nobody reads any more."""
         if self._stalled is None:
             self._stalled = self.loop.call_later(STALLED_SECONDS, self._look, self.transport.get_write_buffer_size())
 

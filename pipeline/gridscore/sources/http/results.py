@@ -1,4 +1,4 @@
-"""Results by key, for those who posted an event and wait for what becomes of it."""
+"""Results by key, for clients that posted an event and wait for its outcome."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from gridscore.grid import Grid
 
-PLACE_SECONDS = 2.0
-"""How long the places of events in their journal are looked for."""
+SEARCH_SECONDS = 2.0
+"""How long to search a journal for events."""
 
 
 class _Made(msgspec.Struct):
@@ -31,33 +31,26 @@ _decode = msgspec.json.Decoder(_Made).decode
 
 
 class ResultFinder:
-    """Finds results, and waits for them; all who wait for one of a map share a reader.
-
-    Args:
-        grid: The connection.
-    """
+    """Finds results, and waits for them; all that wait for results of one map share a reader."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._outcomes: dict[str, asyncio.Task[Outcomes]] = {}
-        self._unread: dict[str, Outcomes] = {}  # for those who do not wait
+        self._unread: dict[str, Outcomes] = {}  # for requests that do not wait
 
     async def find(self, map_name: str, key: str, wait: float, after: int | None = None) -> bytes | None:
         """The JSON text of a result; waits for it if it is not there yet.
 
         Args:
             map_name: The result map.
-            key: Of the event and the result.
-            wait: Seconds to wait at most; 0 looks once.
-            after: Only a result of an event with a greater sequence will do.
+            wait: Most seconds to wait; 0 looks once.
+            after: Only accept a result of an event with a greater sequence.
 
         Returns:
             None if there was no result in time.
 
         Raises:
-            EventRejectedError: The event that stands under the key cannot be scored.
-            GridError: The cluster did not answer.
-            HazelcastError: The cluster did not answer.
+            EventRejectedError: The event under the key cannot be scored.
         """
         found = await self._now(map_name, key, after)
         if found is not None:
@@ -75,28 +68,27 @@ class ResultFinder:
                 # It may have come between the first look and the reader.
                 return await self._look(outcomes, map_name, key, after, least) or (await waiter.answer).text
         except TimeoutError:
-            # A listener may have missed it while a member was changed: a last look tells.
+            # A listener may have missed it while a member came or went.
             return await self._look(outcomes, map_name, key, after, least)
         finally:
             outcomes.leave(waiter)
 
-    async def places(self, map_name: str, entries: Iterable[tuple[str, bytes]]) -> list[int | None]:
-        """For each event that has been put: the sequence that its result, or that of a later event, is greater than.
+    async def sequences_before(self, map_name: str, entries: Iterable[tuple[str, bytes]]) -> list[int | None]:
+        """For each event that has been put: the sequence before its own, after which its result comes.
 
-        None stands for those that are not found: overwritten in the journal already, or behind more than is read for a
-        request.
+        None if it was not found: it was overwritten, or is further back than is read for a request.
         """
         serialized = [(transport.key_data(self._grid.client, key), text) for key, text in entries]
         limit = READ_BYTES + 4 * sum(len(text) for _, text in serialized)
         try:
-            async with asyncio.timeout(PLACE_SECONDS):
+            async with asyncio.timeout(SEARCH_SECONDS):
                 found = await sequences_of(self._grid, map_name, serialized, limit)
         except (TimeoutError, HazelcastError, GridError):
             return []
         return [None if each is None else each - 1 for each in found]
 
     def close(self) -> None:
-        """Read no more; those who wait get an error."""
+        """Stop reading; those who wait get an error."""
         for opening in self._outcomes.values():
             if opening.done() and not opening.cancelled() and opening.exception() is None:
                 opening.result().close()

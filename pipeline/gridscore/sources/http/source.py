@@ -1,8 +1,8 @@
 """The HTTP source: web pages, tills and anything else that can post JSON.
 
-A request is answered when the grid has confirmed its events with their backups, and not before: 202 means that they are
-there. So nothing has to be remembered here, and nothing is lost when this process dies: without an answer, clients send
-again, and as events have keys, sending again changes nothing.
+A request is answered only when the grid has confirmed its events with their backups: 202 means that they are there. So
+nothing is kept here, and nothing is lost when this process dies: without an answer, clients send again, and as events
+have keys, that changes nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import uvicorn
 from gridscore.errors import SettingsError, UsageError
 from gridscore.job.types import seconds_of
 from gridscore.sources.http.app import EventsApp
+from gridscore.sources.http.connections import Connections
 from gridscore.sources.http.intake import Intake
-from gridscore.sources.http.places import Places
 from gridscore.sources.http.protocol import BoundedHeads
 from gridscore.sources.http.tls import TlsServer
 
@@ -44,11 +44,6 @@ CLOSE_SECONDS = 3
 class HttpSource:
     """Listens, and gives what is posted to the runner.
 
-    Args:
-        grid: The connection.
-        name: Of the source.
-        settings: Its settings.
-
     Attributes:
         address: Where it listens, once it is open: `http://127.0.0.1:8080`.
     """
@@ -57,7 +52,7 @@ class HttpSource:
         self._grid, self._name, self._settings = grid, name, settings
         maps = dict.fromkeys((settings.to, *settings.also))
         self._intake = Intake(maps, settings.max_waiting, settings.max_waiting_bytes, seconds_of(settings.patience))
-        self._places = Places(settings.max_per_address)
+        self._connections = Connections(settings.max_per_address)
         self._app: EventsApp | None = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -74,7 +69,7 @@ class HttpSource:
         app = self._app = EventsApp(self._grid, settings, settings.token, self._intake)
         config = uvicorn.Config(
             app.asgi(),
-            http=partial(BoundedHeads, places=self._places),  # type: ignore[arg-type]  # a factory
+            http=partial(BoundedHeads, connections=self._connections),  # type: ignore[arg-type]  # a factory
             ws="none",
             lifespan="off",
             log_config=None,
@@ -89,23 +84,23 @@ class HttpSource:
         listening = self._listen(config)
         host, port = listening.getsockname()[:2]
         self.address = f"http{'s' if config.is_ssl else ''}://{f'[{host}]' if ':' in host else host}:{port}"
-        self._server = _Server(config, self._places)
+        self._server = _Server(config, self._connections)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve([listening]))
         _log.info("Events are taken at %s/events/%s", self.address, settings.to, extra={"action": "listening"})
         if not settings.token and not ipaddress.ip_address(host).is_loopback:
             _log.warning("Anybody who reaches %s may send events: there is no token", self.address)
 
     def batches(self) -> AsyncIterator[Batch]:
-        """What is posted comes in `streams`."""
+        """Not used: see `streams`."""
         raise NotImplementedError
 
     def streams(self) -> Sequence[AsyncIterator[Batch]]:
-        """What is posted, a stream a map, until the source is closed."""
+        """What is posted, one stream for each map, until the source is closed."""
         return self._intake.streams()
 
     @property
     def most_held(self) -> tuple[int, int, int]:
-        """So much that partitions without room, however many, leave some of the source's room to others."""
+        """How much may wait for partitions without room, so that others still have some."""
         return self._intake.most_held
 
     async def acknowledge(self, batch: Batch) -> None:
@@ -117,11 +112,11 @@ class HttpSource:
         self._intake.refuse(batch, error)
 
     def waits(self, map_name: str, waiting: Waiting | None) -> None:
-        """Know what to tell requests that find no room."""
+        """Note what to tell requests that find no room."""
         self._intake.waits(map_name, waiting)
 
     async def close(self) -> None:
-        """Listen no longer; what is not confirmed is answered with 503."""
+        """Stop listening; what is not confirmed is answered with 503."""
         self._intake.close()
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
@@ -168,22 +163,22 @@ class HttpSource:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, places: Places) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
-        self._places = places
+        self._connections = connections
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         context = self.config.ssl
         if context is None or not sockets:
             await super().startup(sockets)
             return
-        # As uvicorn does, but for who accepts.
+        # As uvicorn does, but with our own server.
         options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
-        make = partial(BoundedHeads, places=self._places, **options)
-        self.servers = [TlsServer(each, context, self._places, make) for each in sockets]  # type: ignore[misc]  # alike
+        make = partial(BoundedHeads, connections=self._connections, **options)
+        self.servers = [TlsServer(each, context, self._connections, make) for each in sockets]  # type: ignore[misc]  # alike
         self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        # Signals are for whoever runs the source.
+        # Signals belong to the program that runs the source.
         yield

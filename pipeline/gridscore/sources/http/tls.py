@@ -1,7 +1,7 @@
-"""Connections of the HTTP source that begin with TLS: they take a place before their handshake, which ends in time.
+"""Connections of the HTTP source that begin with TLS: they are counted before their handshake, which ends in time.
 
-asyncio's own server makes a protocol only once the handshake is over. Until then it knows no address, counts nothing,
-and waits for a minute: clients that say nothing could hold as many files as the process may have.
+asyncio's own server makes a protocol only after the handshake. Until then it knows no address, counts nothing, and
+waits for a minute: silent clients could use up all file descriptors of the process.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from gridscore.sources.http.places import Places
+    from gridscore.sources.http.connections import Connections
     from gridscore.sources.http.protocol import BoundedHeads
 
 HANDSHAKE_SECONDS = 10.0
 """Time for a handshake."""
 
 GOODBYE_SECONDS = 2.0
-"""Time for the other side to say that it has seen the end."""
+"""Time for the other side to confirm the end."""
 
 _PAUSE_SECONDS = 0.5
-"""Pause when no connection can be accepted, because too many files are open for instance."""
+"""Pause when no connection can be accepted, for example because too many files are open."""
 
 
 class _Handshake:
@@ -44,27 +44,29 @@ class TlsServer:
 
     Args:
         listening: The socket, which listens already and does not block.
-        context: Of TLS.
-        places: Of all connections.
         make: Makes the protocol of a connection.
     """
 
     def __init__(
-        self, listening: socket.socket, context: ssl.SSLContext, places: Places, make: Callable[[], BoundedHeads]
+        self,
+        listening: socket.socket,
+        context: ssl.SSLContext,
+        connections: Connections,
+        make: Callable[[], BoundedHeads],
     ) -> None:
-        self._context, self._places, self._make = context, places, make
-        self._listening = listening.dup()  # closed only when nobody waits at it any more
+        self._context, self._connections, self._make = context, connections, make
+        self._listening = listening.dup()  # closed only when nothing waits for it
         self._loop = asyncio.get_running_loop()
         self._handshakes: set[asyncio.Task[None]] = set()
         self._accepting = self._loop.create_task(self._accept())
 
     def close(self) -> None:
-        """Accept no more, and end what has not begun."""
+        """Stop accepting, and end handshakes."""
         for task in (self._accepting, *self._handshakes):
             task.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until accepting and handshakes have ended."""
         await asyncio.wait([self._accepting, *self._handshakes])
 
     async def _accept(self) -> None:
@@ -83,7 +85,7 @@ class TlsServer:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 -- for the types: it runs in one
         handshake = _Handshake(task)
-        if not self._places.enter(handshake, host):
+        if not self._connections.enter(handshake, host):
             accepted.close()
             return
 
@@ -103,4 +105,4 @@ class TlsServer:
                     ssl_shutdown_timeout=GOODBYE_SECONDS,
                 )
         finally:
-            self._places.leave(handshake)
+            self._connections.leave(handshake)

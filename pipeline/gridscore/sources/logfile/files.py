@@ -1,4 +1,4 @@
-"""All log files of a source: which there are, which are new, renamed, truncated, packed or mere copies."""
+"""All log files of a source: which there are, and which are new, renamed, truncated, packed or copies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from gridscore.sources.logfile.formats import LogFormat, format_of, has_header, is_open, without_bom
-from gridscore.sources.logfile.places import HEAD_BYTES, LAST_BYTES, Place, identity_of
+from gridscore.sources.logfile.positions import HEAD_BYTES, LAST_BYTES, FilePosition, identity_of
 from gridscore.sources.logfile.tail import PACKED_ERRORS, Tail, open_log
 
 if TYPE_CHECKING:
@@ -36,29 +36,28 @@ class _Found:
 
 
 class LogFiles:
-    """The files of a source, each with its place.
+    """The files of a source, each with its position.
 
     Args:
-        settings: Which files, and what is in them.
-        places: How far they have been read, by identity.
+        positions: How far they have been read, by identity.
 
     Attributes:
-        problems: Files that cannot be read at all: where, and why. For the source to take.
+        problems: Files that cannot be read, and why. The source takes them.
     """
 
-    def __init__(self, settings: LogfileSourceSettings, places: dict[str, Place]) -> None:
+    def __init__(self, settings: LogfileSourceSettings, positions: dict[str, FilePosition]) -> None:
         self._settings = settings
-        self._places = dict(places)
+        self._positions = dict(positions)
         self._form = format_of(settings)
         self._tails: dict[_Inode, Tail] = {}
         self._waiting: dict[_Inode, int] = {}  # files that could not be read, with their size then
-        self._followed = {(place.device, place.inode) for place in places.values()}
+        self._followed = {(position.device, position.inode) for position in positions.values()}
         self._first = True
         self.problems: list[tuple[str, str]] = []
-        self._at_end = settings.start == "latest" and not places
+        self._at_end = settings.start == "latest" and not positions
 
     def scan(self) -> list[Tail]:
-        """Look what files there are; returns those to be read, the oldest first.
+        """Find the files; returns those to read, oldest first.
 
         Raises:
             OSError: A folder cannot be read.
@@ -67,14 +66,14 @@ class LogFiles:
         for inode, tail in list(self._tails.items()):
             here = found.get(inode)
             if here is None:
-                tail.gone = True  # renamed to where we do not look, or removed: what is left of it is still read
+                tail.gone = True  # renamed out of sight, or removed: its rest is still read
                 continue
             tail.gone, tail.path = False, here.path
             if tail.broken:
                 if self._waiting.get(inode) != here.stat.st_size:
                     self._drop(tail)
             elif not tail.is_same(here.stat):
-                _log.info("%s was truncated or written anew", tail.path, extra={"action": "log_truncated"})
+                _log.info("%s was truncated or replaced", tail.path, extra={"action": "log_truncated"})
                 self._drop(tail)
         for inode, each in sorted(found.items(), key=lambda item: (item[1].stat.st_mtime_ns, item[1].path)):
             if inode not in self._tails and each.stat.st_size and self._waiting.get(inode) != each.stat.st_size:
@@ -83,13 +82,13 @@ class LogFiles:
         return [tail for tail in self._tails.values() if not tail.finished and not tail.broken]
 
     def drop(self, tail: Tail) -> None:
-        """Let a file go that is gone and was read to its end, or is finished; its place is kept."""
+        """Close a file that is gone and was read to its end, or is finished; its position is kept."""
         self._drop(tail)
         if tail.finished:
             self._wait(tail)
 
     def break_off(self, tail: Tail) -> None:
-        """A packed file cannot be read any further; it is looked at again when its size has changed."""
+        """Stop reading a packed file until its size has changed."""
         self._wait(tail)
 
     def _wait(self, tail: Tail) -> None:
@@ -99,14 +98,14 @@ class LogFiles:
             tail.gone = True
 
     @property
-    def places(self) -> dict[str, Place]:
+    def positions(self) -> dict[str, FilePosition]:
         """Where every file is now, by identity."""
-        live = {tail.identity: tail.place for tail in self._tails.values()}
-        return {**{name: place for name, place in self._places.items() if name not in live}, **live}
+        live = {tail.identity: tail.position for tail in self._tails.values()}
+        return {**{name: position for name, position in self._positions.items() if name not in live}, **live}
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Bytes on the disk that have been read, and that there are."""
+        """Bytes on disk that have been read, and that there are."""
         tails = dict(self._tails)  # another thread may be reading
         done = total = sum(size for inode, size in dict(self._waiting).items() if inode not in tails)
         for read, size in [tail.progress for tail in tails.values()]:
@@ -114,12 +113,12 @@ class LogFiles:
         return done, total
 
     def close(self) -> None:
-        """Let all files go."""
+        """Close all files."""
         for tail in self._tails.values():
             tail.close()
         self._tails.clear()
 
-    # ------------------------------------------------------------------ which there are
+    # ------------------------------------------------------------------ finding
 
     def _list(self) -> Iterator[_Found]:
         seen: set[_Inode] = set()
@@ -133,13 +132,13 @@ class LogFiles:
             yield from self._renamed(seen)
 
     def _renamed(self, seen: set[_Inode]) -> Iterator[_Found]:
-        """Files that we had not finished, and that were renamed to where we do not look, while nobody looked."""
+        """Unfinished files that were renamed out of sight while nobody looked."""
         missing = {
-            (place.device, place.inode): place
-            for place in self._places.values()
-            if not place.finished and (place.device, place.inode) not in seen
+            (position.device, position.inode): position
+            for position in self._positions.values()
+            if not position.finished and (position.device, position.inode) not in seen
         }
-        for folder in {Path(place.path).parent for place in missing.values()}:
+        for folder in {Path(position.path).parent for position in missing.values()}:
             try:
                 entries = list(folder.iterdir())
             except OSError:
@@ -148,12 +147,12 @@ class LogFiles:
                 found = _found(path)
                 if found is None or found.inode in seen or found.inode not in missing:
                     continue
-                place = missing[found.inode]
-                if found.stat.st_size > place.offset and _is_of(place, path):
+                position = missing[found.inode]
+                if found.stat.st_size > position.offset and _is_of(position, path):
                     seen.add(found.inode)
                     yield found
 
-    # ------------------------------------------------------------------ what they are
+    # ------------------------------------------------------------------ recognizing
 
     def _open(self, found: _Found) -> None:
         try:
@@ -178,26 +177,26 @@ class LogFiles:
                 stream.close()
 
     def _follow(self, found: _Found, stream: BinaryIO, *, packed: bool) -> bool:
-        """Find a file's place and follow it from there; whether we do."""
+        """Find a file's position and follow it from there; False if it is left alone."""
         first = _first_line(stream, whole=self._settings.until_end or packed)
         if first is None:
             return False
-        place = self._recognized(found, stream, packed=packed)
-        if place is None:
+        position = self._recognized(found, stream, packed=packed)
+        if position is None:
             return False
-        if place.finished:
+        if position.finished:
             self._waiting[found.inode] = found.stat.st_size
             return False
         form = self._form_of(stream)
         if form is None:
             return False
-        if not place.offset and self._at_end:
-            place.offset, place.line = _end(stream)
+        if not position.offset and self._at_end:
+            position.offset, position.line = _end(stream)
         self._waiting.pop(found.inode, None)
         tail = Tail(
             found.path,
             stream,
-            place,
+            position,
             form,
             packed=packed,
             header=has_header(self._settings),
@@ -206,42 +205,42 @@ class LogFiles:
         )
         self._tails[found.inode] = tail
         self._followed.add(found.inode)
-        self._places[place.identity] = tail.place
+        self._positions[position.identity] = tail.position
         return True
 
-    def _recognized(self, found: _Found, stream: BinaryIO, *, packed: bool) -> Place | None:
-        """The place of a file: the one that it has, or that of the file it is a copy of, or a new one.
+    def _recognized(self, found: _Found, stream: BinaryIO, *, packed: bool) -> FilePosition | None:
+        """The position of a file: its own, or that of the file it is a copy of, or a new one.
 
-        None if it is to be left alone: it is a copy of a file that we follow.
+        None if it is a copy of a file that we follow.
         """
         device, inode = found.inode
         live = {tail.identity: tail for tail in self._tails.values()}
         stream.seek(0)
         head = stream.read(HEAD_BYTES)
-        own = [place for place in self._places.values() if (place.device, place.inode) == found.inode]
-        own.sort(key=lambda place: place.generation)
+        own = [position for position in self._positions.values() if (position.device, position.inode) == found.inode]
+        own.sort(key=lambda position: position.generation)
         if own and own[-1].identity not in live and own[-1].is_of(stream, head):
             return own[-1]
-        for place in list(self._places.values()):
-            tail = live.get(place.identity)
+        for position in list(self._positions.values()):
+            tail = live.get(position.identity)
             if tail is not None:
-                # What we have followed once is not a copy, even if it begins again as it did before it was truncated.
+                # A file that we have followed is not a copy, even if it begins as it did before it was truncated.
                 if found.inode not in self._followed and _is_copy(stream, head, found, tail, packed=packed):
                     return None
-            elif tail is None and place.is_of(stream, head):
-                _log.info("%s goes on where %s was", found.path, place.path, extra={"action": "log_recognized"})
-                adopted = Place(**{name: getattr(place, name) for name in Place.__struct_fields__})
+            elif tail is None and position.is_of(stream, head):
+                _log.info("%s goes on where %s was", found.path, position.path, extra={"action": "log_recognized"})
+                adopted = FilePosition(**{name: getattr(position, name) for name in FilePosition.__struct_fields__})
                 adopted.device, adopted.inode, adopted.path = device, inode, str(found.path)
                 adopted.generation, adopted.finished = 0, False
                 return adopted
-            elif tail is None and not packed and found.stat.st_size < place.offset and place.begins(head):
-                return None  # an older copy of what has been read already
+            elif tail is None and not packed and found.stat.st_size < position.offset and position.begins(head):
+                return None  # an older copy of a file that was read
         generation = own[-1].generation + 1 if own else 0
         first = head.partition(b"\n")[0]
-        # A copy may have taken over the identity that this inode had: what it has now must not get the same keys.
-        while (identity := identity_of(device, inode, generation, first)) in self._places:
+        # A copy may have taken over the identity of this inode: its new content must not get the same keys.
+        while (identity := identity_of(device, inode, generation, first)) in self._positions:
             generation += 1
-        return Place(
+        return FilePosition(
             identity=identity,
             path=str(found.path),
             device=device,
@@ -273,13 +272,13 @@ class LogFiles:
         return self._form(header)
 
     def _drop(self, tail: Tail) -> None:
-        self._places[tail.identity] = tail.place
+        self._positions[tail.identity] = tail.position
         tail.close()
         self._tails.pop(tail.inode, None)
 
 
 def _is_copy(stream: BinaryIO, head: bytes, found: _Found, tail: Tail, *, packed: bool) -> bool:
-    """Whether a file has nothing that one which we follow does not have, too."""
+    """Whether all of a file is in one that we follow, too."""
     if not (tail.head.startswith(head) or head.startswith(tail.head)) or tail.now(0, len(head)) != head:
         return False
     if packed or tail.packed:
@@ -294,21 +293,21 @@ def _is_copy(stream: BinaryIO, head: bytes, found: _Found, tail: Tail, *, packed
 def _found(path: Path) -> _Found | None:
     try:
         stat = path.stat()
-    except OSError:  # it has gone in the meantime, or is a link to nowhere
+    except OSError:  # it is gone by now, or a broken link
         return None
     return _Found(path, stat) if path.is_file() else None
 
 
-def _is_of(place: Place, path: Path) -> bool:
+def _is_of(position: FilePosition, path: Path) -> bool:
     try:
         with path.open("rb") as stream:
-            return place.is_of(stream, stream.read(HEAD_BYTES))
+            return position.is_of(stream, stream.read(HEAD_BYTES))
     except OSError:
         return False
 
 
 def _first_line(stream: BinaryIO, *, whole: bool) -> bytes | None:
-    """The first line, or its beginning if it is long; None if it is not whole yet, or there is none."""
+    """The first line, or its beginning if it is long; None if it is not whole yet."""
     stream.seek(0)
     data = stream.read(_FIRST_LINE)
     if not data:
@@ -318,7 +317,7 @@ def _first_line(stream: BinaryIO, *, whole: bool) -> bytes | None:
 
 
 def _end(stream: BinaryIO) -> tuple[int, int]:
-    """Where the last whole line of a file ends, and how many there are."""
+    """Where the last whole line of a file ends, and how many lines there are."""
     stream.seek(0)
     offset = end = lines = 0
     while data := stream.read(1 << 20):

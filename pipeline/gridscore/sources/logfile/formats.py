@@ -1,4 +1,4 @@
-"""What a line of a log file is: formats that make an event of it, and say why if they cannot."""
+"""Formats of log files: they make an event of a line, or say why they cannot."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Parsed(NamedTuple):
 
 
 class LogFormat:
-    """A format of one file. Made for each file, as files may have headers of their own.
+    """The format of one file, which may have a header of its own.
 
     Attributes:
-        quoted: Whether a record may go on over line ends, in quotes.
+        quoted: Whether a record in quotes may span lines.
     """
 
     quoted = False
@@ -52,20 +52,20 @@ class LogFormat:
 
 
 class JsonLines(LogFormat):
-    """A JSON object a line. The event is the very text."""
+    """One JSON object a line. The event is the text as it is."""
 
     def parse(self, raw: bytes) -> Parsed:
         """See `LogFormat.parse`."""
         try:
             return Parsed(_decode(raw), raw)
         except msgspec.ValidationError:
-            raise ValueError("It is JSON, but no object.") from None
+            raise ValueError("It is JSON, but not an object.") from None
         except (msgspec.DecodeError, RecursionError) as error:
             raise ValueError(f"It is not JSON: {error}") from None
 
 
 class Csv(LogFormat):
-    """A record of CSV as RFC 4180 has it: a field in quotes may hold delimiters, doubled quotes and line ends."""
+    """A CSV record (RFC 4180): a field in quotes may hold delimiters, doubled quotes and line ends."""
 
     quoted = True
 
@@ -87,7 +87,7 @@ class Csv(LogFormat):
 
 
 class Expression(LogFormat):
-    """What a regular expression names. It must match the whole line; groups that took no part are null."""
+    """The named groups of a regular expression, which must match the whole line; unmatched groups are null."""
 
     def __init__(self, pattern: str, types: Mapping[str, CellKind]) -> None:
         self._match = re.compile(pattern).fullmatch
@@ -109,11 +109,11 @@ class Expression(LogFormat):
 class Combined(LogFormat):
     """A line of an access log: the combined format of Apache and nginx, or the common one, which lacks its end.
 
-    A `-` is null. What follows the user agent, as many servers have it, is left out.
+    A `-` is null. What follows the user agent, as with many servers, is left out.
     """
 
     _match = re.compile(
-        # No time has a `[`: so what a client has put before it is looked through once, and not from each `[`.
+        # No time has a `[`, so what a client has put before it is searched once, and not from each `[`.
         r'(\S+) (\S+) (.+?) \[([^\[\]]+)\] "((?:[^"\\]|\\.)*+)" (\d{3}) (\d+|-)'
         r'(?: "((?:[^"\\]|\\.)*+)" "((?:[^"\\]|\\.)*+)".*)?'
     ).fullmatch
@@ -144,11 +144,7 @@ class Combined(LogFormat):
 
 
 def format_of(settings: LogfileSourceSettings) -> Callable[[bytes], LogFormat]:
-    """What makes the format of a file.
-
-    The function takes the file's first record, which is its header if the settings say that it has one, and raises a
-    ValueError if that is not a header.
-    """
+    """A function that makes the format of a file from its first record, or raises a ValueError if that is no header."""
     types = settings.types
     if settings.format == "json":
         return lambda _: JsonLines()
@@ -182,7 +178,7 @@ def csv_values(raw: bytes, delimiter: str) -> list[str]:
 
 
 def is_open(raw: bytes, delimiter: str) -> bool:
-    """Whether a CSV record goes on after this line end, as it stands in quotes."""
+    """Whether a CSV record goes on after this line end, because it is in quotes."""
     if raw.count(b'"') % 2 == 0:
         return False
     try:
@@ -194,7 +190,7 @@ def is_open(raw: bytes, delimiter: str) -> bool:
 
 
 def without_bom(raw: bytes) -> bytes:
-    """The first record of a file without the mark that some programs put before it."""
+    """The first record of a file without a byte order mark."""
     return raw.removeprefix(_BOM)
 
 

@@ -1,4 +1,4 @@
-"""Settings of the source of log files: which files, what their lines are, and from where on."""
+"""Settings of the source of log files: which files, the format of their lines, and where to begin."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _speed(value: str) -> str:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"`{value}` is not a speed: write `max`, or how many times faster than it was, as `1` or `60`")
+        raise ValueError(f"`{value}` is not a speed: write `max`, or how many times faster, such as `1` or `60`")
     return value
 
 
@@ -65,7 +65,7 @@ class LogfileSourceSettings(SourceSettings):
     key: tuple[str, ...] = Field(
         default=(),
         description="Fields that make the event's key; several are joined by `|`. Without any, the key follows from "
-        "the file and the place in it.",
+        "the file and the position in it.",
     )
     start: Literal["oldest", "latest"] = Field(
         default="oldest",

@@ -1,7 +1,7 @@
 """The source of log files: events from their lines, as files grow, are rotated, truncated and packed.
 
-The key of an event follows from the file's identity and the place in it, or from fields; the place up to which the grid
-has everything is kept in the grid. So a line comes once, whatever happens to the name of its file.
+The key of an event follows from the file's identity and the line's position in it, or from fields. The grid keeps the
+position up to which it has everything. So a line comes once, whatever happens to the name of its file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gridscore.errors import UsageError
 from gridscore.sources.base import Batch, Poison, SourceInterruptedError, key_of
 from gridscore.sources.logfile.files import LogFiles
 from gridscore.sources.logfile.formats import seconds_of_time
-from gridscore.sources.logfile.places import Places
+from gridscore.sources.logfile.positions import FilePositions
 from gridscore.sources.logfile.tail import CHUNK
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""Pause between two looks at files whose changes the system does not tell: those on network drives."""
+"""Pause between two looks at files whose changes the system does not report, as on network drives."""
 
 GONE_SECONDS = 30.0
-"""How long a file is still read after it has got out of sight: some write to the old one for a while."""
+"""How long to read a file that is out of sight: some programs write to the old one for a while."""
 
 _FAIR_CHUNKS = 16
-_PACED_CHUNK = 1 << 12  # a place is kept for each, and a slow replay should not wait for long to keep it
+_PACED_CHUNK = 1 << 12  # small, as a position is kept after each, and a replay may be slow
 
 
 class LogfileSource:
@@ -49,9 +49,9 @@ class LogfileSource:
     def __init__(self, grid: Grid, name: str, settings: LogfileSourceSettings) -> None:
         self._settings = settings
         self._name = name
-        self._places = Places(grid, name)
+        self._positions = FilePositions(grid, name)
         self._files: LogFiles | None = None
-        self._held = threading.Lock()  # by whoever reads: a thread cannot be stopped, only waited for
+        self._held = threading.Lock()  # by the reading thread, which cannot be stopped, only waited for
         self._changed = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
         self._pace = _Pace(settings)
@@ -61,22 +61,22 @@ class LogfileSource:
     async def open(self) -> None:
         """See `Source.open`."""
         settings = self._settings
-        self._files = LogFiles(settings, await self._places.load())
+        self._files = LogFiles(settings, await self._positions.load())
         tails = await self._in_thread(self._files.scan)
-        if not tails and not self._files.places and not self._files.problems:
+        if not tails and not self._files.positions and not self._files.problems:
             patterns = ", ".join(settings.path)
             if settings.until_end:
                 raise UsageError(f"There is nothing to read in {patterns}.", "Name files, or patterns: /var/log/*.log.")
             _log.warning("There is nothing to read in %s yet", patterns, extra={"action": "log_none"})
-        for place in self._files.places.values():
-            if settings.start == "latest" and not place.at:
-                await self._places.save(place)
+        for position in self._files.positions.values():
+            if settings.start == "latest" and not position.at:
+                await self._positions.save(position)
         if not settings.until_end:
             self._watch = asyncio.create_task(self._follow_changes())
 
     @property
     def progress(self) -> tuple[int, int] | None:
-        """Bytes on the disk that have been read, and that there are; None if there is no end to read to."""
+        """Bytes on disk that have been read, and that there are; None if it reads without end."""
         return self._files.progress if self._files is not None and self._settings.until_end else None
 
     async def batches(self) -> AsyncIterator[Batch]:
@@ -102,7 +102,7 @@ class LogfileSource:
     async def acknowledge(self, batch: Batch) -> None:
         """See `Source.acknowledge`."""
         if batch.position is not None:
-            await self._places.save(batch.position)
+            await self._positions.save(batch.position)
 
     async def close(self) -> None:
         """See `Source.close`."""
@@ -124,13 +124,13 @@ class LogfileSource:
 
         try:
             return await asyncio.to_thread(held)
-        except OSError as error:  # a disk that fails, or a network drive that is away
+        except OSError as error:  # a failing disk, or a network drive that is away
             raise SourceInterruptedError(f"The log files cannot be read: {error}") from error
 
     # ------------------------------------------------------------------ reading
 
     async def _read(self, tail: Tail) -> AsyncIterator[Batch]:
-        """What a file has now; not too much of it if others wait."""
+        """What a file has now, but not too much of it while others wait."""
         until_end, count = self._settings.until_end, 0
         while until_end or self._pace.speed or count < _FAIR_CHUNKS:
             batch, times = await self._in_thread(self._next, tail, until_end)
@@ -180,20 +180,20 @@ class LogfileSource:
                 continue
             if time_field is not None:
                 times.append(seconds_of_time(fields.get(time_field)))
-        return Batch(entries, poison, tail.place), times
+        return Batch(entries, poison, tail.position), times
 
     def _too_long(self) -> Parsed:
         raise ValueError(f"It is longer than {self._settings.max_event:,} bytes; this is its beginning.")
 
     def _poison(self, tail: Tail, record: Record, error: str) -> Poison:
-        # The name and number of a line come again after each rotation; identity and offset never do.
+        # Name and line number come again after each rotation; identity and offset never do.
         origin = f"{tail.path}:{record.line} ({tail.identity}@{record.offset})"
         return Poison(origin, f"{tail.identity}-{record.offset}", record.raw, error)
 
     # ------------------------------------------------------------------ waiting for more
 
     async def _follow_changes(self) -> None:
-        """Wake the reader as soon as the system tells of a change. It looks by itself as well, only less often."""
+        """Wake the reader as soon as the system reports a change. It also looks by itself, but less often."""
         try:
             while True:
                 folders = self._folders()
@@ -204,10 +204,10 @@ class LogfileSource:
                 async for _ in awatch(*folders, watch_filter=None, debounce=100, step=10, recursive=recursive):
                     self._changed.set()
         except (OSError, RuntimeError) as error:  # too many watches, or a file system without them
-            _log.info("Changes of files are not told, looking every %g s: %s", LOOK_SECONDS, error)
+            _log.info("The system does not report changes of files, looking every %g s: %s", LOOK_SECONDS, error)
 
     def _folders(self) -> set[Path]:
-        """Folders in which files are looked for and that exist."""
+        """Existing folders in which to look for files."""
         folders = set()
         for pattern in self._settings.path:
             path = Path(pattern).expanduser()
@@ -220,10 +220,10 @@ class LogfileSource:
 
 
 class _Pace:
-    """Lets a history go by as fast as it went by, or so many times faster.
+    """Replays a history at its own pace, or faster.
 
     Attributes:
-        speed: How many times faster; 0 if it goes as fast as it can.
+        speed: How many times faster; 0 for as fast as possible.
     """
 
     def __init__(self, settings: LogfileSourceSettings) -> None:
@@ -232,7 +232,7 @@ class _Pace:
         self._going = False
 
     async def parts(self, batch: Batch, times: list[float | None]) -> AsyncIterator[Batch]:
-        """A batch in parts, each when its time has come. The position comes with the last."""
+        """A batch in parts, each at its time; the last has the position."""
         due: list[Any] = []
         for entry, at in zip(batch.entries, times, strict=True):
             delay = 0.0 if at is None else self._delay(at)
@@ -245,7 +245,7 @@ class _Pace:
         yield Batch(due, batch.poison, batch.position)
 
     def _delay(self, at: float) -> float:
-        """Seconds until the time of an event has come."""
+        """Seconds until the time of an event."""
         now = time.monotonic()
         if not self._going:
             self._going, self._began, self._first = True, now, at

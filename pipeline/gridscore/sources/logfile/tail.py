@@ -1,4 +1,4 @@
-"""One log file that is read as it grows, record by record."""
+"""One log file, read as it grows, record by record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zlib
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from gridscore.sources.logfile.formats import is_open, without_bom
-from gridscore.sources.logfile.places import HEAD_BYTES, Fingerprint, Place, digest
+from gridscore.sources.logfile.positions import HEAD_BYTES, FilePosition, Fingerprint, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 18
 KEPT_OF_LONG = 4_096
-"""Bytes of a line that is too long, which go to the dead letters."""
+"""Bytes of a too long line that go to the dead letters."""
 
 _GZIP = b"\x1f\x8b"
 PACKED_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -31,8 +31,7 @@ class Record(NamedTuple):
     Attributes:
         offset: Of its first byte in the file, unpacked.
         line: Number of its first line, from 1.
-        raw: Its bytes without the line end.
-        too_long: Whether it was longer than a line may be; then these are its first bytes.
+        raw: Its bytes without the line end; the first ones if it is too long.
     """
 
     offset: int
@@ -42,7 +41,7 @@ class Record(NamedTuple):
 
 
 def open_log(path: Path) -> tuple[BinaryIO, bool]:
-    """A file to be read, and whether it is packed.
+    """An opened file, and whether it is packed.
 
     Raises:
         OSError: It cannot be opened.
@@ -57,29 +56,26 @@ def open_log(path: Path) -> tuple[BinaryIO, bool]:
 
 
 class Tail:
-    """Reads one file from a place on.
+    """Reads one file from a position on.
 
     Args:
         path: Where it is now; the source changes it when the file is renamed.
-        stream: The file.
-        packed: Whether it is packed.
-        place: Where to go on.
+        position: Where to go on.
         form: The format of its records.
         header: Whether its first record is a header.
-        delimiter: Of a format that has one.
-        max_event: Bytes of a record at most.
+        max_event: Most bytes of a record.
 
     Attributes:
-        head: Its first `HEAD_BYTES`, as they were when it was opened.
+        head: Its first `HEAD_BYTES` when it was opened.
         broken: Why it cannot be read any further; empty if it can.
-        gone: Whether it is no longer where we look.
+        gone: Whether it is out of sight.
     """
 
     def __init__(
         self,
         path: Path,
         stream: BinaryIO,
-        place: Place,
+        position: FilePosition,
         form: LogFormat,
         *,
         packed: bool,
@@ -90,32 +86,32 @@ class Tail:
         self.path = path
         self.packed = packed
         self.form = form
-        self._place = place
+        self._position = position
         self._stream = stream
         self._header = header
         self._delimiter = delimiter
         self._max_line = max_event
-        self._offset, self._line = place.offset, place.line
-        self._seen = Fingerprint.of(stream, place.offset)
-        # Somewhere in a line we go on with the next: the rest of one that was too long, or that was taken unfinished.
-        self._skipping = place.offset > 0 and not self._seen.last.endswith(b"\n")
+        self._offset, self._line = position.offset, position.line
+        self._seen = Fingerprint.of(stream, position.offset)
+        # In the middle of a line, skip its rest: it was too long, or taken unfinished.
+        self._skipping = position.offset > 0 and not self._seen.last.endswith(b"\n")
         self._rest = b""
-        self._finished = place.finished
+        self._finished = position.finished
         self.broken = ""
         self.gone = False
         stream.seek(0)
         self.head = stream.read(HEAD_BYTES)
-        stream.seek(place.offset)
+        stream.seek(position.offset)
 
     @property
     def identity(self) -> str:
         """Of the file."""
-        return self._place.identity
+        return self._position.identity
 
     @property
     def inode(self) -> tuple[int, int]:
         """Device and inode of the file."""
-        return self._place.device, self._place.inode
+        return self._position.device, self._position.inode
 
     @property
     def offset(self) -> int:
@@ -124,7 +120,7 @@ class Tail:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Bytes on the disk that have been read, and that there are."""
+        """Bytes on disk that have been read, and that there are."""
         try:
             number = self._stream.fileno()
             size = os.fstat(number).st_size
@@ -138,14 +134,14 @@ class Tail:
         return self._finished
 
     @property
-    def place(self) -> Place:
+    def position(self) -> FilePosition:
         """How far it has been taken."""
-        return Place(
-            identity=self._place.identity,
+        return FilePosition(
+            identity=self._position.identity,
             path=str(self.path),
-            device=self._place.device,
-            inode=self._place.inode,
-            generation=self._place.generation,
+            device=self._position.device,
+            inode=self._position.inode,
+            generation=self._position.generation,
             offset=self._offset,
             line=self._line,
             head=digest(self._seen.head),
@@ -154,7 +150,7 @@ class Tail:
         )
 
     def is_same(self, stat: os.stat_result) -> bool:
-        """Whether the file still begins with what has been read of it: it was not truncated, or written anew."""
+        """Whether the file still begins with what has been read of it, so was not truncated or replaced."""
         if self.packed:
             return True
         if stat.st_size < self._offset + len(self._rest):
@@ -165,7 +161,7 @@ class Tail:
         return self._offset <= HEAD_BYTES or self.now(self._offset - len(seen.last), len(seen.last)) == seen.last
 
     def now(self, start: int, size: int) -> bytes:
-        """A piece of the file as it is now, even if its name is gone; of a packed one only its head.
+        """A piece of the file as it is now, even if its name is gone; of a packed one only of its head.
 
         Raises:
             OSError: The file cannot be read.
@@ -182,8 +178,8 @@ class Tail:
         """The next records; empty if there is no whole one now.
 
         Args:
-            size: Bytes to read at once, about.
-            to_end: Take what stands at the end without a line end, too.
+            size: About how many bytes to read at once.
+            to_end: Also take a last line without a line end.
 
         Raises:
             OSError: The file cannot be read.
@@ -192,7 +188,7 @@ class Tail:
             try:
                 chunk = self._stream.read(size)
             except PACKED_ERRORS as error:
-                # It is being packed right now, or it is broken: the source looks at it again when it has changed.
+                # It is just being packed, or broken: the source reads it again when it has changed.
                 self.broken = str(error)
                 return []
             if not chunk and self.packed:
@@ -202,11 +198,11 @@ class Tail:
                 return records
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         self._stream.close()
 
     def _cut(self, data: bytes, *, to_end: bool) -> list[Record]:
-        """Records of what was read, from the offset on; the rest is kept."""
+        """The records in `data`, which begins at the offset; keeps the rest."""
         start = 0
         if self._skipping:
             start = data.find(b"\n") + 1
@@ -252,11 +248,11 @@ class Tail:
             records.append(Record(offset, self._line + 1, raw))
 
     def _lines_of_record(self, pieces: list[bytes], index: int, *, flush: bool) -> int:
-        """Lines of the record that begins there; 0 if it is not known yet where it ends."""
+        """Lines of the record that begins there; 0 if its end has not come yet."""
         first = pieces[index]
         if b'"' not in first or not is_open(first, self._delimiter):
             return 1
-        # Line by line, once: to look at all of it anew with each line would take the square of its length.
+        # Line by line, once: starting over with each line would take quadratic time.
         size = 0
 
         def lines() -> Iterator[str]:
@@ -274,7 +270,7 @@ class Tail:
             closed = "unexpected end" not in str(error)
         if closed:
             return reader.line_num
-        # A quote that never ends: the line is bad, the following ones are not.
+        # A quote that never ends: only this line is bad.
         return 1 if flush or size > self._max_line + 1 else 0
 
     def _take(self, data: bytes) -> None:

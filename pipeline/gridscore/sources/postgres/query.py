@@ -1,4 +1,4 @@
-"""Rows of a PostgreSQL query for a load: read once, in order, each with its number."""
+"""Rows of a PostgreSQL query for a load: read once, in order, numbered."""
 
 from __future__ import annotations
 
@@ -18,27 +18,22 @@ if TYPE_CHECKING:
 
     from gridscore.grid import Grid
 
-_decode = msgspec.json.Decoder(float_hook=decimal.Decimal).decode  # of a float, digits would be lost
+_decode = msgspec.json.Decoder(float_hook=decimal.Decimal).decode  # floats would lose digits
 _PYTHON: dict[str, Callable[[Any], Any]] = {
     "real": float,
     "double precision": float,
     "timestamp without time zone": dt.datetime.fromisoformat,
     "timestamp with time zone": dt.datetime.fromisoformat,
 }
-"""What makes of JSON what a typed file has of the same column."""
+"""Converts JSON to what a typed file would have in such a column."""
 
 
 class QueryRows:
     """A query's rows. An asynchronous context manager: connected within it.
 
     Args:
-        grid: The connection to the cluster.
-        query: A SELECT.
         database: Address of the database; `${NAME}` in it is taken from the environment.
-        to: The map.
-        key: Columns of the key.
-        how: As those of :class:`gridscore.sources.tables.RowMaker`. Without anything to be made of their values, rows
-            are as the server writes them.
+        how: As for :class:`gridscore.sources.tables.RowMaker`. Without conversions, rows are as the server writes them.
 
     Raises:
         UsageError: Settings are not valid, or the extra `postgres` is not installed.

@@ -1,4 +1,4 @@
-"""Rows of a PostgreSQL query as keys and JSON texts, which the server itself makes."""
+"""Rows of a PostgreSQL query as keys and JSON texts, made by the server itself."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Row(NamedTuple):
     """One row.
 
     Attributes:
-        key: None if a column of it is null.
+        key: None if one of its columns is null.
         text: The row as JSON.
-        mark: The column that is polled, as text; None if there is none, or it is null.
+        mark: The polled column, as text; None if there is none, or it is null.
     """
 
     key: str | int | None
@@ -41,10 +41,10 @@ class Query:
 
     Attributes:
         text: The SELECT.
-        types: Its columns, with their types as PostgreSQL calls them.
+        types: Its columns, with PostgreSQL's names of their types.
         key: Columns of the key.
         separator: What joins them.
-        mark: The column that is polled, if there is one.
+        mark: The polled column, if there is one.
     """
 
     text: str
@@ -60,15 +60,15 @@ class Query:
 
     @property
     def mark_is_time(self) -> bool:
-        """Whether the column that is polled has times."""
+        """Whether the polled column has times."""
         return self.mark is not None and self.types[self.mark] in _TIMES
 
     def select(self, rest: str = "") -> str:
-        """The statement whose rows `row_of` takes; `rest` is what comes after FROM, where the query is called `q`."""
+        """The statement whose rows `row_of` takes; `rest` follows after `FROM (…) AS q`."""
         columns = ", ".join(f"{_as_json(name, kind)} AS {quoted(name)}" for name, kind in self.types.items())
         keys = ", ".join(self._key_part(name) for name in self.key)
         mark = f"q.{quoted(self.mark)}::text" if self.mark else "NULL::text"
-        # Names of columns are quoted, and the query is what the user wants to be run.
+        # Column names are quoted, and the query is the user's own.
         return (
             f"SELECT (SELECT row_to_json(r)::text FROM (SELECT {columns}) AS r), {mark}, {keys} "  # noqa: S608
             f"FROM ({self.text}) AS q {rest}"
@@ -91,7 +91,7 @@ class Query:
 
 
 def _as_json(name: str, kind: str) -> str:
-    """An expression whose JSON is as a reader wants it: JSON has no infinity, and bytes are in base64 there."""
+    """An expression for a column that JSON can hold: without infinity, and with bytes in base64."""
     column = f"q.{quoted(name)}"
     if kind in _MAY_BE_NO_NUMBER:
         return f"CASE WHEN {column}::text NOT IN ('NaN', 'Infinity', '-Infinity') THEN {column} END"
@@ -111,18 +111,13 @@ async def describe(
     mark: str | None = None,
     what: str = "The query",
 ) -> Query:
-    """Find out what the columns of a query are.
+    """Find out the columns of a query.
 
     Args:
-        connection: To the database.
-        text: The SELECT.
-        key: Columns of the key.
-        separator: What joins them.
-        mark: The column that is polled.
-        what: What to call it in messages.
+        what: Its name in messages.
 
     Raises:
-        PostgresError: It is not a query that can be run, or lacks a column.
+        PostgresError: It cannot be run, or lacks a column.
         psycopg.Error: The server did not answer as it should.
     """
     text = text.strip().removesuffix(";")
@@ -146,7 +141,7 @@ async def describe(
     names = dict(await cursor.fetchall())
     types = {name: names.get(oid, "text") for name, oid in oids}
     if len(types) < len(oids):
-        raise PostgresError(f"{what} has two columns of one name.", "Name them apart by `AS`.")
+        raise PostgresError(f"{what} has two columns of one name.", "Rename one with `AS`.")
     for column in (*key, *((mark,) if mark else ())):
         if column not in types:
             listed = ", ".join(f"`{name}`" for name in list(types)[:30])
@@ -155,7 +150,7 @@ async def describe(
 
 
 async def settle(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Set what reading needs: times in UTC, and floats to the last digit."""
+    """Prepare for reading: times in UTC, and floats to the last digit."""
     await connection.execute(
         "SELECT set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO', false), "
         "set_config('extra_float_digits', '1', false)"
@@ -166,10 +161,10 @@ async def settle(connection: psycopg.AsyncConnection[Any]) -> None:
 async def reading(
     connection: psycopg.AsyncConnection[Any], statement: str, *, batch: int
 ) -> AsyncIterator[AsyncIterator[list[Any]]]:
-    """What a statement gives, as of one moment, so many records in one go.
+    """The records of a statement, as of one moment, in batches.
 
-    Whoever takes them may wait for days between two of them, so there is no transaction meanwhile, which would hold up
-    VACUUM in all of the database: at its end the server puts what the statement gives into temporary files of its own.
+    A caller may wait for days between two of them. An open transaction would hold up VACUUM in the whole database, so
+    the server puts the records into temporary files when the transaction ends.
     """
     cursor = connection.cursor(name="gridscore", withhold=True)
 
@@ -187,4 +182,4 @@ async def reading(
             await cursor.execute(statement.encode())
         yield parts()
     finally:
-        await asyncio.shield(close())  # whoever is cancelled here, too, leaves no cursor open
+        await asyncio.shield(close())  # leave no cursor open, even if cancelled

@@ -1,4 +1,4 @@
-"""Settings of the PostgreSQL source: which rows, what their keys are, and how changes are seen."""
+"""Settings of the PostgreSQL source: which rows, their keys, and how to see changes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class PostgresSourceSettings(SourceSettings):
     key: tuple[Column, ...] = Field(
         min_length=1,
         max_length=8,
-        description="Column that is the key: a number if it is a whole number, else its text. Several are joined.",
+        description="Column that is the key: whole numbers as numbers, all else as text. Several are joined.",
     )
     separator: str = Field(default="|", max_length=8, description="What joins the columns of a composite key.")
     mirror: bool = Field(default=False, description="After a full load, remove entries whose rows are gone.")
     notify: Column | None = Field(
-        default=None, description="Channel on which the database tells of changes: LISTEN and NOTIFY."
+        default=None, description="Channel on which the database announces changes: LISTEN and NOTIFY."
     )
     install: bool = Field(
-        default=False, description="Make the trigger on the table that tells of its changes on the channel `notify`."
+        default=False, description="Create the trigger that announces changes of the table on the channel `notify`."
     )
     poll_column: Column | None = Field(
-        default=None, description="Column that grows with every change, as `updated_at`: what is new there is read."
+        default=None, description="Column that grows with every change, such as `updated_at`, to read what is new."
     )
     every: Duration = Field(default="5s", description="Pause between two looks at `poll_column`.")
     overlap: Duration = Field(
@@ -46,15 +46,15 @@ class PostgresSourceSettings(SourceSettings):
     overlap_count: int = Field(
         default=1_000, ge=0, le=10_000_000, description="The same in a `poll_column` with numbers."
     )
-    batch: int = Field(default=2_000, ge=1, le=50_000, description="Rows that are read in one go.")
-    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="Bytes of a row's JSON at most.")
+    batch: int = Field(default=2_000, ge=1, le=50_000, description="Rows to read in one go.")
+    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="Most bytes of a row's JSON.")
 
     @model_validator(mode="after")
     def _go_together(self) -> PostgresSourceSettings:
         if (self.table is None) == (self.query is None):
-            raise ValueError("give `table` or `query`, one of them")
+            raise ValueError("give either `table` or `query`")
         if self.notify is not None and self.poll_column is not None:
-            raise ValueError("`notify` and `poll_column` are two ways to the same: give one of them")
+            raise ValueError("give either `notify` or `poll_column`, not both")
         if self.install and (self.notify is None or self.table is None):
             raise ValueError("`install` needs `notify` and `table`")
         return self

@@ -43,9 +43,9 @@ _decode = msgspec.json.Decoder().decode
 class PostgresSource:
     """Reads a table or a query; see :class:`gridscore.sources.base.Source`.
 
-    Entries have the row's key, so reading again does no harm. Guaranteed is that an entry becomes what its row is, not
-    that every state in between is seen. A row that is deleted while we listen is removed; one that was deleted while we
-    did not, only if `mirror` is set.
+    Entries have the row's key, so reading again does no harm. An entry is guaranteed to become what its row is, but not
+    every state in between is seen. Entries of rows deleted while we listen are removed; of rows deleted while we did
+    not, only if `mirror` is set.
     """
 
     def __init__(self, grid: Grid, name: str, settings: PostgresSourceSettings) -> None:
@@ -65,7 +65,7 @@ class PostgresSource:
         self._window: dict[str | int, tuple[int, str | None]] = {}
 
     async def open(self) -> None:
-        """Connect, look at the columns, and begin to listen."""
+        """Connect, find out the columns, and begin to listen."""
         settings = self._settings
         try:
             reader = self._reader = await self._connect()
@@ -81,7 +81,7 @@ class PostgresSource:
             )
             if settings.notify is not None:
                 await self._prepare_trigger(reader, settings.notify)
-                # Before the first row is read: what changes from now on is not missed.
+                # Before the first row is read, so as to miss no change.
                 self._listener = await self._connect()
                 await self._listener.execute(f"LISTEN {quoted(settings.notify)}".encode())
             if settings.poll_column is not None:
@@ -90,10 +90,10 @@ class PostgresSource:
             raise self._failure(error) from None
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """All rows, then changes as they come; ends after the rows if no changes are followed."""
+        """All rows, then changes as they come, if they are followed."""
         settings = self._settings
         try:
-            # A reading that is broken off has to give its cursor back before the connection is closed.
+            # An interrupted read must close its cursor before the connection closes.
             async with contextlib.aclosing(self._load()) as loaded:
                 async for batch in loaded:
                     yield batch
@@ -110,19 +110,19 @@ class PostgresSource:
             raise self._failure(error) from None
 
     async def acknowledge(self, batch: Batch) -> None:
-        """Keep how far the column that is polled was read."""
+        """Keep how far the polled column was read."""
         if batch.position is not None:
             await self._positions.move(self._item, {"reads": self._reads, "mark": batch.position})
 
     async def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         connections, self._connections = self._connections, []
         for connection in connections:
             with contextlib.suppress(psycopg.Error, OSError):
                 await connection.close()
 
     def _begin_at(self, position: Mapping[str, Any] | None, query: Query) -> None:
-        """Go on from a position, if it is one of the same entries in the same map; else every row is read anew."""
+        """Go on from a position if it is of the same query and map; else read every row again."""
         settings = self._settings
         shape = [query.text, list(query.types.items()), query.key, query.separator, query.mark]
         parts = msgspec.json.encode([*shape, settings.to, settings.max_event])
@@ -133,7 +133,7 @@ class PostgresSource:
             self._mark = position.get("mark")
             return
         _log.warning(
-            "%s at %s: what is read, or the map, is not what it was when the position was kept: all rows are read anew",
+            "%s at %s: the query or the map has changed since the position was kept: all rows are read again",
             self._what,
             self._place,
             extra={"action": "position_outdated"},
@@ -148,7 +148,7 @@ class PostgresSource:
             async for batch in rows:
                 if settings.mirror:
                     seen.update(key for key, _ in batch.entries)
-                    # A row that is refused is there all the same.
+                    # A refused row is there all the same.
                     seen.update(each.key for each in batch.poison if each.key is not None)
                 yield batch
         if settings.mirror:
@@ -182,7 +182,7 @@ class PostgresSource:
     # ------------------------------------------------------------------ polling
 
     async def _polled(self) -> AsyncGenerator[Batch, None]:
-        """Rows whose mark is as new as the newest that was seen, or as much older as late commits may make it."""
+        """Rows with a mark from the newest seen on, less the overlap for late commits."""
         query, before = self._known, self._window
         column = f"q.{quoted(query.mark or '')}"
         if self._mark is None:
@@ -192,7 +192,7 @@ class PostgresSource:
             since = await self._since(self._mark)
             literal = sql.Literal(since).as_string()
             statement = query.select(f"WHERE {column} >= {literal}::{query.types[query.mark or '']} ORDER BY {column}")
-        # Rows of the window that we have seen as they are need not be put again.
+        # Unchanged rows of the overlap need not be put again.
         window: dict[str | int, tuple[int, str | None]] = {}
         async with reading(self._open_reader, statement, batch=self._settings.batch) as parts:
             async for records in parts:
@@ -209,7 +209,7 @@ class PostgresSource:
         self._window = window
 
     async def _since(self, mark: str) -> str:
-        """Where a look begins."""
+        """The mark from which on to read."""
         settings = self._settings
         if self._known.mark_is_time:
             kind = self._known.types[self._known.mark or ""]
@@ -230,9 +230,9 @@ class PostgresSource:
             return
         while True:
             payloads = [each.payload async for each in listener.notifies(timeout=_LISTEN_SECONDS, stop_after=1)]
-            payloads += [each.payload async for each in listener.notifies(timeout=0)]  # what has come with it
+            payloads += [each.payload async for each in listener.notifies(timeout=0)]  # what came with it
             if not payloads:
-                await listener.execute("SELECT 1")  # a connection that is dead says nothing by itself
+                await listener.execute("SELECT 1")  # a dead connection says nothing by itself
             if any(not payload.strip() for payload in payloads):
                 async with contextlib.aclosing(self._load()) as loaded:
                     async for batch in loaded:
@@ -242,7 +242,7 @@ class PostgresSource:
                 yield await self._changed(wanted[begin : begin + _AT_ONCE])
 
     async def _changed(self, payloads: Sequence[str]) -> Batch:
-        """The rows of keys that changed as they are now; a removal where there is none."""
+        """The current rows of changed keys; removals of those without one."""
         keys, poison = [], []
         for payload in payloads:
             try:
@@ -251,7 +251,7 @@ class PostgresSource:
                 poison.append(self._bad_payload(payload, str(error)))
         try:
             batches = [await self._current([values for _, values in keys])]
-        except psycopg.DataError:  # one of them is of the wrong type, and it is not said which
+        except psycopg.DataError:  # one of them has the wrong type, but which?
             batches = []
             for payload, values in keys:
                 try:
@@ -265,7 +265,7 @@ class PostgresSource:
         return Poison(f"{self._settings.notify}: {payload[:100]}", None, payload.encode(), error)
 
     def _key_values(self, payload: str) -> dict[str, Any]:
-        """The key's columns of a notification: an object with them (a whole row, for one), or the plain key."""
+        """The key's columns of a notification: an object with them (such as a whole row), or the plain key."""
         columns = self._settings.key
         try:
             value = _decode(payload)
@@ -273,7 +273,7 @@ class PostgresSource:
             value = payload
         if isinstance(value, dict):
             if lacking := [column for column in columns if value.get(column) is None]:
-                raise ValueError(f"The notification has no `{lacking[0]}`, which belongs to the key.")
+                raise ValueError(f"The notification has no `{lacking[0]}`, which is part of the key.")
             return {column: value[column] for column in columns}
         if len(columns) > 1:
             raise ValueError("The notification is not a JSON object with the columns of the key.")
@@ -291,7 +291,7 @@ class PostgresSource:
         cursor = await self._open_reader.execute(query.select(f"JOIN {source} ON {same}").encode())
         batch = self._batch(map(query.row_of, await cursor.fetchall()))
         there = {key for key, _ in batch.entries} | {each.key for each in batch.poison}
-        # All of them, spelled as in entries.
+        # All keys, spelled as in entries.
         wanted = Query(f"SELECT * FROM {source}", {n: query.types[n] for n in query.key}, query.key, query.separator)  # noqa: S608
         cursor = await self._open_reader.execute(wanted.select().encode())
         asked = {row.key: None for row in map(wanted.row_of, await cursor.fetchall()) if row.key is not None}
@@ -307,7 +307,8 @@ class PostgresSource:
                 await connection.execute(f"{ONE_BY_ONE}\n{made}".encode())
             except psycopg.errors.InsufficientPrivilege as error:
                 raise PostgresError(
-                    f"This user may not make the trigger on `{table}` at {self._place}: {error.diag.message_primary}.",
+                    f"This user may not create the trigger on `{table}` at {self._place}: "
+                    f"{error.diag.message_primary}.",
                     f"Let the table's owner run:\n{made}",
                 ) from None
             return
@@ -317,7 +318,7 @@ class PostgresSource:
         )
         if await cursor.fetchone() == (False,):
             _log.warning(
-                "The table `%s` has no trigger, so nothing may tell of its changes. Use --install, or run:\n%s",
+                "The table `%s` has no trigger, so nothing may announce its changes. Use --install, or run:\n%s",
                 table,
                 made,
                 extra={"action": "no_trigger"},
@@ -332,7 +333,7 @@ class PostgresSource:
 
     @property
     def types(self) -> dict[str, str]:
-        """The columns of an open source, with their types as PostgreSQL calls them."""
+        """The columns of an open source, with PostgreSQL's names of their types."""
         return self._known.types
 
     @property
@@ -352,15 +353,13 @@ class PostgresSource:
 
 
 def trigger_statements(table: str, channel: str, key: Sequence[str]) -> str:
-    """SQL that makes a function and triggers that tell which key changed, or makes them anew (PostgreSQL 14 or later).
+    """SQL that creates or replaces a function and triggers that announce which key changed (PostgreSQL 14 or later).
 
-    A notification is a JSON object of the key's columns. It is empty, for "look at all of it", when the table was
-    truncated, or when a key is too long for one: the transaction of whoever changes the table must not fail for it.
+    A notification is a JSON object of the key's columns. It is empty, which means "read everything", when the table was
+    truncated, or when a key is too long for one: the transaction that changes the table must not fail because of it.
 
     Args:
         table: `table` or `schema.table`.
-        channel: To notify.
-        key: Columns of the key.
     """
     schema, _, name = table.rpartition(".")
     function = quoted(".".join(filter(None, (schema, f"gridscore_{channel}_{name}"[:63]))))

@@ -1,7 +1,7 @@
 """The Redis source: events from the entries of a stream, acknowledged (XACK) once the grid has them.
 
 Redis keeps what it has given to a consumer until that is acknowledged. So a source first asks for what it was given
-before it was restarted, then for new entries, and now and then takes over what others hold who give no sign of life.
+before a restart, then for new entries, and from time to time takes over what silent consumers hold.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 15.0
 _WAIT_SECONDS = 1.0
-_FIRST_COUNT, _MOST_BYTES = 16, 16 << 20  # of a batch; Redis counts entries only, so how many follows from those before
+_FIRST_COUNT, _MOST_BYTES = 16, 16 << 20  # of a batch; Redis only counts entries, so we adapt to those before
 _BEGINNING = b"0-0"
 
 _encode = msgspec.json.Encoder().encode
@@ -43,21 +43,17 @@ _decode = msgspec.json.Decoder().decode
 _number = msgspec.json.Decoder(int | float).decode
 
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
-"""IDs and fields; without fields are those that were deleted."""
+"""IDs and fields; deleted entries have no fields."""
 
-# By the library's class and Redis's words, what trying again would not heal.
+# By the library's class and Redis's words: errors that a retry would not heal.
 _REFUSED: Sequence[tuple[str, str, str]] = (
     ("^Authentication", "refuses the user or the password", "Look at `username` and `password`."),
     ("^NoPerm", "does not allow it to this user", "Give it ~STREAM +xgroup +xreadgroup +xautoclaim +xclaim +xack."),
-    ("WRONGTYPE", "has something else than a stream under this key", "Look at `stream`, and at the database's number."),
+    ("WRONGTYPE", "has no stream under this key", "Look at `stream`, and at the database's number."),
     ("DB index|invalid DB", "has no such database", "Look at the number at the end of the address."),
-    ("unknown command", "is too old", "What is needed came with Redis 6.2."),
+    ("unknown command", "is too old", "Redis 6.2 or later is needed."),
     ("^(Moved|Ask)Error", "is of a Redis cluster, and another node has this stream", "Give that one as `server`."),
-    (
-        r"\[SSL|No such file",
-        "is not trusted, or does not speak TLS",
-        "Look at `ca_file`, and at the host's name.",
-    ),
+    (r"\[SSL|No such file", "is not trusted, or does not speak TLS", "Look at `ca_file`, and at the host's name."),
 )
 
 
@@ -81,7 +77,7 @@ class RedisSource:
             password=settings.password,
             socket_timeout=_ANSWER_SECONDS,
             socket_connect_timeout=_ANSWER_SECONDS,
-            # Reading once more would skip what an answer had that did not come: we begin anew instead.
+            # A retry would skip entries of a lost answer: we start over instead.
             retry=Retry(NoBackoff(), 0),
             protocol=2,
             **(tls if url.scheme == "rediss" else {}),
@@ -91,7 +87,7 @@ class RedisSource:
         """See `Source.open`."""
         start = _BEGINNING if self._settings.start == "oldest" else "$"
         await self._ask(self._client.xgroup_create(self._stream, self._group, start, mkstream=True), but="BUSYGROUP")
-        # Whether it is allowed is found out now, and not when the grid has the first events.
+        # Find out now whether this is allowed, not when the grid has the first events.
         await self.acknowledge(Batch((), position=[_BEGINNING]))
         await self._keep([_BEGINNING])
 
@@ -135,21 +131,21 @@ class RedisSource:
         return next((found for _, found in await self._ask(answer) or ()), [])
 
     async def _claim(self, cursor: bytes) -> tuple[bytes, _Entries]:
-        """What nobody gives signs of life for, from an ID on, and the ID to go on from."""
+        """Entries of silent consumers, from an ID on, and the ID to go on from."""
         idle = int(self._life * 1000)
         cursor, found, *_ = await self._ask(self._client.xautoclaim(*self._member, idle, cursor, count=self._count))
-        # Before Redis 7, those that were deleted have no ID.
+        # Before Redis 7, deleted entries have no ID.
         return cursor, [each for each in found if each[0] is not None and each[0] not in self._under_way]
 
     async def _keep(self, identities: Sequence[bytes]) -> None:
         await self._ask(self._client.xclaim(*self._member, 0, identities, justid=True))
 
     async def _keep_under_way(self) -> None:
-        """Give signs of life: nobody is to take over what waits until the grid has room."""
+        """Give signs of life, so that nobody takes over what waits for room in the grid."""
         while True:
             await asyncio.sleep(self._life / 4)
             if self._under_way:
-                with contextlib.suppress(GridscoreError):  # who reads or acknowledges next says so
+                with contextlib.suppress(GridscoreError):  # the next read or acknowledgement reports it
                     await self._keep(list(self._under_way))
 
     async def _ask(self, answer: Awaitable[Any], *, but: str | None = None) -> Any:
@@ -164,7 +160,7 @@ class RedisSource:
                     raise UsageError(f"{server}, `{self._stream}`: it {what}: {said}.", hint) from error
             raise SourceInterruptedError(f"{server}, `{self._stream}`: {said}.") from error
         finally:
-            # The library sends by `asyncio.wait_for`, which before Python 3.12 may lose a cancellation.
+            # The library uses `asyncio.wait_for`, which may lose a cancellation before Python 3.12.
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise asyncio.CancelledError
 

@@ -1,8 +1,7 @@
-"""Places of the HTTP source: how many may be connected, and who goes first when there is no room for others.
+"""Connections of the HTTP source: how many there may be, and which is closed first to make room for others.
 
-Connections without a request take no place of a request, and the one that has been silent for longest is closed to make
-room. So is a request whose body brings nothing any more, or whose answer nobody reads. Only then is anybody
-refused.
+Connections without a request do not count as requests; the one that has been silent longest is closed to make room. So
+is a request whose body has stalled, or whose answer nobody reads. Only if there is none, a new connection is refused.
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ _log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 2_000
 MAX_REQUESTS = 1_000
 SLOW_SECONDS = 5.0
-"""How long a body may bring nothing before its request may be closed to make room."""
+"""How long a body may stall before its request may be closed to make room."""
 SAY_SECONDS = 10.0
-"""Pause between two lines in the log about who found no place."""
+"""Pause between two log lines about refused connections."""
 
 
 class Connection(Protocol):
-    """What takes a place."""
+    """An open connection."""
 
     def close(self) -> None:
         """Make room for another."""
 
 
 class _Waiting:
-    """Connections of whom something is waited for, the one that moved longest ago first."""
+    """Connections that we wait for, the one that moved longest ago first."""
 
     def __init__(self) -> None:
         self.silent: OrderedDict[Connection, float] = OrderedDict()
         self.receiving: OrderedDict[Connection, float] = OrderedDict()
-        self.count = 0  # of connections, those of whom nothing is waited for among them
+        self.count = 0  # of all connections, also those that we do not wait for
 
     def first(self, now: float, *, silent: bool = True) -> Connection | None:
-        """The one to be closed for another; None if there is none."""
+        """The one to close for another; None if there is none."""
         if silent and self.silent:
             return next(iter(self.silent))
         for connection, moved_at in self.receiving.items():
@@ -50,11 +49,11 @@ class _Waiting:
         return None
 
 
-class Places:
-    """The places of one source.
+class Connections:
+    """The connections of one source.
 
     Args:
-        of_address: Connections of one address at most.
+        of_address: Most connections of one address.
     """
 
     def __init__(self, of_address: int) -> None:
@@ -67,7 +66,7 @@ class Places:
         self._saying: asyncio.TimerHandle | None = None
 
     def enter(self, connection: Connection, host: str) -> bool:
-        """A client has connected; whether there is room for it."""
+        """Add a connection; whether there is room for it."""
         address = _address(host)
         own = self._addresses.get(address) or _Waiting()
         crowded = own if own.count >= self._of_address else self._all if self._all.count >= MAX_CONNECTIONS else None
@@ -81,7 +80,7 @@ class Places:
         return True
 
     def begin(self, connection: Connection) -> bool:
-        """The head of a request is there; whether there is room for it."""
+        """Note the head of a request; whether there is room for it."""
         if connection not in self._asking:
             if len(self._asking) >= MAX_REQUESTS and not self._make_room(self._all.first(_now(), silent=False)):
                 return self._refuse(str(self._address_of.get(connection)))
@@ -92,33 +91,33 @@ class Places:
         return True
 
     def moved(self, connection: Connection) -> None:
-        """A piece of a body has come."""
+        """Note a piece of a body."""
         for each in self._lists(connection):
             if connection in each.receiving:
                 each.receiving[connection] = _now()
                 each.receiving.move_to_end(connection)
 
     def stalled(self, connection: Connection) -> None:
-        """An answer is not being read: its connection counts as slow from now on."""
+        """Note that an answer is not being read: its connection counts as slow from now on."""
         for each in self._lists(connection):
             each.silent.pop(connection, None)
             each.receiving[connection] = _now()
             each.receiving.move_to_end(connection)
 
     def received(self, connection: Connection) -> None:
-        """A request is whole, or an answer was read."""
+        """Note that a request is whole, or an answer was read."""
         for each in self._lists(connection):
             each.receiving.pop(connection, None)
 
     def end(self, connection: Connection) -> None:
-        """A request was answered."""
+        """Note that a request was answered."""
         self._asking.discard(connection)
         for each in self._lists(connection):
             each.receiving.pop(connection, None)
             each.silent[connection] = 0.0
 
     def leave(self, connection: Connection) -> None:
-        """A connection is at its end."""
+        """Remove a connection."""
         lists = self._lists(connection)
         self._asking.discard(connection)
         for each in lists:
@@ -166,7 +165,7 @@ class Places:
 
 
 def _address(host: str) -> Hashable:
-    """What counts as one address: of IPv6, the network that one customer has."""
+    """What counts as one address: for IPv6, the network of one customer."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Places in log files: how far each has been read, and how a file is recognized under another name or as a copy."""
+"""Positions in log files: how far each has been read, and how a file is recognized under another name or as a copy."""
 
 from __future__ import annotations
 
@@ -17,32 +17,30 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
 
 HEAD_BYTES = 1024
-"""Of the beginning of a file, by which it is recognized."""
+"""Bytes of the beginning of a file, to recognize it by."""
 
 LAST_BYTES = 256
-"""Before the place, by which it is seen that a file is still the one that was read."""
+"""Bytes before the position, to check that a file is still the one that was read."""
 
 KEPT = 2_000
-"""Places that are kept of files that are gone: they may come back, packed or copied."""
+"""How many positions to keep of files that are gone: they may come back, packed or copied."""
 
 
-class Place(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """How far one file has been read. What the grid keeps of it.
+class FilePosition(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How far one file has been read, as the grid keeps it.
 
-    A file is recognized by device and inode, as long as it begins with what has been read of it; and by what has been
-    read of it, if it comes with another device or inode: packed, copied, or on another disk.
+    A file is recognized by device and inode, as long as it begins with what has been read of it; with another device or
+    inode (packed, copied, or on another disk), by that beginning alone.
 
     Attributes:
-        identity: Of the file, for good: the keys of its events begin with it.
+        identity: Its permanent name: the keys of its events begin with it.
         path: Where it was seen last.
-        device: That it was on.
-        inode: That it had.
-        generation: How often the inode had got other content before.
+        generation: How often the inode had other content before.
         offset: Bytes that have been read, unpacked.
         line: Lines that have been read.
         head: Hash of the beginning of what has been read.
         last: Hash of the end of what has been read.
-        finished: Whether nothing can come any more, as the file is packed and was read to its end.
+        finished: Whether nothing can follow, because the file is packed and was read to its end.
         at: When the grid got this, in seconds since 1970.
     """
 
@@ -59,33 +57,32 @@ class Place(msgspec.Struct, kw_only=True, omit_defaults=True):
     at: float = 0.0
 
     def is_of(self, stream: BinaryIO, head: bytes) -> bool:
-        """Whether what has been read stands at the beginning of a file.
+        """Whether a file begins with what has been read.
 
         Args:
-            stream: The file.
             head: Its first `HEAD_BYTES`.
         """
         if not self.offset or digest(head[: self.offset]) != self.head:
             return False
         if self.finished and self.offset >= HEAD_BYTES:
-            return True  # it is not unpacked only to see that it is finished
+            return True  # do not unpack it only to see that it is finished
         stream.seek(max(0, self.offset - LAST_BYTES))
         return digest(stream.read(min(self.offset, LAST_BYTES))) == self.last
 
     def begins(self, head: bytes) -> bool:
-        """Whether a file has the same beginning, and what has been read is long enough to say so."""
+        """Whether a file has the same beginning, and enough of it has been read to tell."""
         return self.offset >= HEAD_BYTES and digest(head) == self.head
 
 
 @dataclass(slots=True)
 class Fingerprint:
-    """What has been read of a file, as far as its `Place` needs it."""
+    """What has been read of a file, as far as its `FilePosition` needs it."""
 
     head: bytes = b""
     last: bytes = b""
 
     def add(self, data: bytes) -> None:
-        """Note what has been read next."""
+        """Add what was read next."""
         if len(self.head) < HEAD_BYTES:
             self.head += data[: HEAD_BYTES - len(self.head)]
         self.last = data[-LAST_BYTES:] if len(data) >= LAST_BYTES else (self.last + data)[-LAST_BYTES:]
@@ -105,41 +102,41 @@ def digest(data: bytes) -> str:
 
 
 def identity_of(device: int, inode: int, generation: int, first_line: bytes) -> str:
-    """Identity of a new file: the same if it is read again from the beginning, and that of no other file."""
+    """Identity of a new file: unique, and the same whenever it is read from the beginning."""
     content = b"%d:%d:%d:" % (device, inode, generation) + first_line
     return blake2b(content, digest_size=8).hexdigest()
 
 
-class Places:
-    """The places of one source in the grid."""
+class FilePositions:
+    """The positions of one source in the grid."""
 
     def __init__(self, grid: Grid, source: str) -> None:
         self._positions = Positions(grid, source)
 
-    async def load(self) -> dict[str, Place]:
-        """All of them, by identity, those that were written last at the end.
+    async def load(self) -> dict[str, FilePosition]:
+        """All of them, by identity, the last written at the end.
 
         Raises:
             SourceInterruptedError: The cluster did not answer.
         """
         try:
-            found = [msgspec.convert(value, Place) for value in (await self._positions.load()).values()]
-            found.sort(key=lambda place: place.at)
-            for place in found[:-KEPT]:
-                await self._positions.forget(place.identity)
+            found = [msgspec.convert(value, FilePosition) for value in (await self._positions.load()).values()]
+            found.sort(key=lambda position: position.at)
+            for position in found[:-KEPT]:
+                await self._positions.forget(position.identity)
         except HazelcastError as error:
-            raise SourceInterruptedError(f"The places in the log files cannot be read: {error}") from error
-        return {place.identity: place for place in found[-KEPT:]}
+            raise SourceInterruptedError(f"The positions in the log files cannot be read: {error}") from error
+        return {position.identity: position for position in found[-KEPT:]}
 
-    async def save(self, place: Place) -> None:
+    async def save(self, position: FilePosition) -> None:
         """Write one.
 
         Raises:
             SourceInterruptedError: The cluster did not answer.
             PositionTakenError: Another process follows the same file under the same name.
         """
-        place.at = time.time()
+        position.at = time.time()
         try:
-            await self._positions.move(place.identity, msgspec.to_builtins(place))
+            await self._positions.move(position.identity, msgspec.to_builtins(position))
         except HazelcastError as error:
-            raise SourceInterruptedError(f"The place in {place.path} cannot be kept: {error}") from error
+            raise SourceInterruptedError(f"The position in {position.path} cannot be kept: {error}") from error

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from http_listening import EVENTS, client, connected, listening
 
-from gridscore.sources.http import places as http_places
+from gridscore.sources.http import connections as http_connections
 
 SLOW = f"POST /events/{EVENTS} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
 OTHER = "127.0.0.2"
@@ -17,8 +17,8 @@ OTHER = "127.0.0.2"
 @pytest.fixture(autouse=True)
 def _slow_machine(monkeypatch):
     """Nothing here depends on how long it takes."""
-    monkeypatch.setattr(http_places, "SLOW_SECONDS", 1_000.0)
-    monkeypatch.setattr(http_places, "SAY_SECONDS", 1_000.0)
+    monkeypatch.setattr(http_connections, "SLOW_SECONDS", 1_000.0)
+    monkeypatch.setattr(http_connections, "SAY_SECONDS", 1_000.0)
 
 
 @pytest.fixture
@@ -37,16 +37,16 @@ def client_of(source, host):
 async def begin(source, stack):
     """A request whose body does not come to an end."""
     reader, writer = await stack.enter_async_context(connected(source))
-    asking = len(places_of(source)._asking)
+    asking = len(connections_of(source)._asking)
     writer.write(SLOW)
     async with asyncio.timeout(10):
-        while len(places_of(source)._asking) == asking:
+        while len(connections_of(source)._asking) == asking:
             await asyncio.sleep(0.001)
     return reader
 
 
-def places_of(source):
-    return source._places
+def connections_of(source):
+    return source._connections
 
 
 @pytest.mark.usefixtures("_files")
@@ -58,18 +58,18 @@ async def test_a_thousand_silent_connections_shut_nobody_out(caplog):
             async with client_of(source, host) as http:
                 for _ in range(3):
                     assert (await http.post(f"/events/{EVENTS}", json={})).status_code == 202
-        assert places_of(source)._all.count <= 502
+        assert connections_of(source)._all.count <= 502
         assert len([each for each in caplog.records if each.getMessage().startswith("Too many connections")]) == 1
 
 
 async def test_without_a_place_a_request_is_told_when_to_come_back_and_the_slowest_goes_first(monkeypatch):
-    monkeypatch.setattr(http_places, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(http_connections, "MAX_REQUESTS", 2)
     async with listening() as source, client(source) as http, contextlib.AsyncExitStack() as stack:
         first, second = await begin(source, stack), await begin(source, stack)
         await stack.enter_async_context(connected(source))  # silent: it takes no place of a request
         answer = await http.get("/healthz")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        monkeypatch.setattr(http_places, "SLOW_SECONDS", 0.0)
+        monkeypatch.setattr(http_connections, "SLOW_SECONDS", 0.0)
         assert (await http.get("/healthz")).status_code == 200
         assert await first.read() == b""
         assert not second.at_eof()
@@ -96,16 +96,16 @@ async def test_places_are_given_back():
                 await http.post(f"/events/{EVENTS}", content=b"[" + b"{}," * 2_000 + b"{}]")
             await http.get("/none")
         async with asyncio.timeout(10):
-            while places_of(source)._all.count:
+            while connections_of(source)._all.count:
                 await asyncio.sleep(0.01)
-        places = places_of(source)
-        assert not places._asking
-        assert not places._addresses
-        assert not places._all.silent
-        assert not places._all.receiving
+        connections = connections_of(source)
+        assert not connections._asking
+        assert not connections._addresses
+        assert not connections._all.silent
+        assert not connections._all.receiving
 
 
 def test_a_network_of_ipv6_is_one_address():
-    assert http_places._address("2001:db8::1") == http_places._address("2001:db8::ffff:2")
-    assert http_places._address("2001:db8::1") != http_places._address("2001:db8:0:1::1")
-    assert http_places._address("10.0.0.1") != http_places._address("10.0.0.2")
+    assert http_connections._address("2001:db8::1") == http_connections._address("2001:db8::ffff:2")
+    assert http_connections._address("2001:db8::1") != http_connections._address("2001:db8:0:1::1")
+    assert http_connections._address("10.0.0.1") != http_connections._address("10.0.0.2")
