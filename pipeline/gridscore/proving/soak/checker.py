@@ -22,7 +22,9 @@ What could not be judged is counted, and said.
 
 from __future__ import annotations
 
+import datetime as dt
 import math
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ from gridscore.proving.soak.plan import HEARTBEAT_INTERVAL_SECONDS, HEARTBEAT_SE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from gridscore.proving.soak.evidence import Acknowledged, Evidence, Incident, Mark, Result, Write
 
@@ -53,6 +56,10 @@ _MOMENT_MS = 2_000
 
 _LOOK_MS = 3_000
 """How long before it is written an event may have been looked for among the results that stand."""
+
+_SUSPICION = re.compile(
+    r"\]:(\d+) \S+ \S+ Suspecting Member \[\S+\]:(\d+) .* heartbeats since ([-\d]+ [:.\d]+)\. Now: ([-\d]+ [:.\d]+),"
+)
 
 _GONE = ("worker-kill", "crash", "leave")
 """Faults after which a worker never comes back."""
@@ -185,6 +192,28 @@ class Verdict:
     def is_good(self) -> bool:
         """Whether all is as it must be."""
         return not self.problems
+
+
+def unplanned_splits(logs: Iterable[Path], ports: Sequence[int], incidents: Iterable[Incident]) -> list[str]:
+    """Members that took another for dead though nothing was done to either, as on a machine that is too busy.
+
+    Args:
+        logs: Of the members.
+        ports: By which they know each other, by index.
+        incidents: What was done.
+    """
+    done, found = [each for each in incidents if each.member is not None], []
+    for log in logs:
+        for ours, theirs, since, at in _SUSPICION.findall(log.read_text(errors="replace")):
+            pair = ports.index(int(ours)), ports.index(int(theirs))
+            now = dt.datetime.fromisoformat(at).timestamp() * 1000  # members and we have one time zone
+            if not any(each.member in pair and each.at <= now <= each.until + _AFTERMATH_MS for each in done):
+                found.append(
+                    "Members split by themselves, as on a machine that is too busy, so what was lost may not count: "
+                    f"with nothing done to either, member {pair[0]} had no heartbeat of member {pair[1]} from {since} "
+                    f"to {at}."
+                )
+    return found
 
 
 def expected_scores(

@@ -34,7 +34,7 @@ from gridscore.leash import LeashedProcess
 from gridscore.models.registry import MODELS_MAP
 from gridscore.operations.status import lag
 from gridscore.proving.soak import listener
-from gridscore.proving.soak.checker import check, expected_scores
+from gridscore.proving.soak.checker import check, expected_scores, unplanned_splits
 from gridscore.proving.soak.evidence import LEDGER, Evidence, lines
 from gridscore.proving.soak.faults import Faults, WorkerSlot
 from gridscore.proving.soak.plan import HEARTBEAT_INTERVAL_SECONDS, HEARTBEAT_SECONDS, Counts, Plan
@@ -235,6 +235,8 @@ class _Trial:
         expected = await asyncio.to_thread(expected_scores, self._model, self._lookups["customer"], evidence.ledger)
         verdict = await asyncio.to_thread(check, evidence, expected, options.lease)
         verdict.crashes = list(faults.crashes)
+        if cluster is not None and backbone is not None:
+            verdict.crashes += unplanned_splits(cluster.log_files, backbone.ports, evidence.incidents)
         if ended_early:
             verdict.crashes.append(
                 f"Not all faults were done, or not all events put, after {options.limit:.0f} seconds."
