@@ -59,7 +59,11 @@ def gridscore(monkeypatch, capfd):
         ("source http --to events.x --certificate c.pem", 2, "`--certificate` and `--private-key` belong together"),
         ("source http --to events.x --certificate c.pem --private-key k.pem", 2, "there is no file c.pem"),
         ("source http --to events.x --token ${NOT_SET}", 2, "the environment variable NOT_SET is not set"),
-        ("source postgres --to lookups.x --key id --database postgresql://h/d", 2, "give `--table` or `--query`"),
+        (
+            "source postgres --to lookups.x --key id --database postgresql://h/d",
+            2,
+            "give either `--table` or `--query`",
+        ),
         ("source postgres --to lookups.x --key id --table t --database nonsense", 2, "not an address of a PostgreSQL"),
         ("source redis --to events.x", 2, "--stream: it must be given."),
         ("source redis --to events.x --stream s --server redis://u:p@h", 2, "the address names no user"),

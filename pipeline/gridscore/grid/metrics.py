@@ -25,6 +25,7 @@ _WANTED = {
     ("gc", "minorCount"): "minor",
     ("gc", "majorCount"): "major",
     ("gc", "unknownCount"): "unknown",
+    ("partitions", "migrationQueueSize"): "migrations",
 }
 
 
@@ -36,11 +37,13 @@ class Sample:
         used: Bytes in use, uncollected garbage included.
         most: Bytes that it may have.
         collections: How often garbage was collected; may lag by a second.
+        migrations: Partitions that are still to be moved or copied to backups; only the oldest member knows.
     """
 
     used: int
     most: int
     collections: int
+    migrations: int = 0
 
 
 def heap_of(blob: bytes) -> Sample:
@@ -51,7 +54,8 @@ def heap_of(blob: bytes) -> Sample:
     """
     try:
         found = _find(blob)
-        sample = Sample(found["used"], found["most"], found["minor"] + found["major"] + found.get("unknown", 0))
+        collections = found["minor"] + found["major"] + found.get("unknown", 0)
+        sample = Sample(found["used"], found["most"], collections, found.get("migrations", 0))
     except (struct.error, zlib.error, LookupError, UnicodeDecodeError, ValueError) as error:
         raise GridError(f"What a member reports of its heap cannot be read: {error or type(error).__name__}") from None
     if sample.most <= 0 or sample.used < 0:

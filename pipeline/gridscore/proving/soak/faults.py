@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 from hazelcast.errors import HazelcastError
 
-from gridscore.errors import GridscoreError, MemberError
+from gridscore.errors import GridError, GridscoreError, MemberError
 from gridscore.grid import Records, transport
-from gridscore.grid.management import is_safe
+from gridscore.grid.management import is_safe, read_heap
 from gridscore.grid.writer import partition_of
 from gridscore.group.lease_records import read_records
 from gridscore.group.members import HEARTBEATS_MAP
@@ -248,9 +248,20 @@ class Faults:
         while looks < _SAFE_LOOKS:
             # Members look at themselves once a second.
             await asyncio.sleep(1.1)
-            looks = looks + 1 if await is_safe(self._grid, self._members) else 0
+            looks = looks + 1 if await is_safe(self._grid, self._members) and await self._has_moved() else 0
             if time.monotonic() > deadline:
                 raise MemberError(f"The cluster is not in a safe state after {SAFE_SECONDS:.0f} seconds.")
+
+    async def _has_moved(self) -> bool:
+        """Whether no partition is to be moved: members may say for seconds that they are safe, and have not looked."""
+        try:
+            for member in self._grid.members:
+                _, after = await read_heap(self._grid, member.uuid, 0)
+                if (await read_heap(self._grid, member.uuid, after))[0].migrations:
+                    return False
+        except (HazelcastError, GridError):
+            return False
+        return True
 
     async def _at(self, began: float, fault: Fault) -> None:
         await asyncio.sleep(began + fault.at - time.monotonic())

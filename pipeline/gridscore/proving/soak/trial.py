@@ -63,6 +63,8 @@ _PORTS = (10_000, 30_000)
 _PORT_ATTEMPTS = 10
 
 _MEMBER_PROPERTIES = {
+    # Faults of members wait for what they say of their partitions.
+    "hazelcast.metrics.collection.frequency": "1",
     # A member that is silent for longer than this is taken for dead, so that a run has time for it.
     "hazelcast.max.no.heartbeat.seconds": f"{HEARTBEAT_SECONDS:.0f}",
     "hazelcast.heartbeat.interval.seconds": f"{HEARTBEAT_INTERVAL_SECONDS:.0f}",
