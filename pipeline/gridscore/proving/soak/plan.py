@@ -31,9 +31,8 @@ _BACK_SECONDS = 4.0
 _SHORT = 0.4
 """Part of the pauses that are about as long as a lease, or shorter."""
 
-HEARTBEAT_SECONDS = 15.0
-"""For how long a member of a soak may be silent before the others take it for dead: longer than the ten seconds for
-which one may hang on a connection to another, and sends no heartbeats."""
+HEARTBEAT_SECONDS = 10.0
+"""For how long a member of a soak may be silent before the others take it for dead."""
 
 HEARTBEAT_INTERVAL_SECONDS = 1.0
 
