@@ -242,7 +242,7 @@ def _others(outcome: Outcome) -> str:
     if not cores:
         return "How busy others kept the machine: not measured in this run."
     return (
-        f"Others on the machine, whoever they were, used {number(statistics.median(cores))} cores in the median of all"
+        f"Other processes on the machine used {number(statistics.median(cores))} cores in the median of all"
         f" runs of throughput, {number(max(cores))} at most."
     )
 
