@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 
 import pytest
 from hypothesis import given
@@ -21,6 +20,8 @@ from gridscore.testing.messages import Request
 
 PARTITIONS = 8
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 
 @pytest.fixture
 def fenced():
@@ -33,13 +34,6 @@ def fenced():
     yield make
     for world in worlds:
         world.close()
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def renewed_one(world):

@@ -1,7 +1,6 @@
 """Sessions: what hangs on them stands while they are renewed, and is taken only after they are closed."""
 
 import asyncio
-import logging
 
 import pytest
 from msgspec.structs import replace
@@ -16,12 +15,7 @@ from gridscore.testing.virtual_time import VirtualTime
 PARTITIONS = 8
 JOB = "job"
 
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture

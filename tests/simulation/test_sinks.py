@@ -1,7 +1,6 @@
 """What sinks promise, in virtual time: processes killed, frozen and cut off, and a destination that goes away."""
 
 import json
-import logging
 import random
 import struct
 
@@ -17,12 +16,7 @@ from gridscore.testing.sinks import ABORT, ListSink, Received
 PARTITIONS = 8
 MAP = "results.sim"
 
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 class Sinks:

@@ -20,12 +20,7 @@ from gridscore.testing.messages import Request
 
 PARTITIONS = 24
 
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Windows in the grid, in virtual time: whoever dies, each event counts once, and scores are those of a history."""
 
-import logging
-
 import pytest
 from window_world import BAD, CARDS, PARTITIONS, WindowWorld
 from world import _data, _text
@@ -12,12 +10,7 @@ from gridscore.operations.window_state import state_of
 from gridscore.scoring import window_states
 from gridscore.testing import Fault
 
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture
