@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 5_000
 _KINDS = ("string", "int", "float", "bool")
-_JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
 def load(
@@ -101,12 +100,13 @@ def load(
 
     Example: [bold]gridscore load --from clicks.jsonl --to events.clicks --key id --resume[/]
     """
+    from gridscore.features.cells import JSON_LINES
     from gridscore.job import load_job
     from gridscore.job.types import Duration, seconds_of
 
     patience = None if max_wait is None else seconds_of(valid(Duration, "--max-wait", max_wait))
     job = None if job_file is None else load_job(job_file)
-    if events is not None and events.name.lower().endswith(_JSON_LINES):
+    if events is not None and events.name.lower().endswith(JSON_LINES):
         rows, events = [*(rows or []), events], None
     if job is not None and not job.is_complete:
         from gridscore.client import Client

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from gridscore.errors import TableError
-from gridscore.features.cells import BOOLS, MISSING, READERS
+from gridscore.features.cells import BOOLS, JSON_LINES, MISSING, READERS
 from gridscore.features.events import reason_of
 from gridscore.features.operations import number_text
 from gridscore.features.times import to_text
@@ -40,7 +40,6 @@ _EXACT_BITS = {2: 11, 4: 24}
 """Bits of the whole numbers that a float of so many bytes holds with all digits; one of eight has 53."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _SUFFIXES = (".csv", ".parquet")
-_JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
 def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) -> pd.DataFrame:
@@ -61,7 +60,7 @@ def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) ->
     try:
         if name.endswith(".parquet"):
             frame = _parquet(path, kinds or {})
-        elif name.endswith(_JSON_LINES):
+        elif name.endswith(JSON_LINES):
             frame = _json_lines(path)
         elif name.endswith((".csv", ".csv.gz")):
             # pandas would guess, take `NA` for missing, and round decimal numbers in its own way.

@@ -188,6 +188,9 @@ class Windows:
         self._lateness = job.lateness_seconds
         self._order_by = job.order_by or ""
         self._program = Program(job, {}, None)
+        self._specs = [
+            (np.array(layout.series, np.float64), np.array(layout.calls, np.float64)) for layout in self.layouts
+        ]
         self._slots = [
             (self._program.entities(layout.name), self._program.columns(layout.columns)) for layout in self.layouts
         ]
@@ -215,10 +218,9 @@ class Windows:
             ValueError: It is not a state of that window.
         """
         layout, head = self.layouts[number], head_of(state)
-        spec = np.array(layout.series, np.float64), np.array(layout.calls, np.float64)
         one, columns = np.zeros(1, np.int64), np.full((len(layout.columns), 1), math.nan)
         out = np.full((len(layout.calls), 1), math.nan)
-        _run(*spec, self._lateness, [state], one, one, np.array([head.newest]), columns, out)
+        _run(*self._specs[number], self._lateness, [state], one, one, np.array([head.newest]), columns, out)
         return head, out[:, 0].tolist()
 
     def apply(
@@ -248,14 +250,13 @@ class Windows:
         times = np.ascontiguousarray(events.column(self._order_by), np.float64)
         outputs: list[Any] = [None] * self._count
         after: list[dict[Any, bytes]] = []
-        for layout, (keys, columns), known in zip(self.layouts, inputs, states, strict=True):
+        for layout, spec, (keys, columns), known in zip(self.layouts, self._specs, inputs, states, strict=True):
             index: dict[Any, int] = {}
             entities = np.fromiter(
                 (-1 if key is None else index.setdefault(key, len(index)) for key in keys), np.int64, count
             )
             out = np.full((len(layout.calls), count), math.nan)
             before = [known.get(key, b"") for key in index]
-            spec = np.array(layout.series, np.float64), np.array(layout.calls, np.float64)
             changed, late = _run(*spec, self._lateness, before, entities, numbers, times, columns, out)
             self.late += late
             after.append(dict(zip(index, changed, strict=True)))

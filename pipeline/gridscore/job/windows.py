@@ -29,6 +29,8 @@ MAX_WINDOWS = 16
 
 _SPAN = re.compile(r"[1-9][0-9]{0,7}[smhd]")
 _NO_VALUE = frozenset({"count", "seconds_since_last"})
+_NO_LAST = frozenset({"last", "lag", "seconds_since_last", "decayed"})
+"""Functions without a choice between a time and `last=N`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,7 @@ def parse_call(name: str, tree: ast.Call) -> ParsedCall:
     if any(isinstance(arg, ast.Starred) for arg in args) or any(each.arg is None for each in tree.keywords):
         raise ExpressionError(f"{source_of(tree)}: `*` before a value cannot be used in an expression")
     named = {str(each.arg): each.value for each in tree.keywords}
-    spans = name not in (
-        "last",
-        "lag",
-        "seconds_since_last",
-        "decayed",
-    )  # those that look back a time or so many events
+    spans = name not in _NO_LAST
     for key in named:
         if key != "where" and not (key == "last" and spans):
             possible = "`where` and `last`" if spans else "`where`"
@@ -115,7 +112,7 @@ def _span(name: str, tree: ast.expr | None, example: str) -> float:
     text = getattr(tree, "value", None)
     if not isinstance(text, str) or not _SPAN.fullmatch(text):
         not_one = f"; {source_of(tree)} is not a time span" if tree is not None else ""
-        hint = " or `last=10`" if name not in ("last", "decayed") else ""
+        hint = " or `last=10`" if name not in _NO_LAST else ""
         raise ExpressionError(
             f'`{name}` needs how far back it looks, as `"90s"`, `"15m"`, `"1h"`, `"2d"`{hint}{not_one}'
         )

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 import msgspec
 
 from gridscore.errors import TableError
-from gridscore.features.cells import READERS
+from gridscore.features.cells import JSON_LINES, READERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -204,7 +204,7 @@ class TableFile(RowMaker):
             return self._parquet
         if name.endswith((".csv", ".csv.gz")):
             return self._csv
-        if name.endswith((".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")):
+        if name.endswith(JSON_LINES):
             return self._json_lines
         raise TableError(
             f"`{path}` is neither CSV nor Parquet nor JSON lines.", "Name it .csv, .jsonl, .ndjson or .parquet."

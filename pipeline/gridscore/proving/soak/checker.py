@@ -134,7 +134,7 @@ class Verdict:
         slow: Takeovers that took too long.
         unjudged: What could not be judged, and how often.
         gaps: Writes that the record lacks.
-        crashes: Workers that ended by themselves, or did not stop in order.
+        crashes: Workers that ended by themselves, or did not stop in order; members that split by themselves.
     """
 
     acknowledged: int = 0
