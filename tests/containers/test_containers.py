@@ -75,15 +75,15 @@ class Composed:
         return found[0]["workers"] if found else 0
 
 
-def until(condition, seconds=90):
-    """Wait for it."""
+def until(condition, seconds=90, told=lambda: "it did not become so"):
+    """Wait for it; `told` says what stands where it does not come."""
     pause = threading.Event()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():
             return
         pause.wait(0.25)
-    pytest.fail("it did not become so")
+    pytest.fail(told())
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +211,13 @@ def test_the_overlays_take_payments_and_give_scores(composed, tmp_path_factory):
     services = ["kafka", "mosquitto", "postgres", "kafka-source", "kafka-sink", "mqtt-source", "postgres-sink"]
     composed.overlay(*(f"compose/{each}.yaml" for each in OVERLAYS), override, services=services)
 
-    def are_healthy():
-        return all(composed.is_healthy(each) for name in services for each in composed.of(name) or [""])
+    def sick():
+        return [name for name in services if not all(map(composed.is_healthy, composed.of(name) or [""]))]
 
-    until(are_healthy)
+    def told():
+        return "\n".join(f"{name} is not healthy: {composed.log(f'{composed.name}_{name}_1')}" for name in sick())
+
+    until(lambda: not sick(), told=told)
     assert composed.inside("python", "-c", SEND) == "[]"
     (database,) = composed.of("postgres")
     query = "select distinct result->>'customer' from scores where result->>'customer' like 'by %' order by 1"
@@ -237,7 +240,7 @@ def test_the_flights_overlay_scores_every_flight(composed, tmp_path_factory):
     shorter.write_text(f"services: {{flights: {{{line} --flights 2000 --rate 0}}}}\n")
     composed.overlay("compose/flights.yaml", shorter, services=["flights"])
     flights = f"{composed.name}_flights_1"
-    composed.engine.podman("wait", flights, seconds=180)
+    until(lambda: flights not in composed.of("flights"), seconds=180, told=lambda: composed.log(flights))
     assert "Every one of 2,000 flights has one result, equal to Booster.predict to the bit" in composed.log(flights)
 
 
