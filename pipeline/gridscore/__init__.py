@@ -2,7 +2,8 @@
 
 What a program needs is here:
 
-* `connect` to a cluster, and through the `Client` put events, push models, submit jobs, and iterate over results;
+* `connect` to a cluster, and put events, push models, submit jobs, and iterate over results: `async with connect()`
+  gives a `Client`, `with connect()` a `BlockingClient` for scripts and notebooks;
 * `load_job` and `offline_matrix`, to train on exactly the features that the stream will see;
 * `Cluster`, to start real members from Python;
 * `GridscoreError`, the root of every error that a person can act on.
@@ -23,6 +24,7 @@ if sys.version_info < (3, 12):
 
 if TYPE_CHECKING:
     from gridscore.client import Client, connect
+    from gridscore.client.blocking import BlockingClient
     from gridscore.client.results import Result, ResultStream
     from gridscore.errors import EventRejectedError, GridscoreError, NoResultError
     from gridscore.features import OfflineMatrix, offline_matrix
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from gridscore.scoring import Worker
 
 _HOMES = {
+    "BlockingClient": "gridscore.client.blocking",
     "Client": "gridscore.client",
     "Cluster": "gridscore.grid.member",
     "EventRejectedError": "gridscore.errors",
@@ -49,6 +52,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BlockingClient",
     "Client",
     "Cluster",
     "EventRejectedError",

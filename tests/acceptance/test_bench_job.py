@@ -190,4 +190,6 @@ def test_ctrl_c_leaves_nothing(own):
 async def has_results(client):
     """Whether a map of the bench has results. Other tests leave hundreds of maps: their sizes would take seconds."""
     names = await transport.map_names(client.grid.client)
-    return any([await transport.map_size(client.grid.client, name) for name in names if name.startswith("results.bench-")])
+    return any(
+        [await transport.map_size(client.grid.client, name) for name in names if name.startswith("results.bench-")]
+    )

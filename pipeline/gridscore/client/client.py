@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,15 @@ import msgspec
 from gridscore.client.answers import Answers
 from gridscore.client.producer import Producer
 from gridscore.client.results import ResultStream, Start
-from gridscore.errors import GridscoreError, JobError, ModelError, UsageError
+from gridscore.errors import (
+    EventRejectedError,
+    GridscoreError,
+    JobError,
+    ModelError,
+    NoResultError,
+    UsageError,
+    first_of,
+)
 from gridscore.grid import GridSettings, or_local_cluster
 from gridscore.grid import connect as connect_grid
 from gridscore.grid.copies import Fetcher
@@ -28,8 +36,11 @@ from gridscore.models.version import early_stopping
 from gridscore.scoring import Worker, preparation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    import pandas as pd
+
+    from gridscore.client.blocking import BlockingClient
     from gridscore.client.results import Result
     from gridscore.client.room import Waiting
     from gridscore.grid import Grid
@@ -38,6 +49,9 @@ if TYPE_CHECKING:
 
 MAX_EVENT = 1 << 20
 """Most bytes of an event."""
+
+MAX_AT_ONCE = 1_000
+"""Events of a DataFrame that wait for their results at the same time."""
 
 
 class Client:
@@ -57,7 +71,12 @@ class Client:
         return Registry(self.grid)
 
     async def put_events(
-        self, map_name: str, events: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, max_wait: float | None = None
+        self,
+        map_name: str,
+        events: Mapping[Any, Any] | Iterable[tuple[Any, Any]] | pd.DataFrame,
+        *,
+        key: str | Sequence[str] | None = None,
+        max_wait: float | None = None,
     ) -> int:
         """Put events, or lookup entries, into a map; returns how many, when the cluster has confirmed all of them.
 
@@ -66,21 +85,35 @@ class Client:
 
         Args:
             map_name: The event map, or a lookup map.
-            events: Keys with JSON objects (dictionaries, or JSON text as bytes or str).
+            events: Keys with JSON objects (dictionaries, or JSON text as bytes or str); or a DataFrame, a row an event.
+            key: Columns of a DataFrame that make the key, joined by `|`. By default its index, and for a lookup map the
+                columns that the job names.
             max_wait: How many seconds to wait for a job; for ever if None.
 
         Raises:
-            UsageError: An event is not JSON, or is larger than a mebibyte.
+            UsageError: An event is not JSON, or is larger than a mebibyte; or a DataFrame has no key.
+            TableError: A DataFrame lacks a column or a part of a key, or has times without a time zone.
             BackPressureError: A job has made no room for `max_wait` seconds; what there was room for has been put.
             GridError: The cluster did not confirm; some may have been put, and putting them again does no harm.
         """
-        pairs = events.items() if hasattr(events, "items") else events
-        texts = ((key, json_text(key, value)) for key, value in pairs)
+        pairs = await self._pairs(map_name, events, key)
+        texts = ((name, json_text(name, value)) for name, value in pairs)
         if max_wait is not None:
             return await self.producer(map_name, max_wait=max_wait).put(texts)
         if map_name not in self._producers:
             self._producers[map_name] = self.producer(map_name)
         return await self._producers[map_name].put(texts)
+
+    async def _pairs(self, map_name: str, events: Any, key: str | Sequence[str] | None) -> Iterable[tuple[Any, Any]]:
+        if hasattr(events, "columns"):
+            from gridscore.client.frames import entries_of
+
+            jobs = [record.job for record in await self.jobs.all() if record.state not in OVER]
+            return entries_of(events, map_name, key, jobs)
+        if key is not None:
+            raise UsageError("`key` names columns of a DataFrame.", "These events have their keys already.")
+        pairs: Iterable[tuple[Any, Any]] = events.items() if hasattr(events, "items") else events
+        return pairs
 
     def producer(
         self,
@@ -367,6 +400,51 @@ class Client:
         answers = await self._answers_of(events, results)
         return await answers.score(key, json_text(key, event), timeout)
 
+    async def score_frame(
+        self,
+        events: str,
+        frame: pd.DataFrame,
+        *,
+        key: str | Sequence[str] | None = None,
+        results: str | None = None,
+        timeout: float = 10.0,  # noqa: ASYNC109 -- as of `score`
+    ) -> pd.DataFrame:
+        """Put each row as an event, and wait for all results: a row for each, in the order of the table.
+
+        A row that cannot be scored, or not in time, has the reason in the column `error`, which is there only then.
+
+        Args:
+            key, results, timeout: See `put_events` and `score`; each event has `timeout` seconds.
+
+        Raises:
+            TableError, UsageError: See `put_events` and `score`.
+            GridError: The cluster did not confirm an event, or the connection was closed.
+        """
+        from gridscore.client.frames import frame_of
+
+        answers = await self._answers_of(events, results)
+        turn = asyncio.Semaphore(MAX_AT_ONCE)
+        found: dict[Any, dict[str, Any]] = {}
+
+        async def ask(name: Any, text: bytes) -> None:
+            async with turn:
+                try:
+                    found[name] = (await answers.score(name, text, timeout)).value
+                except (EventRejectedError, NoResultError) as error:
+                    found[name] = {"error": str(error)}
+
+        pairs = [(name, json_text(name, text)) for name, text in await self._pairs(events, frame, key)]
+        if twice := len(pairs) - len({name for name, _ in pairs}):
+            raise UsageError(f"{twice:,} rows have the key of another one.", "Give each row a key of its own.")
+        found.update({name: {} for name, _ in pairs})  # in the order of the table
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, text in pairs:
+                    tasks.create_task(ask(name, text))
+        except ExceptionGroup as failures:
+            raise first_of(failures) from None
+        return frame_of(found)
+
     async def _answers_of(self, events: str, results: str | None) -> Answers:
         opening = self._answers.get((events, results))
         if opening is None or (opening.done() and not _alive(opening)):
@@ -440,24 +518,52 @@ class Client:
         return await self.jobs.cancel(name)
 
 
-@asynccontextmanager
-async def connect(**settings: Any) -> AsyncIterator[Client]:
-    """A connection to a cluster, for an `async with`: `connect(members=["host:5701"])`.
+class Connection:
+    """A connection to be opened: by `async with` for a `Client`, by `with` or `open` for a `BlockingClient`."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+        self._opened: list[tuple[Grid, Client]] = []
+        self._blocking: list[BlockingClient] = []
+
+    async def __aenter__(self) -> Client:
+        grid = await connect_grid(or_local_cluster(GridSettings.load(**self._settings)))
+        self._opened.append((grid, Client(grid)))
+        return self._opened[-1][1]
+
+    async def __aexit__(self, *_: object) -> None:
+        grid, client = self._opened.pop()
+        client.stop_waiting()
+        await grid.close()
+
+    def open(self) -> BlockingClient:
+        """Open it for plain calls; `close` of what this returns ends it. For notebooks, where `with` is in the way."""
+        from gridscore.client.blocking import BlockingClient
+
+        return BlockingClient(self)
+
+    def __enter__(self) -> BlockingClient:
+        self._blocking.append(self.open())
+        return self._blocking[-1]
+
+    def __exit__(self, *_: object) -> None:
+        self._blocking.pop().close()
+
+
+def connect(**settings: Any) -> Connection:
+    """A connection to a cluster, opened by `with`, or by `async with` in a coroutine.
+
+    Example: `with connect(members=["host:5701"]) as client: print(client.result("results.flights", "UA 1"))`.
 
     Args:
         **settings: Fields of `GridSettings`; what is not given comes from `GRIDSCORE_*`, the settings file, or the
             cluster that `gridscore up` runs on this machine.
 
     Raises:
-        ConnectionFailedError: No member answered, or the cluster refused this client.
-        SettingsError: The settings are not valid.
+        ConnectionFailedError: No member answered, or the cluster refused this client; when it is opened.
+        SettingsError: The settings are not valid; when it is opened.
     """
-    async with await connect_grid(or_local_cluster(GridSettings.load(**settings))) as grid:
-        client = Client(grid)
-        try:
-            yield client
-        finally:
-            client.stop_waiting()
+    return Connection(settings)
 
 
 def _alive(opening: asyncio.Task[Answers]) -> bool:

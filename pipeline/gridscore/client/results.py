@@ -14,9 +14,13 @@ import msgspec
 from gridscore.client.follower import Follower
 from gridscore.errors import GridError, UsageError
 from gridscore.grid import transport
+from gridscore.grid.copies import payload
+from gridscore.grid.entries import walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import pandas as pd
 
     from gridscore.grid import Grid
     from gridscore.group.reader import Arrival
@@ -94,6 +98,7 @@ class ResultStream:
         journal: bool = True,
     ) -> None:
         self.map_name = map_name
+        self._grid = grid
         self._wanted = _predicate(where)
         self._on_result = on_result
         self._calling: asyncio.Task[None] | None = None
@@ -154,6 +159,36 @@ class ResultStream:
         if self._calling is not None and self._calling is not asyncio.current_task():
             self._calling.cancel()
             await asyncio.wait([self._calling])
+
+    async def to_frame(self, limit: int = 1_000_000) -> pd.DataFrame:
+        """The results that the map holds now, whatever the stream has seen: a row a key, a column a field.
+
+        Args:
+            limit: Most rows, since all of them come into memory.
+
+        Raises:
+            UsageError: There are more.
+        """
+        from gridscore.client.frames import frame_of
+
+        grid, wanted = self._grid, self._wanted
+        await grid.require_map(self.map_name)
+        found: dict[Any, dict[str, Any]] = {}
+        for partition in range(grid.partition_count):
+            async for entries in walk(grid, self.map_name, partition, 1_000):
+                for data, text in entries:
+                    try:
+                        result = Result(transport.to_object(grid.client, data), _decode(payload(text)))
+                    except Exception:  # noqa: BLE001, S112 -- as of a journal
+                        continue
+                    if wanted is None or wanted(result):
+                        found[result.key] = result.value
+                if len(found) > limit:
+                    raise UsageError(
+                        f"`{self.map_name}` holds more than {limit:,} results.",
+                        "Give a larger `limit`, or fewer results: `where`.",
+                    )
+        return frame_of(found)
 
     async def finished(self) -> None:
         """Wait until the stream was closed, or a callback failed.
@@ -269,7 +304,7 @@ class _JournalFeed:
                 self._skip(f"a value of the Hazelcast type {page.foreign[index]}")
                 continue
             try:
-                key, value = transport.to_object(self._grid.client, page.keys[index]), _decode(page.values[index])
+                key, value = transport.to_object(self._grid.client, page.keys[index]), _decode(page.values[index])  # noqa: PD011 -- not of pandas
             except Exception as error:  # noqa: BLE001 -- of keys the client raises anything, and no entry may end us
                 self._skip(error)
                 continue
