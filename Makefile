@@ -20,7 +20,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 BENCH_STAMP := $(VENV)/.installed-bench
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo bench test tests mutants lint image lock clean
+.PHONY: help demo bench test tests site mutants lint image lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -35,6 +35,9 @@ test: lint tests ## Check style and types, then run all tests
 
 tests: $(DEV_STAMP) ## Run all tests, or those that TESTS names
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(TESTS)
+
+site: $(DEV_STAMP) ## Make the documentation's pages, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 mutants: $(DEV_STAMP) ## Show that the tests catch deliberate defects, one at a time (ARGS="lease margin": some of them)
 	$(BIN)/python tests/mutants.py $(ARGS)

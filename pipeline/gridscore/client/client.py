@@ -414,10 +414,15 @@ class Client:
         A row that cannot be scored, or not in time, has the reason in the column `error`, which is there only then.
 
         Args:
-            key, results, timeout: See `put_events` and `score`; each event has `timeout` seconds.
+            events: The event map.
+            frame: A row an event.
+            key: See `put_events`.
+            results: See `score`.
+            timeout: Seconds for each event, from when it is put.
 
         Raises:
-            TableError, UsageError: See `put_events` and `score`.
+            TableError: See `put_events`.
+            UsageError: See `put_events` and `score`; or two rows have the same key.
             GridError: The cluster did not confirm an event, or the connection was closed.
         """
         from gridscore.client.frames import frame_of
