@@ -304,16 +304,134 @@ def test_a_history_with_a_row_that_is_too_late_is_refused():
     assert caught.value.hint == "Sort the history by `time`."
 
 
+# ---------------------------------------------------------------------- states that are not ours
+
+NEWEST = 1_700_000_000.0
+KINDS = {
+    window_kernel.Kind.SPAN: ("sum", window_kernel.MAX_CLOSED),
+    window_kernel.Kind.LAST: ("lag", 2),
+    window_kernel.Kind.ROWS: ("last_sum", 3),
+    window_kernel.Kind.VALUES: ("distinct", window_kernel.MAX_VALUES),
+    window_kernel.Kind.DECAY: ("decayed", 1),
+}
+"""A feature with a series of each kind, and how many closed elements that may have."""
+WRONG = {"sequence": -2, "newest": math.nan, "floor": math.nan}
+"""The head of a state; what it may not hold."""
+
+
+def state_of(closed: int, elements: list[tuple], *, sequence=5, newest=NEWEST, floor=NEWEST - 300, late=0) -> bytes:
+    """A state of two series of which the first has these elements: time, count, numbers."""
+    parts = [struct.pack("<qddIHH", sequence, newest, floor, late, closed, len(elements))]
+    parts += [struct.pack(f"<dI{len(rest)}d", time, count, *rest) for time, count, *rest in elements]
+    return b"".join([*parts, struct.pack("<HHdId", 0, 1, NEWEST, 1, 7.0)])
+
+
+def elements_of(closed: int, count: int, draw: np.random.Generator, *, many: bool = False) -> list[tuple]:
+    """Elements as a state may have them, of any numbers that it may have."""
+    times = [*np.sort(NEWEST - 300 - draw.random(closed) * 2_000), *np.sort(NEWEST - draw.random(count - closed) * 300)]
+    numbers = [0.0, -0.0, 1e308, -1e308, 5e-324, 7.0, 7.5]
+    return [
+        (t, 4_294_967_295, *draw.choice([*numbers, math.inf], 6))
+        if many and draw.random() < 0.3
+        else (t, 1, draw.choice(numbers))
+        for t in times
+    ]
+
+
+def run_on(kernel, kind: window_kernel.Kind, state: bytes, count: int) -> tuple[list, bytes]:
+    """What so many events see on top of a state, and the state afterwards."""
+    job = job_of({"it": FEATURES[KINDS[kind][0]], "neighbour": 'min(amount, card, "2h")'})
+    (layout,) = Windows(job).layouts
+    assert layout.series[0].kind == kind
+    numbers, times = np.arange(10, 10 + count), NEWEST + np.arange(count) % 250
+    columns = np.tile(np.arange(count) % 300.0, (len(layout.columns), 1))
+    out = np.full((len(layout.calls), count), math.nan)
+    specs = np.array(layout.series, np.float64), np.array(layout.calls, np.float64)
+    (after,), _ = kernel.run(*specs, 300.0, [state], np.zeros(count, np.int64), numbers, times, columns, out)
+    assert len(after) <= layout.most_bytes
+    return out.tolist(), after
+
+
+def kernels() -> list:
+    fast = compiled("gridscore.features._windows")
+    return [window_kernel] if fast is None else [window_kernel, fast]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_a_state_of_any_numbers_stays_within_its_bounds_and_the_kernels_agree(kind, data):
+    closed = data.draw(st.sampled_from([0, 1, KINDS[kind][1]]))
+    count = closed + data.draw(st.sampled_from([0, 1, window_kernel.MAX_OPEN]))
+    draw = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    many = kind == window_kernel.Kind.SPAN
+    state = state_of(closed, elements_of(closed, count, draw, many=many), late=2**32 - 1)
+    found = [run_on(kernel, kind, state, 20) for kernel in kernels()]
+    assert str(found[0][0]) == str(found[-1][0])
+    assert len(found[0][1]) == len(found[-1][1])
+    _, after = run_on(kernels()[-1], kind, state, 5_000)
+    run_on(kernels()[-1], kind, after, 20)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "wrong",
+    ["closed", "much", "open", "nan", "falls", "infinite", "newer", "old", "none", "several", "value", "floor", *WRONG],
+)
+def test_a_state_that_no_events_can_make_is_refused(kind, wrong):
+    most, several = KINDS[kind][1], (NEWEST - 400, 2, *[1.0] * 6)
+    good = elements_of(most, most + 5, np.random.default_rng(3))
+    closed, elements, head = most, list(good), {}
+    first, last = good[0], good[-1]
+    match wrong:
+        case "closed":
+            closed += 1
+        case "much":  # nothing of it ever ends
+            closed, elements = 1_000, [(math.nan, 1, -99.0)] * 1_128
+        case "open":
+            elements += [last] * window_kernel.MAX_OPEN
+        case "nan":
+            elements[-1] = (math.nan, *last[1:])
+        case "falls":
+            elements[-1] = (NEWEST - 301, *last[1:])
+        case "infinite":
+            elements[0] = (-math.inf, *first[1:])
+        case "newer":
+            elements[-1] = (NEWEST + 1, *last[1:])
+        case "old":
+            elements[0] = (-1e12, *first[1:])
+        case "none":
+            elements[0] = (first[0], 0, *first[2:])
+        case "several":
+            elements[0] = several if kind != window_kernel.Kind.SPAN else (math.nan, *several[1:])
+        case "value":
+            elements[-1] = (*last[:2], math.inf)
+            if kind == window_kernel.Kind.DECAY:
+                pytest.skip("a sum may be infinite")
+        case "floor":
+            head = {"floor": NEWEST + 1}
+        case _:
+            head = {wrong: WRONG[wrong]}
+    for kernel in kernels():
+        run_on(kernel, kind, state_of(most, good), 1)
+        with pytest.raises(ValueError, match="a state is not one of these windows"):
+            run_on(kernel, kind, state_of(closed, elements, **head), 3_000)
+
+
 @pytest.mark.usefixtures("kernel")
-@given(st.binary(max_size=80), st.integers(0, 400), st.integers(0, 255))
+@given(
+    st.binary(max_size=80), st.lists(st.tuples(st.integers(0, 2**16), st.binary(min_size=1, max_size=8)), max_size=5)
+)
 @settings(max_examples=100)
-def test_bytes_that_are_not_a_state_are_refused_or_read_within_their_bounds(junk, place, value):
+def test_bytes_that_are_not_a_state_are_refused_or_read_within_their_bounds(junk, changes):
     job = job_of()
     stream = Stream(job)
     stream.add(busy(30, 100.0))
     good = bytearray(stream.states[0]["a"])
-    good[place % len(good)] = value
-    for state in (junk, bytes(good), bytes(good[: place % len(good)])):
+    for place, value in changes:
+        begin = place % (len(good) - 8)
+        good[begin : begin + len(value)] = value
+    for state in (junk, bytes(good), bytes(good[: len(changes) * 97 % len(good)])):
         broken = Stream(job)
         broken.states[0]["a"] = state
         try:

@@ -18,6 +18,8 @@ enum { COUNT, SUM, MEAN, MIN, MAX, STD, FIRST, NEWEST, LAG, DISTINCT, SEEN, SINC
 enum { MAX_OPEN = 128, MAX_CLOSED = 64, CELLS = 32, MAX_VALUES = 256, MOST_LAST = 1000, HEADER = 28 };
 /* A state has no more elements in a series than this; one is added before the oldest is closed. */
 enum { ROOM = MAX_OPEN + MOST_LAST + 2 };
+/* Of years 1 to 9999: no event has another time. */
+static const double FIRST_TIME = -62135596800.0, END_TIME = 253402300800.0;
 
 typedef struct {
     double time, sum, squares, low, high, first, last;
@@ -82,8 +84,25 @@ static int is_after(const Element *element, double time, double value)
     return element->last > value || (isnan(value) && !isnan(element->last));
 }
 
+/* The closed elements that a series can have. */
+static int most_closed(const Kept *kept)
+{
+    switch (kept->kind) {
+    case SPAN:
+        return MAX_CLOSED;
+    case VALUES:
+        return MAX_VALUES;
+    case DECAY:
+        return 1;
+    default:
+        return kept->last;
+    }
+}
+
 static void insert(Kept *kept, double time, double value)
 {
+    if (kept->total >= ROOM)
+        return; /* `decode` and `apply` leave room: this only guards the memory behind it */
     value = isfinite(value) ? value + 0.0 : (double)NAN;
     int place = kept->total;
     while (place > kept->closed && is_after(kept->elements + place - 1, time, value))
@@ -113,12 +132,12 @@ static void close_oldest(Kept *kept)
         return;
     }
     kept->closed++;
-    int most = kept->kind == LAST || kept->kind == ROWS ? kept->last : kept->kind == VALUES ? MAX_VALUES : kept->closed;
-    if (kept->closed > most) {
+    if (kept->closed <= most_closed(kept))
+        return;
+    if (kept->kind != SPAN) {
         drop(kept, 0, 1);
         kept->closed--;
-    }
-    if (kept->kind == SPAN && kept->closed > MAX_CLOSED) {
+    } else {
         double cell = kept->seconds / CELLS;
         int end = 0;
         for (int place = 0; place < kept->closed; place++) {
@@ -169,10 +188,28 @@ static void apply(Entity *entity, Kept *series, int count, double lateness, int6
     }
 }
 
-static int compare(const void *a, const void *b)
+/* Values that were counted: a table with open addressing, at most about half full. A slot is taken if it has the mark of
+ * this count. The seed is of this process: who chooses values cannot choose them so that they all begin at one slot. */
+enum { SLOTS = 2048 };
+typedef struct {
+    uint64_t seed, mark, marks[SLOTS];
+    double values[SLOTS];
+} Seen;
+
+static int add_new(Seen *seen, double value)
 {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
+    uint64_t bits;
+    value += 0.0; /* there is one zero */
+    memcpy(&bits, &value, sizeof(bits));
+    bits = (bits ^ seen->seed) * 0xff51afd7ed558ccdULL;
+    bits = (bits ^ (bits >> 32)) * 0xc4ceb9fe1a85ec53ULL;
+    int slot = (int)(bits >> 53);
+    for (; seen->marks[slot] == seen->mark; slot = (slot + 1) % SLOTS)
+        if (seen->values[slot] == value)
+            return 0;
+    seen->marks[slot] = seen->mark;
+    seen->values[slot] = value;
+    return 1;
 }
 
 static int past(const Element *elements, int begin, int end, double time)
@@ -187,7 +224,7 @@ static int past(const Element *elements, int begin, int end, double time)
     return begin;
 }
 
-static double ask(const Entity *entity, const Kept *kept, const Call *call, double time, double value, double *scratch)
+static double ask(const Entity *entity, const Kept *kept, const Call *call, double time, double value, Seen *seen)
 {
     double now = time < entity->floor ? entity->floor : time;
     const Element *elements = kept->elements;
@@ -205,13 +242,10 @@ static double ask(const Entity *entity, const Kept *kept, const Call *call, doub
     int has_gaps = kept->kind == ROWS;
 #define IS_IN(i) (!has_gaps || !isnan(elements[i].last))
     if (call->function == DISTINCT) {
-        int n = 0, different = 0;
+        int different = 0;
+        seen->mark++;
         for (int i = begin; i < end; i++)
-            if (IS_IN(i))
-                scratch[n++] = elements[i].last;
-        qsort(scratch, (size_t)n, sizeof(double), compare);
-        for (int i = 0; i < n; i++)
-            different += i == 0 || scratch[i] != scratch[i - 1];
+            different += IS_IN(i) && add_new(seen, elements[i].last);
         return different;
     }
     if (call->function == SEEN) {
@@ -258,7 +292,7 @@ static double ask(const Entity *entity, const Kept *kept, const Call *call, doub
     case MAX:
         return all.high;
     default:
-        return all.count > 1 ? sqrt(all.squares / (all.count - 1.0)) : NAN;
+        return all.count > 1 && all.squares >= 0 ? sqrt(all.squares / (all.count - 1.0)) : NAN;
     }
 }
 
@@ -289,11 +323,16 @@ static const char *decode(Entity *entity, Kept *series, int count, const char *a
     read_bytes(&at, end, &entity->newest, 8);
     read_bytes(&at, end, &entity->floor, 8);
     read_bytes(&at, end, &entity->late, 4);
+    if (entity->sequence < -1 || !(entity->newest >= FIRST_TIME && entity->newest < END_TIME) ||
+        !(entity->floor <= entity->newest))
+        return foreign;
     for (int i = 0; i < count; i++) {
+        int kind = series[i].kind;
+        double before = FIRST_TIME;
         uint16_t counts[2];
         if (!read_bytes(&at, end, counts, sizeof(counts)))
             return cut;
-        if (counts[0] > counts[1] || counts[0] > MOST_LAST || counts[1] - counts[0] > MAX_OPEN)
+        if (counts[0] > counts[1] || counts[0] > most_closed(series + i) || counts[1] - counts[0] > MAX_OPEN)
             return foreign;
         series[i].closed = counts[0];
         series[i].total = counts[1];
@@ -301,8 +340,10 @@ static const char *decode(Entity *entity, Kept *series, int count, const char *a
             Element *each = series[i].elements + j;
             if (!read_bytes(&at, end, &each->time, 8) || !read_bytes(&at, end, &each->count, 4))
                 return cut;
-            if (!each->count)
+            if (!each->count || (each->count > 1 && kind != SPAN) ||
+                !(each->time >= before && each->time <= entity->newest))
                 return foreign;
+            before = each->time;
             double value = 1.0, many[6];
             if (series[i].bare) {
                 each->sum = each->count;
@@ -311,6 +352,8 @@ static const char *decode(Entity *entity, Kept *series, int count, const char *a
             } else if (each->count == 1) {
                 if (!read_bytes(&at, end, &value, 8))
                     return cut;
+                if (kind != DECAY && !isfinite(value) && !(kind == ROWS && isnan(value)))
+                    return foreign;
                 *each = (Element){each->time, value, 0.0, value, value, value, value, 1};
             } else {
                 if (!read_bytes(&at, end, many, sizeof(many)))
@@ -358,6 +401,8 @@ static PyObject *encode(const Entity *entity, const Kept *series, int count)
 
 /* ------------------------------------------------------------------ the door */
 
+static uint64_t seed;
+
 static PyObject *run_checked(Py_buffer *spec, Py_buffer *asked, double lateness, PyObject *states, Py_buffer *entities,
                              Py_buffer *sequences, Py_buffer *times, Py_buffer *columns, Py_buffer *out)
 {
@@ -371,13 +416,14 @@ static PyObject *run_checked(Py_buffer *spec, Py_buffer *asked, double lateness,
     Kept *series = calloc((size_t)count + 1, sizeof(Kept));
     Call *call = calloc((size_t)calls + 1, sizeof(Call));
     Element *room = malloc(sizeof(Element) * ROOM * ((size_t)count + 1));
-    double *scratch = malloc(sizeof(double) * ROOM);
+    Seen *seen = calloc(1, sizeof(Seen));
     /* The rows of each entity, in their order: where the next of each row is, and the first of each entity. */
     Py_ssize_t *next = malloc(sizeof(Py_ssize_t) * ((size_t)rows + 1)), *first = malloc(sizeof(Py_ssize_t) * ((size_t)known + 1));
-    if (!changed || !series || !call || !room || !scratch || !next || !first) {
+    if (!changed || !series || !call || !room || !seen || !next || !first) {
         PyErr_NoMemory();
         goto done;
     }
+    seen->seed = seed;
     const double *number = spec->buf;
     for (int i = 0; i < count; i++, number += 5)
         series[i] = (Kept){(int)number[0], (int)number[2], (int)number[3], number[4] != 0.0, number[1], 0, 0, room + (size_t)i * ROOM};
@@ -386,10 +432,11 @@ static PyObject *run_checked(Py_buffer *spec, Py_buffer *asked, double lateness,
         call[i] = (Call){(int)number[0], (int)number[1], (int)number[2], (int)number[3]};
     int fits = 1;
     for (int i = 0; i < count; i++)
-        fits &= series[i].last <= MOST_LAST && series[i].last >= 0 && series[i].column >= 0 && (series[i].column < widths || !rows);
+        fits &= series[i].kind >= SPAN && series[i].kind <= ROWS && series[i].last <= MOST_LAST &&
+                series[i].last >= 0 && series[i].column >= 0 && (series[i].column < widths || !rows);
     for (int i = 0; i < calls; i++)
         fits &= call[i].function >= 0 && call[i].function < FUNCTIONS && call[i].series >= 0 && call[i].series < count &&
-                call[i].column >= 0 && (call[i].column < widths || !rows);
+                call[i].last >= 0 && call[i].column >= 0 && (call[i].column < widths || !rows);
     const int64_t *entity_of = entities->buf, *sequence = sequences->buf;
     for (Py_ssize_t row = 0; row < rows; row++)
         fits &= entity_of[row] >= -1 && entity_of[row] < known;
@@ -423,7 +470,7 @@ static PyObject *run_checked(Py_buffer *spec, Py_buffer *asked, double lateness,
         for (Py_ssize_t row = first[i]; row >= 0; row = next[row]) {
             for (int j = 0; j < calls; j++)
                 to[j * rows + row] =
-                    ask(&entity, series + call[j].series, call + j, time[row], values[call[j].column * rows + row], scratch);
+                    ask(&entity, series + call[j].series, call + j, time[row], values[call[j].column * rows + row], seen);
             apply(&entity, series, count, lateness, sequence[row], time[row], values + row, rows);
         }
         late += entity.late - late_before;
@@ -438,7 +485,7 @@ done:
     free(series);
     free(call);
     free(room);
-    free(scratch);
+    free(seen);
     free(next);
     free(first);
     return result;
@@ -469,4 +516,13 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__windows(void);
 
-PyMODINIT_FUNC PyInit__windows(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC PyInit__windows(void)
+{
+    PyObject *text = PyUnicode_FromString("the seed of Seen");
+    Py_hash_t hash = text ? PyObject_Hash(text) : -1; /* another in each process, as PYTHONHASHSEED has it */
+    Py_XDECREF(text);
+    if (hash == -1)
+        return NULL;
+    seed = (uint64_t)hash;
+    return PyModuleDef_Init(&definition);
+}

@@ -21,7 +21,7 @@ _DAY = 86_400.0
 _BLOCK = 900.0
 """Seconds for which an offset from UTC is remembered, if it is the same at both ends: almost always."""
 _CACHED = 100_000
-_FIRST, _END = -62_135_596_800.0, 253_402_300_800.0
+FIRST, END = -62_135_596_800.0, 253_402_300_800.0
 """Years 1 to 9999, outside of which a time has no parts."""
 
 
@@ -47,7 +47,7 @@ class _Offsets(dict[float, float]):
     def at(self, seconds: float) -> float:
         """The offset at a time in whole seconds."""
         # Beside the first and the last day there are no others, and no switches.
-        moment = dt.datetime.fromtimestamp(min(max(seconds, _FIRST + _DAY), _END - _DAY), self._zone)
+        moment = dt.datetime.fromtimestamp(min(max(seconds, FIRST + _DAY), END - _DAY), self._zone)
         offset = moment.utcoffset()
         return 0.0 if offset is None else offset.total_seconds()
 
@@ -56,7 +56,7 @@ class _Texts(dict[float, str]):
     """RFC 3339 text of times."""
 
     def __missing__(self, seconds: float) -> str | None:
-        if not _FIRST <= seconds < _END:
+        if not FIRST <= seconds < END:
             return None
         text = dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat().replace("+00:00", "Z")
         if len(self) >= _CACHED:
@@ -155,11 +155,11 @@ def _day_of_year(days: Any) -> Any:
 
 
 def _inside(seconds: Numbers, part: Numbers) -> Numbers:
-    return np.where((seconds >= _FIRST) & (seconds < _END), part, np.nan)
+    return np.where((seconds >= FIRST) & (seconds < END), part, np.nan)
 
 
 def _of_date(seconds: Numbers, part: Callable[[Any], Any]) -> Numbers:
-    inside = (seconds >= _FIRST) & (seconds < _END)
+    inside = (seconds >= FIRST) & (seconds < END)
     days = np.floor(np.where(inside, seconds, 0.0) / _DAY).astype(np.int64).astype("M8[D]")
     return np.where(inside, part(days), np.nan)
 

@@ -18,6 +18,8 @@ from bisect import bisect_right
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gridscore.features.times import END, FIRST
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,7 +32,7 @@ CELLS = 32
 MAX_VALUES = 256
 """Closed values that are told apart."""
 MOST_LAST = 1_000
-"""Closed elements of any series."""
+"""Of how many last events a series may be."""
 
 
 class Kind(IntEnum):
@@ -80,6 +82,7 @@ MOST_BYTES = {
 }
 """The most that an entity's state takes: its head, and a series of each kind; of `LAST`, without the last."""
 
+_FOREIGN = "a state is not one of these windows"
 _NAN = math.nan
 _MOST = 2**32 - 1
 
@@ -145,6 +148,11 @@ class _Kept:
         """Whether an event with that value belongs here."""
         return self.kind == Kind.ROWS or math.isfinite(value)
 
+    @property
+    def most_closed(self) -> int:
+        """The closed elements that the series can have."""
+        return {Kind.SPAN: MAX_CLOSED, Kind.VALUES: MAX_VALUES, Kind.DECAY: 1}.get(self.kind, self.last)
+
     def close(self) -> None:
         """Close the oldest open element."""
         elements = self.elements
@@ -163,11 +171,12 @@ class _Kept:
             elements[:2] = [_Element(new.time, 1, value, 0.0, value, value, value, value)]
             return
         self.closed += 1
-        most = {Kind.LAST: self.last, Kind.ROWS: self.last, Kind.VALUES: MAX_VALUES}.get(self.kind, self.closed)
-        if self.closed > most:
+        if self.closed <= self.most_closed:
+            return
+        if self.kind != Kind.SPAN:
             del elements[0]
             self.closed -= 1
-        if self.kind == Kind.SPAN and self.closed > MAX_CLOSED:
+        else:
             self._put_together()
 
     def _put_together(self) -> None:
@@ -226,9 +235,11 @@ class _Entity:
             return
         try:
             self.sequence, self.newest, self.floor, self.late = _HEADER.unpack_from(state)
+            if self.sequence < -1 or not FIRST <= self.newest < END or not self.floor <= self.newest:
+                raise ValueError(_FOREIGN)
             place = _HEADER.size
             for kept in self.series:
-                place = _decode(kept, state, place)
+                place = _decode(kept, state, place, self.newest)
         except struct.error:
             raise ValueError("a state is cut off") from None
         if place != len(state):
@@ -287,21 +298,28 @@ class _Entity:
         return _answer(name, seen, last, now, values[int(call[3])])
 
 
-def _decode(kept: _Kept, state: bytes, place: int) -> int:
+def _decode(kept: _Kept, state: bytes, place: int, newest: float) -> int:
     closed, total = _COUNTS.unpack_from(state, place)
     place += _COUNTS.size
-    if closed > total or closed > MOST_LAST or total - closed > MAX_OPEN:
-        raise ValueError("a state is not one of these windows")
-    kept.closed = closed
+    if closed > total or closed > kept.most_closed or total - closed > MAX_OPEN:
+        raise ValueError(_FOREIGN)
+    kept.closed, before = closed, FIRST
     for _ in range(total):
         time, count = _ELEMENT.unpack_from(state, place)
         place += _ELEMENT.size
-        if not count:
-            raise ValueError("a state is not one of these windows")
+        if not count or (count > 1 and kept.kind != Kind.SPAN) or not before <= time <= newest:
+            raise ValueError(_FOREIGN)
+        before = time
         rest: tuple[float, ...] = (float(count), 0.0, 1.0, 1.0, 1.0, 1.0)
         if not kept.bare and count == 1:
             (value,) = _VALUE.unpack_from(state, place)
             place += _VALUE.size
+            if (
+                kept.kind != Kind.DECAY
+                and not math.isfinite(value)
+                and not (kept.kind == Kind.ROWS and math.isnan(value))
+            ):
+                raise ValueError(_FOREIGN)
             rest = (value, 0.0, value, value, value, value)
         elif not kept.bare:
             rest = _MANY.unpack_from(state, place)
