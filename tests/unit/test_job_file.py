@@ -542,6 +542,8 @@ def test_whatever_is_set_wrongly_is_told_in_words():
     ("line", "said"),
     [
         ("retain: 30", "`retain`: `30` is not a time span: write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`; or `all`"),
+        ("retain: 36526d", "`retain`: `36526d` is longer than 100 years; or `all`"),
+        ("lateness: 91d", "`lateness`: `91d`: an event may be 90 days late at most; or `none`"),
         ("audit: no", "`audit`: `no` is not a time span: write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`; or `off`"),
         ("headroom: 30", "`headroom`: `30` is not a time span: write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`"),
         ("peak_rate: fast", "`peak_rate`: it must be a number, not `fast`"),
@@ -554,6 +556,13 @@ def test_whatever_is_set_wrongly_is_told_in_words():
 )  # fmt: skip
 def test_a_wrong_setting_is_told_in_one_sentence(line, said):
     assert f"line 28: {said}" in problems(changed("results: results.flights", f"results: results.flights\n{line}"))
+
+
+def test_a_journal_that_no_member_can_have_is_not_asked_for():
+    said = "a `peak_rate` of 100,000,000 for the `headroom` of 30s is more than the 1,000,000,000 events that a journal can hold"
+    assert f"line 1: {said}" in problems(
+        changed("results: results.flights", "results: results.flights\npeak_rate: 100000000")
+    )
 
 
 def test_the_features_of_a_job_are_bounded_together():

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from gridscore.errors import JobFileError
@@ -32,7 +32,7 @@ from gridscore.job.types import (
     Strict,
     seconds_of,
 )
-from gridscore.job.windows import MAX_WINDOWS, call_of, calls_of
+from gridscore.job.windows import MAX_SECONDS, MAX_WINDOWS, call_of, calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -198,6 +198,16 @@ class Decision(Strict):
         return {**value, "when": _texts(value["when"])} if isinstance(value, dict) and "when" in value else value
 
 
+MAX_JOURNAL = 1_000_000_000
+"""Events that a journal can hold: its capacity is an int32, and an event that is removed takes two entries."""
+
+
+def _lateness(value: str) -> str:
+    if seconds_of(value) > MAX_SECONDS:
+        raise ValueError(f"`{value}`: an event may be 90 days late at most")
+    return value
+
+
 class Job(Strict):
     """A job: which events, which features, which model, and where results go."""
 
@@ -223,7 +233,7 @@ class Job(Strict):
     order_by: Name | None = Field(
         default=None, description="The event field with the time at which an event happened, for windows."
     )
-    lateness: Literal["none"] | Duration = Field(
+    lateness: Literal["none"] | Annotated[Duration, AfterValidator(_lateness)] = Field(
         default="1m",
         description="How much older than the newest event of its entity an event may be and still count in windows.",
     )
@@ -321,6 +331,15 @@ class Job(Strict):
             raise ValueError(
                 f"two of its job, sources and sinks are called `{twice}`, and would share their dead letters: "
                 "give one of them another `name`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _journal_fits(self) -> Job:
+        if (self.peak_rate or 0.0) * self.headroom_seconds > MAX_JOURNAL:
+            raise ValueError(
+                f"a `peak_rate` of {self.peak_rate:,.0f} for the `headroom` of {self.headroom} is more than the "
+                f"{MAX_JOURNAL:,} events that a journal can hold"
             )
         return self
 

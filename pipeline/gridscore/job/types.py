@@ -89,6 +89,7 @@ def _job_name(value: str) -> str:
     return value
 
 
+_MAX_SECONDS = 36_525 * 86_400.0
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -96,6 +97,8 @@ def _duration(value: Any) -> Any:
     if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{0,8}[smhd]", value):
         hint = "write a whole number and a unit, as `90s`, `15m`, `1h` or `2d`"
         raise ValueError(f"{shown(value)} is not a time span: {hint}")
+    if seconds_of(value) > _MAX_SECONDS:
+        raise ValueError(f"{shown(value)} is longer than 100 years")
     return value
 
 
