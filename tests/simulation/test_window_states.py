@@ -1,13 +1,20 @@
 """Windows in the grid, in virtual time: whoever dies, each event counts once, and scores are those of a history."""
 
+import math
+import struct
+
 import pytest
+from hazelcast.errors import HazelcastError
 from window_world import BAD, CARDS, PARTITIONS, WindowWorld
 from world import _data, _text
 
+from gridscore.dead_letters.letters import list_letters
 from gridscore.errors import JobError
 from gridscore.features import FeaturePlan
+from gridscore.group.reader import Cursor
 from gridscore.operations.window_state import state_of
 from gridscore.scoring import window_states
+from gridscore.scoring.window_states import WindowStates
 from gridscore.testing import Fault
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -104,21 +111,53 @@ def test_an_event_that_lies_under_another_key_than_it_says_becomes_a_dead_letter
     assert world.ledger.rejected() == {card}
 
 
-def test_an_event_that_becomes_a_dead_letter_is_in_no_window_not_even_of_its_batch(world, monkeypatch):
-    compute, note = FeaturePlan.inputs, world.ledger._event
-
-    def inputs(self, events):
-        if (events.column("amount") == BAD).any():
-            raise ValueError("it cannot be computed")
-        return compute(self, events)
+@pytest.fixture
+def bad_events(world, monkeypatch):
+    """The ledger expects no results of bad events."""
+    note = world.ledger._event
 
     def noted(partition, change):
         note(partition, change)
         for event in world.ledger.lives[partition].events.values():
             event.amount = None if event.amount == BAD else event.amount
 
-    monkeypatch.setattr(FeaturePlan, "inputs", inputs)
     monkeypatch.setattr(world.ledger, "_event", noted)
+
+
+@pytest.mark.usefixtures("bad_events")
+@pytest.mark.parametrize(
+    ("ahead", "why"),
+    [
+        (lambda now: now * 1000, "its `time` is 1700000000000 s after 1970 (is its unit `ms`, not `s`?)"),
+        (
+            lambda now: now + 100_000,
+            "its `time` is 2023-11-16T02:00:00Z, ahead of this worker's clock (2023-11-14T22:",
+        ),
+    ],
+)
+def test_an_event_of_the_future_becomes_a_dead_letter_and_ends_no_window(world, ahead, why):
+    world.start()
+    world.pay(10)
+    event = {"card": CARDS[0], "amount": BAD, "time": ahead(1_700_000_000)}
+    world.ask(world.client.put_events("events.sim", {CARDS[0]: event}))
+    world.pay(60)
+    world.settled()
+    _, (dead,) = world.ask(list_letters(world.grid, "sim", 10))
+    assert dead.dead.stage == "windows"
+    assert why in dead.dead.error
+    assert world.paid[CARDS[0]] > 0
+
+
+@pytest.mark.usefixtures("bad_events")
+def test_an_event_that_becomes_a_dead_letter_is_in_no_window_not_even_of_its_batch(world, monkeypatch):
+    compute = FeaturePlan.inputs
+
+    def inputs(self, events):
+        if (events.column("amount") == BAD).any():
+            raise ValueError("it cannot be computed")
+        return compute(self, events)
+
+    monkeypatch.setattr(FeaturePlan, "inputs", inputs)
     first = world.start()
     world.pay(10)
     put, cards = world.pay_at_once(20), set()
@@ -199,28 +238,123 @@ def test_states_that_the_grid_has_are_let_go_where_there_is_too_much_of_them(wor
     world.settled()
 
 
-def test_a_state_that_cannot_be_read_begins_anew_and_harms_no_other(world):
+def change_state(world, card, change):
+    for partition in range(PARTITIONS):
+        entries = world.cluster.partition("windows.sim", partition)
+        for key, value in list(entries):
+            if key == _data(card):
+                entry = window_states._decode(_text(value).encode())
+                entry.state = change(entry.state)
+                text = window_states._encode(entry)
+                entries.put(
+                    key, bytes(4) + (-130).to_bytes(4, "big", signed=True) + len(text).to_bytes(4, "big") + text
+                )
+
+
+def head(sequence=None, newest=None, floor=None):
+    """A change of a state's head."""
+
+    def change(state):
+        old = struct.unpack_from("<qdd", state)
+        return (
+            struct.pack(
+                "<qdd", *(b if b is not None else a for a, b in zip(old, (sequence, newest, floor), strict=True))
+            )
+            + state[24:]
+        )
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "begins_anew"),
+    [
+        (lambda state: state[:-3], True),
+        (head(newest=math.nan), True),
+        (head(newest=1_700_000_000.0 + 200_000, floor=1_700_000_000.0 + 190_000), True),
+        (head(floor=1e18), True),
+        (head(sequence=2**62), False),
+    ],
+)
+def test_a_state_that_cannot_be_used_begins_anew_and_harms_no_other(world, change, begins_anew):
     first = world.start()
     world.pay(40)
     world.settled()
     world.stop(first)
     world.advance(10.0)
-    for partition in range(PARTITIONS):
-        entries = world.cluster.partition("windows.sim", partition)
-        for key, value in list(entries):
-            if key == _data(CARDS[0]):
-                entry = window_states._decode(_text(value).encode())
-                entry.state = entry.state[:-3]
-                text = window_states._encode(entry)
-                entries.put(
-                    key, bytes(4) + (-130).to_bytes(4, "big", signed=True) + len(text).to_bytes(4, "big") + text
-                )
-    world.start()
+    change_state(world, CARDS[0], change)
+    second = world.start()
     before = dict(world.states())
     world.pay(20)
     world.settle()
     world.advance(3.0)
     _, expected = world.expected()
     now = world.states()
-    assert {key for key in expected if now[key] != expected[key]} == {_data(CARDS[0])}
+    assert {key for key in expected if now[key] != expected[key]} == ({_data(CARDS[0])} if begins_anew else set())
     assert now[_data(CARDS[0])] != before[_data(CARDS[0])]
+    assert world.workers[second].worker.runners["sim"].stats.broken_states == 1
+    record = world.ask(world.client.jobs.get("sim"))
+    assert world.ask(state_of(world.grid, record, CARDS[0])).sequence >= 0
+
+
+def test_a_state_that_cannot_be_read_is_said_to_whoever_asks_for_it(world):
+    world.start()
+    world.pay(40)
+    world.settled()
+    record = world.ask(world.client.jobs.get("sim"))
+    change_state(world, CARDS[0], lambda state: state[:-3])
+    with pytest.raises(JobError, match="is not one of the job's windows as they are now"):
+        world.ask(state_of(world.grid, record, CARDS[0]))
+
+
+def test_a_large_batch_is_added_in_parts_between_which_others_have_their_turn(world, monkeypatch):
+    monkeypatch.setattr(window_states, "CALLS_AT_ONCE", 6)
+    turns = []
+    add = WindowStates._apply
+
+    def noted(self, events, *rest):
+        turns.append((len(events), world.time.now))
+        return add(self, events, *rest)
+
+    monkeypatch.setattr(WindowStates, "_apply", noted)
+    world.start()
+    world.pay_at_once(60)
+    world.settled()
+    assert max(count for count, _ in turns) == 3
+    assert sum(count for count, _ in turns) == 60
+
+
+def test_a_batch_has_fewer_events_where_their_states_are_large(world, monkeypatch):
+    record = world.ask(world.client.jobs.get("sim"))
+    states = WindowStates(world.grid, record, lambda _: 0, lambda _: True, None)
+    monkeypatch.setattr(window_states, "BATCH_BYTES", 4 * states._most_bytes)
+    monkeypatch.setattr(window_states, "MOST_BYTES", 7 * states._most_bytes)
+    assert (states.batch_events, states.page_events) == (4, 7)  # as if all were as large as can be
+    asked = []
+    values_of = window_states.values_of
+
+    async def noted(grid, name, partition, keys):
+        asked.append(len(keys))
+        return await values_of(grid, name, partition, keys)
+
+    monkeypatch.setattr(window_states, "values_of", noted)
+    sizes = []
+    add = WindowStates._apply
+    monkeypatch.setattr(WindowStates, "_apply", lambda self, e, *rest: sizes.append(len(e)) or add(self, e, *rest))
+    world.start()
+    world.pay_at_once(60)
+    world.settled()
+    assert sizes[0] <= 4 + 7
+    assert max(asked) <= 7
+    # These turn out to be larger than those before.
+    monkeypatch.setattr(window_states, "MOST_BYTES", 500)
+    wanted = {}
+    for key in world.states():
+        partition = next(p for p in range(PARTITIONS) if key in dict(world.cluster.partition("windows.sim", p)))
+        wanted.setdefault(partition, []).append(key)
+    cursors = [(Cursor(partition, 1_000), keys) for partition, keys in wanted.items()]
+    states._mean_bytes = 1.0
+    with pytest.raises(HazelcastError, match="states of windows of over 0 MiB"):
+        world.ask(states.fetch(cursors))
+    assert states._mean_bytes > 50
+    assert all(world.ask(states.fetch(cursors[:1])).values())  # of one partition, no less can be taken

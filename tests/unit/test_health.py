@@ -30,7 +30,8 @@ def position(owner="a", stamp=1, offset=100, unread=0, full=0.0):
 
 def status(positions=None, job=None, workers=("a",), **changes):
     positions = [position()] * 4 if positions is None else positions
-    totals = dict.fromkeys(("events", "rate", "lost", "regressions", "rebalances", "dead_letters", "unkept"), 0)
+    names = ("events", "rate", "late", "broken_states", "lost", "regressions", "rebalances", "dead_letters", "unkept")
+    totals = dict.fromkeys(names, 0)
     totals |= changes.pop("totals", {})
     fields = {
         "record": job or record(),
@@ -53,6 +54,18 @@ def codes(*looks, level=Level.PROBLEM, **options):
     assert is_well(found) == (not any(each.level is Level.PROBLEM for each in found))
     assert all(each.text for each in found)
     return [each.code for each in found if each.level is level]
+
+
+@pytest.mark.parametrize(
+    ("totals", "expected"),
+    [
+        ({"late": 10, "events": 1_000}, []),
+        ({"late": 11, "events": 1_000}, ["late_events"]),
+        ({"broken_states": 1}, ["broken_states"]),
+    ],
+)
+def test_late_events_and_states_that_begin_anew_are_told(totals, expected):
+    assert codes(status(totals=totals), level=Level.NOTE) == expected
 
 
 def moving(lags, rate):

@@ -295,6 +295,16 @@ def test_an_event_within_the_lateness_sees_what_is_not_newer():
     assert np.frombuffer(stream.add([event(1_700_000_160.0, 7)])[0], np.float32).tolist() == [3.0, 7.0]
 
 
+def test_a_history_with_a_row_of_no_time_that_can_be_is_refused_or_goes_without_it():
+    rows = [event(1_700_000_000.0), event(1_700_000_000_000.0), event(1_700_000_001.0)]
+    why = "its `time` is 1700000000000 s after 1970 (is its unit `ms`, not `s`?), which no window can hold"
+    with pytest.raises(TableError) as caught:
+        offline_matrix(job_of(), frame(rows))
+    assert f"row 2: {why}." in caught.value.message
+    matrix = offline_matrix(job_of(), frame(rows), skip_bad=True)
+    assert np.asarray(matrix.values)[:, list(FEATURES).index("count")].tolist() == [0.0, 1.0]
+
+
 def test_a_history_with_a_row_that_is_too_late_is_refused():
     history = frame([event(1_700_001_000.0), event(1_700_000_000.0)])
     with pytest.raises(

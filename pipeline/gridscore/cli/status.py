@@ -145,6 +145,8 @@ def _job_lines(status: JobStatus) -> Iterable[str]:
     yield f"{workers}, {owned}, model {record.job.model.name} {versions}"
     yield f"{totals['rate']:,.0f} events/s, lag {lag}, p99 {p99}, last commit {commit}"
     yield ", ".join(f"{totals[key]:,.0f} {name}" for key, name in _COUNTS.items())
+    if record.job.windows:
+        yield f"{totals['late']:,.0f} late for windows, {totals['broken_states']:,.0f} states of windows begun anew"
     if lacking := [f"{kind} {shares_text(shares)}" for kind, shares in _lacking(status)]:
         yield f"of the last {status.quality.events:,} events counted: {'; '.join(lacking)}"
 

@@ -334,8 +334,12 @@ class _Reading:
             part = self._frame.iloc[start : start + _BATCH]
             payloads = list(tables.rows_as_json(part, self._schema, self._source))
             events, bad = self._decoder.decode_good(payloads)
+            if untimely := history.untimely(events):
+                rows = [row for row in range(len(payloads)) if row not in bad]
+                bad |= {rows[row]: f"{why}, which no window can hold" for row, why in untimely.items()}
+                events = events.without(untimely)
             if bad and not self._skip_bad:
-                position, reason = next(iter(bad.items()))
+                position, reason = min(bad.items())
                 raise TableError(
                     f"{self._source}, row {start + position + 1}: {reason}.",
                     "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",

@@ -17,6 +17,7 @@ import numpy as np
 from gridscore.compiled import compiled
 from gridscore.features import window_kernel
 from gridscore.features.program import Program
+from gridscore.features.times import END, FIRST, to_text
 from gridscore.features.window_kernel import FUNCTIONS, MOST_BYTES, Kind, head_of
 from gridscore.job.check import compile_features
 from gridscore.job.expressions import Node, Scope, compile_expression
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _fast = compiled("gridscore.features._windows")
 _run: Any = window_kernel.run if _fast is None else _fast.run
+is_compiled = _fast is not None
 
 _ANY = Node("constant", (), Type.BOOL, value=True)
 _MISSING = Node("constant", (), Type.NUMBER, None)
@@ -170,6 +172,14 @@ class Inputs(NamedTuple):
     columns: NDArray[np.float64]
 
 
+_text = to_text()
+
+
+def _moment(seconds: float) -> str:
+    """A time, for people."""
+    return _text(np.floor([seconds]))[0] or f"{seconds:.15g} s after 1970"
+
+
 class Windows:
     """Computes the windows of a job.
 
@@ -187,6 +197,7 @@ class Windows:
         self._count = sum(len(layout.calls) for layout in self.layouts)
         self._lateness = job.lateness_seconds
         self._order_by = job.order_by or ""
+        self._unit = job.schema_[self._order_by].unit if self._order_by else ""
         self._program = Program(job, {}, None)
         self._specs = [
             (np.array(layout.series, np.float64), np.array(layout.calls, np.float64)) for layout in self.layouts
@@ -206,6 +217,20 @@ class Windows:
             Inputs(list(values[keys])[:count], np.array([values[slot][:count] for slot in slots], np.float64))
             for keys, slots in self._slots
         ]
+
+    def untimely(self, events: EventColumns, end: float = END) -> dict[int, str]:
+        """The events that happened before the year 1, or not before `end`, each with what its time is.
+
+        One such event would set the floor of its entity, below which no other counts any more.
+        """
+        times = np.asarray(events.column(self._order_by), np.float64)
+        rows = np.flatnonzero(~((times >= FIRST) & (times < end))).tolist()
+        name, unit = self._order_by, self._unit
+        hint = {"s": " (is its unit `ms`, not `s`?)", "ms": " (is it in microseconds?)"}.get(unit, "")
+        return {
+            row: f"its `{name}` is {_moment(at)}{hint * (at >= END)}"
+            for row, at in zip(rows, times[rows].tolist(), strict=True)
+        }
 
     def look(self, number: int, state: bytes) -> tuple[Head, list[float]]:
         """What a state begins with, and what an event at the time of its newest one would see: a number a call.
@@ -276,6 +301,10 @@ class History:
     def late(self) -> int:
         """Events so far that were too late to count."""
         return self._windows.late
+
+    def untimely(self, events: EventColumns) -> dict[int, str]:
+        """See `Windows.untimely`; none, if there are no windows."""
+        return self._windows.untimely(events) if self._states else {}
 
     def add(self, events: EventColumns) -> EventColumns:
         """The next events, with what each found in its windows."""

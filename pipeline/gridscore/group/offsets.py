@@ -73,6 +73,7 @@ class Offsets:
         """Drop a partition."""
         self._partitions.pop(partition, None)
         self.moved.discard(partition)
+        self._changed.set()
 
     def sent(self, write: Write) -> None:
         """A write is under way."""
@@ -120,6 +121,7 @@ class Offsets:
         """Forget what is under way; returns the offset to read from, and the one before which all was written."""
         there = self._partitions[partition]
         there.pending.clear()
+        self._changed.set()
         return there.acknowledged.offset, there.written
 
     def settled(self, partition: int) -> bool:
@@ -133,6 +135,6 @@ class Offsets:
             await self.change()
 
     async def change(self) -> None:
-        """Return when the next write is answered."""
+        """Return when the next write is answered, or no longer counts."""
         self._changed.clear()
         await self._changed.wait()

@@ -111,6 +111,9 @@ class JournalReader:
         regressed: Called with a partition and the sequence at which its journal has begun again; reading stops.
         look_into: Called with a cursor, a page in doubt or behind a gap, and the size of the gap; returns the page to
             take instead. If it fails, the page is read again.
+
+    Attributes:
+        page_events: Events of one read at most.
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class JournalReader:
         self._logged_at = float("-inf")
         self._noted: dict[int, set[bytes]] = {}
         self._closed = False
+        self.page_events = PAGE_EVENTS
         self._arrived = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -321,7 +325,7 @@ class JournalReader:
     @property
     def _page_events(self) -> int:
         """How many events a read asks for."""
-        return max(1, min(PAGE_EVENTS, int(PAGE_BYTES / self._event_bytes)))
+        return max(1, min(self.page_events, int(PAGE_BYTES / self._event_bytes)))
 
     def _read(self, cursor: Cursor) -> None:
         if cursor.reading:

@@ -45,6 +45,9 @@ MANY_MISSES, ALL_MISSES = 0.2, 0.99
 SOME_UNSEEN, MANY_UNSEEN = 0.05, 0.5
 """Part of the events with a category that the model does not know: a finding; and a problem."""
 
+MANY_LATE = 0.01
+"""Part of the events that came too late to count in windows that is a finding."""
+
 _NAMED = 3
 """How many workers a sentence names."""
 
@@ -128,6 +131,7 @@ def examine(looks: Sequence[Look[JobStatus]], *, late_seconds: float = LATE_SECO
         found = _failed(now)
     elif now.record.state in WANTED:
         found = [*_scored_for(looks), *_keeps_up(looks, late_seconds), *_losses(looks), *_inputs(now), *_quality(now)]
+        found += _windows(now)
     else:
         found = [*_asleep(looks), *_losses(looks)]
     found += _unkept(now)
@@ -349,6 +353,20 @@ def _loss_text(lost: int, regressions: int) -> str:
         parts.append(f"journals have begun again {count_text(regressions, 'time')}")
     text = ", and ".join(parts)
     return text[:1].upper() + text[1:]
+
+
+def _windows(now: JobStatus) -> list[Finding]:
+    """Events that windows do not count, and states of theirs that cannot be used."""
+    found, name = [], now.record.name
+    late, events, broken = (int(now.totals[key]) for key in ("late", "events", "broken_states"))
+    if late > events * MANY_LATE:
+        text = f"{count_text(late, 'event')} came too late to count in windows, of {events:,}."
+        advice = "Is a clock wrong of what sends them? If not, a longer `lateness` in the job file lets them count."
+        found.append(note("late_events", text, advice))
+    if broken:
+        text = f"{count_text(broken, 'state')} of windows could not be used, and began anew."
+        found.append(note("broken_states", text, f"The workers' logs say why; who else writes into `windows.{name}`?"))
+    return found
 
 
 def _models(now: JobStatus) -> list[Finding]:

@@ -42,7 +42,7 @@ async def state_of(grid: Grid, record: JobRecord, entity: str) -> EntityState:
     """The state of an entity of a job.
 
     Raises:
-        JobError: The job has no windows, or the entity no state.
+        JobError: The job has no windows, or the entity no state, or one that cannot be used.
         HazelcastError: The cluster did not answer.
     """
     job = record.job
@@ -60,6 +60,11 @@ async def state_of(grid: Grid, record: JobRecord, entity: str) -> EntityState:
             present = [None if math.isnan(value) else value for value in seen]
             values = dict(zip(texts_of(job), present, strict=True))
             return EntityState(name, head.sequence, head.newest, head.late, len(entry.state), values)
+    if found:
+        raise JobError(
+            f"The state of `{entity}` in the map `{name}` is not one of the job's windows as they are now.",
+            "It begins anew with the entity's next event.",
+        )
     raise JobError(
         f"The map `{name}` has no state of `{entity}`.",
         "An entity has one once an event of it is scored, until it has had none for as long as its windows look back.",

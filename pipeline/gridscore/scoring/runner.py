@@ -134,7 +134,11 @@ class JobRunner:
         self._windows: WindowStates | None = None
         if job.used_windows:
             held, is_settled = self.group.leases.held, self.group.offsets.settled
-            self._windows = WindowStates(grid, record, lambda p: held[p].record.origin if p in held else 0, is_settled)
+            reader = self.group.reader
+            self._windows = WindowStates(
+                grid, record, lambda p: held[p].record.origin if p in held else 0, is_settled, reader.bounds
+            )
+            reader.page_events = min(reader.page_events, self._windows.page_events)
         self._states = MapWriter(grid, self._windows.map_name) if self._windows is not None else None
         self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats, self._windows)
         self._model = LiveModel(grid, record, self._tables, self.stats, models)
@@ -250,9 +254,12 @@ class JobRunner:
         group, reader, offsets = self.group, self.group.reader, self.group.offsets
         while True:
             await reader.wait()
-            while offsets.unacknowledged > UNACKNOWLEDGED_EVENTS:
+            most = BATCH_EVENTS if self._windows is None else min(BATCH_EVENTS, self._windows.batch_events)
+            while offsets.unacknowledged > UNACKNOWLEDGED_EVENTS * most // BATCH_EVENTS:
                 await offsets.change()
-            arrivals = [arrival for arrival in reader.take(BATCH_EVENTS) if arrival.partition in group.held]
+            while self._windows is not None and not self._windows.forget():
+                await offsets.change()
+            arrivals = [arrival for arrival in reader.take(most) if arrival.partition in group.held]
             if not arrivals:
                 continue
             try:

@@ -190,16 +190,16 @@ class Scorer:
         """Score a batch, and add what has been scored to its windows: an event counts there if it has a result."""
         clock, stage_ns = time.thread_time_ns, self._stats.stage_ns
         began = clock()
-        bad = windows.misplaced(events, rows.keys)
+        bad = windows.refused(events, rows.keys, rows.scored)
         events, rows = events.without(bad), rows.without(bad, "windows", rejected)
         stage_ns["windows"] += clock() - began
         states = await windows.fetch((batch.cursor, keys) for batch, keys in rows.keys_by_batch())
-        # From here on nothing waits: what is known afterwards is what this batch has made.
+        # From here on nothing is read: what is known afterwards is what this batch has made.
         while events:
             began = clock()
             rows.places = list(range(len(events)))
             (inputs,) = windows.windows.inputs(events)
-            seen, after = windows.apply(events, inputs, rows.keys, states, rows.sequences)
+            seen, after = await windows.apply(events, inputs, rows.keys, states, rows.sequences)
             stage_ns["windows"] += clock() - began
             left = self._finish(seen, rows, rejected, active)
             if len(left.places) == len(events):
@@ -212,10 +212,9 @@ class Scorer:
             events, rows = events.without(gone), rows.without(dict.fromkeys(gone, ""), "", [])
         else:
             return rows
-        began, self._stats.late = clock(), windows.windows.late
+        began, self._stats.late, self._stats.broken_states = clock(), windows.windows.late, windows.broken
         for batch, keys in rows.keys_by_batch():
             batch.states |= windows.changed(batch.cursor, {key: after[key] for key in keys})
-        windows.forget({batch.partition for batch, _ in rows.spans})
         stage_ns["windows"] += clock() - began
         return rows
 

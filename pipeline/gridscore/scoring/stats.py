@@ -21,6 +21,7 @@ _COUNTERS = (
     "regressions",
     "skipped",
     "late",
+    "broken_states",
     "rescued",
     "rescans",
     "rebalances",
@@ -41,6 +42,7 @@ class JobStats(GroupStats):
     Attributes:
         skipped: Events that already had their result when they were read a second time.
         late: Events that were too late to count in windows.
+        broken_states: States of windows that could not be used, and began anew.
         stage_ns: CPU nanoseconds of the event loop's thread, by stage.
         version: Of the model in use, 0 if none.
         model_error: Why a newer version is not in use; empty if it is.
@@ -53,6 +55,7 @@ class JobStats(GroupStats):
     batches: int = 0
     skipped: int = 0
     late: int = 0
+    broken_states: int = 0
     stage_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     version: int = 0
     model_error: str = ""

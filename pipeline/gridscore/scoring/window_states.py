@@ -13,22 +13,29 @@ What is known is known to one cursor: a partition that is read anew, for whateve
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import hashlib
 import logging
+import math
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+from hazelcast.errors import HazelcastError
 
-from gridscore.features.windows import Windows
+from gridscore.errors import GridError
+from gridscore.features.times import END
+from gridscore.features.window_kernel import head_of
+from gridscore.features.windows import Inputs, Windows, is_compiled
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from gridscore.features import EventColumns
-    from gridscore.features.windows import Inputs
     from gridscore.grid import Grid
     from gridscore.group.reader import Cursor
     from gridscore.job import Job, JobRecord
@@ -38,10 +45,22 @@ _log = logging.getLogger(__name__)
 KEPT_BYTES = 128 << 20
 """States that are known, above which those go that the grid has as well."""
 
+BATCH_BYTES = 16 << 20
+"""States of a batch, by what those before took. As much again is made of them, and a third more to write."""
+MOST_BYTES = 128 << 20
+"""States of a batch that are read, if they are larger than those before."""
+
+CALLS_AT_ONCE = 24_576 if is_compiled else 512
+"""Answers of windows (events times calls) after which others have their turn: 2 to 40 ms of CPU."""
+
 _GRACE_SECONDS = 7 * 86_400
 """How long a job may stand still before states of entities go that it will need again."""
+_AHEAD_SECONDS = 86_400
+"""How far the time of an event may be ahead of the worker's clock, besides the lateness."""
 _LAST_SECONDS = 90 * 86_400
 """How long windows over the last events are kept, which have no end."""
+
+_LOG_SECONDS = 1.0
 
 _FORMAT = 1
 """Of states: another one begins anew."""
@@ -51,7 +70,13 @@ _UNKNOWN = struct.pack("<q", -1)
 
 
 class Entry(msgspec.Struct, omit_defaults=True):
-    """What the map has of an entity: of which windows, under which epoch it was written, and the kernel's bytes."""
+    """What the map has of an entity.
+
+    Attributes:
+        windows: Tells of which windows it is.
+        epoch: Under which it was written.
+        state: The kernel's bytes.
+    """
 
     windows: str
     epoch: int
@@ -106,21 +131,62 @@ class WindowStates:
         record: The job.
         origin: Epoch since which the sequences of a partition are those of its journal as it is.
         is_settled: Whether the grid has all that was written of a partition.
+        bounds: The oldest and newest sequence of a partition's journal.
+
+    Attributes:
+        broken: States so far that no events can have made, and that began anew.
     """
 
     def __init__(
-        self, grid: Grid, record: JobRecord, origin: Callable[[int], int], is_settled: Callable[[int], bool]
+        self,
+        grid: Grid,
+        record: JobRecord,
+        origin: Callable[[int], int],
+        is_settled: Callable[[int], bool],
+        bounds: Callable[[int], Awaitable[tuple[int, int]]],
     ) -> None:
         job = record.job
         self._grid = grid
         self._job = job
         self._origin = origin
         self._is_settled = is_settled
+        self._bounds = bounds
         self.windows = Windows(job)
+        self.broken = 0
         self.map_name = map_of(job.name)
         self._tag = _tag_of(record, self.windows)
         self._known: dict[int, tuple[Cursor, dict[bytes, bytes]]] = {}
         self._bytes = 0
+        self._most_bytes = sum(layout.most_bytes for layout in self.windows.layouts)
+        self._mean_bytes = float(self._most_bytes)  # of a state, before one was seen
+        self._said_at = -math.inf
+
+    @property
+    def batch_events(self) -> int:
+        """How many events to take at once, so that a batch has states of about `BATCH_BYTES`."""
+        return max(1, int(BATCH_BYTES / self._mean_bytes))
+
+    @property
+    def page_events(self) -> int:
+        """How many events to read at once, so that their states are within `MOST_BYTES` however large they are."""
+        return max(1, MOST_BYTES // self._most_bytes)
+
+    def refused(self, events: EventColumns, keys: Sequence[bytes], scored: Sequence[bool]) -> dict[int, str]:
+        """The events that windows cannot hold, each with the reason.
+
+        Args:
+            events: The events.
+            keys: Theirs in the event map.
+            scored: Whether they have a result. Such a one may be ahead of the clock: another worker's let it pass.
+        """
+        bad, now = self.misplaced(events, keys), time.time()
+        end = now + self._job.lateness_seconds + _AHEAD_SECONDS
+        if ahead := self.windows.untimely(events, min(END, end)):
+            clock = dt.datetime.fromtimestamp(now, dt.UTC).isoformat(timespec="seconds")
+            why = f", ahead of this worker's clock ({clock}) by more than a day and the job's `lateness`"
+            bad |= {row: text + why for row, text in ahead.items() if not scored[row]}
+            bad |= {row: f"{text}, which no window can hold" for row, text in self.windows.untimely(events).items()}
+        return bad
 
     def misplaced(self, events: EventColumns, keys: Sequence[bytes]) -> dict[int, str]:
         """The events that do not lie under the key that their field says, each with the reason."""
@@ -136,7 +202,8 @@ class WindowStates:
         """The states of entities, by serialized key; empty for those that have none.
 
         Raises:
-            HazelcastError: The cluster did not answer.
+            HazelcastError: The cluster did not answer; or they are much larger than those before, and a smaller batch
+                has to be taken.
         """
         found: dict[bytes, bytes] = {}
         missing: dict[Cursor, set[bytes]] = {}
@@ -147,36 +214,89 @@ class WindowStates:
                     found[key] = known[key]
                 else:
                     missing.setdefault(cursor, set()).add(key)
-        for got in await asyncio.gather(*(self._read(cursor, keys) for cursor, keys in missing.items())):
-            found |= got
+        size = 0
+        for some in _parts(missing, self.page_events):
+            for got in await asyncio.gather(*(self._read(cursor, keys) for cursor, keys in some)):
+                found |= got
+                size += sum(map(len, got.values()))
+            if size > MOST_BYTES and len(missing) > 1:  # of a partition alone, no less can be taken
+                self._learn(found)
+                raise HazelcastError(f"states of windows of over {MOST_BYTES >> 20} MiB; fewer are read from now on")
         return found
 
-    async def _read(self, cursor: Cursor, keys: set[bytes]) -> dict[bytes, bytes]:
+    def _learn(self, states: Mapping[bytes, bytes]) -> None:
+        """Larger states count at once, smaller ones gradually."""
+        seen = sum(map(len, states.values())) / len(states)
+        self._mean_bytes = max(seen, (self._mean_bytes + seen) / 2, 1.0)
+
+    async def _read(self, cursor: Cursor, keys: list[bytes]) -> dict[bytes, bytes]:
         values = await values_of(self._grid, self.map_name, cursor.partition, keys)
         origin = self._origin(cursor.partition)
         states = {key: self._opened(values[key], origin) if key in values else b"" for key in keys}
+        # Where events are read again, states may be ahead of them, but not of the journal.
+        if ahead := {key for key, state in states.items() if state and head_of(state).sequence >= cursor.offset}:
+            try:
+                _, newest = await self._bounds(cursor.partition)
+            except GridError as error:
+                raise HazelcastError(str(error)) from error
+            for key in ahead:
+                if head_of(states[key]).sequence > newest:
+                    self._broken("its sequence is not one of the journal", "its sequence is taken as unknown")
+                    states[key] = _without_sequence(states[key])
         self._keep(cursor, states)
         return states
 
     def _opened(self, value: bytes, origin: int) -> bytes:
         try:
             entry = _decode(payload(value))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            if entry.windows != self._tag:
+                return b""  # of other windows, or of before a restart
+            newest = head_of(entry.state).newest
+        except (ValueError, RecursionError):
             return self._broken("it is not one")
-        if entry.windows != self._tag:
-            return b""  # of other windows, or of before a restart
+        # Another worker's clock may be ahead of ours, by less than a day.
+        if newest > time.time() + self._job.lateness_seconds + 2 * _AHEAD_SECONDS:
+            return self._broken("its newest event is days ahead of the clock")
         # What the journal was, before it began again, says nothing of its sequences.
-        return entry.state if entry.epoch >= origin else _UNKNOWN + entry.state[len(_UNKNOWN) :]
+        return entry.state if entry.epoch >= origin else _without_sequence(entry.state)
 
-    def _broken(self, why: str) -> bytes:
-        _log.warning("%s: a state in `%s` cannot be read, and begins anew: %s", self._job.name, self.map_name, why)
+    def _broken(self, why: str, then: str = "it begins anew") -> bytes:
+        self.broken += 1
+        if (now := self._grid.clock()) - self._said_at > _LOG_SECONDS:
+            self._said_at, name = now, self._job.name
+            _log.warning(
+                "%s: a state in `%s` cannot be used, %s: %s (%d so far)", name, self.map_name, then, why, self.broken
+            )
         return b""
 
-    def apply(
+    async def apply(
         self, events: EventColumns, inputs: Inputs, keys: list[bytes], states: dict[bytes, bytes], sequences: list[int]
     ) -> tuple[EventColumns, dict[bytes, bytes]]:
-        """The events with what they see, and the states afterwards; see `Windows.apply`."""
-        inputs = inputs._replace(keys=keys)
+        """The events with what they see, and the states afterwards; see `Windows.apply`.
+
+        Many are added in parts, between which others have their turn: a lease must be renewed.
+        """
+        calls = self.windows.layouts[0].calls
+        step = max(1, CALLS_AT_ONCE // len(calls))
+        known, after, parts = dict(states), dict[bytes, bytes](), []
+        for begin in range(0, len(events), step):
+            if begin:
+                await asyncio.sleep(0)
+            rows = slice(begin, begin + step)
+            part = Inputs(keys[rows], np.ascontiguousarray(inputs.columns[:, rows]))
+            found, new = self._apply(events[rows] if len(events) > step else events, part, known, sequences[rows])
+            parts.append(found)
+            known |= new
+            after |= new
+        self._learn(after)
+        if len(parts) == 1:
+            return parts[0], after
+        outputs = [np.concatenate([part.window(number) for part in parts]) for number in range(len(calls))]
+        return events.with_windows(outputs), after
+
+    def _apply(
+        self, events: EventColumns, inputs: Inputs, states: Mapping[bytes, bytes], sequences: list[int]
+    ) -> tuple[EventColumns, dict[bytes, bytes]]:
         try:
             found, (after,) = self.windows.apply(events, [inputs], [states], sequences)
         except ValueError:
@@ -198,12 +318,12 @@ class WindowStates:
         self._keep(cursor, new)
         return {key: _encode(Entry(self._tag, cursor.epoch, state)) for key, state in new.items()}
 
-    def forget(self, busy: Collection[int]) -> None:
-        """Let go of what the grid has as well, if there is too much of it; not of the partitions named."""
-        if self._bytes <= KEPT_BYTES:
-            return
-        for partition in [p for p in self._known if p not in busy and self._is_settled(p)]:
-            self._bytes -= sum(map(_size, self._known.pop(partition)[1].items()))
+    def forget(self) -> bool:
+        """Let go of what the grid has as well, if there is too much of it; False if the rest is still too much."""
+        if self._bytes > KEPT_BYTES:
+            for partition in [each for each in self._known if self._is_settled(each)]:
+                self._bytes -= sum(map(_size, self._known.pop(partition)[1].items()))
+        return self._bytes <= KEPT_BYTES or not self._known
 
     def _of(self, cursor: Cursor) -> dict[bytes, bytes]:
         there = self._known.get(cursor.partition)
@@ -220,6 +340,26 @@ class WindowStates:
                 self._bytes -= _size((key, known[key]))
             self._bytes += _size((key, state))
             known[key] = state
+
+
+def _without_sequence(state: bytes) -> bytes:
+    return _UNKNOWN + state[len(_UNKNOWN) :]
+
+
+def _parts(wanted: Mapping[Cursor, Iterable[bytes]], most: int) -> Iterator[list[tuple[Cursor, list[bytes]]]]:
+    """The same, cut so that each part has so many keys at most."""
+    some: list[tuple[Cursor, list[bytes]]] = []
+    room = most
+    for cursor, keys in wanted.items():
+        left = list(keys)
+        while left:
+            some.append((cursor, left[:room]))
+            left, room = left[room:], room - len(some[-1][1])
+            if not room:
+                yield some
+                some, room = [], most
+    if some:
+        yield some
 
 
 def _size(entry: tuple[bytes, bytes]) -> int:
