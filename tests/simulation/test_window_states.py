@@ -5,7 +5,7 @@ import struct
 
 import pytest
 from hazelcast.errors import HazelcastError
-from window_world import BAD, CARDS, PARTITIONS, WindowWorld
+from window_world import BAD, CARDS, JOB, PARTITIONS, WindowWorld
 from world import _data, _text
 
 from gridscore.dead_letters.letters import list_letters
@@ -13,7 +13,7 @@ from gridscore.errors import JobError
 from gridscore.features import FeaturePlan
 from gridscore.group.reader import Cursor
 from gridscore.operations.window_state import state_of
-from gridscore.scoring import window_states
+from gridscore.scoring import retention, window_states
 from gridscore.scoring.window_states import WindowStates
 from gridscore.testing import Fault
 
@@ -358,3 +358,21 @@ def test_a_batch_has_fewer_events_where_their_states_are_large(world, monkeypatc
         world.ask(states.fetch(cursors))
     assert states._mean_bytes > 50
     assert all(world.ask(states.fetch(cursors[:1])).values())  # of one partition, no less can be taken
+
+
+def test_states_go_with_retention_once_no_window_sees_their_events(monkeypatch):
+    monkeypatch.setattr(retention, "MAX_ROUND_SECONDS", 5.0)
+    monkeypatch.setattr(retention, "look_back_seconds", lambda _: 60.0)
+    world = WindowWorld(job=JOB.replace("model:", "retain: 1m\nmodel:"))
+    try:
+        world.start()
+        for card in CARDS:
+            world.ask(world.client.put_events("events.sim", dict([world.payment_of(card)])))
+        world.advance(100.0)
+        assert set(world.states()) == set(map(_data, CARDS))
+        stays = CARDS[1]
+        world.ask(world.client.put_events("events.sim", dict([world.payment_of(stays)])))
+        world.advance(50.0)
+        assert set(world.states()) == {_data(stays)}
+    finally:
+        world.close()

@@ -34,9 +34,9 @@ CARDS = [f"card{number}" for number in range(12)]
 class WindowWorld(World):
     """A world whose events are of cards, which come again and again."""
 
-    def __init__(self, ring=4_096, partitions=PARTITIONS, seed=0):
-        super().__init__(partitions, ring=ring, job=JOB, seed=seed)
-        self.spec = parse_job(JOB, "simulation")
+    def __init__(self, ring=4_096, partitions=PARTITIONS, seed=0, job=JOB):
+        super().__init__(partitions, ring=ring, job=job, seed=seed)
+        self.spec = parse_job(job, "simulation")
         self.scores = defaultdict(set)
         self.changes = defaultdict(int)  # of maps
         self.clock = 1_700_000_000.0

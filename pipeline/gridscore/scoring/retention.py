@@ -15,6 +15,10 @@ of these steps is needed because something may be put under the same key meanwhi
 An event without a result stays, whatever its age, and so does a dead letter, until somebody has dealt with it. Where
 several jobs read the same events, an event goes when the longest `retain` is over and all of them have its result.
 
+States of windows go when they were not written for `retain` and as long as an event is in some window. They need two
+steps only: that the partition's owner has scored past all that was there when they were read; and that they are the
+same still.
+
 Each removal is an entry in the journal of its map. At most a part of a ring is removed at a time (between two steps 4),
 in a part of the worker's time, unless that is too little to keep up.
 """
@@ -43,6 +47,8 @@ from gridscore.job import Jobs
 from gridscore.job.life import ENDED
 from gridscore.scoring.missing import rejection_of, rejections
 from gridscore.scoring.prior_results import ResultOrigin
+from gridscore.scoring.window_states import look_back_seconds, was_written_before
+from gridscore.scoring.window_states import map_of as states_map_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -61,6 +67,9 @@ MAX_SHARE = 0.8
 """Part of the time that removing may take; up to the second while it does not keep up."""
 
 _PAGE = 512
+_STATES_PAGE = 32
+_STATES_ROUNDS = 8
+"""Rounds through the states of windows in the time for which they are kept: each reads all of them."""
 _AT_ONCE = 64
 _CHUNK = 256
 _PART_OF_RING = 8
@@ -102,6 +111,8 @@ class Retention:
         self._letters_at = float("-inf")
         self._chunk = 1
         self._share = SHARE
+        self._states_seconds = look_back_seconds(job) + (job.retain_seconds or 0.0) if job.used_windows else 0.0
+        self._states_at = float("-inf")
         self.removed = 0
 
     async def run(self) -> None:
@@ -115,10 +126,12 @@ class Retention:
             began = self._grid.clock()
             try:
                 await self.round()
+                took = self._grid.clock() - began
+                self._keep_up(took > pause)
+                await self.states_round()
             except (HazelcastError, GridError) as error:
                 _log.warning("%s: removing old events failed, trying again: %s", self._job.name, error)
             took = self._grid.clock() - began
-            self._keep_up(took > pause)
 
     def _keep_up(self, behind: bool) -> None:
         """Take more of the time if a round takes longer than the pause between two, otherwise less again."""
@@ -150,6 +163,38 @@ class Retention:
         if self.removed > before:
             _log.info("%s: %d old events removed", self._job.name, self.removed - before, extra={"action": "retention"})
         return self.removed - before
+
+    async def states_round(self) -> int:
+        """Go through the states of windows, if it is time to; returns how many were removed."""
+        now, every = self._grid.clock(), self._states_seconds / _STATES_ROUNDS
+        if not every or now < self._states_at + every:
+            return 0
+        self._states_at, removed = now, 0
+        for partition in sorted(self._held()):
+            try:
+                removed += await self._remove_states(partition, time.time() - self._states_seconds)
+            except NotNowError:
+                continue
+        if removed:
+            _log.info("%s: %d old states removed", self._job.name, removed, extra={"action": "retention"})
+        return removed
+
+    async def _remove_states(self, partition: int, before: float) -> int:
+        name, removed, began = states_map_of(self._job.name), 0, time.perf_counter()
+        async for entries in walk(self._grid, name, partition, _STATES_PAGE):
+            old = {key: value for key, value in entries if was_written_before(value, before)}
+            spent = time.perf_counter() - began
+            if old:
+                _, newest = await self._journal.bounds(partition)
+                await self._scored_past(partition, newest, [])
+                began = time.perf_counter()
+                removed += sum(await self._remove_same(name, partition, list(old), old))
+                spent += time.perf_counter() - began
+            await self._pause(spent)
+            if partition not in self._held():
+                raise NotNowError
+            began = time.perf_counter()
+        return removed
 
     async def _partition(self, partition: int, cutoff: int, others: list[Job]) -> None:
         """Step 1, and the other steps for each part of what it finds."""

@@ -76,11 +76,13 @@ class Entry(msgspec.Struct, omit_defaults=True):
         windows: Tells of which windows it is.
         epoch: Under which it was written.
         state: The kernel's bytes.
+        at: When it was written, in seconds since 1970; 0 by an older version of Gridscore.
     """
 
     windows: str
     epoch: int
     state: bytes
+    at: int = 0
 
 
 _encode = msgspec.json.Encoder().encode
@@ -92,11 +94,24 @@ def map_of(job: str) -> str:
     return f"windows.{job}"
 
 
-def keep_seconds(job: Job) -> int:
-    """How long the map keeps the state of an entity that has no more events."""
+def look_back_seconds(job: Job) -> float:
+    """For how long an event is in some window, its lateness included."""
     windows = Windows(job)
     longest = max(each.seconds or _LAST_SECONDS for layout in windows.layouts for each in layout.series)
-    return int(longest + job.lateness_seconds) + _GRACE_SECONDS
+    return longest + job.lateness_seconds
+
+
+def keep_seconds(job: Job) -> int:
+    """How long the map keeps the state of an entity that has no more events."""
+    return int(look_back_seconds(job)) + _GRACE_SECONDS
+
+
+def was_written_before(value: bytes, at: float) -> bool:
+    """Whether a serialized value of the map is a state that was written before a time, in seconds since 1970."""
+    try:
+        return 0 < _decode(payload(value)).at < at
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_entry(value: bytes, record: JobRecord, windows: Windows) -> Entry | None:
@@ -316,7 +331,8 @@ class WindowStates:
         known = self._of(cursor)
         new = {key: state for key, state in after.items() if known.get(key) != state}
         self._keep(cursor, new)
-        return {key: _encode(Entry(self._tag, cursor.epoch, state)) for key, state in new.items()}
+        at = int(time.time())
+        return {key: _encode(Entry(self._tag, cursor.epoch, state, at)) for key, state in new.items()}
 
     def forget(self) -> bool:
         """Let go of what the grid has as well, if there is too much of it; False if the rest is still too much."""
