@@ -40,6 +40,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave out the roles of docstrings, which are Sphinx's."""
+    return re.sub(r":(?:attr|class|func|meth|mod):(?=<code>)", "", html)
+
+
 def _relinked(text: str, source: str, where: str, others: set[str]) -> str:
     """A page whose links lead where the files are on the site; files that are not pages are noted in `others`."""
 
@@ -68,7 +73,7 @@ def _commands() -> str:
 
     from gridscore.cli import _commands as app
 
-    runner = CliRunner(env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
+    runner = CliRunner(env={"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"})
     parts = ["# Commands", "What `gridscore COMMAND --help` says."]
 
     def add(command: Any, path: tuple[str, ...]) -> None:
@@ -104,7 +109,7 @@ def _job_file() -> str:
 def _table(schema: dict[str, Any]) -> str:
     rows = ["| key | type | default | |", "|---|---|---|---|"]
     for name, each in schema["properties"].items():
-        default = f"`{each['default']}`" if "default" in each else ""
+        default = f"`{each['default']}`" if each.get("default") not in (None, "") else ""
         if name in schema.get("required", ()):
             default = "required"
         words = (f"`{name}`", _type(each), default, " ".join(each.get("description", "").split()))
