@@ -342,6 +342,20 @@ MUTANTS = [
         (WINDOWS, "-k", "may_die or fate_is_unknown"),
     ),
     Mutant(
+        "an event of the future is added to its windows",
+        "scoring/window_states.py",
+        "bad |= {row: text + why for row, text in ahead.items() if not scored[row]}",
+        "pass",
+        (WINDOWS, "-k", "of_the_future"),
+    ),
+    Mutant(
+        "states are removed though events wait that they are for",
+        "scoring/retention.py",
+        "                await self._scored_past(partition, newest, [])\n",
+        "",
+        (WINDOWS, "-k", "events_wait"),
+    ),
+    Mutant(
         "an offset does not wait for states",
         "scoring/runner.py",
         "            await self._states.put_partition(partition, list(states), list(states.values()), until=until)",

@@ -148,6 +148,22 @@ def test_an_event_of_the_future_becomes_a_dead_letter_and_ends_no_window(world, 
     assert world.paid[CARDS[0]] > 0
 
 
+def test_an_event_that_has_its_result_counts_whatever_the_clock_of_who_reads_it_again_says(world, monkeypatch):
+    monkeypatch.setattr(window_states, "_AHEAD_SECONDS", 150_000)
+    first = world.start()
+    world.pay(10)
+    card, event = world.payment()
+    put = world.client.put_events("events.sim", {card: event | {"time": 1_700_100_000.0}})
+    task = world.user.create_task(put)
+    world.after_the_next("results.sim")
+    world.kill(first)
+    monkeypatch.setattr(window_states, "_AHEAD_SECONDS", 86_400)
+    world.start()
+    world.settled()
+    assert task.done()
+    assert not world.ledger.rejected()
+
+
 @pytest.mark.usefixtures("bad_events")
 def test_an_event_that_becomes_a_dead_letter_is_in_no_window_not_even_of_its_batch(world, monkeypatch):
     compute = FeaturePlan.inputs
@@ -231,11 +247,17 @@ def test_the_state_of_an_entity_is_shown_as_an_event_at_its_newest_would_see_it(
         world.ask(state_of(world.grid, record, "nobody"))
 
 
-def test_states_that_the_grid_has_are_let_go_where_there_is_too_much_of_them(world, monkeypatch):
-    monkeypatch.setattr(window_states, "KEPT_BYTES", 0)
+@pytest.mark.parametrize("kept", [0, 2_000])
+def test_states_that_the_grid_has_are_let_go_where_there_is_too_much_of_them(world, monkeypatch, kept):
+    monkeypatch.setattr(window_states, "KEPT_BYTES", kept)
+    forget, sizes = WindowStates.forget, []
+    monkeypatch.setattr(WindowStates, "forget", lambda self: (forget(self), sizes.append(self._bytes))[0])
     world.start()
     world.pay(60)
+    world.pay_at_once(60)  # each batch is of several partitions
     world.settled()
+    assert 0 < max(sizes[-60:]) < kept + 5_000
+    assert sizes[-1] <= kept
 
 
 def change_state(world, card, change):
@@ -360,19 +382,35 @@ def test_a_batch_has_fewer_events_where_their_states_are_large(world, monkeypatc
     assert all(world.ask(states.fetch(cursors[:1])).values())  # of one partition, no less can be taken
 
 
-def test_states_go_with_retention_once_no_window_sees_their_events(monkeypatch):
+@pytest.fixture
+def retaining(monkeypatch):
+    """A world in which each card has paid, whose windows look back a minute and whose job retains one."""
     monkeypatch.setattr(retention, "MAX_ROUND_SECONDS", 5.0)
     monkeypatch.setattr(retention, "look_back_seconds", lambda _: 60.0)
     world = WindowWorld(job=JOB.replace("model:", "retain: 1m\nmodel:"))
-    try:
-        world.start()
-        for card in CARDS:
-            world.ask(world.client.put_events("events.sim", dict([world.payment_of(card)])))
-        world.advance(100.0)
-        assert set(world.states()) == set(map(_data, CARDS))
-        stays = CARDS[1]
-        world.ask(world.client.put_events("events.sim", dict([world.payment_of(stays)])))
-        world.advance(50.0)
-        assert set(world.states()) == {_data(stays)}
-    finally:
-        world.close()
+    world.start()
+    for card in CARDS:
+        world.ask(world.client.put_events("events.sim", dict([world.payment_of(card)])))
+    yield world
+    world.close()
+
+
+def test_states_go_with_retention_once_no_window_sees_their_events(retaining):
+    retaining.advance(100.0)
+    assert set(retaining.states()) == set(map(_data, CARDS))
+    stays = CARDS[1]
+    retaining.ask(retaining.client.put_events("events.sim", dict([retaining.payment_of(stays)])))
+    retaining.advance(50.0)
+    assert set(retaining.states()) == {_data(stays)}
+
+
+def test_states_stay_while_events_wait_that_they_are_for(retaining):
+    retaining.advance(5.0)
+    faults = retaining.cluster.faults
+    faults.append(Fault("timeout", applied=False, request="Map.PutAll", map="results.*", client="w*", times=10_000))
+    for card in CARDS:
+        retaining.ask(retaining.client.put_events("events.sim", dict([retaining.payment_of(card)])))
+    retaining.advance(200.0)
+    faults.clear()
+    retaining.advance(20.0)
+    assert retaining.sums() == dict(retaining.paid)

@@ -336,8 +336,8 @@ class WindowStates:
 
     def forget(self) -> bool:
         """Let go of what the grid has as well, if there is too much of it; False if the rest is still too much."""
-        if self._bytes > KEPT_BYTES:
-            for partition in [each for each in self._known if self._is_settled(each)]:
+        for partition in list(self._known) if self._bytes > KEPT_BYTES else ():
+            if self._bytes > KEPT_BYTES and self._is_settled(partition):
                 self._bytes -= sum(map(_size, self._known.pop(partition)[1].items()))
         return self._bytes <= KEPT_BYTES or not self._known
 
