@@ -6,21 +6,32 @@ It offers :func:`load_job` and :func:`parse_job`, which give a :class:`Job`; :fu
 
 from __future__ import annotations
 
-from gridscore.job.check import RESULT_FIELDS
-from gridscore.job.file import (
-    Decision,
-    Feature,
-    Job,
-    Lookup,
-    ModelRef,
-    ResultSpec,
-    Window,
-    job_json_schema,
-    load_job,
-    parse_job,
-)
-from gridscore.job.life import JobRecord, Jobs, JobState
-from gridscore.job.types import FieldType, LookupField
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gridscore.job.check import RESULT_FIELDS
+    from gridscore.job.file import (
+        Decision,
+        Feature,
+        Job,
+        Lookup,
+        ModelRef,
+        ResultSpec,
+        Window,
+        job_json_schema,
+        load_job,
+        parse_job,
+    )
+    from gridscore.job.life import JobRecord, Jobs, JobState
+    from gridscore.job.types import FieldType, LookupField
+
+_HOMES = {
+    **dict.fromkeys(("JobRecord", "JobState", "Jobs"), "life"),
+    **dict.fromkeys(("FieldType", "LookupField"), "types"),
+    "RESULT_FIELDS": "check",
+}
+"""By name, its module; of the others it is `file`."""
 
 __all__ = [
     "RESULT_FIELDS",
@@ -40,3 +51,10 @@ __all__ = [
     "load_job",
     "parse_job",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the command line shows the settings of plugs without the Hazelcast client.
+    if name in __all__:
+        return getattr(import_module(f"gridscore.job.{_HOMES.get(name, 'file')}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
