@@ -25,6 +25,7 @@ STORIES = "tests/simulation/test_stories.py"
 SINKS = "tests/simulation/test_sinks.py"
 OUTBOX = "tests/unit/test_outbox.py"
 WINDOWS = "tests/simulation/test_window_states.py"
+ROUTED = "tests/simulation/test_routed_windows.py"
 
 
 class Mutant(NamedTuple):
@@ -361,6 +362,37 @@ MUTANTS = [
         "            await self._states.put_partition(partition, list(states), list(states.values()), until=until)",
         "            self._states.put_partition(partition, list(states), list(states.values()), until=until)",
         (WINDOWS, "-k", "may_die or fate_is_unknown"),
+    ),
+    Mutant(
+        "an event that is asked for again is added to its windows again",
+        "scoring/window_messages.py",
+        "return newer & (asked.numbers >= 0)",
+        "return asked.numbers >= 0",
+        (ROUTED, "-k", "may_die or paused"),
+    ),
+    Mutant(
+        "a partition of entities does not remember which events it has",
+        "scoring/window_stage.py",
+        "part.states[ledger_key] = ledger.encode()",
+        "pass",
+        (ROUTED, "-k", "may_die or paused"),
+    ),
+    Mutant(
+        "states are written before the answers that they gave",
+        "scoring/window_stage.py",
+        "            if others := {*answers",
+        "            await self._states.put_partition(\n"
+        "                part.partition, list(part.states), list(part.states.values()), until=None\n"
+        "            )\n"
+        "            if others := {*answers",
+        (ROUTED, "-k", "may_die or fate_is_unknown or paused"),
+    ),
+    Mutant(
+        "an overdue answer is given again though it stands",
+        "scoring/window_stage.py",
+        "if there == (origin, number) or (",
+        "if (",
+        (ROUTED, "-k", "fate_is_unknown or paused or may_die"),
     ),
 ]
 

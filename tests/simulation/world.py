@@ -240,7 +240,7 @@ class World:
         self._patch.__enter__()
         self.cluster = StubCluster(
             partitions,
-            journals={"events.*": ring, "results.*": 1_000_000},
+            journals={"events.*": ring, "results.*": 1_000_000, "window-*": 4_096},
             loop=self.time.loop("members"),
             members=members,
             latency=lambda: latency,

@@ -36,7 +36,7 @@ def doctor(
     """
     from gridscore.grid.doctor import Level, examine
     from gridscore.job import load_job
-    from gridscore.scoring.preparation import examine_capacity
+    from gridscore.scoring.preparation import examine_capacity, examine_windows
 
     named = load_job(job) if job else None
 
@@ -44,6 +44,8 @@ def doctor(
         jobs = [named] if named else await _submitted(grid)
         found = await examine(grid, *map(_needs, jobs))
         capacities = [await examine_capacity(grid, each) for each in jobs]
+        for each in jobs:
+            found += await examine_windows(grid, each)
         return [*found, *(each for each in capacities if each is not None), *await _records(grid)]
 
     findings: list[Finding] = run_on(connection, main)

@@ -80,8 +80,8 @@ def check(
         print_table(
             ("WINDOW", "KEY", "SERIES", "BYTES AN ENTITY AT MOST"), windows, empty="No feature uses its windows."
         )
-        if (reason := job.why_not_live) is not None:
-            print_warnings([reason])
+        if job.is_complete and job.routes_windows:
+            console.print("Live, workers ask for them in the partitions of their entities, over two more maps.")
     plugs = [
         *((name, "source", sources.KINDS.of(source).name, source.to) for name, source in job.sources.items()),
         *((name, "sink", sinks.KINDS.of(sink).name, sink.results) for name, sink in job.sinks.items()),

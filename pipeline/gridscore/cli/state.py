@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def state(
     job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
-    entity: Annotated[str, typer.Argument(help="The key of its events, as a card or a machine.", show_default=False)],
+    entity: Annotated[str, typer.Argument(help="The key of its window, as a card or a machine.", show_default=False)],
     *,
     connection: Connection,
     as_json: Json = False,

@@ -67,6 +67,8 @@ FUNCTIONS = (
 )
 
 _HEADER = struct.Struct("<qddI")
+EMPTY_HEAD = _HEADER.pack(-1, -math.inf, -math.inf, 0)
+"""What the state of an entity without events would begin with."""
 _COUNTS = struct.Struct("<HH")
 _ELEMENT = struct.Struct("<dI")
 _VALUE = struct.Struct("<d")

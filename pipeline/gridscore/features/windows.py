@@ -188,13 +188,14 @@ class Windows:
 
     Attributes:
         layouts: What entities keep, by window.
+        calls: How many there are in all of them.
         late: Events so far that were too late to count, in any window.
     """
 
     def __init__(self, job: Job) -> None:
         self.layouts = layouts_of(job)
         self.late = 0
-        self._count = sum(len(layout.calls) for layout in self.layouts)
+        self.calls = sum(len(layout.calls) for layout in self.layouts)
         self._lateness = job.lateness_seconds
         self._order_by = job.order_by or ""
         self._unit = job.schema_[self._order_by].unit if self._order_by else ""
@@ -270,24 +271,41 @@ class Windows:
         Raises:
             ValueError: A state is not one of these windows.
         """
-        count = len(events)
-        numbers = np.full(count, -1, np.int64) if sequences is None else np.array(sequences, np.int64)
-        times = np.ascontiguousarray(events.column(self._order_by), np.float64)
-        outputs: list[Any] = [None] * self._count
+        times = self.times(events)
+        outputs: list[Any] = [None] * self.calls
         after: list[dict[Any, bytes]] = []
-        for layout, spec, (keys, columns), known in zip(self.layouts, self._specs, inputs, states, strict=True):
-            index: dict[Any, int] = {}
-            entities = np.fromiter(
-                (-1 if key is None else index.setdefault(key, len(index)) for key in keys), np.int64, count
-            )
-            out = np.full((len(layout.calls), count), math.nan)
-            before = [known.get(key, b"") for key in index]
-            changed, late = _run(*spec, self._lateness, before, entities, numbers, times, columns, out)
-            self.late += late
-            after.append(dict(zip(index, changed, strict=True)))
+        for number, (layout, one, known) in enumerate(zip(self.layouts, inputs, states, strict=True)):
+            out, changed = self.add(number, one, times, known, sequences)
+            after.append(changed)
             for output, values in zip(layout.outputs, out, strict=True):
                 outputs[output] = values
         return events.with_windows(outputs), after
+
+    def times(self, events: EventColumns) -> NDArray[np.float64]:
+        """When events happened."""
+        return np.ascontiguousarray(events.column(self._order_by), np.float64)
+
+    def add(
+        self,
+        number: int,
+        inputs: Inputs,
+        times: NDArray[np.float64],
+        states: Mapping[Any, bytes],
+        sequences: Sequence[int] | None = None,
+    ) -> tuple[NDArray[np.float64], dict[Any, bytes]]:
+        """The same, of one window among the layouts: what each event found, a row a call; and the states afterwards."""
+        count = len(times)
+        numbers = np.full(count, -1, np.int64) if sequences is None else np.array(sequences, np.int64)
+        index: dict[Any, int] = {}
+        entities = np.fromiter(
+            (-1 if key is None else index.setdefault(key, len(index)) for key in inputs.keys), np.int64, count
+        )
+        out = np.full((len(self.layouts[number].calls), count), math.nan)
+        before = [states.get(key, b"") for key in index]
+        spec, columns = self._specs[number], inputs.columns
+        changed, late = _run(*spec, self._lateness, before, entities, numbers, times, columns, out)
+        self.late += late
+        return out, dict(zip(index, changed, strict=True))
 
 
 class History:

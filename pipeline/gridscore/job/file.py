@@ -380,19 +380,6 @@ class Job(Strict):
                 "Name the model's file: `--model FILE`; or write `schema` and `features` into the job file.",
             )
 
-    def require_live(self) -> None:
-        """Refuse a job that no worker can score.
-
-        Raises:
-            JobFileError: It names no features, or has windows.
-        """
-        self.require_features()
-        if self.why_not_live is not None:
-            raise JobFileError(
-                self.why_not_live,
-                "`gridscore features` makes its matrix, but only for a history.",
-            )
-
     @property
     def used_windows(self) -> list[str]:
         """The windows that its features look at."""
@@ -403,21 +390,10 @@ class Job(Strict):
         return [name for name in self.windows if name in used]
 
     @property
-    def why_not_live(self) -> str | None:
-        """Why no worker can score the job; None if one can."""
+    def routes_windows(self) -> bool:
+        """Whether its windows have other keys than its events, so that their states lie in other partitions."""
         used = self.used_windows
-        if not used:
-            return None
-        others = [name for name in used if self.windows[name].key != (self.event_key,)]
-        if self.event_key is None:
-            why = "windows are scored live where their key is that of the events: name its field with `event_key`"
-        elif others:
-            why = f"the window `{others[0]}` has another key than `{self.event_key}`, which is not possible yet"
-        elif len(used) > 1:
-            why = "it has two windows with the same key: one is enough"
-        else:
-            return None
-        return f"No worker can score the job `{self.name}`: {why}."
+        return bool(used) and (len(used) > 1 or self.windows[used[0]].key != (self.event_key,))
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -206,11 +206,11 @@ class Jobs:
                 is submitted if it is another one now.
 
         Raises:
-            JobFileError: No worker can score it.
+            JobFileError: It names no features.
             JobError: Another job of that name is active, and `update` is not set; another one writes to the same result
                 map; an update would change what the committed offsets are about; or another client was faster.
         """
-        job.require_live()
+        job.require_features()
         Job.from_json(job.to_json())  # as every worker will read it
         await self._refuse_shared_results(job.name, job.results)
 
@@ -261,10 +261,7 @@ class Jobs:
 
         Raises:
             JobError: As of `submit`.
-            JobFileError: No worker can score it.
         """
-        if job.is_complete:
-            job.require_live()
         await self._refuse_shared_results(job.name, job.results)
         record = await self._records.get(job.name)
         if record is None:

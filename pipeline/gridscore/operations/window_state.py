@@ -10,6 +10,7 @@ from gridscore.errors import JobError
 from gridscore.features.windows import Windows, texts_of
 from gridscore.grid.entries import values_of
 from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.scoring.window_messages import entity_key
 from gridscore.scoring.window_states import keys_of, map_of, read_entry
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EntityState:
-    """The state of an entity.
+    """The state of an entity; of several windows in which there is one of that name, of all of them together.
 
     Attributes:
         map: That has it.
@@ -48,19 +49,29 @@ async def state_of(grid: Grid, record: JobRecord, entity: str) -> EntityState:
     job = record.job
     if not job.used_windows:
         raise JobError(f"The job `{job.name}` has no windows.")
-    name, windows = map_of(job.name), Windows(job)
-    found: dict[bytes, bytes] = {}
-    writer = MapWriter(grid, name)
-    for key in keys_of(job, entity, writer.serialize_key):
-        found |= await values_of(grid, name, partition_of(key, grid.partition_count), [key])
-    for value in found.values():
-        entry = read_entry(value, record, windows)
-        if entry is not None:
-            head, seen = windows.look(0, entry.state)
+    name, windows, texts = map_of(job.name), Windows(job), texts_of(job)
+    writer, found, is_there = MapWriter(grid, name), [], False
+    for number, layout in enumerate(windows.layouts):
+        keys = [entity_key(layout.name, entity)] if job.routes_windows else keys_of(job, entity, writer.serialize_key)
+        for key in keys:
+            there = await values_of(grid, name, partition_of(key, grid.partition_count), [key])
+            is_there = is_there or bool(there)
+            if (entry := read_entry(there.get(key, b""), record, windows, number)) is None:
+                continue
+            head, seen = windows.look(number, entry.state)
             present = [None if math.isnan(value) else value for value in seen]
-            values = dict(zip(texts_of(job), present, strict=True))
-            return EntityState(name, head.sequence, head.newest, head.late, len(entry.state), values)
+            values = {texts[output]: value for output, value in zip(layout.outputs, present, strict=True)}
+            found.append(EntityState(name, head.sequence, head.newest, head.late, len(entry.state), values))
     if found:
+        return EntityState(
+            name,
+            max(each.sequence for each in found),
+            max(each.newest for each in found),
+            sum(each.late for each in found),
+            sum(each.bytes for each in found),
+            {text: value for each in found for text, value in each.values.items()},
+        )
+    if is_there:
         raise JobError(
             f"The state of `{entity}` in the map `{name}` is not one of the job's windows as they are now.",
             "It begins anew with the entity's next event.",

@@ -17,6 +17,7 @@ from gridscore.models import Registry
 from gridscore.operations.flow import FlowObserver
 from gridscore.operations.status import ACKNOWLEDGED_MAP
 from gridscore.scoring.audit import AUDITS_MAP
+from gridscore.scoring.window_messages import answer_map, group_of, request_map
 from gridscore.scoring.window_states import map_of as windows_map_of
 
 if TYPE_CHECKING:
@@ -67,8 +68,12 @@ async def remnants(grid: Grid, name: str, what: Collection[str] = ()) -> list[Re
         for kind, map_name in maps.items()
         if kind in what and await grid.has_map(map_name)
     ]
-    if record.job.used_windows and RESULTS in what and await grid.has_map(states := windows_map_of(name)):
-        found.append(Remnant(WINDOWS, states, await transport.map_size(grid.client, states)))
+    if record.job.used_windows and RESULTS in what:
+        found += [
+            Remnant(WINDOWS, map_name, await transport.map_size(grid.client, map_name))
+            for map_name in (windows_map_of(name), request_map(name), answer_map(name))
+            if await grid.has_map(map_name)
+        ]
     if MODEL in what:
         registry, model = Registry(grid), record.job.model.name
         versions = {each.name: len(each.versions) for each in await registry.list()}
@@ -103,9 +108,11 @@ async def _forget(grid: Grid, name: str) -> None:
     record = await records.get(name)
     if record is None:
         return
-    if (await Jobs(grid).get(name)).state not in ENDED:
+    found = await Jobs(grid).get(name)
+    if found.state not in ENDED:
         raise JobError(f"The job `{name}` was submitted again meanwhile.", "It stays.")
-    await start_over(grid, name)
+    for group in (name, *([group_of(name)] if found.job.routes_windows else [])):
+        await start_over(grid, group)
     await rescan.forget(grid, name)
     for map_name in (AUDITS_MAP, ACKNOWLEDGED_MAP):
         await Records(grid, map_name).delete(name)

@@ -17,6 +17,7 @@ from gridscore.grid.doctor import MIN_PER_PARTITION, Finding, Level
 from gridscore.grid.heap import size_text
 from gridscore.grid.management import first_config
 from gridscore.grid.map_configs import NewMapConfig, add_map_config
+from gridscore.scoring.window_messages import ANSWER_RING, REQUEST_RING, answer_map, request_map
 from gridscore.scoring.window_states import keep_seconds, map_of
 
 if TYPE_CHECKING:
@@ -94,6 +95,16 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
         elif has.pattern != name and (why := _lacks(has, least)):
             costs = journal_bytes(capacity, 1 + min(1, members - 1))
             found.append(Addition(NewMapConfig(name, capacity), why, costs))
+    for name, capacity in _between_stages(grid, job).items():
+        has = config.map(name)
+        if has.journal_capacity is not None:
+            grid.journalled[name] = has.journal_capacity
+        if name in names:
+            if has.journal_capacity is None:
+                raise JournalMissingError(*_too_late_for_windows(job, name))
+        elif has.pattern != name and (why := _lacks(has, capacity)):
+            protection, costs = _protection(config, members), journal_bytes(capacity, 1 + min(1, members - 1))
+            found.append(Addition(NewMapConfig(name, capacity, protection=protection), why, costs))
     states = map_of(job.name)
     if job.used_windows and config.map(states).pattern != states and states not in names:
         wanted_states = NewMapConfig(states, protection=_protection(config, members), seconds=keep_seconds(job))
@@ -153,6 +164,40 @@ def _too_late(name: str) -> JournalMissingError:
         "Let the job and its producers use another name, or destroy the map if its entries are not needed; then run "
         "`gridscore prepare` again. Put old events into the new map once more.",
     )
+
+
+def _between_stages(grid: Grid, job: Job) -> dict[str, int]:
+    """The maps between the two stages of windows with other keys than the events', and entries of their journals."""
+    if not job.routes_windows:
+        return {}
+    count = grid.partition_count
+    return {request_map(job.name): REQUEST_RING * count, answer_map(job.name): ANSWER_RING * count}
+
+
+def _too_late_for_windows(job: Job, name: str) -> tuple[str, str]:
+    return (
+        f"The map `{name}`, which windows of the job `{job.name}` need, exists already, without an event journal.",
+        f"Cancel the job, destroy the map (`gridscore wipe {job.name} --results` does), and submit it again.",
+    )
+
+
+async def examine_windows(grid: Grid, job: Job) -> list[Finding]:
+    """Whether the maps between the two stages of a job's windows have, or will get, their journals."""
+    config = await first_config(grid)
+    wanted = _between_stages(grid, job)
+    if config is None or not wanted:
+        return []
+    names, findings = await transport.map_names(grid.client), []
+    for name in wanted:
+        capacity = config.map(name).journal_capacity
+        if capacity is not None:
+            findings.append(Finding(Level.OK, f"map {name}", f"its journal holds {capacity:,} entries"))
+        elif name in names:
+            findings.append(Finding(Level.FAIL, f"map {name}", *_too_late_for_windows(job, name)))
+        else:
+            advice = "`gridscore prepare JOB_FILE` adds it; `submit` and `worker` do, too."
+            findings.append(Finding(Level.WARN, f"map {name}", "no event journal, which windows need", advice))
+    return findings
 
 
 async def examine_capacity(grid: Grid, job: Job) -> Finding | None:

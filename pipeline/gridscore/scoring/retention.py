@@ -111,7 +111,9 @@ class Retention:
         self._letters_at = float("-inf")
         self._chunk = 1
         self._share = SHARE
-        self._states_seconds = look_back_seconds(job) + (job.retain_seconds or 0.0) if job.used_windows else 0.0
+        # Of windows with other keys, somebody else may hold the states of the partition: they go by the map's own rule.
+        is_beside = bool(job.used_windows) and not job.routes_windows
+        self._states_seconds = look_back_seconds(job) + (job.retain_seconds or 0.0) if is_beside else 0.0
         self._states_at = float("-inf")
         self.removed = 0
 

@@ -48,6 +48,9 @@ from gridscore.scoring.retention import Retention
 from gridscore.scoring.scorer import Scorer
 from gridscore.scoring.stats import JobStats, subscription_of
 from gridscore.scoring.superseded import Superseded
+from gridscore.scoring.window_messages import SLOTS
+from gridscore.scoring.window_requests import WindowRequests, portions
+from gridscore.scoring.window_stage import WindowStage
 from gridscore.scoring.window_states import WindowStates
 
 if TYPE_CHECKING:
@@ -132,7 +135,12 @@ class JobRunner:
         }
         fetchers = {n: Fetcher(grid, lookup.map) for n, lookup in job.lookups.items() if lookup.mode == "fetch"}
         self._windows: WindowStates | None = None
-        if job.used_windows:
+        self._stage: WindowStage | None = None
+        self._requests: WindowRequests | None = None
+        if job.routes_windows:
+            self._stage = WindowStage(grid, record, members, self.stats, seconds=lease_seconds)
+            self._requests = WindowRequests(grid, job, self.group, self._stage.states)
+        elif job.used_windows:
             held, is_settled = self.group.leases.held, self.group.offsets.settled
             reader = self.group.reader
             self._windows = WindowStates(
@@ -140,7 +148,7 @@ class JobRunner:
             )
             reader.page_events = min(reader.page_events, self._windows.page_events)
         self._states = MapWriter(grid, self._windows.map_name) if self._windows is not None else None
-        self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats, self._windows)
+        self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats, self._windows, self._requests)
         self._model = LiveModel(grid, record, self._tables, self.stats, models)
         self._results = MapWriter(grid, job.results)
         limits = Limits(job.max_dead_letters, job.max_dead_letter_bytes)
@@ -154,6 +162,12 @@ class JobRunner:
         self._lanes: dict[int, deque[_Waiting]] = {}
         self._failures: list[BaseException] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """The groups that it takes part in, by name."""
+        own = {self._job.name: self.group}
+        return own if self._stage is None else own | {self._stage.name: self._stage.group}
 
     async def run(self) -> None:
         """Score until cancelled; then finish the writes under way, commit, and give the leases back.
@@ -172,6 +186,9 @@ class JobRunner:
                 tasks.create_task(self._retention.run())
                 tasks.create_task(self._superseded.run())
                 tasks.create_task(audit_on_schedule(self._grid, self._job, self._members.worker))
+                for part in (self._stage, self._requests):
+                    if part is not None:
+                        tasks.create_task(part.run())
                 await self.group.first_taken.wait()
                 self.is_scoring = True
                 self._started()
@@ -186,6 +203,9 @@ class JobRunner:
         await self._results.prepare()
         if self._states is not None:
             await self._states.prepare()
+        for part in (self._stage, self._requests):
+            if part is not None:
+                await part.prepare()
         await self._start_copies()
         await self._model.start()
         self.has_joined = True
@@ -231,12 +251,14 @@ class JobRunner:
                 ring = seen.partition
         except (HazelcastError, GridError) as error:
             _log.debug("%s: the capacity of the journal is not known: %s", self._job.name, error)
+        if self._requests is not None:
+            ring = min(ring or SLOTS, SLOTS)
         if ring is not None:
             self.group.set_ring(ring)
 
     async def _stop(self) -> None:
         self.has_joined = False
-        await self.group.leave()
+        await asyncio.gather(self.group.leave(), *([self._stage.leave()] if self._stage is not None else []))
         self._letters.close()
         for task in self._tasks:
             task.cancel()
@@ -254,7 +276,8 @@ class JobRunner:
         group, reader, offsets = self.group, self.group.reader, self.group.offsets
         while True:
             await reader.wait()
-            most = BATCH_EVENTS if self._windows is None else min(BATCH_EVENTS, self._windows.batch_events)
+            states = self._windows if self._stage is None else self._stage.states
+            most = BATCH_EVENTS if states is None else min(BATCH_EVENTS, states.batch_events)
             while offsets.unacknowledged > UNACKNOWLEDGED_EVENTS * most // BATCH_EVENTS:
                 await offsets.change()
             while self._windows is not None and not self._windows.forget():
@@ -262,20 +285,21 @@ class JobRunner:
             arrivals = [arrival for arrival in reader.take(most) if arrival.partition in group.held]
             if not arrivals:
                 continue
-            try:
-                batch = await self._scorer.score(arrivals, self._model.active)
-            except HazelcastError as error:
-                _log.warning("%s: what a batch looks up could not be fetched, trying again: %s", self._job.name, error)
-                for arrival in arrivals:
-                    if reader.is_current(arrival.cursor):
-                        group.put_back(arrival.partition)
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            began = time.thread_time_ns()
-            self._write(batch)
-            self.stats.stage_ns["write"] += time.thread_time_ns() - began
-            # Let the event loop send this batch and receive the next.
-            await asyncio.sleep(0)
+            for portion in [arrivals] if self._requests is None else portions(arrivals):
+                try:
+                    batch = await self._scorer.score(portion, self._model.active)
+                except HazelcastError as error:
+                    _log.warning("%s: what a batch needs could not be fetched, trying again: %s", self._job.name, error)
+                    for arrival in portion:
+                        if reader.is_current(arrival.cursor):
+                            group.put_back(arrival.partition)
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                began = time.thread_time_ns()
+                self._write(batch)
+                self.stats.stage_ns["write"] += time.thread_time_ns() - began
+                # Let the event loop send this batch and receive the next.
+                await asyncio.sleep(0)
 
     def _write(self, batch: ScoredBatch) -> None:
         group, now = self.group, self._grid.clock()
@@ -436,7 +460,7 @@ class _Scoring:
     def __init__(self, grid: Grid, record: JobRecord, stats: JobStats) -> None:
         self._grid = grid
         self._record = record
-        self._has_windows = bool(record.job.used_windows)
+        self._has_windows = bool(record.job.used_windows) and not record.job.routes_windows
         self._stats = stats
 
     async def offset_at(self, partition: int, oldest: int, newest: int) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gridscore.job import Job
     from gridscore.models import LoadedModel
     from gridscore.scoring.stats import JobStats
+    from gridscore.scoring.window_requests import WindowRequests
     from gridscore.scoring.window_states import WindowStates
 
 _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializable", -55: "a Compact record"}
@@ -130,7 +131,8 @@ class Scorer:
         tables: The lookup tables by name, those of mode `fetch` empty.
         fetchers: Where lookups of mode `fetch` come from, by name.
         stats: Where to count.
-        windows: The states of its windows, if it has any.
+        windows: The states of its windows, if it has any whose key is the events'.
+        requests: Asks its windows, if they have other keys.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class Scorer:
         fetchers: Mapping[str, Fetcher],
         stats: JobStats,
         windows: WindowStates | None = None,
+        requests: WindowRequests | None = None,
     ) -> None:
         self._decoder = EventDecoder(job)
         self._encoder = ResultEncoder(job, revision)
@@ -148,6 +151,7 @@ class Scorer:
         self._fetchers = fetchers
         self._stats = stats
         self._windows = windows
+        self._requests = requests
 
     async def score(self, arrivals: Sequence[Arrival], active: ActiveModel) -> ScoredBatch:
         """Score pages.
@@ -178,10 +182,15 @@ class Scorer:
             for name, fetcher in self._fetchers.items():
                 await self._fetch(name, fetcher, keys[name])
 
-        if self._windows is None:
-            rows = self._finish(events, rows, rejected, active)
-        else:
+        if self._windows is not None:
             rows = await self._score_with_windows(self._windows, events, rows, rejected, active)
+        else:
+            if self._requests is not None:
+                bad = self._requests.refused(events)
+                events, rows = events.without(bad), rows.without(bad, "windows", rejected)
+                spans = ((batch.cursor, count) for batch, count in rows.spans)
+                events = await self._requests.ask(events, spans, rows.sequences, rows.keys, rows.values)
+            rows = self._finish(events, rows, rejected, active)
         return ScoredBatch(list(batches.values()), rejected, len(rows.keys))
 
     async def _score_with_windows(

@@ -1,7 +1,7 @@
 """The states of windows: what the entities of a worker's partitions remember, in the map `windows.JOB`.
 
-The windows of a job that is scored have the key of its events. So the state of an entity lies in the partition of its
-events, and whoever holds that partition's lease is the only one who writes it:
+Whoever holds the lease of the partition in which an entity's state lies is the only one who writes it. Where the window
+has the key of the events, that is the partition of these, and the job's own group (other keys: `window_stage`):
 
 1. What a batch needs is fetched, unless it is known from batches before.
 2. The batch is scored, which gives new states; they are known from then on.
@@ -34,6 +34,8 @@ from gridscore.grid.entries import values_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from gridscore.features import EventColumns
     from gridscore.grid import Grid
@@ -114,11 +116,11 @@ def was_written_before(value: bytes, at: float) -> bool:
         return False
 
 
-def read_entry(value: bytes, record: JobRecord, windows: Windows) -> Entry | None:
-    """What a serialized value of the map says; None if that is not a state of these windows."""
+def read_entry(value: bytes, record: JobRecord, windows: Windows, number: int) -> Entry | None:
+    """What a serialized value of the map says; None if that is not a state of that window, by its number."""
     try:
         entry = _decode(payload(value))
-        windows.look(0, entry.state)
+        windows.look(number, entry.state)
     except (ValueError, RecursionError):
         return None
     return entry if entry.windows == _tag_of(record, windows) else None
@@ -169,7 +171,7 @@ class WindowStates:
         self.windows = Windows(job)
         self.broken = 0
         self.map_name = map_of(job.name)
-        self._tag = _tag_of(record, self.windows)
+        self.tag = _tag_of(record, self.windows)
         self._known: dict[int, tuple[Cursor, dict[bytes, bytes]]] = {}
         self._bytes = 0
         self._most_bytes = sum(layout.most_bytes for layout in self.windows.layouts)
@@ -194,7 +196,7 @@ class WindowStates:
             keys: Theirs in the event map.
             scored: Whether they have a result. Such a one may be ahead of the clock: another worker's let it pass.
         """
-        bad, now = self.misplaced(events, keys), time.time()
+        bad, now = {} if self._job.routes_windows else self.misplaced(events, keys), time.time()
         end = now + self._job.lateness_seconds + _AHEAD_SECONDS
         if ahead := self.windows.untimely(events, min(END, end)):
             clock = dt.datetime.fromtimestamp(now, dt.UTC).isoformat(timespec="seconds")
@@ -264,7 +266,7 @@ class WindowStates:
     def _opened(self, value: bytes, origin: int) -> bytes:
         try:
             entry = _decode(payload(value))
-            if entry.windows != self._tag:
+            if entry.windows != self.tag:
                 return b""  # of other windows, or of before a restart
             newest = head_of(entry.state).newest
         except (ValueError, RecursionError):
@@ -309,19 +311,41 @@ class WindowStates:
         outputs = [np.concatenate([part.window(number) for part in parts]) for number in range(len(calls))]
         return events.with_windows(outputs), after
 
+    async def add(
+        self, number: int, inputs: Inputs, times: NDArray[np.float64], states: Mapping[bytes, bytes]
+    ) -> tuple[NDArray[np.float64], dict[bytes, bytes]]:
+        """What events see in one window, and the states afterwards; see `Windows.add`. In parts, as `apply`."""
+        step = max(1, CALLS_AT_ONCE // len(self.windows.layouts[number].calls))
+        known, after, parts = dict(states), dict[bytes, bytes](), []
+        for begin in range(0, len(times), step):
+            if begin:
+                await asyncio.sleep(0)
+            rows = slice(begin, begin + step)
+            part = Inputs(inputs.keys[rows], np.ascontiguousarray(inputs.columns[:, rows]))
+            try:
+                found, new = self.windows.add(number, part, times[rows], known)
+            except ValueError:
+                known |= {key: self._checked(number, known[key]) for key in set(part.keys) if key in known}
+                found, new = self.windows.add(number, part, times[rows], known)
+            parts.append(found)
+            known |= new
+            after |= new
+        self._learn(after)
+        return np.concatenate(parts, axis=1), after
+
     def _apply(
         self, events: EventColumns, inputs: Inputs, states: Mapping[bytes, bytes], sequences: list[int]
     ) -> tuple[EventColumns, dict[bytes, bytes]]:
         try:
             found, (after,) = self.windows.apply(events, [inputs], [states], sequences)
         except ValueError:
-            states = {key: self._checked(state) for key, state in states.items()}
+            states = {key: self._checked(0, state) for key, state in states.items()}
             found, (after,) = self.windows.apply(events, [inputs], [states], sequences)
         return found, after
 
-    def _checked(self, state: bytes) -> bytes:
+    def _checked(self, number: int, state: bytes) -> bytes:
         try:
-            self.windows.look(0, state) if state else None
+            self.windows.look(number, state) if state else None
         except ValueError as error:
             return self._broken(str(error))
         return state
@@ -332,7 +356,7 @@ class WindowStates:
         new = {key: state for key, state in after.items() if known.get(key) != state}
         self._keep(cursor, new)
         at = int(time.time())
-        return {key: _encode(Entry(self._tag, cursor.epoch, state, at)) for key, state in new.items()}
+        return {key: _encode(Entry(self.tag, cursor.epoch, state, at)) for key, state in new.items()}
 
     def forget(self) -> bool:
         """Let go of what the grid has as well, if there is too much of it; False if the rest is still too much."""
@@ -385,18 +409,15 @@ def _size(entry: tuple[bytes, bytes]) -> int:
 def _tag_of(record: JobRecord, windows: Windows) -> str:
     """Tells the windows of this run of the job from those of another job file, or of before a restart."""
     job = record.job
-    (layout,) = windows.layouts
     fields = sorted((name, str(kind), kind.unit) for name, kind in job.schema_.items())
     what = (
         _FORMAT,
-        layout.series,
-        layout.columns,
-        job.windows[layout.name],
+        [(layout.series, layout.columns, job.windows[layout.name]) for layout in windows.layouts],
         job.order_by,
         job.lateness_seconds,
         fields,
     )
-    text = repr((*what, record.submitted_at, record.restarts))
+    text = repr((*what, job.routes_windows, record.submitted_at, record.restarts))
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 

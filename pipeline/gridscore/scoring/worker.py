@@ -258,13 +258,13 @@ class Worker:
         return task
 
     def _groups(self) -> dict[str, Group]:
-        return {name: running.runner.group for name, running in self._running.items()}
+        return {name: group for each in self.runners.values() for name, group in each.groups.items()}
 
     def _says(self) -> dict[str, Any]:
         """What this worker's record says of its jobs."""
         return {
             "orphaned": sorted(self._orphaned)[:MOST_ORPHANED],
-            "groups": [name for name, running in self._running.items() if running.runner.has_joined],
+            "groups": [name for each in self.runners.values() if each.has_joined for name in each.groups],
             "jobs": {name: running.runner.stats.to_json(self._grid.clock()) for name, running in self._running.items()},
         }
 

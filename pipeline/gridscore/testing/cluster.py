@@ -17,6 +17,7 @@ from gridscore.grid import Grid, GridSettings
 from gridscore.grid.connection import _client_config
 from gridscore.grid.transport import _look_through_rarely, _refuse_pickle, check_client_version
 from gridscore.scoring import Worker
+from gridscore.scoring.window_messages import ANSWER_RING, REQUEST_RING
 from gridscore.testing.member import Member
 from gridscore.testing.network import Link, StubReactor
 from gridscore.testing.store import Partition, Ring
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from gridscore.testing.messages import Request
     from gridscore.testing.store import Change
 
-JOURNALS = {"events.*": 1_000, "results.*": 1_000}
+JOURNALS = {"events.*": 1_000, "results.*": 1_000, "window-requests.*": REQUEST_RING, "window-answers.*": ANSWER_RING}
 _FIRST_PORT = 5701
 
 

@@ -1,0 +1,349 @@
+"""Asking for windows whose keys are not the events' own: the first of their two stages, as a part of a job's scoring.
+
+The states of such windows lie in the partitions of their entities, whose holders (`window_stage`) add events, and
+answer. A batch is asked for all at once, and waits for its answers. So of a partition nothing is asked before all that
+came earlier is answered, and an entity's partition can tell by a number whether it has an event already:
+
+1. If the partition is newly held, answers that stand are taken: its former owner may have asked.
+2. Requests are put, a message for each partition of entities, under the lease of the events' partition.
+3. Answers come by the journal of their map. Where one is overdue, it is looked for in the map, and asked for again.
+
+Whatever is lost on the way, on either side, is asked for again until it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hazelcast.errors import HazelcastError, OperationTimeoutError
+
+from gridscore.errors import GridError, JournalMissingError
+from gridscore.grid.copies import payload
+from gridscore.grid.entries import values_of
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.group.reader import JournalReader
+from gridscore.scoring.window_messages import (
+    SLOTS,
+    Asked,
+    answer_key,
+    answer_map,
+    answer_of,
+    entity_key,
+    key_in,
+    number_of,
+    request_map,
+    request_text,
+    tag_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from gridscore.features import EventColumns
+    from gridscore.features.windows import Inputs
+    from gridscore.grid import Grid
+    from gridscore.grid.wire import Page
+    from gridscore.group.group import Group
+    from gridscore.group.reader import Arrival, Cursor
+    from gridscore.job import Job
+    from gridscore.scoring.window_messages import Answer
+    from gridscore.scoring.window_states import WindowStates
+
+_log = logging.getLogger(__name__)
+
+AT_ONCE = SLOTS // 2
+"""Events of a partition that are asked for at once: as many may be answered, and not committed yet."""
+
+_GLANCE_SECONDS = 0.5
+_OVERDUE_SECONDS, _LONGEST_SECONDS = 1.0, 8.0
+_ROOM_SECONDS = 0.02
+_ANSWERS = 16_384
+
+
+_Place = tuple[int, int, int, int]
+"""What an answer is known by: partition, window, origin and number of the event."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Events that ask.
+
+    Attributes:
+        cursors: Who has read them, by partition.
+        newest: Their highest numbers, by partition.
+        rows: Those that wait for an answer.
+        found: By window, a row a call, a column an event.
+    """
+
+    inputs: list[Inputs]
+    times: NDArray[np.float64]
+    found: list[NDArray[np.float64]]
+    cursors: dict[int, Cursor] = field(default_factory=dict)
+    newest: dict[int, int] = field(default_factory=dict)
+    rows: dict[_Place, list[int]] = field(default_factory=dict)
+
+
+def portions(arrivals: Sequence[Arrival]) -> Iterable[list[Arrival]]:
+    """The arrivals in order, cut so that the sequences of a partition in a portion are at most `AT_ONCE` apart."""
+    portion: list[Arrival] = []
+    begun: dict[int, int] = {}
+    for arrival in arrivals:
+        if arrival.page.next - begun.get(arrival.partition, arrival.page.next) > AT_ONCE:
+            yield portion
+            portion, begun = [], {}
+        portion.append(arrival)
+        begun.setdefault(arrival.partition, arrival.page.first)
+    yield portion
+
+
+class WindowRequests:
+    """Asks the windows of one job for what its events find there.
+
+    Args:
+        grid: The connection.
+        job: The job.
+        group: Its group, which holds the partitions of its events.
+        states: Its windows.
+    """
+
+    def __init__(self, grid: Grid, job: Job, group: Group, states: WindowStates) -> None:
+        self._grid = grid
+        self._name = job.name
+        self._group = group
+        self._states = states
+        self.windows = states.windows
+        self._tag = tag_of(states.tag, states.windows)
+        self._requests = MapWriter(grid, request_map(job.name))
+        self._answers = answer_map(job.name)
+        self._reader = JournalReader(grid, self._answers, self._begun_again, self._looked_into)
+        self._looked: dict[int, Cursor] = {}  # nobody before it has asked for more than is answered
+        self._batch: _Batch | None = None
+        self._woken = asyncio.Event()
+        self._gap = False
+
+    async def prepare(self) -> None:
+        """Make the maps known to the cluster, and fail if answers have no journal."""
+        await self._requests.prepare()
+        await self._grid.map(self._answers)
+        await self._reader.bounds(0)
+
+    async def run(self) -> None:
+        """Read answers until cancelled.
+
+        Raises:
+            GridscoreError: Their map has no journal.
+        """
+        try:
+            while True:
+                await self._reader.wait()
+                for arrival in self._reader.take(_ANSWERS):
+                    self._take(arrival.partition, arrival.page.values)
+        finally:
+            self._reader.close()
+
+    def refused(self, events: EventColumns) -> dict[int, str]:
+        """The events that windows cannot hold, each with the reason."""
+        return self._states.refused(events, (), [False] * len(events))
+
+    async def ask(
+        self,
+        events: EventColumns,
+        spans: Iterable[tuple[Cursor, int]],
+        sequences: Sequence[int],
+        keys: Sequence[bytes],
+        values: Sequence[bytes],
+    ) -> EventColumns:
+        """The events with what each found in its windows; nothing, where its partition is lost meanwhile.
+
+        Args:
+            events: Of one batch.
+            spans: Who has read them: cursors, each with the number of its events.
+            sequences: Of the events.
+            keys: Serialized keys of the events.
+            values: Their texts.
+
+        Raises:
+            HazelcastError: A member did not answer; nothing is lost.
+        """
+        windows = self.windows
+        found = [np.full((len(layout.calls), len(events)), math.nan) for layout in windows.layouts]
+        batch = self._batch = _Batch(windows.inputs(events), windows.times(events), found)
+        begin = 0
+        for cursor, count in spans:
+            rows = range(begin, begin := begin + count)
+            if not self._is_current(cursor):
+                continue
+            partition, origin = cursor.partition, self._group.leases.held[cursor.partition].record.origin
+            batch.cursors[partition] = cursor
+            numbers = [number_of(sequences[row], keys[row], values[row]) for row in rows]
+            batch.newest[partition] = max(batch.newest.get(partition, -1), *numbers, -1)
+            for window, one in enumerate(batch.inputs):
+                for row, number in zip(rows, numbers, strict=True):
+                    if one.keys[row] is not None:
+                        batch.rows.setdefault((partition, window, origin, number), []).append(row)
+        try:
+            await self._follow(batch)
+            self._send(batch, again=False)
+            await self._wait(batch)
+        finally:
+            self._batch = None
+        seen: list[Any] = [None] * windows.calls
+        for layout, columns in zip(windows.layouts, found, strict=True):
+            for output, column in zip(layout.outputs, columns, strict=True):
+                seen[output] = column
+        return events.with_windows(seen)
+
+    # ------------------------------------------------------------------ before the first request
+
+    async def _follow(self, batch: _Batch) -> None:
+        """Read the answers of all partitions from now on; take those that stand; and wait until there is room."""
+        for partition in self._reader.partitions - self._group.held:
+            self._reader.stop(partition)
+        await asyncio.gather(*(self._begin(p) for p in batch.cursors.keys() - self._reader.partitions))
+        new = {p for p, cursor in batch.cursors.items() if self._looked.get(p) is not cursor}
+        if new:
+            stood = await self._look(batch, new)
+            self._looked |= {p: batch.cursors[p] for p in new - stood}
+        for cursor in batch.cursors.values():
+            # Offsets are committed at any moment, and few batches wait for one.
+            while self._is_current(cursor) and not self._has_room(cursor.partition, batch.newest[cursor.partition]):  # noqa: ASYNC110
+                await asyncio.sleep(_ROOM_SECONDS)
+
+    def _has_room(self, partition: int, number: int) -> bool:
+        """Whether answers up to that event take the place of none that is needed if this worker dies."""
+        committed = self._group.leases.held[partition].record.offset
+        if number < committed + SLOTS:
+            return True
+        # All before this batch is committed; what lies between was overwritten before it was read.
+        return self._group.offsets.settled(partition) and self._group.acknowledged_to(partition) == committed
+
+    async def _begin(self, partition: int) -> None:
+        try:
+            _, newest = await self._reader.bounds(partition)
+        except JournalMissingError:
+            raise
+        except GridError as error:
+            raise OperationTimeoutError(str(error)) from error
+        self._reader.start(partition, newest + 1)
+
+    def _is_current(self, cursor: Cursor) -> bool:
+        return cursor.partition in self._group.held and self._group.reader.is_current(cursor)
+
+    # ------------------------------------------------------------------ requests
+
+    def _send(self, batch: _Batch, *, again: bool) -> None:
+        """Put requests for all that is not answered yet; whether they arrived is seen by their answers."""
+        count, names = self._grid.partition_count, [layout.name for layout in self.windows.layouts]
+        by_partition: dict[tuple[int, int], tuple[list[_Place], list[int], list[bytes]]] = {}
+        for place, (row, *_) in batch.rows.items():
+            window = place[1]
+            key = entity_key(names[window], batch.inputs[window].keys[row])
+            places, rows, keys = by_partition.setdefault((window, partition_of(key, count)), ([], [], []))
+            places.append(place)
+            rows.append(row)
+            keys.append(key)
+        for (window, partition), (places, rows, keys) in by_partition.items():
+            partitions, _, origins, numbers = zip(*places, strict=True)
+            asked = Asked(
+                window,
+                again,
+                np.array(partitions, np.int32),
+                np.array(origins, np.uint32),
+                np.array(numbers, np.int64),
+                batch.times[rows],
+                batch.inputs[window].columns[:, rows],
+                keys,
+            )
+            until = min(map(self._group.leases.until, set(partitions)))
+            text = request_text(self._tag, asked)
+            put = self._requests.put_partition(partition, [key_in(partition, count, "")], [text], until=until)
+            put.add_done_callback(self._put)
+
+    def _put(self, done: asyncio.Future[None]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None:
+            _log.debug("%s: a request of windows was not acknowledged: %s", self._name, error)
+
+    # ------------------------------------------------------------------ answers
+
+    async def _wait(self, batch: _Batch) -> None:
+        """Return when all is answered whose partition is still ours."""
+        clock, patience = self._grid.clock, _OVERDUE_SECONDS
+        overdue_at = clock() + patience
+        while batch.rows:
+            self._woken.clear()
+            try:
+                async with asyncio.timeout(_GLANCE_SECONDS):
+                    await self._woken.wait()
+            except TimeoutError:
+                gone = {partition for partition, cursor in batch.cursors.items() if not self._is_current(cursor)}
+                batch.rows = {place: rows for place, rows in batch.rows.items() if place[0] not in gone}
+            is_overdue = clock() >= overdue_at
+            if batch.rows and (is_overdue or self._gap):
+                self._gap = False
+                await self._look_again(batch)
+            if is_overdue:
+                self._send(batch, again=True)
+                patience = min(2 * patience, _LONGEST_SECONDS)
+                overdue_at = clock() + patience
+
+    async def _look_again(self, batch: _Batch) -> None:
+        """Take the answers that stand, and see whether their journals have begun again."""
+        waiting = {partition for partition, *_ in batch.rows}
+        try:
+            await self._look(batch, waiting)
+            await asyncio.gather(*map(self._reader.check, waiting))
+        except (HazelcastError, GridError) as error:
+            _log.debug("%s: answers of windows could not be read, trying again: %s", self._name, error)
+
+    async def _look(self, batch: _Batch, partitions: Collection[int]) -> set[int]:
+        """Take the answers that stand in the map; returns the partitions that have any."""
+        count = self._grid.partition_count
+        keys: dict[int, list[bytes]] = {partition: [] for partition in partitions}
+        for partition, window, _, number in batch.rows:
+            if partition in keys:
+                keys[partition].append(answer_key(partition, count, window, number))
+        there = await asyncio.gather(*(values_of(self._grid, self._answers, p, wanted) for p, wanted in keys.items()))
+        return {p for p, entries in zip(keys, there, strict=True) if self._take(p, map(payload, entries.values()))}
+
+    def _take(self, partition: int, texts: Iterable[bytes]) -> int:
+        """Note answers that somebody waits for; returns how many."""
+        taken, batch = 0, self._batch
+        if batch is None:
+            return 0
+        for text in texts:
+            answer = self._read(partition, text)
+            if answer is None:
+                continue
+            rows = batch.rows.pop((partition, answer.window, answer.origin, answer.number), None)
+            if rows is not None:
+                taken += 1
+                for row in rows:
+                    batch.found[answer.window][:, row] = np.frombuffer(answer.values)
+        if taken and not batch.rows:
+            self._woken.set()
+        return taken
+
+    def _read(self, partition: int, text: bytes) -> Answer | None:
+        try:
+            answer = answer_of(text)
+        except (ValueError, RecursionError) as error:
+            _log.warning("%s: an answer in partition %d cannot be read: %s", self._answers, partition, error)
+            return None
+        if answer.windows != self._tag or not 0 <= answer.window < len(self.windows.layouts):
+            return None
+        return answer if len(answer.values) == 8 * len(self.windows.layouts[answer.window].calls) else None
+
+    def _begun_again(self, partition: int, oldest: int) -> None:
+        self._reader.start(partition, oldest)
+
+    async def _looked_into(self, _cursor: Cursor, page: Page, _gap: int) -> Page:
+        self._gap = True
+        self._woken.set()
+        return page

@@ -1,0 +1,263 @@
+"""Windows with other keys than the events', in virtual time: whoever dies at whatever step, each event counts once."""
+
+import json
+
+import pytest
+from routed_world import ANSWERS, REQUESTS, ROUTED, RoutedWorld
+from window_world import BAD, CARDS, PARTITIONS
+from world import _data, _text
+
+from gridscore.features import FeaturePlan
+from gridscore.grid.writer import partition_of
+from gridscore.operations.window_state import state_of
+from gridscore.scoring import window_messages
+from gridscore.testing import Fault
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+@pytest.fixture
+def world():
+    world = RoutedWorld()
+    yield world
+    world.close()
+
+
+def partition_of_key(key):
+    return partition_of(_data(key), PARTITIONS)
+
+
+def test_scores_are_those_of_a_history_in_the_order_in_which_entities_had_their_events(world):
+    world.start()
+    world.pay(30)
+    world.pay_at_once(60)
+    world.advance(1.0)
+    world.settled()
+    assert len(world.scores) == 90
+    assert not world.ledger.duplicates()
+    assert world.sums() == dict(world.paid)
+    # A message a batch and partition, and no more.
+    assert world.changes[REQUESTS] <= 90
+    assert world.changes["windows.sim"] <= 90 * 2
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("step", [REQUESTS, ANSWERS, "windows.sim", "results.sim", "gridscore.leases"])
+def test_a_worker_may_die_after_each_step_of_both_stages(world, step, workers):
+    names = [world.start() for _ in range(workers)]
+    world.pay(10)
+    world.settled()
+    put = world.pay_at_once(40)
+    world.after_the_next(step, 3)
+    world.kill(names[0])
+    world.start()
+    world.settled()
+    assert put.done()
+    world.pay(10)
+    world.settled()
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("outcome", ["timeout", "disconnect"])
+@pytest.mark.parametrize("target", ["window-requests.*", "window-answers.*", "windows.*", "results.*"])
+def test_writes_whose_fate_is_unknown_count_once(world, target, outcome, applied):
+    world.start()
+    world.pay(10)
+    world.settled()
+    world.cluster.faults.append(Fault(outcome, applied=applied, request="Map.PutAll", map=target, client="w*", times=4))
+    world.pay_at_once(40)
+    world.advance(5.0)
+    world.settled()
+    assert not world.ledger.duplicates()
+
+
+def test_a_worker_that_leaves_hands_both_stages_over(world):
+    first = world.start()
+    world.pay(20)
+    world.settled()
+    world.pay_at_once(30)
+    world.start()
+    world.stop(first)
+    world.settled()
+    world.pay(10)
+    world.settled()
+    assert not world.ledger.duplicates()
+
+
+@pytest.mark.parametrize("step", [REQUESTS, ANSWERS, "results.sim"])
+def test_a_worker_that_was_paused_past_its_lease_changes_no_window(world, step):
+    first = world.start()
+    world.pay(10)
+    world.settled()
+    world.pay_at_once(30)
+    world.after_the_next(step)
+    world.pause(first)
+    world.start()
+    world.settled()
+    world.resume(first)
+    world.pay(10)
+    world.settled()
+
+
+def test_of_two_events_of_a_key_with_different_entities_the_newer_ones_result_stands(world):
+    """The card of the first lies with a worker that hangs; the second's card does not."""
+    first, _ = world.start(), world.start()
+    world.pay(20)
+    world.settled()
+    owners = {partition: lease["owner"] for partition, lease in world.stage_leases.items()}
+
+    def card_of(mine):
+        return next(
+            card
+            for card in CARDS
+            if (owners[partition_of(window_messages.entity_key("card", card), PARTITIONS)] == first) is mine
+        )
+
+    partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] != first)
+    (key,) = world.keys_of(partition, 1)
+    world.pause(first)
+    for card in (card_of(mine=True), card_of(mine=False)):
+        _, event = world.payment_of(card)
+        world.ask(world.client.put_events("events.sim", {key: event}))
+    world.settled()
+    world.resume(first)
+    world.settled()
+    found = world.cluster.partition("results.sim", partition).get(_data(key))
+    newest = max(sequence for there, sequence in world.events() if there == partition)
+    assert json.loads(_text(found))["sequence"] == newest
+
+
+def test_an_event_that_is_put_a_second_time_counts_twice_as_everywhere(world):
+    world.start()
+    key, event = world.payment_of(CARDS[0])
+    for _ in range(2):
+        world.ask(world.client.put_events("events.sim", {key: event}))
+    world.settled()
+    assert world.sums() == {CARDS[0]: 2 * world.paid[CARDS[0]]}
+
+
+def test_events_that_a_rescan_finds_count_once_though_a_worker_dies():
+    world = RoutedWorld(ring=32)
+    try:
+        first = world.start()
+        world.pay(5)
+        world.settled()
+        world.stop(first)
+        world.advance(10.0)
+        partition = 1
+        for key in world.keys_of(partition, 60):
+            _, event = world.payment_of(CARDS[0])
+            world.ask(world.client.put_events("events.sim", {key: event}))
+        second = world.start()
+        world.after_the_next(ANSWERS, 20)
+        world.kill(second)
+        world.start()
+        world.settle()
+        world.advance(30.0)
+        assert world.ledger.leases[partition]["lost"] > 0
+        results = world.cluster.partition("results.sim", partition)
+        assert sum(1 for _ in results) >= 60
+        assert world.sums()[CARDS[0]] == world.paid[CARDS[0]]
+    finally:
+        world.close()
+
+
+def test_requests_that_were_overwritten_before_they_were_read_are_put_again(world):
+    for partition in range(PARTITIONS):
+        world.cluster.partition(REQUESTS, partition).ring.capacity = 2
+    names = [world.start() for _ in range(3)]
+    world.pay(10)
+    world.settle()
+    for name in names[:2]:
+        world.pause(name)
+    world.pay_at_once(60)
+    world.advance(3.0)
+    for name in names[:2]:
+        world.resume(name)
+    world.settle()
+    world.advance(3.0)
+    world.check()
+    assert world.sums() == dict(world.paid)
+
+
+@pytest.mark.parametrize("lost", [REQUESTS, ANSWERS])
+def test_whatever_is_lost_between_the_stages_is_asked_for_again(world, lost):
+    world.start()
+    world.pay(10)
+    world.settled()
+    world.pay_at_once(40)
+    world.after_the_next(lost, 2)
+    for partition in range(PARTITIONS):
+        world.cluster.regress(lost, partition)
+    world.settle()
+    world.pay(10)
+    world.settle()
+    world.advance(3.0)
+    world.check()
+    assert set(world.events()) <= set(world.scores)
+    if lost == REQUESTS:
+        assert world.sums() == dict(world.paid)
+
+
+def test_an_event_that_becomes_a_dead_letter_after_its_windows_were_asked_is_in_them(world, monkeypatch):
+    compute, note = FeaturePlan.inputs, world.ledger._event
+
+    def inputs(self, events):
+        if (events.column("amount") == BAD).any():
+            raise ValueError("it cannot be computed")
+        return compute(self, events)
+
+    def noted(partition, change):
+        note(partition, change)
+        for event in world.ledger.lives[partition].events.values():
+            event.amount = None if event.amount == BAD else event.amount
+
+    monkeypatch.setattr(FeaturePlan, "inputs", inputs)
+    monkeypatch.setattr(world.ledger, "_event", noted)
+    world.start()
+    key, event = world.payment_of(CARDS[0])
+    world.ask(world.client.put_events("events.sim", {key: event | {"amount": BAD}}))
+    world.ask(world.client.put_events("events.sim", {"text": event | {"amount": "much"}}))
+    world.advance(5.0)
+    assert world.ledger.rejected() == {key, "text"}
+    record = world.ask(world.client.jobs.get("sim"))
+    assert world.ask(state_of(world.grid, record, CARDS[0])).values["sum(amount, card, '1h')"] == BAD
+
+
+def test_windows_begin_anew_when_a_job_is_restarted_from_its_oldest_event(world):
+    world.start()
+    world.pay(20)
+    world.settled()
+    record = world.ask(world.client.jobs.restart("sim", "oldest"))
+    world.advance(15.0)
+    world.settle()
+    assert record.restarts == 1
+    assert world.sums() == dict(world.paid)
+
+
+def test_windows_with_different_keys_are_asked_side_by_side():
+    job = (
+        ROUTED.replace("card: string,", "card: string, shop: int, wing: string,")
+        .replace("{card: card}", "{card: card, shop: {key: [shop, wing]}}")
+        .replace("seconds_since_last(card)", "count(shop, '1h') + seconds_since_last(card)")
+    )
+    world = RoutedWorld(job=job)
+    pay = world.payment_of
+
+    def payment_of(card):
+        key, event = pay(card)
+        return key, event | {"shop": world.random.randrange(4), "wing": world.random.choice("ab")}
+
+    world.payment_of = payment_of
+    try:
+        first = world.start()
+        world.pay(10)
+        put = world.pay_at_once(40)
+        world.after_the_next("windows.sim", 5)
+        world.kill(first)
+        world.start()
+        world.settled()
+        assert put.done()
+        assert world.sums() == dict(world.paid)
+    finally:
+        world.close()
