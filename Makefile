@@ -22,6 +22,9 @@ DEV_STAMP := $(VENV)/.installed-dev
 
 .PHONY: help demo bench test tests site mutants lint image lock clean
 
+# Hundreds of commands are started by the tests alone: each would compile all it imports, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
