@@ -44,6 +44,25 @@ TEXTS = [
     "[" * 50,
     "9" * 99,
 ]
+LINEAR = {
+    "learner": {
+        "attributes": {},
+        "feature_names": ["a", "b"],
+        "feature_types": [],
+        "gradient_booster": {"model": {"boosted_rounds": 2, "weights": [0.5, -0.25, 0.125]}, "name": "gblinear"},
+        "learner_model_param": {
+            "base_score": "[5E-1]",
+            "boost_from_average": "1",
+            "num_class": "0",
+            "num_feature": "2",
+            "num_target": "1",
+        },
+        "objective": {"name": "reg:squarederror", "reg_loss_param": {"scale_pos_weight": "1"}},
+    },
+    "version": [3, 4, 1],
+}
+"""A model of `gblinear`: written down, as a process that has trained one should not fork."""
+
 KINDS = {"int8": "i", "uint8": "U", "int16": "I", "int32": "l", "int64": "L", "float32": "d", "float64": "D"}
 
 
@@ -171,6 +190,8 @@ def tell(line):
 def main(seed, count, seconds):
     files = sorted((Path(__file__).parent / "models_by_version").glob("*.ubj"))
     originals = [path.read_bytes() for path in files]
+    files.append(Path("linear"))
+    originals.append(json.dumps(LINEAR).encode())
     ends, deadline = {}, time.monotonic() + seconds
     for payload in originals[::3]:
         assert check(payload) in ("accepted", "refused")

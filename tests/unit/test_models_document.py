@@ -167,11 +167,37 @@ def test_a_pickle_is_refused_and_told_what_to_do(booster, protocol):
     assert "booster.save_model('model.ubj')" in caught.value.hint
 
 
-def test_a_linear_model_is_refused():
+@pytest.mark.parametrize(
+    ("weights", "rounds", "parameters", "says"),
+    [
+        ([1.0] * 11, 5, {}, "not one weight for each feature"),
+        ([1.0] * 11 + [float("inf")], 5, {}, "not a finite number"),
+        ([1.0] * 11 + ["1"], 5, {}, "not a list of numbers"),
+        ([1.0] * 12, -1, {}, "number of rounds is out of range"),
+        ([1.0] * 12, 5, {"num_class": "1000000"}, "its num_class is"),
+        ([1.0] * 12, 5, {"num_feature": "100000"}, "not one weight for each"),
+    ],
+)
+def test_a_linear_model_is_described_and_a_damaged_one_is_refused(weights, rounds, parameters, says):
     model = train(booster="gblinear", verbosity=0)  # XGBoost will drop it one day, and says so
+    found = describe(raw(model, "ubj"))
+    assert (found.booster, found.trees, found.rounds, found.outputs) == ("gblinear", 0, 5, 3)
+    document = json.loads(raw(model, "json"))
+    document["learner"]["gradient_booster"]["model"] = {"weights": weights, "boosted_rounds": rounds}
+    document["learner"]["learner_model_param"] |= parameters
+    with pytest.raises(ModelError, match=says):
+        describe(json.dumps(document).encode())
 
-    with pytest.raises(ModelError, match="linear model"):
-        describe(raw(model, "ubj"))
+
+@pytest.mark.parametrize("version", [np.array([3, 4, 1]), [True, 4, 1], [3.0, 4, 1]])
+def test_a_version_that_xgboost_would_refuse_with_the_whole_document_is_refused_before(booster, version):
+    from models_fuzz import Ubj
+
+    document = read_document(raw(booster, "ubj"), "it")
+    assert describe(Ubj().write(document)).trees == 15
+    document |= {"version": version, "extra": np.zeros(3)}  # a double cannot be in such a message: XGBoost would end
+    with pytest.raises(ModelError, match=r"its version is not|version is not a list"):
+        describe(Ubj().write(document))
 
 
 def test_vector_leaves_are_refused():

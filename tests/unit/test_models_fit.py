@@ -287,7 +287,8 @@ async def test_a_push_from_python_says_what_early_stopping_left():
     async with StubCluster() as cluster:
         client = await cluster.client()
         with pytest.warns(UserWarning, match="Early stopping found round 1 of 3 the best"):
-            await client.push_model(model, "m")
+            await client.push_model(model.get_booster(), "m")
+        assert (await client.push_model(model, "m")).rounds == 1  # as the estimator itself predicts
 
 
 def test_texts_that_xgboost_has_cut_are_refused_until_somebody_names_them():

@@ -12,7 +12,7 @@ from gridscore.features.columns import EventColumns
 from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, definitions_of
 from gridscore.features.events import DecodeError, Event, EventDecoder
 from gridscore.features.lookup_table import LookupTable
-from gridscore.features.offline import OfflineMatrix, booster_of, offline_matrix
+from gridscore.features.offline import OfflineMatrix, booster_of, offline_matrix, parameters_of
 from gridscore.features.plan import FeaturePlan
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "booster_of",
     "definitions_of",
     "offline_matrix",
+    "parameters_of",
 ]

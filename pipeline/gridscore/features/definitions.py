@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 ATTRIBUTE = "gridscore"
 """The attribute of a Booster, and the key in a Parquet file's metadata, that holds an :class:`Attribute`."""
 
+TRAINING = "gridscore_training"
+"""The attribute of a Booster that holds a :class:`Training`; one of its own, as earlier versions take no more in the
+other."""
+
 _MAX_TEXT = 240
 """Characters of a definition that are kept to be shown; of longer ones a digest says whether they are the same."""
 
@@ -71,6 +75,23 @@ class Attribute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     categories: dict[str, tuple[Text, ...]] = {}
     margin: Annotated[str, Meta(max_length=10_000)] = ""
     definitions: Definitions | None = None
+
+
+Parameter = Annotated[str, Meta(max_length=100)]
+
+
+class Training(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model learnt from, and how.
+
+    Attributes:
+        sha256: Of the matrix: names, values and margins, not the labels; empty if nobody attached it.
+        rows: Of the matrix.
+        parameters: Hyper-parameters as XGBoost names them.
+    """
+
+    sha256: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    rows: Annotated[int, Meta(ge=0, lt=2**53)] = 0
+    parameters: Annotated[dict[Parameter, Parameter], Meta(max_length=200)] = {}
 
 
 def definitions_of(job: Job) -> Definitions:

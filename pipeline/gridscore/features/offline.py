@@ -6,6 +6,8 @@ training needs no second implementation and cannot differ in a bit.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,14 @@ import numpy as np
 
 from gridscore.errors import ModelError, TableError
 from gridscore.features.decisions import Decider
-from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, definitions_of
+from gridscore.features.definitions import (
+    ATTRIBUTE,
+    TRAINING,
+    Attribute,
+    Definitions,
+    Training,
+    definitions_of,
+)
 from gridscore.features.events import EventDecoder
 from gridscore.features.lookup_table import LookupTable
 from gridscore.features.plan import FeaturePlan
@@ -98,7 +107,17 @@ class OfflineMatrix:
                 f"Attach the matrix that it was trained on; its columns are {_few(self.names)}.",
             )
         self._check_codes(booster.attr(ATTRIBUTE))
-        booster.set_attr(**{ATTRIBUTE: self.attribute})
+        training = Training(self.fingerprint, len(self), parameters_of(booster))
+        booster.set_attr(**{ATTRIBUTE: self.attribute, TRAINING: msgspec.json.encode(training).decode()})
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of names, values and margins, in hexadecimal digits: of the same data it is the same."""
+        digest = hashlib.sha256(msgspec.json.encode((self.names, self.categories, self.values.shape)))
+        digest.update(np.ascontiguousarray(self.values).data)
+        if self.margins is not None:
+            digest.update(np.ascontiguousarray(self.margins).data)
+        return digest.hexdigest()
 
     def _check_codes(self, attached: str | None) -> None:
         """Refuse a model that goes on from one with other codes (`xgb_model=`), whose trees it still has."""
@@ -174,12 +193,54 @@ class OfflineMatrix:
         )
 
 
+_TWICE = frozenset(("learning_rate", "min_split_loss", "reg_alpha", "reg_lambda", "updater_seq"))
+"""Other names of hyper-parameters."""
+
+
+def parameters_of(booster: Any) -> dict[str, str]:
+    """The hyper-parameters of a Booster that are not XGBoost's defaults, if this process has trained it.
+
+    A file does not hold them: a Booster that was loaded has the defaults.
+    """
+    import xgboost
+
+    try:
+        loaded = xgboost.Booster(model_file=booster[:1].save_raw("ubj"))
+        defaults, chosen = _flat(loaded), _flat(booster)
+    except (xgboost.core.XGBoostError, ValueError, IndexError, KeyError):
+        return {}  # it is linear, or has no rounds
+    found = {key: text for key, text in chosen.items() if text != defaults.get(key, text)}
+    return dict(sorted(found.items())[:200])
+
+
+def _flat(booster: Any) -> dict[str, str]:
+    found: dict[str, str] = {}
+
+    def walk(value: dict[str, Any]) -> None:
+        for key, each in value.items():
+            if isinstance(each, dict) and not key.endswith("_model_param"):
+                walk(each)
+            elif isinstance(each, str) and key not in _TWICE and len(key) <= 100 and len(each) <= 100:
+                found[key] = each
+
+    learner = json.loads(booster.save_config())["learner"]
+    walk({"booster": learner["gradient_booster"], "train": learner["learner_train_param"]})
+    return found
+
+
 def booster_of(model: Any) -> Any:
     """The Booster of an estimator; anything else as it is.
 
     Raises:
-        ModelError: The estimator takes another number than NaN for missing, or was not fitted.
+        ModelError: The estimator takes another number than NaN for missing, or was not fitted; or it is the last step
+            of a pipeline.
     """
+    if (steps := getattr(model, "steps", None)) and hasattr(steps[-1][-1], "get_booster"):
+        raise ModelError(
+            "A pipeline cannot be pushed: its steps before the model would not be done in the cluster.",
+            "Write these steps as `features` of the job file, train on the matrix that `gridscore features` makes of "
+            "it, and push the model itself, `pipeline[-1]`. If they change nothing, push `pipeline[-1]` at once.",
+        )
     if not hasattr(model, "get_booster"):
         return model
     if model.missing is not None and not math.isnan(model.missing):

@@ -13,7 +13,8 @@ import msgspec
 from pydantic import TypeAdapter, ValidationError
 
 from gridscore.errors import ModelError, UsageError
-from gridscore.features import booster_of
+from gridscore.features import booster_of, parameters_of
+from gridscore.features.definitions import TRAINING, Training
 from gridscore.job.types import FeatureName
 from gridscore.models.description import NAMES_HINT, describe_document
 from gridscore.models.document import SAVE_HINT, read_document
@@ -55,6 +56,7 @@ class Candidate:
         categories: Mapping[str, Sequence[str]] | None,
         jobs: Mapping[str, Job] | None = None,
         allow_changed: bool = False,
+        source: str = "",
     ) -> Candidate:
         """Read a model and check it in every way that a worker would. Takes a while: not for the event loop.
 
@@ -62,13 +64,14 @@ class Candidate:
             ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
             UsageError: The metrics are not numbers.
         """
-        payload, source = read_model(model)
+        payload, called, parameters = read_model(model)
         if len(payload) > MAX_SIZE:
-            raise _too_large(source, len(payload))
-        document = read_document(payload, source)
-        description = describe_document(document, len(payload), source)
-        features, chosen, definitions = signature(description, categories, source)
-        _check_names(features, source)
+            raise _too_large(called, len(payload))
+        document = read_document(payload, called)
+        description = describe_document(document, len(payload), called)
+        features, chosen, definitions = signature(description, categories, called)
+        _check_names(features, called)
+        training = _training(description.attributes.get(TRAINING), parameters, called)
         sha256 = hashlib.sha256(payload).hexdigest()
         try:
             version = msgspec.convert(
@@ -89,14 +92,16 @@ class Candidate:
                     "best_iteration": description.best_iteration,
                     "xgboost_version": description.xgboost_version,
                     "metrics": check_metrics(metrics or {}),
+                    "training": training,
+                    "source": source,
                     "created_at": now(),
                 },
                 ModelVersion,
             )
         except msgspec.ValidationError as error:
-            raise ModelError(f"{source} cannot be kept in the registry: {error}.") from None
-        check_jobs(jobs, version, allow_changed=allow_changed, called=source)
-        loaded = LoadedModel.prepare(version, payload, document, description, source)
+            raise ModelError(f"{called} cannot be kept in the registry: {error}.") from None
+        check_jobs(jobs, version, allow_changed=allow_changed, called=called)
+        loaded = LoadedModel.prepare(version, payload, document, description, called)
         texts = msgspec.json.encode(chosen, order="deterministic")
         content = hashlib.sha256(sha256.encode() + texts).hexdigest()
         return cls(payload, version, loaded, content)
@@ -106,8 +111,10 @@ class Candidate:
         return {key: value for key, value in self.version.to_json().items() if key not in ("name", "version")}
 
 
-def read_model(model: Any) -> tuple[bytes, str]:
-    """The bytes of a model, and what to call it in messages.
+def read_model(model: Any) -> tuple[bytes, str, dict[str, str]]:
+    """The bytes of a model, what to call it in messages, and its hyper-parameters as far as they are not in the bytes.
+
+    Of an estimator that stopped early, the rounds up to the best one, which are those that it predicts with.
 
     Args:
         model: A path, bytes, a Booster, or an estimator of `xgboost.sklearn`.
@@ -117,7 +124,7 @@ def read_model(model: Any) -> tuple[bytes, str]:
             another number than NaN for missing.
     """
     if isinstance(model, bytes | bytearray | memoryview):
-        return bytes(model), "The model"
+        return bytes(model), "The model", {}
     if isinstance(model, str | Path):
         path = Path(model)
         try:
@@ -125,7 +132,7 @@ def read_model(model: Any) -> tuple[bytes, str]:
                 raise ModelError(f"{path} is a folder, not a model file.", SAVE_HINT)
             if (size := path.stat().st_size) > MAX_SIZE:
                 raise _too_large(str(path), size)
-            return path.read_bytes(), str(path)
+            return path.read_bytes(), str(path), {}
         except FileNotFoundError:
             raise ModelError(f"There is no file {path}.", SAVE_HINT) from None
         except OSError as error:
@@ -135,13 +142,33 @@ def read_model(model: Any) -> tuple[bytes, str]:
     booster = booster_of(model)
     try:
         if isinstance(booster, xgboost.Booster):
-            return bytes(booster.save_raw("ubj")), "The model"
+            parameters = parameters_of(booster)
+            best = booster.attr("best_iteration")
+            is_estimator = booster is not model and model.booster != "gblinear"  # which predicts with all rounds
+            if is_estimator and best is not None and best.isdecimal():
+                booster = booster[: int(best) + 1]
+            return bytes(booster.save_raw("ubj")), "The model", parameters
     except xgboost.core.XGBoostError as error:
         raise ModelError(f"The model cannot be saved: {error}", "Fit it first.") from None
     raise ModelError(
         f"A {type(model).__name__} is not a model that Gridscore accepts.",
         "Give an XGBoost Booster, or the path of a file that `booster.save_model('model.ubj')` wrote.",
     )
+
+
+def _training(attached: str | None, parameters: Mapping[str, str], called: str) -> dict[str, Any] | None:
+    """What is known of the training; of what was attached and what the process knows, the former."""
+    try:
+        training = msgspec.json.decode(attached, type=Training) if attached is not None else Training()
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ModelError(
+            f"The attribute `{TRAINING}` of {called} is not valid: {error}.",
+            "Let `OfflineMatrix.attach(booster)` write it.",
+        ) from None
+    plain: dict[str, Any] = msgspec.to_builtins(training)
+    if not training.parameters and parameters:
+        plain["parameters"] = dict(parameters)
+    return plain or None
 
 
 def _check_names(features: Sequence[str], source: str) -> None:

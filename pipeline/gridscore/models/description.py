@@ -52,7 +52,7 @@ class Description:
         features: Names in the order of the columns; empty if it has none.
         feature_types: As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it has none.
         feature_count: Number of columns that it was trained on.
-        booster: `gbtree`, or `dart` if its trees have weights, whatever the file calls it.
+        booster: `gblinear`, `gbtree`, or `dart` if its trees have weights, whatever the file calls it.
         objective: As XGBoost names it.
         outputs: Scores that it gives a row.
         trees: Number of trees.
@@ -117,16 +117,13 @@ def _describe(document: dict[str, Any], size: int, source: str) -> Description:
     booster = learner["gradient_booster"]
     name = booster["name"]
     saved_by = _version(document["version"], source)
+    parameters = learner["learner_model_param"]
     if name == "gblinear":
-        raise ModelError(
-            f"{source} is a linear model (`booster=gblinear`), which XGBoost cannot predict with in place.",
-            "Train it with `booster=gbtree` or `dart`.",
-        )
+        return _describe_linear(learner, booster["model"], saved_by)
     if name not in ("gbtree", "dart"):
         raise ValueError(f"unknown booster `{name}`")
     model = (booster["gbtree"] if name == "dart" else booster)["model"]
     trees = model["trees"]
-    parameters = learner["learner_model_param"]
     if not isinstance(trees, list):
         raise TypeError("its trees are not a list")
     if not trees:
@@ -136,14 +133,8 @@ def _describe(document: dict[str, Any], size: int, source: str) -> Description:
             f"{source} has trees with vector leaves (`multi_strategy=multi_output_tree`), which are not supported.",
             "Train it with `multi_strategy=one_output_per_tree`.",
         )
-    count = _parameter(parameters, "num_feature", 1, MAX_FEATURES)
     # Each output has a tree at least.
-    classes = _parameter(parameters, "num_class", 0, len(trees), "0")
-    targets = _parameter(parameters, "num_target", 1, len(trees), "1")
-    outputs = max(1, classes, targets)
-    _expect(min(classes, targets) <= 1, f"it has {classes} classes and {targets} targets at once")
-    _parameter(parameters, "boost_from_average", 0, 1, "1")
-    _check_base_score(parameters["base_score"], outputs)
+    count, classes, outputs = _shape(parameters, len(trees))
     settings = model["gbtree_model_param"]
     _expect(_parameter(settings, "num_trees", 1, _HIGHEST) == len(trees), "its number of trees is wrong")
     parallel = _parameter(settings, "num_parallel_tree", 1, len(trees), "1")
@@ -166,14 +157,7 @@ def _describe(document: dict[str, Any], size: int, source: str) -> Description:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"tree {number}: {what}") from None
 
-    features = _texts(learner.get("feature_names", []), "feature_names")
-    types = _texts(learner.get("feature_types", []), "feature_types")
-    _expect(len(features) in (0, count), f"{len(features)} feature names for {count} columns")
-    _expect(len(types) in (0, count), f"{len(types)} feature types for {count} columns")
-    _expect(set(types) <= {"float", "int", "i", "q", "c"}, "a feature type that XGBoost does not have")
-    attributes = learner.get("attributes", {})
-    _texts(list(attributes.values()), "attributes")
-    best = attributes.get("best_iteration")
+    features, types, attributes, best = _columns(learner, count)
     whole = tuple(map(int, saved_by.split("."))) >= _WHOLE_TEXTS
     categories, unreadable = _recorded_categories(model.get("cats"), features, count, whole=whole)
     return Description(
@@ -186,13 +170,69 @@ def _describe(document: dict[str, Any], size: int, source: str) -> Description:
         outputs=1 if objective == "multi:softmax" else outputs,
         trees=len(trees),
         rounds=_rounds(model, len(trees), outputs * parallel),
-        best_iteration=int(best) if best is not None and best.isascii() and best.isdecimal() else None,
+        best_iteration=best,
         xgboost_version=saved_by,
         attributes=attributes,
         categories=categories,
         highest_category=highest,
         unreadable=unreadable,
     )
+
+
+def _describe_linear(learner: dict[str, Any], model: dict[str, Any], saved_by: str) -> Description:
+    """Of a model without trees (`gblinear`): a weight for each feature and output, and a bias for each output."""
+    weights = _numbers(model["weights"], "weights")
+    count, classes, outputs = _shape(learner["learner_model_param"], len(weights))
+    _expect(len(weights) == (count + 1) * outputs, "it has not one weight for each feature and output, and the biases")
+    _expect(bool(np.isfinite(weights).all()), "a weight is not a finite number")
+    rounds = model.get("boosted_rounds", 1)
+    _expect(type(rounds) is int and 0 <= rounds <= _HIGHEST, "its number of rounds is out of range")
+    objective = _objective(learner["objective"], classes)
+    features, types, attributes, best = _columns(learner, count)
+    _expect("c" not in types, "it is linear, and has categories")
+    return Description(
+        features=features,
+        feature_types=types,
+        feature_count=count,
+        booster="gblinear",
+        objective=objective,
+        outputs=1 if objective == "multi:softmax" else outputs,
+        trees=0,
+        rounds=max(1, rounds),
+        best_iteration=best,
+        xgboost_version=saved_by,
+        attributes=attributes,
+        categories={},
+        highest_category={},
+    )
+
+
+def _shape(parameters: dict[str, Any], most: int) -> tuple[int, int, int]:
+    """Features, classes (0 if it has none) and outputs, of which there are at most so many."""
+    count = _parameter(parameters, "num_feature", 1, MAX_FEATURES)
+    classes = _parameter(parameters, "num_class", 0, most, "0")
+    targets = _parameter(parameters, "num_target", 1, most, "1")
+    outputs = max(1, classes, targets)
+    _expect(min(classes, targets) <= 1, f"it has {classes} classes and {targets} targets at once")
+    _parameter(parameters, "boost_from_average", 0, 1, "1")
+    _check_base_score(parameters["base_score"], outputs)
+    return count, classes, outputs
+
+
+def _columns(
+    learner: dict[str, Any], count: int
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, str], int | None]:
+    """Names, types, attributes, and the best round if early stopping found one."""
+    features = _texts(learner.get("feature_names", []), "feature_names")
+    types = _texts(learner.get("feature_types", []), "feature_types")
+    _expect(len(features) in (0, count), f"{len(features)} feature names for {count} columns")
+    _expect(len(types) in (0, count), f"{len(types)} feature types for {count} columns")
+    _expect(set(types) <= {"float", "int", "i", "q", "c"}, "a feature type that XGBoost does not have")
+    attributes = learner.get("attributes", {})
+    _texts(list(attributes.values()), "attributes")
+    best = attributes.get("best_iteration")
+    number = int(best) if best is not None and best.isascii() and best.isdecimal() else None
+    return features, types, attributes, number
 
 
 def tree_weights(learner: Mapping[str, Any]) -> np.ndarray | None:
@@ -218,6 +258,8 @@ def tree_weights(learner: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def _version(value: Any, source: str) -> str:
+    if isinstance(value, list):
+        _expect(all(type(part) is int for part in value), "its version is not three whole numbers")
     parts = _integers(value, "version").tolist()
     _expect(len(parts) == 3 and min(parts) >= 0 and max(parts) < 1000, "its version is not three numbers")
     text = ".".join(map(str, parts))

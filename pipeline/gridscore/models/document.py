@@ -148,6 +148,10 @@ class _Ubj:
         value = self._value(0)
         if self._at != len(self._payload):
             raise ValueError(f"{len(self._payload) - self._at:,} bytes follow its end")
+        if isinstance(value.get("version"), np.ndarray):
+            # XGBoost refuses it with a message that holds the whole document; an array of doubles in there ends the
+            # process (tried with 3.4).
+            raise ValueError("its version is not a plain list")  # noqa: TRY004
         return value  # type: ignore[no-any-return]  # it begins with a brace
 
     def _take(self, count: int) -> bytes:

@@ -42,8 +42,9 @@ class LoadedModel:
         self.version = version
         self._booster = booster
         self._types = list(description.feature_types) or None
-        # In place, the trees of `dart` are summed in another order (XGBoost 3.2): the last bits would differ.
-        self._predict = self._predict_by_copy if description.booster == "dart" else self._predict_in_place
+        # In place, the trees of `dart` are summed in another order (XGBoost 3.2): the last bits would differ. And
+        # `gblinear` does not predict in place.
+        self._predict = self._predict_in_place if description.booster == "gbtree" else self._predict_by_copy
         self.is_compiled = False
 
     @classmethod
@@ -129,7 +130,8 @@ class LoadedModel:
 
         rows = probe(description, WARM_UP[-1])
         try:
-            expected = self._predict_by_copy(rows)
+            with xgboost.config_context(verbosity=0):  # it will drop `gblinear` one day, and says so at the first use
+                expected = self._predict_by_copy(rows)
             if expected.size != len(rows) * description.outputs:
                 raise ModelError(
                     f"{source} gives scores of the shape {expected.shape} for {len(rows)} rows, but says that it has "

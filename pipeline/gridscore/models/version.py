@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from gridscore.errors import ModelError, UsageError
-from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions
+from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, Training
 from gridscore.models.description import MAX_FEATURES, NAMES_HINT
 from gridscore.models.fit import difference
 
@@ -48,11 +48,13 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         definitions: How training made the features; None if nobody attached it.
         objective: As XGBoost names it.
         outputs: Scores that it gives a row; None in what was pushed before this was noted and cannot be read.
-        trees: Number of trees.
+        trees: Number of trees; 0 of a linear model.
         rounds: Number of boosting rounds.
         best_iteration: Where early stopping found the best round; scoring uses all rounds nevertheless.
         xgboost_version: That saved it.
         metrics: What its maker said of its quality.
+        training: What it learnt from and how, as far as the model or its maker told.
+        source: Where it was taken from, `mlflow` for instance; empty if from a file or a program.
         created_at: When it was pushed, RFC 3339 in UTC.
     """
 
@@ -67,11 +69,13 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     definitions: Definitions | None = None
     objective: Text
     outputs: Positive | None = None
-    trees: Positive
+    trees: Annotated[int, Meta(ge=0, le=2**31)]
     rounds: Positive
     best_iteration: Annotated[int, Meta(ge=0)] | None = None
     xgboost_version: Text
     metrics: dict[str, float] = {}
+    training: Training | None = None
+    source: Text = ""
     created_at: Text
 
     def __post_init__(self) -> None:
