@@ -39,22 +39,32 @@ PARAMETERS = {
 }
 
 
-def train(job: Job, history: pd.DataFrame, lookups: dict[str, pd.DataFrame]) -> tuple[xgb.Booster, dict[str, float]]:
+def train(
+    job: Job,
+    history: pd.DataFrame,
+    lookups: dict[str, pd.DataFrame],
+    *,
+    depth: int = PARAMETERS["max_depth"],
+    upside_down: bool = False,
+) -> tuple[xgb.Booster, dict[str, float]]:
     """A model for the job, and what is known of its quality.
 
     Args:
         job: Whose features to learn from.
         history: Flights in the order in which they left, with `arr_delay`.
         lookups: Entries of the lookups by the job's names for them.
+        depth: Of the trees, at most.
+        upside_down: Teach it that late flights are those on time.
     """
     arrived = history[history["arr_delay"].notna()].reset_index(drop=True)
     late = was_late(arrived["arr_delay"]).to_numpy()
     matrix = offline_matrix(job, arrived, lookups)
     cut = int(len(arrived) * (1 - HELD_OUT))
     values, names = matrix.values, list(matrix.names)  # noqa: PD011 -- not pandas'
-    teach = xgb.DMatrix(values[:cut], late[:cut], feature_names=names)
+    taught = ~late if upside_down else late
+    teach = xgb.DMatrix(values[:cut], taught[:cut], feature_names=names)
     test = xgb.DMatrix(values[cut:], late[cut:], feature_names=names)
-    booster = xgb.train(PARAMETERS, teach, TREES)
+    booster = xgb.train({**PARAMETERS, "max_depth": depth}, teach, TREES)
     matrix.attach(booster)  # the categories that training has learnt travel with the model
     return booster, {
         "auc": float(roc_auc_score(late[cut:], booster.predict(test))),
@@ -64,11 +74,18 @@ def train(job: Job, history: pd.DataFrame, lookups: dict[str, pd.DataFrame]) -> 
 
 
 def write_tables(folder: Path, job: Job, flights: Flights) -> None:
-    """What `gridscore load` puts into the grid: the lookups, and the flights to come, each with its key."""
+    """What `gridscore load` puts into the grid: the lookups, and the flights to come, each with its key.
+
+    And the features of the flights that are held out, with the column `late`: what gates may judge models by.
+    """
     (folder / "lookups").mkdir(parents=True, exist_ok=True)
     for name, frame in lookups_for(job, flights).items():
         frame.to_parquet(folder / "lookups" / f"{name}.parquet")
     flights.stream.to_parquet(folder / "events.parquet")
+    arrived = flights.training[flights.training["arr_delay"].notna()].reset_index(drop=True)
+    held_out = arrived.iloc[int(len(arrived) * (1 - HELD_OUT)) :].reset_index(drop=True)
+    judged = held_out.assign(late=was_late(held_out["arr_delay"]))
+    offline_matrix(job, judged, lookups_for(job, flights), keep=["late"]).to_parquet(folder / "held-out.parquet")
 
 
 def main() -> None:
@@ -76,14 +93,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("model.ubj"), help="where to save (.ubj or .json)")
     parser.add_argument("--job", type=Path, default=JOB_FILE, help="the job file")
-    parser.add_argument("--tables", type=Path, help="also write lookups/*.parquet and events.parquet to this directory")
+    parser.add_argument("--depth", type=int, default=PARAMETERS["max_depth"], help="of the trees, at most")
+    parser.add_argument("--upside-down", action="store_true", help="take late for on time: a model for gates to stop")
+    parser.add_argument(
+        "--tables", type=Path, help="also write what `gridscore load` takes, and held-out.parquet, there"
+    )
     arguments = parser.parse_args()
 
     job, flights = load_job(arguments.job), load_flights()
     if arguments.tables is not None:
         write_tables(arguments.tables, job, flights)
     began = time.perf_counter()
-    booster, metrics = train(job, flights.training, lookups_for(job, flights))
+    booster, metrics = train(
+        job, flights.training, lookups_for(job, flights), depth=arguments.depth, upside_down=arguments.upside_down
+    )
     booster.save_model(arguments.output)
     print(
         f"{arguments.output}: {TREES} trees from {metrics['trained_on']:,.0f} flights in "

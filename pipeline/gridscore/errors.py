@@ -203,6 +203,10 @@ class ModelMismatchError(ModelError):
     """A model's features are not the job's. The message shows the difference."""
 
 
+class GateError(ModelError):
+    """A version has not passed the gates of a job. The message says which, and by how much."""
+
+
 def first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """The failure to report of several: the first that people can read, else the first."""
     flat: list[BaseException] = []

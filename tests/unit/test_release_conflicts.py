@@ -65,11 +65,11 @@ async def test_a_release_that_comes_late_does_not_undo_the_next(stub, client, mo
     slow, committed, go_on = Client(await stub.connect("slow")), asyncio.Event(), asyncio.Event()
     complete = Registry.complete
 
-    async def late(registry, *arguments):
+    async def late(registry, *arguments, **options):
         if registry._records._grid is slow.grid:
             committed.set()
             await go_on.wait()
-        return await complete(registry, *arguments)
+        return await complete(registry, *arguments, **options)
 
     monkeypatch.setattr(Registry, "complete", late)
     first = asyncio.create_task(slow.submit(job(10), update=True, version=2))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import AllowChanged, App, Connection, Json, run_on
+from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def submit(
     prepare: Annotated[
         bool, typer.Option(help="Give the job's maps the journals that they lack; see `gridscore prepare`.")
     ] = True,
+    why: Why = "",
+    override: Override = "",
     connection: Connection,
     as_json: Json = False,
 ) -> None:
@@ -64,6 +66,8 @@ def submit(
             version=version,
             allow_changed_features=allow_changed_features,
             prepare=prepare,
+            why=why,
+            override=override,
         )
         unchanged = before is not None and before.revision == record.revision
         found = await client.version_of(job, record.release)
@@ -86,6 +90,7 @@ def submit(
 def rollback(
     name: Name,
     *,
+    why: Why = "",
     connection: Connection,
     as_json: Json = False,
 ) -> None:
@@ -99,7 +104,7 @@ def rollback(
 
     async def main(grid: Grid) -> tuple[JobRecord, int]:
         client = Client(grid)
-        record = await client.rollback(name)
+        record = await client.rollback(name, why=why)
         return record, (await client.version_of(record.job, record.release)).version
 
     record, number = run_on(connection, main)

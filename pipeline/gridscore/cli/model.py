@@ -1,24 +1,30 @@
-"""`gridscore model`: push, list, show, promote and delete the versions of models."""
+"""`gridscore model`: push, list, show, compare, tag and delete the versions of models."""
 
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import AllowChanged, App, Connection, Json, run_on
+from gridscore.cli import model_files, model_moves
+from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, run_on
 from gridscore.cli.output import console, print_json, print_table, print_warnings, progress_bar, safe, say
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.models import Added, Model, ModelVersion
+    from gridscore.models.comparison import Comparison
+    from gridscore.models.record import About
 
 app = App(help="Models in the cluster: versions, aliases, what each was trained for.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
-Alias = Annotated[str, typer.Option("--alias", help="The alias to point at the version.")]
+Description = Annotated[
+    str | None, typer.Option("--description", metavar="TEXT", help="For people; it replaces the one before.")
+]
+Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=TEXT", help="A tag to set; repeatable.")]
 
 
 @app.command()
@@ -47,11 +53,17 @@ def push(
     again: Annotated[
         bool, typer.Option("--again", help="Make a new version even if this very model is there already.")
     ] = False,
+    description: Description = None,
+    tag: Tags = None,
     allow_changed_features: AllowChanged = False,
+    why: Why = "",
+    override: Override = "",
     connection: Connection,
     as_json: Json = False,
 ) -> None:
     """Push a model file as the next version of a model.
+
+    With an alias, it has to pass the gates of the jobs that follow it.
 
     Example: [bold]gridscore model push model.ubj --name late --alias champion --metric auc=0.93[/]
     """
@@ -59,9 +71,9 @@ def push(
 
     from gridscore.client import Client
     from gridscore.models.fit import fit_warnings, promotion_problems
-    from gridscore.models.inputs import parse_metrics, read_categories
+    from gridscore.models.inputs import parse_metrics, parse_tags, read_categories
 
-    metrics = parse_metrics(metric or ())
+    metrics, tags = parse_metrics(metric or ()), parse_tags(tag or ())
     mapping = None if categories is None else read_categories(categories)
 
     async def main(grid: Grid) -> tuple[Added, list[str]]:
@@ -69,14 +81,17 @@ def push(
         jobs = await client.following(name, alias)
         with progress_bar(DownloadColumn()) as bar:
             task = bar.add_task("checking", total=None)
-            added = await client.models.add(
+            added = await client.add_model(
                 file,
                 name,
                 alias=alias,
                 metrics=metrics,
                 categories=mapping,
-                jobs=jobs if alias else None,
-                allow_changed=allow_changed_features,
+                description=description,
+                tags=tags,
+                allow_changed_features=allow_changed_features,
+                why=why,
+                override=override,
                 again=again,
                 progress=lambda done, total: bar.update(task, description="pushing", completed=done, total=total),
             )
@@ -151,22 +166,27 @@ def show(
         return model, await registry.resolve(name, alias=alias, version=version)
 
     model, found = run_on(connection, main)
-    pointing = model.aliases_of(found.version)
+    pointing, about, own = model.aliases_of(found.version), model.noted_of(found.version), model.noted_of(0)
     history = {alias: moves for alias, moves in model.to_json()["history"].items() if alias in model.aliases}
     if as_json:
-        print_json({**found.to_json(), "aliases": pointing, "history": history})
+        whole = {"description": own.description, "tags": own.tags}
+        noted = {"description": about.description, "tags": about.tags, "model": whole}
+        print_json({**found.to_json(), **noted, "aliases": pointing, "history": history})
         return
     facts = {
         "model": found.name,
+        **_noted(own, "of the model"),
         "version": found.version,
         "aliases": ", ".join(pointing) or "none",
+        **_noted(about, "of the version"),
         "objective": found.objective,
         "trees": f"{found.trees:,} in {found.rounds:,} rounds",
         "metrics": _metrics(found) or "none",
         "size": f"{_size(found.size)} in {count_text(found.chunks, 'chunk')}",
         "sha256": found.sha256,
         "xgboost": found.xgboost_version,
-        "pushed": found.created_at,
+        **_trained(found),
+        "pushed": f"{found.created_at}{f', from {found.source}' if found.source else ''}",
         **{alias: " → ".join(f"v{m['version']}" for m in moves) for alias, moves in history.items()},
     }
     width = max(map(len, facts))
@@ -184,43 +204,95 @@ def show(
 
 
 @app.command()
-def promote(
+def diff(
     name: Name,
+    before: Annotated[int, typer.Argument(help="A version.", min=1, show_default=False)],
+    after: Annotated[int, typer.Argument(help="Another one.", min=1, show_default=False)],
     *,
-    version: Annotated[
-        int | None, typer.Option("--version", help="The version; an earlier one rolls back.", min=1)
+    sample: Annotated[
+        Path | None,
+        typer.Option("--sample", metavar="FILE", help="Score this matrix of `gridscore features` with both."),
     ] = None,
-    previous: Annotated[bool, typer.Option("--previous", help="Roll back: to where the alias pointed before.")] = False,
-    alias: Alias = "champion",
-    allow_changed_features: AllowChanged = False,
+    label: Annotated[str | None, typer.Option("--label", help="A column it has kept: the labels, for metrics.")] = None,
+    job: Annotated[
+        str,
+        typer.Option("--job", help="Score the latest events of this job; else of the only one that uses the model."),
+    ] = "",
+    every: Annotated[bool, typer.Option("--all", help="Also what is the same.")] = False,
     connection: Connection,
     as_json: Json = False,
 ) -> None:
-    """Point an alias at a version; workers score with it within a second, from one batch to the next.
+    """Show how two versions differ: parameters, features, categories, metrics, size, speed and scores.
 
-    Example: [bold]gridscore model promote late --version 3[/]
+    Example: [bold]gridscore model diff late 2 3 --sample check.parquet --label late[/]
     """
     from gridscore.client import Client
-    from gridscore.errors import UsageError
-    from gridscore.models.fit import fit_warnings
 
-    if (version is None) is not previous:
-        raise UsageError("Give either --version N or --previous.", "`gridscore model list` shows the versions.")
+    async def main(grid: Grid) -> Comparison:
+        return await Client(grid).compare_models(name, before, after, sample=sample, label=label, job=job)
 
-    async def main(grid: Grid) -> tuple[ModelVersion, list[str]]:
-        client = Client(grid)
-        jobs = await client.following(name, alias)
-        found = await client.models.promote(
-            name, version, alias, previous=previous, jobs=jobs, allow_changed=allow_changed_features
-        )
-        return found, fit_warnings(jobs, found)
-
-    found, told = run_on(connection, main)
-    print_warnings(told)
+    found = run_on(connection, main)
     if as_json:
-        print_json({"alias": alias, **found.to_json()})
+        print_json(found.to_json())
         return
-    say(f"Version {found.version} of the model {name} is now its `{alias}`.", to=console)
+    rows = [(fact.what, fact.before, fact.after) for fact in found.facts if every or fact.differs]
+    print_table(("", f"V{before}", f"V{after}"), rows, empty="Nothing that is known of them differs.")
+    console.print()
+    if (scores := found.scores) is None:
+        say("No rows were scored: --sample FILE or --job JOB says which.", "dim", to=console)
+        return
+    share = scores.equal / scores.rows
+    say(f"{scores.rows:,} rows, {scores.of}: {scores.equal:,} have the same score ({share:.1%}).", to=console)
+    say(f"mean score {scores.mean_before:.4g} → {scores.mean_after:.4g}; PSI {scores.psi:.3g}", to=console)
+    say(f"difference: mean {scores.mean_difference:.3g}, largest {scores.largest_difference:.3g}", to=console)
+    for metric, (old, new) in scores.metrics.items():
+        say(f"{metric} {old:.4g} → {new:.4g}", to=console)
+
+
+@app.command()
+def tag(
+    name: Name,
+    tags: Annotated[list[str] | None, typer.Argument(metavar="KEY=TEXT", help="Tags to set.")] = None,
+    *,
+    version: Annotated[int | None, typer.Option("--version", help="Of this version; else the model.", min=1)] = None,
+    description: Description = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", metavar="KEY", help="Remove a tag.")] = None,
+    connection: Connection,
+    as_json: Json = False,
+) -> None:
+    """Note tags and a description of a version, or of the model itself.
+
+    Example: [bold]gridscore model tag late --version 3 owner=ana ticket=F-112 --description "with weather"[/]
+    """
+    from gridscore.models import Registry
+    from gridscore.models.inputs import parse_tags
+
+    wanted = parse_tags(tags or ())
+
+    async def main(grid: Grid) -> About:
+        return await Registry(grid).describe(name, version, description=description, tags=wanted, remove=remove or ())
+
+    about = run_on(connection, main)
+    if as_json:
+        noted = {"description": about.description, "tags": about.tags}
+        print_json({"name": name, "version": version, **noted})
+        return
+    of = f"Version {version} of the model {name}" if version else f"The model {name}"
+    say(f"{of}: {', '.join(f'{key}={text}' for key, text in about.tags.items()) or 'no tags'}", to=console)
+    if about.description:
+        say(about.description, to=console)
+
+
+app.command()(model_moves.promote)
+app.command()(model_moves.rollback)
+app.command("alias")(model_moves.alias_)
+app.command()(model_moves.check)
+app.command()(model_moves.rollout)
+app.command()(model_moves.log)
+app.command()(model_files.export)
+app.command()(model_files.pull)
+app.command()(model_files.sample)
+app.command("import")(model_files.import_)
 
 
 @app.command()
@@ -237,32 +309,11 @@ def delete(
     """
     from gridscore.client import Client
 
-    async def main(grid: Grid) -> None:
-        client = Client(grid)
-        await _refuse_if_used(client, name, version)
-        await client.models.delete(name, version)
-
-    run_on(connection, main)
+    run_on(connection, lambda grid: Client(grid).delete_model(name, version))
     if as_json:
         print_json({"deleted": {"name": name, "version": version}})
         return
     say(f"Version {version} of the model {name} is deleted.", to=console)
-
-
-async def _refuse_if_used(client: Any, name: str, version: int) -> None:
-    from gridscore.errors import ModelError
-    from gridscore.job.life import ENDED
-
-    for record in await client.jobs.all():
-        model, release = record.job.model, record.release
-        if record.state in ENDED or model.name != name:
-            continue
-        released = release is not None and release.version == version
-        if model.version == version or (released and (await client.version_of(record.job, release)).version == version):
-            raise ModelError(
-                f"The job `{record.name}` scores with version {version} of the model `{name}`.",
-                f"Update its job file, or cancel it first: `gridscore cancel {record.name}`.",
-            )
 
 
 def _early_stopping(version: ModelVersion) -> None:
@@ -270,6 +321,21 @@ def _early_stopping(version: ModelVersion) -> None:
 
     if (text := early_stopping(version)) is not None:
         say(text, "yellow", to=console)
+
+
+def _noted(about: About, of: str) -> dict[str, str]:
+    tags = ", ".join(f"{key}={text}" for key, text in about.tags.items())
+    told = {f"description {of}": about.description, f"tags {of}": tags}
+    return {what: text for what, text in told.items() if text}
+
+
+def _trained(version: ModelVersion) -> dict[str, str]:
+    training, told = version.training, {}
+    if training is not None and training.rows:
+        told["trained on"] = f"{training.rows:,} rows, {training.sha256[:16]}…"
+    if training is not None and training.parameters:
+        told["parameters"] = ", ".join(f"{key}={text}" for key, text in training.parameters.items())
+    return told
 
 
 def _metrics(version: ModelVersion) -> str:

@@ -52,6 +52,11 @@ AllowChanged = Annotated[
         help="Accept features that have the names of training but another definition.",
     ),
 ]
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, for the log of the model.")]
+Override = Annotated[
+    str,
+    typer.Option("--override", metavar="REASON", help="Go live even if gates have failed; the log says why."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gridscore.client.answers import Answers
+from gridscore.client.model_verbs import ModelVerbs
 from gridscore.client.producer import Producer
 from gridscore.client.results import ResultStream, Start
 from gridscore.errors import (
@@ -32,7 +32,8 @@ from gridscore.group.leases import start_over
 from gridscore.job import Job, JobRecord, Jobs, load_job
 from gridscore.job.life import ENDED, OVER
 from gridscore.job.release import Release
-from gridscore.models.version import early_stopping
+from gridscore.models.fit import check_jobs
+from gridscore.models.registry import Approval
 from gridscore.scoring import Worker, preparation
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from gridscore.client.results import Result
     from gridscore.client.room import Waiting
     from gridscore.grid import Grid
-    from gridscore.models import ModelVersion, Registry
+    from gridscore.models import ModelVersion
     from gridscore.operations.wipe import Remnant
 
 MAX_EVENT = 1 << 20
@@ -54,7 +55,7 @@ MAX_AT_ONCE = 1_000
 """Events of a DataFrame that wait for their results at the same time."""
 
 
-class Client:
+class Client(ModelVerbs):
     """A connection to a cluster, with the verbs of the command line. Get one from `connect`."""
 
     def __init__(self, grid: Grid) -> None:
@@ -62,13 +63,6 @@ class Client:
         self.jobs = Jobs(grid)
         self._producers: dict[str, Producer] = {}
         self._answers: dict[tuple[str, str | None], asyncio.Task[Answers]] = {}
-
-    @property
-    def models(self) -> Registry:
-        """The model registry."""
-        from gridscore.models import Registry
-
-        return Registry(self.grid)
 
     async def put_events(
         self,
@@ -134,6 +128,8 @@ class Client:
         version: int | None = None,
         allow_changed_features: bool = False,
         prepare: bool = True,
+        why: str = "",
+        override: str = "",
     ) -> JobRecord:
         """Submit a job, or the job file at a path.
 
@@ -148,8 +144,11 @@ class Client:
             version: A version of the registry, instead.
             allow_changed_features: Accept a model that was trained with other definitions of features of these names.
             prepare: Give the job's maps the journals that they lack, unless they exist already; workers do so, too.
+            why: The reason, for the log of the model.
+            override: Why the model goes live even if it does not pass the gates of the job; for the same log.
 
         Raises:
+            GateError: The model has not passed the gates.
             JobFileError: The file is not a valid job.
             JournalMissingError: The event map has no journal.
             MapNotFoundError: A lookup map does not exist.
@@ -158,6 +157,30 @@ class Client:
                 changed the job at the same time; nothing was submitted.
             UsageError: A model or version is given for a job that names a fixed version.
         """
+        return await self._submit(
+            job,
+            update=update,
+            model=model,
+            version=version,
+            allow_changed=allow_changed_features,
+            prepare=prepare,
+            why=why,
+            override=override,
+        )
+
+    async def _submit(
+        self,
+        job: Job | Path | str,
+        *,
+        update: bool,
+        model: Any = None,
+        version: int | None,
+        allow_changed: bool,
+        prepare: bool = True,
+        why: str,
+        override: str | None,
+    ) -> JobRecord:
+        """As `submit`; the gates are not asked if `override` is None."""
         from gridscore.models import check_fit
 
         if not isinstance(job, Job):
@@ -174,13 +197,15 @@ class Client:
         job = await self.completed(job, model, version)
         if model is None and version is None:
             found = await self.version_of(job)
-            check_fit(job, found, allow_changed=allow_changed_features)
+            check_fit(job, found, allow_changed=allow_changed)
         else:
             await self.jobs.check(job, update=update)
             if current is not None and current.state not in OVER:
                 with suppress(ModelError):  # its model is gone, perhaps why it failed
                     replaced = (await self.version_of(current.job, current.release)).version
-            found, release = await self._release(job, model, version, allow_changed=allow_changed_features)
+            found, release = await self._release(
+                job, model, version, allow_changed=allow_changed, why=why, override=override
+            )
         _compile(job, found)
         if current is not None and current.state in OVER:
             # A failed job goes on where it stopped; this one has ended, so it starts over.
@@ -196,7 +221,7 @@ class Client:
         if release is not None:
             alias = job.model.alias or "champion"
             # Only from where it was: somebody else may have released on top of this already.
-            if not await self.models.complete(job.model.name, alias, release):
+            if not await self.models.complete(job.model.name, alias, release, why=why):
                 raise ModelError(
                     f"Somebody else moved the alias `{alias}` of the model `{job.model.name}` at the same time: "
                     f"version {release.version} is not live, but the job `{job.name}` is submitted.",
@@ -234,11 +259,12 @@ class Client:
                 await self.models.complete(ref.name, ref.alias, record.release)
 
     async def _release(
-        self, job: Job, model: Any, version: int | None, *, allow_changed: bool
+        self, job: Job, model: Any, version: int | None, *, allow_changed: bool, why: str, override: str | None
     ) -> tuple[ModelVersion, Release]:
-        """The version that is to go live with a job, pushed if needed, and checked for all jobs that will use it."""
-        from gridscore.models.fit import check_jobs
+        """The version that is to go live with a job, pushed if needed, and checked for all jobs that will use it.
 
+        The gates are asked unless `override` is None.
+        """
         name, alias = job.model.name, job.model.alias
         if alias is None or (model is not None and version is not None):
             raise UsageError(
@@ -248,17 +274,30 @@ class Client:
                 "Let it follow an alias: `model: NAME`." if alias is None else "Give one of them.",
             )
         jobs = {**await self.following(name, alias), job.name: job}
+        models = self.models
+        models.entry("release", why=why, override=override or "")  # what the log would not take is refused now
+        gates = None if override is None else self._gates(name, alias, jobs, override)
+        approval = Approval(await models.last_move(name, alias))
         if model is not None:
-            found = (await self.models.add(model, name, jobs=jobs, allow_changed=allow_changed)).version
+            candidate = await models.check(model, name, jobs=jobs, allow_changed=allow_changed)
+            if gates:
+                approval = await gates(candidate.model)
+            found = (await models.add(candidate, name, why=why)).version
         else:
-            found = await self.models.resolve(name, version=version)
-        check_jobs(jobs, found, allow_changed=allow_changed)
-        return found, Release(found.version, await self.models.last_move(name, alias))
+            found = await models.resolve(name, version=version)
+            check_jobs(jobs, found, allow_changed=allow_changed)
+            if gates and found.version != (await models.aliases(name)).get(alias):
+                approval = await gates(await models.load(found))
+        if approval.override:
+            # Before the job goes live with it, so that whatever happens then, it is known who let it.
+            what = {"version": found.version, "alias": alias, "override": approval.override}
+            await models.note(name, "override", failed=approval.failed[:1000], why=why, **what)
+        return found, Release(found.version, approval.after)
 
-    async def rollback(self, name: str) -> JobRecord:
+    async def rollback(self, name: str, *, why: str = "") -> JobRecord:
         """Undo the last update of a job, together with the version of the model that went live with it.
 
-        A second call undoes the first. A FAILED job runs again.
+        A second call undoes the first. A FAILED job runs again. Gates are not asked: what was there has been live.
 
         Raises:
             JobError: There is no such job, it was cancelled or is completed, or it was never updated.
@@ -277,72 +316,8 @@ class Client:
                 "VERSION` brings back another version of its model.",
             )
         job = Job.from_json(record.previous.spec)
-        return await self.submit(job, update=True, version=record.previous.version, allow_changed_features=True)
-
-    async def push_model(
-        self,
-        model: Any,
-        name: str,
-        *,
-        alias: str | None = None,
-        metrics: Mapping[str, float] | None = None,
-        allow_changed_features: bool = False,
-    ) -> ModelVersion:
-        """Put a model into the registry as its next version.
-
-        Args:
-            model: An XGBoost `Booster`, or the path of one saved as JSON or UBJ. All its rounds score; a warning says
-                so if early stopping found an earlier one better.
-            alias: Alias to point at the new version, such as `champion`.
-            metrics: Measures of its quality.
-            allow_changed_features: Accept it for jobs that define features of these names otherwise than training did.
-
-        Raises:
-            ModelError: It is not a model, or, with an alias, one that would not score as trained for a
-                submitted job that uses it.
-        """
-        version = await self.models.push(
-            model,
-            name,
-            alias=alias,
-            metrics=dict(metrics or {}),
-            jobs=await self.following(name, alias) if alias else None,
-            allow_changed=allow_changed_features,
-        )
-        if (text := early_stopping(version)) is not None:
-            warnings.warn(text, stacklevel=2)
-        return version
-
-    async def promote_model(
-        self, name: str, version: int, alias: str = "champion", *, allow_changed_features: bool = False
-    ) -> ModelVersion:
-        """Point an alias at a version; live in every worker within a second.
-
-        Args:
-            allow_changed_features: Accept it for jobs that define features of these names otherwise than training did.
-
-        Raises:
-            ModelError: There is no such version, or it is not for the features of a submitted job that uses the alias.
-        """
-        jobs = await self.following(name, alias)
-        return await self.models.promote(name, version, alias, jobs=jobs, allow_changed=allow_changed_features)
-
-    async def version_of(self, job: Job, release: Release | None = None) -> ModelVersion:
-        """The version that would score for a job now, given what it was released with.
-
-        Raises:
-            ModelError: There is none.
-        """
-        ref = job.model
-        return await self.models.resolve(ref.name, alias=ref.alias, version=ref.version, release=release)
-
-    async def following(self, model: str, alias: str | None) -> dict[str, Job]:
-        """The active jobs that use an alias of a model, or any if it is None, by name."""
-        return {
-            record.name: record.job
-            for record in await self.jobs.all()
-            if record.state not in ENDED and record.job.model.name == model and alias in (None, record.job.model.alias)
-        }
+        version = record.previous.version
+        return await self._submit(job, update=True, version=version, allow_changed=True, why=why, override=None)
 
     async def results(
         self,

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from gridscore.errors import JobFileError
 from gridscore.job.check import Parts, check, compile_features
 from gridscore.job.document import Problem, read_yaml
+from gridscore.job.gates import ChampionGate, Gates, GoldenRow, LatencyGate, MetricGate, ShiftGate
 from gridscore.job.plugs import sections
 from gridscore.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
 from gridscore.job.problems import MAX_PROBLEMS, dotted, error_of, located, within
@@ -267,6 +268,10 @@ class Job(Strict):
         max_length=1_000,
         description="Names of the model's classes in the order of its outputs, for `label` and `score.NAME`.",
     )
+    gates: Gates = Field(
+        default=Gates(),
+        description="What a version of the model must pass before the alias that the job follows points at it.",
+    )
     start: Literal["oldest", "latest"] = Field(
         default="oldest", description="Where to begin in the journal when there are no committed offsets."
     )
@@ -341,6 +346,16 @@ class Job(Strict):
                 f"a `peak_rate` of {self.peak_rate:,.0f} for the `headroom` of {self.headroom} is more than the "
                 f"{MAX_JOURNAL:,} events that a journal can hold"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_can_be_judged(self) -> Job:
+        if self.gates.shift is not None and self.windows:
+            raise ValueError("the gate `shift` cannot be judged for a job with `windows`: it looks at single events")
+        if self.margin is None and any(row.margin is not None for row in self.gates.golden):
+            raise ValueError("a golden row has a `margin`, and the job has none")
+        if self.margin is not None and any(row.margin is None for row in self.gates.golden):
+            raise ValueError("the job has a `margin`: each golden row says what its own is")
         return self
 
     @property
@@ -439,6 +454,12 @@ _MODELS: dict[tuple[str, ...], type[Strict]] = {
     ("model",): ModelRef,
     ("result",): ResultSpec,
     ("decisions",): Decision,
+    ("gates",): Gates,
+    ("gates", "golden"): GoldenRow,
+    ("gates", "metric"): MetricGate,
+    ("gates", "champion"): ChampionGate,
+    ("gates", "latency"): LatencyGate,
+    ("gates", "shift"): ShiftGate,
 }
 """The models of the parts of a file, by their path without the names that a user gave."""
 

@@ -126,7 +126,8 @@ def _model_at(path: Path, document: Document, models: Models) -> type[BaseModel]
     if path and path[0] in SECTIONS:
         return class_of(str(path[0]), document.data[path[0]][path[1]]) if len(path) == 2 else None
     # The path without the names that a user gave: lookups, plane, fields, year -> lookups, fields.
-    return models[tuple(str(part) for part in path[::2])]
+    names = [part for part in path if isinstance(part, str)] if path[:1] == ("gates",) else path[::2]
+    return models[tuple(map(str, names))]
 
 
 def _unknown_key(path: Path, model: type[BaseModel] | None) -> str:

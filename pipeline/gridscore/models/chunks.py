@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from gridscore.grid import Grid
+    from gridscore.models.record import StoredSample
     from gridscore.models.version import ModelVersion
 
 CHUNKS_MAP = "gridscore.model-chunks"
@@ -56,8 +57,8 @@ class Chunks:
                 await step(min(numbers.stop * CHUNK, len(payload)))
         return count
 
-    async def read(self, version: ModelVersion, upload: str) -> bytes:
-        """All bytes of a version, checked against its SHA-256.
+    async def read(self, version: ModelVersion | StoredSample, upload: str) -> bytes:
+        """All bytes of a version, or a sample, checked against its SHA-256.
 
         Raises:
             ModelError: A chunk is missing or is not what was pushed.
@@ -69,15 +70,13 @@ class Chunks:
                 expected = min(CHUNK, version.size - len(whole))
                 if part is None or len(part) != expected:
                     found = "missing" if part is None else "not what was pushed"
-                    raise ModelError(
-                        f"A part of {version} is {found} in the grid.", "Push the model again, as a new version."
-                    )
+                    raise ModelError(f"A part of {version} is {found} in the grid.", "Push it again.")
                 whole += part
         payload = bytes(whole)
         if await asyncio.to_thread(lambda: hashlib.sha256(payload).hexdigest()) != version.sha256:
             raise ModelError(
                 f"The bytes of {version} in the grid are not what was pushed: their SHA-256 differs.",
-                "Push the model again, as a new version.",
+                "Push it again.",
             )
         return payload
 

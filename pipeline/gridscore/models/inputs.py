@@ -1,4 +1,4 @@
-"""What people type or write by hand for a push: metrics, and a file of categories."""
+"""What people type or write by hand for a push: metrics, tags, and a file of categories."""
 
 from __future__ import annotations
 
@@ -30,6 +30,21 @@ def parse_metrics(texts: Iterable[str]) -> dict[str, float]:
         except ValueError:
             raise UsageError(f"The metric `{text}` is not a name and a number.", "Write `--metric auc=0.93`.") from None
     return metrics
+
+
+def parse_tags(texts: Iterable[str]) -> dict[str, str]:
+    """Tags from texts like `owner=ana`.
+
+    Raises:
+        UsageError: One is not a name and a text.
+    """
+    tags: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"The tag `{text}` is not a name and a text.", "Write `owner=ana`.")
+        tags[name.strip()] = value.strip()
+    return tags
 
 
 def read_categories(path: Path) -> dict[str, tuple[str, ...]]:

@@ -13,10 +13,10 @@ import msgspec
 from msgspec import Meta
 
 from gridscore.errors import ModelError
-from gridscore.models.version import Positive, Sha256, Text  # noqa: TC001 -- msgspec reads the annotations
+from gridscore.models.version import CHUNK, Positive, Sha256, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from gridscore.job.release import Release
 
@@ -24,6 +24,16 @@ MAX_VERSIONS = 10_000
 MAX_ALIASES = 100
 MAX_HISTORY = 50
 """Moves of one alias that are remembered."""
+
+MAX_LOG = 200
+"""Entries of a model's log that are kept."""
+
+MAX_TAGS = 50
+MAX_ABOUT = 2 << 20
+"""Bytes that the tags and descriptions of all versions of a model take together, as JSON."""
+
+MAX_SAMPLE = 64 << 20
+"""Bytes of the largest labelled sample."""
 
 STALE_SECONDS = 120.0
 """An upload that has not been renewed for so long has been given up, and the next push clears it away."""
@@ -48,6 +58,72 @@ class Move(msgspec.Struct, frozen=True):
         return f"{self.version} {self.at}"
 
 
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What somebody has done with a model.
+
+    Attributes:
+        at: When, RFC 3339 in UTC, by the clock of whoever did it.
+        by: Who, as the process that did it says of itself.
+        action: `push`, `promote`, `rollback`, `release`, `override`, `describe`, `remove alias`, `delete`, `sample`.
+        version: 0 if it was about none, or about all.
+        alias: That was moved or removed.
+        before: Where the alias pointed; 0 if nowhere.
+        why: What they gave as their reason.
+        override: Why they went on although gates had failed.
+        failed: What these gates said.
+    """
+
+    at: Text
+    by: Annotated[str, Meta(max_length=200)]
+    action: Annotated[str, Meta(max_length=20)]
+    version: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    alias: Annotated[str, Meta(max_length=100)] = ""
+    before: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    why: Annotated[str, Meta(max_length=500)] = ""
+    override: Annotated[str, Meta(max_length=500)] = ""
+    failed: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class About(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What people note of a version; it changes nothing."""
+
+    description: Annotated[str, Meta(max_length=2_000)] = ""
+    tags: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=100)], Annotated[str, Meta(max_length=500)]],
+        Meta(max_length=MAX_TAGS),
+    ] = {}
+
+
+class StoredSample(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a labelled sample is: see `sample.Sample`.
+
+    Attributes:
+        name: Of the model.
+        upload: Under which its bytes are.
+        sha256: Of these.
+        size: Their number.
+        rows: Of the sample.
+        label: The column that its labels were.
+        at: When it was stored.
+    """
+
+    name: Annotated[str, Meta(max_length=100)]
+    upload: Text
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=1, le=MAX_SAMPLE)]
+    rows: Positive
+    label: Text
+    at: Text
+
+    @property
+    def chunks(self) -> int:
+        """Entries of the grid that hold it."""
+        return -(-self.size // CHUNK)
+
+    def __str__(self) -> str:
+        return f"the sample of {self.name}"
+
+
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The value of a record.
 
@@ -58,6 +134,9 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         aliases: The version that each points at.
         history: The moves of each alias, oldest first.
         uploads: Uploads under way, and when each was last renewed, in seconds since 1970.
+        about: Tags and descriptions by version; those of the model itself under 0.
+        log: What was done, oldest first.
+        sample: The labelled sample that its gates judge versions by.
     """
 
     revision: Annotated[int, Meta(ge=0, lt=2**53)] = 0
@@ -66,6 +145,9 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     aliases: Annotated[dict[str, int], Meta(max_length=MAX_ALIASES)] = {}
     history: Annotated[dict[str, tuple[Move, ...]], Meta(max_length=MAX_ALIASES)] = {}
     uploads: dict[str, float] = {}
+    about: Annotated[dict[int, About], Meta(max_length=MAX_VERSIONS + 1)] = {}
+    log: Annotated[tuple[Entry, ...], Meta(max_length=MAX_LOG)] = ()
+    sample: StoredSample | None = None
 
     def __post_init__(self) -> None:
         if self.versions and max(self.versions) > self.last:
@@ -241,11 +323,89 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
                 f"Version {version} of the model `{name}` is its `{'`, `'.join(pointing)}`.",
                 f"Point the alias elsewhere first: `gridscore model promote {name} --version N --alias {pointing[0]}`.",
             )
-        return msgspec.structs.replace(self, versions={n: s for n, s in self.versions.items() if n != version})
+        return msgspec.structs.replace(
+            self,
+            versions={n: s for n, s in self.versions.items() if n != version},
+            about={n: each for n, each in self.about.items() if n != version},
+        )
+
+    def without_alias(self, name: str, alias: str) -> ModelRecord:
+        """Without an alias, and where it pointed.
+
+        Raises:
+            ModelError: There is no such alias.
+        """
+        self.number(name, alias, None)
+        return msgspec.structs.replace(
+            self,
+            aliases={a: number for a, number in self.aliases.items() if a != alias},
+            history={a: moves for a, moves in self.history.items() if a != alias},
+        )
+
+    def described(
+        self, name: str, version: int, description: str | None, tags: Mapping[str, str], remove: Iterable[str] = ()
+    ) -> ModelRecord:
+        """With a description or tags, those that are there already replaced.
+
+        Args:
+            version: 0 for the model itself.
+            description: None leaves it as it is.
+            tags: To set.
+            remove: Tags to remove.
+
+        Raises:
+            ModelError: There is no such version or tag, or this is too long or too much.
+        """
+        if version:
+            self.number(name, None, version)
+        old = self.about.get(version, About())
+        of = f"version {version} of the model `{name}`" if version else f"the model `{name}`"
+        if unknown := [tag for tag in remove if tag not in old.tags]:
+            known = ", ".join(old.tags) or "none"
+            raise ModelError(f"There is no tag `{unknown[0]}` of {of}.", f"Its tags: {known}.")
+        kept = {tag: text for tag, text in {**old.tags, **tags}.items() if tag not in set(remove)}
+        try:
+            fresh = msgspec.convert(
+                {"description": old.description if description is None else description, "tags": kept}, About
+            )
+        except msgspec.ValidationError as error:
+            raise ModelError(
+                f"This cannot be noted of {of}: {error}.",
+                f"At most {MAX_TAGS} tags with names of 100 and texts of 500 characters, and a description of 2,000.",
+            ) from None
+        about = {**self.about, version: fresh}
+        if not fresh.tags and not fresh.description:
+            del about[version]
+        if len(msgspec.json.encode({str(n): each for n, each in about.items()})) > MAX_ABOUT:
+            raise ModelError(
+                f"The tags and descriptions of the model `{name}` take more than {MAX_ABOUT >> 20} MiB.",
+                "Remove those of old versions, or delete these.",
+            )
+        return msgspec.structs.replace(self, about=about)
+
+    def with_sample(self, name: str, sample: StoredSample) -> ModelRecord:
+        """With an upload made the labelled sample.
+
+        Raises:
+            ModelError: The upload was cleared away.
+        """
+        if sample.upload not in self.uploads:
+            raise _cleared_away(name)
+        return msgspec.structs.replace(self.without({sample.upload}), sample=sample)
+
+    @property
+    def used(self) -> set[str]:
+        """The uploads that something visible points at."""
+        stored = {each.upload for each in self.versions.values()}
+        return stored if self.sample is None else stored | {self.sample.upload}
+
+    def logged(self, before: ModelRecord | None, entry: Entry) -> ModelRecord:
+        """With an entry in the log, if anything has changed since `before`; the oldest one makes room for it."""
+        return self if self == before else msgspec.structs.replace(self, log=(*self.log, entry)[-MAX_LOG:])
 
     def emptied(self) -> ModelRecord:
-        """Without versions and aliases."""
-        return msgspec.structs.replace(self, versions={}, aliases={}, history={})
+        """Without versions, aliases, notes and sample; the log stays."""
+        return msgspec.structs.replace(self, versions={}, aliases={}, history={}, about={}, sample=None)
 
 
 def _cleared_away(name: str) -> ModelError:

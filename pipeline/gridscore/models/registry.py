@@ -11,7 +11,10 @@ grid: nobody ever sees half of one. Maps and keys:
 from __future__ import annotations
 
 import asyncio
+import getpass
+import hashlib
 import logging
+import socket
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,11 +28,13 @@ from gridscore.models.candidate import Candidate, now
 from gridscore.models.chunks import Chunks
 from gridscore.models.description import describe
 from gridscore.models.fit import check_jobs
-from gridscore.models.record import STALE_SECONDS, ModelRecord, Move, did_you_mean
+from gridscore.models.loaded import LoadedModel
+from gridscore.models.record import STALE_SECONDS, About, Entry, ModelRecord, Move, StoredSample, did_you_mean
+from gridscore.models.sample import Sample
 from gridscore.models.version import ModelVersion, check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gridscore.grid import Grid
     from gridscore.job import Job
@@ -52,6 +57,20 @@ class Added(NamedTuple):
     """False if the registry held the very same model already: `version` is the one that it is."""
 
 
+class Approval(NamedTuple):
+    """What the gates have said before an alias moves.
+
+    Attributes:
+        after: The alias's last move when they were asked: what they said holds as long as it has not moved.
+        override: Why the version goes live although some have failed; empty if none has.
+        failed: What these said.
+    """
+
+    after: str
+    override: str = ""
+    failed: str = ""
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A model with all its versions.
 
@@ -60,20 +79,28 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
         aliases: The version that each alias points at.
         versions: The latest first.
         history: The moves of each alias, oldest first.
+        about: Tags and descriptions by version; those of the model itself under 0.
+        sample: The labelled sample that gates judge its versions by.
     """
 
     name: str
     aliases: dict[str, int]
     versions: tuple[ModelVersion, ...]
     history: dict[str, tuple[Move, ...]]
+    about: dict[int, About] = {}
+    sample: StoredSample | None = None
 
     def aliases_of(self, version: int) -> list[str]:
         """The aliases that point at a version."""
         return sorted(alias for alias, number in self.aliases.items() if number == version)
 
+    def noted_of(self, version: int) -> About:
+        """Tags and description of a version."""
+        return self.about.get(version, About())
+
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
+        plain: dict[str, Any] = msgspec.to_builtins(self, str_keys=True)
         return plain
 
 
@@ -101,6 +128,11 @@ class Registry:
         jobs: Mapping[str, Job] | None = None,
         allow_changed: bool = False,
         again: bool = False,
+        description: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        source: str = "",
+        why: str = "",
+        approval: Approval | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Added:
         """Add a model as the next version of its name.
@@ -109,7 +141,7 @@ class Registry:
         this process dies, by a later push.
 
         Args:
-            model: A path, bytes, a Booster, or an estimator of `xgboost.sklearn`.
+            model: A path, bytes, a Booster, an estimator of `xgboost.sklearn`, or what `check` gave of one.
             name: Of the model.
             alias: To point at the version, in the same step.
             metrics: What is known of its quality.
@@ -117,6 +149,11 @@ class Registry:
             jobs: That would score with it, by name; checked before anything is written.
             allow_changed: Accept features that these jobs define otherwise than training did.
             again: Make a new version even if the registry holds the very same model.
+            description: Of the version, for people.
+            tags: To note of the version.
+            source: Where it comes from, if not from a file or this program.
+            why: The reason, for the log.
+            approval: Of the gates, to move the alias.
             progress: Called with the bytes written and all bytes.
 
         Raises:
@@ -127,24 +164,47 @@ class Registry:
         check_name(name)
         if alias is not None:
             check_alias(alias)
-        candidate = await asyncio.to_thread(
-            Candidate.check,
-            model,
-            name,
-            metrics=metrics,
-            categories=categories,
-            jobs=jobs,
-            allow_changed=allow_changed,
-        )
+        candidate = model
+        if not isinstance(model, Candidate):
+            candidate = await self.check(
+                model,
+                name,
+                metrics=metrics,
+                categories=categories,
+                jobs=jobs,
+                allow_changed=allow_changed,
+                source=source,
+            )
+        number = 0
+
+        def noted(current: ModelRecord) -> ModelRecord:
+            """With all that a push notes of a version which is there."""
+            described = current.described(name, number, description, tags or {})
+            described = described.logged(current, self.entry("describe", version=number))
+            return described if alias is None else self._pointed(described, name, number, alias, approval, why)
+
         existing = None if again else (await self._record(name)).find(candidate.content)
         if existing is not None:
-            if alias is not None:
-                await self.promote(name, existing, alias)
+            number = existing
+            await self._change(name, noted)
             return Added(await self.resolve(name, version=existing), is_new=False)
         await self._clear_away(name)
         upload = uuid.uuid4().hex
         try:
-            number = await self._upload(name, upload, candidate, alias, again, progress)
+            await self._write(name, upload, candidate.payload, progress)
+            await self._metadata.create(f"{name}/{upload}", candidate.metadata())
+
+            def commit(current: ModelRecord) -> ModelRecord:
+                nonlocal number
+                same = None if again else current.find(candidate.content)
+                if same is not None:
+                    number = same
+                    return noted(current)
+                committed = current.committed(name, upload, candidate.content)
+                number = committed.last
+                return noted(committed.logged(current, self.entry("push", version=number, why=why)))
+
+            await self._change(name, commit)
         except BaseException as error:
             await _finish(self._abandon(name, upload))
             if isinstance(error, HazelcastError):
@@ -158,6 +218,35 @@ class Registry:
             await self._abandon(name, upload)
         return Added(version, is_new)
 
+    async def check(
+        self,
+        model: Any,
+        name: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        categories: Mapping[str, Sequence[str]] | None = None,
+        jobs: Mapping[str, Job] | None = None,
+        allow_changed: bool = False,
+        source: str = "",
+    ) -> Candidate:
+        """Read a model and make every check of a push that needs no cluster; takes what `add` takes.
+
+        Raises:
+            ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
+            UsageError: A name or a metric is not valid.
+        """
+        check_name(name)
+        return await asyncio.to_thread(
+            Candidate.check,
+            model,
+            name,
+            metrics=metrics,
+            categories=categories,
+            jobs=jobs,
+            allow_changed=allow_changed,
+            source=source,
+        )
+
     async def promote(
         self,
         name: str,
@@ -167,6 +256,8 @@ class Registry:
         previous: bool = False,
         jobs: Mapping[str, Job] | None = None,
         allow_changed: bool = False,
+        why: str = "",
+        approval: Approval | None = None,
     ) -> ModelVersion:
         """Point an alias at a version; workers that follow it have it within a second.
 
@@ -177,6 +268,8 @@ class Registry:
             previous: Instead of a number: where the alias pointed before.
             jobs: That follow the alias, by name; checked before anything is written.
             allow_changed: Accept features that these jobs define otherwise than training did.
+            why: The reason, for the log.
+            approval: Of the gates.
 
         Raises:
             ModelError: There is no such model or version, or it is not for the features of the jobs.
@@ -189,8 +282,126 @@ class Registry:
         number = record.previous(name, alias) if version is None else record.number(name, None, version)
         found = await self._whole_version(name, number, record)
         check_jobs(jobs, found, allow_changed=allow_changed)
-        await self._change(name, lambda current: current.promoted(name, number, alias, now()))
+        action = "rollback" if previous else "promote"
+        await self._change(name, lambda current: self._pointed(current, name, number, alias, approval, why, action))
         return found
+
+    async def load(self, version: ModelVersion) -> LoadedModel:
+        """A version, fetched and ready to score.
+
+        Raises:
+            ModelError: It cannot be used here.
+        """
+        payload = await self.fetch(version.name, version.version)
+        return await asyncio.to_thread(LoadedModel.load, version, payload)
+
+    async def remove_alias(self, name: str, alias: str, *, why: str = "") -> None:
+        """Remove an alias; the version it points at stays.
+
+        Raises:
+            ModelError: There is no such model or alias.
+        """
+        await self._existing(name)
+
+        def remove(current: ModelRecord) -> ModelRecord:
+            without = current.without_alias(name, alias)
+            what = {"alias": alias, "before": current.aliases[alias], "why": why}
+            return without.logged(current, self.entry("remove alias", **what))
+
+        await self._change(name, remove)
+
+    async def describe(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        description: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        remove: Iterable[str] = (),
+    ) -> About:
+        """Note a description and tags of a version, or of the model itself; returns all that is noted of it now.
+
+        Args:
+            name: Of the model.
+            version: Its number; None for the model itself.
+            description: Replaces the one before; None leaves it.
+            tags: To set.
+            remove: Tags to remove.
+
+        Raises:
+            ModelError: There is no such model, version or tag, or it is too much.
+        """
+        await self._existing(name)
+        number, gone = version or 0, tuple(remove)
+
+        def change(current: ModelRecord) -> ModelRecord:
+            described = current.described(name, number, description, tags or {}, gone)
+            return described.logged(current, self.entry("describe", version=number))
+
+        return (await self._change(name, change)).about.get(number, About())
+
+    async def log(self, name: str) -> tuple[Entry, ...]:
+        """What was done with a model, oldest first; the last 200 entries are kept.
+
+        Raises:
+            ModelError: Nothing was ever done with a model of this name.
+        """
+        record = await self._record(name)
+        return record.log or (await self._existing(name)).log
+
+    async def note(self, name: str, action: str, **what: Any) -> None:
+        """Add an entry to the log of a model, of something that changes another record."""
+        await self._change(name, lambda current: current.logged(None, self.entry(action, **what)))
+
+    async def store_sample(self, name: str, sample: Sample, label: str) -> StoredSample:
+        """Keep a labelled sample, by which gates judge the versions of a model; it replaces the one before.
+
+        Raises:
+            ModelError: It is too large.
+            GridError: The cluster did not take it.
+        """
+        check_name(name)
+        payload = await asyncio.to_thread(sample.pack)
+        await self._clear_away(name)
+        upload = uuid.uuid4().hex
+        stored = StoredSample(
+            name=name,
+            upload=upload,
+            sha256=hashlib.sha256(payload).hexdigest(),
+            size=len(payload),
+            rows=len(sample),
+            label=label,
+            at=now(),
+        )
+        replaced: StoredSample | None = None
+
+        def commit(current: ModelRecord) -> ModelRecord:
+            nonlocal replaced
+            replaced = current.sample
+            return current.with_sample(name, stored).logged(current, self.entry("sample"))
+
+        try:
+            await self._write(name, upload, payload)
+            await self._change(name, commit)
+        except BaseException as error:
+            await _finish(self._abandon(name, upload))
+            if isinstance(error, HazelcastError):
+                raise GridError(f"The cluster did not take the sample of `{name}`: {error}", "Try again.") from error
+            raise
+        if replaced is not None:
+            await self._remove(name, replaced.upload)
+        return stored
+
+    async def sample(self, name: str) -> Sample | None:
+        """The labelled sample of a model; None if it has none.
+
+        Raises:
+            ModelError: The grid holds something else in its place.
+        """
+        stored = (await self._record(name)).sample
+        if stored is None:
+            return None
+        return await asyncio.to_thread(Sample.unpack, await self._chunks.read(stored, stored.upload), str(stored))
 
     async def resolve(
         self, name: str, alias: str | None = None, version: int | None = None, *, release: Release | None = None
@@ -209,18 +420,27 @@ class Registry:
         record = await self._existing(name)
         return await self._whole_version(name, record.released(name, alias, version, release), record)
 
+    async def aliases(self, name: str) -> dict[str, int]:
+        """The version that each alias of a model points at; nothing of a model that does not exist."""
+        return (await self._record(name)).aliases
+
     async def last_move(self, name: str, alias: str) -> str:
         """What tells the last move of an alias from all others; empty if it never moved."""
         return (await self._record(name)).last_move(alias)
 
-    async def complete(self, name: str, alias: str, release: Release) -> bool:
+    async def complete(self, name: str, alias: str, release: Release, *, why: str = "") -> bool:
         """Let the alias follow a release, if it has not moved since; whether it has followed, now or before.
 
         Raises:
             ModelError: The version was deleted.
         """
-        record = await self._change(name, lambda current: current.completed(name, alias, release, now()))
-        return record.took(alias, release)
+
+        def follow(current: ModelRecord) -> ModelRecord:
+            completed = current.completed(name, alias, release, now())
+            what = {"version": release.version, "alias": alias, "before": current.aliases.get(alias, 0), "why": why}
+            return completed.logged(current, self.entry("release", **what))
+
+        return (await self._change(name, follow)).took(alias, release)
 
     async def fetch(self, name: str, version: int) -> bytes:
         """The bytes of a version, as they were pushed.
@@ -241,7 +461,14 @@ class Registry:
         """
         record = await self._existing(name)
         versions = [await self._version(name, number, record) for number in sorted(record.versions, reverse=True)]
-        return Model(name=name, aliases=record.aliases, versions=tuple(versions), history=record.history)
+        return Model(
+            name=name,
+            aliases=record.aliases,
+            versions=tuple(versions),
+            history=record.history,
+            about=record.about,
+            sample=record.sample,
+        )
 
     async def list(self) -> tuple[Model, ...]:
         """All models by name. One that cannot be read is left out, with a warning in the log."""
@@ -263,14 +490,17 @@ class Registry:
             ModelError: There is no such version, or an alias points at it.
         """
         upload = (await self._existing(name)).versions.get(version)
-        await self._change(name, lambda current: current.deleted(name, version))
+        await self._change(
+            name,
+            lambda current: current.deleted(name, version).logged(current, self.entry("delete", version=version)),
+        )
         if upload is not None:
             await self._remove(name, upload.upload)
 
     async def delete_all(self, name: str) -> None:
         """Remove a model with all versions and aliases. What is pushed later goes on counting."""
-        uploads = [stored.upload for stored in (await self._record(name)).versions.values()]
-        await self._change(name, lambda current: current.emptied())
+        uploads = (await self._record(name)).used
+        await self._change(name, lambda current: current.emptied().logged(current, self.entry("delete")))
         for upload in uploads:
             await self._remove(name, upload)
 
@@ -281,41 +511,60 @@ class Registry:
         """
         return await self._records.watch(callback)
 
-    async def _upload(
-        self,
-        name: str,
-        upload: str,
-        candidate: Candidate,
-        alias: str | None,
-        again: bool,
-        progress: Callable[[int, int], None] | None,
-    ) -> int:
-        """Write the chunks, then the metadata, then the record; returns the number of the version."""
+    async def _write(
+        self, name: str, upload: str, payload: bytes, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Write the chunks of an upload, which the record knows of from its beginning."""
         renewed = time.monotonic()
         await self._change(name, lambda current: current.begun(upload, time.time()))
 
         async def step(done: int) -> None:
             nonlocal renewed
             if progress is not None:
-                progress(done, candidate.version.size)
+                progress(done, len(payload))
             if time.monotonic() - renewed > STALE_SECONDS / 6:
                 await self._change(name, lambda current: current.renewed(name, upload, time.time()))
                 renewed = time.monotonic()
 
-        await self._chunks.write(name, upload, candidate.payload, step)
-        await self._metadata.create(f"{name}/{upload}", candidate.metadata())
-        number = 0
+        await self._chunks.write(name, upload, payload, step)
 
-        def commit(current: ModelRecord) -> ModelRecord:
-            nonlocal number
-            same = None if again else current.find(candidate.content)
-            if same is None:
-                current = current.committed(name, upload, candidate.content)
-            number = current.last if same is None else same
-            return current if alias is None else current.promoted(name, number, alias, now())
+    def entry(self, action: str, **what: Any) -> Entry:
+        """An entry of the log, made now and by this process.
 
-        await self._change(name, commit)
-        return number
+        Raises:
+            UsageError: A reason is too long.
+        """
+        try:
+            return msgspec.convert({"at": now(), "by": whoami(), "action": action, **what}, Entry)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"This cannot be written into the log: {error}.", "A reason has 500 characters.") from None
+
+    def _pointed(
+        self,
+        current: ModelRecord,
+        name: str,
+        version: int,
+        alias: str,
+        approval: Approval | None = None,
+        why: str = "",
+        action: str = "promote",
+    ) -> ModelRecord:
+        """With an alias pointed at a version, and that in the log.
+
+        Raises:
+            ModelError: There is no such version, or the alias has moved since the gates were asked.
+        """
+        before = current.aliases.get(alias, 0)
+        if approval is not None and before != version and current.last_move(alias) != approval.after:
+            raise ModelError(
+                f"Somebody else moved the alias `{alias}` of the model `{name}` while the gates were asked: "
+                "it stays where it is now.",
+                f"`gridscore model log {name}` says who. Try again.",
+            )
+        what: dict[str, Any] = {"version": version, "alias": alias, "before": before, "why": why}
+        if approval is not None and approval.override:
+            what |= {"override": approval.override, "failed": approval.failed[:1000]}
+        return current.promoted(name, version, alias, now()).logged(current, self.entry(action, **what))
 
     async def _abandon(self, name: str, upload: str) -> None:
         """Take an upload back, unless it has become a version after all."""
@@ -325,7 +574,7 @@ class Registry:
 
         record = await self._change(name, forget)
         # From here on it cannot become one: the record that a commit in flight would replace is gone.
-        if all(stored.upload != upload for stored in record.versions.values()):
+        if upload not in record.used:
             await self._remove(name, upload)
 
     async def _clear_away(self, name: str) -> None:
@@ -335,7 +584,7 @@ class Registry:
         record = await self._record(name)
         if stale := record.stale(time.time()):
             record = await self._change(name, lambda current: current.without(stale & current.stale(time.time())))
-        wanted = record.uploads.keys() | {stored.upload for stored in record.versions.values()}
+        wanted = record.uploads.keys() | record.used
         for upload in (found.keys() | stale) - wanted:
             _log.info("%s: what is left of a given-up push is removed", name, extra={"action": "push_cleared"})
             await self._metadata.delete(f"{name}/{upload}")
@@ -414,6 +663,15 @@ def check_alias(alias: str) -> str:
     if isinstance(alias, str) and alias.isdigit():
         raise UsageError(f"The alias `{alias}` looks like a version.", "Let it begin with a letter.")
     return check_name(alias, "model alias")
+
+
+def whoami() -> str:
+    """Who runs this process, and where: nothing that proves it."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        user = "somebody"
+    return f"{user}@{socket.gethostname()}"[:200]
 
 
 async def _finish(cleanup: Any) -> None:

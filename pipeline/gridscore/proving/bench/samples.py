@@ -12,13 +12,14 @@ from gridscore.errors import GridscoreError
 from gridscore.features import DecodeError, EventDecoder, FeaturePlan, LookupTable
 from gridscore.features.tables import read_history, rows_as_json
 from gridscore.grid.capacity import Source
-from gridscore.grid.copies import Fetcher, LiveCopy, payload
+from gridscore.grid.copies import payload
 from gridscore.grid.entries import walk
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import partition_of
+from gridscore.scoring.recent import look_up
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from gridscore.grid import Grid
@@ -148,7 +149,7 @@ async def featured(grid: Grid, job: Job, model: LoadedModel, samples: Samples) -
             texts.append(text)
     tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
     plan = FeaturePlan(job, tables, model.version.categories)
-    await _look_up(grid, job, plan, tables, events)
+    await look_up(grid, job, plan, tables, events)
     try:
         matrix = plan.matrix(events)
     except Exception:  # noqa: BLE001 -- whatever it is, the worker would set those events aside that cause it
@@ -169,21 +170,6 @@ def _computes(plan: FeaturePlan, event: Any, wrong: list[str]) -> bool:
         wrong.append(f"{type(error).__name__}: {error}")
         return False
     return True
-
-
-async def _look_up(
-    grid: Grid, job: Job, plan: FeaturePlan, tables: dict[str, LookupTable], events: Sequence[Any]
-) -> None:
-    keys: dict[str, list[Any]] = {}
-    for name, lookup in job.lookups.items():
-        if lookup.mode == "copy":
-            copy = LiveCopy(grid, lookup.map, tables[name], max_entries=lookup.max_entries)
-            await copy.start()
-            await copy.close()
-            continue
-        keys = keys or plan.keys(events)
-        for key, text in await Fetcher(grid, lookup.map).fetch({key for key in keys[name] if key is not None}):
-            tables[name].put(key, text)
 
 
 # ---------------------------------------------------------------------- how many, and under which keys

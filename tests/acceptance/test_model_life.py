@@ -1,0 +1,72 @@
+"""The life of a model in docs/models.md: its lines run as they stand there, on fewer flights."""
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from gridscore.cli import _commands
+from gridscore.errors import GateError
+from gridscore.proving.demo import dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """The main function of the training script, with fewer flights."""
+    path = ROOT / "jobs/flights/train.py"
+    spec = importlib.util.spec_from_file_location("flights_train", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    whole = dataset.load_flights().frame
+    few = [whole[whole["month"] == 1].head(4_000), whole[whole["month"] == 4].head(1_500)]
+    flights = dataset.Flights(pd.concat(few, ignore_index=True), "few")
+    monkeypatch.setattr(module, "load_flights", lambda: flights)
+    monkeypatch.setattr(module, "TREES", 30)
+    return module.main
+
+
+def test_the_life_of_a_model_on_the_flights(cluster, train, start, tmp_path, monkeypatch):
+    text = (ROOT / "docs/models.md").read_text().partition("## A model's life")[2]
+    gates, lines = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("yaml", "sh"))
+    monkeypatch.chdir(tmp_path)
+    Path("gated.yaml").write_text((ROOT / "jobs/flights/job.yaml").read_text() + gates)
+    monkeypatch.setenv("GRIDSCORE_MEMBERS", json.dumps(cluster.addresses))
+    monkeypatch.setenv("GRIDSCORE_CLUSTER_NAME", cluster.cluster_name)
+    told = {}
+
+    for line in filter(None, lines.splitlines()):
+        command, _, comment = line.partition("#")
+        program, *words = shlex.split(command)
+        if program == "python":
+            monkeypatch.setattr(sys, "argv", words)
+            train()
+        elif words[-1] == "&":
+            start(*words[:-1])
+        else:
+            done = CliRunner().invoke(_commands(words[0]), words)
+            if "exit code" in comment:
+                assert isinstance(done.exception, GateError), (line, done.output)
+                assert done.exception.exit_code == int(comment.split()[-1])
+                told["refused"] = str(done.exception)
+            else:
+                assert done.exit_code == 0, (line, done.output, done.exception)
+                told[line] = done.output
+
+    assert re.findall(r"^  For the job `flights`: (\w+)", told["refused"], re.MULTILINE) == [
+        "metric",
+        "champion",
+        "shift",
+    ]
+    (log,) = [output for line, output in told.items() if line == "gridscore model log flights"]
+    assert [word for word in log.split() if word in ("push", "sample", "promote", "rollback")] == [
+        *("push", "promote", "sample", "push", "promote", "rollback", "push", "promote", "rollback")
+    ]
+    assert "gates overridden: a drill" in log
