@@ -1,4 +1,4 @@
-"""`gridscore job check`, `job init` and `job schema`: job files, before they go to a cluster."""
+"""`gridscore job check`, `job init`, `job preview` and `job schema`: job files, and what they make of events."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 
 from gridscore.cli.options import App, Connection, Json, connected
 from gridscore.cli.output import console, print_json, print_table, print_warnings, run, safe
+from gridscore.cli.preview import preview
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
     from gridscore.job import Job
 
-app = App(help="Job files: check or begin one, or get the JSON Schema for an editor.", no_args_is_help=True)
+app = App(
+    help="Job files: check or begin one, see what it makes of events, or get the JSON Schema for an editor.",
+    no_args_is_help=True,
+)
+app.command()(preview)
 
 
 @app.command()

@@ -147,18 +147,22 @@ def _id(partition: int, key_data: str, raw: str, size: int) -> str:
     return f"{partition}-{_hash(key_data, raw, size)}"
 
 
+def text_of_key(grid: Grid, key: bytes) -> str:
+    """A serialized key as people read it, cut to 1,000 characters."""
+    try:
+        return str(transport.to_object(grid.client, key))[:1000]
+    except Exception as error:  # noqa: BLE001 -- a key that we cannot read is no reason to lose its event
+        return f"<{type(error).__name__}: {error}>"[:1000]
+
+
 def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> DeadLetter:
     """The dead letter of an event."""
-    try:
-        key = str(transport.to_object(grid.client, rejected.key))
-    except Exception as error:  # noqa: BLE001 -- a key that we cannot read is no reason to lose the letter
-        key = f"<{type(error).__name__}: {error}>"
     return DeadLetter(
         job=job,
         map=map_name,
         partition=rejected.partition,
         sequence=rejected.sequence,
-        key=key[:1000],
+        key=text_of_key(grid, rejected.key),
         key_data=base64.b64encode(rejected.key).decode(),
         stage=rejected.stage,
         error=rejected.error[:4000],

@@ -12,7 +12,7 @@ from gridscore.features.columns import EventColumns
 from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, definitions_of
 from gridscore.features.events import DecodeError, Event, EventDecoder
 from gridscore.features.lookup_table import LookupTable
-from gridscore.features.offline import OfflineMatrix, booster_of, offline_matrix, parameters_of
+from gridscore.features.offline import OfflineMatrix, booster_of, filled_tables, offline_matrix, parameters_of
 from gridscore.features.plan import FeaturePlan
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "OfflineMatrix",
     "booster_of",
     "definitions_of",
+    "filled_tables",
     "offline_matrix",
     "parameters_of",
 ]

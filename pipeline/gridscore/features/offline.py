@@ -305,7 +305,7 @@ def offline_matrix(
     kept = tables.take_columns(history, keep, source) if keep else None
     tables.rows_as_json(history[:0], job.schema_, source)  # a missing column is best said before lookups are read
     reading = _Reading(job, history, source, skip_bad=skip_bad)
-    filled = {name: _fill(job, name, lookups, skip_bad=skip_bad) for name in job.lookups}
+    filled = filled_tables(job, lookups, skip_bad=skip_bad)
 
     total = len(history)
     learn = categories is None and bool(Program(job, filled, None).category_values())
@@ -414,6 +414,15 @@ class _Reading:
                     f"Sort the history by `{self._job.order_by}`.",
                 )
             yield end, [start + row for row in range(len(payloads)) if row not in bad], events
+
+
+def filled_tables(job: Job, lookups: Any, *, skip_bad: bool = False) -> dict[str, LookupTable]:
+    """The local tables of a job's lookups, by name, filled as `offline_matrix` says.
+
+    Raises:
+        TableError: One is missing, or cannot be read.
+    """
+    return {name: _fill(job, name, lookups, skip_bad=skip_bad) for name in job.lookups}
 
 
 def _fill(job: Job, name: str, lookups: Any, *, skip_bad: bool) -> LookupTable:

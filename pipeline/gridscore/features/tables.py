@@ -14,6 +14,7 @@ import json
 import math
 import numbers
 import sys
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from gridscore.job.check import compile_keys
 from gridscore.job.types import Type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from gridscore.features.cells import CellKind
     from gridscore.job import FieldType, Job
@@ -52,37 +53,78 @@ def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) ->
     Raises:
         TableError: There is no such file, or it cannot be read.
     """
-    path = Path(path)
+    (frame,) = _frames(Path(path), kinds or {}, None)[1]
+    return frame
+
+
+@contextmanager
+def read_chunks(
+    path: Path | str, kinds: Mapping[str, CellKind], rows: int
+) -> Iterator[tuple[int, Iterator[pd.DataFrame]]]:
+    """In the context, the rows that a file has, and what `read_table` reads of it, so many rows at a time.
+
+    Columns that `kinds` does not name may be of other types from one chunk to the next.
+
+    Raises:
+        TableError: There is no such file, or it cannot be read; later, too.
+    """
+    count, frames = _frames(Path(path), kinds, rows)
+    with closing(frames):
+        yield count, frames
+
+
+def _frames(
+    path: Path, kinds: Mapping[str, CellKind], rows: int | None
+) -> tuple[int, Generator[pd.DataFrame, None, None]]:
     name = path.name.lower()
     if path.is_dir() or not path.exists():
         what = f"`{path}` is a folder, not a table." if path.is_dir() else f"There is no file `{path}`."
         raise TableError(what, "Give the path of a file in CSV, Parquet or JSON lines.")
+    count: Callable[[Path], int]
+    read: Callable[[Path, Mapping[str, CellKind], int | None], Iterator[pd.DataFrame]]
+    if name.endswith(".parquet"):
+        count, read = _parquet_rows, _parquet
+    elif name.endswith(JSON_LINES):
+        count, read = _json_rows, _json_lines
+    elif name.endswith((".csv", ".csv.gz")):
+        # pandas would guess, take `NA` for missing, and round decimal numbers in its own way.
+        count, read = _check_cells, _csv
+    else:
+        raise TableError(
+            f"`{path}` is not CSV, Parquet or JSON lines.", "Name it .csv, .csv.gz, .parquet, .jsonl or .jsonl.gz."
+        )
+
+    def frames() -> Generator[pd.DataFrame, None, None]:
+        with _readable(path):
+            yield from read(path, kinds, rows)
+
+    with _readable(path):
+        return count(path), frames()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        if name.endswith(".parquet"):
-            frame = _parquet(path, kinds or {})
-        elif name.endswith(JSON_LINES):
-            frame = _json_lines(path)
-        elif name.endswith((".csv", ".csv.gz")):
-            # pandas would guess, take `NA` for missing, and round decimal numbers in its own way.
-            _check_cells(path)
-            names = pd.read_csv(path, nrows=0).columns
-            typed = {name: kinds[name] for name in names if name in kinds} if kinds else {}
-            missing = {name: list(MISSING) for name in names.difference(list(typed))}
-            texts: Any = dict.fromkeys(typed, str)
-            frame = pd.read_csv(path, dtype=texts, na_values=missing, keep_default_na=False, low_memory=False)
-            for column, kind in typed.items():
-                frame[column] = _column_of(frame[column].tolist(), kind, frame.index)
-        else:
-            raise TableError(
-                f"`{path}` is not CSV, Parquet or JSON lines.", "Name it .csv, .csv.gz, .parquet, .jsonl or .jsonl.gz."
-            )
+        yield
     except (OSError, EOFError, ValueError, csv.Error) as error:  # pandas' and pyarrow's own errors are ValueErrors
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise TableError(
             f"`{path}` cannot be read: {reason}.",
             "Is it what its name says? Save it again, as CSV in UTF-8 with a line of column names, or as Parquet.",
         ) from None
-    return frame
+
+
+def _csv(path: Path, kinds: Mapping[str, CellKind], rows: int | None) -> Iterator[pd.DataFrame]:
+    names = pd.read_csv(path, nrows=0).columns
+    typed = {name: kinds[name] for name in names if name in kinds}
+    missing = {name: list(MISSING) for name in names.difference(list(typed))}
+    texts: Any = dict.fromkeys(typed, str)
+    read = pd.read_csv(path, dtype=texts, na_values=missing, keep_default_na=False, low_memory=False, chunksize=rows)
+    with nullcontext([read]) if rows is None else read as frames:
+        for frame in frames:
+            for column, kind in typed.items():
+                frame[column] = _column_of(frame[column].tolist(), kind, frame.index)
+            yield frame
 
 
 def read_history(path: Path | str, job: Job, keys: Sequence[str] = ()) -> pd.DataFrame:
@@ -270,33 +312,61 @@ def _column_of(cells: Sequence[Any], kind: CellKind, index: pd.Index) -> pd.Seri
         return pd.Series(values, index, dtype=object)
 
 
-def _parquet(path: Path, kinds: Mapping[str, CellKind]) -> pd.DataFrame:
+def _parquet_rows(path: Path) -> int:
+    from pyarrow import parquet
+
+    return int(parquet.read_metadata(path).num_rows)
+
+
+def _parquet(path: Path, kinds: Mapping[str, CellKind], rows: int | None) -> Iterator[pd.DataFrame]:
     """Read Parquet, without structs, and with all digits of whole numbers with gaps: pandas makes floats of them."""
+    import pyarrow as pa
     from pyarrow import parquet, types
 
-    table = parquet.read_table(path)
-    while any(types.is_struct(column.type) for column in table.schema):
-        table = table.flatten()
-    frame: pd.DataFrame = table.to_pandas()
-    for name in kinds.keys() & set(table.column_names) & set(frame.columns):
-        if types.is_integer(table.schema.field(name).type) and pd.api.types.is_float_dtype(frame[name].dtype):
-            frame[name] = pd.Series(table.column(name).to_pylist(), index=frame.index, dtype=object)
-    return frame
+    if rows is None:
+        found: Iterable[pa.Table] = [parquet.read_table(path)]
+    else:
+        found = (pa.Table.from_batches([batch]) for batch in parquet.ParquetFile(path).iter_batches(rows))
+    for table in found:
+        while any(types.is_struct(column.type) for column in table.schema):
+            table = table.flatten()  # noqa: PLW2901 -- level by level
+        frame: pd.DataFrame = table.to_pandas()
+        for name in kinds.keys() & set(table.column_names) & set(frame.columns):
+            if types.is_integer(table.schema.field(name).type) and pd.api.types.is_float_dtype(frame[name].dtype):
+                frame[name] = pd.Series(table.column(name).to_pylist(), index=frame.index, dtype=object)
+        yield frame
 
 
-def _json_lines(path: Path) -> pd.DataFrame:
+def _json_rows(path: Path) -> int:
+    with _unpacked(path) as file:
+        return sum(1 for line in file if line.strip())
+
+
+def _json_lines(path: Path, _kinds: Mapping[str, CellKind], rows: int | None) -> Iterator[pd.DataFrame]:
     decode = msgspec.json.Decoder(dict[str, Any]).decode
-    rows: list[dict[str, Any]] = []
-    unpacked = gzip.open if path.name.lower().endswith(".gz") else open
-    with unpacked(path, "rb") as file:
+    taken: list[dict[str, Any]] = []
+    names: dict[str, None] = {}  # those that one chunk has are columns of all after it
+
+    def frame() -> pd.DataFrame:
+        names.update(dict.fromkeys(name for row in taken for name in row))
+        return pd.DataFrame({name: pd.Series([row.get(name) for row in taken], dtype=object) for name in names})
+
+    with _unpacked(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 if line.strip():
-                    rows.append(dict(_leaves(decode(line), "")))
+                    taken.append(dict(_leaves(decode(line), "")))
             except (ValueError, RecursionError) as error:
                 raise TableError(f"`{path}`, line {number}: {reason_of(error)}.", "Each line is an object.") from None
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
+            if len(taken) == rows:
+                yield frame()
+                taken.clear()
+    if taken or rows is None:
+        yield frame()
+
+
+def _unpacked(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _leaves(values: Mapping[str, Any], around: str) -> Iterator[tuple[str, Any]]:
@@ -324,8 +394,9 @@ def _series(frame: pd.DataFrame, column: str, source: str) -> pd.Series:
     return frame[column]
 
 
-def _check_cells(path: Path) -> None:
-    """Refuse what pandas would take for other columns than are meant, or for missing."""
+def _check_cells(path: Path) -> int:
+    """Refuse what pandas would take for other columns than are meant, or for missing; the rows otherwise."""
+    rows = 0
     unpacked = gzip.open if path.name.lower().endswith(".gz") else open
     with unpacked(path, "rt", encoding="utf-8-sig", newline="") as file:
         csv.field_size_limit(sys.maxsize)  # pandas has none
@@ -347,6 +418,8 @@ def _check_cells(path: Path) -> None:
                     f"{width}.",
                     "Is the file cut off, or a comma in a text without quotes? Correct it.",
                 )
+            rows += len(cells) > 1 or bool("".join(cells).strip())
+    return rows
 
 
 def _values(series: pd.Series, kind: FieldType, where: str) -> list[Any]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gridscore.models import LoadedModel
     from gridscore.scoring.stats import JobStats
     from gridscore.scoring.window_requests import WindowRequests
-    from gridscore.scoring.window_states import WindowStates
+    from gridscore.scoring.window_states import HistoryStates, WindowStates
 
 _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializable", -55: "a Compact record"}
 
@@ -142,7 +142,7 @@ class Scorer:
         tables: Mapping[str, LookupTable],
         fetchers: Mapping[str, Fetcher],
         stats: JobStats,
-        windows: WindowStates | None = None,
+        windows: WindowStates | HistoryStates | None = None,
         requests: WindowRequests | None = None,
     ) -> None:
         self._decoder = EventDecoder(job)
@@ -194,7 +194,12 @@ class Scorer:
         return ScoredBatch(list(batches.values()), rejected, len(rows.keys))
 
     async def _score_with_windows(
-        self, windows: WindowStates, events: EventColumns, rows: _Rows, rejected: list[Rejected], active: ActiveModel
+        self,
+        windows: WindowStates | HistoryStates,
+        events: EventColumns,
+        rows: _Rows,
+        rejected: list[Rejected],
+        active: ActiveModel,
     ) -> _Rows:
         """Score a batch, and add what has been scored to its windows: an event counts there if it has a result."""
         clock, stage_ns = time.thread_time_ns, self._stats.stage_ns
@@ -207,8 +212,7 @@ class Scorer:
         while events:
             began = clock()
             rows.places = list(range(len(events)))
-            (inputs,) = windows.windows.inputs(events)
-            seen, after = await windows.apply(events, inputs, rows.keys, states, rows.sequences)
+            seen, after = await windows.apply(events, rows.keys, states, rows.sequences)
             stage_ns["windows"] += clock() - began
             left = self._finish(seen, rows, rejected, active)
             if len(left.places) == len(events):
@@ -221,7 +225,7 @@ class Scorer:
             events, rows = events.without(gone), rows.without(dict.fromkeys(gone, ""), "", [])
         else:
             return rows
-        began, self._stats.late, self._stats.broken_states = clock(), windows.windows.late, windows.broken
+        began, self._stats.late, self._stats.broken_states = clock(), windows.late, windows.broken
         for batch, keys in rows.keys_by_batch():
             batch.states |= windows.changed(batch.cursor, {key: after[key] for key in keys})
         stage_ns["windows"] += clock() - began

@@ -30,7 +30,8 @@ from gridscore.features.times import END
 from gridscore.features.window_kernel import head_of
 from gridscore.features.windows import Inputs, Windows, is_compiled
 from gridscore.grid.copies import payload
-from gridscore.grid.entries import values_of
+from gridscore.grid.entries import values_of, walk
+from gridscore.grid.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from gridscore.features import EventColumns
     from gridscore.grid import Grid
+    from gridscore.group.lease_records import LeaseRecord
     from gridscore.group.reader import Cursor
     from gridscore.job import Job, JobRecord
 
@@ -55,6 +57,10 @@ MOST_BYTES = 128 << 20
 CALLS_AT_ONCE = 24_576 if is_compiled else 512
 """Answers of windows (events times calls) after which others have their turn: 2 to 40 ms of CPU."""
 
+TAKEN_BYTES = 512 << 20
+"""States of a snapshot, at most."""
+
+_TAKEN_AT_ONCE = 4_096
 _GRACE_SECONDS = 7 * 86_400
 """How long a job may stand still before states of entities go that it will need again."""
 _AHEAD_SECONDS = 86_400
@@ -286,13 +292,19 @@ class WindowStates:
             )
         return b""
 
+    @property
+    def late(self) -> int:
+        """Events so far that were too late to count."""
+        return self.windows.late
+
     async def apply(
-        self, events: EventColumns, inputs: Inputs, keys: list[bytes], states: dict[bytes, bytes], sequences: list[int]
+        self, events: EventColumns, keys: list[bytes], states: dict[bytes, bytes], sequences: list[int]
     ) -> tuple[EventColumns, dict[bytes, bytes]]:
         """The events with what they see, and the states afterwards; see `Windows.apply`.
 
         Many are added in parts, between which others have their turn: a lease must be renewed.
         """
+        (inputs,) = self.windows.inputs(events)
         calls = self.windows.layouts[0].calls
         step = max(1, CALLS_AT_ONCE // len(calls))
         known, after, parts = dict(states), dict[bytes, bytes](), []
@@ -400,6 +412,102 @@ def _parts(wanted: Mapping[Cursor, Iterable[bytes]], most: int) -> Iterator[list
                 some, room = [], most
     if some:
         yield some
+
+
+class Snapshot(WindowStates):
+    """The states as the grid has them when they are taken; what is made of them since stays in this process.
+
+    Read the leases first, then take the states, then look where the journals end: what an offset covers is in the
+    states, and no event behind the ends is.
+
+    Args:
+        grid: The connection.
+        record: The job.
+        leases: Of its partitions.
+    """
+
+    def __init__(self, grid: Grid, record: JobRecord, leases: Mapping[int, LeaseRecord]) -> None:
+        origins = {partition: lease.origin for partition, lease in leases.items()}
+        journal = Journal(grid, record.job.events)
+        super().__init__(grid, record, lambda p: origins.get(p, 0), lambda _partition: False, journal.bounds)
+        self._record = record
+        self._leases = leases
+        self._taken: dict[bytes, bytes] = {}
+
+    def begins(self, partition: int, first: int, end: int) -> int:
+        """The first event of a partition that may not be in its states, given the bounds of its journal."""
+        lease, record = self._leases.get(partition), self._record
+        if lease is not None and lease.has_begun(record.begin, record.restarts):
+            return min(lease.offset, end + 1)
+        return first if record.beginning == "oldest" else end + 1
+
+    async def take(self, partition: int, key: bytes | None = None) -> None:
+        """Take those of a partition, or of one key in it.
+
+        Raises:
+            GridError: They are more than this process should hold.
+            HazelcastError: The cluster did not answer.
+        """
+        origin = self._origin(partition)
+        if key is not None:
+            found = await values_of(self._grid, self.map_name, partition, [key])
+            self._taken |= {each: self._opened(value, origin) for each, value in found.items()}
+            return
+        async for entries in walk(self._grid, self.map_name, partition, _TAKEN_AT_ONCE):
+            for each, value in entries:
+                state = self._taken[each] = self._opened(value, origin)
+                self._bytes += _size((each, state))
+            if self._bytes > TAKEN_BYTES:
+                raise GridError(
+                    f"The states in `{self.map_name}` take more than {TAKEN_BYTES >> 20} MiB, which is the limit here.",
+                    "Look at one entity: --key KEY.",
+                )
+
+    async def _read(self, cursor: Cursor, keys: list[bytes]) -> dict[bytes, bytes]:
+        states = {key: self._taken.get(key, b"") for key in keys}
+        self._keep(cursor, states)
+        return states
+
+
+class HistoryStates:
+    """The windows of a history, whatever their keys, kept in this process: instead of `WindowStates`, in any scorer.
+
+    Args:
+        job: Whose.
+    """
+
+    broken = 0
+
+    def __init__(self, job: Job) -> None:
+        self._windows = Windows(job)
+        self._states: list[dict[Any, bytes]] = [{} for _ in self._windows.layouts]
+        self._after: list[dict[Any, bytes]] = []
+
+    @property
+    def late(self) -> int:
+        """As `WindowStates.late`."""
+        return self._windows.late
+
+    def refused(self, events: EventColumns, _keys: Sequence[bytes], _scored: Sequence[bool]) -> dict[int, str]:
+        """The events that windows cannot hold, each with the reason; none for its key: fields tell the entity."""
+        return {row: f"{text}, which no window can hold" for row, text in self._windows.untimely(events).items()}
+
+    async def fetch(self, _wanted: Iterable[tuple[Cursor, Sequence[bytes]]]) -> dict[bytes, bytes]:
+        """None: they are here."""
+        return {}
+
+    async def apply(
+        self, events: EventColumns, keys: list[bytes], _states: dict[bytes, bytes], _sequences: list[int]
+    ) -> tuple[EventColumns, dict[bytes, bytes]]:
+        """The events with what they see; every one counts, once `changed` is called."""
+        found, self._after = self._windows.apply(events, self._windows.inputs(events), self._states)
+        return found, dict.fromkeys(keys, b"")
+
+    def changed(self, _cursor: Cursor, _after: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Keep what the last call of `apply` has made; nothing is to be written."""
+        for states, changed in zip(self._states, self._after, strict=True):
+            states.update(changed)
+        return {}
 
 
 def _size(entry: tuple[bytes, bytes]) -> int:

@@ -1,0 +1,106 @@
+"""What is tried: a job, versions of its model, its lookups; of files, or of a cluster, where something is there."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from gridscore.features import filled_tables
+from gridscore.job import Jobs, load_job
+from gridscore.models import LoadedModel, Registry, check_fit, completed, loaded_from
+from gridscore.scoring.rehearsal import Given, lookups_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from gridscore.grid import Grid
+    from gridscore.job import Job, JobRecord
+
+
+class Side(NamedTuple):
+    """A version of the model, and what it is called."""
+
+    name: str
+    model: LoadedModel
+
+
+class Subject(NamedTuple):
+    """What is tried.
+
+    Attributes:
+        job: The job, with features.
+        record: What the cluster knows of it; None if it is of a file.
+        sides: The versions that were asked for.
+        given: The lookups.
+        grid: The cluster; None if it was not needed.
+    """
+
+    job: Job
+    record: JobRecord | None
+    sides: list[Side]
+    given: Given
+    grid: Grid | None
+
+
+def is_file(text: str | None) -> bool:
+    """Whether a text means a file, and not a name in the cluster."""
+    if text is None:
+        return False
+    path = Path(text)
+    return path.suffix in (".yaml", ".yml", ".ubj", ".json") or path.name != text
+
+
+@asynccontextmanager
+async def subject_of(
+    connect: Callable[[], AbstractAsyncContextManager[Grid]],
+    job: str,
+    models: Sequence[str | None],
+    lookups: Path | None,
+) -> AsyncIterator[Subject]:
+    """What texts of a command line mean.
+
+    Args:
+        connect: Called if something is in the cluster.
+        job: The path of a job file, or the name of a submitted job.
+        models: Each a file, the number of a version, or an alias; None for what the job scores with.
+        lookups: A directory with their tables; without it, the maps of the cluster are taken as they are.
+
+    Raises:
+        JobFileError: The job file is not valid.
+        JobError: There is no such job.
+        ModelError: There is no such version, it cannot be used, or would not score the job's features.
+        TableError: A table cannot be read.
+    """
+    async with AsyncExitStack() as stack:
+        own = load_job(job) if is_file(job) else None
+        grid = None
+        if own is None or not all(map(is_file, models)) or (own.lookups and lookups is None):
+            grid = await stack.enter_async_context(connect())
+        record = None if own is not None or grid is None else await Jobs(grid).get(job)
+        found = own if own is not None else record.job  # type: ignore[union-attr]
+        sides = [await _side(found, record, text, grid) for text in models]
+        found = completed(found, sides[0].model.version)
+        for side in sides:
+            check_fit(found, side.model.version, allow_changed=True)
+        if found.lookups and lookups is None and grid is not None:
+            given = await stack.enter_async_context(lookups_of(grid, found))
+        else:
+            given = Given(filled_tables(found, lookups), {})
+        yield Subject(found, record, sides, given, grid)
+
+
+async def _side(job: Job, record: JobRecord | None, text: str | None, grid: Grid | None) -> Side:
+    ref = job.model
+    if grid is None or (text is not None and is_file(text)):
+        _, model = await asyncio.to_thread(loaded_from, text, ref.name)
+        return Side(str(text), model)
+    registry, alias, number = Registry(grid), ref.alias, ref.version
+    if text is not None:
+        alias, number = (None, int(text)) if text.isdecimal() else (text, None)
+    release = None if record is None or text is not None else record.release
+    version = await registry.resolve(ref.name, alias=alias, version=number, release=release)
+    payload = await registry.fetch(version.name, version.version)
+    return Side(str(version), await asyncio.to_thread(LoadedModel.load, version, payload))

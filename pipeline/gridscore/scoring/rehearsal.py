@@ -1,0 +1,129 @@
+"""A rehearsal: the worker's own scorer over events, without a lease, an offset, or a write.
+
+Backtests, previews and parity are made of it, so what they say of an event is what a worker would say.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from gridscore.features import FeaturePlan, LookupTable
+from gridscore.grid.copies import Fetcher
+from gridscore.grid.wire import Page
+from gridscore.group.reader import Arrival, Cursor
+from gridscore.scoring.lookups import Lookups
+from gridscore.scoring.scorer import ActiveModel, Scorer
+from gridscore.scoring.stats import JobStats
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gridscore.dead_letters.letters import Rejected
+    from gridscore.features import EventColumns
+    from gridscore.grid import Grid
+    from gridscore.job import Job
+    from gridscore.models import LoadedModel
+    from gridscore.scoring.window_states import HistoryStates, WindowStates
+
+
+class Outcome(msgspec.Struct):
+    """What a result says of an event."""
+
+    sequence: int
+    score: float | list[float]
+    decision: str | None = None
+
+
+outcome_of = msgspec.json.Decoder(Outcome).decode
+
+
+class Given(NamedTuple):
+    """What lookups of mode `copy` and of mode `fetch` are made of, by name."""
+
+    tables: Mapping[str, LookupTable]
+    fetchers: Mapping[str, Fetcher]
+
+
+@asynccontextmanager
+async def lookups_of(grid: Grid, job: Job) -> AsyncIterator[Given]:
+    """The lookups of a job as a worker has them: copies that are kept current meanwhile.
+
+    Raises:
+        MapNotFoundError: A lookup map is not there.
+        LookupTooLargeError: One has more entries than may be copied.
+    """
+    shared = Lookups(grid)
+    copies = {name: shared.of(lookup) for name, lookup in job.lookups.items() if lookup.mode == "copy"}
+    tables = {n: copies[n].table if n in copies else LookupTable(lookup) for n, lookup in job.lookups.items()}
+    fetchers = {n: Fetcher(grid, lookup.map) for n, lookup in job.lookups.items() if lookup.mode == "fetch"}
+    started = []
+    try:
+        for copy in copies.values():
+            started.append(copy)
+            await shared.start(copy)
+        yield Given(tables, fetchers)
+    finally:
+        for copy in started:
+            await shared.close(copy)
+
+
+class _WatchedPlan(FeaturePlan):
+    """A feature plan that remembers the last batch."""
+
+    seen: tuple[EventColumns, NDArray[Any], NDArray[Any] | None] | None = None
+
+    def inputs(self, events: Any) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        matrix, margins = super().inputs(events)
+        self.seen = events, matrix, margins
+        return matrix, margins
+
+
+class Rehearsal:
+    """Scores events of a job as a worker would.
+
+    Args:
+        job: The job.
+        model: That scores.
+        given: Its lookups.
+        states: Of its windows, if it has any.
+        revision: Of the job.
+
+    Attributes:
+        plan: Computes the features; its `seen` has the events that the last call has scored, their features, and their
+            margins.
+        stats: What a worker would count.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        model: LoadedModel,
+        given: Given,
+        states: WindowStates | HistoryStates | None = None,
+        revision: int = 1,
+    ) -> None:
+        self.plan = _WatchedPlan(job, given.tables, model.version.categories)
+        self.stats = JobStats()
+        self._scorer = Scorer(job, revision, given.tables, given.fetchers, self.stats, states)
+        self._active = ActiveModel(model, self.plan)
+
+    async def score(self, page: Page, cursor: Cursor) -> tuple[list[bytes], list[Rejected]]:
+        """The texts of the results that a page of events gets, and the events that get none.
+
+        Raises:
+            HazelcastError: A lookup of mode `fetch` failed.
+        """
+        self.plan.seen = None
+        batch = await self._scorer.score([Arrival(cursor.partition, page, cursor, 0, 0.0)], self._active)
+        return [text for part in batch.partitions for text in part.texts], batch.rejected
+
+
+def page_of_texts(texts: Sequence[bytes], first: int) -> Page:
+    """Events that were in no journal, as a page of one; their sequences count from `first`."""
+    count = len(texts)
+    return Page(first, first + count, list(range(first, first + count)), [b""] * count, list(texts), {}, 0)
