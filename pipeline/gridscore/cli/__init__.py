@@ -83,7 +83,7 @@ _COMMANDS = {
         "audit": "audit",
         "state": "state",
     },
-    "Models and features": {"model": "model", "features": "features"},
+    "Models and features": {"model": "model", "features": "features", "backtest": "backtest"},
     "Health": {
         "top": "top",
         "status": "status",
