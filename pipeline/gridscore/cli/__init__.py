@@ -87,6 +87,7 @@ _COMMANDS = {
     "Health": {
         "top": "top",
         "status": "status",
+        "parity": "parity",
         "doctor": "doctor",
         "repair": "repair",
         "bench": "bench",

@@ -15,6 +15,7 @@ from gridscore.texts import count_text
 if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.models import Added, Model, ModelVersion
+    from gridscore.models.certificates import Certificate
     from gridscore.models.comparison import Comparison
     from gridscore.models.record import About
 
@@ -154,24 +155,28 @@ def show(
     """
     from gridscore.errors import UsageError
     from gridscore.models import Registry
+    from gridscore.models.certificates import certificates_of
 
     if version is not None and alias is not None:
         raise UsageError("--version and --alias are both given.", "Give one of them.")
 
-    async def main(grid: Grid) -> tuple[Model, ModelVersion]:
+    async def main(grid: Grid) -> tuple[Model, ModelVersion, list[Certificate]]:
         registry = Registry(grid)
         model = await registry.get(name)
         if version is None and alias is None and "champion" not in model.aliases:
-            return model, model.versions[0]
-        return model, await registry.resolve(name, alias=alias, version=version)
+            found = model.versions[0]
+        else:
+            found = await registry.resolve(name, alias=alias, version=version)
+        return model, found, [each for each in await certificates_of(grid) if each.is_of(name, found.version)]
 
-    model, found = run_on(connection, main)
+    model, found, certificates = run_on(connection, main)
     pointing, about, own = model.aliases_of(found.version), model.noted_of(found.version), model.noted_of(0)
     history = {alias: moves for alias, moves in model.to_json()["history"].items() if alias in model.aliases}
     if as_json:
+        parity = [each.to_json() for each in certificates]
         whole = {"description": own.description, "tags": own.tags}
         noted = {"description": about.description, "tags": about.tags, "model": whole}
-        print_json({**found.to_json(), **noted, "aliases": pointing, "history": history})
+        print_json({**found.to_json(), **noted, "aliases": pointing, "history": history, "parity": parity})
         return
     facts = {
         "model": found.name,
@@ -188,6 +193,7 @@ def show(
         **_trained(found),
         "pushed": f"{found.created_at}{f', from {found.source}' if found.source else ''}",
         **{alias: " → ".join(f"v{m['version']}" for m in moves) for alias, moves in history.items()},
+        **{f"parity, {each.job}": f"{each.text}, {each.at[:16]}" for each in certificates},
     }
     width = max(map(len, facts))
     for label, value in facts.items():

@@ -149,6 +149,8 @@ def _job_lines(status: JobStatus) -> Iterable[str]:
         yield f"{totals['late']:,.0f} late for windows, {totals['broken_states']:,.0f} states of windows begun anew"
     if lacking := [f"{kind} {shares_text(shares)}" for kind, shares in _lacking(status)]:
         yield f"of the last {status.quality.events:,} events counted: {'; '.join(lacking)}"
+    if (certificate := status.certificate) is not None:
+        yield f"parity with offline: {certificate.text}, {certificate.at[:16].replace('T', ' ')} UTC"
 
 
 def _lacking(status: JobStatus) -> Iterable[tuple[str, dict[str, float]]]:

@@ -128,6 +128,15 @@ def definitions_of(job: Job) -> Definitions:
     )
 
 
+def looked_up_by(job: Job) -> dict[str, set[str]]:
+    """The lookups that each feature depends on, if only by way of a feature further up."""
+    found: dict[str, set[str]] = {}
+    for name, node in compile_features(job.features, job.schema_, job.lookups, job.windows).items():
+        others = (str(each.value) for each in _nodes([node]) if each.op == "feature")
+        found[name] = {lookup for lookup, _ in _inputs([node]) if lookup}.union(*(found[other] for other in others))
+    return found
+
+
 def same_definition(old: str, new: str) -> bool:
     """Whether two texts of definitions mean the same: `1` is `1.0`, and a list is a tuple."""
     return old == new or (_normal(old) == _normal(new) is not None)
@@ -177,15 +186,20 @@ def _made(feature: Feature) -> str:
     return _kept(_spelled(feature.expression) + _default(feature.default))
 
 
-def _inputs(nodes: Iterable[Node]) -> Iterator[tuple[str, str]]:
-    """Lookup (empty for the event) and field of everything that expressions read."""
-    waiting, seen = list(nodes), set()
+def _nodes(roots: Iterable[Node]) -> Iterator[Node]:
+    """Everything that expressions are made of, once."""
+    waiting, seen = list(roots), set()
     while waiting:
         node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        waiting += node.args
+        if node not in seen:
+            seen.add(node)
+            waiting += node.args
+            yield node
+
+
+def _inputs(nodes: Iterable[Node]) -> Iterator[tuple[str, str]]:
+    """Lookup (empty for the event) and field of everything that expressions read."""
+    for node in _nodes(nodes):
         if node.op in ("field", "int_field"):
             yield "", str(node.value)
         elif node.op == "lookup":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,12 @@ class LoadedModel:
             float32 of shape (n,), or (n, k) for a model with k outputs.
         """
         return self._predict(matrix, margins)
+
+    def reference(self) -> LoadedModel:
+        """The same model, predicting by `Booster.predict` itself: slow, and nothing of ours is in between."""
+        other = copy.copy(self)
+        other._predict, other.is_compiled = self._predict_by_copy, False  # noqa: SLF001 -- it is one of us
+        return other
 
     def _predict_in_place(self, matrix: np.ndarray, margins: np.ndarray | None = None) -> np.ndarray:
         scores: np.ndarray = self._booster.inplace_predict(matrix, base_margin=margins, validate_features=False)

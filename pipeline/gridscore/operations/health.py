@@ -134,7 +134,7 @@ def examine(looks: Sequence[Look[JobStatus]], *, late_seconds: float = LATE_SECO
         found += _windows(now)
     else:
         found = [*_asleep(looks), *_losses(looks)]
-    found += _unkept(now)
+    found += [*_unkept(now), *_parity(now)]
     if now.record.state in OVER:
         # Nothing can be done any more, and if it is submitted again, it starts over.
         found = [
@@ -343,6 +343,19 @@ def _unkept(now: JobStatus) -> list[Finding]:
         f"`gridscore audit {name} --repair` has them scored, and `gridscore status {name} --acknowledge` notes it."
     )
     return [problem("dead_letters_full", text, advice)]
+
+
+def _parity(now: JobStatus) -> list[Finding]:
+    """Results that are not what the same events give offline."""
+    certificate = now.certificate
+    if certificate is None or not certificate.different:
+        return []
+    text = (
+        f"Version {certificate.version} gives other results live than offline ({certificate.text}). "
+        f"{certificate.difference[:1].upper()}{certificate.difference[1:]}."
+    )
+    advice = f"`gridscore parity {now.record.name}` shows it in full; this ends when it finds no difference any more."
+    return [problem("parity", text, advice)]
 
 
 def _loss_text(lost: int, regressions: int) -> str:

@@ -24,6 +24,7 @@ from gridscore.group.members import WORKERS_MAP
 from gridscore.group.rescan import all_requests, requests_of
 from gridscore.job import Jobs, JobState
 from gridscore.job.life import WANTED
+from gridscore.models.certificates import certificates_of
 from gridscore.scoring.stats import subscription_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from gridscore.group.rescan import Request
     from gridscore.group.subscription import Subscription
     from gridscore.job import JobRecord
+    from gridscore.models.certificates import Certificate
 
 ACKNOWLEDGED_MAP = "gridscore.acknowledged"
 
@@ -178,6 +180,7 @@ class JobStatus:
         acknowledged: Losses that were acknowledged.
         commit_age: Seconds since the last commit of any worker; None if there was none.
         idle_workers: Living workers that do not score for it.
+        certificate: The last parity certificate of this revision and a version in use; None if there is none.
     """
 
     record: JobRecord
@@ -194,6 +197,7 @@ class JobStatus:
     acknowledged: Mapping[str, int] = field(default_factory=dict)
     commit_age: float | None = None
     idle_workers: int = 0
+    certificate: Certificate | None = None
 
     @property
     def state(self) -> JobState:
@@ -255,6 +259,7 @@ class JobStatus:
             "lookup_errors": self.lookup_errors,
             "lookups": self.lookups,
             "quality": {"events": self.quality.events, **self.quality.shares()},
+            "parity": None if self.certificate is None else self.certificate.to_json(),
         }
 
 
@@ -345,10 +350,19 @@ class _Shared:
 
     rescans: Mapping[str, Request]
     acknowledged: Mapping[str, Acknowledgement]
+    certificates: Sequence[Certificate]
 
     @classmethod
     async def read(cls, grid: Grid) -> _Shared:
-        return cls(await all_requests(grid), await Records(grid, ACKNOWLEDGED_MAP).read(parsed(Acknowledgement)))
+        acknowledged = await Records(grid, ACKNOWLEDGED_MAP).read(parsed(Acknowledgement))
+        return cls(await all_requests(grid), acknowledged, await certificates_of(grid))
+
+    def certificate_of(self, job: JobRecord, versions: Sequence[int]) -> Certificate | None:
+        def fits(each: Certificate) -> bool:
+            of_job = (each.job, each.revision, each.model) == (job.name, job.revision, job.job.model.name)
+            return of_job and each.version in versions
+
+        return next((each for each in reversed(self.certificates) if fits(each)), None)
 
     def rescans_of(self, job: str) -> tuple[Rescan, ...]:
         found = sorted(requests_of(job, self.rescans).items())
@@ -413,6 +427,7 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
         for lookup, copy in each.lookups.items():
             if lookup not in lookups or copy.get("age", 0) > lookups[lookup].get("age", 0):
                 lookups[lookup] = copy
+    versions = sorted({each.version for each in mine.values() if each.version})
     ages = [age for worker in workers if name in worker.jobs and (age := worker.commit_age(name)) is not None]
     return JobStatus(
         record=record,
@@ -420,7 +435,7 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
         lag=None if known is None else sum(position.unread for position in known),
         partitions=sum(1 for position in known or () if position.owner in mine),
         totals=totals,
-        versions=sorted({each.version for each in mine.values() if each.version}),
+        versions=versions,
         model_errors=sorted({each.model_error for each in mine.values() if each.model_error}),
         lookups=lookups,
         figures=mine,
@@ -429,4 +444,5 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
         acknowledged=shared.acknowledged_of(record),
         commit_age=min(ages, default=None),
         idle_workers=len(workers) - len(mine),
+        certificate=shared.certificate_of(record, versions),
     )
