@@ -42,6 +42,8 @@ def test_several_classes_have_accuracy_and_log_loss():
     assert measure("accuracy", labels, scores)(None) == (scores.argmax(axis=1) == labels).mean()
     expected = sklearn_metrics.log_loss(labels, scores / scores.sum(axis=1, keepdims=True))
     assert measure("log_loss", labels, scores)(None) == pytest.approx(expected, rel=1e-5)
+    chosen = np.array([0, 2, 1, 2], np.float32)  # as of `multi:softmax`
+    assert measure("accuracy", np.array([0.0, 1, 1, 0]), chosen)(None) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,7 @@ def test_several_classes_have_accuracy_and_log_loss():
         ("rmse", [0, 1], [[0.1, 0.9], [0.2, 0.8]], "gives several"),
         ("log_loss", [0, 1], [0.1, 3.0], "probabilities"),
         ("brier", [0, 2], [0.1, 0.2], "labels that are 0 and 1"),
+        ("accuracy", [0, 1], [0.5, 3.2], "numbers of classes, or labels that are 0 and 1"),
         ("accuracy", [0, 2], [[0.1, 0.9], [0.2, 0.8]], "the model's 2 classes"),
     ],
 )

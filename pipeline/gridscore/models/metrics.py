@@ -157,8 +157,11 @@ def _losses(name: str, labels: NDArray[np.float64], scores: NDArray[np.float64])
     if name in ("log_loss", "brier") and not np.isin(labels, (0, 1)).all():
         raise ModelError(f"`{name}` needs labels that are 0 and 1.")
     if name == "accuracy":
-        # Probabilities of the second of two classes, or numbers of classes.
-        return _as_numbers((scores >= 0.5) == labels if np.isin(labels, (0, 1)).all() else scores == labels)
+        if (scores == np.rint(scores)).all():  # numbers of classes
+            return _as_numbers(scores == labels)
+        if not (np.isin(labels, (0, 1)).all() and ((scores >= 0) & (scores <= 1)).all()):
+            raise ModelError("`accuracy` needs numbers of classes, or labels that are 0 and 1 and their probabilities.")
+        return _as_numbers((scores >= 0.5) == labels)
     if name == "log_loss":
         return _log_loss(np.where(labels == 1, scores, 1 - scores))
     difference: NDArray[np.float64] = np.abs(scores - labels)

@@ -53,8 +53,8 @@ class Rollout(msgspec.Struct, frozen=True):
 
     @property
     def complete(self) -> bool:
-        """Whether all workers have the version."""
-        return all(worker.state == "live" for worker in self.workers)
+        """Whether there are workers, and all have the version."""
+        return bool(self.workers) and all(worker.state == "live" for worker in self.workers)
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
