@@ -6,12 +6,15 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import GridscoreError
 from gridscore.features import LookupTable
-from gridscore.grid.copies import LiveCopy
+from gridscore.grid.copies import Fetcher, LiveCopy
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
-    from gridscore.job import Lookup
+    from gridscore.job import Job, Lookup
 
 
 @dataclass(slots=True, eq=False)
@@ -67,3 +70,43 @@ class Lookups:
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)
                 await shared.copy.close()
+
+
+class JobLookups:
+    """The lookups of one job: copies that it shares, and what is fetched for each batch.
+
+    Attributes:
+        copies: Those of mode `copy`, by name.
+        tables: All, by name.
+        fetchers: Of those of mode `fetch`, by name.
+    """
+
+    def __init__(self, grid: Grid, job: Job, shared: Lookups) -> None:
+        self._shared = shared
+        self._started: list[SharedCopy] = []
+        self.copies = {name: shared.of(lookup) for name, lookup in job.lookups.items() if lookup.mode == "copy"}
+        self.tables = {
+            name: self.copies[name].table if name in self.copies else LookupTable(lookup)
+            for name, lookup in job.lookups.items()
+        }
+        self.fetchers = {n: Fetcher(grid, lookup.map) for n, lookup in job.lookups.items() if lookup.mode == "fetch"}
+
+    async def start(self) -> None:
+        """Return when all copies are loaded and followed; after an error, a second call goes on.
+
+        Raises:
+            MapNotFoundError: A map does not exist.
+            LookupTooLargeError: One has too many entries.
+        """
+        for copy in list(self.copies.values())[len(self._started) :]:
+            self._started.append(copy)
+            try:
+                await self._shared.start(copy)
+            except (GridscoreError, HazelcastError):
+                await self._shared.close(self._started.pop())  # those before it stay loaded
+                raise
+
+    async def close(self) -> None:
+        """End those that no other job needs."""
+        while self._started:
+            await self._shared.close(self._started.pop())

@@ -28,9 +28,7 @@ from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
 from gridscore.dead_letters.letters import letter
 from gridscore.dead_letters.writer import LetterWriter, Limits
 from gridscore.errors import GridError, LookupTooLargeError, MapNotFoundError, first_of
-from gridscore.features import LookupTable
 from gridscore.grid.capacity import journal_capacity
-from gridscore.grid.copies import Fetcher
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
 from gridscore.group.group import Group
@@ -40,7 +38,7 @@ from gridscore.group.rescan import Rescanner
 from gridscore.group.subscription import MOST_SHOWN
 from gridscore.scoring.audit import audit_on_schedule
 from gridscore.scoring.live_model import LiveModel
-from gridscore.scoring.lookups import Lookups
+from gridscore.scoring.lookups import JobLookups, Lookups
 from gridscore.scoring.missing import MissingResults
 from gridscore.scoring.preparation import prepare
 from gridscore.scoring.prior_results import restart_offset, scored_in, without
@@ -63,7 +61,6 @@ if TYPE_CHECKING:
     from gridscore.group.members import Members
     from gridscore.job import JobRecord
     from gridscore.scoring.live_model import LoadedModels
-    from gridscore.scoring.lookups import SharedCopy
     from gridscore.scoring.scorer import PartitionBatch, ScoredBatch
 
 _log = logging.getLogger(__name__)
@@ -126,14 +123,8 @@ class JobRunner:
         self.is_scoring = False
         subscriber = _Scoring(grid, record, self.stats)
         self.group = Group(grid, subscription_of(record), subscriber, members, self.stats, seconds=lease_seconds)
-        self._lookups = lookups or Lookups(grid)
-        self._copies = {n: self._lookups.of(lookup) for n, lookup in job.lookups.items() if lookup.mode == "copy"}
-        self._started_copies: list[SharedCopy] = []
-        self._tables = {
-            name: self._copies[name].table if name in self._copies else LookupTable(lookup)
-            for name, lookup in job.lookups.items()
-        }
-        fetchers = {n: Fetcher(grid, lookup.map) for n, lookup in job.lookups.items() if lookup.mode == "fetch"}
+        self._lookups = JobLookups(grid, job, lookups or Lookups(grid))
+        self._copies, self._tables = self._lookups.copies, self._lookups.tables
         self._windows: WindowStates | None = None
         self._stage: WindowStage | None = None
         self._requests: WindowRequests | None = None
@@ -148,7 +139,15 @@ class JobRunner:
             )
             reader.page_events = min(reader.page_events, self._windows.page_events)
         self._states = MapWriter(grid, self._windows.map_name) if self._windows is not None else None
-        self._scorer = Scorer(job, record.revision, self._tables, fetchers, self.stats, self._windows, self._requests)
+        self._scorer = Scorer(
+            job,
+            record.revision,
+            self._tables,
+            self._lookups.fetchers,
+            self.stats,
+            self._windows,
+            self._requests,
+        )
         self._model = LiveModel(grid, record, self._tables, self.stats, models)
         self._results = MapWriter(grid, job.results)
         limits = Limits(job.max_dead_letters, job.max_dead_letter_bytes)
@@ -218,11 +217,8 @@ class JobRunner:
         """
         while True:
             try:
-                for copy in list(self._copies.values())[len(self._started_copies) :]:
-                    self._started_copies.append(copy)
-                    await self._lookups.start(copy)
+                await self._lookups.start()
             except (MapNotFoundError, LookupTooLargeError) as error:
-                await self._lookups.close(self._started_copies.pop())  # those before it stay loaded
                 await self._members.look()
                 if self._members.group(self._job.name) == {self._members.worker}:
                     raise
@@ -238,10 +234,6 @@ class JobRunner:
             else:
                 self.stats.lookup_error = ""
                 return
-
-    async def _close_copies(self) -> None:
-        while self._started_copies:
-            await self._lookups.close(self._started_copies.pop())
 
     async def _learn_ring(self) -> None:
         """Learn how much a ring holds, so that the group commits before it is full."""
@@ -266,7 +258,7 @@ class JobRunner:
             # The cluster may be gone.
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._model.close()
-                await self._close_copies()
+                await self._lookups.close()
         except (HazelcastError, TimeoutError) as error:
             _log.warning("%s: not everything could be closed: %s", self._job.name, error or "no answer")
 
