@@ -12,7 +12,7 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "security-policy.md",
     **{f"jobs/{each}/README.md": f"examples/{each}.md" for each in ("flights", "payments", "card-fraud")},
 }
 """Files outside docs/ that are pages, and where."""

@@ -58,12 +58,12 @@ def test_handshakes_of_tls_take_places_and_end_in_time(monkeypatch, tmp_path, ca
                 async with connected(source) as (wrong, writer):
                     writer.write(b"GET / HTTP/1.1\r\n\r\n")
                     await wrong.read()
-            while source._connections._addresses:
+            while source._server.connections._addresses:
                 await asyncio.sleep(0.01)
             async with connected(source) as (left, _):  # when the source is stopped
                 pass
         assert await left.read() == b""
-        assert not source._connections._addresses
+        assert not source._server.connections._addresses
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
@@ -175,7 +175,7 @@ SNIPPET = b"GET /gridscore.js HTTP/1.1\r\nHost: x\r\n\r\n"
 
 async def lost(source):
     async with asyncio.timeout(20):
-        while source._connections._all.count:
+        while source._server.connections._all.count:
             await asyncio.sleep(0.01)
 
 
@@ -183,10 +183,10 @@ async def test_who_asks_much_at_once_and_reads_nothing_loses_the_connection(capl
     async with listening() as source, connected(source) as (_, writer):
         writer.write(SNIPPET * 1_000)
         async with asyncio.timeout(20):
-            while not source._connections._addresses:
+            while not source._server.connections._addresses:
                 await asyncio.sleep(0.001)
         await lost(source)
-        assert not source._connections._asking
+        assert not source._server.connections._asking
         assert "Traceback" not in caplog.text
     assert not [each for each in caplog.records if each.exc_info]
 
@@ -206,8 +206,8 @@ async def test_an_answer_that_nobody_reads_is_ended(monkeypatch, caplog):
             reader._transport.pause_reading()
             writer.write(SNIPPET * 2)
             async with asyncio.timeout(20):
-                while not source._connections._all.receiving:  # it is slow: the first to make room for others
+                while not source._server.connections._all.receiving:  # it is slow: the first to make room for others
                     await asyncio.sleep(0.001)
             await lost(source)
-            assert not source._connections._asking
+            assert not source._server.connections._asking
     assert not [each for each in caplog.records if each.exc_info]

@@ -46,7 +46,7 @@ async def begin(source, stack):
 
 
 def connections_of(source):
-    return source._connections
+    return source._server.connections
 
 
 @pytest.mark.usefixtures("_files")
@@ -106,6 +106,6 @@ async def test_places_are_given_back():
 
 
 def test_a_network_of_ipv6_is_one_address():
-    assert http_connections._address("2001:db8::1") == http_connections._address("2001:db8::ffff:2")
-    assert http_connections._address("2001:db8::1") != http_connections._address("2001:db8:0:1::1")
-    assert http_connections._address("10.0.0.1") != http_connections._address("10.0.0.2")
+    assert http_connections.address_of("2001:db8::1") == http_connections.address_of("2001:db8::ffff:2")
+    assert http_connections.address_of("2001:db8::1") != http_connections.address_of("2001:db8:0:1::1")
+    assert http_connections.address_of("10.0.0.1") != http_connections.address_of("10.0.0.2")

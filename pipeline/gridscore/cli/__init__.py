@@ -76,6 +76,8 @@ _COMMANDS = {
         "source": "source",
         "sink": "sink",
         "worker": "worker",
+        "serve": "serve",
+        "key": "key",
         "autoscale": "autoscale",
         "scale": "containers",
         "watch": "watch",
@@ -96,7 +98,7 @@ _COMMANDS = {
 }
 """By panel of the help: each command, and the module that has it."""
 
-_GROUPS = {"jobs", "job", "source", "sink", "dead-letters", "model", "bench"}
+_GROUPS = {"jobs", "job", "key", "source", "sink", "dead-letters", "model", "bench"}
 
 
 @functools.cache

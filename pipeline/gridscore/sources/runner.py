@@ -539,8 +539,17 @@ async def _end(batches: AsyncIterator[Batch]) -> None:
         await batches.aclose()
 
 
-def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> SourceRunner:
-    """The runner of a source with these settings; `name` is for a source whose settings have none.
+def runner_of(
+    grid: Grid,
+    settings: SourceSettings,
+    name: str | None = None,
+    make: Callable[[Grid, str, Any], Source] = KINDS.make,
+) -> SourceRunner:
+    """The runner of a source with these settings.
+
+    Args:
+        name: For a source whose settings have none.
+        make: Makes the source, of the connection, its name and its settings with what the environment has.
 
     Raises:
         SettingsError: An environment variable that the settings name is not set.
@@ -550,13 +559,10 @@ def runner_of(grid: Grid, settings: SourceSettings, name: str | None = None) -> 
     called = name_of(settings, name)
     filled, hidden = from_environment(settings)
 
-    def make() -> Source:
-        return KINDS.make(grid, called, filled)
-
     return SourceRunner(
         grid,
         called,
-        make,
+        partial(make, grid, called, filled),
         kind=kind,
         to=filled.to,
         also=getattr(filled, "also", ()),

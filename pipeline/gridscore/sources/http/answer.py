@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from gridscore.sources.http.events import EventError, RequestEvents
     from gridscore.sources.http.intake import Ticket
+
+_log = logging.getLogger(__name__)
 
 MAX_LISTED = 1_000
 """Most keys that an answer lists; if there are more, none."""
@@ -105,3 +110,22 @@ def refusal(status: int, value: Any, headers: dict[str, str]) -> Response:
 def json_response(status: int, value: Any, headers: dict[str, str] | None = None) -> Response:
     """An answer in JSON."""
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+def later(status: int, message: str) -> HTTPException:
+    """A refusal that holds only for now."""
+    return HTTPException(status, message, headers={"Retry-After": "1"})
+
+
+async def http_error(_request: Request, error: Exception) -> Response:
+    """The answer to a request that was refused."""
+    if not isinstance(error, HTTPException):
+        raise error
+    answer = refusal if error.status_code in (408, 413, 429) else json_response  # there may be more of the body
+    return answer(error.status_code, {"error": error.detail}, dict(error.headers or {}))
+
+
+async def failure(_request: Request, error: Exception) -> Response:
+    """The answer to a request that has failed by our fault."""
+    _log.error("a request failed", exc_info=error)
+    return json_response(500, {"error": "Something went wrong here; the log says what."})

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import logging
-import math
-import re
 from contextlib import aclosing
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -15,15 +11,14 @@ import msgspec
 from hazelcast.errors import HazelcastError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from gridscore.errors import BackPressureError, EventRejectedError, GridError
 from gridscore.job.types import seconds_of
-from gridscore.sources.http.answer import MAX_AFTER, Answer, json_response, refusal
+from gridscore.sources.http.answer import MAX_AFTER, Answer, failure, http_error, json_response, later
+from gridscore.sources.http.bodies import Bodies
 from gridscore.sources.http.events import (
     MAX_KEY,
     SLICE,
@@ -34,6 +29,7 @@ from gridscore.sources.http.events import (
 )
 from gridscore.sources.http.health import GridHealth
 from gridscore.sources.http.intake import Intake, Ticket
+from gridscore.sources.http.parameters import seconds, sequence
 from gridscore.sources.http.results import ResultFinder
 
 if TYPE_CHECKING:
@@ -42,16 +38,10 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.sources.http.settings import HttpSourceSettings
 
-_log = logging.getLogger(__name__)
-
-MAX_WAIT = 60.0
-"""Most seconds to wait for a result."""
 MAX_WAITING_FOR_RESULTS = 1_000
 """Requests that may wait for a result at once."""
 GRID_SECONDS = 5.0
 """How long the grid may take to find a result, besides the time that the request waits."""
-BODY_SECONDS = 30.0
-"""Time for a body that is not a stream of lines."""
 
 _PIECE = 2_000
 _LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
@@ -63,43 +53,31 @@ class EventsApp:
     """Answers requests; the events go into the intake.
 
     Args:
-        token: What requests must show; empty if nothing.
         intake: Where events wait for the grid.
     """
 
-    def __init__(self, grid: Grid, settings: HttpSourceSettings, token: str, intake: Intake) -> None:
+    def __init__(self, grid: Grid, settings: HttpSourceSettings, intake: Intake) -> None:
         self._grid, self._settings, self._intake = grid, settings, intake
-        self._token = token.encode()
         self._maps = {settings.to, *settings.also}
         self._reader = EventReader(settings.key, settings.max_event)
         self._health_of_grid = GridHealth(grid, settings.to)
         self._results = ResultFinder(grid)
-        self._body_bytes = self._waiting_for_results = 0
+        self._bodies = Bodies(settings.max_body, settings.max_waiting_bytes)
+        self._waiting_for_results = 0
         self._snippet = files("gridscore.sources.http").joinpath("gridscore.js").read_bytes()
         self.refused = 0
         """Things in requests that were not events."""
 
     def asgi(self) -> Starlette:
-        """The application."""
-        cors = Middleware(
-            CORSMiddleware,
-            allow_origins=self._settings.allow_origin,
-            allow_methods=("GET", "POST"),
-            allow_headers=("Authorization", "Content-Type", "Idempotency-Key"),
-            # A beacon always claims to carry cookies. We ignore them.
-            allow_credentials=True,
-            expose_headers=("Retry-After",),
-            max_age=86_400,
-        )
+        """The application, without its gate."""
         return Starlette(
             routes=[
                 Route("/events/{map}", self._post_events, methods=["POST"]),
                 Route("/results/{map}/{key:path}", self._get_result, methods=["GET"]),
-                Route("/healthz", self._health, methods=["GET"]),
+                Route("/healthz", self._get_health, methods=["GET"]),
                 Route("/gridscore.js", self._get_snippet, methods=["GET"]),
             ],
-            middleware=[cors] if self._settings.allow_origin else [],
-            exception_handlers={HTTPException: _http_error, Exception: _failure},
+            exception_handlers={HTTPException: http_error, Exception: failure},
         )
 
     def close(self) -> None:
@@ -110,12 +88,11 @@ class EventsApp:
     # ------------------------------------------------------------------ events
 
     async def _post_events(self, request: Request) -> Response:
-        self._admit(request)
         map_name = request.path_params["map"]
         if map_name not in self._maps:
             raise HTTPException(404, f"`{map_name}` takes no events here: the source must be started with it.")
         if not self._grid.is_connected:
-            raise _later(503, "The connection to the grid is lost.")
+            raise later(503, "The connection to the grid is lost.")
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type not in (*_LINES, *_JSON, *_TEXT):
             raise HTTPException(
@@ -160,13 +137,13 @@ class EventsApp:
                 async for chunk in chunks:
                     await self._take(lines.feed(chunk), ticket, answer, prefix)
                     # Nor may many streams, each in the middle of a long line, fill the memory.
-                    self._body_bytes += lines.held - held
+                    self._bodies.held += lines.held - held
                     held = lines.held
-                    if held and self._body_bytes > self._settings.max_waiting_bytes:
+                    if held and self._bodies.held > self._settings.max_waiting_bytes:
                         raise BackPressureError("Too much is being sent at once.")
             await self._take(lines.end(), ticket, answer, prefix)
         finally:
-            self._body_bytes -= held
+            self._bodies.held -= held
 
     async def _chunks(self, request: Request) -> AsyncGenerator[bytes]:
         """The body as it arrives; fails when we close, or nothing comes for too long."""
@@ -193,7 +170,7 @@ class EventsApp:
     ) -> None:
         received = bytearray()
         try:
-            await self._receive(request, received)
+            await self._bodies.receive(request, received)
             body = bytes(received)
             start = body.lstrip()[:1]
             if not start:
@@ -210,7 +187,7 @@ class EventsApp:
                 answer.single = True
                 await self._take([body.strip()], ticket, answer, prefix, single=True)
         finally:
-            self._body_bytes -= len(received)
+            self._bodies.held -= len(received)
 
     async def _take(
         self, texts: list[bytes], ticket: Ticket, answer: Answer, prefix: str | None, *, single: bool = False
@@ -221,42 +198,22 @@ class EventsApp:
             await self._intake.offer(ticket, taken.entries)
             await asyncio.sleep(0)  # others have their turn, too, if nothing of this was an event
 
-    async def _receive(self, request: Request, body: bytearray) -> None:
-        """The whole body; until it is taken apart, it counts as part of all bodies' bytes."""
-        self._check_body(int(request.headers.get("content-length", 0)))
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    self._check_body(len(body) + len(chunk), len(chunk))
-                    body += chunk
-                    self._body_bytes += len(chunk)
-        except TimeoutError:
-            raise HTTPException(408, f"The body did not arrive in {BODY_SECONDS:g} s.") from None
-
-    def _check_body(self, size: int, more: int = 0) -> None:
-        if size > self._settings.max_body:
-            raise HTTPException(
-                413,
-                f"The body has more than {self._settings.max_body:,} bytes: send less at once, or lines as "
-                "application/x-ndjson.",
-            )
-        if self._body_bytes + more > self._settings.max_waiting_bytes:
-            raise _later(429, "Too much is being sent at once.")
-
     # ------------------------------------------------------------------ the rest
 
     async def _get_result(self, request: Request) -> Response:
-        self._admit(request)
         map_name, key = request.path_params["map"], request.path_params["key"]
         if map_name not in self._settings.results:
             raise HTTPException(404, f"`{map_name}` may not be asked here: the source must be started with it.")
         if not 1 <= len(key) <= MAX_KEY + 20:
             raise HTTPException(400, "This cannot be a key.")
-        wait, after = _seconds(request.query_params.get("wait", "0")), _after(request.query_params.get("after"))
+        wait, after = (
+            seconds("wait", request.query_params.get("wait", "0")),
+            sequence("after", request.query_params.get("after")),
+        )
         if not self._grid.is_connected:
-            raise _later(503, "The connection to the grid is lost.")
+            raise later(503, "The connection to the grid is lost.")
         if self._waiting_for_results >= MAX_WAITING_FOR_RESULTS:
-            raise _later(429, "Too many are waiting for results.")
+            raise later(429, "Too many are waiting for results.")
         self._waiting_for_results += 1
         try:
             async with asyncio.timeout(wait + GRID_SECONDS):
@@ -265,7 +222,7 @@ class EventsApp:
             rejected = {"job": error.job, "stage": error.stage, "reason": error.reason, "dead_letter": error.letter}
             return json_response(422, {"error": error.message, "rejected": rejected}, {"Cache-Control": "no-store"})
         except (HazelcastError, GridError, TimeoutError):
-            raise _later(503, "The grid did not answer.") from None
+            raise later(503, "The grid did not answer.") from None
         finally:
             self._waiting_for_results -= 1
         if found is None:
@@ -279,24 +236,28 @@ class EventsApp:
         try:
             await asyncio.wait((look, closed), return_when=asyncio.FIRST_COMPLETED)
             if not look.done():
-                raise _later(503, "This source is being stopped.")
+                raise later(503, "This source is being stopped.")
             result: bytes | None = look.result()
             return result
         finally:
             closed.cancel()
             look.cancel()
 
-    async def _health(self, _request: Request) -> Response:
+    async def health(self) -> tuple[str, dict[str, int]]:
+        """`ok` or what is wrong, and counts."""
         intake = self._intake
         state = "stopping" if intake.closed.is_set() else await self._health_of_grid.problem() or "ok"
-        value = {
-            "status": state,
+        counts = {
             "confirmed": intake.acknowledged,
             "waiting": intake.events,
             "waiting_bytes": intake.size,
             "refused": self.refused,
         }
-        return json_response(200 if state == "ok" else 503, value)
+        return state, counts
+
+    async def _get_health(self, _request: Request) -> Response:
+        state, counts = await self.health()
+        return json_response(200 if state == "ok" else 503, {"status": state, **counts})
 
     async def _get_snippet(self, _request: Request) -> Response:
         return Response(
@@ -305,40 +266,9 @@ class EventsApp:
             headers={"Cache-Control": "public, max-age=3600", "Cross-Origin-Resource-Policy": "cross-origin"},
         )
 
-    def _admit(self, request: Request) -> None:
-        """Refuse pages of other origins, and clients without the token.
-
-        A browser asks before it sends JSON, but not before it sends plain text: so check it here, too.
-        """
-        origin, allowed = request.headers.get("origin"), self._settings.allow_origin
-        if origin is not None and origin not in allowed and "*" not in allowed:
-            raise HTTPException(
-                403, f"Pages of {origin} may not send here: the source must be started with the origin."
-            )
-        if self._token:
-            scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode("latin-1"), self._token):
-                raise HTTPException(401, "The token is missing or wrong.", headers={"WWW-Authenticate": "Bearer"})
-
 
 class _IdleError(Exception):
     """A stream has fallen silent."""
-
-
-def _later(status: int, message: str) -> HTTPException:
-    return HTTPException(status, message, headers={"Retry-After": "1"})
-
-
-async def _http_error(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    answer = refusal if error.status_code in (408, 413, 429) else json_response  # there may be more of the body
-    return answer(error.status_code, {"error": error.detail}, dict(error.headers or {}))
-
-
-async def _failure(_request: Request, error: Exception) -> Response:
-    _log.error("a request failed", exc_info=error)
-    return json_response(500, {"error": "Something went wrong here; the log of the source says what."})
 
 
 async def _slices(body: bytes) -> list[tuple[int, int]]:
@@ -360,29 +290,3 @@ def _is_json(body: bytes) -> bool:
     except (msgspec.DecodeError, RecursionError):
         return False
     return True
-
-
-def _after(text: str | None) -> int | None:
-    """A sequence, or -1 for any.
-
-    Raises:
-        HTTPException: It is neither.
-    """
-    if text is None:
-        return None
-    if not re.fullmatch(r"-1|[0-9]{1,18}", text):
-        raise HTTPException(400, f"`after={text}` is not a sequence: take it from the answer to the event.")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    """Seconds of `2s`, `500ms` or `1.5`.
-
-    Raises:
-        HTTPException: It is not one of these.
-    """
-    matched = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|ms)?", text)
-    if matched is None:
-        raise HTTPException(400, f"`wait={text}` is not a time: write 2s or 500ms.")
-    seconds = float(matched[1]) / (1000 if matched[2] == "ms" else 1)
-    return min(seconds, MAX_WAIT) if math.isfinite(seconds) else MAX_WAIT

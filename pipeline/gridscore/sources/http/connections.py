@@ -67,7 +67,7 @@ class Connections:
 
     def enter(self, connection: Connection, host: str) -> bool:
         """Add a connection; whether there is room for it."""
-        address = _address(host)
+        address = address_of(host)
         own = self._addresses.get(address) or _Waiting()
         crowded = own if own.count >= self._of_address else self._all if self._all.count >= MAX_CONNECTIONS else None
         if crowded is not None and not self._make_room(crowded.first(_now())):
@@ -164,7 +164,7 @@ class Connections:
             self._saying = asyncio.get_running_loop().call_later(SAY_SECONDS, self._say_now)
 
 
-def _address(host: str) -> Hashable:
+def address_of(host: str) -> Hashable:
     """What counts as one address: for IPv6, the network of one customer."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])

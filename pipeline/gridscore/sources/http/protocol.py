@@ -169,6 +169,8 @@ class BoundedHeads(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        # For those who answer many at once, and need not answer who has left.
+        cycle.scope["gridscore.has_left"] = lambda: cycle.disconnected  # type: ignore[typeddict-unknown-key]
         super()._start_asgi_task(cycle, app)
 
     def _abort(self) -> None:

@@ -1,0 +1,148 @@
+"""Keys of those who come by HTTP: who may do what, with which jobs, maps and models, until when.
+
+A key is shown once, when it is made. The grid holds its SHA-256: a secret of 256 random bits needs no slow hash.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import hmac
+import re
+import secrets
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from gridscore.errors import UsageError
+from gridscore.grid.records import Records, parsed
+from gridscore.grid.watches import Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gridscore.grid import Grid
+
+KEYS_MAP = "gridscore.keys"
+
+MOST = 10_000
+"""Keys that a cluster holds."""
+
+_PAUSE_SECONDS = 0.5
+_FORM = re.compile(r"gs_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+
+
+class Role(StrEnum):
+    """What a key is for."""
+
+    SCORE = "score"
+    """`POST /score/JOB`, and models by the Open Inference Protocol."""
+
+    INGEST = "ingest"
+    """`POST /events/MAP`; and, with `score`, `POST /score/JOB?record=true`."""
+
+    READ = "read"
+    """Results, and lists of what there is."""
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """What the grid knows of a key.
+
+    Attributes:
+        id: The part of it that is shown in lists.
+        note: Who has it, or what for.
+        roles: What it may do.
+        only: Jobs, maps and models that it is for; all if empty.
+        digest: SHA-256 of the whole key, in hexadecimal digits.
+        expires_at: RFC 3339 in UTC; empty if never.
+    """
+
+    id: Annotated[str, Meta(pattern="^[0-9a-f]{12}$")]
+    note: Annotated[str, Meta(max_length=200)] = ""
+    roles: Annotated[tuple[Role, ...], Meta(min_length=1, max_length=len(Role))]
+    only: Annotated[tuple[Annotated[str, Meta(max_length=128)], ...], Meta(max_length=100)] = ()
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    created_at: Annotated[dt.datetime, Meta(tz=True)]
+    expires_at: Annotated[dt.datetime, Meta(tz=True)] | None = None
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires_at is not None and dt.datetime.now(dt.UTC) >= self.expires_at
+
+    def allows(self, roles: Iterable[Role], name: str | None) -> bool:
+        """Whether it is for all of these roles, with a job, map or model; None for what is of no single one."""
+        wanted = set(roles)
+        return not wanted or (wanted <= set(self.roles) and (not self.only or name in self.only))
+
+    def to_json(self) -> dict[str, Any]:
+        """For lists: all but the digest."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        del plain["digest"]
+        return {**plain, "expired": self.has_expired}
+
+
+class Keys:
+    """The keys of a cluster."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._records = Records(grid, KEYS_MAP)
+        self._watched = Watched(grid, KEYS_MAP, parsed(Key), _PAUSE_SECONDS)
+
+    async def create(
+        self, roles: Iterable[Role], only: Iterable[str] = (), *, note: str = "", seconds: float | None = None
+    ) -> tuple[Key, str]:
+        """Make a key; returns what the grid knows of it, and the key itself, which nobody can get again.
+
+        Args:
+            seconds: How long it is good for.
+
+        Raises:
+            UsageError: There are too many.
+        """
+        if len(await self._records.all()) >= MOST:
+            raise UsageError(f"There are {MOST:,} keys already.", "`gridscore key revoke ID` removes one.")
+        name = secrets.token_hex(6)
+        text = f"gs_{name}_{secrets.token_urlsafe(32)}"
+        now = dt.datetime.now(dt.UTC).replace(microsecond=0)
+        key = Key(
+            id=name,
+            note=note,
+            roles=tuple(dict.fromkeys(roles)),
+            only=tuple(dict.fromkeys(only)),
+            digest=_digest(text),
+            created_at=now,
+            expires_at=None if seconds is None else now + dt.timedelta(seconds=seconds),
+        )
+        await self._records.create(name, msgspec.to_builtins(key))
+        return key, text
+
+    async def list(self) -> list[Key]:
+        """All keys, the newest last."""
+        found = await self._records.read(parsed(Key))
+        return sorted(found.values(), key=lambda key: (key.created_at, key.id))
+
+    async def revoke(self, name: str) -> None:
+        """Remove a key: servers refuse it within a second.
+
+        Raises:
+            UsageError: There is none.
+        """
+        if await self._records.get(name) is None:
+            raise UsageError(f"There is no key `{name}`.", "`gridscore key list` lists them.")
+        await self._records.delete(name)
+
+    async def find(self, text: str) -> Key | None:
+        """The key that somebody shows, if it is one and its time is not over."""
+        keys = await self._watched.read()
+        matched = _FORM.fullmatch(text)
+        key = keys.get(matched[1]) if matched else None
+        # One that is not there is compared as well: neither takes less time than the other.
+        is_right = hmac.compare_digest(_digest(text), key.digest if key is not None else "0" * 64)
+        return key if is_right and key is not None and not key.has_expired else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

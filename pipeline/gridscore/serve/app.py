@@ -1,0 +1,139 @@
+"""The application: which address is answered by what."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response  # noqa: TC002 -- FastAPI reads the annotations
+
+from gridscore.errors import GridscoreError
+from gridscore.serve.scores import PATH
+from gridscore.sources.http.answer import failure, http_error, json_response
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from gridscore.serve.inference import Inference
+    from gridscore.serve.live_jobs import LiveJobs
+    from gridscore.serve.scores import Scores
+    from gridscore.serve.streams import Streams
+    from gridscore.sources.http.app import EventsApp
+
+
+class Application:
+    """All that is served.
+
+    Args:
+        jobs: That score requests.
+        scores: Answers those requests.
+        streams: Answers those who listen to results.
+        inference: Answers those of the Open Inference Protocol.
+        problem: Why nothing can be scored now; empty if it can.
+    """
+
+    def __init__(
+        self,
+        jobs: LiveJobs,
+        scores: Scores,
+        streams: Streams,
+        inference: Inference,
+        problem: Callable[[], Awaitable[str]],
+    ) -> None:
+        self._jobs, self._scores, self._streams, self._inference = jobs, scores, streams, inference
+        self._problem = problem
+        self._events: EventsApp | None = None
+        self._posts: ASGIApp | None = None
+        self._routes = self._routed()
+
+    def attach(self, events: EventsApp | None) -> None:
+        """Take in what answers those who post events; None while it is closed."""
+        self._events = events
+        self._posts = None if events is None else events.asgi()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; scores go past the routes, which would cost as much as they do."""
+        path = scope["path"]
+        app = self._scores if path.startswith(PATH) else self._streams if self._streams.is_for(path) else self._routes
+        await app(scope, receive, send)
+
+    def _routed(self) -> FastAPI:
+        app = FastAPI(
+            title="Gridscore",
+            version=version("gridscore"),
+            # The pages of FastAPI load scripts of others, which would run where the answers are.
+            docs_url=None,
+            redoc_url=None,
+            exception_handlers={
+                HTTPException: http_error,
+                RequestValidationError: _not_valid,
+                GridscoreError: _not_possible,
+                Exception: failure,
+            },
+        )
+        app.get("/healthz", tags=["health"])(self._healthz)
+        app.get("/jobs", tags=["jobs"])(self._list_jobs)
+        app.post("/score/{job}", tags=["scores"])(_score)
+        app.get("/results/{job}/stream", tags=["results"])(_stream)
+        app.include_router(self._inference.router())
+        app.mount("/", self._post)
+        return app
+
+    async def _healthz(self) -> Response:
+        """Whether the cluster answers, and what waits. 503 if it does not."""
+        problem = await self._problem()
+        value: dict[str, Any] = {"status": problem or "ok"}
+        if self._events is not None:
+            state, counts = await self._events.health()
+            value = {"status": problem or state, **counts}
+        return json_response(200 if value["status"] == "ok" else 503, value)
+
+    async def _list_jobs(self) -> Response:
+        """The jobs that are served, and why one does not score requests."""
+        jobs = [
+            {
+                "job": name,
+                "state": record.state,
+                "revision": record.revision,
+                "events": record.job.events,
+                "results": record.job.results,
+                "model": record.job.model.name,
+                "version": self._jobs.version(name),
+                "problem": self._jobs.problem(name),
+            }
+            for name, record in sorted(self._jobs.records.items())
+        ]
+        return json_response(200, jobs)
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._posts or json_response(404, {"error": "There is nothing at this address, or not now."})
+        await app(scope, receive, send)
+
+
+async def _score(job: str, timeout: str = "2s", *, record: bool = False, key: str | None = None) -> None:  # noqa: ASYNC109 -- it is text
+    """Score one event, a JSON object, or a list of them, as the job's stream does.
+
+    For the description of the interface only: `Application` answers these requests itself.
+    """
+
+
+async def _stream(job: str, decision: str | None = None, last_event_id: str | None = None) -> Response:  # noqa: ARG001 -- they describe it
+    """Results of a job as they are written, as server-sent events; of some decisions only, or on from a place.
+
+    Comes here only where there is no such job.
+    """
+    return json_response(404, {"error": f"There is no job `{job}` here."})
+
+
+async def _not_valid(_request: Request, error: Exception) -> Response:
+    return json_response(400, {"error": str(error)})
+
+
+async def _not_possible(_request: Request, error: Exception) -> Response:
+    return json_response(503, {"error": str(error)}, {"Retry-After": "1"})

@@ -1,0 +1,313 @@
+"""Live jobs: what it takes to score requests as the stream scores events, kept current, for every job that is served.
+
+It is the workers' own code: decoder, copies of lookups, features, model, decisions and results. So the same event gets
+the same bits. What is left out is the stream: no journal, no lease, nothing is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import GridError, GridscoreError, JobError
+from gridscore.grid.watches import READ_ANYWAY_SECONDS
+from gridscore.grid.wire import Page
+from gridscore.group.members import registered
+from gridscore.group.reader import Arrival, Cursor
+from gridscore.job import Jobs
+from gridscore.job.life import WANTED
+from gridscore.scoring.live_model import LiveModel
+from gridscore.scoring.lookups import JobLookups, Lookups
+from gridscore.scoring.scorer import Scorer
+from gridscore.scoring.stats import JobStats
+from gridscore.serve.micro_batches import BATCH, MicroBatches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from gridscore.dead_letters.letters import Rejected
+    from gridscore.grid import Grid
+    from gridscore.job import JobRecord
+    from gridscore.scoring.live_model import LoadedModels
+
+_log = logging.getLogger(__name__)
+
+Answers = list["bytes | Rejected"]
+"""For each event of a request, in order: its result as JSON text, or why it has none."""
+
+RETRY_SECONDS = 2.0
+"""Pause before a job that cannot be loaded is tried again, and between looks at the jobs while something is wrong."""
+
+_NUMBERS = [b"%d" % number for number in range(2 * BATCH)]  # stand for keys: which event of a batch it is
+
+
+class UnservedError(JobError):
+    """A job is not one that requests can ask.
+
+    Args:
+        status: Of HTTP, that says so.
+    """
+
+    def __init__(self, status: int, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
+class LiveJob:
+    """Scores requests of one revision of a job, until `run` is cancelled.
+
+    Args:
+        lookups: Copies of lookup maps that the jobs of the process share.
+        models: Models that they share.
+        most: Events that may wait, and their bytes.
+
+    Attributes:
+        is_ready: Whether it scores.
+    """
+
+    def __init__(
+        self, grid: Grid, record: JobRecord, lookups: Lookups, models: LoadedModels, most: tuple[int, int]
+    ) -> None:
+        job = record.job
+        self.record = record
+        self.stats = JobStats()
+        self.is_ready = False
+        self._lookups = JobLookups(grid, job, lookups)
+        tables, fetchers = self._lookups.tables, self._lookups.fetchers
+        self._scorer = Scorer(job, record.revision, tables, fetchers, self.stats)
+        self._model = LiveModel(grid, record, tables, self.stats, models)
+        self._batches: MicroBatches[Sequence[bytes], Answers] = MicroBatches(*most)
+        self._cursor = Cursor(0, 0)
+
+    @property
+    def problem(self) -> str:
+        """Why it does not score; empty if it does."""
+        if self.is_ready:
+            return ""
+        return self.stats.lookup_error or self.stats.model_error or "it is being loaded"
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Load everything, then score.
+
+        Args:
+            ready: Called once, when it scores.
+        """
+        try:
+            await self._load()
+            self.is_ready = True
+            ready()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._model.follow())
+                tasks.create_task(self._score())
+        finally:
+            self._batches.close(GridError(f"The job `{self.record.name}` is no longer scored here.", "Ask again."))
+            await asyncio.shield(self._close())
+
+    async def score(self, texts: Sequence[bytes], has_left: Callable[[], bool]) -> Answers:
+        """Score the events of a request, in one micro-batch with those of others.
+
+        Raises:
+            SaturatedError: Too many wait already.
+            GridError: A lookup could not be fetched, or the job is no longer scored here.
+        """
+        return await self._batches.ask(texts, len(texts), sum(map(len, texts)), has_left)
+
+    async def _load(self) -> None:
+        while True:
+            try:
+                await self._lookups.start()
+                break
+            except (GridscoreError, HazelcastError) as error:
+                if str(error) != self.stats.lookup_error:
+                    _log.error("%s: a lookup cannot be loaded, trying again: %s", self.record.name, error)
+                self.stats.lookup_error = str(error) or type(error).__name__
+                await asyncio.sleep(RETRY_SECONDS)
+        self.stats.lookup_error = ""
+        await self._model.start()  # which tries again by itself
+
+    async def _score(self) -> None:
+        while True:
+            questions = await self._batches.take()
+            try:
+                answers = await self._answers([text for each in questions for text in each.work])
+            except HazelcastError as error:
+                failure: Exception = GridError(f"What the events look up could not be fetched: {error}", "Ask again.")
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it must not end the job
+                failure = error
+            else:
+                begin = 0
+                for each in questions:
+                    if not each.answer.done():
+                        each.answer.set_result(answers[begin : begin + each.count])
+                    begin += each.count
+                await asyncio.sleep(0)  # let answers leave and requests come
+                continue
+            for each in questions:
+                if not each.answer.done():
+                    each.answer.set_exception(failure)
+            await asyncio.sleep(0)
+
+    async def _answers(self, texts: list[bytes]) -> Answers:
+        count = len(texts)
+        page = Page(0, count, [-1] * count, _NUMBERS[:count], texts, {}, 0)  # -1: it is in no journal
+        scored = await self._scorer.score([Arrival(0, page, self._cursor, 0, 0.0)], self._model.active)
+        self.stats.events += scored.events
+        self.stats.batches += 1
+        answers: list[Any] = [None] * count
+        for batch in scored.partitions:
+            for key, text in zip(batch.keys, batch.texts, strict=True):
+                answers[int(key)] = text
+        for rejected in scored.rejected:
+            answers[int(rejected.key)] = rejected
+        return answers
+
+    async def _close(self) -> None:
+        await self._model.close()
+        await self._lookups.close()
+
+
+@dataclass(slots=True)
+class _Running:
+    live: LiveJob
+    task: asyncio.Task[None]
+
+
+class LiveJobs:
+    """The jobs that are served, as the cluster has them.
+
+    Args:
+        models: Loaded models, shared with others of this process.
+        only: Names of those to serve; all if empty.
+        most: Events of a job that may wait, and their bytes.
+    """
+
+    def __init__(self, grid: Grid, models: LoadedModels, only: Collection[str], most: tuple[int, int]) -> None:
+        self._grid, self._only, self._most = grid, frozenset(only), most
+        self._jobs = Jobs(grid)
+        self._lookups, self._models = Lookups(grid), models
+        self._changed = asyncio.Event()
+        self._running: dict[str, _Running] = {}
+        self._next: dict[str, _Running] = {}  # revisions that are being loaded, while those before them go on
+        self.records: dict[str, JobRecord] = {}
+        self.is_known = False
+        """Whether the cluster has said which jobs there are."""
+
+    def get(self, name: str) -> LiveJob:
+        """A job that scores.
+
+        Raises:
+            UnservedError: It does not score now, or cannot score requests.
+        """
+        running = self._running.get(name) or self._next.get(name)
+        if running is not None and not running.live.problem:
+            return running.live
+        record = self.record(name)
+        if record.job.used_windows:
+            raise UnservedError(
+                409,
+                f"The job `{name}` has windows: what they hold is the workers', and changes with every event.",
+                "Ask with `record=true`, so that the stream scores the event.",
+            )
+        problem = "it is being loaded" if running is None else running.live.problem
+        raise UnservedError(503, f"The job `{name}` cannot score yet: {problem}.", "Ask again.")
+
+    def record(self, name: str) -> JobRecord:
+        """A job that workers score for.
+
+        Raises:
+            UnservedError: There is none of that name here, or it does not run.
+        """
+        record = self.records.get(name)
+        if record is None:
+            raise UnservedError(404, f"There is no job `{name}` here.", "GET /jobs lists those that there are.")
+        if record.state not in WANTED:
+            raise UnservedError(409, f"The job `{name}` is {record.state}: nothing is scored for it.")
+        return record
+
+    def problem(self, name: str) -> str:
+        """Why a job does not score requests; empty if it does."""
+        try:
+            self.get(name)
+        except UnservedError as error:
+            return error.message
+        return ""
+
+    def version(self, name: str) -> int | None:
+        """The version of its model that a job scores with; None if it does not."""
+        running = self._running.get(name)
+        return None if running is None else running.live.stats.version
+
+    async def run(self) -> None:
+        """Follow the jobs until cancelled."""
+        stop_watching = await registered(self._grid, lambda: self._jobs.watch(self._changed.set))
+        try:
+            while True:
+                self._changed.clear()
+                try:
+                    self._reconcile({each.name: each for each in await self._jobs.all()})
+                except (HazelcastError, GridscoreError) as error:
+                    if not self._grid.is_running:
+                        raise
+                    _log.warning("Looking for jobs failed, trying again: %s", error, extra={"action": "retry"})
+                try:
+                    async with asyncio.timeout(READ_ANYWAY_SECONDS if self.is_known else RETRY_SECONDS):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            await asyncio.shield(self._stop(stop_watching))
+
+    def _reconcile(self, records: dict[str, JobRecord]) -> None:
+        self.records = {name: each for name, each in records.items() if not self._only or name in self._only}
+        self.is_known = True
+        wanted = {n: r for n, r in self.records.items() if r.state in WANTED and not r.job.used_windows}
+        for running in (self._next, self._running):
+            for name in [name for name in running if name not in wanted]:
+                running.pop(name).task.cancel()
+        for name, record in wanted.items():
+            newest = self._next.get(name) or self._running.get(name)
+            if newest is None or not newest.live.record.is_same_run(record):
+                self._start(record)
+
+    def _start(self, record: JobRecord) -> None:
+        name = record.name
+        if name in self._next:
+            self._next.pop(name).task.cancel()
+        live = LiveJob(self._grid, record, self._lookups, self._models, self._most)
+
+        def ready() -> None:
+            if (mine := self._next.get(name)) is not None and mine.live is live:
+                if name in self._running:
+                    self._running[name].task.cancel()
+                self._running[name] = self._next.pop(name)
+
+        task = asyncio.create_task(self._run(live, ready), name=f"serve {name}")
+        self._next[name] = _Running(live, task)
+
+    async def _run(self, live: LiveJob, ready: Callable[[], None]) -> None:
+        name = live.record.name
+        try:
+            await live.run(ready)
+        except Exception:  # noqa: BLE001 -- whatever it is, it ends this job and not the others
+            _log.exception("%s: scoring requests has failed, trying again", name, extra={"action": "serve_failed"})
+            await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            for running in (self._next, self._running):
+                if (mine := running.get(name)) is not None and mine.live is live:
+                    del running[name]
+                    self._changed.set()
+
+    async def _stop(self, stop_watching: Any) -> None:
+        tasks = [each.task for running in (self._next, self._running) for each in running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(RETRY_SECONDS):
+                await stop_watching()
+        except (HazelcastError, TimeoutError):
+            _log.debug("the listener of jobs could not be removed", exc_info=True)

@@ -1,0 +1,115 @@
+"""Micro-batches of requests: whatever has come while the last batch was scored is the next. There is no timer.
+
+What waits is bounded, and what nobody waits for any more is not scored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from starlette.requests import ClientDisconnect
+
+from gridscore.errors import GridscoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Work = TypeVar("_Work")
+_Answer = TypeVar("_Answer")
+
+BATCH = 4_096
+"""Events after which a batch takes no further request, and the most of one request."""
+
+BATCH_BYTES = 8 << 20
+"""The same in bytes."""
+
+
+class SaturatedError(GridscoreError):
+    """More is asked at once than may wait."""
+
+
+@dataclass(slots=True, eq=False)
+class Question(Generic[_Work, _Answer]):
+    """What one request wants to know.
+
+    Attributes:
+        count: Events of it.
+        size: Their bytes.
+        has_left: Whether nobody waits for the answer any more.
+        answer: To be set.
+    """
+
+    work: _Work
+    count: int
+    size: int
+    has_left: Callable[[], bool]
+    answer: asyncio.Future[_Answer]
+
+
+class MicroBatches(Generic[_Work, _Answer]):
+    """Takes questions of requests, and gives them in batches to whoever answers them.
+
+    Args:
+        most: Events that may wait.
+        most_bytes: The same in bytes.
+    """
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._questions: deque[Question[_Work, _Answer]] = deque()
+        self._arrived = asyncio.Event()
+        self._failure: GridscoreError | None = None
+        self.waiting = self.size = 0
+
+    async def ask(self, work: _Work, count: int, size: int, has_left: Callable[[], bool]) -> _Answer:
+        """The answer, once it is there. To cancel this withdraws the question.
+
+        Raises:
+            SaturatedError: Too much waits already.
+            ClientDisconnect: The client has left.
+            GridscoreError: It cannot be answered.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self.waiting and (self.waiting + count > self._most or self.size + size > self._most_bytes):
+            raise SaturatedError(f"{self.waiting:,} events wait to be scored.")
+        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._questions.append(Question(work, count, size, has_left, answer))
+        self.waiting += count
+        self.size += size
+        self._arrived.set()
+        return await answer
+
+    async def take(self) -> list[Question[_Work, _Answer]]:
+        """What has come; waits until there is something."""
+        while True:
+            taken: list[Question[_Work, _Answer]] = []
+            count = size = 0
+            while self._questions and count < BATCH and size < BATCH_BYTES:
+                first = self._questions.popleft()
+                self.waiting -= first.count
+                self.size -= first.size
+                if first.answer.done():
+                    continue  # its time is over
+                if first.has_left():
+                    first.answer.set_exception(ClientDisconnect())
+                    continue
+                count, size = count + first.count, size + first.size
+                taken.append(first)
+            if taken:
+                return taken
+            if not self._questions:
+                self._arrived.clear()
+                await self._arrived.wait()
+
+    def close(self, error: GridscoreError) -> None:
+        """Take no more questions; those that wait get an error."""
+        self._failure = error
+        while self._questions:
+            answer = self._questions.popleft().answer
+            if not answer.done():
+                answer.set_exception(error)
+        self.waiting = self.size = 0

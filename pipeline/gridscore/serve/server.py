@@ -1,0 +1,104 @@
+"""The server: scores requests, and takes events and gives results beside it, on one port until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gridscore.errors import first_of
+from gridscore.job.life import JOBS_MAP
+from gridscore.job.plugs.environment import from_environment
+from gridscore.scoring.live_model import LoadedModels
+from gridscore.serve.app import Application
+from gridscore.serve.inference import Inference
+from gridscore.serve.live_jobs import LiveJobs
+from gridscore.serve.live_models import LiveModels
+from gridscore.serve.micro_batches import BATCH_BYTES
+from gridscore.serve.scores import Scores
+from gridscore.serve.streams import Streams
+from gridscore.sources.http.bodies import Bodies
+from gridscore.sources.http.health import GridHealth
+from gridscore.sources.http.server import HttpServer
+from gridscore.sources.http.source import HttpSource
+from gridscore.sources.runner import runner_of
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+    from gridscore.serve.settings import ServeSettings
+    from gridscore.sources.runner import SourceRunner
+
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """One process of `gridscore serve`.
+
+    Args:
+        settings: As they are written; `${NAME}` is taken from the environment here.
+
+    Attributes:
+        jobs: That score requests.
+        source: What posts of events become, if they are taken.
+        opened: Set when it listens.
+    """
+
+    def __init__(self, grid: Grid, settings: ServeSettings) -> None:
+        self._grid = grid
+        self._settings, _ = from_environment(settings)
+        loaded, most = LoadedModels(grid), (settings.max_scoring, 2 * BATCH_BYTES)
+        self.jobs = LiveJobs(grid, loaded, settings.jobs, most)
+        self._models = LiveModels(grid, loaded, most)
+        self._health = GridHealth(grid, JOBS_MAP)
+        bodies = Bodies(settings.max_body, settings.max_waiting_bytes)
+        self._scores = Scores(grid, self._settings, self.jobs, bodies)
+        self._streams = Streams(grid, self.jobs)
+        inference = Inference(self._models, self._problem, bodies)
+        self.app = Application(self.jobs, self._scores, self._streams, inference, self._problem)
+        self.http = HttpServer(grid, self._settings)
+        self.source: SourceRunner | None = None
+        if (source := settings.source()) is not None:
+            self.source = runner_of(grid, source, make=partial(HttpSource, attach=self.app.attach))
+        self.opened = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Take nothing new; `run` returns when what is under way is answered."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            GridscoreError: It cannot go on, and a retry would not help.
+        """
+        try:
+            self.http.open(self.app)
+            _log.info("Serving at %s", self.http.address, extra={"action": "listening"})
+            self.opened.set()
+            await self._grid.while_same(self._serve())
+        except ExceptionGroup as failures:
+            raise first_of(failures) from None
+        finally:
+            self._streams.close()
+            await self.http.close()
+            self._scores.close()
+            self._health.close()
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            following = [tasks.create_task(each.run()) for each in (self.jobs, self._models)]
+            taking = None if self.source is None else tasks.create_task(self.source.run())
+            await self._stopping.wait()
+            if self.source is not None and taking is not None:
+                self.source.stop()  # its senders are answered while the server still listens
+                await asyncio.wait({taking})
+            self._streams.close()
+            await self.http.close()
+            for task in following:
+                task.cancel()
+
+    async def _problem(self) -> str:
+        """Why nothing can be scored now; empty if it can."""
+        return await self._health.problem() or ("" if self.jobs.is_known else "the jobs are not known yet")

@@ -1,0 +1,57 @@
+"""Bodies that are being received whole: how large each may be, and all together, and how long each may take."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from starlette.exceptions import HTTPException
+
+from gridscore.sources.http.answer import later
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+BODY_SECONDS = 30.0
+"""Time for a body that is not a stream of lines."""
+
+
+class Bodies:
+    """Receives bodies.
+
+    Attributes:
+        held: Bytes of those that are being received or taken apart; whoever is done with one takes its bytes off.
+    """
+
+    def __init__(self, max_body: int, max_bytes: int) -> None:
+        self._max_body, self._max_bytes = max_body, max_bytes
+        self.held = 0
+
+    async def receive(self, request: Request, body: bytearray) -> None:
+        """Receive a whole body, whose bytes are then held.
+
+        Raises:
+            HTTPException: It is too large, too slow, or there are too many at once; what has come of it is held.
+        """
+        length = request.headers.get("content-length", "0")
+        if not length.isdigit():
+            raise HTTPException(400, "The Content-Length is not a number.")
+        self._check(int(length))
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    self._check(len(body) + len(chunk), len(chunk))
+                    body += chunk
+                    self.held += len(chunk)
+        except TimeoutError:
+            raise HTTPException(408, f"The body did not arrive in {BODY_SECONDS:g} s.") from None
+
+    def _check(self, size: int, more: int = 0) -> None:
+        if size > self._max_body:
+            raise HTTPException(
+                413,
+                f"The body has more than {self._max_body:,} bytes: send less at once, or lines as "
+                "application/x-ndjson.",
+            )
+        if self.held + more > self._max_bytes:
+            raise later(429, "Too much is being sent at once.")

@@ -1,0 +1,145 @@
+"""The server: listens, with TLS if wished, and bounds the connections of whatever application it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import ssl
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from gridscore.errors import SettingsError, UsageError
+from gridscore.sources.http.connections import Connections
+from gridscore.sources.http.gate import gated
+from gridscore.sources.http.protocol import BoundedHeads
+from gridscore.sources.http.tls import TlsServer
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from starlette.types import ASGIApp
+
+    from gridscore.grid import Grid
+    from gridscore.job.plugs.http import PostSettings
+
+CLOSE_SECONDS = 3
+"""Time for answers to leave when the server is closed."""
+
+
+class HttpServer:
+    """Serves one application, behind the gate.
+
+    Attributes:
+        address: Where it listens, once it is open: `http://127.0.0.1:8080`.
+    """
+
+    def __init__(self, grid: Grid, settings: PostSettings) -> None:
+        self._grid, self._settings = grid, settings
+        self.connections = Connections(settings.max_per_address)
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self.address = ""
+
+    def open(self, app: ASGIApp) -> None:
+        """Begin to listen.
+
+        Raises:
+            SettingsError: The certificate or its key cannot be used.
+            UsageError: The address cannot be listened on, or strangers would reach it.
+        """
+        config = uvicorn.Config(
+            gated(app, self._grid, self._settings),
+            http=partial(BoundedHeads, connections=self.connections),  # type: ignore[arg-type]  # a factory
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+            ssl_certfile=self._settings.certificate,
+            ssl_keyfile=self._settings.private_key,
+        )
+        _load(config)
+        listening = self._listen(config)
+        host, port = listening.getsockname()[:2]
+        asks = self._settings.token or self._settings.keys
+        if not (asks or self._settings.public or ipaddress.ip_address(host).is_loopback):
+            listening.close()
+            raise UsageError(
+                f"Anybody who reaches {host}:{port} could do all that is offered there.",
+                "Ask for keys (`--keys`) or a token (`--token '${NAME}'`); or say `--public`, if you want that.",
+            )
+        self.address = f"http{'s' if config.is_ssl else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+        self._server = _Server(config, self.connections)
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve([listening]))
+
+    async def close(self) -> None:
+        """Stop listening; answers under way have `CLOSE_SECONDS`."""
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await asyncio.gather(self._serving, return_exceptions=True)
+            self._server = self._serving = None
+
+    def _listen(self, config: uvicorn.Config) -> socket.socket:
+        host, port = self._settings.host, self._settings.port
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listening = socket.socket(family, kind, protocol)
+            try:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listening.bind(address)
+                listening.listen(config.backlog)  # or two could be bound to one port
+                listening.setblocking(False)
+            except OSError:
+                listening.close()
+                raise
+        except OSError as error:
+            raise UsageError(
+                f"Gridscore cannot listen on {host}:{port}: {error.strerror}.",
+                "Is something else listening there? --port names another port, --host another address.",
+            ) from None
+        return listening
+
+
+def _load(config: uvicorn.Config) -> None:
+    certificate, key = config.ssl_certfile, config.ssl_keyfile
+    for path in (certificate, key):
+        if path is not None and not Path(path).is_file():
+            raise SettingsError(f"For TLS: there is no file {path}.")
+    try:
+        config.load()
+    except ssl.SSLError as error:
+        raise SettingsError(
+            f"The certificate {certificate} and the key {key} cannot be used: {error.reason or error}.",
+            "Both are PEM files, and the key is the one that the certificate was made for.",
+        ) from None
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        context = self.config.ssl
+        if context is None or not sockets:
+            await super().startup(sockets)
+            return
+        # As uvicorn does, but with our own server.
+        options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        make = partial(BoundedHeads, connections=self._connections, **options)
+        self.servers = [TlsServer(each, context, self._connections, make) for each in sockets]  # type: ignore[misc]  # alike
+        self.started = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        # Signals belong to the program that runs the source.
+        yield
