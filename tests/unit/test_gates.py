@@ -3,6 +3,7 @@
 import asyncio
 import re
 
+import msgspec
 import numpy as np
 import pytest
 import xgboost as xgb
@@ -12,6 +13,7 @@ from gridscore.errors import GateError, JobFileError, ModelError
 from gridscore.job import parse_job
 from gridscore.models import Registry
 from gridscore.models import gates as gates_room
+from gridscore.models.certificates import Certificate, keep
 from gridscore.models.sample import Sample
 from gridscore.testing import StubCluster
 
@@ -191,10 +193,31 @@ async def test_the_first_champion_has_nothing_to_be_worse_than():
         values, labels = rows()
         await client.models.store_sample("payments", Sample(("share",), values, {}, labels), "fraud")
         gates = client._gates("payments", "champion", {"payments": job(*GATES)}, "")
-        (verdicts,) = (await gates.verdicts((await client.models.check(GOOD, "payments")).model)).values()
+        (verdicts,) = (await gates.verdicts((await client.models.check(GOOD, "payments")).model, None)).values()
         assert [(verdict.gate, verdict.passed) for verdict in verdicts] == [
             (name, True) for name in ("golden row 1", "golden row 2", "metric", "champion", "latency", "shift")
         ]
+
+
+async def test_a_version_needs_a_certificate_of_its_parity(client):
+    text = JOB + "gates:\n  parity: {events: 100}\n"
+    await client.submit(parse_job(text, "test"))
+    with pytest.raises(GateError, match="parity: there is no certificate: push the version without an alias"):
+        await client.push_model(BETTER, "payments", alias="champion")
+    await client.push_model(BETTER, "payments")
+    found = Certificate(model="payments", version=2, job="payments", revision=1, at="2026-01-01T", served="here")
+    for more, says in (
+        ({"version": 1, "equal": 200}, "there is no certificate"),
+        ({"job": "other", "equal": 200}, "there is no certificate"),
+        ({"equal": 99}, "99 of 99 equal .*: 1 less than 100"),
+        ({"equal": 200, "different": 3}, "200 of 203 equal .*: 3 differ"),
+    ):
+        await keep(client.grid, msgspec.structs.replace(found, **more))
+        with pytest.raises(GateError, match=says):
+            await client.promote_model("payments", 2)
+    await keep(client.grid, msgspec.structs.replace(found, equal=100))
+    # The very same model again is that version.
+    assert (await client.push_model(BETTER, "payments", alias="champion")).version == 2
 
 
 @pytest.mark.parametrize(

@@ -281,13 +281,13 @@ class Client(ModelVerbs):
         if model is not None:
             candidate = await models.check(model, name, jobs=jobs, allow_changed=allow_changed)
             if gates:
-                approval = await gates(candidate.model)
+                approval = await gates(candidate.model, await models.find(name, candidate))
             found = (await models.add(candidate, name, why=why)).version
         else:
             found = await models.resolve(name, version=version)
             check_jobs(jobs, found, allow_changed=allow_changed)
             if gates and found.version != (await models.aliases(name)).get(alias):
-                approval = await gates(await models.load(found))
+                approval = await gates(await models.load(found), found.version)
         if approval.override:
             # Before the job goes live with it, so that whatever happens then, it is known who let it.
             what = {"version": found.version, "alias": alias, "override": approval.override}

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from gridscore.errors import GateError, GridscoreError, ModelError
+from gridscore.models.certificates import certificates_of
 from gridscore.models.gates import Verdict, judge
 from gridscore.models.registry import Approval
 from gridscore.scoring.recent import latest
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.job import Job
     from gridscore.models import LoadedModel, Registry
+    from gridscore.models.certificates import Certificate
     from gridscore.models.sample import Rows
 
 
@@ -44,8 +46,12 @@ class Gates:
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
-    async def __call__(self, model: LoadedModel) -> Approval:
+    async def __call__(self, model: LoadedModel, number: int | None) -> Approval:
         """Ask all gates.
+
+        Args:
+            model: The version.
+            number: None if it is not in the registry yet.
 
         Raises:
             GateError: The version has not passed, and there is no reason to go on all the same.
@@ -53,7 +59,7 @@ class Gates:
         after = await self._registry.last_move(self._name, self._alias)
         failed = [
             f"For the job `{job}`: {verdict.gate}: {verdict.text}"
-            for job, verdicts in (await self.verdicts(model)).items()
+            for job, verdicts in (await self.verdicts(model, number)).items()
             for verdict in verdicts
             if not verdict.passed
         ]
@@ -66,7 +72,7 @@ class Gates:
             )
         return Approval(after, self._override if failed else "", "; ".join(failed))
 
-    async def verdicts(self, model: LoadedModel) -> dict[str, list[Verdict]]:
+    async def verdicts(self, model: LoadedModel, number: int | None) -> dict[str, list[Verdict]]:
         """What the gates of each job say."""
         if not self._jobs:
             return {}
@@ -75,10 +81,17 @@ class Gates:
         sample = None
         if any(gates.metric or gates.champion for gates in wanted):
             sample = await self._registry.sample(self._name)
+        certificates: dict[str, Certificate] = {}
+        if number is not None and any(gates.parity for gates in wanted):
+            certificates = {
+                each.job: each for each in await certificates_of(self._grid) if each.is_of(self._name, number)
+            }
         found = {}
         for name, job in self._jobs.items():
             events = await self._events(job, champion)
-            found[name] = await asyncio.to_thread(judge, job.gates, model, champion, sample, events)
+            found[name] = await asyncio.to_thread(
+                judge, job.gates, model, champion, sample, events, certificates.get(name)
+            )
         return found
 
     async def _champion(self) -> LoadedModel | str | None:

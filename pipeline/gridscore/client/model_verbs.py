@@ -111,7 +111,7 @@ class ModelVerbs:
         checked = {key: options.pop(key) for key in ("metrics", "categories", "source") if key in options}
         candidate = await models.check(model, name, jobs=jobs, allow_changed=allow_changed_features, **checked)
         if alias is not None and (gates := self._gates(name, alias, jobs, override)):
-            approval = await gates(candidate.model)
+            approval = await gates(candidate.model, await models.find(name, candidate))
         return await models.add(candidate, name, alias=alias, why=why, approval=approval, **options)
 
     async def promote_model(
@@ -141,7 +141,7 @@ class ModelVerbs:
         check_jobs(jobs, found, allow_changed=allow_changed_features)
         gates = self._gates(name, alias, jobs, override)
         if gates and (await models.aliases(name)).get(alias) != version:
-            approval = await gates(await models.load(found))
+            approval = await gates(await models.load(found), version)
         return await models.promote(
             name, version, alias, jobs=jobs, allow_changed=allow_changed_features, why=why, approval=approval
         )
@@ -167,7 +167,7 @@ class ModelVerbs:
         jobs = await self.following(name, alias)
         found = await self.models.resolve(name, version=version)
         check_jobs(jobs, found)
-        return await self._gates(name, alias, jobs, "").verdicts(await self.models.load(found))
+        return await self._gates(name, alias, jobs, "").verdicts(await self.models.load(found), version)
 
     async def remove_alias(self, name: str, alias: str, *, why: str = "") -> None:
         """Remove an alias of a model.

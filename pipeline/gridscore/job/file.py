@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from gridscore.errors import JobFileError
 from gridscore.job.check import Parts, check, compile_features
 from gridscore.job.document import Problem, read_yaml
-from gridscore.job.gates import ChampionGate, Gates, GoldenRow, LatencyGate, MetricGate, ShiftGate
+from gridscore.job.gates import ChampionGate, Gates, GoldenRow, LatencyGate, MetricGate, ParityGate, ShiftGate
 from gridscore.job.plugs import sections
 from gridscore.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
 from gridscore.job.problems import MAX_PROBLEMS, dotted, error_of, located, within
@@ -460,6 +460,7 @@ _MODELS: dict[tuple[str, ...], type[Strict]] = {
     ("gates", "champion"): ChampionGate,
     ("gates", "latency"): LatencyGate,
     ("gates", "shift"): ShiftGate,
+    ("gates", "parity"): ParityGate,
 }
 """The models of the parts of a file, by their path without the names that a user gave."""
 

@@ -80,6 +80,14 @@ class ShiftGate(Strict):
     events: int = Field(default=10_000, ge=100, le=100_000, description="How many of the latest events.")
 
 
+class ParityGate(Strict):
+    """A certificate that the worker's code gives what the same events give offline."""
+
+    events: int = Field(
+        default=1_000, ge=1, le=1_000_000, description="How many events it must have compared at least."
+    )
+
+
 class Gates(Strict):
     """What a version must pass before it goes live; each is optional."""
 
@@ -89,5 +97,7 @@ class Gates(Strict):
     latency: LatencyGate | None = Field(default=None, description="What a row may cost.")
     shift: ShiftGate | None = Field(default=None, description="How far scores may move.")
 
+    parity: ParityGate | None = Field(default=None, description="A certificate of `gridscore parity`.")
+
     def __bool__(self) -> bool:
-        return bool(self.golden or self.metric or self.champion or self.latency or self.shift)
+        return self != Gates()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gridscore.job.gates import ChampionGate, Gates, MetricGate
+    from gridscore.models.certificates import Certificate
     from gridscore.models.loaded import LoadedModel
     from gridscore.models.sample import Rows, Sample
 
@@ -38,6 +39,7 @@ def judge(
     champion: LoadedModel | str | None,
     sample: Sample | None,
     events: Rows | str,
+    certificate: Certificate | None = None,
 ) -> list[Verdict]:
     """What each gate of a job says of a version. Takes a while: not for the event loop.
 
@@ -47,6 +49,7 @@ def judge(
         champion: That scores now, to compare with; why it cannot be used; or None if there is none.
         sample: Labelled rows; None if there are none.
         events: The latest, or why there are none.
+        certificate: Of the parity of this version and this job; None if there is none.
     """
     checks: dict[str, Callable[[], tuple[bool, str]]] = {}
     for number, row in enumerate(gates.golden, 1):
@@ -59,6 +62,8 @@ def judge(
         checks["latency"] = lambda: _latency(latency.us_per_row, model)
     if (shift := gates.shift) is not None:
         checks["shift"] = lambda: _shift(shift.psi, model, champion, events)
+    if (parity := gates.parity) is not None:
+        checks["parity"] = lambda: _parity(parity.events, certificate)
     return [_verdict(name, check) for name, check in checks.items()]
 
 
@@ -141,3 +146,17 @@ def _shift(most: float, model: LoadedModel, champion: LoadedModel | str | None, 
     found = max(psi(before, after) for before, after in columns)
     said = f"the PSI of {len(ours):,} events is {found:,.4g} against version {champion.version.version}"
     return found <= most, said if found <= most else f"{said}, {found - most:,.4g} more than {most:g}"
+
+
+def _parity(least: int, certificate: Certificate | None) -> tuple[bool, str]:
+    if certificate is None:
+        return (
+            False,
+            "there is no certificate: push the version without an alias, then `gridscore parity JOB --model N`",
+        )
+    said = f"{certificate.text} on {certificate.at[:16]}, at revision {certificate.revision} of the job"
+    if certificate.different:
+        return False, f"{said}: {certificate.different:,} differ"
+    if certificate.equal < least:
+        return False, f"{said}: {least - certificate.equal:,} less than {least:,}"
+    return True, said

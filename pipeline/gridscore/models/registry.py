@@ -247,6 +247,10 @@ class Registry:
             source=source,
         )
 
+    async def find(self, name: str, candidate: Candidate) -> int | None:
+        """The version that is the very same model; None if it is not in the registry."""
+        return (await self._record(name)).find(candidate.content)
+
     async def promote(
         self,
         name: str,
