@@ -66,6 +66,16 @@ async def test_parity_is_shown_and_kept_and_a_history_is_scored_with_a_version_o
         shown = json.loads((await scoring.command(cluster, "model", "show", name, "--json")).stdout)
         assert shown["parity"][0]["different"] == 1
 
+        scoring.booster(seed=1).save_model(tmp_path / "next.ubj")
+        words = ("model", "push", str(tmp_path / "next.ubj"), "--name", name, "--json")
+        (pushed,) = json.loads((await scoring.command(cluster, *words)).stdout)["parity"]
+        assert (pushed["version"], pushed["served"], pushed["different"]) == (2, "here", 0)
+        assert 1_500 < pushed["equal"] <= 2_000
+        shown = json.loads((await scoring.command(cluster, "model", "show", name, "--version", "2", "--json")).stdout)
+        assert shown["parity"] == [pushed]
+        again = await scoring.command(cluster, *words, "--again", "--no-parity")
+        assert json.loads(again.stdout)["parity"] == []
+
         pd.DataFrame(events.values()).to_parquet(tmp_path / "history.parquet")
         history = str(tmp_path / "history.parquet")
         report = json.loads(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gridscore.models.certificates import Certificate
     from gridscore.models.comparison import Comparison
     from gridscore.models.record import About
+    from gridscore.operations.parity import Parity
 
 app = App(help="Models in the cluster: versions, aliases, what each was trained for.", no_args_is_help=True)
 
@@ -59,6 +60,9 @@ def push(
     allow_changed_features: AllowChanged = False,
     why: Why = "",
     override: Override = "",
+    parity: Annotated[
+        bool, typer.Option(help="Compare what it gives for the newest events of its jobs with the same offline.")
+    ] = True,
     connection: Connection,
     as_json: Json = False,
 ) -> None:
@@ -73,11 +77,12 @@ def push(
     from gridscore.client import Client
     from gridscore.models.fit import fit_warnings, promotion_problems
     from gridscore.models.inputs import parse_metrics, parse_tags, read_categories
+    from gridscore.operations.parity import parity_at_push
 
     metrics, tags = parse_metrics(metric or ()), parse_tags(tag or ())
     mapping = None if categories is None else read_categories(categories)
 
-    async def main(grid: Grid) -> tuple[Added, list[str]]:
+    async def main(grid: Grid) -> tuple[Added, list[str], list[Parity]]:
         client = Client(grid)
         jobs = await client.following(name, alias)
         with progress_bar(DownloadColumn()) as bar:
@@ -96,18 +101,23 @@ def push(
                 again=again,
                 progress=lambda done, total: bar.update(task, description="pushing", completed=done, total=total),
             )
-        return added, fit_warnings(jobs, added.version) if alias else promotion_problems(jobs, added.version)
+        told = fit_warnings(jobs, added.version) if alias else promotion_problems(jobs, added.version)
+        wanted = await client.following(name, None) if parity and added.is_new else ()
+        return added, told, await parity_at_push(grid, added.version, wanted)
 
-    (version, is_new), told = run_on(connection, main)
-    print_warnings(told)
+    (version, is_new), told, compared = run_on(connection, main)
+    print_warnings([*told, *(f"{each.job}: {each.first}" for each in compared if each.first is not None)])
     if as_json:
-        print_json({"new": is_new, "alias": alias, **version.to_json()})
+        certificates = [each.certificate.to_json() for each in compared]
+        print_json({"new": is_new, "alias": alias, **version.to_json(), "parity": certificates})
         return
     what = f"is version {version.version}" if is_new else f"is there already, as version {version.version}"
     pointed = f", now the `{alias}`" if alias else ""
     console.print(f"[bold green]{safe(file)}[/] {what} of the model {safe(name)}{safe(pointed)}.")
     if not is_new and metrics and metrics != version.metrics:
         say("Its metrics stay as they were; --again makes a new version with these.", "dim", to=console)
+    for each in compared:
+        say(f"Live events of {each.job} against offline: {each.certificate.text}.", to=console)
     _early_stopping(version)
     if is_new and not alias:
         say(f"Go live with it: gridscore model promote {name} --version {version.version}", "dim", to=console)

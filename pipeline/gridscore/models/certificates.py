@@ -67,7 +67,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """What it says, for people: `20,000 of 20,000 equal`."""
         unclear = f", {self.unclear:,} cannot be told" if self.unclear else ""
-        return f"{self.equal:,} of {self.equal + self.different + self.unclear:,} equal{unclear}"
+        before = ", before it scored" if self.served == "here" else ""
+        return f"{self.equal:,} of {self.equal + self.different + self.unclear:,} equal{unclear}{before}"
 
     def to_json(self) -> dict[str, Any]:
         """For scripts, and for the grid."""

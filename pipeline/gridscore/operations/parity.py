@@ -8,9 +8,11 @@ they were.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import struct
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,7 +22,7 @@ import numpy as np
 from hazelcast.errors import HazelcastError
 
 from gridscore.dead_letters.letters import text_of_key
-from gridscore.errors import GridError, JournalMissingError, MapNotFoundError, UsageError
+from gridscore.errors import GridError, GridscoreError, JournalMissingError, MapNotFoundError, UsageError
 from gridscore.features.definitions import looked_up_by
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of
@@ -28,23 +30,28 @@ from gridscore.grid.journal import Journal
 from gridscore.group.lease_records import read_records
 from gridscore.group.reader import Cursor
 from gridscore.models.candidate import now
-from gridscore.models.certificates import Certificate
+from gridscore.models.certificates import Certificate, keep
+from gridscore.operations.subject import subject_of
 from gridscore.scoring.rehearsal import Rehearsal
 from gridscore.scoring.window_states import HistoryStates, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from gridscore.dead_letters.letters import Rejected
     from gridscore.grid import Grid
     from gridscore.grid.wire import Page
     from gridscore.group.lease_records import LeaseRecord
     from gridscore.job import JobRecord
+    from gridscore.models import ModelVersion
     from gridscore.operations.subject import Subject
+
+_log = logging.getLogger(__name__)
 
 EVENTS = 20_000
 """Events that are compared, unless one says otherwise."""
 
+AT_PUSH = 2_000
 MOST_EVENTS = 1_000_000
 MOST_SHOWN = 2_000
 """Characters of an event that a difference shows."""
@@ -86,6 +93,7 @@ class Parity:
     """What a comparison has shown so far.
 
     Attributes:
+        at: When it began, RFC 3339 in UTC.
         equal: Events whose results have the same bits.
         different: Events whose results have others.
         unclear: Events whose results have others, and whose lookups may have changed since.
@@ -100,6 +108,7 @@ class Parity:
     model: str
     version: int
     served: Literal["live", "here"]
+    at: str = field(default_factory=now)
     equal: int = 0
     different: int = 0
     unclear: int = 0
@@ -121,7 +130,7 @@ class Parity:
             version=self.version,
             job=self.job,
             revision=self.revision,
-            at=now(),
+            at=self.at,
             served=self.served,
             equal=self.equal,
             different=self.different,
@@ -174,6 +183,24 @@ async def parity(
     return found
 
 
+async def parity_at_push(grid: Grid, version: ModelVersion, jobs: Iterable[str]) -> list[Parity]:
+    """Compare what a version that has scored nothing yet gives for live events of jobs, and keep the certificates.
+
+    Jobs that have no events, or that it does not fit, are left out: a push is done whatever comes of this.
+    """
+    compared = []
+    for job in jobs:
+        try:
+            async with subject_of(lambda: nullcontext(grid), job, [str(version.version)], None) as subject:
+                found = await parity(subject, events=AT_PUSH, served="here")
+            if found.judged:
+                await keep(grid, found.certificate)
+                compared.append(found)
+        except (GridscoreError, HazelcastError) as error:
+            _log.info("%s: %s was not compared with the same events offline: %s", job, version, error)
+    return compared
+
+
 class _Sample(NamedTuple):
     """Events of a partition that are read, from `begin` to `end`, and from which on they are compared."""
 
@@ -209,7 +236,7 @@ class _Comparison:
         we wait, on states as they are now.
         """
         record, grid = self._record, self._grid
-        bounds = [await self._journal.bounds(partition) for partition in range(grid.partition_count)]
+        bounds = await asyncio.gather(*map(self._journal.bounds, range(grid.partition_count)))
         newest = [_Sample(p, max(o, n + 1 - each), max(o, n + 1 - each), n) for p, (o, n) in enumerate(bounds)]
         states = self._states
         if isinstance(states, Snapshot) and self._found.served == "live":
