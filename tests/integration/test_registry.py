@@ -418,12 +418,13 @@ async def test_outputs_of_a_version_that_was_pushed_before_they_were_noted_are_r
     metadata = await grid.map(VERSIONS_MAP)
     key = next(key for key in await metadata.key_set() if key.startswith(f"{name}/"))
     older = json.loads((await metadata.get(key)).to_string())
-    assert older.pop("outputs") == 2
+    assert (older.pop("outputs"), older.pop("classes")) == (2, 2)
 
     await metadata.set(key, HazelcastJsonValue(json.dumps(older)))
 
     fresh = Registry(grid)
-    assert (await fresh.resolve(name)).outputs == 2
+    found = await fresh.resolve(name)
+    assert (found.outputs, found.classes) == (2, 2)
     deciding = job_with(NAMES)
     deciding = Job.model_validate(
         {**deciding.to_json(), "decisions": [{"decision": "a", "at_least": 0.5}, {"decision": "b"}]}

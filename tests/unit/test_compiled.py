@@ -156,7 +156,8 @@ def test_results_are_written_alike(rows, sequence, plain):
     included = [] if plain else [[row[column] for row in rows] for column in (2, 1, 3, 4)]
     sequences = [-1 if each % 3 == 0 else sequence + each for each in range(len(rows))]
     version = SimpleNamespace(version=7, name='m"\u00e9')
-    arguments = (scores, steps, sequences, [5] * len(rows), version, 1_700_000_000_000, included)
+    named = {"decision": (encoder._decisions, steps)}
+    arguments = (scores, named, sequences, [5] * len(rows), version, 1_700_000_000_000, included)
     assert encoder._zip(*arguments) == encoder._encode_each(*arguments)
 
 
@@ -165,7 +166,7 @@ def test_results_of_several_outputs_are_written_alike(rows, outputs):
     described = JOB[: JOB.index("result: {")]
     encoder = results.ResultEncoder(parse_job(described, "twins.yaml"), 12)
     scores = np.linspace(0, 1, rows * outputs, dtype=np.float32).reshape(rows, outputs)
-    arguments = (scores, None, list(range(rows)), [1] * rows, SimpleNamespace(version=1, name="m"), 5, [])
+    arguments = (scores, {}, list(range(rows)), [1] * rows, SimpleNamespace(version=1, name="m"), 5, [])
     assert encoder._zip(*arguments) == encoder._encode_each(*arguments)
 
 

@@ -15,6 +15,7 @@ from gridscore.features import EventDecoder, FeaturePlan, LookupTable, offline_m
 from gridscore.features.decisions import Decider
 from gridscore.job import Job, parse_job
 from gridscore.models import check_fit, loaded_from
+from gridscore.scoring import results
 from gridscore.scoring.results import ResultEncoder
 
 TEXT = """\
@@ -37,7 +38,7 @@ decisions:
 """
 NAMES = ("decline", "review", "call", "approve")
 CATEGORIES = {"country": ("DE", "FR")}
-CLASSES = "classes: [cat, dog, New York]\n"
+CLASSES, TWO = "classes: [cat, dog, New York]\n", "classes: [a, b]\n"
 
 
 def job(*conditions, more="", text=TEXT):
@@ -208,9 +209,6 @@ def test_what_a_list_of_decisions_cannot_be():
         "`score` is the model's here, and an event field as well: give that another name"
     ]
     assert "`classes`: a class is here twice" in problems(more="classes: [a, b, a]\n")
-    assert problems(text=TEXT.partition("decisions")[0] + CLASSES) == [
-        "`classes`: they are for `decisions`, of which there are none"
-    ]
 
 
 def test_conditions_are_bounded_together():
@@ -219,12 +217,20 @@ def test_conditions_are_bounded_together():
     assert "come to more than 30,000 operations" in problem
 
 
-def model(classes, rows=200):
+def test_classes_that_are_numbers_are_their_texts():
+    assert job('label == "1"', more="classes: [0, 1, 2]\n").classes == ("0", "1", "2")
+    # What is wrong is told once, and nothing of what would follow from it.
+    told = "`classes[2]`: it must be a text, not `true`"
+    assert problems('label == "1"', "score.x > 1", more="classes: [0, true]\n") == [told]
+    assert problems(more="classes: [a]\n") == ["`classes`: it needs 2 at least"]
+
+
+def model(classes, rows=200, **parameters):
     generator = np.random.default_rng(0)
     frame = pd.DataFrame({"amount": generator.normal(1000, 500, rows), "country": generator.integers(0, 2, rows)})
     frame["large"] = frame["amount"] / 1000
     target = generator.integers(0, classes, rows)
-    made = xgb.XGBClassifier(n_estimators=5, max_depth=3, n_jobs=1)
+    made = xgb.XGBClassifier(n_estimators=5, max_depth=3, n_jobs=1, **parameters)
     booster = made.fit(frame, target).get_booster()
     given_job = job()
     history = pd.DataFrame({"amount": [1.0, 2.0], "country": ["DE", "FR"], "vip": [None, None]})
@@ -234,17 +240,60 @@ def model(classes, rows=200):
 
 
 @pytest.mark.parametrize(
-    ("classes", "more", "said"),
+    ("classes", "more", "said", "objective"),
     [
-        (3, "", "`decisions` compare one score with thresholds, the model gives 3 scores per event"),
-        (3, "classes: [a, b]\n", "the job names 2 `classes`, the model (multi:softprob) gives 3 scores per event"),
-        (2, CLASSES, "the job names 3 `classes`, the model (binary:logistic) gives one score per event"),
+        (3, "", "`decisions` compare one score with thresholds, the model gives 3 scores per event", ""),
+        (3, TWO, "the job names 2 `classes`, the model (multi:softprob) gives 3 scores per event", ""),
+        (2, CLASSES, "the job names 3 `classes`, the model (binary:logistic) gives one score per event", ""),
+        (3, TWO, "the job names 2 `classes`, the model has 3", "multi:softmax"),
+        (3, CLASSES, "a decision needs the score of a class (`score.NAME`), the model only says", "multi:softmax"),
     ],
 )
-def test_classes_are_those_of_the_model(classes, more, said):
-    version, _ = loaded_from(model(classes), "shop")
+def test_classes_are_those_of_the_model(classes, more, said, objective):
+    parameters = {"objective": objective} if objective else {}
+    version, _ = loaded_from(model(classes, **parameters), "shop")
+    conditions = ["score.cat > 0.1"] if more == CLASSES else []
     with pytest.raises(ModelMismatchError, match=re.escape(said)):
-        check_fit(job(more=more), version)
+        check_fit(job(*conditions, more=more), version)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    ("classes", "objective", "names"),
+    [
+        (2, "binary:logistic", ["good", "bad"]),
+        (3, "multi:softprob", ["cat", "dog", "New York"]),
+        (3, "multi:softmax", ["cat", "dog", "New York"]),
+        (2, "multi:softmax", ["good", "bad"]),
+    ],
+)
+def test_results_name_the_class(fast, classes, objective, names, monkeypatch):
+    if not fast:
+        monkeypatch.setattr(results, "_fast", None)
+    parameters = {"num_class": classes} if objective.startswith("multi") else {}
+    booster = model(classes, objective=objective, **parameters)
+    version, loaded = loaded_from(booster, "shop")
+    history = pd.DataFrame({"amount": np.linspace(0, 2000, 50), "country": ["DE", "FR"] * 25, "vip": [None] * 50})
+    lookups = {"land": pd.DataFrame({"country": ["FR"], "risk": [0.5]})}
+    for decides in (False, True):
+        text = TEXT if decides else TEXT.partition("decisions")[0]
+        given_job = job(*[f"label == {names[1]!r}"] * decides, text=text, more=f"classes: {json.dumps(names)}\n")
+        check_fit(given_job, version)
+        offline = offline_matrix(given_job, history, lookups, version.categories, score=loaded.predict)
+        plan = FeaturePlan(given_job, lands(), version.categories)
+        assert (plan.decider is not None) == decides
+        events = EventDecoder(given_job).decode_all([json.dumps(row).encode() for row in history.to_dict("records")])
+        scores = loaded.predict(plan.matrix(events))
+        decisions = plan.decider.decide(events, scores) if decides else None
+        texts = ResultEncoder(given_job, 1).encode(events, scores, [0] * 50, [0] * 50, version, decisions)
+        live = [json.loads(each) for each in texts]
+        expected = [names[n] for n in (scores.argmax(axis=1) if scores.ndim > 1 else scores.round().astype(int))]
+
+        assert [each["label"] for each in live] == expected == offline.kept["label"].tolist()
+        assert len(set(expected)) > 1
+        if decides:
+            taken = ["d0" if label == names[1] else "rest" for label in expected]
+            assert [each["decision"] for each in live] == taken == offline.kept["decision"].tolist()
 
 
 @pytest.mark.parametrize(("classes", "more"), [(2, ""), (2, "classes: [good, bad]\n"), (3, CLASSES)])
@@ -275,7 +324,7 @@ def test_a_history_is_decided_on_as_the_stream(classes, more):
     assert offline.kept["decision"].tolist() == [result["decision"] for result in live]
     assert len(set(offline.kept["decision"])) == 3
     columns = ["score"] if classes == 2 else ["score.cat", "score.dog", "score.New York"]
-    assert list(offline.kept.columns) == ["vip", *columns, "decision"]
+    assert list(offline.kept.columns) == ["vip", *columns, *["label"] * bool(more), "decision"]
     expected = np.array([result["score"] for result in live], np.float32).reshape(count, -1)
     assert offline.kept[columns].to_numpy().tobytes() == expected.tobytes()
 

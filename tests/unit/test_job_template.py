@@ -75,6 +75,16 @@ def test_it_has_the_fields_of_events_and_says_what_it_left_out():
     assert len(FeaturePlan(job, {}, categories).matrix(EventDecoder(job).decode_all(texts))) == 100
 
 
+def test_a_dot_in_the_name_of_a_field_within_an_object_is_told():
+    text = text_of_events(shell("shop"), [{"a": {"b.c": 1, "d": 2}, "e.f": 3}])
+    job = parse_job(text, "job.yaml")
+
+    assert '# "a.b.c": it lies in an object, and has a dot in its own name' in text
+    assert list(job.features) == ["a.d", "e.f"]
+    events, bad = EventDecoder(job).decode_good([b'{"a": {"b.c": 1, "d": 2}, "e.f": 3}'])
+    assert FeaturePlan(job, {}, {}).matrix(events).tolist() == [[2, 3]], bad
+
+
 NAMES = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from('ab.: -#"😀')), max_size=8)
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()),

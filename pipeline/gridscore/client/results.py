@@ -53,6 +53,11 @@ class Result:
         return self.value["score"]
 
     @property
+    def label(self) -> str | None:
+        """The class that the model takes it for; None if the job names no classes."""
+        return self.value.get("label")
+
+    @property
     def decision(self) -> str | None:
         """The decision by threshold; None if the job makes none."""
         return self.value.get("decision")

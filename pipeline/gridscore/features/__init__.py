@@ -14,6 +14,7 @@ from gridscore.features.events import DecodeError, Event, EventDecoder
 from gridscore.features.lookup_table import LookupTable
 from gridscore.features.offline import OfflineMatrix, booster_of, filled_tables, offline_matrix, parameters_of
 from gridscore.features.plan import FeaturePlan
+from gridscore.features.program import class_numbers
 
 __all__ = [
     "ATTRIBUTE",
@@ -27,6 +28,7 @@ __all__ = [
     "LookupTable",
     "OfflineMatrix",
     "booster_of",
+    "class_numbers",
     "definitions_of",
     "filled_tables",
     "offline_matrix",

@@ -29,7 +29,7 @@ from gridscore.features.definitions import (
 from gridscore.features.events import EventDecoder
 from gridscore.features.lookup_table import LookupTable
 from gridscore.features.plan import FeaturePlan
-from gridscore.features.program import Program
+from gridscore.features.program import Program, class_numbers
 from gridscore.features.windows import History
 
 if TYPE_CHECKING:
@@ -277,7 +277,8 @@ def offline_matrix(
         skip_bad: Leave out rows that are not events of the schema, and entries whose key is not one, instead of
             raising.
         score: What gives the scores of a matrix and its margins, as a model's `predict` does: with it, the kept columns
-            get each row's `score`, of several outputs `score.NAME` or `score.0`, and its `decision`, as live.
+            get each row's `score`, of several outputs `score.NAME` or `score.0`, its `label` and its `decision`, as
+            live.
         on_progress: Called with the rows done and all rows to do; twice as many as the history has, if categories are
             learnt.
 
@@ -299,7 +300,11 @@ def offline_matrix(
         )
     if job.margin is not None and MARGINS in [*keep, *job.features]:
         raise TableError(f"`{MARGINS}` is the column of the job's margin.", "Give the other column another name.")
-    taken = [name for name in (*keep, *job.features) if name == "decision" or f"{name}.".startswith("score.")]
+    taken = [
+        name
+        for name in (*keep, *job.features)
+        if name == "decision" or (name == "label" and job.classes) or f"{name}.".startswith("score.")
+    ]
     if score is not None and taken:
         raise TableError(f"`{taken[0]}` is what the scored history has.", "Give the other column another name.")
     kept = tables.take_columns(history, keep, source) if keep else None
@@ -368,10 +373,17 @@ def _outcome(job: Job, decider: Decider | None, events: EventColumns, scores: ND
     by_row = scores.reshape(len(scores), -1)
     several = [f"score.{name}" for name in job.classes or range(by_row.shape[1])]
     frame = pd.DataFrame(by_row, columns=["score"] if scores.ndim == 1 else several)
+    finite = np.isfinite(by_row).all(axis=1)
+    scores = scores.copy()
+    scores[~finite] = 0.0
+    named: dict[str, tuple[Sequence[str], NDArray[np.intp]]] = {}
+    if job.classes:
+        named["label"] = job.classes, class_numbers(scores, len(job.classes))
     if decider is not None:
-        names = [decision.decision for decision in job.decisions]
-        frame["decision"] = list(map(names.__getitem__, decider.decide(events, scores).tolist()))
-        frame.loc[~np.isfinite(by_row).all(axis=1), "decision"] = None
+        named["decision"] = [decision.decision for decision in job.decisions], decider.decide(events, scores)
+    for name, (texts, numbers) in named.items():
+        frame[name] = list(map(texts.__getitem__, numbers.tolist()))
+        frame.loc[~finite, name] = None
     return frame
 
 

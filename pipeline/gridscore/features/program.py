@@ -302,14 +302,19 @@ def _scores_of(number: int | None) -> Callable[[NDArray[np.float32]], NDArray[np
     return of
 
 
+def class_numbers(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """The class of each event, of so many: that with the highest score, of equal ones the first.
+
+    Of two classes, one score is the second's, and decides as scikit-learn does; of more it is the number itself, as
+    `multi:softmax` gives it. (That of two classes is 0 or 1.)
+    """
+    if scores.ndim > 1:
+        return scores.argmax(axis=1)
+    return (scores > 0.5 if count == 2 else scores).astype(np.intp)
+
+
 def _labels(classes: Sequence[str]) -> Callable[[NDArray[np.float32]], list[str]]:
-    """The class with the highest score, of equal ones the first; of two with one score as scikit-learn has it."""
-
-    def of(scores: NDArray[np.float32]) -> list[str]:
-        numbers = scores.argmax(axis=1) if scores.ndim > 1 else (scores > 0.5).astype(np.intp)
-        return list(map(classes.__getitem__, numbers.tolist()))
-
-    return of
+    return lambda scores: list(map(classes.__getitem__, class_numbers(scores, len(classes)).tolist()))
 
 
 def _fill(value: Any, count: int) -> Any:

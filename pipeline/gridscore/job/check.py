@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gridscore.job.types import FieldType
 
 RESULT_FIELDS = ("score", "decision", "version", "model", "revision", "sequence", "epoch", "scored_at")
-"""Fields of every result; event fields with these names cannot be included in one."""
+"""Fields of every result; event fields with these names cannot be included in one, nor `label` if there are classes."""
 
 
 @dataclass(slots=True)
@@ -282,7 +282,7 @@ def _check_result(parts: Parts) -> list[tuple[Path, str]]:
         path = ("result", "include", position)
         if name in seen:
             found.append((path, f"`{name}` is here twice"))
-        elif name in RESULT_FIELDS:
+        elif name in RESULT_FIELDS or (name == "label" and parts.classes):
             found.append(
                 (path, f"`{name}` is a field of every result already; give the event field another name with `json`")
             )
@@ -300,7 +300,7 @@ def _check_decisions(parts: Parts) -> list[tuple[Path, str]]:
     if len(set(parts.classes)) < len(parts.classes):
         found.append((("classes",), "a class is here twice"))
     if not decisions:
-        return [*found, (("classes",), "they are for `decisions`, of which there are none")] if parts.classes else found
+        return found
     if len(decisions) == 1:
         found.append((("decisions",), "one decision decides nothing: add the one to take below `at_least`"))
     seen: set[str] = set()

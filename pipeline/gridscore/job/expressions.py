@@ -284,13 +284,15 @@ class _Compiler:
                 return self._wrong(f"`{name}` is the model's here, and {what} as well: give that another name")
         if name == "score":
             return Node("score", (), Type.NUMBER)
-        if not classes:
+        if not classes and "classes" not in scope.broken:
             return self._wrong("`label` is one of the model's classes: name them with `classes`")
         return Node("label", (), Type.STRING)
 
     def _score_of(self, name: str, classes: tuple[str, ...]) -> Node:
         """The score of a class."""
         score = self._outcome("score", classes)
+        if "classes" in self._scope.broken:
+            return score
         if score.op == "score" and name not in classes:
             return self._wrong(f"there is no class `{name}` in `classes`{_meant(name, classes)}")
         return Node("score", (), Type.NUMBER, classes.index(name)) if score.op == "score" else score
@@ -298,7 +300,7 @@ class _Compiler:
     def _check_classes(self, node: Node, *others: Hashable) -> None:
         """Refuse to compare the label with what it never is."""
         classes = self._scope.classes or ()
-        for other in others if node.op == "label" else ():
+        for other in others if node.op == "label" and "classes" not in self._scope.broken else ():
             if other not in classes:
                 self._wrong(f"there is no class `{other}` in `classes`{_meant(str(other), classes)}")
 

@@ -6,7 +6,16 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from gridscore.errors import JobFileError
@@ -46,6 +55,11 @@ _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Class = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),  # `classes: [0, 1, 2]`
+    StringConstraints(min_length=1, max_length=200),
+]
 
 
 def _key_parts(value: Any) -> Any:
@@ -262,11 +276,12 @@ class Job(Strict):
         max_length=64,
         description="Decisions by score, from the highest threshold to the last, which has none.",
     )
-    classes: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = Field(
+    classes: tuple[Class, ...] = Field(
         default=(),
         min_length=2,
         max_length=1_000,
-        description="Names of the model's classes in the order of its outputs, for `label` and `score.NAME`.",
+        description="Names of the model's classes in their order: each result has a `label`, and decisions can use "
+        "`label` and `score.NAME`.",
     )
     gates: Gates = Field(
         default=Gates(),
@@ -418,7 +433,7 @@ class Job(Strict):
     @property
     def has_conditions(self) -> bool:
         """Whether decisions need more than one score and thresholds."""
-        return bool(self.classes) or any(decision.when is not None for decision in self.decisions)
+        return any(self.classes or decision.when is not None for decision in self.decisions)
 
     @property
     def decision_steps(self) -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -626,7 +641,7 @@ def _adapter(part: str) -> TypeAdapter[Any]:
         "results": MapName,
         "result": ResultSpec,
         "decisions": tuple[Decision, ...],
-        "classes": tuple[str, ...],
+        "classes": tuple[Class, ...],
         "margin": Feature | None,
         "order_by": Name | None,
         "event_key": Name | None,
@@ -655,7 +670,7 @@ def _draft(data: Any) -> Parts:
         try:
             setattr(rest, key, _adapter(key).validate_python(data.get(key)))
         except ValidationError:
-            continue
+            broken |= {"classes"} & {key} & data.keys()
     rest.windows = sections["windows"]
     parts = (sections["schema"], sections["lookups"], sections["features"])
     return _parts(*parts, rest, frozenset(broken), data.get("features") is not None)

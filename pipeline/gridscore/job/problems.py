@@ -43,6 +43,8 @@ def located(error: ValidationError, document: Document, models: Models) -> list[
         else:
             found.setdefault(path, []).append(detail)
     for path, details in found.items():
+        if details[0]["type"] == "too_short" and any(other[:-1] == path for other in found):
+            continue  # those that are wrong do not count
         said = list(dict.fromkeys(_said(detail, path) for detail in details if detail["type"] != "literal_error"))
         words = [detail for detail in details if detail["type"] == "literal_error"]
         if said and words:  # a union: what it may be besides the words that it may be
@@ -107,7 +109,7 @@ def _said(detail: Any, path: Path) -> str:
         words, bound = bounds[kind]
         return f"it must be {words} {context[bound]:,}, not {shown(value)}"
     if kind == "too_short":
-        return "it is empty"
+        return f"it needs {context['min_length']} at least" if value else "it is empty"
     if kind == "too_long":
         return f"there are {len(value)} of them, at most {context.get('max_length')} are possible"
     if kind == "string_too_long":

@@ -58,11 +58,12 @@ def text_of_events(job: Job, events: Iterable[Mapping[str, Any]]) -> str:
         UsageError: They have no field that could be a feature.
     """
     found: dict[str, list[Any]] = {}
+    left_out: dict[str, str] = {}
     count, is_all = 0, True
     for event in events:
         count += 1
-        is_all = _collect(event, "", found) and is_all
-    kinds, texts, left_out = {}, set(), {}
+        is_all = _collect(event, "", found, left_out) and is_all
+    kinds, texts = {}, set()
     for name, values in found.items():
         given = [value for value in values if value is not None]
         kind, why = _kind_of(given)
@@ -70,8 +71,8 @@ def text_of_events(job: Job, events: Iterable[Mapping[str, Any]]) -> str:
             continue
         if not why and not _is_feature(name):
             why = "its name cannot be a feature's"
-        if why:
-            left_out[name] = why
+        if why or name in left_out:
+            left_out.setdefault(name, why)
             continue
         kinds[name] = kind + "?" * (len(given) < count)
         if kind == "string":
@@ -96,15 +97,17 @@ def text_of_job(job: Job) -> str:
     return _text(job, schema, {name: feature.expression for name, feature in job.features.items()}, ())
 
 
-def _collect(event: Mapping[str, Any], around: str, found: dict[str, list[Any]]) -> bool:
-    """Add each field's value, and say whether there was room for all."""
+def _collect(event: Mapping[str, Any], around: str, found: dict[str, list[Any]], left_out: dict[str, str]) -> bool:
+    """Add each field's value, or why it is left out, and say whether there was room for all."""
     is_all = True
     for key, value in event.items():
         name = f"{around}{key}"
         if isinstance(value, dict) and key and name.count(".") < _MAX_LEVELS:
-            is_all = _collect(value, f"{name}.", found) and is_all
+            is_all = _collect(value, f"{name}.", found, left_out) and is_all
         elif name in found or len(found) < MAX_FEATURES:
             found.setdefault(name, []).append(value)
+            if around and "." in key:
+                left_out[name] = "it lies in an object, and has a dot in its own name"
         else:
             is_all = False
     return is_all

@@ -87,6 +87,7 @@ class Candidate:
                     "definitions": definitions,
                     "objective": description.objective,
                     "outputs": description.outputs,
+                    "classes": description.classes,
                     "trees": description.trees,
                     "rounds": description.rounds,
                     "best_iteration": description.best_iteration,

@@ -71,6 +71,7 @@ class Description:
     booster: str
     objective: str
     outputs: int
+    classes: int
     trees: int
     rounds: int
     best_iteration: int | None
@@ -168,6 +169,7 @@ def _describe(document: dict[str, Any], size: int, source: str) -> Description:
         objective=objective,
         # `multi:softmax` sums a score for each class and gives the number of the highest.
         outputs=1 if objective == "multi:softmax" else outputs,
+        classes=classes,
         trees=len(trees),
         rounds=_rounds(model, len(trees), outputs * parallel),
         best_iteration=best,
@@ -197,6 +199,7 @@ def _describe_linear(learner: dict[str, Any], model: dict[str, Any], saved_by: s
         booster="gblinear",
         objective=objective,
         outputs=1 if objective == "multi:softmax" else outputs,
+        classes=classes,
         trees=0,
         rounds=max(1, rounds),
         best_iteration=best,

@@ -11,7 +11,7 @@ from gridscore.errors import ModelMismatchError
 from gridscore.features import definitions_of
 from gridscore.features.definitions import same_definition
 from gridscore.features.operations import number_text, parse_number
-from gridscore.job.check import compile_features
+from gridscore.job.check import compile_decisions, compile_features
 from gridscore.job.expressions import find
 from gridscore.job.types import Type
 
@@ -163,7 +163,8 @@ _OTHER_KINDS = (
 )
 _SEVERAL = (
     "Train with an objective that gives one number, as `binary:logistic` for one class against the rest, or "
-    "`multi:softmax` for the number of the class; or name the classes of `multi:softprob` in the job file (`classes`). "
+    "`multi:softmax` for the number of the class; or name all classes of the model in the job file (`classes`): with "
+    "`multi:softprob` each has its score. "
     "Without `decisions` and `margin`, results have all scores, as a list."
 )
 _CHANGED = (
@@ -213,8 +214,13 @@ def _single_output_problem(job: Job, version: ModelVersion) -> str:
     # `multi:softmax` gives one, but begins with a margin for each class.
     has_classes = version.objective.startswith("multi:")
     outputs = version.outputs or 1
-    if job.classes:
-        whole = outputs == len(job.classes) and version.objective.startswith("multi:")
+    if job.classes and version.objective == "multi:softmax":
+        if version.classes != len(job.classes):
+            return f"  the job names {len(job.classes)} `classes`, the model has {version.classes}"
+        if _uses_scores_of_classes(job):
+            return "  a decision needs the score of a class (`score.NAME`), the model only says which class it is"
+    elif job.classes:
+        whole = outputs == len(job.classes) and has_classes
         if not whole and not (len(job.classes) == 2 and version.objective in _PROBABILITY):
             gives = "one score" if outputs == 1 else f"{outputs:,} scores"
             return (
@@ -225,6 +231,17 @@ def _single_output_problem(job: Job, version: ModelVersion) -> str:
     if job.margin is not None and (outputs > 1 or has_classes):
         return "  `margin` is one number, the model begins with one for each of its outputs"
     return ""
+
+
+def _uses_scores_of_classes(job: Job) -> bool:
+    conditions = compile_decisions(job.decisions, job.classes, job.features, job.schema_, job.lookups)
+    waiting = list(conditions)
+    while waiting:
+        node = waiting.pop()
+        if node.op == "score" and node.value is not None:
+            return True
+        waiting += node.args
+    return False
 
 
 def _is_code(node: Node, nodes: Mapping[str, Node], job: Job) -> bool:

@@ -78,7 +78,7 @@ class LoadedModel:
             raise ModelError(
                 f"{source} has other features than the grid says of it.", "Push the model again, as a new version."
             )
-        if version.outputs not in (None, description.outputs):
+        if version.outputs not in (None, description.outputs) or version.classes not in (None, description.classes):
             raise ModelError(
                 f"{source} has other outputs than the grid says of it.", "Push the model again, as a new version."
             )

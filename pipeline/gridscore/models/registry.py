@@ -643,12 +643,13 @@ class Registry:
     async def _whole_version(self, name: str, number: int, record: ModelRecord) -> ModelVersion:
         """The same, with what metadata of older releases lacks read from the file."""
         found = await self._version(name, number, record)
-        if found.outputs is None:
+        if found.outputs is None or (found.classes is None and found.objective == "multi:softmax"):
             upload = record.versions[number].upload
             payload = await self._chunks.read(found, upload)
             description = await asyncio.to_thread(describe, payload, f"The model {found}")
-            self._remember(name, upload, {**self._known[name, upload], "outputs": description.outputs})
-            found = msgspec.structs.replace(found, outputs=description.outputs)
+            read = {"outputs": description.outputs, "classes": description.classes}
+            self._remember(name, upload, {**self._known[name, upload], **read})
+            found = msgspec.structs.replace(found, **read)
         return found
 
     def _remember(self, name: str, upload: str, value: dict[str, Any]) -> None:

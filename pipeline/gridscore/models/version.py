@@ -48,6 +48,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         definitions: How training made the features; None if nobody attached it.
         objective: As XGBoost names it.
         outputs: Scores that it gives a row; None in what was pushed before this was noted and cannot be read.
+        classes: Classes that it tells apart, 0 if it names none; None in what was pushed before this was noted.
         trees: Number of trees; 0 of a linear model.
         rounds: Number of boosting rounds.
         best_iteration: Where early stopping found the best round; scoring uses all rounds nevertheless.
@@ -69,6 +70,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     definitions: Definitions | None = None
     objective: Text
     outputs: Positive | None = None
+    classes: Annotated[int, Meta(ge=0, le=2**31)] | None = None
     trees: Annotated[int, Meta(ge=0, le=2**31)]
     rounds: Positive
     best_iteration: Annotated[int, Meta(ge=0)] | None = None

@@ -10,9 +10,10 @@ import msgspec
 import numpy as np
 
 from gridscore.compiled import compiled
+from gridscore.features import class_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from gridscore.job import Job
     from gridscore.models import ModelVersion
 
+    _Named = tuple[tuple[str, ...], NDArray[np.intp]]
+    """Texts, and which of them each event has."""
 
 _fast = compiled("gridscore.scoring._results")
 
@@ -27,27 +30,27 @@ _fast = compiled("gridscore.scoring._results")
 class ResultEncoder:
     """Encodes results of one job.
 
-    A result is a JSON object: `score` (a number, or a list for a model with several outputs), `decision` (if the job
-    has decisions), `sequence` (of the event in its journal; -1 if a rescan found it in the map), `epoch` (of the lease
-    under which it was written), `version` and `model` (that made it), `revision` (of the job), `scored_at`
-    (milliseconds since 1970), and the event fields that the job includes.
+    A result is a JSON object: `score` (a number, or a list for a model with several outputs), `label` (the class, if
+    the job names them), `decision` (if it has decisions), `sequence` (of the event in its journal; -1 if a rescan found
+    it in the map), `epoch` (of the lease under which it was written), `version` and `model` (that made it), `revision`
+    (of the job), `scored_at` (milliseconds since 1970), and the event fields that the job includes.
     """
 
     def __init__(self, job: Job, revision: int) -> None:
         self._revision = revision
         self._include = tuple(job.result.include)
         fields: list[Any] = ["score", "sequence", "epoch", "version", "model", "revision", "scored_at"]
-        thresholds, self._labels = job.decision_steps
+        thresholds, self._decisions = job.decision_steps
         self._has_conditions = job.has_conditions
         if self._has_conditions:
-            self._labels = tuple(decision.decision for decision in job.decisions)
+            self._decisions = tuple(decision.decision for decision in job.decisions)
         # Scores are float32: compared as such, a score that prints like the threshold reaches it.
         self._thresholds = np.array(thresholds, dtype=np.float32)
-        if self._labels:
-            fields.insert(1, "decision")
+        self._classes = job.classes
+        fields[1:1] = ["label"] * bool(self._classes) + ["decision"] * bool(self._decisions)
         self._type = msgspec.defstruct("Result", [*fields, *self._include], gc=False)
         self._encode = msgspec.json.Encoder().encode
-        self._label_texts = tuple(map(self._encode, self._labels))
+        self._encoded = {texts: tuple(map(self._encode, texts)) for texts in (self._classes, self._decisions)}
 
     def encode(
         self,
@@ -72,18 +75,23 @@ class ResultEncoder:
                 raise ValueError("the job has conditions, but there are no decisions")
             steps: NDArray[np.intp] | None = decisions
         else:
-            if self._labels and scores.ndim != 1:
+            if self._decisions and scores.ndim != 1:
                 raise ValueError(f"decisions need one score per event, not scores of the shape {scores.shape}")
-            steps = np.searchsorted(self._thresholds, scores, side="right") if self._labels else None
+            steps = np.searchsorted(self._thresholds, scores, side="right") if self._decisions else None
+        named: dict[str, _Named] = {}
+        if self._classes:
+            named["label"] = self._classes, class_numbers(scores, len(self._classes))
+        if steps is not None:
+            named["decision"] = self._decisions, steps
         now = time.time_ns() // 1_000_000
         included = [events.objects(field) for field in self._include]
         encode = self._zip if _fast else self._encode_each
-        return encode(scores, steps, sequences, epochs, version, now, included)
+        return encode(scores, named, sequences, epochs, version, now, included)
 
     def _encode_each(
         self,
         scores: NDArray[np.float32],
-        steps: NDArray[np.intp] | None,
+        named: Mapping[str, _Named],
         sequences: list[int],
         epochs: list[int],
         version: ModelVersion,
@@ -91,8 +99,7 @@ class ResultEncoder:
         included: list[list[Any]],
     ) -> list[bytes]:
         columns: list[Iterable[Any]] = [scores.tolist()]
-        if steps is not None:
-            columns.append(map(self._labels.__getitem__, steps.tolist()))
+        columns += [map(texts.__getitem__, numbers.tolist()) for texts, numbers in named.values()]
         columns += [sequences, epochs, repeat(version.version), repeat(version.name)]
         columns += [repeat(self._revision), repeat(now), *included]
         # A pass for each field is faster than a tuple for each event.
@@ -101,7 +108,7 @@ class ResultEncoder:
     def _zip(
         self,
         scores: NDArray[np.float32],
-        steps: NDArray[np.intp] | None,
+        named: Mapping[str, _Named],
         sequences: list[int],
         epochs: list[int],
         version: ModelVersion,
@@ -112,9 +119,9 @@ class ResultEncoder:
         encode = self._encode
         columns: list[Any] = [encode(scores.tolist())]
         literals = [b'{"score":']
-        if steps is not None:
-            columns.append((self._label_texts, np.ascontiguousarray(steps, np.int64)))
-            literals.append(b',"decision":')
+        for name, (texts, numbers) in named.items():
+            columns.append((self._encoded[texts], np.ascontiguousarray(numbers, np.int64)))
+            literals.append(b",%b:" % encode(name))
         columns += [sequences, epochs]
         literals += [b',"sequence":', b',"epoch":']
         made_by = version.version, encode(version.name), self._revision
