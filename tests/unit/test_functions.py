@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from fractions import Fraction
 
@@ -97,6 +98,43 @@ def test_a_text_that_replacing_makes_too_long_is_missing():
     for _ in range(16):
         doubled = f'replace({doubled}, "a", "{"a" * 200}")'
     assert one(f"len({doubled})", s="a" * 1_000) is None
+
+
+patterns = st.sampled_from(["a+", "^-", "ß|😀", "(a)(b)?", "", "[^a]$", r"\w-", "(?s).{3}", "(?i)A*B"])
+
+
+@given(texts, patterns, st.integers(0, 2))
+@example(["ab", "a", "", None, "x"], "(a)(b)?", 2)
+def test_patterns_find_what_python_finds(values, pattern, group):
+    search = re.compile(pattern.replace("$", r"\Z"), re.ASCII).search
+    matches = [None if value is None else search(value) for value in values]
+    found = computed(f"regex(s, {pattern!r})", [{"s": value} for value in values])
+    assert found == [match is not None for match in matches]
+    if group <= re.compile(pattern).groups:
+        assert changed(f"regex(s, {pattern!r}, {group})", values) == [match and match[group] for match in matches]
+
+
+def test_a_pattern_is_found_in_linear_time_and_not_in_what_is_too_long():
+    """The first takes Python's `re` longer than the universe is old."""
+    assert one('regex(s, "(a+)+$")', s="a" * 65_535 + "b") == 0
+    assert one('regex(s, "b")', s="a" * 65_535 + "b") == 1
+    assert one('regex(s, "b")', s="a" * 65_536 + "b") == 0
+    assert one(r'len(regex(s + "\ud800", ".$", 0))', s="a") == 3  # which is no text of an event
+
+
+def test_patterns_are_bounded_together():
+    with pytest.raises(ValidationError, match="it comes to more than 4,000 operations"):
+        job_of(" or ".join(f"regex(s, 'a{n}')" for n in range(40)))
+
+
+def test_the_first_case_whose_condition_is_true_is_taken():
+    rows = [{"a": value} for value in (1.0, 5.0, 10.0, None)]
+    assert computed("case(a < 2, 1, a < 7, b, a < 11, 3)", rows) == [1, None, 3, None]
+    found = computed('category(case(a < 2, "x", a < 7, s, "z"))', [*rows, {"a": 3, "s": "y"}])
+    assert found == ["x", None, "z", "z", "y"]
+    assert computed("case(a < 2, g, True)", [{"a": 1.0}, {"a": 1.0, "g": True}, {}]) == [None, 1, 1]
+    many = ", ".join(f"a == {n}, {n} * 2" for n in range(16))
+    assert computed(f"case({many}, -1)", [{"a": 15.0}, {"a": 16.0}]) == [30, -1]
 
 
 # ---------------------------------------------------------------------- hashes

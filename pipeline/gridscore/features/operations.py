@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from gridscore.features import maths, places, times
+from gridscore.job import patterns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -145,6 +146,27 @@ def _split(value: Any) -> Callable[[Strings], list[str | None]]:
 def _substring(value: Any) -> Callable[[Strings], list[str | None]]:
     begin, length = value
     return lambda column: [None if x is None else x[begin:][:length] for x in column]
+
+
+def _regex(value: Any) -> Callable[[Strings], Any]:
+    pattern, group = value
+    search = patterns.compiled(pattern).search
+
+    def found(text: str | None) -> Any:
+        match = None
+        if text is not None and len(text) <= patterns.MAX_TEXT:
+            match = search(text.encode("utf-8", "surrogatepass"))  # as in `_hash`
+        if group is None:
+            return match is not None
+        part = None if match is None else match.group(group)
+        return None if part is None else part.decode("utf-8", "replace")
+
+    def column_of(column: Strings) -> Any:
+        known = {text: found(text) for text in set(column)}
+        values = map(known.__getitem__, column)
+        return _bools(values, len(column)) if group is None else list(values)
+
+    return column_of
 
 
 def _string_in(items: Any) -> Callable[[Strings], Bools]:
@@ -280,6 +302,7 @@ COLUMNAR: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "endswith": _searched(str.endswith),
     "contains": _searched(str.__contains__),
     "number": lambda _: _number,
+    "regex": _regex,
     "hash": _hash,
     "code": lambda _: _codes,
     "bucket": _bucket,

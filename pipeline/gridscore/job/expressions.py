@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 from gridscore.errors import ExpressionError
-from gridscore.job import zones
+from gridscore.job import patterns, zones
 from gridscore.job.functions import FUNCTIONS, NAMES, SPECIAL, example_of
 from gridscore.job.syntax import name_of, parse, source_of
 from gridscore.job.types import Type
@@ -56,6 +56,17 @@ _COMPARISONS = {
     ast.Gt: ("greater", ">"),
     ast.GtE: ("greater_equal", ">="),
 }
+_ARITY = {
+    "where": (3, 3),
+    "case": (2, 33),
+    "coalesce": (2, 16),
+    "hash": (2, 2),
+    "bucket": (2, 2),
+    "regex": (2, 3),
+}
+"""The fewest and the most arguments of functions that have more than one, and no signature."""
+_COSTS = {"regex": 100}
+"""Operations that take more than others, in memory or time: as how many they count."""
 _A = {Type.NUMBER: "a number", Type.STRING: "a string", Type.BOOL: "true or false", Type.TIMESTAMP: "a timestamp"}
 
 
@@ -69,7 +80,7 @@ class Node:
         type: Type of its value.
         value: What identifies a field, lookup field, feature or category; the value of a constant or constant argument.
         nullable: Whether a BOOL can be missing; values of other types always can.
-        size: Nodes of the tree below, and itself.
+        size: What the tree below and itself count as operations.
         depth: Levels of that tree.
     """
 
@@ -85,7 +96,7 @@ class Node:
     def __post_init__(self) -> None:
         # Counted and hashed once: a walk over all that is below would take for ever where parts are used twice.
         put = object.__setattr__
-        put(self, "size", 1 + sum(arg.size for arg in self.args))
+        put(self, "size", _COSTS.get(self.op, 1) + sum(arg.size for arg in self.args))
         put(self, "depth", 1 + max((arg.depth for arg in self.args), default=0))
         put(self, "_hash", hash((self.op, self.args, self.type, self.value, self.nullable)))
 
@@ -223,7 +234,7 @@ class _Compiler:
             case ast.Compare():
                 return self._compare(tree)
             case ast.IfExp():
-                return self._where(tree.test, tree.body, tree.orelse, "`if`")
+                return self._choose((tree.test,), (tree.body, tree.orelse), "`if`")
             case ast.Call():
                 return self._call(tree)
             case ast.List() | ast.Tuple() | ast.Set():
@@ -471,13 +482,16 @@ class _Compiler:
         if name in FUNCTIONS:
             least, most = FUNCTIONS[name].arity
         else:
-            least, most = {"where": (3, 3), "coalesce": (2, 16), "hash": (2, 2), "bucket": (2, 2)}.get(name, (1, 1))
+            least, most = _ARITY.get(name, (1, 1))
         if not least <= len(args) <= most:
             needs = f"{least}" if least == most else f"{least} to {most}"
             example = example_of(name)
             return self._wrong(f"`{name}` takes {needs} argument{'s' * (most > 1)}, as in `{example}`, not {len(args)}")
-        if name == "where":
-            return self._where(args[0], args[1], args[2], "`where`")
+        if name in ("where", "case"):
+            rest = args[-1] if len(args) % 2 else ast.Constant(None)
+            return self._choose(args[:-1:2], [*args[1::2], rest], f"`{name}`")
+        if name == "regex":
+            return self._regex(*args)
         if name == "coalesce":
             return self._coalesce(args)
         if name == "bucket":
@@ -587,15 +601,18 @@ class _Compiler:
             return self._wrong(f"`timestamp`: `{text}` has no offset from UTC; put `Z` at its end if it is UTC")
         return Node("constant", (), Type.TIMESTAMP, value.timestamp())
 
-    def _where(self, test: ast.expr, body: ast.expr, orelse: ast.expr, what: str) -> Node:
-        condition = self._truth(self._node(test), test, what)
-        a, b = self._node(body), self._node(orelse)
-        unified = self._unify((a, b), (body, orelse), what)
+    def _choose(self, tests: Sequence[ast.expr], values: Sequence[ast.expr], what: str) -> Node:
+        """The value of the first condition that is true; the last value is for the rest."""
+        conditions = [self._truth(self._node(test), test, what) for test in tests]
+        unified = self._unify([self._node(value) for value in values], values, what)
         if unified is None:
             return _UNKNOWN
-        a, b = unified
-        op = "string_where" if a.type == Type.STRING else "where"
-        return Node(op, (condition, a, b), a.type, None, nullable=a.nullable or b.nullable)
+        result = unified[-1]
+        for condition, node in zip(reversed(conditions), reversed(unified[:-1]), strict=True):
+            op = "string_where" if node.type == Type.STRING else "where"
+            nullable = node.nullable or result.nullable
+            result = Node(op, (condition, node, result), node.type, None, nullable=nullable)
+        return result
 
     def _coalesce(self, trees: Sequence[ast.expr]) -> Node:
         nodes = [self._node(tree) for tree in trees]
@@ -618,7 +635,8 @@ class _Compiler:
             # One may be missing: both become columns that can say so.
             nodes = [n if n.nullable else Node("to_number", (n,), Type.BOOL, None, nullable=True) for n in nodes]
         if len(types) > 1:
-            listed = ", ".join(f"{source_of(tree)} is {_a(node)}" for node, tree in zip(nodes, trees, strict=True))
+            given = [(tree, node) for tree, node in zip(trees, nodes, strict=True) if node is not _NULL]
+            listed = ", ".join(f"{source_of(tree)} is {_a(node)}" for tree, node in given)
             self._wrong(f"{what} needs values of one type, but {listed}")
             return None
         if not types:
@@ -659,6 +677,24 @@ class _Compiler:
         # A whole number up to here is one in a float32, too.
         value = self._whole("hash", "number of values", cast("float", written.value), 2, 1 << 24)
         return Node("hash", (self._string(node),), Type.NUMBER, value)
+
+    def _regex(self, tree: ast.expr, pattern: ast.expr, group: ast.expr | None = None) -> Node:
+        node, written = self._node(tree), self._written_out("regex", 2, Type.STRING, pattern)
+        if node.type not in {Type.STRING, Type.UNKNOWN}:
+            return self._wrong(f"{source_of(tree)} is {_a(node)}: `regex` needs a string; `string(x)` makes one")
+        if written is _UNKNOWN:
+            return written
+        try:
+            found = patterns.compiled(str(written.value))
+        except ExpressionError as error:
+            return self._wrong(f"`regex`: {error.message}")
+        if group is None:
+            return Node("regex", (node,), Type.BOOL, (written.value, None))
+        number = self._written_out("regex", 3, Type.NUMBER, group)
+        if number is _UNKNOWN:
+            return number
+        whole = self._whole("regex", "number of the group", cast("float", number.value), 0, found.groups)
+        return Node("regex", (node,), Type.STRING, (written.value, whole))
 
     def _bucket(self, tree: ast.expr, listed: ast.expr) -> Node:
         node = self._number(self._node(tree), tree, "`bucket`")

@@ -75,6 +75,8 @@ SPECIAL = {
     "category": "category(text)",
     "hash": "hash(x, 1000)",
     "bucket": "bucket(x, [10, 100])",
+    "regex": 'regex(text, "^N[0-9]+")',
+    "case": "case(x < 10, 1, x < 100, 2, 3)",
 }
 """Functions whose types depend on their arguments, with an example each."""
 
