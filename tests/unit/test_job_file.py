@@ -106,8 +106,8 @@ def test_the_examples_are_valid():
         ("features:", "featuers:", "line 19: unknown key `featuers`, did you mean `features`?"),
         ("    default: -1", "    defualt: -1", "line 24: unknown key `defualt` in `features.plane_age`, did you mean `default`?"),
         ("    map: lookups.planes", "    mpa: lookups.planes", "line 12: unknown key `mpa` in `lookups.plane`, did you mean `map`?"),
-        ("dep_delay: float?", "dep_delay: flaot?", "line 7: schema field `dep_delay`: `flaot` is not one of `float`, `int`, `string`, `bool` or `timestamp`, did you mean `float`?"),
-        ("carrier: string", "carrier: [string]", "line 4: schema field `carrier`: it must be a mapping (`key: value`), not a list"),
+        ("dep_delay: float?", "dep_delay: flaot?", "line 7: schema field `dep_delay`: `flaot` is not one of `float`, `int`, `string`, `bool`, `timestamp` or `array`, did you mean `float`?"),
+        ("carrier: string", "carrier: [string, int]", "line 4: schema field `carrier`: an array is a list with the type of its items, as `[float]`, or with a mapping of their fields"),
         ("unit: ms", "unit: ns", "line 9: schema field `sent_at`: `ns` is not one of `iso`, `s` or `ms`"),
         ("unit: ms", "json: 'sent\"at'", "line 9: schema field `sent_at`: the `json` name can have no double quotes, backslashes or control characters"),
         ("unit: ms", r'json: "sent\nat"', "line 9: schema field `sent_at`: the `json` name can have no double quotes, backslashes or control characters"),
@@ -162,7 +162,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_lines():
     text = changed("carrier: string", "carrier: strnig").replace("year(time_hour)", "yaer(time_hour)")
     text = text.replace("tailnum\n", "tail\n").replace("[carrier, sent_at]", "[carrier, sent]")
     assert problems(text) == [
-        "line 4: schema field `carrier`: `strnig` is not one of `float`, `int`, `string`, `bool` or `timestamp`, did you mean `string`?",
+        "line 4: schema field `carrier`: `strnig` is not one of `float`, `int`, `string`, `bool`, `timestamp` or `array`, did you mean `string`?",
         "line 13: lookup `plane`: key: there is no event field or earlier feature `tail`, did you mean `tailnum`?",
         "line 23: feature `plane_age`: there is no function `yaer`, did you mean `year`?",
         "line 28: `result.include[2]`: there is no event field `sent`, did you mean `sent_at`?",
@@ -613,7 +613,7 @@ def test_what_is_wrong_in_a_list_of_features_has_its_line():
         "line 1: the key `schema` is missing: without it, leave out `features` as well"
     ]
     assert problems(LISTED.replace("amount: float", "amount: flaot")) == [
-        "line 3: schema field `amount`: `flaot` is not one of `float`, `int`, `string`, `bool` or `timestamp`, did you mean `float`?"
+        "line 3: schema field `amount`: `flaot` is not one of `float`, `int`, `string`, `bool`, `timestamp` or `array`, did you mean `float`?"
     ]
     assert problems(re.sub(r"features:(.|\n)*model", "features: []\nmodel", LISTED)) == [
         "line 4: `features`: it is empty"

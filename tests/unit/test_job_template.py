@@ -66,7 +66,7 @@ def test_it_has_the_fields_of_events_and_says_what_it_left_out():
     for line in (
         '# "id": its texts are all different, as keys are',
         '# "at": it is a time: declare it a timestamp, and make features of it, as `hour(it)`',
-        '# "items": its values are lists, or of several kinds',
+        '# "items": its values are arrays: declare it as `[float]` or `[{price: float}]`, and take `len(it)`',
         '# "a[b]": its name cannot be a feature\'s',
     ):
         assert line in text

@@ -11,11 +11,13 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CellKind = Literal["string", "int", "float", "bool", "number"]
-"""What a column holds; a `number` is whole if it is written so."""
+CellKind = Literal["string", "int", "float", "bool", "number", "array"]
+"""What a column holds; a `number` is whole if it is written so, an `array` is JSON."""
 
 MISSING = frozenset(
     ("", "#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
@@ -71,11 +73,21 @@ def _bool(cell: str) -> bool | None:
     return BOOLS[text.lower()]
 
 
+def _array(cell: str) -> list[Any] | None:
+    if cell.strip() in MISSING:
+        return None
+    try:
+        return msgspec.json.decode(cell, type=list[Any])
+    except (ValueError, RecursionError):
+        raise ValueError(f"`{cell[:50]}` is not an array in JSON") from None
+
+
 READERS: dict[CellKind, Callable[[str], Any]] = {
     "string": _string,
     "int": _int,
     "float": _float,
     "bool": _bool,
     "number": _number,
+    "array": _array,
 }
 """What makes a value of a cell: None if it is missing; ValueError, with the reason, if it is of another kind."""

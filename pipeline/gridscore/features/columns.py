@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -120,6 +120,15 @@ class EventColumns:
         """
         found: NDArray[np.intp] = np.frombuffer(self._cells.rows(self._positions[name], index, version), np.intp)
         return found
+
+
+def number_of(kind: FieldType) -> Callable[[Any], float]:
+    """What makes a number of a decoded value: of a time, its seconds."""
+    if kind.type != "timestamp":
+        return float
+    if kind.unit == "iso":
+        return dt.datetime.timestamp
+    return (lambda value: value / 1000.0) if kind.unit == "ms" else float
 
 
 class StructCells:

@@ -114,7 +114,11 @@ def definitions_of(job: Job) -> Definitions:
             field = job.lookups[lookup].fields[name]
             fields[f"{lookup}.{name}"] = _kept(_field_text(name, field) + _default(field.default))
         else:
-            fields[name] = _kept(_field_text(name, job.schema_[name]))
+            array, _, part = name.partition(".")
+            kind, of = job.schema_[array], ""
+            if part or "" in kind.of:
+                of = f" of {_field_text(part, kind.of[part])}"
+            fields[name] = _kept(_field_text(array, kind) + of)
     return Definitions(
         features={name: _made(each) for name, each in job.features.items()},
         fields=fields,
@@ -202,6 +206,9 @@ def _inputs(nodes: Iterable[Node]) -> Iterator[tuple[str, str]]:
     for node in _nodes(nodes):
         if node.op in ("field", "int_field"):
             yield "", str(node.value)
+        elif node.op in ("item", "int_item", "array"):
+            name, part, _ = cast("tuple[str, str, object]", node.value)
+            yield "", f"{name}.{part}" if part else name
         elif node.op == "lookup":
             yield cast("tuple[str, str]", node.value)
 

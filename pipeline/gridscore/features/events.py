@@ -21,6 +21,8 @@ Event = Any
 """A decoded event: an instance of a msgspec struct that is made from the job's schema."""
 
 _INT = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+MAX_ITEMS = 10_000
+"""Items of an array."""
 _TYPES: dict[str, Any] = {
     "float": float,
     "int": _INT,
@@ -65,11 +67,18 @@ def struct_type(name: str, fields: Mapping[str, FieldType], *, may_lack: Iterabl
         else:
             definition.append((field, _type(kind)))
     renamed = {field: kind.json_name for field, kind in fields.items() if kind.json_name}
-    # The values are all atoms: the garbage collector need not look at these structs.
+    # The values are atoms, or lists of such: there are no circles for the garbage collector to look for.
     return msgspec.defstruct(name, definition, rename=renamed or None, kw_only=True, gc=False)
 
 
 def _type(kind: FieldType) -> Any:
+    if kind.type == "array":
+        one = kind.of.get("")
+        if one is None:
+            item: Any = struct_type("Item", kind.of)
+        else:
+            item = _type(one) | None if one.optional else _type(one)
+        return Annotated[list[item], msgspec.Meta(max_length=MAX_ITEMS)]
     return _TYPES[kind.unit if kind.type == "timestamp" else kind.type]
 
 
@@ -158,10 +167,11 @@ def reason_of(error: Exception) -> str:
         return "not UTF-8 text"
     if not isinstance(error, msgspec.ValidationError):
         return f"not JSON: {text[:1].lower()}{text[1:]}".replace("not JSON: jSON is malformed", "not JSON")
-    if missing := re.search(r"missing required field `(.*)`", text):
-        return f"the field `{missing[1]}` is missing"
     text, _, place = text.partition(" - at `$")
-    where = f"field `{place.rstrip('`').lstrip('.')}`: " if place else ""
+    place = place.rstrip("`").lstrip(".")
+    if missing := re.search(r"missing required field `(.*)`", text):
+        return f"the field `{place}{'.' * bool(place)}{missing[1]}` is missing"
+    where = f"field `{place}`: " if place else ""
     if found := re.fullmatch(r"Expected `(.+)`, got `(.+)`", text):
         wanted = found[1]
         null = " or null" if wanted.endswith(" | null") else ""
@@ -180,8 +190,9 @@ class EventDecoder:
         job.require_features()
         self._schema = job.schema_
         self._decode = struct_decoder("Event", job.schema_)
-        # What lies in nested objects is read by msgspec alone.
-        module = compiled("gridscore.features._columns") if _are_flat(job.schema_) else None
+        # Arrays, and what lies in nested objects, are read by msgspec alone.
+        is_plain = _are_flat(job.schema_) and all(kind.type != "array" for kind in job.schema_.values())
+        module = compiled("gridscore.features._columns") if is_plain else None
         self._cells = None if module is None else module.Decoder(tuple(map(_cell, job.schema_.items()))).decode
 
     def decode(self, payload: bytes) -> Event:

@@ -6,13 +6,13 @@ is held by key at row 0 too, counted, and harms no other.
 
 from __future__ import annotations
 
-import datetime as dt
 from itertools import count, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gridscore.features.columns import number_of
 from gridscore.features.events import reason_of, struct_decoder
 
 if TYPE_CHECKING:
@@ -181,9 +181,5 @@ def _converter(field: LookupField) -> Callable[[Any], Any]:
     if field.type == "string":
         return lambda value: default if value is None else value
     missing = _NAN if default is None else float(default)
-    if field.type != "timestamp":
-        return lambda value: missing if value is None else float(value)
-    if field.unit == "iso":
-        return lambda value: missing if value is None else dt.datetime.timestamp(value)
-    divisor = 1000.0 if field.unit == "ms" else 1.0
-    return lambda value: missing if value is None else value / divisor
+    number = number_of(field)
+    return lambda value: missing if value is None else number(value)

@@ -6,14 +6,15 @@ Nothing of an expression's text is left here: a step is a function of ours and t
 from __future__ import annotations
 
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from gridscore.errors import ModelMismatchError
+from gridscore.features import arrays
 from gridscore.features.operations import COLUMNAR, ELEMENTWISE
 from gridscore.job.check import compile_decisions, compile_features, compile_keys, compile_margin
-from gridscore.job.expressions import Node, find
+from gridscore.job.expressions import INTEGERS, Node, find
 from gridscore.job.types import Type
 from gridscore.job.windows import calls_of
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from gridscore.features.columns import EventColumns
     from gridscore.features.lookup_table import LookupTable
-    from gridscore.job import Job, Lookup, Window
+    from gridscore.job import FieldType, Job, Lookup, Window
 
 _NAN = float("nan")
 
@@ -155,6 +156,14 @@ class Program:
                 return _Ref(self._slot(missing if value is None else value), scalar=True)
             case "field" | "int_field":
                 return self._field(value)
+            case "item" | "int_item":
+                items = self._raw_of(node)
+                return items if node.type == Type.STRING else self._step(arrays.numbers(self._part(*value[:2])), items)
+            case "array":
+                name, part, function = value
+                if function == "len":
+                    return self._step(arrays.lengths, self._raw(name))
+                return self._step(arrays.computed(function, part, self._part(name, part)), self._raw(name))
             case "lookup":
                 return self._gather(*value)
             case "feature":
@@ -173,7 +182,7 @@ class Program:
             case "string_of_int" if node.args[0].op == "lookup":
                 return self._gather(*node.args[0].value, texts=True)  # type: ignore[misc]
             case "string_of_int":
-                return self._step(COLUMNAR["string_of_int"](None), self._raw(str(node.args[0].value)))
+                return self._step(COLUMNAR["string_of_int"](None), self._raw_of(node.args[0]))
             case "string_equal" | "string_not_equal" if any(arg.op == "constant" for arg in node.args):
                 constant = next(arg for arg in node.args if arg.op == "constant")
                 other = node.args[1] if node.args[0] is constant else node.args[0]
@@ -201,6 +210,19 @@ class Program:
         if memo not in self._memo:
             self._memo[memo] = self._step(lambda events: events.objects(name), _EVENTS)
         return self._memo[memo]
+
+    def _raw_of(self, node: Node) -> _Ref:
+        """The values of a field, or of an item of an array, as decoded."""
+        if node.op == "int_field":
+            return self._raw(str(node.value))
+        name, part, index = cast("tuple[str, str, int]", node.value)
+        memo = ("item", *node.value)  # type: ignore[misc]
+        if memo not in self._memo:
+            self._memo[memo] = self._step(arrays.items(part, index), self._raw(name))
+        return self._memo[memo]
+
+    def _part(self, name: str, part: str) -> FieldType:
+        return self._job.schema_[name].of[part]
 
     def _field(self, name: str) -> _Ref:
         if self._job.schema_[name].type == "string":
@@ -261,8 +283,8 @@ class Program:
         return self._memo[memo]
 
     def _single_key(self, node: Node) -> _Ref:
-        if node.op == "int_field":
-            return self._raw(str(node.value))
+        if node.op in INTEGERS:
+            return self._raw_of(node)
         if node.type == Type.NUMBER:
             return self._step(_whole_numbers, self._column(node))
         return self._column(_as_string(node))
@@ -285,7 +307,7 @@ def _as_string(node: Node) -> Node:
         return node
     if node.type == Type.TIMESTAMP:
         return Node("string_of_timestamp", (node,), Type.STRING)
-    op = "string_of_int" if node.op == "int_field" else "string_of_number"
+    op = "string_of_int" if node.op in INTEGERS else "string_of_number"
     return Node(op, (node,), Type.STRING)
 
 

@@ -28,6 +28,7 @@ from gridscore.features.events import reason_of
 from gridscore.features.operations import number_text
 from gridscore.features.times import to_text
 from gridscore.job.check import compile_keys
+from gridscore.job.expressions import INTEGERS
 from gridscore.job.types import Type
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def lookup_entries(
         if node.type != Type.NUMBER:
             values = _texts(series, where)
         else:
-            if single or node.op == "int_field":
+            if single or node.op in INTEGERS:
                 _check_digits(series, where)
             values = _python(series)
         made = list(map(key_part(node, single=single), values))
@@ -259,7 +260,7 @@ def key_part(node: Node, *, single: bool) -> Callable[[Any], Any]:
     if node.type != Type.NUMBER:
         make = _time_text if node.type == Type.TIMESTAMP else _text
         return lambda value: text if isinstance(text := make(value), str) else None
-    if node.op == "int_field":
+    if node.op in INTEGERS:
         return _whole if single else lambda value: None if (whole := _whole(value)) is None else str(whole)
     # The number is a float in the stream, which rounds from 2^53 on.
     if single:
@@ -319,7 +320,7 @@ def _parquet_rows(path: Path) -> int:
 
 
 def _parquet(path: Path, kinds: Mapping[str, CellKind], rows: int | None) -> Iterator[pd.DataFrame]:
-    """Read Parquet, without structs, and with all digits of whole numbers with gaps: pandas makes floats of them."""
+    """Read Parquet, without structs, and with all digits of whole numbers beside gaps: pandas makes floats of them."""
     import pyarrow as pa
     from pyarrow import parquet, types
 
@@ -332,7 +333,8 @@ def _parquet(path: Path, kinds: Mapping[str, CellKind], rows: int | None) -> Ite
             table = table.flatten()  # noqa: PLW2901 -- level by level
         frame: pd.DataFrame = table.to_pandas()
         for name in kinds.keys() & set(table.column_names) & set(frame.columns):
-            if types.is_integer(table.schema.field(name).type) and pd.api.types.is_float_dtype(frame[name].dtype):
+            rounded = types.is_integer(table.schema.field(name).type) and pd.api.types.is_float_dtype(frame[name].dtype)
+            if rounded or kinds[name] == "array":
                 frame[name] = pd.Series(table.column(name).to_pylist(), index=frame.index, dtype=object)
         yield frame
 
@@ -436,12 +438,22 @@ def _values(series: pd.Series, kind: FieldType, where: str) -> list[Any]:
         # msgspec writes NaN as null.
         return list(series.astype(np.float64).tolist()) if isinstance(series.dtype, np.dtype) else _python(series)
     values = _python(series)
+    if kind.type == "array":
+        return list(map(_array, values))
     if kind.type == "int":
         _check_digits(series, where)
         return list(map(_as_int, values))
     if kind.type == "bool":
         return [BOOLS.get(str(value).lower(), value) for value in values]
     return values
+
+
+def _array(value: Any) -> Any:
+    """The items of an array as Python's own; what is not an array as it is, for the decoder to refuse."""
+    items = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(items, list | tuple):
+        return value
+    return [{k: _plain(v) for k, v in item.items()} if isinstance(item, dict) else _plain(item) for item in items]
 
 
 def field_values(fields: Mapping[str, FieldType]) -> dict[str, tuple[str, Callable[[Any], Any]]]:

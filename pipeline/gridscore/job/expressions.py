@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gridscore.errors import ExpressionError
 from gridscore.job import patterns, zones
-from gridscore.job.functions import FUNCTIONS, NAMES, SPECIAL, example_of
-from gridscore.job.syntax import name_of, parse, source_of
+from gridscore.job.functions import FUNCTIONS, NAMES, OF_ARRAYS, SPECIAL, example_of
+from gridscore.job.syntax import MAX_INDEX, PLACES, name_of, parse, place_of, source_of
 from gridscore.job.types import Type
 from gridscore.job.windows import is_windowed, parse_call
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
 
+    from gridscore.job.syntax import Place
     from gridscore.job.types import FieldType
 
 MAX_CONCATENATIONS = 16
@@ -104,6 +105,8 @@ class Node:
         return self._hash
 
 
+INTEGERS = frozenset(("int_field", "int_item"))
+"""Operations whose values have all digits of a whole number."""
 _UNKNOWN = Node("constant")
 _NULL = Node("null")
 
@@ -131,6 +134,12 @@ class Scope:
     later: Collection[str] = ()
     classes: tuple[str, ...] | None = None
     windows: Collection[str] | None = None
+
+    def field_at(self, path: Sequence[str]) -> str | None:
+        """The field that is written so: by its name, or by its place in nested objects if that made its name."""
+        name = "_".join(path)
+        found = self.fields.get(name)
+        return name if found is not None and (len(path) == 1 or found.path(name) == tuple(path)) else None
 
 
 def compile_expression(text: str, scope: Scope, *, category: str | None = None) -> Node:
@@ -221,7 +230,7 @@ class _Compiler:
                 return self._constant(tree)
             case ast.Name():
                 return self._bare(tree.id)
-            case ast.Attribute():
+            case ast.Attribute() | ast.Subscript():
                 return self._attribute(tree)
             case ast.UnaryOp():
                 return self._unary(tree)
@@ -265,10 +274,7 @@ class _Compiler:
         if scope.classes is not None and name in ("score", "label"):
             return self._outcome(name, scope.classes)
         if name in scope.fields:
-            field = scope.fields[name]
-            # An integer beyond 2**53 is not the same as a float: keys, categories and texts are made of the original.
-            op = "int_field" if field.type == "int" else "field"
-            return Node(op, (), field.value_type, name, nullable=field.optional)
+            return self._field(name, name)
         if name in scope.features:
             return Node("feature", (), Type.NUMBER, name)
         if name in scope.broken:
@@ -282,6 +288,18 @@ class _Compiler:
             return self._wrong(f"`{name}` is a function: call it, as in `{example_of(name)}`")
         known = [*scope.fields, *scope.features, *scope.lookups]
         return self._wrong(f"there is no event field or earlier feature `{name}`{_meant(name, known)}")
+
+    def _field(self, name: str, shown: str) -> Node:
+        """A field of the event."""
+        kind = self._scope.fields[name]
+        if kind.type == "array":
+            part = next(iter(kind.of))
+            of = f"{shown}.{part}" if part else shown
+            item = f"{shown}[0].{part}" if part else f"{shown}[0]"
+            return self._wrong(f"`{shown}` is an array: take `len({shown})`, `{item}` or `max({of})`")
+        # An integer beyond 2**53 is not the same as a float: keys, categories and texts are made of the original.
+        op = "int_field" if kind.type == "int" else "field"
+        return Node(op, (), kind.value_type, name, nullable=kind.optional)
 
     def _outcome(self, name: str, classes: tuple[str, ...]) -> Node:
         """What the model has said of the event."""
@@ -315,22 +333,90 @@ class _Compiler:
             if other not in classes:
                 self._wrong(f"there is no class `{other}` in `classes`{_meant(str(other), classes)}")
 
-    def _attribute(self, tree: ast.Attribute) -> Node:
-        if self._scope.classes is not None and isinstance(tree.value, ast.Name) and tree.value.id == "score":
-            return self._score_of(tree.attr, self._scope.classes)
-        if not isinstance(tree.value, ast.Name):
-            return self._wrong(f"{source_of(tree)}: a `.` can only stand between a lookup and its field")
-        lookup, name = tree.value.id, tree.attr
-        fields = self._scope.lookups.get(lookup)
-        if fields is None:
-            if lookup in self._scope.broken:
+    def _attribute(self, tree: ast.Attribute | ast.Subscript) -> Node:
+        match tree:
+            case ast.Attribute(value=ast.Name(id="score"), attr=name) if self._scope.classes is not None:
+                return self._score_of(name, self._scope.classes)
+        place = place_of(tree)
+        if place is None:
+            return self._wrong(f"{source_of(tree)}: {PLACES}")
+        scope, first = self._scope, place.before[0]
+        if len(place.before) == 2 and place.index is None and first in scope.lookups:
+            fields, name = scope.lookups[first], place.before[1]
+            if name in fields:
+                return Node("lookup", (), fields[name].value_type, (first, name), nullable=True)
+            return self._wrong(f"the lookup `{first}` has no field `{name}`{_meant(name, fields)}")
+        if place.index is not None:
+            return self._item(tree, place)
+        if (field := scope.field_at(place.before)) is not None:
+            return self._field(field, ".".join(place.before))
+        if (array := scope.field_at(place.before[:-1])) is not None and scope.fields[array].type == "array":
+            return self._field(array, ".".join(place.before[:-1]))
+        if first in scope.broken or "_".join(place.before) in scope.broken:
+            return _UNKNOWN
+        shown = ".".join(place.before)
+        if first in scope.fields:
+            return self._wrong(f"`{shown}`: `{first}` is a {scope.fields[first].type} of the event, and has no fields")
+        nested = [".".join(kind.path(name)) for name, kind in scope.fields.items() if len(kind.path(name)) > 1]
+        if len(place.before) > 2 or not scope.lookups:
+            return self._wrong(f"there is no event field `{shown}`{_meant(shown, nested)}")
+        return self._wrong(f"there is no lookup `{first}`{_meant(first, [*scope.lookups, *nested])}")
+
+    def _item(self, tree: ast.expr, place: Place) -> Node:
+        """An item of an array, or a field of it."""
+        scope, index = self._scope, place.index
+        name, shown = scope.field_at(place.before), ".".join(place.before)
+        if name is None or scope.fields[name].type != "array":
+            if place.before[0] in scope.broken:
                 return _UNKNOWN
-            if lookup in self._scope.fields:
-                return self._wrong(f"`{lookup}.{name}`: `{lookup}` is a field of the event, only lookups have fields")
-            return self._wrong(f"there is no lookup `{lookup}`{_meant(lookup, self._scope.lookups)}")
-        if name in fields:
-            return Node("lookup", (), fields[name].value_type, (lookup, name), nullable=True)
-        return self._wrong(f"the lookup `{lookup}` has no field `{name}`{_meant(name, fields)}")
+            return self._wrong(f"{source_of(tree)}: `[...]` is for arrays, and `{shown}` is not one")
+        if index is None or not -MAX_INDEX <= index <= MAX_INDEX:
+            return self._wrong(f"{source_of(tree)}: the index must be a whole number, written out, to {MAX_INDEX:,}")
+        kind = self._item_type(scope.fields[name], shown, ".".join(place.after))
+        if kind is None:
+            return _UNKNOWN
+        op = "int_item" if kind.type == "int" else "item"
+        return Node(op, (), kind.value_type, (name, ".".join(place.after), index), nullable=True)
+
+    def _item_type(self, array: FieldType, shown: str, part: str) -> FieldType | None:
+        """The type of an array's items, or of a field of them; None, and a problem noted, if there is none."""
+        if part in array.of:
+            return array.of[part]
+        names = ", ".join(filter(None, array.of))
+        if not part:
+            self._wrong(f"the items of `{shown}` are objects: name one of their fields ({names})")
+        elif names:
+            self._wrong(f"the items of `{shown}` have no field `{part}`{_meant(part, array.of)}")
+        else:
+            self._wrong(f"the items of `{shown}` are values, and have no field `{part}`")
+        return None
+
+    def _of_array(self, function: str, tree: ast.expr) -> Node | None:
+        """What a function gives of an array, or of a field of its items; None if it is not given one."""
+        scope, place = self._scope, place_of(tree)
+        if place is None or place.index is not None or (len(place.before) == 2 and place.before[0] in scope.lookups):
+            return None
+        name, part, before = scope.field_at(place.before), "", place.before
+        if name is None and len(before) > 1:
+            before, part = before[:-1], before[-1]
+            name = scope.field_at(before)
+        if name is None or scope.fields[name].type != "array":
+            return None
+        array, shown = scope.fields[name], ".".join(before)
+        if function == "len":
+            if part:
+                hint = f"`count({shown}.{part})` leaves out what is missing"
+                return self._wrong(f"`len` takes the array, as in `len({shown})`; {hint}")
+            return Node("array", (), Type.NUMBER, (name, "", function))
+        kind = self._item_type(array, shown, part)
+        if kind is None:
+            return _UNKNOWN
+        type_ = Type.NUMBER
+        if kind.type == "timestamp" and function in ("min", "max"):
+            type_ = Type.TIMESTAMP
+        elif kind.type not in ("float", "int", "bool") and function != "count":
+            return self._wrong(f"{source_of(tree)} is a {kind.type} in each item: `{function}` needs numbers")
+        return Node("array", (), type_, (name, part, function))
 
     def _unary(self, tree: ast.UnaryOp) -> Node:
         operand = self._node(tree.operand)
@@ -472,6 +558,10 @@ class _Compiler:
             return self._wrong(f'{source_of(tree)}: `score` takes the name of a class, as in `score("cat")`')
         if name not in NAMES:
             return self._wrong(f"there is no function `{name}`{_meant(name, NAMES)}")
+        if name in OF_ARRAYS and len(tree.args) == 1 and not tree.keywords:
+            node = self._of_array(name, tree.args[0])
+            if node is not None:
+                return node
         if is_windowed(name, tree):
             return self._window(name, tree)
         if tree.keywords:
@@ -664,7 +754,7 @@ class _Compiler:
     def _is_int(self, node: Node) -> bool:
         """Whether the value is one that the grid holds with all its digits."""
         if node.op != "lookup":
-            return node.op == "int_field"
+            return node.op in INTEGERS
         lookup, name = cast("tuple[str, str]", node.value)
         return self._scope.lookups[lookup][name].type == "int"
 

@@ -513,6 +513,7 @@ def parse_job(text: str, source: str) -> Job:
         JobFileError: It is not valid; the message has a line for each problem.
     """
     document = read_yaml(text)
+    _name_nested_fields(document)
     _name_listed_features(document)
     problems = list(document.problems)
     job = None
@@ -527,6 +528,33 @@ def parse_job(text: str, source: str) -> Job:
     if job is None or problems:
         raise error_of(problems, source)
     return job
+
+
+def _name_nested_fields(document: Document) -> None:
+    """Let `device.os` in the schema be the field `device_os` at that place; what is wrong goes to the problems."""
+    data = document.data
+    if not isinstance(data, dict) or not isinstance(fields := data.get("schema"), dict):
+        return
+    schema: dict[str, Any] = {}
+    for name, value in fields.items():
+        field = name
+        if "." in name:
+            field, line = name.replace(".", "_"), document.line_of(("schema", name))
+            if field in fields or field in schema:
+                document.problems.append(Problem(line, f"schema field `{name}`: there is a field `{field}` as well"))
+            if isinstance(value, dict) and "json" in value:
+                message = f"schema field `{name}`: its name is its place, leave out `json`"
+                document.problems.append(Problem(line, message))
+            elif isinstance(value, str | list | dict):
+                long = value if isinstance(value, dict) else {"type": value}
+                value = {**long, "json": f"$.{name}"}  # noqa: PLW2901
+        schema.setdefault(field, value)
+    lines: dict[Path, int] = {}
+    for path, line in document.lines.items():
+        if path[:1] == ("schema",) and len(path) > 1:
+            path = ("schema", str(path[1]).replace(".", "_"), *path[2:])  # noqa: PLW2901
+        lines[path] = line
+    document.lines, document.data = lines, {**data, "schema": schema}
 
 
 def _name_listed_features(document: Document) -> None:
@@ -584,8 +612,12 @@ def job_json_schema() -> dict[str, Any]:
     kinds = [f"{kind}{mark}" for kind in KINDS for mark in ("", "?")]
     for name in ("FieldType", "LookupField"):
         long = definitions[name]
-        long["properties"]["type"] = {**long["properties"]["type"], "enum": kinds}
-        definitions[name] = {"anyOf": [{"type": "string", "enum": kinds}, long]}
+        long["properties"]["type"] = {**long["properties"]["type"], "enum": [*kinds, "array", "array?"]}
+        forms: list[dict[str, Any]] = [{"type": "string", "enum": kinds}]
+        if name == "FieldType":
+            items = {"anyOf": [forms[0], {"type": "object", "additionalProperties": {"$ref": "#/$defs/FieldType"}}]}
+            forms.append({"type": "array", "items": items, "minItems": 1, "maxItems": 1})
+        definitions[name] = {"anyOf": [*forms, long]}
     expression = {"type": ["string", "number", "boolean"]}
     definitions["Feature"]["properties"]["expression"] |= expression
     definitions["Feature"] = {"anyOf": [expression, definitions["Feature"]]}

@@ -93,6 +93,9 @@ WINDOWED = {
 }
 """Functions of the events of an entity, with an example each; see `windows`."""
 
+OF_ARRAYS = ("len", "count", "sum", "mean", "min", "max")
+"""Functions that take an array as well, or a field of its items."""
+
 NAMES = tuple(dict.fromkeys((*FUNCTIONS, *SPECIAL, *WINDOWED)))
 
 

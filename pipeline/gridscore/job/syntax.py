@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ast
 import warnings
+from dataclasses import dataclass
 
 from gridscore.errors import ExpressionError
 
 MAX_LENGTH = 4_000
 MAX_DEPTH = 100
+MAX_INDEX = 1_000
 
 _REFUSED = {
     ast.Lambda: "`lambda`",
@@ -20,13 +22,11 @@ _REFUSED = {
     ast.DictComp: "a comprehension",
     ast.GeneratorExp: "a comprehension",
     ast.Dict: "a dictionary",
-    ast.Subscript: "`[...]` after a value",
     ast.JoinedStr: "an f-string",
     ast.NamedExpr: "an assignment",
     ast.Starred: "`*` before a value",
     ast.Await: "`await`",
     ast.Yield: "`yield`",
-    ast.Slice: "a slice",
 }
 
 
@@ -69,6 +69,42 @@ def source_of(tree: ast.expr) -> str:
 def name_of(tree: ast.expr) -> str:
     """What Python calls a part that expressions cannot have."""
     return _REFUSED.get(type(tree), type(tree).__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value lies: in `order.items[0].price`, `order` and `items` are before the index, and `price` after it."""
+
+    before: tuple[str, ...]
+    index: int | None = None
+    after: tuple[str, ...] = ()
+
+
+PLACES = "a `.` can only stand between a lookup or an object and its field, and `[0]` behind an array"
+
+
+def place_of(tree: ast.expr) -> Place | None:
+    """Where a value lies, if the expression is names with dots between them, and an index."""
+    names: list[str] = []
+    index: int | None = None
+    after: tuple[str, ...] = ()
+    while not isinstance(tree, ast.Name):
+        match tree:
+            case ast.Attribute():
+                names.append(tree.attr)
+            case ast.Subscript() if index is None and len(names) <= 1:
+                index, after, names = _whole_index(tree.slice), tuple(names), []
+            case _:
+                return None
+        tree = tree.value
+    return Place((tree.id, *reversed(names)), index, after)
+
+
+def _whole_index(tree: ast.expr) -> int:
+    """An index that is written out; one that is out of range if it is something else."""
+    sign = -1 if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub) else 1
+    value = getattr(tree.operand if isinstance(tree, ast.UnaryOp) and sign < 0 else tree, "value", None)
+    return sign * value if type(value) is int else MAX_INDEX + 1
 
 
 def _detail(error: SyntaxError, text: str) -> str:

@@ -124,7 +124,9 @@ def _kind_of(values: Sequence[Any]) -> tuple[str, str]:
         whole = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in values)
         return "int" if whole else "float", ""
     if not all(isinstance(value, str) for value in values):
-        return "", "its values are lists, or of several kinds"
+        if all(isinstance(value, list) for value in values):
+            return "", "its values are arrays: declare it as `[float]` or `[{price: float}]`, and take `len(it)`"
+        return "", "its values are of several kinds"
     times = list(map(_time, values))
     if None not in times:
         if all(time.tzinfo for time in times if time):

@@ -24,6 +24,8 @@ from pydantic import (
 MAX_NAME = 64
 MAX_FEATURES = 1_000
 """Features of a job, and fields of an event."""
+MAX_ITEM_FIELDS = 64
+"""Fields of an array's items."""
 
 
 class Type(StrEnum):
@@ -37,7 +39,7 @@ class Type(StrEnum):
     """Something that has been reported as wrong already; everything accepts it."""
 
 
-FieldKind = Literal["float", "int", "string", "bool", "timestamp"]
+FieldKind = Literal["float", "int", "string", "bool", "timestamp", "array"]
 KINDS: tuple[str, ...] = ("float", "int", "string", "bool", "timestamp")
 VALUE_TYPES = {
     "float": Type.NUMBER,
@@ -131,6 +133,9 @@ _NESTED, _MAX_LEVELS = "$.", 16
 """What the place of a field in nested objects begins with, and how deep it may be."""
 
 
+_ARRAY = "an array is a list with the type of its items, as `[float]`, or with a mapping of their fields"
+
+
 class Strict(BaseModel):
     """A part of the job file: frozen, and an unknown key is an error."""
 
@@ -140,7 +145,8 @@ class Strict(BaseModel):
 class FieldType(Strict):
     """Type of a field of an event.
 
-    The short form is the name of the type, with a `?` if the field may be null or absent: `float?`.
+    The short form is the name of the type, with a `?` if the field may be null or absent: `float?`. That of an array is
+    a list with the type of its items: `[float]`, or `[{price: float, sku: string?}]`.
     """
 
     type: FieldKind
@@ -156,13 +162,26 @@ class FieldType(Strict):
         description="Name of the field in the JSON, if it is another; `$.device.os` is `os` in the object `device`.",
     )
 
+    of: dict[str, FieldType] = Field(
+        default={},
+        max_length=MAX_ITEM_FIELDS,
+        description="Of an array: the fields of its items, which are objects; or the type of the items, under no name.",
+    )
+
     model_config = ConfigDict(populate_by_name=True)
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
+        listed = value["type"] if isinstance(value, dict) and isinstance(value.get("type"), list) else value
+        if isinstance(listed, list):
+            if len(listed) != 1 or not isinstance(listed[0], str | dict):
+                raise ValueError(_ARRAY)
+            value = {**(value if isinstance(value, dict) else {}), "type": "array", "of": listed[0]}
         if isinstance(value, str):
             return {"type": value.removesuffix("?").rstrip(), "optional": value.endswith("?")}
+        if isinstance(value, dict) and isinstance(value.get("of"), str):
+            value = {**value, "of": {"": value["of"]}}
         if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"].endswith("?"):
             return {**value, "type": value["type"].removesuffix("?").rstrip(), "optional": True}
         return value
@@ -179,9 +198,20 @@ class FieldType(Strict):
         return value
 
     @model_validator(mode="after")
+    def _array_of_values(self) -> FieldType:
+        if (self.type == "array") != bool(self.of):
+            raise ValueError(_ARRAY)
+        for name, kind in self.of.items():
+            if name:
+                _name(name)
+            if kind.type == "array" or kind.json_name.startswith(_NESTED) or (not name and len(self.of) > 1):
+                raise ValueError(f"`{name}`: an item of an array is a value, or an object of values")
+        return self
+
+    @model_validator(mode="after")
     def _unit_of_timestamps(self) -> FieldType:
         if self.unit != "iso" and self.type != "timestamp":
-            raise ValueError(f"`unit` is for timestamps, this is a {self.type}")
+            raise ValueError(f"`unit` is for timestamps, this is {'an' if self.type == 'array' else 'a'} {self.type}")
         return self
 
     @property
@@ -204,7 +234,10 @@ class FieldType(Strict):
         return ".".join(self.path(name))
 
     def __str__(self) -> str:
-        return f"{self.type}{'?' if self.optional else ''}"
+        if self.type != "array":
+            return f"{self.type}{'?' if self.optional else ''}"
+        items = ", ".join(f"{name}: {kind}" if name else str(kind) for name, kind in self.of.items())
+        return f"[{items}]" if "" in self.of else f"[{{{items}}}]"
 
 
 class LookupField(FieldType):
@@ -226,6 +259,8 @@ class LookupField(FieldType):
 
     @model_validator(mode="after")
     def _default_of_type(self) -> LookupField:
+        if self.type == "array":
+            raise ValueError("an array cannot be a field of a lookup")
         default = self.default
         if default is None:
             return self

@@ -12,7 +12,7 @@ from gridscore.features import definitions_of
 from gridscore.features.definitions import same_definition
 from gridscore.features.operations import number_text, parse_number
 from gridscore.job.check import compile_decisions, compile_features
-from gridscore.job.expressions import find
+from gridscore.job.expressions import INTEGERS, find
 from gridscore.job.types import Type
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _is_code(node: Node, nodes: Mapping[str, Node], job: Job) -> bool:
     if node.op == "lookup":
         lookup, field = cast("tuple[str, str]", node.value)
         return job.lookups[lookup].fields[field].type == "int"
-    return node.op == "int_field" or find(node, "category") is not None or node.type == Type.UNKNOWN
+    return node.op in INTEGERS or find(node, "category") is not None or node.type == Type.UNKNOWN
 
 
 def _is_made_alike(name: str, job: Job, version: ModelVersion) -> bool:
