@@ -103,7 +103,8 @@ def features(
             matrix.to_parquet(output)
         except TableError as error:
             raise TableError(error.message, error.hint or _OUTPUT_HINT) from None
-    summary = _summary(matrix, time.perf_counter() - began)
+    summary = {**_summary(matrix, time.perf_counter() - began), "may_leak": job.undated_lookups}
+    print_warnings(filter(None, [job.what_may_leak]))
     if as_json:
         print_json({"output": str(output), **summary})
         return

@@ -59,7 +59,7 @@ def check(
         print_json({"valid": False, "problems": error.message.splitlines()})
         raise typer.Exit(error.exit_code) from None
     if as_json:
-        print_json({"valid": True, "problems": [], "job": job.to_json()})
+        print_json({"valid": True, "problems": [], "may_leak": job.undated_lookups, "job": job.to_json()})
         return
     which = f"version {job.model.version}" if job.model.version else f"alias `{job.model.alias}`"
     console.print(
@@ -87,6 +87,7 @@ def check(
         )
         if job.is_complete and job.routes_windows:
             console.print("Live, workers ask for them in the partitions of their entities, over two more maps.")
+    print_warnings(filter(None, [job.what_may_leak]))
     plugs = [
         *((name, "source", sources.KINDS.of(source).name, source.to) for name, source in job.sources.items()),
         *((name, "sink", sinks.KINDS.of(sink).name, sink.results) for name, sink in job.sinks.items()),

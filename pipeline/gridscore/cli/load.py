@@ -145,6 +145,7 @@ def _tables(
     job: Job | None, lookups: Path | None, events: Path | None, key: list[str] | None
 ) -> list[tuple[str, int, Iterable[tuple[Any, bytes]]]]:
     from gridscore.features import tables
+    from gridscore.features.lookup_history import newest
 
     if lookups is None and events is None:
         raise UsageError(
@@ -159,7 +160,10 @@ def _tables(
     if lookups is not None:
         for name, lookup in job.lookups.items():
             frame = tables.read_lookup(tables.find_lookup(lookups, name), job, name)
-            loads.append((lookup.map, len(frame), tables.lookup_entries(frame, job, name, f"lookup `{name}`")))
+            entries: Iterable[tuple[Any, bytes]] = tables.lookup_entries(frame, job, name, f"lookup `{name}`")
+            if lookup.valid_from is not None:
+                entries = newest(lookup, entries)
+            loads.append((lookup.map, len(frame), entries))
     if events is not None:
         history = tables.read_history(events, job, key or [])
         keys, texts = (

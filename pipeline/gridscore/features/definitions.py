@@ -106,7 +106,9 @@ def definitions_of(job: Job) -> Definitions:
     keys = [compile_keys(job.lookups[name], job.schema_) for name in lookups]
     keys += [compile_keys(job.windows[name], job.schema_) for name in windows]
     used |= {each for key in keys for each in _inputs(key)}
-    if windows:
+    ends = {name: valid_to for name in lookups if (valid_to := job.lookups[name].valid_to) is not None}
+    used.update(ends.items())
+    if windows or ends:
         used.add(("", str(job.order_by)))
     fields: dict[str, str] = {}
     for lookup, name in sorted(used):
@@ -122,7 +124,10 @@ def definitions_of(job: Job) -> Definitions:
     return Definitions(
         features={name: _made(each) for name, each in job.features.items()},
         fields=fields,
-        lookups={name: _key(job.lookups[name]) for name in sorted(lookups)},
+        lookups={
+            name: _key(job.lookups[name]) + (f", until {ends[name]}" if name in ends else "")
+            for name in sorted(lookups)
+        },
         margin="" if job.margin is None else _made(job.margin),
         windows={
             name: f"{_key(job.windows[name])}, ordered by {job.order_by}, lateness {job.lateness_seconds:g} s"

@@ -27,6 +27,7 @@ from gridscore.features.definitions import (
     definitions_of,
 )
 from gridscore.features.events import EventDecoder
+from gridscore.features.lookup_history import LookupHistory
 from gridscore.features.lookup_table import LookupTable
 from gridscore.features.plan import FeaturePlan
 from gridscore.features.program import Program, class_numbers
@@ -456,7 +457,8 @@ def _fill(job: Job, name: str, lookups: Any, *, skip_bad: bool) -> LookupTable:
     if isinstance(given, str | Path):
         source = str(given)
         given = tables.read_lookup(given, job, name)
-    table = LookupTable(job.lookups[name])
+    lookup = job.lookups[name]
+    table = LookupTable(lookup) if lookup.valid_from is None else LookupHistory(lookup)
     for key, payload in tables.lookup_entries(given, job, name, source, skip_bad=skip_bad):
         table.put(key, payload)
     return table

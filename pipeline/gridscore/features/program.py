@@ -12,6 +12,7 @@ import numpy as np
 
 from gridscore.errors import ModelMismatchError
 from gridscore.features import arrays
+from gridscore.features.lookup_history import LookupHistory
 from gridscore.features.operations import COLUMNAR, ELEMENTWISE
 from gridscore.job.check import compile_decisions, compile_features, compile_keys, compile_margin
 from gridscore.job.expressions import INTEGERS, Node, find
@@ -265,6 +266,20 @@ class Program:
         return self._step(lambda rows: gather(field, rows), self._memo[memo])
 
     def _rows(self, lookup: str, table: LookupTable) -> _Ref:
+        job, valid_to = self._job, self._job.lookups[lookup].valid_to
+        if isinstance(table, LookupHistory):
+            rows = self._step(table.rows_at, self._keys(job.lookups[lookup]), self._field(str(job.order_by)))
+        else:
+            rows = self._rows_now(lookup, table)
+        if valid_to is None:
+            return rows
+        return self._step(
+            lambda rows, times: np.where(table.gather(valid_to, rows) <= times, 0, rows),
+            rows,
+            self._field(str(job.order_by)),
+        )
+
+    def _rows_now(self, lookup: str, table: LookupTable) -> _Ref:
         nodes = compile_keys(self._job.lookups[lookup], self._job.schema_)
         if len(nodes) == 1 and (nodes[0].op == "int_field" or (nodes[0].op, nodes[0].type) == ("field", Type.STRING)):
             field = str(nodes[0].value)

@@ -188,6 +188,9 @@ def _check_lookups(parts: Parts) -> list[tuple[Path, str]]:
                 compile_keys(lookup, parts.fields, parts.broken)
         except ExpressionError as error:
             found.extend((path, line) for line in error.message.splitlines())
+        if lookup.valid_from is not None and not parts.order_by:
+            path = ("lookups", name, "valid_from")
+            found.append((path, "it needs the time of an event: name its field with `order_by`"))
         if lookup.map in (parts.maps.get("events"), parts.maps.get("results")):
             found.append((("lookups", name, "map"), f"`{lookup.map}` is the job's event or result map"))
     if parts.maps.get("events") and parts.maps.get("events") == parts.maps.get("results"):

@@ -95,6 +95,15 @@ class Lookup(Strict):
     fields: dict[Name, LookupField] = Field(
         min_length=1, max_length=256, description="Fields of an entry that features use, with their types."
     )
+    valid_from: Name | None = Field(
+        default=None,
+        description="Field, a `timestamp`, with the time from which an entry is valid: an event of a history gets the "
+        "entry that was valid at its time (`order_by`).",
+    )
+    valid_to: Name | None = Field(
+        default=None,
+        description="Field, a `timestamp`, with the time from which it is no longer valid; missing: never.",
+    )
     mode: Literal["copy", "fetch"] = Field(
         default="copy",
         description="`copy` keeps the whole map in each worker, current; `fetch` gets the entries of each micro-batch.",
@@ -114,6 +123,15 @@ class Lookup(Strict):
             raise ValueError(f"`columns` names {len(self.columns)}, but `key` has {len(self.key)}")
         if self.mode == "fetch" and "max_entries" in self.model_fields_set:
             raise ValueError("`max_entries` is for `mode: copy`")
+        for key, name in (("valid_from", self.valid_from), ("valid_to", self.valid_to)):
+            kind = self.fields.get(name or "")
+            if name is not None and (
+                kind is None or kind.type != "timestamp" or (kind.optional and key == "valid_from")
+            ):
+                sure = ", without `?`" if key == "valid_from" else ""
+                raise ValueError(f"`{key}: {name}` must be one of the `fields`, a timestamp{sure}")
+        if self.valid_to is not None and self.valid_from is None:
+            raise ValueError("`valid_to` needs `valid_from`")
         if len(self.key) == 1 and "separator" in self.model_fields_set and self.separator != "|":
             raise ValueError("`separator` is for a composite key, which is a list")
         return self
@@ -246,7 +264,8 @@ class Job(Strict):
         default=None, description="The event field that is each event's key in the event map, where windows need it."
     )
     order_by: Name | None = Field(
-        default=None, description="The event field with the time at which an event happened, for windows."
+        default=None,
+        description="The event field with the time at which an event happened, for windows and `valid_from`.",
     )
     lateness: Literal["none"] | Annotated[Duration, AfterValidator(_lateness)] = Field(
         default="1m",
@@ -409,6 +428,22 @@ class Job(Strict):
                 f"The job file of `{self.name}` names no features: they are those of its model.",
                 "Name the model's file: `--model FILE`; or write `schema` and `features` into the job file.",
             )
+
+    @property
+    def undated_lookups(self) -> list[str]:
+        """Lookups whose entries have no time: a history is joined with them as they are today."""
+        return [name for name, lookup in self.lookups.items() if lookup.valid_from is None]
+
+    @property
+    def what_may_leak(self) -> str | None:
+        """What training may see of the time after an event; None if nothing."""
+        if not (undated := self.undated_lookups):
+            return None
+        named = ", ".join(f"`{name}`" for name in undated)
+        return (
+            f"Training joins the lookup{'s' * (len(undated) > 1)} {named} as of today: what has changed since an event "
+            "leaks into its features. With `valid_from`, a table is joined as of the event's time."
+        )
 
     @property
     def used_windows(self) -> list[str]:
