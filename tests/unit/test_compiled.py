@@ -150,6 +150,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 )
 def test_results_are_written_alike(rows, sequence, plain):
     described = "\n".join(line for line in JOB.splitlines() if "include" not in line) if plain else JOB
+    described = described.replace("include:", "features: all, include:")
     encoder = results.ResultEncoder(parse_job(described, "twins.yaml"), 12)
     scores = np.array([row[0] for row in rows], np.float32)
     steps = np.searchsorted(encoder._thresholds, scores, side="right")
@@ -157,7 +158,8 @@ def test_results_are_written_alike(rows, sequence, plain):
     sequences = [-1 if each % 3 == 0 else sequence + each for each in range(len(rows))]
     version = SimpleNamespace(version=7, name='m"\u00e9')
     named = {"decision": (encoder._decisions, steps)}
-    arguments = (scores, named, sequences, [5] * len(rows), version, 1_700_000_000_000, included)
+    served = {} if plain else {"a b": [row[4] for row in rows], 'b"': scores.tolist()}
+    arguments = (scores, named, sequences, [5] * len(rows), version, 1_700_000_000_000, included, served)
     assert encoder._zip(*arguments) == encoder._encode_each(*arguments)
 
 
@@ -166,7 +168,7 @@ def test_results_of_several_outputs_are_written_alike(rows, outputs):
     described = JOB[: JOB.index("result: {")]
     encoder = results.ResultEncoder(parse_job(described, "twins.yaml"), 12)
     scores = np.linspace(0, 1, rows * outputs, dtype=np.float32).reshape(rows, outputs)
-    arguments = (scores, {}, list(range(rows)), [1] * rows, SimpleNamespace(version=1, name="m"), 5, [])
+    arguments = (scores, {}, list(range(rows)), [1] * rows, SimpleNamespace(version=1, name="m"), 5, [], {})
     assert encoder._zip(*arguments) == encoder._encode_each(*arguments)
 
 

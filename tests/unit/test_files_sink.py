@@ -66,6 +66,17 @@ async def test_a_parquet_file_has_the_result_in_columns(tmp_path):
     assert json.loads(frame["json"][0]) == result(0, country="DE", n=1).value
 
 
+async def test_features_are_columns(tmp_path):
+    many = [result(0, features={"a b": 0.1, "c": None}), result(1, features={"a b": 2, "c": 1}), result(2, features=7)]
+    async with StubCluster() as cluster:
+        await written(cluster, tmp_path, many)
+    frame = pd.read_parquet(tmp_path)
+    assert frame["features.a b"].tolist()[:2] == [0.1, 2.0]
+    assert frame["features.c"][1] == 1.0
+    assert frame[["features.a b", "features.c"]].isna().sum().tolist() == [1, 2]
+    assert json.loads(frame["json"][0]) == many[0].value
+
+
 async def test_scores_of_several_outputs_are_lists(tmp_path):
     async with StubCluster() as cluster:
         await written(cluster, tmp_path, [result(0, score=[0.25, 0.75])])

@@ -116,9 +116,10 @@ CONDITIONS = DECISIONS.replace("at_least: 10", "when: score > 1 and x > 0.3")
 async def test_decisions_by_conditions_and_one_that_cannot_be_made_harms_nobody(monkeypatch, fast, classes):
     if not fast:
         monkeypatch.setattr(results, "_fast", None)
-    text, loaded = JOB + CONDITIONS, model()
+    logging = JOB.replace("include: [x]", "include: [x], features: all")
+    text, loaded = logging + CONDITIONS, model()
     if classes:
-        text = JOB.replace("margin: start\n", "") + CONDITIONS.replace("score > 1", 'label != "z"')
+        text = logging.replace("margin: start\n", "") + CONDITIONS.replace("score > 1", 'label != "z"')
         text, loaded = text + "classes: [x, y, z]\n", model("multi:softprob", num_class=3)
     job = parse_job(text, "test")
     values = [f'{{"x": {x}, "start": {start}}}' for x, start in ((0.5, 1), (0.2, 1), (0.7, 9), (0.5, 1e30), (0.6, 1))]
@@ -137,6 +138,8 @@ async def test_decisions_by_conditions_and_one_that_cannot_be_made_harms_nobody(
     assert "RuntimeError: oops" in str([each.error for each in scored.rejected])
     (batch,) = scored.partitions
     assert batch.keys == [b"k0", b"k1", *([b"k3"] if classes else []), b"k4"]
-    names = [json.loads(text)["decision"] for text in batch.texts]
+    written = list(map(json.loads, batch.texts))
+    assert all(each["features"] == {"x": each["x"]} for each in written)
+    names = [each["decision"] for each in written]
     assert names[1] == "few"
     assert classes or names == ["many", "few", "many"]

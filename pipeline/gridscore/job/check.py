@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gridscore.job.types import FieldType
 
 RESULT_FIELDS = ("score", "decision", "version", "model", "revision", "sequence", "epoch", "scored_at")
-"""Fields of every result; event fields with these names cannot be included in one, nor `label` if there are classes."""
+"""Fields of every result, which event fields cannot be; nor can they be `label` or `features`, if it has them."""
 
 
 @dataclass(slots=True)
@@ -41,6 +41,7 @@ class Parts:
         windows: By name.
         order_by: The field with the time of an event; empty if there is none.
         event_key: The field that is an event's key; empty if none is named.
+        logged: Features that results repeat, or `all`.
     """
 
     fields: Mapping[str, FieldType] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Parts:
     windows: Mapping[str, Window] = field(default_factory=dict)
     order_by: str = ""
     event_key: str = ""
+    logged: Sequence[str] = ()
 
 
 def check(parts: Parts) -> list[tuple[Path, str]]:
@@ -285,7 +287,7 @@ def _check_result(parts: Parts) -> list[tuple[Path, str]]:
         path = ("result", "include", position)
         if name in seen:
             found.append((path, f"`{name}` is here twice"))
-        elif name in RESULT_FIELDS or (name == "label" and parts.classes):
+        elif name in RESULT_FIELDS or (name == "label" and parts.classes) or (name == "features" and parts.logged):
             found.append(
                 (path, f"`{name}` is a field of every result already; give the event field another name with `json`")
             )
@@ -294,6 +296,14 @@ def _check_result(parts: Parts) -> list[tuple[Path, str]]:
             meant = f", did you mean `{close[0]}`?" if close else ""
             found.append((path, f"there is no event field `{name}`{meant}"))
         seen.add(name)
+    for position, name in enumerate(() if parts.logged == "all" or not parts.complete else parts.logged):
+        path = ("result", "features", position)
+        if name in parts.logged[:position]:
+            found.append((path, f"`{name}` is here twice"))
+        elif name not in parts.features and name not in parts.broken:
+            close = difflib.get_close_matches(name, parts.features, n=1)
+            meant = f", did you mean `{close[0]}`?" if close else ""
+            found.append((path, f"there is no feature `{name}`{meant}"))
     return found
 
 

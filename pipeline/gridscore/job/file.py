@@ -207,6 +207,11 @@ class ResultSpec(Strict):
     """What a result holds beside score, decision, model, version, sequence and time."""
 
     include: tuple[str, ...] = Field(default=(), max_length=64, description="Event fields to copy to the result.")
+    features: Literal["all"] | tuple[FeatureName, ...] = Field(
+        default=(),
+        max_length=MAX_FEATURES,
+        description="Features that a result repeats as the model got them; or `all`.",
+    )
 
 
 class Decision(Strict):
@@ -466,6 +471,12 @@ class Job(Strict):
         return tuple(self.features)
 
     @property
+    def served_features(self) -> tuple[str, ...]:
+        """Features that results repeat."""
+        logged = self.result.features
+        return self.feature_names if logged == "all" else logged
+
+    @property
     def has_conditions(self) -> bool:
         """Whether decisions need more than one score and thresholds."""
         return any(self.classes or decision.when is not None for decision in self.decisions)
@@ -682,11 +693,11 @@ def job_json_schema() -> dict[str, Any]:
 def _parts(schema: Any, lookups: Any, features: Any, rest: Any, broken: frozenset[str], complete: bool) -> Parts:
     maps = {key: value for key in ("events", "results") if isinstance(value := getattr(rest, key, None), str)}
     result = getattr(rest, "result", None)
-    include = result.include if isinstance(result, ResultSpec) else ()
+    include, logged = (result.include, result.features) if isinstance(result, ResultSpec) else ((), ())
     decisions, margin = getattr(rest, "decisions", ()) or (), getattr(rest, "margin", None)
     classes = getattr(rest, "classes", ()) or ()
     times, key = getattr(rest, "order_by", None) or "", getattr(rest, "event_key", None) or ""
-    rest_of = (include, decisions, maps, broken, margin, complete, classes, rest.windows, times, key)
+    rest_of = (include, decisions, maps, broken, margin, complete, classes, rest.windows, times, key, logged)
     return Parts(schema, lookups, features, *rest_of)
 
 

@@ -33,7 +33,8 @@ class ResultEncoder:
     A result is a JSON object: `score` (a number, or a list for a model with several outputs), `label` (the class, if
     the job names them), `decision` (if it has decisions), `sequence` (of the event in its journal; -1 if a rescan found
     it in the map), `epoch` (of the lease under which it was written), `version` and `model` (that made it), `revision`
-    (of the job), `scored_at` (milliseconds since 1970), and the event fields that the job includes.
+    (of the job), `scored_at` (milliseconds since 1970), the event fields that the job includes, and `features` (an
+    object), if it logs any.
     """
 
     def __init__(self, job: Job, revision: int) -> None:
@@ -48,7 +49,10 @@ class ResultEncoder:
         self._thresholds = np.array(thresholds, dtype=np.float32)
         self._classes = job.classes
         fields[1:1] = ["label"] * bool(self._classes) + ["decision"] * bool(self._decisions)
-        self._type = msgspec.defstruct("Result", [*fields, *self._include], gc=False)
+        places = {name: position for position, name in enumerate(job.feature_names)}
+        self._served = [(name, places[name]) for name in job.served_features]
+        served = ["features"] * bool(self._served)
+        self._type = msgspec.defstruct("Result", [*fields, *self._include, *served], gc=False)
         self._encode = msgspec.json.Encoder().encode
         self._encoded = {texts: tuple(map(self._encode, texts)) for texts in (self._classes, self._decisions)}
 
@@ -60,15 +64,18 @@ class ResultEncoder:
         epochs: list[int],
         version: ModelVersion,
         decisions: NDArray[np.intp] | None = None,
+        matrix: NDArray[np.float32] | None = None,
     ) -> list[bytes]:
         """JSON texts of the results of a batch.
 
         Args:
             scores: Shape (n,) or (n, outputs), finite.
             decisions: The number of each event's decision, if the job has conditions.
+            matrix: What was scored; needed if the job logs features.
 
         Raises:
-            ValueError: There are thresholds, but not one score an event; or conditions, but no decisions.
+            ValueError: There are thresholds, but not one score an event; or conditions, but no decisions; or features
+                to log, but no matrix.
         """
         if self._has_conditions:
             if decisions is None:
@@ -85,8 +92,11 @@ class ResultEncoder:
             named["decision"] = self._decisions, steps
         now = time.time_ns() // 1_000_000
         included = [events.objects(field) for field in self._include]
+        if self._served and matrix is None:
+            raise ValueError("the job logs features, but there is no matrix")
+        served = {} if matrix is None else {name: as_short(matrix[:, n]).tolist() for name, n in self._served}
         encode = self._zip if _fast else self._encode_each
-        return encode(scores, named, sequences, epochs, version, now, included)
+        return encode(scores, named, sequences, epochs, version, now, included, served)
 
     def _encode_each(
         self,
@@ -97,11 +107,14 @@ class ResultEncoder:
         version: ModelVersion,
         now: int,
         included: list[list[Any]],
+        served: Mapping[str, list[float]],
     ) -> list[bytes]:
         columns: list[Iterable[Any]] = [scores.tolist()]
         columns += [map(texts.__getitem__, numbers.tolist()) for texts, numbers in named.values()]
         columns += [sequences, epochs, repeat(version.version), repeat(version.name)]
         columns += [repeat(self._revision), repeat(now), *included]
+        if served:
+            columns.append([dict(zip(served, row, strict=True)) for row in zip(*served.values(), strict=True)])
         # A pass for each field is faster than a tuple for each event.
         return list(map(self._encode, map(self._type, *columns)))
 
@@ -114,6 +127,7 @@ class ResultEncoder:
         version: ModelVersion,
         now: int,
         included: list[list[Any]],
+        served: Mapping[str, list[float]],
     ) -> list[bytes]:
         """The same, by the compiled loop: encodes each column as one JSON array, and cuts it."""
         encode = self._encode
@@ -130,5 +144,28 @@ class ResultEncoder:
             columns.append(encode(values))
             literals.append(b"%b,%b:" % (end, encode(name)))
             end = b""
+        opening = b'%b,"features":{' % end
+        for name, values in served.items():
+            columns.append(encode(values))
+            literals.append(b"%b%b:" % (opening, encode(name)))
+            opening, end = b",", b"}"
         literals.append(end + b"}")
         return _fast.zip_objects(len(scores), tuple(literals), tuple(columns))  # type: ignore[no-any-return, union-attr]
+
+
+def as_short(numbers: NDArray[np.float32]) -> NDArray[np.float64]:
+    """For each number the float64 with the fewest decimals, to 15, that is the same as a float32: 0.1 of 0.1.
+
+    What reads it as a float64, as readers of JSON do, and makes a float32 of that, gets the same bits.
+    """
+    found = numbers.astype(np.float64)
+    left = np.flatnonzero(np.isfinite(numbers))
+    for decimals in range(16):
+        scale = 10.0**decimals
+        short = np.rint(found[left] * scale) / scale
+        fits = short.astype(np.float32) == numbers[left]
+        found[left[fits]] = short[fits]
+        left = left[~fits]
+        if not left.size:
+            break
+    return found

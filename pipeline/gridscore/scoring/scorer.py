@@ -247,15 +247,22 @@ class Scorer:
             if not np.isfinite(scores).all():
                 bad = _not_finite(scores)
                 events, rows = events.without(bad), rows.without(bad, "predict", rejected)
-                scores = np.delete(scores, list(bad), axis=0)
+                scores, matrix = (np.delete(each, list(bad), axis=0) for each in (scores, matrix))
             decisions = None
             if active.plan.decider is not None:
                 decide = active.plan.decider.decide
-                events, rows, (scores, decisions) = _try(
-                    lambda events, scores: (scores, decide(events, scores)), events, rows, rejected, "decide", scores
+                events, rows, (scores, matrix, decisions) = _try(
+                    lambda events, scores, matrix: (scores, matrix, decide(events, scores)),
+                    events,
+                    rows,
+                    rejected,
+                    "decide",
+                    scores,
+                    matrix,
                 )
             epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
-            texts = self._encoder.encode(events, scores, rows.sequences, epochs, active.model.version, decisions)
+            version = active.model.version
+            texts = self._encoder.encode(events, scores, rows.sequences, epochs, version, decisions, matrix)
             begin = 0
             for batch, count in rows.spans:
                 keys, found = rows.keys[begin : begin + count], texts[begin : begin + count]

@@ -197,7 +197,7 @@ def _table(results: Sequence[Delivered], types: Mapping[str, str]) -> pa.Table:
     """Results as columns; event fields with the types that the job says, or as they are found."""
     import pyarrow as pa
 
-    values = [result.value for result in results]
+    values = [_flat(result.value) for result in results]
 
     def column(name: str, kind: str | None) -> pa.Array:
         return _column([value.get(name) for value in values], kind)
@@ -213,6 +213,15 @@ def _table(results: Sequence[Delivered], types: Mapping[str, str]) -> pa.Table:
             columns[name] = column(name, types.get(name))
     columns["json"] = pa.array([result.text.decode(errors="replace") for result in results], pa.string())
     return pa.table(columns)
+
+
+def _flat(value: dict[str, Any]) -> dict[str, Any]:
+    """The result with a field for each feature that it repeats."""
+    features = value.get("features")
+    if not isinstance(features, dict):
+        return value
+    rest = {name: each for name, each in value.items() if name != "features"}
+    return rest | {f"features.{name}": each for name, each in features.items()}
 
 
 def _column(values: list[Any], kind: str | None) -> pa.Array:
