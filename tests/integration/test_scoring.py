@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scoring
+import xgboost as xgb
 from hazelcast.core import HazelcastJsonValue
 
 from gridscore.client import connect
@@ -69,6 +70,72 @@ async def test_decisions_by_conditions_are_those_of_the_history(cluster, unique,
     assert set(offline["decision"]) == {"call", "wait", "none"}
     got = np.array([results[key]["score"] for key in events], dtype=np.float32)
     assert got.tobytes() == offline["score"].to_numpy().tobytes()
+
+
+SHOP = """\
+job: {name}
+events: events.{name}
+order_by: at
+schema:
+  at: timestamp
+  user: string
+  device.os: string?
+  order.items: [{{price: float?, sku: string}}]
+lookups:
+  customer: {{map: lookups.{name}, key: user, fields: {{limit: float, since: timestamp}}, valid_from: since}}
+features:
+  os: case(device.os == "linux", 2, regex(device.os, "(?i)^win"), 1)
+  total: sum(order.items.price)
+  items: len(order.items)
+  first: hash(order.items[0].sku, 100)
+  share: sum(order.items.price) / customer.limit
+model: {{name: {name}, alias: champion}}
+classes: [0, 1, 2]
+results: results.{name}
+result: {{features: all}}
+"""
+
+
+async def test_what_was_served_is_what_a_history_gives(cluster, unique):
+    """Nested fields, arrays, patterns, a lookup as of the event's time, classes by name, and features in results."""
+    name, draw = f"job-{unique}", np.random.default_rng(3)
+    rows = [
+        {
+            "at": "2026-01-31T12:00:00Z",
+            "user": f"u{n % 7}",
+            "device": [{"os": "linux"}, {"os": "Windows 11"}, None][n % 3],
+            "order": {
+                "items": [
+                    {"price": None if price > 9 else round(price, 2), "sku": f"s{price:.0f}"}
+                    for price in draw.uniform(0, 10, n % 4).tolist()
+                ]
+            },
+        }
+        for n in range(300)
+    ]
+    job = parse_job(SHOP.format(name=name), "test")
+    people = pd.DataFrame(
+        [(f"u{n}", limit, since) for n in range(6) for limit, since in ((1.5 + n, "2026-01-01"), (7.0, "2025-01-01"))],
+        columns=["user", "limit", "since"],
+    ).assign(since=lambda frame: frame["since"] + "T00:00:00Z")
+    offline = offline_matrix(job, pd.json_normalize(rows, max_level=1), {"customer": people})
+    data = xgb.DMatrix(np.asarray(offline.values), np.arange(300) % 3, feature_names=list(job.feature_names))
+    model = xgb.train({"objective": "multi:softmax", "num_class": 3, "nthread": 1}, data, 5)
+    offline.attach(model)
+    async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
+        now = people[people["since"] > "2026"].to_dict("records")
+        await client.put_events(f"lookups.{name}", {row.pop("user"): row for row in now})
+        await client.push_model(model, name, alias="champion")
+        await client.submit(job)
+        async with Worker(client.grid, [name]):
+            await client.put_events(f"events.{name}", {f"e{n}": row for n, row in enumerate(rows)})
+            results = await scoring.all_results(client, name, 300)
+
+    served = [[results[f"e{n}"]["features"][feature] for feature in job.feature_names] for n in range(300)]
+    assert np.array(served, np.float32).tobytes() == np.asarray(offline.values).tobytes()
+    labels = [str(int(score)) for score in model.predict(data)]
+    assert [results[f"e{n}"]["label"] for n in range(300)] == labels
+    assert set(labels) == {"0", "1", "2"}
 
 
 async def test_results_are_seen_by_a_listener(cluster, unique):
