@@ -380,11 +380,11 @@ MUTANTS = [
     Mutant(
         "states are written before the answers that they gave",
         "scoring/window_stage.py",
-        "            if others := {*answers",
+        "            if others := [each for each in (answered",
         "            await self._states.put_partition(\n"
         "                part.partition, list(part.states), list(part.states.values()), until=None\n"
         "            )\n"
-        "            if others := {*answers",
+        "            if others := [each for each in (answered",
         (ROUTED, "-k", "may_die or fate_is_unknown or paused"),
     ),
     Mutant(

@@ -261,3 +261,44 @@ def test_windows_with_different_keys_are_asked_side_by_side():
         assert world.sums() == dict(world.paid)
     finally:
         world.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_happens_in_whatever_order_each_event_counts_once(seed):
+    world = RoutedWorld(seed=seed)
+    draw, faults = world.random, ("timeout", "indeterminate", "unacknowledged", "disconnect", "move", "delay")
+    try:
+        for _ in range(3):
+            world.start()
+        world.pay(10)
+        for _ in range(12):
+            world.pay_at_once(draw.randrange(30))
+            match draw.randrange(5):
+                case 0 if len(world.workers) > 1:
+                    world.kill(draw.choice(sorted(world.workers)))
+                    world.start()
+                case 1:
+                    name = draw.choice(sorted(world.workers))
+                    world.pause(name)
+                    world.advance(draw.uniform(0.1, 12.0))
+                    world.resume(name)
+                case 2:
+                    world.start()
+                    world.stop(draw.choice(world.living()))
+                case _:
+                    target = draw.choice(
+                        ("window-requests.*", "window-answers.*", "windows.*", "results.*", "gridscore.*")
+                    )
+                    times, seconds = draw.randrange(1, 6), draw.uniform(0.1, 6.0)
+                    world.cluster.faults.append(
+                        Fault(draw.choice(faults), map=target, client="w*", times=times, seconds=seconds)
+                    )
+            world.advance(draw.uniform(0.01, 2.0))
+        world.cluster.faults.clear()
+        world.settle()
+        world.advance(20.0)  # writes of unknown fate are waited for
+        world.settled()
+        world.pay(10)
+        world.settled()
+    finally:
+        world.close()

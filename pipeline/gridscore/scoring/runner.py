@@ -36,6 +36,7 @@ from gridscore.group.leases import LEASE_SECONDS
 from gridscore.group.offsets import Write
 from gridscore.group.rescan import Rescanner
 from gridscore.group.subscription import MOST_SHOWN
+from gridscore.scoring import window_requests
 from gridscore.scoring.audit import audit_on_schedule
 from gridscore.scoring.live_model import LiveModel
 from gridscore.scoring.lookups import JobLookups, Lookups
@@ -269,8 +270,9 @@ class JobRunner:
         while True:
             await reader.wait()
             states = self._windows if self._stage is None else self._stage.states
-            most = BATCH_EVENTS if states is None else min(BATCH_EVENTS, states.batch_events)
-            while offsets.unacknowledged > UNACKNOWLEDGED_EVENTS * most // BATCH_EVENTS:
+            most = BATCH_EVENTS if self._requests is None else window_requests.BATCH_EVENTS
+            most = most if states is None else min(most, states.batch_events)
+            while offsets.unacknowledged > UNACKNOWLEDGED_EVENTS * min(most, BATCH_EVENTS) // BATCH_EVENTS:
                 await offsets.change()
             while self._windows is not None and not self._windows.forget():
                 await offsets.change()

@@ -109,7 +109,7 @@ class Request(msgspec.Struct, array_like=True, frozen=True):
     keys: bytes
 
 
-class Answer(msgspec.Struct, array_like=True, frozen=True):
+class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What an event found in a window.
 
     Attributes:

@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+BATCH_EVENTS = 16_384
+"""Events after which a batch takes no further page: more than otherwise, for it makes a message for each partition."""
+
 AT_ONCE = SLOTS // 2
 """Events of a partition that are asked for at once: as many may be answered, and not committed yet."""
 
@@ -65,6 +68,7 @@ _GLANCE_SECONDS = 0.5
 _OVERDUE_SECONDS, _LONGEST_SECONDS = 1.0, 8.0
 _ROOM_SECONDS = 0.02
 _ANSWERS = 16_384
+_HOMES = 65_536
 
 
 _Place = tuple[int, int, int, int]
@@ -79,6 +83,7 @@ class _Batch:
         cursors: Who has read them, by partition.
         newest: Their highest numbers, by partition.
         rows: Those that wait for an answer.
+        same: Those that wait for the answer of another, each with that one.
         found: By window, a row a call, a column an event.
     """
 
@@ -87,7 +92,8 @@ class _Batch:
     found: list[NDArray[np.float64]]
     cursors: dict[int, Cursor] = field(default_factory=dict)
     newest: dict[int, int] = field(default_factory=dict)
-    rows: dict[_Place, list[int]] = field(default_factory=dict)
+    rows: dict[_Place, int] = field(default_factory=dict)
+    same: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 def portions(arrivals: Sequence[Arrival]) -> Iterable[list[Arrival]]:
@@ -125,6 +131,7 @@ class WindowRequests:
         self._reader = JournalReader(grid, self._answers, self._begun_again, self._looked_into)
         self._looked: dict[int, Cursor] = {}  # nobody before it has asked for more than is answered
         self._batch: _Batch | None = None
+        self._homes: list[dict[str | int, tuple[bytes, int]]] = [{} for _ in self.windows.layouts]
         self._woken = asyncio.Event()
         self._gap = False
 
@@ -187,13 +194,17 @@ class WindowRequests:
             for window, one in enumerate(batch.inputs):
                 for row, number in zip(rows, numbers, strict=True):
                     if one.keys[row] is not None:
-                        batch.rows.setdefault((partition, window, origin, number), []).append(row)
+                        first = batch.rows.setdefault((partition, window, origin, number), row)
+                        if first != row:
+                            batch.same.append((window, row, first))
         try:
             await self._follow(batch)
             self._send(batch, again=False)
             await self._wait(batch)
         finally:
             self._batch = None
+        for window, row, first in batch.same:
+            found[window][:, row] = found[window][:, first]
         seen: list[Any] = [None] * windows.calls
         for layout, columns in zip(windows.layouts, found, strict=True):
             for output, column in zip(layout.outputs, columns, strict=True):
@@ -240,12 +251,15 @@ class WindowRequests:
 
     def _send(self, batch: _Batch, *, again: bool) -> None:
         """Put requests for all that is not answered yet; whether they arrived is seen by their answers."""
-        count, names = self._grid.partition_count, [layout.name for layout in self.windows.layouts]
+        count = self._grid.partition_count
         by_partition: dict[tuple[int, int], tuple[list[_Place], list[int], list[bytes]]] = {}
-        for place, (row, *_) in batch.rows.items():
+        for place, row in batch.rows.items():
             window = place[1]
-            key = entity_key(names[window], batch.inputs[window].keys[row])
-            places, rows, keys = by_partition.setdefault((window, partition_of(key, count)), ([], [], []))
+            key, partition = self._home(window, batch.inputs[window].keys[row])
+            there = by_partition.get((window, partition))
+            if there is None:
+                there = by_partition[window, partition] = [], [], []
+            places, rows, keys = there
             places.append(place)
             rows.append(row)
             keys.append(key)
@@ -266,6 +280,17 @@ class WindowRequests:
             put = self._requests.put_partition(partition, [key_in(partition, count, "")], [text], until=until)
             put.add_done_callback(self._put)
 
+    def _home(self, window: int, entity: str | int) -> tuple[bytes, int]:
+        """The key of an entity's state, and its partition."""
+        homes = self._homes[window]
+        home = homes.get(entity)
+        if home is None:
+            if len(homes) >= _HOMES:
+                homes.clear()
+            key = entity_key(self.windows.layouts[window].name, entity)
+            home = homes[entity] = key, partition_of(key, self._grid.partition_count)
+        return home
+
     def _put(self, done: asyncio.Future[None]) -> None:
         if not done.cancelled() and (error := done.exception()) is not None:
             _log.debug("%s: a request of windows was not acknowledged: %s", self._name, error)
@@ -283,7 +308,7 @@ class WindowRequests:
                     await self._woken.wait()
             except TimeoutError:
                 gone = {partition for partition, cursor in batch.cursors.items() if not self._is_current(cursor)}
-                batch.rows = {place: rows for place, rows in batch.rows.items() if place[0] not in gone}
+                batch.rows = {place: row for place, row in batch.rows.items() if place[0] not in gone}
             is_overdue = clock() >= overdue_at
             if batch.rows and (is_overdue or self._gap):
                 self._gap = False
@@ -317,15 +342,20 @@ class WindowRequests:
         taken, batch = 0, self._batch
         if batch is None:
             return 0
+        found: list[tuple[list[int], list[bytes]]] = [([], []) for _ in batch.found]
         for text in texts:
             answer = self._read(partition, text)
             if answer is None:
                 continue
-            rows = batch.rows.pop((partition, answer.window, answer.origin, answer.number), None)
-            if rows is not None:
+            row = batch.rows.pop((partition, answer.window, answer.origin, answer.number), None)
+            if row is not None:
                 taken += 1
-                for row in rows:
-                    batch.found[answer.window][:, row] = np.frombuffer(answer.values)
+                places, values = found[answer.window]
+                places.append(row)
+                values.append(answer.values)
+        for columns, (places, values) in zip(batch.found, found, strict=True):
+            if places:
+                columns[:, places] = np.frombuffer(b"".join(values)).reshape(len(places), -1).T
         if taken and not batch.rows:
             self._woken.set()
         return taken

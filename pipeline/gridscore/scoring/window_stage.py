@@ -277,13 +277,15 @@ class WindowStage:
         if not any(asked.window == window for asked in part.requests):
             return
         count, ledger_key = self._grid.partition_count, self._ledger_key(part.partition, window)
-        ledger, before = Ledger(states[ledger_key], count), Ledger(states[ledger_key], count)
+        ledger = Ledger(states[ledger_key], count)
+        before = Ledger(states[ledger_key], count) if any(asked.again for asked in part.requests) else ledger
         found: set[int] = set()
         for asked in part.requests:
             if asked.window != window:
                 continue
             part.events += len(asked.keys)
-            lacks, is_added = ledger.lacks(asked), before.lacks(asked)
+            lacks = ledger.lacks(asked)
+            is_added = before.lacks(asked) if asked.again else lacks
             if asked.again or (asked.numbers < 0).any():
                 for row in np.flatnonzero(~lacks).tolist():
                     partition, origin, number = (int(each[row]) for each in asked[2:5])
@@ -324,16 +326,17 @@ class WindowStage:
         columns = np.concatenate([asked.columns[:, rows] for _, asked, rows in chosen], axis=1)
         out, after = await self.states.add(window, Inputs(keys, np.ascontiguousarray(columns)), times, states)
         values, size, begin = out.T.tobytes(), len(out) * 8, 0
+        tag, count = self._tag, self._grid.partition_count
         for part, asked, rows in chosen:
-            events = zip(
-                asked.partitions[rows].tolist(), asked.origins[rows].tolist(), asked.numbers[rows].tolist(), strict=True
-            )
-            for partition, origin, number in events:
-                where, texts, givers = messages.setdefault(partition, ([], [], set()))
-                where.append(answer_key(partition, self._grid.partition_count, window, number))
-                texts.append(encode(Answer(self._tag, window, origin, number, values[begin : begin + size])))
-                givers.add(part.partition)
+            partitions = asked.partitions[rows].tolist()
+            for partition in set(partitions):
+                messages.setdefault(partition, ([], [], set()))[2].add(part.partition)
                 part.answers.add(partition)
+            events = zip(partitions, asked.origins[rows].tolist(), asked.numbers[rows].tolist(), strict=True)
+            for partition, origin, number in events:
+                where, texts, _ = messages[partition]
+                where.append(answer_key(partition, count, window, number))
+                texts.append(encode(Answer(tag, window, origin, number, values[begin : begin + size])))
                 begin += size
         return after
 
@@ -350,26 +353,37 @@ class WindowStage:
             until = min(map(group.leases.until, givers))
             puts[partition] = self._answers.put_partition(partition, keys, texts, until=until)
             puts[partition].add_done_callback(_heard)
+        answered = asyncio.ensure_future(asyncio.wait(puts.values())) if puts and held else None
         for part in held:
             if part.partition not in group.held:
                 continue
             write = Write(part.partition, part.next, part.events, part.lost, part.at)
             group.offsets.sent(write)
             task = asyncio.get_running_loop().create_task(
-                self._settle(write, part, [puts[p] for p in part.answers], self._writing.get(part.partition))
+                self._settle(write, part, [puts[p] for p in part.answers], answered, self._writing.get(part.partition))
             )
             self._writing[part.partition] = task
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _settle(
-        self, write: Write, part: _Part, answers: list[asyncio.Future[None]], before: asyncio.Task[None] | None
+        self,
+        write: Write,
+        part: _Part,
+        answers: list[asyncio.Future[None]],
+        answered: asyncio.Future[Any] | None,
+        before: asyncio.Task[None] | None,
     ) -> None:
-        """Write the states of a part when its answers and the states before it are written."""
+        """Write the states of a part when the answers of its batch, and the states before it, are written.
+
+        Args:
+            answers: Its own.
+            answered: When all of the batch are written, or not.
+        """
         group = self.group
         error: BaseException | None = None
         try:
-            if others := {*answers, *([before] if before is not None else [])}:
+            if others := [each for each in (answered, before) if each is not None]:
                 await asyncio.wait(others)
             for put in answers:
                 put.result()
