@@ -28,7 +28,7 @@ from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of
 from gridscore.grid.journal import Journal
 from gridscore.group.lease_records import read_records
-from gridscore.group.reader import Cursor
+from gridscore.group.reader import PAGE_BYTES, Cursor
 from gridscore.models.candidate import now
 from gridscore.models.certificates import Certificate, keep
 from gridscore.operations.subject import subject_of
@@ -56,7 +56,7 @@ MOST_EVENTS = 1_000_000
 MOST_SHOWN = 2_000
 """Characters of an event that a difference shows."""
 
-_PAGE = 512
+_FIRST_PAGE, _PAGE = 16, 512
 _READ_SECONDS = 10.0
 _BY_WRITER = frozenset(("epoch", "scored_at", "sequence"))
 """What a result says of how it was written."""
@@ -267,7 +267,15 @@ class _Comparison:
         partition = sample.partition
         cursors = Cursor(partition, sample.begin), Cursor(partition, sample.begin)
         journalled: dict[int, bytes] | None = None
+        expected = sample.begin
         async for page in _pages(self._journal, partition, sample.begin, sample.end):
+            if page.first > expected:
+                # What windows held is not known from there on.
+                lost = page.first if self._states is None else sample.end + 1
+                self._found.unjudged["overwritten before it was read"] += max(0, lost - max(expected, sample.judged))
+                if self._states is not None:
+                    return
+            expected = page.next
             texts, rejected = await self._offline.score(page, cursors[0])
             if page.next <= sample.judged:
                 continue
@@ -295,7 +303,7 @@ class _Comparison:
         found, others = {}, set()
         for key, sequence in zip(page.keys, page.sequences, strict=True):
             if (result := results.get(key)) is not None:
-                if result["sequence"] == sequence and result.get("epoch", -1) >= self._origins.get(partition, 0):
+                if result["sequence"] == sequence and result["epoch"] >= self._origins.get(partition, 0):
                     found[sequence] = result
                 else:
                     others.add(sequence)
@@ -311,7 +319,7 @@ class _Comparison:
         async for page in _pages(journal, partition, max(oldest, newest + 1 - 2 * events - _PAGE), newest):
             for text in page.values:
                 result = _read(text)
-                if result is not None and result.get("epoch", -1) >= self._origins.get(partition, 0):
+                if result is not None and result["epoch"] >= self._origins.get(partition, 0):
                     found[result["sequence"]] = text
         return found
 
@@ -331,7 +339,7 @@ class _Comparison:
             elif sequence in newer:
                 found.unjudged["the result of the key is of another event"] += 1
             else:
-                found.unjudged["no result yet"] += 1
+                found.unjudged["no result"] += 1
             return
         if (live.get("model"), live.get("version"), live.get("revision")) != (
             found.model,
@@ -345,7 +353,9 @@ class _Comparison:
             values["result"] = live.get("score"), why.get(sequence, "none")
         else:
             served = live.get("features")
-            for name, value in (served if isinstance(served, dict) else {}).items():
+            for name, value in served.items() if isinstance(served, dict) else ():
+                if name not in self._job.features:
+                    continue
                 here = (offline.get("features") or {}).get(name)
                 counts = found.features.setdefault(name, [0, 0])
                 counts[0] += same(value, here)
@@ -392,17 +402,19 @@ def _states(grid: Grid, record: JobRecord, leases: Mapping[int, LeaseRecord]) ->
 
 
 async def _pages(journal: Journal, partition: int, begin: int, end: int) -> AsyncIterator[Page]:
-    """What a journal has from one sequence to another, both included."""
+    """What a journal has from one sequence to another, both included; of large events fewer at once."""
+    events = _FIRST_PAGE
     while begin <= end:
         try:
             async with asyncio.timeout(_READ_SECONDS):
-                page = await journal.read(partition, begin, min(_PAGE, end + 1 - begin))
+                page = await journal.read(partition, begin, min(events, end + 1 - begin))
         except (HazelcastError, TimeoutError) as error:
             raise GridError(f"The journal of `{journal.map_name}` could not be read: {error or 'no answer'}") from error
         if page is None or page.next <= begin:
             return
         yield page
-        begin = page.next
+        begin, mean = page.next, page.size / (page.next - page.first)
+        events = max(1, min(_PAGE, int(PAGE_BYTES / mean)))
 
 
 def _features(offline: Rehearsal, page: Page, rejected: list[Rejected], sequence: int) -> dict[str, float | None]:
@@ -421,7 +433,7 @@ def _read(text: bytes) -> dict[str, Any] | None:
         result = _decode(text)
     except (ValueError, RecursionError):
         return None
-    return result if isinstance(result.get("sequence"), int) else None
+    return result if all(isinstance(result.get(name), int) for name in ("sequence", "epoch")) else None
 
 
 def same(one: Any, other: Any) -> bool:
@@ -434,4 +446,4 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _or_nan(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    return value if isinstance(value, float) else math.nan

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from gridscore.features import FeaturePlan, LookupTable
-from gridscore.grid.copies import Fetcher
+from gridscore.features import FeaturePlan
 from gridscore.grid.wire import Page
 from gridscore.group.reader import Arrival, Cursor
-from gridscore.scoring.lookups import Lookups
+from gridscore.scoring.lookups import JobLookups, Lookups
 from gridscore.scoring.scorer import ActiveModel, Scorer
 from gridscore.scoring.stats import JobStats
 
@@ -24,8 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gridscore.dead_letters.letters import Rejected
-    from gridscore.features import EventColumns
+    from gridscore.features import EventColumns, LookupTable
     from gridscore.grid import Grid
+    from gridscore.grid.copies import Fetcher
     from gridscore.job import Job
     from gridscore.models import LoadedModel
     from gridscore.scoring.window_states import HistoryStates, WindowStates
@@ -57,19 +57,12 @@ async def lookups_of(grid: Grid, job: Job) -> AsyncIterator[Given]:
         MapNotFoundError: A lookup map is not there.
         LookupTooLargeError: One has more entries than may be copied.
     """
-    shared = Lookups(grid)
-    copies = {name: shared.of(lookup) for name, lookup in job.lookups.items() if lookup.mode == "copy"}
-    tables = {n: copies[n].table if n in copies else LookupTable(lookup) for n, lookup in job.lookups.items()}
-    fetchers = {n: Fetcher(grid, lookup.map) for n, lookup in job.lookups.items() if lookup.mode == "fetch"}
-    started = []
+    lookups = JobLookups(grid, job, Lookups(grid))
     try:
-        for copy in copies.values():
-            started.append(copy)
-            await shared.start(copy)
-        yield Given(tables, fetchers)
+        await lookups.start()
+        yield Given(lookups.tables, lookups.fetchers)
     finally:
-        for copy in started:
-            await shared.close(copy)
+        await lookups.close()
 
 
 class _WatchedPlan(FeaturePlan):
