@@ -206,6 +206,30 @@ def test_a_lookup_that_has_changed_since_is_not_called_a_difference(made):
 
 
 @worlds(World)
+def test_features_that_results_carry_are_compared_each_and_tell_a_score_from_its_lookups(made):
+    def put(entries, name="events.sim"):
+        made.ask(made.client.put_events(name, entries))
+        made.advance(2.0)
+
+    put({"c1": {"points": 100.0}}, "lookups.bonus")
+    text = LOOKUPS.replace("include: [card]", "features: all")
+    made.ask(made.client.submit(parse_job(text, "simulation"), update=True))
+    made.start()
+    made.advance(10.0)
+    put({f"e{number}": {"amount": number + 0.1, "card": "c1"} for number in range(20)})
+    assert find(made).features == {"amount": [20, 20], "log_amount": [20, 20]}
+
+    put({"c1": {"points": 900.0}}, "lookups.bonus")
+    result = made.ask(made.client.result("results.sim", "e3"))
+    tamper(made, "e3", score=result["score"] + 1.0)
+    found = find(made)
+    # The entry has changed, but a score is always that of the features beside it.
+    assert (found.different, found.unclear) == (1, 19)
+    assert found.features == {"amount": [20, 20], "log_amount": [0, 20]}
+    assert found.first.key == "e3"
+
+
+@worlds(World)
 def test_before_a_version_has_results_the_workers_code_is_compared_here(made):
     made.put({f"e{number}": float(number) for number in range(20)})
     assert find(made).unjudged == {"no result": 20}

@@ -9,7 +9,7 @@ import xgboost as xgb
 from typer.testing import CliRunner
 
 from gridscore.cli import _commands
-from gridscore.features import LookupTable, offline_matrix
+from gridscore.features import LookupTable, filled_tables, offline_matrix
 from gridscore.job import load_job, parse_job
 from gridscore.models import loaded_from
 from gridscore.operations.preview import of_file
@@ -86,6 +86,18 @@ async def test_with_a_key_the_other_events_are_only_counted(folder):
     given = Given({"limit": LookupTable(job.lookups["limit"])}, {})
     passed = [each async for each in of_file(job, model, given, folder / "history.csv", "b")]
     assert [(each.sequence, each.features["spent"]) for each in passed] == [(2, 0.0), (5, 20.0)]
+
+
+async def test_a_lookup_is_shown_as_it_was_found(folder):
+    lines = "map: lookups.limits, key: card, fields: {most: float?, at: {type: timestamp, unit: s}}, valid_from: at"
+    job = parse_job(JOB.replace("map: lookups.limits, key: card, fields: {most: float?}", lines), "test")
+    _, model = loaded_from(folder / "model.ubj", "cards")
+    dated = pd.DataFrame({"card": ["a", "a", "b"], "most": [10.0, 20.0, 30.0], "at": [0.0, 1015.0, 5000.0]})
+    given = Given(filled_tables(job, {"limit": dated}), {})
+    passed = [each async for each in of_file(job, model, given, folder / "history.csv")]
+    entries = [each.lookups["limit"]["entry"] for each in passed]
+    assert [entry and entry["most"] for entry in entries] == [10.0, None, 20.0, 20.0, None]
+    assert [each.features["share"] for each in passed[:3]] == [np.float32(0.1), None, 15.0]
 
 
 def run(*words):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import Connection, Json, connected, valid
-from gridscore.cli.output import console, print_json, print_table, progress_bar, run, safe
+from gridscore.cli.output import console, print_json, print_table, print_warnings, progress_bar, run, safe
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,6 +93,9 @@ def backtest(
                 )
 
     report = run(main())
+    if report["may_leak"]:
+        named = ", ".join(report["may_leak"])
+        print_warnings([f"Of an event, these lookups say what is so today, and not what was so then: {named}."])
     tables = list(_tables(report))
     if html is not None:
         html.write_text(page_of(report, tables), encoding="utf-8")

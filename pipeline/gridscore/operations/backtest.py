@@ -17,6 +17,7 @@ import pandas as pd
 
 from gridscore.errors import TableError, UsageError
 from gridscore.features.cells import BOOLS
+from gridscore.features.lookup_history import LookupHistory
 from gridscore.features.tables import kinds_of, read_chunks, rows_as_json, take_columns
 from gridscore.group.reader import Cursor
 from gridscore.scoring.rehearsal import Rehearsal, outcome_of, page_of_texts
@@ -134,6 +135,7 @@ async def backtest(
         "labels": int(known.sum()),
         "label_mean": float(rows["label"][known].mean()) if known.any() else None,
         "value": value,
+        "may_leak": [name for name, table in given.tables.items() if not isinstance(table, LookupHistory)],
         "versions": [],
     }
     found = []

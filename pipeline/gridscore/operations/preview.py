@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from gridscore.dead_letters.letters import text_of_key
 from gridscore.errors import GridError, MapNotFoundError, UsageError
@@ -144,19 +145,12 @@ class Preview:
         )
 
     def _looked_up(self, event: Any) -> dict[str, Any]:
-        found = {}
-        try:
-            keys = self._rehearsal.plan.keys([event])
-        except Exception:  # noqa: BLE001 -- the event was rejected for it
-            return {}
-        for name, (key,) in keys.items():
+        """What the features of the event have found; nothing if there are none."""
+        plan, found = self._rehearsal.plan, {}
+        for name, row in plan.looked_up_in().items():
             table, fields = self._given.tables[name], self._job.lookups[name].fields
-            entry = None
-            if key in table:
-                rows = table.rows([key])
-                entry = {field: _plain(table.gather(field, rows)[0]) for field in fields}
-            if key is not None:
-                found[name] = {"key": key, "entry": entry}
+            entry = {field: _plain(table.gather(field, np.array([row]))[0]) for field in fields} if row else None
+            found[name] = {"key": plan.keys([event])[name][0], "entry": entry}
         return found
 
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from gridscore.features import FeaturePlan
 from gridscore.grid.wire import Page
@@ -74,6 +75,14 @@ class _WatchedPlan(FeaturePlan):
         matrix, margins = super().inputs(events)
         self.seen = events, matrix, margins
         return matrix, margins
+
+    def looked_up_in(self) -> dict[str, int]:
+        """The row of each lookup's table that the first of the last events has found, 0 where there is none."""
+        if self.seen is None or not len(self.seen[0]):
+            return {}
+        with np.errstate(all="ignore"):
+            values = self._program.run(self.seen[0].take((0, 0)))
+        return {name: int(values[slot][0]) for name, slot in self._lookup_slots}
 
 
 class Rehearsal:
