@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,9 +32,9 @@ Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=TEXT", hel
 @app.command()
 def push(
     file: Annotated[
-        Path,
+        Path | None,
         typer.Argument(help="What `booster.save_model('model.ubj')` wrote: XGBoost UBJ or JSON.", show_default=False),
-    ],
+    ] = None,
     *,
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the model.", show_default=False)],
     alias: Annotated[
@@ -51,6 +51,10 @@ def push(
             help="Where the categories are, if the model file has none: a matrix of `gridscore features`, "
             'another model, or a JSON file {"feature": ["text of code 0", …]}.',
         ),
+    ] = None,
+    from_mlflow: Annotated[
+        str | None,
+        typer.Option("--from-mlflow", metavar="URI", help="Instead of a file: a model that MLflow keeps."),
     ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Make a new version even if this very model is there already.")
@@ -72,24 +76,35 @@ def push(
 
     Example: [bold]gridscore model push model.ubj --name late --alias champion --metric auc=0.93[/]
     """
+    import asyncio
+    from tempfile import TemporaryDirectory
+
     from rich.progress import DownloadColumn
 
     from gridscore.client import Client
+    from gridscore.errors import UsageError
     from gridscore.models.fit import fit_warnings, promotion_problems
     from gridscore.models.inputs import parse_metrics, parse_tags, read_categories
+    from gridscore.models.mlflow_models import downloaded
     from gridscore.operations.parity import parity_at_push
 
+    if (file is None) is (from_mlflow is None):
+        raise UsageError("Give either a file or --from-mlflow URI.", "`gridscore model push model.ubj --name NAME`")
     metrics, tags = parse_metrics(metric or ()), parse_tags(tag or ())
     mapping = None if categories is None else read_categories(categories)
 
     async def main(grid: Grid) -> tuple[Added, list[str], list[Parity]]:
         client = Client(grid)
         jobs = await client.following(name, alias)
-        with progress_bar(DownloadColumn()) as bar:
+        with progress_bar(DownloadColumn()) as bar, TemporaryDirectory() as folder:
             task = bar.add_task("checking", total=None)
+            path = file
+            if from_mlflow is not None:
+                path = await asyncio.to_thread(downloaded, from_mlflow, Path(folder))
             added = await client.add_model(
-                file,
+                path,
                 name,
+                source=from_mlflow or "",
                 alias=alias,
                 metrics=metrics,
                 categories=mapping,
@@ -113,7 +128,7 @@ def push(
         return
     what = f"is version {version.version}" if is_new else f"is there already, as version {version.version}"
     pointed = f", now the `{alias}`" if alias else ""
-    console.print(f"[bold green]{safe(file)}[/] {what} of the model {safe(name)}{safe(pointed)}.")
+    console.print(f"[bold green]{safe(file or from_mlflow)}[/] {what} of the model {safe(name)}{safe(pointed)}.")
     if not is_new and metrics and metrics != version.metrics:
         say("Its metrics stay as they were; --again makes a new version with these.", "dim", to=console)
     for each in compared:

@@ -154,7 +154,7 @@ def _parity(least: int, certificate: Certificate | None) -> tuple[bool, str]:
             False,
             "there is no certificate: push the version without an alias, then `gridscore parity JOB --model N`",
         )
-    said = f"{certificate.text} on {certificate.at[:16]}, at revision {certificate.revision} of the job"
+    said = f"{certificate.text} ({certificate.at[:16]}, revision {certificate.revision} of the job)"
     if certificate.different:
         return False, f"{said}: {certificate.different:,} differ"
     if certificate.equal < least:
