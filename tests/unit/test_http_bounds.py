@@ -1,8 +1,11 @@
 """What strangers may do to the HTTP source: say nothing, never come to an end, send much that is very small."""
 
 import asyncio
+import logging
+import socket
 import ssl
 
+import httpx
 import pytest
 import trustme
 import uvloop
@@ -68,6 +71,54 @@ def test_handshakes_of_tls_take_places_and_end_in_time(monkeypatch, tmp_path, ca
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_certificate_that_is_renewed_is_in_use_without_a_restart(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(http_tls, "LOOK_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, "gridscore.sources.http")
+    files = {"certificate": tmp_path / "cert.pem", "private_key": tmp_path / "key.pem"}
+
+    def issue():
+        authority = trustme.CA()
+        issued = authority.issue_cert("127.0.0.1")
+        issued.cert_chain_pems[0].write_to_path(files["certificate"])
+        issued.private_key_pem.write_to_path(files["private_key"])
+        trust = ssl.create_default_context()
+        authority.configure_trust(trust)
+        return trust
+
+    async def is_taken(source, trust):
+        async with client(source, verify=trust) as http:
+            try:
+                return (await http.get("/healthz")).status_code == 200
+            except httpx.ConnectError:
+                return False
+
+    before = issue()
+    async with listening(**{name: str(file) for name, file in files.items()}) as source:
+        assert await is_taken(source, before)
+        key = files["private_key"].read_bytes()
+        after = issue()
+        files["private_key"].write_bytes(key)  # half of a renewal: the key is of the one before
+        assert await is_taken(source, before)
+        assert "cannot be used, the one before stays in use: KEY_VALUES_MISMATCH" in caplog.text
+        files["certificate"].unlink()
+        assert await is_taken(source, before)
+        after = issue()
+        assert await is_taken(source, after)
+        host, _, port = source.address.removeprefix("https://").rpartition(":")
+
+        def refuse():
+            with socket.create_connection((host, int(port))) as link, pytest.raises(ssl.SSLCertVerificationError):
+                before.wrap_socket(link, server_hostname=host)
+
+        for _ in range(2):
+            await asyncio.to_thread(refuse)
+        async with asyncio.timeout(20):
+            while "A TLS handshake has failed" not in caplog.text or source._server.connections._addresses:
+                await asyncio.sleep(0.01)
+    assert "has changed and is in use now" in caplog.text
+    assert caplog.text.count("A TLS handshake has failed (not said again): TLSV1_ALERT_UNKNOWN_CA") == 1
 
 
 async def test_the_time_for_a_head_starts_over_with_each_answer(monkeypatch):

@@ -17,7 +17,7 @@ from gridscore.errors import SettingsError, UsageError
 from gridscore.sources.http.connections import Connections
 from gridscore.sources.http.gate import gated
 from gridscore.sources.http.protocol import BoundedHeads
-from gridscore.sources.http.tls import TlsServer
+from gridscore.sources.http.tls import Certificate, TlsServer
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -136,7 +136,8 @@ class _Server(uvicorn.Server):
         # As uvicorn does, but with our own server.
         options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
         make = partial(BoundedHeads, connections=self._connections, **options)
-        self.servers = [TlsServer(each, context, self._connections, make) for each in sockets]  # type: ignore[misc]  # alike
+        certificate = Certificate(context, str(self.config.ssl_certfile), str(self.config.ssl_keyfile))
+        self.servers = [TlsServer(each, certificate, self._connections, make) for each in sockets]  # type: ignore[misc]  # alike
         self.started = True
 
     @contextlib.contextmanager

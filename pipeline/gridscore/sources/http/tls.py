@@ -1,5 +1,7 @@
 """Connections of the HTTP source that begin with TLS: they are counted before their handshake, which ends in time.
 
+A certificate that is renewed is loaded when the next one connects, so nobody has to start the source again.
+
 asyncio's own server makes a protocol only after the handshake. Until then it knows no address, counts nothing, and
 waits for a minute: silent clients could use up all file descriptors of the process.
 """
@@ -7,22 +9,31 @@ waits for a minute: silent clients could use up all file descriptors of the proc
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
+import ssl
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
-    import ssl
     from collections.abc import Callable
 
     from gridscore.sources.http.connections import Connections
     from gridscore.sources.http.protocol import BoundedHeads
+
+_log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 10.0
 """Time for a handshake."""
 
 GOODBYE_SECONDS = 2.0
 """Time for the other side to confirm the end."""
+
+LOOK_SECONDS = 1.0
+"""The files of the certificate are looked at no more often."""
+
+_MOST_SAID = 20  # kinds of failures
 
 _PAUSE_SECONDS = 0.5
 """Pause when no connection can be accepted, for example because too many files are open."""
@@ -39,6 +50,54 @@ class _Handshake:
         self._task.cancel()
 
 
+class Certificate:
+    """The files that a context was made of; it follows them.
+
+    Args:
+        context: Which has loaded them.
+    """
+
+    def __init__(self, context: ssl.SSLContext, certificate: str, private_key: str | None) -> None:
+        self._files = (certificate, private_key)
+        self._known = self._look()
+        self._due = 0.0
+        self.context = context
+
+    def follow(self) -> None:
+        """Load the files again if they have changed; if they are of no use, what was loaded stays."""
+        if (now := time.monotonic()) < self._due:
+            return
+        self._due = now + LOOK_SECONDS
+        known, self._known = self._known, self._look()
+        if self._known == known:
+            return
+        try:
+            # A key of another certificate would spoil the context. No password: nobody is there to be asked.
+            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
+                context.load_cert_chain(*self._files, password="")
+        except OSError as error:  # ssl.SSLError is one
+            why = getattr(error, "reason", None) or error.strerror or error
+            _log.error(
+                "%s or its key has changed and cannot be used, the one before stays in use: %s",
+                self._files[0],
+                why,
+                extra={"action": "certificate_refused"},
+            )
+        else:
+            _log.info("%s has changed and is in use now", self._files[0], extra={"action": "certificate_renewed"})
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        found: list[tuple[int, int, int] | None] = []
+        for each in self._files:
+            try:
+                stat = Path(each or self._files[0]).stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((stat.st_mtime_ns, stat.st_ino, stat.st_size))
+        return found
+
+
 class TlsServer:
     """Listens, in the place of an asyncio.Server.
 
@@ -50,11 +109,12 @@ class TlsServer:
     def __init__(
         self,
         listening: socket.socket,
-        context: ssl.SSLContext,
+        certificate: Certificate,
         connections: Connections,
         make: Callable[[], BoundedHeads],
     ) -> None:
-        self._context, self._connections, self._make = context, connections, make
+        self._certificate, self._connections, self._make = certificate, connections, make
+        self._said: set[str] = set()
         self._listening = listening.dup()  # closed only when nothing waits for it
         self._loop = asyncio.get_running_loop()
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -94,15 +154,23 @@ class TlsServer:
             protocol.handshake = handshake
             return protocol
 
+        self._certificate.follow()
         try:
-            # Closes the socket if it fails.
-            with contextlib.suppress(OSError):
-                await self._loop.connect_accepted_socket(
-                    make,
-                    accepted,
-                    ssl=self._context,
-                    ssl_handshake_timeout=HANDSHAKE_SECONDS,
-                    ssl_shutdown_timeout=GOODBYE_SECONDS,
-                )
+            await self._loop.connect_accepted_socket(
+                make,
+                accepted,
+                ssl=self._certificate.context,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=GOODBYE_SECONDS,
+            )
+        except OSError as error:  # which has closed the socket
+            self._say(error)
         finally:
             self._connections.leave(handshake)
+
+    def _say(self, error: OSError) -> None:
+        """Log what a handshake failed with, each kind once: an alert says what clients think of the certificate."""
+        reason = getattr(error, "reason", None)
+        if reason and reason not in self._said and len(self._said) < _MOST_SAID:
+            self._said.add(reason)
+            _log.warning("A TLS handshake has failed (not said again): %s", reason, extra={"action": "handshake"})
