@@ -156,19 +156,24 @@ def test_errors_neither_fold_in_a_pipe_nor_reach_the_terminal(tmp_path):
     assert r"no\x1b[31m [/bold] file with a name of more than forty letters" in done.stderr.splitlines()[0]
 
 
-@pytest.mark.parametrize(("columns", "width"), [("200", 80), ("60", 60)])
-def test_no_line_is_longer_than_the_terminal_is_wide(columns, width):
+@pytest.mark.parametrize(("columns", "lines"), [("200", "500"), ("100", "30"), ("60", "20")])
+def test_no_line_is_longer_than_the_terminal_is_wide(columns, lines):
     controller, terminal = pty.openpty()
     try:
-        termios.tcsetwinsize(terminal, (24, 80))
+        termios.tcsetwinsize(terminal, (30, 100))
+        shown = "print(console.width, console.height)"
+        script = f"import termios; from gridscore.cli.output import console; {shown}; "
+        script += f"termios.tcsetwinsize(1, (24, 80)); {shown}"
         subprocess.run(
-            [sys.executable, "-c", "from gridscore.cli.output import console; print(console.width, console.height)"],
-            env={**os.environ, "COLUMNS": columns, "LINES": "500", "TERM": "xterm"},
+            [sys.executable, "-c", script],
+            env={**os.environ, "COLUMNS": columns, "LINES": lines, "TERM": "xterm"},
             stdout=terminal,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             check=True,
             timeout=60,
         )
-        assert os.read(controller, 100).split() == [str(width).encode(), b"24"]
+        assert os.read(controller, 100).split() == [b"100", b"30", b"80", b"24"]
     finally:
         os.close(terminal)
         os.close(controller)

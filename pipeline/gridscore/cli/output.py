@@ -37,19 +37,12 @@ _LAST_CELL = 10
 
 
 def _environment(stream: TextIO | None) -> Mapping[str, str]:
-    """Without a width or height that the terminal does not have: lines that wrap push a screen out of sight."""
+    """Without a width and height where a terminal has its own, which changes: a screen that is larger is not seen."""
     try:
-        size = os.get_terminal_size(stream.fileno()) if stream is not None else None
+        known = stream is not None and os.get_terminal_size(stream.fileno()).columns > 0
     except (OSError, ValueError):  # no terminal
-        size = None
-    if size is None or not size.columns:
-        return os.environ
-    most = {"COLUMNS": size.columns, "LINES": size.lines}
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name not in most or (value.isdecimal() and int(value) <= most[name])
-    }
+        known = False
+    return {name: value for name, value in os.environ.items() if not (known and name in ("COLUMNS", "LINES"))}
 
 
 class _Console(Console):
