@@ -80,6 +80,11 @@ class Kafka:
         for answer in admin.delete_records([place]).values():
             answer.result(30)
 
+    def forget_group(self, group: str) -> None:
+        """As Kafka does with the positions of a group that was away for long."""
+        admin = AdminClient(self.common)
+        admin.delete_consumer_groups([group])[group].result(30)
+
     def produce(self, topic: str, messages: list[tuple[Any, Any]], *, partition: int = -1, headers: Any = None) -> None:
         producer = Producer({**self.common, "acks": "all", "queue.buffering.max.messages": 1_000_000})
         failed = []

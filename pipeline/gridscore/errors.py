@@ -36,6 +36,13 @@ class UsageError(GridscoreError):
     exit_code = 2
 
 
+class RefusedError(UsageError):
+    """The other side of a source or sink refuses us: a user, a right, a certificate, a name that it does not have.
+
+    At the start that is for good; later it may pass, so it is tried again for some minutes.
+    """
+
+
 class SettingsError(UsageError):
     """Connection settings are contradictory, misspelt or point to a missing file."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # its own door
 
-from gridscore.errors import GridscoreError
+from gridscore.errors import GridscoreError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +25,8 @@ _Interrupted = type[GridscoreError]
 _Client = TypeVar("_Client")
 
 
-class KafkaRefusedError(GridscoreError):
-    """Kafka refuses what is asked, and will do so again: credentials, a certificate, a topic, a right."""
+class KafkaRefusedError(RefusedError):
+    """Kafka refuses what is asked, and is likely to do so again: credentials, a certificate, a topic, a right."""
 
     exit_code = 3
 
@@ -141,6 +141,16 @@ class Complaints:
             self.trouble = _plain(error)
         self.fatal = self.fatal or error.fatal()
 
+    def raise_refusal(self) -> None:
+        """Raise the refusal, once: one broker of several may have refused us, or Kafka may know us again.
+
+        Raises:
+            KafkaRefusedError: There was one.
+        """
+        refusal, self.refusal = self.refusal, None
+        if refusal is not None:
+            raise refusal
+
     def check(self, interrupted: _Interrupted) -> None:
         """Raise what makes it useless to go on.
 
@@ -148,8 +158,7 @@ class Complaints:
             KafkaRefusedError: Trying again would not heal it.
             GridscoreError: `interrupted`: no broker can be reached.
         """
-        if self.refusal is not None:
-            raise self.refusal
+        self.raise_refusal()
         if self.down or self.fatal:
             self.down = False
             raise interrupted(f"No broker of Kafka can be reached: {self.trouble}")
@@ -210,8 +219,7 @@ class TopicProbe:
         began = time.monotonic()
         while not asked.done():
             self._admin.poll(_POLL_SECONDS)
-            if complaints.refusal is not None:
-                raise complaints.refusal
+            complaints.raise_refusal()
             if complaints.down and time.monotonic() - began > _LEFT_TO_TELL:
                 complaints.check(self._interrupted)
         try:

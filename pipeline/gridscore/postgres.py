@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from gridscore.errors import GridscoreError, UsageError
+from gridscore.errors import GridscoreError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +20,8 @@ ONE_BY_ONE = "SELECT pg_advisory_xact_lock(hashtext('gridscore'));"
 would fail with one error or another, for all of `IF NOT EXISTS` and `OR REPLACE`."""
 
 
-class PostgresError(GridscoreError):
-    """PostgreSQL refuses what was asked of it, and would refuse it again."""
+class PostgresError(RefusedError):
+    """PostgreSQL refuses what was asked of it, and is likely to refuse it again."""
 
     exit_code = 3
 

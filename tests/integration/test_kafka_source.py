@@ -16,6 +16,8 @@ from gridscore.kafka import KafkaRefusedError
 from gridscore.sources.base import SourceInterruptedError
 from gridscore.sources.kafka.settings import KafkaSourceSettings
 from gridscore.sources.kafka.source import KafkaSource
+from gridscore.sources.position import forget_all
+from gridscore.testing import StubCluster
 
 SECONDS = 30
 
@@ -34,8 +36,15 @@ def settings(kafka, topic):
     return make
 
 
-def opened(settings, name="s"):
-    return source_reading.opened(KafkaSource(None, name, settings))
+@pytest.fixture
+async def grid():
+    """Where a source that does not begin at the oldest keeps that it has begun."""
+    async with StubCluster() as cluster:
+        yield await cluster.connect()
+
+
+def opened(settings, name="s", grid=None):
+    return source_reading.opened(KafkaSource(grid, name, settings))
 
 
 def numbered(first, count):
@@ -77,24 +86,47 @@ async def test_poison_alone_moves_the_position_too(kafka, topic, settings):
     assert kafka.committed(topic, "s") == {0: 3}
 
 
-async def test_latest_means_from_now_on_even_after_a_crash_before_the_first_event(kafka, topic, settings):
+async def test_latest_means_from_now_on_even_after_a_crash_before_the_first_event(kafka, topic, settings, grid):
     kafka.produce(topic, numbered(0, 5))
-    async with opened(settings(start="latest")):
+    async with opened(settings(start="latest"), grid=grid):
         pass
     kafka.produce(topic, numbered(5, 3))
-    async with opened(settings(start="latest")) as source:
+    async with opened(settings(start="latest"), grid=grid) as source:
         entries, _ = await read(source, 3)
     assert {text for _, text in entries} == {text for _, text in numbered(5, 3)}
 
 
-async def test_a_time_is_a_start(kafka, topic, settings):
+async def test_a_group_that_kafka_has_lost_passes_nothing_over(kafka, topic, settings, grid, caplog):
+    async with opened(settings(start="latest"), grid=grid) as source:
+        await read_until(source, lambda: kafka.produce(topic, numbered(0, 1)))
+    kafka.produce(topic, numbered(1, 3))
+    await asyncio.to_thread(kafka.forget_group, "s")
+    async with opened(settings(start="latest"), grid=grid) as source:
+        entries, _ = await read(source, 4)
+    assert {text for _, text in entries} >= {text for _, text in numbered(1, 3)}
+    assert "Kafka has lost the positions of the group `s`" in caplog.text
+    # Whoever wants the end again has it forgotten.
+    await asyncio.to_thread(kafka.forget_group, "s")
+    assert await forget_all(grid, "s") == 1
+    async with opened(settings(start="latest"), grid=grid) as source:
+        entries, _ = await read_until(source, lambda: kafka.produce(topic, numbered(9, 1)))
+    assert {text for _, text in entries} == {text for _, text in numbered(9, 1)}
+
+
+async def read_until(source, happens):
+    """What is read of what happens once the source is open."""
+    happens()
+    return await read(source, 1)
+
+
+async def test_a_time_is_a_start(kafka, topic, settings, grid):
     kafka.produce(topic, numbered(0, 5))
     await asyncio.sleep(0.01)  # so that the times differ
     moment = time.time()
     await asyncio.sleep(0.01)
     kafka.produce(topic, numbered(5, 3))
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + f".{int(moment % 1 * 1000):03d}Z"
-    async with opened(settings(start=start)) as source:
+    async with opened(settings(start=start), grid=grid) as source:
         entries, _ = await read(source, 3)
     assert {text for _, text in entries} == {text for _, text in numbered(5, 3)}
 
@@ -204,17 +236,28 @@ async def test_what_goes_wrong_while_it_waits_is_told_by_the_next_read(kafka, to
             _ = [batch async for batch in batches]
 
 
-async def test_what_retention_has_removed_is_counted_and_passed_over(kafka, topic, settings):
+@pytest.mark.parametrize("left", [5, 0])
+async def test_what_retention_has_removed_is_counted_once_and_passed_over(kafka, topic, settings, left):
     kafka.produce(topic, numbered(0, 10), partition=0)
     async with opened(settings()) as source:
         await read(source, 10)
     kafka.produce(topic, numbered(10, 10), partition=0)
-    kafka.delete_records(topic, 0, 15)
-    async with opened(settings()) as source:
-        entries, _ = await read(source, 5)
-        assert source.skipped == 5
-    assert [text for _, text in entries] == [text for _, text in numbered(15, 5)]
+    kafka.delete_records(topic, 0, 20 - left)
+    entries, lost = [], 0
+    async with opened(settings()) as source, aclosing(source.batches()) as batches, asyncio.timeout(SECONDS):
+        async for batch in batches:
+            entries += batch.entries
+            lost += batch.lost
+            await source.acknowledge(batch)
+            if lost and len(entries) == left:
+                break
+    assert lost == 10 - left
+    assert [text for _, text in entries] == [text for _, text in numbered(20 - left, left)]
     assert kafka.committed(topic, "s") == {0: 20}
+    kafka.produce(topic, numbered(20, 1), partition=0)
+    async with opened(settings()) as source, aclosing(source.batches()) as batches, asyncio.timeout(SECONDS):
+        batch = await anext(batches)
+        assert (batch.lost, len(batch.entries)) == (0, 1)
 
 
 async def fails(settings):

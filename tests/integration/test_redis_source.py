@@ -21,6 +21,7 @@ from gridscore.sources.base import SourceInterruptedError
 from gridscore.sources.redis.settings import RedisSourceSettings
 from gridscore.sources.redis.source import RedisSource
 from gridscore.sources.runner import SourceRunner
+from gridscore.testing import StubCluster
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +61,15 @@ def numbers(entries):
     return [json.loads(text)["n"] for _, text in entries]
 
 
-def opened(settings):
-    return source_reading.opened(RedisSource(None, "s", settings))
+@pytest.fixture
+async def grid():
+    """Where a source that begins at the latest keeps that it has begun."""
+    async with StubCluster() as cluster:
+        yield await cluster.connect()
+
+
+def opened(settings, grid=None):
+    return source_reading.opened(RedisSource(grid, "s", settings))
 
 
 async def test_entries_come_in_order_under_their_place_or_under_fields(settings, client, unique):
@@ -78,9 +86,9 @@ async def test_entries_come_in_order_under_their_place_or_under_fields(settings,
     assert [key for key, _ in entries] == [f"ann|{n}" for n in range(5_000)]
 
 
-async def test_a_new_group_begins_where_it_is_told_to(settings, client, unique):
+async def test_a_new_group_begins_where_it_is_told_to(settings, client, unique, grid):
     add(client, f"s-{unique}", range(3))
-    async with opened(settings(start="latest")) as source:
+    async with opened(settings(start="latest"), grid) as source:
         add(client, f"s-{unique}", [3])
         entries, _ = await read(source, 1)
     assert numbers(entries) == [3]
@@ -88,6 +96,25 @@ async def test_a_new_group_begins_where_it_is_told_to(settings, client, unique):
         add(client, f"s-{unique}", [4])
         entries, _ = await read(source, 1)
     assert numbers(entries) == [4]
+
+
+@pytest.mark.parametrize("start", ["oldest", "latest"])
+async def test_a_stream_that_redis_has_lost_with_its_group_is_read_from_its_beginning(
+    settings, client, unique, grid, start, caplog
+):
+    stream = f"s-{unique}"
+    async with opened(settings(start=start), grid) as source:
+        add(client, stream, [1])
+        await read(source, 1)
+        client.delete(stream)  # as FLUSHALL, or a restart without persistence, does
+        add(client, stream, [2, 3])
+        with pytest.raises(SourceInterruptedError):
+            await read(source, 1)
+    async with opened(settings(start=start), grid) as source:
+        add(client, stream, [4])
+        entries, _ = await read(source, 3)
+    assert numbers(entries) == [2, 3, 4]
+    assert ("Redis has lost the group `s`" in caplog.text) == (start == "latest")
 
 
 async def test_what_is_not_acknowledged_comes_again_first_under_the_same_keys(settings, client, unique):

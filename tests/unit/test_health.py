@@ -167,13 +167,51 @@ def test_nothing_committed_though_events_wait():
     assert codes(*moving([0] * 6, rate=0)) == []
 
 
+def hanging(elsewhere, before=0):
+    """Looks at a job one of whose four partitions stands still, and whose others have committed so much a second."""
+    looks = []
+    for at in range(6):
+        moved = position(stamp=at, offset=1000 + at * elsewhere, unread=0 if at else before)
+        looks.append(status([moved, moved, replace(moved, unread=10 + at, offset=100), moved]))
+    return looks
+
+
+def test_one_partition_that_stands_still_though_its_owner_has_time():
+    assert codes(*hanging(elsewhere=50)) == ["stuck"]
+    (finding,) = examine([Look(float(at), each) for at, each in enumerate(hanging(elsewhere=50))])
+    assert finding.text == (
+        "1 partition of 4 stands still: nothing of 2 was committed in 5 s, though 15 events wait there."
+    )
+    assert "who hangs" in finding.advice
+    assert codes(*hanging(elsewhere=50, before=250)) == ["stuck"]  # all that waited elsewhere is done
+    assert codes(*hanging(elsewhere=0)) == ["stuck"]  # and nothing comes elsewhere
+
+
+def test_one_partition_whose_turn_has_not_come_does_not_stand_still():
+    assert codes(*hanging(elsewhere=50, before=251)) == []
+    looks = hanging(elsewhere=50)
+    assert codes(*looks[:5], moving([0] * 6, rate=50)[5]) == []  # at the last look nothing waits
+    went = [replace(each, owner="b") if at == 2 else each for at, each in enumerate(looks[0].positions)]
+    assert codes(replace(looks[0], positions=tuple(went)), *looks[1:]) == []  # it has only just come
+
+
 def test_a_restart_in_between_starts_over():
     before = [replace(each, record=record(revision=1)) for each in moving([50] * 4, rate=0)]
     assert codes(*before, replace(before[-1], record=record(revision=2))) == []
 
 
 def test_a_journal_that_cannot_be_read():
-    assert codes(status(positions=[], lag=None)) == ["no_journal"]
+    unknown = status(positions=[], lag=None, journal_error="The journal of `x` could not be read: time-out.")
+    assert codes(*[unknown] * 6) == ["no_journal"]
+    (finding,) = examine([Look(0.0, unknown)])
+    assert finding.text == (
+        "The journal of `events.flights` cannot be read. The journal of `x` could not be read: time-out."
+    )
+    # One look that did not get an answer says nothing, and the others are judged without it.
+    looks = moving([50] * 6, rate=0)
+    assert codes(status(), unknown) == codes(unknown, status()) == []
+    assert codes(*looks[:3], unknown, *looks[3:]) == ["stuck"]
+    assert codes(*looks, unknown) == ["stuck"]
 
 
 def filling(unread, ring=3690, seconds=1, **changes):

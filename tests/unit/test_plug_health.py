@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from test_health import position, status
 
@@ -27,16 +28,16 @@ def source(name="clicks", *, failure="", dead_letters=0, **figures):
     )
 
 
-def sink(name="alerts", *, unread=0, offset=100, full=0.0, failure="", lost=0, dead_letters=0, **process):
-    process = {"state": "delivering", **process}
-    living = [SinkProcess("a", 1, name, **process)] if process["state"] else []
+def sink(name="alerts", *, unread=0, offset=100, full=0.0, failure="", lost=0, dead_letters=0, killed=False, **process):
+    process = {"id": "a", "state": "delivering", **process}
+    living = [SinkProcess(seen_at=1, sink=name, **process)] if process["state"] else []
     return SinkStatus(
         SinkRecord(name, "kafka", "results.flights", "oldest", "2026-01-01T00:00:00Z", failure),
         unread,
         lost,
         dead_letters,
         0,
-        [position(unread=unread, offset=offset, full=full)],
+        [position(owner="a" if living or killed else "", unread=unread, offset=offset, full=full)],
         living,
     )
 
@@ -77,6 +78,58 @@ def test_a_source_that_cannot_read_is_a_problem_if_it_lasts():
     away = source(state="interrupted", error="the broker is away")
     assert codes(examine_source([away, away])) == ["interrupted"]
     assert codes(examine_source([source(), away])) == []
+    (found,) = examine_source([away])
+    assert (found.text, found.advice) == ("It cannot read now: the broker is away", "It tries again by itself.")
+
+
+def test_what_interrupts_a_source_is_not_blamed_on_the_other_side_if_it_is_the_cluster():
+    cut_off = source(state="interrupted", error="no confirmation", waits_for="the cluster")
+    (found,) = examine_source([cut_off])
+    assert found.text == "It cannot put anything now: no confirmation"
+    assert "Are all members well?" in found.advice
+    away = sink(state="waiting", error="no confirmation", waits_for="the cluster")
+    (found,) = examine_sink([Look(0.0, away)])
+    assert found.text == "It waits for the cluster: no confirmation"
+    assert "Bring it back" not in found.advice
+
+
+def test_what_one_of_several_processes_says_is_not_said_of_all():
+    beside = SourceRecord("b", 1, "clicks", "kafka", "events.flights", state="running", error="old", error_at=9)
+    away = source(state="interrupted", error="the broker is away")
+    (found,) = examine_source([replace(away, processes=[beside, *away.processes])])
+    assert found.text == "1 of its 2 processes cannot read now: the broker is away"
+    starts = source(state="starting")
+    (found,) = examine_source([replace(starts, processes=[beside, *starts.processes])])
+    assert found.text == "1 of its 2 processes is starting: nothing is read yet."
+    one, other = sink(state="waiting", error="away"), sink(id="b")
+    (found,) = examine_sink([Look(0.0, replace(one, processes=[*other.processes, *one.processes]))])
+    assert found.text == "1 of its 2 processes waits for its destination: away"
+
+
+def test_what_never_begins_is_a_problem():
+    assert codes(examine_source([source(state="starting")] * 2)) == ["starting"]
+    assert codes(examine_source([source(state="starting"), source()])) == []
+    assert sink_codes(*[sink(state="starting", unread=5)] * 2) == ["starting"]
+    assert sink_codes(sink(state="starting"), sink()) == []
+
+
+def test_a_source_whose_map_nobody_reads_is_a_problem():
+    nobody = replace(source(), unread={"events.flights"})
+    assert codes(examine_source([nobody] * 2)) == ["no_job"]
+    assert codes(examine_source([nobody, source()])) == []
+    assert codes(examine_source([replace(source(failure="x"), unread={"events.flights"})])) == ["failed"]
+
+
+def test_what_the_other_side_removed_is_a_problem_for_a_day():
+    day = 86_400_000
+    lossy = source(lost=3, lost_at=5)
+    (found,) = examine_source([lossy])
+    assert (found.code, found.level) == ("loss", Level.PROBLEM)
+    assert found.text == "3 events were removed before they were read."
+    later = replace(lossy, processes=[msgspec.structs.replace(each, seen_at=day + 5) for each in lossy.processes])
+    assert codes(examine_source([later])) == []
+    assert codes(examine_source([later]), Level.NOTE) == ["loss"]
+    assert later.to_json()["lost"] == 3
 
 
 def test_a_source_that_waits_for_room_is_worth_a_word():
@@ -113,6 +166,25 @@ def test_a_sink_that_failed_says_why():
     assert sink(failure="no such table").state == "delivering"
     assert sink_codes(sink(failure="no such table")) == []
     assert sink_codes(sink(failure="no such table"), level=Level.NOTE) == ["failed"]
+
+
+def test_a_sink_that_was_killed_is_a_problem():
+    killed = sink(state="", unread=5, killed=True)
+    assert killed.state == "failed"
+    (found,) = examine_sink([Look(0.0, killed)])
+    assert (found.code, found.level) == ("failed", Level.PROBLEM)
+    assert found.text == "It did not stop in order; 5 results wait. Killed, cut off or hanging: a."
+    assert "`gridscore sink forget alerts`" in found.advice
+    assert sink_codes(sink(), killed) == []
+
+
+def test_one_partition_of_a_sink_that_stands_still_is_told():
+    looks = []
+    for at in range(6):
+        stands = sink(unread=5)
+        looks.append(replace(stands, positions=[*stands.positions, position(offset=100 + 10 * at)]))
+    (found,) = examine_sink([Look(float(at), each) for at, each in enumerate(looks)])
+    assert (found.code, found.text[:33]) == ("stuck", "1 partition of 2 stands still: no")
 
 
 def test_a_sink_that_is_stopped_is_a_problem_only_when_results_will_be_lost():
@@ -160,8 +232,9 @@ def test_what_was_lost_or_refused_is_worth_a_word():
     assert sink_codes(sink(lost=3, dead_letters=1), level=Level.NOTE) == ["loss", "dead_letters"]
     full = sink(unread=9, full=0.9)
     assert sink_codes(full, level=Level.NOTE) == ["journal_nearly_full"]
-    unread = SinkStatus(full.record, None, 0, 0, 0, (), full.processes)
+    unread = SinkStatus(full.record, None, 0, 0, 0, (), full.processes, "No answer.")
     assert sink_codes(unread) == ["no_journal"]
+    assert sink_codes(unread, sink()) == sink_codes(sink(), unread) == []
 
 
 def test_findings_come_in_the_order_of_an_events_way():

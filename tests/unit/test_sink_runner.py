@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gridscore.dead_letters.letters import list_letters
-from gridscore.errors import EventsLostError, GridscoreError, JournalMissingError, UsageError
+from gridscore.errors import EventsLostError, GridscoreError, JournalMissingError, RefusedError, UsageError
 from gridscore.grid.records import Records
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.group.lease_records import read_records
@@ -212,6 +212,32 @@ async def test_what_cannot_heal_stops_the_sink_with_its_message():
         with pytest.raises(GridscoreError, match="takes nothing any more"):
             await failure_of(cluster, received)
         assert sum((await offsets(grid)).values()) == 0
+
+
+async def test_a_refusal_of_what_was_allowed_before_is_waited_out_and_then_ends_the_sink(monkeypatch):
+    monkeypatch.setattr(runner_module, "FIRST_PAUSE_SECONDS", 0.01)
+    refusal = RefusedError("The destination refuses the password.", "Look at it.")
+
+    class Refusing(ListSink):
+        async def deliver(self, delivery):
+            if len(received.results) and refusals:
+                raise refusals.pop()
+            return await super().deliver(delivery)
+
+    async with StubCluster() as cluster:
+        grid, received, refusals = await cluster.connect("user"), Received(), [refusal] * 3
+        runner = SinkRunner(grid, "list", "list", SinkSettings(results=MAP), lambda: Refusing(received, "one"))
+        running = asyncio.create_task(runner.run())
+        await put(grid, scores(1))
+        await until(lambda: len(received.results) == 1)
+        await put(grid, scores(1, 1))
+        await until(lambda: len(received.results) == 2)
+        assert (runner.stats.interruptions, runner.stats.waits_for) == (3, "its destination")
+        monkeypatch.setattr("gridscore.job.plugs.patience.PATIENCE_SECONDS", 0.0)
+        refusals.append(refusal)
+        await put(grid, scores(1, 2))
+        with pytest.raises(RefusedError):
+            await asyncio.wait_for(running, 20)
 
 
 async def test_what_is_refused_or_no_result_goes_to_the_dead_letters_and_its_neighbours_are_delivered():

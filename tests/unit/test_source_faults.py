@@ -8,15 +8,20 @@ import pytest
 
 from gridscore.client import producer
 from gridscore.dead_letters.letters import list_letters
+from gridscore.errors import RefusedError
 from gridscore.grid import transport
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import partition_of
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.job.plugs.patience import PATIENCE_SECONDS, Patience
+from gridscore.operations.flow import FlowObserver, History
+from gridscore.sinks.records import register
 from gridscore.sources import runner as runners
 from gridscore.sources.base import Poison
 from gridscore.sources.runner import SourceRunner
 from gridscore.sources.status import FAILED, Publisher, SourceStats, source_statuses
 from gridscore.testing import Fault, StubCluster
-from gridscore.testing.sources import AbortedError, Script
+from gridscore.testing.sources import AbortedError, Script, ScriptedSource
 
 EVENTS = "events.x"
 
@@ -115,6 +120,124 @@ async def test_a_source_that_pauses_has_no_failure_any_more():
                 await asyncio.sleep(0.01)
         publishing.cancel()
         await asyncio.wait({publishing})
+
+
+class Refusing:
+    """Another side that refuses so many times, once it has taken the first batch."""
+
+    def __init__(self, times, error=None):
+        self.left, self.taken = times, 0
+        self.error = error or RefusedError("The other side refuses the password.", "Look at it.")
+
+    async def __call__(self, _batch):
+        if self.taken and self.left:
+            self.left -= 1
+            raise self.error
+        self.taken += 1
+
+
+async def test_a_refusal_of_what_was_allowed_before_is_waited_out():
+    refusing = Refusing(3)
+    script = Script([("a", b"1"), ("b", b"2")], acknowledging=refusing)
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        runner = SourceRunner(client.grid, "test", script.source, kind="script", to=EVENTS)
+        await runner.run()
+        assert (runner.stats.interruptions, runner.stats.waits_for) == (3, "")
+        assert "refuses the password" in runner.stats.error
+        assert script.acknowledged == 2
+
+
+@pytest.mark.parametrize(("patience", "opens"), [(0.0, True), (600.0, False)])
+async def test_a_refusal_for_good_or_from_the_beginning_ends_a_source(monkeypatch, patience, opens):
+    monkeypatch.setattr("gridscore.job.plugs.patience.PATIENCE_SECONDS", patience)
+    script = Script([("a", b"1"), ("b", b"2")], acknowledging=Refusing(3))
+
+    class Closed(ScriptedSource):
+        async def open(self):
+            raise RefusedError("The other side refuses the password.", "Look at it.")
+
+    make = script.source if opens else lambda: Closed(script)
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        with pytest.raises(RefusedError):
+            await SourceRunner(client.grid, "test", make, kind="script", to=EVENTS).run()
+
+
+def test_patience_begins_again_after_a_calm_time():
+    now = 0.0
+    patience = Patience(lambda: now)
+    assert not patience.lasts()
+    patience.opened()
+    assert patience.lasts()
+    while now < PATIENCE_SECONDS - 30:
+        now += 30
+        assert patience.lasts()
+    now += 30
+    assert not patience.lasts()
+    now += 200
+    assert patience.lasts()
+    patience.succeeded()
+    now += 30
+    assert patience.lasts()
+
+
+async def test_what_the_cluster_does_not_confirm_is_said_of_the_cluster():
+    script = Script([("a", b"1"), Script.PAUSE])
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        fault = Fault("indeterminate", applied=False, request="Map.PutAll", map="dead-letters.*", times=10_000)
+        cluster.faults.append(fault)
+        script.items.insert(0, Poison("a:1", "k", b"bad", "it is not an event"))
+        runner = SourceRunner(client.grid, "test", script.source, kind="script", to=EVENTS)
+        running = asyncio.create_task(runner.run())
+        async with asyncio.timeout(20):
+            while runner.stats.state != "interrupted":
+                await asyncio.sleep(0.01)
+        assert runner.stats.waits_for == "the cluster"
+        fault.times = 0
+        runner.stop()
+        await running
+
+
+async def test_what_the_other_side_removed_is_counted_once_it_is_acknowledged():
+    script = Script([("a", b"1"), Script.INTERRUPT, ("b", b"2")])
+
+    class Lossy(ScriptedSource):
+        async def batches(self):
+            async for batch in super().batches():
+                batch.lost = 3
+                yield batch
+
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        runner = SourceRunner(client.grid, "test", lambda: Lossy(script), kind="script", to=EVENTS)
+        await runner.run()
+        assert (runner.stats.lost, runner.stats.lost_at > 0) == (6, True)
+
+
+async def test_a_map_with_a_journal_that_nobody_reads_is_told():
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        maps = {"one": EVENTS, "two": "lookups.x"}
+        publishers = [
+            asyncio.create_task(Publisher(client.grid, SourceStats(name, "script", to, state="running")).run())
+            for name, to in maps.items()
+        ]
+        observer, history = FlowObserver(client.grid), History()
+        async with asyncio.timeout(20):
+            while len((flow := await observer.look()).sources) < 2:
+                await asyncio.sleep(0.01)
+        history.add(flow)
+        found = history.findings()
+        assert [each.code for each in found.sources["one"]] == ["no_job"]
+        assert found.sources["two"] == []
+        await register(client.grid, "archive", "files", SinkSettings(results=EVENTS))
+        history.add(await observer.look())
+        assert history.findings().sources["one"] == []
+        for each in publishers:
+            each.cancel()
+        await asyncio.wait(publishers)
 
 
 async def test_a_flood_of_poison_is_read_only_as_fast_as_it_is_buried():

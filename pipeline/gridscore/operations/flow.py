@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from gridscore.errors import GridError
+from gridscore.grid.capacity import journal_capacity
 from gridscore.grid.heap import HEAP_ADVICE, SLOW, STOP, look_at_heaps
 from gridscore.group.heartbeats import Heartbeats
-from gridscore.job.life import JOBS_MAP
+from gridscore.job.life import JOBS_MAP, OVER
 from gridscore.operations.health import LATE_SECONDS, Finding, Level, Look, examine, is_well, problem, problems_first
 from gridscore.operations.plug_health import examine_sink, examine_source
 from gridscore.operations.sink_status import sink_statuses
@@ -85,6 +87,7 @@ class FlowObserver:
         self._job = job
         self._observer = Observer(grid, job)
         self._sources, self._sinks = Heartbeats(), Heartbeats()
+        self._journals: dict[str, bool] = {}
 
     async def look(self) -> Flow:
         """Look once.
@@ -102,10 +105,34 @@ class FlowObserver:
             job = overview.jobs[0].record.job
             sources = [each for each in sources if job.events in each.maps]
             sinks = [each for each in sinks if each.record.map == job.results]
+        else:
+            sources = await self._with_unread(sources, overview, sinks)
         bad = self._grid.bad_records.all()
         if self._job is not None:
             bad = [each for each in bad if each.key == self._job or each.key.startswith(f"{self._job}/")]
         return Flow(overview, sources, sinks, bad, heaps)
+
+    async def _with_unread(
+        self, sources: Sequence[SourceStatus], overview: Overview, sinks: Sequence[SinkStatus]
+    ) -> list[SourceStatus]:
+        """The sources, told which of their maps have a journal that nobody reads.
+
+        Where a total loss took the jobs along, and workers that knew them were started anew, nothing else shows it.
+        """
+        read = {each.record.job.events for each in overview.jobs if each.record.state not in OVER}
+        read |= {each.record.map for each in sinks}
+        asked = sorted(set[str]().union(*(each.maps for each in sources if each.processes)) - read)
+        unread = {name for name in asked if await self._has_journal(name)}
+        return [replace(each, unread=frozenset(each.maps & unread)) for each in sources]
+
+    async def _has_journal(self, map_name: str) -> bool:
+        """Whether a map has a journal, as far as that can be told."""
+        if map_name not in self._journals:
+            try:
+                self._journals[map_name] = await journal_capacity(self._grid, map_name, most=1) is not None
+            except GridError:
+                return False
+        return self._journals[map_name]
 
 
 @dataclass(frozen=True, slots=True)

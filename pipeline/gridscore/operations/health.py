@@ -14,7 +14,7 @@ from gridscore.job.life import OVER, WANTED, JobState
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from gridscore.operations.status import JobStatus, Position
 
@@ -89,6 +89,15 @@ class _Reader(Protocol):
 
     @property
     def positions(self) -> Sequence[Position]: ...
+
+    @property
+    def living(self) -> Collection[str]: ...
+
+    @property
+    def lag(self) -> int | None: ...
+
+    @property
+    def journal_error(self) -> str: ...
 
 
 _Status_co = TypeVar("_Status_co", bound=_Reader, covariant=True)
@@ -228,11 +237,11 @@ def _orphans(looks: Sequence[Look[JobStatus]]) -> list[int]:
 
 
 def _keeps_up(looks: Sequence[Look[JobStatus]], late_seconds: float) -> list[Finding]:
+    looks = readable(looks)
+    if looks[-1].status.lag is None:
+        return [no_journal(looks, looks[-1].status.record.job.events)]
     first, last = looks[0], looks[-1]
     now = last.status
-    if now.lag is None:
-        text = f"The journal of `{now.record.job.events}` cannot be read."
-        return [problem("no_journal", text, f"`gridscore doctor` checks the cluster for the job {now.record.name}.")]
     found = []
     full = fullest(now.positions)
     more = "More workers, or a larger journal, would give it room."
@@ -241,17 +250,13 @@ def _keeps_up(looks: Sequence[Look[JobStatus]], late_seconds: float) -> list[Fin
     elif full >= NEARLY_FULL:
         text = f"Unread events fill {full:.0%} of a partition's journal: producers have to wait, or events are lost."
         found.append(note("journal_nearly_full", text, more))
-    if last.at - first.at < TREND_SECONDS or not _always(looks, lambda status: status.lag is not None):
+    if last.at - first.at < TREND_SECONDS:
         return found
     lags = [look.status.lag or 0 for look in looks]
-    pairs = list(zip(first.status.positions, now.positions, strict=False))
     rate = committed_between(first.status.positions, now.positions) / (last.at - first.at)
     running = _always(looks, lambda status: bool(status.workers) and status.state == JobState.RUNNING)
-    if lags[0] and lags[-1] and all(before.offset == after.offset for before, after in pairs):
-        if running:
-            waiting = count_text(lags[-1], "event waits", "events wait")
-            text = f"Nothing was committed in {last.at - first.at:.0f} s, though {waiting}."
-            found.append(problem("stuck", text, "The workers' logs say what they wait for."))
+    if running and (text := stands_still(looks, "event")):
+        found.append(problem("stuck", text, "The workers' logs say what they wait for; `gridscore doctor`, who hangs."))
     elif rate > 0 and grows(lags) and lags[-1] / rate > late_seconds:
         text = (
             f"Lag grows: {lags[0]:,} to {lags[-1]:,} events in {last.at - first.at:.0f} s, while {rate:,.0f} a second "
@@ -259,6 +264,54 @@ def _keeps_up(looks: Sequence[Look[JobStatus]], late_seconds: float) -> list[Fin
         )
         found.append(problem("lag", text, "Start more workers: `gridscore worker --processes auto`."))
     return found
+
+
+def readable(looks: Sequence[Look[_Status_co]]) -> Sequence[Look[_Status_co]]:
+    """The looks that could read the journal; the last one if none could."""
+    return [look for look in looks if look.status.lag is not None] or looks[-1:]
+
+
+def no_journal(looks: Sequence[Look[_Reader]], map_name: str) -> Finding:
+    """The finding about a journal that could not be read at any look."""
+    text = f"The journal of `{map_name}` cannot be read. {looks[-1].status.journal_error}"
+    return problem("no_journal", text.rstrip(), "`gridscore doctor` checks the cluster.")
+
+
+def stands_still(looks: Sequence[Look[_Reader]], what: str) -> str:
+    """What to say of partitions of which nothing was committed, though entries waited and their owner had time.
+
+    An owner that works off a backlog comes to a partition when it is its turn. So it counts only once what the owner
+    has committed elsewhere is as much as waited there at first.
+    """
+    rows = [look.status.positions for look in looks]
+    first, now = rows[0], rows[-1]
+    alive = set(looks[0].status.living).intersection(*(look.status.living for look in looks[1:]))
+    still = {
+        partition
+        for partition, last in enumerate(now)
+        if last.owner in alive
+        and all(
+            partition < len(row)
+            and row[partition].unread
+            and (row[partition].owner, row[partition].offset) == (last.owner, last.offset)
+            for row in rows
+        )
+    }
+    for owner in {now[partition].owner for partition in still}:
+        others = [
+            each for each in range(len(now)) if now[each].owner == owner and each not in still and each < len(first)
+        ]
+        done = committed_between([first[each] for each in others], [now[each] for each in others])
+        if done < sum(first[each].unread for each in others):
+            still = {partition for partition in still if now[partition].owner != owner}
+    if not still:
+        return ""
+    waits = sum(now[partition].unread for partition in still)
+    waiting, seconds = count_text(waits, f"{what} waits", f"{what}s wait"), looks[-1].at - looks[0].at
+    if committed_between(first, now):
+        stand = count_text(len(still), f"partition of {len(now)} stands", f"partitions of {len(now)} stand")
+        return f"{stand} still: nothing of {min(still)} was committed in {seconds:.0f} s, though {waiting} there."
+    return f"Nothing was committed in {seconds:.0f} s, though {waiting}."
 
 
 def committed_between(before: Sequence[Position], after: Sequence[Position]) -> int:

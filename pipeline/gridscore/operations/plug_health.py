@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gridscore.grid.heap import HEAP_ADVICE, MEASURE_ADVICE
+from gridscore.job.plugs.base import CLUSTER
 from gridscore.operations.health import (
     LATE_SECONDS,
     NEARLY_FULL,
@@ -14,19 +15,25 @@ from gridscore.operations.health import (
     committed_between,
     fullest,
     grows,
+    no_journal,
     note,
     problem,
     problems_first,
+    readable,
     runs_out,
+    stands_still,
 )
 from gridscore.sources.status import FAILED
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TypeVar
 
-    from gridscore.operations.sink_status import SinkStatus
-    from gridscore.sources.status import SourceStatus
+    from gridscore.operations.sink_status import SinkProcess, SinkStatus
+    from gridscore.sources.status import SourceRecord, SourceStatus
+
+    _Process = TypeVar("_Process", SinkProcess, SourceRecord)
 
 
 def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
@@ -38,18 +45,25 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
     now, found = looks[-1], []
     states = {look.state for look in looks}
     if now.failure is not None:
-        where = f"{now.failure.host}, process {now.failure.pid}" if now.failure.host else "somewhere"
+        place = f"{now.failure.host}, process {now.failure.pid}" if now.failure.host else "somewhere"
         forget = f"`gridscore source forget {now.name}` takes it off the list." if now.state == FAILED else ""
-        found.append(_failed(f" ({where}): {now.failure.error}", forget))
+        found.append(_failed(f" ({place}): {now.failure.error}", forget))
     if states == {"interrupted"}:
-        text = f"It cannot read now: {now.error}"
-        found.append(problem("interrupted", text, "It tries again by itself, for as long as it takes."))
+        said, where = _of(now.processes, "interrupted", "cannot", "cannot")
+        reads = "put anything" if where.waits_for == CLUSTER else "read"
+        text = f"{said} {reads} now: {where.error}"
+        found.append(problem("interrupted", text, f"{_cause(where.waits_for)}It tries again by itself."))
+    elif states == {"starting"}:
+        said, _ = _of(now.processes, "starting", "is", "are")
+        text = f"{said} starting: nothing is read yet."
+        found.append(problem("starting", text, "If this lasts, its log says what it waits for."))
     elif states == {"paused"}:
         advice = (
             f"Fix the cause, for example by starting it with the right format. It goes on once dead letters are gone: "
             f"`gridscore dead-letters list {now.name}` says why each is, `purge` or `replay` makes room."
         )
-        found.append(problem("paused", f"It reads nothing. Paused: {now.waiting}.", advice))
+        said, where = _of(now.processes, "paused", "reads", "read")
+        found.append(problem("paused", f"{said} nothing. Paused: {where.waiting}.", advice))
     elif states == {"waiting"} and all(look.waiting.startswith("waiting for memory") for look in looks):
         # It waits like this only after a collection that has left the heap as full.
         advice = f"Nothing is lost: it goes on when the member has room. {HEAP_ADVICE}"
@@ -57,6 +71,16 @@ def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
     elif states == {"waiting"}:
         advice = f"Nothing is lost: {_outlook(now.waiting)}"
         found.append(note("waiting", f"It waits for room: {now.waiting}.", advice))
+    if now.processes and (unread := set(now.unread).intersection(*(look.unread for look in looks))):
+        names = ", ".join(f"`{name}`" for name in sorted(unread))
+        text = f"No job or sink reads {names}: what is put there is overwritten in its journal, unread."
+        advice = "Submit the job, or submit it again: if the cluster has lost everything, its jobs are gone, too."
+        found.append(problem("no_job", text, advice))
+    if now.lost:
+        them = "was removed before it was" if now.lost == 1 else "were removed before they were"
+        text = f"{count_text(now.lost, 'event')} {them} read."
+        advice = "A longer retention where it reads keeps more. It stays a problem for a day, or until it is restarted."
+        found.append((problem if now.lost_lately else note)("loss", text, advice))
     if now.dead_letters:
         text = f"{count_text(now.dead_letters, 'dead letter')}: what it read and could not take as an event."
         found.append(note("dead_letters", text, _says_why(now.name)))
@@ -69,6 +93,18 @@ def _failed(what: str, forget: str) -> Finding:
     if not forget:
         return note("failed", f"One of its processes has failed{what}", advice)
     return problem("failed", f"It has failed{what}", f"{advice} {forget}")
+
+
+def _of(processes: Sequence[_Process], state: str, one: str, several: str) -> tuple[str, _Process]:
+    """Who is in a state, with the verb: all of it, or some of its processes; and the first of them."""
+    those = [each for each in processes if each.state == state]
+    if len(those) == len(processes):
+        return f"It {one}", those[0]
+    return f"{len(those)} of its {len(processes)} processes {one if len(those) == 1 else several}", those[0]
+
+
+def _cause(waits_for: str) -> str:
+    return "Are all members well? `gridscore doctor` looks. " if waits_for == CLUSTER else ""
 
 
 def _says_why(name: str) -> str:
@@ -93,15 +129,13 @@ def examine_sink(looks: Sequence[Look[SinkStatus]], *, late_seconds: float = LAT
     now = looks[-1].status
     name, found = now.record.name, []
     if now.record.error:
-        forget = f"`gridscore sink forget {name}` takes it off the list, and its offsets with it."
-        found.append(_failed(f": {now.record.error}", "" if now.processes else forget))
-    if now.lag is None:
-        text = f"The journal of `{now.record.map}` cannot be read."
-        found.append(problem("no_journal", text, "Does the map have one? See `gridscore doctor`."))
+        found.append(_failed(f": {now.record.error}", "" if now.processes else _forget_sink(name)))
+    if all(look.status.lag is None for look in looks):
+        found.append(no_journal(looks, now.record.map))
     elif all(not look.status.processes for look in looks):
         found += _stopped(looks)
     else:
-        found += _keeps_up(looks, late_seconds)
+        found += _keeps_up(readable(looks), late_seconds)
     if now.lost:
         text = (
             f"{count_text(now.lost, 'result')} {'was' if now.lost == 1 else 'were'} overwritten before they were read"
@@ -111,6 +145,10 @@ def examine_sink(looks: Sequence[Look[SinkStatus]], *, late_seconds: float = LAT
         text = f"{count_text(now.dead_letters, 'dead letter')}: results that its destination refuses."
         found.append(note("dead_letters", text, _says_why(name)))
     return problems_first(found)
+
+
+def _forget_sink(name: str) -> str:
+    return f"`gridscore sink forget {name}` takes it off the list, and its offsets with it."
 
 
 def _stopped(looks: Sequence[Look[SinkStatus]]) -> list[Finding]:
@@ -123,18 +161,30 @@ def _stopped(looks: Sequence[Look[SinkStatus]]) -> list[Finding]:
         return [problem("journal_full", f"{text}overwritten next.", "Start it: the same command, again.")]
     if now.record.error:
         return []  # said already
+    if now.vanished:
+        text = f"It did not stop in order{waiting}. Killed, cut off or hanging: {', '.join(now.vanished)}."
+        return [problem("failed", text, f"Start it: the same command, again. {_forget_sink(now.record.name)}")]
     return [note("stopped", f"It is not running{waiting}.", "The same command, given again, continues.")]
 
 
 def _keeps_up(looks: Sequence[Look[SinkStatus]], late_seconds: float) -> list[Finding]:
     first, last = looks[0], looks[-1]
     now, found = last.status, []
-    if all(look.status.state == "paused" for look in looks):
+    states = {look.status.state for look in looks}
+    if states == {"paused"}:
         advice = f"Fix the cause; `gridscore dead-letters replay {now.record.name} --all`, or `purge`, makes room."
-        found.append(problem("paused", f"It delivers nothing. {now.error}", advice))
-    if all(look.status.state == "waiting" for look in looks):
-        advice = "Bring it back. The sink tries again by itself; results wait in the journal meanwhile."
-        found.append(problem("away", f"It waits for its destination: {now.error}", advice))
+        said, where = _of(now.processes, "paused", "delivers", "deliver")
+        found.append(problem("paused", f"{said} nothing. {where.error}", advice))
+    elif states == {"waiting"}:
+        said, where = _of(now.processes, "waiting", "waits", "wait")
+        advice = _cause(where.waits_for) or "Bring it back. "
+        advice = f"{advice}The sink tries again by itself; results wait in the journal meanwhile."
+        found.append(problem("away", f"{said} for {where.waits_for or 'its destination'}: {where.error}", advice))
+    elif states == {"starting"}:
+        said, _ = _of(now.processes, "starting", "is", "are")
+        found.append(
+            problem("starting", f"{said} starting: nothing is delivered yet.", "Its log says what it waits for.")
+        )
     more = "More processes, or a larger journal."
     if forecast := runs_out(looks, "result", more):
         found.append(forecast)
@@ -142,15 +192,19 @@ def _keeps_up(looks: Sequence[Look[SinkStatus]], late_seconds: float) -> list[Fi
         text = f"What waits fills {full:.0%} of a partition's journal: the oldest results are overwritten next."
         found.append(note("journal_nearly_full", text, more))
     seconds = last.at - first.at
-    if found or seconds < TREND_SECONDS or any(not look.status.lag for look in looks):
+    if found or seconds < TREND_SECONDS:
         return found
     lags = [look.status.lag or 0 for look in looks]
     rate = committed_between(first.status.positions, now.positions) / seconds
-    if not rate:
-        waiting = count_text(lags[-1], "result waits", "results wait")
+    text = stands_still(looks, "result")
+    if not text and not rate and all(lags):  # those who live own nothing
+        text = (
+            f"Nothing was committed in {seconds:.0f} s, though {count_text(lags[-1], 'result waits', 'results wait')}."
+        )
+    if text:
         advice = "Does its destination answer? The log of its processes says what they wait for."
-        return [problem("stuck", f"Nothing was committed in {seconds:.0f} s, though {waiting}.", advice)]
-    if grows(lags) and lags[-1] / rate > late_seconds:
+        return [problem("stuck", text, advice)]
+    if rate and grows(lags) and lags[-1] / rate > late_seconds:
         text = (
             f"Lag grows: {lags[0]:,} to {lags[-1]:,} results in {seconds:.0f} s, while {rate:,.0f} a second were "
             f"delivered; working it off would take {lags[-1] / rate:,.0f} s."

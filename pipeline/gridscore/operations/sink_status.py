@@ -19,7 +19,7 @@ from gridscore.operations.status import positions
 from gridscore.sinks.records import PROCESSES_MAP, all_sinks, find_sink, group_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from gridscore.grid import Grid
     from gridscore.operations.status import Position
@@ -31,7 +31,9 @@ class SinkProcess(msgspec.Struct, frozen=True):
 
     Attributes:
         seen_at: When it was written, in milliseconds of its clock.
-        state: `starting`, `delivering`, `waiting` (for its destination) or `paused` (no room for dead letters).
+        state: `starting`, `delivering`, `waiting` (for its destination, or the cluster) or `paused` (no room for dead
+            letters).
+        waits_for: What it waits for.
     """
 
     id: Word
@@ -42,6 +44,7 @@ class SinkProcess(msgspec.Struct, frozen=True):
     began_at: Count = 0
     state: Word = ""
     error: Word = ""
+    waits_for: Word = ""
     delivered: Count = 0
     rate: Figure = 0.0
     filtered: Count = 0
@@ -62,6 +65,7 @@ class SinkStatus:
         rescans: Partitions that wait for a rescan.
         positions: Partition by partition; empty if the journal cannot be read.
         processes: Those that live.
+        journal_error: Why the journal cannot be read; empty if it can.
     """
 
     record: SinkRecord
@@ -71,12 +75,26 @@ class SinkStatus:
     rescans: int
     positions: Sequence[Position]
     processes: Sequence[SinkProcess]
+    journal_error: str = ""
+
+    @property
+    def living(self) -> Collection[str]:
+        """Identities of its processes."""
+        return {process.id for process in self.processes}
+
+    @property
+    def vanished(self) -> list[str]:
+        """Processes that hold partitions still, if none lives: they did not stop in order."""
+        return [] if self.processes else sorted({position.owner for position in self.positions} - {""})
 
     @property
     def state(self) -> str:
-        """`waiting` if any process waits; `stopped` if none lives, `failed` if an error has stopped the last one."""
+        """`waiting` if any process waits.
+
+        If none lives: `failed` if an error has stopped the last one, or it did not stop in order; else `stopped`.
+        """
         states = {process.state for process in self.processes}
-        none = "failed" if self.record.error else "stopped"
+        none = "failed" if self.record.error or self.vanished else "stopped"
         return next((state for state in ("paused", "waiting", "delivering", "starting") if state in states), none)
 
     @property
@@ -92,7 +110,7 @@ class SinkStatus:
     @property
     def partitions(self) -> int:
         """Partitions that a living process owns."""
-        living = {process.id for process in self.processes}
+        living = self.living
         return sum(1 for position in self.positions if position.owner in living)
 
     @property
@@ -110,6 +128,7 @@ class SinkStatus:
             "error": self.error,
             "failed_at": self.record.failed_at,
             "lag": self.lag,
+            "journal_error": self.journal_error,
             "rate": self.rate,
             "delivered": self.delivered,
             "lost": self.lost,
@@ -127,7 +146,7 @@ async def sink_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> lis
     found = []
     for record in await all_sinks(grid):
         leases = await read_records(grid, group_of(record.name))
-        known = await positions(grid, record.subscription, leases)
+        known, journal_error = await positions(grid, record.subscription, leases)
         found.append(
             SinkStatus(
                 record=record,
@@ -137,6 +156,7 @@ async def sink_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> lis
                 rescans=len(rescan.requests_of(group_of(record.name), requests)),
                 positions=known or (),
                 processes=[process for process in processes if process.sink == record.name],
+                journal_error=journal_error,
             )
         )
     return found

@@ -28,7 +28,7 @@ from gridscore.models.certificates import certificates_of
 from gridscore.scoring.stats import subscription_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from gridscore.grid import Grid
     from gridscore.group.lease_records import LeaseRecord
@@ -181,6 +181,7 @@ class JobStatus:
         commit_age: Seconds since the last commit of any worker; None if there was none.
         idle_workers: Living workers that do not score for it.
         certificate: The last parity certificate of this revision and a version in use; None if there is none.
+        journal_error: Why the journal cannot be read; empty if it can.
     """
 
     record: JobRecord
@@ -198,6 +199,12 @@ class JobStatus:
     commit_age: float | None = None
     idle_workers: int = 0
     certificate: Certificate | None = None
+    journal_error: str = ""
+
+    @property
+    def living(self) -> Collection[str]:
+        """Workers that score for it."""
+        return self.figures
 
     @property
     def state(self) -> JobState:
@@ -249,6 +256,7 @@ class JobStatus:
             "workers": self.workers,
             "partitions": self.partitions,
             "lag": self.lag,
+            "journal_error": self.journal_error,
             **self.totals,
             "latency_ms": self.latency_ms,
             "commit_age": self.commit_age,
@@ -323,7 +331,7 @@ async def acknowledge(grid: Grid, status: JobStatus, names: Sequence[str] = _LOS
 
 async def lag(grid: Grid, record: JobRecord) -> tuple[int | None, int]:
     """Unread events of a job (None if its journal cannot be read), and how many partitions have an owner."""
-    known = await positions(grid, subscription_of(record), await read_records(grid, record.name))
+    known, _ = await positions(grid, subscription_of(record), await read_records(grid, record.name))
     if known is None:
         return None, 0
     return sum(position.unread for position in known), sum(1 for position in known if position.owner)
@@ -378,17 +386,18 @@ class _Shared:
 
 async def positions(
     grid: Grid, subscription: Subscription, leases: Mapping[int, LeaseRecord]
-) -> tuple[Position, ...] | None:
-    """The position of each partition of a group, given its leases; None if the journal cannot be read."""
+) -> tuple[tuple[Position, ...] | None, str]:
+    """The position of each partition of a group, given its leases; or None, and why its journal cannot be read."""
     journal = Journal(grid, subscription.map)
     try:
         bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
-    except GridError:
-        return None
-    return tuple(
+    except GridError as error:
+        return None, error.message
+    known = tuple(
         _position(subscription, leases.get(partition), oldest, newest, journal.ring)
         for partition, (oldest, newest) in enumerate(bounds)
     )
+    return known, ""
 
 
 def _position(
@@ -416,7 +425,7 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
     name = record.name
     mine = {worker.id: worker.jobs[name] for worker in workers if name in worker.jobs}
     leases = await read_records(grid, name)
-    known = await positions(grid, subscription_of(record), leases)
+    known, journal_error = await positions(grid, subscription_of(record), leases)
     totals: dict[str, float] = {key: sum(getattr(each, key) for each in mine.values()) for key in _COUNTERS}
     totals["rebalances"] = max((each.rebalances for each in mine.values()), default=0)
     # From the leases, which outlive the workers that counted.
@@ -445,4 +454,5 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
         commit_age=min(ages, default=None),
         idle_workers=len(workers) - len(mine),
         certificate=shared.certificate_of(record, versions),
+        journal_error=journal_error,
     )

@@ -170,12 +170,14 @@ class SinkStats(GroupStats):
 
     Attributes:
         error: Why it waits or pauses; empty if it does not.
+        waits_for: What it waits for, or waited for last.
         filtered: Results that were filtered out.
         interruptions: How often its destination could not be reached.
     """
 
     state: str = STARTING
     error: str = ""
+    waits_for: str = ""
     deliveries: int = 0
     filtered: int = 0
     interruptions: int = 0
@@ -185,6 +187,7 @@ class SinkStats(GroupStats):
         return {
             **{name: getattr(self, name) for name in ("state", *_COUNTERS, "partitions", "committed_at")},
             "error": self.error[:MOST_SHOWN],
+            "waits_for": self.waits_for,
             "delivered": self.events,
             "rate": round(self.rate(), 1),
             "dead_letters": self.dead,

@@ -24,7 +24,7 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.dead_letters.letters import Rejected, letter
 from gridscore.dead_letters.writer import COUNT_SECONDS, LetterWriter, Limits
-from gridscore.errors import ClusterReplacedError, GridscoreError, first_of
+from gridscore.errors import ClusterReplacedError, GridscoreError, RefusedError, first_of
 from gridscore.grid import transport
 from gridscore.group.fence import Fence
 from gridscore.group.group import Group
@@ -32,7 +32,9 @@ from gridscore.group.leases import LEASE_SECONDS
 from gridscore.group.members import Members, Membership, new_identity
 from gridscore.group.offsets import Write
 from gridscore.group.rescan import Rescanner
+from gridscore.job.plugs.base import CLUSTER
 from gridscore.job.plugs.environment import Hidden, from_environment
+from gridscore.job.plugs.patience import Patience
 from gridscore.sinks.base import KINDS, Delivery, SinkInterruptedError
 from gridscore.sinks.changes import PartitionChanges
 from gridscore.sinks.collector import Collector, cut
@@ -116,7 +118,8 @@ class SinkRunner:
         limits = Limits(settings.max_dead_letters, settings.max_dead_letter_bytes)
         self._letters = LetterWriter(grid, name, limits, share=lambda: len(self.group.held) / grid.partition_count)
         self._pace = _Pace(lease_seconds)
-        self._pauses = _Pauses(name, self.stats, self._hidden)  # of deliveries
+        self._patience = Patience(grid.clock)
+        self._pauses = self._new_pauses()  # of deliveries
         self._sink: Sink | None = None
         self._calling = asyncio.Lock()
         self._tried = grid.clock()  # when the destination was last called
@@ -175,7 +178,7 @@ class SinkRunner:
             _log.debug("%s: its last error could not be noted: %s", self.name, problem)
 
     async def _open(self) -> None:
-        pauses = _Pauses(self.name, self.stats, self._hidden)
+        pauses = self._new_pauses()
         while True:
             sink = self._make()
             if hasattr(sink, "identity"):
@@ -193,6 +196,7 @@ class SinkRunner:
             else:
                 self._sink = sink
                 self.stats.state = DELIVERING
+                self._patience.opened()
                 pauses.over()
                 return
 
@@ -225,7 +229,15 @@ class SinkRunner:
 
     def _may_heal(self, error: Exception) -> bool:
         """Whether a retry may help: the destination is away, or the cluster does not answer."""
+        if isinstance(error, RefusedError):
+            return self._patience.lasts()
         return isinstance(error, SinkInterruptedError) or self._grid.may_recover_from(error)
+
+    def _waits_for(self, error: Exception) -> str:
+        return CLUSTER if self._grid.may_recover_from(error) else "its destination"
+
+    def _new_pauses(self) -> _Pauses:
+        return _Pauses(self.name, self.stats, self._hidden, self._waits_for)
 
     # ------------------------------------------------------------------ the way of a delivery
 
@@ -346,6 +358,7 @@ class SinkRunner:
                 continue
             if sent:
                 self._tried = clock()
+                self._patience.succeeded()
                 pauses.over()
             self._pace.done(now, seconds=clock() - began, most=self._opened.max_results)
             for part in now.values():
@@ -423,7 +436,7 @@ class SinkRunner:
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Call until the destination is there and the cluster answers."""
-        pauses = _Pauses(self.name, self.stats, self._hidden)
+        pauses = self._new_pauses()
         while True:
             try:
                 async with self._calling:
@@ -469,12 +482,17 @@ def _count(parts: Mapping[int, Part]) -> int:
 
 
 class _Pauses:
-    """Growing pauses between attempts, and what is logged of them."""
+    """Growing pauses between attempts, and what is said of them.
 
-    def __init__(self, name: str, stats: SinkStats, hidden: Hidden) -> None:
+    Args:
+        waits_for: Says what an error has us wait for.
+    """
+
+    def __init__(self, name: str, stats: SinkStats, hidden: Hidden, waits_for: Callable[[Exception], str]) -> None:
         self._hidden = hidden
         self._name = name
         self._stats = stats
+        self._waits_for = waits_for
         self._seconds = 0.0
         self._said = ""
 
@@ -487,12 +505,12 @@ class _Pauses:
 
     def say(self, error: Exception) -> None:
         """An attempt has failed."""
-        text = self._hidden.hide(str(error) or type(error).__name__)
-        self._stats.state, self._stats.error = WAITING, text
-        self._stats.interruptions += 1
+        text, stats = self._hidden.hide(str(error) or type(error).__name__), self._stats
+        stats.state, stats.error, stats.waits_for = WAITING, text, self._waits_for(error)
+        stats.interruptions += 1
         if text != self._said:
             self._said = text
-            _log.warning("%s: waiting for its destination: %s", self._name, text, extra={"action": "interrupted"})
+            _log.warning("%s: waiting for %s: %s", self._name, stats.waits_for, text, extra={"action": "interrupted"})
 
     def over(self) -> None:
         """An attempt has succeeded."""

@@ -60,6 +60,7 @@ class Batch:
         position: For the source itself: what `acknowledge` needs to know.
         map_name: The map to put them into, if it is not the source's `to`. A source that names maps must have checked
             that its settings allow them.
+        lost: Events before these that the other side removed before they were read.
         withdraw: Set by the runner for a pushed batch: drops the entries that are not under way yet, and refuses it.
     """
 
@@ -67,6 +68,7 @@ class Batch:
     poison: Sequence[Poison] = field(default_factory=tuple)
     position: Any = None
     map_name: str | None = None
+    lost: int = 0
     withdraw: Callable[[], None] | None = None
 
 

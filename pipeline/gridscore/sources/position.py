@@ -6,6 +6,7 @@ an error; otherwise each would skip what the other has read.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -111,6 +112,30 @@ class Positions:
 
     def _key(self, item: str) -> str:
         return f"{self.source}/{item}"  # the name of a source has no slash
+
+
+class Beginning:
+    """Whether a source has begun to read something whose position the other side keeps, and may lose.
+
+    Then it goes on from what is there. To begin at the end again, as for the first time, would skip what came since.
+    """
+
+    def __init__(self, grid: Grid, source: str, item: str) -> None:
+        self._positions = Positions(grid, source)
+        self._item = item
+        self._known = False
+
+    async def known(self) -> bool:
+        """Whether any process of the source has begun."""
+        self._known = await self._positions.get(self._item) is not None
+        return self._known
+
+    async def note(self) -> None:
+        """It has begun; call `known` before."""
+        if not self._known:
+            with contextlib.suppress(PositionTakenError):  # by another process of it, just now
+                await self._positions.move(self._item, {"begun": True})
+            self._known = True
 
 
 async def forget_all(grid: Grid, source: str) -> int:

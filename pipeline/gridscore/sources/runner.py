@@ -33,8 +33,10 @@ from gridscore.client.producer import Producer
 from gridscore.client.producer_queue import WithdrawnError
 from gridscore.dead_letters.letters import letter_of_source, owner_of
 from gridscore.dead_letters.writer import COUNT_SECONDS, DEFAULT_LIMITS, LetterWriter, Limits
-from gridscore.errors import BackPressureError, GridscoreError, UsageError
+from gridscore.errors import BackPressureError, GridscoreError, RefusedError, UsageError
+from gridscore.job.plugs.base import CLUSTER
 from gridscore.job.plugs.environment import Hidden, from_environment
+from gridscore.job.plugs.patience import Patience
 from gridscore.job.types import seconds_of
 from gridscore.sources.base import KINDS, Poison, PushedSource, SourceInterruptedError, name_of
 from gridscore.sources.status import FAILED, Publisher, SourceStats
@@ -126,6 +128,7 @@ class SourceRunner:
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._said = ""
+        self._patience = Patience(grid.clock)
         self._acknowledged = 0  # batches of this attempt
         self._settling: set[asyncio.Task[None]] = set()  # pushed batches that are under way
         self._room = asyncio.Semaphore(UNDER_WAY)
@@ -196,6 +199,8 @@ class SourceRunner:
             )
 
     def _may_heal(self, error: Exception) -> bool:
+        if isinstance(error, RefusedError):
+            return self._patience.lasts()
         return isinstance(error, SourceInterruptedError) or self._grid.may_recover_from(error)
 
     async def _pause(self, error: Exception, failures: int) -> None:
@@ -215,6 +220,7 @@ class SourceRunner:
         stats.interruptions += 1
         stats.failed(text)
         stats.state = "interrupted"
+        stats.waits_for = CLUSTER if self._grid.may_recover_from(error) else ""
         if text != self._said:
             self._said = text
             _log.warning("%s: %s: %s", self.name, what, text, extra={"action": "source_interrupted"})
@@ -239,6 +245,7 @@ class SourceRunner:
         try:
             if not await self._unless_stopped(source.open(), stopping):
                 return
+            self._patience.opened()
             self._pause_for("")
             self._going_on()
             if isinstance(source, PushedSource):
@@ -407,7 +414,9 @@ class SourceRunner:
 
     def _count(self, each: _UnderWay) -> None:
         self._acknowledged += 1
+        self._patience.succeeded()
         self.stats.events += each.taken.count
+        self.stats.lose(each.batch.lost)
         self.stats.poison += len(each.poison)
 
     async def _begin_burial(self, poison: Sequence[Poison], to: str) -> asyncio.Task[int]:

@@ -27,7 +27,7 @@ from gridscore.job.plugs.base import MAX_FURTHER_MAPS
 from gridscore.sources.position import forget_all
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from gridscore.grid import Grid
     from gridscore.grid.records import Record
@@ -40,6 +40,9 @@ FORGET_SECONDS = 60.0
 
 FAILED = "failed"
 """State of a source that has stopped for good: a retry would not help."""
+
+LOST_SECONDS = 86_400.0
+"""How long losses are a problem."""
 
 FAILED_SECONDS = 86_400.0
 """How long a source that failed is shown, unless it runs again or is forgotten."""
@@ -69,6 +72,9 @@ class SourceRecord(msgspec.Struct, frozen=True):
         interruptions: How often it had to try again.
         error: The last one, which may be over.
         error_at: When that was, in milliseconds of its clock; 0 if never.
+        waits_for: Who has interrupted it: `the cluster`, or else the other side.
+        lost: Events that the other side removed before they were read, since it began, as far as it can tell.
+        lost_at: When that was noticed last, as `error_at`.
     """
 
     id: Word
@@ -89,6 +95,9 @@ class SourceRecord(msgspec.Struct, frozen=True):
     error: Word = ""
     error_at: Count = 0
     also: Annotated[tuple[Word, ...], msgspec.Meta(max_length=MAX_FURTHER_MAPS)] = ()
+    waits_for: Word = ""
+    lost: Count = 0
+    lost_at: Count = 0
 
 
 @dataclass(slots=True)
@@ -107,11 +116,19 @@ class SourceStats:
     error: str = ""
     error_at: int = 0
     also: Sequence[str] = ()
+    waits_for: str = ""
+    lost: int = 0
+    lost_at: int = 0
     _marks: deque[tuple[float, int]] = field(default_factory=deque)
 
     def failed(self, error: str) -> None:
         """Note the last error."""
         self.error, self.error_at = error, int(time.time() * 1000)
+
+    def lose(self, count: int) -> None:
+        """Count what was removed before it was read."""
+        if count:
+            self.lost, self.lost_at = self.lost + count, int(time.time() * 1000)
 
     def rate(self) -> float:
         """Events per second since some seconds ago, or since the first call; call it about once a second."""
@@ -187,6 +204,9 @@ class Publisher:
             error=stats.error[:1000],
             error_at=stats.error_at,
             also=tuple(stats.also),
+            waits_for=stats.waits_for,
+            lost=stats.lost,
+            lost_at=stats.lost_at,
         )
 
     async def _sweep(self) -> None:
@@ -219,12 +239,14 @@ class SourceStatus:
         processes: Those that live.
         failure: The record of the last one that failed, if none has run since.
         dead_letters: Those in the grid.
+        unread: Those of its maps that have a journal which no job or sink reads, as far as it was looked for.
     """
 
     name: str
     processes: Sequence[SourceRecord]
     failure: SourceRecord | None
     dead_letters: int
+    unread: Collection[str] = ()
 
     @property
     def kind(self) -> str:
@@ -265,6 +287,16 @@ class SourceStatus:
         return sum(process.poison for process in self.processes)
 
     @property
+    def lost(self) -> int:
+        """Events that were removed before the living processes read them."""
+        return sum(process.lost for process in self.processes)
+
+    @property
+    def lost_lately(self) -> bool:
+        """Whether there were losses within a day, by the clock of who has seen them."""
+        return any(each.lost and each.seen_at - each.lost_at < LOST_SECONDS * 1000 for each in self.processes)
+
+    @property
     def waiting(self) -> str:
         """Why a process pauses, or what it waits for, if one waits for room."""
         if self.state == "paused":
@@ -293,6 +325,7 @@ class SourceStatus:
             "rate": self.rate,
             "events": self.events,
             "poison": self.poison,
+            "lost": self.lost,
             "dead_letters": self.dead_letters,
             "waiting": self.waiting,
             "waited": self.waited,

@@ -18,6 +18,9 @@ from gridscore.job.types import (
     Strict,
 )
 
+CLUSTER = "the cluster"
+"""What a plug waits for that is interrupted, if not for the other side."""
+
 MAX_FURTHER_MAPS = 64
 """Maps of a source beside its `to`."""
 

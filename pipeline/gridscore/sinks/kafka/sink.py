@@ -267,8 +267,7 @@ class KafkaSink:
         """Take reports; raises if waiting any longer is useless."""
         with taking_reports():
             producer.poll(0)
-        if self._complaints.refusal is not None:
-            raise self._complaints.refusal
+        self._complaints.raise_refusal()
         if time.monotonic() >= until:
             trouble = self._complaints.trouble
             raise SinkInterruptedError(f"Kafka does not confirm what is sent{f': {trouble}' if trouble else '.'}")

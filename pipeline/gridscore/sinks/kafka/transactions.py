@@ -257,7 +257,7 @@ class Transactions:
                 if page is not None and has_it and zlib.crc32(page.values[0]) == position.check:
                     verified[partition] = position.next
         except (HazelcastError, GridError, TimeoutError) as error:
-            raise SinkInterruptedError(f"The journal of `{map_name}` cannot be read: {error or 'no answer'}") from None
+            raise GridError(f"The journal of `{map_name}` cannot be read: {error or 'no answer'}") from None
         return verified
 
     def _read(self) -> dict[str, bytes]:

@@ -31,6 +31,7 @@ from gridscore.kafka import (
 )
 from gridscore.sources.base import Batch, Poison, SourceInterruptedError
 from gridscore.sources.kafka.messages import MessageReader, NoEventError
+from gridscore.sources.position import Beginning
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -85,19 +86,16 @@ class KafkaSource:
     """Reads one topic as a member of a consumer group.
 
     Args:
-        grid: The connection to the cluster; not used, as the runner puts.
+        grid: The connection to the cluster, which keeps that the source has begun.
         name: Of the source; the consumer group's, unless the settings name another.
         settings: What to read.
-
-    Attributes:
-        skipped: Messages that Kafka's retention removed before they were read.
     """
 
     def __init__(self, grid: Grid, name: str, settings: KafkaSourceSettings) -> None:
-        del grid
         self._settings = settings
         self._topic = settings.topic
         self._group = settings.group or name
+        self._beginning = Beginning(grid, name, f"{self._topic} {self._group}")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-source")
         self._complaints = Complaints(self._topic)
         self._avro: AvroReader | None = None
@@ -116,7 +114,7 @@ class KafkaSource:
         self._paused: list[TopicPartition] = []
         self._left: list[tuple[Message, int]] = []  # each with the assignment of its partition
         self._untold: KafkaException | None = None  # what went wrong while nothing was asked for
-        self.skipped = 0
+        self._skipped = 0  # since the last batch
 
     # ------------------------------------------------------------------ what the runner calls
 
@@ -127,7 +125,11 @@ class KafkaSource:
             SourceInterruptedError: No broker, or no schema registry, answers.
             KafkaRefusedError: No such topic; or credentials, a certificate, rights or settings are wrong.
         """
-        await self._in_thread(self._open)
+        oldest = self._settings.start == "oldest"
+        begun = oldest or await self._beginning.known()
+        await self._in_thread(lambda: self._open(begun=begun))
+        if not oldest:
+            await self._beginning.note()
 
     async def batches(self) -> AsyncIterator[Batch]:
         """What the topic has, and then what comes; never ends.
@@ -177,7 +179,7 @@ class KafkaSource:
 
     # ------------------------------------------------------------------ in the thread: begin and end
 
-    def _open(self) -> None:
+    def _open(self, *, begun: bool) -> None:
         settings = self._settings
         if settings.format == "avro":
             from gridscore.sources.kafka.schema_registry import AvroReader
@@ -191,7 +193,7 @@ class KafkaSource:
             Consumer, {**_CONSUMER, **common, "group.id": self._group, "on_commit": self._on_commit}, self._topic
         )
         try:
-            self._begin(count)
+            self._begin(count, begun=begun)
             self._consumer.subscribe(
                 [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
@@ -199,13 +201,21 @@ class KafkaSource:
             self._complaints.check(SourceInterruptedError)
             raise failure(error.args[0], self._topic, SourceInterruptedError) from None
 
-    def _begin(self, count: int) -> None:
+    def _begin(self, count: int, *, begun: bool) -> None:
         """Write down where a new group begins, before anything is read: a crash must not move it."""
         if self._settings.start == "oldest":
             return  # where a partition without a position begins anyway, also one that is added later
         consumer = self._ready()
         partitions = [TopicPartition(self._topic, number) for number in range(count)]
         if any(each.offset >= 0 for each in self._positions(partitions)):
+            return
+        if begun:
+            _log.error(
+                "%s: Kafka has lost the positions of the group `%s`: the topic is read from its beginning",
+                self._topic,
+                self._group,
+                extra={"action": "source_reset"},
+            )
             return
         moment = self._settings.start_time
         if moment is not None:
@@ -289,7 +299,8 @@ class KafkaSource:
         nexts: dict[int, int] = {}
         for message in messages:
             if (error := message.error()) is not None:
-                self._take_error(error, message)
+                if (begins := self._take_error(error, message)) is not None:
+                    nexts[_partition(message)] = begins
                 continue
             partition: Any = message.partition()
             offset: Any = message.offset()
@@ -302,24 +313,30 @@ class KafkaSource:
             nexts[partition] = offset + 1
         if not nexts:
             return None
+        skipped, self._skipped = self._skipped, 0
         with self._changed:
             positions = {partition: (self._owned.get(partition, -1), offset) for partition, offset in nexts.items()}
             self._under_way += 1
-        return Batch(entries, poison, positions)
+        return Batch(entries, poison, positions, lost=skipped)
 
-    def _take_error(self, error: KafkaError, message: Message) -> None:
+    def _take_error(self, error: KafkaError, message: Message) -> int | None:
+        """Deal with an error; where its partition begins again, if it does."""
         code = error.code()
         if code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
-            self._begin_again(message)
-        elif code == KafkaError._MAX_POLL_EXCEEDED:  # noqa: SLF001
+            return self._begin_again(message)
+        if code == KafkaError._MAX_POLL_EXCEEDED:  # noqa: SLF001
             _log.warning("%s: the group went on without us, as nothing was read for long", self._topic)
         elif (refusal := permanent(error, self._topic)) is not None:
             raise refusal
         elif not error.retriable():
             raise SourceInterruptedError(f"Kafka: {error.str()}")
+        return None
 
-    def _begin_again(self, message: Message) -> None:
-        """A position is not in the partition any more: retention was faster, or the topic is another one."""
+    def _begin_again(self, message: Message) -> int:
+        """A position is not in the partition any more: retention was faster, or the topic is another one.
+
+        Where it begins now: that is committed with the next batch, so that a loss is counted once.
+        """
         number = _partition(message)
         if number not in self._owned:
             raise SourceInterruptedError("Kafka: a partition came, and where to begin in it could not be found out.")
@@ -328,7 +345,7 @@ class KafkaSource:
             asked = message.offset()
             asked = -1 if asked is None else asked
             if 0 <= asked < low:
-                self.skipped += low - asked
+                self._skipped += low - asked
                 _log.error(
                     "%s/%d: up to %d messages were removed by Kafka's retention before they were read",
                     self._topic,
@@ -357,6 +374,7 @@ class KafkaSource:
             self._ready().incremental_assign([TopicPartition(self._topic, number, low)])
         except KafkaException as error:
             raise failure(error.args[0], self._topic, SourceInterruptedError) from None
+        return low
 
     async def _stay(self) -> None:
         """Keep our place in the group while the grid has no room, and nothing is asked for."""

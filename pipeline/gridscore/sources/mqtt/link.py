@@ -19,7 +19,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gridscore.errors import GridscoreError, UsageError
+from gridscore.errors import GridscoreError, RefusedError, UsageError
 from gridscore.job.types import seconds_of
 from gridscore.sources.base import SourceInterruptedError
 from gridscore.sources.mqtt.packets import Message, read_message
@@ -266,7 +266,7 @@ class MqttLink:
         for each, reason in zip(self._filters, reasons, strict=False):
             if reason.value >= _REFUSED:
                 self._fail(
-                    UsageError(
+                    RefusedError(
                         f"{self._settings.broker} refuses the topic `{each}`: {reason}.",
                         "May this user read it? Does the broker allow wildcards and shared subscriptions?",
                     )
@@ -371,12 +371,12 @@ def _tls(settings: MqttSourceSettings) -> ssl.SSLContext:
 
 def _connect_error(broker: str, error: Exception) -> GridscoreError:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return UsageError(
+        return RefusedError(
             f"The certificate of {broker} is not trusted: {error.verify_message}",
             "Name the certificate of who has signed it as `ca_file`, and the host as the certificate has it.",
         )
     if isinstance(error, ssl.SSLError):
-        return UsageError(f"{broker} does not speak TLS, or wants another certificate of us: {error.reason}.")
+        return RefusedError(f"{broker} does not speak TLS, or wants another certificate of us: {error.reason}.")
     if isinstance(error, socket.gaierror):
         return SourceInterruptedError(f"The host of {broker} is not known: {error.strerror}.")
     if isinstance(error, OSError):
@@ -388,8 +388,8 @@ def _refusal(settings: MqttSourceSettings, client_id: str, reason: ReasonCode) -
     code, broker = reason.value, settings.broker
     if code in _BAD_CREDENTIALS:
         if settings.username is None:
-            return UsageError(f"{broker} wants a user name: {reason}.", "Give `username` and `password`.")
-        return UsageError(f"{broker} refuses the user `{settings.username}`: {reason}.", "Look at the password.")
+            return RefusedError(f"{broker} wants a user name: {reason}.", "Give `username` and `password`.")
+        return RefusedError(f"{broker} refuses the user `{settings.username}`: {reason}.", "Look at the password.")
     if code == _BAD_CLIENT_ID:
         return UsageError(f"{broker} refuses the client id `{client_id}`.", "Give another as `client_id`.")
     if code in _BAD_PROTOCOL:

@@ -21,9 +21,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from gridscore.errors import GridscoreError, UsageError
+from gridscore.errors import GridscoreError, RefusedError
 from gridscore.job.types import seconds_of
 from gridscore.sources.base import Batch, Poison, SourceInterruptedError, key_of
+from gridscore.sources.position import Beginning
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -53,16 +54,21 @@ _REFUSED: Sequence[tuple[str, str, str]] = (
     ("DB index|invalid DB", "has no such database", "Look at the number at the end of the address."),
     ("unknown command", "is too old", "Redis 6.2 or later is needed."),
     ("^(Moved|Ask)Error", "is of a Redis cluster, and another node has this stream", "Give that one as `server`."),
-    (r"\[SSL|No such file", "is not trusted, or does not speak TLS", "Look at `ca_file`, and at the host's name."),
+    (
+        r"CERTIFICATE|WRONG_VERSION|No such file",
+        "is not trusted, or does not speak TLS",
+        "Look at `ca_file`, and at the host's name.",
+    ),
 )
 
 
 class RedisSource:
     """Reads a stream as a consumer of a group. See `gridscore.sources.base.Source`."""
 
-    def __init__(self, _grid: Grid, name: str, settings: RedisSourceSettings) -> None:
+    def __init__(self, grid: Grid, name: str, settings: RedisSourceSettings) -> None:
         self._settings, self._stream = settings, settings.stream
         self._group = settings.group or name
+        self._beginning = Beginning(grid, name, f"{self._stream} {self._group}")
         self._member = (self._stream, self._group, settings.consumer or socket.gethostname())
         self._life = seconds_of(settings.claim_after)
         self._under_way: set[bytes] = set()
@@ -85,8 +91,19 @@ class RedisSource:
 
     async def open(self) -> None:
         """See `Source.open`."""
-        start = _BEGINNING if self._settings.start == "oldest" else "$"
-        await self._ask(self._client.xgroup_create(self._stream, self._group, start, mkstream=True), but="BUSYGROUP")
+        latest = self._settings.start == "latest"
+        begun = latest and await self._beginning.known()
+        start = "$" if latest and not begun else _BEGINNING
+        asked = self._client.xgroup_create(self._stream, self._group, start, mkstream=True)
+        if await self._ask(asked, but="BUSYGROUP") and begun:
+            _log.error(
+                "%s: Redis has lost the group `%s`, and perhaps entries: the stream is read from its beginning",
+                self._stream,
+                self._group,
+                extra={"action": "source_reset"},
+            )
+        if latest:
+            await self._beginning.note()
         # Find out now whether this is allowed, not when the grid has the first events.
         await self.acknowledge(Batch((), position=[_BEGINNING]))
         await self._keep([_BEGINNING])
@@ -157,7 +174,7 @@ class RedisSource:
             server, said = self._settings.server, str(error).rstrip(".") or "no answer in time"
             for pattern, what, hint in _REFUSED:
                 if re.search(pattern, f"{type(error).__name__}: {said}"):
-                    raise UsageError(f"{server}, `{self._stream}`: it {what}: {said}.", hint) from error
+                    raise RefusedError(f"{server}, `{self._stream}`: it {what}: {said}.", hint) from error
             raise SourceInterruptedError(f"{server}, `{self._stream}`: {said}.") from error
         finally:
             # The library uses `asyncio.wait_for`, which may lose a cancellation before Python 3.12.
@@ -185,6 +202,7 @@ class RedisSource:
                 where, key = f"{self._stream}@{origin}", f"{self._stream}/{origin}"
                 poison.append(Poison(where, key, raw[: self._settings.max_event], str(error)))
         if deleted:
+            batch.lost = deleted
             _log.error("%s: %d entries were deleted before the grid had them", self._stream, deleted)
         self._count = max(1, min(2 * self._count, self._settings.batch, _MOST_BYTES * len(found) // (total + 1)))
         self._under_way.update(batch.position)

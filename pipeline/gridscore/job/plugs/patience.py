@@ -1,0 +1,48 @@
+"""How long a source or a sink that has worked bears being refused: what was right once may be right again.
+
+A user is made anew, a database is restored, one broker of several has not heard of a password yet: to end then would
+take somebody to start it again. One that has never worked is refused for good, and at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE_SECONDS = 600.0
+"""How long refusals may go on."""
+
+_CALM_SECONDS = 120.0
+"""Without a refusal for so long, which is more than any pause between two attempts, the next is the first again."""
+
+
+class Patience:
+    """Of one process.
+
+    Args:
+        clock: In seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._worked = False
+        self._first: float | None = None
+        self._last = 0.0
+
+    def opened(self) -> None:
+        """The other side has let us in, though it may refuse what we ask next."""
+        self._worked = True
+
+    def succeeded(self) -> None:
+        """What we do was done."""
+        self._worked, self._first = True, None
+
+    def lasts(self) -> bool:
+        """We are refused: whether to try again."""
+        now = self._clock()
+        if self._first is None or now - self._last > _CALM_SECONDS:
+            self._first = now
+        self._last = now
+        return self._worked and now - self._first < PATIENCE_SECONDS
