@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import docker
 import pytest
+import requests
+import urllib3
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from gridscore.containers import Containers
@@ -124,6 +126,41 @@ def test_another_number_of_members_is_refused(engine):
         up()
     with pytest.raises(UsageError, match="has 2 members in containers already"):
         up(members=3)
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (requests.exceptions.ConnectionError("refused"), "does not answer any more"),
+        (requests.exceptions.ReadTimeout("120 s"), "does not answer any more"),
+        (urllib3.exceptions.ProtocolError("broken"), "does not answer any more"),
+        (APIError("500 Server Error"), "The container engine refuses: 500 Server Error"),
+    ],
+)
+def test_an_engine_that_goes_away_is_an_error_for_people_whatever_it_is_asked(engine, failure, said):
+    engine(log="x")
+    containers = Containers("test")
+    with pytest.raises(ContainerError, match="has ended"):
+        up(members=1)
+
+    def fail(*_, **__):
+        raise failure
+
+    (member,) = containers._find("member")
+    member.logs = fail
+    for follow in (False, True):
+        with pytest.raises(ContainerError, match=said):
+            containers.logs(lambda *_: None, tail=1, follow=follow)
+    containers._client.list = fail
+    for ask in (
+        lambda: containers.addresses,
+        lambda: containers.workers("flights"),
+        lambda: containers.scale("flights", 1, GridSettings(members=["127.0.0.1:1"]), "gridscore"),
+        containers.down,
+        up,
+    ):
+        with pytest.raises(ContainerError, match=said):
+            ask()
 
 
 def test_workers_are_given_no_credentials(engine):

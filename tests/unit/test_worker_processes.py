@@ -147,6 +147,38 @@ async def test_asked_twice_none_is_waited_for(crew):
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
+async def test_with_none_to_run_it_waits_for_more(crew):
+    one = crew(WORKER, 1)
+    await one.until(lambda: len(one.lines) == 1)
+    one.workers.resize(0)
+    await one.until(lambda: not one.workers.pids)
+    one.workers.resize(1)
+    await one.until(lambda: len(one.lines) == 2)
+    one.workers.stop()
+    assert await one.end() == 0
+
+
+async def test_one_that_takes_the_place_of_a_first_that_never_connected_does_not_wait_for_it(crew, tmp_path):
+    marker = tmp_path / "begun"
+    script = f"import pathlib, sys; m = pathlib.Path({str(marker)!r}); begun = m.exists(); m.touch(); "
+    script += "print('ready', flush=True) if begun else 0; sys.stdin.read()"
+    one = crew(script, 1)
+    await one.until(marker.exists)
+    one.workers.resize(0)
+    one.workers.resize(1)  # while the first is on its way out
+    await one.until(one.workers._connected.is_set)
+    one.workers.stop()
+    assert await one.end() == 0
+
+
+async def test_nothing_to_run_ends_when_it_is_told_to(crew):
+    none = crew(WORKER, 1)
+    none.workers.resize(0)
+    await none.until(lambda: not none.workers.pids)
+    none.workers.stop()
+    assert await none.end() == 0
+
+
 PARENT = f"""
 import asyncio, sys
 from gridscore.scoring.processes import WorkerProcesses

@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from gridscore.cli.containers import Image  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.options import Connection, Json, connected, grid_settings, run_on
+from gridscore.cli.options import Connection, Json, answered, connected, grid_settings, run_on
 from gridscore.cli.output import errors, print_json, print_table, run, safe
 from gridscore.cli.worker import command_of, supervise, supervised
 from gridscore.errors import ContainerError, GridError, GridscoreError, UsageError
@@ -24,13 +24,18 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gridscore.grid import Grid
-    from gridscore.operations.autoscale import Decision, Policy
+    from gridscore.operations.autoscale import Decision, Memory, Policy
     from gridscore.operations.status import Overview
 
 _LOOK_SECONDS = 2.0
 
 _MOST = 512
 _COMMAND_SECONDS = 60.0
+_LONGEST_PAUSE = 60.0
+"""Pause after the number of workers could not be changed, at most; each is twice the one before."""
+
+
+_now = time.monotonic
 
 
 class ScaleError(GridscoreError):
@@ -184,7 +189,7 @@ async def _with_containers(grid: Grid, job: str, policy: Policy, connection: Con
 
     async def resize(target: int, overview: Overview) -> None:
         # A container uses our network, and so has our host name.
-        workers = containers.workers(job)
+        workers = await asyncio.to_thread(containers.workers, job)
         others = max(overview.jobs[0].workers - len(workers), 0)
         if len(workers) != (wanted := max(target - others, 0)):
             await asyncio.to_thread(containers.scale, job, wanted, settings, image)
@@ -202,46 +207,84 @@ async def _follow(
     """
     from hazelcast.errors import HazelcastError
 
-    from gridscore.job.life import WANTED
-    from gridscore.operations.autoscale import Load, Memory, decide, keep
-    from gridscore.operations.status import Observer
-
-    observer = Observer(grid, job)
-    memory: Memory | None = None
-    said = ""
-
-    def say(text: str) -> None:
-        nonlocal said
-        if text != said:
-            errors.print(f"{time.strftime('%H:%M:%S')} {safe(text)}")
-        said = text
-
+    scaler = _Scaler(grid, job, policy, scale)
     while True:
         try:
-            overview = await observer.look()
-            (status,) = overview.jobs
-            if status.record.state not in WANTED:
-                say(f"The job is {status.record.state}: nothing is changed.")
-                memory = None
-            else:
-                load = Load.of(status, overview.at)
-                if memory is None:
-                    memory = Memory(min(max(load.workers, policy.least), policy.most))
-                    now = f"{count_text(load.workers, 'worker')} {'scores' if load.workers == 1 else 'score'} for {job}"
-                    say(f"{now}; {policy.least} to {policy.most} are allowed.")
-                decision, after = decide(policy, memory, load)
-                changed = decision.target != memory.target
-                if changed:
-                    would = "would change" if scale is None else "changes"
-                    say(f"The number of workers {would} from {memory.target} to {decision.target}: {decision.why}.")
-                if scale is not None:
-                    await scale(decision.target, overview)
-                    if changed:
-                        await keep(grid, job, msgspec.structs.replace(decision, at=int(time.time() * 1000)))
-                memory = after
-        except (GridError, HazelcastError, ScaleError, ContainerError) as error:
-            say(f"Trying again: {error}")
+            await scaler.step()
+        except (GridError, HazelcastError) as error:
+            scaler.say(f"Trying again: {error}")
         await asyncio.sleep(_LOOK_SECONDS)
+
+
+class _Scaler:
+    """Follows one job; see `_follow`."""
+
+    def __init__(
+        self, grid: Grid, job: str, policy: Policy, scale: Callable[[int, Overview], Awaitable[None]] | None
+    ) -> None:
+        from gridscore.operations.status import Observer
+
+        self._grid, self._job, self._policy, self._scale = grid, job, policy, scale
+        self._observer = Observer(grid, job)
+        self._memory: Memory | None = None
+        self._said = ""
+        self._said_target: int | None = None  # of a change that is still to be made
+        self._pause = self._due = 0.0  # after one that failed
+
+    def say(self, text: str) -> None:
+        """Say something, once."""
+        if text != self._said:
+            errors.print(f"{time.strftime('%H:%M:%S')} {safe(text)}")
+        self._said = text
+
+    async def step(self) -> None:
+        """Look once, decide, and scale."""
+        from gridscore.job.life import WANTED
+        from gridscore.operations.autoscale import Load, Memory, decide, keep
+
+        job, policy = self._job, self._policy
+        overview = await answered(self._observer.look())
+        (status,) = overview.jobs
+        if status.record.state not in WANTED:
+            self.say(f"The job is {status.record.state}: nothing is changed.")
+            self._memory = None
+            return
+        if status.lag is None:
+            self.say(f"The backlog is not known, so nothing is changed: {status.journal_error}")
+            return
+        load = Load.of(status, overview.at)
+        if self._memory is None:
+            self._memory = Memory(min(max(load.workers, policy.least), policy.most))
+            now = f"{count_text(load.workers, 'worker')} {'scores' if load.workers == 1 else 'score'} for {job}"
+            self.say(f"{now}; {policy.least} to {policy.most} are allowed.")
+        before = self._memory
+        decision, after = decide(policy, before, load)
+        changed = decision.target != before.target
+        if changed and decision.target != self._said_target:
+            would = "would change" if self._scale is None else "changes"
+            self.say(f"The number of workers {would} from {before.target} to {decision.target}: {decision.why}.")
+            self._said_target = decision.target
+        if not await self._scaled(decision.target, overview) and changed:
+            return  # as if it had not been decided
+        self._memory, self._said_target = after, None
+        if changed and self._scale is not None:
+            await keep(self._grid, job, msgspec.structs.replace(decision, at=int(time.time() * 1000)))
+
+    async def _scaled(self, target: int, overview: Overview) -> bool:
+        """Whether there are, or will be, as many workers as are wanted; after a failure it waits longer each time."""
+        if self._scale is None:
+            return True
+        if _now() < self._due:
+            return False
+        try:
+            await self._scale(target, overview)
+        except (ScaleError, ContainerError) as error:
+            self._pause = min(max(2 * self._pause, _LOOK_SECONDS), _LONGEST_PAUSE)
+            self._due = _now() + self._pause
+            self.say(f"Trying again: {error}")
+            return False
+        self._pause = 0.0
+        return True
 
 
 async def _execute(words: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 from contextlib import asynccontextmanager
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 import typer
 
 from gridscore.cli.output import errors, run, safe
-from gridscore.errors import SettingsError, UsageError
+from gridscore.errors import GridError, SettingsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from gridscore.grid import Grid, GridSettings
+
+_ANSWER_SECONDS = 15.0
 
 _T = TypeVar("_T")
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
@@ -163,6 +166,21 @@ def run_on(connection: Connection, work: Callable[[Grid], Coroutine[Any, Any, _T
 
     result: _T = run(main())
     return result
+
+
+async def answered(asking: Awaitable[_T]) -> _T:
+    """What the cluster answers.
+
+    Raises:
+        GridError: It does not answer in time.
+    """
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await asking
+    except TimeoutError:
+        raise GridError(
+            f"The cluster did not answer in {_ANSWER_SECONDS:.0f} seconds.", "Are all its members well?"
+        ) from None
 
 
 def valid(kind: Any, option: str, text: str) -> str:

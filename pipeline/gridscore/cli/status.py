@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.options import Connection, Json, answered, run_on
 from gridscore.cli.output import console, duration_text, errors, milliseconds_text, print_json, safe
-from gridscore.errors import GridError, UsageError
+from gridscore.errors import UsageError
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 UNHEALTHY = 10
 """Exit code when something is not well; those of errors are lower."""
 
-_ANSWER_SECONDS = 15.0
 _WORTH_SHOWING = 0.0005
 _COUNTS = {"lost": "lost", "regressions": "regressions", "dead_letters": "dead letters", "rescued": "rescued"}
 
@@ -70,7 +69,7 @@ def status(
         if not acknowledge:
             return history, flow, {}
         numbers = await note(grid, flow.overview.jobs[0])
-        flow = await _look_once(observer)
+        flow = await answered(observer.look())
         history.replace(flow)
         return history, flow, numbers
 
@@ -112,22 +111,12 @@ async def _look(observer: FlowObserver, history: History, seconds: float) -> Flo
     loop = asyncio.get_running_loop()
     began = loop.time()
     while True:
-        flow = await _look_once(observer)
+        flow = await answered(observer.look())
         history.add(flow)
         left = began + seconds - loop.time()
         if left <= 0:
             return flow
         await asyncio.sleep(min(1.0, left))
-
-
-async def _look_once(observer: FlowObserver) -> Flow:
-    try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            return await observer.look()
-    except TimeoutError:
-        raise GridError(
-            f"The cluster did not answer in {_ANSWER_SECONDS:.0f} seconds.", "Are all its members well?"
-        ) from None
 
 
 def _job_lines(status: JobStatus) -> Iterable[str]:

@@ -6,12 +6,13 @@ containers and commands beside them reach them under the same addresses, and nob
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import tarfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from gridscore.errors import ContainerError, UsageError
 from gridscore.grid.launch import START_SECONDS, count_of, is_ready
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     from gridscore.grid import GridSettings
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 IMAGE = "gridscore"
 MEMBER_IMAGE = "docker.io/hazelcast/hazelcast"
 _CLUSTER, _ROLE, _JOB, _PORT = "gridscore.cluster", "gridscore.role", "gridscore.job", "gridscore.port"
@@ -37,8 +41,29 @@ _STOP_SECONDS = 15
 """How long a worker may take to give its partitions back."""
 
 
+def _asked(call: Callable[_P, _T]) -> Callable[_P, _T]:
+    """A call that asks the engine: what goes wrong with that is an error for people."""
+
+    @functools.wraps(call)
+    def asking(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        from docker.errors import DockerException
+        from requests import RequestException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return call(*args, **kwargs)
+        except DockerException as error:
+            raise ContainerError(
+                f"The container engine refuses: {getattr(error, 'explanation', '') or error}"
+            ) from error
+        except (RequestException, HTTPError) as error:
+            raise ContainerError("The container engine does not answer any more.", "Does it still run?") from error
+
+    return asking
+
+
 class Containers:
-    """Those of one cluster.
+    """Those of one cluster. All methods raise a `ContainerError` if the engine refuses, or does not answer.
 
     Args:
         cluster_name: Its name; None: the one in our `hazelcast.yaml`.
@@ -54,10 +79,12 @@ class Containers:
     # ------------------------------------------------------------------ members
 
     @property
+    @_asked
     def addresses(self) -> list[str]:
         """Where the members are."""
         return [f"{HOST}:{each.labels[_PORT]}" for each in self._find("member")]
 
+    @_asked
     def up(
         self,
         *,
@@ -141,10 +168,12 @@ class Containers:
 
     # ------------------------------------------------------------------ workers
 
+    @_asked
     def workers(self, job: str) -> list[Any]:
         """The containers of workers of a job."""
         return self._find("worker", job)
 
+    @_asked
     def scale(
         self, job: str, count: int, settings: GridSettings, image: str, progress: Callable[[str], None] = lambda _: None
     ) -> None:
@@ -188,6 +217,7 @@ class Containers:
 
     # ------------------------------------------------------------------ all
 
+    @_asked
     def down(self) -> int:
         """Stop and remove all of them, workers first; how many there were."""
         workers, members = self._find("worker"), self._find("member")
@@ -197,6 +227,7 @@ class Containers:
             each.remove(force=True, v=True)
         return len(workers) + len(members)
 
+    @_asked
     def logs(self, show: Callable[[str, str], None], *, tail: int, follow: bool) -> int:
         """Show the last lines of each, with its name; how many containers there are.
 
@@ -206,6 +237,7 @@ class Containers:
         """
         found = self._find()
 
+        @_asked
         def read(each: Any) -> None:
             if not follow:
                 lines = each.logs(tail=tail).decode(errors="replace").splitlines()
@@ -218,11 +250,21 @@ class Containers:
             for each in found:
                 read(each)
             return len(found)
-        threads = [threading.Thread(target=read, args=(each,), daemon=True) for each in found]
+        failures: list[ContainerError] = []
+
+        def follow_one(each: Any) -> None:
+            try:
+                read(each)
+            except ContainerError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=follow_one, args=(each,), daemon=True) for each in found]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        if failures:
+            raise failures[0]
         return len(found)
 
     def _find(self, role: str | None = None, job: str | None = None) -> list[Any]:

@@ -81,7 +81,7 @@ class Load:
 
     @classmethod
     def of(cls, status: JobStatus, at: float) -> Load:
-        """From a job's status; a journal that could not be read shows no lag."""
+        """From a job's status, whose journal could be read."""
         full = max((position.full for position in status.positions), default=0.0)
         rate = float(status.totals["rate"])
         return cls(at, status.workers, rate, status.lag or 0, full, status.latency_ms["p99"])

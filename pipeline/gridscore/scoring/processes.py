@@ -120,7 +120,7 @@ class WorkerProcesses:
         self._tell = tell
         self._delays = delays
         self._tasks: set[asyncio.Task[None]] = set()
-        self._resized = asyncio.Event()
+        self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
         self._connected = asyncio.Event()
@@ -131,6 +131,7 @@ class WorkerProcesses:
         if self._stopping.is_set():
             self._at_once.set()
         self._stopping.set()
+        self._changed.set()
 
     @property
     def count(self) -> int:
@@ -138,7 +139,10 @@ class WorkerProcesses:
         return sum(not child.leaving.is_set() for child in self._children)
 
     def resize(self, count: int) -> None:
-        """Run this many from now on: start new ones, or let the last ones give their partitions back and end."""
+        """Run this many from now on: start new ones, or let the last ones give their partitions back and end.
+
+        With none, `run` waits for more.
+        """
         staying = [child for child in self._children if not child.leaving.is_set()]
         for child in staying[count:]:
             child.leaving.set()
@@ -147,7 +151,7 @@ class WorkerProcesses:
             child = _Child(min(free))
             self._children.append(child)
             self._tasks.add(asyncio.create_task(self._keep(child)))
-        self._resized.set()
+        self._changed.set()
 
     @property
     def pids(self) -> list[int]:
@@ -165,11 +169,11 @@ class WorkerProcesses:
         """
         self._tasks = {asyncio.create_task(self._keep(child)) for child in self._children}
         try:
-            while self._tasks:
-                self._resized.clear()
-                resized = asyncio.create_task(self._resized.wait())
-                ended, _ = await asyncio.wait({*self._tasks, resized}, return_when=asyncio.FIRST_COMPLETED)
-                resized.cancel()
+            while self._tasks or not self._stopping.is_set():
+                self._changed.clear()
+                changed = asyncio.create_task(self._changed.wait())
+                ended, _ = await asyncio.wait({*self._tasks, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
                 for task in self._tasks & ended:
                     self._tasks.discard(task)
                     task.result()
@@ -184,8 +188,10 @@ class WorkerProcesses:
     async def _keep(self, child: _Child) -> None:
         """Keep a process running in one slot."""
         loop = asyncio.get_running_loop()
-        if child.number > 1:
-            await _first(self._connected, self._stopping, child.leaving)
+        while not self._connected.is_set() and any(each.number < child.number for each in self._children):
+            if self._stopping.is_set() or child.leaving.is_set():
+                break
+            await _first(self._connected, self._stopping, child.leaving, self._changed)
         while not (self._stopping.is_set() or child.leaving.is_set()):
             began = loop.time()
             code = child.exit_code = await self._live(child)
@@ -211,6 +217,7 @@ class WorkerProcesses:
             await _first(self._stopping, child.leaving, seconds=delay)
         if child.leaving.is_set():
             self._children.remove(child)
+            self._changed.set()  # the next is the first now
 
     def _never_began(self, child: _Child, code: int) -> None:
         """The very first has ended before it was connected: so do we, and what it said is our error."""

@@ -1,0 +1,75 @@
+"""`gridscore autoscale` between its looks: what it says, and does, when it cannot change or know anything."""
+
+import asyncio
+
+import pytest
+from test_bad_records import submitted
+
+from gridscore.cli import autoscale
+from gridscore.errors import ContainerError, GridError
+from gridscore.operations.autoscale import Policy, kept
+from gridscore.testing import Fault, StubCluster
+
+
+@pytest.fixture
+async def stub():
+    async with StubCluster(partitions=5) as made:
+        yield made
+
+
+async def behind(stub):
+    """A job that nobody scores for, whose policy asks for a second worker."""
+    client = await submitted(stub)
+    await client.put_events("events.payments", {f"e{n}": {"amount": n} for n in range(20)})
+    return client.grid
+
+
+@pytest.mark.parametrize("failure", [autoscale.ScaleError("`false` ended with code 1."), ContainerError("No engine.")])
+async def test_a_change_that_fails_is_said_once_tried_more_and_more_rarely_and_made_in_the_end(
+    stub, monkeypatch, failure, capsys
+):
+    now = [0.0]
+    monkeypatch.setattr(autoscale, "_now", lambda: now[0])
+    grid, tried, works = await behind(stub), [], False
+
+    async def scale(target, _overview):
+        tried.append((now[0], target))
+        if not works:
+            raise failure
+
+    scaler = autoscale._Scaler(grid, "payments", Policy(most=2), scale)
+    for _ in range(60):
+        await scaler.step()
+        now[0] += 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3, said  # how many there are, what changes, and why it does not
+    assert "changes from 1 to 2" in said[1]
+    assert str(failure) in said[2]
+    assert tried == [(at, 2) for at in (0, 2, 6, 14, 30, 62)]
+    assert await kept(grid, "payments") == []
+    works = True
+    now[0] += 60
+    await scaler.step()
+    assert [each.target for each in await kept(grid, "payments")] == [2]
+
+
+async def test_nothing_is_changed_while_the_backlog_is_not_known(stub, capsys):
+    grid, asked = await behind(stub), []
+
+    async def scale(target, _overview):
+        asked.append(target)
+
+    scaler = autoscale._Scaler(grid, "payments", Policy(least=2), scale)
+    stub.faults.append(Fault("indeterminate", request="Map.EventJournalSubscribe", map="events.payments"))
+    await scaler.step()
+    assert asked == []
+    said = capsys.readouterr().err
+    assert "The backlog is not known, so nothing is changed: The journal of `events.payments` could not be read" in said
+    await scaler.step()
+    assert asked == [3]
+
+
+async def test_a_cluster_that_hangs_is_said(monkeypatch):
+    monkeypatch.setattr("gridscore.cli.options._ANSWER_SECONDS", 0.01)
+    with pytest.raises(GridError, match="did not answer"):
+        await autoscale.answered(asyncio.Event().wait())
