@@ -392,7 +392,7 @@ MUTANTS = [
         "scoring/window_stage.py",
         "if there == (origin, number) or (",
         "if (",
-        (ROUTED, "-k", "fate_is_unknown or paused or may_die"),
+        (ROUTED, "-k", "second_time"),
     ),
 ]
 

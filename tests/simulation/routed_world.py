@@ -93,6 +93,9 @@ class RoutedWorld(WindowWorld):
     def wrong(self):
         return [place for place in self.events() if place not in self.scores]
 
+    def entries(self, name):
+        return {entry for partition in range(self.partitions) for entry in self.cluster.partition(name, partition)}
+
     def states(self):
         return {key: state for key, state in super().states().items() if not _text(key).startswith(":")}
 

@@ -8,6 +8,7 @@ from window_world import BAD, CARDS, PARTITIONS
 from world import _data, _text
 
 from gridscore.features import FeaturePlan
+from gridscore.grid.wire import json_data
 from gridscore.grid.writer import partition_of
 from gridscore.operations.window_state import state_of
 from gridscore.scoring import window_messages
@@ -69,6 +70,27 @@ def test_writes_whose_fate_is_unknown_count_once(world, target, outcome, applied
     world.advance(5.0)
     world.settled()
     assert not world.ledger.duplicates()
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_requests_that_come_a_second_time_and_late_change_neither_states_nor_answers(world, again):
+    first = world.start()
+    world.pay(30)
+    world.settled()
+    answers = world.entries(ANSWERS)
+    for partition in range(PARTITIONS):
+        requests = world.cluster.partition(REQUESTS, partition)
+        for change in requests.ring.read(0, 100):
+            request = json.loads(_text(change.value))
+            request[2] = again
+            requests.put(change.key, json_data(json.dumps(request).encode()))
+    world.advance(5.0)
+    world.check_windows()
+    assert world.entries(ANSWERS) == answers
+    world.kill(first)
+    world.start()
+    world.settled()
+    assert world.entries(ANSWERS) == answers
 
 
 def test_a_worker_that_leaves_hands_both_stages_over(world):
