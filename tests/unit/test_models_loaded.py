@@ -81,6 +81,12 @@ def test_scores_are_the_bits_of_booster_predict(parameters, shape):
                 values, base_margin=margins, feature_names=NAMES, feature_types=TYPES, enable_categorical=True
             )
             assert model.predict(values, margins).tobytes() == booster.predict(data).tobytes()
+    # What is asked for one by one, to explain a score.
+    data = xgb.DMatrix(values, feature_names=NAMES, feature_types=TYPES, enable_categorical=True)
+    added = model.contributions(values)
+    assert added.shape == (count, parameters.get("num_class", 1), len(NAMES) + 1)
+    whole = booster.predict(data, output_margin=True, strict_shape=True)
+    np.testing.assert_allclose(added.sum(axis=2), whole, atol=1e-4)
 
 
 def test_an_early_stopped_model_scores_with_all_its_rounds_as_booster_predict_does():

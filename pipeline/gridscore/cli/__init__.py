@@ -84,6 +84,7 @@ _COMMANDS = {
         "dead-letters": "dead_letters",
         "audit": "audit",
         "state": "state",
+        "explain": "explain",
     },
     "Models and features": {"model": "model", "features": "features", "backtest": "backtest"},
     "Health": {

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
+    from gridscore.grid import Grid
     from gridscore.grid.wire import Page
     from gridscore.job import Job
     from gridscore.models import LoadedModel
@@ -202,11 +203,7 @@ async def of_journal(
         raise UsageError("Only a submitted job has events.", "Name one, or give the events of a file.")
     if not await grid.has_map(job.events):
         raise MapNotFoundError(f"The event map `{job.events}` is not there yet.", "Put an event into it first.")
-    wanted = (
-        None
-        if key is None
-        else {data for form in (key, _whole(key)) for data in transport.key_forms(grid.client, form)}
-    )
+    wanted = None if key is None else set(data_of(grid, key))
     partitions = (
         range(grid.partition_count)
         if wanted is None
@@ -281,6 +278,11 @@ def _part(page: Page, rows: list[int]) -> Page:
         values=[page.values[n] for n in rows],
         foreign={new: page.foreign[n] for new, n in enumerate(rows) if n in page.foreign},
     )
+
+
+def data_of(grid: Grid, key: str) -> list[bytes]:
+    """The serialized keys that a text may mean: it may be a number."""
+    return [data for form in dict.fromkeys((key, _whole(key))) for data in transport.key_forms(grid.client, form)]
 
 
 def _whole(key: str) -> Any:

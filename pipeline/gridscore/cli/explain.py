@@ -1,0 +1,95 @@
+"""`gridscore explain`: why a result is what it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.output import console, json_text, print_json, print_table, print_warnings, safe, shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from gridscore.grid import Grid
+    from gridscore.operations.explain import Explanation
+
+_BAR = 20
+"""Characters of the longest bar."""
+
+_LONGEST = 2_000
+"""Characters of a line; `--json` has all."""
+
+
+def explain(
+    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    key: Annotated[str, typer.Argument(help="The event's key.", show_default=False)],
+    *,
+    top: Annotated[int, typer.Option("--top", "-n", min=1, help="Features with the largest contributions.")] = 10,
+    output: Annotated[
+        str | None,
+        typer.Option("--class", metavar="CLASS", help="Of a model with several. Else the one that the result names."),
+    ] = None,
+    connection: Connection,
+    as_json: Json = False,
+) -> None:
+    """Explain a result: its event, lookups and features, and what each feature adds to the score.
+
+    The contributions are SHAP values: with the base value they sum to the margin, the score before its last function.
+
+    Example: [bold]gridscore explain flights "UA 1"[/]
+    """
+
+    async def main(grid: Grid) -> Explanation:
+        from gridscore.operations.explain import explain as explained
+
+        return await explained(grid, job, key, output=output)
+
+    found = run_on(connection, main)
+    if as_json:
+        print_json({"job": job, "key": key, **found.to_json()})
+        return
+    result = found.result
+    what = "" if result.get("decision") is None else f": [bold]{safe(str(result['decision']))}[/]"
+    console.print(
+        f"[bold]{safe(shorten(key, 100))}[/] has the score {json_text(result.get('score'))}{what}, by "
+        f"{safe(result.get('model'))} v{result['version']}, revision {result.get('revision')} of the job.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for name, text in _lines(found):
+        console.print(f"  {name:<9} {safe(shorten(text, _LONGEST))}", highlight=False, soft_wrap=True)
+    if found.margin is not None:
+        about = "" if found.output is None else f" of the class {found.output}"
+        print_table(("FEATURE", "VALUE", "ADDS", ""), _rows(found, top), empty="")
+        console.print(
+            f"With the base value {found.base:.4g}, the margin{about} is {found.margin:.4g}.", highlight=False
+        )
+    print_warnings(found.notes)
+
+
+def _lines(found: Explanation) -> Iterator[tuple[str, str]]:
+    if found.event is not None:
+        yield "event", _pairs(found.event)
+    for name, looked in found.lookups.items():
+        entry = "no entry" if looked["entry"] is None else _pairs(looked["entry"])
+        yield "looked up", f"{name}[{json_text(looked['key'])}]: {entry}"
+
+
+def _rows(found: Explanation, top: int) -> Iterator[tuple[str, str, str, str]]:
+    ranked = sorted(found.contributions.items(), key=lambda each: -abs(each[1]))
+    largest = max((abs(adds) for _, adds in ranked), default=0.0) or 1.0
+    for name, adds in ranked[:top]:
+        bar = ("+" if adds > 0 else "-") * round(_BAR * abs(adds) / largest)
+        yield name, _text(found.features[name]), f"{adds:+.4g}", bar
+    if rest := ranked[top:]:
+        yield f"{len(rest)} others", "", f"{sum(adds for _, adds in rest):+.4g}", ""
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_text(value)}" for name, value in values.items())
+
+
+def _text(value: Any) -> str:
+    return "missing" if value is None else f"{value:.7g}" if isinstance(value, float) else json_text(value)
