@@ -143,8 +143,10 @@ class Engine:
         address = f"unix://{self.folder}/api.sock"
         command = ["podman", "system", "service", "--time=0", address]
         with subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL) as service:
-            yield address
-            service.terminate()
+            try:
+                yield address
+            finally:
+                service.terminate()
 
     def podman(self, *words: str, code: int | None = 0, seconds: float = 120) -> str:
         return self.run("podman", *words, code=code, seconds=seconds)
