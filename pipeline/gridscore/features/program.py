@@ -345,9 +345,10 @@ def class_numbers(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     Of two classes, one score is the second's, and decides as scikit-learn does; of more it is the number itself, as
     `multi:softmax` gives it. (That of two classes is 0 or 1.)
     """
-    if scores.ndim > 1:
-        return scores.argmax(axis=1)
-    return (scores > 0.5 if count == 2 else scores).astype(np.intp)
+    found: NDArray[np.intp] = (
+        scores.argmax(axis=1) if scores.ndim > 1 else (scores > 0.5 if count == 2 else scores).astype(np.intp)
+    )
+    return found
 
 
 def _labels(classes: Sequence[str]) -> Callable[[NDArray[np.float32]], list[str]]:
