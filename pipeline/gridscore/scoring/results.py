@@ -50,7 +50,7 @@ class ResultEncoder:
         self._classes = job.classes
         fields[1:1] = ["label"] * bool(self._classes) + ["decision"] * bool(self._decisions)
         places = {name: position for position, name in enumerate(job.feature_names)}
-        self._served = [(name, places[name]) for name in job.served_features]
+        self._served = {name: places[name] for name in job.served_features}
         served = ["features"] * bool(self._served)
         self._type = msgspec.defstruct("Result", [*fields, *self._include, *served], gc=False)
         self._encode = msgspec.json.Encoder().encode
@@ -94,7 +94,10 @@ class ResultEncoder:
         included = [events.objects(field) for field in self._include]
         if self._served and matrix is None:
             raise ValueError("the job logs features, but there is no matrix")
-        served = {} if matrix is None else {name: as_short(matrix[:, n]).tolist() for name, n in self._served}
+        served: dict[str, list[float]] = {}
+        if self._served and matrix is not None:
+            columns = as_short(matrix[:, list(self._served.values())].T)
+            served = dict(zip(self._served, columns.tolist(), strict=True))
         encode = self._zip if _fast else self._encode_each
         return encode(scores, named, sequences, epochs, version, now, included, served)
 
@@ -158,14 +161,15 @@ def as_short(numbers: NDArray[np.float32]) -> NDArray[np.float64]:
 
     What reads it as a float64, as readers of JSON do, and makes a float32 of that, gets the same bits.
     """
-    found = numbers.astype(np.float64)
-    left = np.flatnonzero(np.isfinite(numbers))
+    given = numbers.ravel()
+    found = given.astype(np.float64)
+    left = np.flatnonzero(np.isfinite(given))
     for decimals in range(16):
         scale = 10.0**decimals
         short = np.rint(found[left] * scale) / scale
-        fits = short.astype(np.float32) == numbers[left]
+        fits = short.astype(np.float32) == given[left]
         found[left[fits]] = short[fits]
         left = left[~fits]
         if not left.size:
             break
-    return found
+    return found.reshape(numbers.shape)
