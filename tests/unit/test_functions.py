@@ -119,6 +119,9 @@ def test_a_pattern_is_found_in_linear_time_and_not_in_what_is_too_long():
     assert one('regex(s, "(a+)+$")', s="a" * 65_535 + "b") == 0
     assert one('regex(s, "b")', s="a" * 65_535 + "b") == 1
     assert one('regex(s, "b")', s="a" * 65_536 + "b") == 0
+    large = f'regex(s, "{"[ab]" * 200}")'
+    assert one(large, s="a" * 40_000) == 1
+    assert one(large, s="a" * 60_000) == 0
     assert one(r'len(regex(s + "\ud800", ".$", 0))', s="a") == 3  # which is no text of an event
 
 

@@ -150,11 +150,11 @@ def _substring(value: Any) -> Callable[[Strings], list[str | None]]:
 
 def _regex(value: Any) -> Callable[[Strings], Any]:
     pattern, group = value
-    search = patterns.compiled(pattern).search
+    search, longest = patterns.compiled(pattern).search, patterns.longest(pattern)
 
     def found(text: str | None) -> Any:
         match = None
-        if text is not None and len(text) <= patterns.MAX_TEXT:
+        if text is not None and len(text) <= longest:
             match = search(text.encode("utf-8", "surrogatepass"))  # as in `_hash`
         if group is None:
             return match is not None

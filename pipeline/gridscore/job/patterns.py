@@ -9,7 +9,8 @@ from gridscore.errors import ExpressionError
 
 MAX_PATTERN = 1_000
 MAX_TEXT = 65_536
-"""Characters of a text that is searched; longer ones count as missing. With a pattern's size, this bounds the time."""
+_MAX_STEPS = 10_000_000
+"""Characters times the size of the pattern: RE2 takes up to 20 ns for each."""
 _MEMORY = 1 << 18
 """Bytes of a compiled pattern, and of what matching remembers."""
 
@@ -37,3 +38,8 @@ def compiled(pattern: str) -> Any:
             reason += "; RE2 looks neither around nor back"
         shown = pattern[:60].encode(errors="backslashreplace").decode()
         raise ExpressionError(f"`{shown}` is not a pattern of RE2: {reason}") from None
+
+
+def longest(pattern: str) -> int:
+    """Characters of a text that is searched; a longer one counts as missing."""
+    return min(MAX_TEXT, _MAX_STEPS // int(compiled(pattern).programsize))
