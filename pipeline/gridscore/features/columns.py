@@ -70,7 +70,8 @@ class EventColumns:
         return len(self._cells)
 
     def __getitem__(self, rows: slice) -> EventColumns:
-        return self.take(range(len(self))[rows])
+        wanted = range(len(self))[rows]
+        return self if wanted == range(len(self)) else self.take(wanted)
 
     def take(self, rows: Iterable[int]) -> EventColumns:
         """Some of them; one may be taken more than once."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gridscore.features.program import Program
+from gridscore.features.program import Program, in_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,13 +43,17 @@ class Decider:
             scores: Shape (n,) or (n, outputs).
         """
         count = len(events)
-        found = np.full(max(count, 2), len(self._slots), np.intp)
         if count == 0:
-            return found[:0]
+            return np.empty(0, np.intp)
         if count == 1:  # as in `FeaturePlan.inputs`
             events, scores = events.take((0, 0)), np.repeat(scores, 2, axis=0)
         with np.errstate(all="ignore"):
-            values = self._program.run(events, scores)
+            parts = in_parts(len(events), lambda rows: self._decide(events[rows], scores[rows]))
+        return np.concatenate(parts)[:count]
+
+    def _decide(self, events: EventColumns, scores: NDArray[np.float32]) -> NDArray[np.intp]:
+        values = self._program.run(events, scores)
+        found = np.full(len(events), len(self._slots), np.intp)
         for number, slot in reversed(list(enumerate(self._slots))):
             found = np.where(values[slot], number, found)
-        return found[:count]
+        return found

@@ -473,9 +473,9 @@ def _learn(
     for done, _, events in reading.batches():
         if events:
             with np.errstate(all="ignore"):
-                values = program.run(events)
+                parts = program.run_in_parts(events)
             for name, (slot, _) in slots.items():
-                found[name].update(values[slot])
+                found[name].update(*(values[slot] for values in parts))
         report(done)
     # Numbers by their size, text by the alphabet.
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from hashlib import blake2b
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 
     Bools = NDArray[np.bool_]
     Strings = Sequence[str | None]
+
+
+class TextsTooLongError(Exception):
+    """The texts of so many events are too much at once; of half of them they may not be."""
+
+
+def check_texts(texts: Strings, most: int) -> Strings:
+    """Refuse too many characters, but never those of the fewest events that are computed at once."""
+    if len(texts) > 3 and sum(map(len, filter(None, texts))) > most:
+        raise TextsTooLongError
+    return texts
 
 
 def _coalesce(a: Any, b: Any) -> Any:
@@ -48,6 +60,8 @@ def _identity(value: Any) -> Any:
 
 MAX_REPLACED = 65_536
 """Characters of a text that `replace` may make longer: what would be longer is missing."""
+MAX_TEXTS = 1 << 22
+"""Characters at most of the texts that an operation makes longer, of all events that are computed at once."""
 
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "add": np.add,
@@ -118,15 +132,18 @@ def _changed(change: Callable[[str], str]) -> Callable[[Any], Callable[[Strings]
     return lambda _: lambda column: [None if x is None else change(x) for x in column]
 
 
-def _replaced(value: Any) -> Callable[[Strings], list[str | None]]:
+def _replaced(value: Any) -> Callable[[Strings], Strings]:
     old, new = value
     growth = max(len(new) - len(old), 0)
+    if not growth:
+        return lambda column: [None if x is None else x.replace(old, new) for x in column]
 
-    def replace(column: Strings) -> list[str | None]:
-        return [
-            None if x is None or (growth and len(x) + x.count(old) * growth > MAX_REPLACED) else x.replace(old, new)
-            for x in column
-        ]
+    def replace(column: Strings) -> Strings:
+        sizes = [0 if x is None else len(x) + x.count(old) * growth for x in column]
+        fits = [size <= MAX_REPLACED for size in sizes]
+        if len(column) > 3 and sum(compress(sizes, fits)) > MAX_TEXTS:
+            raise TextsTooLongError
+        return [x.replace(old, new) if x is not None and fit else None for x, fit in zip(column, fits, strict=True)]
 
     return replace
 
@@ -240,8 +257,8 @@ def number_text(value: float) -> str | None:
     return repr(value)
 
 
-def _concat(a: Strings, b: Strings) -> list[str | None]:
-    return [None if x is None or y is None else x + y for x, y in zip(a, b, strict=True)]
+def _concat(a: Strings, b: Strings) -> Strings:
+    return check_texts([None if x is None or y is None else x + y for x, y in zip(a, b, strict=True)], MAX_TEXTS)
 
 
 def _string_where(condition: Any, a: Strings, b: Strings) -> list[str | None]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gridscore.features.columns import EventColumns
 from gridscore.features.decisions import Decider
-from gridscore.features.program import Program
+from gridscore.features.program import Program, in_parts
 from gridscore.features.quality import QualityCounter
 
 if TYPE_CHECKING:
@@ -64,10 +64,11 @@ class FeaturePlan:
         if not events:
             return {name: [] for name in slots}
         with np.errstate(all="ignore"):
-            values = program.run(EventColumns.of(self._schema, events))
+            parts = program.run_in_parts(EventColumns.of(self._schema, events))
         # Only of lookups that a feature uses: nobody needs the others' entries.
         return {
-            name: list(values[slot]) if name in self._used else [None] * len(events) for name, slot in slots.items()
+            name: [key for values in parts for key in values[slot]] if name in self._used else [None] * len(events)
+            for name, slot in slots.items()
         }
 
     @cached_property
@@ -97,7 +98,11 @@ class FeaturePlan:
             # bit may differ: a row alone is computed as one of two.
             matrix, margins = self._compute(events.take((0, 0)), 1)
             return matrix[:1], None if margins is None else margins[:1]
-        return self._compute(events, count)
+        parts = in_parts(count, lambda rows: self._compute(events[rows], rows.stop - rows.start))
+        if len(parts) == 1:
+            return parts[0]
+        all_margins = [each for _, each in parts if each is not None]
+        return np.concatenate([each for each, _ in parts]), np.concatenate(all_margins) if all_margins else None
 
     def _compute(self, events: EventColumns, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         margins = None

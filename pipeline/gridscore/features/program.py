@@ -5,15 +5,16 @@ Nothing of an expression's text is left here: a step is a function of ours and t
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from gridscore.errors import ModelMismatchError
 from gridscore.features import arrays
 from gridscore.features.lookup_history import LookupHistory
-from gridscore.features.operations import COLUMNAR, ELEMENTWISE
+from gridscore.features.operations import COLUMNAR, ELEMENTWISE, MAX_TEXTS, TextsTooLongError, check_texts
 from gridscore.job.check import compile_decisions, compile_features, compile_keys, compile_margin
 from gridscore.job.expressions import INTEGERS, Node, find
 from gridscore.job.types import Type
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from gridscore.features.lookup_table import LookupTable
     from gridscore.job import FieldType, Job, Lookup, Window
 
+T = TypeVar("T")
 _NAN = float("nan")
+_HELD_TEXTS = 4 * MAX_TEXTS
+"""Characters at most of all the texts of categories, which are all there at once."""
 
 
 class _Ref(NamedTuple):
@@ -47,6 +51,21 @@ class _Step(NamedTuple):
     run: Callable[..., Any]
     args: tuple[int, ...]
     out: int
+    last: tuple[int, ...] = ()
+    """What nobody needs afterwards."""
+
+
+def in_parts(rows: int, compute: Callable[[slice], T]) -> list[T]:
+    """What is computed of all rows; or of half of them at a time, and so on, where their texts would be too many."""
+    waiting, found = [slice(0, rows)], []
+    while waiting:
+        part = waiting.pop()
+        try:
+            found.append(compute(part))
+        except TextsTooLongError:
+            half = (part.start + part.stop) // 2
+            waiting += slice(half, part.stop), slice(part.start, half)
+    return found
 
 
 class Program:
@@ -58,7 +77,7 @@ class Program:
         categories: The categories of each feature that has any.
 
     Outputs are asked for with `feature`, `margin`, `conditions`, `category_values`, `keys`, `entities` and `columns`,
-    before the first run.
+    before the first run. What is no output is let go after its last use: a job may have millions of numbers a row.
     """
 
     def __init__(
@@ -73,13 +92,15 @@ class Program:
         self._values: list[Any] = [None, None, None]  # the number of rows, the events, and what the model said
         self._steps: list[_Step] = []
         self._memo: dict[Any, _Ref] = {}
+        self._outputs: set[int] = set()
+        self._texts_held = 0
         self.lookup_slots: dict[str, int] = {}
 
     # ------------------------------------------------------------------ outputs
 
     def feature(self, name: str) -> int:
         """The slot of a feature's values: an array, or a single number."""
-        return self._feature(name).slot
+        return self._output(self._feature(name))
 
     def margin(self) -> int | None:
         """The slot of the margins: an array, or a single number; None if the job has none."""
@@ -88,7 +109,7 @@ class Program:
             return None
         node = compile_margin(job.margin, job.features, job.schema_, job.lookups)
         self._earlier(node)
-        return self._with_default(node, job.margin.default).slot
+        return self._output(self._with_default(node, job.margin.default))
 
     def conditions(self) -> list[int]:
         """The slots of the conditions of all decisions but the last: arrays of bool, or one for all rows."""
@@ -96,7 +117,7 @@ class Program:
         slots = []
         for node in compile_decisions(job.decisions, job.classes, job.features, job.schema_, job.lookups):
             self._earlier(node)
-            slots.append(self._lower(node).slot)
+            slots.append(self._output(self._lower(node)))
         return slots
 
     def category_values(self) -> dict[str, tuple[int, bool]]:
@@ -107,30 +128,56 @@ class Program:
             if inner is not None:
                 text = inner.args[0]
                 self._earlier(text)
-                found[name] = self._column(text).slot, text.op in {"string_of_int", "string_of_number"}
+                found[name] = self._output(self._category(text)), text.op in {"string_of_int", "string_of_number"}
         return found
 
     def keys(self, lookup: str) -> int:
         """The slot of the keys of a lookup: a list of strings or integers, None where there is none."""
-        return self._keys(self._job.lookups[lookup]).slot
+        return self._output(self._keys(self._job.lookups[lookup]))
 
     def entities(self, window: str) -> int:
         """The slot of the keys of a window: a list of strings or integers, None where there is none."""
-        return self._keys(self._job.windows[window]).slot
+        return self._output(self._keys(self._job.windows[window]))
 
     def columns(self, nodes: Sequence[Node]) -> list[int]:
         """The slots of the numbers that a window holds: arrays."""
-        return [self._column(node).slot for node in nodes]
+        return [self._output(self._column(node)) for node in nodes]
 
     def run(self, events: EventColumns, scores: NDArray[np.float32] | None = None) -> list[Any]:
-        """The values of all slots for these events, and their scores where conditions are asked for."""
+        """The values of all outputs for these events, by slot, and their scores where conditions are asked for.
+
+        Raises:
+            TextsTooLongError: Of so many events, texts that are made would be too many; see `in_parts`.
+        """
         values = self._values.copy()
         values[_COUNT.slot] = len(events)
         values[_EVENTS.slot] = events
         values[_SCORES.slot] = scores
-        for run, args, out in self._steps:
+        for run, args, out, last in self._ordered:
             values[out] = run(*[values[arg] for arg in args])
+            for slot in last:
+                values[slot] = None
         return values
+
+    def run_in_parts(self, events: EventColumns) -> list[list[Any]]:
+        """What `run` gives for all events; in parts where it must be."""
+        return in_parts(len(events), lambda rows: self.run(events[rows]))
+
+    @cached_property
+    def _ordered(self) -> list[_Step]:
+        """The steps, each with the slots that it is the last to need."""
+        needed = {*self._outputs, *self.lookup_slots.values()}
+        made = {step.out for step in self._steps}
+        steps = []
+        for step in reversed(self._steps):
+            last = ({*step.args, step.out} & made) - needed
+            needed |= last
+            steps.append(step._replace(last=tuple(last)))
+        return steps[::-1]
+
+    def _output(self, ref: _Ref) -> int:
+        self._outputs.add(ref.slot)
+        return ref.slot
 
     # ------------------------------------------------------------------ lowering
 
@@ -177,7 +224,7 @@ class Program:
             case "label":
                 return self._step(_labels(self._job.classes), _SCORES)
             case "category":
-                return self._step(self._encoder(value), self._column(node.args[0]))
+                return self._step(self._encoder(value), self._category(node.args[0]))
             case "to_number" if node.args[0].nullable:
                 return self._lower(node.args[0])  # a column that can say "missing" is a number already
             case "string_of_int" if node.args[0].op == "lookup":
@@ -203,6 +250,17 @@ class Program:
         if memo not in self._memo:
             fill = _repeat if node.type == Type.STRING else _fill
             self._memo[memo] = self._step(fill, ref, _COUNT)
+        return self._memo[memo]
+
+    def _category(self, node: Node) -> _Ref:
+        """The texts that are made a category, which are kept to the end to be counted."""
+        ref = self._column(node)
+        if node.op in ("field", "lookup"):  # they are those of the event or the table
+            return ref
+        memo = ("category", ref.slot)
+        if memo not in self._memo:
+            self._texts_held += 1
+            self._memo[memo] = self._step(lambda texts: check_texts(texts, _HELD_TEXTS // self._texts_held), ref)
         return self._memo[memo]
 
     def _raw(self, name: str) -> _Ref:

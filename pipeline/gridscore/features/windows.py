@@ -213,9 +213,12 @@ class Windows:
         # As in `FeaturePlan.inputs`: a row alone is computed as one of two.
         rows = events.take((0, 0)) if count == 1 else events
         with np.errstate(all="ignore"):
-            values = self._program.run(rows)
+            parts = self._program.run_in_parts(rows)
         return [
-            Inputs(list(values[keys])[:count], np.array([values[slot][:count] for slot in slots], np.float64))
+            Inputs(
+                [key for values in parts for key in values[keys]][:count],
+                np.array([np.concatenate([values[slot] for values in parts])[:count] for slot in slots], np.float64),
+            )
             for keys, slots in self._slots
         ]
 
