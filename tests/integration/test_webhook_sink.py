@@ -308,6 +308,25 @@ async def test_retry_after_behind_the_deadline_is_waited_for(receiver):
     assert second - first >= 2
 
 
+@pytest.mark.parametrize("said", ["0", "Thu, 01 Jan 2015 00:00:00 GMT"])
+async def test_retry_after_that_asks_for_no_pause_does_not_shorten_ours(receiver, said):
+    receiver.answer = lambda _number, _results: status(503, Retry_After=said)
+    async with opened(receiver.url) as sink:
+        with pytest.raises(SinkInterruptedError, match="503"):
+            await sink.deliver(delivery([result("k")], seconds=0.6))
+    assert 3 <= len(receiver.requests) <= 8  # pauses of 5 ms at least, then 10, 20, 40, 80, 160 and 320
+
+
+async def test_a_sink_that_waits_beyond_its_deadline_says_until_when(receiver):
+    receiver.answer = lambda _number, _results: status(503, Retry_After="7200")
+    async with opened(receiver.url) as sink:
+        with pytest.raises(SinkInterruptedError) as failure:
+            await sink.deliver(delivery([result("k")], seconds=0.2))
+    stops = re.search(r"tried until (\d\d:\d\d:\d\d) UTC", str(failure.value))
+    left = (datetime.strptime(stops[1], "%H:%M:%S") - datetime.now(UTC).replace(tzinfo=None)).seconds  # noqa: DTZ007
+    assert 3_590 < left <= webhook.LONGEST_RETRY_AFTER
+
+
 async def test_retry_after_that_is_absurd_is_cut(receiver):
     receiver.answer = lambda _number, _results: status(503, Retry_After="999999999")
     async with opened(receiver.url) as sink:

@@ -326,10 +326,9 @@ class WebhookSink:
             GridscoreError: The deadline of one of them has passed.
         """
         now = time.monotonic()
-        stops = datetime.now(UTC) + timedelta(seconds=began + self._deadline - now)
         for fate in fates:
             if not fate.began:
-                fate.began, fate.stops = began, f"{stops:%H:%M:%S}"
+                fate.began, fate.stops = began, _time_of_day(began + self._deadline - now)
             fate.tries += 1
             fate.said = f"{error}. {error.hint}".rstrip()
         first = min(fates, key=lambda fate: fate.began)
@@ -341,15 +340,16 @@ class WebhookSink:
                 f"{error.hint or 'Check what is wrong with the receiver.'} Started again, the sink goes on with that "
                 "result. If a result is at fault, the receiver must answer 400, 413 or 422: it is a dead letter then.",
             )
-        if error.seconds is None:
-            ceiling = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(20, max(fate.tries for fate in fates) - 1))
-            pause = random.uniform(ceiling / 2, ceiling)  # noqa: S311 -- so that not all come back at once
-            due = min(now + pause, deadline)  # one more attempt before the sink stops
-        else:
-            due = now + min(error.seconds, LONGEST_RETRY_AFTER)
-            self._not_before = max(self._not_before, due)
+        ceiling = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(20, max(fate.tries for fate in fates) - 1))
+        pause = random.uniform(ceiling / 2, ceiling)  # noqa: S311 -- so that not all come back at once
+        due = min(now + pause, deadline)  # one more attempt before the sink stops
+        if error.seconds is not None:  # which may be none at all
+            demanded = now + min(error.seconds, LONGEST_RETRY_AFTER)
+            due, self._not_before = max(due, demanded), max(self._not_before, demanded)
         for fate in fates:
             fate.due = due
+            if due > deadline:
+                fate.stops = _time_of_day(due - now)
 
     def _refuse(self, fates: Sequence[_Fate], why: str) -> None:
         for fate in fates:
@@ -474,6 +474,11 @@ class WebhookSink:
         # If the answer is not HTTP, the error's text would show the address, which may hold a token.
         what = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
         return _LaterError(_printable(what or type(error).__name__))
+
+
+def _time_of_day(seconds: float) -> str:
+    """The time of day, in UTC, in so many seconds."""
+    return f"{datetime.now(UTC) + timedelta(seconds=seconds):%H:%M:%S}"
 
 
 def _advice(status: int) -> str:
