@@ -126,6 +126,8 @@ def test_the_examples_are_valid():
         ("key: tailnum", "key: tailnum\n    columns: [a, b]", "line 11: lookup `plane`: `columns` names 2, but `key` has 1"),
         ("map: lookups.planes", "map: events.flights", "line 12: lookup `plane`: map: `events.flights` is the job's event or result map"),
         ("events: events.flights", "events: gridscore.jobs", "line 2: `events`: `gridscore.jobs`: maps called `gridscore.*` are kept for Gridscore itself"),
+        ("results: results.flights", "results: windows.flights", "line 27: `results`: `windows.flights`: maps called `windows.*` are kept for Gridscore itself"),
+        ("map: lookups.planes", "map: dead-letters.flights", "line 12: lookup `plane`: map: `dead-letters.flights`: maps called `dead-letters.*` are kept for Gridscore itself"),
         ("events: events.flights", "events: a map", "line 2: `events`: `a map` cannot be the name of a map: use letters, digits and `_ . : -`"),
         ("results: results.flights", "results: events.flights", "line 27: `results`: results cannot go to the event map: every result would be an event"),
         ("job: flights", "job: a/b", "line 1: `job`: `a/b` cannot be a name here: use letters, digits and `_ . -`, a letter or digit first"),

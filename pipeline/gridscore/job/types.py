@@ -70,11 +70,14 @@ def _name(value: str) -> str:
     return value
 
 
+_OWN_MAPS = ("gridscore.", "dead-letters.", "windows.")
+
+
 def _map_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*", value):
         raise ValueError(f"`{value}` cannot be the name of a map: use letters, digits and `_ . : -`")
-    if value.startswith("gridscore."):
-        raise ValueError(f"`{value}`: maps called `gridscore.*` are kept for Gridscore itself")
+    if own := next(filter(value.startswith, _OWN_MAPS), ""):
+        raise ValueError(f"`{value}`: maps called `{own}*` are kept for Gridscore itself")
     return value
 
 
