@@ -350,6 +350,13 @@ def test_properties_that_are_no_secrets_are_written_as_they_are():
         {"dsn": "host=db password='hunter2'"},
         {"dsn": "postgresql:///db?user=u&pass%77ord=hunter2"},
         *({"url": f"https://h.example.com/x?{name}=hunter2"} for name in ("token", "api_key", "sig", "a=1&X-Api-Key")),
+        *(
+            {"url": f"https://h.example.com/x?{name}=hunter2"}
+            for name in ("apitoken", "accesstoken", "jwt", "clientsecret")
+        ),
+        {"url": "https://tok_live_hunter2@h.example.com/x"},
+        {"url": "https://hooks.example.com/services/T0/B0/aBcD1234eFgH5678iJkL9012"},
+        {"url": "https://hooks.example.com/0b0e51b3-4b5c-4c53-9d0a-3f1b2f6a7c11/in?page=1"},
         *({"headers": {name: "hunter2"}} for name in ("Cookie", "X-Auth", "X-Auth-Key", "X-Anything")),
         {"ca": "-----BEGIN EC PRIVATE KEY-----"},
     ],
@@ -364,6 +371,9 @@ def test_a_secret_is_found_in_whatever_form_it_is_taken(settings):
         {"dsn": "host=db password = ${P}"},
         {"dsn": "host=db password='${P}'"},
         {"url": "https://h.example.com/x?token=${T}&page=1"},
+        {"url": "https://user:${P}@h.example.com/decisions-of-all-our-shops/2026/v1?customer=1"},
+        {"url": "https://${TOKEN}@h.example.com/services/T0/B0/${HOOK}"},
+        {"dsn": "postgresql://app@db.example.com/shop"},
         {"headers": {"User-Agent": "shop", "Cookie": "${C}", "X-Request-Id": "a"}},
     ],
 )

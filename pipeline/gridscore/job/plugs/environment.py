@@ -78,7 +78,7 @@ def _forms(value: str) -> set[str]:
         with suppress(ValueError):
             parts = urlsplit(text)
             paths = (parts.path, f"{parts.path}?{parts.query}") if len(parts.path) >= _SHORTEST_PATH else ()
-            forms.update(form for form in (*paths, parts.query, parts.password) if form)
+            forms.update(form for form in (*paths, parts.query, parts.password or parts.username) if form)
     return forms
 
 

@@ -30,10 +30,13 @@ _HARMLESS_HEADER = re.compile(
     re.IGNORECASE,
 )
 _IN_QUERY = re.compile(
-    r"(.*[._-])?(access_?key|api_?key|apikey|auth|code|credential|key|pass|passwd|password|secret|sig|signature|token)",
+    r"(.*[._-])?(access_?key|api_?key|auth|code|credential|jwt|key|pass|passwd|sig|signature)"
+    r"|.*(apikey|password|secret|token)",
     re.IGNORECASE,
 )
 """Names in the query of an address whose values are secrets."""
+_IN_PATH = re.compile(r"/(?=[^/]*[0-9])(?=[^/]*[A-Za-z])[A-Za-z0-9_-]{20,}(?![^/])")
+"""A part of an address's path that nobody would type: services take it as proof that they know who calls."""
 _KEY = "PRIVATE KEY-----"
 
 
@@ -83,6 +86,10 @@ def _has_password(text: str) -> bool:
         query = parse_qsl(parts.query)
     except ValueError:  # such as a port that is not a number
         return False
+    if parts.scheme in ("http", "https"):
+        password = password or parts.username  # a user alone is a token
+        if _IN_PATH.search(parts.path):
+            return True
     secrets = [password or "", *(value for name, value in query if _is_secret_parameter(name, parts.scheme))]
     return any(each and "${" not in each for each in secrets)
 
