@@ -188,10 +188,14 @@ async def test_nothing_but_the_bad_records_suffers(stub, tmp_path):
         (text(f'{{"owner": "a", "epoch": {HUGE}, "offset": 7, "deadline": 1, "renewals": 3, "origin": 0}}'), 7),
         (text('{"owner": 5, "epoch": 2, "offset": 7, "deadline": 1, "renewals": 3, "origin": 1}'), 7),
         (text('{"owner": "a", "epoch": 2, "offset": -9, "deadline": 1, "renewals": 3}'), -1),
+        # the last that can be read: what their next owner writes could not
+        (text(f'{{"owner": "a", "epoch": {2**52 - 1}, "offset": 7, "origin": 0}}'), 7),
+        (text(f'{{"owner": "a", "epoch": 2, "offset": 7, "origin": 0, "renewals": {2**53 - 1}}}'), 7),
+        (text(f'{{"owner": "a", "epoch": 2, "offset": 7, "origin": 0, "lost": {2**62 - 1}}}'), 7),
         (GARBAGE["portable"], -1),
         (GARBAGE["nested"], -1),
     ],
-    ids=["epoch", "owner", "offset", "portable", "nested"],
+    ids=["epoch", "owner", "offset", "last_epoch", "last_renewal", "last_lost", "portable", "nested"],
 )
 async def test_a_bad_lease_keeps_its_partition_only_and_what_it_still_says_is_kept(stub, value, offset):
     client = await submitted(stub)

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from gridscore.group.lease_records import NOBODY
+from gridscore.group.lease_records import NOBODY, decode, encode, limits
 from gridscore.job import JobRecord, JobState, parse_job
 
 JOB = """\
@@ -34,3 +34,17 @@ results: results.payments
 def test_an_offset_says_something_if_it_follows_the_last_restart(offset, run, restarts, begin, begun):
     job = JobRecord(parse_job(JOB, "test"), JobState.RUNNING, 4, "", "", "", restarts=restarts, begin=begin)
     assert replace(NOBODY, offset=offset, run=run).has_begun(job.begin, job.restarts) is begun
+
+
+@pytest.mark.parametrize("name", ["epoch", "renewals", "lost", "unkept", "regressions"])
+def test_what_follows_a_count_that_is_taken_over_can_be_read(monkeypatch, name):
+    now = 1_800_000_000
+    monkeypatch.setattr("time.time", lambda: now)
+    most = limits()[name]
+    assert decode(encode(replace(NOBODY, **{name: most}))) == replace(NOBODY, **{name: most})
+    with pytest.raises(ValueError, match=f"`{name}` is more than can have been counted"):
+        decode(encode(replace(NOBODY, **{name: most + 1})))
+    now += 1
+    assert getattr(decode(encode(replace(NOBODY, **{name: most + 1}))), name) == most + 1
+    now = 0  # a clock that was never set
+    assert decode(encode(replace(NOBODY, epoch=1_800_000_000))).epoch == 1_800_000_000

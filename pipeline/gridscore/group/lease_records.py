@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import struct
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
@@ -37,7 +38,8 @@ _UNSAID = float("-inf")
 
 _Sequence = Annotated[int, Meta(ge=0, lt=2**62)]
 _Epoch = Annotated[int, Meta(ge=0, lt=2**52)]
-"""Less than other counts may be, so that the next one can still be written and read."""
+_SPARE = 2**32
+"""Added to the time: clocks may be wrong."""
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -82,8 +84,31 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
 
 encode = msgspec.json.Encoder(order="deterministic").encode
-decode = msgspec.json.Decoder(LeaseRecord).decode
+_decode = msgspec.json.Decoder(LeaseRecord).decode
 NOBODY = LeaseRecord("", 0, -1)
+
+
+def limits() -> dict[str, int]:
+    """The most that can be counted by now.
+
+    It grows faster than what is counted: whatever is taken over, the next numbers can be read by the next owner.
+    """
+    seconds = int(time.time()) + _SPARE
+    return {"epoch": seconds, **dict.fromkeys(("renewals", "lost", "unkept", "regressions"), seconds << 20)}
+
+
+def decode(text: bytes | str) -> LeaseRecord:
+    """The record that a text is.
+
+    Raises:
+        ValueError: It is not valid.
+        RecursionError: It is nested too deep.
+    """
+    record = _decode(text)
+    for name, most in limits().items():
+        if getattr(record, name) > most:
+            raise ValueError(f"its `{name}` is more than can have been counted")
+    return record
 
 
 def parse(record: Record, partition_count: int) -> LeaseRecord:

@@ -207,6 +207,9 @@ def _lease(bad: BadRecord, count: int) -> LeaseRecord | None:
                 kept[field.name] = msgspec.convert(there[field.name], field.type)
             except msgspec.ValidationError:
                 continue
+    for name, most in lease_records.limits().items():
+        if kept.get(name, 0) > most:
+            del kept[name]
     # Later than any that was counted from 1; the epochs of sinks are times as well.
     epoch = kept["epoch"] + 1 if "epoch" in kept else int(time.time())
     # The owner stays: it may still be writing, so others must wait for its lease to run out.
