@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from gridscore.cli import _commands
 from gridscore.errors import ExpressionError, ModelError, TableError, UsageError
 from gridscore.features import EventDecoder, FeaturePlan, LookupTable, OfflineMatrix, offline_matrix
-from gridscore.features.tables import lookup_entries, read_lookup, read_table, rows_as_json
+from gridscore.features.tables import lookup_entries, read_chunks, read_lookup, read_table, rows_as_json
 from gridscore.features.times import to_local
 from gridscore.job import Job, parse_job
 from gridscore.models.inputs import read_categories
@@ -154,6 +155,36 @@ def test_nested_objects_of_a_history_give_what_the_stream_sees(tmp_path, kind):
         path.write_text(path.read_text() + "[1]\n")
         with pytest.raises(TableError, match=r"line 4: expected an object, got a list"):
             offline_matrix(job, path)
+
+
+def test_objects_whose_names_are_values_are_not_made_columns(tmp_path):
+    job = parse_job(
+        "job: n\nevents: e\nresults: r\nmodel: m\nschema: {id: int, last: 'int?'}\nfeatures: {id: id, last: last}\n",
+        "n.yaml",
+    )
+    path = tmp_path / "history.jsonl"
+    rows = [{"seen": {f"ip-{n}": 1, f"at-{n}": 2}, "id": n} for n in range(1_000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": 1_000, "last": 7, "label": 3}]))
+    assert len(read_table(path, {"id": "int", "last": "int"}).columns) < 40
+    matrix = offline_matrix(job, path, keep=["label"])
+    assert matrix.values[:, 0].tolist() == list(range(1_001))
+    assert np.isnan(matrix.values[:-1, 1]).all()
+    assert matrix.values[-1, 1] == 7
+    assert matrix.kept["label"].tolist()[-1] == 3
+    with pytest.raises(TableError, match=r"line 500: there are more than 1,000 fields by now"):
+        read_table(path)
+    with read_chunks(path, None, 400) as (count, frames):
+        assert (count, next(frames).shape) == (1_001, (400, 801))
+    with read_chunks(path, {"id": "int"}, 400) as (_, frames):
+        assert [len(frame.columns) for frame in frames] == [31, 31, 31]
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path):
+    path = tmp_path / "history.jsonl.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(b'{"id": 1}\n{"id": "' + b"a" * (17 << 20))
+    with pytest.raises(TableError, match=r"line 2: it is longer than 16,777,216 bytes"):
+        read_table(path)
 
 
 def test_rows_become_the_json_of_a_producer():

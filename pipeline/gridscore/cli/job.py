@@ -164,9 +164,16 @@ _SAMPLE = 10_000
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    from gridscore.features import tables
+    import pandas as pd
 
-    frame = tables.read_table(path).head(_SAMPLE)
+    from gridscore.features import tables
+    from gridscore.features.cells import JSON_LINES
+
+    if path.name.lower().endswith(JSON_LINES):
+        with tables.read_chunks(path, None, _SAMPLE) as (_, frames):
+            frame = next(frames, pd.DataFrame())
+    else:
+        frame = tables.read_table(path).head(_SAMPLE)
     if path.name.lower().endswith((".csv", ".csv.gz")):
         frame = _with_zeros(frame, path)
     columns = {str(name): _values(column) for name, column in frame.items()}

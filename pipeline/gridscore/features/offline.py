@@ -293,7 +293,7 @@ def offline_matrix(
     source = "the history"
     if not hasattr(history, "columns"):
         source = str(history)
-        history = tables.read_history(history, job)
+        history = tables.read_history(history, job, keep=keep)
     clash = [name for name in keep if name in job.features]
     if clash:
         raise TableError(

@@ -15,6 +15,7 @@ import math
 import numbers
 import sys
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,10 @@ from gridscore.features.operations import number_text
 from gridscore.features.times import to_text
 from gridscore.job.check import compile_keys
 from gridscore.job.expressions import INTEGERS
-from gridscore.job.types import Type
+from gridscore.job.types import MAX_FEATURES, Type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 
     from gridscore.features.cells import CellKind
     from gridscore.job import FieldType, Job
@@ -42,25 +43,33 @@ _EXACT_BITS = {2: 11, 4: 24}
 """Bits of the whole numbers that a float of so many bytes holds with all digits; one of eight has 53."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _SUFFIXES = (".csv", ".parquet")
+_MAX_LINE = 1 << 24
+"""Bytes of a line of JSON."""
+_OTHERS = 30
+"""Fields of JSON lines that are read though nobody wants them."""
 
 
-def read_table(path: Path | str, kinds: Mapping[str, CellKind] | None = None) -> pd.DataFrame:
+def read_table(
+    path: Path | str, kinds: Mapping[str, CellKind] | None = None, *, keep: Collection[str] = ()
+) -> pd.DataFrame:
     """Read a file in CSV, Parquet or JSON lines, by its suffix; what lies in nested objects has names with dots.
 
     Args:
         path: The file.
-        kinds: What columns hold, whether the file has them or not. Others are as pandas reads them.
+        kinds: What columns hold, whether the file has them or not. Others are as pandas reads them; those of JSON lines
+            may be left out, unless no kinds are given.
+        keep: Columns that are wanted as well.
 
     Raises:
         TableError: There is no such file, or it cannot be read.
     """
-    (frame,) = _frames(Path(path), kinds or {}, None)[1]
+    (frame,) = _frames(Path(path), kinds, keep, None)[1]
     return frame
 
 
 @contextmanager
 def read_chunks(
-    path: Path | str, kinds: Mapping[str, CellKind], rows: int
+    path: Path | str, kinds: Mapping[str, CellKind] | None, rows: int, *, keep: Collection[str] = ()
 ) -> Iterator[tuple[int, Iterator[pd.DataFrame]]]:
     """In the context, the rows that a file has, and what `read_table` reads of it, so many rows at a time.
 
@@ -69,13 +78,13 @@ def read_chunks(
     Raises:
         TableError: There is no such file, or it cannot be read; later, too.
     """
-    count, frames = _frames(Path(path), kinds, rows)
+    count, frames = _frames(Path(path), kinds, keep, rows)
     with closing(frames):
         yield count, frames
 
 
 def _frames(
-    path: Path, kinds: Mapping[str, CellKind], rows: int | None
+    path: Path, kinds: Mapping[str, CellKind] | None, keep: Collection[str], rows: int | None
 ) -> tuple[int, Generator[pd.DataFrame, None, None]]:
     name = path.name.lower()
     if path.is_dir() or not path.exists():
@@ -86,7 +95,7 @@ def _frames(
     if name.endswith(".parquet"):
         count, read = _parquet_rows, _parquet
     elif name.endswith(JSON_LINES):
-        count, read = _json_rows, _json_lines
+        count, read = _json_rows, partial(_json_lines, None if kinds is None else {*kinds, *keep})
     elif name.endswith((".csv", ".csv.gz")):
         # pandas would guess, take `NA` for missing, and round decimal numbers in its own way.
         count, read = _check_cells, _csv
@@ -97,7 +106,7 @@ def _frames(
 
     def frames() -> Generator[pd.DataFrame, None, None]:
         with _readable(path):
-            yield from read(path, kinds, rows)
+            yield from read(path, kinds or {}, rows)
 
     with _readable(path):
         return count(path), frames()
@@ -128,19 +137,20 @@ def _csv(path: Path, kinds: Mapping[str, CellKind], rows: int | None) -> Iterato
             yield frame
 
 
-def read_history(path: Path | str, job: Job, keys: Sequence[str] = ()) -> pd.DataFrame:
+def read_history(path: Path | str, job: Job, keys: Sequence[str] = (), *, keep: Collection[str] = ()) -> pd.DataFrame:
     """Read a history of events: each field of the schema is a column.
 
     Args:
         path: The file.
         job: Whose schema.
         keys: Columns of the events' keys: texts, if the schema does not name them.
+        keep: Columns that are wanted as well.
 
     Raises:
         TableError: It cannot be read, or has no rows.
     """
     kinds: dict[str, CellKind] = dict.fromkeys(keys, "string")
-    frame = read_table(path, kinds | kinds_of(job.schema_))
+    frame = read_table(path, kinds | kinds_of(job.schema_), keep=keep)
     if frame.empty:
         raise TableError(f"`{path}` has no rows.", "Give a history with at least one event.")
     return frame
@@ -340,35 +350,51 @@ def _parquet(path: Path, kinds: Mapping[str, CellKind], rows: int | None) -> Ite
 
 
 def _json_rows(path: Path) -> int:
-    with _unpacked(path) as file:
-        return sum(1 for line in file if line.strip())
+    return sum(1 for _ in _lines(path))
 
 
-def _json_lines(path: Path, _kinds: Mapping[str, CellKind], rows: int | None) -> Iterator[pd.DataFrame]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers."""
+    with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
+            if len(line) > _MAX_LINE:
+                raise TableError(f"`{path}`, line {number}: it is longer than {_MAX_LINE:,} bytes.")
+            if line.strip():
+                yield number, line
+
+
+def _json_lines(
+    wanted: Collection[str] | None, path: Path, _kinds: Mapping[str, CellKind], rows: int | None
+) -> Iterator[pd.DataFrame]:
+    """The fields that are wanted, and some others to be named in messages; or all, but not any number of them."""
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     taken: list[dict[str, Any]] = []
     names: dict[str, None] = {}  # those that one chunk has are columns of all after it
+    room = MAX_FEATURES if wanted is None else len(wanted) + _OTHERS
 
     def frame() -> pd.DataFrame:
-        names.update(dict.fromkeys(name for row in taken for name in row))
         return pd.DataFrame({name: pd.Series([row.get(name) for row in taken], dtype=object) for name in names})
 
-    with _unpacked(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                if line.strip():
-                    taken.append(dict(_leaves(decode(line), "")))
-            except (ValueError, RecursionError) as error:
-                raise TableError(f"`{path}`, line {number}: {reason_of(error)}.", "Each line is an object.") from None
-            if len(taken) == rows:
-                yield frame()
-                taken.clear()
+    for number, line in _lines(path):
+        try:
+            row = dict(_leaves(decode(line), ""))
+        except (ValueError, RecursionError) as error:
+            raise TableError(f"`{path}`, line {number}: {reason_of(error)}.", "Each line is an object.") from None
+        for name in row:
+            if name in names or (wanted is not None and name in wanted) or len(names) < room:
+                names[name] = None
+            elif wanted is None:
+                raise TableError(
+                    f"`{path}`, line {number}: there are more than {room:,} fields by now.",
+                    "Do objects have IDs or other values as names? Leave those out.",
+                )
+        # Names that are values, as in {"seen": {"4711": 1}}, would be more columns than memory has room for.
+        taken.append({name: value for name, value in row.items() if name in names})
+        if len(taken) == rows:
+            yield frame()
+            taken.clear()
     if taken or rows is None:
         yield frame()
-
-
-def _unpacked(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _leaves(values: Mapping[str, Any], around: str) -> Iterator[tuple[str, Any]]:

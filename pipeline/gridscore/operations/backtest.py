@@ -97,7 +97,7 @@ async def backtest(
     cursor, began = Cursor(0, 0), time.perf_counter()
     columns: dict[str, list[NDArray[np.float64]]] = {"time": [], "label": [], "value": []}
     done = 0
-    with read_chunks(history, kinds_of(job.schema_), _CHUNK) as (total, chunks):
+    with read_chunks(history, kinds_of(job.schema_), _CHUNK, keep=[*filter(None, (label, value))]) as (total, chunks):
         for frame in chunks:
             texts = list(rows_as_json(frame, job.schema_, str(history)))
             count = len(texts)
