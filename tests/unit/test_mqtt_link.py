@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import tracemalloc
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
 
-from gridscore.sources.base import SourceInterruptedError
+from gridscore.sources.base import Poison, SourceInterruptedError
 from gridscore.sources.mqtt import link as links
 from gridscore.sources.mqtt.link import MqttLink
+from gridscore.sources.mqtt.messages import MessageDecoder
 from gridscore.sources.mqtt.packets import Message, user_property
 from gridscore.sources.mqtt.settings import MqttSourceSettings
 
@@ -146,6 +148,49 @@ async def test_what_is_not_mqtt_ends_the_connection(stream, five):
             await link.wait()
         with suppress(ConnectionResetError):  # it has not read everything
             assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("five", [True, False])
+async def test_what_is_too_large_takes_bounded_memory_and_is_poison(five):
+    """A broker may let anybody send 256 MiB; it would come again at each start."""
+    piece, count = b"x" * 65_536, 512
+    head = publish(payload=b"", number=7, properties=b"\x00" if five else None)
+    length = len(head) - 2 + count * len(piece)
+    async with connected(five=five, max_event=1_000) as (link, _, writer):
+        decoder = MessageDecoder(link._settings)
+        tracemalloc.start()
+        try:
+            writer.write(head[:1] + VariableByteIntegers.encode(length) + head[2:])
+            for _ in range(count):
+                writer.write(piece)
+                await writer.drain()
+            writer.write(publish(number=8, properties=b"\x00" if five else None))
+            found = []
+            while len(found) < 2:
+                await link.wait()
+                found += link.take()
+            assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        finally:
+            tracemalloc.stop()
+        large, small = found
+        poison = decoder.decode(large)
+        assert isinstance(poison, Poison)
+        assert poison.error == "It has 33,554,432 bytes; the limit is 1,000."
+        assert (large.receipt, poison.raw) == (b"\x40\x02\x00\x07", b"x" * 1_000)
+        assert small == message(b"a/b", b"{}", 1, 8)
+
+
+async def test_properties_that_are_too_large_make_a_message_poison():
+    packed = b"\x26\x00\x01k\xff\xff" + b"v" * 65_535
+    properties = VariableByteIntegers.encode(len(packed * 4)) + packed * 4
+    async with connected(max_event=1_000) as (link, _, writer):
+        writer.write(publish(properties=properties) + publish(number=2, properties=b"\x00"))
+        found = []
+        while len(found) < 2:
+            await link.wait()
+            found += link.take()
+        assert isinstance(MessageDecoder(link._settings).decode(found[0]), Poison)
+        assert found[1] == message(b"a/b", b"{}", 1, 2)
 
 
 async def test_a_connection_that_breaks_is_an_error():

@@ -44,6 +44,8 @@ MOST_BYTES = 64 << 20
 _MISC_SECONDS = 1.0
 _AT_HIGH = 2  # times what may be in flight: brokers of MQTT 3.1.1 do not know how much we want
 _READS_AT_ONCE = 500
+_READ_BYTES = 1 << 16
+_BESIDE_BYTES = 1 << 17  # of a packet: a topic has 64 KiB at most
 
 # Reason codes of MQTT 5 section 2.4; paho gives those of 3.1.1 the same names.
 _BAD_CREDENTIALS = {0x86, 0x87, 0x8C}
@@ -64,10 +66,18 @@ class _Client(mqtt.Client):
 
     arrived: Callable[[Message], None]
     answered: Callable[[], None]
+    most = 0
+    """Bytes of a packet that are kept: it may have 256 MiB."""
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        del self._in_packet["packet"][self.most :]
+        return super()._sock_recv(min(bufsize, _READ_BYTES))
 
     def _handle_publish(self) -> MQTTErrorCode:
         packet, five = self._in_packet, self._protocol == MQTTProtocolVersion.MQTTv5
-        self.arrived(read_message(packet["command"], bytes(packet["packet"]), five=five))
+        del packet["packet"][self.most :]
+        body = bytes(packet["packet"])
+        self.arrived(read_message(packet["command"], body, packet["remaining_length"], five=five))
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _handle_pingresp(self) -> MQTTErrorCode:
@@ -256,6 +266,7 @@ class MqttLink:
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.arrived, client.answered = self._on_message, self._on_answer
+        client.most = self._settings.max_event + _BESIDE_BYTES
         return client
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, properties: Any) -> None:

@@ -65,7 +65,7 @@ class MessageDecoder:
     def decode(self, message: Message) -> tuple[Any, bytes] | Poison | None:
         """An event's key and JSON text, or why it is not an event; None for what takes a retained message away."""
         payload = message.payload
-        if not payload:
+        if not payload and not message.left_out:
             return None
         topic = ""
         try:
@@ -78,8 +78,9 @@ class MessageDecoder:
 
     def _event(self, message: Message, topic: str, payload: bytes) -> tuple[Any, bytes]:
         settings = self._settings
-        if len(payload) > settings.max_event:
-            raise ValueError(f"It has {len(payload):,} bytes; the limit is {settings.max_event:,}.")
+        if message.left_out or len(payload) > settings.max_event:
+            size = len(payload) + message.left_out
+            raise ValueError(f"It has {size:,} bytes; the limit is {settings.max_event:,}.")
         fields = self._fields(payload)
         text: bytes | None = payload
         if fields is None:

@@ -27,20 +27,23 @@ class Message(NamedTuple):
         payload: Its bytes.
         receipt: The packet that confirms it; empty with QoS 0.
         properties: As they came; empty if there are none, and by MQTT 3.1.1.
+        left_out: Bytes of its end, of its payload at least, that were left out because it is too large.
     """
 
     topic: bytes
     payload: bytes
     receipt: bytes = b""
     properties: bytes = b""
+    left_out: int = 0
 
 
-def read_message(first: int, body: bytes, *, five: bool) -> Message:
+def read_message(first: int, body: bytes, length: int, *, five: bool) -> Message:
     """Take a PUBLISH apart.
 
     Args:
         first: Its first byte.
-        body: What follows the length.
+        body: What follows the length, or so much of it as there was room for.
+        length: The bytes that follow.
         five: Whether it is one of MQTT 5.
 
     Raises:
@@ -58,9 +61,9 @@ def read_message(first: int, body: bytes, *, five: bool) -> Message:
         properties = body[begin : begin + size]
         begin += size
     # Without a topic it would be known by an alias, which we have not allowed.
-    if receipt is None or begin > len(body) or not topic:
+    if receipt is None or begin > length or not topic:
         raise MalformedPacket("A message is not valid MQTT.")
-    return Message(topic, body[begin:], receipt, properties)
+    return Message(topic, body[begin:], receipt, properties, length - len(body))
 
 
 def user_property(properties: bytes, name: str) -> str | None:

@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 15.0
 _WAIT_SECONDS = 1.0
-_FIRST_COUNT, _MOST_BYTES = 16, 16 << 20  # of a batch; Redis only counts entries, so we adapt to those before
+_MOST_BYTES = 16 << 20
+"""Of a batch. Redis only counts entries, so we adapt to those before, from one on: what was too large comes again."""
 _BEGINNING = b"0-0"
 
 _encode = msgspec.json.Encoder().encode
@@ -72,7 +73,7 @@ class RedisSource:
         self._member = (self._stream, self._group, settings.consumer or socket.gethostname())
         self._life = seconds_of(settings.claim_after)
         self._under_way: set[bytes] = set()
-        self._count = min(_FIRST_COUNT, settings.batch)
+        self._count = 1
         url = urlsplit(settings.server)
         tls: dict[str, Any] = {"ssl": True, "ssl_check_hostname": True, "ssl_ca_certs": settings.ca_file}
         self._client: Any = Redis(
