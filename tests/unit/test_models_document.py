@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gridscore.errors import ModelError
+from gridscore.models import document
 from gridscore.models.description import describe
 from gridscore.models.document import read_document
 
@@ -121,6 +122,28 @@ def test_numbers_as_categories_of_a_data_frame_are_refused_where_codes_would_be_
     assert describe(model([0, 1, 2])).categories == {}
     with pytest.raises(ModelError, match=r"`month` was trained as a category of numbers that are not 0, 1, 2"):
         describe(model([10, 20, 30]))
+
+
+@pytest.mark.parametrize("form", ["json", "ubj"])
+def test_a_file_of_short_texts_is_refused_before_it_fills_the_memory(form, monkeypatch):
+    if form == "json":
+        payload = b'{"a": [' + b'"ab",' * 4_000_000 + b'""]}'
+    else:
+        monkeypatch.setattr(document, "_MOST_VALUES", 1_000)
+        payload = b"{L\0\0\0\0\0\0\0\1a[" + b"SL\0\0\0\0\0\0\0\2ab" * 1_000 + b"]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match="more than 4,000,000 values"):
+            describe(payload)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_json_that_a_worker_may_have_no_memory_for_is_to_be_saved_as_ubj():
+    with pytest.raises(ModelError, match="64 MiB at most") as refused:
+        describe(b'{"learner":' + b" " * document.MAX_JSON + b"{}}")
+    assert "model.ubj" in refused.value.hint
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,13 @@ _SPARE_VALUES = 1_000
 
 A list of empty lists would take forty times its bytes in memory; so no file takes more than twenty times its bytes.
 """
+_MOST_VALUES = 4_000_000
+"""Values and names outside of arrays of numbers, at most: some hundred megabytes, and those of 90,000 trees.
+
+A model is pushed from a machine that may be larger than a worker's.
+"""
+MAX_JSON = 64 << 20
+"""Bytes of JSON at most: its arrays of numbers may take eight times as many before they are packed. UBJ has no need."""
 _LONG = struct.Struct(">q")
 _SCALARS = {
     ord("i"): struct.Struct(">b"),
@@ -70,6 +77,11 @@ def read_document(payload: bytes, source: str) -> dict[str, Any]:
         if _UBJ_START.match(payload):
             return _Ubj(payload).document()
         if _JSON_START.match(payload):
+            if len(payload) > MAX_JSON:
+                raise ModelError(
+                    f"{source} has {-(-len(payload) >> 20):,} MiB of JSON; {MAX_JSON >> 20} MiB at most are taken.",
+                    SAVE_HINT,
+                )
             return _json(payload)
     except MemoryError:
         raise ModelError(f"{source} needs more memory than there is here.", SAVE_HINT) from None
@@ -86,6 +98,8 @@ def read_document(payload: bytes, source: str) -> dict[str, Any]:
 def _json(payload: bytes) -> dict[str, Any]:
     if payload.count(b"[") + payload.count(b"{") > _most_values(payload):
         raise ValueError("it has too many values for its size")
+    if payload.count(b'"') // 2 + payload.count(b"[") + payload.count(b"{") > _MOST_VALUES:
+        raise ValueError(_TOO_MANY)
     value = json.loads(payload.decode(), object_pairs_hook=_unique_arrays)
     if not isinstance(value, dict):  # cannot be: it begins with a brace
         raise TypeError("not an object")
@@ -96,6 +110,9 @@ def _json(payload: bytes) -> dict[str, Any]:
         if not level:
             return value
     raise RecursionError
+
+
+_TOO_MANY = f"it has more than {_MOST_VALUES:,} values outside of arrays of numbers"
 
 
 def _most_values(payload: bytes) -> int:
@@ -142,7 +159,7 @@ class _Ubj:
     def __init__(self, payload: bytes) -> None:
         self._payload = payload
         self._at = 0
-        self._left = _most_values(payload)
+        self._left, self._room = _most_values(payload), _MOST_VALUES
 
     def document(self) -> dict[str, Any]:
         value = self._value(0)
@@ -183,8 +200,11 @@ class _Ubj:
         if depth > _DEPTH:
             raise RecursionError
         self._left -= 1
+        self._room -= 1
         if self._left < 0:
             raise ValueError("it has too many values for its size")
+        if self._room < 0:
+            raise ValueError(_TOO_MANY)
         marker = self._marker()
         if marker == ord("{"):
             return self._object(depth)
@@ -202,6 +222,7 @@ class _Ubj:
         pairs = []
         while not self._peek(b"}"):
             key = self._text()
+            self._room -= 1
             pairs.append((key, self._value(depth + 1)))
         return _unique(pairs)
 
