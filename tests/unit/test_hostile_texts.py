@@ -5,6 +5,7 @@ Each way in and each way out takes them for what they are, no event and no resul
 
 import asyncio
 import json
+import re
 import sys
 
 import pytest
@@ -94,6 +95,16 @@ def test_a_message_of_mqtt_may_be_nested_without_end():
     found = MessageDecoder(settings).decode(MqttMessage(b"a/b", DEEP))
     assert isinstance(found, Poison)
     assert "nested too deeply" in found.error
+
+
+@pytest.mark.parametrize("how", [{"key": ("id",)}, {"key": ("id", "b")}, {"key_property": "id"}])
+def test_a_key_that_is_very_long_is_poison(how):
+    decoder = MessageDecoder(MqttSourceSettings(to="events.x", topic=["a/{b}"], **how))
+    for length, fits in ((1_000, True), (1_025, False)):
+        packed = b"\x26\x00\x02id" + length.to_bytes(2) + b"x" * length
+        found = decoder.decode(MqttMessage(b"a/b", b'{"id": "%s"}' % (b"x" * length), properties=packed))
+        assert isinstance(found, Poison) is not fits
+    assert re.fullmatch(r"Its key has 1,02[0-9] characters; the limit is 1,024\.", found.error)
 
 
 def test_topics_that_strangers_make_up_are_not_remembered():

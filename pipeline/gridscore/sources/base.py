@@ -17,7 +17,7 @@ streams do not wait for each other, and each batch is acknowledged, or refused, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from gridscore.errors import GridscoreError
 from gridscore.job.plugs.base import SourceSettings
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from gridscore.client.room import Waiting
+
+
+K = TypeVar("K")
+
+MAX_KEY = 1_024
+"""Characters of an event's key: it is kept several times over, and goes into each result and dead letter."""
 
 
 class SourceInterruptedError(GridscoreError):
@@ -125,7 +131,7 @@ def key_of(fields: Mapping[str, Any], names: Sequence[str]) -> str | int:
     """The key made of fields: the value of one, or the values of several joined by `|`.
 
     Raises:
-        ValueError: One is missing, or is neither a string nor a whole number.
+        ValueError: One is missing, or is neither a string nor a whole number; or the key is too long.
     """
     parts: list[str | int] = []
     for name in names:
@@ -133,7 +139,18 @@ def key_of(fields: Mapping[str, Any], names: Sequence[str]) -> str | int:
         if isinstance(part, bool) or not isinstance(part, (str, int)) or part == "":
             raise ValueError(f"The field `{name}` makes the key, and is {'missing' if part is None else 'not a key'}.")
         parts.append(part)
-    return parts[0] if len(parts) == 1 else "|".join(map(str, parts))
+    return checked_key(parts[0] if len(parts) == 1 else "|".join(map(str, parts)))
+
+
+def checked_key(key: K) -> K:
+    """The key, if its length allows it.
+
+    Raises:
+        ValueError: It is too long.
+    """
+    if isinstance(key, str) and len(key) > MAX_KEY:
+        raise ValueError(f"Its key has {len(key):,} characters; the limit is {MAX_KEY:,}.")
+    return key
 
 
 KINDS = PlugKinds[SourceSettings, Source]("source")

@@ -17,6 +17,7 @@ import msgspec
 
 from gridscore.errors import TableError
 from gridscore.features.cells import JSON_LINES, READERS
+from gridscore.sources.base import MAX_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -131,6 +132,8 @@ class RowMaker:
                 return BadRow(number, f"its `{name}` is neither text nor a whole number, and cannot be a key")
             parts.append(part if isinstance(part, int | str) else str(part))
         key = parts[0] if len(parts) == 1 else self._separator.join(map(str, parts))
+        if isinstance(key, str) and len(key) > MAX_KEY:
+            return BadRow(number, f"its key has {len(key):,} characters; the limit is {MAX_KEY:,}")
         if isinstance(key, int) and not -(1 << 63) <= key < 1 << 63:
             return BadRow(number, f"its key {key} has more than 64 bits")
         return key

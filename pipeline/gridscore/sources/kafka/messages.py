@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gridscore.sources.base import MAX_KEY
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from gridscore.sources.kafka.settings import KafkaSourceSettings
 
 _FRAME = 5
-_MAX_KEY = 1_024
 
 _encode = msgspec.json.Encoder().encode
 
@@ -157,8 +158,8 @@ class MessageReader:
 
 def _checked(key: str | int) -> str | int:
     if isinstance(key, str):
-        if not key or len(key) > _MAX_KEY:
-            raise NoEventError(f"its key has {len(key):,} characters: 1 to {_MAX_KEY:,} are allowed")
+        if not key or len(key) > MAX_KEY:
+            raise NoEventError(f"its key has {len(key):,} characters: 1 to {MAX_KEY:,} are allowed")
     elif not -(1 << 63) <= key < 1 << 63:
         raise NoEventError("its key is too large a number")
     return key

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gridscore.sources.base import Poison, key_of
+from gridscore.sources.base import Poison, checked_key, key_of
 from gridscore.sources.mqtt.packets import user_property
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class MessageDecoder:
         if settings.key:
             key = key_of(fields, settings.key)
         elif settings.key_property is not None:
-            key = user_property(message.properties, settings.key_property)
+            key = checked_key(user_property(message.properties, settings.key_property))
             if key is None:
                 raise ValueError(f"It has no user property `{settings.key_property}`, which is the key.")
         else:
