@@ -154,7 +154,7 @@ async def test_rows_that_cannot_be_predicted_harm_no_other_request(monkeypatch):
 
             monkeypatch.setattr(live._model, "predict", picky)
             bad, good = np.full((1, 4), 13, np.float32), ROWS[:1]
-            asked = [live.predict(rows, lambda: False) for rows in (good, bad, good)]
+            asked = [live.predict(rows, lambda: False, 9.0) for rows in (good, bad, good)]
             one, two, three = await asyncio.gather(*asked, return_exceptions=True)
             assert one == three == predict(good)
             assert "no thirteen" in str(two)

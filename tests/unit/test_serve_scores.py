@@ -45,7 +45,7 @@ async def test_concurrent_requests_share_micro_batches():
             live = server.jobs.get("plain")
             alone = [(await http.post("/score/plain", json={"amount": n})).json()["score"] for n in range(40)]
             assert live.stats.batches == 40
-            asked = [live.score([b'{"amount": %d}' % n], lambda: False) for n in range(40)]
+            asked = [live.score([b'{"amount": %d}' % n], lambda: False, 9.0) for n in range(40)]
             assert [json.loads(text)["score"] for [text] in await asyncio.gather(*asked)] == alone
             assert live.stats.batches == 41
 

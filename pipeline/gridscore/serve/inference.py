@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gridscore.sources.http.bodies import Bodies
 
 SECONDS = 10.0
-"""How long a request may take; the first for a version waits until it is loaded."""
+"""How long a request waits for its scores, and before that, the first for a version, until it is loaded."""
 
 
 class Inference:
@@ -83,10 +83,10 @@ class Inference:
         try:
             async with asyncio.timeout(SECONDS):
                 live = await _known(self._models.get(name, _number(number)))
-                await self._bodies.receive(request, body)
-                found = live.version
-                asked = question(bytes(body), request.headers.get(LENGTH), len(found.features), BATCH)
-                scores = await live.predict(asked.rows, request.scope.get("gridscore.has_left", lambda: False))
+            await self._bodies.receive(request, body)
+            found = live.version
+            asked = question(bytes(body), request.headers.get(LENGTH), len(found.features), BATCH)
+            scores = await live.predict(asked.rows, request.scope.get("gridscore.has_left", lambda: False), SECONDS)
         except (UsageError, ModelError) as error:
             raise HTTPException(400, str(error)) from None
         except SaturatedError as error:

@@ -107,14 +107,15 @@ class LiveJob:
             self._batches.close(GridError(f"The job `{self.record.name}` is no longer scored here.", "Ask again."))
             await asyncio.shield(self._close())
 
-    async def score(self, texts: Sequence[bytes], has_left: Callable[[], bool]) -> Answers:
+    async def score(self, texts: Sequence[bytes], has_left: Callable[[], bool], seconds: float) -> Answers:
         """Score the events of a request, in one micro-batch with those of others.
 
         Raises:
+            TimeoutError: It took longer than these seconds.
             SaturatedError: Too many wait already.
             GridError: A lookup could not be fetched, or the job is no longer scored here.
         """
-        return await self._batches.ask(texts, len(texts), sum(map(len, texts)), has_left)
+        return await self._batches.ask(texts, len(texts), sum(map(len, texts)), has_left, seconds)
 
     async def _load(self) -> None:
         while True:

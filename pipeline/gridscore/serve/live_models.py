@@ -54,14 +54,15 @@ class LiveVersion:
         """Whether nothing waits."""
         return not self._batches.waiting
 
-    async def predict(self, rows: Rows, has_left: Callable[[], bool]) -> Rows:
+    async def predict(self, rows: Rows, has_left: Callable[[], bool], seconds: float) -> Rows:
         """Scores of float32 rows, in one micro-batch with those of other requests.
 
         Raises:
+            TimeoutError: It took longer than these seconds.
             SaturatedError: Too many wait already.
             ModelError: It cannot predict them.
         """
-        return await self._batches.ask(rows, len(rows), rows.nbytes, has_left)
+        return await self._batches.ask(rows, len(rows), rows.nbytes, has_left, seconds)
 
     async def run(self) -> None:
         """Predict until cancelled."""

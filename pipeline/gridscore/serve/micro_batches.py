@@ -1,11 +1,13 @@
 """Micro-batches of requests: whatever has come while the last batch was scored is the next. There is no timer.
 
-What waits is bounded, and what nobody waits for any more is not scored.
+What waits is bounded, and what nobody waits for any more is not scored. All who wait share one timer of the event loop:
+one for each would cost as much as the scoring.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -25,6 +27,9 @@ BATCH = 4_096
 
 BATCH_BYTES = 8 << 20
 """The same in bytes."""
+
+_ANSWERED = 10_000
+"""Answered questions whose time is not over, above which they are forgotten."""
 
 
 class SaturatedError(GridscoreError):
@@ -62,12 +67,17 @@ class MicroBatches(Generic[_Work, _Answer]):
         self._questions: deque[Question[_Work, _Answer]] = deque()
         self._arrived = asyncio.Event()
         self._failure: GridscoreError | None = None
+        self._deadlines: list[tuple[float, int, asyncio.Future[_Answer]]] = []  # a heap; answered ones are among them
+        self._number = 0  # of the questions
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self.waiting = self.size = 0
 
-    async def ask(self, work: _Work, count: int, size: int, has_left: Callable[[], bool]) -> _Answer:
+    async def ask(self, work: _Work, count: int, size: int, has_left: Callable[[], bool], seconds: float) -> _Answer:
         """The answer, once it is there. To cancel this withdraws the question.
 
         Raises:
+            TimeoutError: It took longer than these seconds.
             SaturatedError: Too much waits already.
             ClientDisconnect: The client has left.
             GridscoreError: It cannot be answered.
@@ -76,7 +86,9 @@ class MicroBatches(Generic[_Work, _Answer]):
             raise self._failure
         if self.waiting and (self.waiting + count > self._most or self.size + size > self._most_bytes):
             raise SaturatedError(f"{self.waiting:,} events wait to be scored.")
-        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[_Answer] = loop.create_future()
+        self._expect(loop, loop.time() + seconds, answer)
         self._questions.append(Question(work, count, size, has_left, answer))
         self.waiting += count
         self.size += size
@@ -105,6 +117,29 @@ class MicroBatches(Generic[_Work, _Answer]):
                 self._arrived.clear()
                 await self._arrived.wait()
 
+    def _expect(self, loop: asyncio.AbstractEventLoop, until: float, answer: asyncio.Future[_Answer]) -> None:
+        """Let an answer fail if it is not there in time."""
+        if len(self._deadlines) > 2 * self.waiting + _ANSWERED:
+            self._deadlines = [each for each in self._deadlines if not each[2].done()]
+            heapq.heapify(self._deadlines)
+        self._number += 1
+        heapq.heappush(self._deadlines, (until, self._number, answer))
+        if self._timer is None or until < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._timer_at = loop.call_at(until, self._expire, loop), until
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer, now = None, loop.time()
+        while self._deadlines:
+            until, _, answer = self._deadlines[0]
+            if not answer.done():
+                if until > now:
+                    self._timer, self._timer_at = loop.call_at(until, self._expire, loop), until
+                    return
+                answer.set_exception(TimeoutError())
+            heapq.heappop(self._deadlines)
+
     def close(self, error: GridscoreError) -> None:
         """Take no more questions; those that wait get an error."""
         self._failure = error
@@ -113,3 +148,5 @@ class MicroBatches(Generic[_Work, _Answer]):
             if not answer.done():
                 answer.set_exception(error)
         self.waiting = self.size = 0
+        if self._timer is not None:
+            self._timer.cancel()

@@ -99,8 +99,7 @@ class Scores:
                 return await self._record(request, job, texts, wait, single=single)
             if (large := max(map(len, texts), default=0)) > self._max_event:
                 raise HTTPException(400, f"An event has {large:,} bytes; the limit is {self._max_event:,}.")
-            async with asyncio.timeout(wait):
-                answers = await job.score(texts, scope.get("gridscore.has_left", _never))
+            answers = await job.score(texts, scope.get("gridscore.has_left", _never), wait)
         except UnservedError as error:
             raise _as_http(error) from None
         except SaturatedError as error:
@@ -157,6 +156,19 @@ class Scores:
         return 200, {"key": key, **result.value}
 
 
+class _Scored(Response):
+    """An answer that is JSON already, without what a Response can do beside it: there are many a second."""
+
+    def __init__(self, text: bytes) -> None:
+        self.body = text
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send it."""
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(self.body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
 def _check(headers: Headers) -> None:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -189,13 +201,13 @@ def _respond(answers: Answers, *, single: bool) -> Response:
     if single:
         [answer] = answers
         if isinstance(answer, bytes):
-            return Response(answer, media_type="application/json")
+            return _Scored(answer)
         return json_response(422, {"error": answer.error, "stage": answer.stage})
     texts = [
         each if isinstance(each, bytes) else msgspec.json.encode({"error": each.error, "stage": each.stage})
         for each in answers
     ]
-    return Response(b"[%b]" % b",".join(texts), media_type="application/json")
+    return _Scored(b"[%b]" % b",".join(texts))
 
 
 def _as_http(error: UnservedError) -> HTTPException:
