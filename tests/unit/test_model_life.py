@@ -172,6 +172,28 @@ async def test_what_a_model_learnt_from_travels_with_it(client, tmp_path):
         await client.push_model(trained, "payments")
 
 
+async def test_labels_of_classes_travel_with_the_model_and_are_those_of_its_jobs(client):
+    values, _ = frame()
+    matrix = offline_matrix(parse_job(JOB, "test"), values.assign(kind="x"))
+    labels = np.repeat([0, 1, 2], 100)
+    trained = xgb.XGBClassifier(n_estimators=2, n_jobs=1).fit(values, labels)
+    for wrong in (["a", "b"], ["a", "b", "b"]):
+        matrix.attach(trained, labels=wrong)
+        with pytest.raises(ModelError, match=rf"has 3 classes, and {len(wrong)} labels"):
+            await client.push_model(trained, "payments")
+    matrix.attach(trained, labels=np.array(["low", "mid", "high"]))
+    version = await client.push_model(trained, "payments", alias="champion")
+    assert version.labels == ("low", "mid", "high")
+    with pytest.raises(ModelError, match="the job's `classes` are high, low, mid, the model was trained with low, mid"):
+        await client.submit(parse_job(f"{JOB}classes: [high, low, mid]\n", "test"))
+    await client.submit(parse_job(f"{JOB}classes: [low, mid, high]\n", "test"))
+    bare = parse_job("job: bare\nevents: events.bare\nmodel: payments\nresults: results.bare\n", "test")
+    await client.submit(bare)
+    assert (await client.jobs.get("bare")).job.classes == version.labels
+    matrix.attach(binary := booster(2), labels=["no", "yes"])
+    assert (await client.push_model(binary, "binary")).labels == ("no", "yes")
+
+
 async def test_a_bar_shows_how_far_a_push_is(client, capsys):
     await client.push_model(booster(3), "payments", progress=True)
     assert "pushing" in capsys.readouterr().err

@@ -210,6 +210,7 @@ def show(
         "aliases": ", ".join(pointing) or "none",
         **_noted(about, "of the version"),
         "objective": found.objective,
+        **({"labels": _shortened(found.labels)} if found.labels else {}),
         "trees": f"{found.trees:,} in {found.rounds:,} rounds",
         "metrics": _metrics(found) or "none",
         "size": f"{_size(found.size)} in {count_text(found.chunks, 'chunk')}",

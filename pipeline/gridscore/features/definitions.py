@@ -87,11 +87,13 @@ class Training(msgspec.Struct, frozen=True, omit_defaults=True):
         sha256: Of the matrix: names, values and margins, not the labels; empty if nobody attached it.
         rows: Of the matrix.
         parameters: Hyper-parameters as XGBoost names them.
+        labels: Names of the classes in the order of their numbers; empty if nobody attached them.
     """
 
     sha256: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
     rows: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     parameters: Annotated[dict[Parameter, Parameter], Meta(max_length=200)] = {}
+    labels: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=1_000)] = ()
 
 
 def definitions_of(job: Job) -> Definitions:

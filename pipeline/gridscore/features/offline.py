@@ -85,11 +85,12 @@ class OfflineMatrix:
         attribute = Attribute(self.names, self.categories, self.margin, self.definitions)
         return msgspec.json.encode(attribute).decode()
 
-    def attach(self, model: Any) -> None:
+    def attach(self, model: Any, *, labels: Sequence[str] = ()) -> None:
         """Put names, categories and definitions into a Booster, so that they are saved with it and pushed with it.
 
         Args:
             model: The Booster, or an estimator of `xgboost.sklearn`.
+            labels: Names of its classes in the order of their numbers, as `LabelEncoder().classes_` has them.
 
         Raises:
             ModelError: It was trained on other features, on these in another order, or with other codes, or is an
@@ -108,7 +109,7 @@ class OfflineMatrix:
                 f"Attach the matrix that it was trained on; its columns are {_few(self.names)}.",
             )
         self._check_codes(booster.attr(ATTRIBUTE))
-        training = Training(self.fingerprint, len(self), parameters_of(booster))
+        training = Training(self.fingerprint, len(self), parameters_of(booster), tuple(map(str, labels)))
         booster.set_attr(**{ATTRIBUTE: self.attribute, TRAINING: msgspec.json.encode(training).decode()})
 
     @property

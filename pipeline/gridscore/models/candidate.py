@@ -18,7 +18,7 @@ from gridscore.features.definitions import TRAINING, Training
 from gridscore.job.types import FeatureName
 from gridscore.models.description import NAMES_HINT, describe_document
 from gridscore.models.document import SAVE_HINT, read_document
-from gridscore.models.fit import check_jobs
+from gridscore.models.fit import PROBABILITY, check_jobs
 from gridscore.models.loaded import LoadedModel
 from gridscore.models.version import CHUNK, MAX_SIZE, ModelVersion, signature
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gridscore.job import Job
+    from gridscore.models.description import Description
 
 _MAX_METRICS = 100
 
@@ -72,6 +73,7 @@ class Candidate:
         features, chosen, definitions = signature(description, categories, called)
         _check_names(features, called)
         training = _training(description.attributes.get(TRAINING), parameters, called)
+        _check_labels((training or {}).get("labels", ()), description, called)
         sha256 = hashlib.sha256(payload).hexdigest()
         try:
             version = msgspec.convert(
@@ -170,6 +172,16 @@ def _training(attached: str | None, parameters: Mapping[str, str], called: str) 
     if not training.parameters and parameters:
         plain["parameters"] = dict(parameters)
     return plain or None
+
+
+def _check_labels(labels: Sequence[str], description: Description, called: str) -> None:
+    """Refuse names of classes that the model does not have."""
+    classes = description.classes or (2 if description.objective in PROBABILITY else 0)
+    if labels and (len(labels) != classes or len(set(labels)) != classes):
+        raise ModelError(
+            f"{called} has {classes or 'no'} classes, and {len(labels)} labels for them ({', '.join(labels[:5])}).",
+            "Attach a label for each class: `matrix.attach(booster, labels=encoder.classes_)`.",
+        )
 
 
 def _check_names(features: Sequence[str], source: str) -> None:

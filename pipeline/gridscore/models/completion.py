@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 def completed(job: Job, version: ModelVersion) -> Job:
     """The job with the version's features, each read from the event as it is, if it names none itself.
 
+    And with the version's labels as its `classes`, if it names neither.
+
     Raises:
         JobFileError: These features cannot be read from an event.
     """
     trained = {} if version.definitions is None else version.definitions.fields
-    return complete(job, version.features, version.feature_types, version.categories, trained)
+    made = complete(job, version.features, version.feature_types, version.categories, trained)
+    if not job.is_complete and version.labels and not job.classes:
+        return made.model_copy(update={"classes": version.labels})
+    return made
 
 
 def version_in(model: Any, name: str) -> ModelVersion:

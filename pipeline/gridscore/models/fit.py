@@ -173,7 +173,7 @@ _CHANGED = (
 )
 
 
-_PROBABILITY = ("binary:logistic", "reg:logistic")
+PROBABILITY = ("binary:logistic", "reg:logistic")
 """Objectives that give one number: the probability of the second of two classes."""
 
 
@@ -214,6 +214,9 @@ def _single_output_problem(job: Job, version: ModelVersion) -> str:
     # `multi:softmax` gives one, but begins with a margin for each class.
     has_classes = version.objective.startswith("multi:")
     outputs = version.outputs or 1
+    labels = version.labels
+    if job.classes and labels and job.classes != labels:
+        return f"  the job's `classes` are {_texts(job.classes)}, the model was trained with {_texts(labels)}"
     if job.classes and version.objective == "multi:softmax":
         if version.classes != len(job.classes):
             return f"  the job names {len(job.classes)} `classes`, the model has {version.classes}"
@@ -221,7 +224,7 @@ def _single_output_problem(job: Job, version: ModelVersion) -> str:
             return "  a decision needs the score of a class (`score.NAME`), the model only says which class it is"
     elif job.classes:
         whole = outputs == len(job.classes) and has_classes
-        if not whole and not (len(job.classes) == 2 and version.objective in _PROBABILITY):
+        if not whole and not (len(job.classes) == 2 and version.objective in PROBABILITY):
             gives = "one score" if outputs == 1 else f"{outputs:,} scores"
             return (
                 f"  the job names {len(job.classes)} `classes`, the model ({version.objective}) gives {gives} per event"

@@ -95,6 +95,11 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         return f"{self.name} v{self.version}"
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers; empty if nobody attached them."""
+        return self.training.labels if self.training is not None else ()
+
     def to_json(self) -> dict[str, Any]:
         """For scripts, and for the grid."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
