@@ -11,7 +11,7 @@ from world import World, _text
 from gridscore.job import parse_job
 from gridscore.models.certificates import MOST, certificates_of, keep
 from gridscore.operations.health import Look, examine
-from gridscore.operations.parity import parity
+from gridscore.operations.parity import _share, parity
 from gridscore.operations.status import job_status
 from gridscore.operations.subject import subject_of
 
@@ -56,6 +56,14 @@ async def outcome(task):
 
 def find(world, **options):
     return world.ask(outcome(begin(world, **options)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "events", "each"),
+    [([0, 5, 10], 9, 5), ([0, 5, 10], 100, 10), ([4, 4], 3, 2), ([1, 100, 100], 101, 50), ([0, 0], 5, 0)],
+)
+def test_events_are_of_all_partitions_and_as_many_as_are_wanted(sizes, events, each):
+    assert _share(sizes, events) == each
 
 
 def tamper(world, key, **changes):

@@ -36,7 +36,7 @@ from gridscore.scoring.rehearsal import Rehearsal
 from gridscore.scoring.window_states import HistoryStates, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from gridscore.dead_letters.letters import Rejected
     from gridscore.grid import Grid
@@ -152,7 +152,7 @@ async def parity(
 
     Args:
         subject: A submitted job, and the version that is judged.
-        events: How many at most.
+        events: How many, or a few more.
         wait: Seconds to wait for events, where a job has windows that are older than the journal.
         served: `here` compares with what the worker's code gives in this process, and not with results.
         on_progress: Called with the partitions done and all partitions.
@@ -176,7 +176,7 @@ async def parity(
     version = subject.sides[0].model.version
     found = Parity(job.name, record.revision, version.name, version.version, served)
     comparison = _Comparison(subject, record, grid, found, await read_records(grid, job.name))
-    samples = await comparison.samples(-(-min(events, MOST_EVENTS) // grid.partition_count), wait)
+    samples = await comparison.samples(min(events, MOST_EVENTS), wait)
     for done, sample in enumerate(samples):
         on_progress(done, len(samples))
         await comparison.compare(sample)
@@ -228,7 +228,7 @@ class _Comparison:
         if job.lookups and (job.margin is not None or job.has_conditions):
             self._by_lookups.add("")  # not a feature, and it may be made of lookups
 
-    async def samples(self, each: int, wait: float) -> list[_Sample]:
+    async def samples(self, events: int, wait: float) -> list[_Sample]:
         """The newest events of each partition.
 
         Where there are windows, the events before them are read as well, from the first that there was, if the journal
@@ -237,6 +237,7 @@ class _Comparison:
         """
         record, grid = self._record, self._grid
         bounds = await asyncio.gather(*map(self._journal.bounds, range(grid.partition_count)))
+        each = _share([newest + 1 - oldest for oldest, newest in bounds], events)
         newest = [_Sample(p, max(o, n + 1 - each), max(o, n + 1 - each), n) for p, (o, n) in enumerate(bounds)]
         states = self._states
         if isinstance(states, Snapshot) and self._found.served == "live":
@@ -393,6 +394,17 @@ class _Comparison:
         row = np.array([[_or_nan(served[name]) for name in job.feature_names]], np.float32)
         scored = self._model.predict(np.repeat(row, 2, axis=0))[0]
         return same(score, scored.tolist())
+
+
+def _share(sizes: Sequence[int], events: int) -> int:
+    """How many of each partition at most, so that in all they are as many as are wanted, or all that there are."""
+    left = events
+    for place, size in enumerate(sorted(sizes)):
+        partitions = len(sizes) - place
+        if size * partitions >= left:
+            return -(-left // partitions)
+        left -= size
+    return max(sizes)
 
 
 def _states(grid: Grid, record: JobRecord, leases: Mapping[int, LeaseRecord]) -> Snapshot | HistoryStates | None:
