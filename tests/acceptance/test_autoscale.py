@@ -81,6 +81,22 @@ async def test_a_backlog_gets_a_second_worker_and_calm_takes_it_away(cluster, un
     assert "no backlog for" in shown[1]["why"]
 
 
+async def test_workers_elsewhere_are_enough_until_they_stop(cluster, unique):
+    name = f"job-{unique}"
+    await submitted(cluster, name, 100)
+    with running(cluster, "worker", "--jobs", name) as elsewhere:
+        lines_until(elsewhere, "holds its first partitions")
+        with running(cluster, "autoscale", name, "--max", "1") as process:
+            lines_until(process, f"1 worker scores for {name}")
+            # The one of its own is not needed, and goes.
+            lines_until(process, "Worker stopped.")
+            elsewhere.send_signal(signal.SIGTERM)
+            assert elsewhere.wait(60) == 0
+            lines_until(process, "holds its first partitions")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+
+
 async def test_a_command_of_the_users_is_told_how_many_are_wanted(cluster, unique, tmp_path):
     name = f"job-{unique}"
     await submitted(cluster, name, 100)
