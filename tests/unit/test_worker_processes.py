@@ -18,8 +18,8 @@ HANGS = (
 )
 FAILS = "import sys; sys.exit('error: No connection to the cluster.')"
 LEASHED = (
-    "import signal, threading; from gridscore.scoring import processes; done = threading.Event(); "
-    "processes.hold_leash(done.set); processes.say_ready(); done.wait()"
+    "import threading; from gridscore import leash; from gridscore.scoring import processes; done = threading.Event(); "
+    "leash.hold(done.set, processes.STOP_SECONDS); processes.say_ready(); done.wait()"
 )
 
 

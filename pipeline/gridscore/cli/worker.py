@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gridscore import leash
 from gridscore.cli.options import Connection, connected
 from gridscore.cli.output import errors, run, say
 from gridscore.cli.signals import on_signals
@@ -67,7 +68,7 @@ def worker(
 async def _score(only: list[str] | None, lease: float, connection: Connection, *, leashed: bool) -> None:
     """Be a worker until told to stop."""
     from gridscore.scoring import Worker
-    from gridscore.scoring.processes import hold_leash, say_ready
+    from gridscore.scoring.processes import STOP_SECONDS, say_ready
 
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     stopping = signals = False
@@ -89,7 +90,7 @@ async def _score(only: list[str] | None, lease: float, connection: Connection, *
 
     on_signals(lambda _name: signalled())
     if leashed:
-        hold_leash(lambda: loop.call_soon_threadsafe(stop))
+        leash.hold(lambda: loop.call_soon_threadsafe(stop), STOP_SECONDS)
     try:
         async with connected(connection) as grid:
             scoring = Worker(grid, only, lease_seconds=lease)

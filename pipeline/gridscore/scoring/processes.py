@@ -20,7 +20,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gridscore import leash
 from gridscore.errors import GridscoreError
 
 if TYPE_CHECKING:
@@ -58,11 +57,6 @@ def core_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def hold_leash(stop: Callable[[], object]) -> None:
-    """In a child: see `leash.hold`."""
-    leash.hold(stop, STOP_SECONDS)
 
 
 def say_ready() -> None:

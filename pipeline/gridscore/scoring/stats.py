@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 STAGES = ("decode", "windows", "features", "predict", "encode", "write")
 _COUNTERS = (
     "events",
-    "batches",
     "lost",
     "regressions",
     "skipped",
     "late",
     "broken_states",
     "rescued",
-    "rescans",
     "rebalances",
     "taken",
     "given",
@@ -85,7 +83,6 @@ class JobStats(GroupStats):
             "latency_ms": self.latency_ms(now),
             "model_error": self.model_error[:MOST_SHOWN],
             "lookup_error": self.lookup_error[:MOST_SHOWN],
-            "stage_us_per_event": {s: round(ns / 1000 / max(self.events, 1), 3) for s, ns in self.stage_ns.items()},
             "lookups": self.copies,
         }
 

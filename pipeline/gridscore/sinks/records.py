@@ -161,7 +161,7 @@ def default_name(kind: str, map_name: str) -> str:
 STARTING, DELIVERING, WAITING, PAUSED = "starting", "delivering", "waiting", "paused"
 """States of a process: it opens its destination, delivers, waits until its destination can be reached again, or pauses
 because there is no room for dead letters."""
-_COUNTERS = ("deliveries", "filtered", "interruptions", "lost", "regressions", "rescued", "rescans", "rebalances")
+_COUNTERS = ("deliveries", "filtered", "interruptions", "lost", "regressions", "rescued", "rebalances")
 
 
 @dataclass(slots=True)
