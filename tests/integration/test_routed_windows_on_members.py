@@ -30,7 +30,7 @@ features:
 model: {{name: {name}, alias: champion}}
 results: results.{name}
 """
-ROUNDS, CARDS = 20, 100
+ROUNDS, CARDS = 10, 100
 
 
 def rounds():
@@ -89,7 +89,7 @@ async def test_scores_are_those_of_the_history_though_a_worker_is_killed_and_not
             collecting.cancel()
             for process in workers:
                 if process.returncode is None:
-                    process.kill()
+                    process.terminate()
                 await process.wait()
         await client.cancel(name)
 

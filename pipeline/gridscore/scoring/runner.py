@@ -36,7 +36,6 @@ from gridscore.group.leases import LEASE_SECONDS
 from gridscore.group.offsets import Write
 from gridscore.group.rescan import Rescanner
 from gridscore.group.subscription import MOST_SHOWN
-from gridscore.scoring import window_requests
 from gridscore.scoring.audit import audit_on_schedule
 from gridscore.scoring.live_model import LiveModel
 from gridscore.scoring.lookups import JobLookups, Lookups
@@ -48,6 +47,7 @@ from gridscore.scoring.scorer import Scorer
 from gridscore.scoring.stats import JobStats, subscription_of
 from gridscore.scoring.superseded import Superseded
 from gridscore.scoring.window_messages import SLOTS
+from gridscore.scoring.window_requests import BATCH_EVENTS as ASKED_EVENTS
 from gridscore.scoring.window_requests import WindowRequests, portions
 from gridscore.scoring.window_stage import WindowStage
 from gridscore.scoring.window_states import WindowStates
@@ -270,7 +270,7 @@ class JobRunner:
         while True:
             await reader.wait()
             states = self._windows if self._stage is None else self._stage.states
-            most = BATCH_EVENTS if self._requests is None else window_requests.BATCH_EVENTS
+            most = BATCH_EVENTS if self._requests is None else ASKED_EVENTS
             most = most if states is None else min(most, states.batch_events)
             while offsets.unacknowledged > UNACKNOWLEDGED_EVENTS * min(most, BATCH_EVENTS) // BATCH_EVENTS:
                 await offsets.change()

@@ -77,7 +77,7 @@ class _Part:
     Attributes:
         next: The offset to go on from.
         at: When the first of its pages arrived.
-        requests: What was asked, and which rows of each are added, and which only answered.
+        requests: What was asked.
         answers: The partitions of events that get answers.
         states: To be written, by serialized key.
     """
@@ -122,7 +122,8 @@ class WindowStage:
         self.name = group_of(name)
         self._stats = stats
         # What is lost is asked for again.
-        subscription = Subscription(self.name, request_map(name), "oldest", "continue")
+        self._requests = request_map(name)
+        subscription = Subscription(self.name, self._requests, "oldest", "continue")
         self.group = Group(grid, subscription, _Answering(), members, GroupStats(), seconds=seconds)
         self.group.set_ring(REQUEST_RING)
         reader, is_settled = self.group.reader, self.group.offsets.settled
@@ -142,7 +143,7 @@ class WindowStage:
         Raises:
             JournalMissingError: They have none.
         """
-        await self._grid.map(request_map(self.name.partition(":")[2]))
+        await self._grid.map(self._requests)
         await self.group.reader.bounds(0)
         await self._states.prepare()
         await self._answers.prepare()
