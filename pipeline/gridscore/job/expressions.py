@@ -203,6 +203,8 @@ class _Compiler:
             self._wrong(f"more than {MAX_CONCATENATIONS} strings put together with `+` or `replace`")
         if node is _NULL:
             return self._wrong("the whole expression is `None`")
+        if not self.problems and find(node, _NULL.op) is not None:
+            return self._wrong("`None` cannot be used so; `x is None` asks whether a value is missing")
         return node
 
     def _wrong(self, message: str) -> Node:
