@@ -4,6 +4,7 @@ import asyncio
 import json
 
 from http_listening import EVENTS
+from prometheus_client.parser import text_string_to_metric_families
 from serving import JOB, PLAIN, booster, client, prepared, same, serving, until
 
 from gridscore.job import parse_job
@@ -243,6 +244,17 @@ async def test_events_results_and_scores_come_from_one_server():
             found = await http.get(f"/results/results.cards/c4?wait=20s&after={posted.json()['after'][0]}")
             assert same(found.json()) == same((await http.post("/score/cards", json=GOOD[4])).json())
             assert (await http.get("/healthz")).json()["confirmed"] == 1
+            said = await http.get("/metrics")
+            found = {
+                (sample.name, *sample.labels.values()): sample.value
+                for family in text_string_to_metric_families(said.text)
+                for sample in family.samples
+            }
+            assert found["gridscore_serve_events_total", "cards"] == 1
+            assert found["gridscore_serve_answers_total", "200"] == 1
+            assert found["gridscore_serve_ready", "cards"] == 1
+            assert found["gridscore_serve_model_version", "cards", "cards"] == 1
+            assert found["gridscore_serve_posted_events_total",] == 1
             assert (await http.post("/events/events.other", json={})).status_code == 404
             assert (await http.get("/nothing")).status_code == 404
             described = (await http.get("/openapi.json")).json()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response  # noqa: TC002 -- FastAPI reads the annotations
+from starlette.responses import Response
 
 from gridscore.errors import GridscoreError
+from gridscore.serve.metrics import TYPE
 from gridscore.serve.scores import PATH
 from gridscore.sources.http.answer import failure, http_error, json_response
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from gridscore.serve.inference import Inference
     from gridscore.serve.live_jobs import LiveJobs
+    from gridscore.serve.metrics import Metrics
     from gridscore.serve.scores import Scores
     from gridscore.serve.streams import Streams
     from gridscore.sources.http.app import EventsApp
@@ -34,6 +36,7 @@ class Application:
         jobs: That score requests.
         scores: Answers those requests.
         streams: Answers those who listen to results.
+        metrics: Of all that.
         inference: Answers those of the Open Inference Protocol.
         problem: Why nothing can be scored now; empty if it can.
     """
@@ -43,18 +46,18 @@ class Application:
         jobs: LiveJobs,
         scores: Scores,
         streams: Streams,
+        metrics: Metrics,
         inference: Inference,
         problem: Callable[[], Awaitable[str]],
     ) -> None:
         self._jobs, self._scores, self._streams, self._inference = jobs, scores, streams, inference
-        self._problem = problem
-        self._events: EventsApp | None = None
+        self._metrics, self._problem = metrics, problem
         self._posts: ASGIApp | None = None
         self._routes = self._routed()
 
     def attach(self, events: EventsApp | None) -> None:
         """Take in what answers those who post events; None while it is closed."""
-        self._events = events
+        self._metrics.events = events
         self._posts = None if events is None else events.asgi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,6 +81,7 @@ class Application:
             },
         )
         app.get("/healthz", tags=["health"])(self._healthz)
+        app.get("/metrics", tags=["health"])(self._get_metrics)
         app.get("/jobs", tags=["jobs"])(self._list_jobs)
         app.post("/score/{job}", tags=["scores"])(_score)
         app.get("/results/{job}/stream", tags=["results"])(_stream)
@@ -89,10 +93,14 @@ class Application:
         """Whether the cluster answers, and what waits. 503 if it does not."""
         problem = await self._problem()
         value: dict[str, Any] = {"status": problem or "ok"}
-        if self._events is not None:
-            state, counts = await self._events.health()
+        if (events := self._metrics.events) is not None:
+            state, counts = await events.health()
             value = {"status": problem or state, **counts}
         return json_response(200 if value["status"] == "ok" else 503, value)
+
+    async def _get_metrics(self) -> Response:
+        """Metrics, as Prometheus reads them."""
+        return Response(self._metrics.text(), media_type=TYPE)
 
     async def _list_jobs(self) -> Response:
         """The jobs that are served, and why one does not score requests."""
@@ -104,7 +112,7 @@ class Application:
                 "events": record.job.events,
                 "results": record.job.results,
                 "model": record.job.model.name,
-                "version": self._jobs.version(name),
+                "version": None if (live := self._jobs.live(name)) is None else live.stats.version,
                 "problem": self._jobs.problem(name),
             }
             for name, record in sorted(self._jobs.records.items())

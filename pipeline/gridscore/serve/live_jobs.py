@@ -90,6 +90,11 @@ class LiveJob:
             return ""
         return self.stats.lookup_error or self.stats.model_error or "it is being loaded"
 
+    @property
+    def waiting(self) -> int:
+        """Events that wait to be scored."""
+        return self._batches.waiting
+
     async def run(self, ready: Callable[[], None]) -> None:
         """Load everything, then score.
 
@@ -237,10 +242,10 @@ class LiveJobs:
             return error.message
         return ""
 
-    def version(self, name: str) -> int | None:
-        """The version of its model that a job scores with; None if it does not."""
+    def live(self, name: str) -> LiveJob | None:
+        """A job that scores, as `get`; None if it does not."""
         running = self._running.get(name)
-        return None if running is None else running.live.stats.version
+        return None if running is None else running.live
 
     async def run(self) -> None:
         """Follow the jobs until cancelled."""

@@ -7,6 +7,7 @@ the answer is the stream's result: so windows, labels and sinks see it.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -60,6 +61,8 @@ class Scores:
         self._max_event = settings.max_event
         self._client = Client(grid)
         self._recording = 0
+        self.answers: Counter[int] = Counter()
+        """How many there were, by status."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer without a router before it: this is the path that must be short."""
@@ -72,6 +75,7 @@ class Scores:
             response = Response(status_code=400)  # nobody reads it
         except Exception as error:  # noqa: BLE001 -- as a router would
             response = await failure(request, error)
+        self.answers[response.status_code] += 1
         await response(scope, receive, send)
 
     def close(self) -> None:
@@ -158,6 +162,8 @@ class Scores:
 
 class _Scored(Response):
     """An answer that is JSON already, without what a Response can do beside it: there are many a second."""
+
+    status_code = 200
 
     def __init__(self, text: bytes) -> None:
         self.body = text

@@ -15,6 +15,7 @@ from gridscore.serve.app import Application
 from gridscore.serve.inference import Inference
 from gridscore.serve.live_jobs import LiveJobs
 from gridscore.serve.live_models import LiveModels
+from gridscore.serve.metrics import Metrics
 from gridscore.serve.micro_batches import BATCH_BYTES
 from gridscore.serve.scores import Scores
 from gridscore.serve.streams import Streams
@@ -54,8 +55,9 @@ class Server:
         bodies = Bodies(settings.max_body, settings.max_waiting_bytes)
         self._scores = Scores(grid, self._settings, self.jobs, bodies)
         self._streams = Streams(grid, self.jobs)
+        metrics = Metrics(self.jobs, self._scores, self._streams)
         inference = Inference(self._models, self._problem, bodies)
-        self.app = Application(self.jobs, self._scores, self._streams, inference, self._problem)
+        self.app = Application(self.jobs, self._scores, self._streams, metrics, inference, self._problem)
         self.http = HttpServer(grid, self._settings)
         self.source: SourceRunner | None = None
         if (source := settings.source()) is not None:

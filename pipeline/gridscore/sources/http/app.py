@@ -245,15 +245,18 @@ class EventsApp:
 
     async def health(self) -> tuple[str, dict[str, int]]:
         """`ok` or what is wrong, and counts."""
+        state = "stopping" if self._intake.closed.is_set() else await self._health_of_grid.problem() or "ok"
+        return state, self.counts()
+
+    def counts(self) -> dict[str, int]:
+        """Events that are confirmed and that wait, and what was not an event."""
         intake = self._intake
-        state = "stopping" if intake.closed.is_set() else await self._health_of_grid.problem() or "ok"
-        counts = {
+        return {
             "confirmed": intake.acknowledged,
             "waiting": intake.events,
             "waiting_bytes": intake.size,
             "refused": self.refused,
         }
-        return state, counts
 
     async def _get_health(self, _request: Request) -> Response:
         state, counts = await self.health()
