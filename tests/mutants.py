@@ -26,6 +26,7 @@ SINKS = "tests/simulation/test_sinks.py"
 OUTBOX = "tests/unit/test_outbox.py"
 WINDOWS = "tests/simulation/test_window_states.py"
 ROUTED = "tests/simulation/test_routed_windows.py"
+GATES = "tests/unit/test_gates.py"
 
 
 class Mutant(NamedTuple):
@@ -393,6 +394,20 @@ MUTANTS = [
         "if there == (origin, number) or (",
         "if (",
         (ROUTED, "-k", "second_time"),
+    ),
+    Mutant(
+        "a version that has not passed its gates goes live",
+        "client/gates.py",
+        "if failed and not self._override:",
+        "if False and not self._override:",
+        (GATES,),
+    ),
+    Mutant(
+        "what gates have said holds for whatever the alias points at by then",
+        "models/registry.py",
+        "if approval is not None and before != version and current.last_move(alias) != approval.after:",
+        "if False and approval is not None:",
+        (GATES,),
     ),
 ]
 
