@@ -81,14 +81,14 @@ def _plots(report: dict[str, Any]) -> str:
     with mpl.rc_context({"svg.hashsalt": "gridscore", "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(11, 3.4), layout="constrained")
         over_time, means, calibration = figure.subplots(1, 3)
-        for number, (each, colour) in enumerate(zip(versions, _COLOURS, strict=False), 1):
+        for option, each, colour in zip(("--model", "--against"), versions, _COLOURS, strict=False):
             periods = [period for period in each["periods"] if period["events"]]
             times = [dt.datetime.fromisoformat(period["from"]) for period in periods]
-            style: dict[str, Any] = {"color": colour, "label": f"version {number}", "marker": ".", "linewidth": 1.2}
+            style: dict[str, Any] = {"color": colour, "label": option, "marker": ".", "linewidth": 1.2}
             if drawn is not None:
                 over_time.plot(times, [_or_nan(period.get(drawn)) for period in periods], **style)
             means.plot(times, [_or_nan(period["score_mean"]) for period in periods], **style)
-            if number == 1:
+            if each is versions[0]:
                 rates = [_or_nan(period["label_mean"]) for period in periods]
                 means.plot(times, rates, color="#616e7c", label="label", linestyle=":")
             bins = each["calibration"]
