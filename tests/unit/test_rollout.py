@@ -11,7 +11,7 @@ from gridscore.job import parse_job
 from gridscore.operations.rollout import rollout
 from gridscore.testing import StubCluster
 
-SWAPS = 5
+SWAPS = 3
 
 
 async def until(look, condition):
