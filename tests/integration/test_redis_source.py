@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import aclosing
 
 import pytest
@@ -172,7 +173,7 @@ async def test_what_was_deleted_while_it_was_pending_is_passed_over(settings, cl
         entries, _ = await read(source, 6)
     assert numbers(entries) == [4, 5, 6, 7, 8, 9]
     assert pending(client, f"s-{unique}") == 0
-    assert "4 entries were deleted" in caplog.text
+    assert sum(map(int, re.findall(r"([0-9]+) entries were deleted", caplog.text))) == 4
 
 
 async def test_two_consumers_share_a_stream(settings, client, unique):
@@ -207,10 +208,10 @@ async def test_entries_of_a_dead_consumer_are_claimed_and_those_of_a_slow_one_ar
         async with opened(settings(consumer="dead", batch=10)) as source:
             dead, _ = await read(source, 50, acknowledge=False)
         async with opened(settings(consumer="other", claim_after="2s")) as other:
-            entries, _ = await read(other, 90)
+            entries, _ = await read(other, 99)
         assert dict(dead).items() <= dict(entries).items()
         assert not dict(waiting.entries).keys() & dict(entries).keys()
-        assert pending(client, f"s-{unique}") == len(waiting.entries) == 10
+        assert pending(client, f"s-{unique}") == len(waiting.entries) == 1
         await slow.acknowledge(waiting)
     assert pending(client, f"s-{unique}") == 0
 
