@@ -13,9 +13,17 @@ from typer.testing import CliRunner
 
 from gridscore.cli import _commands
 from gridscore.errors import GateError
+from gridscore.grid.member import Cluster
 from gridscore.proving.demo import dataset
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One of its own: on that of the session another test may run a job of this name."""
+    with Cluster.start(1, port=0, heap="1g", register=False) as started:
+        yield started
 
 
 @pytest.fixture

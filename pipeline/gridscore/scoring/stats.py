@@ -83,6 +83,8 @@ class JobStats(GroupStats):
             "latency_ms": self.latency_ms(now),
             "model_error": self.model_error[:MOST_SHOWN],
             "lookup_error": self.lookup_error[:MOST_SHOWN],
+            # Read by `make bench`.
+            "stage_us_per_event": {s: round(ns / 1000 / max(self.events, 1), 3) for s, ns in self.stage_ns.items()},
             "lookups": self.copies,
         }
 
