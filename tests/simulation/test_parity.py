@@ -167,6 +167,21 @@ def test_windows_are_judged_from_the_first_event_on_whoever_dies(made):
 
 
 @worlds(WindowWorld)
+def test_windows_are_not_judged_from_a_journal_that_has_begun_again(made):
+    made.start()
+    made.pay(20)
+    made.settled()
+    for partition in range(made.partitions):
+        made.regress(partition)
+    made.advance(30.0)
+    made.pay(40)
+    made.advance(10.0)
+    assert made.ledger.leases[0]["regressions"] == 1
+    found = find(made, wait=0.5)
+    assert (found.different, found.judged) == (0, 0)
+
+
+@worlds(WindowWorld)
 def test_windows_that_are_older_than_the_journal_are_judged_by_what_comes_meanwhile(made):
     made.start()
     made.pay(30)

@@ -224,6 +224,8 @@ class _Comparison:
         self._here = Rehearsal(job, model, subject.given, states, record.revision)
         self._journal = Journal(grid, job.events)
         self._origins = {partition: lease.origin for partition, lease in leases.items()}
+        # Their windows have events that the journal has not, or lack some that it has.
+        self._interrupted = {partition for partition, lease in leases.items() if lease.regressions or lease.lost}
         self._by_lookups = {name for name, lookups in looked_up_by(job).items() if lookups}
         if job.lookups and (job.margin is not None or job.has_conditions):
             self._by_lookups.add("")  # not a feature, and it may be made of lookups
@@ -242,7 +244,9 @@ class _Comparison:
         states = self._states
         if isinstance(states, Snapshot) and self._found.served == "live":
             is_first = record.revision == 1 and record.beginning == "oldest"
-            whole = {p for p, (oldest, _) in enumerate(bounds) if is_first and oldest == 0}
+            whole = {
+                p for p, (oldest, _) in enumerate(bounds) if is_first and oldest == 0 and p not in self._interrupted
+            }
             newest = [sample._replace(begin=0) if sample.partition in whole else sample for sample in newest]
             if later := [partition for partition in range(grid.partition_count) if partition not in whole]:
                 if await grid.has_map(states.map_name):
