@@ -9,6 +9,7 @@ from serving import JOB, PLAIN, booster, client, prepared, same, serving, until
 
 from gridscore.job import parse_job
 from gridscore.serve import scores
+from gridscore.serve import server as server_module
 from gridscore.sources.http import bodies, gate, protocol
 from gridscore.testing import StubCluster
 
@@ -159,7 +160,10 @@ async def test_a_saturated_server_says_so_at_once_and_a_deadline_ends_the_wait(m
             assert live.stats.events == 3 + 1  # neither who has left nor who was too late was scored
 
 
-async def test_a_cluster_that_is_away_is_said_at_once_and_comes_back_by_itself():
+async def test_a_cluster_that_is_away_is_said_at_once_and_comes_back_by_itself(monkeypatch, tmp_path):
+    pulse = tmp_path / "pulse"
+    monkeypatch.setenv("GRIDSCORE_HEALTH_FILE", str(pulse))
+    monkeypatch.setattr(server_module, "PULSE_SECONDS", 0.01)
     async with StubCluster(partitions=8) as cluster:
         await prepared(cluster, PLAIN)
         async with serving(cluster, "plain") as server, client(server) as http:
@@ -169,10 +173,12 @@ async def test_a_cluster_that_is_away_is_said_at_once_and_comes_back_by_itself()
             answer = await http.post("/score/plain", json={"amount": 1})
             assert (answer.status_code, answer.json()) == (503, {"error": "The connection to the grid is lost."})
             assert (await http.get("/healthz")).status_code == 503
+            pulse.unlink()
             cluster.heal()
             await until(lambda: server._grid.is_connected)
             assert (await http.post("/score/plain", json={"amount": 1})).status_code == 200
             assert (await http.get("/healthz")).status_code == 200
+            await until(pulse.exists)
 
 
 async def test_what_is_recorded_is_an_event_like_any_other_and_answered_by_the_stream():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
 from gridscore.errors import first_of
+from gridscore.health_file import VARIABLE, touch_health_file
 from gridscore.job.life import JOBS_MAP
 from gridscore.job.plugs.environment import from_environment
 from gridscore.scoring.live_model import LoadedModels
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.serve.settings import ServeSettings
     from gridscore.sources.runner import SourceRunner
+
+PULSE_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +94,7 @@ class Server:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            following = [tasks.create_task(each.run()) for each in (self.jobs, self._models)]
+            following = [tasks.create_task(work()) for work in (self.jobs.run, self._models.run, self._live)]
             taking = None if self.source is None else tasks.create_task(self.source.run())
             await self._stopping.wait()
             if self.source is not None and taking is not None:
@@ -100,6 +104,13 @@ class Server:
             await self.http.close()
             for task in following:
                 task.cancel()
+
+    async def _live(self) -> None:
+        """Touch the file of health checks, where there is one, as long as the cluster answers."""
+        while VARIABLE in os.environ:
+            if not await self._health.problem():
+                touch_health_file()
+            await asyncio.sleep(PULSE_SECONDS)
 
     async def _problem(self) -> str:
         """Why nothing can be scored now; empty if it can."""
