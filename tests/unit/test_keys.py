@@ -106,7 +106,7 @@ async def test_the_grid_holds_no_key_and_a_damaged_record_opens_nothing():
         keys = Keys(gridscore.grid)
         key, text = await keys.create([Role.READ], note="till")
         record = await keys._records.get(key.id)
-        assert text.rpartition("_")[2] not in record.raw
+        assert text.removeprefix(f"gs_{key.id}_") not in record.raw
         assert "digest" not in key.to_json()
         for damage in ({"digest": ""}, {"roles": []}, {"roles": ["admin"]}, {"expires_at": "never"}):
             await keys._records.put(key.id, {**record.value, **damage})
