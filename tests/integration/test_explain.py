@@ -1,11 +1,13 @@
 """`gridscore explain`, on a real member: contributions are XGBoost's, of the features that were scored."""
 
+import asyncio
 import json
 
 import numpy as np
 import pytest
 import scoring
 import xgboost as xgb
+from hazelcast.core import HazelcastJsonValue
 
 
 def contributions(model, events):
@@ -54,6 +56,13 @@ async def test_a_result_is_explained_by_what_was_scored(cluster, unique, logged)
         assert found["is_exact"] is logged
         assert (found["features"]["age"] == 27.0) is logged
         assert bool(found["notes"]) is not logged
+
+        # The journal has begun again, as after a restart of the cluster: it is not waited for.
+        result = HazelcastJsonValue(json.dumps({**results["e7"], "sequence": 1_000_000}))
+        await (await client.grid.map(f"results.{name}")).put("e7", result)
+        async with asyncio.timeout(60):
+            found = json.loads((await scoring.command(cluster, "explain", name, "e7", "--json")).stdout)
+        assert "The journal does not hold the event any more" in found["notes"][0]
 
         missing = await scoring.command(cluster, "explain", name, "nobody")
         assert "has no result for the key `nobody`" in str(missing.exception)

@@ -114,6 +114,22 @@ class Journal:
             future.add_done_callback(partial(self._answered, key, parked))
         return parked.wait()
 
+    async def held(self, partition: int, begin: int, most: int) -> Page | None:
+        """Entries from a sequence on, or None if the ring does not hold that; unlike `read`, it never waits for a put.
+
+        Raises:
+            JournalMissingError: The map has no journal.
+            GridError: Its bounds could not be read.
+            HazelcastError: The member did not answer.
+        """
+        oldest, newest = await self.bounds(partition)
+        return await self.read(partition, begin, most) if oldest <= begin <= newest else None
+
+    async def newest(self, partition: int, most: int) -> Page | None:
+        """The newest entries of a partition, or None if there are none; as `held`, it never waits."""
+        oldest, newest = await self.bounds(partition)
+        return await self.read(partition, max(oldest, newest - most + 1), most) if oldest <= newest else None
+
     def _answered(self, key: tuple[str, int, int], parked: _Parked, done: asyncio.Future[Page | None]) -> None:
         del self._parked[key]
         parked.answer(done)

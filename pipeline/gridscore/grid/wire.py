@@ -95,6 +95,11 @@ class Page(NamedTuple):
     size: int
     scored: Collection[int] = ()
 
+    @property
+    def texts(self) -> list[bytes]:
+        """The values that are JSON or strings."""
+        return [text for index, text in enumerate(self.values) if index not in self.foreign]
+
 
 def decode_read(message: RawMessage) -> Page | None:
     """Cut a response into a page; None if nothing was read.

@@ -127,7 +127,7 @@ async def _pass(subject: Subject, key: str, data: bytes, result: Mapping[str, An
     assert record is not None  # noqa: S101
     partition, sequence = partition_of(data, grid.partition_count), result["sequence"]
     text: bytes | None = None
-    page = await Journal(grid, job.events).read(partition, sequence, 1)
+    page = await Journal(grid, job.events).held(partition, sequence, 1)
     if page is not None and page.sequences[:1] == [sequence] and page.keys[:1] == [data] and not page.foreign:
         text = page.values[0]
     elif data in (found := await values_of(grid, job.events, partition, [data])):

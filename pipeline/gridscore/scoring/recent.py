@@ -65,14 +65,11 @@ async def latest(grid: Grid, job: Job, count: int, version: ModelVersion) -> Rec
     async def newest_of(partition: int) -> list[bytes]:
         nonlocal taken
         async with limit:
-            oldest, newest = await journal.bounds(partition)
-            if newest < oldest or taken > MAX_BYTES:
-                return []
-            page = await journal.read(partition, max(oldest, newest - each + 1), each)
+            page = await journal.newest(partition, each) if taken <= MAX_BYTES else None
         if page is None:
             return []
         taken += page.size
-        return [text for at, text in enumerate(page.values) if at not in page.foreign]
+        return page.texts
 
     found = await asyncio.gather(*map(newest_of, range(grid.partition_count)))
     events, _ = EventDecoder(job).decode_good([text for texts in found for text in texts][:count])

@@ -116,14 +116,8 @@ async def _entries(grid: Grid, map_name: str, partition: int, most: int) -> list
 
 
 async def _journalled(grid: Grid, map_name: str, partition: int, most: int) -> list[bytes]:
-    journal = Journal(grid, map_name)
-    oldest, newest = await journal.bounds(partition)
-    if newest < oldest:
-        return []
-    page = await journal.read(partition, max(oldest, newest - most + 1), most)
-    if page is None:
-        return []
-    return [value for position, value in enumerate(page.values) if position not in page.foreign]
+    page = await Journal(grid, map_name).newest(partition, most)
+    return [] if page is None else page.texts
 
 
 # ---------------------------------------------------------------------- what the job makes of them
