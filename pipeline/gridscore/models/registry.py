@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gridscore.grid import Grid
-    from gridscore.job import Job
+    from gridscore.job import Job, ModelRef
     from gridscore.job.release import Release
 
 _log = logging.getLogger(__name__)
@@ -423,6 +423,22 @@ class Registry:
         """
         record = await self._existing(name)
         return await self._whole_version(name, record.released(name, alias, version, release), record)
+
+    async def chosen(self, ref: ModelRef, text: str | None, release: Release | None = None) -> ModelVersion:
+        """The version that somebody has named, by its number or an alias; if nobody has, what a job scores with.
+
+        Args:
+            ref: What the job says.
+            text: The number or alias.
+            release: Of the job.
+
+        Raises:
+            ModelError: There is no such version.
+        """
+        if text is None:
+            return await self.resolve(ref.name, alias=ref.alias, version=ref.version, release=release)
+        alias, version = (None, int(text)) if text.isdecimal() else (text, None)
+        return await self.resolve(ref.name, alias=alias, version=version)
 
     async def aliases(self, name: str) -> dict[str, int]:
         """The version that each alias of a model points at; nothing of a model that does not exist."""

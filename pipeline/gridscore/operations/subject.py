@@ -97,10 +97,6 @@ async def _side(job: Job, record: JobRecord | None, text: str | None, grid: Grid
     if grid is None or (text is not None and is_file(text)):
         _, model = await asyncio.to_thread(loaded_from, text, ref.name)
         return Side(str(text), model)
-    registry, alias, number = Registry(grid), ref.alias, ref.version
-    if text is not None:
-        alias, number = (None, int(text)) if text.isdecimal() else (text, None)
-    release = None if record is None or text is not None else record.release
-    version = await registry.resolve(ref.name, alias=alias, version=number, release=release)
-    payload = await registry.fetch(version.name, version.version)
-    return Side(str(version), await asyncio.to_thread(LoadedModel.load, version, payload))
+    registry = Registry(grid)
+    version = await registry.chosen(ref, text, None if record is None else record.release)
+    return Side(str(version), await registry.load(version))

@@ -245,8 +245,7 @@ class LoadedModels:
 
     async def _load(self, key: bytes, version: ModelVersion) -> LoadedModel:
         try:
-            payload = await self._registry.fetch(version.name, version.version)
-            model = self._models[key] = await asyncio.to_thread(LoadedModel.load, version, payload)
+            model = self._models[key] = await self._registry.load(version)
             return model
         finally:
             del self._loading[key]

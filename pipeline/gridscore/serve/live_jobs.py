@@ -16,7 +16,6 @@ from hazelcast.errors import HazelcastError
 from gridscore.errors import GridError, GridscoreError, JobError
 from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.grid.wire import Page
-from gridscore.group.members import registered
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import Jobs
 from gridscore.job.life import WANTED
@@ -24,7 +23,8 @@ from gridscore.scoring.live_model import LiveModel
 from gridscore.scoring.lookups import JobLookups, Lookups
 from gridscore.scoring.scorer import Scorer
 from gridscore.scoring.stats import JobStats
-from gridscore.serve.micro_batches import BATCH, MicroBatches
+from gridscore.serve.micro_batches import BATCH, MicroBatches, answer
+from gridscore.serve.watching import RETRY_SECONDS, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -38,9 +38,6 @@ _log = logging.getLogger(__name__)
 
 Answers = list["bytes | Rejected"]
 """For each event of a request, in order: its result as JSON text, or why it has none."""
-
-RETRY_SECONDS = 2.0
-"""Pause before a job that cannot be loaded is tried again, and between looks at the jobs while something is wrong."""
 
 _NUMBERS = [b"%d" % number for number in range(2 * BATCH)]  # stand for keys: which event of a batch it is
 
@@ -145,11 +142,7 @@ class LiveJob:
             except Exception as error:  # noqa: BLE001 -- whatever it is, it must not end the job
                 failure = error
             else:
-                begin = 0
-                for each in questions:
-                    if not each.answer.done():
-                        each.answer.set_result(answers[begin : begin + each.count])
-                    begin += each.count
+                answer(questions, answers)
                 await asyncio.sleep(0)  # let answers leave and requests come
                 continue
             for each in questions:
@@ -249,8 +242,7 @@ class LiveJobs:
 
     async def run(self) -> None:
         """Follow the jobs until cancelled."""
-        stop_watching = await registered(self._grid, lambda: self._jobs.watch(self._changed.set))
-        try:
+        async with watching(self._grid, lambda: self._jobs.watch(self._changed.set), self._tasks):
             while True:
                 self._changed.clear()
                 try:
@@ -264,8 +256,9 @@ class LiveJobs:
                         await self._changed.wait()
                 except TimeoutError:
                     pass
-        finally:
-            await asyncio.shield(self._stop(stop_watching))
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [each.task for running in (self._next, self._running) for each in running.values()]
 
     def _reconcile(self, records: dict[str, JobRecord]) -> None:
         self.records = {name: each for name, each in records.items() if not self._only or name in self._only}
@@ -306,14 +299,3 @@ class LiveJobs:
                 if (mine := running.get(name)) is not None and mine.live is live:
                     del running[name]
                     self._changed.set()
-
-    async def _stop(self, stop_watching: Any) -> None:
-        tasks = [each.task for running in (self._next, self._running) for each in running.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            async with asyncio.timeout(RETRY_SECONDS):
-                await stop_watching()
-        except (HazelcastError, TimeoutError):
-            _log.debug("the listener of jobs could not be removed", exc_info=True)

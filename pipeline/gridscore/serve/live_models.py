@@ -14,9 +14,9 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, ModelError
 from gridscore.grid.watches import READ_ANYWAY_SECONDS
-from gridscore.group.members import registered
 from gridscore.models import Registry
-from gridscore.serve.micro_batches import MicroBatches
+from gridscore.serve.micro_batches import MicroBatches, answer
+from gridscore.serve.watching import RETRY_SECONDS, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,6 @@ Rows = np.ndarray[Any, Any]
 
 MAX_LOADED = 16
 """Versions that are kept loaded for requests."""
-
-RETRY_SECONDS = 2.0
 
 
 class LiveVersion:
@@ -75,11 +73,7 @@ class LiveVersion:
                     for each in questions:
                         self._alone(each)
                 else:
-                    begin = 0
-                    for each in questions:
-                        if not each.answer.done():
-                            each.answer.set_result(scores[begin : begin + each.count])
-                        begin += each.count
+                    answer(questions, scores)
                 await asyncio.sleep(0)  # let answers leave and requests come
         finally:
             self._batches.close(GridError(f"{self.version} is no longer loaded here.", "Ask again."))
@@ -154,9 +148,8 @@ class LiveModels:
 
     async def run(self) -> None:
         """Follow the registry until cancelled: where `champion` moves, the new one is loaded, then exchanged."""
-        stop_watching = await registered(self._grid, lambda: self._registry.watch(self._changed.set))
         pause = READ_ANYWAY_SECONDS
-        try:
+        async with watching(self._grid, lambda: self._registry.watch(self._changed.set), self._tasks):
             while True:
                 try:
                     async with asyncio.timeout(pause):
@@ -171,8 +164,9 @@ class LiveModels:
                         raise
                     _log.warning("Looking for models failed, trying again: %s", error, extra={"action": "retry"})
                     pause = RETRY_SECONDS
-        finally:
-            await asyncio.shield(self._stop(stop_watching))
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [task for _, task in self._live.values()]
 
     async def _follow(self) -> bool:
         """See what the registry has now of all that is served; whether it is what is served."""
@@ -216,14 +210,3 @@ class LiveModels:
         for each in idle[: max(0, len(self._live) - MAX_LOADED)]:
             self._live.pop(each)[1].cancel()
         return self._live[key][0]
-
-    async def _stop(self, stop_watching: Any) -> None:
-        tasks = [task for _, task in self._live.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            async with asyncio.timeout(RETRY_SECONDS):
-                await stop_watching()
-        except (HazelcastError, TimeoutError):
-            _log.debug("the listener of models could not be removed", exc_info=True)

@@ -10,17 +10,18 @@ import asyncio
 import heapq
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 
 from gridscore.errors import GridscoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _Work = TypeVar("_Work")
 _Answer = TypeVar("_Answer")
+_Answers = TypeVar("_Answers", bound="_Sliced")
 
 BATCH = 4_096
 """Events after which a batch takes no further request, and the most of one request."""
@@ -34,6 +35,12 @@ _ANSWERED = 10_000
 
 class SaturatedError(GridscoreError):
     """More is asked at once than may wait."""
+
+
+class _Sliced(Protocol):
+    """A list, or rows."""
+
+    def __getitem__(self, part: slice, /) -> Any: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +59,15 @@ class Question(Generic[_Work, _Answer]):
     size: int
     has_left: Callable[[], bool]
     answer: asyncio.Future[_Answer]
+
+
+def answer(questions: Iterable[Question[_Work, _Answers]], answers: _Answers) -> None:
+    """Give each question of a batch its part of the answers; those whose time is over get none."""
+    begin = 0
+    for each in questions:
+        if not each.answer.done():
+            each.answer.set_result(answers[begin : begin + each.count])
+        begin += each.count
 
 
 class MicroBatches(Generic[_Work, _Answer]):

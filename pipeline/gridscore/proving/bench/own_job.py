@@ -270,13 +270,10 @@ async def _require_lookups(grid: Grid, job: Job) -> None:
 
 
 async def _model(grid: Grid, job: Job, wanted: str) -> LoadedModel:
-    registry, alias, number = Registry(grid), job.model.alias, job.model.version
-    if wanted:
-        alias, number = (None, int(wanted)) if wanted.isdecimal() else (wanted, None)
-    version = await registry.resolve(job.model.name, alias=alias, version=number)
+    registry = Registry(grid)
+    version = await registry.chosen(job.model, wanted or None)
     check_fit(job, version, allow_changed=True)
-    payload = await registry.fetch(version.name, version.version)
-    return await asyncio.to_thread(LoadedModel.load, version, payload)
+    return await registry.load(version)
 
 
 def _own(job: Job, where: Place, version: ModelVersion) -> Job:
