@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, Json, connected, valid
+from gridscore.cli.options import ChosenModel, Connection, Json, connected, valid
 from gridscore.cli.output import console, print_json, print_table, print_warnings, progress_bar, run, safe
 from gridscore.errors import UsageError
 
@@ -25,14 +25,7 @@ def backtest(
         Path, typer.Argument(help="Events as rows: CSV, Parquet or JSON lines, in order.", show_default=False)
     ],
     *,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="FILE|VERSION|ALIAS",
-            help="The model: a file, or a version of the job's. Else the one that scores.",
-        ),
-    ] = None,
+    model: ChosenModel = None,
     against: Annotated[
         str | None,
         typer.Option("--against", metavar="FILE|VERSION|ALIAS", help="What it is compared with: what would change."),

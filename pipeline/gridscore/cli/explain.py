@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gridscore.cli.options import Connection, Json, run_on
-from gridscore.cli.output import console, json_text, print_json, print_table, print_warnings, safe, shorten
+from gridscore.cli.output import (
+    console,
+    json_text,
+    lookup_texts,
+    print_json,
+    print_table,
+    print_warnings,
+    safe,
+    shorten,
+    value_text,
+    values_text,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from gridscore.grid import Grid
     from gridscore.operations.explain import Explanation
@@ -71,10 +82,9 @@ def explain(
 
 def _lines(found: Explanation) -> Iterator[tuple[str, str]]:
     if found.event is not None:
-        yield "event", _pairs(found.event)
-    for name, looked in found.lookups.items():
-        entry = "no entry" if looked["entry"] is None else _pairs(looked["entry"])
-        yield "looked up", f"{name}[{json_text(looked['key'])}]: {entry}"
+        yield "event", values_text(found.event)
+    for text in lookup_texts(found.lookups):
+        yield "looked up", text
 
 
 def _rows(found: Explanation, top: int) -> Iterator[tuple[str, str, str, str]]:
@@ -82,14 +92,6 @@ def _rows(found: Explanation, top: int) -> Iterator[tuple[str, str, str, str]]:
     largest = max((abs(adds) for _, adds in ranked), default=0.0) or 1.0
     for name, adds in ranked[:top]:
         bar = ("+" if adds > 0 else "-") * round(_BAR * abs(adds) / largest)
-        yield name, _text(found.features[name]), f"{adds:+.4g}", bar
+        yield name, value_text(found.features[name]), f"{adds:+.4g}", bar
     if rest := ranked[top:]:
         yield f"{len(rest)} others", "", f"{sum(adds for _, adds in rest):+.4g}", ""
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_text(value)}" for name, value in values.items())
-
-
-def _text(value: Any) -> str:
-    return "missing" if value is None else f"{value:.7g}" if isinstance(value, float) else json_text(value)

@@ -60,6 +60,15 @@ Override = Annotated[
     str,
     typer.Option("--override", metavar="REASON", help="Go live even if gates have failed; the log says why."),
 ]
+ChosenModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="FILE|VERSION|ALIAS",
+        help="The model: a file, or a version of the job's. Else the one that scores.",
+    ),
+]
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 

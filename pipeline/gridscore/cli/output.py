@@ -25,7 +25,7 @@ from gridscore.texts import NOT_LAYOUT
 from gridscore.texts import visible as visible  # noqa: PLC0414 -- the commands take it from here
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from rich.progress import Progress, ProgressColumn
 
@@ -104,6 +104,23 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     """A value as JSON that is safe to look at: what a terminal would obey is escaped, all else is readable."""
     text = json.dumps(value, indent=indent, default=str, ensure_ascii=False)
     return NOT_LAYOUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def value_text(value: Any) -> str:
+    """A field, a feature, or what a window saw, for people."""
+    return "missing" if value is None else f"{value:.7g}" if isinstance(value, float) else json_text(value)
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """Such values with their names, in a line."""
+    return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
+
+
+def lookup_texts(lookups: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each lookup: the key that was asked for, and what the entry held."""
+    for name, found in lookups.items():
+        entry = "no entry" if found["entry"] is None else values_text(found["entry"])
+        yield f"{name}[{json_text(found['key'])}]: {entry}"
 
 
 def say(text: Any, style: str | None = None, *, to: Console | None = None, layout: bool = False) -> None:

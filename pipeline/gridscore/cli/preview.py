@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, connected
-from gridscore.cli.output import console, errors, json_text, run, safe, say, shorten
+from gridscore.cli.options import ChosenModel, Connection, connected
+from gridscore.cli.output import (
+    console,
+    errors,
+    json_text,
+    lookup_texts,
+    run,
+    safe,
+    say,
+    shorten,
+    value_text,
+    values_text,
+)
 from gridscore.cli.signals import on_signals
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from gridscore.operations.preview import Passed
 
@@ -32,14 +43,7 @@ def preview(
         Path | None,
         typer.Option("--input", metavar="FILE", help="Events as rows: CSV, Parquet, JSON lines. Else the job's own."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="FILE|VERSION|ALIAS",
-            help="The model: a file, or a version of the job's. Else the one that scores.",
-        ),
-    ] = None,
+    model: ChosenModel = None,
     lookups: Annotated[
         Path | None,
         typer.Option("--lookups", help="Directory with a table for each lookup. Else the maps of the cluster."),
@@ -119,27 +123,18 @@ def _lines(event: Passed) -> Iterator[tuple[str, str, float | None]]:
     micros = event.micros
     yield "raw", event.raw, None
     if event.decoded is not None:
-        yield "decoded", _pairs(event.decoded), micros.get("decode")
-    for name, found in event.lookups.items():
-        entry = "no entry" if found["entry"] is None else _pairs(found["entry"])
-        yield "looked up", f"{name}[{json_text(found['key'])}]: {entry}", micros.get("fetch")
+        yield "decoded", values_text(event.decoded), micros.get("decode")
+    for text in lookup_texts(event.lookups):
+        yield "looked up", text, micros.get("fetch")
     if event.windows:
-        yield "windows", _pairs(event.windows), micros.get("windows")
+        yield "windows", values_text(event.windows), micros.get("windows")
     if event.features:
-        yield "features", _pairs(event.features), micros.get("features")
+        yield "features", values_text(event.features), micros.get("features")
     if event.margin is not None:
-        yield "margin", _text(event.margin), None
+        yield "margin", value_text(event.margin), None
     if event.result is not None:
         yield "score", json_text(event.result["score"]), micros.get("predict")
         what = event.result.get("decision")
         yield "decision", "none: the job has no decisions" if what is None else what, micros.get("encode")
     if event.rejected is not None:
         yield "rejected", f"{event.rejected['stage']}: {event.rejected['error']}", None
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_text(value)}" for name, value in values.items())
-
-
-def _text(value: Any) -> str:
-    return "missing" if value is None else f"{value:.7g}" if isinstance(value, float) else json_text(value)
