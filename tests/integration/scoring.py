@@ -1,6 +1,7 @@
 """What tests of scoring share: a small job, its model, its data, and a client with a worker."""
 
 import asyncio
+import sys
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -88,6 +89,14 @@ async def scoring(cluster, name, *, mode="copy", model=None, file=None, **worker
         await client.submit(job(name, mode) if file is None else parse_job(file, "test"))
         async with Worker(client.grid, [name], **worker) as scorer:
             yield client, scorer
+
+
+async def start_worker(cluster, name):
+    """A worker process of one job, whose partitions are soon taken over when it is killed."""
+    words = ("-m", "gridscore.cli", "worker", "--jobs", name, "--lease", "2", "--members", cluster.addresses[0])
+    return await asyncio.create_subprocess_exec(
+        sys.executable, *words, "--cluster-name", cluster.cluster_name, stderr=asyncio.subprocess.DEVNULL
+    )
 
 
 async def all_results(client, name, count, seconds=90.0):

@@ -1,7 +1,6 @@
 """Windows with other keys than the events' on a real member: over the kill of a worker, scores are the history's."""
 
 import asyncio
-import sys
 from collections import defaultdict
 
 import numpy as np
@@ -49,13 +48,6 @@ def rounds():
         }
 
 
-async def start_worker(cluster, name):
-    words = ("-m", "gridscore.cli", "worker", "--jobs", name, "--lease", "2", "--members", cluster.addresses[0])
-    return await asyncio.create_subprocess_exec(
-        sys.executable, *words, "--cluster-name", cluster.cluster_name, stderr=asyncio.subprocess.DEVNULL
-    )
-
-
 async def test_scores_are_those_of_the_history_though_a_worker_is_killed_and_nothing_is_left(cluster, unique):
     name, model = f"job-{unique}", scoring.booster()
     job, events = parse_job(JOB.format(name=name), "test"), list(rounds())
@@ -70,7 +62,7 @@ async def test_scores_are_those_of_the_history_though_a_worker_is_killed_and_not
     async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
         await client.push_model(model, name, alias="champion")
         await client.submit(job)
-        workers = [await start_worker(cluster, name) for _ in range(2)]
+        workers = [await scoring.start_worker(cluster, name) for _ in range(2)]
         collecting = asyncio.create_task(collect(client))
         try:
             for number, each in enumerate(events):

@@ -1,7 +1,6 @@
 """Windows on a real member: over the kill of a worker and a replay, scores are those of the history, bit for bit."""
 
 import asyncio
-import sys
 from collections import defaultdict
 
 import numpy as np
@@ -46,13 +45,6 @@ def rounds():
         }
 
 
-async def start_worker(cluster, name):
-    words = ("-m", "gridscore.cli", "worker", "--jobs", name, "--lease", "2", "--members", cluster.addresses[0])
-    return await asyncio.create_subprocess_exec(
-        sys.executable, *words, "--cluster-name", cluster.cluster_name, stderr=asyncio.subprocess.DEVNULL
-    )
-
-
 async def test_scores_with_windows_are_those_of_the_history_though_a_worker_is_killed(cluster, unique):
     name, model = f"job-{unique}", scoring.booster()
     job, events = parse_job(JOB.format(name=name), "test"), list(rounds())
@@ -66,14 +58,14 @@ async def test_scores_with_windows_are_those_of_the_history_though_a_worker_is_k
     async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
         await client.push_model(model, name, alias="champion")
         await client.submit(job)
-        first = second = await start_worker(cluster, name)
+        first = second = await scoring.start_worker(cluster, name)
         try:
             collecting = asyncio.create_task(collect(client))
             for each in events[: ROUNDS // 2]:
                 await client.put_events(job.events, each)
             await scoring.until(lambda: sum(map(len, found.values())) >= CARDS)
             first.kill()
-            second = await start_worker(cluster, name)
+            second = await scoring.start_worker(cluster, name)
             for each in events[ROUNDS // 2 :]:
                 await client.put_events(job.events, each)
             await scoring.until(lambda: sum(map(len, found.values())) == ROUNDS * CARDS)
