@@ -83,4 +83,4 @@ def revoke(
     Example: [bold]gridscore key revoke 5f3a9c0d1e2b[/]
     """
     run_on(connection, lambda grid: Keys(grid).revoke(name))
-    say(f"The key {name} is no longer good for anything.", to=console)
+    say(f"The key {name} is revoked.", to=console)

@@ -41,7 +41,7 @@ def _start(settings: ServeSettings, connection: Connection) -> None:
     def stop() -> bool:
         for each in servers:
             each.stop()
-        return bool(servers)  # there is none while it connects
+        return bool(servers)  # empty while it connects
 
     async def serve() -> None:
         async with connected(connection) as grid:

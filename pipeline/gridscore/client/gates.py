@@ -95,7 +95,7 @@ class Gates:
         return found
 
     async def _champion(self) -> LoadedModel | str | None:
-        """What scores now; why it cannot be loaded; or None if there is none."""
+        """What scores now; why it cannot be loaded; or None without a champion."""
         try:
             version = await self._registry.resolve(self._name, alias=self._alias)
         except ModelError:

@@ -46,7 +46,7 @@ def judge(
     Args:
         gates: Of the job.
         model: The version.
-        champion: That scores now, to compare with; why it cannot be used; or None if there is none.
+        champion: That scores now, to compare with; why it cannot be used; or None without a champion.
         sample: Labelled rows; None if there are none.
         events: The latest, or why there are none.
         certificate: Of the parity of this version and this job; None if there is none.
