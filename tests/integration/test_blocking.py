@@ -122,11 +122,14 @@ def test_cells_become_what_a_producer_would_write(client, unique):
 
 
 async def test_it_works_inside_a_running_loop_and_ends_with_its_connection(cluster, unique):
-    client = connect(members=cluster.addresses, cluster_name=cluster.cluster_name).open()
+    connection = connect(members=cluster.addresses, cluster_name=cluster.cluster_name)
+    client, other = connection.open(), connection.open()
     client.put_events(f"lookups.{unique}", {"a": {"x": 1}})
     assert client.result(f"lookups.{unique}", "a") == {"x": 1}
     client.close()
     client.close()
+    assert other.result(f"lookups.{unique}", "a") == {"x": 1}
+    other.close()
     with pytest.raises(UsageError, match="connection is closed"):
         client.result(f"lookups.{unique}", "a")
     assert not [thread for thread in threading.enumerate() if thread.name == "gridscore"]

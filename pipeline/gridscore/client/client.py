@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ from gridscore.models.registry import Approval
 from gridscore.scoring import Worker, preparation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+    from types import TracebackType
 
     import pandas as pd
 
@@ -503,31 +504,38 @@ class Connection:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
-        self._opened: list[tuple[Grid, Client]] = []
-        self._blocking: list[BlockingClient] = []
 
     async def __aenter__(self) -> Client:
-        grid = await connect_grid(or_local_cluster(GridSettings.load(**self._settings)))
-        self._opened.append((grid, Client(grid)))
-        return self._opened[-1][1]
+        self._entered = _connected(self._settings)
+        return await self._entered.__aenter__()
 
-    async def __aexit__(self, *_: object) -> None:
-        grid, client = self._opened.pop()
-        client.stop_waiting()
-        await grid.close()
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._entered.__aexit__(kind, error, trace)
 
     def open(self) -> BlockingClient:
         """Open it for plain calls; `close` of what this returns ends it. For notebooks, where `with` is in the way."""
         from gridscore.client.blocking import BlockingClient
 
-        return BlockingClient(self)
+        return BlockingClient(_connected(self._settings))
 
     def __enter__(self) -> BlockingClient:
-        self._blocking.append(self.open())
-        return self._blocking[-1]
+        self._blocking = self.open()
+        return self._blocking
 
     def __exit__(self, *_: object) -> None:
-        self._blocking.pop().close()
+        self._blocking.close()
+
+
+@asynccontextmanager
+async def _connected(settings: Mapping[str, Any]) -> AsyncIterator[Client]:
+    async with await connect_grid(or_local_cluster(GridSettings.load(**settings))) as grid:
+        client = Client(grid)
+        try:
+            yield client
+        finally:
+            client.stop_waiting()
 
 
 def connect(**settings: Any) -> Connection:
