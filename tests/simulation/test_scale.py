@@ -1,7 +1,8 @@
 """What coordination costs in a large cluster, in counts: 100 workers, 50 jobs, 1,999 partitions, 20 members.
 
-One worker of the hundred is real. The others are what it sees of them: heartbeats that go on, and holdings. What all of
-them do together, when one dies and when one comes, is told of fewer, all of them real.
+One worker of the hundred is real. The others are what it sees of them: heartbeats that go on, holdings, and of the one
+that dies its sessions and leases. What all of them do together, when one dies and when one comes, is told of fewer, all
+of them real.
 """
 
 import json
@@ -10,11 +11,14 @@ import sys
 from collections import Counter
 
 import pytest
+from msgspec.structs import replace
 from world import World
 
 from gridscore.grid.writer import partition_of
 from gridscore.group import rescan
+from gridscore.group.lease_records import LEASES_MAP, NOBODY, encode, lease_key
 from gridscore.group.members import FORMAT, HEARTBEATS_MAP, HOLDINGS_MAP, packed, unpacked
+from gridscore.group.sessions import SESSIONS_MAP
 from gridscore.scoring.audit import share_of
 from gridscore.testing.network import Link
 
@@ -75,7 +79,21 @@ class Crowd:
         for number, name in enumerate(self._names):
             held = packed(range(bounds[number], bounds[number + 1]))
             put(world, HOLDINGS_MAP, name, {"version": 1, "groups": dict.fromkeys(world.jobs, held)})
+        self._mortal = range(bounds[0], bounds[1])
         self.go_on()
+
+    def kill(self):
+        """Kill the first: it has sessions and leases, and no heartbeat any more."""
+        name, world = self._names.pop(0), self._world
+        for home in self._mortal:
+            owned = replace(NOBODY, owner=name, epoch=1, offset=0, renewals=7, lease=5_000)
+            self._write(SESSIONS_MAP, lease_key("nonce", home, PARTITIONS), home, owned)
+            for job in world.jobs:
+                lease = replace(owned, session=f"nonce/{home}")
+                self._write(LEASES_MAP, lease_key(job, home, PARTITIONS), home, lease)
+
+    def _write(self, map_name, key, partition, record):
+        self._world.cluster.partition(map_name, partition).put(key, serialized(json.loads(encode(record))))
 
     def go_on(self):
         self._beat += 1
@@ -125,13 +143,16 @@ class Counts:
 
 @pytest.fixture(scope="module")
 def idle():
-    """Requests, bytes and calls a second of a worker that has its share of all jobs, and how long that took."""
+    """Requests, bytes and calls a second of a worker that has its share of all jobs, and how long that took.
+
+    And what it asks for when another one dies, and how long it takes until it has its part of that one's leases.
+    """
     world = World(PARTITIONS, members=MEMBERS)
     with pytest.MonkeyPatch.context() as patch:
         try:
             counts = Counts(patch, world)
             more_jobs(world, JOBS)
-            Crowd(world)
+            crowd = Crowd(world)
             name, began = world.start(), world.time.now
 
             def groups():
@@ -152,7 +173,14 @@ def idle():
             received = counts.received["w"] / IDLE_SECONDS
             counts.profile(world.workers[name].loop, patch)
             world.time.advance(2.0)
-            yield requests, received, counts.calls / 2.0, took, begun
+            calls = counts.calls / 2.0
+            counts.clear()
+            crowd.kill()
+            died = world.time.now
+            while any(len(group.held) == SHARE for group in groups()):
+                assert world.time.now - died < 60.0
+                world.time.advance(0.1)
+            yield requests, received, calls, took, begun, world.time.now - died, Counter(counts.requests)
         finally:
             world.close()
 
@@ -189,15 +217,23 @@ def test_an_idle_worker_takes_five_percent_of_a_core_and_a_job_a_thousandth(idle
 
 
 def test_a_new_worker_has_its_share_within_fifteen_seconds(idle):
-    *_, took, _ = idle
+    _, _, _, took, *_ = idle
     assert took <= 15.0
 
 
 def test_a_new_worker_asks_for_what_it_takes_and_not_for_all_partitions_of_all_jobs(idle):
-    *_, begun = idle
+    _, _, _, _, begun, *_ = idle
     # Of each job 32 rings, to learn their size, and of each lease that it takes its record, its journal and its place.
     assert begun["Map.EventJournalSubscribe", "events"] <= JOBS * (32 + 2 * SHARE)
     assert sum(count for (_, name), count in begun.items() if name == "gridscore.leases") <= 6 * JOBS * SHARE
+
+
+def test_a_worker_of_a_hundred_has_its_part_of_those_of_a_killed_one_within_ten_seconds(idle):
+    *_, took, requests = idle
+    assert took <= 10.0
+    # All of them look at its thousand leases and twenty sessions, and each takes ten.
+    assert sum(requests.values()) / took * WORKERS / MEMBERS <= 2_000, requests
+    assert requests["Map.ReplaceIfSame", "gridscore.leases"] <= 10 * JOBS
 
 
 def test_many_workers_take_over_from_one_that_is_killed_and_make_room_for_a_new_one(monkeypatch):
