@@ -36,8 +36,9 @@ bench: $(BENCH_STAMP) ## Measure Gridscore beside what one would use instead (QU
 
 test: lint tests ## Check style and types, then run all tests
 
+# Three at once on two cores: the tests with containers and with faults wait more than they work.
 tests: $(DEV_STAMP) ## Run all tests, or those that TESTS names
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(TESTS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 $(TESTS)
 
 site: $(DEV_STAMP) ## Make the documentation's pages, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
