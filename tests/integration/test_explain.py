@@ -24,16 +24,27 @@ async def test_a_result_is_explained_by_what_was_scored(cluster, unique, logged)
     name, model, events = f"job-{unique}", scoring.booster(), scoring.events(20)
     text = scoring.JOB.format(name=name, mode="copy")
     if logged:
-        text = text.replace("result: {include: [user, country]}", "result: {features: all}")
+        text = text.replace("result: {include: [user, country]}", "result: {features: all, reasons: {top: 2}}")
     async with scoring.scoring(cluster, name, model=model, file=text) as (client, _):
         await client.put_events(f"events.{name}", events)
         results = await scoring.all_results(client, name, 20)
+        if logged:
+
+            async def amended():
+                found = await scoring.all_results(client, name, 20)
+                return found if all("amended_at" in each for each in found.values()) else None
+
+            results = await scoring.until(amended)
         # Another version scores by now: a result is explained by its own.
         await client.push_model(scoring.booster(seed=1), name, alias="champion")
 
         found = json.loads((await scoring.command(cluster, "explain", name, "e7", "--json")).stdout)
         (expected,) = contributions(model, [events["e7"]])
         assert found["contributions"] == {n: pytest.approx(float(v), abs=0) for n, v in expected.items() if n}
+        if logged:
+            given = {each["feature"]: each["adds"] for each in results["e7"]["reasons"]}
+            ranked = sorted(found["contributions"].items(), key=lambda each: -abs(each[1]))
+            assert given == {feature: pytest.approx(adds, abs=1e-5) for feature, adds in ranked[:2]}
         assert found["base"] == float(expected[None])
         assert found["margin"] == pytest.approx(float(sum(expected.values())), abs=1e-5)
         assert 1 / (1 + np.exp(-found["margin"])) == pytest.approx(results["e7"]["score"], abs=1e-6)

@@ -115,6 +115,8 @@ class Ledger:
         if change.value is None:
             return
         result, key = json.loads(_text(change.value)), _text(change.key)
+        if "amended_at" in result:
+            return  # the result that stood there, with reasons: a compare-and-set, which nothing fences
         epoch, sequence = result["epoch"], result["sequence"]
         lease = self.leases.get(partition)
         if epoch < self.epochs[partition]:

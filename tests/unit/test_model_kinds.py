@@ -1,5 +1,7 @@
 """What a result holds for each kind of model that XGBoost trains: the scores of `Booster.predict`, bit for bit."""
 
+import asyncio
+
 import numpy as np
 import pytest
 import xgboost as xgb
@@ -131,3 +133,34 @@ def test_a_margin_takes_the_place_of_the_base_score_in_each_kind(trained, name):
     expected = trained[name].predict(matrix(values, name, base_margin=margins))
     given = np.ascontiguousarray(values[:, : columns(name)])
     assert model.predict(given, margins).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", ["multi:softprob", "multi:softmax", "several targets", "gblinear of classes", "dart"])
+async def test_reasons_are_of_the_output_that_stands_out_and_change_nothing_else(trained, name):
+    values, booster, used = rows(20, 2)[:, : columns(name)], trained[name], NAMES[: columns(name)]
+    text = JOB.format(name="why", features=f"[{', '.join(used)}]") + "result: {reasons: {top: 100, budget: 1.0}}\n"
+    async with StubCluster(partitions=3) as stub:
+        client = await stub.client()
+        await client.push_model(booster, "why", alias="champion")
+        await client.submit(parse_job(text, "test"))
+        for row, line in enumerate(values):
+            event = {
+                field: None if np.isnan(value) else float(value) for field, value in zip(NAMES, line, strict=False)
+            }
+            event |= {"kind": int(event["kind"])} if event.get("kind") is not None else {}
+            await client.put_events("events.why", {f"e{row}": event})
+        async with stub.worker(), asyncio.timeout(30):
+            results = {}
+            while not results or not all("reasons" in each for each in results.values()):
+                results = await stub.results("results.why", 20)
+    scores = booster.predict(matrix(values, name))
+    adds = booster.predict(matrix(values, name), pred_contribs=True, strict_shape=True)
+    for row in range(20):
+        result = results[f"e{row}"]
+        assert np.float32(result["score"]).tobytes() == scores[row].tobytes()
+        number = 0 if adds.shape[1] == 1 else int(scores[row]) if scores.ndim == 1 else int(scores[row].argmax())
+        expected = dict(zip(used, adds[row, number, :-1].tolist(), strict=True))
+        assert {each["feature"]: each["adds"] for each in result["reasons"]} == pytest.approx(expected, abs=1e-5)
+        for each in result["reasons"]:
+            value = values[row, used.index(each["feature"])]
+            assert (each["value"] is None) == bool(np.isnan(value))

@@ -136,6 +136,8 @@ def _job_lines(status: JobStatus) -> Iterable[str]:
     yield ", ".join(f"{totals[key]:,.0f} {name}" for key, name in _COUNTS.items())
     if record.job.windows:
         yield f"{totals['late']:,.0f} late for windows, {totals['broken_states']:,.0f} states of windows begun anew"
+    if record.job.result.reasons is not None:
+        yield f"{totals['explained']:,.0f} results with reasons, {totals['unexplained']:,.0f} without for lack of time"
     if lacking := [f"{kind} {shares_text(shares)}" for kind, shares in _lacking(status)]:
         yield f"of the last {status.quality.events:,} events counted: {'; '.join(lacking)}"
     if (certificate := status.certificate) is not None:

@@ -41,6 +41,7 @@ class FeaturePlan:
         missed: Those that had no entry, or a bad one.
         quality: What was missing in the last events.
         decider: Decides on scored events, if the job has conditions.
+        explained: Its decision 0 is for scored events that get reasons, if there is a condition for that.
     """
 
     def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]]) -> None:
@@ -52,7 +53,10 @@ class FeaturePlan:
         self._lookup_slots = list(self._program.lookup_slots.items())
         self._made_of = job, tables, categories
         self.decider = Decider(job, tables, categories) if job.has_conditions else None
-        self._used = frozenset(self._program.lookup_slots) | (self.decider.lookups if self.decider else frozenset())
+        self.explained = Decider(job.explained, tables, categories) if job.explained is not None else None
+        self._used = frozenset(self._program.lookup_slots)
+        for each in (self.decider, self.explained):
+            self._used |= each.lookups if each is not None else frozenset()
         self.looked_up = dict.fromkeys(job.lookups, 0)
         self.missed = dict.fromkeys(job.lookups, 0)
         texts = {name: slot for name, (slot, _) in self._program.category_values().items()}

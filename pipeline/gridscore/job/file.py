@@ -203,6 +203,32 @@ class ModelRef(Strict):
         return self
 
 
+class Reasons(Strict):
+    """Which results are given reasons, and how many: the features that add most to the score."""
+
+    decisions: tuple[Annotated[str, StringConstraints(min_length=1, max_length=64)], ...] = Field(
+        default=(), max_length=64, description="Only results with one of these decisions."
+    )
+    when: Text | None = Field(
+        default=None,
+        description="Only where this is true: an expression over `score`, `label`, event fields, `lookup.field` and "
+        "features.",
+    )
+    share: float = Field(default=1.0, gt=0, le=1, strict=True, description="The part of those that is drawn.")
+    top: int = Field(default=3, ge=1, le=100, description="How many features.")
+    budget: float = Field(
+        default=0.1, gt=0, le=1, strict=True, description="The part of a core of each worker that this may take."
+    )
+    text: dict[FeatureName, Annotated[str, StringConstraints(min_length=1, max_length=500)]] = Field(
+        default={}, max_length=MAX_FEATURES, description="A feature's reason in words; `{value}` is its value."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _condition(cls, value: Any) -> Any:
+        return {**value, "when": _texts(value["when"])} if isinstance(value, dict) and "when" in value else value
+
+
 class ResultSpec(Strict):
     """What a result holds beside score, decision, model, version, sequence and time."""
 
@@ -211,6 +237,9 @@ class ResultSpec(Strict):
         default=(),
         max_length=MAX_FEATURES,
         description="Features that a result repeats as the model got them; or `all`.",
+    )
+    reasons: Reasons | None = Field(
+        default=None, description="Which results are given reasons, after they were written. Default: none."
     )
 
 
@@ -367,6 +396,36 @@ class Job(Strict):
         return self
 
     @model_validator(mode="after")
+    def _reasons_fit(self) -> Job:
+        reasons = self.result.reasons
+        if reasons is None:
+            return self
+        if taken := {"reasons", "amended_at"} & set(self.result.include):
+            raise ValueError(f"a result with `reasons` cannot include the event field `{min(taken)}`: it has its own")
+        there = [each.decision for each in self.decisions]
+        for kind, names, known in (
+            ("decision", reasons.decisions, there),
+            ("feature", reasons.text, self.feature_names if self.is_complete else list(reasons.text)),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                close = get_close_matches(unknown[0], known, n=1)
+                meant = f", did you mean `{close[0]}`?" if close else ""
+                raise ValueError(f"`reasons`: there is no {kind} `{unknown[0]}`{meant}")
+        if (asked := self.explained) is not None:
+            problems = check(_parts(self.schema_, self.lookups, self.features, asked, frozenset(), self.is_complete))
+            if problems:
+                raise ValueError(f"`reasons`: its `when`: {problems[0][1]}")
+        return self
+
+    @property
+    def explained(self) -> Job | None:
+        """This job with the condition of its reasons as its first decision; None if there is no condition."""
+        if self.result.reasons is None or self.result.reasons.when is None:
+            return None
+        asked = Decision(decision="yes", when=self.result.reasons.when), Decision(decision="no")
+        return self.model_copy(update={"decisions": asked})
+
+    @model_validator(mode="after")
     def _names_differ(self) -> Job:
         entries: list[tuple[str, AnySource | AnySink]] = [*self.sources.items(), *self.sinks.items()]
         names = [self.name, *(each.name or f"{self.name}-{key}" for key, each in entries)]
@@ -514,6 +573,7 @@ _MODELS: dict[tuple[str, ...], type[Strict]] = {
     ("margin",): Feature,
     ("model",): ModelRef,
     ("result",): ResultSpec,
+    ("result", "reasons"): Reasons,
     ("decisions",): Decision,
     ("gates",): Gates,
     ("gates", "golden"): GoldenRow,

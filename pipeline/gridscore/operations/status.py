@@ -39,7 +39,18 @@ if TYPE_CHECKING:
 
 ACKNOWLEDGED_MAP = "gridscore.acknowledged"
 
-_COUNTERS = ("events", "rate", "skipped", "rescued", "late", "broken_states", "taken", "given")
+_COUNTERS = (
+    "events",
+    "rate",
+    "skipped",
+    "rescued",
+    "explained",
+    "unexplained",
+    "late",
+    "broken_states",
+    "taken",
+    "given",
+)
 _LOSSES = ("lost", "regressions", "unkept")
 
 
@@ -99,6 +110,8 @@ class JobFigures(msgspec.Struct, frozen=True):
     given: Count = 0
     skipped: Count = 0
     rescued: Count = 0
+    explained: Count = 0
+    unexplained: Count = 0
     late: Count = 0
     broken_states: Count = 0
     committed_at: Count = 0
@@ -168,10 +181,10 @@ class JobStatus:
         workers: Living workers that score for it.
         lag: Events in the journal that no committed offset covers; None if the journal cannot be read.
         partitions: Partitions that a living worker owns.
-        totals: Sums over the living workers since they began: events, rate, skipped, rescued, late (for their
-            windows), broken_states (of windows), taken, given; of the partitions since the job was submitted: lost,
-            regressions, unkept (rejected without a dead letter); the rebalances of the worker that saw most; the
-            dead_letters in the grid.
+        totals: Sums over the living workers since they began: events, rate, skipped, rescued, explained and
+            unexplained (given reasons, or not for lack of time), late (for their windows), broken_states (of
+            windows), taken, given; of the partitions since the job was submitted: lost, regressions, unkept (rejected
+            without a dead letter); the rebalances of the worker that saw most; the dead_letters in the grid.
         versions: Model versions in use.
         model_errors: Why a worker does not use the version that is meant.
         lookups: Entries, age, loads and errors of each lookup's oldest copy.

@@ -56,6 +56,24 @@ class ResultEncoder:
         self._encode = msgspec.json.Encoder().encode
         self._encoded = {texts: tuple(map(self._encode, texts)) for texts in (self._classes, self._decisions)}
 
+    def steps(self, scores: NDArray[np.float32], decisions: NDArray[np.intp] | None) -> NDArray[np.intp] | None:
+        """The number of each event's decision: in the job's list if it has conditions, else from the lowest; or None.
+
+        Args:
+            scores: As for `encode`.
+            decisions: As for `encode`.
+
+        Raises:
+            ValueError: There are thresholds, but not one score an event; or conditions, but no decisions.
+        """
+        if self._has_conditions:
+            if decisions is None:
+                raise ValueError("the job has conditions, but there are no decisions")
+            return decisions
+        if self._decisions and scores.ndim != 1:
+            raise ValueError(f"decisions need one score per event, not scores of the shape {scores.shape}")
+        return np.searchsorted(self._thresholds, scores, side="right") if self._decisions else None
+
     def encode(
         self,
         events: EventColumns,
@@ -77,14 +95,7 @@ class ResultEncoder:
             ValueError: There are thresholds, but not one score an event; or conditions, but no decisions; or features
                 to log, but no matrix.
         """
-        if self._has_conditions:
-            if decisions is None:
-                raise ValueError("the job has conditions, but there are no decisions")
-            steps: NDArray[np.intp] | None = decisions
-        else:
-            if self._decisions and scores.ndim != 1:
-                raise ValueError(f"decisions need one score per event, not scores of the shape {scores.shape}")
-            steps = np.searchsorted(self._thresholds, scores, side="right") if self._decisions else None
+        steps = self.steps(scores, decisions)
         named: dict[str, _Named] = {}
         if self._classes:
             named["label"] = self._classes, class_numbers(scores, len(self._classes))

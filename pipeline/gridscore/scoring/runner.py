@@ -42,6 +42,7 @@ from gridscore.scoring.lookups import JobLookups, Lookups
 from gridscore.scoring.missing import MissingResults
 from gridscore.scoring.preparation import prepare
 from gridscore.scoring.prior_results import restart_offset, scored_in, without
+from gridscore.scoring.reasons import Reasons
 from gridscore.scoring.retention import Retention
 from gridscore.scoring.scorer import Scorer
 from gridscore.scoring.stats import JobStats, subscription_of
@@ -140,6 +141,8 @@ class JobRunner:
             )
             reader.page_events = min(reader.page_events, self._windows.page_events)
         self._states = MapWriter(grid, self._windows.map_name) if self._windows is not None else None
+        wants_reasons = job.result.reasons is not None
+        self._reasons = Reasons(grid, job, self.group, self.stats) if wants_reasons else None
         self._scorer = Scorer(
             job,
             record.revision,
@@ -148,6 +151,7 @@ class JobRunner:
             self.stats,
             self._windows,
             self._requests,
+            self._reasons,
         )
         self._model = LiveModel(grid, record, self._tables, self.stats, models)
         self._results = MapWriter(grid, job.results)
@@ -186,7 +190,7 @@ class JobRunner:
                 tasks.create_task(self._retention.run())
                 tasks.create_task(self._superseded.run())
                 tasks.create_task(audit_on_schedule(self._grid, self._job, self._members.worker))
-                for part in (self._stage, self._requests):
+                for part in (self._stage, self._requests, self._reasons):
                     if part is not None:
                         tasks.create_task(part.run())
                 await self.group.first_taken.wait()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gridscore.group.reader import Arrival, Cursor
     from gridscore.job import Job
     from gridscore.models import LoadedModel
+    from gridscore.scoring.reasons import Reasons
     from gridscore.scoring.stats import JobStats
     from gridscore.scoring.window_requests import WindowRequests
     from gridscore.scoring.window_states import HistoryStates, WindowStates
@@ -133,6 +134,7 @@ class Scorer:
         stats: Where to count.
         windows: The states of its windows, if it has any whose key is the events'.
         requests: Asks its windows, if they have other keys.
+        reasons: Explains some of the results, if the job wants that.
     """
 
     def __init__(
@@ -144,7 +146,9 @@ class Scorer:
         stats: JobStats,
         windows: WindowStates | HistoryStates | None = None,
         requests: WindowRequests | None = None,
+        reasons: Reasons | None = None,
     ) -> None:
+        self._reasons = reasons
         self._decoder = EventDecoder(job)
         self._encoder = ResultEncoder(job, revision)
         self._tables = tables
@@ -248,17 +252,24 @@ class Scorer:
                 bad = _not_finite(scores)
                 events, rows = events.without(bad), rows.without(bad, "predict", rejected)
                 scores, matrix = (np.delete(each, list(bad), axis=0) for each in (scores, matrix))
+                margins = None if margins is None else np.delete(margins, list(bad))
             decisions = None
             if active.plan.decider is not None:
                 decide = active.plan.decider.decide
-                events, rows, (scores, matrix, decisions) = _try(
-                    lambda events, scores, matrix: (scores, matrix, decide(events, scores)),
+                events, rows, (scores, matrix, margins, decisions) = _try(
+                    lambda events, scores, matrix, *rest: (
+                        scores,
+                        matrix,
+                        next(iter(rest), None),
+                        decide(events, scores),
+                    ),
                     events,
                     rows,
                     rejected,
                     "decide",
                     scores,
                     matrix,
+                    *([] if margins is None else [margins]),
                 )
             epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
             version = active.model.version
@@ -271,6 +282,10 @@ class Scorer:
                 batch.keys += keys
                 batch.texts += found
                 begin += count
+            if self._reasons is not None:
+                steps = self._encoder.steps(scores, decisions)
+                made, inputs = (rows.sequences, rows.keys, texts), (matrix, margins)
+                self._reasons.offer(active, events, inputs, scores, steps, rows.spans, made, rows.scored)
             stage_ns["encode"] += clock() - began
         return rows
 

@@ -22,6 +22,8 @@ _COUNTERS = (
     "late",
     "broken_states",
     "rescued",
+    "explained",
+    "unexplained",
     "rebalances",
     "taken",
     "given",
@@ -41,6 +43,8 @@ class JobStats(GroupStats):
         skipped: Events that already had their result when they were read a second time.
         late: Events that were too late to count in windows.
         broken_states: States of windows that could not be used, and began anew.
+        explained: Results that were given reasons.
+        unexplained: Results that should have been, and were not: for lack of time, or of the result.
         stage_ns: CPU nanoseconds of the event loop's thread, by stage.
         version: Of the model in use, 0 if none.
         model_error: Why a newer version is not in use; empty if it is.
@@ -54,6 +58,8 @@ class JobStats(GroupStats):
     skipped: int = 0
     late: int = 0
     broken_states: int = 0
+    explained: int = 0
+    unexplained: int = 0
     stage_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     version: int = 0
     model_error: str = ""

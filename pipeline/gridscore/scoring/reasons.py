@@ -1,0 +1,225 @@
+"""Reasons: which features made the score of a result what it is, added to it after it was written.
+
+A lane of its own, so that no score waits for it: rows whose results want reasons wait here, a thread computes what each
+feature adds (see `LoadedModel.contributions`), and the result is exchanged, by compare-and-set on its exact bytes, for
+one that has the reasons as well. So a newer result is never overwritten, whoever wrote it and however late this comes.
+The lane works no more than its part of a core; what it cannot keep up with is left out and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from hazelcast.errors import HazelcastError
+
+from gridscore.grid import transport, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from gridscore.features import EventColumns
+    from gridscore.grid import Grid
+    from gridscore.group.group import Group
+    from gridscore.group.reader import Cursor
+    from gridscore.job import Job
+    from gridscore.models import LoadedModel
+    from gridscore.scoring.scorer import ActiveModel, PartitionBatch
+    from gridscore.scoring.stats import JobStats
+
+_log = logging.getLogger(__name__)
+
+_WAITING_ROWS = 2_048
+_ROWS = 32
+"""That are computed at a time: TreeSHAP takes hundreds of microseconds for one."""
+
+_MOST_CLASSES = 1_000
+_LOOK_SECONDS = 0.05
+_STAND_SECONDS = 10.0
+"""How long a result may take until it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row that waits, with the result to be amended."""
+
+    model: LoadedModel
+    row: NDArray[np.float32]
+    margin: NDArray[np.float32] | None
+    output: int
+    cursor: Cursor
+    partition: int
+    sequence: int
+    key: bytes
+    text: bytes
+
+
+class Reasons:
+    """The reasons of one job's results, as one worker adds them."""
+
+    def __init__(self, grid: Grid, job: Job, group: Group, stats: JobStats) -> None:
+        spec = job.result.reasons
+        assert spec is not None  # noqa: S101 -- there is no lane without
+        self._grid = grid
+        self._job = job
+        self._group = group
+        self._stats = stats
+        self._spec = spec
+        named = [each.decision for each in (job.decisions if job.has_conditions else job.decisions[::-1])]
+        self._decisions = [number for number, name in enumerate(named) if name in spec.decisions]
+        self._waiting: deque[_Row] = deque()
+        self._some = asyncio.Event()
+        self._said = False
+
+    def offer(
+        self,
+        active: ActiveModel,
+        events: EventColumns,
+        inputs: tuple[NDArray[np.float32], NDArray[np.float32] | None],
+        scores: NDArray[np.float32],
+        steps: NDArray[np.intp] | None,
+        spans: Sequence[tuple[PartitionBatch, int]],
+        rows: tuple[Sequence[int], Sequence[bytes], Sequence[bytes]],
+        stands: Sequence[bool],
+    ) -> None:
+        """Take the rows of a scored batch that want reasons.
+
+        Args:
+            inputs: What was scored: the matrix, and the margins if there are any.
+            steps: The number of each event's decision, if there are decisions.
+            spans: Partitions in order, each with the number of its rows.
+            rows: Sequences, keys and results.
+            stands: Whether each has its result from before; empty if none has.
+        """
+        wanted = np.ones(len(events), bool)
+        if self._spec.decisions and steps is not None:
+            wanted &= np.isin(steps, self._decisions)
+        if active.plan.explained is not None and wanted.any():
+            wanted &= active.plan.explained.decide(events, scores) == 0
+        if not wanted.any():
+            return
+        matrix, margins = inputs
+        # One score an event is the only one, or, by `multi:softmax`, the number of the class.
+        outputs = scores.argmax(axis=1) if scores.ndim > 1 else np.clip(scores, 0, _MOST_CLASSES).astype(np.intp)
+        sequences, keys, texts = rows
+        owners = [batch for batch, number in spans for _ in range(number)]
+        for i in np.flatnonzero(wanted).tolist():
+            # A rescan's events have no place in the journal that says when their results stand.
+            if (stands and stands[i]) or sequences[i] < 0 or not self._is_drawn(keys[i], sequences[i]):
+                continue
+            if len(self._waiting) >= _WAITING_ROWS:
+                self._stats.unexplained += 1
+                continue
+            margin = None if margins is None else margins[i : i + 1].copy()
+            batch = owners[i]
+            self._waiting.append(
+                _Row(
+                    active.model,
+                    matrix[i].copy(),
+                    margin,
+                    int(outputs[i]),
+                    batch.cursor,
+                    batch.partition,
+                    sequences[i],
+                    keys[i],
+                    texts[i],
+                )
+            )
+        if self._waiting:
+            self._some.set()
+
+    def _is_drawn(self, key: bytes, sequence: int) -> bool:
+        """Whether an event is in the sample: always the same ones, whoever scores them."""
+        return self._spec.share >= 1.0 or zlib.crc32(key, sequence & 0xFFFFFFFF) < self._spec.share * 2.0**32
+
+    async def run(self) -> None:
+        """Add reasons until cancelled."""
+        while True:
+            await self._some.wait()
+            first = self._waiting[0].model
+            some = [each for each in islice(self._waiting, _ROWS) if each.model is first]
+            for _ in some:
+                self._waiting.popleft()
+            if not self._waiting:
+                self._some.clear()
+            try:
+                spent = await self._explain(some)
+            except Exception as error:  # noqa: BLE001 -- scores go on, whatever becomes of their reasons
+                self._stats.unexplained += len(some)
+                if not self._said:
+                    _log.warning("%s: %d results get no reasons: %s", self._job.name, len(some), error)
+                self._said, spent = True, 1.0
+            await asyncio.sleep(spent * (1 / self._spec.budget - 1))
+
+    async def _explain(self, rows: list[_Row]) -> float:
+        """Add the reasons of some rows; returns the seconds of CPU that it took."""
+        found, spent = await asyncio.to_thread(_contributions, rows)
+        began = time.thread_time()
+        texts = [self._amended(row, adds) for row, adds in zip(rows, found, strict=True)]
+        spent += time.thread_time() - began
+        stand = await asyncio.gather(*map(self._stands, rows))
+        writes = [self._write(row, text) for row, text, is_there in zip(rows, texts, stand, strict=True) if is_there]
+        written = sum(await asyncio.gather(*writes))
+        self._stats.explained += written
+        self._stats.unexplained += len(rows) - written
+        return spent
+
+    async def _stands(self, row: _Row) -> bool:
+        """Wait until a row's result is acknowledged; False if its partition is no longer read here, or it never is."""
+        until = self._grid.clock() + _STAND_SECONDS
+        while self._group.reader.is_current(row.cursor) and self._grid.clock() < until:
+            to = self._group.acknowledged_to(row.partition)
+            if to is not None and to > row.sequence:
+                return True
+            await asyncio.sleep(_LOOK_SECONDS)
+        return False
+
+    async def _write(self, row: _Row, text: bytes) -> bool:
+        prefix = wire.replace_if_same_prefix(self._job.results, row.key)
+        message = wire.encode_replace_if_same(prefix, wire.json_data(row.text), wire.json_data(text))
+        until = self._group.leases.until(row.partition)
+        try:
+            answer = wire.decode_replace_if_same
+            return bool(await transport.invoke(self._grid.client, message, row.partition, answer, until=until))
+        except HazelcastError as error:
+            _log.debug("%s: the reasons of a result could not be written: %s", self._job.name, error)
+            return False
+
+    def _amended(self, row: _Row, adds: NDArray[np.float32]) -> bytes:
+        """The result with its reasons: the features that add or take away most."""
+        version = row.model.version
+        reasons = []
+        for place in np.argsort(-np.abs(adds[:-1]), kind="stable")[: self._spec.top].tolist():
+            name, number = version.features[place], float(row.row[place])
+            categories = version.categories.get(name)
+            value: Any = None if math.isnan(number) else number
+            if categories and value is not None:
+                value = categories[int(number)]
+            reason = {"feature": name, "value": value, "adds": round(float(adds[place]), 6)}
+            if template := self._spec.text.get(name):
+                shown = "missing" if value is None else value if isinstance(value, str) else f"{value:g}"
+                reason["text"] = template.replace("{value}", shown)
+            reasons.append(reason)
+        made = msgspec.json.encode({"reasons": reasons, "amended_at": time.time_ns() // 1_000_000})
+        return row.text[:-1] + b"," + made[1:]
+
+
+def _contributions(rows: list[_Row]) -> tuple[list[NDArray[np.float32]], float]:
+    """What each feature adds to each row's margin, the base value last; and the seconds of CPU that it took."""
+    began = time.thread_time()
+    first = rows[0]
+    margins = None if first.margin is None else np.concatenate([row.margin for row in rows if row.margin is not None])
+    found = first.model.contributions(np.stack([row.row for row in rows]), margins)
+    outputs = [row.output if found.shape[1] > 1 else 0 for row in rows]
+    return [found[i, output] for i, output in enumerate(outputs)], time.thread_time() - began
