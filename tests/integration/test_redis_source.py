@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import tracemalloc
 from contextlib import aclosing
 
 import pytest
+import redis
 import redis_server as servers
 import source_reading
 from pydantic import ValidationError
@@ -97,6 +99,34 @@ async def test_a_new_group_begins_where_it_is_told_to(settings, client, unique, 
         add(client, f"s-{unique}", [4])
         entries, _ = await read(source, 1)
     assert numbers(entries) == [4]
+
+
+@pytest.mark.parametrize("field", [None, "payload"])
+async def test_a_huge_entry_is_not_copied_for_its_dead_letter_and_the_next_is_read_alone(settings, field):
+    source = RedisSource(None, "s", settings(field=field, number=[], max_event=1_000))
+    source._count = 500
+    fields = {b"first": b"1", b"payload": b"x" * (32 << 20), b"last": b"2"}
+    tracemalloc.start()
+    try:
+        batch = source._batch([(b"7-0", fields)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        await source.close()
+    (poison,) = batch.poison
+    assert not batch.entries
+    assert poison.error.startswith("It has 33,554,")
+    assert poison.raw.startswith(b"xxx" if field else b'{"first":"1","payload":"xxx')
+    assert len(poison.raw) == 1_000
+    assert peak < 1 << 20
+    assert source._count == 1
+
+
+async def test_a_server_can_bound_its_fields(tmp_path):
+    with servers.start(tmp_path, "--proto-max-bulk-len", "1mb") as server, server.client() as client:
+        client.xadd("s", {"n": "1" * 1_000_000})
+        with pytest.raises(redis.RedisError):
+            client.xadd("s", {"n": "1" * 1_100_000})
 
 
 @pytest.mark.parametrize("start", ["oldest", "latest"])

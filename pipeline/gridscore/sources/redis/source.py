@@ -197,17 +197,27 @@ class RedisSource:
             try:
                 entries.append(self._event(f"{self._stream}/{origin}", fields, size))
             except (ValueError, RecursionError, msgspec.DecodeError) as error:
-                raw = fields.get((self._settings.field or "").encode()) or _encode(
-                    {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
-                )
                 where, key = f"{self._stream}@{origin}", f"{self._stream}/{origin}"
-                poison.append(Poison(where, key, raw[: self._settings.max_event], str(error)))
+                poison.append(Poison(where, key, self._first_bytes(fields), str(error)))
         if deleted:
             batch.lost = deleted
             _log.error("%s: %d entries were deleted before the grid had them", self._stream, deleted)
         self._count = max(1, min(2 * self._count, self._settings.batch, _MOST_BYTES * len(found) // (total + 1)))
         self._under_way.update(batch.position)
         return batch
+
+    def _first_bytes(self, fields: dict[bytes, bytes]) -> bytes:
+        """What a dead letter keeps of an entry, which may have hundreds of megabytes: they are not copied."""
+        left = limit = self._settings.max_event
+        if text := fields.get((self._settings.field or "").encode()):
+            return text[:limit]
+        shown = {}
+        for name, value in fields.items():
+            if left <= 0:
+                break
+            shown[name[:left].decode(errors="replace")] = value[:left].decode(errors="replace")
+            left -= len(name) + len(value)
+        return _encode(shown)[:limit]
 
     def _event(self, key: str, fields: dict[bytes, bytes], size: int) -> tuple[str | int, bytes]:
         """An entry's key and JSON text; raises what `_batch` catches if it is not an event."""
