@@ -16,13 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gridscore.cli.source import _check_keys
 from gridscore.compiled import compiled
-from gridscore.errors import JobFileError, TableError
+from gridscore.errors import JobFileError, TableError, UsageError
 from gridscore.features import EventDecoder, FeaturePlan, offline_matrix, window_kernel, windows
 from gridscore.features.definitions import definitions_of
+from gridscore.features.tables import event_keys
 from gridscore.features.windows import Windows
 from gridscore.job import Job, Jobs, parse_job
 from gridscore.scoring import window_states
+from gridscore.sources.http.settings import HttpSourceSettings
 from gridscore.testing import StubCluster
 
 FEATURES = {
@@ -576,6 +579,52 @@ def test_what_is_wrong_with_the_windows_of_a_job_is_said(old, new, said):
     with pytest.raises(JobFileError) as caught:
         parse_job(text, "job.yaml")
     assert said in caught.value.message
+
+
+NUMBERED = {
+    "events": "events.n",
+    "event_key": "n",
+    "schema": {"n": "int", "time": {"type": "timestamp", "unit": "s"}},
+    "windows": {"it": {"key": "n"}},
+}
+
+
+def test_sources_that_make_strings_of_keys_are_refused_where_windows_need_numbers():
+    features, source = {"a": 'count(it, "1h")'}, {"kind": "http"}
+    with pytest.raises(
+        ValueError, match="source `till` makes strings of all keys, and the `event_key` of `j`, `n`, is an int"
+    ):
+        job_of(features, **NUMBERED, sources={"till": source})
+    job_of(features, **NUMBERED, sources={"till": {"kind": "http", "to": "events.others"}})
+    job_of(features, **NUMBERED, sources={"till": {"kind": "redis", "stream": "n", "key": ["n"]}})
+    job_of(features, **NUMBERED | {"event_key": None}, sources={"till": source})
+    # A source that the job does not name
+    with pytest.raises(UsageError, match="source `till` makes strings"):
+        _check_keys(job_of(features, **NUMBERED), HttpSourceSettings(to="events.n"), "till")
+    _check_keys(job_of(features, **NUMBERED), HttpSourceSettings(to="events.others"), "till")
+
+
+def test_keys_of_tables_are_whole_numbers_where_windows_need_them():
+    job, frame = job_of({"a": 'count(it, "1h")'}, **NUMBERED), pd.DataFrame({"n": [7, 2**40], "m": ["7", "x"]})
+    assert event_keys(frame, ["n"], "the history", job) == [7, 2**40]
+    assert event_keys(frame, ["n"], "the history") == ["7", str(2**40)]
+    assert event_keys(frame, ["n", "m"], "the history", job) == ["7|7", f"{2**40}|x"]
+    with pytest.raises(TableError, match="the history: its `n`, which makes the key, is not a whole number"):
+        event_keys(frame[["m"]].rename(columns={"m": "n"}), ["n"], "the history", job)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        (struct.pack(">iii", 0, -7, 7), 8, "not its"),
+        (struct.pack(">iii1s", 0, -11, 1, b"7"), 7, "a string, unlike its"),
+        (struct.pack(">iii", 0, -7, 7), "7", "not a string, unlike its"),
+        (struct.pack(">iii1s", 0, -11, 1, b"7"), "8", "not its"),
+    ],
+)
+def test_an_event_under_a_wrong_key_is_told_how_the_key_differs(key, value, what):
+    assert not window_states._is_key(key, value)
+    assert f"{window_states._what(key, value)} its" == what
 
 
 @pytest.mark.parametrize(

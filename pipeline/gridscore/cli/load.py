@@ -167,7 +167,7 @@ def _tables(
     if events is not None:
         history = tables.read_history(events, job, key or [])
         keys, texts = (
-            tables.event_keys(history, key or [], str(events)),
+            tables.event_keys(history, key or [], str(events), job),
             tables.rows_as_json(history, job.schema_, str(events)),
         )
         loads.append((job.events, len(history), zip(keys, texts, strict=True)))

@@ -13,11 +13,13 @@ from gridscore.cli.options import App, Connection, Json, connected, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, say
 from gridscore.cli.plug_run import Line, run_until_told, running
 from gridscore.cli.plugs import PlugGroup, chosen, note_of_map
+from gridscore.errors import UsageError
 from gridscore.sources.base import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gridscore.job import Job
     from gridscore.job.plugs.base import SourceSettings
     from gridscore.sources.runner import SourceRunner
     from gridscore.sources.status import SourceRecord
@@ -130,11 +132,17 @@ async def _read(sources: Mapping[str, SourceSettings], connection: Connection, r
     """Run sources; one that cannot go on stops the others, in good order."""
     from gridscore.grid.capacity import journal_capacity
     from gridscore.job import Jobs
+    from gridscore.job.life import OVER
     from gridscore.sources.runner import runner_of
 
     async with connected(connection) as grid:
         runners += [runner_of(grid, settings, name or None) for name, settings in sources.items()]
-        events = {record.job.events for record in await Jobs(grid).all()}
+        records = await Jobs(grid).all()
+        for each, settings in zip(runners, sources.values(), strict=True):
+            for record in records:
+                if record.state not in OVER:
+                    _check_keys(record.job, settings, each.name)
+        events = {record.job.events for record in records}
         for each in runners:
             say(f"{each.name}: {each.stats.kind} to {each.stats.map}. Ctrl-C stops it.")
             if note := await note_of_map(grid, each.stats.map, events):
@@ -149,6 +157,13 @@ async def _read(sources: Mapping[str, SourceSettings], connection: Connection, r
                 await asyncio.wait(pending)
             for task in (*done, *pending):
                 task.result()
+
+
+def _check_keys(job: Job, settings: SourceSettings, name: str) -> None:
+    try:
+        job.require_keys_of(settings, name)
+    except ValueError as error:
+        raise UsageError(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
 
 
 def _line(runner: SourceRunner, rate: float) -> Line:

@@ -45,7 +45,7 @@ def entries_of(
             if lookup.map == map_name and key is None:
                 return lookup_entries(frame, job, name, _SOURCE)
     if key is not None:
-        keys = event_keys(frame, [key] if isinstance(key, str) else key, _SOURCE)
+        keys = event_keys(frame, [key] if isinstance(key, str) else key, _SOURCE, reading)
     elif isinstance(frame.index, pd.RangeIndex):
         raise UsageError("The rows have no key: their index only counts them.", 'Name the columns of it: `key="id"`.')
     else:

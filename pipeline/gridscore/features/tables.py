@@ -278,11 +278,11 @@ def key_part(node: Node, *, single: bool) -> Callable[[Any], Any]:
     return lambda value: None if (number := _float(value)) is None else number_text(number)
 
 
-def event_keys(frame: pd.DataFrame, names: Sequence[str], source: str) -> list[str]:
-    """The key of each row: its columns as texts, joined by `|`.
+def event_keys(frame: pd.DataFrame, names: Sequence[str], source: str, job: Job | None = None) -> list[str] | list[int]:
+    """The key of each row: its columns as texts, joined by `|`; or whole numbers, if windows of the job want these.
 
     Raises:
-        TableError: A column or a value is missing.
+        TableError: A column or a value is missing, or is not a whole number and should be.
     """
     columns = [_texts(frame[name], f"{source}: the column `{name}`") for name in take_columns(frame, names, source)]
     keys = []
@@ -291,6 +291,12 @@ def event_keys(frame: pd.DataFrame, names: Sequence[str], source: str) -> list[s
             name = names[parts.index(None)]
             raise TableError(f"{source}, row {number}: it has no `{name}`, which belongs to the key.")
         keys.append("|".join(map(str, parts)))
+    if job is not None and job.wants_whole_keys and tuple(names) == (job.event_key,):
+        try:
+            return list(map(int, keys))
+        except ValueError as error:
+            what = f"its `{names[0]}`, which makes the key, is not a whole number"
+            raise TableError(f"{source}: {what}: {error}") from None
     return keys
 
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pathlib import Path as FilePath
 
     from gridscore.job.document import Document, Path
+    from gridscore.job.plugs.base import SourceSettings
 
 
 _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
@@ -438,6 +439,12 @@ class Job(Strict):
         return self
 
     @model_validator(mode="after")
+    def _keys_fit(self) -> Job:
+        for key, source in self.sources.items():
+            self.require_keys_of(source, key)
+        return self
+
+    @model_validator(mode="after")
     def _journal_fits(self) -> Job:
         if (self.peak_rate or 0.0) * self.headroom_seconds > MAX_JOURNAL:
             raise ValueError(
@@ -523,6 +530,26 @@ class Job(Strict):
         """Whether its windows have other keys than its events, so that their states lie in other partitions."""
         used = self.used_windows
         return bool(used) and (len(used) > 1 or self.windows[used[0]].key != (self.event_key,))
+
+    @property
+    def wants_whole_keys(self) -> bool:
+        """Whether its windows need keys of events that are whole numbers."""
+        field = self.schema_.get(self.event_key or "")
+        return field is not None and field.type == "int" and bool(self.used_windows) and not self.routes_windows
+
+    def require_keys_of(self, source: SourceSettings, name: str) -> None:
+        """Refuse a source that puts events under keys which its windows cannot use.
+
+        Raises:
+            ValueError: It makes strings of whole numbers.
+        """
+        is_read = self.events in (source.to, *getattr(source, "also", ()))
+        if source.makes_texts_of_keys and is_read and self.wants_whole_keys:
+            raise ValueError(
+                f"the source `{name}` makes strings of all keys, and the `event_key` of `{self.name}`, "
+                f"`{self.event_key}`, is an int: none of its events could be scored. Have `{self.event_key}` sent as a "
+                "string, and declare it as one; or leave out `event_key`"
+            )
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -216,7 +216,7 @@ class WindowStates:
         field = str(self._job.event_key)
         pairs = zip(keys, events.objects(field), strict=True)
         return {
-            row: f"its key in the event map is not its `{field}`, which the job says with `event_key`"
+            row: f"its key in the event map is {_what(key, value)} its `{field}`, which the job says with `event_key`"
             for row, (key, value) in enumerate(pairs)
             if not _is_key(key, value)
         }
@@ -527,6 +527,12 @@ def _tag_of(record: JobRecord, windows: Windows) -> str:
     )
     text = repr((*what, job.routes_windows, record.submitted_at, record.restarts))
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _what(key: bytes, value: Any) -> str:
+    """How a key differs from the value that it should be."""
+    is_text = key[4:8] == _STRING.to_bytes(4, "big", signed=True)
+    return "not" if is_text is isinstance(value, str) else f"{'a string' if is_text else 'not a string'}, unlike"
 
 
 def _is_key(key: bytes, value: Any) -> bool:

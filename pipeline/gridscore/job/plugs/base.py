@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -37,7 +37,13 @@ Texts = Annotated[dict[str, str], BeforeValidator(_as_texts)]
 
 
 class SourceSettings(Strict):
-    """Settings of a source: where its events go. Each plug adds its `kind` and its own."""
+    """Settings of a source: where its events go. Each plug adds its `kind` and its own.
+
+    Attributes:
+        makes_texts_of_keys: Whether a key of it is never a whole number.
+    """
+
+    makes_texts_of_keys: ClassVar[bool] = False
 
     to: MapName = Field(description="The event map; or any other, without back-pressure if it has no journal.")
     name: JobName | None = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gridscore.job.plugs.base import SourceSettings
 from gridscore.job.plugs.http import PostSettings
@@ -11,4 +11,5 @@ from gridscore.job.plugs.http import PostSettings
 class HttpSourceSettings(SourceSettings, PostSettings):
     """Events that others post: `POST /events/MAP`."""
 
+    makes_texts_of_keys: ClassVar[bool] = True
     kind: Literal["http"] = "http"
