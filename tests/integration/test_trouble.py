@@ -1,6 +1,8 @@
 """What goes wrong on the way of a batch: unanswered writes, heavy events, odd keys, a cluster that goes away."""
 
 import asyncio
+import os
+import signal
 import struct
 
 import numpy as np
@@ -8,12 +10,17 @@ import pytest
 import scoring
 from hazelcast.errors import TargetDisconnectedError
 
+from gridscore import grid as grids
+from gridscore.cli import options
 from gridscore.client import connect
+from gridscore.errors import ConnectionFailedError, GridError
+from gridscore.grid import GridSettings
 from gridscore.grid.member import Cluster
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.group.lease_records import read_records
 from gridscore.group.reader import JournalReader
 from gridscore.job import parse_job
+from gridscore.operations.flow import FlowObserver
 from gridscore.scoring import Worker
 
 
@@ -114,3 +121,22 @@ async def test_a_worker_stops_though_its_cluster_is_gone(unique):
                 await asyncio.to_thread(cluster.stop)
                 began = asyncio.get_running_loop().time()
             assert asyncio.get_running_loop().time() - began < 30
+
+
+async def test_the_member_that_is_stopped_is_named(monkeypatch):
+    monkeypatch.setattr(options, "_ANSWER_SECONDS", 3.0)
+    with Cluster.start(3, port=0, heap="256m", register=False) as cluster:
+        settings = GridSettings.load(members=cluster.addresses, cluster_name=cluster.cluster_name, connect_timeout=4.5)
+        async with await grids.connect(settings) as grid:
+            await FlowObserver(grid).look()  # which makes the maps
+        stopped = cluster.addresses[1]
+        os.kill(cluster.pids[1], signal.SIGSTOP)
+        try:
+            with pytest.raises(ConnectionFailedError, match=f"{stopped} took a connection, but did not answer"):
+                await grids.connect(settings.model_copy(update={"members": [stopped]}))
+            async with await grids.connect(settings) as grid:  # the others are there
+                with pytest.raises(GridError) as told:
+                    await options.answered(grid, FlowObserver(grid).look())
+        finally:
+            os.kill(cluster.pids[1], signal.SIGCONT)
+    assert told.value.message == f"The cluster did not answer in 3 seconds: there is no answer from {stopped}."

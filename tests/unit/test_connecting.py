@@ -2,9 +2,11 @@
 
 import asyncio
 
+import pytest
 from hazelcast.config import Config
 
-from gridscore.grid import transport
+from gridscore.errors import ConnectionFailedError
+from gridscore.grid import GridSettings, connect, transport
 
 
 async def test_a_member_that_accepts_but_never_answers_does_not_stop_clients_from_trying_the_next():
@@ -37,3 +39,17 @@ async def test_a_member_that_accepts_but_never_answers_does_not_stop_clients_fro
         server.close()
     async with asyncio.timeout(30):
         await asyncio.gather(*serving)
+
+
+async def test_a_member_that_accepts_but_never_answers_is_named(unused_tcp_port):
+    async def hang(reader, writer):
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        silent = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        members = [silent, f"127.0.0.1:{unused_tcp_port}"]
+        with pytest.raises(ConnectionFailedError) as told:
+            await connect(GridSettings.load(members=members, connect_timeout=0.9))
+    assert f": {silent} took a connection, but did not answer." in told.value.message
+    assert "let it go on, or end it" in told.value.hint

@@ -15,6 +15,8 @@ from hazelcast.errors import (
     UnsupportedOperationError,
 )
 
+from gridscore.cli.options import answered
+from gridscore.errors import GridError
 from gridscore.grid import transport, wire
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter, partition_of
@@ -313,6 +315,27 @@ def test_requests_under_way_are_looked_through_once_a_second_and_at_once_when_a_
             with pytest.raises(TargetDisconnectedError):
                 await write
             assert time.now < cut + 0.25
+
+    with time.patched():
+        time.run(work(), time.loop("one"))
+
+
+def test_the_member_that_is_silent_is_named_when_the_cluster_does_not_answer(time):
+    async def look(grid):
+        proxy = await grid.map("lookups.x")
+        await asyncio.gather(*(proxy.get(f"k{number}") for number in range(50)))
+
+    async def work():
+        async with StubCluster(members=2, loop=asyncio.get_running_loop()) as cluster:
+            grid = await cluster.connect("one")
+            await look(grid)
+            cluster.hang("one", cluster.members[1])
+            began, address = time.now, str(cluster.members[1].address.port)
+            with pytest.raises(GridError, match="15 seconds: there is no answer from .*:" + address) as told:
+                await answered(grid, look(grid))
+            assert str(cluster.members[0].address.port) not in told.value.message
+            assert "let it go on, or end it" in told.value.hint
+            assert time.now < began + 20
 
     with time.patched():
         time.run(work(), time.loop("one"))

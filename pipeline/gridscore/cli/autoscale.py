@@ -243,7 +243,7 @@ class _Scaler:
         from gridscore.operations.autoscale import Load, Memory, decide, keep
 
         job, policy = self._job, self._policy
-        overview = await answered(self._observer.look())
+        overview = await answered(self._grid, self._observer.look())
         (status,) = overview.jobs
         if status.record.state not in WANTED:
             self.say(f"The job is {status.record.state}: nothing is changed.")

@@ -177,18 +177,24 @@ def run_on(connection: Connection, work: Callable[[Grid], Coroutine[Any, Any, _T
     return result
 
 
-async def answered(asking: Awaitable[_T]) -> _T:
+async def answered(grid: Grid, asking: Awaitable[_T]) -> _T:
     """What the cluster answers.
 
     Raises:
-        GridError: It does not answer in time.
+        GridError: It does not answer in time; the message names the members that are silent.
     """
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             return await asking
     except TimeoutError:
+        from gridscore.grid.connection import SILENT_HINT
+        from gridscore.grid.management import silent_members
+
+        silent = ", ".join(await silent_members(grid))
+        what = f": there is no answer from {silent}" if silent else ""
         raise GridError(
-            f"The cluster did not answer in {_ANSWER_SECONDS:.0f} seconds.", "Are all its members well?"
+            f"The cluster did not answer in {_ANSWER_SECONDS:.0f} seconds{what}.",
+            SILENT_HINT if silent else "Its members answer, but slowly: `gridscore doctor` looks at them.",
         ) from None
 
 

@@ -65,11 +65,11 @@ def status(
     async def main(grid: Grid) -> tuple[History, Flow, dict[str, int]]:
         observer, history = FlowObserver(grid, job), History()
         with errors.status(f"Looking for {seconds:g} s") if seconds else contextlib.nullcontext():
-            flow = await _look(observer, history, seconds)
+            flow = await _look(grid, observer, history, seconds)
         if not acknowledge:
             return history, flow, {}
         numbers = await note(grid, flow.overview.jobs[0])
-        flow = await answered(observer.look())
+        flow = await answered(grid, observer.look())
         history.replace(flow)
         return history, flow, numbers
 
@@ -102,7 +102,7 @@ def status(
         raise typer.Exit(UNHEALTHY)
 
 
-async def _look(observer: FlowObserver, history: History, seconds: float) -> Flow:
+async def _look(grid: Grid, observer: FlowObserver, history: History, seconds: float) -> Flow:
     """Look about once a second; returns the last look.
 
     Raises:
@@ -111,7 +111,7 @@ async def _look(observer: FlowObserver, history: History, seconds: float) -> Flo
     loop = asyncio.get_running_loop()
     began = loop.time()
     while True:
-        flow = await answered(observer.look())
+        flow = await answered(grid, observer.look())
         history.add(flow)
         left = began + seconds - loop.time()
         if left <= 0:

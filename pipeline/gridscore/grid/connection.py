@@ -32,6 +32,12 @@ _T = TypeVar("_T")
 
 DEFAULT_ADDRESS = "127.0.0.1:5701"
 
+SILENT_HINT = (
+    "Its process or its machine is stopped, or hangs: let it go on, or end it. The others drop a member that is silent "
+    "for a minute (`hazelcast.max.no.heartbeat.seconds`), and take over what it has."
+)
+"""What to do about members that do not answer."""
+
 SEARCHES = 4
 """How many reads that look for events that were just put may be under way at once."""
 
@@ -225,6 +231,11 @@ async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
     where = f"cluster `{settings.cluster_name}` at {', '.join(addresses)}"
     try:
         return Grid(await transport.start_client(config, settings.connect_timeout), settings)
+    except transport.SilentMembersError as error:
+        raise ConnectionFailedError(
+            f"No connection to the {where}: {', '.join(error.addresses)} took a connection, but did not answer.",
+            SILENT_HINT,
+        ) from None
     except (TimeoutError, IllegalStateError, OSError):
         _log.debug("connecting failed", exc_info=True)
         raise ConnectionFailedError(
@@ -251,8 +262,8 @@ def _client_config(settings: GridSettings, addresses: list[str], name: str) -> C
     config.cluster_members = addresses
     # A worker waits for a lost cluster for as long as it takes; only the first search is bounded.
     config.cluster_connect_timeout = -1
-    # If a member hangs, there must be time to ask another.
-    config.connection_timeout = min(5.0, settings.connect_timeout / 2)
+    # One that hangs costs this twice: when it is the first that is asked, and when all others are.
+    config.connection_timeout = min(5.0, settings.connect_timeout / 3)
     config.retry_initial_backoff = 0.2
     config.retry_max_backoff = 2.0
     config.reconnect_mode = ReconnectMode.ON

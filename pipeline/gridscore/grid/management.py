@@ -24,6 +24,7 @@ from hazelcast.protocol.client_message import (
     OutboundMessage,
     create_initial_buffer,
 )
+from hazelcast.protocol.codec import client_ping_codec
 
 from gridscore.errors import GridError
 from gridscore.grid import transport
@@ -41,6 +42,7 @@ _GET_TIMED_MEMBER_STATE = 0x200B00
 _GET_CLUSTER_METADATA = 0x200E00
 _ANSWER_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
+_PING_SECONDS = 2.0
 _CLOCK_SAMPLES = 3
 _REFUSALS = (HazelcastError, ET.ParseError, struct.error, OSError)
 _UUID_BYTES = 17
@@ -145,6 +147,24 @@ async def ask_members(grid: Grid) -> list[MemberReport]:
     return await asyncio.gather(
         *(_ask(grid, address_of(member), connection) for member, connection in connections.items())
     )
+
+
+async def silent_members(grid: Grid) -> list[str]:
+    """Addresses of the members that do not answer within seconds, as far as can be told from here."""
+
+    async def is_silent(connection: Any) -> bool:
+        if connection is None:
+            return True
+        try:
+            async with asyncio.timeout(_PING_SECONDS):
+                await transport.ask(grid.client, client_ping_codec.encode_request(), connection, bool)
+        except (HazelcastError, OSError, TimeoutError):
+            return True
+        return False
+
+    members, open_now = grid.members, transport.member_connections(grid.client)
+    silent = await asyncio.gather(*(is_silent(open_now.get(member.uuid)) for member in members))
+    return [address_of(member) for member, each in zip(members, silent, strict=True) if each]
 
 
 async def first_config(grid: Grid) -> MemberConfig | None:

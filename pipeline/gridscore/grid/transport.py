@@ -44,7 +44,7 @@ from gridscore.grid.cutting import FRAME, INT, STRING, TEXT_HEADER, find_message
 from gridscore.grid.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +80,18 @@ def check_client_version() -> None:
 
 class NotSentError(HazelcastError):  # type: ignore[misc]
     """The request was not sent: it was too late, or its member was not connected."""
+
+
+class SilentMembersError(TimeoutError):
+    """No member answered in time, but some took connections.
+
+    Attributes:
+        addresses: Of these.
+    """
+
+    def __init__(self, addresses: Collection[str]) -> None:
+        super().__init__("no answer from " + ", ".join(sorted(addresses)))
+        self.addresses = sorted(addresses)
 
 
 class RawMessage(InboundMessage):  # type: ignore[misc]  # the client is untyped
@@ -265,6 +277,7 @@ class _Reactor(AsyncioReactor):  # type: ignore[misc]
         self.hold_seconds = HOLD_SECONDS
         self.has_closed = False  # whether a connection has, since requests were last looked through
         self.refused: asyncio.Future[None] = self._loop.create_future()
+        self.silent: set[str] = set()  # members that took a connection, and have not answered on it
 
     def connection_factory(self, *arguments: Any) -> AsyncioConnection:
         return _Connection.create_and_connect(self._loop, self, *arguments)
@@ -278,6 +291,7 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
 
     Raises:
         AuthenticationError: A member refused the cluster name or the credentials.
+        SilentMembersError: No member answered in time, though some took connections.
         TimeoutError: No member answered in time.
     """
     client = HazelcastClient(config)
@@ -293,10 +307,13 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
             # The client would go on trying a cluster that has refused it.
             await asyncio.wait((starting, reactor.refused), return_when=asyncio.FIRST_COMPLETED)
         await (starting if starting.done() else reactor.refused)
-    except BaseException:
+    except BaseException as error:
+        silent = set(reactor.silent)
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await client.shutdown()
+        if silent and isinstance(error, TimeoutError):
+            raise SilentMembersError(silent) from None
         raise
     return client
 
@@ -307,11 +324,17 @@ def _bound_authentication(client: HazelcastClient, seconds: float) -> None:
     authenticate = manager._authenticate  # noqa: SLF001
 
     async def bounded(connection: AsyncioConnection) -> InboundMessage:
+        silent = manager._reactor.silent  # noqa: SLF001
+        silent.add(address := _address_text(connection.connected_address))
         try:
-            return await asyncio.wait_for(authenticate(connection), seconds)
+            answer = await asyncio.wait_for(authenticate(connection), seconds)
         except BaseException as error:
+            if not isinstance(error, TimeoutError | asyncio.CancelledError):
+                silent.discard(address)
             await connection.close_connection("It was not authenticated.", error)  # the client forgets it if cancelled
             raise
+        silent.discard(address)
+        return answer
 
     manager._authenticate = bounded  # noqa: SLF001
 
@@ -390,6 +413,10 @@ def _leave_out_java_stacks(client: HazelcastClient) -> None:
         notify(invocation, error)
 
     service._notify_error = notify_cut  # noqa: SLF001
+
+
+def _address_text(address: Any) -> str:
+    return f"{address.host}:{address.port}"
 
 
 def on_connection_opened(client: HazelcastClient, callback: Callable[[object], None]) -> None:

@@ -168,14 +168,19 @@ class StubCluster:
             if member in (None, link.member):
                 link.cut()
 
-    def hang(self, client: str = "*") -> None:
+    def hang(self, client: str = "*", member: Member | None = None) -> None:
         """Deliver nothing to or from the clients of that name or pattern until `heal`, without telling them.
 
         New connections of theirs are not made either.
+
+        Args:
+            client: Name or pattern.
+            member: Only what goes to or from this one.
         """
-        self._refused.add((client, None))
+        self._refused.add((client, member))
         for link in self._links_of(client):
-            link.hang()
+            if member in (None, link.member):
+                link.hang()
 
     def heal(self) -> None:
         """End every cut and every silence of the network."""
