@@ -44,7 +44,12 @@ _REFUSED: Sequence[tuple[str, str, str]] = (
         "Look at the name after the last `/` of the address.",
     ),
     (
-        r"permission denied for database|is not permitted to log in|not currently accepting connections",
+        r"not currently accepting connections",
+        "PostgreSQL at {place} lets nobody into this database: {text}",
+        "Its administrator has closed it, as for a restore: ALTER DATABASE … ALLOW_CONNECTIONS true opens it.",
+    ),
+    (
+        r"permission denied for database|is not permitted to log in",
         "PostgreSQL at {place} does not let this user in: {text}",
         "Grant it CONNECT on the database, and LOGIN.",
     ),

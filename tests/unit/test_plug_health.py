@@ -261,6 +261,19 @@ def test_looks_that_are_old_are_forgotten():
     assert history.findings().all_well
 
 
+def test_events_that_come_where_there_is_no_job_are_a_problem():
+    def found(*flows):
+        history = History()
+        for at, (jobs, unread) in enumerate(flows):
+            history.add(Flow(Overview(float(at), jobs, []), unread=unread))
+        return {name: [each.code for each in said] for name, said in history.findings().maps.items()}
+
+    assert found(([], {"events.a": 5, "events.b": 7}), ([], {"events.a": 6, "events.b": 7})) == {"events.a": ["no_job"]}
+    assert found(([], {"events.a": 5})) == {}  # one look shows no trend
+    assert found(([status()], {}), ([], {"events.a": 5}), ([], {"events.a": 6})) == {}
+    assert found(([], {"events.a": 5}), ([], {"events.a": 6}), ([status()], {})) == {}
+
+
 def test_people_are_told_of_sources_and_sinks(capsys, monkeypatch):
     monkeypatch.setattr("gridscore.cli.output.console.width", 300)
     flow = Flow(Overview(0.0, [], []), [source(failure="no such topic")], [sink(unread=17, rate=900.0)])

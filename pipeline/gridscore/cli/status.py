@@ -95,8 +95,10 @@ def status(
             _show("sink", sink.record.name, sink.state, _sink_lines(sink), findings.sinks[sink.record.name])
         for place, found in findings.records.items():
             _show("record", place, INVALID, (), found)
+        for name, found in findings.maps.items():
+            _show("map", name, "unread", (), found)
         _show_members(flow.heaps, findings.members)
-        if not (flow.overview.jobs or flow.gone or flow.invalid):
+        if not flow.has_jobs:
             console.print("No jobs. `gridscore submit FILE` submits one.")
     if not findings.all_well:
         raise typer.Exit(UNHEALTHY)

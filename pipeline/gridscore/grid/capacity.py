@@ -58,6 +58,17 @@ class Capacity:
         return self.partition * self.partitions
 
 
+async def journal_entries(grid: Grid, map_name: str) -> int:
+    """How many entries the journal of a map got so far, those included that were overwritten.
+
+    Raises:
+        GridError: It cannot be read.
+    """
+    journal = Journal(grid, map_name)
+    bounds = await asyncio.gather(*(journal.bounds(partition) for partition in range(grid.partition_count)))
+    return sum(newest + 1 for _, newest in bounds)
+
+
 async def journal_capacity(grid: Grid, map_name: str, *, most: int | None = None) -> Capacity | None:
     """Capacity of the journal of a map; None if the map has none.
 

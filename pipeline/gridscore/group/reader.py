@@ -47,7 +47,7 @@ READ_AHEAD_BYTES = 32 * 1024 * 1024
 """How much may wait to be taken; above that, nothing is read ahead."""
 
 _RETRY_SECONDS = 0.5
-_LOG_SECONDS = 1.0
+_LOG_SECONDS, _SAME_LOG_SECONDS = 1.0, 60.0
 _TOGETHER_SECONDS = 0.5
 _LOOK_SECONDS = 10.0
 
@@ -132,7 +132,8 @@ class JournalReader:
         self._inbox: deque[Arrival] = deque()
         self._inbox_events = self._inbox_bytes = 0
         self._event_bytes = float(FIRST_EVENT_BYTES)
-        self._failed_reads = 0
+        self._failed_reads: set[int] = set()  # partitions, since it was said
+        self._said = ""
         self._begun_again: list[tuple[int, int, int]] = []  # partition, oldest, and offset; not logged yet
         self._logged_at = float("-inf")
         self._noted: dict[int, set[bytes]] = {}
@@ -394,17 +395,17 @@ class JournalReader:
             return
         if isinstance(error, HazelcastClientNotActiveError):
             return
-        self._failed_reads += 1
-        now = self._grid.clock()
-        if now - self._logged_at > _LOG_SECONDS:
+        self._failed_reads.add(cursor.partition)
+        now, text = self._grid.clock(), str(error) or type(error).__name__
+        if now - self._logged_at > (_SAME_LOG_SECONDS if text == self._said else _LOG_SECONDS):
             _log.warning(
                 "Reading `%s` failed in %s, trying again: %s",
                 self._journal.map_name,
-                count_text(self._failed_reads, "partition"),
-                error or type(error).__name__,
+                count_text(len(self._failed_reads), "partition"),
+                text,
                 extra={"action": "read_failed"},
             )
-            self._failed_reads, self._logged_at = 0, now
+            self._failed_reads, self._logged_at, self._said = set(), now, text
         self._later(cursor)
 
     def _later(self, cursor: Cursor) -> None:

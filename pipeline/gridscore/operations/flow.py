@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gridscore.errors import GridError
-from gridscore.grid.capacity import journal_capacity
+from gridscore.grid import transport
+from gridscore.grid.capacity import journal_capacity, journal_entries
 from gridscore.grid.heap import HEAP_ADVICE, SLOW, STOP, look_at_heaps
 from gridscore.group.heartbeats import Heartbeats
 from gridscore.job.life import JOBS_MAP, OVER
@@ -17,6 +19,7 @@ from gridscore.operations.plug_health import examine_sink, examine_source
 from gridscore.operations.sink_status import sink_statuses
 from gridscore.operations.status import Observer
 from gridscore.sources.status import source_statuses
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from gridscore.operations.sink_status import SinkStatus
     from gridscore.operations.status import JobStatus, Overview
     from gridscore.sources.status import SourceStatus
+
+_MOST_MAPS = 16
+"""Maps that nobody reads whose journals are looked at."""
 
 _HEAP_SECONDS = 2.0
 """How long to wait for members to tell how full their heaps are."""
@@ -50,6 +56,7 @@ class Flow:
         sources: Those that run or have failed, by name.
         sinks: Those that are known, by name.
         heaps: Of the members.
+        unread: Where there is no job at all: maps with a journal that nobody reads, and how many entries it got so far.
     """
 
     overview: Overview
@@ -57,6 +64,7 @@ class Flow:
     sinks: Sequence[SinkStatus] = ()
     bad_records: Sequence[BadRecord] = ()
     heaps: Sequence[MemberHeap] = ()
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def at(self) -> float:
@@ -73,6 +81,11 @@ class Flow:
         """Names of jobs that workers have lost together with a cluster."""
         known = {each.record.name for each in self.overview.jobs} | {bad.key for bad in self.invalid}
         return sorted({name for worker in self.overview.workers for name in worker.orphaned} - known)
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether there is a job, in whatever state."""
+        return bool(self.overview.jobs or self.gone or self.invalid)
 
 
 class FlowObserver:
@@ -110,7 +123,21 @@ class FlowObserver:
         bad = self._grid.bad_records.all()
         if self._job is not None:
             bad = [each for each in bad if each.key == self._job or each.key.startswith(f"{self._job}/")]
-        return Flow(overview, sources, sinks, bad, heaps)
+        flow = Flow(overview, sources, sinks, bad, heaps)
+        return flow if flow.has_jobs else replace(flow, unread=await self._unread(sinks))
+
+    async def _unread(self, sinks: Sequence[SinkStatus]) -> dict[str, int]:
+        """How many entries the journals that nobody reads got so far.
+
+        Who puts events knows nothing of jobs, and goes on when a cluster was replaced by an empty one.
+        """
+        names = await transport.map_names(self._grid.client) - {each.record.map for each in sinks}
+        found: dict[str, int] = {}
+        for name in sorted(names):
+            if len(found) < _MOST_MAPS and not name.startswith(("gridscore.", "__")) and await self._has_journal(name):
+                with contextlib.suppress(GridError):  # it may have been destroyed meanwhile
+                    found[name] = await journal_entries(self._grid, name)
+        return found
 
     async def _with_unread(
         self, sources: Sequence[SourceStatus], overview: Overview, sinks: Sequence[SinkStatus]
@@ -141,6 +168,7 @@ class Findings:
 
     Attributes:
         records: Of each bad record, by map and key.
+        maps: Of those that nobody reads.
         members: Of the members' heaps.
     """
 
@@ -148,6 +176,7 @@ class Findings:
     jobs: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     sinks: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     records: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
+    maps: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     members: Sequence[Finding] = ()
 
     @property
@@ -159,7 +188,7 @@ class Findings:
         """Names and their findings, in the order in which events pass."""
         if self.members:
             yield "members", self.members
-        for kind in (self.sources, self.jobs, self.sinks, self.records):
+        for kind in (self.maps, self.sources, self.jobs, self.sinks, self.records):
             yield from kind.items()
 
 
@@ -204,6 +233,7 @@ class History:
                 _place(bad): [problem("bad_record", f"It {_cannot(bad)}.", REPAIR)]
                 for bad in self._flows[-1].bad_records
             },
+            {name: [each] for name in self._flows[-1].unread if (each := _unread(name, self._flows))},
             _examine_heaps([flow.heaps for flow in self._flows]),
         )
 
@@ -214,6 +244,20 @@ def orphaned(name: str) -> Finding:
         "cluster_replaced",
         "Workers scored for it until the cluster was replaced by this one, which does not have it.",
         f"Push its model and submit it again; or restart the workers if `{name}` is no longer wanted.",
+    )
+
+
+def _unread(name: str, flows: Sequence[Flow]) -> Finding | None:
+    """The finding about a map whose events nobody reads, if any come."""
+    known = [(flow.at, flow.unread[name]) for flow in flows if name in flow.unread]
+    (began, first), (ended, last) = known[0], known[-1]
+    if last <= first or len(known) < len(flows):  # somebody has destroyed it meanwhile, or has submitted a job before
+        return None
+    return problem(
+        "no_job",
+        f"{count_text(last - first, 'event')} came in {ended - began:.0f} s, and there is no job to read them.",
+        "Submit the job. If there was one, it was wiped, or the cluster was replaced by an empty one: then its model, "
+        "lookups and offsets are gone, too.",
     )
 
 
@@ -242,12 +286,13 @@ def _examine_heaps(looks: Sequence[Sequence[MemberHeap]]) -> list[Finding]:
 
 
 def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
-    """Sources, jobs, sinks and members with their findings, for scripts."""
+    """Sources, jobs, sinks, members, and maps that nobody reads, with their findings, for scripts."""
     return {
         "members": {
             "heaps": [{"share": round(each.share, 3), **asdict(each)} for each in flow.heaps],
             **_judged(findings.members),
         },
+        "maps": [{"name": name, **_judged(found)} for name, found in findings.maps.items()],
         "sources": [_with(each, findings.sources[each.name]) for each in flow.sources],
         "jobs": [_with(each, findings.jobs[each.record.name]) for each in flow.overview.jobs]
         + [{"name": name, "state": GONE, **_judged(findings.jobs[name])} for name in flow.gone]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -52,6 +53,7 @@ from gridscore.sinks.records import (
     subscription_of,
 )
 from gridscore.sinks.rescan import DeliverAgain
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -68,6 +70,8 @@ _T = TypeVar("_T")
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 15.0
 LOOK_SECONDS = 10.0
 """Pause between two looks at a destination to which nothing is sent."""
+SILENT_SECONDS = 5.0
+"""A destination that takes longer for a delivery is told, once a minute at most."""
 STOP_SECONDS = 3.0
 CLOSE_SECONDS = 3.0
 
@@ -123,6 +127,8 @@ class SinkRunner:
         self._sink: Sink | None = None
         self._calling = asyncio.Lock()
         self._tried = grid.clock()  # when the destination was last called
+        self._silent = False  # a delivery has taken so long that it was said
+        self._silent_said = -math.inf
         self._joined = False
         self._deliveries: asyncio.Task[None] | None = None
 
@@ -394,12 +400,32 @@ class SinkRunner:
             async with self._calling:
                 offsets = {partition: part.next for partition, part in parts.items()}
                 delivery = Delivery(results, offsets, self._until(parts))
-                refused = await self._opened.deliver(delivery)
+                late = asyncio.get_running_loop().call_later(SILENT_SECONDS, self._say_silent, len(results))
+                try:
+                    refused = await self._opened.deliver(delivery)
+                finally:
+                    late.cancel()
+                    silent, self._silent = self._silent, False
+            if silent:
+                _log.warning("%s: its destination answers again", self.name, extra={"action": "healed"})
             self.stats.deliveries += 1
             rejected += [self._letter_of(each, parts) for each in refused]
         if rejected:
             await self._set_aside(rejected, self._until(parts))
         return bool(results)
+
+    def _say_silent(self, count: int) -> None:
+        """A delivery is under way that nothing else would show before it times out."""
+        if (now := self._grid.clock()) < self._silent_said + 60.0:
+            return
+        self._silent, self._silent_said = True, now
+        _log.warning(
+            "%s: its destination has not answered for %.0f s, with %s under way",
+            self.name,
+            SILENT_SECONDS,
+            count_text(count, "result"),
+            extra={"action": "silent"},
+        )
 
     def _letter_of(self, refused: Refused, parts: Mapping[int, Part]) -> Rejected:
         """A refused result, with the serialized key that its dead letter keeps."""
