@@ -58,7 +58,7 @@ def root(
 
 
 _COMMANDS = {
-    "Start here": {"up": "up", "down": "containers", "logs": "containers", "demo": "demo"},
+    "Start here": {"new": "new", "up": "up", "down": "containers", "logs": "containers", "demo": "demo"},
     "Jobs": {
         "load": "load",
         "prepare": "prepare",

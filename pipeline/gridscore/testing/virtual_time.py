@@ -130,13 +130,18 @@ class VirtualLoop(asyncio.BaseEventLoop):
 class VirtualTime:
     """One clock, and the loops that live by it.
 
+    Args:
+        began_at: The time of day that it begins with, in seconds since 1970.
+
     Attributes:
+        epoch: Seconds since 1970 when `now` was 0.
         now: Seconds; begins at an arbitrary point, as the monotonic clock does.
         unhandled: Name of the loop and context of every exception that nobody took.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, began_at: float = _EPOCH + _BEGIN) -> None:
         self.now = _BEGIN
+        self.epoch = began_at - _BEGIN
         self.unhandled: list[tuple[str, dict[str, Any]]] = []
         self._loops: list[VirtualLoop] = []
         self._abandoned: dict[VirtualLoop, set[asyncio.Task[Any]]] = {}
@@ -249,7 +254,7 @@ class _Clock:
 
     def time(self) -> float:
         running = events._get_running_loop()  # noqa: SLF001
-        return _EPOCH + self._clock.now + getattr(running, "skew", 0.0)
+        return self._clock.epoch + self._clock.now + getattr(running, "skew", 0.0)
 
     def time_ns(self) -> int:
         return int(self.time() * 1e9)
