@@ -204,6 +204,24 @@ async def test_a_sink_that_waits_for_its_destination_gives_its_partitions_back_a
             await until(lambda: len(received.newest()) == 30)
 
 
+async def test_a_destination_that_does_not_answer_is_told_and_when_it_does(monkeypatch, caplog):
+    monkeypatch.setattr(runner_module, "SILENT_SECONDS", 0.05)
+    async with StubCluster() as cluster:
+        received, resume = Received(), asyncio.Event()
+        received.then(PAUSE(resume))
+        async with sinking(cluster, received) as runner:
+            await put(await cluster.connect("user"), scores(1))
+            await until(
+                lambda: "list: its destination has not answered for 0 s, with 1 result under way" in caplog.text
+            )
+            assert "answers again" not in caplog.text
+            resume.set()
+            await until(lambda: "list: its destination answers again" in caplog.text)
+            runner._say_silent(1)  # a slow one is not told each time
+    assert len(received.results) == 1
+    assert caplog.text.count("has not answered") == caplog.text.count("answers again") == 1
+
+
 async def test_what_cannot_heal_stops_the_sink_with_its_message():
     async with StubCluster() as cluster:
         grid, received = await cluster.connect("user"), Received()

@@ -596,6 +596,8 @@ def test_sources_that_make_strings_of_keys_are_refused_where_windows_need_number
     ):
         job_of(features, **NUMBERED, sources={"till": source})
     job_of(features, **NUMBERED, sources={"till": {"kind": "http", "to": "events.others"}})
+    recorded = VALUES | NUMBERED | {"features": features, "sources": {"till": source}}
+    assert Job.from_json(recorded).sources  # one that was submitted before goes on
     job_of(features, **NUMBERED, sources={"till": {"kind": "redis", "stream": "n", "key": ["n"]}})
     job_of(features, **NUMBERED | {"event_key": None}, sources={"till": source})
     # A source that the job does not name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import App, Connection, Json, connected, run_on
+from gridscore.cli.options import App, Connection, Json, answered, connected, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, say
 from gridscore.cli.plug_run import Line, run_until_told, running
 from gridscore.cli.plugs import PlugGroup, chosen, note_of_map
@@ -65,7 +65,7 @@ def list_(
     """
     from gridscore.operations.sink_status import sink_statuses
 
-    found = run_on(connection, sink_statuses)
+    found = run_on(connection, lambda grid: answered(grid, sink_statuses(grid)))
     if as_json:
         print_json([each.to_json() for each in found])
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import App, Connection, Json, connected, run_on
+from gridscore.cli.options import App, Connection, Json, answered, connected, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, say
 from gridscore.cli.plug_run import Line, run_until_told, running
 from gridscore.cli.plugs import PlugGroup, chosen, note_of_map
@@ -71,7 +71,7 @@ def list_(
 
     from gridscore.sources.status import source_records
 
-    found = run_on(connection, source_records)
+    found = run_on(connection, lambda grid: answered(grid, source_records(grid)))
     if as_json:
         print_json([msgspec.structs.asdict(each) for each in found])
         return

@@ -12,6 +12,7 @@ from gridscore.errors import GridError
 from gridscore.grid import transport
 from gridscore.grid.capacity import journal_capacity, journal_entries
 from gridscore.grid.heap import HEAP_ADVICE, SLOW, STOP, look_at_heaps
+from gridscore.grid.management import first_config
 from gridscore.group.heartbeats import Heartbeats
 from gridscore.job.life import JOBS_MAP, OVER
 from gridscore.operations.health import LATE_SECONDS, Finding, Level, Look, examine, is_well, problem, problems_first
@@ -132,11 +133,17 @@ class FlowObserver:
         Who puts events knows nothing of jobs, and goes on when a cluster was replaced by an empty one.
         """
         names = await transport.map_names(self._grid.client) - {each.record.map for each in sinks}
+        config = await first_config(self._grid)
+        journalled = [
+            name
+            for name in sorted(names)
+            if not name.startswith(("gridscore.", "__"))
+            and (config is None or config.map(name).journal_capacity is not None)
+        ]
         found: dict[str, int] = {}
-        for name in sorted(names):
-            if len(found) < _MOST_MAPS and not name.startswith(("gridscore.", "__")) and await self._has_journal(name):
-                with contextlib.suppress(GridError):  # it may have been destroyed meanwhile
-                    found[name] = await journal_entries(self._grid, name)
+        for name in journalled[:_MOST_MAPS]:
+            with contextlib.suppress(GridError):  # it has none after all, or was destroyed meanwhile
+                found[name] = await journal_entries(self._grid, name)
         return found
 
     async def _with_unread(
