@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 from window_world import WindowWorld
-from world import World, _text
+from world import JOB, World, _text
 
 from gridscore.job import parse_job
 from gridscore.models.certificates import MOST, certificates_of, keep
@@ -89,6 +89,21 @@ def test_all_results_are_equal_those_of_replaced_events_as_well(made):
     assert dict(found.unjudged) == {"cannot be scored": 1}
     few = find(made, events=8)
     assert 0 < few.equal == few.judged <= 8
+
+
+def explained_world():
+    return World(job=JOB + "result: {reasons: {budget: 1.0}}\n")
+
+
+@worlds(explained_world)
+def test_reasons_make_no_difference(made):
+    made.start()
+    made.put({f"e{number}": float(number) for number in range(40)})
+    made.settle()
+    made.advance(10.0)
+    assert "reasons" in made.ask(made.client.result("results.sim", "e7"))
+    found = find(made)
+    assert (found.equal, found.judged) == (40, 40), found.first
 
 
 @worlds(World)
