@@ -95,6 +95,14 @@ class GridSettings(BaseSettings):
     tls_key_password: SecretStr | None = Field(default=None, description="Password of the private key.")
     tls_check_hostname: bool = Field(default=True, description="Refuse a certificate issued for another host.")
 
+    sign_key: Path | None = Field(
+        default=None, description="Ed25519 private key, PEM: models that are pushed are signed with it."
+    )
+    sign_key_password: SecretStr | None = Field(default=None, description="Password of that key.")
+    trusted_keys: Annotated[list[Path], NoDecode, BeforeValidator(_addresses)] = Field(
+        default=[], description="Ed25519 public keys, PEM: only models that one of them has signed are loaded."
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,

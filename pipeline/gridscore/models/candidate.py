@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from gridscore.models.description import NAMES_HINT, describe_document
 from gridscore.models.document import SAVE_HINT, read_document
 from gridscore.models.fit import PROBABILITY, check_jobs
 from gridscore.models.loaded import LoadedModel
+from gridscore.models.signing import sign
 from gridscore.models.version import CHUNK, MAX_SIZE, ModelVersion, signature
 
 if TYPE_CHECKING:
@@ -108,6 +109,16 @@ class Candidate:
         texts = msgspec.json.encode(chosen, order="deterministic")
         content = hashlib.sha256(sha256.encode() + texts).hexdigest()
         return cls(payload, version, loaded, content)
+
+    def signed(self, key_file: Path, password: str | None) -> Candidate:
+        """The same, signed: another version than one that is not.
+
+        Raises:
+            UsageError: The file is not a key that can sign.
+        """
+        signature = sign(self.version, key_file, password)
+        content = hashlib.sha256(f"{self.content} {signature}".encode()).hexdigest()
+        return replace(self, version=msgspec.structs.replace(self.version, signature=signature), content=content)
 
     def metadata(self) -> dict[str, Any]:
         """What the grid keeps beside the bytes; name and number are in its key and in the model's record."""

@@ -31,6 +31,7 @@ from gridscore.models.fit import check_jobs
 from gridscore.models.loaded import LoadedModel
 from gridscore.models.record import STALE_SECONDS, About, Entry, ModelRecord, Move, StoredSample, did_you_mean
 from gridscore.models.sample import Sample
+from gridscore.models.signing import check_signature
 from gridscore.models.version import ModelVersion, check_name
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Registry:
     """The models of a cluster."""
 
     def __init__(self, grid: Grid) -> None:
+        self._settings = grid.settings
         self._records = Records(grid, MODELS_MAP)
         self._metadata = Records(grid, VERSIONS_MAP)
         self._chunks = Chunks(grid)
@@ -175,6 +177,12 @@ class Registry:
                 allow_changed=allow_changed,
                 source=source,
             )
+        settings = self._settings
+        if settings.sign_key is not None:
+            password = settings.sign_key_password
+            candidate = candidate.signed(settings.sign_key, None if password is None else password.get_secret_value())
+        if settings.trusted_keys:
+            check_signature(candidate.version, settings.trusted_keys)
         number = 0
 
         def noted(current: ModelRecord) -> ModelRecord:
@@ -296,6 +304,8 @@ class Registry:
         Raises:
             ModelError: It cannot be used here.
         """
+        if self._settings.trusted_keys:
+            check_signature(version, self._settings.trusted_keys)
         payload = await self.fetch(version.name, version.version)
         return await asyncio.to_thread(LoadedModel.load, version, payload)
 

@@ -57,6 +57,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         training: What it learnt from and how, as far as the model or its maker told.
         source: Where it was taken from, `mlflow` for instance; empty if from a file or a program.
         created_at: When it was pushed, RFC 3339 in UTC.
+        signature: Of `signing.statement`, base64; empty if nobody has signed it.
     """
 
     name: Annotated[str, Meta(max_length=100)]
@@ -79,6 +80,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     training: Training | None = None
     source: Text = ""
     created_at: Text
+    signature: Text = ""
 
     def __post_init__(self) -> None:
         if self.chunks != -(-self.size // CHUNK):
