@@ -55,6 +55,8 @@ def test_several_classes_have_accuracy_and_log_loss():
         ("log_loss", [0, 1], [0.1, 3.0], "probabilities"),
         ("brier", [0, 2], [0.1, 0.2], "labels that are 0 and 1"),
         ("accuracy", [0, 1], [0.5, 3.2], "numbers of classes, or labels that are 0 and 1"),
+        ("accuracy", [0, 1], [[0.6, 0.9], [0.2, 0.1]], "a score for each target"),
+        ("log_loss", [0, 1], [[0.6, 0.9], [0.2, 0.1]], "a score for each target"),
         ("accuracy", [0, 2], [[0.1, 0.9], [0.2, 0.8]], "the model's 2 classes"),
     ],
 )

@@ -448,8 +448,8 @@ def several(objective, **parameters):
     given = job()
     matrix = offline_matrix(given, HISTORY, SHOPS)
     labels = np.arange(len(LABELS)) % 3
-    if objective == "reg:squarederror":
-        labels = np.stack([labels, labels + 1], axis=1)
+    if not objective.startswith("multi:") and "quantile_alpha" not in parameters:
+        labels = np.stack([labels, labels + 1], axis=1) / (1 if objective == "reg:squarederror" else 3)
     data = xgb.DMatrix(matrix.values, labels, feature_names=list(matrix.names))
     booster = xgb.train({"objective": objective, "nthread": 1, **parameters}, data, 3)
     matrix.attach(booster)
@@ -481,6 +481,20 @@ def test_decisions_are_refused_for_a_model_with_several_outputs(objective, param
         candidate(booster, jobs={"late": deciding})
     assert "multi:softmax" in caught.value.hint
     assert f"gives {outputs} scores" in refused(deciding, version, allow_changed=True)
+
+
+@pytest.mark.parametrize("objective", ["binary:logistic", "reg:logistic"])
+@pytest.mark.parametrize("names", [["no", "yes"], ["a", "b", "c"]])
+def test_the_targets_of_a_model_are_not_classes(objective, names):
+    booster = several(objective)
+    naming = Job.model_validate({**job().to_json(), "classes": names})
+
+    with pytest.raises(ModelMismatchError, match="gives 2 scores per event, each of a target of its own"):
+        candidate(booster, jobs={"late": naming})
+    assert "they are not classes" in refused(naming, version_of(booster), allow_changed=True)
+    offline_matrix(job(), HISTORY, SHOPS).attach(booster, labels=names)
+    with pytest.raises(ModelError, match=f"has no classes, and {len(names)} labels for them"):
+        version_of(booster)
 
 
 def test_a_margin_is_refused_for_a_model_that_begins_with_one_for_each_class():

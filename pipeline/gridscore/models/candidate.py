@@ -187,7 +187,8 @@ def _training(attached: str | None, parameters: Mapping[str, str], called: str) 
 
 def _check_labels(labels: Sequence[str], description: Description, called: str) -> None:
     """Refuse names of classes that the model does not have."""
-    classes = description.classes or (2 if description.objective in PROBABILITY else 0)
+    is_probability = description.outputs == 1 and description.objective in PROBABILITY
+    classes = description.classes or (2 if is_probability else 0)
     if labels and (len(labels) != classes or len(set(labels)) != classes):
         raise ModelError(
             f"{called} has {classes or 'no'} classes, and {len(labels)} labels for them ({', '.join(labels[:5])}).",

@@ -224,10 +224,13 @@ def _single_output_problem(job: Job, version: ModelVersion) -> str:
             return "  a decision needs the score of a class (`score.NAME`), the model only says which class it is"
     elif job.classes:
         whole = outputs == len(job.classes) and has_classes
-        if not whole and not (len(job.classes) == 2 and version.objective in PROBABILITY):
+        if not whole and not (len(job.classes) == 2 and outputs == 1 and version.objective in PROBABILITY):
             gives = "one score" if outputs == 1 else f"{outputs:,} scores"
+            # Two probabilities of two questions look like those of two classes, and are not.
+            of_what = "" if outputs == 1 or has_classes else ", each of a target of its own: they are not classes"
             return (
                 f"  the job names {len(job.classes)} `classes`, the model ({version.objective}) gives {gives} per event"
+                f"{of_what}"
             )
     elif job.decisions and outputs > 1:
         return f"  `decisions` compare one score with thresholds, the model gives {outputs:,} scores per event"

@@ -149,6 +149,8 @@ def _losses(name: str, labels: NDArray[np.float64], scores: NDArray[np.float64])
         classes = labels.astype(np.int64)
         if name not in ("accuracy", "log_loss"):
             raise ModelError(f"`{name}` needs one score a row; the model gives several.", "Take `accuracy`.")
+        if not np.allclose(scores.sum(axis=1), 1, atol=1e-3):
+            raise ModelError(f"`{name}` needs the probabilities of classes; the model gives a score for each target.")
         if (classes != labels).any() or classes.min() < 0 or classes.max() >= scores.shape[1]:
             raise ModelError(f"The labels are not numbers of the model's {scores.shape[1]} classes.")
         if name == "accuracy":
