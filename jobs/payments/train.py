@@ -17,8 +17,7 @@ parser.add_argument("-o", "--output", type=Path, default=Path("model.ubj"), help
 output = parser.parse_args().output
 
 train = offline_matrix(load_job(HERE / "job.yaml"), HERE / "history.csv", HERE / "lookups", keep=["fraud"])
-rows = xgboost.DMatrix(train.values, train.kept["fraud"])
-booster = xgboost.train({"objective": "binary:logistic"}, rows, 20)
+booster = xgboost.train({"objective": "binary:logistic"}, train.dmatrix("fraud"), 20)
 train.attach(booster)  # feature names, and the categories learnt in training, travel with the model
 booster.save_model(output)
 print(f"Model of {booster.num_boosted_rounds()} trees in {output}")

@@ -1,10 +1,13 @@
 """The lab: what users test their own jobs with."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import xgboost as xgb
 
-from gridscore.errors import EventRejectedError, ModelError, UsageError
+from gridscore.errors import EventRejectedError, ModelError, TableError, UsageError
+from gridscore.features import offline_matrix
+from gridscore.job import parse_job
 from gridscore.testing import Fault
 
 JOB = """\
@@ -18,6 +21,17 @@ lookups: {limit: {map: lookups.limits, key: card, fields: {most: float?}}}
 features: {amount: amount, usual: 'mean(amount, card, "30d")', most: limit.most}
 model: cards
 results: results.cards
+"""
+
+
+SHOP = """\
+job: shop
+events: events.shop
+schema: {town: string, amount: float, base: float}
+features: {town: category(town), amount: amount}
+margin: base
+model: shop
+results: results.shop
 """
 
 
@@ -75,6 +89,27 @@ def test_a_bad_event_is_told_with_its_reason_and_the_rest_is_scored(lab):
         lab.score({"bad": {"card": "bad"}} | paid(1.0, "2025-01-01T00:00:00Z"))
     assert lab.results(1).keys() == {"c1"}
     assert "amount" in lab.dead_letters()["bad"]
+
+
+def test_a_model_of_a_jobs_own_dmatrix_scores_live_as_offline(gridscore_lab):
+    job = parse_job(SHOP, "test")
+    draw = np.random.default_rng(3)
+    names = np.array(["Köln", "Rome", "Oslo", "Lyon", "Bonn", "Nice"])[draw.integers(0, 6, 300)]
+    frame = pd.DataFrame({"town": names, "amount": draw.uniform(0, 9, 300), "base": draw.normal(size=300)})
+    frame["late"] = np.isin(frame.town, ["Rome", "Nice"]) ^ (frame.amount > 8)
+    matrix = offline_matrix(job, frame, keep=["late"])
+    data = matrix.dmatrix("late")
+    assert (data.feature_names, data.feature_types) == (["town", "amount"], ["c", "float"])
+    booster = xgb.train({"objective": "binary:logistic", "nthread": 1}, matrix.dmatrix("late", rows=slice(0, 200)), 5)
+    matrix.attach(booster)
+    gridscore_lab.submit(job, model=booster)
+    rest = frame.iloc[200:].drop(columns="late").to_dict("records")
+    live = [result["score"] for result in gridscore_lab.score(rest).values()]
+    expected = booster.predict(matrix.dmatrix(rows=np.arange(200, 300)))
+    assert np.array(live, np.float32).tobytes() == expected.tobytes()
+    assert len(set(live)) > 20
+    with pytest.raises(TableError, match="`lat` was not kept"):
+        matrix.dmatrix("lat")
 
 
 def test_what_the_lab_cannot_do_it_says(gridscore_lab):

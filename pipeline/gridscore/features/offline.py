@@ -112,6 +112,35 @@ class OfflineMatrix:
         training = Training(self.fingerprint, len(self), parameters_of(booster), tuple(map(str, labels)))
         booster.set_attr(**{ATTRIBUTE: self.attribute, TRAINING: msgspec.json.encode(training).decode()})
 
+    def dmatrix(self, label: Any = None, rows: Any = None, **options: Any) -> Any:
+        """The matrix, or some rows of it, as an `xgboost.DMatrix` to train with.
+
+        It has the names of the features, the margins if the job has any, and the type `c` for what `category` made, so
+        that XGBoost splits by sets of categories and not by the order of their codes.
+
+        Args:
+            label: A kept column's name, or a value for each row of the whole matrix.
+            rows: What numpy takes for rows: a slice, a mask, numbers. Default: all.
+            options: Of `DMatrix`, such as `weight`, for the chosen rows.
+
+        Raises:
+            TableError: The column was not kept.
+        """
+        import xgboost
+
+        chosen = slice(None) if rows is None else rows
+        if isinstance(label, str):
+            if self.kept is None or label not in self.kept:
+                raise TableError(f"The column `{label}` was not kept.", f"offline_matrix(..., keep=[{label!r}])")
+            label = self.kept[label].to_numpy()
+        if label is not None:
+            options["label"] = np.asarray(label)[chosen]
+        if self.margins is not None:
+            options.setdefault("base_margin", self.margins[chosen])
+        types = ["c" if name in self.categories else "float" for name in self.names]
+        options = {"feature_names": list(self.names), "feature_types": types, "enable_categorical": True, **options}
+        return xgboost.DMatrix(self.values[chosen], **options)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of names, values and margins, in hexadecimal digits: of the same data it is the same."""

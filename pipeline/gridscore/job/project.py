@@ -30,16 +30,15 @@ parser.add_argument("-o", "--output", type=Path, default=Path("model.ubj"), help
 output = parser.parse_args().output
 
 train = offline_matrix(load_job(HERE / "job.yaml"), HERE / {history!r}, keep=[{label!r}])
-labels = train.kept[{label!r}]
-{classes}booster = xgboost.train({parameters}, xgboost.DMatrix(train.values, labels), 50)
+{classes}booster = xgboost.train({parameters}, train.dmatrix({labels}), 50)
 train.attach(booster{named})  # feature names, and the categories learnt in training, travel with the model
 booster.save_model(output)
 print(f"Model of {{booster.num_boosted_rounds()}} rounds in {{output}}")
 '''
 
 _CLASSES = """\
+labels = train.kept[{label!r}]
 classes = sorted(set(labels))
-labels = [classes.index(label) for label in labels]
 """
 
 _TESTS = '''\
@@ -205,7 +204,8 @@ def files_of(
         files["train.py"] = _TRAIN.format(
             history=history,
             label=label,
-            classes=_CLASSES if is_named else "",
+            classes=_CLASSES.format(label=label) if is_named else "",
+            labels="[classes.index(each) for each in labels]" if is_named else repr(label),
             parameters=json.dumps(parameters),
             named=", labels=classes" if is_named else "",
         )
