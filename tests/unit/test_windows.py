@@ -264,6 +264,23 @@ def test_a_busy_entity_is_told_by_parts_of_its_window_and_takes_no_more_room():
 
 
 @pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("amount", [800.0, -800.0])
+def test_a_decayed_sum_ends_with_the_state_that_holds_it(amount):
+    job = job_of({"decayed": 'decayed(amount, card, "10m")'}, retain="1h")
+    end = 32 * 600.0
+    assert window_states.look_back_seconds(job) == end + 300
+    assert window_states.keep_seconds(job) > end + 7 * 86_400
+    for later, left in ((end - 1, amount * 0.5 ** ((end - 1) / 600)), (end, 0.0)):
+        stream, removed = Stream(job), Stream(job)
+        stream.add([event(1.7e9, amount)])
+        following = [event(1.7e9 + later + seconds, 1.0) for seconds in (0, 301, 302)]
+        bits = stream.add(following)
+        assert np.frombuffer(bits[0], np.float32).tolist() == [np.float32(left)]
+        # Who finds no state, because it was removed meanwhile, sees the same from then on.
+        assert (bits == removed.add(following)) is (later == end)
+
+
+@pytest.mark.usefixtures("kernel")
 def test_where_many_events_come_at_once_the_lateness_is_shorter_and_the_room_bounded():
     events = [event(1.7e9, float(row)) for row in range(1_000)]
     stream = Stream(job_of())

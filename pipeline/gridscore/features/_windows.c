@@ -15,7 +15,7 @@
 
 enum { SPAN, LAST, VALUES, DECAY, ROWS };
 enum { COUNT, SUM, MEAN, MIN, MAX, STD, FIRST, NEWEST, LAG, DISTINCT, SEEN, SINCE, DECAYED, FUNCTIONS };
-enum { MAX_OPEN = 128, MAX_CLOSED = 64, CELLS = 32, MAX_VALUES = 256, MOST_LAST = 1000, HEADER = 28 };
+enum { MAX_OPEN = 128, MAX_CLOSED = 64, CELLS = 32, MAX_VALUES = 256, MOST_LAST = 1000, HALF_LIVES = 32, HEADER = 28 };
 /* A state has no more elements in a series than this; one is added before the oldest is closed. */
 enum { ROOM = MAX_OPEN + MOST_LAST + 2 };
 /* Of years 1 to 9999: no event has another time. */
@@ -43,7 +43,10 @@ typedef struct {
     uint32_t late;
 } Entity;
 
-static double weight(double seconds, double half_life) { return pow(2.0, -seconds / half_life); }
+static double faded(double total, double seconds, double half_life)
+{
+    return seconds >= half_life * HALF_LIVES ? 0.0 : total * pow(2.0, -seconds / half_life);
+}
 
 static Element together(const Element *a, const Element *b)
 {
@@ -126,7 +129,7 @@ static void close_oldest(Kept *kept)
             }
     if (kept->kind == DECAY && kept->closed) {
         Element *before = kept->elements;
-        double value = before->sum * weight(new.time - before->time, kept->seconds) + new.sum;
+        double value = faded(before->sum, new.time - before->time, kept->seconds) + new.sum;
         drop(kept, 0, 1);
         kept->elements[0] = (Element){new.time, value, 0.0, value, value, value, value, 1};
         return;
@@ -232,10 +235,10 @@ static double ask(const Entity *entity, const Kept *kept, const Call *call, doub
     if (kept->kind == DECAY) {
         double total = 0.0, at = now;
         for (int i = 0; i < end; i++) {
-            total = total != 0.0 ? total * weight(elements[i].time - at, kept->seconds) + elements[i].sum : elements[i].sum;
+            total = total != 0.0 ? faded(total, elements[i].time - at, kept->seconds) + elements[i].sum : elements[i].sum;
             at = elements[i].time;
         }
-        return total * weight(now - at, kept->seconds);
+        return faded(total, now - at, kept->seconds);
     }
     int begin = kept->kind == LAST || kept->kind == ROWS ? (end > call->last ? end - call->last : 0)
                                                          : past(elements, 0, end, now - kept->seconds);

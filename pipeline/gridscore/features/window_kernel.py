@@ -33,6 +33,8 @@ MAX_VALUES = 256
 """Closed values that are told apart."""
 MOST_LAST = 1_000
 """Of how many last events a series may be."""
+HALF_LIVES = 32
+"""Half-lives without an event after which `decayed` is 0: states have an end, and a history sees none either."""
 
 
 class Kind(IntEnum):
@@ -169,7 +171,7 @@ class _Kept:
                     break
         if self.kind == Kind.DECAY and self.closed:
             before = elements[0]
-            value = before.sum * _weight(new.time - before.time, self.seconds) + new.sum
+            value = _faded(before.sum, new.time - before.time, self.seconds) + new.sum
             elements[:2] = [_Element(new.time, 1, value, 0.0, value, value, value, value)]
             return
         self.closed += 1
@@ -220,11 +222,14 @@ def _together(a: _Element, b: _Element) -> _Element:
     return _Element(b.time, count, a.sum + b.sum, squares, low, high, a.first, b.last)
 
 
-def _weight(seconds: float, half_life: float) -> float:
+def _faded(total: float, seconds: float, half_life: float) -> float:
+    """What is left of a sum after that time."""
+    if seconds >= half_life * HALF_LIVES:
+        return 0.0  # not by the product: what is below 0, or infinite in a state that is not ours, would leave a trace
     try:
-        return math.pow(2.0, -seconds / half_life)
+        return total * math.pow(2.0, -seconds / half_life)
     except OverflowError:  # not of a state of ours
-        return math.inf
+        return total * math.inf
 
 
 class _Entity:
@@ -333,9 +338,9 @@ def _decode(kept: _Kept, state: bytes, place: int, newest: float) -> int:
 def _decayed(elements: Sequence[_Element], now: float, half_life: float) -> float:
     total, at = 0.0, now
     for each in elements:
-        total = total * _weight(each.time - at, half_life) + each.sum if total else each.sum
+        total = _faded(total, each.time - at, half_life) + each.sum if total else each.sum
         at = each.time
-    return total * _weight(now - at, half_life)
+    return _faded(total, now - at, half_life)
 
 
 def _answer(name: str, seen: Sequence[_Element], last: int, now: float, value: float) -> float:

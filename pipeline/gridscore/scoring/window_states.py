@@ -27,7 +27,7 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError
 from gridscore.features.times import END
-from gridscore.features.window_kernel import head_of
+from gridscore.features.window_kernel import HALF_LIVES, Kind, head_of
 from gridscore.features.windows import Inputs, Windows, is_compiled
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of, walk
@@ -105,7 +105,11 @@ def map_of(job: str) -> str:
 def look_back_seconds(job: Job) -> float:
     """For how long an event is in some window, its lateness included."""
     windows = Windows(job)
-    longest = max(each.seconds or _LAST_SECONDS for layout in windows.layouts for each in layout.series)
+    longest = max(
+        each.seconds * HALF_LIVES if each.kind == Kind.DECAY else each.seconds or _LAST_SECONDS
+        for layout in windows.layouts
+        for each in layout.series
+    )
     return longest + job.lateness_seconds
 
 
