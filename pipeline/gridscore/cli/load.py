@@ -262,6 +262,12 @@ def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] 
         raise UsageError("Where should the rows go?", "Give --to MAP, or the file of the job whose events they are.")
     if not key:
         raise UsageError("Rows need a key.", "Give --key COLUMN; repeat it for a key of several columns.")
+    for name, each in job.lookups.items() if job is not None else ():
+        if each.map == to:
+            raise UsageError(
+                f"`{to}` is a lookup map of the job: its keys are what the lookup `{name}` says.",
+                f"Give --lookup {name} instead of --to and --key.",
+            )
     if job is None or (to is not None and to != job.events):
         return _Target(valid(MapName, "--to", to or ""), tuple(key), "|", {})
     from gridscore.features.tables import field_values, kinds_of

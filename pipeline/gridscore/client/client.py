@@ -71,6 +71,7 @@ class Client(ModelVerbs):
         events: Mapping[Any, Any] | Iterable[tuple[Any, Any]] | pd.DataFrame,
         *,
         key: str | Sequence[str] | None = None,
+        job: Job | Path | str | None = None,
         max_wait: float | None = None,
     ) -> int:
         """Put events, or lookup entries, into a map; returns how many, when the cluster has confirmed all of them.
@@ -83,15 +84,19 @@ class Client(ModelVerbs):
             events: Keys with JSON objects (dictionaries, or JSON text as bytes or str); or a DataFrame, a row an event.
             key: Columns of a DataFrame that make the key, joined by `|`. By default its index, and for a lookup map the
                 columns that the job names.
+            job: The job or its file that will read the map, if it is not submitted yet: it says what types the cells of
+                a DataFrame have, and whether keys are strings or whole numbers.
             max_wait: How many seconds to wait for a job; for ever if None.
 
         Raises:
-            UsageError: An event is not JSON, or is larger than a mebibyte; or a DataFrame has no key.
+            UsageError: An event is not JSON, or is larger than a mebibyte; a DataFrame has no key, or `job` does not
+                read the map.
+            JobFileError: The file is not a valid job.
             TableError: A DataFrame lacks a column or a part of a key, or has times without a time zone.
             BackPressureError: A job has made no room for `max_wait` seconds; what there was room for has been put.
             GridError: The cluster did not confirm; some may have been put, and putting them again does no harm.
         """
-        pairs = await self._pairs(map_name, events, key)
+        pairs = await self._pairs(map_name, events, key, job)
         texts = ((name, json_text(name, value)) for name, value in pairs)
         if max_wait is not None:
             return await self.producer(map_name, max_wait=max_wait).put(texts)
@@ -99,16 +104,30 @@ class Client(ModelVerbs):
             self._producers[map_name] = self.producer(map_name)
         return await self._producers[map_name].put(texts)
 
-    async def _pairs(self, map_name: str, events: Any, key: str | Sequence[str] | None) -> Iterable[tuple[Any, Any]]:
+    async def _pairs(
+        self, map_name: str, events: Any, key: str | Sequence[str] | None, job: Job | Path | str | None = None
+    ) -> Iterable[tuple[Any, Any]]:
         if hasattr(events, "columns"):
             from gridscore.client.frames import entries_of
 
-            jobs = [record.job for record in await self.jobs.all() if record.state not in OVER]
-            return entries_of(events, map_name, key, jobs)
-        if key is not None:
-            raise UsageError("`key` names columns of a DataFrame.", "These events have their keys already.")
+            if job is None:
+                return entries_of(events, map_name, key, await self._jobs_now())
+            job = job if isinstance(job, Job) else load_job(Path(job))
+            if map_name not in {job.events, *(lookup.map for lookup in job.lookups.values())}:
+                raise UsageError(
+                    f"The job `{job.name}` does not read `{map_name}`.", "Give the job that does, or none."
+                )
+            return entries_of(events, map_name, key, [job])
+        if key is not None or job is not None:
+            raise UsageError(
+                f"`{'job' if key is None else 'key'}` says how to read a DataFrame.",
+                "These events have their keys and types already.",
+            )
         pairs: Iterable[tuple[Any, Any]] = events.items() if hasattr(events, "items") else events
         return pairs
+
+    async def _jobs_now(self) -> list[Job]:
+        return [record.job for record in await self.jobs.all() if record.state not in OVER]
 
     def producer(
         self,
@@ -388,6 +407,7 @@ class Client(ModelVerbs):
         """Put each row as an event, and wait for all results: a row for each, in the order of the table.
 
         A row that cannot be scored, or not in time, has the reason in the column `error`, which is there only then.
+        Rows of one key, which only a job with an `event_key` has, are put one after the other.
 
         Args:
             events: The event map.
@@ -398,33 +418,38 @@ class Client(ModelVerbs):
 
         Raises:
             TableError: See `put_events`.
-            UsageError: See `put_events` and `score`; or two rows have the same key.
+            UsageError: See `put_events` and `score`; or two rows have the same key, and the job no `event_key`.
             GridError: The cluster did not confirm an event, or the connection was closed.
         """
         from gridscore.client.frames import frame_of
 
         answers = await self._answers_of(events, results)
         turn = asyncio.Semaphore(MAX_AT_ONCE)
-        found: dict[Any, dict[str, Any]] = {}
-
-        async def ask(name: Any, text: bytes) -> None:
-            async with turn:
-                try:
-                    found[name] = (await answers.score(name, text, timeout)).value
-                except (EventRejectedError, NoResultError) as error:
-                    found[name] = {"error": str(error)}
-
         pairs = [(name, json_text(name, text)) for name, text in await self._pairs(events, frame, key)]
-        if twice := len(pairs) - len({name for name, _ in pairs}):
+        found: list[dict[str, Any]] = [{} for _ in pairs]
+        rows: dict[Any, list[int]] = {}
+        for row, (name, _) in enumerate(pairs):
+            rows.setdefault(name, []).append(row)
+        if (twice := len(pairs) - len(rows)) and not any(
+            job.events == events and job.event_key for job in await self._jobs_now()
+        ):
             raise UsageError(f"{twice:,} rows have the key of another one.", "Give each row a key of its own.")
-        found.update({name: {} for name, _ in pairs})  # in the order of the table
+
+        async def ask(mine: list[int]) -> None:
+            for row in mine:
+                async with turn:
+                    try:
+                        found[row] = (await answers.score(*pairs[row], timeout)).value
+                    except (EventRejectedError, NoResultError) as error:
+                        found[row] = {"error": str(error)}
+
         try:
             async with asyncio.TaskGroup() as tasks:
-                for name, text in pairs:
-                    tasks.create_task(ask(name, text))
+                for mine in rows.values():
+                    tasks.create_task(ask(mine))
         except ExceptionGroup as failures:
             raise first_of(failures) from None
-        return frame_of(found)
+        return frame_of([name for name, _ in pairs], found)
 
     async def _answers_of(self, events: str, results: str | None) -> Answers:
         opening = self._answers.get((events, results))

@@ -193,7 +193,7 @@ class ResultStream:
                         f"`{self.map_name}` holds more than {limit:,} results.",
                         "Give a larger `limit`, or fewer results: `where`.",
                     )
-        return frame_of(found)
+        return frame_of(list(found), list(found.values()))
 
     async def finished(self) -> None:
         """Wait until the stream was closed, or a callback failed.

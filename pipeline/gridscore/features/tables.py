@@ -219,7 +219,13 @@ def rows_as_json(frame: pd.DataFrame, fields: Mapping[str, FieldType], source: s
 
 
 def lookup_entries(
-    frame: pd.DataFrame, job: Job, name: str, source: str = "the table", *, skip_bad: bool = False
+    frame: pd.DataFrame,
+    job: Job,
+    name: str,
+    source: str = "the table",
+    *,
+    skip_bad: bool = False,
+    columns: Sequence[str] | None = None,
 ) -> Iterator[tuple[str | int, bytes]]:
     """Key and JSON of each row of a lookup's table; rows without a key are left out.
 
@@ -229,6 +235,7 @@ def lookup_entries(
         name: Of the lookup.
         source: What to call the table in messages.
         skip_bad: Leave out rows whose key no event can ask for, instead of raising.
+        columns: Those of the key, if they have other names than the job says.
 
     Raises:
         TableError: A column is missing, or has times without a time zone, or a row's key is not one.
@@ -237,7 +244,7 @@ def lookup_entries(
     nodes = compile_keys(lookup, job.schema_)
     single = len(nodes) == 1
     parts: list[list[Any]] = []
-    for column, node in zip(lookup.key_columns, nodes, strict=True):
+    for column, node in zip(columns or lookup.key_columns, nodes, strict=True):
         if column not in frame.columns:
             hint = "Name the columns of the key with `columns` in the lookup." if not lookup.columns else ""
             raise TableError(f"{source} has no column `{column}`, which is the key of the lookup `{name}`.", hint)
@@ -546,6 +553,8 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, decimal.Decimal) and not value.is_finite():
         return None  # as an infinite float is
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return value.item() if isinstance(value, np.number | np.bool_ | np.str_) else value
 
 
