@@ -367,16 +367,23 @@ MUTANTS = [
     Mutant(
         "an event that is asked for again is added to its windows again",
         "scoring/window_messages.py",
-        "return newer & (asked.numbers >= 0)",
+        "return lacks & (asked.numbers >= 0)",
         "return asked.numbers >= 0",
         (ROUTED, "-k", "may_die or paused"),
     ),
     Mutant(
         "a partition of entities does not remember which events it has",
         "scoring/window_stage.py",
-        "part.states[ledger_key] = ledger.encode()",
-        "pass",
+        "ledger_keys[number]: state for number, state in ledger.changed().items()",
+        "",
         (ROUTED, "-k", "may_die or paused"),
+    ),
+    Mutant(
+        "an answer is taken for that of another event of its sequence",
+        "scoring/window_messages.py",
+        "return zlib.crc32(value, zlib.crc32(key))",
+        "return 0",
+        (ROUTED, "-k", "took_with"),
     ),
     Mutant(
         "states are written before the answers that they gave",
@@ -391,7 +398,7 @@ MUTANTS = [
     Mutant(
         "an overdue answer is given again though it stands",
         "scoring/window_stage.py",
-        "if there == (origin, number) or (",
+        "if there == (origin, number, mark) or (",
         "if (",
         (ROUTED, "-k", "second_time"),
     ),

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import xgboost as xgb
 from routed_world import ANSWERS, REQUESTS, ROUTED, RoutedWorld
 from window_world import BAD, CARDS, PARTITIONS
-from world import _data, _text
+from world import BOOSTER, _data, _text
 
 from gridscore.features import FeaturePlan
 from gridscore.grid.wire import json_data
@@ -200,6 +201,43 @@ def test_requests_that_were_overwritten_before_they_were_read_are_put_again(worl
     world.advance(3.0)
     world.check()
     assert world.sums() == dict(world.paid)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("seconds", [0.0, 30.0])
+def test_an_event_that_gets_the_sequence_of_one_that_a_member_took_with_it_gets_no_answer_of_that(
+    world, count, seconds
+):
+    first, second = world.start(), world.start()
+    world.pay(20)
+    world.settled()
+    partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == first)
+    stage = {p for p, lease in world.stage_leases.items() if lease["owner"] == second}
+    homes = {c: partition_of(window_messages.entity_key("card", c), PARTITIONS) for c in CARDS}
+    cards = [card for card in CARDS if homes[card] in stage and world.paid[card]]
+    keys = world.keys_of(partition, 2 * count)
+    paid = dict(world.paid)
+    gone = {key: world.payment_of(cards[0])[1] for key in keys[:count]}
+    world.clock += 7.0
+    world.user.create_task(world.client.put_events("events.sim", gone))
+    world.after_the_next(ANSWERS if seconds else REQUESTS)
+    world.kill(first)  # a host goes, with the one member that had the events, and a worker
+    world.regress(partition, count)
+    world.advance(seconds)  # the answers may stand before the next events are read, or come meanwhile
+    others = {key: world.payment_of(card)[1] for key, card in zip(keys[count:], cards[1:], strict=False)}
+    world.ask(world.client.put_events("events.sim", others))
+    world.start()
+    world.settle()
+    world.advance(5.0)
+    found = world.sums()
+    texts = {place: json.loads(text) for place, text in world.events().items()}
+    for event in others.values():
+        card, amount = event["card"], event["amount"]
+        assert found[card] == paid.get(card, 0) + amount
+        before = max(each["time"] for each in texts.values() if each["card"] == card and each != event)
+        matrix = xgb.DMatrix([[found[card], event["time"] - before]], feature_names=["amount", "log_amount"])
+        place = next(place for place, each in texts.items() if each == event)
+        assert world.scores[place] == {float(BOOSTER.predict(matrix)[0])}
 
 
 @pytest.mark.parametrize("lost", [REQUESTS, ANSWERS])

@@ -14,7 +14,18 @@ from gridscore.grid.writer import partition_of
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import parse_job
 from gridscore.scoring import window_messages
-from gridscore.scoring.window_messages import SLOTS, Asked, Ledger, Request, answer_key, entity_key, key_in, number_of
+from gridscore.scoring.window_messages import (
+    LEDGER_PARTITIONS,
+    SLOTS,
+    Asked,
+    Ledger,
+    Request,
+    answer_key,
+    entity_key,
+    key_in,
+    mark_of,
+    number_of,
+)
 from gridscore.scoring.window_requests import AT_ONCE, portions
 
 COUNT = 13
@@ -36,6 +47,7 @@ def asked(**changes):
         np.array([3, 3, 12], np.int32),
         np.array([0, 0, 2], np.uint32),
         np.array([5, 6, -9], np.int64),
+        np.array([70, 80, 90], np.uint32),
         np.array([1.5, 2.5, -1.0]),
         np.full((len(WINDOWS.layouts[0].columns), 3), np.nan),
         [KEY, KEY, KEY],
@@ -63,6 +75,7 @@ def test_a_request_comes_back_as_it_was():
         {"partitions": np.array([3, -1, 12], np.int32)},
         {"partitions": np.array([3, 3], np.int32)},
         {"origins": np.array([0], np.uint32)},
+        {"marks": np.zeros(2, np.uint32)},
         {"times": np.zeros(4)},
         {"columns": np.zeros((5, 3))},
         {"keys": [KEY, KEY]},
@@ -104,17 +117,44 @@ def test_an_event_that_was_found_in_the_map_has_the_same_number_each_time():
     assert found >= -(2**62)
 
 
+def test_events_of_one_sequence_are_told_apart_by_key_and_text():
+    assert mark_of(b"key", b"value") == mark_of(b"key", b"value") < 2**32
+    assert len({mark_of(*each) for each in ((b"key", b"value"), (b"key", b"values"), (b"keys", b"value"))}) == 3
+
+
 def test_a_ledger_has_what_it_was_told_and_nothing_of_a_journal_that_has_begun_again():
-    ledger = Ledger(b"", COUNT)
-    assert ledger.lacks(asked()).tolist() == [True, True, False]
-    ledger.note(asked(), np.array([0, 1]))
-    again = Ledger(ledger.encode(), COUNT)
-    assert again.lacks(asked()).tolist() == [False, False, False]
+    ledger = Ledger({}, COUNT)
+    assert ledger.lacks(7, asked()).tolist() == [True, True, False]
+    assert not ledger.changed()
+    ledger.note(7, asked(), np.array([0, 1]))
+    again = Ledger(ledger.changed(), COUNT)
+    assert again.lacks(8, asked()).tolist() == [False, False, False]
     later = asked(numbers=np.array([4, 7, 0], np.int64))
-    assert again.lacks(later).tolist() == [False, True, True]
+    assert again.lacks(8, later).tolist() == [False, True, True]
     anew = asked(origins=np.array([1, 1, 2], np.uint32), numbers=np.array([0, 1, 2], np.int64))
-    assert again.lacks(anew).tolist() == [True, True, True]
-    assert Ledger(ledger.encode(), COUNT + 1).lacks(asked()).tolist() == [True, True, False]
+    assert again.lacks(8, anew).tolist() == [True, True, True]
+    assert Ledger({0: b"of an older version"}, COUNT).lacks(8, asked()).tolist() == [True, True, False]
+
+
+def test_a_ledger_tells_an_event_from_another_that_had_its_sequence_also_when_both_are_read_again():
+    one, other = asked(), asked(marks=np.array([70, 81, 90], np.uint32))
+    ledger = Ledger({}, COUNT)
+    ledger.note(7, one, np.array([0, 1]))
+    assert ledger.lacks(9, one).tolist() == [False, False, False]
+    assert ledger.lacks(9, other).tolist() == [False, True, False]
+    ledger.note(9, other, np.array([1]))
+    assert ledger.lacks(7, one).tolist() == [False, False, False]
+    assert ledger.lacks(9, other).tolist() == [False, False, False]
+
+
+def test_a_ledger_is_written_in_parts():
+    many = 3 * LEDGER_PARTITIONS - 5
+    ledger = Ledger({}, many)
+    there = asked(partitions=np.array([1, many - 1, 2], np.int32))
+    ledger.note(0, there, np.array([0, 1]))
+    assert set(ledger.changed()) == {0, 2}
+    assert Ledger(ledger.changed(), many).lacks(1, there).tolist() == [False, False, False]
+    assert max(map(len, ledger.changed().values())) < 1_000
 
 
 def test_a_portion_has_few_events_of_a_partition_and_none_on_both_sides_of_a_gap():

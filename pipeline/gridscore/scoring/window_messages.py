@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import zlib
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,7 @@ from gridscore.features.window_kernel import EMPTY_HEAD
 from gridscore.grid.writer import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,7 +32,11 @@ SLOTS = 1_024
 REQUEST_RING, ANSWER_RING = 256, SLOTS
 """Entries of a partition's journal. What is overwritten unread is asked for again."""
 
+LEDGER_PARTITIONS = 32
+"""Partitions of events that a ledger is for: a batch writes those of which it has events."""
+
 _STRING, _LONG = -11, -8
+_SEQUENCE = struct.Struct("<q")
 _LONG_KEY, _TEXT_KEY = struct.Struct(">iiq"), struct.Struct(">iii")
 
 
@@ -81,6 +86,11 @@ def number_of(sequence: int, key: bytes, value: bytes) -> int:
     return -1 - (int.from_bytes(hashlib.blake2b(key + b"\0" + value, digest_size=8).digest()) >> 2)
 
 
+def mark_of(key: bytes, value: bytes) -> int:
+    """What tells an event from another that got its sequence: a member may die alone with the newest ones."""
+    return zlib.crc32(value, zlib.crc32(key))
+
+
 class Request(msgspec.Struct, array_like=True, frozen=True):
     """Events that ask a window, as the map has them.
 
@@ -91,6 +101,7 @@ class Request(msgspec.Struct, array_like=True, frozen=True):
         partitions: Of each event, int32.
         origins: The first epoch of its partition's journal as it is, uint32.
         numbers: See `number_of`, int64.
+        marks: See `mark_of`, uint32.
         times: float64.
         columns: What the window holds, float64, an event after the other a column.
         lengths: Of each key, int32.
@@ -103,6 +114,7 @@ class Request(msgspec.Struct, array_like=True, frozen=True):
     partitions: bytes
     origins: bytes
     numbers: bytes
+    marks: bytes
     times: bytes
     columns: bytes
     lengths: bytes
@@ -117,6 +129,7 @@ class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
         window: As of the request.
         origin: As of the request.
         number: As of the request.
+        mark: As of the request.
         values: float64, a call after the other.
     """
 
@@ -124,6 +137,7 @@ class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     window: int
     origin: int
     number: int
+    mark: int
     values: bytes
 
 
@@ -135,6 +149,7 @@ class Asked(NamedTuple):
     partitions: NDArray[np.int32]
     origins: NDArray[np.uint32]
     numbers: NDArray[np.int64]
+    marks: NDArray[np.uint32]
     times: NDArray[np.float64]
     columns: NDArray[np.float64]
     keys: list[bytes]
@@ -156,6 +171,7 @@ def request_text(windows: str, asked: Asked) -> bytes:
             asked.partitions.tobytes(),
             asked.origins.tobytes(),
             asked.numbers.tobytes(),
+            asked.marks.tobytes(),
             asked.times.tobytes(),
             asked.columns.tobytes(),
             lengths.tobytes(),
@@ -186,11 +202,12 @@ def read_request(text: bytes, tag: str, windows: Windows, partition: int, partit
         partitions,
         np.frombuffer(found.origins, np.uint32),
         numbers,
+        np.frombuffer(found.marks, np.uint32),
         np.frombuffer(found.times, np.float64),
         columns.reshape(len(windows.layouts[found.window].columns), count),
         _cut(found.keys, lengths.tolist()),
     )
-    if {len(partitions), len(asked.origins), len(asked.times), len(asked.keys)} != {count}:
+    if {len(each) for each in (partitions, asked.origins, asked.marks, asked.times, asked.keys)} != {count}:
         raise ValueError("its columns are not equally long")
     if count and (partitions.min() < 0 or partitions.max() >= partition_count):
         raise ValueError("there is no such partition")
@@ -209,29 +226,56 @@ class Ledger:
     """Which events of each partition of the event map a partition's entities of a window have already.
 
     An event is asked for only once all before it of its partition are answered. So the newest tells it of all, but for
-    those that were found in the map. Its bytes begin with a head as any state's do.
+    those that were found in the map. It is kept in parts, of `LEDGER_PARTITIONS` each: a head as any state's, the
+    sequence of the newest request that is in it, and a row a partition.
+
+    An event with the sequence of the newest one, but another mark, took its place if it is asked for later. Requests
+    that are read again are told by their sequence: they have both.
     """
 
-    def __init__(self, state: bytes, partition_count: int) -> None:
-        """Of its bytes; empty bytes, or those of another number of partitions, are one without any."""
-        if len(state) == len(EMPTY_HEAD) + partition_count * 12:
-            self._origins = np.frombuffer(state, np.uint32, partition_count, len(EMPTY_HEAD)).copy()
-            self._numbers = np.frombuffer(state, np.int64, offset=len(EMPTY_HEAD) + partition_count * 4).copy()
-        else:
-            self._origins = np.zeros(partition_count, np.uint32)
-            self._numbers = np.full(partition_count, -1, np.int64)
+    _ROW = np.dtype([("origin", "<u4"), ("mark", "<u4"), ("number", "<i8")])
+    _BEGIN = len(EMPTY_HEAD) + _SEQUENCE.size
 
-    def encode(self) -> bytes:
-        """Its bytes."""
-        return EMPTY_HEAD + self._origins.tobytes() + self._numbers.tobytes()
+    def __init__(self, parts: Mapping[int, bytes], partition_count: int) -> None:
+        """Of the bytes of its parts, by number; one that is empty, or not one, is without any."""
+        size = LEDGER_PARTITIONS
+        self._requests = np.full(-(-partition_count // size), -1, np.int64)
+        self._rows = np.zeros(len(self._requests) * size, self._ROW)
+        self._rows["number"] = -1
+        self._changed: set[int] = set()
+        for part, state in parts.items():
+            if len(state) == self._BEGIN + size * self._ROW.itemsize:
+                self._requests[part] = _SEQUENCE.unpack_from(state, len(EMPTY_HEAD))[0]
+                self._rows[part * size : (part + 1) * size] = np.frombuffer(state, self._ROW, offset=self._BEGIN)
 
-    def lacks(self, asked: Asked) -> NDArray[np.bool_]:
-        """Which events of a request it does not have."""
-        origins, numbers = self._origins[asked.partitions], self._numbers[asked.partitions]
-        newer: NDArray[np.bool_] = (asked.origins > origins) | ((asked.origins == origins) & (asked.numbers > numbers))
-        return newer & (asked.numbers >= 0)
+    def changed(self) -> dict[int, bytes]:
+        """The bytes of the parts that have changed, by number."""
+        size, found = LEDGER_PARTITIONS, {}
+        for part in self._changed:
+            rows = self._rows[part * size : (part + 1) * size]
+            found[part] = EMPTY_HEAD + _SEQUENCE.pack(self._requests[part]) + rows.tobytes()
+        return found
 
-    def note(self, asked: Asked, rows: NDArray[Any]) -> None:
-        """It has these events now, which are in the order of their sequences."""
-        self._origins[asked.partitions[rows]] = asked.origins[rows]
-        self._numbers[asked.partitions[rows]] = asked.numbers[rows]
+    def lacks(self, request: int, asked: Asked) -> NDArray[np.bool_]:
+        """Which events of a request it does not have, given the request's sequence."""
+        there = self._rows[asked.partitions]
+        is_same = asked.origins == there["origin"]
+        lacks: NDArray[np.bool_] = (asked.origins > there["origin"]) | (is_same & (asked.numbers > there["number"]))
+        is_later = request > self._requests[asked.partitions // LEDGER_PARTITIONS]
+        lacks |= is_later & is_same & (asked.numbers == there["number"]) & (asked.marks != there["mark"])
+        return lacks & (asked.numbers >= 0)
+
+    def note(self, request: int, asked: Asked, rows: NDArray[Any]) -> None:
+        """It has these events of a request now, which are in the order of their sequences."""
+        partitions = asked.partitions[rows]
+        for name, values in (("origin", asked.origins), ("mark", asked.marks), ("number", asked.numbers)):
+            self._rows[name][partitions] = values[rows]
+        parts = parts_of(partitions)
+        self._requests[parts] = request
+        self._changed.update(parts)
+
+
+def parts_of(partitions: NDArray[np.int32]) -> list[int]:
+    """The parts of a ledger that partitions of events are in."""
+    found: list[int] = np.unique(partitions // LEDGER_PARTITIONS).tolist()
+    return found

@@ -35,6 +35,7 @@ from gridscore.scoring.window_messages import (
     answer_of,
     entity_key,
     key_in,
+    mark_of,
     number_of,
     request_map,
     request_text,
@@ -71,8 +72,8 @@ _ANSWERS = 16_384
 _HOMES = 65_536
 
 
-_Place = tuple[int, int, int, int]
-"""What an answer is known by: partition, window, origin and number of the event."""
+_Place = tuple[int, int, int, int, int]
+"""What an answer is known by: partition, window, origin, number and mark of the event."""
 
 
 @dataclass(slots=True)
@@ -189,12 +190,14 @@ class WindowRequests:
                 continue
             partition, origin = cursor.partition, self._group.leases.held[cursor.partition].record.origin
             batch.cursors[partition] = cursor
-            numbers = [number_of(sequences[row], keys[row], values[row]) for row in rows]
-            batch.newest[partition] = max(batch.newest.get(partition, -1), *numbers, -1)
+            told = [
+                (number_of(sequences[row], keys[row], values[row]), mark_of(keys[row], values[row])) for row in rows
+            ]
+            batch.newest[partition] = max(batch.newest.get(partition, -1), *(number for number, _ in told), -1)
             for window, one in enumerate(batch.inputs):
-                for row, number in zip(rows, numbers, strict=True):
+                for row, (number, mark) in zip(rows, told, strict=True):
                     if one.keys[row] is not None:
-                        first = batch.rows.setdefault((partition, window, origin, number), row)
+                        first = batch.rows.setdefault((partition, window, origin, number, mark), row)
                         if first != row:
                             batch.same.append((window, row, first))
         try:
@@ -264,13 +267,14 @@ class WindowRequests:
             rows.append(row)
             keys.append(key)
         for (window, partition), (places, rows, keys) in by_partition.items():
-            partitions, _, origins, numbers = zip(*places, strict=True)
+            partitions, _, origins, numbers, marks = zip(*places, strict=True)
             asked = Asked(
                 window,
                 again,
                 np.array(partitions, np.int32),
                 np.array(origins, np.uint32),
                 np.array(numbers, np.int64),
+                np.array(marks, np.uint32),
                 batch.times[rows],
                 batch.inputs[window].columns[:, rows],
                 keys,
@@ -331,7 +335,7 @@ class WindowRequests:
         """Take the answers that stand in the map; returns the partitions that have any."""
         count = self._grid.partition_count
         keys: dict[int, list[bytes]] = {partition: [] for partition in partitions}
-        for partition, window, _, number in batch.rows:
+        for partition, window, _, number, _ in batch.rows:
             if partition in keys:
                 keys[partition].append(answer_key(partition, count, window, number))
         there = await asyncio.gather(*(values_of(self._grid, self._answers, p, wanted) for p, wanted in keys.items()))
@@ -347,7 +351,8 @@ class WindowRequests:
             answer = self._read(partition, text)
             if answer is None:
                 continue
-            row = batch.rows.pop((partition, answer.window, answer.origin, answer.number), None)
+            place = partition, answer.window, answer.origin, answer.number, answer.mark
+            row = batch.rows.pop(place, None)
             if row is not None:
                 taken += 1
                 places, values = found[answer.window]

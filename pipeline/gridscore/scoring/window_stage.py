@@ -41,6 +41,7 @@ from gridscore.scoring.window_messages import (
     encode,
     group_of,
     key_in,
+    parts_of,
     read_request,
     request_map,
     tag_of,
@@ -77,7 +78,7 @@ class _Part:
     Attributes:
         next: The offset to go on from.
         at: When the first of its pages arrived.
-        requests: What was asked.
+        requests: What was asked, each with its sequence.
         answers: The partitions of events that get answers.
         states: To be written, by serialized key.
     """
@@ -88,7 +89,7 @@ class _Part:
     next: int = 0
     lost: int = 0
     events: int = 0
-    requests: list[Asked] = field(default_factory=list)
+    requests: list[tuple[int, Asked]] = field(default_factory=list)
     answers: set[int] = field(default_factory=set)
     states: dict[bytes, bytes] = field(default_factory=dict)
 
@@ -195,8 +196,10 @@ class WindowStage:
             part = parts.setdefault(partition, _Part(partition, cursor, at))
             part.next = page.next
             part.lost += lost
-            part.requests += filter(None, (self._read(partition, text) for text in page.values))
-        requests = [asked for part in parts.values() for asked in part.requests]
+            for sequence, text in zip(page.sequences, page.values, strict=True):
+                if asked := self._read(partition, text):
+                    part.requests.append((sequence, asked))
+        requests = [asked for part in parts.values() for _, asked in part.requests]
         if requests:
             seen = sum(len(asked.keys) for asked in requests) / len(requests)
             self._mean_events = max(seen, (self._mean_events + seen) / 2, 1.0)
@@ -234,18 +237,24 @@ class WindowStage:
 
     def _keys_of(self, part: _Part) -> list[bytes]:
         """The keys of the states that a part needs."""
-        ledgers = [self._ledger_key(part.partition, window) for window in {asked.window for asked in part.requests}]
-        return [*ledgers, *(key for asked in part.requests for key in asked.keys)]
+        windows = {asked.window for _, asked in part.requests}
+        ledgers = [key for window in windows for key in self._ledger_keys(part, window).values()]
+        return [*ledgers, *(key for _, asked in part.requests for key in asked.keys)]
 
-    def _ledger_key(self, partition: int, window: int) -> bytes:
-        return key_in(partition, self._grid.partition_count, f":{window}:")
+    def _ledger_keys(self, part: _Part, window: int) -> dict[int, bytes]:
+        """The keys of the parts of a ledger that the events of a part are in, by number."""
+        numbers = {
+            number for _, asked in part.requests if asked.window == window for number in parts_of(asked.partitions)
+        }
+        count = self._grid.partition_count
+        return {number: key_in(part.partition, count, f":{window}.{number}:") for number in numbers}
 
-    async def _standing(self, parts: Iterable[_Part]) -> dict[tuple[int, bytes], tuple[int, int]]:
-        """Origins and numbers of the answers that stand where doubtful events may have theirs, by partition and key."""
+    async def _standing(self, parts: Iterable[_Part]) -> dict[tuple[int, bytes], tuple[int, int, int]]:
+        """Origin, number and mark of the answers where doubtful events may have theirs, by partition and key."""
         count = self._grid.partition_count
         wanted: dict[int, set[bytes]] = {}
         for part in parts:
-            for asked in part.requests:
+            for _, asked in part.requests:
                 doubtful = range(len(asked.keys)) if asked.again else np.flatnonzero(asked.numbers < 0).tolist()
                 for row in doubtful:
                     partition = int(asked.partitions[row])
@@ -262,7 +271,7 @@ class WindowStage:
                 except (ValueError, RecursionError):
                     continue  # it is written anew
                 if answer.windows == self._tag:
-                    stands[partition, key] = answer.origin, answer.number
+                    stands[partition, key] = answer.origin, answer.number, answer.mark
         return stands
 
     def _sort(
@@ -270,40 +279,45 @@ class WindowStage:
         part: _Part,
         window: int,
         states: dict[bytes, bytes],
-        stands: dict[tuple[int, bytes], tuple[int, int]],
+        stands: dict[tuple[int, bytes], tuple[int, int, int]],
         new: list[_Rows],
         overdue: list[_Rows] | None,
     ) -> None:
         """Which events of a part are to be added to a window, and which only answered."""
-        if not any(asked.window == window for asked in part.requests):
+        requests = [(sequence, asked) for sequence, asked in part.requests if asked.window == window]
+        if not requests:
             return
-        count, ledger_key = self._grid.partition_count, self._ledger_key(part.partition, window)
-        ledger = Ledger(states[ledger_key], count)
-        before = Ledger(states[ledger_key], count) if any(asked.again for asked in part.requests) else ledger
-        found: set[int] = set()
-        for asked in part.requests:
-            if asked.window != window:
-                continue
+        count, ledger_keys = self._grid.partition_count, self._ledger_keys(part, window)
+        known = {number: states[key] for number, key in ledger_keys.items()}
+        ledger = Ledger(known, count)
+        before = Ledger(known, count) if any(asked.again for _, asked in requests) else ledger
+        found: set[tuple[int, int, int]] = set()
+        for sequence, asked in requests:
             part.events += len(asked.keys)
-            lacks = ledger.lacks(asked)
-            is_added = before.lacks(asked) if asked.again else lacks
+            lacks = ledger.lacks(sequence, asked)
+            is_added = before.lacks(sequence, asked) if asked.again else lacks
+            if lacks.any():
+                ledger.note(sequence, asked, np.flatnonzero(lacks))
             if asked.again or (asked.numbers < 0).any():
                 for row in np.flatnonzero(~lacks).tolist():
-                    partition, origin, number = (int(each[row]) for each in asked[2:5])
+                    partition, origin, number, mark = (int(each[row]) for each in asked[2:6])
                     there = stands.get((partition, answer_key(partition, count, window, number)))
-                    if there == (origin, number) or (number >= 0 and there is not None and there > (origin, number)):
+                    if there == (origin, number, mark) or (number >= 0 and there and there[:2] > (origin, number)):
                         continue
+                    event = partition, number, mark
                     if number < 0 and self._is_new(part.cursor, window, number):
                         lacks[row] = True
-                        found.add(number)
-                    elif asked.again and overdue is not None and not is_added[row] and number not in found:
-                        overdue.append(_Rows(part, asked, np.array([row])))
+                        found.add(event)
+                    elif asked.again and overdue is not None and not is_added[row] and event not in found:
+                        if there and there[:2] == (origin, number):  # that of an event which a member took with it
+                            lacks[row] = True
+                            found.add(event)
+                        else:
+                            overdue.append(_Rows(part, asked, np.array([row])))
             rows = np.flatnonzero(lacks)
             if len(rows):
-                ledger.note(asked, rows[asked.numbers[rows] >= 0])
                 new.append(_Rows(part, asked, rows))
-        if new and new[-1].part is part:
-            part.states[ledger_key] = ledger.encode()
+        part.states |= {ledger_keys[number]: state for number, state in ledger.changed().items()}
 
     def _is_new(self, cursor: Cursor, window: int, number: int) -> bool:
         """Whether an event that was found in the map is seen for the first time by this cursor."""
@@ -333,11 +347,11 @@ class WindowStage:
             for partition in set(partitions):
                 messages.setdefault(partition, ([], [], set()))[2].add(part.partition)
                 part.answers.add(partition)
-            events = zip(partitions, asked.origins[rows].tolist(), asked.numbers[rows].tolist(), strict=True)
-            for partition, origin, number in events:
+            events = zip(partitions, *(each[rows].tolist() for each in asked[3:6]), strict=True)
+            for partition, origin, number, mark in events:
                 where, texts, _ = messages[partition]
                 where.append(answer_key(partition, count, window, number))
-                texts.append(encode(Answer(tag, window, origin, number, values[begin : begin + size])))
+                texts.append(encode(Answer(tag, window, origin, number, mark, values[begin : begin + size])))
                 begin += size
         return after
 
