@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_a
 import typer
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from gridscore.cli.logs import Format, LogFormat
+from gridscore.cli.metrics import Metrics  # noqa: TC001 -- the signature is read
 from gridscore.cli.options import Connection, with_connection
 from gridscore.errors import UsageError
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
@@ -50,17 +52,21 @@ def command_of(
     it is set by default. Defaults are the model's. Required options come first; those that all plugs have are a panel.
 
     Args:
-        run: Called with the settings and the connection.
+        run: Called with the settings and the connection; for a source or sink, also with where its metrics are served.
         example: A command line that can work.
     """
     fields, common = _in_order(model)
     names = _names(fields)
 
-    def command(*, connection: Connection, **given: Any) -> None:
-        run(_settings(model, fields, given), connection)
+    is_plug = bool(common)
+
+    def command(*, connection: Connection, log_format: LogFormat, metrics: Metrics = None, **given: Any) -> None:  # noqa: ARG001 -- its callback does it
+        run(_settings(model, fields, given), connection, *([metrics] if is_plug else []))
 
     parameters = [_parameter(name, field, names, common.get(name)) for name, field in fields.items()]
-    parameters.append(inspect.Parameter("connection", inspect.Parameter.KEYWORD_ONLY))
+    own = inspect.signature(command, eval_str=True).parameters
+    log_format = own["log_format"].replace(default=Format.TEXT)
+    parameters += [own["connection"], log_format, *([own["metrics"]] if is_plug else [])]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     shown = example.replace("[", "\\[")
     command.__doc__ = f"{help_text}\n\nExample: [bold]{shown}[/]" if example else help_text
@@ -305,7 +311,7 @@ class PlugGroup(typer.core.TyperGroup):
     side: Side
     help_text: str
 
-    def start(self, settings: Any, connection: Connection) -> None:
+    def start(self, settings: Any, connection: Connection, metrics: str | None) -> None:
         """Run a plug of these settings."""
         raise NotImplementedError
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gridscore.cli.logs import Format, LogFormat
+from gridscore.cli.metrics import Metrics, address_of, exposed
 from gridscore.cli.options import App, Connection, Json, answered, connected, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, say
 from gridscore.cli.plug_run import Line, run_until_told, running
@@ -25,8 +27,8 @@ class _Sinks(PlugGroup):
     side = "sink"
     help_text = "Runs until Ctrl-C or SIGTERM. Start it several times, anywhere, and its processes share the work."
 
-    def start(self, settings: Any, connection: Connection) -> None:
-        _run({"": settings}, connection)
+    def start(self, settings: Any, connection: Connection, metrics: str | None) -> None:
+        _run({"": settings}, connection, metrics)
 
 
 app = App(cls=_Sinks, help="Bring results to where applications act on them.", no_args_is_help=True)
@@ -39,6 +41,8 @@ def run_(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Sinks of its section `sinks`; else all.")
     ] = None,
     *,
+    metrics: Metrics = None,
+    log_format: LogFormat = Format.TEXT,  # noqa: ARG001 -- the callback does it
     connection: Connection,
 ) -> None:
     """Run sinks of a job file, all in this process, until Ctrl-C or SIGTERM.
@@ -48,7 +52,7 @@ def run_(
     from gridscore.job import load_job
 
     job = load_job(job_file)
-    _run(chosen(job_file, job.name, "sink", job.sinks, names), connection)
+    _run(chosen(job_file, job.name, "sink", job.sinks, names), connection, metrics)
 
 
 @app.command("list")
@@ -93,12 +97,13 @@ def forget(
     say(f"{name}: forgotten.", to=console)
 
 
-def _run(sinks: Mapping[str, SinkSettings], connection: Connection) -> None:
+def _run(sinks: Mapping[str, SinkSettings], connection: Connection, metrics: str | None) -> None:
     """Run sinks until told to stop."""
+    address = address_of(metrics)
     for settings in sinks.values():
         KINDS.check(settings)
     runners: list[SinkRunner] = []
-    code = run_until_told(lambda: _deliver(sinks, connection, runners), lambda: False)
+    code = run_until_told(lambda: _deliver(sinks, connection, address, runners), lambda: False)
     for each in runners:
         dead = f", {each.stats.dead:,} to the dead letters" if each.stats.dead else ""
         say(f"{each.name}: {each.stats.events:,} results delivered{dead}.")
@@ -106,7 +111,12 @@ def _run(sinks: Mapping[str, SinkSettings], connection: Connection) -> None:
         raise typer.Exit(code)
 
 
-async def _deliver(sinks: Mapping[str, SinkSettings], connection: Connection, runners: list[SinkRunner]) -> None:
+async def _deliver(
+    sinks: Mapping[str, SinkSettings],
+    connection: Connection,
+    metrics: tuple[str, int] | None,
+    runners: list[SinkRunner],
+) -> None:
     """Run sinks until cancelled; one that cannot go on stops the others, in good order."""
     from gridscore.job import Jobs
     from gridscore.sinks.runner import runner_of
@@ -118,7 +128,7 @@ async def _deliver(sinks: Mapping[str, SinkSettings], connection: Connection, ru
             say(f"{each.name}: {each.map} to {each.kind}. Ctrl-C stops it.")
             if note := await note_of_map(grid, each.map, results):
                 say(note)
-        async with running(runners, _line) as tasks:
+        async with exposed(grid, metrics, sinks=runners), running(runners, _line) as tasks:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gridscore.cli.logs import Format, LogFormat
+from gridscore.cli.metrics import Metrics, address_of, exposed
 from gridscore.cli.options import App, Connection, Json, answered, connected, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, say
 from gridscore.cli.plug_run import Line, run_until_told, running
@@ -31,8 +33,8 @@ class _Sources(PlugGroup):
     side = "source"
     help_text = "Runs until its end, Ctrl-C or SIGTERM."
 
-    def start(self, settings: Any, connection: Connection) -> None:
-        _run({"": settings}, connection)
+    def start(self, settings: Any, connection: Connection, metrics: str | None) -> None:
+        _run({"": settings}, connection, metrics)
 
 
 app = App(cls=_Sources, help="Read events from where they arise, and put them into event maps.", no_args_is_help=True)
@@ -45,6 +47,8 @@ def run_(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Sources of its section `sources`; else all.")
     ] = None,
     *,
+    metrics: Metrics = None,
+    log_format: LogFormat = Format.TEXT,  # noqa: ARG001 -- the callback does it
     connection: Connection,
 ) -> None:
     """Run sources of a job file, all in this process, until their end, Ctrl-C or SIGTERM.
@@ -54,7 +58,7 @@ def run_(
     from gridscore.job import load_job
 
     job = load_job(job_file)
-    _run(chosen(job_file, job.name, "source", job.sources, names), connection)
+    _run(chosen(job_file, job.name, "source", job.sources, names), connection, metrics)
 
 
 @app.command("list")
@@ -106,8 +110,9 @@ def _trouble(source: SourceRecord) -> str:
     return one_line(source.waiting if source.state == "paused" else source.error)
 
 
-def _run(sources: Mapping[str, SourceSettings], connection: Connection) -> None:
+def _run(sources: Mapping[str, SourceSettings], connection: Connection, metrics: str | None) -> None:
     """Run sources until all have ended, or told to stop."""
+    address = address_of(metrics)
     for settings in sources.values():
         KINDS.check(settings)
     # Its log lines are rare, and worth reading.
@@ -119,7 +124,7 @@ def _run(sources: Mapping[str, SourceSettings], connection: Connection) -> None:
             each.stop()
         return bool(runners)  # there are none while it connects
 
-    code = run_until_told(lambda: _read(sources, connection, runners), stop)
+    code = run_until_told(lambda: _read(sources, connection, address, runners), stop)
     for each in runners:
         stats = each.stats
         poison = f", {stats.poison:,} to the dead letters" if stats.poison else ""
@@ -128,7 +133,12 @@ def _run(sources: Mapping[str, SourceSettings], connection: Connection) -> None:
         raise typer.Exit(code)
 
 
-async def _read(sources: Mapping[str, SourceSettings], connection: Connection, runners: list[SourceRunner]) -> None:
+async def _read(
+    sources: Mapping[str, SourceSettings],
+    connection: Connection,
+    metrics: tuple[str, int] | None,
+    runners: list[SourceRunner],
+) -> None:
     """Run sources; one that cannot go on stops the others, in good order."""
     from gridscore.grid.capacity import journal_capacity
     from gridscore.job import Jobs
@@ -149,7 +159,7 @@ async def _read(sources: Mapping[str, SourceSettings], connection: Connection, r
                 say(note)
             if each.stats.kind != _ROWS and await journal_capacity(grid, each.stats.map) is None:
                 say(f"{each.stats.map} has no event journal: it can be looked up, and no job can score it.")
-        async with running(runners, _line) as tasks:
+        async with exposed(grid, metrics, sources=runners), running(runners, _line) as tasks:
             done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             if pending:
                 for each in runners:

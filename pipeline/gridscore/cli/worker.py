@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore import leash
+from gridscore.cli.logs import Format, LogFormat, is_json, relay
+from gridscore.cli.metrics import Metrics, address_of, exposed
 from gridscore.cli.options import Connection, connected
 from gridscore.cli.output import errors, run, say
 from gridscore.cli.signals import on_signals
@@ -36,6 +38,8 @@ def worker(
     lease: Annotated[
         float, typer.Option("--lease", min=2.0, max=600.0, help="Seconds after which a killed worker is replaced.")
     ] = 5.0,
+    metrics: Metrics = None,
+    log_format: LogFormat = Format.TEXT,  # noqa: ARG001 -- the callback does it
     connection: Connection,
     leashed: Annotated[bool, typer.Option("--leashed", hidden=True)] = False,
 ) -> None:
@@ -45,15 +49,19 @@ def worker(
 
     With --processes, worker processes that die are started again, and none outlives the command.
 
+    With --metrics and --processes, the first process serves at that port, the second at the next, and so on.
+
     Example: [bold]gridscore worker --processes auto[/]
     """
     only = [name for name in jobs.split(",") if name] if jobs else None
     if processes is not None:
-        command = command_of(jobs, lease, connection)
-        code = run(supervise(supervised(command, _count(processes))))
+        count = _count(processes)
+        address = address_of(metrics, processes=count)
+        code = run(supervise(supervised(command_of(jobs, lease, connection), count, address)))
         if code:
             raise typer.Exit(code)
         return
+    address = address_of(metrics)
     gc.disable()  # until all is imported, or it would search that again and again
     from gridscore.scoring.process import import_xgboost, tune
 
@@ -62,10 +70,12 @@ def worker(
     for log in map(logging.getLogger, ("gridscore.scoring", "gridscore.group", "gridscore.dead_letters")):
         if not log.isEnabledFor(logging.INFO):
             log.setLevel(logging.INFO)  # the log should say which job, revision and model version it takes
-    run(_score(only, lease, connection, leashed=leashed))
+    run(_score(only, lease, connection, address, leashed=leashed))
 
 
-async def _score(only: list[str] | None, lease: float, connection: Connection, *, leashed: bool) -> None:
+async def _score(
+    only: list[str] | None, lease: float, connection: Connection, metrics: tuple[str, int] | None, *, leashed: bool
+) -> None:
     """Be a worker until told to stop."""
     from gridscore.scoring import Worker
     from gridscore.scoring.processes import STOP_SECONDS, say_ready
@@ -93,26 +103,42 @@ async def _score(only: list[str] | None, lease: float, connection: Connection, *
         leash.hold(lambda: loop.call_soon_threadsafe(stop), STOP_SECONDS)
     try:
         async with connected(connection) as grid:
-            scoring = Worker(grid, only, lease_seconds=lease)
-            if leashed:
-                say_ready()
-            errors.print(f"Worker {scoring.id} is looking for jobs." + ("" if leashed else " Ctrl-C stops it."))
-            await scoring.run()
+            scoring = Worker(grid, only, lease_seconds=lease, times=metrics is not None)
+            async with exposed(grid, metrics, worker=scoring):
+                if leashed:
+                    say_ready()
+                errors.print(f"Worker {scoring.id} is looking for jobs." + ("" if leashed else " Ctrl-C stops it."))
+                await scoring.run()
     except asyncio.CancelledError:
         if not stopping:
             raise
     errors.print("Worker stopped.")
 
 
-def supervised(command: list[str], count: int) -> WorkerProcesses:
-    """Worker processes whose lines are shown; `supervise` runs them."""
+def supervised(command: list[str], count: int, metrics: tuple[str, int] | None = None) -> WorkerProcesses:
+    """Worker processes whose lines are shown; `supervise` runs them.
+
+    Args:
+        command: Of each.
+        count: How many.
+        metrics: Where the first serves its metrics: each has a port of its own.
+    """
     from gridscore.scoring.processes import WorkerProcesses
 
     def show(number: int, line: str) -> None:
+        if is_json():  # records tell processes apart by themselves
+            relay(line)
+            return
         prefix = f"{number:>{len(str(count))}} | " if number else ""
         say(prefix + line)
 
-    return WorkerProcesses(command, count, show=show, tell=partial(say, style="yellow"))
+    def own(number: int) -> list[str]:
+        if metrics is None:
+            return []
+        host, port = metrics
+        return ["--metrics", f"[{host}]:{port and port + number - 1}"]
+
+    return WorkerProcesses(command, count, own=own, show=show, tell=partial(say, style="yellow"))
 
 
 async def supervise(workers: WorkerProcesses) -> int:
@@ -141,6 +167,8 @@ def command_of(jobs: str | None, lease: float, connection: Connection) -> list[s
     own_path = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]  # noqa: PTH109 -- as the interpreter writes it
     verbose = ["--verbose"] if logging.getLogger().isEnabledFor(logging.DEBUG) else []
     command = [sys.executable, *own_path, "-m", "gridscore.cli", *verbose, "worker", "--leashed", "--lease", str(lease)]
+    if is_json():
+        command += ["--log-format", Format.JSON]
     members, cluster_name, settings = connection
     for option, value in (("--jobs", jobs), ("--cluster-name", cluster_name), ("--settings", settings)):
         if value is not None:

@@ -82,7 +82,11 @@ _RETRY_SECONDS = 0.5
 
 
 class Group:
-    """Takes, commits and gives back partitions of one map."""
+    """Takes, commits and gives back partitions of one map.
+
+    Attributes:
+        subscription: What it reads.
+    """
 
     def __init__(
         self,
@@ -95,7 +99,7 @@ class Group:
         seconds: float,
     ) -> None:
         self._grid = grid
-        self._subscription = subscription
+        self.subscription = subscription
         self._subscriber = subscriber
         self._name = subscription.group
         self._members = members
@@ -302,13 +306,13 @@ class Group:
         partition, offset = lease.partition, None
         try:
             # If a member hangs, the partition must be dropped. A restart may search its whole journal.
-            async with asyncio.timeout(_RESTART_SECONDS if self._subscription.begin else self.leases.seconds):
+            async with asyncio.timeout(_RESTART_SECONDS if self.subscription.begin else self.leases.seconds):
                 offset = await self._find_offset(lease)
             if offset is not None:
                 offset = await self._subscriber.take_over(lease, offset)
         except Exception as error:  # noqa: BLE001 -- it must not be held for ever and never be read
             offset, what = None, str(error) or type(error).__name__
-            _log.warning("%s: partition %d could not be begun: %s", self._name, partition, what)
+            _log.warning("%s: partition %d could not be begun: %s", self._name, partition, what, extra=_place(lease))
         if self._beginning.get(partition) is lease:
             del self._beginning[partition]
             if offset is None or not self.leases.holds(lease):
@@ -319,7 +323,7 @@ class Group:
 
     async def _find_offset(self, lease: Lease) -> int | None:
         """The offset to begin at with a partition that was taken; None if it cannot be begun."""
-        partition, record, wanted = lease.partition, lease.record, self._subscription
+        partition, record, wanted = lease.partition, lease.record, self.subscription
         oldest, newest = await self.reader.bounds(partition)
         if wanted.begin and not record.has_begun(wanted.begin, wanted.restarts):
             offset = await self._subscriber.offset_at(partition, oldest, newest)
@@ -542,7 +546,8 @@ class Group:
                     lease.unsettled = False
                     offset = await self._find_offset_again(lease, oldest)
             except (HazelcastError, GridError) as error:
-                _log.warning("%s: partition %d could not be begun again: %s", self._name, partition, error)
+                text = "%s: partition %d could not be begun again: %s"
+                _log.warning(text, self._name, partition, error, extra={"partition": partition})
             finally:
                 if self._beginning.get(partition) is token:
                     del self._beginning[partition]
@@ -580,7 +585,7 @@ class Group:
             partition,
             last,
             offset,
-            extra={"action": "journal_behind", "partition": partition},
+            extra={"action": "journal_behind", **_place(lease)},
         )
         return offset if await self.leases.reset(partition, offset) else None
 
@@ -639,6 +644,11 @@ async def _for_ever(loop: Callable[[], Awaitable[None]]) -> None:
         if task is not None and not task.cancelling():
             raise RuntimeError("a part of the worker group ended unasked") from None
         raise
+
+
+def _place(lease: Lease) -> dict[str, int]:
+    """What programs that read the log want to know of a lease."""
+    return {"partition": lease.partition, "epoch": lease.record.epoch}
 
 
 def _listed(partitions: Collection[int]) -> str:

@@ -153,10 +153,11 @@ class Rescanner:
                 _log.warning("%s: a rescan failed, trying again: %s", self._name, error)
 
     async def _do(self, partition: int, record: Record) -> None:
+        where = {"partition": partition}
         try:
             await self._rescan(partition)
         except NotNowError:
-            _log.info("%s: the rescan of partition %d is left for later", self._name, partition)
+            _log.info("%s: the rescan of partition %d is left for later", self._name, partition, extra=where)
             return
         await Records(self._grid, RESCANS_MAP).remove(record)
         self._stats.rescans -= 1

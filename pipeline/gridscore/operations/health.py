@@ -322,26 +322,35 @@ def committed_between(before: Sequence[Position], after: Sequence[Position]) -> 
 
 def runs_out(looks: Sequence[Look[_Reader]], what: str, advice: str) -> Finding | None:
     """When unread entries, called `what`, will be overwritten if they go on growing in number."""
-    if looks[-1].at - looks[0].at < TREND_SECONDS:
-        return None
-    half = len(looks) // 2
-    between = sum(look.at for look in looks[-half:]) / half - sum(look.at for look in looks[:half]) / half
-    found = []
-    rows = [look.status.positions for look in looks]
-    for partition, now in enumerate(rows[-1]):
-        if now.room is None or now.full < _FORECAST_FULL or any(partition >= len(row) for row in rows):
-            continue
-        unread = [row[partition].unread for row in rows]
-        if grows(unread):
-            rate = (sum(unread[-half:]) - sum(unread[:half])) / half / between
-            found.append((now.room / rate, partition))
-    found = sorted(each for each in found if each[0] < _FORECAST_SECONDS)
+    left = seconds_left([(look.at, dict(enumerate(look.status.positions))) for look in looks])
+    found = sorted((seconds, partition) for partition, seconds in left.items() if seconds < _FORECAST_SECONDS)
     if not found:
         return None
     seconds, partition = found[0]
     more = f", and {count_text(len(found) - 1, 'more partition')} within {_FORECAST_SECONDS / 60:.0f} minutes"
     text = f"Partition {partition} loses unread {what}s in {seconds:,.0f} s at this rate{more if found[1:] else ''}."
     return (problem if seconds < _SOON_SECONDS else note)("journal_runs_out", text, advice)
+
+
+def seconds_left(looks: Sequence[tuple[float, Mapping[int, Position]]]) -> dict[int, float]:
+    """Seconds until unread entries are overwritten, of the partitions of which a fair part is full and more come.
+
+    Args:
+        looks: At the same group: when each was taken, and what it found, by partition.
+    """
+    if looks[-1][0] - looks[0][0] < TREND_SECONDS:
+        return {}
+    half = len(looks) // 2
+    between = sum(at for at, _ in looks[-half:]) / half - sum(at for at, _ in looks[:half]) / half
+    found = {}
+    for partition, now in looks[-1][1].items():
+        if now.room is None or now.full < _FORECAST_FULL or any(partition not in row for _, row in looks):
+            continue
+        unread = [row[partition].unread for _, row in looks]
+        if grows(unread):
+            rate = (sum(unread[-half:]) - sum(unread[:half])) / half / between
+            found[partition] = now.room / rate
+    return found
 
 
 def grows(lags: Sequence[int]) -> bool:

@@ -398,17 +398,22 @@ class _Shared:
 
 
 async def positions(
-    grid: Grid, subscription: Subscription, leases: Mapping[int, LeaseRecord]
+    grid: Grid, subscription: Subscription, leases: Mapping[int, LeaseRecord], asked: Sequence[int] | None = None
 ) -> tuple[tuple[Position, ...] | None, str]:
-    """The position of each partition of a group, given its leases; or None, and why its journal cannot be read."""
+    """The position of each partition of a group, given its leases; or None, and why its journal cannot be read.
+
+    Args:
+        asked: Only of these partitions, in this order.
+    """
     journal = Journal(grid, subscription.map)
+    asked = range(grid.partition_count) if asked is None else asked
     try:
-        bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
+        bounds = await asyncio.gather(*map(journal.bounds, asked))
     except GridError as error:
         return None, error.message
     known = tuple(
         _position(subscription, leases.get(partition), oldest, newest, journal.ring)
-        for partition, (oldest, newest) in enumerate(bounds)
+        for partition, (oldest, newest) in zip(asked, bounds, strict=True)
     )
     return known, ""
 

@@ -94,6 +94,7 @@ class WorkerProcesses:
 
     Args:
         command: What a child runs; it must hold the leash and say when it is ready.
+        own: Further words of a child's command, given its number.
         show: Prints a line of a child, given its number, from 1 (0: what the very first says before it is connected).
         tell: Prints a line of ours.
         delays: See `DELAYS`.
@@ -104,11 +105,12 @@ class WorkerProcesses:
         command: Sequence[str],
         count: int,
         *,
+        own: Callable[[int], Sequence[str]] = lambda _number: (),
         show: Callable[[int, str], None],
         tell: Callable[[str], None],
         delays: Sequence[float] = DELAYS,
     ) -> None:
-        self._command = list(command)
+        self._command, self._own = list(command), own
         self._children = [_Child(number) for number in range(1, count + 1)]
         self._show = show
         self._tell = tell
@@ -226,6 +228,7 @@ class WorkerProcesses:
         child.held.clear()
         process = child.process = await asyncio.create_subprocess_exec(
             *self._command,
+            *self._own(child.number),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -45,7 +45,7 @@ from gridscore.scoring.prior_results import restart_offset, scored_in, without
 from gridscore.scoring.reasons import Reasons
 from gridscore.scoring.retention import Retention
 from gridscore.scoring.scorer import Scorer
-from gridscore.scoring.stats import JobStats, subscription_of
+from gridscore.scoring.stats import JobStats, Latencies, subscription_of
 from gridscore.scoring.superseded import Superseded
 from gridscore.scoring.window_messages import SLOTS
 from gridscore.scoring.window_requests import BATCH_EVENTS as ASKED_EVENTS
@@ -100,6 +100,7 @@ class JobRunner:
         lease_seconds: How long partitions of a killed worker wait for a new owner.
         lookups: Copies of lookup maps that the jobs of the process share; default: its own.
         models: Loaded models that they share; default: its own.
+        times: Whether to count how long events took, in `stats.latencies`.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class JobRunner:
         lease_seconds: float = LEASE_SECONDS,
         lookups: Lookups | None = None,
         models: LoadedModels | None = None,
+        times: bool = False,
     ) -> None:
         job = record.job
         self._grid = grid
@@ -120,7 +122,7 @@ class JobRunner:
         self._members = members
         self._joined = joined
         self._started = started
-        self.stats = JobStats()
+        self.stats = JobStats(latencies=Latencies() if times else None)
         self.has_joined = False
         self.is_scoring = False
         subscriber = _Scoring(grid, record, self.stats)
@@ -172,6 +174,11 @@ class JobRunner:
         """The groups that it takes part in, by name."""
         own = {self._job.name: self.group}
         return own if self._stage is None else own | {self._stage.name: self._stage.group}
+
+    @property
+    def windows(self) -> WindowStates | None:
+        """The states of its windows; None if it has none."""
+        return self._windows if self._stage is None else self._stage.states
 
     async def run(self) -> None:
         """Score until cancelled; then finish the writes under way, commit, and give the leases back.
@@ -273,7 +280,7 @@ class JobRunner:
         group, reader, offsets = self.group, self.group.reader, self.group.offsets
         while True:
             await reader.wait()
-            states = self._windows if self._stage is None else self._stage.states
+            states = self.windows
             most = BATCH_EVENTS if self._requests is None else ASKED_EVENTS
             most = most if states is None else min(most, states.batch_events)
             while offsets.unacknowledged > UNACKNOWLEDGED_EVENTS * min(most, BATCH_EVENTS) // BATCH_EVENTS:
@@ -307,7 +314,8 @@ class JobRunner:
             if not group.reader.is_current(part.cursor):
                 continue
             if not group.leases.may_write(part.partition, now):
-                _log.warning("%s: the lease of partition %d has run out", self._job.name, part.partition)
+                where = {"partition": part.partition, "epoch": part.cursor.epoch}
+                _log.warning("%s: the lease of partition %d has run out", self._job.name, part.partition, extra=where)
                 group.drop(part.partition)
                 continue
             parts.append(part)
@@ -414,7 +422,7 @@ class JobRunner:
             return
         self.stats.events += self.group.offsets.acknowledge(write)
         self.group.acknowledged(write.partition, write.next)
-        self.stats.wrote(write.arrived_at, self._grid.clock())
+        self.stats.wrote(write.arrived_at, self._grid.clock(), write.events)
 
     # ------------------------------------------------------------------ beside it
 

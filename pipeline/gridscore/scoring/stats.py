@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,27 @@ _LATENCY_WRITES = 2_048
 _LATENCY_SECONDS = 10.0
 
 
+LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+@dataclass(slots=True)
+class Latencies:
+    """How long events took, since the job began.
+
+    Attributes:
+        counts: Of events up to each of `LATENCY_SECONDS`, and beyond the last; each without those before.
+        total: Of all, in seconds.
+    """
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_SECONDS) + 1))
+    total: float = 0.0
+
+    def add(self, seconds: float, events: int) -> None:
+        """So many events took so long."""
+        self.counts[bisect_left(LATENCY_SECONDS, seconds)] += events
+        self.total += seconds * events
+
+
 @dataclass(slots=True)
 class JobStats(GroupStats):
     """Counters of one job in one worker, since it began.
@@ -52,6 +74,7 @@ class JobStats(GroupStats):
         copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and the error of the last one,
             and events without an entry since the model went live.
         quality: What was missing in the last events; see `QualityCounter.to_json`.
+        latencies: From arrival to acknowledgement, of all events; None if nobody wants to know.
     """
 
     batches: int = 0
@@ -66,11 +89,14 @@ class JobStats(GroupStats):
     lookup_error: str = ""
     copies: dict[str, dict[str, Any]] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
+    latencies: Latencies | None = None
     _latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LATENCY_WRITES))
 
-    def wrote(self, arrived_at: float, now: float) -> None:
-        """A write was acknowledged; its events had arrived at `arrived_at`."""
+    def wrote(self, arrived_at: float, now: float, events: int) -> None:
+        """A write was acknowledged; the first of its events had arrived at `arrived_at`."""
         self._latencies.append((now, now - arrived_at))
+        if self.latencies is not None:
+            self.latencies.add(now - arrived_at, events)
 
     def latency_ms(self, now: float) -> dict[str, float]:
         """From arrival to acknowledgement, over the latest writes; empty if there were none lately."""

@@ -194,6 +194,11 @@ class WindowStates:
         return max(1, int(BATCH_BYTES / self._mean_bytes))
 
     @property
+    def known(self) -> int:
+        """How many states are known."""
+        return sum(len(states) for _, states in self._known.values())
+
+    @property
     def page_events(self) -> int:
         """How many events to read at once, so that their states are within `MOST_BYTES` however large they are."""
         return max(1, MOST_BYTES // self._most_bytes)

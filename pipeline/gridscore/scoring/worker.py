@@ -25,6 +25,7 @@ from gridscore.group.leases import LEASE_SECONDS
 from gridscore.group.members import PUBLISH_SECONDS, Members, Membership, new_identity, registered
 from gridscore.job import JobRecord, Jobs, JobState
 from gridscore.job.life import WANTED
+from gridscore.log_records import about
 from gridscore.scoring.live_model import LoadedModels
 from gridscore.scoring.lookups import Lookups
 from gridscore.scoring.process import age
@@ -70,23 +71,33 @@ class Worker:
         grid: The connection; it stays open afterwards.
         jobs: Names of the jobs to score for; default: all.
         lease_seconds: How long partitions of a killed worker wait for a new owner.
+        times: Whether to count how long events took, see `JobStats.latencies`.
+
+    Attributes:
+        states: Of the jobs, when it last looked.
 
     Raises:
         UsageError: The lease is too short or too long.
     """
 
     def __init__(
-        self, grid: Grid, jobs: Collection[str] | None = None, *, lease_seconds: float = LEASE_SECONDS
+        self,
+        grid: Grid,
+        jobs: Collection[str] | None = None,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        times: bool = False,
     ) -> None:
         self._grid = grid
         self._only = set(jobs) if jobs is not None else None
-        self._lease_seconds = lease_seconds
+        self._lease_seconds, self._times = lease_seconds, times
         self._fence = Fence.of(lease_seconds)
         self._jobs = Jobs(grid)
         self._running: dict[str, _Running] = {}
         self._changed = asyncio.Event()
         self._lookups, self._models = Lookups(grid), LoadedModels(grid)
         self._crashes: dict[str, list[float]] = {}
+        self.states: dict[str, JobState] = {}
         self._orphaned: set[str] = set()  # jobs that the cluster which replaced ours does not have
         self._ending: set[asyncio.Task[None]] = set()
         self._stop_watching: Any = None
@@ -156,6 +167,7 @@ class Worker:
         """Start, stop and restart runners as the job records demand; whether all of them score."""
         records = await self._jobs.all()
         self._orphaned -= {record.name for record in records}
+        self.states = {record.name: record.state for record in records}
         wanted = {
             record.name: record
             for record in records
@@ -188,6 +200,7 @@ class Worker:
             lease_seconds=self._lease_seconds,
             lookups=self._lookups,
             models=self._models,
+            times=self._times,
         )
         task = asyncio.create_task(self._run(record, runner), name=f"job {name}")
         self._running[name] = _Running(record, runner, task)
@@ -204,6 +217,7 @@ class Worker:
 
     async def _run(self, record: JobRecord, runner: JobRunner) -> None:
         name = record.name
+        about("job", name)
         try:
             if record.state == JobState.WAITING:
                 self._note(record, JobState.STARTING)

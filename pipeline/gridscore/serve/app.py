@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gridscore.errors import GridscoreError
-from gridscore.serve.metrics import TYPE
+from gridscore.operations.metrics import TYPE
 from gridscore.serve.scores import PATH
 from gridscore.sources.http.answer import failure, http_error, json_response
 

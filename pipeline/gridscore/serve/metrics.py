@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from gridscore.serve.streams import Streams
     from gridscore.sources.http.app import EventsApp
 
-TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 
 class Metrics:
     """The metrics of one server.

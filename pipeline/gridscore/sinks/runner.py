@@ -36,6 +36,7 @@ from gridscore.group.rescan import Rescanner
 from gridscore.job.plugs.base import CLUSTER
 from gridscore.job.plugs.environment import Hidden, from_environment
 from gridscore.job.plugs.patience import Patience
+from gridscore.log_records import about
 from gridscore.sinks.base import KINDS, Delivery, SinkInterruptedError
 from gridscore.sinks.changes import PartitionChanges
 from gridscore.sinks.collector import Collector, cut
@@ -139,6 +140,7 @@ class SinkRunner:
             GridscoreError: The sink cannot go on: no journal, another sink of that name, lost results and
                 `on_loss: halt`, or what its destination says.
         """
+        about("sink", self.name)
         # What the system holds for an unreachable member must not be delivered after the lease.
         transport.hold_at_most(self._grid.client, self._fence.hold)
         await register(self._grid, self.name, self.kind, self._settings)

@@ -38,6 +38,7 @@ from gridscore.job.plugs.base import CLUSTER
 from gridscore.job.plugs.environment import Hidden, from_environment
 from gridscore.job.plugs.patience import Patience
 from gridscore.job.types import seconds_of
+from gridscore.log_records import about
 from gridscore.sources.base import KINDS, Poison, PushedSource, SourceInterruptedError, name_of
 from gridscore.sources.status import FAILED, Publisher, SourceStats
 
@@ -152,6 +153,7 @@ class SourceRunner:
         Raises:
             GridscoreError: It cannot go on, and a retry would not help.
         """
+        about("source", self.name)
         publisher = Publisher(self._grid, self.stats)
         publishing = self._spawn(publisher.run())
         try:
