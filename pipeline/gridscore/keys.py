@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections import OrderedDict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,10 @@ KEYS_MAP = "gridscore.keys"
 MOST = 10_000
 """Keys that a cluster holds."""
 
+RATE = "[1-9][0-9]{0,6}/[smh]"
+"""The form of a rate."""
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3_600.0}
 _PAUSE_SECONDS = 0.5
 _FORM = re.compile(r"gs_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
@@ -57,6 +62,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         only: Jobs, maps and models that it is for; all if empty.
         digest: SHA-256 of the whole key, in hexadecimal digits.
         expires_at: RFC 3339 in UTC; empty if never.
+        rate: Requests in a time that each server answers, as `100/s`; empty for no limit.
     """
 
     id: Annotated[str, Meta(pattern="^[0-9a-f]{12}$")]
@@ -66,6 +72,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     created_at: Annotated[dt.datetime, Meta(tz=True)]
     expires_at: Annotated[dt.datetime, Meta(tz=True)] | None = None
+    rate: Annotated[str, Meta(pattern=f"^({RATE})?$")] = ""
 
     @property
     def has_expired(self) -> bool:
@@ -92,16 +99,25 @@ class Keys:
         self._watched = Watched(grid, KEYS_MAP, parsed(Key), _PAUSE_SECONDS)
 
     async def create(
-        self, roles: Iterable[Role], only: Iterable[str] = (), *, note: str = "", seconds: float | None = None
+        self,
+        roles: Iterable[Role],
+        only: Iterable[str] = (),
+        *,
+        note: str = "",
+        seconds: float | None = None,
+        rate: str = "",
     ) -> tuple[Key, str]:
         """Make a key; returns what the grid knows of it, and the key itself, which nobody can get again.
 
         Args:
             seconds: How long it is good for.
+            rate: See `Key`.
 
         Raises:
-            UsageError: There are too many.
+            UsageError: There are too many, or the rate is not one.
         """
+        if rate and not re.fullmatch(RATE, rate):
+            raise UsageError(f"`{rate}` is not a rate.", "Write it as 100/s, 5000/m or 5000/h, up to 9999999.")
         if len(await self._records.all()) >= MOST:
             raise UsageError(f"There are {MOST:,} keys already.", "`gridscore key revoke ID` removes one.")
         name = secrets.token_hex(6)
@@ -115,6 +131,7 @@ class Keys:
             digest=_digest(text),
             created_at=now,
             expires_at=None if seconds is None else now + dt.timedelta(seconds=seconds),
+            rate=rate,
         )
         await self._records.create(name, msgspec.to_builtins(key))
         return key, text
@@ -142,6 +159,28 @@ class Keys:
         # One that is not there is compared as well: neither takes less time than the other.
         is_right = hmac.compare_digest(_digest(text), key.digest if key is not None else "0" * 64)
         return key if is_right and key is not None and not key.has_expired else None
+
+
+class Rates:
+    """What is left of their rates to the keys that have one.
+
+    The rest of a rate grows steadily, up to all of it: as much as that may come at once.
+    """
+
+    def __init__(self) -> None:
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait(self, key: Key, now: float) -> float:
+        """Seconds until a request of this key may pass; 0 if it may now, and then it counts."""
+        if not key.rate:
+            return 0.0
+        most, per = float(key.rate[:-2]), _SECONDS[key.rate[-1]]
+        left, at = self._left.pop(key.id, (most, now))
+        left = min(most, left + (now - at) * most / per)
+        self._left[key.id] = left - 1 if left >= 1 else left, now
+        if len(self._left) > MOST:
+            self._left.popitem(last=False)
+        return 0.0 if left >= 1 else (1 - left) * per / most
 
 
 def _digest(text: str) -> str:

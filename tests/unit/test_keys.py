@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from gridscore import keys as keys_module
 from gridscore.errors import UsageError
-from gridscore.keys import KEYS_MAP, Key, Keys, Role
+from gridscore.keys import KEYS_MAP, Key, Keys, Rates, Role
 from gridscore.sources.http import gate
 from gridscore.sources.http.settings import HttpSourceSettings
 from gridscore.sources.http.source import HttpSource
@@ -153,3 +153,42 @@ def test_a_key_is_of_few_names_and_known_roles():
     digest = "0" * 64
     key = Key(id="0" * 12, roles=(Role.SCORE,), digest=digest, created_at=dt.datetime.now(dt.UTC))
     assert json.loads(json.dumps(key.to_json()))["roles"] == ["score"]
+
+
+async def test_a_key_with_a_rate_is_told_when_to_come_again_and_others_are_not():
+    async with StubCluster(partitions=8) as cluster:
+        gridscore = await prepared(cluster, PLAIN)
+        keys = Keys(gridscore.grid)
+        (limited, text), (_, free) = await keys.create([Role.SCORE], rate="3/h"), await keys.create([Role.SCORE])
+        async with serving(cluster, "plain", keys=True) as server, client(server) as http:
+
+            async def ask(key, path="/score/plain"):
+                return await http.post(path, json=EVENT, headers=shown(key))
+
+            assert [(await ask(text, path)).status_code for path in ("/score/plain", "/jobs", "/score/plain")] == [
+                200,
+                403,
+                200,
+            ]
+            over = await ask(text)
+            assert over.status_code == 429
+            assert 1_190 <= int(over.headers["Retry-After"]) <= 1_200
+            assert limited.id in over.json()["error"]
+            assert {(await ask(free)).status_code for _ in range(10)} == {200}
+            assert (await ask("gs_" + limited.id + "_" + "x" * 43)).status_code == 401
+
+
+async def test_a_rate_comes_back_steadily_and_no_more_than_all_of_it():
+    async with StubCluster(partitions=8) as cluster:
+        key, _ = await Keys(await cluster.connect()).create([Role.READ], rate="2/s")
+        rates = Rates()
+        assert [rates.wait(key, 5.0) for _ in range(3)] == [0, 0, 0.5]
+        assert [rates.wait(key, 5.25), rates.wait(key, 5.5), rates.wait(key, 5.5)] == [0.25, 0, 0.5]
+        assert [rates.wait(key, 1e6) for _ in range(3)] == [0, 0, 0.5]
+
+
+@pytest.mark.parametrize("rate", ["0/s", "100", "x/s", "1/d", "-1/s", "99999999/s", "1/s\n", "\u0663/s"])
+async def test_what_is_not_a_rate_is_refused(rate):
+    async with StubCluster(partitions=8) as cluster:
+        with pytest.raises(UsageError, match="is not a rate"):
+            await Keys(await cluster.connect()).create([Role.READ], rate=rate)

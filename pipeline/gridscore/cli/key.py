@@ -25,6 +25,9 @@ def create(
     expires: Annotated[
         str | None, typer.Option("--expires", metavar="TIME", help="How long it is good for, as 90d; else for ever.")
     ] = None,
+    rate: Annotated[
+        str, typer.Option("--rate", metavar="N/s|N/m|N/h", help="Requests that each server answers; else any number.")
+    ] = "",
     *,
     connection: Connection,
     as_json: Json = False,
@@ -41,7 +44,7 @@ def create(
         raise UsageError("--only: 100 names are possible.")
     names = [valid(MapName, "--only", name) for name in only or ()]
     seconds = None if expires is None else seconds_of(valid(Duration, "--expires", expires))
-    key, text = run_on(connection, lambda grid: Keys(grid).create(role, names, note=note, seconds=seconds))
+    key, text = run_on(connection, lambda grid: Keys(grid).create(role, names, note=note, seconds=seconds, rate=rate))
     if as_json:
         print_json({**key.to_json(), "key": text})
     else:
@@ -64,12 +67,13 @@ def list_(*, connection: Connection, as_json: Json = False) -> None:
             key.note,
             ", ".join(key.roles),
             ", ".join(key.only) or "all",
+            key.rate,
             f"{key.created_at:%Y-%m-%d}",
             "expired" if key.has_expired else "" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M}",
         )
         for key in found
     ]
-    print_table(("ID", "NOTE", "ROLES", "ONLY", "CREATED", "EXPIRES"), rows, empty="There are no keys.")
+    print_table(("ID", "NOTE", "ROLES", "ONLY", "RATE", "CREATED", "EXPIRES"), rows, empty="There are no keys.")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.middleware.cors import CORSMiddleware
 
 from gridscore.errors import GridError
-from gridscore.keys import Keys, Role
+from gridscore.keys import Keys, Rates, Role
 from gridscore.sources.http.answer import json_response
 from gridscore.sources.http.connections import address_of
 
@@ -47,6 +48,7 @@ class Gate:
     def __init__(self, app: ASGIApp, grid: Grid, settings: PostSettings) -> None:
         self._app, self._token, self._origins = app, settings.token.encode(), settings.allow_origin
         self._keys = Keys(grid) if settings.keys else None
+        self._rates = Rates()
         self._refusals: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,6 +82,9 @@ class Gate:
             except (HazelcastError, GridError):
                 return json_response(503, {"error": "The keys cannot be looked up now."}, {"Retry-After": "1"})
             if key is not None:
+                if wait := self._rates.wait(key, asyncio.get_running_loop().time()):
+                    text = f"The key {key.id} is for {key.rate}, and that is used up."
+                    return json_response(429, {"error": text}, {"Retry-After": f"{math.ceil(wait)}"})
                 roles, name = _needs(scope)
                 if key.allows(roles, name):
                     return None
