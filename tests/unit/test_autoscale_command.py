@@ -71,5 +71,7 @@ async def test_nothing_is_changed_while_the_backlog_is_not_known(stub, capsys):
 
 async def test_a_cluster_that_hangs_is_said(monkeypatch):
     monkeypatch.setattr("gridscore.cli.options._ANSWER_SECONDS", 0.01)
-    with pytest.raises(GridError, match="did not answer"):
-        await autoscale.answered(asyncio.Event().wait())
+    async with StubCluster(partitions=5) as cluster:
+        grid = await cluster.connect()
+        with pytest.raises(GridError, match="did not answer"):
+            await autoscale.answered(grid, asyncio.Event().wait())
