@@ -12,6 +12,7 @@ from gridscore.dead_letters.letters import list_letters
 from gridscore.errors import JobError
 from gridscore.features import FeaturePlan
 from gridscore.group.reader import Cursor
+from gridscore.job import parse_job
 from gridscore.operations.window_state import state_of
 from gridscore.scoring import retention, window_states
 from gridscore.scoring.window_states import WindowStates
@@ -100,6 +101,45 @@ def test_windows_begin_anew_when_a_job_is_restarted_from_its_oldest_event(world)
     world.ask(world.client.jobs.restart("sim", "oldest"))
     world.advance(10.0)
     world.settled()
+
+
+def test_windows_stay_when_an_update_changes_what_they_do_not_hold(world):
+    world.start()
+    world.pay(30)
+    world.settled()
+    changed = JOB.replace("card: string,", "card: string, note: string?,")
+    record = world.ask(world.client.submit(parse_job(changed, "simulation"), update=True))
+    world.advance(10.0)
+    world.pay(20)
+    world.settled()  # as a history without an update
+    assert record.revision == 2
+
+    longer = parse_job(changed.replace('"1h"', '"2h"'), "simulation")
+    with pytest.warns(UserWarning, match="The windows of `sim` begin anew, empty: the update changes"):
+        world.ask(world.client.submit(longer, update=True))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stay"),
+    [
+        ("job: sim", "description: other\njob: sim", True),
+        ("card: string,", "card: string, note: string?,", True),
+        ("amount: float,", "amount: float?,", True),
+        ("model: {", "decisions: [{decision: a, at_least: 0.5}, {decision: b}]\nmodel: {", True),
+        ("log_amount: s", "more: amount\n  log_amount: s", True),
+        ("amount: float,", "amount: {type: float, json: sum},", False),
+        ("unit: s}", "unit: ms}", False),
+        ("lateness: 10s", "lateness: 11s", False),
+        ("card: card}", "card: lower(card)}", False),
+        ("sum(amount,", "sum(amount + 1,", False),
+        ("log_amount: s", "more: count(card, last=2)\n  log_amount: s", False),
+    ],
+)
+def test_an_update_says_whether_windows_begin_anew(old, new, stay):
+    before, after = (parse_job(text, "simulation") for text in (JOB, JOB.replace(old, new)))
+    assert before != after
+    assert not window_states.emptied_by_update(before, before)
+    assert bool(window_states.emptied_by_update(before, after)) is not stay
 
 
 def test_an_event_that_lies_under_another_key_than_it_says_becomes_a_dead_letter(world):

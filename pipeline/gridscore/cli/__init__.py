@@ -9,7 +9,8 @@ import importlib
 import logging
 import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +26,12 @@ class _Formatter(logging.Formatter):
         from gridscore.cli.output import visible
 
         return visible(super().format(record), layout=True)
+
+
+def _warn(message: Warning | str, *_where: Any, **_more: Any) -> None:
+    from gridscore.cli.output import print_warnings
+
+    print_warnings([str(message)])
 
 
 def _version(value: bool) -> None:
@@ -47,7 +54,8 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Set up logging before any command."""
+    """Set up logging and warnings before any command."""
+    warnings.showwarning = _warn
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose else logging.WARNING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from gridscore.job.release import Release
 from gridscore.models.fit import check_jobs
 from gridscore.models.registry import Approval
 from gridscore.scoring import Worker, preparation
+from gridscore.scoring.window_states import emptied_by_update
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
@@ -155,6 +157,7 @@ class Client(ModelVerbs):
 
         A job that could not score is refused at once: its event map must have a journal, its lookup maps must exist,
         and its model must be in the registry and be for its features. A job without features gets those of its model.
+        An update after which windows begin anew, empty, comes with a warning.
 
         Args:
             job: The job or its file.
@@ -238,6 +241,9 @@ class Client(ModelVerbs):
         record = await self.jobs.submit(
             job, update=update, release=release, replaced=replaced, restarts=runs, read=current
         )
+        is_update = current is not None and current.state not in OVER and record.revision != current.revision
+        if is_update and (emptied := emptied_by_update(current.job, job)):  # type: ignore[union-attr]
+            warnings.warn(emptied, stacklevel=3)
         if release is not None:
             alias = job.model.alias or "champion"
             # Only from where it was: somebody else may have released on top of this already.

@@ -112,20 +112,9 @@ def definitions_of(job: Job) -> Definitions:
     used.update(ends.items())
     if windows or ends:
         used.add(("", str(job.order_by)))
-    fields: dict[str, str] = {}
-    for lookup, name in sorted(used):
-        if lookup:
-            field = job.lookups[lookup].fields[name]
-            fields[f"{lookup}.{name}"] = _kept(_field_text(name, field) + _default(field.default))
-        else:
-            array, _, part = name.partition(".")
-            kind, of = job.schema_[array], ""
-            if part or "" in kind.of:
-                of = f" of {_field_text(part, kind.of[part])}"
-            fields[name] = _kept(_field_text(array, kind) + of)
     return Definitions(
         features={name: _made(each) for name, each in job.features.items()},
-        fields=fields,
+        fields=_field_texts(job, used),
         lookups={
             name: _key(job.lookups[name]) + (f", until {ends[name]}" if name in ends else "")
             for name in sorted(lookups)
@@ -137,6 +126,12 @@ def definitions_of(job: Job) -> Definitions:
         },
         machine=_machine(nodes, decays=any(call.function == "decayed" for call in calls)),
     )
+
+
+def window_fields(job: Job, held: Iterable[Node]) -> dict[str, str]:
+    """The fields of events that windows depend on, as they are declared: what they hold, their keys, the order."""
+    keys = [node for name in job.used_windows for node in compile_keys(job.windows[name], job.schema_)]
+    return _field_texts(job, {("", str(job.order_by)), *_inputs([*held, *keys])})
 
 
 def looked_up_by(job: Job) -> dict[str, set[str]]:
@@ -173,6 +168,22 @@ class _Normal(ast.NodeTransformer):
 
     def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
         return self.generic_visit(ast.List(node.elts, node.ctx))
+
+
+def _field_texts(job: Job, used: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """How the job declares fields of the event and of lookups; whether they may be missing does not matter."""
+    fields: dict[str, str] = {}
+    for lookup, name in sorted(used):
+        if lookup:
+            field = job.lookups[lookup].fields[name]
+            fields[f"{lookup}.{name}"] = _kept(_field_text(name, field) + _default(field.default))
+        else:
+            array, _, part = name.partition(".")
+            kind, of = job.schema_[array], ""
+            if part or "" in kind.of:
+                of = f" of {_field_text(part, kind.of[part])}"
+            fields[name] = _kept(_field_text(array, kind) + of)
+    return fields
 
 
 def _field_text(name: str, field: FieldType) -> str:

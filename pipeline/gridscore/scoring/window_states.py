@@ -26,6 +26,7 @@ import numpy as np
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError
+from gridscore.features.definitions import window_fields
 from gridscore.features.times import END
 from gridscore.features.window_kernel import HALF_LIVES, Kind, head_of
 from gridscore.features.windows import Inputs, Windows, is_compiled
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from gridscore.group.lease_records import LeaseRecord
     from gridscore.group.reader import Cursor
     from gridscore.job import Job, JobRecord
+    from gridscore.job.expressions import Node
 
 _log = logging.getLogger(__name__)
 
@@ -524,18 +526,38 @@ def _size(entry: tuple[bytes, bytes]) -> int:
 
 
 def _tag_of(record: JobRecord, windows: Windows) -> str:
-    """Tells the windows of this run of the job from those of another job file, or of before a restart."""
-    job = record.job
-    fields = sorted((name, str(kind), kind.unit) for name, kind in job.schema_.items())
+    """Tells the windows of this run of the job from other ones, or those of before a restart."""
+    text = f"{_held(record.job, windows)}, {(record.submitted_at, record.restarts)}"
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _held(job: Job, windows: Windows) -> str:
+    """What states depend on, and nothing else of the job: the rest of it may change."""
+    layouts, columns = windows.layouts, [node for layout in windows.layouts for node in layout.columns]
     what = (
         _FORMAT,
-        [(layout.series, layout.columns, job.windows[layout.name]) for layout in windows.layouts],
+        [(layout.series, list(map(_plain, layout.columns)), job.windows[layout.name]) for layout in layouts],
         job.order_by,
         job.lateness_seconds,
-        fields,
+        window_fields(job, columns),
+        job.routes_windows,
     )
-    text = repr((*what, job.routes_windows, record.submitted_at, record.restarts))
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    return repr(what)
+
+
+def _plain(node: Node) -> tuple[Any, ...]:
+    """Without whether it may be missing, which changes nothing that is there."""
+    return (node.op, node.value, *map(_plain, node.args))
+
+
+def emptied_by_update(old: Job, new: Job) -> str:
+    """What an update does to windows, if they begin anew; empty if it keeps them, or there are none."""
+    if not new.used_windows or (old.used_windows and _held(old, Windows(old)) == _held(new, Windows(new))):
+        return ""
+    return (
+        f"The windows of `{new.name}` begin anew, empty: the update changes what they hold, their key, order or "
+        "lateness. Until they have filled again, features are not those of training; a rollback brings nothing back."
+    )
 
 
 def _what(key: bytes, value: Any) -> str:
