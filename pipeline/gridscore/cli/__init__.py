@@ -99,6 +99,7 @@ _COMMANDS = {
         "top": "top",
         "status": "status",
         "parity": "parity",
+        "drift": "drift",
         "doctor": "doctor",
         "repair": "repair",
         "bench": "bench",

@@ -386,7 +386,15 @@ def _job_columns(scene: Scene) -> list[Column]:
         Column("RESCUED", lambda s: compact(s.totals["rescued"]), keep=20),
         Column("EVENTS", lambda s: compact(s.totals["events"]), 7, keep=10),
     ]
+    if scene.flow is not None and any(status.record.job.drift is not None for status in scene.flow.overview.jobs):
+        columns.append(Column("DRIFT", _drift, 5, keep=60))
     return [replace(column, value=_of_absent(column.title, column.value)) for column in columns]
+
+
+def _drift(status: JobStatus) -> Text:
+    """The PSI of what has moved farthest; red while there is an alert."""
+    alerts = status.drift is not None and status.drift.active
+    return Text("-" if status.farthest is None else f"{status.farthest[1]:.2f}", "bold red" if alerts else "")
 
 
 def _worst(status: JobStatus, kind: str) -> str:

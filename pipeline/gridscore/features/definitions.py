@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from gridscore.features import maths
+from gridscore.features.baseline import Baseline  # noqa: TC001 -- msgspec reads the annotations
 from gridscore.job import zones
 from gridscore.job.check import compile_features, compile_keys, compile_margin
 from gridscore.job.expressions import find
@@ -88,12 +89,14 @@ class Training(msgspec.Struct, frozen=True, omit_defaults=True):
         rows: Of the matrix.
         parameters: Hyper-parameters as XGBoost names them.
         labels: Names of the classes in the order of their numbers; empty if nobody attached them.
+        baseline: What it has seen, to tell drift; None if nobody attached it.
     """
 
     sha256: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
     rows: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     parameters: Annotated[dict[Parameter, Parameter], Meta(max_length=200)] = {}
     labels: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=1_000)] = ()
+    baseline: Baseline | None = None
 
 
 def definitions_of(job: Job) -> Definitions:

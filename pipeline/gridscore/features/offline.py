@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from gridscore.errors import ModelError, TableError
+from gridscore.features.baseline import baseline_of, sample
 from gridscore.features.decisions import Decider
 from gridscore.features.definitions import (
     ATTRIBUTE,
@@ -88,6 +89,8 @@ class OfflineMatrix:
     def attach(self, model: Any, *, labels: Sequence[str] = ()) -> None:
         """Put names, categories and definitions into a Booster, so that they are saved with it and pushed with it.
 
+        Also what is known of the training: a fingerprint, hyper-parameters, and how the values and scores are spread.
+
         Args:
             model: The Booster, or an estimator of `xgboost.sklearn`.
             labels: Names of its classes in the order of their numbers, as `LabelEncoder().classes_` has them.
@@ -109,7 +112,8 @@ class OfflineMatrix:
                 f"Attach the matrix that it was trained on; its columns are {_few(self.names)}.",
             )
         self._check_codes(booster.attr(ATTRIBUTE))
-        training = Training(self.fingerprint, len(self), parameters_of(booster), tuple(map(str, labels)))
+        seen = baseline_of(self.names, self.values, self.categories, self._scores(model))
+        training = Training(self.fingerprint, len(self), parameters_of(booster), tuple(map(str, labels)), seen)
         booster.set_attr(**{ATTRIBUTE: self.attribute, TRAINING: msgspec.json.encode(training).decode()})
 
     def dmatrix(self, label: Any = None, rows: Any = None, **options: Any) -> Any:
@@ -140,6 +144,22 @@ class OfflineMatrix:
         types = ["c" if name in self.categories else "float" for name in self.names]
         options = {"feature_names": list(self.names), "feature_types": types, "enable_categorical": True, **options}
         return xgboost.DMatrix(self.values[chosen], **options)
+
+    def _scores(self, model: Any) -> NDArray[np.float32] | None:
+        """What a model gives for some rows, by the rounds that are pushed; None if it cannot predict."""
+        import xgboost
+
+        booster = booster_of(model)
+        best = booster.attr("best_iteration")
+        takes_all = booster is model or model.booster == "gblinear" or best is None or not best.isdecimal()
+        rounds = (0, 0) if takes_all else (0, int(best) + 1)
+        try:
+            with xgboost.config_context(verbosity=0):
+                data = self.dmatrix(rows=sample(len(self)), feature_types=booster.feature_types)
+                scores: NDArray[np.float32] = booster.predict(data, iteration_range=rounds, validate_features=False)
+        except (xgboost.core.XGBoostError, ValueError, TypeError):
+            return None
+        return scores if len(self) else None
 
     @property
     def fingerprint(self) -> str:

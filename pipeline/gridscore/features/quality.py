@@ -32,6 +32,10 @@ class QualityCounter:
         lookups: Slots of the rows found in each lookup's table, by name.
         texts: Slots of the texts that are made a category, by feature.
         categories: The texts that the model knows, by feature.
+
+    Attributes:
+        counted: Events, which do not fade.
+        unseen: Of them, those with a text that the model does not know, by feature.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class QualityCounter:
         self._unseen = dict.fromkeys(texts, 0.0)
         self._misses = dict.fromkeys(lookups, 0.0)
         self._said: dict[str, Any] | None = None
+        self.counted = 0
+        self.unseen = dict.fromkeys(texts, 0)
 
     def is_due(self) -> bool:
         """Whether the next batch is one of the sample."""
@@ -71,13 +77,16 @@ class QualityCounter:
                 for name in counts:
                     counts[name] /= 2
         self._events += count
+        self.counted += count
         self._said = None
         self._missing += count - np.count_nonzero(finite[:count], axis=0)
         for name, slot in self._lookups:
             self._misses[name] += count - int(np.count_nonzero(values[slot][:count]))
         for name, slot, known in self._texts:
             texts = values[slot][:count]
-            self._unseen[name] += count - sum(map(known, texts)) - texts.count(None)
+            unseen = count - sum(map(known, texts)) - texts.count(None)
+            self._unseen[name] += unseen
+            self.unseen[name] += unseen
 
     def to_json(self) -> dict[str, Any]:
         """For the worker's record: events counted, and for how many of them what was missing; zeros are left out."""

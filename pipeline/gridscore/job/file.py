@@ -23,6 +23,7 @@ from gridscore.errors import JobFileError
 from gridscore.job.check import Parts, check, compile_features
 from gridscore.job.document import Problem, read_yaml
 from gridscore.job.gates import ChampionGate, Gates, GoldenRow, LatencyGate, MetricGate, ParityGate, ShiftGate
+from gridscore.job.monitoring import Drift
 from gridscore.job.plugs import sections
 from gridscore.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
 from gridscore.job.problems import MAX_PROBLEMS, dotted, error_of, located, within
@@ -342,6 +343,11 @@ class Job(Strict):
         default=Gates(),
         description="What a version of the model must pass before the alias that the job follows points at it.",
     )
+    drift: Drift | None = Field(
+        default=None,
+        description="When features and scores count as drifted from what the model was trained on; without it, "
+        "nobody looks.",
+    )
     start: Literal["oldest", "latest"] = Field(
         default="oldest", description="Where to begin in the journal when there are no committed offsets."
     )
@@ -464,6 +470,17 @@ class Job(Strict):
         if self.margin is not None and any(row.margin is None for row in self.gates.golden):
             raise ValueError("the job has a `margin`: each golden row says what its own is")
         return self
+
+    @model_validator(mode="after")
+    def _alerts_apart(self) -> Job:
+        if self.drift is not None and self.alerts_map in (self.events, self.results):
+            raise ValueError(f"`alerts: {self.alerts_map}` is the map of events or results: give alerts another one")
+        return self
+
+    @property
+    def alerts_map(self) -> str:
+        """Where alerts of drift go."""
+        return (self.drift.alerts if self.drift is not None else None) or f"alerts.{self.name}"
 
     @property
     def retain_seconds(self) -> float | None:
@@ -611,6 +628,7 @@ _MODELS: dict[tuple[str, ...], type[Strict]] = {
     ("gates", "latency"): LatencyGate,
     ("gates", "shift"): ShiftGate,
     ("gates", "parity"): ParityGate,
+    ("drift",): Drift,
 }
 """The models of the parts of a file, by their path without the names that a user gave."""
 

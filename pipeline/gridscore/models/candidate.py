@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gridscore.errors import ModelError, UsageError
 from gridscore.features import booster_of, parameters_of
+from gridscore.features.baseline import MAX_BYTES
 from gridscore.features.definitions import TRAINING, Training
 from gridscore.job.types import FeatureName
 from gridscore.models.description import NAMES_HINT, describe_document
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from gridscore.models.description import Description
 
 _MAX_METRICS = 100
+_MAX_TRAINING = 2 * MAX_BYTES
+"""Characters of what is known of the training: whoever lists versions reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +175,8 @@ def read_model(model: Any) -> tuple[bytes, str, dict[str, str]]:
 
 def _training(attached: str | None, parameters: Mapping[str, str], called: str) -> dict[str, Any] | None:
     """What is known of the training; of what was attached and what the process knows, the former."""
+    if attached is not None and len(attached) > _MAX_TRAINING:
+        raise ModelError(f"The attribute `{TRAINING}` of {called} has more than {_MAX_TRAINING:,} characters.")
     try:
         training = msgspec.json.decode(attached, type=Training) if attached is not None else Training()
     except (msgspec.DecodeError, UnicodeError) as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from gridscore.errors import ModelError
+from gridscore.features import baseline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,10 +22,6 @@ Name = Literal["auc", "accuracy", "log_loss", "brier", "rmse", "mae"]
 HIGHER_IS_BETTER = frozenset(("auc", "accuracy"))
 
 _ROUNDS = 500
-_BINS = 10
-_BEYOND = 0.05
-"""How far scores may lie from a reference that is always the same."""
-_LEAST_SHARE = 1e-4
 _LATENCY_ROWS = 256
 _LATENCY_REPEATS = 9
 
@@ -86,19 +83,10 @@ def intervals(
 
 
 def psi(reference: NDArray[np.float32], scores: NDArray[np.float32]) -> float:
-    """Population stability index, by tenths of the reference: 0.1 is a small shift, 0.25 a large one.
-
-    Scores beyond the reference count, too. The bins are divided halfway between the tenths, not at them: many rows may
-    have the very same score, and a little more or less is not a shift.
-    """
-    tenths = np.unique(np.quantile(reference.astype(np.float64), np.linspace(0, 1, _BINS + 1)))
-    beyond = (tenths[-1] - tenths[0]) / (2 * _BINS) or _BEYOND
-    inner = np.r_[tenths[0] - beyond, (tenths[1:] + tenths[:-1]) / 2, tenths[-1] + beyond]
-    shares = []
-    for each in (reference, scores):
-        counts = np.bincount(np.searchsorted(inner, each.astype(np.float64), side="right"), minlength=len(inner) + 1)
-        shares.append(np.maximum(counts / len(each), _LEAST_SHARE))
-    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
+    """Population stability index, by tenths of the reference; scores beyond it count, too."""
+    edges = baseline.edges_of(reference)
+    before, after = (baseline.counts_in(edges, each) / len(each) for each in (reference, scores))
+    return baseline.psi(before, after)
 
 
 def microseconds_a_row(model: LoadedModel) -> float:

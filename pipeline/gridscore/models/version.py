@@ -17,6 +17,7 @@ from gridscore.models.fit import difference
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from gridscore.features.baseline import Baseline
     from gridscore.models.description import Description
 
 CHUNK = 1 << 20
@@ -91,6 +92,8 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("it has not one type a feature")
         if unknown := self.categories.keys() - set(self.features):
             raise ValueError(f"categories of `{min(unknown)}`, which is not a feature")
+        if self.baseline is not None and (unknown := self.baseline.features.keys() - set(self.features)):
+            raise ValueError(f"a baseline of `{min(unknown)}`, which is not a feature")
         if any(len(set(values)) != len(values) for values in self.categories.values()):
             raise ValueError("a category is listed twice")
 
@@ -101,6 +104,11 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     def labels(self) -> tuple[str, ...]:
         """Names of the classes in the order of their numbers; empty if nobody attached them."""
         return self.training.labels if self.training is not None else ()
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What training has seen; None if nobody attached it."""
+        return self.training.baseline if self.training is not None else None
 
     def to_json(self) -> dict[str, Any]:
         """For scripts, and for the grid."""

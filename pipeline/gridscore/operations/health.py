@@ -51,6 +51,8 @@ MANY_LATE = 0.01
 _NAMED = 3
 """How many workers a sentence names."""
 
+_NO_BASELINE = "Attach the matrix that the model was trained on, `matrix.attach(booster)`, and push it again."
+
 MANY_MISSING = 0.5
 """Part of the events without a value for a feature that is a finding."""
 
@@ -140,7 +142,7 @@ def examine(looks: Sequence[Look[JobStatus]], *, late_seconds: float = LATE_SECO
         found = _failed(now)
     elif now.record.state in WANTED:
         found = [*_scored_for(looks), *_keeps_up(looks, late_seconds), *_losses(looks), *_inputs(now), *_quality(now)]
-        found += _windows(now)
+        found += [*_windows(now), *_drift(now)]
     else:
         found = [*_asleep(looks), *_losses(looks)]
     found += [*_unkept(now), *_parity(now)]
@@ -418,6 +420,19 @@ def _parity(now: JobStatus) -> list[Finding]:
     )
     advice = f"`gridscore parity {now.record.name}` shows it in full; this ends when it finds no difference any more."
     return [problem("parity", text, advice)]
+
+
+def _drift(now: JobStatus) -> list[Finding]:
+    """Features and scores that have moved away from the training."""
+    errors = now.drift_errors
+    found = [note("no_drift", f"Drift is not told: {error}.", _NO_BASELINE) for error in errors]
+    active = [] if now.drift is None else now.drift.active
+    if active:
+        texts = [f"{each.measure} of `{each.feature}` {each.value:.3g} (over {each.threshold:g})" for each in active]
+        more = f", … {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+        text = f"Events are not those of the training any more: {', '.join(texts[:_NAMED])}{more}."
+        found.append(problem("drift", text, f"`gridscore drift {now.record.name}` shows it, feature by feature."))
+    return found
 
 
 def _loss_text(lost: int, regressions: int) -> str:

@@ -26,6 +26,7 @@ from gridscore.group.sessions import SESSIONS_MAP
 from gridscore.job import JobRecord
 from gridscore.job.life import JOBS_MAP
 from gridscore.models.chunks import CHUNKS_MAP
+from gridscore.models.drift import DRIFT_MAP, DriftRecord
 from gridscore.models.record import ModelRecord
 from gridscore.models.registry import MODELS_MAP, VERSIONS_MAP
 from gridscore.models.version import ModelVersion
@@ -116,6 +117,7 @@ CONTROL_MAPS = (
         RESCANS_MAP, rescan.request_of, "that rescan is not done; `gridscore audit JOB` finds what is missing.", False
     ),
     ControlMap(AUDITS_MAP, _kind(Noted), "the next audit of that job comes after a full pause.", False),
+    ControlMap(DRIFT_MAP, _kind(DriftRecord), "the next window of drift begins anew, and so do its alerts.", False),
     ControlMap(ACKNOWLEDGED_MAP, _kind(Acknowledgement), "losses that were acknowledged are shown again.", False),
     ControlMap(AUTOSCALE_MAP, _kind(Decisions), "`autoscale --explain` starts over.", False),
     ControlMap(SESSIONS_MAP, lease_records.parse, "leases that depend on it run out, and are taken again.", False),

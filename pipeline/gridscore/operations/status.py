@@ -25,6 +25,8 @@ from gridscore.group.rescan import all_requests, requests_of
 from gridscore.job import Jobs, JobState
 from gridscore.job.life import WANTED
 from gridscore.models.certificates import certificates_of
+from gridscore.models.drift import drift_of
+from gridscore.scoring.drift import entry_of
 from gridscore.scoring.stats import subscription_of
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from gridscore.group.subscription import Subscription
     from gridscore.job import JobRecord
     from gridscore.models.certificates import Certificate
+    from gridscore.models.drift import DriftRecord
 
 ACKNOWLEDGED_MAP = "gridscore.acknowledged"
 
@@ -101,6 +104,7 @@ class JobFigures(msgspec.Struct, frozen=True):
     version: Count = 0
     model_error: Word = ""
     lookup_error: Word = ""
+    drift_error: Word = ""
     lookups: dict[str, dict[str, Figure | Word]] = {}
     quality: QualityFigures = QualityFigures()
     dead_letters: Count = 0
@@ -195,6 +199,7 @@ class JobStatus:
         idle_workers: Living workers that do not score for it.
         certificate: The last parity certificate of this revision and a version in use; None if there is none.
         journal_error: Why the journal cannot be read; empty if it can.
+        drift: What is known of it; None if the job does not ask for it, or nothing was counted yet.
     """
 
     record: JobRecord
@@ -213,6 +218,7 @@ class JobStatus:
     idle_workers: int = 0
     certificate: Certificate | None = None
     journal_error: str = ""
+    drift: DriftRecord | None = None
 
     @property
     def living(self) -> Collection[str]:
@@ -244,6 +250,19 @@ class JobStatus:
     def lookup_errors(self) -> list[str]:
         """Why workers cannot copy a lookup map, or load it again."""
         return sorted({each.lookup_error for each in self.figures.values() if each.lookup_error})
+
+    @property
+    def drift_errors(self) -> list[str]:
+        """Why workers cannot tell drift."""
+        return sorted({each.drift_error for each in self.figures.values() if each.drift_error})
+
+    @property
+    def farthest(self) -> tuple[str, float] | None:
+        """The feature that had moved farthest in the last window of a version that scores, and its PSI."""
+        versions = {} if self.drift is None else self.drift.versions
+        names = [f"{self.record.job.model.name} v{version}" for version in self.versions]
+        found = [versions[name].worst for name in names if name in versions]
+        return max(filter(None, found), key=lambda each: each[1], default=None)
 
     @property
     def quality(self) -> QualityFigures:
@@ -280,6 +299,12 @@ class JobStatus:
             "lookup_errors": self.lookup_errors,
             "lookups": self.lookups,
             "quality": {"events": self.quality.events, **self.quality.shares()},
+            "drift": None
+            if self.record.job.drift is None
+            else {
+                "farthest": self.farthest and {"feature": self.farthest[0], "psi": self.farthest[1]},
+                "alerts": [] if self.drift is None else [entry_of(record.name, each) for each in self.drift.active],
+            },
             "parity": None if self.certificate is None else self.certificate.to_json(),
         }
 
@@ -473,4 +498,5 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
         idle_workers=len(workers) - len(mine),
         certificate=shared.certificate_of(record, versions),
         journal_error=journal_error,
+        drift=None if record.job.drift is None else await drift_of(grid, name),
     )

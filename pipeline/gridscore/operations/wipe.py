@@ -15,6 +15,7 @@ from gridscore.group.leases import start_over
 from gridscore.job.life import ENDED, JOBS_MAP, Jobs
 from gridscore.models import Registry
 from gridscore.models.certificates import certificates_of, forget
+from gridscore.models.drift import DRIFT_MAP
 from gridscore.operations.flow import FlowObserver
 from gridscore.operations.status import ACKNOWLEDGED_MAP
 from gridscore.scoring.audit import AUDITS_MAP
@@ -115,7 +116,7 @@ async def _forget(grid: Grid, name: str) -> None:
     for group in (name, *([group_of(name)] if found.job.routes_windows else [])):
         await start_over(grid, group)
     await rescan.forget(grid, name)
-    for map_name in (AUDITS_MAP, ACKNOWLEDGED_MAP):
+    for map_name in (AUDITS_MAP, ACKNOWLEDGED_MAP, DRIFT_MAP):
         await Records(grid, map_name).delete(name)
     await forget(grid, [each for each in await certificates_of(grid) if each.job == name])
     if not await records.remove(record):

@@ -21,6 +21,7 @@ from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.job import Jobs
 from gridscore.models import LoadedModel, Registry, check_fit
 from gridscore.models.fit import fit_warnings
+from gridscore.scoring.drift import Sketch
 from gridscore.scoring.scorer import ActiveModel
 
 if TYPE_CHECKING:
@@ -219,7 +220,8 @@ class LiveModel:
             _log.info("%s: %s", self._job.name, warning, extra={"action": "changed_features"})
         model = await self._models.of(version)
         plan = FeaturePlan(self._job, self._tables, version.categories)
-        return ActiveModel(model, plan)
+        baseline = version.baseline if self._job.drift is not None else None
+        return ActiveModel(model, plan, None if baseline is None else Sketch(version, baseline, plan.quality))
 
 
 class LoadedModels:

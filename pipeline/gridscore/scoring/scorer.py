@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gridscore.group.reader import Arrival, Cursor
     from gridscore.job import Job
     from gridscore.models import LoadedModel
+    from gridscore.scoring.drift import Sketch
     from gridscore.scoring.reasons import Reasons
     from gridscore.scoring.stats import JobStats
     from gridscore.scoring.window_requests import WindowRequests
@@ -37,10 +38,15 @@ _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializabl
 
 @dataclass(frozen=True, slots=True)
 class ActiveModel:
-    """A model and the features that it needs; exchanged together, between two batches."""
+    """A model and the features that it needs; exchanged together, between two batches.
+
+    Attributes:
+        sketch: Counts what is scored, if the job watches for drift.
+    """
 
     model: LoadedModel
     plan: FeaturePlan
+    sketch: Sketch | None = None
 
 
 @dataclass(slots=True)
@@ -271,6 +277,11 @@ class Scorer:
                     matrix,
                     *([] if margins is None else [margins]),
                 )
+            if active.sketch is not None:
+                counting = clock()
+                active.sketch.add(matrix, scores)
+                stage_ns["drift"] = stage_ns.get("drift", 0) + (spent := clock() - counting)
+                began += spent
             epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
             version = active.model.version
             texts = self._encoder.encode(events, scores, rows.sequences, epochs, version, decisions, matrix)

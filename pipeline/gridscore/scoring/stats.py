@@ -70,6 +70,7 @@ class JobStats(GroupStats):
         stage_ns: CPU nanoseconds of the event loop's thread, by stage.
         version: Of the model in use, 0 if none.
         model_error: Why a newer version is not in use; empty if it is.
+        drift_error: Why drift cannot be told; empty if it can, or the job does not ask for it.
         lookup_error: Why a lookup map cannot be copied, or loaded again; empty if it can.
         copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and the error of the last one,
             and events without an entry since the model went live.
@@ -86,6 +87,7 @@ class JobStats(GroupStats):
     stage_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     version: int = 0
     model_error: str = ""
+    drift_error: str = ""
     lookup_error: str = ""
     copies: dict[str, dict[str, Any]] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
@@ -115,6 +117,7 @@ class JobStats(GroupStats):
             "latency_ms": self.latency_ms(now),
             "model_error": self.model_error[:MOST_SHOWN],
             "lookup_error": self.lookup_error[:MOST_SHOWN],
+            "drift_error": self.drift_error,
             # Read by `make bench`.
             "stage_us_per_event": {s: round(ns / 1000 / max(self.events, 1), 3) for s, ns in self.stage_ns.items()},
             "lookups": self.copies,

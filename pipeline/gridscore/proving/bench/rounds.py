@@ -25,7 +25,6 @@ from gridscore.job import JobRecord, JobState
 from gridscore.proving.bench.meter import Meter
 from gridscore.scoring import JobRunner
 from gridscore.scoring.runner import BATCH_EVENTS
-from gridscore.scoring.stats import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -195,7 +194,7 @@ async def score(grid: Grid, pids: Sequence[int], job: Job, count: int, worker: s
         run = Run.of(
             stats.events + stats.dead - before,
             meter,
-            {stage: (stats.stage_ns[stage] - stages[stage]) / 1e9 for stage in STAGES},
+            {stage: (ns - stages.get(stage, 0)) / 1e9 for stage, ns in stats.stage_ns.items()},
         )
     await start_over(grid, job.name)
     await destroy(grid, job.results)
@@ -216,7 +215,10 @@ def figures(runs: Sequence[Run]) -> dict[str, Any]:
 
 def stage_figures(runs: Sequence[Run]) -> dict[str, float]:
     """Medians of a worker's CPU by stage, microseconds per event; what is left of the whole as `REST`."""
-    stages = {stage: round(statistics.median(run.micros(run.stages[stage]) for run in runs), 3) for stage in STAGES}
+    names = dict.fromkeys(stage for run in runs for stage in run.stages)
+    stages = {
+        stage: round(statistics.median(run.micros(run.stages.get(stage, 0.0)) for run in runs), 3) for stage in names
+    }
     whole = statistics.median(run.micros(run.cpu) for run in runs)
     stages[REST] = round(whole - sum(stages.values()), 3)
     return stages

@@ -16,7 +16,9 @@ from gridscore.grid.capacity import Capacity, journal_capacity
 from gridscore.grid.entries import values_of
 from gridscore.grid.journal import journal_missing
 from gridscore.grid.management import first_config
+from gridscore.grid.records import Records
 from gridscore.group.lease_records import LEASES_MAP, lease_key
+from gridscore.models.drift import DRIFT_MAP
 from gridscore.proving.bench.rounds import destroy
 
 if TYPE_CHECKING:
@@ -134,6 +136,8 @@ async def _remove(grid: Grid, job: Job) -> list[str]:
                         left.remove(name)
                         break
                     await destroy(grid, name)
+            if job.drift is not None:
+                await Records(grid, DRIFT_MAP).delete(job.name)
             await asyncio.gather(*(_remove_lease(grid, job.name, p) for p in range(grid.partition_count)))
             left.remove(records)
     except (HazelcastError, GridError, TimeoutError):

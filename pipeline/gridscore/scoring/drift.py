@@ -1,0 +1,215 @@
+"""What a worker does about drift: it counts features and scores in the bins of the training, and tells of alerts."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from hazelcast.errors import HazelcastError
+
+from gridscore.errors import GridError
+from gridscore.features.baseline import counts_in
+from gridscore.grid import Records
+from gridscore.models.drift import DRIFT_MAP, Alert, DriftRecord, advanced, drift_of
+from gridscore.scoring.audit import share_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from gridscore.features.baseline import Baseline
+    from gridscore.features.quality import QualityCounter
+    from gridscore.grid import Grid
+    from gridscore.job import Job
+    from gridscore.models import ModelVersion
+    from gridscore.models.drift import Counts
+    from gridscore.scoring.scorer import ActiveModel
+    from gridscore.scoring.stats import JobStats
+
+_log = logging.getLogger(__name__)
+
+WHOLE, EVERY = 10_000, 32
+"""Of a time, so many rows are all looked at, and one in so many afterwards, which counts as many times."""
+
+_BUFFER = 1_024
+_LONGEST_TICK = 15.0
+
+
+class Sketch:
+    """Rows that were scored, counted in the bins of a baseline.
+
+    Rows are copied, and counted when a buffer is full: that costs the same whatever the size of the batches.
+    """
+
+    def __init__(self, version: ModelVersion, baseline: Baseline, quality: QualityCounter) -> None:
+        self.version, self.baseline = str(version), baseline
+        self._quality = quality
+        self._places = [(version.features.index(name), name) for name in baseline.features]
+        self._features = len(version.features)
+        self._scores = len(baseline.scores)
+        self._edges = [np.array(column.edges, np.float64) for column in baseline.columns.values()]
+        self._bins = {  # of each code; the last is of what has no value
+            name: _bins_of(version.categories.get(name, ()), column.texts)
+            for name, column in baseline.features.items()
+            if column.texts
+        }
+        self._buffer = np.empty((_BUFFER, self._features + self._scores), np.float32)
+        self._filled = self._seen = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._step, self._rows = 1, 0
+        self._counts = [np.zeros(column.bins + 1, np.int64) for column in self.baseline.columns.values()]
+        self._counted, self._unseen = self._quality.counted, dict(self._quality.unseen)
+
+    def add(self, matrix: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        """Take some of the rows of a batch."""
+        if self._step == 1 and self._rows >= WHOLE:
+            self._count()  # these count once still
+            self._step = EVERY
+        first = -self._seen % self._step
+        self._seen += len(matrix)
+        if first >= len(matrix):
+            return
+        rows = slice(first, None, self._step)
+        matrix, scores = matrix[rows], scores.reshape(len(scores), -1)[rows, : self._scores]
+        while len(matrix):
+            end = min(self._filled + len(matrix), _BUFFER)
+            taken = end - self._filled
+            self._buffer[self._filled : end, : self._features] = matrix[:taken]
+            self._buffer[self._filled : end, self._features :] = scores[:taken]
+            matrix, scores, self._filled = matrix[taken:], scores[taken:], end
+            if end == _BUFFER:
+                self._count()
+
+    def take(self) -> tuple[int, Counts]:
+        """What was counted since the last call, as a `Tally` has it."""
+        self._count()
+        rows, seen = self._rows, self._quality.counted - self._counted
+        counts = [tuple(each.tolist()) for each in self._counts]
+        shares = {name: (n - self._unseen[name]) / max(seen, 1) for name, n in self._quality.unseen.items()}
+        self._begin()
+        return rows, tuple(
+            (*each, min(round(shares.get(name, 0.0) * rows), each[-1]))
+            for name, each in zip(self.baseline.columns, counts, strict=True)
+        )
+
+    def _count(self) -> None:
+        rows = self._buffer[: self._filled]
+        columns = [*self._places, *((self._features + number, None) for number in range(self._scores))]
+        for (place, name), edges, counts in zip(columns, self._edges, self._counts, strict=True):
+            column = rows[:, place]
+            lacking = np.isnan(column)
+            if (bins := self._bins.get(name or "")) is not None:
+                codes = np.where(lacking, len(bins) - 1, column).astype(np.intp)
+                found = np.bincount(bins[np.minimum(codes, len(bins) - 1)], minlength=len(counts))
+            else:
+                missing = np.count_nonzero(lacking)
+                found = np.r_[counts_in(edges, column), missing]
+                found[-2] -= missing
+            np.add(counts, found * self._step, out=counts)
+        self._rows += self._filled * self._step
+        self._filled = 0
+
+
+def _bins_of(known: tuple[str, ...], texts: tuple[str, ...]) -> NDArray[np.intp]:
+    places = {text: place for place, text in enumerate(texts)}
+    return np.array([*(places.get(text, len(texts)) for text in known), len(texts) + 1])
+
+
+class DriftWatch:
+    """Adds what a worker has counted to the job's record, and tells of alerts that begin or end.
+
+    Args:
+        active: The model that scores now.
+        worker: Its identity.
+    """
+
+    def __init__(self, grid: Grid, job: Job, active: Callable[[], ActiveModel], worker: str, stats: JobStats) -> None:
+        self._grid = grid
+        self._job = job
+        self._active = active
+        self._worker = worker
+        self._stats = stats
+        self._records = Records(grid, DRIFT_MAP)
+
+    async def run(self) -> None:
+        """Do so until cancelled; returns at once if the job does not watch for drift."""
+        if (spec := self._job.drift) is None:
+            return
+        alerts = Records(self._grid, self._job.alerts_map)
+        tick = min(spec.every_seconds / 4, _LONGEST_TICK)
+        await asyncio.sleep(tick * share_of(self._job.name + self._worker))
+        while True:
+            await asyncio.sleep(tick)
+            sketch = self._active().sketch
+            version = self._active().model.version
+            self._stats.drift_error = "" if sketch else f"version {version.version} has no baseline of its training"
+            if sketch is None:
+                continue
+            part, now = sketch.take(), int(time.time() * 1000)
+            try:
+                record = await self._records.update(
+                    self._job.name,
+                    lambda value: msgspec.to_builtins(
+                        advanced(value, sketch.version, sketch.baseline, part, spec, now)  # noqa: B023 -- at once
+                    ),
+                )
+                for key, alert in msgspec.convert(record.value, DriftRecord).alerts.items():
+                    if not alert.told:
+                        await self._tell(alerts, key, alert)
+            except (HazelcastError, GridError) as error:
+                _log.warning("%s: drift could not be noted, trying again: %s", self._job.name, error)
+
+    async def _tell(self, alerts: Records, key: str, alert: Alert) -> None:
+        """Put an alert where applications listen, once, whichever workers try, or are killed in between.
+
+        What is there is read before the record is: if another has told of it since, either the record says so, or the
+        entry is not what it was.
+        """
+        name = f"{self._job.name}/{key}"
+        there = await alerts.get(name)
+        record = await drift_of(self._grid, self._job.name)
+        if record is None or record.alerts.get(key) != alert:
+            return
+        entry = entry_of(self._job.name, alert)
+        if there is None:
+            await alerts.create(name, entry)
+        elif any(there.value.get(what) != entry[what] for what in ("since", "state")):  # the value may be of later
+            await alerts.replace(there, entry)
+        _log.warning("%s: drift: %s", self._job.name, entry, extra={"action": "drift"})
+        await self._records.update(self._job.name, lambda value: _told(value, key, alert))
+
+
+def _told(value: dict[str, Any] | None, key: str, alert: Alert) -> dict[str, Any]:
+    value = value or {}
+    if (there := value.get("alerts", {}).get(key)) == msgspec.to_builtins(alert):
+        there["told"] = True
+    return value
+
+
+def entry_of(job: str, alert: Alert) -> dict[str, Any]:
+    """What applications get of an alert."""
+    return {
+        "job": job,
+        "version": alert.version,
+        "feature": alert.feature,
+        "measure": alert.measure,
+        "state": "ended" if alert.until else "started",
+        "value": alert.value,
+        "threshold": alert.threshold,
+        "since": iso(alert.since),
+        "until": iso(alert.until) if alert.until else None,
+        "why": alert.why,
+    }
+
+
+def iso(milliseconds: int) -> str:
+    """RFC 3339 in UTC, of milliseconds since 1970."""
+    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
