@@ -76,12 +76,15 @@ def train(
 def write_tables(folder: Path, job: Job, flights: Flights) -> None:
     """What `gridscore load` puts into the grid: the lookups, and the flights to come, each with its key.
 
-    And the features of the flights that are held out, with the column `late`: what gates may judge models by.
+    And the features of the flights that are held out, with the column `late`: what gates may judge models by; and
+    what came of the flights to come.
     """
     (folder / "lookups").mkdir(parents=True, exist_ok=True)
     for name, frame in lookups_for(job, flights).items():
         frame.to_parquet(folder / "lookups" / f"{name}.parquet")
     flights.stream.to_parquet(folder / "events.parquet")
+    known = flights.stream[flights.stream["arr_delay"].notna()]
+    known[["key"]].assign(label=was_late(known["arr_delay"])).to_parquet(folder / "labels.parquet")
     arrived = flights.training[flights.training["arr_delay"].notna()].reset_index(drop=True)
     held_out = arrived.iloc[int(len(arrived) * (1 - HELD_OUT)) :].reset_index(drop=True)
     judged = held_out.assign(late=was_late(held_out["arr_delay"]))
@@ -96,7 +99,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=PARAMETERS["max_depth"], help="of the trees, at most")
     parser.add_argument("--upside-down", action="store_true", help="take late for on time: a model for gates to stop")
     parser.add_argument(
-        "--tables", type=Path, help="also write what `gridscore load` takes, and held-out.parquet, there"
+        "--tables", type=Path, help="also write what `gridscore load` takes, held-out.parquet and labels.parquet there"
     )
     arguments = parser.parse_args()
 

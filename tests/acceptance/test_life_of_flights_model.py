@@ -78,3 +78,4 @@ def test_the_life_of_a_model_on_the_flights(cluster, train, start, tmp_path, mon
         *("push", "promote", "sample", "push", "promote", "rollback", "push", "promote", "rollback")
     ]
     assert "gates overridden: a drill" in log
+    assert re.search(r"1,500 results, 1,\d{3} with a label in labels.flights", told["gridscore model report flights"])

@@ -31,7 +31,7 @@ async def test_drift_is_told_when_it_begins_and_when_it_ends(cluster, unique):
     history = pd.DataFrame(events(draw, 4_000, 0, ["DE", "FR"]).values())
     matrix = offline_matrix(parse_job(JOB.format(name=name), "test"), history)
     data = xgb.DMatrix(
-        matrix.values,  # noqa: PD011 -- it is not a frame
+        matrix.values,
         history["amount"] > 100,
         feature_names=list(matrix.names),
         feature_types=["q", "c"],

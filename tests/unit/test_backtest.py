@@ -95,8 +95,8 @@ async def test_scores_and_decisions_are_the_workers_whatever_the_file_and_its_ch
     scores = np.array([result["score"] for result in expected], np.float32)
     assert scores.tobytes() == model.model.predict(np.asarray(offline_matrix(job, HISTORY).values)).tobytes()
     seen = []
-    judge = operation._judged
-    monkeypatch.setattr(operation, "_judged", lambda *given: seen.append(given) or judge(*given))
+    judge = operation.judged
+    monkeypatch.setattr(operation, "judged", lambda *given: seen.append(given) or judge(*given))
     for suffix in ("csv", "parquet", "jsonl"):
         report = await backtest(job, [model], Given({}, {}), folder / f"history.{suffix}", label="fraud")
         found, decisions, names, _ = seen.pop()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]
 
-_METRICS = {"auc": "AUC", "log_loss": "log loss", "brier": "Brier", "rmse": "RMSE", "mae": "MAE"}
+_METRICS = {"auc": "AUC", "log_loss": "log loss", "brier": "Brier", "rmse": "RMSE", "mae": "MAE", "cost": "mean cost"}
 
 
 def backtest(
@@ -56,16 +56,13 @@ def backtest(
     """
     from gridscore.job.types import Duration, seconds_of
     from gridscore.operations import backtest as operation
-    from gridscore.operations.backtest_page import page_of, require_plots
+    from gridscore.operations.backtest_page import page_of
     from gridscore.operations.subject import subject_of
 
     delay = 0.0 if label_delay is None else seconds_of(valid(Duration, "--label-delay", label_delay))
     if label is None and delay:
         raise UsageError("--label-delay is for labels.", "Name their column: --label COLUMN.")
-    if html is not None:
-        if html.is_dir() or not html.parent.is_dir():
-            raise UsageError(f"`{html}` cannot be written: it is a folder, or its folder is not there.")
-        require_plots()
+    check_page(html)
     wanted = [model, *([] if against is None else [against])]
 
     async def main() -> dict[str, Any]:
@@ -89,9 +86,11 @@ def backtest(
     if report["may_leak"]:
         named = ", ".join(report["may_leak"])
         print_warnings([f"Of an event, these lookups say what is so today, and not what was so then: {named}."])
-    tables = list(_tables(report))
+    tables = list(tables_of(report))
     if html is not None:
-        html.write_text(page_of(report, tables), encoding="utf-8")
+        about = f"{report['history']}: {report['rows']:,} rows{_span(report)}."
+        page = page_of(f"Backtest of {report['job']}", about, report["versions"], ("--model", "--against"), tables)
+        html.write_text(page, encoding="utf-8")
     if as_json:
         print_json(report)
         return
@@ -100,8 +99,22 @@ def backtest(
         console.print(f"[bold green]{safe(html)}[/] is written.")
 
 
+def check_page(html: Path | None) -> None:
+    """Refuse a page that cannot be written, before a long run."""
+    from gridscore.operations.backtest_page import require_plots
+
+    if html is not None:
+        if html.is_dir() or not html.parent.is_dir():
+            raise UsageError(f"`{html}` cannot be written: it is a folder, or its folder is not there.")
+        require_plots()
+
+
+def _span(report: dict[str, Any]) -> str:
+    return f", {report['from']} to {report['to']}" if report["from"] else ""
+
+
 def _print(report: dict[str, Any], tables: Sequence[_Table]) -> None:
-    span = f", {report['from']} to {report['to']}" if report["from"] else ""
+    span = _span(report)
     console.print(
         f"[bold]{safe(report['job'])}[/]: {report['rows']:,} rows of {safe(report['history'])}{span}, in "
         f"{report['seconds']:.1f} s ({report['rows_per_second']:,.0f}/s)."
@@ -118,8 +131,8 @@ def _print(report: dict[str, Any], tables: Sequence[_Table]) -> None:
         print_table(columns, rows, empty="")
 
 
-def _tables(report: dict[str, Any]) -> Iterator[_Table]:
-    """Title, columns and rows of each table; all but the first column are figures."""
+def tables_of(report: dict[str, Any]) -> Iterator[_Table]:
+    """Title, columns and rows of each table, of a backtest or a report; all but the first column are figures."""
     fields: tuple[str, ...]
     columns: tuple[str, ...]
     versions = report["versions"]
@@ -130,7 +143,7 @@ def _tables(report: dict[str, Any]) -> Iterator[_Table]:
         yield "Metrics", ("", *names), rows
     for each in versions:
         if each["decisions"]:
-            columns = ("DECISION", "EVENTS", "SHARE", "VALUE", "PRECISION", "RECALL")
+            columns = ("DECISION", "EVENTS", "SHARE", report.get("value_column", "VALUE"), "PRECISION", "RECALL")
             fields = ("decision", "events", "share", "value", "precision", "recall")
             yield f"Decisions of {each['name']}", columns, [tuple(d[f] for f in fields) for d in each["decisions"]]
     if changes := report.get("changes"):
@@ -145,7 +158,7 @@ def _tables(report: dict[str, Any]) -> Iterator[_Table]:
             yield "Scores apart", ("", ""), [*rows, *((f"difference, {name}", value) for name, value in apart.items())]
     for each in versions:
         if any("labels" in period and period["labels"] for period in each["periods"]) or len(each["periods"]) > 1:
-            named = [name for name in found if name in ("auc", "log_loss", "brier", "rmse", "mae")]
+            named = [name for name in found if name != "cost"]
             columns = ("FROM", "EVENTS", "SCORE", "LABEL", *(_METRICS[name] for name in named))
             rows = [
                 (

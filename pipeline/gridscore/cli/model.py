@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli import model_files, model_moves
+from gridscore.cli import model_files, model_moves, model_report
 from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, run_on
 from gridscore.cli.output import console, print_json, print_table, print_warnings, progress_bar, safe, say
 from gridscore.texts import count_text
@@ -321,6 +321,7 @@ app.command("alias")(model_moves.alias_)
 app.command()(model_moves.check)
 app.command()(model_moves.rollout)
 app.command()(model_moves.log)
+app.command()(model_report.report)
 app.command()(model_files.export)
 app.command()(model_files.pull)
 app.command()(model_files.sample)

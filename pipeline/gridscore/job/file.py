@@ -23,7 +23,7 @@ from gridscore.errors import JobFileError
 from gridscore.job.check import Parts, check, compile_features
 from gridscore.job.document import Problem, read_yaml
 from gridscore.job.gates import ChampionGate, Gates, GoldenRow, LatencyGate, MetricGate, ParityGate, ShiftGate
-from gridscore.job.monitoring import Drift
+from gridscore.job.monitoring import Drift, Labels
 from gridscore.job.plugs import sections
 from gridscore.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
 from gridscore.job.problems import MAX_PROBLEMS, dotted, error_of, located, within
@@ -348,6 +348,9 @@ class Job(Strict):
         description="When features and scores count as drifted from what the model was trained on; without it, "
         "nobody looks.",
     )
+    labels: Labels | None = Field(
+        default=None, description="What came of events, when that is known: for `gridscore model report`."
+    )
     start: Literal["oldest", "latest"] = Field(
         default="oldest", description="Where to begin in the journal when there are no committed offsets."
     )
@@ -472,9 +475,23 @@ class Job(Strict):
         return self
 
     @model_validator(mode="after")
-    def _alerts_apart(self) -> Job:
-        if self.drift is not None and self.alerts_map in (self.events, self.results):
-            raise ValueError(f"`alerts: {self.alerts_map}` is the map of events or results: give alerts another one")
+    def _maps_apart(self) -> Job:
+        read = {self.events, self.results, *(lookup.map for lookup in self.lookups.values())}
+        for what, name in (("alerts", self.drift and self.alerts_map), ("labels", self.labels and self.labels.map)):
+            if name in read:
+                raise ValueError(f"`{name}` holds events, results or a lookup: give {what} a map of their own")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_can_be_joined(self) -> Job:
+        if (labels := self.labels) is None:
+            return self
+        if labels.key is not None and labels.key not in self.result.include:
+            raise ValueError(f"`key: {labels.key}` of `labels` must be in `result: {{include: [{labels.key}]}}`")
+        if self.classes:
+            raise ValueError("`labels` are compared with one score, and a job with `classes` has several")
+        if unknown := labels.cost.keys() - {decision.decision for decision in self.decisions}:
+            raise ValueError(f"`cost` of `{min(unknown)}`, which is not one of the `decisions`")
         return self
 
     @property
@@ -629,6 +646,7 @@ _MODELS: dict[tuple[str, ...], type[Strict]] = {
     ("gates", "shift"): ShiftGate,
     ("gates", "parity"): ParityGate,
     ("drift",): Drift,
+    ("labels",): Labels,
 }
 """The models of the parts of a file, by their path without the names that a user gave."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from gridscore.job.types import Duration, MapName, Strict, seconds_of
 
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+_Outcome = Annotated[_Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
@@ -45,3 +47,22 @@ class Drift(Strict):
     def every_seconds(self) -> float:
         """How long a window is."""
         return seconds_of(self.every)
+
+
+class Labels(Strict):
+    """What came of events, put into a map of its own when it is known."""
+
+    map: MapName = Field(description="The map of labels.")
+    key: _Text | None = Field(
+        default=None,
+        description="Event field whose value is a label's key, if that is not the event's; `result.include` names it.",
+    )
+    field: _Text = Field(default="label", description="Where the label is in entries that are objects.")
+    positive: tuple[_Outcome, ...] = Field(
+        default=(),
+        max_length=100,
+        description="Labels that count as 1, all others as 0; without it, labels are numbers, true or false.",
+    )
+    cost: dict[str, tuple[_Number, _Number]] = Field(
+        default={}, max_length=64, description="What each decision costs where the label is 0, and where it is 1."
+    )

@@ -86,7 +86,7 @@ async def backtest(
     """
     clock = _time_field(job)
     if label is not None:
-        _require_metrics()
+        require_metrics()
     if label_delay and clock is None:
         raise UsageError("--label-delay needs the time of each event.", "Name its field in the job: `order_by`.")
     names = [decision.decision for decision in job.decisions]
@@ -128,8 +128,8 @@ async def backtest(
         "rows": done,
         "seconds": round(seconds, 3),
         "rows_per_second": round(done / seconds, 1),
-        "from": _iso(np.nanmin(rows["time"])) if clock and not np.isnan(rows["time"]).all() else None,
-        "to": _iso(np.nanmax(rows["time"])) if clock and not np.isnan(rows["time"]).all() else None,
+        "from": iso(np.nanmin(rows["time"])) if clock and not np.isnan(rows["time"]).all() else None,
+        "to": iso(np.nanmax(rows["time"])) if clock and not np.isnan(rows["time"]).all() else None,
         "label": label,
         "label_delay": label_delay,
         "labels": int(known.sum()),
@@ -150,7 +150,7 @@ async def backtest(
                 "scored": done - each.rejected.total(),
                 "rejected": dict(each.rejected),
                 "first_rejected": each.example,
-                **_judged(scores, decisions, names, rows),
+                **judged(scores, decisions, names, rows),
             }
         )
     if len(found) > 1:
@@ -215,7 +215,12 @@ def _numbers(frame: pd.DataFrame, column: str, source: str) -> NDArray[np.float6
 # ---------------------------------------------------------------------- what they say
 
 
-def _require_metrics() -> None:
+def require_metrics() -> None:
+    """Say what is missing before a long run.
+
+    Raises:
+        UsageError: scikit-learn is not installed.
+    """
     try:
         import sklearn.metrics  # noqa: F401
     except ImportError:
@@ -224,9 +229,17 @@ def _require_metrics() -> None:
         ) from None
 
 
-def _judged(
+def judged(
     scores: NDArray[np.float32], decisions: NDArray[np.int16], names: Sequence[str], rows: dict[str, NDArray[Any]]
 ) -> dict[str, Any]:
+    """Metrics, decisions, calibration, and metrics over time.
+
+    Args:
+        scores: NaN where there is none.
+        decisions: Places in the names; -1 where there is none.
+        names: Of the decisions.
+        rows: `time` in seconds since 1970, `label` and `value` of each; NaN where there is none.
+    """
     labels, values = rows["label"], rows["value"]
     one = scores if scores.ndim == 1 else np.full(len(scores), math.nan, np.float32)
     known = ~np.isnan(labels) & ~np.isnan(one)
@@ -241,7 +254,7 @@ def _judged(
         "calibration": _calibration(labels[known], one[known]) if is_binary else [],
         "periods": [
             {
-                "from": _iso(begin),
+                "from": iso(begin),
                 "events": int(within.sum()),
                 "labels": int((within & known).sum()),
                 "score_mean": _mean(one[within]),
@@ -371,5 +384,6 @@ def _sum(column: NDArray[Any]) -> float | None:
     return math.fsum(there) if len(there) else None
 
 
-def _iso(seconds: float) -> str:
+def iso(seconds: float) -> str:
+    """RFC 3339 in UTC, of seconds since 1970."""
     return dt.datetime.fromtimestamp(float(seconds), dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

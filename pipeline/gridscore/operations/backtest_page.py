@@ -1,4 +1,4 @@
-"""A backtest as a page: one HTML file that needs nothing else, with plots in SVG."""
+"""A backtest, or a report of a model at work, as a page: one HTML file that needs nothing else, with plots in SVG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gridscore.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_COLOURS = ("#2e86ab", "#d1495b")
+_COLOURS = ("#2e86ab", "#d1495b", "#66a182", "#edae49", "#7a5195", "#ef5675")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem }
@@ -36,27 +36,31 @@ def require_plots() -> None:
         ) from None
 
 
-def page_of(report: dict[str, Any], tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[Any]]]]) -> str:
+def page_of(
+    title: str,
+    about: str,
+    versions: Sequence[dict[str, Any]],
+    drawn_as: Sequence[str],
+    tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[Any]]]],
+) -> str:
     """The page.
 
     Args:
-        report: What `backtest` gave.
+        title: Of the page.
+        about: A line below it.
+        versions: What `judged` says of each.
+        drawn_as: What to call them in plots; those without a name are not drawn.
         tables: Title, columns and rows of each table that a terminal shows, too.
     """
-    title = f"Backtest of {report['job']}"
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{escape(title)}</h1>",
-        f"<p class=soft>{escape(report['history'])}: {report['rows']:,} rows{escape(_span(report))}.</p>",
-        _plots(report),
+        f"<p class=soft>{escape(about)}</p>",
+        _plots(versions, drawn_as),
         *(_table(*each) for each in tables),
         "</html>",
     ]
     return "\n".join(parts)
-
-
-def _span(report: dict[str, Any]) -> str:
-    return f", {report['from']} to {report['to']}" if report["from"] else ""
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -67,7 +71,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
     return f"<h2>{escape(title)}</h2><table>{line('th', columns)}{''.join(line('td', row) for row in rows)}</table>"
 
 
-def _plots(report: dict[str, Any]) -> str:
+def _plots(versions: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """Metrics and means over time, and calibration. No text of the history's or the job's is drawn."""
     try:
         import matplotlib as mpl
@@ -76,15 +80,14 @@ def _plots(report: dict[str, Any]) -> str:
         raise UsageError(
             "Plots need matplotlib, which is not installed.", "pip install 'gridscore[backtest]'"
         ) from None
-    versions = report["versions"]
-    drawn = next((name for name in ("auc", "rmse") if any(name in each["metrics"] for each in versions)), None)
+    drawn = next((metric for metric in ("auc", "rmse") if any(metric in each["metrics"] for each in versions)), None)
     with mpl.rc_context({"svg.hashsalt": "gridscore", "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(11, 3.4), layout="constrained")
         over_time, means, calibration = figure.subplots(1, 3)
-        for option, each, colour in zip(("--model", "--against"), versions, _COLOURS, strict=False):
+        for name, each, colour in zip(names, versions, _COLOURS, strict=False):
             periods = [period for period in each["periods"] if period["events"]]
             times = [dt.datetime.fromisoformat(period["from"]) for period in periods]
-            style: dict[str, Any] = {"color": colour, "label": option, "marker": ".", "linewidth": 1.2}
+            style: dict[str, Any] = {"color": colour, "label": name, "marker": ".", "linewidth": 1.2}
             if drawn is not None:
                 over_time.plot(times, [_or_nan(period.get(drawn)) for period in periods], **style)
             means.plot(times, [_or_nan(period["score_mean"]) for period in periods], **style)
