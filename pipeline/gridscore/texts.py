@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,30 @@ NOT_LAYOUT = re.compile(rf"(?![\n\t])[{_CONTROLS}]")
 def count_text(number: float, one: str, many: str = "") -> str:
     """A number of things: `1 event`, `1,204 events`."""
     return f"{number:,.0f} {one if number == 1 else many or one + 's'}"
+
+
+def clock_text() -> str:
+    """The time of day: `13:05:59`."""
+    return dt.datetime.now().astimezone().strftime("%H:%M:%S")
+
+
+def duration_text(seconds: float) -> str:
+    """A time span in its largest unit: `0.3 s`, `12 s`, `3 min`, `5 h`, `2 d`."""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    for unit, length in (("min", 60), ("h", 3_600)):
+        if seconds < length * (60 if unit == "min" else 48):
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86_400:,.0f} d"
+
+
+def milliseconds_text(value: float | None) -> str:
+    """A latency: `0.84 ms`, `12 ms`, `1.2 s`; a dash for none."""
+    if value is None:
+        return "-"
+    if value >= 1_000:
+        return f"{value / 1_000:,.1f} s"
+    return f"{value:.2g} ms" if value < 1 else f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"
 
 
 def visible(value: Any, *, layout: bool = False) -> str:

@@ -12,12 +12,12 @@ from test_plug_health import sink, source
 from gridscore.cli import jobs
 from gridscore.cli.board import Column, Scene, board, compact, table
 from gridscore.cli.jobs import _place, _what_happens, replay_figures
-from gridscore.cli.output import duration_text, milliseconds_text
 from gridscore.errors import BadRecord, UsageError
 from gridscore.job import JobState
 from gridscore.job.life import JOBS_MAP
 from gridscore.operations.flow import Flow, History, to_json
 from gridscore.operations.status import JobFigures, Overview, WorkerRecord
+from gridscore.texts import duration_text, milliseconds_text
 
 BUSY = JobFigures(
     events=12_345_678,

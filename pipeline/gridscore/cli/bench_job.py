@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import Connection, Json, connected
-from gridscore.cli.output import console, errors, milliseconds_text, print_json, print_table, run, safe, say
+from gridscore.cli.output import console, errors, print_json, print_table, run, safe, say
+from gridscore.texts import milliseconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,12 +10,12 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Group
 from rich.text import Text
 
-from gridscore.cli.output import duration_text, milliseconds_text, one_line, visible
+from gridscore.cli.output import one_line, visible
 from gridscore.grid.heap import worst_of
 from gridscore.job import JobState
 from gridscore.operations.flow import GONE, INVALID, Findings
 from gridscore.operations.health import Level, is_well
-from gridscore.texts import count_text
+from gridscore.texts import count_text, duration_text, milliseconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -81,25 +81,6 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def duration_text(seconds: float) -> str:
-    """A time span in its largest unit: `0.3 s`, `12 s`, `3 min`, `5 h`, `2 d`."""
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    for unit, length in (("min", 60), ("h", 3_600)):
-        if seconds < length * (60 if unit == "min" else 48):
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86_400:,.0f} d"
-
-
-def milliseconds_text(value: float | None) -> str:
-    """A latency: `0.84 ms`, `12 ms`, `1.2 s`; a dash for none."""
-    if value is None:
-        return "-"
-    if value >= 1_000:
-        return f"{value / 1_000:,.1f} s"
-    return f"{value:.2g} ms" if value < 1 else f"{value:.1f} ms" if value < 10 else f"{value:.0f} ms"
-
-
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """A value as JSON that is safe to look at: what a terminal would obey is escaped, all else is readable."""
     text = json.dumps(value, indent=indent, default=str, ensure_ascii=False)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore.cli.options import Connection, Json, answered, run_on
-from gridscore.cli.output import console, duration_text, errors, milliseconds_text, print_json, safe
+from gridscore.cli.output import console, errors, print_json, safe
 from gridscore.errors import UsageError
-from gridscore.texts import count_text
+from gridscore.texts import count_text, duration_text, milliseconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -7,7 +7,6 @@ import contextlib
 import datetime as dt
 import logging
 import sys
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,22 +15,16 @@ import typer
 from gridscore.cli.options import Connection, run_on
 from gridscore.cli.output import console, json_text
 from gridscore.cli.signals import on_signals
-from gridscore.errors import GridscoreError, JobError
-from gridscore.texts import count_text
+from gridscore.texts import clock_text, count_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gridscore.cli.board import Scene
     from gridscore.grid import Grid
-    from gridscore.operations.flow import Flow
+    from gridscore.operations.watcher import Watcher
 
 _REFRESH_SECONDS = 1.0
-_ANSWER_SECONDS = 5.0
-"""A look that takes longer is given up, and tried again."""
-
-_WINDOW_SECONDS = 6.0
-"""How far back findings look."""
 
 
 def top(
@@ -51,44 +44,27 @@ def top(
     """
 
     async def main(grid: Grid) -> None:
-        watcher = _Watcher(grid, job)
+        from gridscore.operations.watcher import Watcher
+
+        watcher = Watcher(grid, job)
         await watcher.first_look()
+        screen = _Screen(grid, watcher)
         if as_json:
-            await watcher.print_json(once=once)
+            await screen.print_json(once=once)
         elif once or not console.is_terminal:
-            watcher.print_once()
+            screen.print_once()
         else:
-            await watcher.show()
+            await screen.show()
 
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C is the normal end
         run_on(connection, main)
 
 
-class _Watcher:
+class _Screen:
     """Looks once a second, and shows what the last looks say."""
 
-    def __init__(self, grid: Grid, job: str | None) -> None:
-        from gridscore.operations.flow import FlowObserver, History
-
-        self._grid = grid
-        self._observer = FlowObserver(grid, job)
-        self._flow: Flow | None = None
-        self._seen_at = ""
-        self._history = History(_WINDOW_SECONDS)
-        self._looking: asyncio.Task[Flow] | None = None
-        self._asked_at = self._answered_at = time.monotonic()
-        self._failure = ""
-
-    async def first_look(self) -> None:
-        """Look once; unlike later ones, it may fail.
-
-        Raises:
-            JobError: There is no such job.
-            GridscoreError: The cluster does not answer.
-        """
-        await self._look(_ANSWER_SECONDS * 2)
-        if self._flow is None:
-            raise GridscoreError(self._failure or "The cluster does not answer.", "Are all its members well?")
+    def __init__(self, grid: Grid, watcher: Watcher) -> None:
+        self._grid, self._watcher = grid, watcher
 
     async def show(self) -> None:
         """Show it in the terminal until a key or a signal ends it."""
@@ -107,8 +83,8 @@ class _Watcher:
                     async with asyncio.timeout(_REFRESH_SECONDS):
                         await ended.wait()
                 if not ended.is_set():
-                    await self._look(_REFRESH_SECONDS, ended)
-        await self._give_up()
+                    await self._watcher.look(_REFRESH_SECONDS, ended)
+        await self._watcher.give_up()
 
     async def print_json(self, *, once: bool) -> None:
         """Print JSON, once or every second until a signal."""
@@ -123,53 +99,15 @@ class _Watcher:
                 async with asyncio.timeout(_REFRESH_SECONDS):
                     await ended.wait()
             if ended.is_set():
-                await self._give_up()
+                await self._watcher.give_up()
                 return
-            await self._look(_REFRESH_SECONDS, ended)
+            await self._watcher.look(_REFRESH_SECONDS, ended)
 
     def print_once(self) -> None:
         """Print it once."""
         from gridscore.cli.board import board
 
         console.print(board(self._scene(), console.width), crop=False, soft_wrap=not console.is_terminal)
-
-    async def _look(self, seconds: float, ended: asyncio.Event | None = None) -> None:
-        """Look, or wait for a look that is under way, so long at most."""
-        from hazelcast.errors import HazelcastError
-
-        if self._looking is None:
-            self._asked_at = time.monotonic()
-            self._looking = asyncio.create_task(self._observer.look())
-        waiting: set[asyncio.Task[Any]] = {self._looking}
-        if ended is not None:
-            waiting.add(quitting := asyncio.create_task(ended.wait()))
-        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if ended is not None:
-            quitting.cancel()
-        if not self._looking.done():
-            if time.monotonic() - self._asked_at > _ANSWER_SECONDS:
-                await self._give_up()
-            return
-        looking, self._looking = self._looking, None
-        try:
-            self._take(looking.result())
-        except JobError as error:
-            if self._flow is None:
-                raise
-            self._failure = error.message
-        except (HazelcastError, GridscoreError) as error:
-            self._failure = f"The cluster does not answer as it should: {error}"
-
-    async def _give_up(self) -> None:
-        if self._looking is not None:
-            looking, self._looking = self._looking, None
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
-
-    def _take(self, flow: Flow) -> None:
-        self._flow, self._failure = flow, ""
-        self._answered_at, self._seen_at = time.monotonic(), _clock()
-        self._history.add(flow)
 
     def _frame(self) -> Any:
         from gridscore.cli.board import board
@@ -181,15 +119,8 @@ class _Watcher:
 
         members = len(self._grid.members)
         cluster = f"{self._grid.settings.cluster_name} · {count_text(members, 'member')}"
-        return Scene(cluster, _clock(), self._flow, self._history.findings(), self._silence())
-
-    def _silence(self) -> str:
-        silent = time.monotonic() - self._answered_at
-        if self._failure:
-            return f"{self._failure} The figures are of {self._seen_at}; trying again."
-        if silent > _ANSWER_SECONDS / 2:
-            return f"No answer from the cluster for {silent:.0f} s. The figures are of {self._seen_at}; trying again."
-        return ""
+        watcher = self._watcher
+        return Scene(cluster, clock_text(), watcher.flow, watcher.history.findings(), watcher.silence)
 
     def _json(self) -> dict[str, Any]:
         import msgspec
@@ -197,7 +128,7 @@ class _Watcher:
         from gridscore.operations.flow import to_json
 
         at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        if (flow := self._flow) is None or (silence := self._silence()):
+        if (flow := self._watcher.flow) is None or (silence := self._watcher.silence):
             return {"at": at, "error": silence, "sources": [], "jobs": [], "sinks": [], "workers": []}
         lags = {status.record.name: status for status in flow.overview.jobs}
         workers = []
@@ -207,11 +138,7 @@ class _Watcher:
                 figures["lag"] = lags[name].lag_of(worker.id) if name in lags else None
                 figures["commit_age"] = worker.commit_age(name)
             workers.append(value)
-        return {"at": at, "error": "", **to_json(flow, self._history.findings()), "workers": workers}
-
-
-def _clock() -> str:
-    return dt.datetime.now().astimezone().strftime("%H:%M:%S")
+        return {"at": at, "error": "", **to_json(flow, self._watcher.history.findings()), "workers": workers}
 
 
 @contextmanager
