@@ -49,7 +49,10 @@ class Role(StrEnum):
     """`POST /events/MAP`; and, with `score`, `POST /score/JOB?record=true`."""
 
     READ = "read"
-    """Results, and lists of what there is."""
+    """Results, and lists of what there is; the dashboard."""
+
+    OPERATE = "operate"
+    """What the dashboard can do: suspend and resume jobs, promote models, replay and discard dead letters."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +131,7 @@ class Keys:
             note=note,
             roles=tuple(dict.fromkeys(roles)),
             only=tuple(dict.fromkeys(only)),
-            digest=_digest(text),
+            digest=digest_of(text),
             created_at=now,
             expires_at=None if seconds is None else now + dt.timedelta(seconds=seconds),
             rate=rate,
@@ -157,8 +160,13 @@ class Keys:
         matched = _FORM.fullmatch(text)
         key = keys.get(matched[1]) if matched else None
         # One that is not there is compared as well: neither takes less time than the other.
-        is_right = hmac.compare_digest(_digest(text), key.digest if key is not None else "0" * 64)
+        is_right = hmac.compare_digest(digest_of(text), key.digest if key is not None else "0" * 64)
         return key if is_right and key is not None and not key.has_expired else None
+
+    async def get(self, name: str) -> Key | None:
+        """The key of an ID, if there is one and its time is not over."""
+        key = (await self._watched.read()).get(name)
+        return None if key is None or key.has_expired else key
 
 
 class Rates:
@@ -183,5 +191,6 @@ class Rates:
         return 0.0 if left >= 1 else (1 - left) * per / most
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
+    """What the grid holds of a key."""
     return hashlib.sha256(text.encode()).hexdigest()

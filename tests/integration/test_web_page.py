@@ -5,14 +5,12 @@ import functools
 import http.server
 import json
 import os
-import shutil
 import threading
 from collections import Counter
 
 import pytest
 from hazelcast.core import HazelcastJsonValue
 from http_serving import serving
-from servers import not_here
 
 from gridscore.grid import connect
 from gridscore.grid.copies import LiveCopy
@@ -55,21 +53,6 @@ def shop(tmp_path):
         yield tmp_path, f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture
-async def browser():
-    """The system's Chromium."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        not_here("no browser: install Chromium to run this test")
-    from playwright.async_api import async_playwright
-
-    async with async_playwright() as playwright:
-        # The sandbox needs rights that containers often lack; the pages are ours.
-        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        await browser.close()
 
 
 class Seen:

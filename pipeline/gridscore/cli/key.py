@@ -88,3 +88,21 @@ def revoke(
     """
     run_on(connection, lambda grid: Keys(grid).revoke(name))
     say(f"The key {name} is revoked.", to=console)
+
+
+@app.command()
+def log(*, connection: Connection, as_json: Json = False) -> None:
+    """Show what was done on the dashboard with which key, the latest first; the last 1,000 actions are kept.
+
+    Example: [bold]gridscore key log --json[/]
+    """
+    from gridscore.operations.actions import ActionLog
+
+    found = run_on(connection, lambda grid: ActionLog(grid).list())
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+        return
+    rows = [(each.at, each.by, each.verb, each.target, each.detail, each.why, each.outcome) for each in found]
+    print_table(("AT", "KEY", "ACTION", "JOB", "WHAT", "WHY", "OUTCOME"), rows, empty="Nothing was done yet.")

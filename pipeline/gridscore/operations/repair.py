@@ -30,6 +30,7 @@ from gridscore.models.drift import DRIFT_MAP, DriftRecord
 from gridscore.models.record import ModelRecord
 from gridscore.models.registry import MODELS_MAP, VERSIONS_MAP
 from gridscore.models.version import ModelVersion
+from gridscore.operations.actions import ACTIONS_MAP, Actions
 from gridscore.operations.autoscale import AUTOSCALE_MAP, Decisions
 from gridscore.operations.sink_status import SinkProcess
 from gridscore.operations.status import ACKNOWLEDGED_MAP, Acknowledgement, WorkerRecord
@@ -120,6 +121,7 @@ CONTROL_MAPS = (
     ControlMap(DRIFT_MAP, _kind(DriftRecord), "the next window of drift begins anew, and so do its alerts.", False),
     ControlMap(ACKNOWLEDGED_MAP, _kind(Acknowledgement), "losses that were acknowledged are shown again.", False),
     ControlMap(AUTOSCALE_MAP, _kind(Decisions), "`autoscale --explain` starts over.", False),
+    ControlMap(ACTIONS_MAP, _kind(Actions), "what was done before is not known any more.", False),
     ControlMap(SESSIONS_MAP, lease_records.parse, "leases that depend on it run out, and are taken again.", False),
     ControlMap(HEARTBEATS_MAP, _kind(Heartbeat), _BACK, False),
     ControlMap(HOLDINGS_MAP, _kind(Holdings), "it comes back when its process takes or gives a partition.", False),

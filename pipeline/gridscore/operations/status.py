@@ -120,6 +120,7 @@ class JobFigures(msgspec.Struct, frozen=True):
     broken_states: Count = 0
     committed_at: Count = 0
     latency_ms: dict[str, Figure | None] = {}
+    stage_us_per_event: dict[str, Figure] = {}
 
     def __post_init__(self) -> None:
         for figures in self.lookups.values():

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from gridscore.errors import GridscoreError
 from gridscore.operations.metrics import TYPE
+from gridscore.serve.dashboard.app import is_page
 from gridscore.serve.scores import PATH
 from gridscore.sources.http.answer import failure, http_error, json_response
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from gridscore.serve.dashboard.app import Dashboard
     from gridscore.serve.inference import Inference
     from gridscore.serve.live_jobs import LiveJobs
     from gridscore.serve.metrics import Metrics
@@ -39,6 +41,7 @@ class Application:
         metrics: Of all that.
         inference: Answers those of the Open Inference Protocol.
         problem: Why nothing can be scored now; empty if it can.
+        dashboard: Answers those who look at pages; None if there are none.
     """
 
     def __init__(
@@ -49,9 +52,10 @@ class Application:
         metrics: Metrics,
         inference: Inference,
         problem: Callable[[], Awaitable[str]],
+        dashboard: Dashboard | None,
     ) -> None:
         self._jobs, self._scores, self._streams, self._inference = jobs, scores, streams, inference
-        self._metrics, self._problem = metrics, problem
+        self._metrics, self._problem, self._dashboard = metrics, problem, dashboard
         self._posts: ASGIApp | None = None
         self._routes = self._routed()
 
@@ -63,7 +67,12 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; scores go past the routes, which would cost as much as they do."""
         path = scope["path"]
-        app = self._scores if path.startswith(PATH) else self._streams if self._streams.is_for(path) else self._routes
+        if path.startswith(PATH):
+            app: ASGIApp = self._scores
+        elif self._streams.is_for(path):
+            app = self._streams
+        else:
+            app = self._dashboard if self._dashboard is not None and is_page(path) else self._routes
         await app(scope, receive, send)
 
     def _routed(self) -> FastAPI:

@@ -14,6 +14,7 @@ from gridscore.job.life import JOBS_MAP
 from gridscore.job.plugs.environment import from_environment
 from gridscore.scoring.live_model import LoadedModels
 from gridscore.serve.app import Application
+from gridscore.serve.dashboard.app import Dashboard, is_page
 from gridscore.serve.inference import Inference
 from gridscore.serve.live_jobs import LiveJobs
 from gridscore.serve.live_models import LiveModels
@@ -61,8 +62,10 @@ class Server:
         self._streams = Streams(grid, self.jobs)
         metrics = Metrics(self.jobs, self._scores, self._streams)
         inference = Inference(self._models, self._problem, bodies)
-        self.app = Application(self.jobs, self._scores, self._streams, metrics, inference, self._problem)
         self.http = HttpServer(grid, self._settings)
+        self._dashboard = Dashboard(grid, self._settings, self.http.guard) if settings.dashboard else None
+        pages = self._dashboard
+        self.app = Application(self.jobs, self._scores, self._streams, metrics, inference, self._problem, pages)
         self.source: SourceRunner | None = None
         if (source := settings.source()) is not None:
             self.source = runner_of(grid, source, make=partial(HttpSource, attach=self.app.attach))
@@ -80,7 +83,7 @@ class Server:
             GridscoreError: It cannot go on, and a retry would not help.
         """
         try:
-            self.http.open(self.app)
+            self.http.open(self.app, lambda path: self._dashboard is not None and is_page(path))
             _log.info("Serving at %s", self.http.address, extra={"action": "listening"})
             self.opened.set()
             await self._grid.while_same(self._serve())
@@ -91,6 +94,8 @@ class Server:
             await self.http.close()
             self._scores.close()
             self._health.close()
+            if self._dashboard is not None:
+                await self._dashboard.close()
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -27,6 +27,7 @@ class ServeSettings(PostSettings):
         le=1_000_000,
         description="Events of a job at most that wait to be scored; who comes then is told to come later.",
     )
+    dashboard: bool = Field(default=True, description="Show what runs, as pages, at `/`.")
 
     @model_validator(mode="after")
     def _posts_need_a_map(self) -> ServeSettings:

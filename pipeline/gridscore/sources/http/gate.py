@@ -1,12 +1,13 @@
 """The gate before everything that is served: pages of other origins, and who may not, come no further.
 
-It stands before the routes, so that whatever is added behind it is closed until `FREE` or `_needs` names it. Who is
-refused waits for the answer, the longer the more often that has happened: guessing is slow.
+It stands before the routes, so that whatever is added behind it is closed until `FREE` or `_needs` names it, unless it
+guards itself. Who is refused waits for the answer, the longer the more often that has happened: guessing is slow.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import hmac
 import math
 from collections import OrderedDict
@@ -17,12 +18,12 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.middleware.cors import CORSMiddleware
 
 from gridscore.errors import GridError
-from gridscore.keys import Keys, Rates, Role
+from gridscore.keys import Key, Keys, Rates, Role, digest_of
 from gridscore.sources.http.answer import json_response
 from gridscore.sources.http.connections import address_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Collection, Hashable
 
     from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,28 +43,88 @@ FORGIVEN_SECONDS = 60.0
 _ADDRESSES = 10_000
 
 
-class Gate:
-    """Lets requests pass to an application."""
+TOKEN_ID = "0" * 12
+"""Stands for the token where the ID of a key is asked for."""
 
-    def __init__(self, app: ASGIApp, grid: Grid, settings: PostSettings) -> None:
-        self._app, self._token, self._origins = app, settings.token.encode(), settings.allow_origin
+
+class Guard:
+    """Who somebody is, by the key or the token that they show; it makes guessing slow.
+
+    Attributes:
+        asks: Whether anything must be shown.
+        takes_keys: Whether keys are, beside the token.
+    """
+
+    def __init__(self, grid: Grid, settings: PostSettings) -> None:
+        self._token, self._all = settings.token.encode(), None
+        if settings.token:
+            digest = digest_of(settings.token)
+            self._all = Key(id=TOKEN_ID, roles=tuple(Role), digest=digest, created_at=dt.datetime.now(dt.UTC))
         self._keys = Keys(grid) if settings.keys else None
         self._rates = Rates()
+        self.takes_keys = settings.keys
+        self.asks = bool(settings.token or settings.keys)
         self._refusals: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
+
+    async def find(self, shown: bytes) -> Key | None:
+        """The key that somebody shows; None if it is not one.
+
+        Raises:
+            HazelcastError, GridError: The keys cannot be looked up.
+        """
+        if self._token and hmac.compare_digest(shown, self._token):
+            return self._all
+        return None if self._keys is None else await self._keys.find(shown.decode("latin-1"))
+
+    async def of(self, name: str) -> Key | None:
+        """The key of an ID, as long as it is good; errors as of `find`."""
+        if name == TOKEN_ID:
+            return self._all
+        return None if self._keys is None else await self._keys.get(name)
+
+    def wait(self, key: Key) -> int:
+        """Seconds until a request of this key may pass; 0 if it may now, and then it counts."""
+        return math.ceil(self._rates.wait(key, asyncio.get_running_loop().time()))
+
+    async def refuse(self, scope: Scope) -> None:
+        """Wait before somebody is told that what they show is wrong."""
+        await asyncio.sleep(self._wait(address_of(scope["client"][0] if scope["client"] else "")))
+
+    def _wait(self, address: Hashable) -> float:
+        now = asyncio.get_running_loop().time()
+        count, at = self._refusals.pop(address, (0, now))
+        count = 1 if now - at > FORGIVEN_SECONDS else count + 1
+        self._refusals[address] = count, now
+        if len(self._refusals) > _ADDRESSES:
+            self._refusals.popitem(last=False)
+        return min(count * WAIT_SECONDS, LONGEST_SECONDS)
+
+
+class Gate:
+    """Lets requests pass to an application.
+
+    Args:
+        guards_itself: Whether what answers at a path asks who comes, and from which page, by itself.
+    """
+
+    def __init__(
+        self, app: ASGIApp, guard: Guard, origins: Collection[str], guards_itself: Callable[[str], bool]
+    ) -> None:
+        self._app, self._guard, self._origins, self._guards_itself = app, guard, origins, guards_itself
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it.
 
         A browser asks before it sends JSON, but not before it sends plain text: so its origin is checked here, too.
         """
-        if scope["path"] not in FREE:
+        if scope["path"] not in FREE and not self._guards_itself(scope["path"]):
             headers = Headers(scope=scope)
             origin = headers.get("origin")
             if origin is not None and origin not in self._origins and "*" not in self._origins:
                 text = f"Pages of {origin} may not send here: it must be started with the origin."
                 await json_response(403, {"error": text})(scope, receive, send)
                 return
-            if self._token or self._keys is not None:
+            if self._guard.asks:
                 refused = await self._refusal(scope, headers.get("authorization", ""))
                 if refused is not None:
                     await refused(scope, receive, send)
@@ -74,35 +135,27 @@ class Gate:
         """The answer to who may not; None to who may."""
         scheme, _, rest = authorization.partition(" ")
         shown = rest.strip() if scheme.lower() == "bearer" else ""
-        if self._token and hmac.compare_digest(shown.encode("latin-1"), self._token):
-            return None
-        if self._keys is not None:
-            try:
-                key = await self._keys.find(shown)
-            except (HazelcastError, GridError):
-                return json_response(503, {"error": "The keys cannot be looked up now."}, {"Retry-After": "1"})
-            if key is not None:
-                if wait := self._rates.wait(key, asyncio.get_running_loop().time()):
-                    text = f"The key {key.id} is for {key.rate}, and that is used up."
-                    return json_response(429, {"error": text}, {"Retry-After": f"{math.ceil(wait)}"})
-                roles, name = _needs(scope)
-                if key.allows(roles, name):
-                    return None
-                what = f" with `{name}`" if name else ", of all jobs and maps"
-                text = f"The key {key.id} is not for this: it needs {' and '.join(roles)}{what}."
-                return json_response(403, {"error": text})
-        await asyncio.sleep(self._wait(address_of(scope["client"][0] if scope["client"] else "")))
-        refused = {"error": f"The {'token' if self._keys is None else 'key'} is missing or wrong."}
+        try:
+            key = await self._guard.find(shown.encode("latin-1"))
+        except (HazelcastError, GridError):
+            return json_response(503, {"error": "The keys cannot be looked up now."}, {"Retry-After": "1"})
+        if key is not None:
+            if seconds := self._guard.wait(key):
+                return json_response(429, {"error": used_up(key)}, {"Retry-After": f"{seconds}"})
+            roles, name = _needs(scope)
+            if key.allows(roles, name):
+                return None
+            what = f" with `{name}`" if name else ", of all jobs and maps"
+            text = f"The key {key.id} is not for this: it needs {' and '.join(roles)}{what}."
+            return json_response(403, {"error": text})
+        await self._guard.refuse(scope)
+        refused = {"error": f"The {'key' if self._guard.takes_keys else 'token'} is missing or wrong."}
         return json_response(401, refused, {"WWW-Authenticate": "Bearer"})
 
-    def _wait(self, address: Hashable) -> float:
-        now = asyncio.get_running_loop().time()
-        count, at = self._refusals.pop(address, (0, now))
-        count = 1 if now - at > FORGIVEN_SECONDS else count + 1
-        self._refusals[address] = count, now
-        if len(self._refusals) > _ADDRESSES:
-            self._refusals.popitem(last=False)
-        return min(count * WAIT_SECONDS, LONGEST_SECONDS)
+
+def used_up(key: Key) -> str:
+    """What to say to who asks more often than the rate of the key."""
+    return f"The key {key.id} is for {key.rate}, and that is used up."
 
 
 def _needs(scope: Scope) -> tuple[tuple[Role, ...], str | None]:
@@ -125,14 +178,16 @@ def _needs(scope: Scope) -> tuple[tuple[Role, ...], str | None]:
     return (Role.READ,), None
 
 
-def gated(app: ASGIApp, grid: Grid, settings: PostSettings) -> ASGIApp:
+def gated(
+    app: ASGIApp, guard: Guard, origins: Collection[str], guards_itself: Callable[[str], bool] = lambda _path: False
+) -> ASGIApp:
     """An application behind a gate; browsers are told which pages may read its answers, refusals included."""
-    gate = Gate(app, grid, settings)
-    if not settings.allow_origin:
+    gate = Gate(app, guard, origins, guards_itself)
+    if not origins:
         return gate
     return CORSMiddleware(
         gate,
-        allow_origins=settings.allow_origin,
+        allow_origins=tuple(origins),
         allow_methods=("GET", "POST"),
         allow_headers=("Authorization", "Content-Type", "Idempotency-Key"),
         # A beacon always claims to carry cookies. We ignore them.

@@ -15,12 +15,12 @@ import uvicorn
 
 from gridscore.errors import SettingsError, UsageError
 from gridscore.sources.http.connections import Connections
-from gridscore.sources.http.gate import gated
+from gridscore.sources.http.gate import Guard, gated
 from gridscore.sources.http.protocol import BoundedHeads
 from gridscore.sources.http.tls import Certificate, TlsServer
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from starlette.types import ASGIApp
 
@@ -35,25 +35,26 @@ class HttpServer:
     """Serves one application, behind the gate.
 
     Attributes:
+        guard: Knows who comes.
         address: Where it listens, once it is open: `http://127.0.0.1:8080`.
     """
 
     def __init__(self, grid: Grid, settings: PostSettings) -> None:
-        self._grid, self._settings = grid, settings
+        self._settings, self.guard = settings, Guard(grid, settings)
         self.connections = Connections(settings.max_per_address)
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self.address = ""
 
-    def open(self, app: ASGIApp) -> None:
-        """Begin to listen.
+    def open(self, app: ASGIApp, guards_itself: Callable[[str], bool] = lambda _path: False) -> None:
+        """Begin to listen; `guards_itself` as of the gate.
 
         Raises:
             SettingsError: The certificate or its key cannot be used.
             UsageError: The address cannot be listened on, or strangers would reach it.
         """
         config = uvicorn.Config(
-            gated(app, self._grid, self._settings),
+            gated(app, self.guard, self._settings.allow_origin, guards_itself),
             http=partial(BoundedHeads, connections=self.connections),  # type: ignore[arg-type]  # a factory
             ws="none",
             lifespan="off",

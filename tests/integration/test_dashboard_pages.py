@@ -1,0 +1,166 @@
+"""The dashboard in a real browser, over a real member: who is slow, why lag grows, which model decided, and why.
+
+`SCREENSHOTS=FOLDER` keeps what the pages look like; those of the docs are made so.
+"""
+
+import asyncio
+import json
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import scoring
+from axe_playwright_python.async_playwright import Axe
+
+from gridscore.keys import Keys, Role
+from gridscore.scoring import Worker
+from gridscore.serve.server import Server
+from gridscore.serve.settings import ServeSettings
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@asynccontextmanager
+async def traffic(client, name):
+    """Events that come, a few more each time."""
+
+    async def put():
+        number, step = 0, 20
+        while True:
+            await client.put_events(f"events.{name}", scoring.events(step, begin=number))
+            number, step = number + step, step + 2
+            await asyncio.sleep(0.1)
+
+    task = asyncio.create_task(put())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def server_of(grid, **settings):
+    server = Server(grid, ServeSettings(port=0, **settings))
+    task = asyncio.create_task(server.run())
+    try:
+        await scoring.until(lambda: task.done() or server.opened.is_set())
+        yield server
+    finally:
+        server.stop()
+        await task
+
+
+@pytest.fixture
+async def page(browser):
+    """A page that must not fail, ask, or meet its own policy."""
+    page, problems = await browser.new_page(viewport={"width": 1100, "height": 860}), []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: problems.append(dialog.message))
+
+    def said(message):
+        if message.type == "error" and "Content Security Policy" in message.text:
+            problems.append(message.text)
+
+    page.on("console", said)
+    yield page
+    assert problems == []
+
+
+async def accessible(page):
+    """Whether axe finds nothing, by day and by night."""
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme)
+        found = (await Axe().run(page)).response["violations"]
+        assert not found, [(each["id"], [node["html"] for node in each["nodes"]]) for each in found]
+    await page.emulate_media(color_scheme="light")
+
+
+async def shot(page, name):
+    if folder := os.environ.get("SCREENSHOTS"):
+        await page.screenshot(path=Path(folder) / f"dashboard-{name}.png")
+
+
+async def test_somebody_new_finds_who_is_slow_and_which_model_decided_and_why(cluster, unique, page):
+    name = f"fraud-{unique}"
+    file = scoring.JOB.format(name=name, mode="copy") + (
+        "decisions: [{decision: decline, at_least: 0.5}, {decision: approve}]\n"
+    )
+    async with (
+        scoring.scoring(cluster, name, file=file) as (client, worker),
+        Worker(client.grid, [name]) as slow,
+        server_of(client.grid, keys=True) as server,
+    ):
+        await client.push_model(scoring.booster(seed=1), name)
+        _, key = await Keys(client.grid).create([Role.READ, Role.OPERATE], [name])
+        await scoring.until(lambda: worker.runners.get(name) and slow.runners.get(name))
+        scorer = slow.runners[name]._scorer
+        score = scorer.score
+
+        async def slowly(*arguments):
+            await asyncio.sleep(2)
+            return await score(*arguments)
+
+        scorer.score = slowly
+        await client.put_events(f"events.{name}", {HOSTILE: {"amount": 1.0, "user": HOSTILE, "country": HOSTILE}})
+        async with traffic(client, name):
+            await page.goto(f"{server.http.address}/")
+            await accessible(page)
+            await page.keyboard.press("Tab")
+            assert await page.evaluate("document.activeElement.textContent") == "Skip to the content"
+            await page.focus("#secret")
+            await page.keyboard.type(key)
+            await page.keyboard.press("Enter")
+            await page.wait_for_selector("h1:text-is('Overview')")
+            await page.wait_for_selector(f"a:text-is('{name}')")
+            await accessible(page)
+            await page.click(f"a:text-is('{name}')")
+            # Without a reload: the page looks again by itself.
+            row = page.locator("tr", has_text=slow.id)
+            await row.locator("td.problem").wait_for(timeout=60_000)
+            remark = await row.locator("td.problem").text_content()
+            assert "behind" in remark or "slow" in remark
+            assert await page.locator("tr", has_text=worker.id).locator("td.problem").count() == 0
+            await page.wait_for_selector("p.note:has-text('Lag grows because')", timeout=60_000)
+            assert await page.locator("polyline").count() == 4
+            await accessible(page)
+            await shot(page, "job")
+            await page.set_viewport_size({"width": 360, "height": 740})
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            await page.set_viewport_size({"width": 1100, "height": 860})
+        await page.goto(f"{server.http.address}/dashboard/jobs/{name}?live=off")
+        await page.fill("#key", "e7")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("h1:text-is('Why e7')")
+        text = await page.text_content("main")
+        assert f"{name} v1" in text
+        assert "these features give the result's own score, to the bit" in text
+        await accessible(page)
+        await shot(page, "why")
+        await page.goto(f"{server.http.address}/dashboard/jobs/{name}/result?key={HOSTILE}")
+        await page.wait_for_selector(f"h1:text-is('Why {HOSTILE}')")
+
+        await page.goto(f"{server.http.address}/dashboard/jobs/{name}")
+        await page.focus("text=Promote v2")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector(f"h1:text-is('Promote {name}?')")
+        await accessible(page)
+        await page.fill("#why", "walked through")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("[role=status]")
+        assert (await client.models.aliases(name))["champion"] == 2
+        await page.click("text=Log >> nth=0")
+        await page.wait_for_selector("td:text-is('walked through')")
+        await accessible(page)
+        [done] = json.loads((await scoring.command(cluster, "key", "log", "--json")).stdout)
+        assert (done["verb"], done["target"], done["outcome"]) == ("promote", name, "done")
+
+        # A page whose server is gone says so, though nobody tells it: here after seconds that pass faster.
+        await page.goto(f"{server.http.address}/")
+        devtools = await page.context.new_cdp_session(page)
+        assert not await page.is_visible(".stale")
+        await page.route("**/*", lambda route: route.abort())
+        await devtools.send("Animation.enable")
+        await devtools.send("Animation.setPlaybackRate", {"playbackRate": 100})
+        await page.wait_for_selector(".stale", state="visible")

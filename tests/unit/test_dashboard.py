@@ -1,0 +1,319 @@
+"""The dashboard: what its pages show, who may see them and act, and that nothing of others becomes part of a page."""
+
+import asyncio
+import re
+from html.parser import HTMLParser
+from urllib.parse import quote
+
+import pytest
+from serving import JOB, PLAIN, booster, client, prepared, serving
+
+from gridscore.dead_letters.letters import map_of, walk_letters
+from gridscore.errors import GridError
+from gridscore.grid.records import Records
+from gridscore.job.life import JOBS_MAP
+from gridscore.keys import Keys, Role
+from gridscore.operations.actions import ActionLog
+from gridscore.serve.dashboard import observation, sessions
+from gridscore.sources.http import gate
+from gridscore.testing import StubCluster
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202e\x1b[31m"
+GOOD = {f"k{n}": {"amount": n * 7.1, "customer": f"c{n}", "merchant": f"m{n}"} for n in range(12)}
+
+
+class Tags(HTMLParser):
+    """The tags of a page that can do something, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.scripts, self.attributes, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [name for name, _ in attrs]
+        if tag in ("script", "img", "iframe", "object", "style"):
+            self.scripts.append((tag, dict(attrs).get("src")))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    monkeypatch.setattr(observation, "LOOK_SECONDS", 0.0)
+
+
+def is_clean(answer):
+    """Whether a page has no script but ours, no handler, and its headers."""
+    tags = Tags(answer.text)
+    assert [src.partition("?")[0] for _, src in tags.scripts] == ["/dashboard/static/htmx.min.js"]
+    assert not [name for name in tags.attributes if name.startswith("on") or name == "style"]
+    assert "\u202e" not in answer.text
+    assert "\x1b" not in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-store")
+    return tags.text
+
+
+async def see(http, path, status=200):
+    answer = await http.get(path)
+    assert answer.status_code == status, answer.text
+    return is_clean(answer)
+
+
+def token_of(answer):
+    return re.search(r'name="token" value="([0-9a-f]{64})"', answer.text)[1]
+
+
+async def login(http, key):
+    own = {"Origin": str(http.base_url)}
+    return await http.post("/dashboard/login", data={"key": key, "next": "/dashboard/log"}, headers=own)
+
+
+async def until_known(http, key):
+    """Log in with a new key, of which the server may not have heard yet."""
+    async with asyncio.timeout(20):
+        while (await login(http, key)).status_code != 303:
+            await asyncio.sleep(0.05)
+
+
+async def act(http, path, **form):
+    """Open a confirmation, and confirm it."""
+    asked = await http.get(path)
+    assert asked.status_code == 200, asked.text
+    is_clean(asked)
+    form = {"token": token_of(asked), **form}
+    return await http.post(path, data=form, headers={"Origin": str(http.base_url)})
+
+
+async def test_pages_show_jobs_workers_results_and_why_one_was_decided():
+    async with StubCluster(partitions=8) as cluster:
+        gridscore = await prepared(cluster, JOB, PLAIN)
+        async with cluster.worker() as worker, serving(cluster, "cards", "plain") as server, client(server) as http:
+            await gridscore.put_events("events.cards", {**GOOD, "bad": {"amount": "much"}})
+            await cluster.results("results.cards", len(GOOD))
+            overview = await see(http, "/")
+            assert "cards" in overview
+            assert "1 worker runs" in overview
+            await see(http, "/dashboard/jobs/cards")
+            page = await see(http, "/dashboard/jobs/cards")
+            assert "k3" in page
+            assert "approve" in page
+            assert "8 of 8: 0-7" in page
+            assert "Scores of 12 recent results" in page
+            assert "1 event could not be scored" in page
+            assert "Events a second" in page
+            assert worker is not None
+            why = await see(http, "/dashboard/jobs/cards/result?key=k3")
+            assert "cards v1" in why
+            assert "these features give the result's own score, to the bit" in why
+            assert "ratio" in why
+            letters = await see(http, "/dashboard/jobs/cards/letters")
+            assert "decode" in letters
+            assert "Replay" not in letters  # nobody can act where nobody shows a key
+            assert "There is no job" in await see(http, "/dashboard/jobs/none", 404)
+            assert "no result for the key" in await see(http, "/dashboard/jobs/cards/result?key=none", 404)
+            assert "Pages can only be read here" in await see(http, "/dashboard/jobs/cards/do/suspend", 403)
+            assert (
+                (await http.get("/dashboard/static/htmx.min.js")).headers["content-type"].startswith("text/javascript")
+            )
+
+
+async def test_nothing_of_others_becomes_part_of_a_page():
+    async with StubCluster(partitions=8) as cluster:
+        gridscore = await prepared(cluster, JOB)
+        grid = await cluster.connect("attacker")
+        await Records(grid, JOBS_MAP).put(HOSTILE, {"spec": {}, "state": HOSTILE})
+        event = {"amount": 1.0, "customer": HOSTILE, "merchant": HOSTILE}
+        async with cluster.worker(), serving(cluster, "cards") as server, client(server) as http:
+            await gridscore.put_events("events.cards", {HOSTILE: event, f"{HOSTILE}2": {"amount": HOSTILE}})
+            await cluster.results("results.cards", 1)
+            await until_letters(grid, 1)
+            [listed] = [each async for each in walk_letters(grid, "cards")]
+            overview = await see(http, "/")
+            assert "<script>alert(1)" in overview  # as text
+            odd = {"version": 1, "sequence": 0, "score": HOSTILE, "scored_at": HOSTILE, "model": [HOSTILE], "label": {}}
+            await gridscore.put_events("results.cards", {"odd": odd})
+            for path in (
+                "/dashboard/jobs/cards",
+                "/dashboard/jobs/cards/result?key=odd",
+                f"/dashboard/jobs/cards/result?key={quote(HOSTILE)}",
+                "/dashboard/jobs/cards/letters",
+                f"/dashboard/jobs/cards/letter?id={quote(listed.id)}",
+            ):
+                assert "<script>alert(1)" in await see(http, path)
+            await see(http, f"/dashboard/jobs/cards/result?key={quote(HOSTILE)}none", 404)
+            await see(http, f"/dashboard/jobs/{quote(HOSTILE, safe='')}", 404)
+            await see(http, f"/dashboard/jobs/cards/letter?id={quote(HOSTILE)}", 409)
+
+
+async def until_letters(grid, count):
+    letters = await grid.map(map_of("cards"))
+    async with asyncio.timeout(20):
+        while await letters.size() < count:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_session_needs_a_key_and_ends_with_it(monkeypatch):
+    monkeypatch.setattr(gate, "WAIT_SECONDS", 0.0)
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster, PLAIN)
+        grid = await cluster.connect("admin")
+        key, text = await Keys(grid).create([Role.READ])
+        _, other = await Keys(grid).create([Role.SCORE])
+        async with serving(cluster, keys=True) as server, client(server) as http:
+            for path in ("/", "/dashboard/jobs/plain", "/dashboard/log", "/dashboard/jobs/plain/do/suspend"):
+                assert "Log in" in await see(http, path, 401)
+            assert (await http.get("/jobs")).status_code == 401
+            assert "is wrong" in is_clean(await login(http, "gs_wrong"))
+            assert "needs the role read" in is_clean(await login(http, other))
+            assert not http.cookies
+            made = await login(http, text)
+            assert (made.status_code, made.headers["location"]) == (303, "/dashboard/log")
+            cookie = made.headers["set-cookie"].lower()
+            assert "httponly" in cookie
+            assert "samesite=strict" in cookie
+            assert text not in cookie
+            assert "Nothing was done yet" in await see(http, "/dashboard/log")
+            assert "it needs the role operate" in await see(http, "/dashboard/jobs/plain/do/suspend", 403)
+            # A session opens pages only, and a changed one nothing.
+            assert (await http.get("/jobs")).status_code == 401
+            session = http.cookies["gridscore"]
+            for wrong in (session[:-1] + ("0" if session[-1] != "0" else "1"), session.replace(".1", ".2", 1), "x"):
+                http.cookies.set("gridscore", wrong)
+                assert "Log in" in await see(http, "/", 401)
+            http.cookies.clear()
+            http.cookies.set("gridscore", session)
+            await see(http, "/")
+            with monkeypatch.context() as later:
+                later.setattr(sessions.time, "time", lambda: 4e9)
+                assert "Log in" in await see(http, "/", 401)
+            page = await http.get("/")
+            left = await http.post(
+                "/dashboard/logout", data={"token": token_of(page)}, headers={"Origin": server.http.address}
+            )
+            assert (left.status_code, "max-age=0" in left.headers["set-cookie"].lower()) == (303, True)
+            http.cookies.set("gridscore", session)
+            http.cookies.clear()
+            _, rare = await Keys(grid).create([Role.READ], rate="2/h")
+            await until_known(http, rare)
+            await see(http, "/")
+            await see(http, "/")
+            assert "that is used up" in await see(http, "/", 429)
+            http.cookies.clear()
+            http.cookies.set("gridscore", session)
+            await Keys(grid).revoke(key.id)
+            async with asyncio.timeout(20):
+                while (await http.get("/")).status_code != 401:
+                    await asyncio.sleep(0.05)
+
+
+async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
+    async with StubCluster(partitions=8) as cluster:
+        gridscore = await prepared(cluster, JOB, PLAIN)
+        await gridscore.push_model(booster(9), "cards")
+        grid = await cluster.connect("admin")
+        key, text = await Keys(grid).create([Role.READ, Role.OPERATE], ["cards"])
+        job = "/dashboard/jobs/cards"
+        async with cluster.worker(), serving(cluster, "cards", keys=True) as server, client(server) as http:
+            await gridscore.put_events("events.cards", {"bad": {"amount": "much"}, "worse": {"amount": "more"}})
+            await until_letters(grid, 2)
+            assert (await login(http, text)).status_code == 303
+            overview = await see(http, "/")
+            assert "cards" in overview
+            assert "plain" not in overview  # the key is not for it
+            await see(http, "/dashboard/jobs/plain", 403)
+            await see(http, "/dashboard/jobs/plain/do/suspend", 403)
+
+            async def did(path, **form):
+                answer = await act(http, path, **form)
+                return answer.status_code, is_clean(answer)
+
+            assert (await gridscore.jobs.get("cards")).state != "SUSPENDED"
+            assert "Promote v2" in await see(http, job)
+            status, said = await did(f"{job}/do/promote?version=2", why="it is better")
+            assert (status, "Version 2 of the model cards is its champion now" in said) == (200, True)
+            assert (await gridscore.models.aliases("cards")) == {"champion": 2}
+            assert (await gridscore.models.log("cards"))[-1].why == f"it is better (dashboard, {key.id})"
+            assert (await did(f"{job}/do/promote?version=9"))[0] == 409
+            assert (await did(f"{job}/do/rollback"))[0] == 200
+            assert (await gridscore.models.aliases("cards")) == {"champion": 1}
+            assert (await did(f"{job}/do/suspend"))[0] == 200
+            assert (await gridscore.jobs.get("cards")).state == "SUSPENDED"
+            assert "Resume" in await see(http, job)
+            assert (await did(f"{job}/do/resume"))[0] == 200
+            ids = re.findall(r"letter\?id=([^\"]+)", (await http.get(f"{job}/letters")).text)
+            assert len(ids) == 2
+            assert "is removed" in (await did(f"{job}/do/discard?letter={ids[0]}"))[1]
+            assert "1 event is in the event map again" in (await did(f"{job}/do/replay"))[1]
+            await until_letters(grid, 1)
+
+            # Not without the session's own form, and not from a page of others.
+            own, path = {"Origin": server.http.address}, f"{job}/do/suspend"
+            for token, headers, status in (
+                ("", own, 403),
+                ("0" * 64, own, 403),
+                (token_of(await http.get("/")), {}, 403),
+                (token_of(await http.get("/")), {"Origin": "https://evil.example"}, 403),
+                (token_of(await http.get("/")), {"Origin": "null"}, 403),
+                (token_of(await http.get("/")), {**own, "Content-Type": "text/plain"}, 415),
+            ):
+                answer = await http.post(path, data={"token": token}, headers=headers)
+                assert answer.status_code == status, (headers, answer.text)
+            large = {"token": token_of(await http.get("/")), "why": "x" * 10_000}
+            assert (await http.post(path, data=large, headers=own)).status_code == 413
+            await see(http, f"{job}/do/{quote(HOSTILE, safe='')}", 404)
+            await see(http, f"{job}/do/promote?version=0", 400)
+            assert (await gridscore.jobs.get("cards")).state != "SUSPENDED"
+
+            done = await ActionLog(grid).list()
+            assert [(each.verb, each.detail, each.outcome) for each in done][-3:] == [
+                ("rollback", "", "done"),
+                ("promote", "version 9", done[-2].outcome),
+                ("promote", "version 2", "done"),
+            ]
+            assert "version 9" in done[-2].outcome
+            assert {each.by for each in done} == {key.id}
+            assert "it is better" in await see(http, "/dashboard/log")
+
+
+async def test_names_that_may_mean_this_machine_open_nothing():
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster, PLAIN)
+        async with serving(cluster, allow_origin=["http://shop.example"]) as server, client(server) as http:
+            await see(http, "/")
+            assert (await http.get("/", headers={"Host": "localhost:1"})).status_code == 200
+            assert (await http.get("/", headers={"Host": "shop.example"})).status_code == 200
+            assert (await http.get("/", headers={"Host": "evil.example"})).status_code == 403
+            assert (await http.get("/", headers={"Host": "evil[.example"})).status_code in (400, 403)
+            # That a page may post events does not mean that it may read pages.
+            assert (await http.get("/", headers={"Origin": "http://shop.example"})).status_code == 403
+
+
+async def test_without_a_dashboard_its_addresses_are_closed():
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster, PLAIN)
+        async with serving(cluster, dashboard=False, token="t") as server, client(server) as http:  # noqa: S106
+            for path in ("/", "/dashboard/login"):
+                assert (await http.get(path)).status_code == 401
+                assert (await http.get(path, headers={"Authorization": "Bearer t"})).status_code == 404
+
+
+async def test_a_cluster_that_is_away_is_said():
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster, PLAIN)
+        async with serving(cluster, "plain") as server, client(server) as http:
+            await see(http, "/")
+            observed = server._dashboard._observation.watcher._observer
+
+            async def fails():
+                raise GridError("The members are gone.")
+
+            observed.look = fails
+            page = await see(http, "/")
+            assert "The members are gone. The figures are of" in page
+            assert "plain" in page
