@@ -204,6 +204,28 @@ def test_an_event_that_has_its_result_counts_whatever_the_clock_of_who_reads_it_
     assert not world.ledger.rejected()
 
 
+def test_an_event_that_has_its_result_counts_though_its_features_cannot_be_computed_any_more(world, monkeypatch):
+    compute = FeaturePlan.inputs
+
+    def inputs(self, events):
+        if (events.column("amount") == 777.0).any():
+            raise ValueError("what a lookup had is gone")
+        return compute(self, events)
+
+    first = world.start()
+    world.pay(10)
+    card, event = world.payment()
+    world.user.create_task(world.client.put_events("events.sim", {card: event | {"amount": 777.0}}))
+    world.after_the_next("results.sim")
+    world.kill(first)
+    with monkeypatch.context() as later:
+        later.setattr(FeaturePlan, "inputs", inputs)
+        world.start()
+        world.advance(15.0)
+    assert not world.ledger.rejected()
+    world.settled()
+
+
 @pytest.mark.usefixtures("bad_events")
 def test_an_event_that_becomes_a_dead_letter_is_in_no_window_not_even_of_its_batch(world, monkeypatch):
     compute = FeaturePlan.inputs

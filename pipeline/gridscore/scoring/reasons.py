@@ -91,7 +91,6 @@ class Reasons:
         steps: NDArray[np.intp] | None,
         spans: Sequence[tuple[PartitionBatch, int]],
         rows: tuple[Sequence[int], Sequence[bytes], Sequence[bytes]],
-        stands: Sequence[bool],
     ) -> None:
         """Take the rows of a scored batch that want reasons.
 
@@ -100,7 +99,6 @@ class Reasons:
             steps: The number of each event's decision, if there are decisions.
             spans: Partitions in order, each with the number of its rows.
             rows: Sequences, keys and results.
-            stands: Whether each has its result from before; empty if none has.
         """
         wanted = np.ones(len(events), bool)
         if self._spec.decisions and steps is not None:
@@ -116,7 +114,7 @@ class Reasons:
         owners = [batch for batch, number in spans for _ in range(number)]
         for i in np.flatnonzero(wanted).tolist():
             # A rescan's events have no place in the journal that says when their results stand.
-            if (stands and stands[i]) or sequences[i] < 0 or not self._is_drawn(keys[i], sequences[i]):
+            if sequences[i] < 0 or not self._is_drawn(keys[i], sequences[i]):
                 continue
             if len(self._waiting) >= _WAITING_ROWS:
                 self._stats.unexplained += 1

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from itertools import compress, repeat
-from operator import not_
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -224,11 +223,14 @@ class Scorer:
             rows.places = list(range(len(events)))
             seen, after = await windows.apply(events, rows.keys, states, rows.sequences)
             stage_ns["windows"] += clock() - began
-            left = self._finish(seen, rows, rejected, active)
-            if len(left.places) == len(events):
+            # Those that have their result count, whatever features and the model say of them now.
+            stand = dict.fromkeys((row for row, stands in enumerate(rows.scored) if stands), "")
+            new = rows.without(stand, "", [])
+            left = self._finish(seen.without(stand), new, rejected, active) if new.places else new
+            if len(left.places) == len(new.places):
                 break
             # The others must not have seen what was rejected.
-            gone = sorted(set(rows.places) - set(left.places))
+            gone = sorted(set(new.places) - set(left.places))
             for batch, _ in rows.spans:
                 batch.keys.clear()
                 batch.texts.clear()
@@ -287,16 +289,13 @@ class Scorer:
             texts = self._encoder.encode(events, scores, rows.sequences, epochs, version, decisions, matrix)
             begin = 0
             for batch, count in rows.spans:
-                keys, found = rows.keys[begin : begin + count], texts[begin : begin + count]
-                if rows.scored and any(stands := rows.scored[begin : begin + count]):
-                    keys, found = (list(compress(each, map(not_, stands))) for each in (keys, found))
-                batch.keys += keys
-                batch.texts += found
+                batch.keys += rows.keys[begin : begin + count]
+                batch.texts += texts[begin : begin + count]
                 begin += count
             if self._reasons is not None:
                 steps = self._encoder.steps(scores, decisions)
                 made, inputs = (rows.sequences, rows.keys, texts), (matrix, margins)
-                self._reasons.offer(active, events, inputs, scores, steps, rows.spans, made, rows.scored)
+                self._reasons.offer(active, events, inputs, scores, steps, rows.spans, made)
             stage_ns["encode"] += clock() - began
         return rows
 
