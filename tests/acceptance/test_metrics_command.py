@@ -12,7 +12,7 @@ from test_serve import EVENTS, JOB, booster
 from gridscore.job import parse_job
 
 
-def test_two_processes_and_a_source_tell_their_parts(cluster, start, unique):
+def test_two_processes_a_source_and_a_sink_tell_their_parts(cluster, run, start, unique, tmp_path):
     name = f"told-{unique}"
 
     async def prepare(client):
@@ -31,7 +31,10 @@ def test_two_processes_and_a_source_tell_their_parts(cluster, start, unique):
         found = re.findall(r"Metrics are at (\S+)\.", file.read_text())
         return found if len(found) == count else None
 
-    told = until(lambda: addresses(log, 2)) + until(lambda: addresses(source_log, 1))
+    where = ("--from", f"results.{name}", "--folder", str(tmp_path / "out"), "--format", "jsonl", "--max-age", "1s")
+    sink, sink_log = start("sink", "files", *where, "--name", f"{name}-file", *options)
+    counts = {log: 2, source_log: 1, sink_log: 1}
+    told = [each for file, count in counts.items() for each in until(lambda f=file, n=count: addresses(f, n))]
     assert all(each.startswith("http://127.0.0.1:") for each in told)
 
     def ask():
@@ -48,16 +51,19 @@ def test_two_processes_and_a_source_tell_their_parts(cluster, start, unique):
     until(lambda: sum(of(ask()[1], "events_total")) == len(EVENTS))
     # A member tells how large a ring is, and two looks whether it fills.
     until(lambda: of(ask()[1], "journal_left_seconds") == [float("inf")] * 2)
+    until(lambda: ask()[1][3]["gridscore_sink_results_total", "files", f"{name}-file"] == len(EVENTS))
     texts, found = ask()
     for text in texts:
         assert promtool("check", "metrics", text=text) == ""
     assert of(found, "lag_events") == of(found, "journal_full_ratio") == [0, 0]
     assert of(found, "model_version") == of(found, "ready") == [1, 1]
     assert found[2]["gridscore_source_events_total", "http", f"{name}-till"] == len(EVENTS)
-    for process in (workers, source):
+    taken = told[0].rpartition(":")[2].partition("/")[0]
+    assert "--metrics takes another port" in run("worker", "--metrics", taken, code=2).stderr
+    for process in (workers, source, sink):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    records = [json.loads(line) for file in (log, source_log) for line in file.read_text().splitlines()]
+    records = [json.loads(line) for file in counts for line in file.read_text().splitlines()]
     assert len({each["pid"] for each in records if "job" in each}) == 2
     assert {each["job"] for each in records if "job" in each} == {name}
     assert any(each["message"] == "All workers stopped." for each in records)

@@ -100,6 +100,7 @@ async def test_metrics_are_those_of_prometheus_rules_and_true(told):
     )
     assert [worker[f"gridscore_worker_{name}"] for name in shown] == [0, 5, 5, 1, 1, 40, 40]
     assert worker["gridscore_worker_batches_total"] >= 1
+    assert worker["gridscore_worker_commits_total"] >= 5  # each partition has events
     assert worker["gridscore_worker_latency_seconds_count"] == 40
     assert 0 < worker["gridscore_worker_latency_seconds_sum"] < 40 * 60
     assert found["gridscore_worker_latency_seconds_bucket", "cards", "+Inf"] == 40

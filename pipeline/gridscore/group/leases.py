@@ -182,6 +182,7 @@ class Leases:
         self._dropped: dict[int, str] = {}  # partitions that were held, with their sessions
         self._failures: list[HazelcastError] = []  # since they were last logged
         self._tried: Counter[str] = Counter()
+        self.commits = 0  # offsets that were written
         self._logged_at = float("-inf")
         self._epochs_by_time = epochs_by_time
         self._records = LeaseWriter(grid, job, seconds)
@@ -531,6 +532,7 @@ class Leases:
             else:
                 lease.adopt(outcome)
                 lease.strays = False
+                self.commits += 1
                 if session is not before and self.holds(lease):
                     # It is on the new session; the old one is detached below.
                     lease.session, session = session, before

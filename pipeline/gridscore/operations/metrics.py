@@ -301,6 +301,7 @@ def _model(families: Families, prefix: str, stats: JobStats, **of: str) -> None:
 def _group(families: Families, prefix: str, what: str, stats: GroupStats, group: Group, **of: str) -> None:
     for field, (name, text) in _OF_GROUPS.items():
         families.count(f"{prefix}_{name.format(what)}", text, getattr(stats, field), **of)
+    families.count(f"{prefix}_commits", "Offsets that were committed, each of a partition.", group.leases.commits, **of)
     families.show(f"{prefix}_partitions", "Partitions that this process holds.", len(group.held), **of)
     text = "Partitions of this process that are still to be searched for what was lost."
     families.show(f"{prefix}_rescans", text, stats.rescans, **of)
