@@ -1,6 +1,8 @@
 """`gridscore autoscale` between its looks: what it says, and does, when it cannot change or know anything."""
 
 import asyncio
+import socket
+from types import SimpleNamespace
 
 import pytest
 from test_bad_records import submitted
@@ -67,6 +69,49 @@ async def test_nothing_is_changed_while_the_backlog_is_not_known(stub, capsys):
     assert "The backlog is not known, so nothing is changed: The journal of `events.payments` could not be read" in said
     await scaler.step()
     assert asked == [3]
+
+
+def overview_of(*workers):
+    """What a look shows while these, each a host and a process, have records."""
+    records = [SimpleNamespace(id=f"{host}-{pid}", host=host, pid=pid) for host, pid in workers]
+    job = SimpleNamespace(figures={each.id: 1 for each in records}, workers=len(records))
+    return SimpleNamespace(jobs=[job], workers=records)
+
+
+def test_a_process_of_ours_that_was_killed_is_nobody_elses_while_its_record_stands():
+    here = socket.gethostname()
+    killed, running, elsewhere = (here, 100), (here, 101), ("another", 100)
+    assert autoscale._elsewhere(overview_of(killed, running), {100, 101}) == 0
+    assert autoscale._elsewhere(overview_of(killed, running, elsewhere, (here, 7)), {100, 101}) == 2
+
+
+async def test_a_container_that_was_killed_and_starts_again_ends_no_other(monkeypatch):
+    running, wanted, looks = [1, 2], [], []
+
+    class Containers:
+        def __init__(self, _cluster):
+            pass
+
+        def workers(self, _job):
+            return running
+
+        def scale(self, _job, count, *_):
+            wanted.append(count)
+
+    async def follow(_grid, _job, _policy, scale):
+        for count in looks:
+            await scale(2, overview_of(*(("here", pid) for pid in range(count))))
+
+    monkeypatch.setattr("gridscore.containers.Containers", Containers)
+    monkeypatch.setattr(autoscale, "_follow", follow)
+    connection = SimpleNamespace(members=(), cluster_name="c", tls=False)
+    monkeypatch.setattr(autoscale, "grid_settings", lambda _: connection)
+    looks[:] = 2, 3, 3, 2, 2
+    await autoscale._with_containers(None, "payments", Policy(2, 8), connection, "image")
+    assert wanted == []
+    looks[:] = 2, 3, 3, 3
+    await autoscale._with_containers(None, "payments", Policy(2, 8), connection, "image")
+    assert wanted == [1]
 
 
 async def test_a_cluster_that_hangs_is_said(monkeypatch):

@@ -100,6 +100,7 @@ async def test_one_that_is_killed_is_started_again_and_the_others_go_on(crew):
     await two.until(lambda: len(two.lines) == 3)
     assert two.told == ["worker 1 was ended by signal 9; it is restarted in 0.01 s"]
     assert two.workers.pids[1] == second
+    assert two.workers.started == {first, *two.workers.pids}
     two.workers.stop()
     assert await two.end() == 0
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import math
 import shlex
 import socket
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -21,7 +23,7 @@ from gridscore.errors import ContainerError, GridError, GridscoreError, UsageErr
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from gridscore.grid import Grid
     from gridscore.operations.autoscale import Decision, Memory, Policy
@@ -164,10 +166,7 @@ async def _with_processes(grid: Grid, job: str, policy: Policy, connection: Conn
     workers = supervised(command_of(job, LEASE_SECONDS, connection), policy.least)
 
     async def resize(target: int, overview: Overview) -> None:
-        ours = {(socket.gethostname(), pid) for pid in workers.pids}
-        scoring = overview.jobs[0].figures
-        others = sum(each.id in scoring and (each.host, each.pid) not in ours for each in overview.workers)
-        workers.resize(max(target - others, 0))
+        workers.resize(max(target - _elsewhere(overview, workers.started), 0))
 
     following = asyncio.create_task(_follow(grid, job, policy, resize))
     running = asyncio.create_task(supervise(workers))
@@ -180,18 +179,27 @@ async def _with_processes(grid: Grid, job: str, policy: Policy, connection: Conn
     return code
 
 
+def _elsewhere(overview: Overview, ours: Collection[int]) -> int:
+    """Workers that score for the job, and are no processes of ours, running or just ended."""
+    host, scoring = socket.gethostname(), overview.jobs[0].figures
+    return sum(each.id in scoring and not (each.host == host and each.pid in ours) for each in overview.workers)
+
+
 async def _with_containers(grid: Grid, job: str, policy: Policy, connection: Connection, image: str) -> None:
     """Keep the workers as containers; they go on when we end."""
     from gridscore.containers import Containers
+    from gridscore.group.members import GONE_SECONDS
 
     settings = grid_settings(connection)
     containers = Containers(settings.cluster_name)
+    # A container that was killed starts again beside its own record, which would count as somebody else's worker.
+    seen: deque[int] = deque(maxlen=math.ceil(GONE_SECONDS / _LOOK_SECONDS) + 1)
 
     async def resize(target: int, overview: Overview) -> None:
         # A container uses our network, and so has our host name.
         workers = await asyncio.to_thread(containers.workers, job)
-        others = max(overview.jobs[0].workers - len(workers), 0)
-        if len(workers) != (wanted := max(target - others, 0)):
+        seen.append(max(overview.jobs[0].workers - len(workers), 0))
+        if len(workers) != (wanted := max(target - min(seen), 0)):
             await asyncio.to_thread(containers.scale, job, wanted, settings, image)
 
     await _follow(grid, job, policy, resize)

@@ -98,6 +98,9 @@ class WorkerProcesses:
         show: Prints a line of a child, given its number, from 1 (0: what the very first says before it is connected).
         tell: Prints a line of ours.
         delays: See `DELAYS`.
+
+    Attributes:
+        started: The processes that ran at some time: the grid has records of ended ones for some seconds.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class WorkerProcesses:
         self._show = show
         self._tell = tell
         self._delays = delays
+        self.started: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -237,6 +241,7 @@ class WorkerProcesses:
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
+        self.started.add(process.pid)
         listening = [
             asyncio.create_task(self._listen(child, process.stdout)),
             asyncio.create_task(self._listen(child, process.stderr)),
