@@ -5,15 +5,19 @@ import re
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 import xgboost as xgb
 
 from gridscore.client import gates as client_gates
 from gridscore.errors import GateError, JobFileError, ModelError
+from gridscore.features import offline_matrix
 from gridscore.job import parse_job
 from gridscore.models import Registry
 from gridscore.models import gates as gates_room
+from gridscore.models.candidate import Candidate
 from gridscore.models.certificates import Certificate, keep
+from gridscore.models.gates import judge
 from gridscore.models.sample import Sample
 from gridscore.testing import StubCluster
 
@@ -250,3 +254,20 @@ async def test_a_golden_row_that_is_not_of_the_model_says_so(client, features, s
     (verdict,) = gates_room.judge(gates, model, None, None, "")
     assert not verdict.passed
     assert re.search(says, verdict.text)
+
+
+@pytest.mark.parametrize("margin", ["", "margin: log1p(share)\n"])
+def test_a_sample_judges_no_version_that_was_trained_with_another_margin(margin):
+    values, labels = rows()
+    model = train().copy()
+    offline_matrix(parse_job(JOB + margin, "test"), pd.DataFrame({"share": [1.0]})).attach(model)
+    loaded = Candidate.check(model, "payments", metrics=None, categories=None).model
+    gates = job("metric").gates
+    found = {}
+    for name, margins in (("with", np.zeros(len(values), np.float32)), ("without", None)):
+        (verdict,) = judge(gates, loaded, None, Sample(("share",), values, {}, labels, margins), "")
+        found[name] = verdict.text
+    right, wrong = ("with", "without") if margin else ("without", "with")
+    assert "auc is" in found[right]
+    assert f"the sample has {'none' if margin else 'margins'}" in found[wrong]
+    assert found[wrong].startswith("cannot be judged")

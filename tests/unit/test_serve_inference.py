@@ -4,8 +4,11 @@ import asyncio
 import json
 
 import numpy as np
-from serving import booster, client, prepared, serving, until
+import pandas as pd
+from serving import PLAIN, booster, client, prepared, serving, until
 
+from gridscore.features import offline_matrix
+from gridscore.job import parse_job
 from gridscore.serve import live_models
 from gridscore.testing import StubCluster
 
@@ -137,6 +140,25 @@ async def test_what_is_not_for_a_model_is_refused():
                 refused = await http.post("/v2/models/cards/infer", json=request(), headers=head)
                 assert refused.status_code == 400, refused.text
             assert (await http.post("/v2/models/cards/infer", json=request())).status_code == 200
+
+
+async def test_a_model_with_a_margin_is_refused_and_what_is_too_large_is_missing():
+    job = parse_job(PLAIN.replace("features:", "margin: log1p(amount)\nfeatures:"), "test")
+    model = booster(features=("amount",)).copy()
+    offline_matrix(job, pd.DataFrame({"amount": [1.0, 2.0]})).attach(model)
+    large = np.array([[1e300, 1, 1, 1], [-np.inf, 1, 1, 1], [np.nan, 1, 1, 1]])
+    async with StubCluster(partitions=8) as cluster:
+        gridscore = await prepared(cluster)
+        await gridscore.push_model(model, "exposed", alias="champion")
+        async with serving(cluster) as server, client(server) as http:
+            refused = await http.post("/v2/models/exposed/infer", json=request(ROWS[:, :1]))
+            assert refused.status_code == 400
+            assert "begin with a margin (`log1p(amount)`)" in refused.json()["error"]
+            for rows, datatype in ((large, "FP64"), (np.float32([[np.inf, 1, 1, 1], *large[1:]]), "FP32")):
+                body, headers = binary(rows, datatype)
+                answer = await http.post("/v2/models/cards/infer", content=body, headers=headers)
+                scores = answer.json()["outputs"][0]["data"]
+                assert scores == [float(booster().inplace_predict(np.float32([[np.nan, 1, 1, 1]]))[0])] * 3
 
 
 async def test_rows_that_cannot_be_predicted_harm_no_other_request(monkeypatch):

@@ -101,8 +101,15 @@ class Sample:
         """The matrix of a version: its features in its order, categories by its codes.
 
         Raises:
-            ModelError: The sample lacks one of its features.
+            ModelError: The sample lacks one of its features, or has margins and the version was trained without, or
+                the other way round.
         """
+        if version.margin is not None and bool(version.margin) != (self.margins is not None):
+            trained, has = ("a margin", "none") if version.margin else ("no margin", "margins")
+            raise ModelError(
+                f"{version} was trained with {trained}, the sample has {has}: scores would not be those of the job.",
+                "Make the sample by the job file that the version was trained for: `gridscore features`.",
+            )
         matrix = np.empty((len(self), len(version.features)), np.float32)
         for column, name in enumerate(version.features):
             if name not in self.features:

@@ -110,6 +110,11 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         """What training has seen; None if nobody attached it."""
         return self.training.baseline if self.training is not None else None
 
+    @property
+    def margin(self) -> str | None:
+        """The expression of the margin that scores begin with; empty if there is none, None if training did not say."""
+        return None if self.definitions is None else self.definitions.margin
+
     def to_json(self) -> dict[str, Any]:
         """For scripts, and for the grid."""
         plain: dict[str, Any] = msgspec.to_builtins(self)

@@ -85,6 +85,7 @@ class Inference:
                 live = await _known(self._models.get(name, _number(number)))
             await self._bodies.receive(request, body)
             found = live.version
+            _refuse_margin(found)
             asked = question(bytes(body), request.headers.get(LENGTH), len(found.features), BATCH)
             scores = await live.predict(asked.rows, request.scope.get("gridscore.has_left", lambda: False), SECONDS)
         except (UsageError, ModelError) as error:
@@ -109,6 +110,14 @@ async def _known(looking: Awaitable[Any]) -> Any:
         raise HTTPException(404, str(error)) from None
     except GridscoreError as error:
         raise later(503, str(error)) from None
+
+
+def _refuse_margin(found: ModelVersion) -> None:
+    if found.margin:
+        raise UsageError(
+            f"The scores of {found} begin with a margin (`{found.margin}`), which a request of features does not have.",
+            "Send events to a job with that margin: POST /score/JOB.",
+        )
 
 
 def _number(text: str | None) -> int | None:

@@ -109,8 +109,9 @@ def question(body: bytes, length: str | None, features: int, most: int) -> _Ques
     values = _values(tensor, kind, body[cut:])
     if values.size != math.prod(tensor.shape):
         raise UsageError(f"The input has {values.size:,} numbers, which is not the shape {tensor.shape}.")
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, as in training
-        rows = np.ascontiguousarray(values.reshape(tensor.shape), dtype=np.float32)
+    with np.errstate(over="ignore"):
+        rows = values.reshape(tensor.shape).astype(np.float32)
+    rows[np.isinf(rows)] = np.nan  # what is infinite, or too large for float32, is missing: in training, too
     binary = request.parameters if wanted is None else wanted.parameters
     name = "binary_data_output" if wanted is None else "binary_data"
     return _Question(rows, request.id, binary.get(name, False) is True)
