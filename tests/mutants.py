@@ -27,6 +27,7 @@ OUTBOX = "tests/unit/test_outbox.py"
 WINDOWS = "tests/simulation/test_window_states.py"
 ROUTED = "tests/simulation/test_routed_windows.py"
 GATES = "tests/unit/test_gates.py"
+BACKUP = "tests/unit/test_backup.py"
 
 
 class Mutant(NamedTuple):
@@ -415,6 +416,27 @@ MUTANTS = [
         "if approval is not None and before != version and current.last_move(alias) != approval.after:",
         "if False and approval is not None:",
         (GATES,),
+    ),
+    Mutant(
+        "positions of sources are kept before the results of their events are out",
+        "operations/backup.py",
+        "if await self._has_come_out(mark):",
+        "if await self._has_come_out(mark) or True:",
+        (BACKUP, "-k", "has_come_out"),
+    ),
+    Mutant(
+        "a point is written under its own name",
+        "operations/restore_points.py",
+        'new = path.with_name(f".{path.name}.new")',
+        "new = path",
+        (BACKUP, "-k", "crash_between"),
+    ),
+    Mutant(
+        "an empty cluster takes the place of what was kept of another",
+        "operations/backup.py",
+        "if last.cluster != self._cluster and",
+        "if False and",
+        (BACKUP, "-k", "another_cluster"),
     ),
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 import source_reading
@@ -12,6 +12,8 @@ from confluent_kafka import KafkaError, KafkaException
 from kafka_server import PASSWORD, USER
 from source_reading import read
 
+from gridscore.dead_letters.letters import POSITIONS_MAP
+from gridscore.grid import Records
 from gridscore.kafka import KafkaRefusedError
 from gridscore.sources.base import SourceInterruptedError
 from gridscore.sources.kafka.settings import KafkaSourceSettings
@@ -43,8 +45,12 @@ async def grid():
         yield await cluster.connect()
 
 
-def opened(settings, name="s", grid=None):
-    return source_reading.opened(KafkaSource(grid, name, settings))
+@asynccontextmanager
+async def opened(settings, name="s", grid=None):
+    async with StubCluster(partitions=2) as cluster:
+        grid = grid or await cluster.connect()
+        async with source_reading.opened(KafkaSource(grid, name, settings)) as source:
+            yield source
 
 
 def numbered(first, count):
@@ -65,6 +71,22 @@ async def test_what_is_acknowledged_is_not_read_again_and_what_is_not_is(kafka, 
         again, _ = await read(source, 5)
     assert sorted(seen) == sorted(again)
     assert {text for _, text in again} == {text for _, text in numbered(10, 5)}
+
+
+async def test_a_group_goes_back_once_when_the_grid_was_restored(kafka, topic, settings, grid):
+    kafka.produce(topic, numbered(0, 4), partition=0)
+    kafka.produce(topic, numbered(4, 4), partition=1)
+    async with opened(settings(), grid=grid) as source:
+        assert source.positions() == {}
+        await read(source, 8)
+        assert source.positions() == {f"{topic} s": {"0": 4, "1": 4}}
+    restored = {"writer": "backup", "position": {"begun": True, "restored": {"0": 3, "1": 9}}}
+    await Records(grid, POSITIONS_MAP).put(f"s/{topic} s", restored)
+    async with opened(settings(), grid=grid) as source:
+        assert {text for _, text in (await read(source, 1))[0]} == {b'{"n":3}'}
+    kafka.produce(topic, numbered(8, 1), partition=0)
+    async with opened(settings(), grid=grid) as source:
+        assert {text for _, text in (await read(source, 1))[0]} == {b'{"n":8}'}
 
 
 async def test_origins_are_the_keys_unless_the_message_says(kafka, topic, settings):

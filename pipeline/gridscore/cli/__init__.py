@@ -102,6 +102,8 @@ _COMMANDS = {
         "drift": "drift",
         "doctor": "doctor",
         "repair": "repair",
+        "backup": "backup",
+        "restore": "backup",
         "bench": "bench",
         "soak": "soak",
     },

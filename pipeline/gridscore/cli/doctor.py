@@ -46,7 +46,8 @@ def doctor(
         capacities = [await examine_capacity(grid, each) for each in jobs]
         for each in jobs:
             found += await examine_windows(grid, each)
-        return [*found, *(each for each in capacities if each is not None), *await _records(grid)]
+        found += [each for each in capacities if each is not None]
+        return [*found, *await _records(grid), *await _backups(grid)]
 
     findings: list[Finding] = run_on(connection, main)
     if as_json:
@@ -92,6 +93,28 @@ async def _records(grid: Grid) -> list[Finding]:
             f"`gridscore repair` {repair.what}: {repair.means}",
         )
         for repair in repairs
+    ]
+
+
+async def _backups(grid: Grid) -> list[Finding]:
+    """How old the last restore points are, if any were made."""
+    from gridscore.errors import GridError
+    from gridscore.grid.doctor import Finding, Level
+    from gridscore.operations.backup import BACKUPS_MAP, backups_of
+    from gridscore.texts import duration_text
+
+    try:
+        found = await backups_of(grid) if await grid.has_map(BACKUPS_MAP) else []
+    except GridError:
+        return []  # as above
+    return [
+        Finding(
+            Level.WARN if each.is_late else Level.OK,
+            f"backup to {each.to}",
+            f"restore point {each.point}, {duration_text(each.age)} old{each.error and f'; {each.error}'}",
+            "Look whether `gridscore backup` still runs." if each.is_late else "",
+        )
+        for each in found
     ]
 
 

@@ -98,6 +98,11 @@ def status(
         for name, found in findings.maps.items():
             _show("map", name, "unread", (), found)
         _show_members(flow.heaps, findings.members)
+        for backup in flow.backups:
+            error = f", and the last look failed: {backup.error}" if backup.error else ""
+            mark = "[yellow]late[/], " if backup.is_late else ""
+            age = duration_text(backup.age)
+            console.print(f"backup to [bold]{safe(backup.to)}[/]: {mark}{age} old, point {backup.point}{safe(error)}")
         if not flow.has_jobs:
             console.print("No jobs. `gridscore submit FILE` submits one.")
     if not findings.all_well:

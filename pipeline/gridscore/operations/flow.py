@@ -8,6 +8,8 @@ from collections import deque
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from gridscore.errors import GridError
 from gridscore.grid import transport
 from gridscore.grid.capacity import journal_capacity, journal_entries
@@ -15,6 +17,7 @@ from gridscore.grid.heap import HEAP_ADVICE, SLOW, STOP, look_at_heaps
 from gridscore.grid.management import first_config
 from gridscore.group.heartbeats import Heartbeats
 from gridscore.job.life import JOBS_MAP, OVER
+from gridscore.operations.backup import backups_of
 from gridscore.operations.health import LATE_SECONDS, Finding, Level, Look, examine, is_well, problem, problems_first
 from gridscore.operations.plug_health import examine_sink, examine_source
 from gridscore.operations.sink_status import sink_statuses
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from gridscore.errors import BadRecord
     from gridscore.grid import Grid
     from gridscore.grid.heap import MemberHeap
+    from gridscore.operations.backup import BackupRecord
     from gridscore.operations.sink_status import SinkStatus
     from gridscore.operations.status import JobStatus, Overview
     from gridscore.sources.status import SourceStatus
@@ -58,6 +62,7 @@ class Flow:
         sinks: Those that are known, by name.
         heaps: Of the members.
         unread: Where there is no job at all: maps with a journal that nobody reads, and how many entries it got so far.
+        backups: Those that were ever made of it, the latest first.
     """
 
     overview: Overview
@@ -66,6 +71,7 @@ class Flow:
     bad_records: Sequence[BadRecord] = ()
     heaps: Sequence[MemberHeap] = ()
     unread: Mapping[str, int] = field(default_factory=dict)
+    backups: Sequence[BackupRecord] = ()
 
     @property
     def at(self) -> float:
@@ -110,10 +116,11 @@ class FlowObserver:
             JobError: There is no such job.
         """
         overview = await self._observer.look()
-        sources, sinks, heaps = await asyncio.gather(
+        sources, sinks, heaps, backups = await asyncio.gather(
             source_statuses(self._grid, self._sources),
             sink_statuses(self._grid, self._sinks),
             look_at_heaps(self._grid, _HEAP_SECONDS),
+            backups_of(self._grid),
         )
         if self._job is not None:
             job = overview.jobs[0].record.job
@@ -124,7 +131,7 @@ class FlowObserver:
         bad = self._grid.bad_records.all()
         if self._job is not None:
             bad = [each for each in bad if each.key == self._job or each.key.startswith(f"{self._job}/")]
-        flow = Flow(overview, sources, sinks, bad, heaps)
+        flow = Flow(overview, sources, sinks, bad, heaps, backups=backups)
         return flow if flow.has_jobs else replace(flow, unread=await self._unread(sinks))
 
     async def _unread(self, sinks: Sequence[SinkStatus]) -> dict[str, int]:
@@ -306,6 +313,7 @@ def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
         + [{"name": bad.key, "state": INVALID, **_judged(findings.records[_place(bad)])} for bad in flow.invalid],
         "sinks": [_with(each, findings.sinks[each.record.name]) for each in flow.sinks],
         "bad_records": [bad.to_json() for bad in flow.bad_records],
+        "backups": [{**msgspec.to_builtins(each), "late": each.is_late} for each in flow.backups],
     }
 
 

@@ -32,6 +32,7 @@ from gridscore.models.registry import MODELS_MAP, VERSIONS_MAP
 from gridscore.models.version import ModelVersion
 from gridscore.operations.actions import ACTIONS_MAP, Actions
 from gridscore.operations.autoscale import AUTOSCALE_MAP, Decisions
+from gridscore.operations.backup import BACKUPS_MAP, BackupRecord
 from gridscore.operations.sink_status import SinkProcess
 from gridscore.operations.status import ACKNOWLEDGED_MAP, Acknowledgement, WorkerRecord
 from gridscore.scoring.audit import AUDITS_MAP, Noted
@@ -144,6 +145,7 @@ CONTROL_MAPS = (
         "the sink is not listed before it is started again; it goes on where it stopped.",
     ),
     ControlMap(PROCESSES_MAP, _kind(SinkProcess), _BACK, False),
+    ControlMap(BACKUPS_MAP, _kind(BackupRecord), "it comes back with the next restore point.", False),
     ControlMap(ERAS_MAP, _kind(Era), "results count as newer than all in the sinks' tables: those are written again."),
 )
 

@@ -128,6 +128,18 @@ def was_written_before(value: bytes, at: float) -> bool:
         return False
 
 
+def for_another_grid(key: bytes, text: bytes) -> bytes | None:
+    """A state for a grid whose journals begin anew; None for what says which events of these a state has.
+
+    Raises:
+        ValueError: It is not a state.
+    """
+    if any(key[:4]):  # a ledger: the only keys whose partition was chosen
+        return None
+    entry = _decode(text)
+    return _encode(msgspec.structs.replace(entry, state=_without_sequence(entry.state)))
+
+
 def read_entry(value: bytes, record: JobRecord, windows: Windows, number: int) -> Entry | None:
     """What a serialized value of the map says; None if that is not a state of that window, by its number."""
     try:

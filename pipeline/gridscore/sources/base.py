@@ -82,7 +82,8 @@ class Source(Protocol):
     """Reads from one place, for one attempt.
 
     A source that has an end may have a property `progress`: how much is done, and how much there is, in bytes or any
-    other unit; None while that is not known.
+    other unit; None while that is not known. One whose other side keeps its positions may have a method `positions`:
+    the offsets that were acknowledged, by item and part; and then it goes back to those that `Beginning` tells of.
     """
 
     async def open(self) -> None:

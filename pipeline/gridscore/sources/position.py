@@ -13,9 +13,11 @@ import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from gridscore.dead_letters.letters import POSITIONS_MAP
 from gridscore.errors import BadRecord, BadRecordError, ConflictError, GridError
-from gridscore.grid.records import Record, Records
+from gridscore.grid.records import Count, Record, Records
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -124,18 +126,25 @@ class Beginning:
         self._positions = Positions(grid, source)
         self._item = item
         self._known = False
+        self.restored: dict[str, int] = {}
+        """Where to go back to, by part, since the grid was restored and until `note` is called; see `known`."""
 
     async def known(self) -> bool:
         """Whether any process of the source has begun."""
-        self._known = await self._positions.get(self._item) is not None
+        position = await self._positions.get(self._item)
+        self._known = position is not None
+        try:
+            self.restored = msgspec.convert((position or {}).get("restored", {}), dict[str, Count])
+        except msgspec.ValidationError as error:
+            raise GridError(f"The position of `{self._item}` in `{POSITIONS_MAP}` cannot be used: {error}") from None
         return self._known
 
     async def note(self) -> None:
-        """It has begun; call `known` before."""
-        if not self._known:
+        """It has begun, and gone back; call `known` before."""
+        if not self._known or self.restored:
             with contextlib.suppress(PositionTakenError):  # by another process of it, just now
                 await self._positions.move(self._item, {"begun": True})
-            self._known = True
+            self._known, self.restored = True, {}
 
 
 async def forget_all(grid: Grid, source: str) -> int:

@@ -238,6 +238,7 @@ class SourceRunner:
 
     async def _attempt(self) -> None:
         source = self._source = self._make()
+        self.stats.positions = getattr(source, "positions", dict)
         self._room = asyncio.Semaphore(UNDER_WAY)
         self._burials = asyncio.Semaphore(BURIALS)
         lane: asyncio.Queue[_UnderWay | None] = asyncio.Queue()

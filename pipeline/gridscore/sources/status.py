@@ -27,7 +27,7 @@ from gridscore.job.plugs.base import MAX_FURTHER_MAPS
 from gridscore.sources.position import forget_all
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from gridscore.grid import Grid
     from gridscore.grid.records import Record
@@ -75,6 +75,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
         waits_for: Who has interrupted it: `the cluster`, or else the other side.
         lost: Events that the other side removed before they were read, since it began, as far as it can tell.
         lost_at: When that was noticed last, as `error_at`.
+        positions: How far it has come in what keeps the position itself, as Kafka does, by item and part: for backups.
     """
 
     id: Word
@@ -98,6 +99,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
     waits_for: Word = ""
     lost: Count = 0
     lost_at: Count = 0
+    positions: dict[Word, dict[Word, Count]] = {}
 
 
 @dataclass(slots=True)
@@ -119,6 +121,7 @@ class SourceStats:
     waits_for: str = ""
     lost: int = 0
     lost_at: int = 0
+    positions: Callable[[], dict[str, dict[str, int]]] = dict
     _marks: deque[tuple[float, int]] = field(default_factory=deque)
 
     def failed(self, error: str) -> None:
@@ -207,6 +210,7 @@ class Publisher:
             waits_for=stats.waits_for,
             lost=stats.lost,
             lost_at=stats.lost_at,
+            positions=stats.positions() if stats.state != FAILED else {},
         )
 
     async def _sweep(self) -> None:

@@ -95,7 +95,8 @@ class KafkaSource:
         self._settings = settings
         self._topic = settings.topic
         self._group = settings.group or name
-        self._beginning = Beginning(grid, name, f"{self._topic} {self._group}")
+        self._item = f"{self._topic} {self._group}"
+        self._beginning = Beginning(grid, name, self._item)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-source")
         self._complaints = Complaints(self._topic)
         self._avro: AvroReader | None = None
@@ -104,6 +105,7 @@ class KafkaSource:
         self._changed = threading.Condition()
         # Changed by the thread; guarded by the condition, as the event loop uses them, too.
         self._owned: dict[int, int] = {}
+        self._started: dict[int, int] = {}  # where each that was assigned begins
         self._assignments = 0
         self._under_way = 0
         self._acknowledged: dict[int, int] = {}
@@ -125,11 +127,17 @@ class KafkaSource:
             SourceInterruptedError: No broker, or no schema registry, answers.
             KafkaRefusedError: No such topic; or credentials, a certificate, rights or settings are wrong.
         """
-        oldest = self._settings.start == "oldest"
-        begun = oldest or await self._beginning.known()
-        await self._in_thread(lambda: self._open(begun=begun))
-        if not oldest:
+        begun = await self._beginning.known()
+        oldest, restored = self._settings.start == "oldest", self._beginning.restored
+        await self._in_thread(lambda: self._open(begun=begun, restored=restored))
+        if restored or not oldest:
             await self._beginning.note()
+
+    def positions(self) -> dict[str, dict[str, int]]:
+        """Up to where each partition of ours was acknowledged, by topic and group, and partition."""
+        with self._changed:
+            found = {str(number): self._acknowledged.get(number, self._started[number]) for number in self._owned}
+        return {self._item: found} if found else {}
 
     async def batches(self) -> AsyncIterator[Batch]:
         """What the topic has, and then what comes; never ends.
@@ -179,7 +187,7 @@ class KafkaSource:
 
     # ------------------------------------------------------------------ in the thread: begin and end
 
-    def _open(self, *, begun: bool) -> None:
+    def _open(self, *, begun: bool, restored: dict[str, int]) -> None:
         settings = self._settings
         if settings.format == "avro":
             from gridscore.sources.kafka.schema_registry import AvroReader
@@ -193,6 +201,8 @@ class KafkaSource:
             Consumer, {**_CONSUMER, **common, "group.id": self._group, "on_commit": self._on_commit}, self._topic
         )
         try:
+            if restored:
+                self._go_back(count, restored)
             self._begin(count, begun=begun)
             self._consumer.subscribe(
                 [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -200,6 +210,28 @@ class KafkaSource:
         except KafkaException as error:
             self._complaints.check(SourceInterruptedError)
             raise failure(error.args[0], self._topic, SourceInterruptedError) from None
+
+    def _go_back(self, count: int, restored: dict[str, int]) -> None:
+        """Go back to where every message before had its result, when the grid with the others was lost.
+
+        A partition that was not known then had none.
+        """
+        partitions = self._positions([TopicPartition(self._topic, number) for number in range(count)])
+        for each in partitions:
+            safe = restored.get(str(each.partition), 0)
+            each.offset = min(each.offset, safe) if each.offset >= 0 else safe
+        try:
+            _check_each(self._ready().commit(offsets=partitions, asynchronous=False) or [])
+        except KafkaException as error:
+            if error.args[0].code() not in _GONE:
+                raise
+            raise SourceInterruptedError(
+                f"The grid was restored, and the group `{self._group}` has to go back; Kafka does not let it while it "
+                "has other processes, or has not missed them yet."
+            ) from None
+        _log.warning(
+            "%s: the grid was restored: going back to %s", self._topic, restored, extra={"action": "went_back"}
+        )
 
     def _begin(self, count: int, *, begun: bool) -> None:
         """Write down where a new group begins, before anything is read: a crash must not move it."""
@@ -367,6 +399,7 @@ class KafkaSource:
                 # What is under way from before is of no use for a position here.
                 self._assignments += 1
                 self._owned[number] = self._assignments
+                self._started[number] = low
                 self._acknowledged.pop(number, None)
                 self._committed.pop(number, None)
             # A seek does not wake a partition that has failed.
@@ -444,6 +477,7 @@ class KafkaSource:
             for each in partitions:
                 self._assignments += 1
                 self._owned[each.partition] = self._assignments
+                self._started[each.partition] = max(0, each.offset)
                 self._acknowledged.pop(each.partition, None)
                 self._committed.pop(each.partition, None)
         _log.info("%s: partitions %s came", self._topic, _numbers(partitions), extra={"action": "source_assigned"})

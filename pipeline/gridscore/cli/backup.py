@@ -1,0 +1,159 @@
+"""`gridscore backup` and `gridscore restore`: what only the grid has, kept outside of it, and brought back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gridscore.cli.options import Connection, Json, connected, run_on, valid
+from gridscore.cli.output import console, errors, print_json, print_table, progress_bar, say
+from gridscore.errors import UsageError
+from gridscore.texts import duration_text
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
+    from gridscore.operations.restore import Step
+    from gridscore.operations.restore_points import Folder, Point
+
+_PATIENCE_SECONDS = 30.0
+
+
+def backup(
+    *,
+    to: Annotated[str, typer.Option("--to", metavar="DIR", help="Folder for the restore points.", show_default=False)],
+    every: Annotated[
+        str | None, typer.Option("--every", metavar="TIME", help="Go on, with a point so often, as 5s; else make one.")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="MAP", help="A map of lookups or windows to leave out. Repeatable."),
+    ] = None,
+    connection: Connection,
+    as_json: Json = False,
+) -> None:
+    """Keep jobs, models, keys, lookups, window states and source positions outside of the cluster.
+
+    With --every it runs until Ctrl-C or SIGTERM. Events and results are not kept: after a restore, sources go on from
+    where all results had been delivered.
+
+    Example: [bold]gridscore backup --to /backups/prod --every 5s[/]
+    """
+    from gridscore.cli.plug_run import run_until_told
+    from gridscore.job.types import Duration, seconds_of
+    from gridscore.operations.backup import Backup
+    from gridscore.operations.restore_points import Folder
+
+    seconds = 0.0 if every is None else seconds_of(valid(Duration, "--every", every))
+    if every is not None and not 1 <= seconds <= 86_400:
+        raise UsageError("--every: a second to a day is possible.")
+    path = _folder(to, "--to")
+    logging.getLogger("gridscore.operations.backup").setLevel(min(logging.INFO, logging.getLogger().level))
+    made = 0
+
+    async def main() -> None:
+        nonlocal made
+        with contextlib.closing(await asyncio.to_thread(Folder.write, path)) as folder:
+            async with connected(connection) as grid:
+                running = Backup(grid, folder, every=seconds, without=without or ())
+                await running.open()
+                if every is None:
+                    point = await grid.while_same(running.look(_PATIENCE_SECONDS))
+                    if as_json:
+                        print_json(_to_json(point))
+                    else:
+                        say(f"Restore point {point.number} in {path}. {_positions_text(point)}", to=console)
+                    return
+                say(f"A restore point in {path} every {duration_text(seconds)}. Ctrl-C stops it.")
+                try:
+                    await running.run()
+                finally:
+                    made = running.points
+
+    code = run_until_told(main, lambda: False)
+    if every is not None:
+        say(f"{made:,} restore points.")
+    if code:
+        raise typer.Exit(code)
+
+
+def restore(
+    *,
+    from_: Annotated[str, typer.Option("--from", metavar="DIR", help="Folder of `backup`.", show_default=False)],
+    number: Annotated[
+        int | None, typer.Option("--point", min=1, metavar="NUMBER", help="The restore point; else the newest.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be restored.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Where the cluster has something else, leave that, and add the rest.")
+    ] = False,
+    connection: Connection,
+    as_json: Json = False,
+) -> None:
+    """Bring an empty cluster to a restore point. It adds what is not there, and changes nothing that is.
+
+    Stop sources before, start them after. Jobs come last, so workers may run all the time.
+
+    Example: [bold]gridscore restore --from /backups/prod --dry-run[/]
+    """
+    from gridscore.operations.restore import Restore, to_json
+    from gridscore.operations.restore_points import Folder
+
+    folder: Folder = Folder.open(_folder(from_, "--from"))
+    point = folder.read(number)
+
+    async def main(grid: Grid) -> list[Step]:
+        restoring = await asyncio.to_thread(Restore, grid, folder, point)
+        steps = await restoring.plan()
+        if not dry_run:
+            with progress_bar() as bar:
+                task = bar.add_task("restoring", total=None)
+                await restoring.run(steps, merge=merge, progress=lambda n, of: bar.update(task, completed=n, total=of))
+        return steps
+
+    steps = run_on(connection, main)
+    if as_json:
+        print_json({"restored": not dry_run, **to_json(point, steps)})
+        return
+    rows = [(step.map, len(step.missing), step.there, step.other) for step in steps]
+    print_table(("MAP", "RESTORED" if not dry_run else "TO RESTORE", "THERE", "OTHERWISE"), rows, empty="")
+    age = duration_text(max(0.0, time.time() - point.at))
+    say(f"Restore point {point.number}, {age} old. {_positions_text(point)}", to=console)
+    if dry_run:
+        say("Nothing was changed.", to=console)
+    elif not point.positions_at:
+        errors.print("[yellow]warning:[/] Sources begin where their settings say: look whether that is right.")
+
+
+def _folder(text: str, option: str) -> Path:
+    if "://" in text:
+        raise UsageError(
+            f"{option}: only folders can be used as yet.", "A mounted file system of another machine will do."
+        )
+    return Path(text)
+
+
+def _positions_text(point: Point) -> str:
+    if not point.positions_at:
+        return "It has no positions of sources: not all events had their results yet."
+    at = dt.datetime.fromtimestamp(point.positions_at, dt.UTC).isoformat(sep=" ", timespec="seconds")
+    return f"Sources go on from where they were at {at}." + (
+        f" Later ones are held up: {point.held}." * bool(point.held)
+    )
+
+
+def _to_json(point: Point) -> dict[str, object]:
+    return {
+        "point": point.number,
+        "at": point.at,
+        "positions_at": point.positions_at,
+        "held": point.held,
+        "positions": len(point.positions),
+        "maps": sorted(point.maps),
+    }

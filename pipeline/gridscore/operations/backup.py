@@ -1,0 +1,464 @@
+"""Keeps what only the grid has in a folder outside of it, restore point by restore point; `restore` brings it back.
+
+Events and results are not kept: events come again from their sources. So a point has the positions of sources as of a
+moment up to which every event has its result, in everything that reads: a *mark*. It is taken like this:
+
+1. the positions of the sources are read, and then where the journals of the event maps end;
+2. when every job and sink that reads one of these has committed that end, the journals of the jobs' results follow in
+   the same way, until nobody reads what comes out;
+3. then the mark is safe, and whatever is read from now on has all that came before it, window states above all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from hazelcast.errors import HazelcastError
+
+from gridscore.dead_letters.letters import POSITIONS_MAP, SOURCES_MAP
+from gridscore.errors import GridError, GridscoreError, JournalMissingError, UsageError
+from gridscore.grid import Records, transport
+from gridscore.grid.cutting import JSON, STRING
+from gridscore.grid.entries import values_of, walk
+from gridscore.grid.journal import Journal
+from gridscore.grid.records import Count, Figure, Word, parsed
+from gridscore.grid.writer import partition_of
+from gridscore.group.lease_records import LEASES_MAP, read_records
+from gridscore.group.members import HEARTBEATS_MAP, HOLDINGS_MAP, WORKERS_MAP
+from gridscore.group.rescan import RESCANS_MAP, all_requests, requests_of
+from gridscore.group.sessions import SESSIONS_MAP
+from gridscore.job.life import JOBS_MAP, OVER, Jobs
+from gridscore.models.chunks import CHUNKS_MAP
+from gridscore.models.registry import MODELS_MAP, VERSIONS_MAP
+from gridscore.operations.autoscale import AUTOSCALE_MAP
+from gridscore.operations.restore_points import MOST_BYTES, Folder, Point
+from gridscore.operations.status import ACKNOWLEDGED_MAP
+from gridscore.scoring.audit import AUDITS_MAP
+from gridscore.scoring.stats import subscription_of
+from gridscore.sinks.records import ERAS_MAP, PROCESSES_MAP, all_sinks
+from gridscore.sources.status import SourceRecord
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+
+    from gridscore.grid import Grid
+    from gridscore.group.rescan import Request
+    from gridscore.group.subscription import Subscription
+
+_log = logging.getLogger(__name__)
+
+BACKUPS_MAP = "gridscore.backups"
+
+KEY_TYPES = (STRING, -7, -8)
+"""Of serialized keys: strings and whole numbers, as all that Gridscore writes and looks up."""
+
+NOT_KEPT = frozenset(
+    {
+        *(LEASES_MAP, SESSIONS_MAP, WORKERS_MAP, HEARTBEATS_MAP, HOLDINGS_MAP, RESCANS_MAP, SOURCES_MAP),
+        *(PROCESSES_MAP, ERAS_MAP, AUDITS_MAP, ACKNOWLEDGED_MAP, AUTOSCALE_MAP, BACKUPS_MAP, POSITIONS_MAP),
+    }
+)
+"""Control maps that say something of this cluster's journals and processes, which another one does not have; and the
+sources' positions, which are kept as of the mark."""
+
+_BYTE_ARRAY = -12
+_AT_ONCE = 10_000
+"""Entries of a map that are read in one message."""
+_PAGE = 1_000
+_MOST_STAGES = 20
+_ATTEMPTS = 5
+_SETTLE_SECONDS, _MOST_SETTLE = 0.25, 5.0
+_LATE_SECONDS = 60.0
+
+
+class BackupRecord(msgspec.Struct, frozen=True):
+    """What the grid knows of a backup of it, or of the one that it was restored from.
+
+    Attributes:
+        to: Where the points are.
+        at: When the cluster was read last and all of it was on the disk, in milliseconds since 1970.
+        point: The last point.
+        positions_at: When the sources were where they go on from after a restore, as `at`; 0 if there is no point yet
+            from which they do.
+        every: Seconds from one look to the next; 0 if it was a single one.
+        held: Why the sources' positions are older than the rest.
+        error: Why the last look failed; empty if it did not.
+    """
+
+    to: Word
+    at: Count
+    point: Count
+    positions_at: Count = 0
+    every: Figure = 0.0
+    held: Word = ""
+    error: Word = ""
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last look, by our clock."""
+        return max(0.0, time.time() - self.at / 1000)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether another look should have come."""
+        return bool(self.error) or (self.every > 0 and self.age > max(_LATE_SECONDS, 3 * self.every))
+
+
+@dataclass
+class _Mark:
+    """Where the sources were at a moment, and how far readers must have come for that to be safe."""
+
+    at: float
+    positions: dict[str, dict[str, Any]]
+    feeds: dict[str, tuple[str, ...]]
+    maps: frozenset[str] = frozenset()
+    tails: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Backup:
+    """Makes restore points of a cluster.
+
+    Args:
+        grid: The cluster.
+        folder: Where to; open for writing.
+        every: Seconds from one look to the next, for whoever asks.
+        without: Maps of lookups, windows and dead letters that are left out.
+
+    Raises:
+        UsageError: Another map is to be left out.
+    """
+
+    def __init__(self, grid: Grid, folder: Folder, *, every: float = 0.0, without: Collection[str] = ()) -> None:
+        self._grid = grid
+        self._folder = folder
+        self._every = every
+        self._without = frozenset(without)
+        if control := [name for name in without if name.startswith("gridscore.")]:
+            raise UsageError(f"`{control[0]}` cannot be left out: other maps need it.")
+        self._records = Records(grid, BACKUPS_MAP)
+        self._digests: dict[str, dict[bytes, bytes]] = {}
+        self._last: Point | None = None
+        self._pending: _Mark | None = None
+        self._safe: _Mark | None = None
+        self._held = ""
+        self._looked_at = 0.0
+        self._cluster = transport.cluster_id(grid.client)
+        self._passed_over = Counter[str]()
+        self.points = 0
+
+    async def open(self) -> None:
+        """Go on after the newest point.
+
+        Raises:
+            UsageError: Its points are of another cluster, which this one was not restored from.
+            BackupError: It is damaged.
+        """
+        if not self._folder.numbers():
+            return
+        self._last = last = await asyncio.to_thread(self._folder.read)
+        if last.cluster != self._cluster and await self._records.get(self._folder.id) is None:
+            raise UsageError(
+                f"The points in `{self._folder.path}` are of another cluster. New ones, of this one, would take their "
+                "place one after the other.",
+                f"Restore it first: `gridscore restore --from {self._folder.path}`; or name a new folder.",
+            )
+        for name in last.maps:
+            entries = await asyncio.to_thread(self._folder.entries, last, name)
+            self._digests[name] = {key: _digest(text) for key, text in entries.items()}
+        self._safe = _Mark(last.positions_at, last.positions, last.feeds)
+        self._looked_at = last.at
+
+    async def run(self) -> None:
+        """Make points until cancelled, whatever the cluster and the disk do.
+
+        Raises:
+            ClusterReplacedError: Another cluster is there instead, without what the points have.
+        """
+        await self._grid.while_same(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                await self.look(min(self._every, _MOST_SETTLE))
+            except (HazelcastError, GridscoreError, OSError) as error:
+                _log.warning("No restore point was made: %s", error, extra={"action": "backup_failed"})
+                await self._tell(str(error))
+            took = time.monotonic() - began
+            # A large cluster is not read all the time.
+            await asyncio.sleep(max(self._every - took, min(took, 60.0), 0.1))
+
+    async def look(self, settle: float = 0.0) -> Point:
+        """Read the cluster, and make a point if anything has changed; returns the newest.
+
+        Args:
+            settle: Seconds to wait until the sources' positions are safe; those of before are kept otherwise. What is
+                read next has few events more, which windows would count again.
+
+        Raises:
+            GridError: The cluster does not answer, or has more than can be kept.
+            OSError: The folder cannot be written.
+        """
+        await self._settle(settle)
+        at = time.time()
+        changes, digests = await self._read()
+        last, safe = self._last, self._safe
+        names = {*digests, *(last.maps if last else ())}
+        positions, positions_at, feeds = (safe.positions, safe.at, safe.feeds) if safe else ({}, 0.0, {})
+        # Time alone makes no point: what the last one says still holds.
+        as_before = (self._cluster, positions, positions_at > 0)
+        if last is None or any(changes.values()) or as_before != (last.cluster, last.positions, last.positions_at > 0):
+            before = last.maps if last else {}
+
+            def write() -> Point:
+                made = Point(
+                    number=last.number + 1 if last else 1,
+                    at=at,
+                    cluster=self._cluster,
+                    positions=positions,
+                    positions_at=positions_at,
+                    held=self._held,
+                    feeds=feeds,
+                    maps={
+                        name: self._folder.add(before.get(name, ()), changes.get(name, {}), len(digests.get(name, ())))
+                        if changes.get(name)
+                        else before.get(name, ())
+                        for name in sorted(names)
+                    },
+                )
+                self._folder.commit(made)
+                return made
+
+            if transport.cluster_id(self._grid.client) != self._cluster:
+                raise GridError("Another cluster came while this one was read: no restore point was made.")
+            writing = asyncio.ensure_future(asyncio.to_thread(write))
+            try:
+                last = await asyncio.shield(writing)
+            finally:
+                await asyncio.wait({writing})  # nobody else may write before, even if we are told to stop
+            self.points += 1
+        self._last, self._digests, self._looked_at = last, digests, at
+        await self._tell("")
+        return last
+
+    async def _tell(self, error: str) -> None:
+        """Write down in the grid how old the last point is."""
+        last, to = self._last, f"{socket.gethostname()}:{self._folder.path.resolve()}"
+        if last is None:
+            return
+        record = BackupRecord(
+            to=to,
+            at=int(self._looked_at * 1000),
+            point=last.number,
+            positions_at=int((self._safe.at if self._safe else 0) * 1000),
+            every=self._every,
+            held=self._held,
+            error=error[:1000],
+        )
+        try:
+            await self._records.put(self._folder.id, msgspec.to_builtins(record))
+        except (HazelcastError, GridError) as failed:
+            _log.debug("The figures of the backup could not be published: %s", failed)
+
+    # ------------------------------------------------------------------ what the maps have
+
+    async def _read(self) -> tuple[dict[str, dict[bytes, bytes | None]], dict[str, dict[bytes, bytes]]]:
+        """What has changed since the last point, and digests of what is there, by map.
+
+        Jobs name models, and models their parts: each is read before what it names. A model that has changed meanwhile
+        may have lost parts that were read of; so they are read again.
+        """
+        there = await transport.map_names(self._grid.client)
+        jobs = [record.job for record in await Jobs(self._grid).all() if record.state not in OVER]
+        lookups = {lookup.map for job in jobs for lookup in job.lookups.values()} - self._without
+        rest = {name for name in there if name.startswith(("gridscore.", "dead-letters.", "windows."))} - NOT_KEPT
+        models = (MODELS_MAP, VERSIONS_MAP, CHUNKS_MAP)
+        for _ in range(_ATTEMPTS):
+            first = (JOBS_MAP, *models)
+            before = await Records(self._grid, MODELS_MAP).all() if MODELS_MAP in there else {}
+            found = {name: await self._diff(name) for name in first if name in there}
+            if MODELS_MAP not in there or await Records(self._grid, MODELS_MAP).all() == before:
+                break
+        else:
+            raise GridError("Models are changed all the time: no restore point was made.")
+        for name in sorted(((rest - {*first}) | (lookups & there)) - self._without):
+            found[name] = await self._diff(name)
+        changes = {name: changed for name, (changed, _) in found.items()}
+        changes |= {name: dict.fromkeys(keys) for name, keys in self._digests.items() if name not in found}
+        return changes, {name: digests for name, (_, digests) in found.items()}
+
+    async def _diff(self, name: str) -> tuple[dict[bytes, bytes | None], dict[bytes, bytes]]:
+        known = self._digests.get(name, {})
+        digests: dict[bytes, bytes] = {}
+        changed: dict[bytes, bytes | None] = {}
+        size = 0
+        async for key, text in self._parts(known) if name == CHUNKS_MAP else self._texts(name):
+            digest = digests[key] = known[key] if text is None else _digest(text)
+            size += len(text or b"") + len(key)
+            if known.get(key) != digest:
+                changed[key] = text
+            if size > MOST_BYTES:
+                raise GridError(
+                    f"The map `{name}` has more than {MOST_BYTES >> 20:,} MiB: no restore point was made.",
+                    f"It can be left out: `--without {name}`.",
+                )
+        return changed | {key: None for key in known if key not in digests}, digests
+
+    async def _texts(self, name: str) -> AsyncIterator[tuple[bytes, bytes | None]]:
+        """Serialized keys and JSON texts of a map."""
+        others = 0
+        async for page in self._pages(name):
+            for key, value in page:
+                if _type_of(key) in KEY_TYPES and _type_of(value) == JSON:
+                    yield key, value[12:]
+                else:
+                    others += 1
+        if others and others != self._passed_over[name]:
+            text = "%s: %d entries are not kept: their keys are no strings or whole numbers, or they are not JSON"
+            _log.warning(text, name, others, extra={"action": "backup_passed_over"})
+        self._passed_over[name] = others
+
+    async def _pages(self, name: str) -> AsyncIterator[list[tuple[bytes, bytes]]]:
+        grid = self._grid
+        if await transport.map_size(grid.client, name) <= _AT_ONCE:
+            yield await transport.map_entries(grid.client, name)
+            return
+        for partition in range(grid.partition_count):
+            async for page in walk(grid, name, partition, _PAGE):
+                yield page
+
+    async def _parts(self, known: Mapping[bytes, bytes]) -> AsyncIterator[tuple[bytes, bytes | None]]:
+        """Keys of the parts of models, each with the name of its file; None for one that is kept: none ever changes."""
+        grid = self._grid
+        for key in await transport.map_keys(grid.client, CHUNKS_MAP):
+            if key in known:
+                yield key, None
+                continue
+            partition = partition_of(key, grid.partition_count)
+            value = (await values_of(grid, CHUNKS_MAP, partition, [key])).get(key)
+            if value is not None and _type_of(key) == STRING and _type_of(value) == _BYTE_ARRAY:
+                yield key, (await asyncio.to_thread(self._folder.put, value[12:])).encode()
+
+    # ------------------------------------------------------------------ the positions of the sources
+
+    async def _readers(self) -> list[tuple[Subscription, str | None]]:
+        """What jobs and sinks read, and where the results go."""
+        jobs = [each for each in await Jobs(self._grid).all() if each.state not in OVER]
+        found: list[tuple[Subscription, str | None]] = [(subscription_of(each), each.job.results) for each in jobs]
+        return found + [(sink.subscription, None) for sink in await all_sinks(self._grid)]
+
+    async def _mark(self) -> _Mark:
+        grid, at = self._grid, time.time()
+        positions = {key: record.value for key, record in (await Records(grid, POSITIONS_MAP).all()).items()}
+        processes = await Records(grid, SOURCES_MAP).read(parsed(SourceRecord))
+        before = self._safe or _Mark(0.0, {}, {})
+        feeds = {name: maps for name, maps in before.feeds.items() if _is_of(name, {*positions, *before.positions})}
+        elsewhere: dict[str, dict[str, int]] = {}
+        for each in processes.values():
+            feeds[each.name] = tuple(sorted({each.map, *each.also}))
+            for item, offsets in each.positions.items():
+                known = elsewhere.setdefault(f"{each.name}/{item}", {})
+                # Of two processes that tell of one partition, the one may not know yet that it has lost it.
+                known |= {key: min(offset, known.get(key, offset)) for key, offset in offsets.items()}
+        # Who has stopped tells nothing; where it was before is safe.
+        kept = {key: offsets for key, record in before.positions.items() if (offsets := _restored(record))}
+        for key in {*elsewhere, *kept}:
+            offsets = kept.get(key, {}) | elsewhere.get(key, {})
+            positions[key] = {"writer": "backup", "position": {"begun": True, "restored": offsets}}
+        maps = frozenset(sub.map for sub, _ in await self._readers())
+        return _Mark(at, positions, feeds, maps, await self._ends(maps))
+
+    async def _settle(self, seconds: float) -> None:
+        began = time.monotonic()
+        while True:
+            mark = self._pending = self._pending or await self._mark()
+            if await self._has_come_out(mark):
+                self._safe, self._pending, self._held = await self._without_unread(mark), None, ""
+                return
+            if time.monotonic() - began >= seconds:
+                return
+            await asyncio.sleep(_SETTLE_SECONDS)
+
+    async def _has_come_out(self, mark: _Mark) -> bool:
+        """Whether all readers have come as far as the mark asks; its tails move on with them."""
+        for _ in range(_MOST_STAGES):  # jobs may read each other's results in a circle
+            readers = await self._readers()
+            concerned = [(sub, results) for sub, results in readers if sub.map in mark.tails]
+            requests = await all_requests(self._grid)
+            owed = [(sub.group, await self._owed(sub, mark.tails[sub.map], requests)) for sub, _ in concerned]
+            if waited := [f"`{group.removeprefix('sink:')}` has {count:,} to go" for group, count in owed if count]:
+                self._held = "; ".join(waited)[:1000]
+                for name, ends in (await self._ends(mark.tails)).items():
+                    if any(end < tail for end, tail in zip(ends, mark.tails[name], strict=True)):
+                        self._pending = None  # a journal has begun again, and nobody will ever come as far
+                return False
+            read = {sub.map for sub, _ in readers}
+            mark.tails = await self._ends({results for _, results in concerned if results} & read)
+            if not mark.tails:
+                break
+        return True
+
+    async def _without_unread(self, mark: _Mark) -> _Mark:
+        """Without positions of sources whose map nobody reads and no point has: another cluster needs all of it."""
+        jobs = [each.job for each in await Jobs(self._grid).all() if each.state not in OVER]
+        kept = {lookup.map for job in jobs for lookup in job.lookups.values()} - self._without | mark.maps
+        lost = {name for name, maps in mark.feeds.items() if not kept.issuperset(maps)}
+        mark.positions = {key: value for key, value in mark.positions.items() if key.partition("/")[0] not in lost}
+        return mark
+
+    async def _owed(self, sub: Subscription, tails: list[int], requests: Mapping[str, Request]) -> int:
+        """How many entries before the ends of a journal a group may not be done with."""
+        leases = await read_records(self._grid, sub.group)
+        count = len(requests_of(sub.group, requests))  # rescans: what they are about, no offset tells
+        for partition, tail in enumerate(tails):
+            lease = leases.get(partition)
+            if lease is not None and lease.has_begun(sub.begin, sub.restarts):
+                count += max(0, tail - lease.offset)
+            elif sub.beginning == "oldest":
+                count += tail
+        return count
+
+    async def _ends(self, names: Iterable[str]) -> dict[str, list[int]]:
+        """The next sequence of each partition's journal, by map."""
+        partitions = range(self._grid.partition_count)
+        found = {}
+        for name in names:
+            journal = Journal(self._grid, name)
+            with contextlib.suppress(JournalMissingError):  # nobody can read it
+                bounds = await asyncio.gather(*(journal.bounds(partition) for partition in partitions))
+                found[name] = [newest + 1 for _, newest in bounds]
+        return found
+
+
+async def backups_of(grid: Grid) -> list[BackupRecord]:
+    """What the grid knows of its backups, the latest first."""
+    found = await Records(grid, BACKUPS_MAP).read(parsed(BackupRecord))
+    return sorted(found.values(), key=lambda each: -each.at)
+
+
+def _is_of(source: str, keys: Collection[str]) -> bool:
+    return any(key.partition("/")[0] == source for key in keys)
+
+
+def _restored(record: Mapping[str, Any]) -> dict[str, int]:
+    """Where a source is to go back to that keeps its positions elsewhere."""
+    position = record.get("position")
+    found = position.get("restored") if isinstance(position, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=12).digest()
+
+
+def _type_of(data: bytes) -> int:
+    return int.from_bytes(data[4:8], "big", signed=True)

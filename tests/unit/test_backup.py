@@ -1,0 +1,573 @@
+"""Restore points: complete or not there, whatever is killed in between; and a cluster of them is as the one before."""
+
+import asyncio
+import errno
+import json
+import os
+import random
+import shutil
+import time
+
+import pytest
+from serving import booster
+from typer.testing import CliRunner
+
+from gridscore.cli import _commands
+from gridscore.errors import GridError, JobError, UsageError
+from gridscore.grid import Records, transport
+from gridscore.job import parse_job
+from gridscore.job.plugs.base import SinkSettings
+from gridscore.keys import Keys, Role
+from gridscore.models.chunks import CHUNKS_MAP
+from gridscore.operations import restore_points
+from gridscore.operations.backup import BACKUPS_MAP, NOT_KEPT, Backup, backups_of
+from gridscore.operations.restore import Restore
+from gridscore.operations.restore_points import KEPT, BackupError, Folder, Point
+from gridscore.operations.window_state import state_of
+from gridscore.scoring.window_messages import key_in
+from gridscore.scoring.window_states import Entry, _decode, _encode, for_another_grid
+from gridscore.sinks.records import register
+from gridscore.sources.position import Beginning, Positions
+from gridscore.sources.status import SourceStats
+from gridscore.testing import StubCluster
+
+JOB = """\
+job: pay
+events: events.pay
+event_key: card
+order_by: time
+schema: {card: string, amount: float, time: {type: timestamp, unit: s}}
+windows: {card: card}
+lookups:
+  customer: {map: customers, key: card, fields: {age: int}}
+features:
+  amount: sum(amount, card, "1h")
+  age: customer.age
+model: pay
+results: results.pay
+"""
+AT = 1_700_000_000.0
+
+
+class Killed(BaseException):
+    """The process died here."""
+
+
+class Fuse:
+    """Counts what goes to the disk, and kills at one of these steps: before it is done, a write in the middle."""
+
+    def __init__(self, monkeypatch):
+        self.left = None
+        for name in ("open", "fsync", "replace", "unlink"):
+            monkeypatch.setattr(os, name, self._step(getattr(os, name)))
+        opened = os.fdopen
+        monkeypatch.setattr(os, "fdopen", lambda *given: Written(opened(*given), self))
+
+    def burn(self):
+        if self.left is not None:
+            if not self.left:
+                raise Killed
+            self.left -= 1
+
+    def _step(self, call):
+        def step(*args, **kwargs):
+            self.burn()
+            return call(*args, **kwargs)
+
+        return step
+
+
+class Written:
+    """A file that a process may die over."""
+
+    def __init__(self, file, fuse):
+        self._file, self._fuse = file, fuse
+        self.flush, self.fileno = file.flush, file.fileno
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, data):
+        try:
+            self._fuse.burn()
+        except Killed:
+            self._file.write(data[: len(data) // 2])
+            raise
+        self._file.write(data)
+
+
+def point(number, folder, entries, before=None, live=1_000):
+    parts = folder.add(before.maps["windows.x"] if before else (), entries, live)
+    return Point(number=number, at=AT + number, cluster="c", maps={"windows.x": parts})
+
+
+def keys(count, value=b"0"):
+    return {b"k%04d" % n: value for n in range(count)}
+
+
+def test_a_crash_between_any_two_steps_leaves_the_point_before_or_the_next_one(tmp_path, monkeypatch):
+    with_two = tmp_path / "two"
+    folder = Folder.write(with_two)
+    first = point(1, folder, keys(50))
+    folder.commit(first)
+    folder.close()
+    fuse, seen, steps = Fuse(monkeypatch), set(), 0
+    while True:
+        shutil.copytree(with_two, tmp_path / str(steps))
+        fuse.left = None
+        folder = Folder.write(tmp_path / str(steps))
+        fuse.left = steps
+        try:
+            folder.commit(point(2, folder, keys(70, b"1"), first))
+        except Killed:
+            fuse.left = None
+        else:
+            break
+        folder.close()
+        again = Folder.write(tmp_path / str(steps))
+        newest = again.read()
+        seen.add(newest.number)
+        assert again.entries(newest, "windows.x") == keys(50) if newest.number == 1 else keys(70, b"1")
+        named = {part.sha256 for n in again.numbers() for part in again.read(n).maps["windows.x"]}
+        assert {path.name for path in (again.path / "data").iterdir()} == named
+        assert not list(again.path.rglob(".*.new"))
+        again.close()
+        steps += 1
+    assert seen == {1, 2}
+    assert steps >= 8
+
+
+def test_what_has_not_changed_is_not_written_again(tmp_path):
+    folder, draw = Folder.write(tmp_path / "points"), random.Random(1)
+    entries = {b"k%04d" % n: os.urandom(200) for n in range(5_000)}
+    made = point(1, folder, entries)
+    folder.commit(made)
+    before = sum(path.stat().st_size for path in (folder.path / "data").iterdir())
+    made = point(2, folder, {b"k0007": b"other"}, made, live=5_000)
+    folder.commit(made)
+    entries[b"k0007"] = b"other"
+    assert sum(path.stat().st_size for path in (folder.path / "data").iterdir()) - before < 200
+    for number in range(3, 120):
+        changed = {b"k%04d" % draw.randrange(5_100): draw.choice([None, os.urandom(100)]) for _ in range(40)}
+        entries |= changed
+        made = point(number, folder, changed, made, live=len(entries))
+        folder.commit(made)
+        assert len(made.maps["windows.x"]) < 12
+    assert folder.entries(made, "windows.x") == {key: text for key, text in entries.items() if text is not None}
+    assert len(folder.numbers()) in (KEPT, KEPT + 1)  # and the last of the hour before
+    assert sum(path.stat().st_size for path in (folder.path / "data").iterdir()) < 4 * before
+    folder.close()
+
+
+def test_old_points_go_and_one_an_hour_stays_for_a_day(tmp_path):
+    folder = Folder.write(tmp_path)
+    for number in range(1, 101):
+        folder.commit(Point(number=number, at=AT + number * 1_800, cluster="c"))
+    assert folder.numbers()[-KEPT:] == list(range(91, 101))
+    assert 20 <= len(folder.numbers()) <= KEPT + 24
+    folder.close()
+
+
+def test_what_was_changed_or_removed_is_noticed(tmp_path):
+    folder = Folder.write(tmp_path / "good")
+    for number in (1, 2):
+        folder.commit(point(number, folder, keys(number)))
+    folder.close()
+    for path in [each.relative_to(folder.path) for each in folder.path.rglob("*") if each.is_file()]:
+        if path.name in ("lock", "backup.json"):
+            continue
+        for damage in ("cut", "changed", "removed"):
+            shutil.copytree(folder.path, tmp_path / "bad")
+            bad = tmp_path / "bad" / path
+            text = bad.read_bytes()
+            if damage == "removed":
+                bad.unlink()
+            else:
+                bad.write_bytes(text[:-1] + (b"" if damage == "cut" else bytes([text[-1] ^ 1])))
+            found = Folder.open(tmp_path / "bad")
+
+            def read(found=found):
+                for number in (1, 2):
+                    found.entries(found.read(number), "windows.x")
+
+            with pytest.raises(BackupError):
+                read()
+            if damage != "removed" and bad.parent.name == "points":
+                with pytest.raises(BackupError):
+                    Folder.write(tmp_path / "bad")
+            shutil.rmtree(tmp_path / "bad")
+
+
+def test_a_point_cannot_name_files_elsewhere(tmp_path):
+    folder = Folder.write(tmp_path / "points")
+    (tmp_path / "precious").write_bytes(b"x")
+    parts = folder.add((), {b"k": b"../../precious"}, 1)
+    with pytest.raises(BackupError, match="not one of it"):
+        folder.commit(Point(number=1, at=AT, cluster="c", maps={CHUNKS_MAP: parts}))
+    with pytest.raises(BackupError, match="not one of it"):
+        folder.data("../../precious")
+    folder.close()
+
+
+def test_only_a_folder_of_ours_is_written_to_and_by_one_at_a_time(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"photo\.jpg"):
+        Folder.write(tmp_path)
+    with pytest.raises(UsageError, match="not a folder of"):
+        Folder.open(tmp_path)
+    mine = tmp_path / "mine" / "data" / "photo.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"")
+    with pytest.raises(UsageError, match="`data` for one"):
+        Folder.write(tmp_path / "mine")
+    folder = Folder.write(tmp_path / "new")
+    with pytest.raises(UsageError, match="Another process"):
+        Folder.write(tmp_path / "new")
+    with pytest.raises(BackupError, match="no restore point yet"):
+        folder.read()
+    folder.close()
+    Folder.write(tmp_path / "new").close()
+
+
+def test_what_is_not_there_is_refused():
+    for words in (["backup", "--to", "postgresql://x"], ["restore", "--from", "s3://x"]):
+        found = CliRunner().invoke(_commands(), words)
+        assert isinstance(found.exception, UsageError)
+        assert "only folders" in found.exception.message
+
+
+# ---------------------------------------------------------------------- with a cluster
+
+
+async def prepared(cluster, *, job=JOB):
+    client = await cluster.client()
+    await client.put_events("customers", {f"c{n}": {"age": 20 + n} for n in range(5)})
+    await client.push_model(booster(3, ("amount", "age")), "pay", alias="champion", why="first")
+    await client.push_model(booster(4, ("amount", "age")), "pay", description="better", tags={"by": "ana"})
+    await client.promote_model("pay", 2, why="better")
+    await Keys(client.grid).create([Role.SCORE], note="till")
+    await client.submit(parse_job(job, "test"))
+    return client
+
+
+def payment(card, amount, second):
+    return {card: {"card": card, "amount": amount, "time": AT + second}}
+
+
+async def content(grid):
+    """All that has to be the same in another cluster."""
+    kept = ("gridscore.", "windows.", "dead-letters.", "customers")
+    names = {n for n in await transport.map_names(grid.client) if n.startswith(kept)} - NOT_KEPT
+    return {n: dict(await transport.map_entries(grid.client, n)) for n in sorted(names)}
+
+
+async def backed_up(grid, path, **options):
+    folder = Folder.write(path)
+    try:
+        backup = Backup(grid, folder, **options)
+        await backup.open()
+        return await backup.look(10)
+    finally:
+        folder.close()
+
+
+async def restored(grid, path, **options):
+    folder = Folder.open(path)
+    restore = Restore(grid, folder, folder.read())
+    steps = await restore.plan()
+    await restore.run(steps, **options)
+    return steps
+
+
+async def test_an_empty_cluster_becomes_what_the_other_was(tmp_path):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=7, seed=1) as two:
+        client = await prepared(one)
+        async with one.worker():
+            await client.put_events("events.pay", payment("c1", 10, 0))
+            await client.put_events("events.pay", payment("c1", 20, 1))
+            await client.put_events("events.pay", {"bad": {"card": "other", "amount": 1, "time": AT}})
+            await one.results("results.pay", 1)
+            made = await backed_up(client.grid, tmp_path)
+        assert (made.number, made.held) == (1, "")
+        assert made.positions_at > 0
+        async with two.worker():  # whose workers may run before
+            other = await two.client()
+            steps = await restored(other.grid, tmp_path)
+            assert steps[-1].map == "gridscore.jobs"
+            pairs = [(each.grid, each) for each in (client, other)]
+            before, after = await content(client.grid), await content(other.grid)
+            assert before.pop("windows.pay").keys() == after.pop("windows.pay").keys()
+            assert before.keys() == after.keys()
+            assert before == after
+            states = [(await state_of(g, await c.jobs.get("pay"), "c1")).values for g, c in pairs]
+            assert states[0] == states[1]
+            assert len(before["dead-letters.pay"]) == 1
+            # Windows go on where they were; an event that comes again counts again, as after a crash of a source.
+            await other.put_events("events.pay", payment("c1", 20, 1))
+            await other.put_events("events.pay", payment("c1", 30, 2))
+            async with asyncio.timeout(10):
+                while 80.0 not in (await state_of(other.grid, await other.jobs.get("pay"), "c1")).values.values():
+                    await asyncio.sleep(0.01)
+            (result,) = (await two.results("results.pay", 1)).values()
+            assert result["version"] == 2
+        log = await other.models.log("pay")
+        assert [(each.action, each.why) for each in log][:2] == [("push", "first"), ("promote", "first")]
+
+
+async def test_what_is_the_same_already_is_left_alone(tmp_path):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        await backed_up((await prepared(one)).grid, tmp_path)
+        grid = (await two.client()).grid
+        assert any(step.missing for step in await restored(grid, tmp_path))
+        writes = {name: two.requests[name] for name in two.requests if "put" in name.lower()}
+        assert sum(writes.values()) > 10
+        assert not any(step.missing or step.other for step in await restored(grid, tmp_path))
+        after = {name: two.requests[name] for name in writes}
+        assert sum(after.values()) - sum(writes.values()) <= 1 + 5, (writes, after)  # its record, and leases
+
+
+async def test_what_another_cluster_has_is_never_changed(tmp_path):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        await backed_up((await prepared(one)).grid, tmp_path)
+        client = await two.client()
+        await client.put_events("customers", {"c1": {"age": 99}})
+        with pytest.raises(UsageError, match="1 in `customers`"):
+            await restored(client.grid, tmp_path)
+        assert not await Records(client.grid, "gridscore.jobs").all()
+        await restored(client.grid, tmp_path, merge=True)
+        customers = await client.grid.map("customers")
+        assert (await customers.get("c1")).loads() == {"age": 99}
+        assert (await customers.get("c2")).loads() == {"age": 22}
+        assert (await client.jobs.get("pay")).name == "pay"
+
+
+async def test_a_restore_that_was_interrupted_goes_on(tmp_path):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        client = await prepared(one)
+        await backed_up(client.grid, tmp_path)
+        other = await two.client()
+
+        def stop(done, _total):
+            if done > 6:
+                raise Killed
+
+        with pytest.raises(Killed):
+            await restored(other.grid, tmp_path, progress=stop)
+        assert not await Records(other.grid, "gridscore.jobs").all()
+        await restored(other.grid, tmp_path)
+        assert await content(client.grid) == await content(other.grid)
+
+
+async def test_positions_are_kept_once_everything_before_them_has_come_out(tmp_path):
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster)
+        grid, folder = client.grid, Folder.write(tmp_path)
+        await register(grid, "out", "files", SinkSettings(results="results.pay"))
+        positions = Positions(grid, "log")
+        await positions.get("a")
+        await positions.move("a", {"offset": 1})
+        await client.put_events("events.pay", payment("c1", 10, 0))
+        backup = Backup(grid, folder)
+        for _ in range(3):
+            made = await backup.look()
+        # Nobody scores
+        assert (made.positions, made.positions_at, made.held) == ({}, 0.0, "`pay` has 1 to go")
+        assert (await backups_of(grid))[0].held == "`pay` has 1 to go"
+        async with cluster.worker():
+            await cluster.results("results.pay", 1)
+            async with asyncio.timeout(10):
+                while "`pay`" in backup._held:
+                    await backup.look()
+            # Nobody delivers
+            assert (await backup.look()).positions == {}
+            assert backup._held == "`out` has 1 to go"
+            await Records(grid, "gridscore.sinks").delete("out")
+            await positions.move("a", {"offset": 2})  # whose event is not there yet
+            made = await backup.look()
+            assert made.positions["log/a"]["position"] == {"offset": 1}
+            assert (await backup.look()).positions["log/a"]["position"] == {"offset": 2}
+        folder.close()
+
+
+async def test_a_source_of_what_nobody_reads_begins_again(tmp_path):
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster)
+        grid = client.grid
+        for name in ("log", "rows", "other"):
+            positions = Positions(grid, name)
+            await positions.get("a")
+            await positions.move("a", {"offset": 1})
+            to = {"log": "events.pay", "rows": "customers", "other": "events.other"}[name]
+            await Records(grid, "gridscore.sources").put(name, {"id": name, "seen_at": 1, "name": name, "map": to})
+        assert set((await backed_up(grid, tmp_path / "a")).positions) == {"log/a", "rows/a"}
+        left_out = await backed_up(grid, tmp_path / "b", without=["customers"])
+        assert set(left_out.positions) == {"log/a"}
+        assert "customers" not in left_out.maps
+        with pytest.raises(UsageError, match="cannot be left out"):
+            await backed_up(grid, tmp_path / "c", without=["gridscore.jobs"])
+
+
+async def test_what_keeps_its_positions_itself_is_told_where_to_go_back_to(tmp_path):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        client = await prepared(one)
+        grid, folder = client.grid, Folder.write(tmp_path)
+        stats = SourceStats("orders", "kafka", "events.pay")
+        record = {"id": "x", "seen_at": 1, "name": stats.name, "map": stats.map}
+        records = Records(grid, "gridscore.sources")
+        await records.put("p1", {**record, "positions": {"topic group": {"0": 7, "1": 9}}})
+        await records.put("p2", {**record, "positions": {"topic group": {"1": 5}}})
+        backup = Backup(grid, folder)
+        assert (await backup.look(5)).positions["orders/topic group"]["position"]["restored"] == {"0": 7, "1": 5}
+        await records.delete("p1")
+        await records.put("p2", {**record, "positions": {"topic group": {"1": 6}}})
+        await backup.look(5)
+        folder.close()
+        other = (await two.client()).grid
+        await restored(other, tmp_path)
+        beginning = Beginning(other, "orders", "topic group")
+        assert await beginning.known()
+        assert beginning.restored == {"0": 7, "1": 6}
+        await beginning.note()
+        again = Beginning(other, "orders", "topic group")
+        assert await again.known()
+        assert again.restored == {}
+
+
+async def test_a_running_source_keeps_a_restore_from_starting(tmp_path):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        await backed_up((await prepared(one)).grid, tmp_path)
+        grid = (await two.client()).grid
+        now = int(time.time() * 1000)
+        await Records(grid, "gridscore.sources").put(
+            "x", {"id": "x", "seen_at": now, "name": "log", "state": "running"}
+        )
+        with pytest.raises(JobError, match="The source `log` is running"):
+            await restored(grid, tmp_path)
+
+
+async def test_who_begins_at_the_end_begins_with_what_comes_after_the_restore(tmp_path):
+    job = JOB.replace("results: results.pay", "results: results.pay\nstart: latest")
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        await backed_up((await prepared(one, job=job)).grid, tmp_path)
+        client = await two.client()
+        await restored(client.grid, tmp_path)
+        await client.put_events("events.pay", payment("c1", 10, 0))  # before any worker is there
+        async with two.worker():
+            assert len(await two.results("results.pay", 1)) == 1
+
+
+async def test_points_of_another_cluster_are_not_replaced_by_those_of_an_empty_one(tmp_path):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        await backed_up((await prepared(one)).grid, tmp_path)
+        grid = (await two.client()).grid
+        with pytest.raises(UsageError, match="of another cluster"):
+            await backed_up(grid, tmp_path)
+        await restored(grid, tmp_path)
+        assert (await backed_up(grid, tmp_path)).number == 2
+
+
+async def test_a_full_disk_leaves_the_point_before_and_is_made_good(tmp_path, monkeypatch):
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster)
+        folder = Folder.write(tmp_path)
+        backup = Backup(client.grid, folder)
+        await backup.look()
+        await client.push_model(booster(6, ("amount", "age")), "pay")
+        write = restore_points._write
+
+        def full(path, data):
+            if path.parent.name == "points":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(path, data)
+
+        monkeypatch.setattr(restore_points, "_write", full)
+        with pytest.raises(OSError, match="No space"):
+            await backup.look()
+        assert Folder.open(tmp_path).read().number == 1
+        monkeypatch.setattr(restore_points, "_write", write)
+        assert (await backup.look()).number == 2
+        folder.close()
+        assert len(Folder.open(tmp_path).entries(Folder.open(tmp_path).read(), CHUNKS_MAP)) == 3
+
+
+async def test_nothing_is_written_when_nothing_has_changed_and_the_age_is_known(tmp_path):
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster)
+        folder = Folder.write(tmp_path)
+        backup = Backup(client.grid, folder, every=5)
+        first = await backup.look(5)
+        (before,) = await backups_of(client.grid)
+        again = await backup.look()
+        (after,) = await backups_of(client.grid)
+        assert again == first
+        assert after.at >= before.at
+        assert not after.is_late
+        assert await Records(client.grid, BACKUPS_MAP).get(folder.id) is not None
+        folder.close()
+
+
+async def test_a_model_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster)
+        folder = Folder.write(tmp_path)
+        backup, read = Backup(client.grid, folder), Backup._parts
+        times = 0
+
+        async def parts(self, known):
+            nonlocal times
+            times += 1
+            if times == 1:
+                await client.delete_model("pay", 1)
+            async for each in read(self, known):
+                yield each
+
+        monkeypatch.setattr(Backup, "_parts", parts)
+        made = await backup.look()
+        assert times == 2
+        found = {key[12:].decode(): text for key, text in folder.entries(made, "gridscore.models").items()}
+        assert list(json.loads(found["pay"])["versions"]) == ["2"]
+        folder.close()
+
+
+async def test_a_map_that_is_too_large_is_told_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("gridscore.operations.backup.MOST_BYTES", 100)
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster)
+        folder = Folder.write(tmp_path)
+        with pytest.raises(GridError, match="has more than"):
+            await Backup(client.grid, folder).look()
+        folder.close()
+
+
+def test_a_state_says_nothing_of_journals_that_are_gone():
+    state = (5).to_bytes(8, "little") + b"rest"
+    text = _encode(Entry("tag", 3, state, 7))
+    kept = _decode(for_another_grid(b"\0\0\0\0key", text))
+    assert (kept.state, kept.windows, kept.at) == (b"\xff" * 8 + b"rest", "tag", 7)
+    assert for_another_grid(key_in(1, 5, ":0:"), text) is None
+    with pytest.raises(ValueError, match="array"):
+        for_another_grid(b"\0\0\0\0key", b"[]")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "text", "why"),
+    [
+        ("events.pay", b"\0\0\0\0\xff\xff\xff\xf5\0\0\0\1a", b"{}", "not a map that is kept"),
+        ("gridscore.leases", b"\0\0\0\0\xff\xff\xff\xf5\0\0\0\1a", b"{}", "not a map that is kept"),
+        ("gridscore.keys", b"\0\0\0\0\xff\xff\xff\x9c\0\0\0\1a", b"{}", "neither a string nor"),  # Java's own
+        ("gridscore.keys", b"\0\0\0\0\xff\xff\xff\xf5\0\0\0\1a", b"{", "cannot be used"),
+        ("gridscore.keys", b"a", b"{}", "neither a string nor"),
+        ("gridscore.jobs", b"\0\0\0\0\xff\xff\xff\xf5\0\0\0\1a", b'{"spec": 1}', "The job `a` cannot be used"),
+        ("windows.pay", b"\0\0\0\0\xff\xff\xff\xf5\0\0\0\1a", b"[[[[", "cannot be used"),
+    ],
+)
+async def test_what_no_backup_has_written_is_not_restored(tmp_path, name, key, text, why):
+    folder = Folder.write(tmp_path)
+    made = Point(number=1, at=AT, cluster="c", maps={name: folder.add((), {key: text}, 1)})
+    async with StubCluster(partitions=2) as cluster:
+        with pytest.raises(BackupError, match=why):
+            Restore((await cluster.client()).grid, folder, made)
+    folder.close()
