@@ -5,14 +5,17 @@ import json
 import math
 
 import httpx
+import msgspec
 import pytest
 from promtool import promtool, samples
 from serving import booster, until
 
 from gridscore.cli.metrics import address_of
 from gridscore.errors import UsageError
+from gridscore.grid import Records
 from gridscore.job import JobState, parse_job
 from gridscore.job.plugs.base import SinkSettings
+from gridscore.models.drift import DRIFT_MAP, Alert, DriftRecord, Tally, Watched
 from gridscore.operations import metrics as module
 from gridscore.operations.exposition import exposed
 from gridscore.operations.metrics import Metrics
@@ -36,7 +39,17 @@ lookups:
 features: {amount: amount, ratio: 'count(card, "1h")', age: holder.age, risk: amount}
 model: {name: cards, alias: champion}
 results: results.cards
+drift: {every: 1h}
 """
+DRIFT = DriftRecord(
+    {"cards v1": Watched(Tally(1, 2), worst=("amount", 0.31)), "cards v2": Watched(Tally(1, 2), worst=("age", 9.0))},
+    {
+        str(n): Alert("cards v1", name, measure, 0.3, 0.2, 1, n % 2)
+        for n, (name, measure) in enumerate(
+            [("amount", "psi"), ("amount", "ks"), ("age", "psi"), ("risk", "missing"), ("ratio", "psi")]
+        )
+    },
+)
 GOOD = {f"c{n}": {"card": f"c{n}", "amount": 1.5 * n, "at": 1.7e9 + n} for n in range(40)}
 
 
@@ -77,6 +90,7 @@ async def told():
         await client.put_events("events.cards", {"bad": {"card": "bad", "amount": "much"}})
         async with cluster.worker(times=True) as worker:
             await until(lambda: "cards" in worker.runners and worker.runners["cards"].stats.copies)
+            await Records(client.grid, DRIFT_MAP).put("cards", msgspec.to_builtins(DRIFT))
             return (await finished(worker, lambda metrics: metrics.text())).decode()
 
 
@@ -107,6 +121,9 @@ async def test_metrics_are_those_of_prometheus_rules_and_true(told):
     assert found["gridscore_worker_stage_cpu_seconds_total", "cards", "predict"] > 0
     assert found["gridscore_worker_lookup_entries", "cards", "holder"] == 30
     assert found["gridscore_worker_lookup_missed_events_total", "cards", "holder"] == 10
+    drifting = {name[2]: value for name, value in found.items() if name[0] == "gridscore_worker_drift_alerts"}
+    assert drifting == {"psi": 3, "ks": 0, "missing": 0, "unseen": 0}  # others have ended
+    assert found["gridscore_worker_drift_psi", "cards"] == 0.31
     assert found["gridscore_source_events_total", "script", "till"] == 40
     assert found["gridscore_source_rejected_events_total", "script", "till"] == 1
     assert found["gridscore_source_state", "script", "till", "running"] == 1
@@ -143,7 +160,7 @@ async def test_a_job_that_has_failed_is_said_to():
         async with cluster.worker() as worker:
             await until(lambda: worker.runners)
             await client.jobs.mark(await client.jobs.get("cards"), JobState.FAILED, "as if")
-            await until(lambda: worker.states["cards"] == JobState.FAILED and not worker.runners)
+            await until(lambda: worker.records["cards"].state == JobState.FAILED and not worker.runners)
             found = samples((await Metrics(worker._grid, worker=worker).text()).decode())
             assert found["gridscore_worker_job_failed", "cards"] == 1
             assert found["gridscore_worker_job_wanted", "cards"] == 0

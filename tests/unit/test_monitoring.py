@@ -8,15 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from promtool import promtool, samples
 from servers import not_here
 from serving import PLAIN, client, prepared, serving
-from test_metrics import cards, finished, until
+from test_metrics import DRIFT, cards, finished, until
 from test_page_links import anchors
 
 from gridscore.cli.metrics import address_of
+from gridscore.grid import Records
+from gridscore.models.drift import DRIFT_MAP
 from gridscore.operations import metrics as module
 from gridscore.testing import StubCluster
 
@@ -47,6 +50,7 @@ async def known(monkeypatch):
         async with cluster.worker(times=True) as worker:
             await until(lambda: "cards" in worker.runners and worker.runners["cards"].stats.copies)
             worker._grid.journalled |= dict.fromkeys(("events.cards", "results.cards"), 5_000)  # as members tell
+            await Records(worker._grid, DRIFT_MAP).put("cards", msgspec.to_builtins(DRIFT))
             text = await finished(worker, lambda metrics: metrics.text())
     async with StubCluster(partitions=5) as cluster:
         await prepared(cluster, PLAIN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
+from collections import Counter, deque
 from importlib.metadata import version
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from gridscore.errors import GridError, GridscoreError
 from gridscore.grid import transport
 from gridscore.job import JobState
 from gridscore.job.life import OVER, WANTED
+from gridscore.models.drift import MEASURES, drift_of
 from gridscore.operations.health import TREND_SECONDS, fullest, seconds_left
 from gridscore.operations.status import positions
 from gridscore.scoring.stats import LATENCY_SECONDS
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.group.group import Group
     from gridscore.group.subscription import GroupStats
+    from gridscore.models.drift import DriftRecord
     from gridscore.operations.status import Position
     from gridscore.scoring import JobRunner, Worker
     from gridscore.scoring.stats import JobStats
@@ -201,7 +203,10 @@ class Metrics:
         groups = {name: runner.group for name, runner in jobs.items()}
         groups |= {sink.group.subscription.group: sink.group for sink in self._sinks}
         self._journals = {name: self._journals_of(name, group) for name, group in groups.items()}
-        looked, sizes = await self._ask([map_of(name) for name in jobs] + _window_maps(jobs.values()))
+        records = {} if self._worker is None else self._worker.records
+        drifting = [name for name in jobs if name in records and records[name].job.drift is not None]
+        maps = [map_of(name) for name in jobs] + _window_maps(jobs.values())
+        looked, sizes, drifts = await self._ask(maps, drifting)
         families, grid = Families(), self._grid
         families.show("gridscore_build_info", "Always 1.", 1, version=version("gridscore"))
         text = "Whether the cluster has answered all that it was asked for these metrics."
@@ -210,8 +215,10 @@ class Metrics:
             _job(families, name, runner, sizes)
             text = "Partitions that the workers of a job have to hold together."
             families.show("gridscore_worker_all_partitions", text, grid.partition_count, job=name)
-        for name, state in sorted(self._worker.states.items() if self._worker is not None else ()):
-            if state not in OVER:
+        for name, drift in drifts.items():
+            _drift(families, drift, f"{records[name].job.model.name} v{jobs[name].stats.version}", job=name)
+        for name, record in sorted(records.items()):
+            if (state := record.state) not in OVER:
                 text = "Whether a job is to be scored for: it is neither suspended nor FAILED."
                 families.show("gridscore_worker_job_wanted", text, float(state in WANTED), job=name)
                 failed = float(state == JobState.FAILED)
@@ -239,19 +246,23 @@ class Metrics:
         known = self._journals.get(name)
         return known if known is not None and known.group is group else _Journals(group)
 
-    async def _ask(self, maps: Sequence[str]) -> tuple[bool, dict[str, int]]:
-        """Look at the journals, and how large maps are; whether all was answered in time."""
+    async def _ask(
+        self, maps: Sequence[str], drifting: Sequence[str]
+    ) -> tuple[bool, dict[str, int], dict[str, DriftRecord | None]]:
+        """Look at the journals, how large maps are, and at the drift of jobs; whether all was answered in time."""
         client = self._grid.client
         try:
             async with asyncio.timeout(LOOK_SECONDS), asyncio.TaskGroup() as tasks:
                 for each in self._journals.values():
                     tasks.create_task(each.look(self._grid))
                 asked = {name: tasks.create_task(transport.map_size(client, name)) for name in maps}
+                drifts = {name: tasks.create_task(drift_of(self._grid, name)) for name in drifting}
         except (TimeoutError, ExceptionGroup) as error:
             if isinstance(error, ExceptionGroup) and error.split((HazelcastError, GridscoreError))[1] is not None:
                 raise
-            return False, {}
-        return True, {name: size.result() for name, size in asked.items()}
+            return False, {}, {}
+        sizes = {name: size.result() for name, size in asked.items()}
+        return True, sizes, {name: drift.result() for name, drift in drifts.items()}
 
 
 def _window_maps(runners: Iterable[JobRunner]) -> list[str]:
@@ -296,6 +307,18 @@ def _model(families: Families, prefix: str, stats: JobStats, **of: str) -> None:
         families.show(f"{prefix}_lookup_bad_entries", text, copy["bad"], **of, lookup=lookup)
         text = "Events without an entry, since the model went live."
         families.count(f"{prefix}_lookup_missed_events", text, copy["missed"], **of, lookup=lookup)
+
+
+def _drift(families: Families, record: DriftRecord | None, version: str, **of: str) -> None:
+    """What the workers of a job have found together."""
+    alerts = Counter(alert.measure for alert in record.active) if record is not None else Counter[str]()
+    for measure in MEASURES:
+        text = "Features of a job, its score among them, that have moved too far from the training."
+        families.show("gridscore_worker_drift_alerts", text, alerts[measure], **of, measure=measure)
+    watched = None if record is None else record.versions.get(version)
+    if watched is not None and watched.worst is not None:
+        text = "PSI of the feature that had moved farthest in the last window of the version in use."
+        families.show("gridscore_worker_drift_psi", text, watched.worst[1], **of)
 
 
 def _group(families: Families, prefix: str, what: str, stats: GroupStats, group: Group, **of: str) -> None:

@@ -74,7 +74,7 @@ class Worker:
         times: Whether to count how long events took, see `JobStats.latencies`.
 
     Attributes:
-        states: Of the jobs, when it last looked.
+        records: Of all jobs, when it last looked.
 
     Raises:
         UsageError: The lease is too short or too long.
@@ -97,7 +97,7 @@ class Worker:
         self._changed = asyncio.Event()
         self._lookups, self._models = Lookups(grid), LoadedModels(grid)
         self._crashes: dict[str, list[float]] = {}
-        self.states: dict[str, JobState] = {}
+        self.records: dict[str, JobRecord] = {}
         self._orphaned: set[str] = set()  # jobs that the cluster which replaced ours does not have
         self._ending: set[asyncio.Task[None]] = set()
         self._stop_watching: Any = None
@@ -167,7 +167,7 @@ class Worker:
         """Start, stop and restart runners as the job records demand; whether all of them score."""
         records = await self._jobs.all()
         self._orphaned -= {record.name for record in records}
-        self.states = {record.name: record.state for record in records}
+        self.records = {record.name: record for record in records}
         wanted = {
             record.name: record
             for record in records
