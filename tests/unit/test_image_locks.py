@@ -37,7 +37,19 @@ def unmet(requirements, versions):
 def test_the_image_has_what_every_command_needs():
     versions = pinned("requirements.txt")
     wanted = [*PROJECT["project"]["dependencies"]]
-    for extra in ("http", "kafka", "logfile", "metrics", "mqtt", "postgres", "redis", "serve", "signing", "webhook"):
+    for extra in (
+        "grpc",
+        "http",
+        "kafka",
+        "logfile",
+        "metrics",
+        "mqtt",
+        "postgres",
+        "redis",
+        "serve",
+        "signing",
+        "webhook",
+    ):
         wanted += EXTRAS[extra]
     assert unmet(wanted, versions) == []
     assert not NOT_IN_IMAGE & versions.keys()

@@ -8,7 +8,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gridscore.errors import first_of
+from gridscore.errors import UsageError, first_of
 from gridscore.health_file import VARIABLE, touch_health_file
 from gridscore.job.life import JOBS_MAP
 from gridscore.job.plugs.environment import from_environment
@@ -23,13 +23,17 @@ from gridscore.serve.micro_batches import BATCH_BYTES
 from gridscore.serve.scores import Scores
 from gridscore.serve.streams import Streams
 from gridscore.sources.http.bodies import Bodies
+from gridscore.sources.http.gate import gated
 from gridscore.sources.http.health import GridHealth
 from gridscore.sources.http.server import HttpServer
 from gridscore.sources.http.source import HttpSource
 from gridscore.sources.runner import runner_of
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from gridscore.grid import Grid
+    from gridscore.serve.grpc_server import GrpcServer
     from gridscore.serve.settings import ServeSettings
     from gridscore.sources.runner import SourceRunner
 
@@ -66,6 +70,9 @@ class Server:
         self._dashboard = Dashboard(grid, self._settings, self.http.guard) if settings.dashboard else None
         pages = self._dashboard
         self.app = Application(self.jobs, self._scores, self._streams, metrics, inference, self._problem, pages)
+        self.grpc: GrpcServer | None = None
+        if settings.grpc is not None:
+            self.grpc = _grpc_server(gated(self.app, self.http.guard, ()), self._settings)
         self.source: SourceRunner | None = None
         if (source := settings.source()) is not None:
             self.source = runner_of(grid, source, make=partial(HttpSource, attach=self.app.attach))
@@ -84,6 +91,8 @@ class Server:
         """
         try:
             self.http.open(self.app, lambda path: self._dashboard is not None and is_page(path))
+            if self.grpc is not None:
+                await self.grpc.open()
             _log.info("Serving at %s", self.http.address, extra={"action": "listening"})
             self.opened.set()
             await self._grid.while_same(self._serve())
@@ -91,7 +100,7 @@ class Server:
             raise first_of(failures) from None
         finally:
             self._streams.close()
-            await self.http.close()
+            await self._close()
             self._scores.close()
             self._health.close()
             if self._dashboard is not None:
@@ -106,9 +115,13 @@ class Server:
                 self.source.stop()  # its senders are answered while the server still listens
                 await asyncio.wait({taking})
             self._streams.close()
-            await self.http.close()
+            await self._close()
             for task in following:
                 task.cancel()
+
+    async def _close(self) -> None:
+        """Stop listening."""
+        await asyncio.gather(self.http.close(), *([] if self.grpc is None else [self.grpc.close()]))
 
     async def _live(self) -> None:
         """Touch the file of health checks, where there is one, as long as the cluster answers."""
@@ -120,3 +133,14 @@ class Server:
     async def _problem(self) -> str:
         """Why nothing can be scored now; empty if it can."""
         return await self._health.problem() or ("" if self.jobs.is_known else "the jobs are not known yet")
+
+
+def _grpc_server(app: ASGIApp, settings: ServeSettings) -> GrpcServer:
+    try:
+        from gridscore.serve.grpc_server import GrpcServer
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--grpc needs the extra `grpc`: the module `{error.name}` is not installed.",
+            "pip install 'gridscore[grpc]'",
+        ) from None
+    return GrpcServer(app, settings)

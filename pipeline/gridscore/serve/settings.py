@@ -21,6 +21,12 @@ class ServeSettings(PostSettings):
         default=None, description="An event map that may be posted to, as with `gridscore source http`."
     )
     name: JobName | None = Field(default=None, description="Name of the source that posts become, with `to`.")
+    grpc: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port for the Open Inference Protocol by gRPC as well; 0 for any that is free. Default: none.",
+    )
     max_scoring: int = Field(
         default=10_000,
         ge=1,

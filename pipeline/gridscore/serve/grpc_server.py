@@ -1,0 +1,256 @@
+"""The Open Inference Protocol by gRPC: each call becomes a request by REST, so gate, bounds and answers are its."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import msgspec
+
+from gridscore.errors import UsageError
+from gridscore.serve.grpc_messages import MESSAGES, SERVICE
+from gridscore.serve.tensors import LENGTH
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from starlette.types import ASGIApp, Message
+
+    from gridscore.serve.settings import ServeSettings
+
+_log = logging.getLogger(__name__)
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+"""Where a tensor's numbers are, by its type, unless they are raw."""
+
+CLOSE_SECONDS = 3.0
+_CALLS = 1_000
+"""That are under way at most; what comes beyond is refused."""
+
+
+class GrpcServer:
+    """Serves the protocol on a port of its own, beside the HTTP server.
+
+    Args:
+        app: What the HTTP server serves, behind its gate.
+
+    Attributes:
+        address: Where it listens, once it is open: `127.0.0.1:8001`.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
+        self._app, self._settings = app, settings
+        self._server: grpc.aio.Server | None = None
+        self.address = ""
+
+    async def open(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            UsageError: The address cannot be listened on.
+        """
+        settings = self._settings
+        options = (
+            ("grpc.max_receive_message_length", settings.max_body),
+            ("grpc.so_reuseport", 0),  # or two servers could share a port without a word
+            ("grpc.max_concurrent_streams", _CALLS),
+        )
+        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_CALLS)
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, self._handlers())])
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        try:
+            if (credentials := _credentials(settings)) is None:
+                port = server.add_insecure_port(f"{host}:{settings.grpc}")
+            else:
+                port = server.add_secure_port(f"{host}:{settings.grpc}", credentials)
+        except RuntimeError:
+            raise UsageError(
+                f"Gridscore cannot listen on {host}:{settings.grpc} for gRPC.",
+                "Is something else listening there? --grpc names another port.",
+            ) from None
+        await server.start()
+        self._server, self.address = server, f"{host}:{port}"
+        _log.info("Serving gRPC at %s", self.address, extra={"action": "listening"})
+
+    async def close(self) -> None:
+        """Stop listening; calls under way have `CLOSE_SECONDS`."""
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop(CLOSE_SECONDS)
+
+    def _handlers(self) -> dict[str, Any]:
+        calls = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model_metadata,
+            "ModelInfer": self._infer,
+        }
+        return {
+            name: grpc.unary_unary_rpc_method_handler(
+                _checked(call, MESSAGES[f"{name}Response"]),
+                request_deserializer=MESSAGES[f"{name}Request"].FromString,
+                response_serializer=MESSAGES[f"{name}Response"].SerializeToString,
+            )
+            for name, call in calls.items()
+        }
+
+    async def _server_live(self, _request: Any, _context: Any) -> dict[str, Any]:
+        return {"live": True}
+
+    async def _server_ready(self, _request: Any, context: Any) -> dict[str, Any]:
+        status, _, _ = await self._ask("GET", "/v2/health/ready", context)
+        return {"ready": status == 200}
+
+    async def _server_metadata(self, _request: Any, context: Any) -> dict[str, Any]:
+        value = await self._json("/v2", context)
+        return {**value, "extensions": []}
+
+    async def _model_ready(self, request: Any, context: Any) -> dict[str, Any]:
+        status, body, _ = await self._ask("GET", f"{_path(request.name, request.version)}/ready", context)
+        if status not in {200, 404}:
+            await _refuse(context, status, body)
+        return {"ready": status == 200}
+
+    async def _model_metadata(self, request: Any, context: Any) -> dict[str, Any]:
+        value = await self._json(_path(request.name, request.version), context)
+        tensors = {
+            which: [{key: tensor[key] for key in ("name", "datatype", "shape")} for tensor in value[which]]
+            for which in ("inputs", "outputs")
+        }
+        return {**{key: value[key] for key in ("name", "versions", "platform")}, **tensors}
+
+    async def _infer(self, request: Any, context: Any) -> dict[str, Any]:
+        head, binary = _request_of(request)
+        headers = {LENGTH: str(len(head)), "content-type": "application/octet-stream"}
+        path = f"{_path(request.model_name, request.model_version)}/infer"
+        status, body, answered = await self._ask("POST", path, context, head + binary, headers)
+        if status != 200:
+            await _refuse(context, status, body)
+        cut = int(answered[LENGTH])
+        value = msgspec.json.decode(body[:cut])
+        outputs = [{key: each[key] for key in ("name", "datatype", "shape")} for each in value["outputs"]]
+        wanted = {key: value[key] for key in ("model_name", "model_version", "id") if key in value}
+        return {**wanted, "outputs": outputs, "raw_output_contents": [body[cut:]]}
+
+    async def _json(self, path: str, context: Any) -> dict[str, Any]:
+        status, body, _ = await self._ask("GET", path, context)
+        if status != 200:
+            await _refuse(context, status, body)
+        value: dict[str, Any] = msgspec.json.decode(body)
+        return value
+
+    async def _ask(
+        self, method: str, path: str, context: Any, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes, dict[str, str]]:
+        """What the application answers to a request: status, body and headers."""
+        given = {**(headers or {}), "content-length": str(len(body))}
+        for key, value in context.invocation_metadata() or ():
+            if key == "authorization":
+                given[key] = str(value)
+        kind, _, rest = context.peer().partition(":")
+        host, _, port = rest.rpartition(":")
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "2",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in given.items()],
+            "client": (host.strip("[]") if kind.startswith("ipv") else rest, int(port) if port.isdecimal() else 0),
+            "server": None,
+        }
+        sent: list[Message] = []
+        waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            if waiting:
+                return waiting.pop()
+            await asyncio.get_running_loop().create_future()  # a call that is cancelled cancels us
+            raise AssertionError
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await self._app(scope, receive, send)
+        head = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in sent[0]["headers"]}
+        return sent[0]["status"], b"".join(each.get("body", b"") for each in sent[1:]), head
+
+
+def _credentials(settings: ServeSettings) -> Any:
+    if settings.certificate is None or settings.private_key is None:
+        return None
+    pair = Path(settings.private_key).read_bytes(), Path(settings.certificate).read_bytes()
+    return grpc.ssl_server_credentials([pair])
+
+
+def _checked(
+    call: Callable[[Any, Any], Awaitable[dict[str, Any]]], response: Any
+) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def answer(request: Any, context: Any) -> Any:
+        return response(**await call(request, context))
+
+    return answer
+
+
+async def _refuse(context: Any, status: int, body: bytes) -> None:
+    """End a call with the reason that the application gives."""
+    try:
+        text = msgspec.json.decode(body, type=dict[str, Any]).get("error", "")
+    except msgspec.DecodeError:
+        text = ""
+    await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), str(text))
+
+
+def _path(name: str, version: str) -> str:
+    from urllib.parse import quote
+
+    path = f"/v2/models/{quote(name, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _request_of(request: Any) -> tuple[bytes, bytes]:
+    """A call's tensors as the protocol has them by REST: JSON, and binary data behind it."""
+    raw = list(request.raw_input_contents)
+    tensors = []
+    for tensor in request.inputs:
+        value: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        if raw:
+            value["parameters"] = {"binary_data_size": len(raw[0])}
+        elif tensor.datatype in _CONTENTS:
+            numbers = getattr(tensor.contents, _CONTENTS[tensor.datatype])
+            value["data"] = [None if math.isnan(number) else number for number in numbers]
+        tensors.append(value)
+    head: dict[str, Any] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
+    if request.id:
+        head["id"] = request.id
+    if request.outputs:
+        head["outputs"] = [{"name": each.name, "parameters": {"binary_data": True}} for each in request.outputs]
+    return msgspec.json.encode(head), b"".join(raw)
