@@ -28,6 +28,7 @@ WINDOWS = "tests/simulation/test_window_states.py"
 ROUTED = "tests/simulation/test_routed_windows.py"
 GATES = "tests/unit/test_gates.py"
 BACKUP = "tests/unit/test_backup.py"
+CANARY = "tests/simulation/test_canary.py"
 
 
 class Mutant(NamedTuple):
@@ -437,6 +438,27 @@ MUTANTS = [
         "if last.cluster != self._cluster and",
         "if False and",
         (BACKUP, "-k", "another_cluster"),
+    ),
+    Mutant(
+        "a worker scores before it knows of an experiment",
+        "scoring/runner.py",
+        "        await self._experiment.start()\n",
+        "",
+        (CANARY,),
+    ),
+    Mutant(
+        "entities are drawn anew at each step of a canary",
+        "models/experiment.py",
+        "zlib.crc32(self.id.encode())",
+        'zlib.crc32(f"{self.id}{self.step}".encode())',
+        (CANARY,),
+    ),
+    Mutant(
+        "the challenger's results name the champion's version",
+        "scoring/trial.py",
+        "MadeBy((champion.model.version, other.model.version), variants)",
+        "MadeBy((champion.model.version, champion.model.version), variants)",
+        (CANARY,),
     ),
 ]
 

@@ -147,8 +147,9 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
     st.lists(st.tuples(floats, text, st.none() | text, st.integers(-(2**63), 2**63 - 1), finite), max_size=9),
     st.integers(0, 2**62),
     st.booleans(),
+    st.booleans(),
 )
-def test_results_are_written_alike(rows, sequence, plain):
+def test_results_are_written_alike(rows, sequence, plain, tried):
     described = "\n".join(line for line in JOB.splitlines() if "include" not in line) if plain else JOB
     described = described.replace("include:", "features: all, include:")
     encoder = results.ResultEncoder(parse_job(described, "twins.yaml"), 12)
@@ -156,10 +157,11 @@ def test_results_are_written_alike(rows, sequence, plain):
     steps = np.searchsorted(encoder._thresholds, scores, side="right")
     included = [] if plain else [[row[column] for row in rows] for column in (2, 1, 3, 4)]
     sequences = [-1 if each % 3 == 0 else sequence + each for each in range(len(rows))]
-    version = SimpleNamespace(version=7, name='m"\u00e9')
+    versions = [SimpleNamespace(version=number, name='m"\u00e9') for number in (7, 12)]
+    made_by = results.MadeBy(versions, np.arange(len(rows)) % 2) if tried else results.MadeBy(versions[:1])
     named = {"decision": (encoder._decisions, steps)}
     served = {} if plain else {"a b": [row[4] for row in rows], 'b"': scores.tolist()}
-    arguments = (scores, named, sequences, [5] * len(rows), version, 1_700_000_000_000, included, served)
+    arguments = (scores, named, sequences, [5] * len(rows), made_by, 1_700_000_000_000, included, served)
     assert encoder._zip(*arguments) == encoder._encode_each(*arguments)
 
 
@@ -168,7 +170,8 @@ def test_results_of_several_outputs_are_written_alike(rows, outputs):
     described = JOB[: JOB.index("result: {")]
     encoder = results.ResultEncoder(parse_job(described, "twins.yaml"), 12)
     scores = np.linspace(0, 1, rows * outputs, dtype=np.float32).reshape(rows, outputs)
-    arguments = (scores, {}, list(range(rows)), [1] * rows, SimpleNamespace(version=1, name="m"), 5, [], {})
+    made_by = results.MadeBy([SimpleNamespace(version=1, name="m")])
+    arguments = (scores, {}, list(range(rows)), [1] * rows, made_by, 5, [], {})
     assert encoder._zip(*arguments) == encoder._encode_each(*arguments)
 
 

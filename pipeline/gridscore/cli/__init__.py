@@ -94,7 +94,12 @@ _COMMANDS = {
         "state": "state",
         "explain": "explain",
     },
-    "Models and features": {"model": "model", "features": "features", "backtest": "backtest"},
+    "Models and features": {
+        "model": "model",
+        "experiment": "experiment",
+        "features": "features",
+        "backtest": "backtest",
+    },
     "Health": {
         "top": "top",
         "status": "status",
@@ -110,7 +115,7 @@ _COMMANDS = {
 }
 """By panel of the help: each command, and the module that has it."""
 
-_GROUPS = {"jobs", "job", "key", "source", "sink", "dead-letters", "model", "bench"}
+_GROUPS = {"jobs", "job", "key", "source", "sink", "dead-letters", "model", "experiment", "bench"}
 
 
 @functools.cache

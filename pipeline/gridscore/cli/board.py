@@ -283,6 +283,14 @@ def _versions(numbers: Sequence[int]) -> str:
     return ",".join(f"v{number}" for number in numbers) or "-"
 
 
+def _model(status: JobStatus) -> str:
+    """The versions in use, and the challenger's with its share: `v2 v3@25%`."""
+    using = _versions(status.versions)
+    if status.experiment is None or (found := status.experiment.experiment).state == "ended":
+        return using
+    return f"{using} v{found.version}@{'shadow' if found.kind == 'shadow' else f'{found.share:g}%'}"
+
+
 def _state(text: str, findings: Sequence[Finding], *, good: bool) -> Text:
     if not is_well(findings):
         return Text(text, "bold red")
@@ -377,7 +385,7 @@ def _job_columns(scene: Scene) -> list[Column]:
         Column("COMMIT", lambda s: _age(s.commit_age) if s.workers else "-", 6, keep=50),
         Column("LOST", lambda s: _warn(s.totals["lost"]), 4, keep=95),
         Column("DEAD", lambda s: _warn(s.totals["dead_letters"]), 4, keep=94),
-        Column("MODEL", lambda s: _versions(s.versions), keep=70, left=True),
+        Column("MODEL", _model, keep=70, left=True),
         Column("MISSES", lambda s: _worst(s, "lookup_misses"), keep=24),
         Column("UNSEEN", lambda s: _worst(s, "unseen_categories"), keep=23),
         Column("MISSING", lambda s: _worst(s, "missing_values"), keep=22),

@@ -147,6 +147,8 @@ def _job_lines(status: JobStatus) -> Iterable[str]:
         yield f"{totals['explained']:,.0f} results with reasons, {totals['unexplained']:,.0f} without for lack of time"
     if lacking := [f"{kind} {shares_text(shares)}" for kind, shares in _lacking(status)]:
         yield f"of the last {status.quality.events:,} events counted: {'; '.join(lacking)}"
+    if status.experiment is not None:
+        yield status.experiment.text
     if (certificate := status.certificate) is not None:
         yield f"parity with offline: {certificate.text}, {certificate.at[:16].replace('T', ' ')} UTC"
 

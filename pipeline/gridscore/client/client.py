@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gridscore.client.answers import Answers
+from gridscore.client.experiments import ExperimentVerbs
 from gridscore.client.model_verbs import ModelVerbs
 from gridscore.client.producer import Producer
 from gridscore.client.results import ResultStream, Start
@@ -58,7 +59,7 @@ MAX_AT_ONCE = 1_000
 """Events of a DataFrame that wait for their results at the same time."""
 
 
-class Client(ModelVerbs):
+class Client(ModelVerbs, ExperimentVerbs):
     """A connection to a cluster, with the verbs of the command line. Get one from `connect`."""
 
     def __init__(self, grid: Grid) -> None:

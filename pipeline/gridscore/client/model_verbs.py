@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from gridscore.client.gates import Gates
 from gridscore.client.progress import told_progress
 from gridscore.errors import GridscoreError, ModelError
+from gridscore.grid.records import Records
 from gridscore.job.life import ENDED, OVER
+from gridscore.models.experiment import EXPERIMENTS_MAP, experiment_in
 from gridscore.models.fit import check_jobs
 from gridscore.models.record import About
 from gridscore.models.version import early_stopping
@@ -200,6 +202,12 @@ class ModelVerbs:
                 raise ModelError(
                     f"The job `{record.name}` scores with version {version} of the model `{name}`.",
                     f"Update its job file, or cancel it first: `gridscore cancel {record.name}`.",
+                )
+        for found in (await Records(self.grid, EXPERIMENTS_MAP).read(experiment_in)).values():
+            if (found.model, found.version, found.state) == (name, version, "running"):
+                raise ModelError(
+                    f"Version {version} of the model `{name}` is the challenger of the job `{found.job}`.",
+                    f"End that first: `gridscore experiment stop {found.job}`.",
                 )
         await self.models.delete(name, version)
 

@@ -76,8 +76,9 @@ class Program:
         tables: Its lookup tables.
         categories: The categories of each feature that has any.
 
-    Outputs are asked for with `feature`, `margin`, `conditions`, `category_values`, `keys`, `entities` and `columns`,
-    before the first run. What is no output is let go after its last use: a job may have millions of numbers a row.
+    Outputs are asked for with `feature`, `margin`, `conditions`, `category_values`, `keys`, `entities`, `key` and
+    `columns`, before the first run. What is no output is let go after its last use: a job may have millions of numbers
+    a row.
     """
 
     def __init__(
@@ -133,11 +134,15 @@ class Program:
 
     def keys(self, lookup: str) -> int:
         """The slot of the keys of a lookup: a list of strings or integers, None where there is none."""
-        return self._output(self._keys(self._job.lookups[lookup]))
+        return self.key(self._job.lookups[lookup])
 
     def entities(self, window: str) -> int:
         """The slot of the keys of a window: a list of strings or integers, None where there is none."""
-        return self._output(self._keys(self._job.windows[window]))
+        return self.key(self._job.windows[window])
+
+    def key(self, of: Lookup | Window) -> int:
+        """The slot of keys by any other rule."""
+        return self._output(self._keys(of))
 
     def columns(self, nodes: Sequence[Node]) -> list[int]:
         """The slots of the numbers that a window holds: arrays."""

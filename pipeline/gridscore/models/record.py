@@ -64,7 +64,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         at: When, RFC 3339 in UTC, by the clock of whoever did it.
         by: Who, as the process that did it says of itself.
-        action: `push`, `promote`, `rollback`, `release`, `override`, `describe`, `remove alias`, `delete`, `sample`.
+        action: `push`, `promote`, `rollback`, `release`, `override`, `describe`, `remove alias`, `delete`, `sample`;
+            `experiment` with `start`, `step`, `end`, `stop` or `promote`.
         version: 0 if it was about none, or about all.
         alias: That was moved or removed.
         before: Where the alias pointed; 0 if nowhere.

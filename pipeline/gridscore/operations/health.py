@@ -481,6 +481,25 @@ def _models(now: JobStatus) -> list[Finding]:
     return found
 
 
+def _experiment(now: JobStatus) -> list[Finding]:
+    """An experiment that has ended by itself, or whose challenger a worker does not score with."""
+    if now.experiment is None:
+        return []
+    found, counts = now.experiment
+    advice = (
+        f"`gridscore experiment status {found.job}` shows it, `gridscore experiment stop {found.job}` clears it away."
+    )
+    if found.state == "ended":
+        text = (
+            f"The experiment with version {found.version} has ended, and the champion scores all events: {found.why}."
+        )
+        return [note("experiment_ended", text, advice)]
+    if counts.error and counts.behind:
+        text = f"A worker does not score with the challenger, so {counts.behind:,} events were the champion's: "
+        return [note("challenger", text + counts.error, advice)]
+    return []
+
+
 def _copies(now: JobStatus) -> list[Finding]:
     """Lookup maps that workers cannot copy, or load again."""
     found = []
@@ -497,7 +516,7 @@ def _copies(now: JobStatus) -> list[Finding]:
 
 def _inputs(now: JobStatus) -> list[Finding]:
     """Models that were refused, and lookups that cannot be loaded, are old or have bad entries."""
-    found = [*_models(now), *_copies(now)]
+    found = [*_models(now), *_experiment(now), *_copies(now)]
     for name, copy in now.lookups.items():
         age, bad, error = copy.get("age", 0), int(copy.get("bad", 0)), copy.get("error", "")
         if age > LOOKUP_OLD_SECONDS:

@@ -58,7 +58,7 @@ MOST_SHOWN = 2_000
 
 _FIRST_PAGE, _PAGE = 16, 512
 _READ_SECONDS = 10.0
-_BY_WRITER = frozenset(("epoch", "scored_at", "sequence", "reasons", "amended_at"))
+_BY_WRITER = frozenset(("epoch", "scored_at", "sequence", "variant", "reasons", "amended_at"))
 """What a result says of how it was written, and of why it is what it is."""
 
 _FEATURE = "feature "

@@ -25,8 +25,10 @@ from gridscore.group.rescan import RESCANS_MAP
 from gridscore.group.sessions import SESSIONS_MAP
 from gridscore.job import JobRecord
 from gridscore.job.life import JOBS_MAP
+from gridscore.models.certificates import PARITY_MAP, Certificate
 from gridscore.models.chunks import CHUNKS_MAP
 from gridscore.models.drift import DRIFT_MAP, DriftRecord
+from gridscore.models.experiment import COUNTS_MAP, EXPERIMENTS_MAP, Counts, experiment_in
 from gridscore.models.record import ModelRecord
 from gridscore.models.registry import MODELS_MAP, VERSIONS_MAP
 from gridscore.models.version import ModelVersion
@@ -131,6 +133,19 @@ CONTROL_MAPS = (
         MODELS_MAP,
         _model,
         "the model is gone from the registry: push it again; workers that have loaded it go on.",
+    ),
+    ControlMap(PARITY_MAP, _kind(Certificate), "`gridscore parity` compares once more.", False),
+    ControlMap(
+        EXPERIMENTS_MAP,
+        lambda record, _count: experiment_in(record),
+        "that experiment is over: the champion scores all events of the job.",
+        False,
+    ),
+    ControlMap(
+        COUNTS_MAP,
+        lambda record, _count: Counts.of_record(record),
+        "what a worker has counted of an experiment is missing from its report.",
+        False,
     ),
     ControlMap(VERSIONS_MAP, _version, "that version cannot be loaded any more: push the model again."),
     ControlMap(

@@ -26,6 +26,15 @@ from gridscore.job import Jobs, JobState
 from gridscore.job.life import WANTED
 from gridscore.models.certificates import certificates_of
 from gridscore.models.drift import drift_of
+from gridscore.models.experiment import (
+    COUNTS_MAP,
+    EXPERIMENTS_MAP,
+    Counts,
+    Experiment,
+    Standing,
+    experiment_in,
+    together,
+)
 from gridscore.scoring.drift import entry_of
 from gridscore.scoring.stats import subscription_of
 
@@ -102,6 +111,7 @@ class JobFigures(msgspec.Struct, frozen=True):
     lost: Count = 0
     regressions: Count = 0
     version: Count = 0
+    experiment: Word = ""
     model_error: Word = ""
     lookup_error: Word = ""
     drift_error: Word = ""
@@ -199,6 +209,7 @@ class JobStatus:
         commit_age: Seconds since the last commit of any worker; None if there was none.
         idle_workers: Living workers that do not score for it.
         certificate: The last parity certificate of this revision and a version in use; None if there is none.
+        experiment: How its experiment stands; None if it has none.
         journal_error: Why the journal cannot be read; empty if it can.
         drift: What is known of it; None if the job does not ask for it, or nothing was counted yet.
     """
@@ -218,6 +229,7 @@ class JobStatus:
     commit_age: float | None = None
     idle_workers: int = 0
     certificate: Certificate | None = None
+    experiment: Standing | None = None
     journal_error: str = ""
     drift: DriftRecord | None = None
 
@@ -300,6 +312,7 @@ class JobStatus:
             "lookup_errors": self.lookup_errors,
             "lookups": self.lookups,
             "quality": {"events": self.quality.events, **self.quality.shares()},
+            "experiment": None if self.experiment is None else self.experiment.to_json(),
             "drift": None
             if self.record.job.drift is None
             else {
@@ -398,11 +411,21 @@ class _Shared:
     rescans: Mapping[str, Request]
     acknowledged: Mapping[str, Acknowledgement]
     certificates: Sequence[Certificate]
+    experiments: Mapping[str, Experiment]
+    counts: Sequence[Counts]
 
     @classmethod
     async def read(cls, grid: Grid) -> _Shared:
         acknowledged = await Records(grid, ACKNOWLEDGED_MAP).read(parsed(Acknowledgement))
-        return cls(await all_requests(grid), acknowledged, await certificates_of(grid))
+        experiments = await Records(grid, EXPERIMENTS_MAP).read(experiment_in)
+        counts = (await Records(grid, COUNTS_MAP).read(Counts.of_record)).values() if experiments else ()
+        return cls(await all_requests(grid), acknowledged, await certificates_of(grid), experiments, tuple(counts))
+
+    def experiment_of(self, job: JobRecord) -> Standing | None:
+        found = self.experiments.get(job.name)
+        if found is None or found.submitted_at != job.submitted_at:
+            return None
+        return Standing(found, together(found, self.counts))
 
     def certificate_of(self, job: JobRecord, versions: Sequence[int]) -> Certificate | None:
         def fits(each: Certificate) -> bool:
@@ -498,6 +521,7 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
         commit_age=min(ages, default=None),
         idle_workers=len(workers) - len(mine),
         certificate=shared.certificate_of(record, versions),
+        experiment=shared.experiment_of(record),
         journal_error=journal_error,
         drift=None if record.job.drift is None else await drift_of(grid, name),
     )

@@ -13,7 +13,7 @@ from gridscore.grid.records import Records
 from gridscore.group import rescan
 from gridscore.group.leases import start_over
 from gridscore.job.life import ENDED, JOBS_MAP, Jobs
-from gridscore.models import Registry
+from gridscore.models import Registry, experiment
 from gridscore.models.certificates import certificates_of, forget
 from gridscore.models.drift import DRIFT_MAP
 from gridscore.operations.flow import FlowObserver
@@ -118,6 +118,7 @@ async def _forget(grid: Grid, name: str) -> None:
     await rescan.forget(grid, name)
     for map_name in (AUDITS_MAP, ACKNOWLEDGED_MAP, DRIFT_MAP):
         await Records(grid, map_name).delete(name)
+    await experiment.forget(grid, name, found.job.results)
     await forget(grid, [each for each in await certificates_of(grid) if each.job == name])
     if not await records.remove(record):
         raise JobError(f"The job `{name}` was submitted again meanwhile.", "It stays.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gridscore.job import JobRecord
     from gridscore.models import ModelVersion
     from gridscore.scoring.stats import JobStats
+    from gridscore.scoring.trial import Trial
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class LiveModel:
         while True:
             self._changed.clear()
             try:
-                self.active = await self._load(await self._resolve())
+                self.active = await self.load(await self._resolve())
                 if await self._is_current():
                     break
                 # It may be the model of the next revision, which this worker is about to begin.
@@ -135,6 +137,10 @@ class LiveModel:
             else:
                 told = ""
 
+    def attempt(self, trial: Trial | None) -> None:
+        """Score with an experiment from the next batch on, or without one."""
+        self.active = replace(self.active, trial=trial)
+
     async def close(self) -> None:
         """Stop watching the registry."""
         if self._stop_watching is not None:
@@ -158,7 +164,7 @@ class LiveModel:
             self._stats.model_error = self._refusal
             return
         try:
-            fresh = await self._load(version)
+            fresh = await self.load(version)
         except GridscoreError as error:
             self._refused, self._refusal = version.version, f"version {version.version}: {error}"
             self._stats.model_error = self._refusal
@@ -174,7 +180,7 @@ class LiveModel:
             return
         if not await self._is_current():
             return  # it may have been promoted for the next revision, which this worker is about to begin
-        self.active = fresh
+        self.active = replace(fresh, trial=self.active.trial)
         self._stats.version = version.version
         self._refused, self._stats.model_error = 0, ""
         _log.info(
@@ -197,7 +203,7 @@ class LiveModel:
         model = self._job.model
         return await self._registry.resolve(model.name, alias=model.alias, version=model.version, release=self._release)
 
-    async def _load(self, version: ModelVersion) -> ActiveModel:
+    async def load(self, version: ModelVersion) -> ActiveModel:
         """Fetch, check and warm a version.
 
         Raises:

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -91,6 +91,7 @@ class Reasons:
         steps: NDArray[np.intp] | None,
         spans: Sequence[tuple[PartitionBatch, int]],
         rows: tuple[Sequence[int], Sequence[bytes], Sequence[bytes]],
+        variants: NDArray[np.int64] | None = None,
     ) -> None:
         """Take the rows of a scored batch that want reasons.
 
@@ -99,12 +100,16 @@ class Reasons:
             steps: The number of each event's decision, if there are decisions.
             spans: Partitions in order, each with the number of its rows.
             rows: Sequences, keys and results.
+            variants: Which are the challenger's (1), during an experiment.
         """
         wanted = np.ones(len(events), bool)
         if self._spec.decisions and steps is not None:
             wanted &= np.isin(steps, self._decisions)
         if active.plan.explained is not None and wanted.any():
-            wanted &= active.plan.explained.decide(events, scores) == 0
+            if variants is None or active.trial is None:
+                wanted &= active.plan.explained.decide(events, scores) == 0
+            else:
+                wanted &= active.trial.decide(active, events, scores, None, variants, by="explained") == 0
         if not wanted.any():
             return
         matrix, margins = inputs
@@ -112,7 +117,11 @@ class Reasons:
         outputs = scores.argmax(axis=1) if scores.ndim > 1 else np.clip(scores, 0, _MOST_CLASSES).astype(np.intp)
         sequences, keys, texts = rows
         owners = [batch for batch, number in spans for _ in range(number)]
-        for i in np.flatnonzero(wanted).tolist():
+        models, order = [active.model], np.flatnonzero(wanted)
+        if variants is not None and active.trial is not None and active.trial.challenger is not None:
+            models.append(active.trial.challenger.model)
+            order = order[np.argsort(variants[order], kind="stable")]  # rows of one model are explained together
+        for i in order.tolist():
             # A rescan's events have no place in the journal that says when their results stand.
             if sequences[i] < 0 or not self._is_drawn(keys[i], sequences[i]):
                 continue
@@ -123,7 +132,7 @@ class Reasons:
             batch = owners[i]
             self._waiting.append(
                 _Row(
-                    active.model,
+                    models[0 if variants is None else variants[i]],
                     matrix[i].copy(),
                     margin,
                     int(outputs[i]),
@@ -146,7 +155,7 @@ class Reasons:
         while True:
             await self._some.wait()
             first = self._waiting[0].model
-            some = [each for each in islice(self._waiting, _ROWS) if each.model is first]
+            some = list(takewhile(lambda each: each.model is first, islice(self._waiting, _ROWS)))  # noqa: B023
             for _ in some:
                 self._waiting.popleft()
             if not self._waiting:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from gridscore.compiled import compiled
 from gridscore.features import class_numbers
+from gridscore.models.experiment import VARIANTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,6 +26,19 @@ if TYPE_CHECKING:
     """Texts, and which of them each event has."""
 
 _fast = compiled("gridscore.scoring._results")
+_VARIANT_TEXTS = tuple(name.encode() for name in VARIANTS)
+
+
+class MadeBy(NamedTuple):
+    """What made the results of a batch.
+
+    Attributes:
+        versions: One; or that of each variant.
+        variants: Which of them made each result, as int64; None if there is one version.
+    """
+
+    versions: Sequence[ModelVersion]
+    variants: NDArray[np.int64] | None = None
 
 
 class ResultEncoder:
@@ -32,15 +46,15 @@ class ResultEncoder:
 
     A result is a JSON object: `score` (a number, or a list for a model with several outputs), `label` (the class, if
     the job names them), `decision` (if it has decisions), `sequence` (of the event in its journal; -1 if a rescan found
-    it in the map), `epoch` (of the lease under which it was written), `version` and `model` (that made it), `revision`
-    (of the job), `scored_at` (milliseconds since 1970), the event fields that the job includes, and `features` (an
-    object), if it logs any.
+    it in the map), `epoch` (of the lease under which it was written), `variant` (while there is an experiment),
+    `version` and `model` (that made it), `revision` (of the job), `scored_at` (milliseconds since 1970), the event
+    fields that the job includes, and `features` (an object), if it logs any.
     """
 
     def __init__(self, job: Job, revision: int) -> None:
         self._revision = revision
         self._include = tuple(job.result.include)
-        fields: list[Any] = ["score", "sequence", "epoch", "version", "model", "revision", "scored_at"]
+        fields: list[Any] = ["score", "sequence", "epoch"]
         thresholds, self._decisions = job.decision_steps
         self._has_conditions = job.has_conditions
         if self._has_conditions:
@@ -52,7 +66,8 @@ class ResultEncoder:
         places = {name: position for position, name in enumerate(job.feature_names)}
         self._served = {name: places[name] for name in job.served_features}
         served = ["features"] * bool(self._served)
-        self._type = msgspec.defstruct("Result", [*fields, *self._include, *served], gc=False)
+        self._fields = fields, ["version", "model", "revision", "scored_at", *self._include, *served]
+        self._type = msgspec.defstruct("Result", [*self._fields[0], *self._fields[1]], gc=False)
         self._encode = msgspec.json.Encoder().encode
         self._encoded = {texts: tuple(map(self._encode, texts)) for texts in (self._classes, self._decisions)}
 
@@ -80,7 +95,7 @@ class ResultEncoder:
         scores: NDArray[np.float32],
         sequences: list[int],
         epochs: list[int],
-        version: ModelVersion,
+        version: ModelVersion | MadeBy,
         decisions: NDArray[np.intp] | None = None,
         matrix: NDArray[np.float32] | None = None,
     ) -> list[bytes]:
@@ -88,6 +103,7 @@ class ResultEncoder:
 
         Args:
             scores: Shape (n,) or (n, outputs), finite.
+            version: That made them; or which of several made each.
             decisions: The number of each event's decision, if the job has conditions.
             matrix: What was scored; needed if the job logs features.
 
@@ -95,12 +111,6 @@ class ResultEncoder:
             ValueError: There are thresholds, but not one score an event; or conditions, but no decisions; or features
                 to log, but no matrix.
         """
-        steps = self.steps(scores, decisions)
-        named: dict[str, _Named] = {}
-        if self._classes:
-            named["label"] = self._classes, class_numbers(scores, len(self._classes))
-        if steps is not None:
-            named["decision"] = self._decisions, steps
         now = time.time_ns() // 1_000_000
         included = [events.objects(field) for field in self._include]
         if self._served and matrix is None:
@@ -110,7 +120,24 @@ class ResultEncoder:
             columns = as_short(matrix[:, list(self._served.values())].T)
             served = dict(zip(self._served, columns.tolist(), strict=True))
         encode = self._zip if _fast else self._encode_each
-        return encode(scores, named, sequences, epochs, version, now, included, served)
+        made_by = version if isinstance(version, MadeBy) else MadeBy((version,))
+        return encode(scores, self.named(scores, decisions), sequences, epochs, made_by, now, included, served)
+
+    def named(
+        self, scores: NDArray[np.float32], decisions: NDArray[np.intp] | None = None
+    ) -> dict[str, tuple[tuple[str, ...], NDArray[np.intp]]]:
+        """The label and the decision, if results have any: texts, and which of them each event gets.
+
+        Raises:
+            ValueError: As of `encode`.
+        """
+        steps = self.steps(scores, decisions)
+        named: dict[str, _Named] = {}
+        if self._classes:
+            named["label"] = self._classes, class_numbers(scores, len(self._classes))
+        if steps is not None:
+            named["decision"] = self._decisions, steps
+        return named
 
     def _encode_each(
         self,
@@ -118,19 +145,28 @@ class ResultEncoder:
         named: Mapping[str, _Named],
         sequences: list[int],
         epochs: list[int],
-        version: ModelVersion,
+        made_by: MadeBy,
         now: int,
         included: list[list[Any]],
         served: Mapping[str, list[float]],
     ) -> list[bytes]:
         columns: list[Iterable[Any]] = [scores.tolist()]
         columns += [map(texts.__getitem__, numbers.tolist()) for texts, numbers in named.values()]
-        columns += [sequences, epochs, repeat(version.version), repeat(version.name)]
+        columns += [sequences, epochs]
+        versions, kind = made_by.versions, self._type
+        if made_by.variants is None:
+            columns += [repeat(versions[0].version), repeat(versions[0].name)]
+        else:
+            before, after = self._fields
+            kind = msgspec.defstruct("Result", [*before, "variant", *after], gc=False)
+            numbers = made_by.variants.tolist()
+            of_variants = VARIANTS, [each.version for each in versions], [each.name for each in versions]
+            columns += [map(each.__getitem__, numbers) for each in of_variants]
         columns += [repeat(self._revision), repeat(now), *included]
         if served:
             columns.append([dict(zip(served, row, strict=True)) for row in zip(*served.values(), strict=True)])
         # A pass for each field is faster than a tuple for each event.
-        return list(map(self._encode, map(self._type, *columns)))
+        return list(map(self._encode, map(kind, *columns)))
 
     def _zip(
         self,
@@ -138,7 +174,7 @@ class ResultEncoder:
         named: Mapping[str, _Named],
         sequences: list[int],
         epochs: list[int],
-        version: ModelVersion,
+        made_by: MadeBy,
         now: int,
         included: list[list[Any]],
         served: Mapping[str, list[float]],
@@ -152,8 +188,16 @@ class ResultEncoder:
             literals.append(b",%b:" % encode(name))
         columns += [sequences, epochs]
         literals += [b',"sequence":', b',"epoch":']
-        made_by = version.version, encode(version.name), self._revision
-        end = b',"version":%d,"model":%b,"revision":%d,"scored_at":%d' % (*made_by, now)
+        ends = [
+            b',"version":%d,"model":%b,"revision":%d,"scored_at":%d' % (v.version, encode(v.name), self._revision, now)
+            for v in made_by.versions
+        ]
+        end = ends[0]
+        if made_by.variants is not None:
+            tails = tuple(b',"variant":"%b"%b' % each for each in zip(_VARIANT_TEXTS, ends, strict=True))
+            columns.append((tails, made_by.variants))
+            literals.append(b"")
+            end = b""
         for name, values in zip(self._include, included, strict=True):
             columns.append(encode(values))
             literals.append(b"%b,%b:" % (end, encode(name)))

@@ -38,6 +38,7 @@ from gridscore.group.rescan import Rescanner
 from gridscore.group.subscription import MOST_SHOWN
 from gridscore.scoring.audit import audit_on_schedule
 from gridscore.scoring.drift import DriftWatch
+from gridscore.scoring.live_experiment import LiveExperiment
 from gridscore.scoring.live_model import LiveModel
 from gridscore.scoring.lookups import JobLookups, Lookups
 from gridscore.scoring.missing import MissingResults
@@ -46,6 +47,7 @@ from gridscore.scoring.prior_results import restart_offset, scored_in, without
 from gridscore.scoring.reasons import Reasons
 from gridscore.scoring.retention import Retention
 from gridscore.scoring.scorer import Scorer
+from gridscore.scoring.shadow import Shadow
 from gridscore.scoring.stats import JobStats, Latencies, subscription_of
 from gridscore.scoring.superseded import Superseded
 from gridscore.scoring.window_messages import SLOTS
@@ -157,6 +159,8 @@ class JobRunner:
             self._reasons,
         )
         self._model = LiveModel(grid, record, self._tables, self.stats, models)
+        self._experiment = LiveExperiment(grid, record, self._tables, self._model, self.stats, members)
+        self._shadow = Shadow(grid, record, self.group, self.stats)
         self._results = MapWriter(grid, job.results)
         limits = Limits(job.max_dead_letters, job.max_dead_letter_bytes)
         self._letters = LetterWriter(grid, job.name, limits, share=lambda: len(self.group.held) / grid.partition_count)
@@ -192,7 +196,7 @@ class JobRunner:
         try:
             await self._prepare()
             async with asyncio.TaskGroup() as tasks:
-                for work in (self._score, self.group.run, self._model.follow, self._watch):
+                for work in (self._score, self.group.run, self._model.follow, self._experiment.follow, self._watch):
                     tasks.create_task(work())
                 tasks.create_task(self._learn_ring())
                 tasks.create_task(self._rescanner.run())
@@ -222,6 +226,7 @@ class JobRunner:
                 await part.prepare()
         await self._start_copies()
         await self._model.start()
+        await self._experiment.start()
         self.has_joined = True
         self._joined()
 
@@ -272,6 +277,7 @@ class JobRunner:
         try:
             # The cluster may be gone.
             async with asyncio.timeout(CLOSE_SECONDS):
+                await self._experiment.close()
                 await self._model.close()
                 await self._lookups.close()
         except (HazelcastError, TimeoutError) as error:
@@ -308,6 +314,8 @@ class JobRunner:
                 self.stats.stage_ns["write"] += time.thread_time_ns() - began
                 # Let the event loop send this batch and receive the next.
                 await asyncio.sleep(0)
+                if batch.answered is not None:
+                    self._shadow.score(batch.answered)
 
     def _write(self, batch: ScoredBatch) -> None:
         group, now = self.group, self._grid.clock()

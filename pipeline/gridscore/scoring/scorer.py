@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ import numpy as np
 from gridscore.dead_letters.letters import Rejected
 from gridscore.features import EventDecoder, FeaturePlan
 from gridscore.scoring.results import ResultEncoder
+from gridscore.scoring.trial import Answered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gridscore.features import EventColumns, LookupTable
+    from gridscore.features.decisions import Decider
     from gridscore.grid.copies import Fetcher
     from gridscore.grid.wire import Page
     from gridscore.group.reader import Arrival, Cursor
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from gridscore.scoring.drift import Sketch
     from gridscore.scoring.reasons import Reasons
     from gridscore.scoring.stats import JobStats
+    from gridscore.scoring.trial import Trial
     from gridscore.scoring.window_requests import WindowRequests
     from gridscore.scoring.window_states import HistoryStates, WindowStates
 
@@ -37,7 +41,7 @@ _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializabl
 
 @dataclass(frozen=True, slots=True)
 class ActiveModel:
-    """A model and the features that it needs; exchanged together, between two batches.
+    """A model, the features that it needs, and the experiment if there is one; exchanged between two batches.
 
     Attributes:
         sketch: Counts what is scored, if the job watches for drift.
@@ -46,6 +50,7 @@ class ActiveModel:
     model: LoadedModel
     plan: FeaturePlan
     sketch: Sketch | None = None
+    trial: Trial | None = None
 
 
 @dataclass(slots=True)
@@ -73,7 +78,7 @@ class PartitionBatch:
 
 
 @dataclass(slots=True)
-class _Rows:
+class Rows:
     """The events of a batch in columns, and which of them go to which partition.
 
     Columns of plain objects rather than a tuple an event: the garbage collector looks at every tuple.
@@ -96,11 +101,11 @@ class _Rows:
             yield batch, self.keys[begin : begin + count]
             begin += count
 
-    def without(self, bad: Mapping[int, str], stage: str, rejected: list[Rejected]) -> _Rows:
+    def without(self, bad: Mapping[int, str], stage: str, rejected: list[Rejected]) -> Rows:
         """The rows without the bad ones, which are rejected for the reasons given."""
         if not bad:
             return self
-        kept = _Rows()
+        kept = Rows()
         begin = 0
         for batch, count in self.spans:
             rows = range(begin, begin + count)
@@ -128,6 +133,8 @@ class ScoredBatch:
     partitions: list[PartitionBatch]
     rejected: list[Rejected]
     events: int
+    answered: Answered | None = None
+    """What a shadow is to score, if the job has one."""
 
 
 class Scorer:
@@ -161,6 +168,7 @@ class Scorer:
         self._stats = stats
         self._windows = windows
         self._requests = requests
+        self._answered: Answered | None = None
 
     async def score(self, arrivals: Sequence[Arrival], active: ActiveModel) -> ScoredBatch:
         """Score pages.
@@ -171,8 +179,8 @@ class Scorer:
         """
         clock = time.thread_time_ns
         stage_ns = self._stats.stage_ns
-        began = clock()
-        rows = _Rows()
+        began, self._answered = clock(), None
+        rows = Rows()
         rejected: list[Rejected] = []
         batches: dict[int, PartitionBatch] = {}
         for partition, page, cursor, lost, at in arrivals:
@@ -200,16 +208,16 @@ class Scorer:
                 spans = ((batch.cursor, count) for batch, count in rows.spans)
                 events = await self._requests.ask(events, spans, rows.sequences, rows.keys, rows.values)
             rows = self._finish(events, rows, rejected, active)
-        return ScoredBatch(list(batches.values()), rejected, len(rows.keys))
+        return ScoredBatch(list(batches.values()), rejected, len(rows.keys), self._answered)
 
     async def _score_with_windows(
         self,
         windows: WindowStates | HistoryStates,
         events: EventColumns,
-        rows: _Rows,
+        rows: Rows,
         rejected: list[Rejected],
         active: ActiveModel,
-    ) -> _Rows:
+    ) -> Rows:
         """Score a batch, and add what has been scored to its windows: an event counts there if it has a result."""
         clock, stage_ns = time.thread_time_ns, self._stats.stage_ns
         began = clock()
@@ -234,6 +242,7 @@ class Scorer:
             for batch, _ in rows.spans:
                 batch.keys.clear()
                 batch.texts.clear()
+            self._answered = None
             events, rows = events.without(gone), rows.without(dict.fromkeys(gone, ""), "", [])
         else:
             return rows
@@ -243,7 +252,7 @@ class Scorer:
         stage_ns["windows"] += clock() - began
         return rows
 
-    def _finish(self, events: EventColumns, rows: _Rows, rejected: list[Rejected], active: ActiveModel) -> _Rows:
+    def _finish(self, events: EventColumns, rows: Rows, rejected: list[Rejected], active: ActiveModel) -> Rows:
         """Features, scores, decisions and results of a batch; returns the rows that came through."""
         clock, stage_ns = time.thread_time_ns, self._stats.stage_ns
         began = clock()
@@ -252,51 +261,62 @@ class Scorer:
             bad = dict.fromkeys(lacking.tolist(), "the job's `margin` gives no number, and has no default")
             events, rows = events.without(bad), rows.without(bad, "features", rejected)
             matrix, margins = np.delete(matrix, lacking, axis=0), np.delete(margins, lacking)
-        stage_ns["features"] += (after := clock()) - began
-        if events:
-            scores = active.model.predict(matrix, margins)
-            stage_ns["predict"] += (began := clock()) - after
-            if not np.isfinite(scores).all():
-                bad = _not_finite(scores)
-                events, rows = events.without(bad), rows.without(bad, "predict", rejected)
-                scores, matrix = (np.delete(each, list(bad), axis=0) for each in (scores, matrix))
-                margins = None if margins is None else np.delete(margins, list(bad))
-            decisions = None
-            if active.plan.decider is not None:
-                decide = active.plan.decider.decide
-                events, rows, (scores, matrix, margins, decisions) = _try(
-                    lambda events, scores, matrix, *rest: (
-                        scores,
-                        matrix,
-                        next(iter(rest), None),
-                        decide(events, scores),
-                    ),
-                    events,
-                    rows,
-                    rejected,
-                    "decide",
-                    scores,
-                    matrix,
-                    *([] if margins is None else [margins]),
-                )
-            if active.sketch is not None:
-                counting = clock()
-                active.sketch.add(matrix, scores)
-                stage_ns["drift"] = stage_ns.get("drift", 0) + (spent := clock() - counting)
-                began += spent
-            epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
-            version = active.model.version
-            texts = self._encoder.encode(events, scores, rows.sequences, epochs, version, decisions, matrix)
-            begin = 0
-            for batch, count in rows.spans:
-                batch.keys += rows.keys[begin : begin + count]
-                batch.texts += texts[begin : begin + count]
-                begin += count
-            if self._reasons is not None:
-                steps = self._encoder.steps(scores, decisions)
-                made, inputs = (rows.sequences, rows.keys, texts), (matrix, margins)
-                self._reasons.offer(active, events, inputs, scores, steps, rows.spans, made)
-            stage_ns["encode"] += clock() - began
+        stage_ns["features"] += clock() - began
+        return self.finish(events, rows, matrix, margins, rejected, active) if events else rows
+
+    def finish(
+        self,
+        events: EventColumns,
+        rows: Rows,
+        matrix: np.ndarray[Any, Any],
+        margins: np.ndarray[Any, Any] | None,
+        rejected: list[Rejected],
+        active: ActiveModel,
+    ) -> Rows:
+        """Scores, decisions and results of a batch whose features are known; returns the rows that came through."""
+        clock, stage_ns, trial = time.thread_time_ns, self._stats.stage_ns, active.trial
+        after = clock()
+        given = [matrix] if margins is None else [matrix, margins]
+        columns: Sequence[np.ndarray[Any, Any]] = (
+            [active.model.predict(*given), *given] if trial is None else trial.score(active, events, rows.keys, given)
+        )
+        stage_ns["predict"] += (began := clock()) - after
+        if not np.isfinite(columns[0]).all():
+            bad = _not_finite(columns[0])
+            events, rows = events.without(bad), rows.without(bad, "predict", rejected)
+            columns = [np.delete(each, list(bad), axis=0) for each in columns]
+        decisions = None
+        if active.plan.decider is not None:
+            decide = partial(_decided, active.plan.decider) if trial is None else partial(trial.decide, active)
+            events, rows, (columns, decisions) = _try(
+                lambda events, *columns: (columns, decide(events, *columns)), events, rows, rejected, "decide", *columns
+            )
+        scores, matrix, *rest = columns
+        margins = None if margins is None else rest[-1]
+        if active.sketch is not None:
+            counting = clock()
+            ours = slice(None) if trial is None else rest[0] == 0  # the baseline is the champion's
+            active.sketch.add(matrix[ours], scores[ours])
+            stage_ns["drift"] = stage_ns.get("drift", 0) + (spent := clock() - counting)
+            began += spent
+        epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
+        version = active.model.version if trial is None else trial.made_by(active, rest[0])
+        texts = self._encoder.encode(events, scores, rows.sequences, epochs, version, decisions, matrix)
+        if trial is not None:
+            trial.count(columns, self._encoder.named(scores, decisions))
+            if trial.is_shadowed:
+                self._answered = Answered(trial, active, events, rows, matrix, margins, rest[1])
+        begin = 0
+        for batch, count in rows.spans:
+            batch.keys += rows.keys[begin : begin + count]
+            batch.texts += texts[begin : begin + count]
+            begin += count
+        if self._reasons is not None:
+            steps = self._encoder.steps(scores, decisions)
+            made, inputs = (rows.sequences, rows.keys, texts), (matrix, margins)
+            variants = None if trial is None else rest[0]
+            self._reasons.offer(active, events, inputs, scores, steps, rows.spans, made, variants)
+        stage_ns["encode"] += clock() - began
         return rows
 
     async def _fetch(self, name: str, fetcher: Fetcher, keys: Sequence[Any]) -> None:
@@ -305,6 +325,10 @@ class Scorer:
         table.clear()
         for key, payload in entries:
             table.put(key, payload)
+
+
+def _decided(decider: Decider, events: EventColumns, scores: np.ndarray[Any, Any], *_: object) -> Any:
+    return decider.decide(events, scores)
 
 
 def _not_finite(scores: np.ndarray[Any, Any]) -> dict[int, str]:
@@ -317,9 +341,9 @@ def _not_finite(scores: np.ndarray[Any, Any]) -> dict[int, str]:
     }
 
 
-def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejected], *, marked: bool) -> None:
+def _append(rows: Rows, batch: PartitionBatch, page: Page, rejected: list[Rejected], *, marked: bool) -> None:
     """Add the events of a page, except those that are not JSON."""
-    taken = _Rows(page.sequences, page.keys, page.values, [(batch, len(page.values))])
+    taken = Rows(page.sequences, page.keys, page.values, [(batch, len(page.values))])
     if marked:
         taken.scored = [position in page.scored for position in range(len(page.values))]
     foreign = {}
@@ -337,11 +361,11 @@ def _append(rows: _Rows, batch: PartitionBatch, page: Page, rejected: list[Rejec
 def _try(
     compute: Callable[..., Any],
     events: EventColumns,
-    rows: _Rows,
+    rows: Rows,
     rejected: list[Rejected],
     stage: str,
     *columns: np.ndarray[Any, Any],
-) -> tuple[EventColumns, _Rows, Any]:
+) -> tuple[EventColumns, Rows, Any]:
     """Compute something of the events and columns; events for which that fails are rejected, one by one."""
     try:
         return events, rows, compute(events, *columns)

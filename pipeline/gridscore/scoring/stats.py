@@ -29,7 +29,7 @@ _COUNTERS = (
     "taken",
     "given",
 )
-_PLAIN = (*_COUNTERS, "partitions", "committed_at", "version", "quality")
+_PLAIN = (*_COUNTERS, "partitions", "committed_at", "version", "quality", "experiment")
 """What a worker's record holds as it is here."""
 
 _LATENCY_WRITES = 2_048
@@ -69,6 +69,7 @@ class JobStats(GroupStats):
         unexplained: Results that should have been, and were not: for lack of time, or of the result.
         stage_ns: CPU nanoseconds of the event loop's thread, by stage.
         version: Of the model in use, 0 if none.
+        experiment: Its id, if this worker takes part in one.
         model_error: Why a newer version is not in use; empty if it is.
         drift_error: Why drift cannot be told; empty if it can, or the job does not ask for it.
         lookup_error: Why a lookup map cannot be copied, or loaded again; empty if it can.
@@ -86,6 +87,7 @@ class JobStats(GroupStats):
     unexplained: int = 0
     stage_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     version: int = 0
+    experiment: str = ""
     model_error: str = ""
     drift_error: str = ""
     lookup_error: str = ""

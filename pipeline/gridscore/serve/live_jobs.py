@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, GridscoreError, JobError
+from gridscore.grid.cutting import STRING
 from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.grid.wire import Page
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import Jobs
 from gridscore.job.life import WANTED
+from gridscore.scoring.live_experiment import LiveExperiment
 from gridscore.scoring.live_model import LiveModel
 from gridscore.scoring.lookups import JobLookups, Lookups
 from gridscore.scoring.scorer import Scorer
@@ -27,7 +31,7 @@ from gridscore.serve.micro_batches import BATCH, MicroBatches, answer
 from gridscore.serve.watching import RETRY_SECONDS, watching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
 
     from gridscore.dead_letters.letters import Rejected
     from gridscore.grid import Grid
@@ -36,10 +40,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_Work = tuple[Sequence[bytes], Sequence["str | None"]]
 Answers = list["bytes | Rejected"]
 """For each event of a request, in order: its result as JSON text, or why it has none."""
 
-_NUMBERS = [b"%d" % number for number in range(2 * BATCH)]  # stand for keys: which event of a batch it is
+_NUMBERS = [struct.pack(">ii", number, 0) for number in range(2 * BATCH)]
+"""Serialized keys that are none, for which event of a batch it is in the place of a hash."""
+
+_STRING = struct.Struct(">iii")
 
 
 class UnservedError(JobError):
@@ -77,7 +85,8 @@ class LiveJob:
         tables, fetchers = self._lookups.tables, self._lookups.fetchers
         self._scorer = Scorer(job, record.revision, tables, fetchers, self.stats)
         self._model = LiveModel(grid, record, tables, self.stats, models)
-        self._batches: MicroBatches[Sequence[bytes], Answers] = MicroBatches(*most)
+        self._experiment = LiveExperiment(grid, record, tables, self._model, self.stats)
+        self._batches: MicroBatches[_Work, Answers] = MicroBatches(*most)
         self._cursor = Cursor(0, 0)
 
     @property
@@ -104,20 +113,40 @@ class LiveJob:
             ready()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._model.follow())
+                tasks.create_task(self._experiment.follow())
                 tasks.create_task(self._score())
         finally:
             self._batches.close(GridError(f"The job `{self.record.name}` is no longer scored here.", "Ask again."))
             await asyncio.shield(self._close())
 
-    async def score(self, texts: Sequence[bytes], has_left: Callable[[], bool], seconds: float) -> Answers:
+    @property
+    def needs_keys(self) -> bool:
+        """Whether an experiment tells entities apart by the keys of events."""
+        trial = self._experiment.trial
+        return trial is not None and not trial.experiment.key
+
+    async def score(
+        self,
+        texts: Sequence[bytes],
+        has_left: Callable[[], bool],
+        seconds: float,
+        keys: Sequence[str | None] | None = None,
+    ) -> Answers:
         """Score the events of a request, in one micro-batch with those of others.
+
+        Args:
+            texts: The events.
+            has_left: Whether nobody waits any more.
+            seconds: To wait.
+            keys: That they would have in the event map, as far as that is known.
 
         Raises:
             TimeoutError: It took longer than these seconds.
             SaturatedError: Too many wait already.
             GridError: A lookup could not be fetched, or the job is no longer scored here.
         """
-        return await self._batches.ask(texts, len(texts), sum(map(len, texts)), has_left, seconds)
+        work = texts, keys or [None] * len(texts)
+        return await self._batches.ask(work, len(texts), sum(map(len, texts)), has_left, seconds)
 
     async def _load(self) -> None:
         while True:
@@ -131,12 +160,14 @@ class LiveJob:
                 await asyncio.sleep(RETRY_SECONDS)
         self.stats.lookup_error = ""
         await self._model.start()  # which tries again by itself
+        await self._experiment.start()
 
     async def _score(self) -> None:
         while True:
             questions = await self._batches.take()
             try:
-                answers = await self._answers([text for each in questions for text in each.work])
+                texts = [text for each in questions for text in each.work[0]]
+                answers = await self._answers(texts, [key for each in questions for key in each.work[1]])
             except HazelcastError as error:
                 failure: Exception = GridError(f"What the events look up could not be fetched: {error}", "Ask again.")
             except Exception as error:  # noqa: BLE001 -- whatever it is, it must not end the job
@@ -150,23 +181,39 @@ class LiveJob:
                     each.answer.set_exception(failure)
             await asyncio.sleep(0)
 
-    async def _answers(self, texts: list[bytes]) -> Answers:
+    async def _answers(self, texts: list[bytes], keys: list[str | None]) -> Answers:
         count = len(texts)
-        page = Page(0, count, [-1] * count, _NUMBERS[:count], texts, {}, 0)  # -1: it is in no journal
+        page = Page(0, count, [-1] * count, _numbered(keys), texts, {}, 0)  # -1: it is in no journal
         scored = await self._scorer.score([Arrival(0, page, self._cursor, 0, 0.0)], self._model.active)
         self.stats.events += scored.events
         self.stats.batches += 1
         answers: list[Any] = [None] * count
         for batch in scored.partitions:
             for key, text in zip(batch.keys, batch.texts, strict=True):
-                answers[int(key)] = text
+                answers[_number_in(key)] = text
         for rejected in scored.rejected:
-            answers[int(rejected.key)] = rejected
+            answers[_number_in(rejected.key)] = rejected
         return answers
 
     async def _close(self) -> None:
+        await self._experiment.close()
         await self._model.close()
         await self._lookups.close()
+
+
+def _numbered(keys: Sequence[str | None]) -> list[bytes]:
+    """Serialized keys with the number of each event in the place of their hash, which nobody here looks at."""
+    if not any(keys):
+        return _NUMBERS[: len(keys)]
+    texts = ((number, key, (key or "").encode(errors="surrogatepass")) for number, key in enumerate(keys))
+    return [
+        _NUMBERS[number] if key is None else _STRING.pack(number, STRING, len(text)) + text
+        for number, key, text in texts
+    ]
+
+
+def _number_in(key: bytes) -> int:
+    return int.from_bytes(key[:4], "big")
 
 
 @dataclass(slots=True)

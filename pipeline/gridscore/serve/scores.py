@@ -58,6 +58,7 @@ class Scores:
     def __init__(self, grid: Grid, settings: ServeSettings, jobs: LiveJobs, bodies: Bodies) -> None:
         self._grid, self._jobs, self._bodies = grid, jobs, bodies
         self._reader = EventReader(settings.key, settings.max_event)
+        self._has_keys = bool(settings.key)
         self._max_event = settings.max_event
         self._client = Client(grid)
         self._recording = 0
@@ -103,7 +104,8 @@ class Scores:
                 return await self._record(request, job, texts, wait, single=single)
             if (large := max(map(len, texts), default=0)) > self._max_event:
                 raise HTTPException(400, f"An event has {large:,} bytes; the limit is {self._max_event:,}.")
-            answers = await job.score(texts, scope.get("gridscore.has_left", _never), wait)
+            keys = self._keys(request, texts, single=single) if job.needs_keys else None
+            answers = await job.score(texts, scope.get("gridscore.has_left", _never), wait, keys)
         except UnservedError as error:
             raise _as_http(error) from None
         except SaturatedError as error:
@@ -115,6 +117,16 @@ class Scores:
         finally:
             self._bodies.held -= len(body)
         return _respond(answers, single=single)
+
+    def _keys(self, request: Request, texts: list[bytes], *, single: bool) -> list[str | None] | None:
+        """The keys that events would get if they were put, None where they would get any: experiments go by them."""
+        prefix = request.query_params.get("key")
+        if prefix is None and not self._has_keys:
+            return None
+        entries = (
+            self._reader.read([text], number, prefix, single=single).entries for number, text in enumerate(texts)
+        )
+        return [found[0][0] if found else None for found in entries]
 
     # ------------------------------------------------------------------ through the grid
 
