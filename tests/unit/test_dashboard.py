@@ -5,12 +5,17 @@ import re
 from html.parser import HTMLParser
 from urllib.parse import quote
 
+import numpy as np
+import pandas as pd
 import pytest
+import xgboost as xgb
 from serving import JOB, PLAIN, booster, client, prepared, serving
 
 from gridscore.dead_letters.letters import map_of, walk_letters
 from gridscore.errors import GridError
+from gridscore.features import offline_matrix
 from gridscore.grid.records import Records
+from gridscore.job import parse_job
 from gridscore.job.life import JOBS_MAP
 from gridscore.keys import Keys, Role
 from gridscore.operations.actions import ActionLog
@@ -65,6 +70,15 @@ async def see(http, path, status=200):
     return is_clean(answer)
 
 
+async def see_all(http, path, *texts):
+    """A page once it says all that: what it shows is looked at now and then."""
+    async with asyncio.timeout(20):
+        page = await see(http, path)
+        while not all(text in page for text in texts):
+            await asyncio.sleep(0.05)
+            page = await see(http, path)
+
+
 def token_of(answer):
     return re.search(r'name="token" value="([0-9a-f]{64})"', answer.text)[1]
 
@@ -93,21 +107,12 @@ async def act(http, path, **form):
 async def test_pages_show_jobs_workers_results_and_why_one_was_decided():
     async with StubCluster(partitions=8) as cluster:
         gridscore = await prepared(cluster, JOB, PLAIN)
-        async with cluster.worker() as worker, serving(cluster, "cards", "plain") as server, client(server) as http:
+        async with cluster.worker(), serving(cluster, "cards", "plain") as server, client(server) as http:
             await gridscore.put_events("events.cards", {**GOOD, "bad": {"amount": "much"}})
             await cluster.results("results.cards", len(GOOD))
-            overview = await see(http, "/")
-            assert "cards" in overview
-            assert "1 worker runs" in overview
-            await see(http, "/dashboard/jobs/cards")
-            page = await see(http, "/dashboard/jobs/cards")
-            assert "k3" in page
-            assert "approve" in page
-            assert "8 of 8: 0-7" in page
-            assert "Scores of 12 recent results" in page
-            assert "1 event could not be scored" in page
-            assert "Events a second" in page
-            assert worker is not None
+            await see_all(http, "/", "cards", "1 worker runs")
+            figures = ("Events a second", "8 of 8: 0-7", "Scores of 12 recent results", "1 event could not be scored")
+            await see_all(http, "/dashboard/jobs/cards", "k3", "approve", *figures)
             why = await see(http, "/dashboard/jobs/cards/result?key=k3")
             assert "cards v1" in why
             assert "these features give the result's own score, to the bit" in why
@@ -121,6 +126,33 @@ async def test_pages_show_jobs_workers_results_and_why_one_was_decided():
             assert (
                 (await http.get("/dashboard/static/htmx.min.js")).headers["content-type"].startswith("text/javascript")
             )
+
+
+async def test_scores_and_features_stand_against_the_training():
+    text = PLAIN + "drift: {psi: 0.5, every: 1s, events: 100}\n"
+    job = parse_job(text, "test")
+    history = pd.DataFrame({"amount": np.random.default_rng(1).uniform(0, 100, 500)})
+    matrix = offline_matrix(job, history)
+    data = xgb.DMatrix(matrix.values, history["amount"] > 50, feature_names=list(matrix.names))
+    model = xgb.train({"objective": "binary:logistic", "nthread": 1}, data, 3)
+    matrix.attach(model)
+    async with StubCluster(partitions=8) as cluster:
+        gridscore = await cluster.client()
+        await gridscore.push_model(model, "plain", alias="champion")
+        await gridscore.submit(job)
+        async with cluster.worker(), serving(cluster, "plain") as server, client(server) as http:
+            async with asyncio.timeout(30):
+                page, number = "", 0
+                while "now and in training" not in page.lower():
+                    await gridscore.put_events(
+                        "events.plain", {f"k{n}": {"amount": 90.0 + n % 10} for n in range(number, number + 50)}
+                    )
+                    number += 50
+                    page = await see(http, "/dashboard/jobs/plain")
+                    await asyncio.sleep(0.1)
+            assert re.search(r"recent scores against the training: PSI [1-9]", page)
+            assert re.search(r"amount\s*psi\s*[1-9]", page), page
+            assert re.search(r"<score>\s*psi", page), page
 
 
 async def test_nothing_of_others_becomes_part_of_a_page():
@@ -244,7 +276,7 @@ async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
             assert (await gridscore.models.aliases("cards")) == {"champion": 1}
             assert (await did(f"{job}/do/suspend"))[0] == 200
             assert (await gridscore.jobs.get("cards")).state == "SUSPENDED"
-            assert "Resume" in await see(http, job)
+            await see_all(http, job, "Resume")
             assert (await did(f"{job}/do/resume"))[0] == 200
             ids = re.findall(r"letter\?id=([^\"]+)", (await http.get(f"{job}/letters")).text)
             assert len(ids) == 2
@@ -314,6 +346,4 @@ async def test_a_cluster_that_is_away_is_said():
                 raise GridError("The members are gone.")
 
             observed.look = fails
-            page = await see(http, "/")
-            assert "The members are gone. The figures are of" in page
-            assert "plain" in page
+            await see_all(http, "/", "The members are gone. The figures are of", "plain")

@@ -3,6 +3,7 @@
 import pytest
 from test_health import position, status
 
+from gridscore.features.baseline import Column
 from gridscore.grid.writer import MapWriter
 from gridscore.operations.explain import Explanation
 from gridscore.operations.status import JobFigures, Overview, WorkerRecord
@@ -97,6 +98,17 @@ def test_scores_are_spread_over_bins():
     assert figures.scores_of(recent(7.0))["bars"] == [(0.0, 62.0, 15.0)]
     assert figures.scores_of(recent([0.1, 0.9])) is None
     assert figures.scores_of([]) is None
+
+
+def test_scores_are_compared_in_the_bins_of_the_training():
+    training = Column(edges=(0.0, 0.5, 1.0), shares=(0.0, 0.5, 0.5, 0.0))
+    found = figures.scores_against(training, [0.1, 0.2, 0.3, 0.9])
+    assert found["text"].startswith("4 recent scores against the training: PSI 0.2")
+    assert [round(height / 62, 2) for _, height, _ in found["bars"]] == [0, 1.0, 0.33, 0]
+    assert found["line"].startswith("0.0,64.0 80.0,64.0 80.0,22.7 160.0,22.7")
+    assert figures.scores_against(training, []) is None
+    assert figures.scores_against(Column(missing=1.0), [0.5]) is None
+    assert figures.scores_against(None, [0.5]) is None
 
 
 def test_the_largest_contributions_come_first_and_the_rest_together():

@@ -7,11 +7,16 @@ from collections import Counter
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from gridscore.features.baseline import counts_in, psi
 from gridscore.operations.health import is_well
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from gridscore.features.baseline import Column
     from gridscore.operations.explain import Explanation
     from gridscore.operations.health import Finding
     from gridscore.operations.status import JobFigures, JobStatus, Overview, WorkerRecord
@@ -163,6 +168,25 @@ def scores_of(recent: Sequence[Recent]) -> dict[str, Any] | None:
     bars = [(index * step, count * (HEIGHT - 2) / most, step - 1) for index, count in sorted(counts.items())]
     text = f"Scores of {len(numbers):,} recent results, from {min(numbers):.4g} to {max(numbers):.4g}"
     return {"text": f"{text}; the median is {median(numbers):.4g}", "bars": bars, "low": low, "high": high}
+
+
+def against(training: Sequence[float], live: Sequence[float]) -> dict[str, Any]:
+    """Shares of bins, live as bars and those of the training as a line."""
+    most, step = max(*training, *live, 1e-9), WIDTH / len(training)
+    bars = [(index * step, share * (HEIGHT - 2) / most, step - 1) for index, share in enumerate(live)]
+    heights = [f"{HEIGHT - share * (HEIGHT - 2) / most:.1f}" for share in training]
+    line = " ".join(f"{i * step:.1f},{height} {(i + 1) * step:.1f},{height}" for i, height in enumerate(heights))
+    return {"bars": bars, "line": line}
+
+
+def scores_against(training: Column | None, scores: Sequence[float]) -> dict[str, Any] | None:
+    """How some scores of one output are spread over the bins of the training; None if these are not known."""
+    if training is None or not training.shares or not training.edges or not scores:
+        return None
+    live = counts_in(np.array(training.edges), np.array(scores, np.float32)) / len(scores)
+    moved = psi(np.array(training.shares), live)
+    text = f"{count_text(len(scores), 'recent score')} against the training: PSI {moved:.2f}"
+    return {"text": text, **against(training.shares, live.tolist())}
 
 
 def decisions_of(recent: Sequence[Recent]) -> list[tuple[str, int, float]]:

@@ -23,6 +23,7 @@ from gridscore.job.life import JobState
 from gridscore.keys import Role
 from gridscore.models import Registry
 from gridscore.operations.actions import ActionLog
+from gridscore.operations.drift import drift
 from gridscore.operations.explain import explain
 from gridscore.operations.health import fullest
 from gridscore.serve.dashboard import figures
@@ -49,7 +50,7 @@ LETTERS = 50
 SILENT = "The cluster does not answer."
 
 _FEED = 20
-_VERSIONS = 20
+_FEATURES, _VERSIONS = 15, 20
 _RAW = 4_000
 """Characters of a dead letter's event that are shown."""
 
@@ -157,7 +158,8 @@ class Pages:
             scores=figures.scores_of(recent),
             decisions=figures.decisions_of(recent),
             is_asleep=status.record.state in (JobState.SUSPENDED, JobState.FAILED),
-            **await self._versions(status),
+            drift=await self._drift(status),
+            **await self._versions(status, recent),
         )
 
     async def _recent(self, map_name: str) -> tuple[list[Recent], str]:
@@ -168,8 +170,30 @@ class Pages:
         except (HazelcastError, TimeoutError):
             return [], SILENT
 
-    async def _versions(self, status: JobStatus) -> dict[str, Any]:
-        """The versions of a job's model, which one is meant, and what was done with them."""
+    async def _drift(self, status: JobStatus) -> dict[str, Any] | None:
+        """How far features have moved from the training, those farthest first; None if the job does not watch."""
+        if status.record.job.drift is None:
+            return None
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                found = await drift(self._grid, status.record.name)
+        except (GridscoreError, HazelcastError, TimeoutError) as error:
+            return {"problem": error.message if isinstance(error, GridscoreError) else SILENT}
+        windows = []
+        for each in found["versions"]:
+            if (window := each["window"]) is not None:
+                moved = sorted(window["features"], key=lambda feature: -(feature["psi"] or 0.0))[:_FEATURES]
+                rows = [(row, figures.against(row["training"], row["live"]) if row["live"] else None) for row in moved]
+                windows.append((each["version"], window, rows))
+        alerts: dict[tuple[str, str], str] = {}
+        for alert in found["alerts"]:
+            place = alert["version"], alert["feature"]
+            alerts[place] = ", ".join(filter(None, (alerts.get(place), alert["measure"])))
+        return {"problem": "", "windows": windows, "alerts": alerts}
+
+    async def _versions(self, status: JobStatus, recent: Sequence[Recent]) -> dict[str, Any]:
+        """The versions of a job's model, which one is meant, its scores, and what was done with them."""
+        nothing = {"versions": [], "meant": 0, "log": [], "trained": None}
         ref, registry = status.record.job.model, Registry(self._grid)
         try:
             async with asyncio.timeout(WAIT_SECONDS):
@@ -177,12 +201,16 @@ class Pages:
                 release = status.record.release
                 meant = await registry.resolve(ref.name, alias=ref.alias, version=ref.version, release=release)
         except GridscoreError as error:
-            return {"versions": [], "meant": 0, "log": [], "versions_problem": error.message}
+            return {**nothing, "versions_problem": error.message}
         except (HazelcastError, TimeoutError):
-            return {"versions": [], "meant": 0, "log": [], "versions_problem": SILENT}
+            return {**nothing, "versions_problem": SILENT}
         rest = [each for each in model.versions[:_VERSIONS] if each.version != meant.version]
         versions = [(each, model.aliases_of(each.version)) for each in (meant, *rest)]
-        return {"versions": versions, "meant": meant.version, "log": log[:-11:-1], "versions_problem": ""}
+        scores = [each.result.score for each in recent if each.result.version == meant.version]
+        outputs = meant.baseline.scores if meant.baseline is not None else ()
+        single = [each for each in scores if isinstance(each, float)] if len(outputs) == 1 else []
+        found = {"versions": versions, "meant": meant.version, "log": log[:-11:-1], "versions_problem": ""}
+        return {**found, "trained": figures.scores_against(outputs[0] if outputs else None, single)}
 
     async def result(self, request: Request, visit: Visit) -> Response:
         """One event, from raw to decision: which model made it, and why."""
