@@ -66,7 +66,7 @@ _REFUSED: Sequence[tuple[str, str, str]] = (
 )
 # Classes: connection exception, insufficient resources, operator intervention (a shutdown, a time-out), system error,
 # transaction rollback (a deadlock), object in use (a lock not available); and a server that may only be read now.
-_PASSING = ("08", "53", "57", "58", "40", "55", "25006")
+_PASSING = ("08", "53", "57", "58", "40", "55", "25006", "25P03")
 
 
 def place_of(database: str) -> str:

@@ -22,6 +22,7 @@ from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
 from gridscore.sinks.postgres.settings import PostgresSinkSettings
 from gridscore.sinks.postgres.sink import ERAS_MAP, PostgresSink
 from gridscore.sinks.runner import runner_of
+from gridscore.testing import StubCluster
 
 
 def result(key, sequence=0, *, epoch=1, partition=0, **fields):
@@ -69,6 +70,43 @@ async def opened(grid):
 
 def rows(postgres, database, statement):
     return postgres.execute(statement, database.rpartition("/")[2])
+
+
+async def test_a_process_that_is_paused_within_a_delivery_locks_out_its_successor_for_the_lease_at_most(database):
+    """The event loop of the first stands still, as all of a stopped process does, between its rows and the commit."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def pause():
+        sink = PostgresSink(None, "to-sql", settings(database))
+        sink._era = 1
+        connection = await sink._connected()
+        transaction = connection.transaction
+
+        @contextlib.asynccontextmanager
+        async def paused():
+            async with transaction():
+                yield
+                begun.set()
+                go_on.wait()
+
+        connection.transaction = paused
+        try:
+            await sink._write([("ann", result("ann"))], time.monotonic() + 1.0, [])
+        finally:
+            await sink.close()
+
+    async with StubCluster(partitions=5) as stub:
+        successor = PostgresSink(await stub.connect(), "to-sql", settings(database))
+        await successor.open()
+        first = asyncio.create_task(asyncio.to_thread(asyncio.run, pause()))
+        try:
+            await asyncio.to_thread(begun.wait, 20.0)
+            assert await successor.deliver(delivery(result("ann", 1), seconds=10.0)) == []
+        finally:
+            go_on.set()
+            await successor.close()
+        with pytest.raises((psycopg.Error, SinkInterruptedError)):
+            await first
 
 
 class TestTables:

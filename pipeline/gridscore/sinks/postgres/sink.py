@@ -202,8 +202,13 @@ class PostgresSink:
             async with asyncio.timeout(left):
                 connection = await self._connected()
                 async with connection.transaction():
+                    # The second ends what a process that is paused, or whose host is gone, would lock for good.
                     milliseconds = str(max(1, int((until - time.monotonic()) * 1_000)))
-                    await connection.execute("SELECT set_config('statement_timeout', %s, true)", [milliseconds])
+                    await connection.execute(
+                        "SELECT set_config('statement_timeout', %s, true), "
+                        "set_config('idle_in_transaction_session_timeout', %s, true)",
+                        [milliseconds, milliseconds],
+                    )
                     await connection.execute(self._upsert, [rows])
         except psycopg.Error as error:
             if (error.sqlstate or "").startswith(_BAD_ROW):
