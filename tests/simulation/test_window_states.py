@@ -11,8 +11,10 @@ from world import _data, _text
 from gridscore.dead_letters.letters import list_letters
 from gridscore.errors import JobError
 from gridscore.features import FeaturePlan
+from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.group.reader import Cursor
 from gridscore.job import parse_job
+from gridscore.operations.replay import letter_ids, replay
 from gridscore.operations.window_state import state_of
 from gridscore.scoring import retention, window_states
 from gridscore.scoring.window_states import WindowStates
@@ -442,6 +444,45 @@ def test_a_batch_has_fewer_events_where_their_states_are_large(world, monkeypatc
         world.ask(states.fetch(cursors))
     assert states._mean_bytes > 50
     assert all(world.ask(states.fetch(cursors[:1])).values())  # of one partition, no less can be taken
+
+
+def test_a_dead_letter_is_put_by_one_of_two_though_its_member_holds_that_for_longer_than_a_minute(world, monkeypatch):
+    compute, letters = FeaturePlan.inputs, []
+
+    def inputs(self, events):
+        if (events.column("amount") == BAD).any():
+            raise ValueError("it cannot be computed")
+        return compute(self, events)
+
+    async def replayed(grid):
+        return [each.refusal async for each in replay(grid, "sim", letters)]
+
+    world.start()
+    world.advance(8.0)
+    card, event = world.payment_of(CARDS[0])
+    with monkeypatch.context() as now:
+        now.setattr(FeaturePlan, "inputs", inputs)
+        world.ask(world.client.put_events("events.sim", {card: event | {"amount": BAD}}))
+        world.advance(3.0)
+    letters += world.ask(letter_ids(world.grid, "sim"))
+    ring = world.cluster.partition("events.sim", partition_of(_data(card), PARTITIONS)).ring
+    before = ring.newest
+    other = world.time.loop("other")
+    grid = world.time.run(world.cluster.connect("other"), other, seconds=60.0)
+    world.cluster.faults.append(
+        Fault("delay", request="Map.ReplaceIfSame", map="events.sim", client="user", seconds=70.0)
+    )
+    first = world.user.create_task(replayed(world.grid))
+    world.advance(62.0)
+    second = other.create_task(replayed(grid))
+    world.advance(60.0)
+    assert len(letters) == 1
+    assert partition_of(MapWriter(world.grid, "x").serialize_key(letters[0]), PARTITIONS) != partition_of(
+        _data(card), PARTITIONS
+    )
+    assert first.result() == [""]
+    assert "somebody else is replaying it" in second.result()[0]
+    assert ring.newest == before + 1
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ Those of one key are replayed one after the other, the oldest first. For each, i
 
 1. *Refuse* if the dead letter does not hold the whole event.
 2. *Claim* it, by compare-and-set on the dead letter: of several that replay at once, one does it, and the others
-   are refused. A claim whose owner has died is free again after a minute.
+   are refused. A claim whose owner has died is free again after three minutes.
 3. Look at what the event map has under the key now, and *refuse* if a newer event has taken it.
 4. Write the event, by compare-and-set against what was seen, so that no event in between is overwritten.
 5. When that is acknowledged, with its backup, remove the dead letter, if it is still the one that was claimed. If the
@@ -32,6 +32,7 @@ from gridscore.grid import transport, wire
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of
 from gridscore.grid.records import INDETERMINATE
+from gridscore.grid.transport import HOLD_SECONDS
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.job import Jobs
 from gridscore.job.life import ENDED
@@ -46,11 +47,12 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5
 _AT_ONCE = 64
 _NO_TEXT = bytes(4)
-CLAIM_SECONDS = 60.0
-"""A claim is free after this time: the process that made it has died."""
+PUT_SECONDS = 30.0
+"""How long after its claim a process may put an event."""
 
-PUT_SECONDS = CLAIM_SECONDS / 2
-"""How long after its claim a process may put an event: well before others take it for dead."""
+CLAIM_SECONDS = PUT_SECONDS + HOLD_SECONDS + 130.0
+"""A claim is free after this time: the process that made it has died, and what it has sent is done, or never will be.
+Members that hang do what they were sent when they go on; the others take one for dead after a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class _Replayer:
     async def _replay(self, dead: DeadLetter, entry: _Entry, before: bytes | None) -> str | _Busy:
         until = time.monotonic() + PUT_SECONDS
         if _is_claimed(dead):
-            return _Busy("somebody else is replaying it; if they have died, it is free in a minute")
+            return _Busy("somebody else is replaying it; if they have died, it is free in three minutes")
         claim = f"{int(time.time() * 1000)}-{uuid.uuid4().hex}"
         claimed = wire.json_data(encode(msgspec.structs.replace(dead, claim=claim)))
         if not await self._exchange(entry, claimed):
@@ -246,7 +248,10 @@ async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | Non
     if force:
         if time.monotonic() > until:
             return _LATE
-        await writer.put_partition(partition, [key], [raw], once=False)
+        try:
+            await writer.put_partition(partition, [key], [raw], once=False, until=until)
+        except transport.NotSentError:
+            return _LATE
         return ""
     for _ in range(_ATTEMPTS):
         now = (await values_of(grid, dead.map, partition, [key])).get(key)
@@ -255,18 +260,20 @@ async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | Non
         if time.monotonic() > until:
             return _LATE
         try:
-            if await _compare_and_put(grid, dead.map, partition, key, now, raw):
+            if await _compare_and_put(grid, dead.map, partition, key, now, raw, until):
                 return ""
-        except INDETERMINATE:
+        except (*INDETERMINATE, transport.NotSentError):
             continue  # doing it twice does no harm, and the next look sees whether something came meanwhile
     return _Busy("others keep writing its key, or the cluster keeps changing; try again")
 
 
-async def _compare_and_put(grid: Grid, name: str, partition: int, key: bytes, now: bytes | None, raw: bytes) -> bool:
+async def _compare_and_put(
+    grid: Grid, name: str, partition: int, key: bytes, now: bytes | None, raw: bytes, until: float
+) -> bool:
     """Write if the map still has what was seen; writing the same value again makes an event again."""
     if now is None:
         message = wire.encode_put_if_absent(name, key, raw)
-        return bool(await transport.invoke(grid.client, message, partition, wire.decode_put_if_absent))
+        return bool(await transport.invoke(grid.client, message, partition, wire.decode_put_if_absent, until=until))
     after = now if payload(now) == raw else wire.json_data(raw)
     message = wire.encode_replace_if_same(wire.replace_if_same_prefix(name, key), now, after)
-    return bool(await transport.invoke(grid.client, message, partition, wire.decode_replace_if_same))
+    return bool(await transport.invoke(grid.client, message, partition, wire.decode_replace_if_same, until=until))
