@@ -261,7 +261,8 @@ async def content(grid):
     """All that has to be the same in another cluster."""
     kept = ("gridscore.", "windows.", "dead-letters.", "customers")
     names = {n for n in await transport.map_names(grid.client) if n.startswith(kept)} - NOT_KEPT
-    return {n: dict(await transport.map_entries(grid.client, n)) for n in sorted(names)}
+    found = {n: dict(await transport.map_entries(grid.client, n)) for n in sorted(names)}
+    return {n: entries for n, entries in found.items() if entries}  # workers name some maps before anything is there
 
 
 async def backed_up(grid, path, **options):
