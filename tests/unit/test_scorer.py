@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from gridscore.features import FeaturePlan, decisions
+from gridscore.features import FeaturePlan, decisions, window_kernel, windows
 from gridscore.grid.wire import Page
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import parse_job
 from gridscore.models import LoadedModel
 from gridscore.models.candidate import Candidate
 from gridscore.scoring import results
+from gridscore.scoring.rehearsal import Given, Rehearsal, page_of_texts
 from gridscore.scoring.scorer import ActiveModel, Scorer
 from gridscore.scoring.stats import JobStats
+from gridscore.scoring.window_states import HistoryStates
 
 JOB = """
 job: counts
@@ -33,11 +35,11 @@ decisions:
 """
 
 
-def model(objective="count:poisson", **parameters):
-    x = np.linspace(0, 1, 60, dtype=np.float32)[:, None]
+def model(objective="count:poisson", names=("x",), **parameters):
+    x = np.tile(np.linspace(0, 1, 60, dtype=np.float32)[:, None], len(names))
     labels = np.arange(60) % 3
     data = xgb.DMatrix(x, np.stack([labels, labels], axis=1) if parameters.pop("targets", 1) > 1 else labels)
-    data.feature_names = ["x"]
+    data.feature_names = list(names)
     booster = xgb.train({"objective": objective, "nthread": 1, **parameters}, data, 3)
     checked = Candidate.check(booster, "counts", metrics=None, categories=None)
     return LoadedModel.load(checked.version, checked.payload)
@@ -77,6 +79,52 @@ async def test_a_score_that_is_not_a_number_is_a_dead_letter_and_its_neighbours_
     assert scored.events == 3
     nothing = await score(job, model(), values[1:2])
     assert (len(nothing.rejected), nothing.partitions[0].texts) == (1, [])
+
+
+SPENT = """
+job: counts
+events: events.counts
+results: results.counts
+event_key: card
+order_by: at
+schema: {card: string, other: string, x: float, at: {type: timestamp, unit: s}}
+windows: {card: card, other: other}
+features: {x: x, spent: 'sum(x, card, "5m")'}
+margin: {expression: "1000 if x == 13 else spent", default: 0}
+model: counts
+result: {features: all}
+"""
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("key", ["card", "other"])
+async def test_no_event_is_rejected_for_what_its_windows_have_of_one_that_was_rejected(monkeypatch, fast, key):
+    if not fast:
+        monkeypatch.setattr(windows, "_run", window_kernel.run)
+    job = parse_job(SPENT.replace("x, card", f"x, {key}"), "test")
+    loaded = model(names=("x", "spent"))
+    random = np.random.default_rng(5)
+    # After 95, or 60 and some more, scores are infinite; with 13 the event's own is.
+    events = [
+        {"card": f"c{random.integers(3)}", "other": f"o{random.integers(2)}", "x": float(x), "at": 1.7e9 + 30 * number}
+        for number, x in enumerate(random.choice([1, 2, 13, 60, 95], 120, p=[0.4, 0.3, 0.1, 0.1, 0.1]))
+    ]
+    texts = [json.dumps(each).encode() for each in events]
+
+    async def outcomes(step):
+        rehearsal, found = Rehearsal(job, loaded, Given({}, {}), HistoryStates(job)), {}
+        for begin in range(0, len(texts), step):
+            results, rejected = await rehearsal.score(page_of_texts(texts[begin : begin + step], begin), Cursor(0, 0))
+            found |= {each.sequence: each.error for each in rejected}
+            found |= {each["sequence"]: (each["score"], each["features"]) for each in map(json.loads, results)}
+        return found
+
+    alone = await outcomes(1)
+    assert sorted(alone) == list(range(120))
+    rejected = [isinstance(each, str) for each in alone.values()]
+    assert 10 < sum(rejected) < 90
+    for step in (2, 7, 120):
+        assert await outcomes(step) == alone
 
 
 async def test_one_element_of_a_vector_is_enough(monkeypatch):

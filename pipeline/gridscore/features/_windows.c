@@ -18,6 +18,8 @@ enum { COUNT, SUM, MEAN, MIN, MAX, STD, FIRST, NEWEST, LAG, DISTINCT, SEEN, SINC
 enum { MAX_OPEN = 128, MAX_CLOSED = 64, CELLS = 32, MAX_VALUES = 256, MOST_LAST = 1000, HALF_LIVES = 32, HEADER = 28 };
 /* A state has no more elements in a series than this; one is added before the oldest is closed. */
 enum { ROOM = MAX_OPEN + MOST_LAST + 2 };
+/* Instead of the sequence of an event that only looks. */
+static const int64_t LOOK = -2;
 /* Of years 1 to 9999: no event has another time. */
 static const double FIRST_TIME = -62135596800.0, END_TIME = 253402300800.0;
 
@@ -158,7 +160,7 @@ static void close_oldest(Kept *kept)
 static void apply(Entity *entity, Kept *series, int count, double lateness, int64_t sequence, double time,
                   const double *columns, Py_ssize_t step)
 {
-    if (sequence >= 0 && sequence <= entity->sequence)
+    if ((sequence >= 0 && sequence <= entity->sequence) || sequence == LOOK)
         return;
     if (sequence > entity->sequence)
         entity->sequence = sequence;
@@ -370,6 +372,8 @@ static const char *decode(Entity *entity, Kept *series, int count, const char *a
 
 static PyObject *encode(const Entity *entity, const Kept *series, int count)
 {
+    if (entity->newest < FIRST_TIME)
+        return PyBytes_FromStringAndSize(NULL, 0); /* it has had no events */
     Py_ssize_t length = HEADER;
     for (int i = 0; i < count; i++) {
         length += 4;

@@ -69,6 +69,9 @@ FUNCTIONS = (
 )
 
 _HEADER = struct.Struct("<qddI")
+LOOK = -2
+"""Instead of the sequence of an event that only looks."""
+
 EMPTY_HEAD = _HEADER.pack(-1, -math.inf, -math.inf, 0)
 """What the state of an entity without events would begin with."""
 _COUNTS = struct.Struct("<HH")
@@ -253,6 +256,8 @@ class _Entity:
             raise ValueError("a state is too long")
 
     def encode(self) -> bytes:
+        if self.newest < FIRST:
+            return b""  # it has had no events
         parts = [_HEADER.pack(self.sequence, self.newest, self.floor, self.late)]
         for kept in self.series:
             parts.append(_COUNTS.pack(kept.closed, len(kept.elements)))
@@ -264,8 +269,8 @@ class _Entity:
         return b"".join(parts)
 
     def apply(self, lateness: float, sequence: int, time: float, values: Sequence[float]) -> None:
-        """Add an event, unless it was added before."""
-        if 0 <= sequence <= self.sequence:
+        """Add an event, unless it was added before, or only looks."""
+        if 0 <= sequence <= self.sequence or sequence == LOOK:
             return
         self.sequence = max(self.sequence, sequence)
         if time < self.floor:
@@ -398,7 +403,7 @@ def run(
         lateness: In seconds.
         states: Of the entities; empty for one that had no events.
         entities: The number of each event's; -1 if it has none.
-        sequences: Of the events; -1 if there is none.
+        sequences: Of the events; -1 if there is none, `LOOK` if it is not to be added.
         times: Of the events.
         columns: A row a column.
         out: A row a call, filled with NaN; what each event sees.

@@ -6,6 +6,7 @@ neighbours are scored as if it were not there.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ import numpy as np
 
 from gridscore.dead_letters.letters import Rejected
 from gridscore.features import EventDecoder, FeaturePlan
+from gridscore.features.window_kernel import LOOK
 from gridscore.scoring.results import ResultEncoder
 from gridscore.scoring.trial import Answered
 
@@ -226,24 +228,32 @@ class Scorer:
         stage_ns["windows"] += clock() - began
         states = await windows.fetch((batch.cursor, keys) for batch, keys in rows.keys_by_batch())
         # From here on nothing is read: what is known afterwards is what this batch has made.
+        gone: set[int] = set()
         while events:
             began = clock()
             rows.places = list(range(len(events)))
-            seen, after = await windows.apply(events, rows.keys, states, rows.sequences)
+            numbers = rows.sequences
+            if gone:
+                numbers = [LOOK if row in gone else number for row, number in enumerate(numbers)]
+            seen, after = await windows.apply(events, rows.keys, states, numbers)
             stage_ns["windows"] += clock() - began
             # Those that have their result count, whatever features and the model say of them now.
             stand = dict.fromkeys((row for row, stands in enumerate(rows.scored) if stands), "")
             new = rows.without(stand, "", [])
-            left = self._finish(seen.without(stand), new, rejected, active) if new.places else new
-            if len(left.places) == len(new.places):
+            found: list[Rejected] = []
+            wanted = -1 if gone else len(new.places)
+            left = self._finish(seen.without(stand), new, found, active, wanted) if new.places else new
+            if len(left.places) == wanted:
                 break
-            # The others must not have seen what was rejected.
-            gone = sorted(set(new.places) - set(left.places))
-            for batch, _ in rows.spans:
-                batch.keys.clear()
-                batch.texts.clear()
-            self._answered = None
-            events, rows = events.without(gone), rows.without(dict.fromkeys(gone, ""), "", [])
+            # No event may have seen one that was rejected, not even to be rejected itself. So those that were now only
+            # look, until the same ones are rejected: then each has seen what it would have seen alone. A pass settles
+            # one more event of each entity at least, and nearly always all of them.
+            before, gone = gone, set(new.places) - set(left.places)
+            if gone == before:
+                rejected += found
+                events, rows = events.without(sorted(gone)), rows.without(dict.fromkeys(gone, ""), "", [])
+                gone = set()
+            await asyncio.sleep(0)
         else:
             return rows
         began, self._stats.late, self._stats.broken_states = clock(), windows.late, windows.broken
@@ -252,7 +262,14 @@ class Scorer:
         stage_ns["windows"] += clock() - began
         return rows
 
-    def _finish(self, events: EventColumns, rows: Rows, rejected: list[Rejected], active: ActiveModel) -> Rows:
+    def _finish(
+        self,
+        events: EventColumns,
+        rows: Rows,
+        rejected: list[Rejected],
+        active: ActiveModel,
+        wanted: int | None = None,
+    ) -> Rows:
         """Features, scores, decisions and results of a batch; returns the rows that came through."""
         clock, stage_ns = time.thread_time_ns, self._stats.stage_ns
         began = clock()
@@ -262,7 +279,7 @@ class Scorer:
             events, rows = events.without(bad), rows.without(bad, "features", rejected)
             matrix, margins = np.delete(matrix, lacking, axis=0), np.delete(margins, lacking)
         stage_ns["features"] += clock() - began
-        return self.finish(events, rows, matrix, margins, rejected, active) if events else rows
+        return self.finish(events, rows, matrix, margins, rejected, active, wanted) if events else rows
 
     def finish(
         self,
@@ -272,8 +289,12 @@ class Scorer:
         margins: np.ndarray[Any, Any] | None,
         rejected: list[Rejected],
         active: ActiveModel,
+        wanted: int | None = None,
     ) -> Rows:
-        """Scores, decisions and results of a batch whose features are known; returns the rows that came through."""
+        """Scores, decisions and results of a batch whose features are known; returns the rows that came through.
+
+        If so many are `wanted`, nothing is made or counted unless they are.
+        """
         clock, stage_ns, trial = time.thread_time_ns, self._stats.stage_ns, active.trial
         after = clock()
         given = [matrix] if margins is None else [matrix, margins]
@@ -291,6 +312,8 @@ class Scorer:
             events, rows, (columns, decisions) = _try(
                 lambda events, *columns: (columns, decide(events, *columns)), events, rows, rejected, "decide", *columns
             )
+        if wanted not in (None, len(events)):
+            return rows
         scores, matrix, *rest = columns
         margins = None if margins is None else rest[-1]
         if active.sketch is not None:

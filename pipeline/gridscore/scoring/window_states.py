@@ -520,10 +520,11 @@ class HistoryStates:
         return {}
 
     async def apply(
-        self, events: EventColumns, keys: list[bytes], _states: dict[bytes, bytes], _sequences: list[int]
+        self, events: EventColumns, keys: list[bytes], _states: dict[bytes, bytes], sequences: list[int]
     ) -> tuple[EventColumns, dict[bytes, bytes]]:
-        """The events with what they see; every one counts, once `changed` is called."""
-        found, self._after = self._windows.apply(events, self._windows.inputs(events), self._states)
+        """The events with what they see; every one that does not only look counts, once `changed` is called."""
+        numbers = [min(number, -1) for number in sequences]
+        found, self._after = self._windows.apply(events, self._windows.inputs(events), self._states, numbers)
         return found, dict.fromkeys(keys, b"")
 
     def changed(self, _cursor: Cursor, _after: dict[bytes, bytes]) -> dict[bytes, bytes]:
