@@ -108,6 +108,17 @@ class Stream:
         return [row.tobytes() for row in self.plan.matrix(columns)]
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("order", [1, -1])
+def test_events_of_the_same_time_have_an_order_by_their_values_and_not_by_when_they_came(order):
+    asked = {f"{entry}": f'count(card, last=5, where=entry == "{entry}")' for entry in ("manual", "chip")}
+    stream = Stream(job_of({**asked, "last": "last(amount, card)"}))
+    payments = [event(1.7e9, 100.0 - number, entry="manual" if number < 5 else "chip") for number in range(10)]
+    stream.add(payments[::order])
+    (seen,) = stream.add([event(1.7e9 + 1)])
+    assert np.frombuffer(seen, np.float32).tolist() == [5, 5, 100]
+
+
 # ---------------------------------------------------------------------- the oracle
 
 
