@@ -100,7 +100,7 @@ async def act(http, path, **form):
     asked = await http.get(path)
     assert asked.status_code == 200, asked.text
     is_clean(asked)
-    form = {"token": token_of(asked), **form}
+    form = dict(re.findall(r'type="hidden" name="(\w+)" value="(\w*)"', asked.text)[1:]) | form  # not of logging out
     return await http.post(path, data=form, headers={"Origin": str(http.base_url)})
 
 
@@ -272,6 +272,8 @@ async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
             assert (await gridscore.models.aliases("cards")) == {"champion": 2}
             assert (await gridscore.models.log("cards"))[-1].why == f"it is better (dashboard, {key.id})"
             assert (await did(f"{job}/do/promote?version=9"))[0] == 409
+            status, said = await did(f"{job}/do/rollback", points_at="1")
+            assert (status, "points at version 2 by now" in said) == (409, True)
             assert (await did(f"{job}/do/rollback"))[0] == 200
             assert (await gridscore.models.aliases("cards")) == {"champion": 1}
             assert (await did(f"{job}/do/suspend"))[0] == 200

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from gridscore.errors import GridError, GridscoreError, UsageError
 from gridscore.keys import Role
+from gridscore.models import Registry
 from gridscore.operations.actions import MAX_WHY, ActionLog
 from gridscore.serve.dashboard.observation import Observation
 from gridscore.serve.dashboard.pages import Pages, address_of
@@ -217,10 +218,17 @@ class Dashboard:
         if number is not None and not re.fullmatch("[1-9][0-9]{0,8}", number):
             raise HTTPException(400, "This is not a version.")
         asked = Asked(self._grid, record, int(number) if number else None, request.query_params.get("letter", ""), "")
-        said: dict[str, Any] = {"verb": verb, "record": record, "asked": asked}
+        points_at = (
+            (await Registry(self._grid).aliases(model)).get(record.job.model.alias or "", 0) if verb.of_model else 0
+        )
+        said: dict[str, Any] = {"verb": verb, "record": record, "asked": asked, "points_at": points_at}
         if request.method == "GET":
             return self._pages.page("confirm.html", request, visit, max_why=MAX_WHY, **said)
         form = await self._own_form(request, visit)
+        if verb.of_model and form.get("points_at") != str(points_at):
+            # Or two who roll back at once would undo each other's.
+            text = f"The alias points at version {points_at} by now: somebody else has moved it. Look again."
+            raise HTTPException(409, text)
         if self._acting.locked():
             raise HTTPException(503, "Somebody is doing something just now. Try again.", {"Retry-After": "1"})
         why = form.get("why", "").strip()[:MAX_WHY]
