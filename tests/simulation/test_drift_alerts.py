@@ -15,7 +15,7 @@ from gridscore.operations.drift import drift
 from gridscore.operations.status import Observer
 from gridscore.scoring import drift as watch
 
-DRIFT = JOB + "drift: {every: 2m, events: 100}\n"
+DRIFT = JOB + "drift: {every: 1m, events: 100}\n"
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -35,6 +35,9 @@ class Drifting(World):
         offline_matrix(parse_job(DRIFT, "test"), pd.DataFrame({"amount": amounts})).attach(model)
         await self.client.push_model(model, "sim", alias="champion")
         await self.client.submit(parse_job(self.job, "simulation"))
+
+    def draw_skew(self):
+        return self.random.uniform(-10.0, 10.0)
 
     def _hear(self, map_name, _partition, change):
         if map_name == "alerts.sim":
@@ -63,29 +66,39 @@ def world():
     world.close()
 
 
-@pytest.mark.parametrize("moment", ["before it tells", "before it notes that it has told"])
-def test_alerts_begin_and_end_once_though_the_worker_that_tells_is_killed(world, monkeypatch, moment):
+KILLED = ["before it tells", "before it notes that it has told"]
+
+
+@pytest.mark.parametrize("moment", [*KILLED, "paused before it tells"])
+def test_alerts_begin_and_end_once_though_the_worker_that_tells_is_killed_or_paused(world, monkeypatch, moment):
     world.start(), world.start()
     world.settle()
-    world.send("well", 0, 1000, 300)
+    world.send("well", 0, 1000, 100)
     assert world.heard == []
-    victims = []
+    victims, look = [], watch.drift_of
+
+    async def waits(*given):
+        found = await look(*given)
+        if not victims:
+            victims.append(asyncio.get_running_loop().name)
+            await asyncio.sleep(180.0)
+        return found
 
     def dies(*_):
         victims.append(asyncio.get_running_loop().name)
         raise GridError("killed")
 
     with monkeypatch.context() as patch:
-        if moment == "before it tells":
-            patch.setattr(watch.DriftWatch, "_tell", dies)
-        else:
-            patch.setattr(watch, "_told", dies)
+        patch.setattr(
+            watch, *{"before it tells": ("_tell", dies), KILLED[1]: ("_told", dies)}.get(moment, ("drift_of", waits))
+        )
         for number in range(60):
             world.send(f"moved{number}", 900, 1000, 10)
             if victims:
                 break
-        world.kill(victims[0])
-    world.send("more", 900, 1000, 300)
+        if moment in KILLED:
+            world.kill(victims[0])
+    world.send("more", 900, 1000, 220)
     expected = {("amount", "psi"), ("log_amount", "psi"), ("<score>", "psi")}
     assert sorted(world.heard) == sorted((*each, "started") for each in expected)
     status = world.look()
@@ -97,7 +110,7 @@ def test_alerts_begin_and_end_once_though_the_worker_that_tells_is_killed(world,
     assert sum(amount["training"]) == pytest.approx(1.0, abs=1e-5)
 
     world.heard.clear()
-    world.send("healed", 0, 1000, 500)
+    world.send("healed", 0, 1000, 220)
     assert sorted(world.heard) == sorted((*each, "ended") for each in expected)
     assert world.ask(drift(world.grid, "sim"))["alerts"] == []
     world.check()

@@ -139,7 +139,9 @@ async def test_labels_with_keys_of_their_own_find_their_results():
 
 
 async def test_what_is_not_a_label_or_a_result_harms_no_other():
-    results = scored() | {"x": {"score": "high"}, "y": {"version": 1}, "z": [1, 2]}
+    good = {"score": 0.5, "version": 1, "scored_at": 1}
+    bad = [{"score": "high"}, {"version": 1}, [1, 2], good | {"score": 10**400}, good | {"scored_at": 10**400}]
+    results = scored() | {f"x{n}": value for n, value in enumerate(bad)}
     keys = [key for key in results if key.startswith("k")]
     labels = dict.fromkeys(keys, "good") | {keys[0]: {"label": [1]}, keys[1]: {}, keys[2]: {"label": None}}
     found = await report(JOB + LABELS, results, labels)
@@ -167,7 +169,9 @@ def test_a_label_is_a_number_or_a_text_that_counts_as_one(text, positive, expect
     assert label_of(text, Labels(map="labels.x", positive=positive)) == expected
 
 
-@pytest.mark.parametrize("text", [b"fraud", b"[]", b"\xff", b'{"label": {}}', b"1e999", b""])
+@pytest.mark.parametrize(
+    "text", [b"fraud", b"[]", b"\xff", b'{"label": {}}', b"1e999", b"1" + b"0" * 400, b"[" * 9_000, b""]
+)
 def test_anything_else_is_refused(text):
     with pytest.raises(ValueError, match=r"is not a number|out of range"):
         label_of(text, Labels(map="labels.x"))

@@ -37,6 +37,8 @@ MOST_ROWS = 5_000_000
 _MOST_GROUPS = 20
 _Group = tuple[str, int, str]
 _PAGE = 1_000
+_LARGEST, _FARTHEST = 3.4e38, 6e13
+"""A float32, and milliseconds since 1970 that can be written as a time: 1,900 years."""
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -101,7 +103,7 @@ def label_of(text: bytes, labels: Labels) -> float:
     """
     try:
         value = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         value = text.decode(errors="replace")  # a string that is no JSON: what it says is the label
     if isinstance(value, dict):
         value = value.get(labels.field)
@@ -109,7 +111,7 @@ def label_of(text: bytes, labels: Labels) -> float:
         return math.nan
     if labels.positive and not isinstance(value, list | dict):
         return float((str(value).lower() if isinstance(value, bool) else str(value)) in labels.positive)
-    if not isinstance(value, bool | int | float) or not math.isfinite(value):
+    if not isinstance(value, bool | int | float) or not abs(value) <= _LARGEST:
         raise ValueError(f"{str(value)[:100]!r} is not a number: name the texts that count as 1, `positive`")
     return float(value)
 
@@ -194,7 +196,7 @@ def _row(result: dict[str, Any], since: float) -> tuple[_Group, float, float] | 
         raise UsageError("A report compares one score with a label; the model gives several.")
     if not isinstance(version, int) or not isinstance(at, int) or not isinstance(score, int | float):
         return None
-    if at / 1000 < since or abs(at) > 6e13:
+    if abs(at) > _FARTHEST or at / 1000 < since or not abs(score) <= _LARGEST:
         return None
     model, variant = (str(result.get(what) or "")[:100] for what in ("model", "variant"))
     return (model, version, variant), at / 1000, float(score)

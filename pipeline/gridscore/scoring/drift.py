@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,14 +14,12 @@ import numpy as np
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError
-from gridscore.features.baseline import counts_in
+from gridscore.features.baseline import MAX_SCORES, counts_in
 from gridscore.grid import Records
 from gridscore.models.drift import DRIFT_MAP, Alert, DriftRecord, advanced, drift_of
 from gridscore.scoring.audit import share_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from gridscore.features.baseline import Baseline
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from gridscore.job import Job
     from gridscore.models import ModelVersion
     from gridscore.models.drift import Counts
-    from gridscore.scoring.scorer import ActiveModel
+    from gridscore.scoring.live_model import LiveModel
     from gridscore.scoring.stats import JobStats
 
 _log = logging.getLogger(__name__)
@@ -50,16 +49,18 @@ class Sketch:
     def __init__(self, version: ModelVersion, baseline: Baseline, quality: QualityCounter) -> None:
         self.version, self.baseline = str(version), baseline
         self._quality = quality
-        self._places = [(version.features.index(name), name) for name in baseline.features]
         self._features = len(version.features)
-        self._scores = len(baseline.scores)
-        self._edges = [np.array(column.edges, np.float64) for column in baseline.columns.values()]
-        self._bins = {  # of each code; the last is of what has no value
-            name: _bins_of(version.categories.get(name, ()), column.texts)
-            for name, column in baseline.features.items()
-            if column.texts
-        }
-        self._buffer = np.empty((_BUFFER, self._features + self._scores), np.float32)
+        places = [*map(version.features.index, baseline.features), *range(self._features, self._features + MAX_SCORES)]
+        self._columns = [
+            # Of a category, the bin of each code; the last is of what has no value.
+            (
+                place,
+                np.array(column.edges),
+                _bins_of(version.categories.get(name, ()), column.texts) if column.texts else None,
+            )
+            for place, (name, column) in zip(places, baseline.columns.items(), strict=False)
+        ]
+        self._buffer = np.empty((_BUFFER, self._features + len(baseline.scores)), np.float32)
         self._filled = self._seen = 0
         self._begin()
 
@@ -78,7 +79,7 @@ class Sketch:
         if first >= len(matrix):
             return
         rows = slice(first, None, self._step)
-        matrix, scores = matrix[rows], scores.reshape(len(scores), -1)[rows, : self._scores]
+        matrix, scores = matrix[rows], scores.reshape(len(scores), -1)[rows, : len(self.baseline.scores)]
         while len(matrix):
             end = min(self._filled + len(matrix), _BUFFER)
             taken = end - self._filled
@@ -102,11 +103,10 @@ class Sketch:
 
     def _count(self) -> None:
         rows = self._buffer[: self._filled]
-        columns = [*self._places, *((self._features + number, None) for number in range(self._scores))]
-        for (place, name), edges, counts in zip(columns, self._edges, self._counts, strict=True):
+        for (place, edges, bins), counts in zip(self._columns, self._counts, strict=True):
             column = rows[:, place]
             lacking = np.isnan(column)
-            if (bins := self._bins.get(name or "")) is not None:
+            if bins is not None:
                 codes = np.where(lacking, len(bins) - 1, column).astype(np.intp)
                 found = np.bincount(bins[np.minimum(codes, len(bins) - 1)], minlength=len(counts))
             else:
@@ -123,68 +123,61 @@ def _bins_of(known: tuple[str, ...], texts: tuple[str, ...]) -> NDArray[np.intp]
     return np.array([*(places.get(text, len(texts)) for text in known), len(texts) + 1])
 
 
-class DriftWatch:
-    """Adds what a worker has counted to the job's record, and tells of alerts that begin or end.
+async def watch_drift(grid: Grid, job: Job, model: LiveModel, worker: str, stats: JobStats) -> None:
+    """Add what a worker has counted to the job's record, and tell of alerts; returns at once if the job asks for none.
 
     Args:
-        active: The model that scores now.
+        grid: Where the record is.
+        job: The job.
+        model: That scores now.
         worker: Its identity.
+        stats: Where to say that drift cannot be told.
     """
+    if (spec := job.drift) is None:
+        return
+    records, tick = Records(grid, DRIFT_MAP), min(spec.every_seconds / 4, _LONGEST_TICK)
+    await asyncio.sleep(tick * share_of(job.name + worker))
+    while True:
+        await asyncio.sleep(tick)
+        sketch, number = model.active.sketch, model.active.model.version.version
+        stats.drift_error = "" if sketch else f"version {number} has no baseline of its training"
+        if sketch is None:
+            continue
+        add = partial(
+            advanced,
+            version=sketch.version,
+            baseline=sketch.baseline,
+            part=sketch.take(),
+            spec=spec,
+            now=int(time.time() * 1000),
+        )
+        try:
+            record = await records.update(job.name, lambda value, add=add: msgspec.to_builtins(add(value)))  # type: ignore[misc]
+            for key, alert in msgspec.convert(record.value, DriftRecord).alerts.items():
+                if not alert.told:
+                    await _tell(grid, job, key, alert)
+        except (HazelcastError, GridError) as error:
+            _log.warning("%s: drift could not be noted, trying again: %s", job.name, error)
 
-    def __init__(self, grid: Grid, job: Job, active: Callable[[], ActiveModel], worker: str, stats: JobStats) -> None:
-        self._grid = grid
-        self._job = job
-        self._active = active
-        self._worker = worker
-        self._stats = stats
-        self._records = Records(grid, DRIFT_MAP)
 
-    async def run(self) -> None:
-        """Do so until cancelled; returns at once if the job does not watch for drift."""
-        if (spec := self._job.drift) is None:
-            return
-        alerts = Records(self._grid, self._job.alerts_map)
-        tick = min(spec.every_seconds / 4, _LONGEST_TICK)
-        await asyncio.sleep(tick * share_of(self._job.name + self._worker))
-        while True:
-            await asyncio.sleep(tick)
-            sketch = self._active().sketch
-            version = self._active().model.version
-            self._stats.drift_error = "" if sketch else f"version {version.version} has no baseline of its training"
-            if sketch is None:
-                continue
-            part, now = sketch.take(), int(time.time() * 1000)
-            try:
-                record = await self._records.update(
-                    self._job.name,
-                    lambda value: msgspec.to_builtins(
-                        advanced(value, sketch.version, sketch.baseline, part, spec, now)  # noqa: B023 -- at once
-                    ),
-                )
-                for key, alert in msgspec.convert(record.value, DriftRecord).alerts.items():
-                    if not alert.told:
-                        await self._tell(alerts, key, alert)
-            except (HazelcastError, GridError) as error:
-                _log.warning("%s: drift could not be noted, trying again: %s", self._job.name, error)
+async def _tell(grid: Grid, job: Job, key: str, alert: Alert) -> None:
+    """Put an alert where applications listen, once, whichever workers try, or are killed in between.
 
-    async def _tell(self, alerts: Records, key: str, alert: Alert) -> None:
-        """Put an alert where applications listen, once, whichever workers try, or are killed in between.
-
-        What is there is read before the record is: if another has told of it since, either the record says so, or the
-        entry is not what it was.
-        """
-        name = f"{self._job.name}/{key}"
-        there = await alerts.get(name)
-        record = await drift_of(self._grid, self._job.name)
-        if record is None or record.alerts.get(key) != alert:
-            return
-        entry = entry_of(self._job.name, alert)
-        if there is None:
-            await alerts.create(name, entry)
-        elif any(there.value.get(what) != entry[what] for what in ("since", "state")):  # the value may be of later
-            await alerts.replace(there, entry)
-        _log.warning("%s: drift: %s", self._job.name, entry, extra={"action": "drift"})
-        await self._records.update(self._job.name, lambda value: _told(value, key, alert))
+    What is there is read before the record is: if another has told of it since, either the record says so, or the
+    entry is not what it was.
+    """
+    alerts, name = Records(grid, job.alerts_map), f"{job.name}/{key}"
+    there = await alerts.get(name)
+    record = await drift_of(grid, job.name)
+    if record is None or record.alerts.get(key) != alert:
+        return
+    entry = entry_of(job.name, alert)
+    if there is None:
+        await alerts.create(name, entry)
+    elif any(there.value.get(what) != entry[what] for what in ("since", "state")):  # the value may be of later
+        await alerts.replace(there, entry)
+    _log.warning("%s: drift: %s", job.name, entry, extra={"action": "drift"})
+    await Records(grid, DRIFT_MAP).update(job.name, lambda value: _told(value, key, alert))
 
 
 def _told(value: dict[str, Any] | None, key: str, alert: Alert) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from gridscore.group.offsets import Write
 from gridscore.group.rescan import Rescanner
 from gridscore.group.subscription import MOST_SHOWN
 from gridscore.scoring.audit import audit_on_schedule
-from gridscore.scoring.drift import DriftWatch
+from gridscore.scoring.drift import watch_drift
 from gridscore.scoring.live_experiment import LiveExperiment
 from gridscore.scoring.live_model import LiveModel
 from gridscore.scoring.lookups import JobLookups, Lookups
@@ -170,7 +170,6 @@ class JobRunner:
         self._retention = Retention(
             grid, job, lambda: self.group.writable, self.group.acknowledged_to, self.group.leases.until
         )
-        self._drift = DriftWatch(grid, job, lambda: self._model.active, members.worker, self.stats)
         self._lanes: dict[int, deque[_Waiting]] = {}
         self._failures: list[BaseException] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -202,7 +201,7 @@ class JobRunner:
                 tasks.create_task(self._rescanner.run())
                 tasks.create_task(self._retention.run())
                 tasks.create_task(self._superseded.run())
-                tasks.create_task(self._drift.run())
+                tasks.create_task(watch_drift(self._grid, self._job, self._model, self._members.worker, self.stats))
                 tasks.create_task(audit_on_schedule(self._grid, self._job, self._members.worker))
                 for part in (self._stage, self._requests, self._reasons):
                     if part is not None:
