@@ -1,5 +1,7 @@
 """An experiment on a real member: the share is exact by entity, a shadow's map goes, and nothing is left behind."""
 
+import json
+
 import numpy as np
 import scoring
 
@@ -37,7 +39,8 @@ async def test_a_split_and_a_shadow_are_right_and_leave_nothing_behind(cluster, 
             assert np.array([made[key]["score"] for key in keys], np.float32).tobytes() == scores.tobytes()
         await client.stop_experiment(name)
 
-        await client.start_experiment(name, 2, shadow=True)
+        begun = await scoring.command(cluster, "experiment", "start", name, "--version", "2", "--shadow", "--why", "x")
+        assert (begun.exit_code, "scores every event, beside the champion" in begun.output) == (0, True)
         await scoring.until(is_loaded)
         await client.put_events(f"events.{name}", events)
 
@@ -47,7 +50,11 @@ async def test_a_split_and_a_shadow_are_right_and_leave_nothing_behind(cluster, 
         await scoring.until(is_shadowed)
         beside = await (await client.grid.map(f"shadow.results.{name}")).size()
         assert beside == len(events)
-        await client.stop_experiment(name)
+        shown = await scoring.command(cluster, "experiment", "status", name)
+        assert (shown.exit_code, f"shadow of {name} v2" in shown.output) == (0, True)
+        assert {"VARIANT", "score"} <= set(shown.output.split())
+        ended = await scoring.command(cluster, "experiment", "stop", name, "--json")
+        assert json.loads(ended.stdout)["challenger"]["events"] > len(events)
         maps = await transport.map_names(client.grid.client)
         assert not any(each.startswith("shadow.") for each in maps)
         for each in ("gridscore.experiments", "gridscore.experiment-counts"):

@@ -45,7 +45,7 @@ SHARES = 10_000
 GROUPS = 64
 """Groups of entities by which chance is judged: the events of one entity are alike, and all in one group."""
 
-_BIN_BITS = 18  # of a float32 that a bin does not tell apart: a sixty-fourth of the number
+_BIN_BITS = 18  # of a float32 that a bin does not tell apart: a thirty-second of the number at most
 _BINS, _HALF = 1 << (32 - _BIN_BITS), 1 << (31 - _BIN_BITS)
 _DRAWN = 10_000
 
