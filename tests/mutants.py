@@ -388,6 +388,13 @@ MUTANTS = [
         (ROUTED, "-k", "took_with"),
     ),
     Mutant(
+        "what waits to be read is asked for again",
+        "scoring/window_requests.py",
+        "if seen is not None and seen[0] > batch.ends.setdefault(partition, seen[1]):",
+        "if seen is not None and seen[0] > batch.ends.setdefault(partition, -2):",
+        (ROUTED, "-k", "answered_and_not"),
+    ),
+    Mutant(
         "states are written before the answers that they gave",
         "scoring/window_stage.py",
         "            if others := [each for each in (answered",

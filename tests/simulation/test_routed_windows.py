@@ -1,5 +1,6 @@
 """Windows with other keys than the events', in virtual time: whoever dies at whatever step, each event counts once."""
 
+import asyncio
 import json
 
 import pytest
@@ -11,6 +12,9 @@ from world import BOOSTER, _data, _text
 from gridscore.features import FeaturePlan
 from gridscore.grid.wire import json_data
 from gridscore.grid.writer import partition_of
+from gridscore.group.lease_records import LEASES_MAP, lease_key
+from gridscore.operations.flow import FlowObserver
+from gridscore.operations.health import Look, examine
 from gridscore.operations.window_state import state_of
 from gridscore.scoring import window_messages
 from gridscore.testing import Fault
@@ -201,6 +205,62 @@ def test_requests_that_were_overwritten_before_they_were_read_are_put_again(worl
     world.advance(3.0)
     world.check()
     assert world.sums() == dict(world.paid)
+
+
+def test_requests_of_workers_that_wait_overwrite_none_that_was_answered_and_not_added(world):
+    """The request of an answered event is all that is left of it until its state is written."""
+    for partition in range(PARTITIONS):
+        world.cluster.partition(REQUESTS, partition).ring.capacity = 6
+    names = [world.start() for _ in range(3)]
+    world.pay(20)
+    world.settle()
+    world.advance(5.0)
+    scoring = {lease["owner"]: partition for partition, lease in world.ledger.leases.items()}
+    stage = {partition: lease["owner"] for partition, lease in world.stage_leases.items()}
+    home, dead = next((p, owner) for p, owner in stage.items() if len(scoring.keys() - {owner}) > 1)
+    alive = [name for name in names if name != dead and name in scoring]
+    card = next(c for c in CARDS if partition_of(window_messages.entity_key("card", c), PARTITIONS) == home)
+
+    def put(name):
+        (key,) = world.keys_of(scoring[name], 1)
+        world.user.create_task(world.client.put_events("events.sim", {key: world.payment_of(card)[1]}))
+
+    put(alive[0])
+    world.after_the_next(ANSWERS)
+    world.kill(dead)
+    world.advance(0.2)
+    for name in alive:
+        put(name)
+    world.advance(30.0)
+    world.settle()
+    assert world.sums()[card] == world.paid[card]
+    assert not any(lease["lost"] for lease in world.stage_leases.values())
+
+
+def test_a_bad_lease_of_a_partition_of_entities_is_named(world):
+    world.start()
+    world.pay(20)
+    world.settled()
+    leases = world.cluster.partition(LEASES_MAP, 2)
+    watch, world.cluster.on_change = world.cluster.on_change, lambda *_: None  # it cannot be read here either
+    leases.put(lease_key("windows:sim", 2, PARTITIONS), json_data(b'{"owner": 3'))
+    world.cluster.on_change = watch
+
+    async def looks():
+        observer, flows = FlowObserver(world.grid), []
+        for _ in range(4):
+            flows.append(await observer.look())
+            await asyncio.sleep(1.0)
+        return flows
+
+    flows = world.ask(looks())
+    (found,) = [
+        each
+        for each in examine([Look(each.overview.at, each.overview.jobs[0]) for each in flows])
+        if each.code == "no_owner"
+    ]
+    assert "1 partition of `windows:sim` has no living owner, the first of them 2" in found.text
+    assert [each.key for each in flows[-1].bad_records] == ["windows:sim/2"]
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -68,6 +68,36 @@ def test_late_events_and_states_that_begin_anew_are_told(totals, expected):
     assert codes(status(totals=totals), level=Level.NOTE) == expected
 
 
+def windowed():
+    """The record of a job that asks two windows, of other keys than its events'."""
+    job = parse_job(
+        "job: flights\nevents: events.flights\norder_by: at\nmodel: late\nresults: results.flights\n"
+        "schema: {card: string, shop: string, at: {type: timestamp, unit: s}}\nwindows: {card: card, shop: shop}\n"
+        "features: {a: 'count(card, \"1h\")', b: 'count(shop, \"1h\")'}\n",
+        "test",
+    )
+    return JobRecord(job, JobState.RUNNING, 1, "", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z")
+
+
+def test_a_partition_of_entities_without_an_owner_is_told_and_one_that_changes_hands_is_not():
+    nobody, other = position(owner="", stamp=0, offset=-1), position(owner="killed")
+    stands = status(job=windowed(), stage=(position(), nobody, other))
+    assert codes(*[stands] * 4) == ["no_owner"]
+    (found,) = examine([Look(float(at), stands) for at in range(4)])
+    assert "2 partitions of `windows:flights` have no living owner, the first of them 1" in found.text
+    assert "gridscore repair" in found.advice
+    taken = status(job=windowed(), stage=(position(),) * 3)
+    assert codes(stands, stands, taken, taken) == []
+
+
+def test_requests_that_were_overwritten_or_may_be_are_told():
+    assert codes(status(job=windowed(), requests_lost=3), level=Level.NOTE) == ["requests_lost"]
+    for workers, expected in ((64, []), (65, ["many_requests"])):
+        many = status(job=windowed(), workers=[f"w{number}" for number in range(workers)], positions=[position("w1")])
+        assert codes(many, level=Level.NOTE) == expected
+        assert codes(replace(many, record=record()), level=Level.NOTE) == []
+
+
 def moving(lags, rate):
     """Looks at a job whose lag is so much, second by second, while so many events a second are scored."""
     return [status([position(stamp=at, offset=1000 + at * rate, unread=lag)]) for at, lag in enumerate(lags)]

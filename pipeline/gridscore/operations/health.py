@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from gridscore.job.life import OVER, WANTED, JobState
+from gridscore.scoring.window_messages import MOST_ASKING, group_of
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ SOME_UNSEEN, MANY_UNSEEN = 0.05, 0.5
 
 MANY_LATE = 0.01
 """Part of the events that came too late to count in windows that is a finding."""
+
+_TAKEN_OVER = "Another worker takes them over once their leases have run out. If none does: `gridscore worker`."
 
 _NAMED = 3
 """How many workers a sentence names."""
@@ -213,8 +216,14 @@ def _scored_for(looks: Sequence[Look[JobStatus]]) -> list[Finding]:
         text = f"{have} no living owner: their events wait."
         if owners := _owners(now, orphans):
             text += f" Last held by {owners}."
-        advice = "Another worker takes them over once their leases have run out. If none does: `gridscore worker`."
-        return [problem("no_owner", text, advice)]
+        return [problem("no_owner", text, _TAKEN_OVER)]
+    if waiting := _orphans(looks, lambda status: status.stage):
+        text = (
+            f"{count_text(len(waiting), 'partition')} of `{group_of(now.record.name)}` "
+            f"{'has' if len(waiting) == 1 else 'have'} no living owner, the first of them {waiting[0]}: events with "
+            "windows there wait, and all that are read with them."
+        )
+        return [problem("no_owner", text, f"{_TAKEN_OVER} An invalid record of theirs: `gridscore repair`.")]
     return []
 
 
@@ -224,14 +233,17 @@ def _owners(now: JobStatus, partitions: Iterable[int]) -> str:
     return ", ".join(owners[:_NAMED]) + (", …" if owners[_NAMED:] else "")
 
 
-def _orphans(looks: Sequence[Look[JobStatus]]) -> list[int]:
+def _orphans(
+    looks: Sequence[Look[JobStatus]],
+    of: Callable[[JobStatus], Sequence[Position]] = lambda status: status.positions,
+) -> list[int]:
     """Partitions without a living owner at any look, whose record nobody has changed meanwhile."""
     orphans = []
-    for partition, position in enumerate(looks[-1].status.positions):
+    for partition, position in enumerate(of(looks[-1].status)):
         if all(
-            partition < len(look.status.positions)
-            and look.status.positions[partition].owner not in look.status.figures
-            and look.status.positions[partition].stamp == position.stamp
+            partition < len(of(look.status))
+            and of(look.status)[partition].owner not in look.status.figures
+            and of(look.status)[partition].stamp == position.stamp
             for look in looks
         ):
             orphans.append(partition)
@@ -453,6 +465,20 @@ def _windows(now: JobStatus) -> list[Finding]:
         text = f"{count_text(late, 'event')} came too late to count in windows, of {events:,}."
         advice = "Is a clock wrong of what sends them? If not, a longer `lateness` in the job file lets them count."
         found.append(note("late_events", text, advice))
+    if now.requests_lost:
+        text = f"{count_text(now.requests_lost, 'request')} of windows were overwritten before they were read."
+        advice = (
+            "What was not answered is asked for again. What a worker had answered just before it was killed may be in "
+            "no window: its partition had more requests than fit meanwhile. `docs/scaling.md`: windows with other keys."
+        )
+        found.append(note("requests_lost", text, advice))
+    windows = len(now.record.job.used_windows) if now.record.job.routes_windows else 0
+    if now.workers * windows > MOST_ASKING:
+        text = f"Its {now.workers} workers ask for {windows} windows: together more than {MOST_ASKING}."
+        advice = (
+            "If a worker is killed, events that it had just answered may be in no window. Run fewer, larger workers."
+        )
+        found.append(note("many_requests", text, advice))
     if broken:
         text = f"{count_text(broken, 'state')} of windows could not be used, and began anew."
         found.append(note("broken_states", text, f"The workers' logs say why; who else writes into `windows.{name}`?"))

@@ -205,6 +205,8 @@ class JobStatus:
         lookups: Entries, age, loads and errors of each lookup's oldest copy.
         figures: Of each living worker, by its identity.
         positions: Partition by partition; empty if the journal cannot be read.
+        stage: Of a job whose windows have other keys than its events, likewise of the group that adds these; or empty.
+        requests_lost: Requests that were overwritten before that group read them, since the job was submitted.
         acknowledged: Losses that were acknowledged.
         commit_age: Seconds since the last commit of any worker; None if there was none.
         idle_workers: Living workers that do not score for it.
@@ -224,6 +226,8 @@ class JobStatus:
     lookups: dict[str, dict[str, Any]]
     figures: Mapping[str, JobFigures]
     positions: tuple[Position, ...] = ()
+    stage: tuple[Position, ...] = ()
+    requests_lost: int = 0
     rescans: tuple[Rescan, ...] = ()
     acknowledged: Mapping[str, int] = field(default_factory=dict)
     commit_age: float | None = None
@@ -306,6 +310,7 @@ class JobStatus:
             "latency_ms": self.latency_ms,
             "commit_age": self.commit_age,
             "rescans": len(self.rescans),
+            "requests_lost": self.requests_lost,
             "model": record.job.model.name,
             "model_versions": self.versions,
             "model_errors": self.model_errors,
@@ -493,6 +498,7 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
     mine = {worker.id: worker.jobs[name] for worker in workers if name in worker.jobs}
     leases = await read_records(grid, name)
     known, journal_error = await positions(grid, subscription_of(record), leases)
+    stage, requests_lost = await _stage(grid, record) if record.job.routes_windows else ((), 0)
     totals: dict[str, float] = {key: sum(getattr(each, key) for each in mine.values()) for key in _COUNTERS}
     totals["rebalances"] = max((each.rebalances for each in mine.values()), default=0)
     # From the leases, which outlive the workers that counted.
@@ -516,6 +522,8 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
         lookups=lookups,
         figures=mine,
         positions=known or (),
+        stage=stage,
+        requests_lost=requests_lost,
         rescans=shared.rescans_of(name),
         acknowledged=shared.acknowledged_of(record),
         commit_age=min(ages, default=None),
@@ -525,3 +533,12 @@ async def _status(grid: Grid, record: JobRecord, workers: list[WorkerRecord], sh
         journal_error=journal_error,
         drift=None if record.job.drift is None else await drift_of(grid, name),
     )
+
+
+async def _stage(grid: Grid, record: JobRecord) -> tuple[tuple[Position, ...], int]:
+    from gridscore.scoring import window_messages
+
+    subscription = window_messages.subscription_of(record.name)
+    leases = await read_records(grid, subscription.group)
+    known, _ = await positions(grid, subscription, leases)
+    return known or (), sum(lease.lost for lease in leases.values())

@@ -18,6 +18,7 @@ import numpy as np
 
 from gridscore.features.window_kernel import EMPTY_HEAD
 from gridscore.grid.writer import partition_of
+from gridscore.group.subscription import Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +31,10 @@ SLOTS = 1_024
 """Answers of a partition and window that are kept, twice: of the journal's events, and of those found in the map."""
 
 REQUEST_RING, ANSWER_RING = 256, SLOTS
-"""Entries of a partition's journal. What is overwritten unread is asked for again."""
+"""Entries of a partition's journal. What is overwritten unread is asked for again, if it was not answered."""
+
+MOST_ASKING = REQUEST_RING // 2
+"""Workers times windows for which the ring of requests has room: each has one that waits, and one just answered."""
 
 LEDGER_PARTITIONS = 32
 """Partitions of events that a ledger is for: a batch writes those of which it has events."""
@@ -53,6 +57,11 @@ def answer_map(job: str) -> str:
 def group_of(job: str) -> str:
     """Name of the group that reads the requests of a job, which no job can have."""
     return f"windows:{job}"
+
+
+def subscription_of(job: str) -> Subscription:
+    """How that group reads: what is lost is asked for again."""
+    return Subscription(group_of(job), request_map(job), "oldest", "continue")
 
 
 def tag_of(states: str, windows: Windows) -> str:

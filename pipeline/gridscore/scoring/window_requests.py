@@ -6,7 +6,9 @@ came earlier is answered, and an entity's partition can tell by a number whether
 
 1. If the partition is newly held, answers that stand are taken: its former owner may have asked.
 2. Requests are put, a message for each partition of entities, under the lease of the events' partition.
-3. Answers come by the journal of their map. Where one is overdue, it is looked for in the map, and asked for again.
+3. Answers come by the journal of their map. Where one is overdue, it is looked for in the map; and asked for again once
+   its partition of entities has committed what had been put there. Until then the request waits there, and more of
+   them would overwrite those that a killed worker has answered, and not added.
 
 Whatever is lost on the way, on either side, is asked for again until it is there.
 """
@@ -25,7 +27,9 @@ from hazelcast.errors import HazelcastError, OperationTimeoutError
 from gridscore.errors import GridError, JournalMissingError
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of
+from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.group.lease_records import read_records
 from gridscore.group.reader import JournalReader
 from gridscore.scoring.window_messages import (
     SLOTS,
@@ -34,6 +38,7 @@ from gridscore.scoring.window_messages import (
     answer_map,
     answer_of,
     entity_key,
+    group_of,
     key_in,
     mark_of,
     number_of,
@@ -68,6 +73,7 @@ AT_ONCE = SLOTS // 2
 _GLANCE_SECONDS = 0.5
 _OVERDUE_SECONDS, _LONGEST_SECONDS = 1.0, 8.0
 _ROOM_SECONDS = 0.02
+_LOOKS = 64
 _ANSWERS = 16_384
 _HOMES = 65_536
 
@@ -86,6 +92,7 @@ class _Batch:
         rows: Those that wait for an answer.
         same: Those that wait for the answer of another, each with that one.
         found: By window, a row a call, a column an event.
+        ends: Where the requests of partitions of entities ended when they were first seen to be overdue.
     """
 
     inputs: list[Inputs]
@@ -95,6 +102,7 @@ class _Batch:
     newest: dict[int, int] = field(default_factory=dict)
     rows: dict[_Place, int] = field(default_factory=dict)
     same: list[tuple[int, int, int]] = field(default_factory=list)
+    ends: dict[int, int] = field(default_factory=dict)
 
 
 def portions(arrivals: Sequence[Arrival]) -> Iterable[list[Arrival]]:
@@ -128,6 +136,7 @@ class WindowRequests:
         self.windows = states.windows
         self._tag = tag_of(states.tag, states.windows)
         self._requests = MapWriter(grid, request_map(job.name))
+        self._put_there = Journal(grid, request_map(job.name))
         self._answers = answer_map(job.name)
         self._reader = JournalReader(grid, self._answers, self._begun_again, self._looked_into)
         self._looked: dict[int, Cursor] = {}  # nobody before it has asked for more than is answered
@@ -202,7 +211,7 @@ class WindowRequests:
                             batch.same.append((window, row, first))
         try:
             await self._follow(batch)
-            self._send(batch, again=False)
+            self._send(batch)
             await self._wait(batch)
         finally:
             self._batch = None
@@ -252,13 +261,19 @@ class WindowRequests:
 
     # ------------------------------------------------------------------ requests
 
-    def _send(self, batch: _Batch, *, again: bool) -> None:
-        """Put requests for all that is not answered yet; whether they arrived is seen by their answers."""
+    def _send(self, batch: _Batch, again: Collection[int] | None = None) -> None:
+        """Put requests for all that is not answered yet; whether they arrived is seen by their answers.
+
+        Args:
+            again: The partitions of entities that are asked again; of a batch that has not asked, None.
+        """
         count = self._grid.partition_count
         by_partition: dict[tuple[int, int], tuple[list[_Place], list[int], list[bytes]]] = {}
         for place, row in batch.rows.items():
             window = place[1]
             key, partition = self._home(window, batch.inputs[window].keys[row])
+            if again is not None and partition not in again:
+                continue
             there = by_partition.get((window, partition))
             if there is None:
                 there = by_partition[window, partition] = [], [], []
@@ -270,7 +285,7 @@ class WindowRequests:
             partitions, _, origins, numbers, marks = zip(*places, strict=True)
             asked = Asked(
                 window,
-                again,
+                again is not None,
                 np.array(partitions, np.int32),
                 np.array(origins, np.uint32),
                 np.array(numbers, np.int64),
@@ -318,9 +333,33 @@ class WindowRequests:
                 self._gap = False
                 await self._look_again(batch)
             if is_overdue:
-                self._send(batch, again=True)
+                self._send(batch, again=await self._passed(batch))
                 patience = min(2 * patience, _LONGEST_SECONDS)
                 overdue_at = clock() + patience
+
+    async def _passed(self, batch: _Batch) -> set[int]:
+        """The partitions of entities that have committed all requests that were there, and did not answer ours."""
+        homes = {self._home(place[1], batch.inputs[place[1]].keys[row])[1] for place, row in batch.rows.items()}
+        batch.ends = {partition: end for partition, end in batch.ends.items() if partition in homes}
+        waiting, passed = sorted(homes), set[int]()
+        for begin in range(0, len(waiting), _LOOKS):
+            some = waiting[begin : begin + _LOOKS]
+            for partition, seen in zip(some, await asyncio.gather(*map(self._seen, some)), strict=True):
+                if seen is not None and seen[0] > batch.ends.setdefault(partition, seen[1]):
+                    passed.add(partition)
+                    del batch.ends[partition]
+        return passed
+
+    async def _seen(self, partition: int) -> tuple[int, int] | None:
+        """The offset of a partition of entities, and its newest request; None if that cannot be read now."""
+        try:
+            async with asyncio.timeout(_GLANCE_SECONDS):
+                _, newest = await self._put_there.bounds(partition)
+                leases = await read_records(self._grid, group_of(self._name), [partition])
+        except (HazelcastError, GridError, TimeoutError) as error:
+            _log.debug("%s: requests of partition %d could not be seen: %s", self._name, partition, error)
+            return None
+        return leases[partition].offset if partition in leases else 0, newest
 
     async def _look_again(self, batch: _Batch) -> None:
         """Take the answers that stand, and see whether their journals have begun again."""

@@ -29,7 +29,7 @@ from gridscore.grid.entries import values_of
 from gridscore.grid.writer import MapWriter
 from gridscore.group.group import Group
 from gridscore.group.offsets import Write
-from gridscore.group.subscription import GroupStats, Subscription
+from gridscore.group.subscription import GroupStats
 from gridscore.scoring.window_messages import (
     REQUEST_RING,
     Answer,
@@ -44,6 +44,7 @@ from gridscore.scoring.window_messages import (
     parts_of,
     read_request,
     request_map,
+    subscription_of,
     tag_of,
 )
 from gridscore.scoring.window_states import WindowStates
@@ -122,10 +123,8 @@ class WindowStage:
         self._grid = grid
         self.name = group_of(name)
         self._stats = stats
-        # What is lost is asked for again.
         self._requests = request_map(name)
-        subscription = Subscription(self.name, self._requests, "oldest", "continue")
-        self.group = Group(grid, subscription, _Answering(), members, GroupStats(), seconds=seconds)
+        self.group = Group(grid, subscription_of(name), _Answering(), members, GroupStats(), seconds=seconds)
         self.group.set_ring(REQUEST_RING)
         reader, is_settled = self.group.reader, self.group.offsets.settled
         self.states = WindowStates(grid, record, lambda _partition: 0, is_settled, reader.bounds)
