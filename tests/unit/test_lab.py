@@ -108,6 +108,17 @@ def test_a_model_of_a_jobs_own_dmatrix_scores_live_as_offline(gridscore_lab):
     expected = booster.predict(matrix.dmatrix(rows=np.arange(200, 300)))
     assert np.array(live, np.float32).tobytes() == expected.tobytes()
     assert len(set(live)) > 20
+    test = frame[frame.town != "Bonn"]
+    with pytest.raises(ModelError, match=r"The model has other codes of `town` than .*: Bonn, Köln, .*here Köln"):
+        offline_matrix(job, test).predict(booster)
+    rows = np.flatnonzero((frame.town != "Bonn") & (frame.index >= 200))
+    for known in (matrix, booster):
+        scores = offline_matrix(job, test, categories=known).predict(booster)
+        assert scores[-len(rows) :].tobytes() == expected[rows - 200].tobytes()
+    plain = xgb.train({}, matrix.dmatrix("late"), 1)
+    for unknown in (lambda: matrix.predict(plain), lambda: offline_matrix(job, test, categories=plain)):
+        with pytest.raises(ModelError, match="codes of the model are unknown"):
+            unknown()
     with pytest.raises(TableError, match="`lat` was not kept"):
         matrix.dmatrix("lat")
 

@@ -111,7 +111,7 @@ class OfflineMatrix:
                 else f"The model was trained on other features: {_few(names)}.",
                 f"Attach the matrix that it was trained on; its columns are {_few(self.names)}.",
             )
-        self._check_codes(booster.attr(ATTRIBUTE))
+        self._check_codes(booster)
         seen = baseline_of(self.names, self.values, self.categories, self._scores(model))
         training = Training(self.fingerprint, len(self), parameters_of(booster), tuple(map(str, labels)), seen)
         booster.set_attr(**{ATTRIBUTE: self.attribute, TRAINING: msgspec.json.encode(training).decode()})
@@ -145,21 +145,50 @@ class OfflineMatrix:
         options = {"feature_names": list(self.names), "feature_types": types, "enable_categorical": True, **options}
         return xgboost.DMatrix(self.values[chosen], **options)
 
+    def predict(self, model: Any, rows: Any = None) -> NDArray[np.float32]:
+        """What a model gives for the matrix, or some rows of it, as live: with margins, by the rounds that are pushed.
+
+        Args:
+            model: The Booster, or an estimator of `xgboost.sklearn`, with its training matrix attached.
+            rows: As for `dmatrix`.
+
+        Raises:
+            ModelError: It was trained on other features, or with other codes of a category, as a matrix of another
+                history has; or there are categories, and no matrix is attached.
+        """
+        booster = booster_of(model)
+        known = _attached(booster)
+        if (names := booster.feature_names) != list(self.names):
+            raise ModelError(f"The model was trained on other features: {_few(names or ['f0', '…'])}.")
+        if self.categories and known is None:
+            raise ModelError("The codes of the model are unknown.", "Attach the matrix that it was trained on.")
+        for name, texts in self.categories.items():
+            if known is not None and (theirs := known.get(name)) != texts:
+                raise ModelError(
+                    f"The model has other codes of `{name}` than the matrix: {_few(theirs or ())}; here {_few(texts)}.",
+                    "Make the matrix with the model's: `offline_matrix(…, categories=model)`.",
+                )
+        return self._predict(model, rows)
+
     def _scores(self, model: Any) -> NDArray[np.float32] | None:
-        """What a model gives for some rows, by the rounds that are pushed; None if it cannot predict."""
+        """What a model gives for some rows; None if it cannot predict."""
         import xgboost
 
+        try:
+            with xgboost.config_context(verbosity=0):
+                scores = self._predict(model, sample(len(self)))
+        except (xgboost.core.XGBoostError, ValueError, TypeError):
+            return None
+        return scores if len(self) else None
+
+    def _predict(self, model: Any, rows: Any) -> NDArray[np.float32]:
         booster = booster_of(model)
         best = booster.attr("best_iteration")
         takes_all = booster is model or model.booster == "gblinear" or best is None or not best.isdecimal()
         rounds = (0, 0) if takes_all else (0, int(best) + 1)
-        try:
-            with xgboost.config_context(verbosity=0):
-                data = self.dmatrix(rows=sample(len(self)), feature_types=booster.feature_types)
-                scores: NDArray[np.float32] = booster.predict(data, iteration_range=rounds, validate_features=False)
-        except (xgboost.core.XGBoostError, ValueError, TypeError):
-            return None
-        return scores if len(self) else None
+        data = self.dmatrix(rows=rows, feature_types=booster.feature_types)
+        scores: NDArray[np.float32] = booster.predict(data, iteration_range=rounds, validate_features=False)
+        return scores
 
     @property
     def fingerprint(self) -> str:
@@ -170,12 +199,9 @@ class OfflineMatrix:
             digest.update(np.ascontiguousarray(self.margins).data)
         return digest.hexdigest()
 
-    def _check_codes(self, attached: str | None) -> None:
+    def _check_codes(self, booster: Any) -> None:
         """Refuse a model that goes on from one with other codes (`xgb_model=`), whose trees it still has."""
-        try:
-            earlier = msgspec.json.decode(attached or "", type=Attribute).categories
-        except msgspec.DecodeError:
-            return
+        earlier = _attached(booster) or {}
         for name, texts in self.categories.items():
             if name in earlier and texts[: len(earlier[name])] != earlier[name]:
                 raise ModelError(
@@ -244,6 +270,14 @@ class OfflineMatrix:
         )
 
 
+def _attached(booster: Any) -> dict[str, tuple[str, ...]] | None:
+    """The categories that were attached to a model; None if there is nothing that can be read."""
+    try:
+        return msgspec.json.decode(booster.attr(ATTRIBUTE) or "", type=Attribute).categories
+    except msgspec.DecodeError:
+        return None
+
+
 _TWICE = frozenset(("learning_rate", "min_split_loss", "reg_alpha", "reg_lambda", "updater_seq"))
 """Other names of hyper-parameters."""
 
@@ -308,7 +342,7 @@ def offline_matrix(
     job: Job,
     history: Any,
     lookups: Any = None,
-    categories: Mapping[str, Sequence[str]] | None = None,
+    categories: Any = None,
     *,
     keep: Sequence[str] = (),
     skip_bad: bool = False,
@@ -322,8 +356,9 @@ def offline_matrix(
         history: A DataFrame with a column for each field of the schema, or the path of a file:
             CSV, Parquet or JSON lines.
         lookups: The lookups' tables: a directory with a file for each, or DataFrames or paths by name.
-        categories: For each feature made with `category`, the values in the order of their codes; without them they are
-            learnt from the history: all values in it, sorted.
+        categories: For each feature made with `category`, the values in the order of their codes; or the matrix, or the
+            model with it attached, that has them. Without, they are learnt from the history: all values in it, sorted.
+            So a second matrix, to test with, needs those of the first.
         keep: Columns of the history to keep beside the features.
         skip_bad: Leave out rows that are not events of the schema, and entries whose key is not one, instead of
             raising.
@@ -335,10 +370,18 @@ def offline_matrix(
 
     Raises:
         TableError: A file or column is missing, or a row is not an event of the schema, or has a key that is not one.
+        ModelError: No matrix is attached to the model that has the categories.
     """
     import pandas as pd
 
     from gridscore.features import tables
+
+    if isinstance(categories, OfflineMatrix):
+        categories = categories.categories
+    elif categories is not None and not hasattr(categories, "items"):
+        categories = _attached(booster_of(categories))
+        if categories is None:
+            raise ModelError("The codes of the model are unknown.", "Attach the matrix that it was trained on.")
 
     source = "the history"
     if not hasattr(history, "columns"):
