@@ -615,9 +615,11 @@ async def test_a_canary_whose_scores_shift_ends_by_itself_and_says_why():
         rows = np.linspace(0, 2, 200, dtype=np.float32).reshape(-1, 1)
         matrix = xgb.DMatrix(rows, (rows[:, 0] < 1.5).astype(int), feature_names=["share"])
         await client.push_model(xgb.train({"objective": "binary:logistic", "nthread": 1}, matrix, 9), "payments")
-        async with stub.worker("first"):
+        async with stub.worker("first") as first, stub.worker("second") as second:
             found = await client.start_experiment("payments", 3, steps=[50, 100], every=3600, max_psi=0.25, least=100)
             await takes_part(client, found)
+            (runner,) = min(first, second, key=lambda worker: worker.id).runners.values()
+            runner._experiment._judge = lambda _found: asyncio.sleep(0)  # as one of an older release
             await client.put_events("events.payments", {f"e{n}": {"amount": n % 200} for n in range(600)})
 
             async def has_ended():

@@ -1,7 +1,7 @@
 """The experiment of a job in one process: its record is followed, its challenger loaded beside, its counts noted.
 
-Every worker notes what it has counted; the first of them by name looks at the counts of all, and moves the experiment
-on, or ends it. That is one compare-and-set, so two who both think that they are the first do no harm.
+Every worker notes what it has counted. In turn, about one a second, they look at the counts of all, and move the
+experiment on, or end it: by one compare-and-set, so that two at once do no harm. None of them is needed for that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hazelcast.errors import HazelcastError
 from msgspec.structs import replace
 
-from gridscore.errors import GridscoreError
+from gridscore.errors import ConflictError, GridscoreError
 from gridscore.grid.records import Records
 from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.group.members import PUBLISH_SECONDS, registered
@@ -80,7 +80,7 @@ class LiveExperiment:
         self._told = ""
         self._key = f"{record.name}/{members.worker}" if members is not None else ""
         self._before, self._said = Counts(id=""), Counts(id="")
-        self._load_at = self._step_at = 0.0
+        self._load_at = self._step_at = self._judge_at = 0.0
         self._seen: deque[tuple[float, Counts]] = deque()
         self.trial: Trial | None = None
 
@@ -134,7 +134,8 @@ class LiveExperiment:
         await self._say()
         if trial.challenger is None and self._grid.clock() >= self._load_at:
             await self._load(trial)
-        if self._members is not None and self._members.worker == min(self._members.group(self._record.name)):
+        if self._members is not None and self._grid.clock() >= self._judge_at:
+            self._judge_at = self._grid.clock() + PUBLISH_SECONDS * len(self._members.group(self._record.name))
             await self._judge(found)
 
     async def _begin(self, found: Experiment) -> Trial:
@@ -206,7 +207,10 @@ class LiveExperiment:
         record = await self._records.get(experiment.job)
         if record is None or experiment_in(record) != experiment:
             return  # somebody else has changed it
-        await self._records.replace(record, due.to_json())
+        try:
+            await self._records.replace(record, due.to_json())
+        except ConflictError:
+            return  # another worker was faster
         action = "experiment end" if due.state == "ended" else "experiment step"
         why = due.why or f"{_text(due)}, after {due.seen:,} events"
         _log.warning("%s: %s: %s", experiment.job, action, why, extra={"action": action.replace(" ", "_")})
