@@ -642,6 +642,20 @@ async def test_a_canary_whose_scores_shift_ends_by_itself_and_says_why():
             assert await nothing_left(client)
 
 
+async def test_a_job_that_is_submitted_anew_has_no_experiment_and_its_version_can_go():
+    async with StubCluster(partitions=5) as stub:
+        client = await begun(stub)
+        await client.start_experiment("payments", 2, split=100)
+        await client.cancel("payments")
+        await client.submit(parse_job(JOB, "test"))
+        async with stub.worker("first"):
+            await client.put_events("events.payments", {"a": {"amount": 5}})
+            assert "variant" not in (await stub.results("results.payments", 1))["a"]
+        await client.delete_model("payments", 2)
+        await client.push_model(booster(7), "payments")
+        assert (await client.start_experiment("payments", 3, split=5)).version == 3
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [

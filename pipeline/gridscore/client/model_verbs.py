@@ -191,10 +191,17 @@ class ModelVerbs:
         Raises:
             ModelError: There is no such version, or something uses it.
         """
+        experiments = await Records(self.grid, EXPERIMENTS_MAP).read(experiment_in)
         for record in await self.jobs.all():
             model, release = record.job.model, record.release
             if record.state in ENDED or model.name != name:
                 continue
+            tried = experiments.get(record.name)
+            if tried is not None and (tried.submitted_at, tried.version) == (record.submitted_at, version):
+                raise ModelError(
+                    f"Version {version} of the model `{name}` is the challenger of the job `{record.name}`.",
+                    f"End that first: `gridscore experiment stop {record.name}`.",
+                )
             released = release is not None and release.version == version
             if model.version == version or (
                 released and (await self.version_of(record.job, release)).version == version
@@ -202,12 +209,6 @@ class ModelVerbs:
                 raise ModelError(
                     f"The job `{record.name}` scores with version {version} of the model `{name}`.",
                     f"Update its job file, or cancel it first: `gridscore cancel {record.name}`.",
-                )
-        for found in (await Records(self.grid, EXPERIMENTS_MAP).read(experiment_in)).values():
-            if (found.model, found.version, found.state) == (name, version, "running"):
-                raise ModelError(
-                    f"Version {version} of the model `{name}` is the challenger of the job `{found.job}`.",
-                    f"End that first: `gridscore experiment stop {found.job}`.",
                 )
         await self.models.delete(name, version)
 
