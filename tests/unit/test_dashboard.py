@@ -276,6 +276,11 @@ async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
             assert (status, "points at version 2 by now" in said) == (409, True)
             assert (await did(f"{job}/do/rollback"))[0] == 200
             assert (await gridscore.models.aliases("cards")) == {"champion": 1}
+            await gridscore.start_experiment("cards", 2, split=30)
+            await see_all(http, job, "split of cards v2", "Too little was scored to compare", "Stop the experiment")
+            assert "It is over" in (await did(f"{job}/do/stop-experiment"))[1]
+            status, said = await did(f"{job}/do/promote-experiment")
+            assert (status, "no experiment" in said) == (400, True)
             assert (await did(f"{job}/do/suspend"))[0] == 200
             assert (await gridscore.jobs.get("cards")).state == "SUSPENDED"
             await see_all(http, job, "Resume")

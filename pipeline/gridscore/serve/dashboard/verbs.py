@@ -85,6 +85,16 @@ def _alias(asked: Asked) -> tuple[str, str]:
     return ref.name, ref.alias
 
 
+async def _stop_experiment(asked: Asked) -> str:
+    found = await Client(asked.grid).stop_experiment(asked.record.name, why=asked.why)
+    return f"It is over, and the champion scores all events. It was: {found.text}."
+
+
+async def _promote_experiment(asked: Asked) -> str:
+    found = await Client(asked.grid).promote_experiment(asked.record.name, why=asked.why)
+    return f"The challenger is the champion, and the experiment is over. It was: {found.text}."
+
+
 async def _replay(asked: Asked) -> str:
     name = asked.record.name
     wanted = [asked.letter] if asked.letter else await letter_ids(asked.grid, name)
@@ -123,6 +133,15 @@ VERBS = {
         "Roll back",
         "The alias of the model points where it pointed before, for all jobs that follow it. Gates are not asked.",
         _back,
+        of_model=True,
+    ),
+    "stop-experiment": Verb(
+        "Stop the experiment", "The champion scores all events; what a shadow has scored is removed.", _stop_experiment
+    ),
+    "promote-experiment": Verb(
+        "Promote the challenger",
+        "The alias of the model points at the challenger, if it passes the gates, and the experiment ends.",
+        _promote_experiment,
         of_model=True,
     ),
     "replay": Verb(
