@@ -116,6 +116,20 @@ def test_a_sketch_counts_each_row_once_in_its_bin(trained, batch):
     assert sum(counts[2]) == rows
 
 
+def test_a_default_is_not_a_code(trained):
+    _, matrix, model = trained
+    given = parse_job(JOB.replace("category(country)", "{expression: category(country), default: -3}"), "test")
+    filled = offline_matrix(given, history(5_000))
+    assert (filled.values[:, 1] == -3).any()
+    found = baseline.baseline_of(filled.names, filled.values, filled.categories, None)
+    assert found.features["country"] == model.version.baseline.features["country"]
+    plan = FeaturePlan(given, {}, matrix.categories)
+    sketch = Sketch(model.version, model.version.baseline, plan.quality)
+    sketch.add(filled.values, np.zeros(len(filled), np.float32))
+    _, counts = sketch.take()
+    assert sum(counts[1][-2:]) == np.sum(filled.values[:, 1] == -3)
+
+
 def test_of_many_rows_some_are_looked_at_and_count_for_the_others(trained, monkeypatch):
     monkeypatch.setattr(watch, "WHOLE", 1_024)
     (rows, counts), values = counted(trained, history(40_000, seed=4))

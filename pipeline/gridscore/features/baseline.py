@@ -150,7 +150,7 @@ def _numbers(column: NDArray[np.float32]) -> Column:
 
 
 def _texts(column: NDArray[np.float32], texts: Sequence[str]) -> Column:
-    codes = column[np.isfinite(column)].astype(np.intp)
+    codes = column[(column >= 0) & (column < len(texts))].astype(np.intp)  # a feature's default is not a code
     missing = round(1 - len(codes) / len(column), 6)
     if not len(codes):
         return Column(missing=1.0)

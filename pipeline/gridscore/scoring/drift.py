@@ -107,7 +107,7 @@ class Sketch:
             column = rows[:, place]
             lacking = np.isnan(column)
             if bins is not None:
-                codes = np.where(lacking, len(bins) - 1, column).astype(np.intp)
+                codes = np.where(lacking | (column < 0), len(bins) - 1, column).astype(np.intp)
                 found = np.bincount(bins[np.minimum(codes, len(bins) - 1)], minlength=len(counts))
             else:
                 missing = np.count_nonzero(lacking)
