@@ -106,6 +106,15 @@ async def test_scores_and_decisions_are_the_workers_whatever_the_file_and_its_ch
         assert not seen
 
 
+@pytest.mark.usefixtures("small_chunks")
+async def test_a_field_that_lines_have_late_or_never_is_missing_until_then(folder, tmp_path):
+    job = parse_job(JOB.replace("schema: {", "schema: {note: string?, none: string?, "), "test")
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    (tmp_path / "h.jsonl").write_text("\n".join([*lines[:-1], lines[-1].replace("{", '{"note":"x",', 1)]))
+    report = await backtest(job, [side(folder, "new")], Given({}, {}), tmp_path / "h.jsonl", label="fraud")
+    assert report["versions"][0]["scored"] == ROWS
+
+
 async def test_metrics_are_those_of_scikit_learn_and_add_up(folder):
     job, model = load_job(folder / "job.yaml"), side(folder, "old")
     report = await backtest(job, [model], Given({}, {}), folder / "history.csv", label="fraud", value="amount")

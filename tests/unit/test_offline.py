@@ -157,6 +157,31 @@ def test_nested_objects_of_a_history_give_what_the_stream_sees(tmp_path, kind):
             offline_matrix(job, path)
 
 
+def test_lines_of_json_are_the_events_that_they_would_be_live(tmp_path):
+    job = parse_job(
+        "job: n\nevents: e\nresults: r\nmodel: m\nschema: {a: int, b: bool, c: string, d: float?, e: string?}\n"
+        "lookups: {l: {map: l, key: c, fields: {v: float}}}\nfeatures: {a: a, b: b, d: d, e: category(e), v: l.v}\n",
+        "n.yaml",
+    )
+    good = {"a": 7, "b": True, "c": "x", "d": 1.5}
+    bad = [{"a": 7.0}, {"a": "7"}, {"b": 1}, {"b": "yes"}, {"c": 5}, {"d": "1.5"}]
+    rows = [good, *(good | each for each in bad), good | {"a": 2**53 + 1}, good | {"a": 2**70}]
+    live = EventDecoder(job).decode_good([json.dumps(row).encode() for row in rows])[1]
+    assert len(live) == 7
+    path = tmp_path / "history.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "l.jsonl").write_text('{"c": "x", "v": 2.5}\n')
+    matrix = offline_matrix(job, path, tmp_path, skip_bad=True)
+    assert sorted(set(range(len(rows))) - set(matrix.rows.tolist())) == sorted(live)
+    assert matrix.values[:, 4].tolist() == [2.5, 2.5]
+    assert np.isnan(matrix.values[:, 3]).all()  # no line has `e`, which is optional
+    with pytest.raises(TableError, match="row 2: field `a`"):
+        offline_matrix(job, path, tmp_path)
+    path.write_text('{"a": 1, "b": true}\n')
+    with pytest.raises(TableError, match="has no column `c`"):
+        offline_matrix(job, path, tmp_path)
+
+
 def test_objects_whose_names_are_values_are_not_made_columns(tmp_path):
     job = parse_job(
         "job: n\nevents: e\nresults: r\nmodel: m\nschema: {id: int, last: 'int?'}\nfeatures: {id: id, last: last}\n",

@@ -32,7 +32,7 @@ from gridscore.features.lookup_history import LookupHistory
 from gridscore.features.lookup_table import LookupTable
 from gridscore.features.plan import FeaturePlan
 from gridscore.features.program import Program, class_numbers
-from gridscore.features.windows import History
+from gridscore.features.windows import History, why_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -515,8 +515,7 @@ class _Reading:
             events = history.add(events)
             if history.late:
                 raise TableError(
-                    f"{self._source}: a row up to {end} is older than a row of its entity before it by more than the "
-                    f"job's `lateness` ({self._job.lateness}): it would not count in windows.",
+                    f"{self._source}: a row up to {end} {why_late(self._job)}",
                     f"Sort the history by `{self._job.order_by}`.",
                 )
             yield end, [start + row for row in range(len(payloads)) if row not in bad], events

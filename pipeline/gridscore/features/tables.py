@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 _EXACT_BITS = {2: 11, 4: 24}
 """Bits of the whole numbers that a float of so many bytes holds with all digits; one of eight has 53."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_SUFFIXES = (".csv", ".parquet")
+_SUFFIXES = (".csv", ".parquet", ".csv.gz", *JSON_LINES)
+_TYPED = "gridscore.typed"
+"""Of a table whose values are those of JSON: they stay as they were written, as events do."""
 _MAX_LINE = 1 << 24
 """Bytes of a line of JSON."""
 _OTHERS = 30
@@ -184,7 +186,7 @@ def find_lookup(directory: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise TableError(
-        f"There is no table for the lookup `{name}`: neither `{directory / name}.csv` nor `{name}.parquet` beside it.",
+        f"There is no table for the lookup `{name}`: neither `{directory / name}.csv` nor .parquet, .csv.gz or .jsonl.",
         "Give the directory that holds one file for each lookup of the job, called like it.",
     )
 
@@ -201,10 +203,14 @@ def rows_as_json(frame: pd.DataFrame, fields: Mapping[str, FieldType], source: s
         TableError: A column is missing, or has times without a time zone.
     """
     names = [kind.key(name) for name, kind in fields.items()]
-    columns = [
-        _values(_series(frame, _column(frame, name, kind, source), source), kind, f"{source}: the column `{name}`")
-        for name, kind in fields.items()
-    ]
+    is_typed = _TYPED in frame.attrs
+    columns = []
+    for name, kind in fields.items():
+        if is_typed and kind.optional and not {name, kind.key(name)} & set(frame.columns):
+            columns.append([None] * len(frame))  # a line leaves out what is missing, and so may all
+            continue
+        series = _series(frame, _column(frame, name, kind, source), source)
+        columns.append(series.tolist() if is_typed else _values(series, kind, f"{source}: the column `{name}`"))
     # What JSON has no type for becomes a text, for the decoder to refuse.
     encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 
@@ -386,7 +392,9 @@ def _json_lines(
     room = MAX_FEATURES if wanted is None else len(wanted) + _OTHERS
 
     def frame() -> pd.DataFrame:
-        return pd.DataFrame({name: pd.Series([row.get(name) for row in taken], dtype=object) for name in names})
+        made = pd.DataFrame({name: pd.Series([row.get(name) for row in taken], dtype=object) for name in names})
+        made.attrs[_TYPED] = True
+        return made
 
     for number, line in _lines(path):
         try:

@@ -18,7 +18,7 @@ from gridscore.compiled import compiled
 from gridscore.features import window_kernel
 from gridscore.features.program import Program
 from gridscore.features.times import END, FIRST, to_text
-from gridscore.features.window_kernel import FUNCTIONS, MOST_BYTES, Kind, head_of
+from gridscore.features.window_kernel import FUNCTIONS, MAX_OPEN, MOST_BYTES, Kind, head_of
 from gridscore.job.check import compile_features
 from gridscore.job.expressions import Node, Scope, compile_expression
 from gridscore.job.syntax import parse
@@ -309,6 +309,14 @@ class Windows:
         changed, late = _run(*spec, self._lateness, before, entities, numbers, times, columns, out)
         self.late += late
         return out, dict(zip(index, changed, strict=True))
+
+
+def why_late(job: Job) -> str:
+    """Why events did not count."""
+    return (
+        f"is older than a row of its entity before it by more than the job's `lateness` ({job.lateness}), or than more "
+        f"than {MAX_OPEN} such rows, of which no more are kept in order: it would not count in windows."
+    )
 
 
 class History:

@@ -19,6 +19,7 @@ from gridscore.errors import TableError, UsageError
 from gridscore.features.cells import BOOLS
 from gridscore.features.lookup_history import LookupHistory
 from gridscore.features.tables import kinds_of, read_chunks, rows_as_json, take_columns
+from gridscore.features.windows import why_late
 from gridscore.group.reader import Cursor
 from gridscore.scoring.rehearsal import Rehearsal, outcome_of, page_of_texts
 from gridscore.scoring.window_states import HistoryStates
@@ -109,8 +110,7 @@ async def backtest(
                 await _score(each, texts, done, cursor, numbers)
                 if job.used_windows and each.rehearsal.stats.late:
                     raise TableError(
-                        f"{history}: a row up to {done + count} is older than a row of its entity before it by more "
-                        f"than the job's `lateness` ({job.lateness}): it would not count in windows.",
+                        f"{history}: a row up to {done + count} {why_late(job)}",
                         f"Sort the history by `{job.order_by}`.",
                     )
             done += count
