@@ -11,8 +11,7 @@ from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
-    from gridscore.grid import Grid
-    from gridscore.models.experiment import Experiment, Standing
+    from gridscore.models.experiment import Standing
 
 app = App(help="Another version of a job's model on a part of the entities, or beside.", no_args_is_help=True)
 
@@ -62,8 +61,9 @@ def start(
     except ValueError:
         raise UsageError(f"--steps: `{steps}` is not a list of percents.", "As in `--steps 5,25,50,100`.") from None
 
-    async def main(grid: Grid) -> Experiment:
-        return await Client(grid).start_experiment(
+    found = run_on(
+        connection,
+        lambda grid: Client(grid).start_experiment(
             job,
             version,
             steps=shares,
@@ -77,9 +77,8 @@ def start(
             least=least,
             allow_changed_features=allow_changed_features,
             why=why,
-        )
-
-    found = run_on(connection, main)
+        ),
+    )
     if as_json:
         print_json(found.to_json())
         return
@@ -95,10 +94,7 @@ def status(job: Job, *, connection: Connection, as_json: Json = False) -> None:
     """
     from gridscore.client import Client
 
-    async def main(grid: Grid) -> Standing:
-        return await Client(grid).experiment(job)
-
-    _show(run_on(connection, main), as_json=as_json)
+    _show(run_on(connection, lambda grid: Client(grid).experiment(job)), as_json=as_json)
 
 
 @app.command()
@@ -109,10 +105,7 @@ def stop(job: Job, *, why: Why = "", connection: Connection, as_json: Json = Fal
     """
     from gridscore.client import Client
 
-    async def main(grid: Grid) -> Standing:
-        return await Client(grid).stop_experiment(job, why=why)
-
-    _show(run_on(connection, main), as_json=as_json)
+    _show(run_on(connection, lambda grid: Client(grid).stop_experiment(job, why=why)), as_json=as_json)
 
 
 @app.command()
@@ -131,12 +124,8 @@ def promote(
     """
     from gridscore.client import Client
 
-    async def main(grid: Grid) -> Standing:
-        return await Client(grid).promote_experiment(
-            job, allow_changed_features=allow_changed_features, why=why, override=override
-        )
-
-    _show(run_on(connection, main), as_json=as_json)
+    given = {"allow_changed_features": allow_changed_features, "why": why, "override": override}
+    _show(run_on(connection, lambda grid: Client(grid).promote_experiment(job, **given)), as_json=as_json)  # type: ignore[arg-type]
 
 
 def _show(found: Standing, *, as_json: bool) -> None:
