@@ -237,6 +237,24 @@ def test_requests_of_workers_that_wait_overwrite_none_that_was_answered_and_not_
     assert not any(lease["lost"] for lease in world.stage_leases.values())
 
 
+def test_an_event_counts_whose_request_a_member_took_with_it_after_it_was_answered(world):
+    names = [world.start() for _ in range(2)]
+    world.pay(20)
+    world.settled()
+    homes = {card: partition_of(window_messages.entity_key("card", card), PARTITIONS) for card in CARDS}
+    card, home = next((c, p) for c, p in homes.items() if world.stage_leases[p]["owner"] == names[0])
+    partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == names[1])
+    (key,) = world.keys_of(partition, 1)
+    world.cluster.faults.append(Fault("unacknowledged", request="Map.PutAll", map="window-requests.*", client=names[1]))
+    world.user.create_task(world.client.put_events("events.sim", {key: world.payment_of(card)[1]}))
+    world.after_the_next(ANSWERS)
+    world.kill(names[0])
+    world.cluster.regress(REQUESTS, home, 1)
+    world.advance(40.0)
+    world.settle()
+    assert world.sums()[card] == world.paid[card]
+
+
 def test_a_bad_lease_of_a_partition_of_entities_is_named(world):
     world.start()
     world.pay(20)

@@ -92,6 +92,7 @@ class _Batch:
         rows: Those that wait for an answer.
         same: Those that wait for the answer of another, each with that one.
         found: By window, a row a call, a column an event.
+        puts: Of requests: whether they arrived, their partition, their text, and the partitions of their events.
         ends: Where the requests of partitions of entities ended when they were first seen to be overdue.
     """
 
@@ -102,6 +103,7 @@ class _Batch:
     newest: dict[int, int] = field(default_factory=dict)
     rows: dict[_Place, int] = field(default_factory=dict)
     same: list[tuple[int, int, int]] = field(default_factory=list)
+    puts: list[tuple[asyncio.Future[None], int, bytes, set[int]]] = field(default_factory=list)
     ends: dict[int, int] = field(default_factory=dict)
 
 
@@ -213,6 +215,7 @@ class WindowRequests:
             await self._follow(batch)
             self._send(batch)
             await self._wait(batch)
+            await self._keep(batch)
         finally:
             self._batch = None
         for window, row, first in batch.same:
@@ -267,7 +270,6 @@ class WindowRequests:
         Args:
             again: The partitions of entities that are asked again; of a batch that has not asked, None.
         """
-        count = self._grid.partition_count
         by_partition: dict[tuple[int, int], tuple[list[_Place], list[int], list[bytes]]] = {}
         for place, row in batch.rows.items():
             window = place[1]
@@ -294,10 +296,7 @@ class WindowRequests:
                 batch.inputs[window].columns[:, rows],
                 keys,
             )
-            until = min(map(self._group.leases.until, set(partitions)))
-            text = request_text(self._tag, asked)
-            put = self._requests.put_partition(partition, [key_in(partition, count, "")], [text], until=until)
-            put.add_done_callback(self._put)
+            self._put(batch, partition, request_text(self._tag, asked), set(partitions))
 
     def _home(self, window: int, entity: str | int) -> tuple[bytes, int]:
         """The key of an entity's state, and its partition."""
@@ -310,7 +309,25 @@ class WindowRequests:
             home = homes[entity] = key, partition_of(key, self._grid.partition_count)
         return home
 
-    def _put(self, done: asyncio.Future[None]) -> None:
+    def _put(self, batch: _Batch, partition: int, text: bytes, of: set[int]) -> None:
+        key, until = key_in(partition, self._grid.partition_count, ""), min(map(self._group.leases.until, of))
+        put = self._requests.put_partition(partition, [key], [text], until=until)
+        put.add_done_callback(self._heard)
+        batch.puts.append((put, partition, text, of))
+
+    async def _keep(self, batch: _Batch) -> None:
+        """Put requests again that were answered, and may have no backup: a member would take them with it, unadded."""
+        while puts := batch.puts:
+            await asyncio.wait([put for put, *_ in puts])
+            batch.puts = []
+            failed = [each[1:] for each in puts if each[0].cancelled() or each[0].exception() is not None]
+            failed = [each for each in failed if all(self._is_current(batch.cursors[p]) for p in each[2])]
+            if failed:
+                await asyncio.sleep(_GLANCE_SECONDS)
+            for each in failed:
+                self._put(batch, *each)
+
+    def _heard(self, done: asyncio.Future[None]) -> None:
         if not done.cancelled() and (error := done.exception()) is not None:
             _log.debug("%s: a request of windows was not acknowledged: %s", self._name, error)
 

@@ -103,8 +103,8 @@ class _Rows(NamedTuple):
     rows: NDArray[Any]
 
 
-_Message = tuple[list[bytes], list[bytes], set[int]]
-"""Keys and texts of answers for one partition of events, and the partitions of entities that give them."""
+_Message = dict[int, tuple[list[bytes], list[bytes]]]
+"""Keys and texts of answers for one partition of events, by the partition of entities that gives them."""
 
 
 class WindowStage:
@@ -344,11 +344,11 @@ class WindowStage:
         for part, asked, rows in chosen:
             partitions = asked.partitions[rows].tolist()
             for partition in set(partitions):
-                messages.setdefault(partition, ([], [], set()))[2].add(part.partition)
+                messages.setdefault(partition, {}).setdefault(part.partition, ([], []))
                 part.answers.add(partition)
             events = zip(partitions, *(each[rows].tolist() for each in asked[3:6]), strict=True)
             for partition, origin, number, mark in events:
-                where, texts, _ = messages[partition]
+                where, texts = messages[partition][part.partition]
                 where.append(answer_key(partition, count, window, number))
                 texts.append(encode(Answer(tag, window, origin, number, mark, values[begin : begin + size])))
                 begin += size
@@ -358,19 +358,25 @@ class WindowStage:
 
     def _write(self, parts: list[_Part], messages: dict[int, _Message]) -> None:
         group, now = self.group, self._grid.clock()
-        held = [part for part in parts if group.reader.is_current(part.cursor)]
-        for part in held:
-            if not group.leases.may_write(part.partition, now):
+        for part in parts:
+            if group.reader.is_current(part.cursor) and not group.leases.may_write(part.partition, now):
                 group.drop(part.partition)
+        # One that was given back meanwhile holds up no other, and answers nothing.
+        held = {
+            part.partition: part
+            for part in parts
+            if part.partition in group.held and group.reader.is_current(part.cursor)
+        }
         puts: dict[int, asyncio.Future[None]] = {}
-        for partition, (keys, texts, givers) in messages.items():
-            until = min(map(group.leases.until, givers))
-            puts[partition] = self._answers.put_partition(partition, keys, texts, until=until)
-            puts[partition].add_done_callback(_heard)
-        answered = asyncio.ensure_future(asyncio.wait(puts.values())) if puts and held else None
-        for part in held:
-            if part.partition not in group.held:
-                continue
+        for partition, message in messages.items():
+            if givers := message.keys() & held.keys():
+                keys = [key for giver in givers for key in message[giver][0]]
+                texts = [text for giver in givers for text in message[giver][1]]
+                until = min(map(group.leases.until, givers))
+                puts[partition] = self._answers.put_partition(partition, keys, texts, until=until)
+                puts[partition].add_done_callback(_heard)
+        answered = asyncio.ensure_future(asyncio.wait(puts.values())) if puts else None
+        for part in held.values():
             write = Write(part.partition, part.next, part.events, part.lost, part.at)
             group.offsets.sent(write)
             task = asyncio.get_running_loop().create_task(
