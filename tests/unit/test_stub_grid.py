@@ -9,6 +9,7 @@ import pytest
 import xgboost as xgb
 from hazelcast.core import HazelcastJsonValue
 from hazelcast.errors import (
+    HazelcastError,
     IndeterminateOperationStateError,
     OperationTimeoutError,
     TargetDisconnectedError,
@@ -232,6 +233,36 @@ async def test_a_killed_member_takes_the_unsafe_maps_along_and_no_others():
         await until(lambda: len(grid.members) == 2)
         await until(lambda: len(transport.member_connections(grid.client)) == 2)
         assert await proxies["lookups.x"].size() == 100
+
+
+async def test_what_a_killed_member_had_not_done_is_not_done():
+    async with StubCluster(members=2) as cluster:
+        grid = await cluster.connect()
+        partition = next(p for p in range(13) if cluster.owner(p) is cluster.members[0])
+        key = next(data for data, at in (place(grid, f"k{i}") for i in range(100)) if at == partition)
+        cluster.faults.append(Fault("delay", seconds=0.05, partition=partition, request="Map.PutAll"))
+        put = MapWriter(grid, "events.x").put_partition(partition, [key], [b"1"])
+        await until(lambda: not cluster.faults)
+        cluster.kill_member(0)
+        with pytest.raises(HazelcastError):
+            await put
+        await asyncio.sleep(0.1)
+        assert await Journal(grid, "events.x").bounds(partition) == (0, -1)
+
+
+async def test_a_read_that_waits_at_another_member_than_the_owner_is_woken(monkeypatch):
+    async with StubCluster(members=2) as cluster:
+        grid = await cluster.connect()
+        await until(lambda: len(transport.member_connections(grid.client)) == 2)
+        key, partition = place(grid, "k")
+        (other,) = {member.uuid for member in cluster.members} - {cluster.owner(partition).uuid}
+        with monkeypatch.context() as wrong:
+            wrong.setattr(type(grid.client._partition_service), "get_partition_owner", lambda *_: other)
+            read = Journal(grid, "events.x").read(partition, 0, 10)
+            await until(lambda: cluster.parked.get(("events.x", partition)))
+        await MapWriter(grid, "events.x").put_partition(partition, [key], [b"1"])
+        async with asyncio.timeout(10):
+            assert (await read).values == [b"1"]
 
 
 async def test_a_request_that_the_stub_does_not_know_is_refused():

@@ -18,7 +18,7 @@ from gridscore.grid.connection import _client_config
 from gridscore.grid.transport import _look_through_rarely, _refuse_pickle, check_client_version
 from gridscore.scoring import Worker
 from gridscore.scoring.window_messages import ANSWER_RING, REQUEST_RING
-from gridscore.testing.member import Member
+from gridscore.testing.member import Member, Read
 from gridscore.testing.network import Link, StubReactor
 from gridscore.testing.store import Partition, Ring
 from gridscore.testing.virtual_time import VirtualLoop
@@ -89,6 +89,7 @@ class StubCluster:
         self._maps: dict[str, list[Partition]] = {}
         self._refused: set[tuple[str, Member | None]] = set()
         self._ports = iter(range(_FIRST_PORT, 2**16))
+        self.parked: dict[tuple[str, int], list[Read]] = {}
         self.members = [Member(self, next(self._ports)) for _ in range(members)]
         self._owners = [self.members[p % members] for p in range(partitions)]
         self._grids: list[Grid] = []

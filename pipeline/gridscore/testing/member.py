@@ -46,7 +46,7 @@ _AUTHENTICATED, _CREDENTIALS_FAILED = 0, 1
 
 
 @dataclass(slots=True)
-class _Read:
+class Read:
     """A journal read that waits for its minimum."""
 
     link: Link
@@ -91,7 +91,7 @@ class Member:
         self._listeners: dict[uuid.UUID, _Listener] = {}
         self._object_listeners: dict[uuid.UUID, tuple[Link, int]] = {}
         self._views: list[tuple[Link, int]] = []
-        self._parked: dict[tuple[str, int], list[_Read]] = {}
+        self._parked = cluster.parked  # a member that is not the owner passes a read on
         self._stalled: dict[int, deque[Callable[[], None]]] = {}
         self._moving: dict[int, float] = {}  # until when, of the loop's clock
         self._measurements: list[bytes] = []
@@ -124,7 +124,7 @@ class Member:
         loop = self._loop(link)
         if loop.time() < self._moving.get(partition, 0.0):
             loop.call_later(_RETRY_SECONDS, self._try, link, partition, execute)
-        else:
+        elif self in self._cluster.members:  # what a dead one had not done, nobody does
             execute()
 
     def _loop(self, link: Link) -> asyncio.AbstractEventLoop:
@@ -138,7 +138,8 @@ class Member:
 
         def go_on() -> None:
             for execute in self._stalled.pop(partition):
-                execute()
+                if self in self._cluster.members:
+                    execute()
 
         self._loop(link).call_later(seconds, go_on)
 
@@ -354,7 +355,7 @@ class Member:
         ring = self._ring(link, request, name)
         if ring is None:
             return None
-        read = _Read(link, request, *request.fixed("qii"))
+        read = Read(link, request, *request.fixed("qii"))
         if read.minimum == 0:
             begin = ring.clamp(read.sequence)
             read.items = ring.read(begin, read.maximum)
@@ -388,7 +389,7 @@ class Member:
             read.link.answer(error(read.request.correlation, "PartitionMigrating", "a fault of the stub"))
 
 
-def _fill(read: _Read, ring: Ring) -> bool:
+def _fill(read: Read, ring: Ring) -> bool:
     """Read on; whether the minimum is there."""
     read.sequence = ring.clamp(read.sequence)
     got = ring.read(read.sequence, read.maximum - len(read.items))
@@ -397,7 +398,7 @@ def _fill(read: _Read, ring: Ring) -> bool:
     return len(read.items) >= read.minimum
 
 
-def _page(read: _Read) -> Reply:
+def _page(read: Read) -> Reply:
     count, sequence = len(read.items), read.sequence
     reply = Reply(read.request.type + 1, read.request.correlation, struct.pack("<iq", count, sequence))
     reply.list(change.item() for change in read.items)
