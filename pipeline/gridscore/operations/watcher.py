@@ -68,17 +68,20 @@ class Watcher:
         if self._looking is None:
             self._asked_at = now
             self._looking = asyncio.create_task(self._observer.look())
-        waiting: set[asyncio.Task[Any]] = {self._looking}
+        looking = self._looking
+        waiting: set[asyncio.Task[Any]] = {looking}
         if ended is not None:
             waiting.add(quitting := asyncio.create_task(ended.wait()))
         await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if ended is not None:
             quitting.cancel()
-        if not self._looking.done():
+        if looking.cancelled():
+            return  # somebody else has given it up
+        if not looking.done():
             if time.monotonic() - self._asked_at > ANSWER_SECONDS:
                 await self.give_up()
             return
-        looking, self._looking = self._looking, None
+        self._looking = None
         try:
             self._take(looking.result())
         except JobError as error:
