@@ -2,12 +2,14 @@
 
 import asyncio
 import re
+import ssl
 from html.parser import HTMLParser
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 import pytest
+import trustme
 import xgboost as xgb
 from serving import JOB, PLAIN, booster, client, prepared, serving
 
@@ -242,6 +244,21 @@ async def test_a_session_needs_a_key_and_ends_with_it(monkeypatch):
             async with asyncio.timeout(20):
                 while (await http.get("/")).status_code != 401:
                     await asyncio.sleep(0.05)
+
+
+async def test_behind_tls_a_session_never_goes_without_it(tmp_path):
+    authority, trust = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(trust)
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    tls = dict.fromkeys(("certificate", "private_key"), str(tmp_path / "both.pem"))
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster, PLAIN)
+        async with serving(cluster, token="tökén", **tls) as server, client(server, verify=trust) as http:  # noqa: S106
+            made = await login(http, "tökén")
+            cookie = made.headers["set-cookie"]
+            assert (made.status_code, cookie.startswith("__Host-gridscore=")) == (303, True)
+            assert {"secure", "path=/"} <= {part.strip().lower() for part in cookie.split(";")}
+            assert "Key token" in await see(http, "/")
 
 
 async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
