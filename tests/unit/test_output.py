@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from gridscore import cli
 from gridscore.cli import output, watch
 from gridscore.cli.output import json_text, print_table, safe, visible
 from gridscore.client.results import Result
@@ -48,6 +49,14 @@ def test_json_is_still_the_same_value():
     assert json.loads(text) == {EVIL: EVIL}
     assert visible(text, layout=True) == text
     assert json_text("grün") == '"grün"'
+
+
+def test_warnings_of_python_are_those_of_commands(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(output, "errors", Console(file=file, width=80))
+    cli._warn(UserWarning(f"windows begin anew {EVIL}"), UserWarning, "client.py", 7)
+    assert file.getvalue().startswith("warning: windows begin anew a\\x1b[31m")
+    assert "client.py" not in file.getvalue()
 
 
 def test_a_table_shows_what_is_in_the_data(screen):

@@ -124,7 +124,7 @@ class Client(ModelVerbs, ExperimentVerbs):
         if key is not None or job is not None:
             raise UsageError(
                 f"`{'job' if key is None else 'key'}` says how to read a DataFrame.",
-                "These events have their keys and types already.",
+                "These events have their keys already, and their types.",
             )
         pairs: Iterable[tuple[Any, Any]] = events.items() if hasattr(events, "items") else events
         return pairs
