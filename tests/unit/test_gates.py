@@ -256,6 +256,14 @@ async def test_a_golden_row_that_is_not_of_the_model_says_so(client, features, s
     assert re.search(says, verdict.text)
 
 
+@pytest.mark.parametrize("gate", ["metric", "champion"])
+async def test_a_sample_without_the_margins_of_the_job_judges_nothing(client, gate):
+    await with_rows(client)
+    await client.submit(parse_job(f"{JOB}margin: log1p(share)\ngates:\n  {GATES[gate]}\n", "test"))
+    with pytest.raises(GateError, match=f"{gate}: cannot be judged: the sample has no margins, unlike the job"):
+        await client.push_model(BETTER, "payments", alias="champion")
+
+
 @pytest.mark.parametrize("margin", ["", "margin: log1p(share)\n"])
 def test_a_sample_judges_no_version_that_was_trained_with_another_margin(margin):
     values, labels = rows()

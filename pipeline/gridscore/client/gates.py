@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gridscore.job import Job
     from gridscore.models import LoadedModel, Registry
     from gridscore.models.certificates import Certificate
-    from gridscore.models.sample import Rows
+    from gridscore.models.sample import Rows, Sample
 
 
 class Gates:
@@ -89,8 +89,11 @@ class Gates:
         found = {}
         for name, job in self._jobs.items():
             events = await self._events(job, champion)
+            rows: Sample | str | None = sample
+            if sample is not None and (job.margin is None) != (sample.margins is None):
+                rows = f"the sample has {'no ' * (sample.margins is None)}margins, unlike the job"
             found[name] = await asyncio.to_thread(
-                judge, job.gates, model, champion, sample, events, certificates.get(name)
+                judge, job.gates, model, champion, rows, events, certificates.get(name)
             )
         return found
 

@@ -37,7 +37,7 @@ def judge(
     gates: Gates,
     model: LoadedModel,
     champion: LoadedModel | str | None,
-    sample: Sample | None,
+    sample: Sample | str | None,
     events: Rows | str,
     certificate: Certificate | None = None,
 ) -> list[Verdict]:
@@ -47,7 +47,7 @@ def judge(
         gates: Of the job.
         model: The version.
         champion: That scores now, to compare with; why it cannot be used; or None without a champion.
-        sample: Labelled rows; None if there are none.
+        sample: Labelled rows; why they cannot be used; None if there are none.
         events: The latest, or why there are none.
         certificate: Of the parity of this version and this job; None if there is none.
     """
@@ -88,7 +88,9 @@ def _golden(row: Any, model: LoadedModel) -> tuple[bool, str]:
     return False, f"the score is {score:.6g}, {word} {bound:.6g} by {by:.3g}"
 
 
-def _metric(gate: MetricGate, model: LoadedModel, sample: Sample | None) -> tuple[bool, str]:
+def _metric(gate: MetricGate, model: LoadedModel, sample: Sample | str | None) -> tuple[bool, str]:
+    if isinstance(sample, str):
+        return False, f"cannot be judged: {sample}"
     if sample is None or sample.labels is None:
         return False, NO_SAMPLE
     matrix, margins = sample.inputs(model.version)
@@ -104,12 +106,14 @@ def _metric(gate: MetricGate, model: LoadedModel, sample: Sample | None) -> tupl
 
 
 def _champion(
-    gate: ChampionGate, model: LoadedModel, champion: LoadedModel | str | None, sample: Sample | None
+    gate: ChampionGate, model: LoadedModel, champion: LoadedModel | str | None, sample: Sample | str | None
 ) -> tuple[bool, str]:
     if champion is None:
         return True, "nothing scores now that it could be worse than"
     if isinstance(champion, str):
         return False, f"cannot be judged: {champion}"
+    if isinstance(sample, str):
+        return False, f"cannot be judged: {sample}"
     if sample is None or sample.labels is None:
         return False, NO_SAMPLE
     measures = []
