@@ -1,6 +1,8 @@
 """Reasons of results: what they say, and that they never overwrite anything, delay anything, or change a score."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from world import BOOSTER, JOB, World, _entries, _text, score_of
 
 from gridscore.errors import JobFileError
 from gridscore.job import parse_job
+from gridscore.scoring.reasons import Reasons
 
 REASONS = """\
 decisions: [{decision: decline, at_least: 1500}, {decision: approve}]
@@ -63,6 +66,28 @@ def test_declined_results_get_the_reasons_that_xgboost_gives_and_others_none(wor
                 assert reason["value"] == events[key]
                 assert reason["text"] == f"It was {events[key]:g}"
     world.check()
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "text"),
+    [
+        (1234567.89, 1234567.9, "1234567.9"),
+        (19.9, 19.9, "19.9"),
+        (3.0, 3.0, "3"),
+        (np.nan, None, "missing"),
+        (1.0, "FR", "FR"),
+        (-3.0, None, "missing"),  # defaults of a category
+        (2.0, None, "missing"),
+    ],
+)
+def test_the_value_of_a_reason_is_that_of_the_feature(number, value, text):
+    categories = {"x": ("DE", "FR")} if value == "FR" or (value is None and not math.isnan(number)) else {}
+    version = SimpleNamespace(features=("x",), categories=categories)
+    row = SimpleNamespace(model=SimpleNamespace(version=version), row=np.float32([number]), text=b'{"score":1.0}')
+    spec = parse_job(job('{top: 1, text: {amount: "{value}"}}'), "test").result.reasons
+    spec = spec.model_copy(update={"text": {"x": "It was {value}"}})
+    made = json.loads(Reasons._amended(SimpleNamespace(_spec=spec), row, np.float32([0.5, 0.0])))
+    assert made["reasons"] == [{"feature": "x", "value": value, "adds": 0.5, "text": f"It was {text}"}]
 
 
 @pytest.mark.parametrize("world", [job("{budget: 0.001, top: 1}")], indirect=True)

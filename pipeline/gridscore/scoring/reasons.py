@@ -22,7 +22,9 @@ import msgspec
 import numpy as np
 from hazelcast.errors import HazelcastError
 
+from gridscore.features.operations import number_text
 from gridscore.grid import transport, wire
+from gridscore.scoring.results import as_short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -205,17 +207,17 @@ class Reasons:
 
     def _amended(self, row: _Row, adds: NDArray[np.float32]) -> bytes:
         """The result with its reasons: the features that add or take away most."""
-        version = row.model.version
+        version, values = row.model.version, as_short(row.row)
         reasons = []
         for place in np.argsort(-np.abs(adds[:-1]), kind="stable")[: self._spec.top].tolist():
-            name, number = version.features[place], float(row.row[place])
+            name, number = version.features[place], float(values[place])
             categories = version.categories.get(name)
             value: Any = None if math.isnan(number) else number
-            if categories and value is not None:
-                value = categories[int(number)]
+            if categories:  # a feature's default is not a code
+                value = categories[int(number)] if 0 <= number < len(categories) else None
             reason = {"feature": name, "value": value, "adds": round(float(adds[place]), 6)}
             if template := self._spec.text.get(name):
-                shown = "missing" if value is None else value if isinstance(value, str) else f"{value:g}"
+                shown = "missing" if value is None else value if isinstance(value, str) else str(number_text(value))
                 reason["text"] = template.replace("{value}", shown)
             reasons.append(reason)
         made = msgspec.json.encode({"reasons": reasons, "amended_at": time.time_ns() // 1_000_000})
