@@ -344,7 +344,7 @@ def test_a_history_with_a_row_that_is_too_late_is_refused():
         offline_matrix(job_of(), history)
     assert caught.value.hint == "Sort the history by `time`."
     busy = [event(1_700_000_000.0 + second) for second in (*range(200), 10)]
-    with pytest.raises(TableError, match="or than more than 128 such rows, of which no more are kept in order"):
+    with pytest.raises(TableError, match="or more than 128 of those rows are newer"):
         offline_matrix(job_of(), frame(busy))
 
 

@@ -314,8 +314,8 @@ class Windows:
 def why_late(job: Job) -> str:
     """Why events did not count."""
     return (
-        f"is older than a row of its entity before it by more than the job's `lateness` ({job.lateness}), or than more "
-        f"than {MAX_OPEN} such rows, of which no more are kept in order: it would not count in windows."
+        f"is older than a row of its entity before it by more than the job's `lateness` ({job.lateness}), or more than "
+        f"{MAX_OPEN} of those rows are newer, the most that are kept in order: it would not count in windows."
     )
 
 
