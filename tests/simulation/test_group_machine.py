@@ -28,6 +28,9 @@ from world import World
 
 from gridscore.testing import Fault
 
+# Hypothesis takes up to five minutes to make a story short: it must come to telling it.
+pytestmark = pytest.mark.timeout(900)
+
 EXAMPLES = int(os.environ.get("GRIDSCORE_SIMULATION_EXAMPLES", "40"))
 STEPS = int(os.environ.get("GRIDSCORE_SIMULATION_STEPS", "25"))
 SHRINK = os.environ.get("GRIDSCORE_SIMULATION_SHRINK", "1") == "1"
