@@ -1300,6 +1300,8 @@ ELSEWHERE = {
     # That takes arithmetic which differs.
     "job parity": "simulation/test_parity.py"
     "::test_a_result_with_another_bit_is_found_stored_and_makes_the_job_unwell_until_it_is_gone",
+    # That takes windows of events, one after the other.
+    "job drift": "integration/test_drift_on_members.py::test_drift_is_told_when_it_begins_and_when_it_ends",
     # A cluster answers too soon for these.
     "source starting": "unit/test_plug_health.py::test_what_never_begins_is_a_problem",
     "sink starting": "unit/test_plug_health.py::test_what_never_begins_is_a_problem",

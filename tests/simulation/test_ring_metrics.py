@@ -13,8 +13,14 @@ from gridscore.testing import Fault
 pytestmark = pytest.mark.usefixtures("quiet")
 
 
-def test_a_ring_that_fills_is_seen_and_one_that_is_worked_off_is_not():
+@pytest.fixture
+def world():
     world = World(partitions=4, ring=64)
+    yield world
+    world.close()
+
+
+def test_a_ring_that_fills_is_seen_and_one_that_is_worked_off_is_not(world):
     process = world.workers[world.start()]
     assert world.time.run_until(world.is_balanced, seconds=60)
     world.advance(3)

@@ -8,7 +8,7 @@ import xgboost as xgb
 from gridscore.errors import EventRejectedError, ModelError, TableError, UsageError
 from gridscore.features import offline_matrix
 from gridscore.job import parse_job
-from gridscore.testing import Fault
+from gridscore.testing import Fault, Lab
 
 JOB = """\
 job: cards
@@ -121,6 +121,14 @@ def test_a_model_of_a_jobs_own_dmatrix_scores_live_as_offline(gridscore_lab):
             unknown()
     with pytest.raises(TableError, match="`lat` was not kept"):
         matrix.dmatrix("lat")
+
+
+def test_there_is_one_lab_at_a_time(gridscore_lab):
+    with pytest.raises(RuntimeError, match="another virtual time is in force"):
+        Lab()
+    gridscore_lab.close()
+    with Lab():
+        pass
 
 
 def test_what_the_lab_cannot_do_it_says(gridscore_lab):

@@ -70,9 +70,13 @@ class Lab:
         self._numbers = itertools.count(1)
         self._workers: dict[str, _Process] = {}
         self._job: Job | None = None
-        self.client: Client = self.run(self.cluster.client("user"))
-        for _ in range(workers):
-            self.add_worker()
+        try:
+            self.client: Client = self.run(self.cluster.client("user"))
+            for _ in range(workers):
+                self.add_worker()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

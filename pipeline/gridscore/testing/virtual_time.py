@@ -208,11 +208,18 @@ class VirtualTime:
 
     @contextlib.contextmanager
     def patched(self) -> Iterator[None]:
-        """Give Gridscore and the Hazelcast client the virtual clock in place of the machine's, while it is entered."""
+        """Give Gridscore and the Hazelcast client the virtual clock in place of the machine's, while it is entered.
+
+        Raises:
+            RuntimeError: They have that of another `VirtualTime`, which was not left.
+        """
         clock = _Clock(self)
         patched: list[types.ModuleType] = []
-        for name, module in list(sys.modules.items()):
-            if name.startswith(_VIRTUAL) and name != __name__ and getattr(module, "time", None) is time:
+        ours = [module for name, module in sys.modules.items() if name.startswith(_VIRTUAL) and name != __name__]
+        if any(isinstance(getattr(module, "time", None), _Clock) for module in ours):
+            raise RuntimeError("another virtual time is in force: close the lab, or leave what `patched` gave, first")
+        for module in ours:
+            if getattr(module, "time", None) is time:
                 module.time = clock  # type: ignore[attr-defined]
                 patched.append(module)
         try:
