@@ -99,8 +99,8 @@ async def test_somebody_new_finds_who_is_slow_and_which_model_decided_and_why(cl
         score = scorer.score
 
         async def slowly(arrivals, active):
-            # Forty events a second, of the hundred and more that come: whatever the machine does, it falls behind.
-            await asyncio.sleep(sum(len(each.page.values) for each in arrivals) / 40)
+            # Five events a second, of the fifty and more that come: whatever the machine does, it falls behind.
+            await asyncio.sleep(sum(len(each.page.values) for each in arrivals) / 5)
             return await score(arrivals, active)
 
         scorer.score = slowly
