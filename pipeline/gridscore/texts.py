@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 # What a terminal obeys or hides: C0, DEL, C1, line separators, marks that turn the direction; and lone surrogates,
 # which no stream can encode.
@@ -71,3 +71,11 @@ def last_lines(lines: Sequence[str], nothing: str = "it logged nothing") -> str:
         nothing: Said if there are none.
     """
     return "\n".join(f"  {line}" for line in lines[-_LINES:]) or f"  ({nothing})"
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """What to add to a message about a name that is not known; empty if none is like it."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean `{close[0]}`?" if close else ""

@@ -53,7 +53,7 @@ class FeaturePlan:
         self._lookup_slots = list(self._program.lookup_slots.items())
         self._made_of = job, tables, categories
         self.decider = Decider(job, tables, categories) if job.has_conditions else None
-        self.explained = Decider(job.explained, tables, categories) if job.explained is not None else None
+        self.explained = None if (asked := job.explained) is None else Decider(asked, tables, categories)
         self._used = frozenset(self._program.lookup_slots)
         for each in (self.decider, self.explained):
             self._used |= each.lookups if each is not None else frozenset()

@@ -11,6 +11,7 @@ from gridscore.job.problems import MAX_PROBLEMS
 from gridscore.job.syntax import parse
 from gridscore.job.types import Type
 from gridscore.job.windows import MAX_CALLS, calls_of
+from gridscore.texts import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -279,8 +280,6 @@ def _check_margin(parts: Parts) -> list[tuple[Path, str]]:
 
 
 def _check_result(parts: Parts) -> list[tuple[Path, str]]:
-    import difflib
-
     found: list[tuple[Path, str]] = []
     seen = set()
     for position, name in enumerate(parts.include):
@@ -292,18 +291,14 @@ def _check_result(parts: Parts) -> list[tuple[Path, str]]:
                 (path, f"`{name}` is a field of every result already; give the event field another name with `json`")
             )
         elif parts.complete and name not in parts.fields and name not in parts.broken:
-            close = difflib.get_close_matches(str(name), parts.fields, n=1)
-            meant = f", did you mean `{close[0]}`?" if close else ""
-            found.append((path, f"there is no event field `{name}`{meant}"))
+            found.append((path, f"there is no event field `{name}`{did_you_mean(str(name), parts.fields)}"))
         seen.add(name)
     for position, name in enumerate(() if parts.logged == "all" or not parts.complete else parts.logged):
         path = ("result", "features", position)
         if name in parts.logged[:position]:
             found.append((path, f"`{name}` is here twice"))
         elif name not in parts.features and name not in parts.broken:
-            close = difflib.get_close_matches(name, parts.features, n=1)
-            meant = f", did you mean `{close[0]}`?" if close else ""
-            found.append((path, f"there is no feature `{name}`{meant}"))
+            found.append((path, f"there is no feature `{name}`{did_you_mean(name, parts.features)}"))
     return found
 
 

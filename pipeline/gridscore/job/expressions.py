@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import ctypes
 import datetime as dt
-import difflib
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,6 +20,7 @@ from gridscore.job.functions import FUNCTIONS, NAMES, OF_ARRAYS, SPECIAL, exampl
 from gridscore.job.syntax import MAX_INDEX, PLACES, name_of, parse, place_of, source_of
 from gridscore.job.types import Type
 from gridscore.job.windows import is_windowed, parse_call
+from gridscore.texts import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -289,7 +289,7 @@ class _Compiler:
         if name in NAMES:
             return self._wrong(f"`{name}` is a function: call it, as in `{example_of(name)}`")
         known = [*scope.fields, *scope.features, *scope.lookups]
-        return self._wrong(f"there is no event field or earlier feature `{name}`{_meant(name, known)}")
+        return self._wrong(f"there is no event field or earlier feature `{name}`{did_you_mean(name, known)}")
 
     def _field(self, name: str, shown: str) -> Node:
         """A field of the event."""
@@ -325,7 +325,7 @@ class _Compiler:
         if "classes" in self._scope.broken:
             return score
         if score.op == "score" and name not in classes:
-            return self._wrong(f"there is no class `{name}` in `classes`{_meant(name, classes)}")
+            return self._wrong(f"there is no class `{name}` in `classes`{did_you_mean(name, classes)}")
         return Node("score", (), Type.NUMBER, classes.index(name)) if score.op == "score" else score
 
     def _check_classes(self, node: Node, *others: Hashable) -> None:
@@ -333,7 +333,7 @@ class _Compiler:
         classes = self._scope.classes or ()
         for other in others if node.op == "label" and "classes" not in self._scope.broken else ():
             if other not in classes:
-                self._wrong(f"there is no class `{other}` in `classes`{_meant(str(other), classes)}")
+                self._wrong(f"there is no class `{other}` in `classes`{did_you_mean(str(other), classes)}")
 
     def _attribute(self, tree: ast.Attribute | ast.Subscript) -> Node:
         match tree:
@@ -347,7 +347,7 @@ class _Compiler:
             fields, name = scope.lookups[first], place.before[1]
             if name in fields:
                 return Node("lookup", (), fields[name].value_type, (first, name), nullable=True)
-            return self._wrong(f"the lookup `{first}` has no field `{name}`{_meant(name, fields)}")
+            return self._wrong(f"the lookup `{first}` has no field `{name}`{did_you_mean(name, fields)}")
         if place.index is not None:
             return self._item(tree, place)
         if (field := scope.field_at(place.before)) is not None:
@@ -361,8 +361,8 @@ class _Compiler:
             return self._wrong(f"`{shown}`: `{first}` is a {scope.fields[first].type} of the event, and has no fields")
         nested = [".".join(kind.path(name)) for name, kind in scope.fields.items() if len(kind.path(name)) > 1]
         if len(place.before) > 2 or not scope.lookups:
-            return self._wrong(f"there is no event field `{shown}`{_meant(shown, nested)}")
-        return self._wrong(f"there is no lookup `{first}`{_meant(first, [*scope.lookups, *nested])}")
+            return self._wrong(f"there is no event field `{shown}`{did_you_mean(shown, nested)}")
+        return self._wrong(f"there is no lookup `{first}`{did_you_mean(first, [*scope.lookups, *nested])}")
 
     def _item(self, tree: ast.expr, place: Place) -> Node:
         """An item of an array, or a field of it."""
@@ -388,7 +388,7 @@ class _Compiler:
         if not part:
             self._wrong(f"the items of `{shown}` are objects: name one of their fields ({names})")
         elif names:
-            self._wrong(f"the items of `{shown}` have no field `{part}`{_meant(part, array.of)}")
+            self._wrong(f"the items of `{shown}` have no field `{part}`{did_you_mean(part, array.of)}")
         else:
             self._wrong(f"the items of `{shown}` are values, and have no field `{part}`")
         return None
@@ -559,7 +559,7 @@ class _Compiler:
                     return self._score_of(of, self._scope.classes)
             return self._wrong(f'{source_of(tree)}: `score` takes the name of a class, as in `score("cat")`')
         if name not in NAMES:
-            return self._wrong(f"there is no function `{name}`{_meant(name, NAMES)}")
+            return self._wrong(f"there is no function `{name}`{did_you_mean(name, NAMES)}")
         if name in OF_ARRAYS and len(tree.args) == 1 and not tree.keywords:
             node = self._of_array(name, tree.args[0])
             if node is not None:
@@ -681,7 +681,7 @@ class _Compiler:
         try:
             zones.zone(zone)
         except ExpressionError as error:
-            return self._wrong(f"`{name}`: {error.message}{_meant(zone[:64], zones.zone_names())}")
+            return self._wrong(f"`{name}`: {error.message}{did_you_mean(zone[:64], zones.zone_names())}")
         return Node(name, (Node("local", (node,), Type.TIMESTAMP, zone),), FUNCTIONS[name].gives)
 
     def _timestamp(self, text: Any) -> Node:
@@ -829,7 +829,7 @@ class _Compiler:
             if window in scope.broken:
                 return _UNKNOWN
             none = "" if scope.windows else ": `windows` names them, with the key of each"
-            return self._wrong(f"there is no window `{window}`{_meant(window, scope.windows) or none}")
+            return self._wrong(f"there is no window `{window}`{did_you_mean(window, scope.windows) or none}")
         for part in (part for each in inner for part in ast.walk(each)):
             name_of_part = part.id if isinstance(part, ast.Name) else ""
             if name_of_part not in scope.fields and (name_of_part in scope.lookups or name_of_part in scope.features):
@@ -929,8 +929,3 @@ def _fold(op: str, nodes: Sequence[Node]) -> Node:
 
 def _a(node: Node) -> str:
     return "`None`" if node is _NULL else _A.get(node.type, "not known")
-
-
-def _meant(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean `{close[0]}`?" if close else ""

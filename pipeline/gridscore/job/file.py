@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,6 +44,7 @@ from gridscore.job.types import (
     seconds_of,
 )
 from gridscore.job.windows import MAX_SECONDS, MAX_WINDOWS, call_of, calls_of
+from gridscore.texts import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -419,8 +419,7 @@ class Job(Strict):
             ("feature", reasons.text, self.feature_names if self.is_complete else list(reasons.text)),
         ):
             if unknown := [name for name in names if name not in known]:
-                close = get_close_matches(unknown[0], known, n=1)
-                meant = f", did you mean `{close[0]}`?" if close else ""
+                meant = did_you_mean(unknown[0], known)
                 raise ValueError(f"`reasons`: there is no {kind} `{unknown[0]}`{meant}")
         if (asked := self.explained) is not None:
             problems = check(_parts(self.schema_, self.lookups, self.features, asked, frozenset(), self.is_complete))
@@ -769,8 +768,7 @@ def _own_field(
     if field is None:
         written = document.data.get("schema")
         if isinstance(written, dict) and name not in written:  # else that is what is told
-            close = get_close_matches(name, places, n=1)
-            meant = f", did you mean `{close[0]}`?" if close else ""
+            meant = did_you_mean(name, places)
             document.problems.append(Problem(line, f"feature `{name}`: there is no event field `{name}`{meant}"))
         return "0"  # and no more is said of it
     return f"category({field})" if fields[field].type == "string" else field

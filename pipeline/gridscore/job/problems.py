@@ -10,6 +10,7 @@ from gridscore.job.document import Problem
 from gridscore.job.plugs.secrets import is_secret
 from gridscore.job.plugs.sections import SECTIONS, class_of
 from gridscore.job.types import KINDS, shown
+from gridscore.texts import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,8 +78,7 @@ def _said(detail: Any, path: Path) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
-        close = difflib.get_close_matches(str(value), KINDS if detail["loc"][-1] == "type" else [], n=1)
-        meant = f", did you mean `{close[0]}`?" if close else ""
+        meant = did_you_mean(str(value), KINDS if detail["loc"][-1] == "type" else [])
         words = _words(detail)
         return f"{shown(value)} is not {words if ' or ' not in words else f'one of {words}'}{meant}"
     names = {

@@ -27,7 +27,7 @@ from gridscore.grid import transport, wire
 from gridscore.scoring.results import as_short
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -78,8 +78,6 @@ class Reasons:
         self._group = group
         self._stats = stats
         self._spec = spec
-        named = [each.decision for each in (job.decisions if job.has_conditions else job.decisions[::-1])]
-        self._decisions = [number for number, name in enumerate(named) if name in spec.decisions]
         self._waiting: deque[_Row] = deque()
         self._some = asyncio.Event()
         self._said = False
@@ -90,7 +88,7 @@ class Reasons:
         events: EventColumns,
         inputs: tuple[NDArray[np.float32], NDArray[np.float32] | None],
         scores: NDArray[np.float32],
-        steps: NDArray[np.intp] | None,
+        named: Mapping[str, tuple[tuple[str, ...], NDArray[np.intp]]],
         spans: Sequence[tuple[PartitionBatch, int]],
         rows: tuple[Sequence[int], Sequence[bytes], Sequence[bytes]],
         variants: NDArray[np.int64] | None = None,
@@ -99,14 +97,15 @@ class Reasons:
 
         Args:
             inputs: What was scored: the matrix, and the margins if there are any.
-            steps: The number of each event's decision, if there are decisions.
+            named: Labels and decisions, as `ResultEncoder.named` gives them.
             spans: Partitions in order, each with the number of its rows.
             rows: Sequences, keys and results.
             variants: Which are the challenger's (1), during an experiment.
         """
         wanted = np.ones(len(events), bool)
-        if self._spec.decisions and steps is not None:
-            wanted &= np.isin(steps, self._decisions)
+        if self._spec.decisions:
+            texts_of, numbers = named["decision"]
+            wanted &= np.isin(numbers, [place for place, text in enumerate(texts_of) if text in self._spec.decisions])
         if active.plan.explained is not None and wanted.any():
             if variants is None or active.trial is None:
                 wanted &= active.plan.explained.decide(events, scores) == 0
@@ -118,7 +117,7 @@ class Reasons:
         # One score an event is the only one, or, by `multi:softmax`, the number of the class.
         outputs = scores.argmax(axis=1) if scores.ndim > 1 else np.clip(scores, 0, _MOST_CLASSES).astype(np.intp)
         sequences, keys, texts = rows
-        owners = [batch for batch, number in spans for _ in range(number)]
+        ends = np.cumsum([number for _, number in spans])
         models, order = [active.model], np.flatnonzero(wanted)
         if variants is not None and active.trial is not None and active.trial.challenger is not None:
             models.append(active.trial.challenger.model)
@@ -131,7 +130,7 @@ class Reasons:
                 self._stats.unexplained += 1
                 continue
             margin = None if margins is None else margins[i : i + 1].copy()
-            batch = owners[i]
+            batch = spans[int(np.searchsorted(ends, i, side="right"))][0]
             self._waiting.append(
                 _Row(
                     models[0 if variants is None else variants[i]],

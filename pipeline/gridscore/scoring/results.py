@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,24 +72,6 @@ class ResultEncoder:
         self._encode = msgspec.json.Encoder().encode
         self._encoded = {texts: tuple(map(self._encode, texts)) for texts in (self._classes, self._decisions)}
 
-    def steps(self, scores: NDArray[np.float32], decisions: NDArray[np.intp] | None) -> NDArray[np.intp] | None:
-        """The number of each event's decision: in the job's list if it has conditions, else from the lowest; or None.
-
-        Args:
-            scores: As for `encode`.
-            decisions: As for `encode`.
-
-        Raises:
-            ValueError: There are thresholds, but not one score an event; or conditions, but no decisions.
-        """
-        if self._has_conditions:
-            if decisions is None:
-                raise ValueError("the job has conditions, but there are no decisions")
-            return decisions
-        if self._decisions and scores.ndim != 1:
-            raise ValueError(f"decisions need one score per event, not scores of the shape {scores.shape}")
-        return np.searchsorted(self._thresholds, scores, side="right") if self._decisions else None
-
     def encode(
         self,
         events: EventColumns,
@@ -98,6 +81,7 @@ class ResultEncoder:
         version: ModelVersion | MadeBy,
         decisions: NDArray[np.intp] | None = None,
         matrix: NDArray[np.float32] | None = None,
+        named: Mapping[str, _Named] | None = None,
     ) -> list[bytes]:
         """JSON texts of the results of a batch.
 
@@ -106,6 +90,7 @@ class ResultEncoder:
             version: That made them; or which of several made each.
             decisions: The number of each event's decision, if the job has conditions.
             matrix: What was scored; needed if the job logs features.
+            named: What `named` gave of scores and decisions; default: it is asked.
 
         Raises:
             ValueError: There are thresholds, but not one score an event; or conditions, but no decisions; or features
@@ -121,23 +106,34 @@ class ResultEncoder:
             served = dict(zip(self._served, columns.tolist(), strict=True))
         encode = self._zip if _fast else self._encode_each
         made_by = version if isinstance(version, MadeBy) else MadeBy((version,))
-        return encode(scores, self.named(scores, decisions), sequences, epochs, made_by, now, included, served)
+        named = self.named(scores, decisions) if named is None else named
+        return encode(scores, named, sequences, epochs, made_by, now, included, served)
 
-    def named(
-        self, scores: NDArray[np.float32], decisions: NDArray[np.intp] | None = None
-    ) -> dict[str, tuple[tuple[str, ...], NDArray[np.intp]]]:
+    def named(self, scores: NDArray[np.float32], decisions: NDArray[np.intp] | None = None) -> dict[str, _Named]:
         """The label and the decision, if results have any: texts, and which of them each event gets.
 
         Raises:
-            ValueError: As of `encode`.
+            ValueError: There are thresholds, but not one score an event; or conditions, but no decisions.
         """
-        steps = self.steps(scores, decisions)
+        steps = decisions if self._has_conditions else None
+        if self._has_conditions and steps is None:
+            raise ValueError("the job has conditions, but there are no decisions")
+        if self._decisions and not self._has_conditions:
+            if scores.ndim != 1:
+                raise ValueError(f"decisions need one score per event, not scores of the shape {scores.shape}")
+            steps = np.searchsorted(self._thresholds, scores, side="right")
         named: dict[str, _Named] = {}
         if self._classes:
             named["label"] = self._classes, class_numbers(scores, len(self._classes))
         if steps is not None:
             named["decision"] = self._decisions, steps
         return named
+
+    @cached_property
+    def _type_with_variant(self) -> Any:
+        """Of a result during an experiment. A job that includes a field of that name has none."""
+        before, after = self._fields
+        return msgspec.defstruct("Result", [*before, "variant", *after], gc=False)
 
     def _encode_each(
         self,
@@ -157,8 +153,7 @@ class ResultEncoder:
         if made_by.variants is None:
             columns += [repeat(versions[0].version), repeat(versions[0].name)]
         else:
-            before, after = self._fields
-            kind = msgspec.defstruct("Result", [*before, "variant", *after], gc=False)
+            kind = self._type_with_variant
             numbers = made_by.variants.tolist()
             of_variants = VARIANTS, [each.version for each in versions], [each.name for each in versions]
             columns += [map(each.__getitem__, numbers) for each in of_variants]

@@ -324,9 +324,10 @@ class Scorer:
             began += spent
         epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]
         version = active.model.version if trial is None else trial.made_by(active, rest[0])
-        texts = self._encoder.encode(events, scores, rows.sequences, epochs, version, decisions, matrix)
+        named = self._encoder.named(scores, decisions)
+        texts = self._encoder.encode(events, scores, rows.sequences, epochs, version, decisions, matrix, named)
         if trial is not None:
-            trial.count(columns, self._encoder.named(scores, decisions))
+            trial.count(columns, named)
             if trial.is_shadowed:
                 self._answered = Answered(trial, active, events, rows, matrix, margins, rest[1])
         begin = 0
@@ -335,10 +336,9 @@ class Scorer:
             batch.texts += texts[begin : begin + count]
             begin += count
         if self._reasons is not None:
-            steps = self._encoder.steps(scores, decisions)
             made, inputs = (rows.sequences, rows.keys, texts), (matrix, margins)
             variants = None if trial is None else rest[0]
-            self._reasons.offer(active, events, inputs, scores, steps, rows.spans, made, variants)
+            self._reasons.offer(active, events, inputs, scores, named, rows.spans, made, variants)
         stage_ns["encode"] += clock() - began
         return rows
 

@@ -7,6 +7,7 @@ import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import grpc
 import msgspec
@@ -230,8 +231,6 @@ async def _refuse(context: Any, status: int, body: bytes) -> None:
 
 
 def _path(name: str, version: str) -> str:
-    from urllib.parse import quote
-
     path = f"/v2/models/{quote(name, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
 
