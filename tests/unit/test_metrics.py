@@ -17,8 +17,7 @@ from gridscore.job import JobState, parse_job
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.models.drift import DRIFT_MAP, Alert, DriftRecord, Tally, Watched
 from gridscore.operations import metrics as module
-from gridscore.operations.exposition import exposed
-from gridscore.operations.metrics import Metrics
+from gridscore.operations.metrics import Metrics, exposed
 from gridscore.scoring.stats import Latencies
 from gridscore.sinks.runner import SinkRunner
 from gridscore.sources.base import Poison

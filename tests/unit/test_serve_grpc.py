@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from gridscore.errors import UsageError
 from gridscore.keys import Keys, Role
-from gridscore.serve.grpc_messages import MESSAGES
+from gridscore.serve.grpc_server import MESSAGES
 from gridscore.testing import StubCluster
 
 ROWS = np.array([[1, 2, 3, 4], [60, np.nan, 2, 0], [80.5, 1, 0, np.nan]], np.float32)

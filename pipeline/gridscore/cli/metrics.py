@@ -59,12 +59,12 @@ async def exposed(grid: Grid, address: tuple[str, int] | None, **what: Any) -> A
         yield
         return
     try:
-        from gridscore.operations import exposition
+        from gridscore.operations import metrics
     except ModuleNotFoundError as error:
         raise UsageError(
             f"`--metrics` needs the extra `metrics`: the module `{error.name}` is not installed.",
             "pip install 'gridscore[metrics]'",
         ) from None
-    async with exposition.exposed(grid, *address, **what) as url:
+    async with metrics.exposed(grid, *address, **what) as url:
         say(f"Metrics are at {url}.")
         yield

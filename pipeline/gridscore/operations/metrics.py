@@ -9,32 +9,37 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastError
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
+from starlette.responses import Response
 
 from gridscore.dead_letters.letters import map_of
-from gridscore.errors import GridError, GridscoreError
+from gridscore.errors import GridError, GridscoreError, UsageError
 from gridscore.grid import transport
 from gridscore.job import JobState
 from gridscore.job.life import OVER, WANTED
+from gridscore.job.plugs.http import PostSettings
 from gridscore.models.drift import MEASURES, drift_of
 from gridscore.operations.health import TREND_SECONDS, fullest, seconds_left
 from gridscore.operations.status import positions
 from gridscore.scoring.stats import LATENCY_SECONDS
 from gridscore.scoring.window_states import map_of as window_map
 from gridscore.sinks.records import DELIVERING, PAUSED, STARTING, WAITING
+from gridscore.sources.http.answer import json_response
+from gridscore.sources.http.server import HttpServer
 from gridscore.sources.status import FAILED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     from prometheus_client.core import Metric
+    from starlette.types import Receive, Scope, Send
 
     from gridscore.grid import Grid
     from gridscore.group.group import Group
@@ -47,6 +52,10 @@ if TYPE_CHECKING:
     from gridscore.sources.runner import SourceRunner
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PATH = "/metrics"
+
+_CONNECTIONS = 32
+"""Of one address; who has forgotten to close the others must not keep out the next."""
 
 LOOK_SECONDS = 2.0
 """How long to wait for what the cluster has to answer."""
@@ -98,8 +107,9 @@ class Families:
     def __init__(self) -> None:
         self._found: dict[str, CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily] = {}
 
-    def __iter__(self) -> Iterator[Metric]:
-        return iter(self._found.values())
+    def collect(self) -> Iterable[Metric]:
+        """As prometheus-client asks."""
+        return self._found.values()
 
     def count(self, name: str, text: str, value: float, **labels: str) -> None:
         """Add a sample of a counter, whose name ends in `_total` when it is read."""
@@ -117,17 +127,6 @@ class Families:
         found = self._found.setdefault(name, found)  # type: ignore[assignment]
         bounds = (*map(str, LATENCY_SECONDS), "+Inf")
         found.add_metric([*labels.values()], [*zip(bounds, accumulate(counts), strict=True)], total)
-
-
-class _Registered(Collector):
-    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
-        self._collect = collect
-
-    def collect(self) -> Iterable[Metric]:
-        return self._collect()
-
-    def describe(self) -> Iterable[Metric]:
-        return ()  # or it would be asked before there is anything
 
 
 class _Journals:
@@ -163,14 +162,7 @@ class _Journals:
 
 
 class Metrics:
-    """The metrics of one process.
-
-    Args:
-        grid: The connection.
-        worker: That runs here.
-        sources: That run here.
-        sinks: That run here.
-    """
+    """The metrics of one process, of the worker, sources and sinks that run in it."""
 
     def __init__(
         self,
@@ -185,7 +177,7 @@ class Metrics:
         self._journals: dict[str, _Journals] = {}
         self._families = Families()
         self._registry = CollectorRegistry()
-        self._registry.register(_Registered(lambda: self._families))
+        self._registry.register(self)
         ProcessCollector(registry=self._registry)
         self._asking = asyncio.Lock()
         self._text, self._at = b"", -math.inf
@@ -197,6 +189,10 @@ class Metrics:
                 self._families = await self._collected()
                 self._text, self._at = generate_latest(self._registry), self._grid.clock()
             return self._text
+
+    def collect(self) -> Iterable[Metric]:
+        """As prometheus-client asks."""
+        return self._families.collect()
 
     async def _collected(self) -> Families:
         jobs = {} if self._worker is None else self._worker.runners
@@ -263,6 +259,38 @@ class Metrics:
             return False, {}, {}
         sizes = {name: size.result() for name, size in asked.items()}
         return True, sizes, {name: drift.result() for name, drift in drifts.items()}
+
+
+@asynccontextmanager
+async def exposed(grid: Grid, host: str, port: int, **what: Any) -> AsyncIterator[str]:
+    """Serve metrics while this is entered; gives the address.
+
+    Args:
+        port: 0 for any that is free.
+        what: As for `Metrics`.
+
+    Raises:
+        UsageError: The address cannot be listened on.
+    """
+    metrics = Metrics(grid, **what)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        response = json_response(404, {"error": f"There is only {PATH} here."})
+        if scope["path"] == PATH and scope["method"] in ("GET", "HEAD"):
+            response = Response(await metrics.text(), media_type=TYPE)
+        await response(scope, receive, send)
+
+    # Whoever may connect may ask: the host was named, and nothing secret is told.
+    server = HttpServer(grid, PostSettings(host=host, port=port, public=True, max_per_address=_CONNECTIONS))
+    try:
+        server.open(answer)
+    except UsageError as error:
+        hint = "Is something else listening there? --metrics takes another port, or HOST:PORT."
+        raise UsageError(error.message, hint) from None
+    try:
+        yield f"{server.address}{PATH}"
+    finally:
+        await server.close()
 
 
 def _window_maps(runners: Iterable[JobRunner]) -> list[str]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gridscore.errors import GridscoreError
-from gridscore.operations.metrics import TYPE
+from gridscore.operations.metrics import TYPE, Families
 from gridscore.serve.dashboard.app import is_page
 from gridscore.serve.scores import PATH
 from gridscore.sources.http.answer import failure, http_error, json_response
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from gridscore.serve.dashboard.app import Dashboard
     from gridscore.serve.inference import Inference
     from gridscore.serve.live_jobs import LiveJobs
-    from gridscore.serve.metrics import Metrics
     from gridscore.serve.scores import Scores
     from gridscore.serve.streams import Streams
     from gridscore.sources.http.app import EventsApp
@@ -38,7 +38,6 @@ class Application:
         jobs: That score requests.
         scores: Answers those requests.
         streams: Answers those who listen to results.
-        metrics: Of all that.
         inference: Answers those of the Open Inference Protocol.
         problem: Why nothing can be scored now; empty if it can.
         dashboard: Answers those who look at pages; None if there are none.
@@ -49,19 +48,19 @@ class Application:
         jobs: LiveJobs,
         scores: Scores,
         streams: Streams,
-        metrics: Metrics,
         inference: Inference,
         problem: Callable[[], Awaitable[str]],
         dashboard: Dashboard | None,
     ) -> None:
         self._jobs, self._scores, self._streams, self._inference = jobs, scores, streams, inference
-        self._metrics, self._problem, self._dashboard = metrics, problem, dashboard
+        self._problem, self._dashboard = problem, dashboard
+        self._events: EventsApp | None = None
         self._posts: ASGIApp | None = None
         self._routes = self._routed()
 
     def attach(self, events: EventsApp | None) -> None:
         """Take in what answers those who post events; None while it is closed."""
-        self._metrics.events = events
+        self._events = events
         self._posts = None if events is None else events.asgi()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,14 +101,33 @@ class Application:
         """Whether the cluster answers, and what waits. 503 if it does not."""
         problem = await self._problem()
         value: dict[str, Any] = {"status": problem or "ok"}
-        if (events := self._metrics.events) is not None:
-            state, counts = await events.health()
+        if self._events is not None:
+            state, counts = await self._events.health()
             value = {"status": problem or state, **counts}
         return json_response(200 if value["status"] == "ok" else 503, value)
 
     async def _get_metrics(self) -> Response:
         """Metrics, as Prometheus reads them."""
-        return Response(self._metrics.text(), media_type=TYPE)
+        families, prefix = Families(), "gridscore_serve"
+        for name, record in sorted(self._jobs.records.items()):
+            live = self._jobs.live(name)
+            families.show(f"{prefix}_ready", "Whether a job scores requests.", float(live is not None), job=name)
+            if live is not None:
+                families.count(f"{prefix}_events", "Events scored on request.", live.stats.events, job=name)
+                families.count(f"{prefix}_batches", "Micro-batches of requests.", live.stats.batches, job=name)
+                families.show(f"{prefix}_waiting_events", "Events that wait to be scored.", live.waiting, job=name)
+                of = {"job": name, "model": record.job.model.name}
+                families.show(f"{prefix}_model_version", "Version of the model.", live.stats.version, **of)
+        for status, count in sorted(self._scores.answers.items()):
+            families.count(f"{prefix}_answers", "Answers to requests for scores.", count, status=str(status))
+        families.show(f"{prefix}_listeners", "Streams of results.", self._streams.listeners)
+        if self._events is not None:
+            counts = self._events.counts()
+            families.count(f"{prefix}_posted_events", "Posted and confirmed.", counts["confirmed"])
+            families.count(f"{prefix}_refused_events", "Posted, but not events.", counts["refused"])
+            families.show(f"{prefix}_posting_events", "Wait for the grid.", counts["waiting"])
+            families.show(f"{prefix}_posting_bytes", "The same in bytes.", counts["waiting_bytes"])
+        return Response(generate_latest(families), media_type=TYPE)
 
     async def _list_jobs(self) -> Response:
         """The jobs that are served, and why one does not score requests."""

@@ -28,7 +28,7 @@ from gridscore.scoring.lookups import JobLookups, Lookups
 from gridscore.scoring.scorer import Scorer
 from gridscore.scoring.stats import JobStats
 from gridscore.serve.micro_batches import BATCH, MicroBatches, answer
-from gridscore.serve.watching import RETRY_SECONDS, watching
+from gridscore.serve.tasks import RETRY_SECONDS, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

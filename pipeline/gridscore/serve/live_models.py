@@ -16,7 +16,7 @@ from gridscore.errors import GridError, ModelError
 from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.models import Registry
 from gridscore.serve.micro_batches import MicroBatches, answer
-from gridscore.serve.watching import RETRY_SECONDS, watching
+from gridscore.serve.tasks import RETRY_SECONDS, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable

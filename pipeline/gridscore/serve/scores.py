@@ -18,9 +18,9 @@ from starlette.responses import Response
 
 from gridscore.client import Client
 from gridscore.errors import EventRejectedError, GridscoreError, NoResultError
-from gridscore.serve.connected import unless_left
 from gridscore.serve.live_jobs import LiveJob, UnservedError
 from gridscore.serve.micro_batches import BATCH, SaturatedError
+from gridscore.serve.tasks import unless_left
 from gridscore.sources.http.answer import failure, http_error, json_response, later
 from gridscore.sources.http.events import MAX_KEY, EventReader, array_slices, elements_of
 from gridscore.sources.http.parameters import flag, seconds

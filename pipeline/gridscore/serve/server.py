@@ -18,7 +18,6 @@ from gridscore.serve.dashboard.app import Dashboard, is_page
 from gridscore.serve.inference import Inference
 from gridscore.serve.live_jobs import LiveJobs
 from gridscore.serve.live_models import LiveModels
-from gridscore.serve.metrics import Metrics
 from gridscore.serve.micro_batches import BATCH_BYTES
 from gridscore.serve.scores import Scores
 from gridscore.serve.streams import Streams
@@ -64,12 +63,11 @@ class Server:
         bodies = Bodies(settings.max_body, settings.max_waiting_bytes)
         self._scores = Scores(grid, self._settings, self.jobs, bodies)
         self._streams = Streams(grid, self.jobs)
-        metrics = Metrics(self.jobs, self._scores, self._streams)
         inference = Inference(self._models, self._problem, bodies)
         self.http = HttpServer(grid, self._settings)
         self._dashboard = Dashboard(grid, self._settings, self.http.guard) if settings.dashboard else None
-        pages = self._dashboard
-        self.app = Application(self.jobs, self._scores, self._streams, metrics, inference, self._problem, pages)
+        answering = self.jobs, self._scores, self._streams, inference
+        self.app = Application(*answering, self._problem, self._dashboard)
         self.grpc: GrpcServer | None = None
         if settings.grpc is not None:
             self.grpc = _grpc_server(gated(self.app, self.http.guard, ()), self._settings)

@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from gridscore.errors import GridscoreError, JournalMissingError, UsageError
-from gridscore.serve.connected import unless_left
 from gridscore.serve.feed import CutOffError, Feed
+from gridscore.serve.tasks import unless_left
 from gridscore.sources.http.answer import http_error, later
 
 if TYPE_CHECKING:

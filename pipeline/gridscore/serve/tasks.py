@@ -1,22 +1,27 @@
-"""Watching: what follows the cluster, with a listener and tasks of its own, until it is cancelled."""
+"""Tasks of the server that end with others: work, when its client has left; what follows the cluster, when told to."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hazelcast.errors import HazelcastError
+from starlette.requests import ClientDisconnect
 
 from gridscore.group.members import registered
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from starlette.requests import Request
+    from starlette.types import Receive
+
     from gridscore.grid import Grid
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 RETRY_SECONDS = 2.0
 """Pause before what cannot be loaded is tried again, and between looks at the cluster while something is wrong."""
@@ -29,9 +34,7 @@ async def watching(
     """Listen meanwhile; then end the tasks that there are, and remove the listener.
 
     Args:
-        grid: Where to listen.
         watch: Registers the listener, and returns what removes it.
-        tasks: Those that are to end.
     """
     remove = await registered(grid, watch)
 
@@ -50,3 +53,26 @@ async def watching(
         yield
     finally:
         await asyncio.shield(stop())
+
+
+async def unless_left(request: Request, work: asyncio.Future[_T]) -> _T:
+    """The result of some work, which is cancelled when the client leaves. The request's body must have been read.
+
+    Raises:
+        ClientDisconnect: The client has left.
+    """
+    left = asyncio.ensure_future(_left(request.receive))
+    try:
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        left.cancel()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
