@@ -19,7 +19,7 @@ from gridscore.job import JobState, parse_job
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.models import Registry
 from gridscore.operations.flow import FlowObserver, History, to_json
-from gridscore.operations.repair import CONTROL_MAPS, find_repairs, repair
+from gridscore.operations.repair import control_maps, find_repairs, repair
 from gridscore.operations.sink_status import SinkProcess
 from gridscore.operations.status import JobFigures
 from gridscore.operations.wipe import remnants
@@ -137,7 +137,8 @@ async def test_nothing_but_the_bad_records_suffers(stub, tmp_path):
     grid = client.grid
     entries = [(data(-11, f"{kind}/9{n}".encode()), value) for n, (kind, value) in enumerate(GARBAGE.items())]
     entries += [(key, text("{}")) for key in ODD_KEYS]
-    for each in CONTROL_MAPS:
+    maps = control_maps(5)
+    for each in maps:
         for key, value in entries:
             await put_raw(grid, each.name, key, value)
     await put_raw(grid, "gridscore.eras", data(-11, b"large"), text('{"since": 1, "x": "%s"}' % ("x" * MAX_RECORD)))
@@ -169,8 +170,8 @@ async def test_nothing_but_the_bad_records_suffers(stub, tmp_path):
         assert (await client.jobs.restart("payments", "oldest")).restarts == 1
         await client.jobs.suspend("payments")
     found = await find_repairs(grid)
-    assert {each.bad.map_name for each in found} == {each.name for each in CONTROL_MAPS}
-    for each in CONTROL_MAPS:
+    assert {each.bad.map_name for each in found} == {each.name for each in maps}
+    for each in maps:
         assert len([one for one in found if one.bad.map_name == each.name]) == len(entries) + (
             each.name == "gridscore.eras"
         ), each.name

@@ -21,11 +21,9 @@ import msgspec
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, JobError
-from gridscore.grid import transport
+from gridscore.grid import entries, transport
 from gridscore.grid.copies import payload
-from gridscore.grid.entries import values_of, walk
 from gridscore.grid.records import Records, key_text
-from gridscore.grid.writer import partition_of
 from gridscore.job import Jobs
 
 if TYPE_CHECKING:
@@ -232,16 +230,15 @@ def id_of(key: bytes) -> str | None:
 
 async def value_of(grid: Grid, job: str, letter_id: str) -> bytes | None:
     """The serialized value in the dead-letter map under an ID; None if there is none."""
-    key = transport.key_data(grid.client, letter_id)
-    return (await values_of(grid, map_of(job), partition_of(key, grid.partition_count), [key])).get(key)
+    return await entries.value_of(grid, map_of(job), transport.key_data(grid.client, letter_id))
 
 
 async def walk_entries(grid: Grid, job: str) -> AsyncIterator[tuple[int, list[tuple[bytes, bytes, DeadLetter | None]]]]:
     """Partitions of the dead-letter map, each with a page of its entries: serialized key and value, and the letter."""
     name = map_of(job)
     for partition in range(grid.partition_count):
-        async for entries in walk(grid, name, partition, _PAGE):
-            yield partition, [(key, value, decode(value)) for key, value in entries]
+        async for page in entries.walk(grid, name, partition, _PAGE):
+            yield partition, [(key, value, decode(value)) for key, value in page]
 
 
 async def walk_letters(grid: Grid, job: str) -> AsyncIterator[Listed]:
@@ -249,8 +246,8 @@ async def walk_letters(grid: Grid, job: str) -> AsyncIterator[Listed]:
 
     Entries that are not dead letters, or have keys that nobody can type, are left out, and logged once.
     """
-    async for _, entries in walk_entries(grid, job):
-        for key, value, dead in entries:
+    async for _, page in walk_entries(grid, job):
+        for key, value, dead in page:
             if dead is not None and (found := id_of(key)) is not None:
                 yield Listed(found, dead)
             elif grid.bad_records.is_new(name := map_of(job), key, value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gridscore.grid import transport, wire
+from gridscore.grid.writer import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -31,3 +32,15 @@ async def values_of(grid: Grid, name: str, partition: int, keys: Iterable[bytes]
         return {}
     message = wire.encode_get_all(name, wanted)
     return dict(await transport.invoke(grid.client, message, partition, wire.decode_get_all))
+
+
+async def value_of(grid: Grid, name: str, key: bytes) -> bytes | None:
+    """The value under a key; None if there is none."""
+    return (await values_of(grid, name, partition_of(key, grid.partition_count), [key])).get(key)
+
+
+async def remove_same(grid: Grid, name: str, key: bytes, value: bytes) -> bool:
+    """Remove an entry if its value has not changed; whether it had not."""
+    message = wire.encode_remove_if_same(name, key, value)
+    partition = partition_of(key, grid.partition_count)
+    return bool(await transport.invoke(grid.client, message, partition, wire.decode_remove_if_same))

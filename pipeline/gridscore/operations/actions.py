@@ -42,13 +42,10 @@ class Action(msgspec.Struct, frozen=True):
     """What somebody has done.
 
     Attributes:
-        id: Tells it from all others.
         at: When, RFC 3339 in UTC, by the clock of the server.
         by: The ID of the key, or `token`.
-        verb: Such as `suspend`.
         target: The name of a job.
         detail: Of the verb, such as the version.
-        why: The reason that was given.
         outcome: `begun` until it has ended, then `done`, or why not.
     """
 

@@ -38,8 +38,6 @@ class Policy:
     """What is wanted.
 
     Attributes:
-        least: Fewest workers.
-        most: Most workers.
         drain_seconds: A backlog that takes longer to work off calls for more workers.
         ring_seconds: Unread events that are overwritten sooner than this call for `most` workers at once.
         latency_ms: 99th percentile from the arrival of an event at a worker to its result, above which there are too

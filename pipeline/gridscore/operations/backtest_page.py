@@ -46,7 +46,6 @@ def page_of(
     """The page.
 
     Args:
-        title: Of the page.
         about: A line below it.
         versions: What `judged` says of each.
         drawn_as: What to call them in plots; those without a name are not drawn.
@@ -73,13 +72,9 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 
 def _plots(versions: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """Metrics and means over time, and calibration. No text of the history's or the job's is drawn."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(
-            "Plots need matplotlib, which is not installed.", "pip install 'gridscore[backtest]'"
-        ) from None
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     drawn = next((metric for metric in ("auc", "rmse") if any(metric in each["metrics"] for each in versions)), None)
     with mpl.rc_context({"svg.hashsalt": "gridscore", "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(11, 3.4), layout="constrained")

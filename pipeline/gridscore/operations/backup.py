@@ -28,10 +28,9 @@ from gridscore.dead_letters.letters import POSITIONS_MAP, SOURCES_MAP
 from gridscore.errors import GridError, GridscoreError, JournalMissingError, UsageError
 from gridscore.grid import Records, transport
 from gridscore.grid.cutting import JSON, STRING
-from gridscore.grid.entries import values_of, walk
+from gridscore.grid.entries import value_of, walk
 from gridscore.grid.journal import Journal
 from gridscore.grid.records import Count, Figure, Word, parsed
-from gridscore.grid.writer import partition_of
 from gridscore.group.lease_records import LEASES_MAP, read_records
 from gridscore.group.members import HEARTBEATS_MAP, HOLDINGS_MAP, WORKERS_MAP
 from gridscore.group.rescan import RESCANS_MAP, all_requests, requests_of
@@ -128,7 +127,6 @@ class Backup:
     """Makes restore points of a cluster.
 
     Args:
-        grid: The cluster.
         folder: Where to; open for writing.
         every: Seconds from one look to the next, for whoever asks.
         without: Maps of lookups, windows and dead letters that are left out.
@@ -338,13 +336,11 @@ class Backup:
 
     async def _parts(self, known: Mapping[bytes, bytes]) -> AsyncIterator[tuple[bytes, bytes | None]]:
         """Keys of the parts of models, each with the name of its file; None for one that is kept: none ever changes."""
-        grid = self._grid
-        for key in await transport.map_keys(grid.client, CHUNKS_MAP):
+        for key in await transport.map_keys(self._grid.client, CHUNKS_MAP):
             if key in known:
                 yield key, None
                 continue
-            partition = partition_of(key, grid.partition_count)
-            value = (await values_of(grid, CHUNKS_MAP, partition, [key])).get(key)
+            value = await value_of(self._grid, CHUNKS_MAP, key)
             if value is not None and _type_of(key) == STRING and _type_of(value) == _BYTE_ARRAY:
                 yield key, (await asyncio.to_thread(self._folder.put, value[12:])).encode()
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gridscore.errors import UsageError
 from gridscore.grid.copies import payload
-from gridscore.grid.entries import values_of
+from gridscore.grid.entries import value_of
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import partition_of
 from gridscore.group.reader import Cursor
@@ -41,7 +41,6 @@ class Explanation:
     """Why a result is what it is.
 
     Attributes:
-        result: The result, as it is in its map.
         event: Its event; None if it is not there any more.
         lookups: By name, the `key` that was asked for, and the fields of the `entry`; as they are now.
         features: What was scored; None where the value is missing.
@@ -73,9 +72,6 @@ async def explain(grid: Grid, job: str, key: str, *, output: str | None = None) 
     """Explain the result that a job has for a key now.
 
     Args:
-        grid: The connection.
-        job: The name of a submitted job.
-        key: Of the event.
         output: Which class to explain, of a model with several; by default the one that the result names.
 
     Raises:
@@ -102,10 +98,9 @@ async def explain(grid: Grid, job: str, key: str, *, output: str | None = None) 
 
 async def _result(grid: Grid, map_name: str, key: str) -> tuple[bytes, dict[str, Any]]:
     for data in data_of(grid, key):
-        found = await values_of(grid, map_name, partition_of(data, grid.partition_count), [data])
-        if data in found:
+        if (value := await value_of(grid, map_name, data)) is not None:
             try:
-                result = msgspec.json.decode(payload(found[data]), type=dict[str, Any])
+                result = msgspec.json.decode(payload(value), type=dict[str, Any])
             except msgspec.DecodeError:
                 break
             if isinstance(result.get("version"), int) and isinstance(result.get("sequence"), int):
@@ -130,8 +125,8 @@ async def _pass(subject: Subject, key: str, data: bytes, result: Mapping[str, An
     page = await Journal(grid, job.events).held(partition, sequence, 1)
     if page is not None and page.sequences[:1] == [sequence] and page.keys[:1] == [data] and not page.foreign:
         text = page.values[0]
-    elif data in (found := await values_of(grid, job.events, partition, [data])):
-        text = payload(found[data])
+    elif (value := await value_of(grid, job.events, data)) is not None:
+        text = payload(value)
         made.notes.append("The journal does not hold the event any more: this is the newest with its key.")
     if not text:
         made.notes.append("The event is not there any more.")

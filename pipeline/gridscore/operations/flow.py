@@ -243,10 +243,7 @@ class History:
             {name: examine(looks, late_seconds=late_seconds) for name, looks in jobs.items()}
             | {name: [orphaned(name)] for name in self._flows[-1].gone},
             {name: examine_sink(looks, late_seconds=late_seconds) for name, looks in sinks.items()},
-            {
-                _place(bad): [problem("bad_record", f"It {_cannot(bad)}.", REPAIR)]
-                for bad in self._flows[-1].bad_records
-            },
+            {_place(bad): [_bad_record(bad)] for bad in self._flows[-1].bad_records},
             {name: [each] for name in self._flows[-1].unread if (each := _unread(name, self._flows))},
             _examine_heaps([flow.heaps for flow in self._flows]),
         )
@@ -259,6 +256,11 @@ def orphaned(name: str) -> Finding:
         "Workers scored for it until the cluster was replaced by this one, which does not have it.",
         f"Push its model and submit it again; or restart the workers if `{name}` is no longer wanted.",
     )
+
+
+def _bad_record(bad: BadRecord) -> Finding:
+    what = "is not a job that can be scored" if bad.map_name == JOBS_MAP else "cannot be used"
+    return problem("bad_record", f"It {what}: {bad.reason}.", REPAIR)
 
 
 def _unread(name: str, flows: Sequence[Flow]) -> Finding | None:
@@ -319,11 +321,6 @@ def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
 
 def _place(bad: BadRecord) -> str:
     return f"{bad.map_name} {bad.key}"
-
-
-def _cannot(bad: BadRecord) -> str:
-    what = "is not a job that can be scored" if bad.map_name == JOBS_MAP else "cannot be used"
-    return f"{what}: {bad.reason}"
 
 
 def _with(status: SourceStatus | JobStatus | SinkStatus, findings: Sequence[Finding]) -> dict[str, Any]:

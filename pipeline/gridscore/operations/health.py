@@ -181,15 +181,9 @@ def _asleep(looks: Sequence[Look[JobStatus]]) -> list[Finding]:
     if now.record.state != JobState.SUSPENDED:
         return []
     resume = f"`gridscore resume {now.record.name}` goes on from the committed offsets."
-    full = fullest(now.positions)
-    if forecast := runs_out(looks, "event", resume):
-        return [forecast]
-    if full >= NEARLY_FULL:
-        text = (
-            f"Suspended, and unread events fill {full:.0%} of a partition's journal: the oldest are overwritten next."
-        )
-        return [problem("journal_full", text, resume)]
-    return [note("suspended", "Suspended by a user.", resume)]
+    text = "Suspended, and unread events fill {} of a partition's journal: the oldest are overwritten next."
+    full = fills(looks, "event", partial(problem, "journal_full"), text, resume)
+    return [full or note("suspended", "Suspended by a user.", resume)]
 
 
 def _scored_for(looks: Sequence[Look[JobStatus]]) -> list[Finding]:
@@ -254,30 +248,18 @@ def _keeps_up(looks: Sequence[Look[JobStatus]], late_seconds: float) -> list[Fin
     looks = readable(looks)
     if looks[-1].status.lag is None:
         return [no_journal(looks, looks[-1].status.record.job.events)]
-    first, last = looks[0], looks[-1]
-    now = last.status
-    found = []
-    full = fullest(now.positions)
+    text = "Unread events fill {} of a partition's journal: producers have to wait, or events are lost."
     more = "More workers, or a larger journal, would give it room."
-    if forecast := runs_out(looks, "event", more):
-        found.append(forecast)
-    elif full >= NEARLY_FULL:
-        text = f"Unread events fill {full:.0%} of a partition's journal: producers have to wait, or events are lost."
-        found.append(note("journal_nearly_full", text, more))
-    if last.at - first.at < TREND_SECONDS:
-        return found
-    lags = [look.status.lag or 0 for look in looks]
-    rate = committed_between(first.status.positions, now.positions) / (last.at - first.at)
-    running = _always(looks, lambda status: bool(status.workers) and status.state == JobState.RUNNING)
-    if running and (text := stands_still(looks, "event")):
-        found.append(problem("stuck", text, "The workers' logs say what they wait for; `gridscore doctor`, who hangs."))
-    elif rate > 0 and grows(lags) and lags[-1] / rate > late_seconds:
-        text = (
-            f"Lag grows: {lags[0]:,} to {lags[-1]:,} events in {last.at - first.at:.0f} s, while {rate:,.0f} a second "
-            f"were scored; working it off would take {lags[-1] / rate:,.0f} s."
-        )
-        found.append(problem("lag", text, "Start more workers: `gridscore worker --processes auto`."))
-    return found
+    found = [fills(looks, "event", partial(note, "journal_nearly_full"), text, more)]
+    if looks[-1].at - looks[0].at >= TREND_SECONDS:
+        running = _always(looks, lambda status: bool(status.workers) and status.state == JobState.RUNNING)
+        if running and (text := stands_still(looks, "event")):
+            advice = "The workers' logs say what they wait for; `gridscore doctor`, who hangs."
+            found.append(problem("stuck", text, advice))
+        else:
+            advice = "Start more workers: `gridscore worker --processes auto`."
+            found.append(falls_behind(looks, "event", "scored", advice, late_seconds))
+    return [each for each in found if each is not None]
 
 
 def readable(looks: Sequence[Look[_Status_co]]) -> Sequence[Look[_Status_co]]:
@@ -332,6 +314,33 @@ def committed_between(before: Sequence[Position], after: Sequence[Position]) -> 
     """Entries that were committed between two looks."""
     pairs = zip(before, after, strict=False)
     return sum(later.offset - max(earlier.offset, 0) for earlier, later in pairs if later.offset > earlier.offset)
+
+
+def fills(
+    looks: Sequence[Look[_Reader]], what: str, say: Callable[[str, str], Finding], text: str, advice: str
+) -> Finding | None:
+    """A journal of which unread entries, called `what`, are overwritten soon, or fill a large part.
+
+    Args:
+        say: Makes the finding about the part, which is filled into `text`.
+    """
+    full = fullest(looks[-1].status.positions)
+    return runs_out(looks, what, advice) or (say(text.format(f"{full:.0%}"), advice) if full >= NEARLY_FULL else None)
+
+
+def falls_behind(
+    looks: Sequence[Look[_Reader]], what: str, done: str, advice: str, late_seconds: float
+) -> Finding | None:
+    """Lag that grows, if working it off, at the present rate, would take longer than `late_seconds`."""
+    lags, seconds = [look.status.lag or 0 for look in looks], looks[-1].at - looks[0].at
+    rate = committed_between(looks[0].status.positions, looks[-1].status.positions) / seconds
+    if not rate or not grows(lags) or lags[-1] / rate <= late_seconds:
+        return None
+    text = (
+        f"Lag grows: {lags[0]:,} to {lags[-1]:,} {what}s in {seconds:.0f} s, while {rate:,.0f} a second were {done}; "
+        f"working it off would take {lags[-1] / rate:,.0f} s."
+    )
+    return problem("lag", text, advice)
 
 
 def runs_out(looks: Sequence[Look[_Reader]], what: str, advice: str) -> Finding | None:
@@ -447,10 +456,16 @@ def _drift(now: JobStatus) -> list[Finding]:
     return found
 
 
+def overwritten(count: int, what: str) -> str:
+    """What to say of entries that were lost."""
+    was, they = ("was", "it was") if count == 1 else ("were", "they were")
+    return f"{count_text(count, what)} {was} overwritten before {they} read"
+
+
 def _loss_text(lost: int, regressions: int) -> str:
     parts = []
     if lost:
-        parts.append(f"{count_text(lost, 'event')} {'was' if lost == 1 else 'were'} overwritten before they were read")
+        parts.append(overwritten(lost, "event"))
     if regressions:
         parts.append(f"journals have begun again {count_text(regressions, 'time')}")
     text = ", and ".join(parts)

@@ -201,7 +201,8 @@ class Metrics:
         self._journals = {name: self._journals_of(name, group) for name, group in groups.items()}
         records = {} if self._worker is None else self._worker.records
         drifting = [name for name in jobs if name in records and records[name].job.drift is not None]
-        maps = [map_of(name) for name in jobs] + _window_maps(jobs.values())
+        maps = [map_of(name) for name in jobs]
+        maps += [runner.windows.map_name for runner in jobs.values() if runner.windows is not None]
         looked, sizes, drifts = await self._ask(maps, drifting)
         families, grid = Families(), self._grid
         families.show("gridscore_build_info", "Always 1.", 1, version=version("gridscore"))
@@ -291,10 +292,6 @@ async def exposed(grid: Grid, host: str, port: int, **what: Any) -> AsyncIterato
         yield f"{server.address}{PATH}"
     finally:
         await server.close()
-
-
-def _window_maps(runners: Iterable[JobRunner]) -> list[str]:
-    return [each.windows.map_name for each in runners if each.windows is not None]
 
 
 def _job(families: Families, name: str, runner: JobRunner, sizes: Mapping[str, int]) -> None:

@@ -126,8 +126,6 @@ async def model_report(
     """Metrics of each version that has scored, over what is known by now; plain, as JSON has it.
 
     Args:
-        grid: Where the maps are.
-        name: Of the job.
         last: Only results of so many seconds; default: all that are kept.
         on_progress: Called with the partitions done and all partitions.
 

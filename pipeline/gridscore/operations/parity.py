@@ -22,7 +22,7 @@ import numpy as np
 from hazelcast.errors import HazelcastError
 
 from gridscore.dead_letters.letters import text_of_key
-from gridscore.errors import GridError, GridscoreError, JournalMissingError, MapNotFoundError, UsageError
+from gridscore.errors import GridError, GridscoreError, JournalMissingError, UsageError
 from gridscore.features.definitions import looked_up_by
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of
@@ -162,17 +162,13 @@ async def parity(
         GridError: A journal could not be read.
         UsageError: The job is not submitted, or has windows with other keys than its events.
     """
-    job, record, grid = subject.job, subject.record, subject.grid
-    if record is None or grid is None:
-        raise UsageError("Only a submitted job has results to compare with.", "Name one.")
+    job, (record, grid) = subject.job, await subject.live()
     if job.routes_windows and served == "live":
         raise UsageError(
             f"The job `{job.name}` has windows with other keys than its events: in which order those of several "
             "partitions were added to an entity is not known any more, so they cannot be compared.",
             "`gridscore backtest` and `gridscore features` make the same features of a history.",
         )
-    if not await grid.has_map(job.events):
-        raise MapNotFoundError(f"The event map `{job.events}` is not there yet.", "Put an event into it first.")
     version = subject.sides[0].model.version
     found = Parity(job.name, record.revision, version.name, version.version, served)
     comparison = _Comparison(subject, record, grid, found, await read_records(grid, job.name))

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gridscore.grid.heap import HEAP_ADVICE, MEASURE_ADVICE
 from gridscore.job.plugs.base import CLUSTER
 from gridscore.operations.health import (
     LATE_SECONDS,
-    NEARLY_FULL,
     TREND_SECONDS,
     Finding,
     Look,
     committed_between,
-    fullest,
-    grows,
+    falls_behind,
+    fills,
     no_journal,
     note,
+    overwritten,
     problem,
     problems_first,
     readable,
-    runs_out,
     stands_still,
 )
 from gridscore.sources.status import FAILED
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from gridscore.sources.status import SourceRecord, SourceStatus
 
     _Process = TypeVar("_Process", SinkProcess, SourceRecord)
+
+
+_FILLS = "what waits fills {} of a partition's journal: the oldest results are overwritten next."
 
 
 def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
@@ -137,10 +140,8 @@ def examine_sink(looks: Sequence[Look[SinkStatus]], *, late_seconds: float = LAT
     else:
         found += _keeps_up(readable(looks), late_seconds)
     if now.lost:
-        text = (
-            f"{count_text(now.lost, 'result')} {'was' if now.lost == 1 else 'were'} overwritten before they were read"
-        )
-        found.append(note("loss", f"{text}; `on_loss` says what was done.", "A larger journal has more room."))
+        text = f"{overwritten(now.lost, 'result')}; `on_loss` says what was done."
+        found.append(note("loss", text, "A larger journal has more room."))
     if now.dead_letters:
         text = f"{count_text(now.dead_letters, 'dead letter')}: results that its destination refuses."
         found.append(note("dead_letters", text, _says_why(name)))
@@ -154,11 +155,10 @@ def _forget_sink(name: str) -> str:
 def _stopped(looks: Sequence[Look[SinkStatus]]) -> list[Finding]:
     now = looks[-1].status
     waiting = f"; {count_text(now.lag or 0, 'result')} {'waits' if now.lag == 1 else 'wait'}" if now.lag else ""
-    if forecast := runs_out(looks, "result", "It is not running: start it, by the same command again."):
-        return [forecast]
-    if (full := fullest(now.positions)) >= NEARLY_FULL:
-        text = f"It is not running, and what waits fills {full:.0%} of a partition's journal: the oldest results are "
-        return [problem("journal_full", f"{text}overwritten next.", "Start it: the same command, again.")]
+    text = f"It is not running, and {_FILLS}"
+    advice = "It is not running: start it, by the same command again."
+    if full := fills(looks, "result", partial(problem, "journal_full"), text, advice):
+        return [full]
     if now.record.error:
         return []  # said already
     if now.vanished:
@@ -185,29 +185,22 @@ def _keeps_up(looks: Sequence[Look[SinkStatus]], late_seconds: float) -> list[Fi
         found.append(
             problem("starting", f"{said} starting: nothing is delivered yet.", "Its log says what it waits for.")
         )
+    text = _FILLS.capitalize()
     more = "More processes, or a larger journal."
-    if forecast := runs_out(looks, "result", more):
-        found.append(forecast)
-    elif (full := fullest(now.positions)) >= NEARLY_FULL:
-        text = f"What waits fills {full:.0%} of a partition's journal: the oldest results are overwritten next."
-        found.append(note("journal_nearly_full", text, more))
+    if full := fills(looks, "result", partial(note, "journal_nearly_full"), text, more):
+        found.append(full)
     seconds = last.at - first.at
     if found or seconds < TREND_SECONDS:
         return found
-    lags = [look.status.lag or 0 for look in looks]
-    rate = committed_between(first.status.positions, now.positions) / seconds
     text = stands_still(looks, "result")
-    if not text and not rate and all(lags):  # those who live own nothing
-        text = (
-            f"Nothing was committed in {seconds:.0f} s, though {count_text(lags[-1], 'result waits', 'results wait')}."
-        )
+    lags = [look.status.lag or 0 for look in looks]
+    if not text and all(lags) and not committed_between(first.status.positions, now.positions):
+        # Those who live own nothing.
+        waiting = count_text(lags[-1], "result waits", "results wait")
+        text = f"Nothing was committed in {seconds:.0f} s, though {waiting}."
     if text:
         advice = "Does its destination answer? The log of its processes says what they wait for."
         return [problem("stuck", text, advice)]
-    if rate and grows(lags) and lags[-1] / rate > late_seconds:
-        text = (
-            f"Lag grows: {lags[0]:,} to {lags[-1]:,} results in {seconds:.0f} s, while {rate:,.0f} a second were "
-            f"delivered; working it off would take {lags[-1] / rate:,.0f} s."
-        )
-        return [problem("lag", text, "Start another process of it, if its destination can take more.")]
-    return []
+    advice = "Start another process of it, if its destination can take more."
+    late = falls_behind(looks, "result", "delivered", advice, late_seconds)
+    return [] if late is None else [late]

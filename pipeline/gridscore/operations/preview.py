@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from gridscore.dead_letters.letters import text_of_key
-from gridscore.errors import GridError, MapNotFoundError, UsageError
+from gridscore.errors import GridError, UsageError
 from gridscore.features import DecodeError, EventDecoder
 from gridscore.features.tables import kinds_of, read_chunks, rows_as_json
 from gridscore.features.windows import texts_of
@@ -44,10 +44,8 @@ class Passed:
     """An event, and what the job makes of it.
 
     Attributes:
-        key: Of the event.
         partition: -1 if it is of a file.
         sequence: In its partition's journal; of a file, its row, from 1.
-        raw: Its text.
         decoded: Its fields; None if it could not be decoded.
         lookups: By name, the `key` that was asked for, and the fields of the `entry`; None where there is none.
         windows: By call, what it saw; None where that is missing.
@@ -77,15 +75,7 @@ class Passed:
 
 
 class Preview:
-    """Looks at single events.
-
-    Args:
-        job: The job.
-        model: That scores.
-        given: Its lookups.
-        states: Of its windows, if it has any.
-        revision: Of the job.
-    """
+    """Looks at single events; `states` are those of the job's windows, if it has any."""
 
     def __init__(
         self, job: Job, model: LoadedModel, given: Given, states: Snapshot | HistoryStates | None, revision: int = 1
@@ -198,11 +188,7 @@ async def of_journal(
         MapNotFoundError: There is no event map.
         GridscoreError: A lookup cannot be copied; or what windows hold cannot be told.
     """
-    job, record, grid = subject.job, subject.record, subject.grid
-    if record is None or grid is None:
-        raise UsageError("Only a submitted job has events.", "Name one, or give the events of a file.")
-    if not await grid.has_map(job.events):
-        raise MapNotFoundError(f"The event map `{job.events}` is not there yet.", "Put an event into it first.")
+    job, (record, grid) = subject.job, await subject.live()
     wanted = None if key is None else set(data_of(grid, key))
     partitions = (
         range(grid.partition_count)

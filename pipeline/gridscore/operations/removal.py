@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gridscore.dead_letters.letters import decode, map_of, walk_entries
-from gridscore.grid import transport, wire
+from gridscore.grid import transport
 from gridscore.grid.copies import payload
-from gridscore.grid.entries import values_of
+from gridscore.grid.entries import remove_same, value_of
 from gridscore.grid.records import key_text
-from gridscore.grid.writer import MapWriter, partition_of
-from gridscore.scoring.superseded import remove_same, superseded
+from gridscore.scoring.superseded import superseded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -84,7 +83,7 @@ async def remove(
     """
     done = Removed(left=set(choice.ids))
     pages = _of_ids(grid, name, choice.ids) if choice.ids else walk_entries(grid, name)
-    async for partition, entries in pages:
+    async for _, entries in pages:
         done.looked += len(entries)
         chosen = [entry for entry in entries if choice.takes(entry[2]) or choice.ids]
         if choice.superseded and job is not None:
@@ -96,7 +95,7 @@ async def remove(
             continue
         if with_events:
             done.events += sum(await asyncio.gather(*(_remove_event(grid, dead) for *_, dead in chosen)))
-        gone = await asyncio.gather(*(remove_same(grid, name, partition, key, value) for key, value, _ in chosen))
+        gone = await asyncio.gather(*(remove_same(grid, map_of(name), key, value) for key, value, _ in chosen))
         done.letters += sum(gone)
         if choice.ids:
             done.left -= {key_text(key) for (key, *_), removed in zip(chosen, gone, strict=True) if removed}
@@ -104,23 +103,18 @@ async def remove(
 
 
 async def _of_ids(grid: Grid, name: str, ids: Collection[str]) -> AsyncIterator[tuple[int, list[_Entry]]]:
-    writer = MapWriter(grid, map_of(name))
     for letter_id in sorted(ids):
-        key = writer.serialize_key(letter_id)
-        partition = partition_of(key, grid.partition_count)
-        found = await values_of(grid, map_of(name), partition, [key])
-        yield partition, [(key, value, decode(value)) for value in found.values()]
+        key = transport.key_data(grid.client, letter_id)
+        value = await value_of(grid, map_of(name), key)
+        yield -1, [] if value is None else [(key, value, decode(value))]
 
 
 async def _remove_event(grid: Grid, dead: DeadLetter | None) -> bool:
     """Remove the event of a dead letter from the event map, if it is still the one that was rejected."""
     if dead is None or dead.origin or not (key := dead.key_bytes):
         return False
-    partition = partition_of(key, grid.partition_count)
-    value = (await values_of(grid, dead.map, partition, [key])).get(key)
-    if value is None or (payload(value) or value)[: len(dead.raw_bytes)] != dead.raw_bytes:
+    value = await value_of(grid, dead.map, key) or b""
+    text = payload(value) or value
+    if not text or len(text) != dead.size or not text.startswith(dead.raw_bytes):
         return False
-    if len(payload(value) or value) != dead.size:
-        return False
-    message = wire.encode_remove_if_same(dead.map, key, value)
-    return bool(await transport.invoke(grid.client, message, partition, wire.decode_remove_if_same))
+    return await remove_same(grid, dead.map, key, value)

@@ -1,6 +1,6 @@
 """What to do about bad records: each is repaired if that is safe, and otherwise removed.
 
-`CONTROL_MAPS` says for each map what belongs there, and what it means to remove a record.
+`control_maps` says for each map what belongs there, and what it means to remove a record.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from gridscore.dead_letters.letters import POSITIONS_MAP, SINKS_MAP, SOURCES_MAP
 from gridscore.errors import BadRecord
 from gridscore.grid import transport
-from gridscore.grid.entries import values_of
+from gridscore.grid.entries import value_of
 from gridscore.grid.records import Records, key_text, parsed, partition_in, reason_of
 from gridscore.grid.writer import partition_of
 from gridscore.group import lease_records, rescan
@@ -54,13 +54,13 @@ class ControlMap:
     """What belongs in a control map.
 
     Attributes:
-        parse: Parses a record, given the number of partitions, or raises.
+        parse: Parses a record, or raises.
         means: What it means to remove a record.
         harms: Whether something does not work while a bad one is there.
     """
 
     name: str
-    parse: Callable[[Record, int], object]
+    parse: Callable[[Record], object]
     means: str
     harms: bool = True
 
@@ -86,91 +86,68 @@ class Repair:
         return "removes it" if self.value is None else "repairs it"
 
 
-def _kind(kind: type) -> Callable[[Record, int], object]:
-    parse: Callable[[Record], object] = parsed(kind)
-    return lambda record, _count: parse(record)
-
-
-def _model(record: Record, _count: int) -> object:
+def _model(record: Record) -> object:
     if "revision" not in record.value:
         raise ValueError("it is not the record of a model")
     return ModelRecord.read(record.value, record.key)
 
 
-def _version(record: Record, _count: int) -> object:
+def _version(record: Record) -> object:
     name, slash, upload = record.key.rpartition("/")
     if not (name and slash and upload):
         raise ValueError("its key is not a model and an upload")
     return ModelVersion.from_json(record.value, name, 1)
 
 
-def _parse(each: ControlMap, count: int, record: Record) -> object:
-    return each.parse(record, count)
-
-
 _BACK = "it comes back within a second if its process lives."
 
-CONTROL_MAPS = (
-    ControlMap(
-        JOBS_MAP,
-        lambda record, _count: JobRecord.parse(record),
-        "nobody scores for that job; its results and offsets stay, and submitted again, it goes on where it stopped.",
-    ),
-    ControlMap(LEASES_MAP, lease_records.parse, "nobody reads it: no group has such a partition."),
-    ControlMap(
-        RESCANS_MAP, rescan.request_of, "that rescan is not done; `gridscore audit JOB` finds what is missing.", False
-    ),
-    ControlMap(AUDITS_MAP, _kind(Noted), "the next audit of that job comes after a full pause.", False),
-    ControlMap(DRIFT_MAP, _kind(DriftRecord), "the next window of drift begins anew, and so do its alerts.", False),
-    ControlMap(ACKNOWLEDGED_MAP, _kind(Acknowledgement), "losses that were acknowledged are shown again.", False),
-    ControlMap(AUTOSCALE_MAP, _kind(Decisions), "`autoscale --explain` starts over.", False),
-    ControlMap(ACTIONS_MAP, _kind(Actions), "what was done before is not known any more.", False),
-    ControlMap(SESSIONS_MAP, lease_records.parse, "leases that depend on it run out, and are taken again.", False),
-    ControlMap(HEARTBEATS_MAP, _kind(Heartbeat), _BACK, False),
-    ControlMap(HOLDINGS_MAP, _kind(Holdings), "it comes back when its process takes or gives a partition.", False),
-    ControlMap(WORKERS_MAP, _kind(WorkerRecord), _BACK, False),
-    ControlMap(
-        MODELS_MAP,
-        _model,
-        "the model is gone from the registry: push it again; workers that have loaded it go on.",
-    ),
-    ControlMap(PARITY_MAP, _kind(Certificate), "`gridscore parity` compares once more.", False),
-    ControlMap(
-        EXPERIMENTS_MAP,
-        lambda record, _count: experiment_in(record),
-        "that experiment is over: the champion scores all events of the job.",
-        False,
-    ),
-    ControlMap(
-        COUNTS_MAP,
-        lambda record, _count: Counts.of_record(record),
-        "what a worker has counted of an experiment is missing from its report.",
-        False,
-    ),
-    ControlMap(VERSIONS_MAP, _version, "that version cannot be loaded any more: push the model again."),
-    ControlMap(
-        POSITIONS_MAP,
-        lambda record, _count: position_of(record),
-        "the source starts that file or table again: what it read before may come again, or be skipped.",
-    ),
-    ControlMap(SOURCES_MAP, _kind(SourceRecord), _BACK, False),
-    ControlMap(
-        SINKS_MAP,
-        lambda record, _count: SinkRecord.from_record(record),
-        "the sink is not listed before it is started again; it goes on where it stopped.",
-    ),
-    ControlMap(PROCESSES_MAP, _kind(SinkProcess), _BACK, False),
-    ControlMap(BACKUPS_MAP, _kind(BackupRecord), "it comes back with the next restore point.", False),
-    ControlMap(ERAS_MAP, _kind(Era), "results count as newer than all in the sinks' tables: those are written again."),
-)
+
+def control_maps(partitions: int) -> tuple[ControlMap, ...]:
+    """All control maps of a cluster with so many partitions."""
+    lease = partial(lease_records.parse, partition_count=partitions)
+    request = partial(rescan.request_of, partition_count=partitions)
+    no_job = "nobody scores for that job; its results and offsets stay: submitted again, it goes on where it stopped."
+    no_model = "the model is gone from the registry: push it again; workers that have loaded it go on."
+    no_experiment = "that experiment is over: the champion scores all events of the job."
+    not_counted = "what a worker has counted of an experiment is missing from its report."
+    again = "the source starts that file or table again: what it read before may come again, or be skipped."
+    unlisted = "the sink is not listed before it is started again; it goes on where it stopped."
+    no_rescan = "that rescan is not done; `gridscore audit JOB` finds what is missing."
+    no_drift = "the next window of drift begins anew, and so do its alerts."
+    newer = "results count as newer than all in the sinks' tables: those are written again."
+    return (
+        ControlMap(JOBS_MAP, JobRecord.parse, no_job),
+        ControlMap(LEASES_MAP, lease, "nobody reads it: no group has such a partition."),
+        ControlMap(RESCANS_MAP, request, no_rescan, harms=False),
+        ControlMap(AUDITS_MAP, parsed(Noted), "the next audit of that job comes after a full pause.", harms=False),
+        ControlMap(DRIFT_MAP, parsed(DriftRecord), no_drift, harms=False),
+        ControlMap(ACKNOWLEDGED_MAP, parsed(Acknowledgement), "acknowledged losses are shown again.", harms=False),
+        ControlMap(AUTOSCALE_MAP, parsed(Decisions), "`autoscale --explain` starts over.", harms=False),
+        ControlMap(ACTIONS_MAP, parsed(Actions), "what was done before is not known any more.", harms=False),
+        ControlMap(SESSIONS_MAP, lease, "leases that depend on it run out, and are taken again.", harms=False),
+        ControlMap(HEARTBEATS_MAP, parsed(Heartbeat), _BACK, harms=False),
+        ControlMap(HOLDINGS_MAP, parsed(Holdings), "it comes back when its process's partitions change.", harms=False),
+        ControlMap(WORKERS_MAP, parsed(WorkerRecord), _BACK, harms=False),
+        ControlMap(MODELS_MAP, _model, no_model),
+        ControlMap(PARITY_MAP, parsed(Certificate), "`gridscore parity` compares once more.", harms=False),
+        ControlMap(EXPERIMENTS_MAP, experiment_in, no_experiment, harms=False),
+        ControlMap(COUNTS_MAP, Counts.of_record, not_counted, harms=False),
+        ControlMap(VERSIONS_MAP, _version, "that version cannot be loaded any more: push the model again."),
+        ControlMap(POSITIONS_MAP, position_of, again),
+        ControlMap(SOURCES_MAP, parsed(SourceRecord), _BACK, harms=False),
+        ControlMap(SINKS_MAP, SinkRecord.from_record, unlisted),
+        ControlMap(PROCESSES_MAP, parsed(SinkProcess), _BACK, harms=False),
+        ControlMap(BACKUPS_MAP, parsed(BackupRecord), "it comes back with the next restore point.", harms=False),
+        ControlMap(ERAS_MAP, parsed(Era), newer),
+    )
 
 
 async def find_repairs(grid: Grid) -> list[Repair]:
     """Every bad record of all control maps, with what is to be done about it."""
     count = grid.partition_count
-    for each in CONTROL_MAPS:
-        await Records(grid, each.name).read(partial(_parse, each, count))
-    maps = {each.name: each for each in CONTROL_MAPS}
+    maps = {each.name: each for each in control_maps(count)}
+    for each in maps.values():
+        await Records(grid, each.name).read(each.parse)
     repairs = []
     for bad in grid.bad_records.all():
         value, means = None, maps[bad.map_name].means
@@ -197,9 +174,7 @@ async def _chunks(grid: Grid) -> list[Repair]:
             if len(parts) != 3 or not parts[2].isdecimal():
                 raise ValueError("its key is not a model, an upload and a number")  # noqa: TRY301
         except ValueError as error:
-            partition = partition_of(key, grid.partition_count)
-            value = (await values_of(grid, CHUNKS_MAP, partition, [key])).get(key)
-            if value is not None:
+            if (value := await value_of(grid, CHUNKS_MAP, key)) is not None:
                 bad = BadRecord(CHUNKS_MAP, key[8:].decode(errors="replace")[:80], reason_of(error), key, value)
                 found.append(Repair(bad, "it is not a part of any model.", harms=False))
     return found

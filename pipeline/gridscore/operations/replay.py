@@ -30,13 +30,12 @@ from gridscore.dead_letters.letters import SOURCE_STAGE, decode, encode, id_of, 
 from gridscore.errors import JobError
 from gridscore.grid import transport, wire
 from gridscore.grid.copies import payload
-from gridscore.grid.entries import values_of
+from gridscore.grid.entries import remove_same, value_of
 from gridscore.grid.records import INDETERMINATE
 from gridscore.grid.transport import HOLD_SECONDS
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.job import Jobs
 from gridscore.job.life import ENDED
-from gridscore.scoring.superseded import remove_same
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -184,14 +183,12 @@ class _Replayer:
         if refusal:
             await self._exchange(entry, wire.json_data(encode(msgspec.structs.replace(dead, claim=""))))
             return refusal
-        partition = partition_of(entry.key, self._grid.partition_count)
-        await remove_same(self._grid, self._job, partition, entry.key, claimed)
+        await remove_same(self._grid, self._letters.map_name, entry.key, claimed)
         return ""
 
     async def _read(self, letter_id: str) -> _Entry:
         key = self._letters.serialize_key(letter_id)
-        partition = partition_of(key, self._grid.partition_count)
-        return _Entry(key, (await values_of(self._grid, self._letters.map_name, partition, [key])).get(key))
+        return _Entry(key, await value_of(self._grid, self._letters.map_name, key))
 
     async def _exchange(self, entry: _Entry, after: bytes) -> bool:
         """Replace a dead letter if it has not changed; whether it is the new one."""
@@ -204,7 +201,7 @@ class _Replayer:
                     return True
             except INDETERMINATE:
                 pass
-            now = (await values_of(self._grid, self._letters.map_name, partition, [entry.key])).get(entry.key)
+            now = await value_of(self._grid, self._letters.map_name, entry.key)
             if now != entry.value:
                 return now == after
         return False
@@ -254,7 +251,7 @@ async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | Non
             return _LATE
         return ""
     for _ in range(_ATTEMPTS):
-        now = (await values_of(grid, dead.map, partition, [key])).get(key)
+        now = await value_of(grid, dead.map, key)
         if now is not None and payload(now) not in (raw, before):
             return "a newer event has its key; --force would overwrite that"
         if time.monotonic() > until:

@@ -16,7 +16,7 @@ from hazelcast.errors import HazelcastError
 from gridscore.dead_letters.letters import POSITIONS_MAP, SINKS_MAP
 from gridscore.errors import JobError, UsageError
 from gridscore.grid import Record, Records, transport, wire
-from gridscore.grid.entries import values_of
+from gridscore.grid.entries import value_of
 from gridscore.grid.records import key_text, reason_of, record_text
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.group.lease_records import LEASES_MAP, Change, LeaseRecord, LeaseWriter, Outcome
@@ -62,11 +62,6 @@ class Step(NamedTuple):
 
 class Restore:
     """The restore of one point.
-
-    Args:
-        grid: The cluster.
-        folder: Where the point is.
-        point: The point.
 
     Raises:
         BackupError: Something of it is missing, damaged, or not of this version of Gridscore.
@@ -193,9 +188,8 @@ class Restore:
         same = 0
         for key, sha256 in wanted.items():
             if key[4:] in there:
-                partition = partition_of(key, self._grid.partition_count)
-                value = (await values_of(self._grid, CHUNKS_MAP, partition, [key])).get(key, b"")
-                same += value[12:] == await self._part(sha256)
+                value = await value_of(self._grid, CHUNKS_MAP, key)
+                same += value is not None and value[12:] == await self._part(sha256)
         missing = {key: sha256 for key, sha256 in wanted.items() if key[4:] not in there}
         return Step(CHUNKS_MAP, missing, same, len(wanted) - same - len(missing))
 

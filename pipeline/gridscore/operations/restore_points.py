@@ -121,20 +121,15 @@ class Folder:
                 f"`{path}` has other files, `{others[0]}` for one, and no backup.", "Name a new or empty folder."
             )
         found = cls(path, "")
-        found.lock()
+        found._lock_it()
         try:
-            found.begin()
+            found._begin()
         except BaseException:
             found.close()
             raise
         return found
 
-    def lock(self) -> None:
-        """Become the one who writes here.
-
-        Raises:
-            UsageError: Another process does.
-        """
+    def _lock_it(self) -> None:
         with contextlib.suppress(ImportError):  # on Windows
             import fcntl
 
@@ -147,12 +142,8 @@ class Folder:
                     f"Another process writes to `{self.path}`.", "Name another folder, or end it."
                 ) from None
 
-    def begin(self) -> None:
-        """Read what is there, and remove what a crash has left; call `lock` before.
-
-        Raises:
-            BackupError: A point is damaged.
-        """
+    def _begin(self) -> None:
+        """Read what is there, and remove what a crash has left."""
         if not (self.path / "backup.json").exists():
             _write(self.path / "backup.json", msgspec.json.encode(_Identity(uuid.uuid4().hex)))
         for name in ("points", "data"):

@@ -18,10 +18,6 @@ class WorkerVersion(msgspec.Struct, frozen=True):
     """What one worker has.
 
     Attributes:
-        worker: Its identity.
-        host: Where it runs.
-        pid: Its process.
-        partitions: That it scores.
         version: That it scores with; 0 if it has none yet.
         state: `live`, `behind` (it goes on with another version) or `loading` (it has none).
         why: It does not have the version that is meant; empty if that is not known, or it has it.
@@ -40,8 +36,6 @@ class Rollout(msgspec.Struct, frozen=True):
     """A job's model, and its workers.
 
     Attributes:
-        job: The job.
-        model: Its model.
         version: That is meant to score.
         workers: Living ones that take part in the job.
     """

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from gridscore.errors import MapNotFoundError, UsageError
 from gridscore.features import filled_tables
 from gridscore.job import Jobs, load_job
 from gridscore.models import LoadedModel, Registry, check_fit, completed, loaded_from
@@ -31,11 +32,10 @@ class Subject(NamedTuple):
     """What is tried.
 
     Attributes:
-        job: The job, with features.
-        record: What the cluster knows of it; None if it is of a file.
+        job: With its features, which a job file may leave to the model.
+        record: What the cluster knows of the job; None if it is of a file.
         sides: The versions that were asked for.
-        given: The lookups.
-        grid: The cluster; None if it was not needed.
+        grid: None if no cluster was needed.
     """
 
     job: Job
@@ -43,6 +43,21 @@ class Subject(NamedTuple):
     sides: list[Side]
     given: Given
     grid: Grid | None
+
+    async def live(self) -> tuple[JobRecord, Grid]:
+        """The record of a submitted job that gets events, and its cluster.
+
+        Raises:
+            UsageError: The job is not submitted.
+            MapNotFoundError: There is no event map.
+        """
+        if self.record is None or self.grid is None:
+            raise UsageError("Only a submitted job has events and results.", "Name one; `preview` takes files, too.")
+        if not await self.grid.has_map(self.job.events):
+            raise MapNotFoundError(
+                f"The event map `{self.job.events}` is not there yet.", "Put an event into it first."
+            )
+        return self.record, self.grid
 
 
 def is_file(text: str | None) -> bool:

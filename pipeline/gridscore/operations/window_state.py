@@ -44,7 +44,6 @@ async def state_of(grid: Grid, record: JobRecord, entity: str) -> EntityState:
 
     Raises:
         JobError: The job has no windows, or the entity no state, or one that cannot be used.
-        HazelcastError: The cluster did not answer.
     """
     job = record.job
     if not job.used_windows:

@@ -20,9 +20,9 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.dead_letters.letters import map_of, walk_entries
 from gridscore.errors import GridError
-from gridscore.grid import transport, wire
+from gridscore.grid import transport
 from gridscore.grid.copies import payload
-from gridscore.grid.entries import values_of
+from gridscore.grid.entries import remove_same, values_of
 from gridscore.scoring.prior_results import origins_of
 
 if TYPE_CHECKING:
@@ -97,20 +97,14 @@ class Superseded:
 
     async def round(self) -> int:
         """Look once; returns how many dead letters were removed."""
-        removed, now = 0, time.time() * 1000
-        async for partition, entries in walk_entries(self._grid, self._job.name):
+        removed, now, name = 0, time.time() * 1000, map_of(self._job.name)
+        async for _, entries in walk_entries(self._grid, self._job.name):
             letters = {dead.id: (key, value, dead) for key, value, dead in entries if dead is not None}
             for letter_id, by in (await superseded(self._grid, self._job, (d for *_, d in letters.values()))).items():
                 key, value, dead = letters[letter_id]
                 if by is By.ITSELF or now - dead.at_ms > KEEP_SECONDS * 1000:
-                    removed += await remove_same(self._grid, self._job.name, partition, key, value)
+                    removed += await remove_same(self._grid, name, key, value)
         if removed:
             text = "%s: %d dead letters removed: their events, or newer ones of their keys, are scored"
             _log.info(text, self._job.name, removed, extra={"action": "superseded", "removed": removed})
         return removed
-
-
-async def remove_same(grid: Grid, name: str, partition: int, key: bytes, value: bytes) -> bool:
-    """Remove a dead letter, given serialized key and value, if it has not changed; whether it had not."""
-    message = wire.encode_remove_if_same(map_of(name), key, value)
-    return bool(await transport.invoke(grid.client, message, partition, wire.decode_remove_if_same))

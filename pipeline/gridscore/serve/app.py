@@ -35,10 +35,6 @@ class Application:
     """All that is served.
 
     Args:
-        jobs: That score requests.
-        scores: Answers those requests.
-        streams: Answers those who listen to results.
-        inference: Answers those of the Open Inference Protocol.
         problem: Why nothing can be scored now; empty if it can.
         dashboard: Answers those who look at pages; None if there are none.
     """

@@ -32,7 +32,6 @@ class Inference:
 
     Args:
         problem: Why nothing can be asked now; empty if it can.
-        bodies: Receives bodies.
     """
 
     def __init__(self, models: LiveModels, problem: Callable[[], Awaitable[str]], bodies: Bodies) -> None:

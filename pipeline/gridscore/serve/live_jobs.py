@@ -17,7 +17,6 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, GridscoreError, JobError
 from gridscore.grid.cutting import STRING
-from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.grid.wire import Page
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import Jobs
@@ -28,7 +27,7 @@ from gridscore.scoring.lookups import JobLookups, Lookups
 from gridscore.scoring.scorer import Scorer
 from gridscore.scoring.stats import JobStats
 from gridscore.serve.micro_batches import BATCH, MicroBatches, answer
-from gridscore.serve.tasks import RETRY_SECONDS, watching
+from gridscore.serve.tasks import RETRY_SECONDS, follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -135,9 +134,7 @@ class LiveJob:
         """Score the events of a request, in one micro-batch with those of others.
 
         Args:
-            texts: The events.
             has_left: Whether nobody waits any more.
-            seconds: To wait.
             keys: That they would have in the event map, as far as that is known.
 
         Raises:
@@ -167,19 +164,13 @@ class LiveJob:
             questions = await self._batches.take()
             try:
                 texts = [text for each in questions for text in each.work[0]]
-                answers = await self._answers(texts, [key for each in questions for key in each.work[1]])
-            except HazelcastError as error:
-                failure: Exception = GridError(f"What the events look up could not be fetched: {error}", "Ask again.")
+                answer(questions, await self._answers(texts, [key for each in questions for key in each.work[1]]))
             except Exception as error:  # noqa: BLE001 -- whatever it is, it must not end the job
-                failure = error
-            else:
-                answer(questions, answers)
-                await asyncio.sleep(0)  # let answers leave and requests come
-                continue
-            for each in questions:
-                if not each.answer.done():
-                    each.answer.set_exception(failure)
-            await asyncio.sleep(0)
+                if isinstance(error, HazelcastError):
+                    error = GridError(f"What the events look up could not be fetched: {error}", "Ask again.")
+                for each in questions:
+                    each.fail(error)
+            await asyncio.sleep(0)  # let answers leave and requests come
 
     async def _answers(self, texts: list[bytes], keys: list[str | None]) -> Answers:
         count = len(texts)
@@ -289,20 +280,11 @@ class LiveJobs:
 
     async def run(self) -> None:
         """Follow the jobs until cancelled."""
-        async with watching(self._grid, lambda: self._jobs.watch(self._changed.set), self._tasks):
-            while True:
-                self._changed.clear()
-                try:
-                    self._reconcile({each.name: each for each in await self._jobs.all()})
-                except (HazelcastError, GridscoreError) as error:
-                    if not self._grid.is_running:
-                        raise
-                    _log.warning("Looking for jobs failed, trying again: %s", error, extra={"action": "retry"})
-                try:
-                    async with asyncio.timeout(READ_ANYWAY_SECONDS if self.is_known else RETRY_SECONDS):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
+        await follow(self._grid, self._jobs.watch, self._changed, self._look, self._tasks)
+
+    async def _look(self) -> bool:
+        self._reconcile({each.name: each for each in await self._jobs.all()})
+        return True
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [each.task for running in (self._next, self._running) for each in running.values()]

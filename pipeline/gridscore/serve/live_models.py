@@ -13,10 +13,9 @@ import numpy as np
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, ModelError
-from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.models import Registry
 from gridscore.serve.micro_batches import MicroBatches, answer
-from gridscore.serve.tasks import RETRY_SECONDS, watching
+from gridscore.serve.tasks import follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +108,6 @@ class LiveModels:
 
         Raises:
             ModelError: There is none.
-            GridError: The cluster does not answer.
         """
         if not self._grid.is_connected:
             raise GridError("The connection to the grid is lost.", "Ask again.")
@@ -142,28 +140,12 @@ class LiveModels:
 
         Raises:
             ModelError: There is none, or it cannot be used.
-            GridError: The cluster does not answer.
         """
         return await self._loaded(await self.version(name, number))
 
     async def run(self) -> None:
         """Follow the registry until cancelled: where `champion` moves, the new one is loaded, then exchanged."""
-        pause = READ_ANYWAY_SECONDS
-        async with watching(self._grid, lambda: self._registry.watch(self._changed.set), self._tasks):
-            while True:
-                try:
-                    async with asyncio.timeout(pause):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
-                self._changed.clear()
-                try:
-                    pause = READ_ANYWAY_SECONDS if await self._follow() else RETRY_SECONDS
-                except (HazelcastError, GridError) as error:
-                    if not self._grid.is_running:
-                        raise
-                    _log.warning("Looking for models failed, trying again: %s", error, extra={"action": "retry"})
-                    pause = RETRY_SECONDS
+        await follow(self._grid, self._registry.watch, self._changed, self._follow, self._tasks)
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [task for _, task in self._live.values()]

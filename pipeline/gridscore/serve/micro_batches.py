@@ -60,6 +60,11 @@ class Question(Generic[_Work, _Answer]):
     has_left: Callable[[], bool]
     answer: asyncio.Future[_Answer]
 
+    def fail(self, error: Exception) -> None:
+        """Give it an error instead, unless its time is over."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
 
 def answer(questions: Iterable[Question[_Work, _Answers]], answers: _Answers) -> None:
     """Give each question of a batch its part of the answers; those whose time is over get none."""
@@ -160,9 +165,7 @@ class MicroBatches(Generic[_Work, _Answer]):
         """Take no more questions; those that wait get an error."""
         self._failure = error
         while self._questions:
-            answer = self._questions.popleft().answer
-            if not answer.done():
-                answer.set_exception(error)
+            self._questions.popleft().fail(error)
         self.waiting = self.size = 0
         if self._timer is not None:
             self._timer.cancel()

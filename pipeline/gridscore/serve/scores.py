@@ -48,12 +48,7 @@ MAX_RECORDING = 1_000
 
 
 class Scores:
-    """Answers requests for scores.
-
-    Args:
-        jobs: What scores.
-        bodies: Receives their bodies.
-    """
+    """Answers requests for scores."""
 
     def __init__(self, grid: Grid, settings: ServeSettings, jobs: LiveJobs, bodies: Bodies) -> None:
         self._grid, self._jobs, self._bodies = grid, jobs, bodies
@@ -105,9 +100,9 @@ class Scores:
             if (large := max(map(len, texts), default=0)) > self._max_event:
                 raise HTTPException(400, f"An event has {large:,} bytes; the limit is {self._max_event:,}.")
             keys = self._keys(request, texts, single=single) if job.needs_keys else None
-            answers = await job.score(texts, scope.get("gridscore.has_left", _never), wait, keys)
+            answers = await job.score(texts, scope.get("gridscore.has_left", lambda: False), wait, keys)
         except UnservedError as error:
-            raise _as_http(error) from None
+            raise (later(503, str(error)) if error.status == 503 else HTTPException(error.status, str(error))) from None
         except SaturatedError as error:
             raise later(503, f"This server is saturated: {error.message}") from None
         except TimeoutError:
@@ -226,12 +221,3 @@ def _respond(answers: Answers, *, single: bool) -> Response:
         for each in answers
     ]
     return _Scored(b"[%b]" % b",".join(texts))
-
-
-def _as_http(error: UnservedError) -> HTTPException:
-    headers = {"Retry-After": "1"} if error.status == 503 else None
-    return HTTPException(error.status, str(error), headers=headers)
-
-
-def _never() -> bool:
-    return False

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hazelcast.errors import HazelcastError
 from starlette.requests import ClientDisconnect
 
+from gridscore.errors import GridscoreError
+from gridscore.grid.watches import READ_ANYWAY_SECONDS
 from gridscore.group.members import registered
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
     from starlette.types import Receive
@@ -27,32 +29,48 @@ RETRY_SECONDS = 2.0
 """Pause before what cannot be loaded is tried again, and between looks at the cluster while something is wrong."""
 
 
-@asynccontextmanager
-async def watching(
-    grid: Grid, watch: Callable[[], Awaitable[Any]], tasks: Callable[[], list[asyncio.Task[None]]]
-) -> AsyncIterator[None]:
-    """Listen meanwhile; then end the tasks that there are, and remove the listener.
+async def follow(
+    grid: Grid,
+    watch: Callable[[Callable[[], None]], Awaitable[Any]],
+    changed: asyncio.Event,
+    look: Callable[[], Awaitable[bool]],
+    tasks: Callable[[], list[asyncio.Task[None]]],
+) -> None:
+    """Look at the cluster, and again after each change, until cancelled; then end the tasks that there are.
 
     Args:
-        watch: Registers the listener, and returns what removes it.
+        watch: Registers what is to be called after a change, and returns what removes it.
+        changed: Set after a change.
+        look: Whether all is as it is meant to be: if not, it looks again soon.
+        tasks: Those that are to end.
     """
-    remove = await registered(grid, watch)
-
-    async def stop() -> None:
-        running = tasks()
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        try:
-            async with asyncio.timeout(RETRY_SECONDS):
-                await remove()
-        except (HazelcastError, TimeoutError):
-            _log.debug("a listener could not be removed", exc_info=True)
-
+    remove = await registered(grid, lambda: watch(changed.set))
     try:
-        yield
+        while True:
+            changed.clear()
+            pause = RETRY_SECONDS
+            try:
+                pause = READ_ANYWAY_SECONDS if await look() else RETRY_SECONDS
+            except (HazelcastError, GridscoreError) as error:
+                if not grid.is_running:
+                    raise
+                _log.warning("Looking at the cluster failed, trying again: %s", error, extra={"action": "retry"})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await changed.wait()
     finally:
-        await asyncio.shield(stop())
+        await asyncio.shield(_end(tasks(), remove))
+
+
+async def _end(tasks: list[asyncio.Task[None]], remove: Callable[[], Awaitable[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    try:
+        async with asyncio.timeout(RETRY_SECONDS):
+            await remove()
+    except (HazelcastError, TimeoutError):
+        _log.debug("a listener could not be removed", exc_info=True)
 
 
 async def unless_left(request: Request, work: asyncio.Future[_T]) -> _T:

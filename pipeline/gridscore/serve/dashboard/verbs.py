@@ -52,12 +52,14 @@ class Verb(NamedTuple):
 
 
 async def _suspend(asked: Asked) -> str:
-    record = await Client(asked.grid).jobs.suspend(asked.record.name)
-    return f"The job is {'gone' if record is None else record.state}."
+    return _moved(await Client(asked.grid).jobs.suspend(asked.record.name))
 
 
 async def _resume(asked: Asked) -> str:
-    record = await Client(asked.grid).jobs.resume(asked.record.name)
+    return _moved(await Client(asked.grid).jobs.resume(asked.record.name))
+
+
+def _moved(record: JobRecord | None) -> str:
     return f"The job is {'gone' if record is None else record.state}."
 
 
