@@ -237,22 +237,52 @@ def test_requests_of_workers_that_wait_overwrite_none_that_was_answered_and_not_
     assert not any(lease["lost"] for lease in world.stage_leases.values())
 
 
-def test_an_event_counts_whose_request_a_member_took_with_it_after_it_was_answered(world):
+@pytest.mark.parametrize("asks", ["the other", "the same", "the same, and one more"])
+def test_an_event_counts_whose_request_a_member_took_with_it_after_it_was_answered(world, asks):
+    """A host goes, with a member and the worker that has answered; which may be the one that had asked."""
     names = [world.start() for _ in range(2)]
     world.pay(20)
     world.settled()
     homes = {card: partition_of(window_messages.entity_key("card", card), PARTITIONS) for card in CARDS}
     card, home = next((c, p) for c, p in homes.items() if world.stage_leases[p]["owner"] == names[0])
-    partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == names[1])
+    asking = names[asks == "the other"]
+    partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == asking)
     (key,) = world.keys_of(partition, 1)
-    world.cluster.faults.append(Fault("unacknowledged", request="Map.PutAll", map="window-requests.*", client=names[1]))
+    world.cluster.faults.append(Fault("unacknowledged", request="Map.PutAll", map="window-requests.*", client=asking))
     world.user.create_task(world.client.put_events("events.sim", {key: world.payment_of(card)[1]}))
     world.after_the_next(ANSWERS)
     world.kill(names[0])
     world.cluster.regress(REQUESTS, home, 1)
+    if asks.endswith("more"):
+        world.pay_at_once(20)
     world.advance(40.0)
     world.settle()
     assert world.sums()[card] == world.paid[card]
+
+
+def test_a_request_is_kept_for_the_events_of_a_partition_though_those_of_another_are_lost(world):
+    names = [world.start() for _ in range(2)]
+    world.settle()
+    world.pay(30)  # each worker remembers some of its partitions
+    world.settled()
+    homes = {card: partition_of(window_messages.entity_key("card", card), PARTITIONS) for card in CARDS}
+    card, home = next((c, p) for c, p in homes.items() if world.stage_leases[p]["owner"] == names[0])
+    other = next(c for c, p in homes.items() if p == home and c != card)
+    left, kept = (p for p, lease in world.ledger.leases.items() if lease["owner"] == names[1])
+    lost, ours = world.keys_of(left, 1), world.keys_of(kept, 1)
+    paid = world.paid[other]
+    world.cluster.faults.append(Fault("unacknowledged", request="Map.PutAll", map="window-requests.*", client=names[1]))
+    both = {lost[0]: world.payment_of(other)[1], ours[0]: world.payment_of(card)[1]}
+    world.user.create_task(world.client.put_events("events.sim", both))
+    world.after_the_next(ANSWERS)
+    assert len(world.asked()) == 32
+    world.kill(names[0])
+    world.cluster.regress(REQUESTS, home, 1)
+    world.regress(left, 1)  # the same member had it
+    world.advance(40.0)
+    world.settle()
+    assert world.sums()[card] == world.paid[card]
+    assert world.sums()[other] == paid
 
 
 def test_a_bad_lease_of_a_partition_of_entities_is_named(world):

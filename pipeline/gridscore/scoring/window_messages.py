@@ -33,8 +33,9 @@ SLOTS = 1_024
 REQUEST_RING, ANSWER_RING = 256, SLOTS
 """Entries of a partition's journal. What is overwritten unread is asked for again, if it was not answered."""
 
-MOST_ASKING = REQUEST_RING // 2
-"""Workers times windows for which the ring of requests has room: each has one that waits, and one just answered."""
+MOST_ASKING = REQUEST_RING // 3
+"""Workers times windows for which the ring of requests has room: each has one that waits, one just answered, and one
+more for what it has taken over."""
 
 LEDGER_PARTITIONS = 32
 """Partitions of events that a ledger is for: a batch writes those of which it has events."""

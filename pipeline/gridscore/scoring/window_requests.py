@@ -4,7 +4,8 @@ The states of such windows lie in the partitions of their entities, whose holder
 answer. A batch is asked for all at once, and waits for its answers. So of a partition nothing is asked before all that
 came earlier is answered, and an entity's partition can tell by a number whether it has an event already:
 
-1. If the partition is newly held, answers that stand are taken: its former owner may have asked.
+1. If the partition is newly held, answers that stand are taken: its former owner may have asked. It is asked all the
+   same: a member may have gone with what was answered, and not added.
 2. Requests are put, a message for each partition of entities, under the lease of the events' partition.
 3. Answers come by the journal of their map. Where one is overdue, it is looked for in the map; and asked for again once
    its partition of entities has committed what had been put there. Until then the request waits there, and more of
@@ -48,7 +49,7 @@ from gridscore.scoring.window_messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -89,10 +90,11 @@ class _Batch:
     Attributes:
         cursors: Who has read them, by partition.
         newest: Their highest numbers, by partition.
-        rows: Those that wait for an answer.
+        asked: Those that ask.
+        rows: Those of them that wait for an answer.
         same: Those that wait for the answer of another, each with that one.
         found: By window, a row a call, a column an event.
-        puts: Of requests: whether they arrived, their partition, their text, and the partitions of their events.
+        puts: Requests: whether they arrived, and what they ask for.
         ends: Where the requests of partitions of entities ended when they were first seen to be overdue.
     """
 
@@ -101,9 +103,10 @@ class _Batch:
     found: list[NDArray[np.float64]]
     cursors: dict[int, Cursor] = field(default_factory=dict)
     newest: dict[int, int] = field(default_factory=dict)
+    asked: dict[_Place, int] = field(default_factory=dict)
     rows: dict[_Place, int] = field(default_factory=dict)
     same: list[tuple[int, int, int]] = field(default_factory=list)
-    puts: list[tuple[asyncio.Future[None], int, bytes, set[int]]] = field(default_factory=list)
+    puts: list[tuple[asyncio.Future[None], list[_Place]]] = field(default_factory=list)
     ends: dict[int, int] = field(default_factory=dict)
 
 
@@ -208,12 +211,13 @@ class WindowRequests:
             for window, one in enumerate(batch.inputs):
                 for row, (number, mark) in zip(rows, told, strict=True):
                     if one.keys[row] is not None:
-                        first = batch.rows.setdefault((partition, window, origin, number, mark), row)
+                        first = batch.asked.setdefault((partition, window, origin, number, mark), row)
                         if first != row:
                             batch.same.append((window, row, first))
+        batch.rows = dict(batch.asked)
         try:
             await self._follow(batch)
-            self._send(batch)
+            self._send(batch, batch.asked)
             await self._wait(batch)
             await self._keep(batch)
         finally:
@@ -264,43 +268,45 @@ class WindowRequests:
 
     # ------------------------------------------------------------------ requests
 
-    def _send(self, batch: _Batch, again: Collection[int] | None = None) -> None:
-        """Put requests for all that is not answered yet; whether they arrived is seen by their answers.
-
-        Args:
-            again: The partitions of entities that are asked again; of a batch that has not asked, None.
-        """
+    def _send(self, batch: _Batch, rows: Mapping[_Place, int], *, again: bool = False) -> None:
+        """Put requests for those of these rows whose partition is still ours; `again` if their answers are overdue."""
         by_partition: dict[tuple[int, int], tuple[list[_Place], list[int], list[bytes]]] = {}
-        for place, row in batch.rows.items():
-            window = place[1]
-            key, partition = self._home(window, batch.inputs[window].keys[row])
-            if again is not None and partition not in again:
+        ours = {partition for partition, cursor in batch.cursors.items() if self._is_current(cursor)}
+        for place, row in rows.items():
+            if place[0] not in ours:
                 continue
+            window = place[1]
+            key, partition = self._home(batch, place, row)
             there = by_partition.get((window, partition))
             if there is None:
                 there = by_partition[window, partition] = [], [], []
-            places, rows, keys = there
+            places, indices, keys = there
             places.append(place)
-            rows.append(row)
+            indices.append(row)
             keys.append(key)
-        for (window, partition), (places, rows, keys) in by_partition.items():
+        for (window, partition), (places, indices, keys) in by_partition.items():
             partitions, _, origins, numbers, marks = zip(*places, strict=True)
             asked = Asked(
                 window,
-                again is not None,
+                again,
                 np.array(partitions, np.int32),
                 np.array(origins, np.uint32),
                 np.array(numbers, np.int64),
                 np.array(marks, np.uint32),
-                batch.times[rows],
-                batch.inputs[window].columns[:, rows],
+                batch.times[indices],
+                batch.inputs[window].columns[:, indices],
                 keys,
             )
-            self._put(batch, partition, request_text(self._tag, asked), set(partitions))
+            until = min(map(self._group.leases.until, set(partitions)))
+            where, text = key_in(partition, self._grid.partition_count, ""), request_text(self._tag, asked)
+            put = self._requests.put_partition(partition, [where], [text], until=until)
+            put.add_done_callback(self._heard)
+            batch.puts.append((put, places))
 
-    def _home(self, window: int, entity: str | int) -> tuple[bytes, int]:
-        """The key of an entity's state, and its partition."""
-        homes = self._homes[window]
+    def _home(self, batch: _Batch, place: _Place, row: int) -> tuple[bytes, int]:
+        """The key of the state of a row's entity, and its partition."""
+        window = place[1]
+        homes, entity = self._homes[window], batch.inputs[window].keys[row]
         home = homes.get(entity)
         if home is None:
             if len(homes) >= _HOMES:
@@ -309,23 +315,15 @@ class WindowRequests:
             home = homes[entity] = key, partition_of(key, self._grid.partition_count)
         return home
 
-    def _put(self, batch: _Batch, partition: int, text: bytes, of: set[int]) -> None:
-        key, until = key_in(partition, self._grid.partition_count, ""), min(map(self._group.leases.until, of))
-        put = self._requests.put_partition(partition, [key], [text], until=until)
-        put.add_done_callback(self._heard)
-        batch.puts.append((put, partition, text, of))
-
     async def _keep(self, batch: _Batch) -> None:
         """Put requests again that were answered, and may have no backup: a member would take them with it, unadded."""
         while puts := batch.puts:
-            await asyncio.wait([put for put, *_ in puts])
+            await asyncio.wait([put for put, _ in puts])
             batch.puts = []
-            failed = [each[1:] for each in puts if each[0].cancelled() or each[0].exception() is not None]
-            failed = [each for each in failed if all(self._is_current(batch.cursors[p]) for p in each[2])]
+            failed = [places for put, places in puts if put.cancelled() or put.exception() is not None]
             if failed:
                 await asyncio.sleep(_GLANCE_SECONDS)
-            for each in failed:
-                self._put(batch, *each)
+                self._send(batch, {place: batch.asked[place] for places in failed for place in places})
 
     def _heard(self, done: asyncio.Future[None]) -> None:
         if not done.cancelled() and (error := done.exception()) is not None:
@@ -350,22 +348,22 @@ class WindowRequests:
                 self._gap = False
                 await self._look_again(batch)
             if is_overdue:
-                self._send(batch, again=await self._passed(batch))
+                self._send(batch, await self._passed(batch), again=True)
                 patience = min(2 * patience, _LONGEST_SECONDS)
                 overdue_at = clock() + patience
 
-    async def _passed(self, batch: _Batch) -> set[int]:
-        """The partitions of entities that have committed all requests that were there, and did not answer ours."""
-        homes = {self._home(place[1], batch.inputs[place[1]].keys[row])[1] for place, row in batch.rows.items()}
-        batch.ends = {partition: end for partition, end in batch.ends.items() if partition in homes}
-        waiting, passed = sorted(homes), set[int]()
+    async def _passed(self, batch: _Batch) -> dict[_Place, int]:
+        """The rows whose partition of entities has committed all requests that were there, and did not answer them."""
+        homes = {place: self._home(batch, place, row)[1] for place, row in batch.rows.items()}
+        waiting, passed = sorted(set(homes.values())), set[int]()
+        batch.ends = {partition: end for partition, end in batch.ends.items() if partition in waiting}
         for begin in range(0, len(waiting), _LOOKS):
             some = waiting[begin : begin + _LOOKS]
             for partition, seen in zip(some, await asyncio.gather(*map(self._seen, some)), strict=True):
                 if seen is not None and seen[0] > batch.ends.setdefault(partition, seen[1]):
                     passed.add(partition)
                     del batch.ends[partition]
-        return passed
+        return {place: row for place, row in batch.rows.items() if homes[place] in passed}
 
     async def _seen(self, partition: int) -> tuple[int, int] | None:
         """The offset of a partition of entities, and its newest request; None if that cannot be read now."""
