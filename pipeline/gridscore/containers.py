@@ -15,8 +15,9 @@ import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from gridscore.errors import ContainerError, UsageError
+from gridscore.grid.artifacts import DEFAULT_VERSION
 from gridscore.grid.launch import START_SECONDS, count_of, is_ready
-from gridscore.grid.member import parse_heap
+from gridscore.grid.member import config_identity, parse_heap
 from gridscore.grid.ports import HOST, choose_ports
 from gridscore.grid.template import load_template, member_config, template_cluster_name
 from gridscore.texts import count_text, last_lines
@@ -32,7 +33,8 @@ _T = TypeVar("_T")
 
 IMAGE = "gridscore"
 MEMBER_IMAGE = "docker.io/hazelcast/hazelcast"
-_CLUSTER, _ROLE, _JOB, _PORT = "gridscore.cluster", "gridscore.role", "gridscore.job", "gridscore.port"
+_LABEL = "gridscore."
+_CLUSTER, _ROLE, _JOB, _PORT = (_LABEL + name for name in ("cluster", "role", "job", "port"))
 _CONFIG_FOLDER, _CONFIG_FILE = "/opt/hazelcast", "gridscore.yaml"
 _OVERHEAD_BYTES = 512 << 20
 """What a member's JVM takes besides its heap."""
@@ -90,8 +92,8 @@ class Containers:
         *,
         members: int | None,
         port: int | None,
-        heap: str,
-        version: str,
+        heap: str | None,
+        version: str | None,
         config: Path | None,
         progress: Callable[[str], None],
     ) -> None:
@@ -99,16 +101,22 @@ class Containers:
 
         Raises:
             ContainerError: They did not come up.
-            UsageError: Another number of members is there already.
+            UsageError: Others are there already.
         """
         there = self._find("member")
-        if there and members not in (None, len(there)):
-            raise UsageError(
-                f"Cluster `{self.cluster_name}` has {count_of(len(there))} in containers already.",
-                "End it first: `gridscore down`; or start another beside it: --cluster-name OTHER.",
-            )
-        if not there:
-            there = self._create_members(members or 1, port, heap, version, config, progress)
+        asked = {"members": members, "port": port, "heap": heap, "version": version, "config": config_identity(config)}
+        if there:
+            is_so = {**there[0].labels, f"{_LABEL}members": str(len(there))}
+            if other := [
+                f"--{name}" for name, value in asked.items() if value and str(value) != is_so.get(_LABEL + name)
+            ]:
+                raise UsageError(
+                    f"Cluster `{self.cluster_name}` has {count_of(len(there))} in containers already; "
+                    f"{', '.join(other)} cannot change that.",
+                    "End it first: `gridscore down`; or start another beside it: --cluster-name OTHER.",
+                )
+        else:
+            there = self._create_members(members or 1, port, heap or "1g", version or DEFAULT_VERSION, config, progress)
         asleep, now = [each for each in there if each.status != "running"], int(time.time())
         for each in asleep:
             self._start(each)
@@ -127,6 +135,7 @@ class Containers:
         self._check_memory(members * limit, f"{count_of(members).capitalize()} with a heap of {heap}", "--heap")
         ports = choose_ports(members, port)
         template, made = load_template(config), []
+        made_of = {"heap": heap, "version": version, "config": config_identity(config) or ""}
         for index, own in enumerate(ports):
             name = f"gridscore-{self.cluster_name}-member-{index + 1}"
             options = f"-Xms{heap} -Xmx{heap} -XX:MaxTenuringThreshold=0 -Dhazelcast.wait.seconds.before.join=0"
@@ -135,7 +144,7 @@ class Containers:
                     f"{MEMBER_IMAGE}:{version}",
                     name,
                     progress,
-                    labels={_ROLE: "member", _PORT: str(own)},
+                    labels={_ROLE: "member", _PORT: str(own), **{_LABEL + name: of for name, of in made_of.items()}},
                     environment={
                         "HAZELCAST_CONFIG": f"{_CONFIG_FOLDER}/{_CONFIG_FILE}",
                         "JAVA_OPTS": f"{options} -Dhazelcast.socket.bind.any=false",

@@ -120,12 +120,18 @@ def test_a_member_that_ends_shows_its_last_lines(engine):
     assert "at com.hazelcast" not in raised.value.message
 
 
-def test_another_number_of_members_is_refused(engine):
+def test_what_runs_already_is_not_taken_for_what_was_asked(engine, tmp_path):
     engine(log="x")
     with pytest.raises(ContainerError):
         up()
-    with pytest.raises(UsageError, match="has 2 members in containers already"):
-        up(members=3)
+    another = tmp_path / "hazelcast.yaml"
+    another.write_text("hazelcast: {}")
+    for asked in {"members": 3}, {"version": "5.7.0"}, {"heap": "512m"}, {"port": 1}, {"config": another}:
+        with pytest.raises(UsageError, match=rf"has 2 members in containers already; --{next(iter(asked))} cannot"):
+            up(**asked)
+    for asked in {}, {"version": None, "heap": None, "members": None}:
+        with pytest.raises(ContainerError, match="has ended"):
+            up(**asked)
 
 
 @pytest.mark.parametrize(

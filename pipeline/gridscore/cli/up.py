@@ -69,8 +69,8 @@ def up(
     if docker:
         if kafka:
             raise UsageError("--kafka is for members without --docker.", "The public image lacks the connector.")
-        how = {"members": members, "port": port, "heap": heap or "1g", "version": version or DEFAULT_VERSION}
-        _in_containers(cluster_name, as_json=as_json, config=config, **how)
+        how = {"members": members, "port": port, "heap": heap, "version": version, "config": config}
+        _in_containers(cluster_name, as_json=as_json, **how)
         return
     asked = {
         "members": members,
