@@ -168,6 +168,10 @@ class Engine:
         arguments += f" --target {target}" if target else ""
         self.run("make", "image", "ENGINE=podman", f"IMAGE={image}", f"ARGS={arguments}", seconds=280)
 
+    def prune(self) -> None:
+        """Remove what earlier builds left and no image with a name is made of; one that runs beside us is younger."""
+        self.podman("image", "prune", "--force", "--filter", "until=2h", seconds=280)
+
     def _has(self, name: str) -> bool:
         return subprocess.run(["podman", "image", "exists", name], env=self.environment, check=False).returncode == 0
 

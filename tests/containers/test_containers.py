@@ -93,6 +93,8 @@ def engine():
     engine = Engine()
     engine.prepare()
     engine.build(IMAGE)
+    engine.build(f"{IMAGE}-packages", "demo-packages")
+    engine.prune()
     return engine
 
 
