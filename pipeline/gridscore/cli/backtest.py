@@ -101,12 +101,12 @@ def backtest(
 
 def check_page(html: Path | None) -> None:
     """Refuse a page that cannot be written, before a long run."""
-    from gridscore.operations.backtest_page import require_plots
+    from gridscore.operations.backtest import require
 
     if html is not None:
         if html.is_dir() or not html.parent.is_dir():
             raise UsageError(f"`{html}` cannot be written: it is a folder, or its folder is not there.")
-        require_plots()
+        require("matplotlib", "Plots need matplotlib")
 
 
 def _span(report: dict[str, Any]) -> str:

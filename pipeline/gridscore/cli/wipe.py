@@ -32,7 +32,7 @@ def wipe(
 
     Example: [bold]gridscore wipe flights --results --dead-letters --dry-run[/]
     """
-    from gridscore.operations.wipe import DEAD_LETTERS, EVENTS, MODEL, RESULTS, remnants, to_json
+    from gridscore.operations.wipe import DEAD_LETTERS, EVENTS, MODEL, RESULTS, remnants
     from gridscore.operations.wipe import wipe as remove
 
     wanted = {RESULTS: results, EVENTS: events, MODEL: model, DEAD_LETTERS: dead_letters}
@@ -53,7 +53,7 @@ def wipe(
     if not dry_run:
         found = run_on(connection, carry_out)
     if as_json:
-        print_json({"removed": not dry_run, "what": to_json(found)})
+        print_json({"removed": not dry_run, "what": [each._asdict() for each in found]})
     elif dry_run:
         console.print("Nothing was removed.")
     else:

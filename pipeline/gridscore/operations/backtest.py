@@ -6,6 +6,7 @@ A history is read in chunks, and what is kept of a row is its time, label, value
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import math
 import time
 from collections import Counter
@@ -87,7 +88,7 @@ async def backtest(
     """
     clock = _time_field(job)
     if label is not None:
-        require_metrics()
+        require("sklearn.metrics", "Metrics need scikit-learn")
     if label_delay and clock is None:
         raise UsageError("--label-delay needs the time of each event.", "Name its field in the job: `order_by`.")
     names = [decision.decision for decision in job.decisions]
@@ -215,18 +216,16 @@ def _numbers(frame: pd.DataFrame, column: str, source: str) -> NDArray[np.float6
 # ---------------------------------------------------------------------- what they say
 
 
-def require_metrics() -> None:
+def require(module: str, needed: str) -> None:
     """Say what is missing before a long run.
 
     Raises:
-        UsageError: scikit-learn is not installed.
+        UsageError: The module is not installed.
     """
     try:
-        import sklearn.metrics  # noqa: F401
+        importlib.import_module(module)
     except ImportError:
-        raise UsageError(
-            "Metrics need scikit-learn, which is not installed.", "pip install 'gridscore[backtest]'"
-        ) from None
+        raise UsageError(f"{needed}, which is not installed.", "pip install 'gridscore[backtest]'") from None
 
 
 def judged(

@@ -7,8 +7,6 @@ import io
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from gridscore.errors import UsageError
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -20,20 +18,6 @@ th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: left }
 th { border-bottom: 1px solid #7b8794 } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 svg { max-width: 100%; height: auto } .soft { color: #616e7c }
 """
-
-
-def require_plots() -> None:
-    """Say what is missing before a long run.
-
-    Raises:
-        UsageError: matplotlib, which draws the plots, is not installed.
-    """
-    try:
-        import matplotlib as mpl  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "Plots need matplotlib, which is not installed.", "pip install 'gridscore[backtest]'"
-        ) from None
 
 
 def page_of(

@@ -128,7 +128,7 @@ class Backup:
 
     Args:
         folder: Where to; open for writing.
-        every: Seconds from one look to the next, for whoever asks.
+        every: Seconds from one look to the next, for `status`.
         without: Maps of lookups, windows and dead letters that are left out.
 
     Raises:

@@ -8,7 +8,7 @@ score before its last function, such as the logistic.
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,8 @@ from gridscore.scoring.rehearsal import page_of_texts
 from gridscore.scoring.window_states import HistoryStates
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-
     from gridscore.grid import Grid
+    from gridscore.job import JobRecord
     from gridscore.operations.preview import Passed
     from gridscore.operations.subject import Subject
 
@@ -83,43 +82,34 @@ async def explain(grid: Grid, job: str, key: str, *, output: str | None = None) 
     record = await Jobs(grid).get(job)
     data, result = await _result(grid, record.job.results, key)
 
-    @asynccontextmanager
-    async def connected() -> AsyncIterator[Grid]:
-        yield grid
-
     made = Explanation(result)
-    async with subject_of(connected, job, [str(result["version"])], None) as subject:
-        passed = await _pass(subject, key, data, result, made)
-        _features(subject, result, passed, made)
+    async with subject_of(lambda: nullcontext(grid), job, [str(result["version"])], None) as subject:
+        passed = await _pass(grid, record, subject, key, data, made)
+        _features(subject, passed, made)
         if made.features:
-            _contributions(subject, result, passed, made, output)
+            _contributions(subject, passed, made, output)
     return made
 
 
 async def _result(grid: Grid, map_name: str, key: str) -> tuple[bytes, dict[str, Any]]:
     for data in data_of(grid, key):
         if (value := await value_of(grid, map_name, data)) is not None:
-            try:
+            with suppress(msgspec.DecodeError):
                 result = msgspec.json.decode(payload(value), type=dict[str, Any])
-            except msgspec.DecodeError:
-                break
-            if isinstance(result.get("version"), int) and isinstance(result.get("sequence"), int):
-                return data, result
-            break
-    else:
-        raise UsageError(
-            f"`{map_name}` has no result for the key `{key}`.",
-            "`gridscore dead-letters list` shows events that could not be scored, `gridscore audit` those without a "
-            "result.",
-        )
-    raise UsageError(f"What `{map_name}` has for the key `{key}` is not a result of a job.")
+                if isinstance(result.get("version"), int) and isinstance(result.get("sequence"), int):
+                    return data, result
+            raise UsageError(f"What `{map_name}` has for the key `{key}` is not a result of a job.")
+    raise UsageError(
+        f"`{map_name}` has no result for the key `{key}`.",
+        "`gridscore dead-letters list` shows events that could not be scored, `gridscore audit` those without result.",
+    )
 
 
-async def _pass(subject: Subject, key: str, data: bytes, result: Mapping[str, Any], made: Explanation) -> Passed | None:
+async def _pass(
+    grid: Grid, record: JobRecord, subject: Subject, key: str, data: bytes, made: Explanation
+) -> Passed | None:
     """The result's event, and what the job makes of it today."""
-    job, grid, record = subject.job, subject.grid, subject.record
-    assert grid is not None  # noqa: S101 -- of a submitted job
-    assert record is not None  # noqa: S101
+    job, result = subject.job, made.result
     partition, sequence = partition_of(data, grid.partition_count), result["sequence"]
     text: bytes | None = None
     page = await Journal(grid, job.events).held(partition, sequence, 1)
@@ -143,9 +133,9 @@ async def _pass(subject: Subject, key: str, data: bytes, result: Mapping[str, An
     return passed
 
 
-def _features(subject: Subject, result: Mapping[str, Any], passed: Passed | None, made: Explanation) -> None:
+def _features(subject: Subject, passed: Passed | None, made: Explanation) -> None:
     names = subject.sides[0].model.version.features
-    served = result.get("features")
+    served = made.result.get("features")
     if isinstance(served, dict) and set(names) <= set(served):
         made.features = {name: None if served[name] is None else float(served[name]) for name in names}
     elif subject.job.used_windows:
@@ -159,10 +149,8 @@ def _features(subject: Subject, result: Mapping[str, Any], passed: Passed | None
         made.notes.append(f"The event is refused now: {passed.rejected['error']}")
 
 
-def _contributions(
-    subject: Subject, result: Mapping[str, Any], passed: Passed | None, made: Explanation, output: str | None
-) -> None:
-    model, names = subject.sides[0].model, list(made.features)
+def _contributions(subject: Subject, passed: Passed | None, made: Explanation, output: str | None) -> None:
+    model, names, result = subject.sides[0].model, list(made.features), made.result
     row = np.array([[math.nan if v is None else v for v in made.features.values()]], np.float32)
     margins = None
     if subject.job.margin is not None:

@@ -137,7 +137,7 @@ class FlowObserver:
     async def _unread(self, sinks: Sequence[SinkStatus]) -> dict[str, int]:
         """How many entries the journals that nobody reads got so far.
 
-        Who puts events knows nothing of jobs, and goes on when a cluster was replaced by an empty one.
+        Producers know nothing of jobs, and go on after a cluster was replaced by an empty one.
         """
         names = await transport.map_names(self._grid.client) - {each.record.map for each in sinks}
         config = await first_config(self._grid)

@@ -1,7 +1,7 @@
 """Metrics of a process that scores, reads or delivers, as Prometheus reads them.
 
-Counters are those that the process keeps anyway. When it is asked, it also looks at the journals of the partitions that
-it holds; nobody is told what the cluster does not answer in time.
+Counters are those that the process keeps anyway. When asked, it also looks at the journals of the partitions that it
+holds, and leaves out what the cluster does not answer in time.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PATH = "/metrics"
 
 _CONNECTIONS = 32
-"""Of one address; who has forgotten to close the others must not keep out the next."""
+"""From one address: a client that forgets to close its connections must not lock out the next."""
 
 LOOK_SECONDS = 2.0
 """How long to wait for what the cluster has to answer."""
@@ -281,7 +281,7 @@ async def exposed(grid: Grid, host: str, port: int, **what: Any) -> AsyncIterato
             response = Response(await metrics.text(), media_type=TYPE)
         await response(scope, receive, send)
 
-    # Whoever may connect may ask: the host was named, and nothing secret is told.
+    # Anyone who can connect may ask: the host was chosen, and nothing here is secret.
     server = HttpServer(grid, PostSettings(host=host, port=port, public=True, max_per_address=_CONNECTIONS))
     try:
         server.open(answer)

@@ -22,7 +22,7 @@ from gridscore.grid import transport
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of, walk
 from gridscore.job import Jobs
-from gridscore.operations.backtest import iso, judged, require_metrics
+from gridscore.operations.backtest import iso, judged, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,7 @@ def label_of(text: bytes, labels: Labels) -> float:
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
-        value = text.decode(errors="replace")  # a string that is no JSON: what it says is the label
+        value = text.decode(errors="replace")  # a string that is not JSON is the label itself
     if isinstance(value, dict):
         value = value.get(labels.field)
     if value is None:
@@ -139,7 +139,7 @@ async def model_report(
             f"The job `{name}` says nothing of labels.",
             f"Write `labels: {{map: labels.{name}}}` into its job file, and submit it again.",
         )
-    require_metrics()
+    require("sklearn.metrics", "Metrics need scikit-learn")
     outcomes = _Outcomes(grid, labels)
     await outcomes.read()
     since = 0.0 if last is None else time.time() - last

@@ -217,9 +217,9 @@ class Restore:
         return await asyncio.to_thread(self._folder.data, sha256.decode("latin-1"), CHUNK)
 
     async def _begin_at_zero(self) -> None:
-        """Let readers begin at the beginning, also those who would begin at the end: what is put from now on is theirs.
+        """Let all readers begin at the start of their journals: what is put from now on is for them.
 
-        Epochs of results go on from the time, so that they are newer than those of before in any destination.
+        Epochs of results continue from the present time, so that any destination takes them for newer than before.
         """
         sinks = [
             SinkRecord.from_record(Record(key_text(key), msgspec.json.decode(text), ""))

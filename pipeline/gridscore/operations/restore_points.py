@@ -309,7 +309,7 @@ def _checked(name: str) -> str:
 def _write(path: Path, data: bytes) -> None:
     """Write a file so that it is there as a whole, after any crash, or not at all."""
     new = path.with_name(f".{path.name}.new")
-    # Keys of HTTP clients are in it as hashes, and what people know of their customers as it is.
+    # It holds hashes of HTTP keys, and customers' data in the clear.
     with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
         file.write(data)
         file.flush()

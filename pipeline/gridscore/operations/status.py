@@ -257,11 +257,11 @@ class JobStatus:
     @property
     def latency_ms(self) -> dict[str, float | None]:
         """p50, p99 and max of the slowest worker; None where nothing was scored lately."""
-        found: dict[str, float | None] = {}
-        for name in ("p50", "p99", "max"):
-            values = [value for each in self.figures.values() if (value := each.latency_ms.get(name)) is not None]
-            found[name] = max(values, default=None)
-        return found
+        known = [each.latency_ms for each in self.figures.values()]
+        return {
+            name: max((value for each in known if (value := each.get(name)) is not None), default=None)
+            for name in ("p50", "p99", "max")
+        }
 
     @property
     def lookup_errors(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is tried: a job, versions of its model, its lookups; of files, or of a cluster, where something is there."""
+"""The subject of a trial: a job, versions of its model and its lookups, from files or from a cluster."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Side(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What is tried.
+    """The subject of a trial.
 
     Attributes:
         job: With its features, which a job file may leave to the model.
@@ -75,7 +75,7 @@ async def subject_of(
     models: Sequence[str | None],
     lookups: Path | None,
 ) -> AsyncIterator[Subject]:
-    """What texts of a command line mean.
+    """Find what the arguments of a command name.
 
     Args:
         connect: Called if something is in the cluster.

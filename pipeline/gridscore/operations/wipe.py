@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from gridscore.dead_letters.letters import map_of
 from gridscore.errors import JobError
 from gridscore.grid import transport
@@ -139,8 +137,3 @@ async def _refuse_used(grid: Grid, record: JobRecord, flow: Flow, maps: dict[str
             users.append(f"The job `{other.name}` scores with the model `{job.model.name}`")
     if users:
         raise JobError(f"{'; '.join(users)}.", "Stop it first, or leave this out.")
-
-
-def to_json(found: Collection[Remnant]) -> list[dict[str, object]]:
-    """For scripts."""
-    return [msgspec.to_builtins(remnant._asdict()) for remnant in found]

@@ -1,7 +1,7 @@
 """The feed of a result map: one reader of its journals for all who listen, and some results for those who are behind.
 
-Who listens knows the next sequence of each partition, so can go on anywhere, at another server too: from what is kept
-here, or, if that begins later, by a reader of its own until it has caught up. Who takes too little is cut off.
+A listener knows the next sequence of each partition, so it can go on at any server: from what is kept here or, if that
+begins later, by a reader of its own until it has caught up. One that takes too little is cut off.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gridscore.group.reader import Arrival
 
 KEPT_BYTES = 16 << 20
-"""Bytes of results that are kept for those who take them slowly."""
+"""Bytes of results that are kept for slow listeners."""
 
 PIECE_BYTES = 128 << 10
 """Bytes of results that a listener is given at once, unless a single one has more."""
@@ -180,7 +180,7 @@ class Feed:
                 yield taken
 
     async def _caught_up(self, listener: Listener) -> AsyncGenerator[list[Item]]:
-        """What came before that which is kept, by a reader of its own."""
+        """What came before the results that are kept, by a reader of its own."""
         if self._is_kept(listener.positions):
             return
         follower, now = Follower(self._grid, self._map_name), asyncio.get_running_loop().time

@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 from gridscore.errors import UsageError
-from gridscore.serve.tensors import LENGTH
+from gridscore.serve.inference import LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -112,7 +112,7 @@ class GrpcServer:
         settings = self._settings
         options = (
             ("grpc.max_receive_message_length", settings.max_body),
-            ("grpc.so_reuseport", 0),  # or two servers could share a port without a word
+            ("grpc.so_reuseport", 0),  # or two servers could share a port unnoticed
             ("grpc.max_concurrent_streams", _CALLS),
         )
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_CALLS)

@@ -44,13 +44,13 @@ Answers = list["bytes | Rejected"]
 """For each event of a request, in order: its result as JSON text, or why it has none."""
 
 _NUMBERS = [struct.pack(">ii", number, 0) for number in range(2 * BATCH)]
-"""Serialized keys that are none, for which event of a batch it is in the place of a hash."""
+"""Places of events in a batch, each as a serialized key that has this number instead of its hash, and no text."""
 
 _STRING = struct.Struct(">iii")
 
 
 class UnservedError(JobError):
-    """A job is not one that requests can ask.
+    """A job does not score requests.
 
     Args:
         status: Of HTTP, that says so.

@@ -1,6 +1,6 @@
 """Micro-batches of requests: whatever has come while the last batch was scored is the next. There is no timer.
 
-What waits is bounded, and what nobody waits for any more is not scored. All who wait share one timer of the event loop:
+The queue is bounded, and what nobody waits for any more is not scored. All requests share one timer of the event loop:
 one for each would cost as much as the scoring.
 """
 
@@ -30,7 +30,7 @@ BATCH_BYTES = 8 << 20
 """The same in bytes."""
 
 _ANSWERED = 10_000
-"""Answered questions whose time is not over, above which they are forgotten."""
+"""Answered questions among the deadlines, above which these are cleaned up."""
 
 
 class SaturatedError(GridscoreError):
@@ -106,7 +106,7 @@ class MicroBatches(Generic[_Work, _Answer]):
         if self._failure is not None:
             raise self._failure
         if self.waiting and (self.waiting + count > self._most or self.size + size > self._most_bytes):
-            raise SaturatedError(f"{self.waiting:,} events wait to be scored.")
+            raise SaturatedError(f"This server is saturated: {self.waiting:,} events wait to be scored.")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[_Answer] = loop.create_future()
         self._expect(loop, loop.time() + seconds, answer)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from gridscore.client import Client
 from gridscore.errors import EventRejectedError, GridscoreError, NoResultError
 from gridscore.serve.live_jobs import LiveJob, UnservedError
-from gridscore.serve.micro_batches import BATCH, SaturatedError
+from gridscore.serve.micro_batches import BATCH
 from gridscore.serve.tasks import unless_left
 from gridscore.sources.http.answer import failure, http_error, json_response, later
 from gridscore.sources.http.events import MAX_KEY, EventReader, array_slices, elements_of
@@ -103,8 +103,6 @@ class Scores:
             answers = await job.score(texts, scope.get("gridscore.has_left", lambda: False), wait, keys)
         except UnservedError as error:
             raise (later(503, str(error)) if error.status == 503 else HTTPException(error.status, str(error))) from None
-        except SaturatedError as error:
-            raise later(503, f"This server is saturated: {error.message}") from None
         except TimeoutError:
             raise HTTPException(504, f"It was not scored within {wait:g} s.") from None
         except GridscoreError as error:

@@ -47,7 +47,7 @@ class Streams:
         self.listeners = 0
 
     def is_for(self, path: str) -> bool:
-        """Whether a path is that of a stream; of a job that there is, for results have any keys."""
+        """Whether a path is the stream of a known job: others may be results, for these have any keys."""
         matched = _PATH.fullmatch(path)
         return matched is not None and matched[1] in self._jobs.records
 

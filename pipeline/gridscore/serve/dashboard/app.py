@@ -125,7 +125,7 @@ class Dashboard:
         if origin is not None and (not host or origin.partition("://")[2] != host):
             text = "Pages of other origins may not ask here."
         elif not self._guard.asks and not self._is_ours(host):
-            # Or a page of others, whose name is made to mean this machine, could read all.
+            # Or a foreign page could read everything, by a name that resolves to this machine (DNS rebinding).
             text = "The server does not know this name of its own: start it with `--allow-origin http://NAME:PORT`."
         else:
             await self._app(scope, receive, with_headers)
@@ -226,11 +226,11 @@ class Dashboard:
             return self._pages.page("confirm.html", request, visit, max_why=MAX_WHY, **said)
         form = await self._own_form(request, visit)
         if verb.of_model and form.get("points_at") != str(points_at):
-            # Or two who roll back at once would undo each other's.
+            # Or two people who roll back at once would undo each other.
             text = f"The alias points at version {points_at} by now: somebody else has moved it. Look again."
             raise HTTPException(409, text)
         if self._acting.locked():
-            raise HTTPException(503, "Somebody is doing something just now. Try again.", {"Retry-After": "1"})
+            raise HTTPException(503, "Another action is under way. Try again.", {"Retry-After": "1"})
         why = form.get("why", "").strip()[:MAX_WHY]
         async with self._acting:
             outcome = await self._do(request.path_params["verb"], verb, asked._replace(why=why), visit)

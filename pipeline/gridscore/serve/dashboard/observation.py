@@ -1,4 +1,4 @@
-"""What the pages show of the cluster: looked at while somebody has a page open, at most so often, and not otherwise."""
+"""What the pages show of the cluster, which is looked at only while somebody has a page open, and not too often."""
 
 from __future__ import annotations
 
@@ -164,12 +164,12 @@ class _Tail:
             begin = max(oldest, known[partition] + 1, newest - _OF_EACH + 1)
             reads.append(self._journal.read(partition, begin, _OF_EACH))
         for page in await asyncio.gather(*reads):
-            self._take(page)
+            if page is not None:
+                self._take(page)
         self._newest, self.read_at = [newest for _, newest in bounds], time.monotonic()
 
-    def _take(self, page: Page | None) -> None:
-        for index, text in enumerate(() if page is None else page.values):
-            assert page is not None  # noqa: S101 -- as it has values
+    def _take(self, page: Page) -> None:
+        for index, text in enumerate(page.values):
             if index in page.foreign or len(text) > _MAX_RESULT:
                 continue
             try:

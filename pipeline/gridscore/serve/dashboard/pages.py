@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 LETTERS = 50
 """Dead letters of a page."""
 
-SILENT = "The cluster does not answer."
+_FAILURES = (GridscoreError, HazelcastError, TimeoutError)
+"""Of a part of a page, which shows the rest all the same."""
 
 _FEED = 20
 _FEATURES, _VERSIONS = 15, 20
@@ -165,10 +166,8 @@ class Pages:
     async def _recent(self, map_name: str) -> tuple[list[Recent], str]:
         try:
             return await self._observation.results(map_name), ""
-        except GridscoreError as error:
-            return [], error.message
-        except (HazelcastError, TimeoutError):
-            return [], SILENT
+        except _FAILURES as error:
+            return [], _why(error)
 
     async def _drift(self, status: JobStatus) -> dict[str, Any] | None:
         """How far features have moved from the training, those farthest first; None if the job does not watch."""
@@ -177,8 +176,8 @@ class Pages:
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 found = await drift(self._grid, status.record.name)
-        except (GridscoreError, HazelcastError, TimeoutError) as error:
-            return {"problem": error.message if isinstance(error, GridscoreError) else SILENT}
+        except _FAILURES as error:
+            return {"problem": _why(error)}
         windows = []
         for each in found["versions"]:
             if (window := each["window"]) is not None:
@@ -200,10 +199,8 @@ class Pages:
                 model, log = await registry.get(ref.name), await registry.log(ref.name)
                 release = status.record.release
                 meant = await registry.resolve(ref.name, alias=ref.alias, version=ref.version, release=release)
-        except GridscoreError as error:
-            return {**nothing, "versions_problem": error.message}
-        except (HazelcastError, TimeoutError):
-            return {**nothing, "versions_problem": SILENT}
+        except _FAILURES as error:
+            return {**nothing, "versions_problem": _why(error)}
         rest = [each for each in model.versions[:_VERSIONS] if each.version != meant.version]
         versions = [(each, model.aliases_of(each.version)) for each in (meant, *rest)]
         scores = [each.result.score for each in recent if each.result.version == meant.version]
@@ -216,7 +213,7 @@ class Pages:
         """One event, from raw to decision: which model made it, and why."""
         record, key = await self.record(request), request.query_params.get("key", "")
         if not 1 <= len(key) <= _MAX_KEY:
-            raise HTTPException(400, "This cannot be a key.")
+            raise HTTPException(400, f"A key has 1 to {_MAX_KEY:,} characters.")
         try:
             found = await self._work(explain(self._grid, record.name, key))
         except UsageError as error:
@@ -261,9 +258,13 @@ class Pages:
     async def _work(self, work: Any) -> Any:
         if self._working.locked():
             work.close()
-            raise HTTPException(503, "Somebody asks for as much just now. Try again.", {"Retry-After": "1"})
+            raise HTTPException(503, "Another page that reads much is being made. Try again.", {"Retry-After": "1"})
         async with self._working, asyncio.timeout(_WORK_SECONDS):
             return await work
+
+
+def _why(error: Exception) -> str:
+    return error.message if isinstance(error, GridscoreError) else "The cluster does not answer."
 
 
 def _value_text(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Sessions: cookies that say which key was shown, signed with what the grid knows of that key.
 
-No server keeps any, so each knows all. A session ends with its time or with its key, whichever is first.
+No server stores them, so any server accepts them. A session ends with its time or with its key, whichever is first.
 """
 
 from __future__ import annotations
