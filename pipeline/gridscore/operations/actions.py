@@ -5,7 +5,6 @@ An action is noted before it begins, so none is done that is not in the log; its
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import secrets
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from msgspec import Meta
 
 from gridscore.errors import GridError, GridscoreError
 from gridscore.grid.records import Records, parsed
+from gridscore.models.candidate import now
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,8 +83,7 @@ class ActionLog:
         Raises:
             GridError: It could not be noted: then nothing is done.
         """
-        at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        action = Action(secrets.token_hex(8), at, by, verb, target[:200], detail[:200], why[:MAX_WHY])
+        action = Action(secrets.token_hex(8), now(), by, verb, target[:200], detail[:200], why[:MAX_WHY])
         await self._records.update(_KEY, lambda value: _with(value, action))
         outcome = "ended without an answer"
         try:
