@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gridscore.grid.records import Count, Records, Word, parsed
+from gridscore.operations.health import fullest
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -80,9 +81,8 @@ class Load:
     @classmethod
     def of(cls, status: JobStatus, at: float) -> Load:
         """From a job's status, whose journal could be read."""
-        full = max((position.full for position in status.positions), default=0.0)
-        rate = float(status.totals["rate"])
-        return cls(at, status.workers, rate, status.lag or 0, full, status.latency_ms["p99"])
+        rate, p99 = float(status.totals["rate"]), status.latency_ms["p99"]
+        return cls(at, status.workers, rate, status.lag or 0, fullest(status.positions), p99)
 
 
 @dataclass(frozen=True)

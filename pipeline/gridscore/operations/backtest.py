@@ -84,7 +84,6 @@ async def backtest(
     Raises:
         TableError: The history cannot be read, lacks a column, or is out of order by more than the job's lateness.
         UsageError: scikit-learn, which metrics need, is not installed; or a delay is given, and the job has no time.
-        HazelcastError: A lookup of mode `fetch` failed.
     """
     clock = _time_field(job)
     if label is not None:

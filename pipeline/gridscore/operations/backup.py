@@ -203,7 +203,7 @@ class Backup:
                 read next has few events more, which windows would count again.
 
         Raises:
-            GridError: The cluster does not answer, or has more than can be kept.
+            GridError: The cluster has more than can be kept.
             OSError: The folder cannot be written.
         """
         await self._settle(settle)

@@ -198,7 +198,8 @@ class Metrics:
         jobs = {} if self._worker is None else self._worker.runners
         groups = {name: runner.group for name, runner in jobs.items()}
         groups |= {sink.group.subscription.group: sink.group for sink in self._sinks}
-        self._journals = {name: self._journals_of(name, group) for name, group in groups.items()}
+        known = {(name, each.group): each for name, each in self._journals.items()}
+        self._journals = {name: known.get((name, group)) or _Journals(group) for name, group in groups.items()}
         records = {} if self._worker is None else self._worker.records
         drifting = [name for name in jobs if name in records and records[name].job.drift is not None]
         maps = [map_of(name) for name in jobs]
@@ -238,10 +239,6 @@ class Metrics:
                 group = sink.group.subscription.group
                 self._journals[group].show(families, "gridscore_sink", "results", sink=sink.name, kind=sink.kind)
         return families
-
-    def _journals_of(self, name: str, group: Group) -> _Journals:
-        known = self._journals.get(name)
-        return known if known is not None and known.group is group else _Journals(group)
 
     async def _ask(
         self, maps: Sequence[str], drifting: Sequence[str]

@@ -159,7 +159,6 @@ async def parity(
 
     Raises:
         MapNotFoundError: There is no event map.
-        GridError: A journal could not be read.
         UsageError: The job is not submitted, or has windows with other keys than its events.
     """
     job, (record, grid) = subject.job, await subject.live()
@@ -260,11 +259,7 @@ class _Comparison:
         return [sample for sample in newest if sample.judged <= sample.end]
 
     async def compare(self, sample: _Sample) -> None:
-        """Compare the events of a sample.
-
-        Raises:
-            GridError: The journal could not be read.
-        """
+        """Compare the events of a sample."""
         partition = sample.partition
         cursors = Cursor(partition, sample.begin), Cursor(partition, sample.begin)
         journalled: dict[int, bytes] | None = None

@@ -83,7 +83,10 @@ _read_entries = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
 
 
 class Folder:
-    """A folder with restore points. Only one process at a time may write into it."""
+    """A folder with restore points. Only one process at a time may write into it.
+
+    What is asked for and is missing or damaged is a `BackupError`.
+    """
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
@@ -112,7 +115,6 @@ class Folder:
 
         Raises:
             UsageError: Something else is there, or another process writes to it.
-            BackupError: A point of it is damaged.
         """
         path.mkdir(0o700, parents=True, exist_ok=True)
         others = sorted({each.name for each in path.iterdir()} - {"lock", ".backup.json.new"})
@@ -174,11 +176,7 @@ class Folder:
         return sorted(int(name) for name in names if len(name) == 10 and name.isascii() and name.isdecimal())
 
     def read(self, number: int | None = None) -> Point:
-        """A point, by default the newest.
-
-        Raises:
-            BackupError: There is none, or it is damaged.
-        """
+        """A point, by default the newest."""
         numbers = self.numbers()
         if not numbers or number not in (None, *numbers):
             what = f"no restore point {number}" if numbers else "no restore point yet"
@@ -202,19 +200,11 @@ class Folder:
         )
 
     def entries(self, point: Point, name: str) -> dict[bytes, bytes]:
-        """Serialized keys and texts of a map.
-
-        Raises:
-            BackupError: A file is missing or damaged.
-        """
+        """Serialized keys and texts of a map."""
         return {key: text for key, text in self._merged(point.maps.get(name, ())).items() if text is not None}
 
     def data(self, sha256: str, most: int = 2 * MOST_BYTES) -> bytes:
-        """The bytes of a file.
-
-        Raises:
-            BackupError: It is missing or damaged.
-        """
+        """The bytes of a file."""
         path = self.path / "data" / _checked(sha256)
         try:
             found = path.read_bytes() if path.stat().st_size <= most else b""

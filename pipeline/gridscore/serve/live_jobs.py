@@ -131,16 +131,10 @@ class LiveJob:
         seconds: float,
         keys: Sequence[str | None] | None = None,
     ) -> Answers:
-        """Score the events of a request, in one micro-batch with those of others.
+        """Score the events of a request, in one micro-batch with those of others; errors are those of `ask`.
 
         Args:
-            has_left: Whether nobody waits any more.
             keys: That they would have in the event map, as far as that is known.
-
-        Raises:
-            TimeoutError: It took longer than these seconds.
-            SaturatedError: Too many wait already.
-            GridError: A lookup could not be fetched, or the job is no longer scored here.
         """
         work = texts, keys or [None] * len(texts)
         return await self._batches.ask(work, len(texts), sum(map(len, texts)), has_left, seconds)

@@ -52,13 +52,7 @@ class LiveVersion:
         return not self._batches.waiting
 
     async def predict(self, rows: Rows, has_left: Callable[[], bool], seconds: float) -> Rows:
-        """Scores of float32 rows, in one micro-batch with those of other requests.
-
-        Raises:
-            TimeoutError: It took longer than these seconds.
-            SaturatedError: Too many wait already.
-            ModelError: It cannot predict them.
-        """
+        """Scores of float32 rows, in one micro-batch with those of other requests; errors are those of `ask`."""
         return await self._batches.ask(rows, len(rows), rows.nbytes, has_left, seconds)
 
     async def run(self) -> None:
@@ -89,6 +83,8 @@ class LiveVersion:
 class LiveModels:
     """The versions that requests ask.
 
+    What is asked for and is not there, or cannot be used, is a `ModelError`; a cluster that is away, a `GridError`.
+
     Args:
         models: Loaded models, shared with others of this process.
         most: Rows of a version that may wait, and their bytes.
@@ -104,11 +100,7 @@ class LiveModels:
         self._live: dict[tuple[str, int], tuple[LiveVersion, asyncio.Task[None]]] = {}  # the longest unused first
 
     async def version(self, name: str, number: int | None) -> ModelVersion:
-        """A version, by default what `champion` means.
-
-        Raises:
-            ModelError: There is none.
-        """
+        """A version, by default what `champion` means."""
         if not self._grid.is_connected:
             raise GridError("The connection to the grid is lost.", "Ask again.")
         if number is None:
@@ -128,19 +120,11 @@ class LiveModels:
         return found
 
     async def numbers(self, name: str) -> list[int]:
-        """The versions of a model.
-
-        Raises:
-            ModelError: There is no such model.
-        """
+        """The versions of a model."""
         return [version.version for version in (await self._registry.get(name)).versions]
 
     async def get(self, name: str, number: int | None) -> LiveVersion:
-        """A version, loaded.
-
-        Raises:
-            ModelError: There is none, or it cannot be used.
-        """
+        """A version, loaded."""
         return await self._loaded(await self.version(name, number))
 
     async def run(self) -> None:

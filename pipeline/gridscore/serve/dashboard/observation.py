@@ -103,7 +103,7 @@ class Observation:
 
         Raises:
             JournalMissingError: The map has no journal.
-            GridError, HazelcastError, TimeoutError: The cluster does not answer.
+            TimeoutError: The cluster does not answer in time.
         """
         now = time.monotonic()
         for name in [name for name, tail in self._tails.items() if now - tail.used_at > _UNUSED_SECONDS]:
