@@ -38,7 +38,7 @@ test: lint tests ## Check style and types, then run all tests
 
 # Three at once on two cores: the tests with containers and with faults wait more than they work.
 tests: $(DEV_STAMP) ## Run all tests, or those that TESTS names
-	$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0 $(TESTS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(TESTS)
 
 site: $(DEV_STAMP) ## Make the documentation's pages, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -83,19 +83,17 @@ $(BIN)/python:
 	"$$found" -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: $$found cannot make an environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
-$(DEMO_STAMP): $(MADE_OF) | $(BIN)/python
-	@echo "Installing what the demo needs into $(VENV) (a few minutes the first time, never again)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]' $(PINS) || { $(FAILED); }
-	@touch $@
+$(DEMO_STAMP): EXTRAS := demo
+$(BENCH_STAMP): EXTRAS := bench,demo
+$(DEV_STAMP): EXTRAS := bench,demo,dev
+# uv does in seconds what takes pip minutes; pip does it where only pip knows the way to an index.
+$(DEMO_STAMP) $(BENCH_STAMP) $(DEV_STAMP): $(MADE_OF) | $(BIN)/python
+	@echo "Installing Gridscore with $(EXTRAS) into $(VENV) (a few minutes the first time, never again)"
+	@{ $(PIP) --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --reinstall-package gridscore $(WANTED); } \
+	  || $(PIP) $(WANTED) || { $(FAILED); }
+	@touch $(foreach extra,$(subst $(comma), ,$(EXTRAS)),$(VENV)/.installed-$(extra))
 
-$(BENCH_STAMP): $(MADE_OF) | $(BIN)/python
-	@echo "Installing what the benchmark needs into $(VENV) (a few minutes the first time, never again)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,demo]' $(PINS) || { $(FAILED); }
-	@touch $(DEMO_STAMP) $@
-
-$(DEV_STAMP): $(MADE_OF) | $(BIN)/python
-	@echo "Installing what the tests need into $(VENV) (a few minutes the first time, never again)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[bench,demo,dev]' $(PINS) || { $(FAILED); }
-	@touch $(DEMO_STAMP) $(BENCH_STAMP) $@
-
+comma := ,
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
+WANTED = --editable '.[$(EXTRAS)]' $(PINS)
 FAILED = echo "error: the installation did not succeed; see above. Is a package index reachable? Then run make again." >&2; exit 1

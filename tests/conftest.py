@@ -17,6 +17,8 @@ from gridscore.grid.settings import GridSettings
 
 # Members and brokers of tests live for seconds: what the second compiler of their JVMs costs comes back much later.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+# Threads of XGBoost that wait for each other would spin: where others want the processors too, for most of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Whether an example is slow says how busy the machine is.
 hypothesis.settings.register_profile("anywhere", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -27,6 +29,15 @@ hypothesis.settings.load_profile("anywhere")
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda *_: None)
+
+
+# They take minutes: begun late, the last of them would run alone.
+LONG = ["containers", "on_call", "group_machine", "demo", "chaos", "pipeline", "readme"]
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(autouse=True)
