@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gridscore.cli.options import Connection, Json, run_on
 from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.cli.status import UNHEALTHY
-
-if TYPE_CHECKING:
-    from gridscore.grid import Grid
 
 
 def drift(
@@ -28,10 +25,7 @@ def drift(
     """
     from gridscore.operations.drift import drift as look
 
-    async def main(grid: Grid) -> dict[str, Any]:
-        return await look(grid, job)
-
-    found = run_on(connection, main)
+    found = run_on(connection, lambda grid: look(grid, job))
     if as_json:
         print_json(found)
     else:

@@ -23,7 +23,6 @@ from gridscore.cli.output import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gridscore.grid import Grid
     from gridscore.operations.explain import Explanation
 
 _BAR = 20
@@ -51,13 +50,9 @@ def explain(
 
     Example: [bold]gridscore explain flights "UA 1"[/]
     """
+    from gridscore.operations.explain import explain as explained
 
-    async def main(grid: Grid) -> Explanation:
-        from gridscore.operations.explain import explain as explained
-
-        return await explained(grid, job, key, output=output)
-
-    found = run_on(connection, main)
+    found = run_on(connection, lambda grid: explained(grid, job, key, output=output))
     if as_json:
         print_json({"job": job, "key": key, **found.to_json()})
         return

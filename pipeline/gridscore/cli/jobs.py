@@ -87,13 +87,7 @@ def submit(
         _report(record, "submitted", as_json=as_json, changed=True, version=number, more=more)
 
 
-def rollback(
-    name: Name,
-    *,
-    why: Why = "",
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def rollback(name: Name, *, why: Why = "", connection: Connection, as_json: Json = False) -> None:
     """Undo the last update of a job, and the version of the model that went live with it, in one step.
 
     A second rollback undoes the first. A FAILED job runs again; a suspended one stays suspended.
@@ -126,12 +120,7 @@ app = App(help="The jobs of the cluster; without a command, lists them.", invoke
 
 
 @app.callback()
-def jobs(
-    context: typer.Context,
-    *,
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def jobs(context: typer.Context, *, connection: Connection, as_json: Json = False) -> None:
     """List the jobs of the cluster: state, lag, rate, model version, losses; and sources and sinks, if there are any.
 
     Example: [bold]gridscore jobs --json[/]
@@ -191,12 +180,7 @@ def _print_plugs(flow: Flow) -> None:
         print_table((*columns, "LAST ERROR"), rows, empty="")
 
 
-def suspend(
-    name: Name,
-    *,
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def suspend(name: Name, *, connection: Connection, as_json: Json = False) -> None:
     """Stop scoring and keep the offsets.
 
     Example: [bold]gridscore suspend flights[/]
@@ -204,12 +188,7 @@ def suspend(
     _move("suspend", name, connection, as_json=as_json)
 
 
-def resume(
-    name: Name,
-    *,
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def resume(name: Name, *, connection: Connection, as_json: Json = False) -> None:
     """Score again, from where the job stopped; also a job that FAILED, once it is fixed.
 
     Example: [bold]gridscore resume flights[/]
@@ -217,12 +196,7 @@ def resume(
     _move("resume", name, connection, as_json=as_json)
 
 
-def cancel(
-    name: Name,
-    *,
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def cancel(name: Name, *, connection: Connection, as_json: Json = False) -> None:
     """End a job for good. Its results stay; submitted again, it starts over.
 
     Example: [bold]gridscore cancel flights[/]

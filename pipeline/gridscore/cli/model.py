@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.models import Added, Model, ModelVersion
     from gridscore.models.certificates import Certificate
-    from gridscore.models.comparison import Comparison
     from gridscore.models.record import About
     from gridscore.operations.parity import Parity
 
@@ -139,11 +138,7 @@ def push(
 
 
 @app.command("list")
-def list_(
-    *,
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def list_(*, connection: Connection, as_json: Json = False) -> None:
     """List all models with their versions, the latest first.
 
     Example: [bold]gridscore model list --json[/]
@@ -260,10 +255,10 @@ def diff(
     """
     from gridscore.client import Client
 
-    async def main(grid: Grid) -> Comparison:
-        return await Client(grid).compare_models(name, before, after, sample=sample, label=label, job=job)
-
-    found = run_on(connection, main)
+    found = run_on(
+        connection,
+        lambda grid: Client(grid).compare_models(name, before, after, sample=sample, label=label, job=job),
+    )
     if as_json:
         print_json(found.to_json())
         return
@@ -299,15 +294,13 @@ def tag(
     from gridscore.models import Registry
     from gridscore.models.inputs import parse_tags
 
-    wanted = parse_tags(tags or ())
-
-    async def main(grid: Grid) -> About:
-        return await Registry(grid).describe(name, version, description=description, tags=wanted, remove=remove or ())
-
-    about = run_on(connection, main)
+    wanted, gone = parse_tags(tags or ()), remove or ()
+    about = run_on(
+        connection,
+        lambda grid: Registry(grid).describe(name, version, description=description, tags=wanted, remove=gone),
+    )
     if as_json:
-        noted = {"description": about.description, "tags": about.tags}
-        print_json({"name": name, "version": version, **noted})
+        print_json({"name": name, "version": version, "description": about.description, "tags": about.tags})
         return
     of = f"Version {version} of the model {name}" if version else f"The model {name}"
     say(f"{of}: {', '.join(f'{key}={text}' for key, text in about.tags.items()) or 'no tags'}", to=console)

@@ -11,8 +11,7 @@ from gridscore.cli.options import AllowChanged, Connection, Json, Override, Why,
 from gridscore.cli.output import console, print_json, safe, say
 
 if TYPE_CHECKING:
-    from gridscore.grid import Grid
-    from gridscore.models import Added, ModelVersion
+    from gridscore.models import ModelVersion
 
 Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 Version = Annotated[int | None, typer.Option("--version", help="The version; else the champion.", min=1)]
@@ -28,10 +27,8 @@ def export(
     """
     from gridscore.client import Client
 
-    async def main(grid: Grid) -> ModelVersion:
-        return await Client(grid).export_model(name, output, version=version)
-
-    _written(run_on(connection, main), output, as_json=as_json)
+    found = run_on(connection, lambda grid: Client(grid).export_model(name, output, version=version))
+    _written(found, output, as_json=as_json)
 
 
 def pull(name: Name, *, output: Output, version: Version = None, connection: Connection, as_json: Json = False) -> None:
@@ -41,10 +38,8 @@ def pull(name: Name, *, output: Output, version: Version = None, connection: Con
     """
     from gridscore.client import Client
 
-    async def main(grid: Grid) -> ModelVersion:
-        return await Client(grid).pull_model(name, output, version=version)
-
-    _written(run_on(connection, main), output, as_json=as_json)
+    found = run_on(connection, lambda grid: Client(grid).pull_model(name, output, version=version))
+    _written(found, output, as_json=as_json)
 
 
 def _written(version: ModelVersion, output: Path, *, as_json: bool) -> None:
@@ -71,12 +66,12 @@ def import_(
     """
     from gridscore.client import Client
 
-    async def main(grid: Grid) -> Added:
-        return await Client(grid).import_model(
+    version, is_new = run_on(
+        connection,
+        lambda grid: Client(grid).import_model(
             file, name, alias=alias, allow_changed_features=allow_changed_features, why=why, override=override
-        )
-
-    version, is_new = run_on(connection, main)
+        ),
+    )
     if as_json:
         print_json({"new": is_new, "alias": alias, **version.to_json()})
         return
@@ -98,10 +93,7 @@ def sample(
     """
     from gridscore.client import Client
 
-    async def main(grid: Grid) -> int:
-        return await Client(grid).store_sample(name, matrix, label)
-
-    rows = run_on(connection, main)
+    rows = run_on(connection, lambda grid: Client(grid).store_sample(name, matrix, label))
     if as_json:
         print_json({"name": name, "rows": rows, "label": label})
         return

@@ -13,9 +13,7 @@ from gridscore.errors import UsageError
 if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.models import ModelVersion
-    from gridscore.models.gates import Verdict
     from gridscore.models.record import Entry
-    from gridscore.operations.rollout import Rollout
 
 Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 Alias = Annotated[str, typer.Option("--alias", help="The alias to point at the version.")]
@@ -143,10 +141,7 @@ def check(
     from gridscore.client import Client
     from gridscore.errors import GateError
 
-    async def main(grid: Grid) -> dict[str, list[Verdict]]:
-        return await Client(grid).check_model(name, version, alias)
-
-    found = run_on(connection, main)
+    found = run_on(connection, lambda grid: Client(grid).check_model(name, version, alias))
     passed = all(verdict.passed for verdicts in found.values() for verdict in verdicts)
     if as_json:
         jobs = {job: [verdict.to_json() for verdict in verdicts] for job, verdicts in found.items()}
@@ -178,10 +173,7 @@ def rollout(
     """
     from gridscore.operations.rollout import rollout as look
 
-    async def main(grid: Grid) -> Rollout:
-        return await look(grid, job)
-
-    found = run_on(connection, main)
+    found = run_on(connection, lambda grid: look(grid, job))
     if as_json:
         print_json(found.to_json())
         return
@@ -194,12 +186,7 @@ def rollout(
     print_table(columns, rows, empty="No worker takes part in it; `gridscore worker` starts one.")
 
 
-def log(
-    name: Name,
-    *,
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def log(name: Name, *, connection: Connection, as_json: Json = False) -> None:
     """Show what was done with a model, by whom and why, the latest last; the last 200 entries are kept.
 
     Who did it is what the process says of itself: the name of its user and its host.
@@ -208,10 +195,7 @@ def log(
     """
     from gridscore.models import Registry
 
-    async def main(grid: Grid) -> tuple[Entry, ...]:
-        return await Registry(grid).log(name)
-
-    entries = run_on(connection, main)
+    entries = run_on(connection, lambda grid: Registry(grid).log(name))
     if as_json:
         import msgspec
 

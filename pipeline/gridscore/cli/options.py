@@ -109,23 +109,19 @@ class App(typer.Typer):
 
     def command(self, *args: Any, **kwargs: Any) -> Callable[[_Command], _Command]:
         """As typer's."""
-        add = super().command(*args, **kwargs)
-
-        def decorate(command: _Command) -> _Command:
-            add(with_connection(command))
-            return command
-
-        return decorate
+        return _adding(super().command(*args, **kwargs))
 
     def callback(self, *args: Any, **kwargs: Any) -> Callable[[_Command], _Command]:
         """As typer's."""
-        add = super().callback(*args, **kwargs)
+        return _adding(super().callback(*args, **kwargs))
 
-        def decorate(command: _Command) -> _Command:
-            add(with_connection(command))
-            return command
 
-        return decorate
+def _adding(add: Callable[[Callable[..., Any]], Any]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        add(with_connection(command))
+        return command
+
+    return decorate
 
 
 def grid_settings(connection: Connection) -> GridSettings:

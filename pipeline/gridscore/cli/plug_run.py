@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gridscore.cli.output import errors, run
 from gridscore.cli.signals import on_signals
@@ -13,29 +13,12 @@ from gridscore.cli.signals import on_signals
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from gridscore.sinks.runner import SinkRunner
+    from gridscore.sources.runner import SourceRunner
+
 _SHOW_SECONDS = 0.25
 
-
-class Counted(Protocol):
-    """What counts events."""
-
-    events: int
-
-
-class Runner(Protocol):
-    """What a line is for."""
-
-    name: str
-
-    @property
-    def stats(self) -> Counted:
-        """What it has done."""
-
-    async def run(self) -> None:
-        """Go on until its end, or until cancelled."""
-
-
-_Runner = TypeVar("_Runner", bound=Runner)
+_Runner = TypeVar("_Runner", bound="SourceRunner | SinkRunner")
 
 
 class Line(NamedTuple):

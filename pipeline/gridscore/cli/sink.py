@@ -56,11 +56,7 @@ def run_(
 
 
 @app.command("list")
-def list_(
-    *,
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def list_(*, connection: Connection, as_json: Json = False) -> None:
     """List the sinks, running or not: how far each has come, and its last error.
 
     The lag is what the journal holds beyond the committed offsets.

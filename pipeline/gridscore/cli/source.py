@@ -62,11 +62,7 @@ def run_(
 
 
 @app.command("list")
-def list_(
-    *,
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def list_(*, connection: Connection, as_json: Json = False) -> None:
     """List the sources that run, on any machine, and for a day those that failed and do not run again.
 
     Example: [bold]gridscore source list --json[/]
