@@ -73,9 +73,20 @@ def last_lines(lines: Sequence[str], nothing: str = "it logged nothing") -> str:
     return "\n".join(f"  {line}" for line in lines[-_LINES:]) or f"  ({nothing})"
 
 
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """What to add to a message about a name that is not known; empty if none is like it."""
+def nearest(name: str, known: Collection[str]) -> str:
+    """Which of the known names is most like a name that is not known; empty if none is."""
     import difflib
 
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean `{close[0]}`?" if close else ""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """What to add to a message about a name that is not known; empty if none is like it."""
+    meant = nearest(name, known)
+    return f", did you mean `{meant}`?" if meant else ""
+
+
+def moment_text(moment: dt.datetime | None = None) -> str:
+    """A moment as records have it, RFC 3339 in UTC: `2026-01-31T12:00:00.000Z`; now if None."""
+    moment = dt.datetime.now(dt.UTC) if moment is None else moment.astimezone(dt.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

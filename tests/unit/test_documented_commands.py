@@ -10,7 +10,6 @@ import yaml
 from typer.testing import CliRunner
 
 from gridscore.cli.plugs import command_of
-from gridscore.job.plugs.sections import kinds
 from gridscore.sinks import base as sinks
 from gridscore.sources import base as sources
 
@@ -35,7 +34,7 @@ def commands():
         for line in found:
             words = shlex.split(line.replace("\\|", "|"), comments=True)
             whole = len(words) > 3 and "…" not in line and "--help" not in words
-            if whole and words[2] in kinds(words[1]):
+            if whole and words[2] in REGISTRIES[words[1]].KINDS.available:
                 yield pytest.param(words, id=f"{page.stem}: {' '.join(words[1:])[:60]}")
 
 

@@ -10,7 +10,8 @@ from serving import JOB, PLAIN, booster, client, prepared, same, serving, until
 from gridscore.job import parse_job
 from gridscore.serve import scores
 from gridscore.serve import server as server_module
-from gridscore.sources.http import bodies, gate, protocol
+from gridscore.sources.http import gate, protocol
+from gridscore.sources.http import requests as http_requests
 from gridscore.testing import StubCluster
 
 GOOD = [{"amount": n * 3.7, "customer": f"c{n}", "merchant": f"m{n % 25}"} for n in range(30)]  # some are in no lookup
@@ -301,7 +302,7 @@ async def test_strangers_are_bounded_as_by_the_http_source(monkeypatch):
                 assert await reader.read() == b""
                 writer.close()
             monkeypatch.setattr(protocol, "HEAD_SECONDS", 10.0)
-            monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
+            monkeypatch.setattr(http_requests, "BODY_SECONDS", 0.05)
             reader, writer = await asyncio.open_connection(host, port)
             head = (
                 b"POST /score/plain HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"

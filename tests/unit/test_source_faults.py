@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ from gridscore.job.plugs.patience import PATIENCE_SECONDS, Patience
 from gridscore.operations.flow import FlowObserver, History
 from gridscore.sinks.records import register
 from gridscore.sources import runner as runners
-from gridscore.sources.base import Poison
+from gridscore.sources.base import Poison, SourceInterruptedError
 from gridscore.sources.runner import SourceRunner
 from gridscore.sources.status import FAILED, Publisher, SourceStats, source_statuses
 from gridscore.testing import Fault, StubCluster
@@ -166,7 +167,7 @@ async def test_a_refusal_for_good_or_from_the_beginning_ends_a_source(monkeypatc
 
 def test_patience_begins_again_after_a_calm_time():
     now = 0.0
-    patience = Patience(lambda: now)
+    patience = Patience(SimpleNamespace(clock=lambda: now), SourceInterruptedError)
     assert not patience.lasts()
     patience.opened()
     assert patience.lasts()

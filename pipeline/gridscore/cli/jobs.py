@@ -264,6 +264,7 @@ def _place(text: str) -> str:
 
     from gridscore.errors import UsageError
     from gridscore.job.types import seconds_of
+    from gridscore.texts import moment_text
 
     text = text.strip()
     if text in _PLACES:
@@ -273,7 +274,7 @@ def _place(text: str) -> str:
             moment = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds_of(found[1]))
         except OverflowError:
             raise UsageError(f"--from: `{text}` is before 1970.", "Say oldest.") from None
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return moment_text(moment)
     return text  # a time, or an error of the restart itself
 
 

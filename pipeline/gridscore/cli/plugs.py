@@ -17,8 +17,8 @@ from gridscore.cli.metrics import Metrics  # noqa: TC001 -- the signature is rea
 from gridscore.cli.options import Connection, with_connection
 from gridscore.errors import UsageError
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
-from gridscore.job.plugs.kinds import kinds, plug
 from gridscore.job.types import MAX_NAME, Duration, MapName
+from gridscore.texts import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from gridscore.grid import Grid
-    from gridscore.job.plugs.kinds import Side
+    from gridscore.job.plugs.kinds import PlugKinds, Side
 
 _NOT_OPTIONS = ("kind",)
 _COMMON: dict[type[BaseModel], str] = {SourceSettings: "Every source", SinkSettings: "Every sink"}
@@ -293,22 +293,21 @@ def chosen(
 
 async def note_of_map(grid: Grid, name: str, known: Collection[str]) -> str:
     """A note if a map does not exist but resembles one that jobs have; empty if all is well."""
-    import difflib
-
-    close = [] if name in known else difflib.get_close_matches(name, known, n=1)
-    if not close or await grid.has_map(name):
+    meant = "" if name in known else nearest(name, known)
+    if not meant or await grid.has_map(name):
         return ""
-    return f"No job has the map {name}, and it is not there yet. Did you mean {close[0]}?"
+    return f"No job has the map {name}, and it is not there yet. Did you mean {meant}?"
 
 
 class PlugGroup(typer.core.TyperGroup):
     """A command group with a command for each kind of plug, made when it is asked for.
 
     Attributes:
+        plugs: The kinds.
         help_text: What the help of each command says of running it.
     """
 
-    side: Side
+    plugs: PlugKinds[Any, Any]
     help_text: str
 
     def start(self, settings: Any, connection: Connection, metrics: str | None) -> None:
@@ -318,22 +317,22 @@ class PlugGroup(typer.core.TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Kinds first."""
         own = super().list_commands(ctx)
-        return [*(kind for kind in kinds(self.side) if kind not in own), *own]
+        return [*(kind for kind in self.plugs.available if kind not in own), *own]
 
     def make(self, kind: str) -> Callable[..., None]:
         """The function for a kind's command."""
-        found = plug(self.side, kind)
+        found = self.plugs[kind]
         return command_of(
             found.settings_class(),
             self.start,
             help_text=f"{found.summary}\n\n{self.help_text} {_SECRETS} {_TIMES}",
-            example=f"gridscore {self.side} {kind} {found.example}",
+            example=f"gridscore {self.plugs.side} {kind} {found.example}",
         )
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, or None."""
         own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in kinds(self.side):
+        if own is not None or cmd_name not in self.plugs.available:
             return own
         app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
         try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _Sinks(PlugGroup):
-    side = "sink"
+    plugs = KINDS
     help_text = "Runs until Ctrl-C or SIGTERM. Start it several times, anywhere, and its processes share the work."
 
     def start(self, settings: Any, connection: Connection, metrics: str | None) -> None:

@@ -30,7 +30,7 @@ _ROWS = "postgres"  # whose maps are lookups, as a rule
 
 
 class _Sources(PlugGroup):
-    side = "source"
+    plugs = KINDS
     help_text = "Runs until its end, Ctrl-C or SIGTERM."
 
     def start(self, settings: Any, connection: Connection, metrics: str | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import logging
 import sys
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import typer
 from gridscore.cli.options import Connection, run_on
 from gridscore.cli.output import console, json_text
 from gridscore.cli.signals import on_signals
-from gridscore.texts import clock_text, count_text
+from gridscore.texts import clock_text, count_text, moment_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +126,7 @@ class _Screen:
 
         from gridscore.operations.flow import to_json
 
-        at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        at = moment_text()
         if (flow := self._watcher.flow) is None or (silence := self._watcher.silence):
             return {"at": at, "error": silence, "sources": [], "jobs": [], "sinks": [], "workers": []}
         lags = {status.record.name: status for status in flow.overview.jobs}

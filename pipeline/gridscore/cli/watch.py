@@ -124,17 +124,16 @@ async def _result_map(grid: Grid, target: str) -> str:
     Raises:
         MapNotFoundError: It is neither.
     """
-    import difflib
-
     from gridscore.job import Jobs
+    from gridscore.texts import nearest
 
     jobs = {record.name: record.job.results for record in await Jobs(grid).all()}
     if target in jobs:
         return str(jobs[target])
     if target in jobs.values() or await grid.has_map(target):
         return target
-    close = difflib.get_close_matches(target, [*jobs, *jobs.values()], n=1)
-    hint = f"Did you mean `{close[0]}`?" if close else f"Jobs of this cluster: {', '.join(jobs) or 'none'}."
+    meant = nearest(target, [*jobs, *jobs.values()])
+    hint = f"Did you mean `{meant}`?" if meant else f"Jobs of this cluster: {', '.join(jobs) or 'none'}."
     raise MapNotFoundError(f"There is no job and no map `{target}` in this cluster.", hint)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gridscore.client.gates import Gates
-from gridscore.client.progress import told_progress
 from gridscore.errors import GridscoreError, ModelError
 from gridscore.grid.records import Records
 from gridscore.job.life import ENDED, OVER
@@ -19,7 +19,7 @@ from gridscore.models.version import early_stopping
 from gridscore.scoring.recent import latest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from gridscore.grid import Grid
     from gridscore.job import Job, Jobs
@@ -79,7 +79,7 @@ class ModelVerbs:
             ModelError: It is not a model, or, with an alias, one that would not score as trained for a
                 submitted job that uses it.
         """
-        with told_progress(progress) as told:
+        with _told_progress(progress) as told:
             added = await self.add_model(
                 model,
                 name,
@@ -350,3 +350,24 @@ def _write(path: Path, payload: bytes) -> None:
             file.write(payload)
     except OSError as error:
         raise ModelError(f"{path} cannot be written: {error.strerror}.", "Name a file that is not there yet.") from None
+
+
+@contextmanager
+def _told_progress(shown: bool | None) -> Iterator[Callable[[int, int], None] | None]:
+    """What to call with the bytes written and all bytes, while the bar is shown.
+
+    Args:
+        shown: None means: in a notebook.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    if shown is None:
+        shown = console.is_jupyter
+    if not shown:
+        yield None
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console) as bar:
+        task = bar.add_task("checking", total=None)
+        yield lambda done, total: bar.update(task, description="pushing", completed=done, total=total)

@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
 _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Class = Annotated[
     str,
@@ -65,30 +64,28 @@ Class = Annotated[
 ]
 
 
-def _key_parts(value: Any) -> Any:
-    """A `key` is a list, also where it is one expression."""
-    if isinstance(value, dict) and "key" in value:
-        key = value["key"]
-        value = {**value, "key": [_texts(part) for part in key] if isinstance(key, list) else [_texts(key)]}
-    return value
+def _text(value: Any) -> Any:
+    """YAML's `3` is the expression `3`, and `true` is `True`."""
+    return repr(value) if isinstance(value, int | float) else value
 
 
-def _texts(value: Any) -> Any:
-    """YAML's `3` is the expression `3`."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return repr(value)
-    return {True: "True", False: "False"}[value] if isinstance(value, bool) else value
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), BeforeValidator(_text)]
+"""An expression."""
+Key = Annotated[
+    tuple[Text, ...],
+    Field(min_length=1, max_length=8),
+    BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
+]
+"""Expressions that make a key: a list, also where it is one."""
 
 
 class Lookup(Strict):
     """A reference map in the cluster, and how an event finds its entry there."""
 
     map: MapName = Field(description="The map.")
-    key: tuple[Text, ...] = Field(
-        min_length=1,
-        max_length=8,
+    key: Key = Field(
         description="Expression over event fields that gives the key: a string or a whole number. "
-        "A list makes a composite key: its parts as strings, joined by `separator`.",
+        "A list makes a composite key: its parts as strings, joined by `separator`."
     )
     separator: str = Field(default="|", max_length=8, description="What joins the parts of a composite key.")
     columns: tuple[Column, ...] = Field(
@@ -114,11 +111,6 @@ class Lookup(Strict):
     max_entries: int = Field(
         default=1_000_000, ge=1, le=100_000_000, description="Entries above which the map is not copied, but an error."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _single_key(cls, value: Any) -> Any:
-        return _key_parts(value)
 
     @model_validator(mode="after")
     def _columns_for_keys(self) -> Lookup:
@@ -148,18 +140,16 @@ class Lookup(Strict):
 class Window(Strict):
     """Whose events a window holds: those of an entity, as a card or a machine."""
 
-    key: tuple[Text, ...] = Field(
-        min_length=1,
-        max_length=8,
+    key: Key = Field(
         description="Expression over event fields that tells entities apart: a string or a whole number. "
-        "A list makes a composite key: its parts as strings, joined by `separator`.",
+        "A list makes a composite key: its parts as strings, joined by `separator`."
     )
     separator: str = Field(default="|", max_length=8, description="What joins the parts of a composite key.")
 
     @model_validator(mode="before")
     @classmethod
-    def _single_key(cls, value: Any) -> Any:
-        return _key_parts({"key": value} if isinstance(value, str | list) else value)
+    def _short(cls, value: Any) -> Any:
+        return {"key": value} if isinstance(value, str | list) else value
 
 
 class Feature(Strict):
@@ -178,9 +168,7 @@ class Feature(Strict):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {**value, "expression": _texts(value["expression"])} if "expression" in value else value
-        return {"expression": _texts(value)}
+        return value if isinstance(value, dict) else {"expression": value}
 
 
 class ModelRef(Strict):
@@ -226,11 +214,6 @@ class Reasons(Strict):
         default={}, max_length=MAX_FEATURES, description="A feature's reason in words; `{value}` is its value."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _condition(cls, value: Any) -> Any:
-        return {**value, "when": _texts(value["when"])} if isinstance(value, dict) and "when" in value else value
-
 
 class ResultSpec(Strict):
     """What a result holds beside score, decision, model, version, sequence and time."""
@@ -261,11 +244,6 @@ class Decision(Strict):
         description="Expression over `score`, `label`, event fields, `lookup.field` and features, instead: the first "
         "decision whose condition is true is taken.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _condition(cls, value: Any) -> Any:
-        return {**value, "when": _texts(value["when"])} if isinstance(value, dict) and "when" in value else value
 
 
 MAX_JOURNAL = 1_000_000_000

@@ -20,6 +20,7 @@ from gridscore.grid import Record, Records
 from gridscore.grid.records import reason_of
 from gridscore.job.file import Job
 from gridscore.job.release import Previous, Release  # noqa: TC001 -- msgspec reads the annotations
+from gridscore.texts import moment_text, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -221,8 +222,8 @@ class Jobs:
                 "state": JobState.WAITING.value,
                 "revision": 1,
                 "error": "",
-                "submitted_at": _now(),
-                "updated_at": _now(),
+                "submitted_at": moment_text(),
+                "updated_at": moment_text(),
             }
             if release is not None:
                 fresh["release"] = msgspec.to_builtins(release)
@@ -345,7 +346,7 @@ class Jobs:
             fresh = {**current, "state": JobState.WAITING.value, "revision": current["revision"] + 1, "error": ""}
             if begin != "committed":
                 fresh |= {"restarts": current.get("restarts", 0) + 1, "begin": begin}
-            return {**fresh, "updated_at": _now()}
+            return {**fresh, "updated_at": moment_text()}
 
         return JobRecord.from_record(await self._records.update(name, change))
 
@@ -391,7 +392,7 @@ class Jobs:
                 return current
             if (current["state"], state) == (JobState.RUNNING.value, JobState.STARTING):
                 return current  # another worker scores already
-            return {**current, "state": state.value, "error": error, "updated_at": _now()}
+            return {**current, "state": state.value, "error": error, "updated_at": moment_text()}
 
         await self._records.update(name, change)
 
@@ -413,7 +414,7 @@ class Jobs:
                 reason = f" ({value.error})" if value.error else ""
                 hint = "Submit it again." if state in OVER else f"`gridscore resume {name}` goes on, `cancel` ends it."
                 raise JobError(f"The job `{name}` is {state}{reason}: it cannot {verb}.", hint)
-            return {**current, "state": to.value, "error": "", "updated_at": _now()}
+            return {**current, "state": to.value, "error": "", "updated_at": moment_text()}
 
         return JobRecord.from_record(await self._records.update(name, change))
 
@@ -432,14 +433,10 @@ class Jobs:
                 )
 
     async def _unknown(self, name: str) -> JobError:
-        import difflib
-
         names = sorted(await self._records.all())
-        close = difflib.get_close_matches(name, names, n=1)
-        if close:
-            return JobError(f"There is no job `{name}`.", f"Did you mean `{close[0]}`?")
-        listed = ", ".join(names) or "none"
-        return JobError(f"There is no job `{name}`.", f"Jobs of this cluster: {listed}.")
+        meant, listed = nearest(name, names), ", ".join(names) or "none"
+        hint = f"Did you mean `{meant}`?" if meant else f"Jobs of this cluster: {listed}."
+        return JobError(f"There is no job `{name}`.", hint)
 
 
 def _is_as_read(read: JobRecord | None, found: JobRecord | None) -> bool:
@@ -479,8 +476,4 @@ def _begin(text: str) -> str:
         ) from None
     if moment.tzinfo is None:
         raise JobError(f"`{text}` has no time zone.", f"Write {text}Z for UTC, or an offset as +01:00.")
-    return moment.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment_text(moment)

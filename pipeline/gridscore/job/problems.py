@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from gridscore.errors import JobFileError
@@ -135,11 +134,9 @@ def _model_at(path: Path, document: Document, models: Models) -> type[BaseModel]
 def _unknown_key(path: Path, model: type[BaseModel] | None) -> str:
     *parents, key = path
     keys = [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
-    close = difflib.get_close_matches(str(key), keys, n=1)
     where = f" in `{dotted(tuple(parents))}`" if parents else ""
     possible = f"; possible are {', '.join(f'`{name}`' for name in keys)}" if keys else ""
-    meant = f", did you mean `{close[0]}`?" if close else possible
-    return f"unknown key `{key}`{where}{meant}"
+    return f"unknown key `{key}`{where}{did_you_mean(str(key), keys) or possible}"
 
 
 def within(path: Path, message: str) -> str:

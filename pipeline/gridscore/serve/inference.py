@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from gridscore.models.version import ModelVersion
     from gridscore.serve.live_models import LiveModels
-    from gridscore.sources.http.bodies import Bodies
+    from gridscore.sources.http.requests import Bodies
 
 LENGTH = "inference-header-content-length"
 """Header that says how many bytes of a body are JSON, where binary data follow."""

@@ -23,7 +23,7 @@ from gridscore.serve.micro_batches import BATCH
 from gridscore.serve.tasks import unless_left
 from gridscore.sources.http.answer import failure, http_error, json_response, later
 from gridscore.sources.http.events import MAX_KEY, EventReader, array_slices, elements_of
-from gridscore.sources.http.parameters import flag, seconds
+from gridscore.sources.http.requests import flag, seconds
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gridscore.job import JobRecord
     from gridscore.serve.live_jobs import Answers, LiveJobs
     from gridscore.serve.settings import ServeSettings
-    from gridscore.sources.http.bodies import Bodies
+    from gridscore.sources.http.requests import Bodies
 
 PATH = "/score/"
 

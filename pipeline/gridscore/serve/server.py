@@ -21,9 +21,9 @@ from gridscore.serve.live_models import LiveModels
 from gridscore.serve.micro_batches import BATCH_BYTES
 from gridscore.serve.scores import Scores
 from gridscore.serve.streams import Streams
-from gridscore.sources.http.bodies import Bodies
 from gridscore.sources.http.gate import gated
 from gridscore.sources.http.health import GridHealth
+from gridscore.sources.http.requests import Bodies
 from gridscore.sources.http.server import HttpServer
 from gridscore.sources.http.source import HttpSource
 from gridscore.sources.runner import runner_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from gridscore.dead_letters.letters import SINKS_MAP, owner_of
 from gridscore.errors import ConflictError, UsageError
 from gridscore.grid.records import Count, Records, Word
 from gridscore.group.subscription import MOST_SHOWN, GroupStats, Subscription
+from gridscore.texts import moment_text
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -105,7 +105,13 @@ async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> 
 
     def change(current: dict[str, Any] | None) -> dict[str, Any]:
         if current is None:
-            return {"kind": kind, "map": settings.results, "start": settings.start, "created_at": _now(), "to": to}
+            return {
+                "kind": kind,
+                "map": settings.results,
+                "start": settings.start,
+                "created_at": moment_text(),
+                "to": to,
+            }
         if (current.get("kind"), current.get("map")) != (kind, settings.results):
             raise UsageError(
                 f"There is a sink `{name}` already: it delivers `{current.get('map')}` to {current.get('kind')}, and "
@@ -132,7 +138,7 @@ async def note_failure(grid: Grid, name: str, error: str) -> None:
             return  # forgotten meanwhile, or nothing to remove
         value = {key: each for key, each in record.value.items() if key not in ("error", "failed_at")}
         if error:
-            value |= {"error": error[:1000], "failed_at": _now()}
+            value |= {"error": error[:1000], "failed_at": moment_text()}
         with contextlib.suppress(ConflictError):
             await records.replace(record, value)
             return
@@ -147,15 +153,6 @@ async def find_sink(grid: Grid, name: str) -> SinkRecord | None:
     """The sink of that name, or None."""
     record = await Records(grid, SINKS_MAP).get(name)
     return None if record is None else SinkRecord.from_record(record)
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def default_name(kind: str, map_name: str) -> str:
-    """The name of a sink that was not given one: from its kind and its map."""
-    return f"{kind}-{map_name.replace(':', '-')}"[:64]
 
 
 STARTING, DELIVERING, WAITING, PAUSED = "starting", "delivering", "waiting", "paused"

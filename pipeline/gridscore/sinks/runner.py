@@ -25,7 +25,7 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.dead_letters.letters import Rejected, letter
 from gridscore.dead_letters.writer import COUNT_SECONDS, LetterWriter, Limits
-from gridscore.errors import ClusterReplacedError, GridscoreError, RefusedError, first_of
+from gridscore.errors import ClusterReplacedError, GridscoreError, first_of
 from gridscore.grid import transport
 from gridscore.group.fence import Fence
 from gridscore.group.group import Group
@@ -46,7 +46,6 @@ from gridscore.sinks.records import (
     PROCESSES_MAP,
     WAITING,
     SinkStats,
-    default_name,
     find_sink,
     group_of,
     note_failure,
@@ -123,7 +122,7 @@ class SinkRunner:
         limits = Limits(settings.max_dead_letters, settings.max_dead_letter_bytes)
         self._letters = LetterWriter(grid, name, limits, share=lambda: len(self.group.held) / grid.partition_count)
         self._pace = _Pace(lease_seconds)
-        self._patience = Patience(grid.clock)
+        self._patience = Patience(grid, SinkInterruptedError)
         self._pauses = self._new_pauses()  # of deliveries
         self._sink: Sink | None = None
         self._calling = asyncio.Lock()
@@ -195,7 +194,7 @@ class SinkRunner:
                 await sink.open()
             except (GridscoreError, HazelcastError) as error:
                 await sink.close()
-                if not self._may_heal(error):
+                if not self._patience.may_heal(error):
                     raise
                 await pauses.wait(error)
             except BaseException:
@@ -234,12 +233,6 @@ class SinkRunner:
                     await self._sink.close()
             except (GridscoreError, HazelcastError, TimeoutError) as error:
                 _log.warning("%s: it could not be closed: %s", self.name, error or "no answer")
-
-    def _may_heal(self, error: Exception) -> bool:
-        """Whether a retry may help: the destination is away, or the cluster does not answer."""
-        if isinstance(error, RefusedError):
-            return self._patience.lasts()
-        return isinstance(error, SinkInterruptedError) or self._grid.may_recover_from(error)
 
     def _waits_for(self, error: Exception) -> str:
         return CLUSTER if self._grid.may_recover_from(error) else "its destination"
@@ -325,7 +318,7 @@ class SinkRunner:
             async with self._calling:
                 await self._opened.look()  # type: ignore[attr-defined]
         except (GridscoreError, HazelcastError) as error:
-            if not self._may_heal(error):
+            if not self._patience.may_heal(error):
                 raise
             self._pauses.say(error)  # do not wait: results may be filtered out meanwhile
         else:
@@ -347,7 +340,7 @@ class SinkRunner:
                 sent = await self._bring(now)
                 done = True
             except (GridscoreError, HazelcastError) as error:
-                if not self._may_heal(error):
+                if not self._patience.may_heal(error):
                     raise
                 failure = error
             finally:
@@ -470,7 +463,7 @@ class SinkRunner:
                 async with self._calling:
                     answer = await call()
             except (GridscoreError, HazelcastError) as error:
-                if not self._may_heal(error):
+                if not self._patience.may_heal(error):
                     raise
                 await pauses.wait(error)
             else:
@@ -558,7 +551,7 @@ def runner_of(
         UsageError: There is no such kind, or its libraries are not installed.
     """
     kind = KINDS.of(settings).name
-    called = settings.name or name or default_name(kind, settings.results)
+    called = KINDS.name_of(settings, name)
     filled, hidden = from_environment(settings)
 
     def make() -> Sink:

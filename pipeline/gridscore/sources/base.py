@@ -155,8 +155,3 @@ def checked_key(key: K) -> K:
 
 
 KINDS = PlugKinds[SourceSettings, Source]("source")
-
-
-def name_of(settings: SourceSettings, name: str | None = None) -> str:
-    """The name of a source: from its settings, as given, or from its kind and its map."""
-    return settings.name or name or f"{KINDS.of(settings).name}-{settings.to}".replace(":", "-")[:64]

@@ -33,13 +33,13 @@ from gridscore.client.producer import Producer
 from gridscore.client.producer_queue import WithdrawnError
 from gridscore.dead_letters.letters import letter_of_source, owner_of
 from gridscore.dead_letters.writer import COUNT_SECONDS, DEFAULT_LIMITS, LetterWriter, Limits
-from gridscore.errors import BackPressureError, GridscoreError, RefusedError, UsageError
+from gridscore.errors import BackPressureError, GridscoreError, UsageError
 from gridscore.job.plugs.base import CLUSTER
 from gridscore.job.plugs.environment import Hidden, from_environment
 from gridscore.job.plugs.patience import Patience
 from gridscore.job.types import seconds_of
 from gridscore.log_records import about
-from gridscore.sources.base import KINDS, Poison, PushedSource, SourceInterruptedError, name_of
+from gridscore.sources.base import KINDS, Poison, PushedSource, SourceInterruptedError
 from gridscore.sources.status import FAILED, Publisher, SourceStats
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class SourceRunner:
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._said = ""
-        self._patience = Patience(grid.clock)
+        self._patience = Patience(grid, SourceInterruptedError)
         self._acknowledged = 0  # batches of this attempt
         self._settling: set[asyncio.Task[None]] = set()  # pushed batches that are under way
         self._room = asyncio.Semaphore(UNDER_WAY)
@@ -185,7 +185,7 @@ class SourceRunner:
                 await self._check_name()
                 await self._attempt()
             except (GridscoreError, HazelcastError) as error:
-                if not self._may_heal(error):
+                if not self._patience.may_heal(error):
                     raise
                 failures = 1 if self._acknowledged else failures + 1
                 await self._pause(error, failures)
@@ -199,11 +199,6 @@ class SourceRunner:
                 f"`{self.name}` is a {owner}: a source of that name would share its dead letters.",
                 "Give the source another name with --name.",
             )
-
-    def _may_heal(self, error: Exception) -> bool:
-        if isinstance(error, RefusedError):
-            return self._patience.lasts()
-        return isinstance(error, SourceInterruptedError) or self._grid.may_recover_from(error)
 
     async def _pause(self, error: Exception, failures: int) -> None:
         """Wait before the next attempt: exponentially longer, and with jitter."""
@@ -568,7 +563,7 @@ def runner_of(
         UsageError: There is no such kind, or its libraries are not installed.
     """
     kind = KINDS.of(settings).name
-    called = name_of(settings, name)
+    called = KINDS.name_of(settings, name)
     filled, hidden = from_environment(settings)
 
     return SourceRunner(

@@ -51,6 +51,8 @@ _SILENT = "It has fallen silent: it was killed or stopped, or its machine is gon
 
 CLOSE_SECONDS = 3.0
 _RATE_SECONDS = 5.0
+_COUNTS = ("events", "poison", "interruptions", "error_at", "waits_for", "lost", "lost_at")
+_FIGURES = ("state", "error", "rate", "events", "poison", "lost", "dead_letters", "waiting", "waited")
 
 
 class SourceRecord(msgspec.Struct, frozen=True):
@@ -187,30 +189,20 @@ class Publisher:
             self._healed = True
 
     def _record(self) -> SourceRecord:
-        stats = self._stats
+        stats, ended = self._stats, self._stats.state == FAILED
         return SourceRecord(
+            **{name: getattr(stats, name) for name in ("name", "kind", "map", "state", *_COUNTS)},
             id=self.id,
             seen_at=int(time.time() * 1000),
-            name=stats.name,
-            kind=stats.kind,
-            map=stats.map,
             host=socket.gethostname(),
             pid=os.getpid(),
             began_at=self._began_at,
-            state=stats.state,
-            events=stats.events,
-            rate=round(stats.rate(), 1) if stats.state != FAILED else 0.0,
-            poison=stats.poison,
-            waiting=stats.waiting[:1000] if stats.state != FAILED else "",
+            rate=0.0 if ended else round(stats.rate(), 1),
+            waiting="" if ended else stats.waiting[:1000],
             waited=round(stats.waited, 1),
-            interruptions=stats.interruptions,
             error=stats.error[:1000],
-            error_at=stats.error_at,
             also=tuple(stats.also),
-            waits_for=stats.waits_for,
-            lost=stats.lost,
-            lost_at=stats.lost_at,
-            positions=stats.positions() if stats.state != FAILED else {},
+            positions={} if ended else stats.positions(),
         )
 
     async def _sweep(self) -> None:
@@ -321,18 +313,7 @@ class SourceStatus:
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
         return {
-            "name": self.name,
-            "kind": self.kind,
-            "map": self.map,
-            "state": self.state,
-            "error": self.error,
-            "rate": self.rate,
-            "events": self.events,
-            "poison": self.poison,
-            "lost": self.lost,
-            "dead_letters": self.dead_letters,
-            "waiting": self.waiting,
-            "waited": self.waited,
+            **{name: getattr(self, name) for name in ("name", "kind", "map", *_FIGURES)},
             "processes": [msgspec.to_builtins(process) for process in self.processes],
             "failure": None if self.failure is None else msgspec.to_builtins(self.failure),
         }

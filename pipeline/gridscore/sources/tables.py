@@ -6,7 +6,6 @@ A row that cannot be read is named by its number: its line in the file, or its r
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import io
 import re
@@ -18,6 +17,7 @@ import msgspec
 from gridscore.errors import TableError
 from gridscore.features.cells import JSON_LINES, READERS
 from gridscore.sources.base import MAX_KEY
+from gridscore.texts import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -145,10 +145,10 @@ class RowMaker:
         """Raise a `TableError` if a column is missing."""
         for name in (*self._key, *self._required):
             if name not in columns:
-                close = difflib.get_close_matches(name, columns, n=1)
+                meant = nearest(name, columns)
                 raise TableError(
                     f"{self._what} has no column `{name}`{', which belongs to the key' * (name in self._key)}.",
-                    f"Did you mean `{close[0]}`?" if close else f"Its columns: {', '.join(columns[:30])}.",
+                    f"Did you mean `{meant}`?" if meant else f"Its columns: {', '.join(columns[:30])}.",
                 )
 
 

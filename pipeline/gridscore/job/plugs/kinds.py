@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from gridscore.errors import UsageError
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
 from gridscore.job.plugs.environment import from_environment
+from gridscore.job.types import MAX_NAME
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -97,34 +98,6 @@ def _brought_by(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else entry.value
 
 
-def kinds(side: Side) -> list[str]:
-    """Names of the kinds of sources, or of sinks, that are installed."""
-    return sorted(_entry_points(side))
-
-
-def plug(side: Side, name: str) -> PlugKind:
-    """A kind.
-
-    Raises:
-        UsageError: There is none of that name, several distributions bring it, or it cannot be loaded.
-    """
-    entries = _entry_points(side).get(name)
-    if entries is None:
-        known = f"{side.title()}s are: {', '.join(kinds(side))}." if kinds(side) else "Install `gridscore` again."
-        raise UsageError(f"There is no {side} `{name}`.", known)
-    entry, *others = entries
-    if others:
-        both = " and ".join(sorted(f"`{_brought_by(each)}`" for each in entries))
-        raise UsageError(f"The {side} `{name}` is brought by more than one distribution: {both}.", "Keep one of them.")
-    try:
-        found = entry.load()
-    except Exception as error:
-        raise _not_loaded(name, _brought_by(entry), repr(error)) from error
-    if not isinstance(found, PlugKind) or found.name != name:
-        raise _not_loaded(name, _brought_by(entry), f"`{entry.value}` is not a PlugKind of that name")
-    return found
-
-
 def _not_loaded(name: str, distribution: str, why: str) -> UsageError:
     return UsageError(
         f"`{name}` of the distribution `{distribution}` cannot be loaded: {why}.",
@@ -140,24 +113,46 @@ class PlugKinds(Generic[_Settings, _Plug]):
     """
 
     def __init__(self, side: Side) -> None:
-        self._side = side
+        self.side = side
 
     @property
     def available(self) -> list[str]:
         """Names of those that are installed."""
-        return kinds(self._side)
+        return sorted(_entry_points(self.side))
 
     def __getitem__(self, name: str) -> PlugKind:
         """A kind.
 
         Raises:
-            UsageError: There is none of that name, or it cannot be loaded.
+            UsageError: There is none of that name, several distributions bring it, or it cannot be loaded.
         """
-        return plug(self._side, name)
+        side, entries = self.side, _entry_points(self.side).get(name)
+        if entries is None:
+            there = ", ".join(self.available)
+            known = f"{side.title()}s are: {there}." if there else "Install `gridscore` again."
+            raise UsageError(f"There is no {side} `{name}`.", known)
+        entry, *others = entries
+        if others:
+            both = " and ".join(sorted(f"`{_brought_by(each)}`" for each in entries))
+            raise UsageError(
+                f"The {side} `{name}` is brought by more than one distribution: {both}.", "Keep one of them."
+            )
+        try:
+            found = entry.load()
+        except Exception as error:
+            raise _not_loaded(name, _brought_by(entry), repr(error)) from error
+        if not isinstance(found, PlugKind) or found.name != name:
+            raise _not_loaded(name, _brought_by(entry), f"`{entry.value}` is not a PlugKind of that name")
+        return found
 
     def of(self, settings: _Settings) -> PlugKind:
         """The kind that settings are for: each plug's have a field for it, with one value."""
         return self[str(settings.kind)]  # type: ignore[attr-defined]
+
+    def name_of(self, settings: _Settings, name: str | None = None) -> str:
+        """The name of a source or sink: from its settings, as given, or from its kind and its map."""
+        map_name = settings.to if isinstance(settings, SourceSettings) else settings.results
+        return settings.name or name or f"{self.of(settings).name}-{map_name}".replace(":", "-")[:MAX_NAME]
 
     def make(self, grid: Grid, name: str, settings: _Settings) -> _Plug:
         """A source or sink, not opened yet.

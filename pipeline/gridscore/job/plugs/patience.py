@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gridscore.errors import RefusedError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from gridscore.errors import GridscoreError
+    from gridscore.grid import Grid
 
 PATIENCE_SECONDS = 600.0
 """How long refusals may go on."""
@@ -22,11 +25,11 @@ class Patience:
     """Of one process.
 
     Args:
-        clock: In seconds.
+        interrupted: The error of an other side that is away, or refuses for now.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, grid: Grid, interrupted: type[GridscoreError]) -> None:
+        self._grid, self._interrupted = grid, interrupted
         self._worked = False
         self._first: float | None = None
         self._last = 0.0
@@ -39,9 +42,15 @@ class Patience:
         """What we do was done."""
         self._worked, self._first = True, None
 
+    def may_heal(self, error: Exception) -> bool:
+        """Whether a retry may help: the other side is away, or the cluster does not answer."""
+        if isinstance(error, RefusedError):
+            return self.lasts()
+        return isinstance(error, self._interrupted) or self._grid.may_recover_from(error)
+
     def lasts(self) -> bool:
         """We are refused: whether to try again."""
-        now = self._clock()
+        now = self._grid.clock()
         if self._first is None or now - self._last > _CALM_SECONDS:
             self._first = now
         self._last = now

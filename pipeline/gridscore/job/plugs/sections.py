@@ -5,7 +5,6 @@ They are imported when a file has an entry of that kind.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,9 +13,10 @@ from pydantic_core import InitErrorDetails
 
 from gridscore.errors import UsageError
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
-from gridscore.job.plugs.kinds import Side, kinds, plug
+from gridscore.job.plugs.kinds import PlugKinds, Side
 from gridscore.job.plugs.secrets import plain_secrets
 from gridscore.job.types import shown
+from gridscore.texts import did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -29,19 +29,21 @@ DEFAULT_MAPS: dict[Side, tuple[str, str]] = {"source": ("to", "events"), "sink":
 RECORDED: dict[str, Any] = {"recorded": True}
 """Context of a validation of a job that was submitted, and so checked, before."""
 
+_KINDS: dict[Side, PlugKinds[Any, Any]] = {side: PlugKinds(side) for side in SECTIONS.values()}
+
 _log = logging.getLogger(__name__)
 
 
 def settings_class(side: Side, kind: str) -> type[BaseModel]:
     """The settings of a kind that there is."""
-    return cast("type[BaseModel]", plug(side, kind).settings_class())
+    return cast("type[BaseModel]", _KINDS[side][kind].settings_class())
 
 
 def class_of(section: str, entry: Any) -> type[BaseModel] | None:
     """The settings of an entry of a section; None if it names no kind that there is."""
     kind = entry.get("kind") if isinstance(entry, dict) else None
     side = SECTIONS[section]
-    return settings_class(side, kind) if kind in kinds(side) else None
+    return settings_class(side, kind) if kind in _KINDS[side].available else None
 
 
 def with_maps(job: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def json_schema(section: str, definitions: dict[str, Any]) -> dict[str, Any]:
     side = SECTIONS[section]
     key, _ = DEFAULT_MAPS[side]
     choices = []
-    for kind in kinds(side):
+    for kind in _KINDS[side].available:
         try:
             model = settings_class(side, kind)
         except UsageError as error:  # the others are none the worse for it
@@ -104,11 +106,10 @@ def _checked(side: Side, value: Any) -> Any:
         return value
     if "kind" not in value:
         raise _error(side, InitErrorDetails(type="missing", loc=("kind",), input=value))
-    kind, known = value["kind"], kinds(side)
+    kind, known = value["kind"], _KINDS[side].available
     if kind not in known:
-        close = difflib.get_close_matches(str(kind), known, n=1)
         possible = ", ".join(f"`{each}`" for each in known)
-        meant = f", did you mean `{close[0]}`?" if close else f"; there are {possible}"
+        meant = did_you_mean(str(kind), known) or f"; there are {possible}"
         reason = ValueError(f"{shown(kind)} is not a kind of {side}{meant}")
         raise _error(side, InitErrorDetails(type="value_error", loc=("kind",), input=kind, ctx={"error": reason}))
     plain = ValueError(

@@ -18,7 +18,6 @@ from starlette.routing import Route
 from gridscore.errors import BackPressureError, EventRejectedError, GridError
 from gridscore.job.types import seconds_of
 from gridscore.sources.http.answer import MAX_AFTER, Answer, failure, http_error, json_response, later
-from gridscore.sources.http.bodies import Bodies
 from gridscore.sources.http.events import (
     MAX_KEY,
     SLICE,
@@ -29,7 +28,7 @@ from gridscore.sources.http.events import (
 )
 from gridscore.sources.http.health import GridHealth
 from gridscore.sources.http.intake import Intake, Ticket
-from gridscore.sources.http.parameters import seconds, sequence
+from gridscore.sources.http.requests import Bodies, seconds, sequence
 from gridscore.sources.http.results import ResultFinder
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import msgspec
+
 from gridscore.sources.logfile.formats import LogFormat, format_of, has_header, is_open, without_bom
 from gridscore.sources.logfile.positions import HEAD_BYTES, LAST_BYTES, FilePosition, identity_of
 from gridscore.sources.logfile.tail import PACKED_ERRORS, Tail, open_log
@@ -227,13 +229,11 @@ class LogFiles:
                 # A file that we have followed is not a copy, even if it begins as it did before it was truncated.
                 if found.inode not in self._followed and _is_copy(stream, head, found, tail, packed=packed):
                     return None
-            elif tail is None and position.is_of(stream, head):
+            elif position.is_of(stream, head):
                 _log.info("%s goes on where %s was", found.path, position.path, extra={"action": "log_recognized"})
-                adopted = FilePosition(**{name: getattr(position, name) for name in FilePosition.__struct_fields__})
-                adopted.device, adopted.inode, adopted.path = device, inode, str(found.path)
-                adopted.generation, adopted.finished = 0, False
-                return adopted
-            elif tail is None and not packed and found.stat.st_size < position.offset and position.begins(head):
+                here = {"device": device, "inode": inode, "path": str(found.path)}
+                return msgspec.structs.replace(position, **here, generation=0, finished=False)
+            elif not packed and found.stat.st_size < position.offset and position.begins(head):
                 return None  # an older copy of a file that was read
         generation = own[-1].generation + 1 if own else 0
         first = head.partition(b"\n")[0]

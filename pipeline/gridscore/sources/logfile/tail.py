@@ -8,14 +8,17 @@ import os
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
+import msgspec
+
 from gridscore.sources.logfile.formats import is_open, without_bom
-from gridscore.sources.logfile.positions import HEAD_BYTES, FilePosition, Fingerprint, digest
+from gridscore.sources.logfile.positions import HEAD_BYTES, Fingerprint, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from gridscore.sources.logfile.formats import LogFormat
+    from gridscore.sources.logfile.positions import FilePosition
 
 CHUNK = 1 << 18
 KEPT_OF_LONG = 4_096
@@ -136,17 +139,15 @@ class Tail:
     @property
     def position(self) -> FilePosition:
         """How far it has been taken."""
-        return FilePosition(
-            identity=self._position.identity,
+        return msgspec.structs.replace(
+            self._position,
             path=str(self.path),
-            device=self._position.device,
-            inode=self._position.inode,
-            generation=self._position.generation,
             offset=self._offset,
             line=self._line,
             head=digest(self._seen.head),
             last=digest(self._seen.last),
             finished=self._finished,
+            at=0.0,
         )
 
     def is_same(self, stat: os.stat_result) -> bool:
