@@ -29,7 +29,6 @@ def address_of(text: str | None, *, processes: int = 1) -> tuple[str, int] | Non
     """Host and port of the option, if it is given.
 
     Args:
-        text: Of the option.
         processes: How many need a port, from this one on.
 
     Raises:

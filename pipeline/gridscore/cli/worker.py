@@ -119,8 +119,6 @@ def supervised(command: list[str], count: int, metrics: tuple[str, int] | None =
     """Worker processes whose lines are shown; `supervise` runs them.
 
     Args:
-        command: Of each.
-        count: How many.
         metrics: Where the first serves its metrics: each has a port of its own.
     """
     from gridscore.scoring.processes import WorkerProcesses

@@ -260,7 +260,6 @@ class Client(ModelVerbs, ExperimentVerbs):
         """The job with its model's features, each read from the event as it is, if it names none itself.
 
         Args:
-            job: The job.
             model: A model, or what `push_model` takes, instead of the version that would score now.
             version: A version, instead.
 
@@ -387,10 +386,8 @@ class Client(ModelVerbs, ExperimentVerbs):
         score many events, put them and iterate over `results`.
 
         Args:
-            events: The event map.
             event: A dictionary, or JSON text as bytes or str.
             results: The result map; by default that of the only job that reads the event map.
-            timeout: Seconds to wait.
 
         Raises:
             EventRejectedError: The event cannot be scored; raised as soon as it is a dead letter, with the reason.
@@ -417,7 +414,6 @@ class Client(ModelVerbs, ExperimentVerbs):
         Rows of one key, which only a job with an `event_key` has, are put one after the other.
 
         Args:
-            events: The event map.
             frame: A row an event.
             key: See `put_events`.
             results: See `score`.

@@ -66,7 +66,6 @@ class ExperimentVerbs:
         """Let another version of a job's model score a part of the entities, or beside the champion.
 
         Args:
-            job: The job.
             challenger: The version, or an alias that points at it.
             steps: A canary: percent of the entities, ascending.
             every: Seconds after which it goes to the next step; 0: it stays at the first.

@@ -26,8 +26,6 @@ class Gates:
 
     Args:
         grid: Where the jobs' events are.
-        registry: Of the model.
-        name: Of the model.
         alias: That is to move.
         jobs: That follow it, by name.
         override: Why the version goes live even if it does not pass; empty if it must pass.
@@ -50,7 +48,6 @@ class Gates:
         """Ask all gates.
 
         Args:
-            model: The version.
             number: None if it is not in the registry yet.
 
         Raises:

@@ -218,9 +218,6 @@ class ModelVerbs:
         """Two versions side by side, and how their scores differ on a sample or on the latest events.
 
         Args:
-            name: Of the model.
-            before: The number of the one version.
-            after: And of the other.
             sample: A matrix of `gridscore features` to score with both.
             label: A column that the matrix has kept, for metrics.
             job: Whose latest events are scored otherwise; default: those of the only job that uses the model, if there
@@ -256,7 +253,6 @@ class ModelVerbs:
         """Keep a labelled sample in the cluster, by which gates judge the versions of a model; returns its rows.
 
         Args:
-            name: Of the model.
             matrix: A matrix of `gridscore features`.
             label: The column of it that holds the labels: numbers.
 

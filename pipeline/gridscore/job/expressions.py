@@ -146,8 +146,6 @@ def compile_expression(text: str, scope: Scope, *, category: str | None = None) 
     """Parse and type-check an expression.
 
     Args:
-        text: The expression.
-        scope: The names that it can use.
         category: The feature whose categories `category()` means; None where it cannot be used.
 
     Raises:

@@ -198,7 +198,6 @@ class Jobs:
         updated.
 
         Args:
-            job: To run.
             update: Replace an active job of that name; it goes on from its committed offsets.
             release: The version of the model that it goes live with, in the same step.
             replaced: The version that scores for the job that is replaced, if the release exchanges it.
@@ -328,7 +327,6 @@ class Jobs:
         Events that have a result are scored again: results are idempotent, listeners see them once more.
 
         Args:
-            name: Of the job.
             begin: `committed`, to go on from the committed offsets; `oldest` or `latest`; or a time (RFC 3339), to
                 begin at the first event that was scored then or later.
 

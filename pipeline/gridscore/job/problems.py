@@ -28,7 +28,6 @@ def located(error: ValidationError, document: Document, models: Models) -> list[
     """The problems that pydantic found, each in its line and in plain words.
 
     Args:
-        error: What pydantic found.
         document: The file, with the lines of its values.
         models: The models of the file's parts, by their path without the names that a user gave.
     """

@@ -161,7 +161,6 @@ def files_of(
     """The files of a project, by path; the model and the history are not among them.
 
     Args:
-        name: Of the job.
         job: The text of its file.
         events: Of the history, with the label; or whatever events the job takes.
         version: Of Gridscore.

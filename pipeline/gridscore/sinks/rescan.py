@@ -28,11 +28,7 @@ _WAIT_SECONDS = 0.1
 
 
 class DeliverAgain:
-    """Appends what the map has of a partition to what has arrived of it.
-
-    Args:
-        map_name: The result map.
-    """
+    """Appends what the map has of a partition to what has arrived of it."""
 
     def __init__(self, grid: Grid, map_name: str, group: Group, stats: SinkStats) -> None:
         self._grid = grid

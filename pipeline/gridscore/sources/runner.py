@@ -91,7 +91,6 @@ class SourceRunner:
 
     Args:
         make: Makes the source, for each attempt.
-        to: The event map.
         also: Further maps that it may put into.
         max_wait: Seconds that events may wait for room; default: for ever.
         limits: Of its dead letters.

@@ -53,7 +53,6 @@ def from_environment(settings: _Settings, environment: Mapping[str, str] | None 
     """Settings with every `${NAME}` in their texts replaced, and what must be hidden from now on.
 
     Args:
-        settings: Of a plug.
         environment: Where names are looked up; that of the process if None.
 
     Raises:

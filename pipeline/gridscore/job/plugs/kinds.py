@@ -106,11 +106,7 @@ def _not_loaded(name: str, distribution: str, why: str) -> UsageError:
 
 
 class PlugKinds(Generic[_Settings, _Plug]):
-    """All kinds of one side, by name. Nothing of a kind is imported before it is asked for.
-
-    Args:
-        side: What they are.
-    """
+    """All kinds of one side, by name. Nothing of a kind is imported before it is asked for."""
 
     def __init__(self, side: Side) -> None:
         self.side = side

@@ -141,7 +141,6 @@ class Transactions:
 
         Args:
             ready: Returns the producer, for which `begin_with` was called.
-            delivery: What to deliver.
             produce: Produces results and waits; returns what came back as too large.
             discard: Aborts the transaction and closes the producer; `ready` makes another.
 

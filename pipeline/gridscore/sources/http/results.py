@@ -42,7 +42,6 @@ class ResultFinder:
         """The JSON text of a result; waits for it if it is not there yet.
 
         Args:
-            map_name: The result map.
             wait: Most seconds to wait; 0 looks once.
             after: Only accept a result of an event with a greater sequence.
 

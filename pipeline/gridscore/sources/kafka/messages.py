@@ -38,7 +38,6 @@ class MessageReader:
     """Makes events of messages.
 
     Args:
-        settings: Of the source.
         read_avro: Gives the JSON text of an Avro record with its frame; None if values are JSON. Raises
             `NoEventError`.
     """

@@ -51,9 +51,6 @@ class AvroReader:
     """Reads framed Avro records: a zero byte, the schema's id in four bytes, the record.
 
     Schemas are asked for once and kept. Blocks while one is asked for.
-
-    Args:
-        settings: Of the source.
     """
 
     def __init__(self, settings: KafkaSourceSettings) -> None:

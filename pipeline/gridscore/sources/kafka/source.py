@@ -88,7 +88,6 @@ class KafkaSource:
     Args:
         grid: The connection to the cluster, which keeps that the source has begun.
         name: Of the source; the consumer group's, unless the settings name another.
-        settings: What to read.
     """
 
     def __init__(self, grid: Grid, name: str, settings: KafkaSourceSettings) -> None:

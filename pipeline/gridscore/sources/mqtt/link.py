@@ -99,7 +99,6 @@ class MqttLink:
     """One connection. Made anew for each attempt.
 
     Args:
-        settings: Of the source.
         client_id: Under which the broker keeps our session.
     """
 
