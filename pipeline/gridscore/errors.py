@@ -36,6 +36,14 @@ class UsageError(GridscoreError):
     exit_code = 2
 
 
+def missing_extra(what: str, extra: str, error: ModuleNotFoundError, distribution: str = "gridscore") -> UsageError:
+    """Something needs a library that an extra would install."""
+    return UsageError(
+        f"{what} needs the extra `{extra}`: the module `{error.name}` is not installed.",
+        f"pip install '{distribution}[{extra}]'",
+    )
+
+
 class RefusedError(UsageError):
     """The other side of a source or sink refuses us: a user, a right, a certificate, a name that it does not have.
 

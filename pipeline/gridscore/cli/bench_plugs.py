@@ -47,14 +47,8 @@ def sources(
     """
     from gridscore.proving.bench.sources import LOADERS, measure
 
-    chosen = _chosen(kinds, LOADERS, "source")
-
-    def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Coroutine[Any, Any, dict[str, Any]]:
-        how: dict[str, Any] = {"kinds": chosen, "events": events, "rounds": rounds}
-        return measure(grid, cluster.pids, folder, **how, progress=status.update)
-
-    report = measured(members, heap, work)
-    _print(report, as_json=as_json, side="source", unit="event")
+    how = {"kinds": _chosen(kinds, LOADERS, "source"), "events": events, "rounds": rounds}
+    _print(_measured(members, heap, measure, how), as_json=as_json, side="source", unit="event")
 
 
 def sinks(
@@ -75,14 +69,8 @@ def sinks(
     """
     from gridscore.proving.bench.sinks import LOADERS, measure
 
-    chosen = _chosen(kinds, LOADERS, "sink")
-
-    def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Coroutine[Any, Any, dict[str, Any]]:
-        how: dict[str, Any] = {"kinds": chosen, "count": results, "rounds": rounds}
-        return measure(grid, cluster.pids, folder, **how, progress=status.update)
-
-    report = measured(members, heap, work)
-    _print(report, as_json=as_json, side="sink", unit="result")
+    how = {"kinds": _chosen(kinds, LOADERS, "sink"), "count": results, "rounds": rounds}
+    _print(_measured(members, heap, measure, how), as_json=as_json, side="sink", unit="result")
 
 
 def _chosen(kinds: Collection[str] | None, known: Collection[str], side: str) -> list[str]:
@@ -92,6 +80,15 @@ def _chosen(kinds: Collection[str] | None, known: Collection[str], side: str) ->
         if kind not in known:
             raise UsageError(f"`{kind}` is not a kind of {side} that is measured.", f"There are: {', '.join(known)}.")
     return list(dict.fromkeys(kinds or known))
+
+
+def _measured(
+    members: int, heap: str, measure: Callable[..., Coroutine[Any, Any, dict[str, Any]]], how: dict[str, Any]
+) -> dict[str, Any]:
+    def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Coroutine[Any, Any, dict[str, Any]]:
+        return measure(grid, cluster.pids, folder, **how, progress=status.update)
+
+    return measured(members, heap, work)
 
 
 def measured(members: int, heap: str, work: Callable[[Grid, Cluster, Path, Status], Coroutine[Any, Any, _T]]) -> _T:

@@ -9,6 +9,7 @@ import typer
 
 from gridscore.cli.options import Connection, Json, run_on
 from gridscore.cli.output import console, print_json, safe
+from gridscore.errors import GridError
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -64,7 +65,6 @@ def doctor(
 
 
 async def _submitted(grid: Grid) -> list[Job]:
-    from gridscore.errors import GridError
     from gridscore.job.life import ENDED, JOBS_MAP, Jobs
 
     if not await grid.has_map(JOBS_MAP):
@@ -77,7 +77,6 @@ async def _submitted(grid: Grid) -> list[Job]:
 
 async def _records(grid: Grid) -> list[Finding]:
     """Entries of control maps that cannot be used."""
-    from gridscore.errors import GridError
     from gridscore.grid.doctor import Finding, Level
     from gridscore.operations.repair import find_repairs
 
@@ -98,7 +97,6 @@ async def _records(grid: Grid) -> list[Finding]:
 
 async def _backups(grid: Grid) -> list[Finding]:
     """How old the last restore points are, if any were made."""
-    from gridscore.errors import GridError
     from gridscore.grid.doctor import Finding, Level
     from gridscore.operations.backup import BACKUPS_MAP, backups_of
     from gridscore.texts import duration_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from gridscore.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from rich.progress import Progress, ProgressColumn
+    from rich.progress import Progress, ProgressColumn, TaskID
 
     from gridscore.client.room import Waiting
     from gridscore.features.cells import CellKind
@@ -184,10 +185,7 @@ async def _put(
         with _progress() as progress:
             for name, total, entries in loads:
                 task = progress.add_task(visible(name), total=total, waiting="")
-
-                def waits(waiting: Waiting | None, task: Any = task) -> None:
-                    progress.update(task, waiting=visible(waiting or ""))
-
+                waits = partial(_show_waiting, progress, task)
                 producer, rest = Producer(grid, name, max_wait=max_wait, on_wait=waits), iter(entries)
                 while chunk := list(islice(rest, _AT_ONCE)):
                     await producer.send(chunk)
@@ -202,6 +200,10 @@ def _progress(count: ProgressColumn | None = None) -> Progress:
     from rich.progress import TextColumn
 
     return progress_bar(count, TextColumn("{task.fields[waiting]}", style="yellow", markup=False))
+
+
+def _show_waiting(progress: Progress, task: TaskID, waiting: Waiting | None) -> None:
+    progress.update(task, waiting=visible(waiting or ""))
 
 
 # ---------------------------------------------------------------------- rows, one after the other
@@ -329,9 +331,7 @@ async def _put_rows(plan: _Plan, connection: Connection, resume: bool, how: Mapp
                     total = loaded.size or None
                     progress.update(task, completed=loaded.done, total=total, rows=f"{loaded.rows:,}")
 
-                def waits(waiting: Waiting | None, task: Any = task) -> None:
-                    progress.update(task, waiting=visible(waiting or ""))
-
+                waits = partial(_show_waiting, progress, task)
                 load = Load(grid, target.map, **how, on_progress=shows, on_wait=waits)
                 if file is not None:
                     loaded = await load.file(file, resume=resume)

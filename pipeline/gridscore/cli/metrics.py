@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.output import say
-from gridscore.errors import UsageError
+from gridscore.errors import UsageError, missing_extra
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,10 +60,7 @@ async def exposed(grid: Grid, address: tuple[str, int] | None, **what: Any) -> A
     try:
         from gridscore.operations import metrics
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"`--metrics` needs the extra `metrics`: the module `{error.name}` is not installed.",
-            "pip install 'gridscore[metrics]'",
-        ) from None
+        raise missing_extra("`--metrics`", "metrics", error) from None
     async with metrics.exposed(grid, *address, **what) as url:
         say(f"Metrics are at {url}.")
         yield

@@ -12,7 +12,7 @@ from gridscore.cli.options import Connection, connected
 from gridscore.cli.output import say
 from gridscore.cli.plug_run import run_until_told
 from gridscore.cli.plugs import command_of
-from gridscore.errors import UsageError
+from gridscore.errors import missing_extra
 from gridscore.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -27,10 +27,7 @@ def _start(settings: ServeSettings, connection: Connection) -> None:
     try:
         import gridscore.serve.server
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"`serve` needs the extra `serve`: the module `{error.name}` is not installed.",
-            "pip install 'gridscore[serve]'",
-        ) from None
+        raise missing_extra("`serve`", "serve", error) from None
     import_xgboost()
     tune()
     from_environment(settings)  # fails before anybody connects

@@ -243,8 +243,7 @@ class SinkRunner:
     # ------------------------------------------------------------------ the way of a delivery
 
     async def _deliver_for_ever(self) -> None:
-        sink = self._sink
-        assert sink is not None  # noqa: S101 -- it was opened before
+        sink = self._opened
         with contextlib.suppress(HazelcastError):
             await self._letters.look()  # there may be too many already
         while True:

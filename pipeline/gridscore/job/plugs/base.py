@@ -50,7 +50,7 @@ class SourceSettings(Strict):
         default=None, description="Name of the source, under which it keeps its positions and dead letters."
     )
     max_wait: Duration | None = Field(
-        default=None, description="How long a job that does not score may keep events waiting; for ever if not given."
+        default=None, description="How long events may wait for a job that does not score; for ever if not given."
     )
 
     max_dead_letters: MaxDeadLetters = Field(

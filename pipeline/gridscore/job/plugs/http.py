@@ -53,19 +53,19 @@ class PostSettings(Strict):
     )
     certificate: str | None = Field(default=None, description="For TLS: file with the certificate chain, PEM.")
     private_key: str | None = Field(default=None, description="For TLS: file with the certificate's key, PEM.")
-    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="Bytes of one event at most.")
+    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="The most bytes of an event.")
     max_body: int = Field(
-        default=8 << 20, ge=64, le=1 << 28, description="Bytes of a body at most, unless it is a stream of lines."
+        default=8 << 20, ge=64, le=1 << 28, description="The most bytes of a body, unless it is a stream of lines."
     )
     max_waiting: int = Field(
-        default=50_000, ge=100, le=10_000_000, description="Events at most that wait for the grid's confirmation."
+        default=50_000, ge=100, le=10_000_000, description="The most events that may wait for the grid's confirmation."
     )
     max_waiting_bytes: int = Field(default=64 << 20, ge=1 << 20, description="The same in bytes.")
     max_per_address: int = Field(
         default=500,
         ge=1,
         le=2_000,
-        description="Connections of one address at most; behind a proxy, all requests have its address.",
+        description="The most connections from one address; behind a proxy, all requests have its address.",
     )
     patience: Duration = Field(
         default="10s", description="How long a request waits for room and for confirmation before it is told to retry."

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from gridscore.errors import UsageError
+from gridscore.errors import UsageError, missing_extra
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
 from gridscore.job.plugs.environment import from_environment
 from gridscore.job.types import MAX_NAME
@@ -77,10 +77,7 @@ class PlugKind:
         except ModuleNotFoundError as error:
             if not self.extra or (error.name or "").partition(".")[0] == self.plug.partition(".")[0]:
                 raise
-            raise UsageError(
-                f"`{self.name}` needs the extra `{self.extra}`: the module `{error.name}` is not installed.",
-                f"pip install '{self.distribution}[{self.extra}]'",
-            ) from None
+            raise missing_extra(f"`{self.name}`", self.extra, error, self.distribution) from None
 
 
 @functools.cache

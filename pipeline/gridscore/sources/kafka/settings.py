@@ -75,7 +75,7 @@ class KafkaSourceSettings(SourceSettings):
         description="Where a group begins that has no positions yet: `oldest`, `latest` or a time, "
         "2026-01-31T12:00:00Z.",
     )
-    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="Bytes of one event at most.")
+    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="The most bytes of an event.")
     set: ClientOptions = Field(default_factory=dict, description=OPTIONS)
 
     @model_validator(mode="after")

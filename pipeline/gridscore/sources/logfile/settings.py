@@ -79,7 +79,7 @@ class LogfileSourceSettings(SourceSettings):
     time_field: str | None = Field(
         default=None, description="For a replay: field with the time, RFC 3339, or seconds or milliseconds since 1970."
     )
-    max_event: int = Field(default=1 << 16, ge=64, le=1 << 20, description="Bytes of a line at most.")
+    max_event: int = Field(default=1 << 16, ge=64, le=1 << 20, description="The most bytes of a line.")
 
     @model_validator(mode="after")
     def _whole(self) -> LogfileSourceSettings:

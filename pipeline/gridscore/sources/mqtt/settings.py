@@ -103,9 +103,9 @@ class MqttSourceSettings(SourceSettings):
     )
     keep_alive: Duration = Field(default="1m", description="Pause between two signs of life.")
     in_flight: int = Field(
-        default=5_000, ge=1, le=65_535, description="Messages at most that are not acknowledged to the broker."
+        default=5_000, ge=1, le=65_535, description="The most messages that are not acknowledged yet."
     )
-    max_event: int = Field(default=1 << 18, ge=16, le=1 << 20, description="Bytes of a message at most.")
+    max_event: int = Field(default=1 << 18, ge=16, le=1 << 20, description="The most bytes of a message.")
 
     @model_validator(mode="after")
     def _whole(self) -> MqttSourceSettings:

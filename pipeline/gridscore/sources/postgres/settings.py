@@ -47,7 +47,7 @@ class PostgresSourceSettings(SourceSettings):
         default=1_000, ge=0, le=10_000_000, description="The same in a `poll_column` with numbers."
     )
     batch: int = Field(default=2_000, ge=1, le=50_000, description="Rows to read in one go.")
-    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="Most bytes of a row's JSON.")
+    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="The most bytes of a row's JSON.")
 
     @model_validator(mode="after")
     def _go_together(self) -> PostgresSourceSettings:

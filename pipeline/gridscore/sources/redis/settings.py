@@ -60,8 +60,8 @@ class RedisSourceSettings(SourceSettings):
     ca_file: str | None = Field(
         default=None, description="For TLS: file with certificates to trust beside the system's, PEM."
     )
-    batch: int = Field(default=1_000, ge=1, le=10_000, description="Entries that are read in one go, at most.")
-    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="Bytes of one entry at most.")
+    batch: int = Field(default=1_000, ge=1, le=10_000, description="The most entries to read in one go.")
+    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="The most bytes of an entry.")
 
     @model_validator(mode="after")
     def _fits(self) -> RedisSourceSettings:
