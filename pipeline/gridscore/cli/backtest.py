@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import ChosenModel, Connection, Json, connected, valid
-from gridscore.cli.output import console, print_json, print_table, print_warnings, progress_bar, run, safe
+from gridscore.cli.output import console, counted, print_json, print_table, print_warnings, run, safe
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def backtest(
 
     async def main() -> dict[str, Any]:
         async with subject_of(lambda: connected(connection), job, wanted, lookups) as subject:
-            with progress_bar() as progress:
-                task = progress.add_task("reading", total=None)
+            with counted("reading", "scoring") as told:
                 return await operation.backtest(
                     subject.job,
                     subject.sides,
@@ -77,9 +76,7 @@ def backtest(
                     label=label,
                     label_delay=delay,
                     value=value,
-                    on_progress=lambda done, total: progress.update(
-                        task, completed=done, total=total, description="scoring"
-                    ),
+                    on_progress=told,
                 )
 
     report = run(main())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore.cli.options import Connection, Json, connected, run_on, valid
-from gridscore.cli.output import console, errors, print_json, print_table, progress_bar, say
+from gridscore.cli.output import console, counted, errors, print_json, print_table, say
 from gridscore.errors import UsageError
 from gridscore.texts import duration_text
 
@@ -112,9 +112,8 @@ def restore(
         restoring = await asyncio.to_thread(Restore, grid, folder, point)
         steps = await restoring.plan()
         if not dry_run:
-            with progress_bar() as bar:
-                task = bar.add_task("restoring", total=None)
-                await restoring.run(steps, merge=merge, progress=lambda n, of: bar.update(task, completed=n, total=of))
+            with counted("restoring") as told:
+                await restoring.run(steps, merge=merge, progress=told)
         return steps
 
     steps = run_on(connection, main)

@@ -9,7 +9,7 @@ import typer
 
 from gridscore.cli import model_files, model_moves, model_report
 from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, run_on
-from gridscore.cli.output import console, print_json, print_table, print_warnings, progress_bar, safe, say
+from gridscore.cli.output import console, counted, print_json, print_table, print_warnings, safe, say
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ def push(
     async def main(grid: Grid) -> tuple[Added, list[str], list[Parity]]:
         client = Client(grid)
         jobs = await client.following(name, alias)
-        with progress_bar(DownloadColumn()) as bar, TemporaryDirectory() as folder:
-            task = bar.add_task("checking", total=None)
+        with counted("checking", "pushing", DownloadColumn()) as told, TemporaryDirectory() as folder:
             path = file
             if from_mlflow is not None:
                 path = await asyncio.to_thread(downloaded, from_mlflow, Path(folder))
@@ -113,11 +112,11 @@ def push(
                 why=why,
                 override=override,
                 again=again,
-                progress=lambda done, total: bar.update(task, description="pushing", completed=done, total=total),
+                progress=told,
             )
-        told = fit_warnings(jobs, added.version) if alias else promotion_problems(jobs, added.version)
+        warned = fit_warnings(jobs, added.version) if alias else promotion_problems(jobs, added.version)
         wanted = await client.following(name, None) if parity and added.is_new else ()
-        return added, told, await parity_at_push(grid, added.version, wanted)
+        return added, warned, await parity_at_push(grid, added.version, wanted)
 
     (version, is_new), told, compared = run_on(connection, main)
     print_warnings([*told, *(f"{each.job}: {each.first}" for each in compared if each.first is not None)])

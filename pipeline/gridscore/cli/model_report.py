@@ -9,7 +9,7 @@ import typer
 
 from gridscore.cli.backtest import check_page, tables_of
 from gridscore.cli.options import Connection, Json, run_on, valid
-from gridscore.cli.output import console, print_json, print_table, progress_bar, safe, say
+from gridscore.cli.output import console, counted, print_json, print_table, safe, say
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -37,14 +37,8 @@ def report(
     check_page(html)
 
     async def main(grid: Grid) -> dict[str, Any]:
-        with progress_bar() as progress:
-            task = progress.add_task("reading", total=None)
-            return await model_report(
-                grid,
-                job,
-                last=seconds,
-                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+        with counted("reading") as told:
+            return await model_report(grid, job, last=seconds, on_progress=told)
 
     found = run_on(connection, main)
     fields = ("name", "scored", "labels", "unlabelled", "label_mean", "from", "to")

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -25,7 +26,7 @@ from gridscore.texts import NOT_LAYOUT
 from gridscore.texts import visible as visible  # noqa: PLC0414 -- the commands take it from here
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from rich.progress import Progress, ProgressColumn
 
@@ -121,6 +122,19 @@ def progress_bar(count: ProgressColumn | None = None, *more: ProgressColumn) -> 
     text = TextColumn("{task.description}", markup=False)
     columns = (text, BarColumn(), count or MofNCompleteColumn(), TimeRemainingColumn(), *more)
     return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+
+
+@contextmanager
+def counted(first: str, then: str = "", count: ProgressColumn | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar for one work; what this gives is called with how much is done, and of how much.
+
+    Args:
+        first: What is done until then.
+        then: What is done from then on, if it is something else.
+    """
+    with progress_bar(count) as bar:
+        task = bar.add_task(first, total=None)
+        yield lambda done, total: bar.update(task, description=then or first, completed=done, total=total)
 
 
 def print_warnings(texts: Iterable[str]) -> None:

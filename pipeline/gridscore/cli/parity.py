@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore.cli.options import Connection, Json, connected
-from gridscore.cli.output import console, json_text, print_json, print_table, progress_bar, run, safe
+from gridscore.cli.output import console, counted, json_text, print_json, print_table, run, safe
 from gridscore.cli.status import UNHEALTHY
 
 if TYPE_CHECKING:
@@ -55,14 +55,8 @@ def parity(
 
     async def main() -> Parity:
         async with subject_of(lambda: connected(connection), job, [model], None) as subject:
-            with progress_bar() as progress:
-                task = progress.add_task("comparing", total=None)
-                found = await compare(
-                    subject,
-                    events=events,
-                    wait=wait,
-                    on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-                )
+            with counted("comparing") as told:
+                found = await compare(subject, events=events, wait=wait, on_progress=told)
             if found.judged and subject.grid is not None:
                 await keep(subject.grid, found.certificate)
             return found
