@@ -123,7 +123,7 @@ class Folder:
                 f"`{path}` has other files, `{others[0]}` for one, and no backup.", "Name a new or empty folder."
             )
         found = cls(path, "")
-        found._lock_it()
+        found._become_writer()
         try:
             found._begin()
         except BaseException:
@@ -131,7 +131,7 @@ class Folder:
             raise
         return found
 
-    def _lock_it(self) -> None:
+    def _become_writer(self) -> None:
         with contextlib.suppress(ImportError):  # on Windows
             import fcntl
 

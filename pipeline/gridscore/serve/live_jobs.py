@@ -276,15 +276,13 @@ class LiveJobs:
         """Follow the jobs until cancelled."""
         await follow(self._grid, self._jobs.watch, self._changed, self._look, self._tasks)
 
-    async def _look(self) -> bool:
-        self._reconcile({each.name: each for each in await self._jobs.all()})
-        return True
-
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [each.task for running in (self._next, self._running) for each in running.values()]
 
-    def _reconcile(self, records: dict[str, JobRecord]) -> None:
-        self.records = {name: each for name, each in records.items() if not self._only or name in self._only}
+    async def _look(self) -> bool:
+        """See which jobs there are; start and end what is missing or not wanted any more."""
+        found = await self._jobs.all()
+        self.records = {each.name: each for each in found if not self._only or each.name in self._only}
         self.is_known = True
         wanted = {n: r for n, r in self.records.items() if r.state in WANTED and not r.job.used_windows}
         for running in (self._next, self._running):
@@ -294,6 +292,7 @@ class LiveJobs:
             newest = self._next.get(name) or self._running.get(name)
             if newest is None or not newest.live.record.is_same_run(record):
                 self._start(record)
+        return True
 
     def _start(self, record: JobRecord) -> None:
         name = record.name

@@ -102,7 +102,9 @@ class Scores:
             keys = self._keys(request, texts, single=single) if job.needs_keys else None
             answers = await job.score(texts, scope.get("gridscore.has_left", lambda: False), wait, keys)
         except UnservedError as error:
-            raise (later(503, str(error)) if error.status == 503 else HTTPException(error.status, str(error))) from None
+            if error.status == 503:
+                raise later(503, str(error)) from None
+            raise HTTPException(error.status, str(error)) from None
         except TimeoutError:
             raise HTTPException(504, f"It was not scored within {wait:g} s.") from None
         except GridscoreError as error:
