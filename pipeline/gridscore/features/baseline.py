@@ -66,7 +66,6 @@ class Baseline(msgspec.Struct, frozen=True):
     """All columns.
 
     Attributes:
-        rows: Of the matrix.
         features: By name; those that were too many are left out.
         scores: What the model gives for the matrix, by output.
     """

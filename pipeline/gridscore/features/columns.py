@@ -48,8 +48,6 @@ class EventColumns:
     """The events of a batch.
 
     Args:
-        schema: Their fields.
-        cells: Their values.
         windows: What each has found in its windows: a column a call.
     """
 
@@ -115,7 +113,6 @@ class EventColumns:
         """What an index has for the values of a field, as decoded; 0 if nothing.
 
         Args:
-            name: Of the field.
             index: Of rows by key.
             version: A number above 0 that no other index has or had, nor this one when it was different.
         """

@@ -19,16 +19,7 @@ if TYPE_CHECKING:
 
 
 class Decider:
-    """Decides on scored events. Whatever the batches, an event gets the same decision.
-
-    Args:
-        job: Whose decisions.
-        tables: Its lookup tables, by name.
-        categories: Of the features.
-
-    Attributes:
-        lookups: Those that the conditions use.
-    """
+    """Decides on scored events. Whatever the batches, an event gets the same decision."""
 
     def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]]) -> None:
         self._program = Program(job, tables, categories)
@@ -39,7 +30,6 @@ class Decider:
         """The number of each event's decision in the job's list.
 
         Args:
-            events: Those that were scored.
             scores: Shape (n,) or (n, outputs).
         """
         count = len(events)

@@ -86,7 +86,6 @@ class Training(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         sha256: Of the matrix: names, values and margins, not the labels; empty if nobody attached it.
-        rows: Of the matrix.
         parameters: Hyper-parameters as XGBoost names them.
         labels: Names of the classes in the order of their numbers; empty if nobody attached them.
         baseline: What it has seen, to tell drift; None if nobody attached it.

@@ -55,8 +55,6 @@ def struct_type(name: str, fields: Mapping[str, FieldType], *, may_lack: Iterabl
     """A struct type for JSON objects with these fields; others are ignored.
 
     Args:
-        name: Of the type.
-        fields: By name.
         may_lack: Fields that may be absent or null whatever their type says.
     """
     lacking = set(may_lack)

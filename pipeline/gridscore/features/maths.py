@@ -57,11 +57,7 @@ def digest() -> str:
 
 
 def function(name: str) -> Callable[..., Any]:
-    """A function of columns or single numbers, one or two.
-
-    Args:
-        name: As in C.
-    """
+    """A function of columns or single numbers, one or two."""
     one = getattr(math, name)
     special = getattr(np, _NAMES.get(name, name))
 

@@ -352,7 +352,6 @@ def offline_matrix(
     """The features of a history, as the stream would see them.
 
     Args:
-        job: Whose features.
         history: A DataFrame with a column for each field of the schema, or the path of a file:
             CSV, Parquet or JSON lines.
         lookups: The lookups' tables: a directory with a file for each, or DataFrames or paths by name.

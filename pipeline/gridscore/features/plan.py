@@ -28,8 +28,6 @@ class FeaturePlan:
     Whatever the batches, an event gets the same bits. What is missing or not finite is NaN, always the same NaN.
 
     Args:
-        job: Whose features.
-        tables: Its lookup tables, by name.
         categories: For each feature made with `category`, the values in the order of their codes.
 
     Raises:

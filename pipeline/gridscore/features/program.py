@@ -72,8 +72,6 @@ class Program:
     """A list of steps from events to columns.
 
     Args:
-        job: Whose expressions.
-        tables: Its lookup tables.
         categories: The categories of each feature that has any.
 
     Outputs are asked for with `feature`, `margin`, `conditions`, `category_values`, `keys`, `entities`, `key` and

@@ -57,7 +57,6 @@ def read_table(
     """Read a file in CSV, Parquet or JSON lines, by its suffix; what lies in nested objects has names with dots.
 
     Args:
-        path: The file.
         kinds: What columns hold, whether the file has them or not. Others are as pandas reads them; those of JSON lines
             may be left out, unless no kinds are given.
         keep: Columns that are wanted as well.
@@ -143,8 +142,6 @@ def read_history(path: Path | str, job: Job, keys: Sequence[str] = (), *, keep: 
     """Read a history of events: each field of the schema is a column.
 
     Args:
-        path: The file.
-        job: Whose schema.
         keys: Columns of the events' keys: texts, if the schema does not name them.
         keep: Columns that are wanted as well.
 
@@ -196,7 +193,6 @@ def rows_as_json(frame: pd.DataFrame, fields: Mapping[str, FieldType], source: s
 
     Args:
         frame: A column for each field.
-        fields: By name.
         source: What to call the table in messages.
 
     Raises:
@@ -238,7 +234,6 @@ def lookup_entries(
     Args:
         frame: A column for each field and each part of the key.
         job: Which says what a key is.
-        name: Of the lookup.
         source: What to call the table in messages.
         skip_bad: Leave out rows whose key no event can ask for, instead of raising.
         columns: Those of the key, if they have other names than the job says.

@@ -404,7 +404,6 @@ def run(
         states: Of the entities; empty for one that had no events.
         entities: The number of each event's; -1 if it has none.
         sequences: Of the events; -1 if there is none, `LOOK` if it is not to be added.
-        times: Of the events.
         columns: A row a column.
         out: A row a call, filled with NaN; what each event sees.
 

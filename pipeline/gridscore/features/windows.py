@@ -65,7 +65,6 @@ class Call(NamedTuple):
     """What a feature asks of a series: as the kernel takes it.
 
     Attributes:
-        function: Number of the function.
         series: Number of the series.
         last: Of how many events.
         column: Of the present event's values, for `seen`.
@@ -82,9 +81,6 @@ class Layout:
     """What entities of a window keep.
 
     Attributes:
-        name: Of the window.
-        series: What is kept.
-        calls: What is asked.
         outputs: The number of each call among all of the job.
         columns: What the kernel needs of each event: a value, and the condition on which it counts.
     """
@@ -183,9 +179,6 @@ def _moment(seconds: float) -> str:
 class Windows:
     """Computes the windows of a job.
 
-    Args:
-        job: Whose.
-
     Attributes:
         layouts: What entities keep, by window.
         calls: How many there are in all of them.
@@ -241,7 +234,6 @@ class Windows:
 
         Args:
             number: Of the window, among the layouts.
-            state: Of an entity.
 
         Raises:
             ValueError: It is not a state of that window.
@@ -262,8 +254,6 @@ class Windows:
         """Add events to their windows, in this order; nothing that is given is changed.
 
         Args:
-            events: The events.
-            inputs: Theirs.
             states: Of entities by key, for each window; one that is not there has had no events.
             sequences: Of the events; one that is not above that of its entity's state changes nothing. Without them, or
                 for one below 0, every event counts.

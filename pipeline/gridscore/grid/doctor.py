@@ -64,7 +64,6 @@ class LookupNeed:
     """A lookup map that a job reads.
 
     Attributes:
-        map_name: Its name.
         max_entries: Entries that a worker copies at most; None if it fetches what it needs from the grid.
     """
 

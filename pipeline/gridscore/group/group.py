@@ -82,11 +82,7 @@ _RETRY_SECONDS = 0.5
 
 
 class Group:
-    """Takes, commits and gives back partitions of one map.
-
-    Attributes:
-        subscription: What it reads.
-    """
+    """Takes, commits and gives back partitions of one map."""
 
     def __init__(
         self,

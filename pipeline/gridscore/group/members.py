@@ -121,7 +121,6 @@ class Heartbeat(msgspec.Struct, frozen=True):
     """Shows that a process lives.
 
     Attributes:
-        beat: Grows.
         holds: Version of its `Holdings`.
         format: See `FORMAT`.
     """

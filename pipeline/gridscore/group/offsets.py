@@ -26,7 +26,6 @@ class Write:
     """A put-all under way, and what it allows to be committed.
 
     Attributes:
-        partition: Of the event map.
         next: Sequence to read after it.
         events: Results in it.
         lost: Events just before those of this write that were overwritten before they were read.

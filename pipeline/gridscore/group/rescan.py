@@ -217,7 +217,6 @@ class Losses:
         """Events were overwritten before they were read.
 
         Args:
-            partition: That lost them.
             expected: Sequence that was to be read.
             first: Sequence that was read instead.
         """

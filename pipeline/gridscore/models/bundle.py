@@ -41,7 +41,6 @@ class Bundle(NamedTuple):
     """What a file holds.
 
     Attributes:
-        payload: The bytes of the model.
         name: Of the model, where it was exported.
         options: What `Registry.add` takes with it.
     """

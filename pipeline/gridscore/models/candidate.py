@@ -40,9 +40,7 @@ class Candidate:
     """A model that may be pushed.
 
     Attributes:
-        payload: Its bytes.
         version: What will be known of it; its number is not given yet.
-        model: Loaded, and warm.
         content: SHA-256 over bytes and categories: two pushes of one content are one version.
     """
 

@@ -28,10 +28,6 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     """What a comparison has shown.
 
     Attributes:
-        model: The model.
-        version: Of it.
-        job: That scored.
-        revision: Of the job.
         at: When it was compared, RFC 3339 in UTC.
         served: What was compared: `live`, the results of workers; or `here`, before the version has any, what the
             worker's code gives in the process that compared.

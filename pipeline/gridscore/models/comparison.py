@@ -38,11 +38,8 @@ class Scores(msgspec.Struct, frozen=True):
     """How the scores of two versions differ on the same rows.
 
     Attributes:
-        rows: How many were scored.
         of: Where they are from.
         equal: How many have the same bits.
-        mean_before: Mean score.
-        mean_after: Mean score.
         mean_difference: Mean of the absolute differences.
         largest_difference: The largest of them.
         psi: Population stability index, of several outputs the largest.
@@ -64,9 +61,6 @@ class Comparison(msgspec.Struct, frozen=True):
     """Two versions of a model.
 
     Attributes:
-        name: Of the model.
-        before: The number of the one.
-        after: And of the other.
         facts: What is known of both; those that are the same, too.
         scores: None if there were no rows to score.
     """

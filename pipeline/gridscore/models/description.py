@@ -54,11 +54,7 @@ class Description:
         feature_count: Number of columns that it was trained on.
         booster: `gblinear`, `gbtree`, or `dart` if its trees have weights, whatever the file calls it.
         objective: As XGBoost names it.
-        outputs: Scores that it gives a row.
-        trees: Number of trees.
-        rounds: Number of boosting rounds.
         best_iteration: Where early stopping found the best round, if it was used.
-        xgboost_version: That saved it.
         attributes: Texts that its maker attached.
         categories: Category texts by feature, where training on a DataFrame recorded them in ASCII.
         unreadable: Columns whose categories were recorded beyond ASCII, and so are lost.
@@ -93,11 +89,6 @@ def describe(payload: bytes, source: str = "The model") -> Description:
 
 def describe_document(document: dict[str, Any], size: int, source: str) -> Description:
     """The same of a document that was read already.
-
-    Args:
-        document: From `read_document`.
-        size: Bytes of the file.
-        source: What to call it in messages.
 
     Raises:
         ModelError: It is not a model that Gridscore can score with, or is damaged.

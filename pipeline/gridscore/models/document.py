@@ -64,10 +64,6 @@ _OTHERS = (
 def read_document(payload: bytes, source: str) -> dict[str, Any]:
     """The document in a model file's bytes; its arrays of numbers are numpy arrays.
 
-    Args:
-        payload: The bytes.
-        source: What to call them in messages.
-
     Raises:
         ModelError: They are not XGBoost JSON or UBJ, or are damaged.
     """

@@ -95,7 +95,6 @@ class Alert(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         version: As in `late v3`.
         feature: Its name; `<score>` is what the model gives.
-        measure: Which of the thresholds.
         value: By the last window; of `missing`, how much more than in training.
         threshold: Above which it begins.
         since: End of the window that began it, in milliseconds since 1970.
@@ -162,10 +161,7 @@ def advanced(
 
     Args:
         value: The record; None if there is none. What is not one is begun anew.
-        version: That the worker scores with.
-        baseline: Of it.
         part: Events and counts, as in a `Tally`.
-        spec: Of the job.
         now: Milliseconds since 1970.
     """
     try:

@@ -74,9 +74,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: What tells it from all others; it decides who is whose.
-        job: The job.
         submitted_at: When that was submitted: an experiment does not outlive its job.
-        model: Its model.
         version: The challenger.
         kind: `canary` (in steps), `split` (for good), or `shadow` (the champion answers, the challenger scores beside).
         key: Expression over event fields that tells entities apart; empty: the event's key.
@@ -201,7 +199,6 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker, or all of them, counted of an experiment.
 
     Attributes:
-        id: Of the experiment.
         nobodys: Events without an entity, which the champion scores.
         behind: Events of the challenger that the champion scored, because a worker has not loaded it.
         unseen: Events that a shadow has not scored, because its results are not acknowledged fast enough.

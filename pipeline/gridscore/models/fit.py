@@ -32,8 +32,6 @@ def check_fit(job: Job, version: ModelVersion, *, allow_changed: bool = False) -
     """Refuse a version that would not score a job's events as it was trained.
 
     Args:
-        job: Whose features are scored.
-        version: That scores them.
         allow_changed: Accept features that have the same names and kinds, but other definitions.
 
     Raises:

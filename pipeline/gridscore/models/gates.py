@@ -44,8 +44,6 @@ def judge(
     """What each gate of a job says of a version. Takes a while: not for the event loop.
 
     Args:
-        gates: Of the job.
-        model: The version.
         champion: That scores now, to compare with; why it cannot be used; or None without a champion.
         sample: Labelled rows; why they cannot be used; None if there are none.
         events: The latest, or why there are none.

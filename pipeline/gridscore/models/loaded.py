@@ -35,7 +35,6 @@ class LoadedModel:
     """A version in memory. Get one from `load`.
 
     Attributes:
-        version: Which it is.
         is_compiled: Whether our own compiled loop predicts, which gives XGBoost's bits in less time.
     """
 
@@ -104,10 +103,6 @@ class LoadedModel:
 
     def contributions(self, matrix: np.ndarray, margins: np.ndarray | None = None) -> np.ndarray:
         """What each feature adds to the margin, by XGBoost's TreeSHAP: hundreds of times as slow as a prediction.
-
-        Args:
-            matrix: As for `predict`.
-            margins: As for `predict`.
 
         Returns:
             float32 of shape (n, k, features + 1) for a model with k outputs; the last of a row is the base value.

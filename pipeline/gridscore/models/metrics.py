@@ -46,7 +46,6 @@ def measure(
     """A metric of scores.
 
     Args:
-        name: Of the metric.
         labels: A number a row: 0 or 1, the number of the class, or what regression should give.
         scores: Of shape (n,), or (n, classes).
 

@@ -69,7 +69,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         version: 0 if it was about none, or about all.
         alias: That was moved or removed.
         before: Where the alias pointed; 0 if nowhere.
-        why: What they gave as their reason.
         override: Why they went on although gates had failed.
         failed: What these gates said.
     """
@@ -99,13 +98,7 @@ class StoredSample(msgspec.Struct, frozen=True, kw_only=True):
     """Where a labelled sample is: see `sample.Sample`.
 
     Attributes:
-        name: Of the model.
         upload: Under which its bytes are.
-        sha256: Of these.
-        size: Their number.
-        rows: Of the sample.
-        label: The column that its labels were.
-        at: When it was stored.
     """
 
     name: Annotated[str, Meta(max_length=100)]
@@ -131,7 +124,6 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         revision: Counts changes: no two values of a record are the same, as compare-and-set needs.
         last: Highest version ever given; numbers are never given twice.
-        versions: By number.
         aliases: The version that each points at.
         history: The moves of each alias, oldest first.
         uploads: Uploads under way, and when each was last renewed, in seconds since 1970.
@@ -351,8 +343,6 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         Args:
             version: 0 for the model itself.
             description: None leaves it as it is.
-            tags: To set.
-            remove: Tags to remove.
 
         Raises:
             ModelError: There is no such version or tag, or this is too long or too much.

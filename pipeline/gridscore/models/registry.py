@@ -76,7 +76,6 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A model with all its versions.
 
     Attributes:
-        name: Its name.
         aliases: The version that each alias points at.
         versions: The latest first.
         history: The moves of each alias, oldest first.
@@ -144,17 +143,12 @@ class Registry:
 
         Args:
             model: A path, bytes, a Booster, an estimator of `xgboost.sklearn`, or what `check` gave of one.
-            name: Of the model.
             alias: To point at the version, in the same step.
-            metrics: What is known of its quality.
             categories: Texts in the order of their codes, by feature; instead of what the model itself says.
             jobs: That would score with it, by name; checked before anything is written.
             allow_changed: Accept features that these jobs define otherwise than training did.
             again: Make a new version even if the registry holds the very same model.
-            description: Of the version, for people.
-            tags: To note of the version.
             source: Where it comes from, if not from a file or this program.
-            why: The reason, for the log.
             approval: Of the gates, to move the alias.
             progress: Called with the bytes written and all bytes.
 
@@ -274,14 +268,10 @@ class Registry:
         """Point an alias at a version; workers that follow it have it within a second.
 
         Args:
-            name: Of the model.
             version: Its number; an earlier one rolls back.
-            alias: To move, or to make.
             previous: Instead of a number: where the alias pointed before.
             jobs: That follow the alias, by name; checked before anything is written.
             allow_changed: Accept features that these jobs define otherwise than training did.
-            why: The reason, for the log.
-            approval: Of the gates.
 
         Raises:
             ModelError: There is no such model or version, or it is not for the features of the jobs.
@@ -336,11 +326,8 @@ class Registry:
         """Note a description and tags of a version, or of the model itself; returns all that is noted of it now.
 
         Args:
-            name: Of the model.
             version: Its number; None for the model itself.
             description: Replaces the one before; None leaves it.
-            tags: To set.
-            remove: Tags to remove.
 
         Raises:
             ModelError: There is no such model, version or tag, or it is too much.
@@ -422,12 +409,6 @@ class Registry:
     ) -> ModelVersion:
         """The version that an alias (`champion` by default) or a number means now.
 
-        Args:
-            name: Of the model.
-            alias: To follow.
-            version: A number, instead.
-            release: Of the job that asks.
-
         Raises:
             ModelError: There is no such model, alias or version.
         """
@@ -436,11 +417,6 @@ class Registry:
 
     async def chosen(self, ref: ModelRef, text: str | None, release: Release | None = None) -> ModelVersion:
         """The version that somebody has named, by its number or an alias; if nobody has, what a job scores with.
-
-        Args:
-            ref: What the job says.
-            text: The number or alias.
-            release: Of the job.
 
         Raises:
             ModelError: There is no such version.

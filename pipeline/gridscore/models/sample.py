@@ -55,7 +55,6 @@ class Sample:
     """Rows of features, perhaps with labels.
 
     Attributes:
-        features: Their names.
         values: Shape (n, features), float32.
         categories: Texts in the order of their codes, by feature.
         labels: float64 of shape (n,); None if there are none.

@@ -34,7 +34,6 @@ def sign(version: ModelVersion, key_file: Path, password: str | None) -> str:
     """The signature of a version, base64.
 
     Args:
-        version: Which.
         key_file: An Ed25519 private key, PEM.
         password: Of the file, if it has one.
 
@@ -63,7 +62,6 @@ def check_signature(version: ModelVersion, trusted: Sequence[Path]) -> None:
     """Refuse a version that none of the owners of these keys has signed.
 
     Args:
-        version: Which.
         trusted: Ed25519 public keys, PEM.
 
     Raises:

@@ -38,10 +38,8 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a model. It never changes.
 
     Attributes:
-        name: Of the model.
         version: 1, 2, 3, …
         sha256: Of the whole file, in hexadecimal digits.
-        size: Bytes of the file.
         chunks: Entries of the grid that hold it.
         features: Names in the order of the columns.
         feature_types: As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it was trained without.
@@ -51,9 +49,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         outputs: Scores that it gives a row; None in what was pushed before this was noted and cannot be read.
         classes: Classes that it tells apart, 0 if it names none; None in what was pushed before this was noted.
         trees: Number of trees; 0 of a linear model.
-        rounds: Number of boosting rounds.
         best_iteration: Where early stopping found the best round; scoring uses all rounds nevertheless.
-        xgboost_version: That saved it.
         metrics: What its maker said of its quality.
         training: What it learnt from and how, as far as the model or its maker told.
         source: Where it was taken from, `mlflow` for instance; empty if from a file or a program.
@@ -172,7 +168,6 @@ def signature(description: Description, categories: Mapping[str, Sequence[str]] 
     """What a model's columns mean: from the file, its `gridscore` attribute, or what was given.
 
     Args:
-        description: What the file says.
         categories: What the user gives; it wins.
         source: What to call the file in messages.
 

@@ -70,8 +70,6 @@ class Audit:
     Attributes:
         way: `sql`, or `scan` if the maps were walked.
         why: Why it was not SQL; empty if it was.
-        events: Entries of the event map.
-        results: Entries of the result map.
         waiting: Events without a result that still wait in the journal.
         dead_letters: Events without a result because they are dead letters.
         missing: Events that should have had a result.

@@ -127,10 +127,6 @@ async def watch_drift(grid: Grid, job: Job, model: LiveModel, worker: str, stats
     """Add what a worker has counted to the job's record, and tell of alerts; returns at once if the job asks for none.
 
     Args:
-        grid: Where the record is.
-        job: The job.
-        model: That scores now.
-        worker: Its identity.
         stats: Where to say that drift cannot be told.
     """
     if (spec := job.drift) is None:

@@ -55,8 +55,6 @@ class LiveExperiment:
     """Keeps the trial of `model.active` as the job's experiment says.
 
     Args:
-        tables: Lookups of the job.
-        model: What scores.
         stats: Where to say which experiment it takes part in.
         members: Who else scores; None for a server, whose requests are not counted.
     """

@@ -47,7 +47,6 @@ class LiveModel:
     """Keeps `active` at the version that the job's model reference means.
 
     Args:
-        tables: Lookups of its features.
         stats: Where to say what went wrong.
         models: Those that the jobs of the process share; default: its own.
     """

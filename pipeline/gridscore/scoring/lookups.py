@@ -22,7 +22,6 @@ class SharedCopy:
     """A copy that several jobs may look into.
 
     Attributes:
-        table: What it fills.
         users: Jobs that have started and not closed it.
     """
 

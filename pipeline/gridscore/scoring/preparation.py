@@ -40,7 +40,6 @@ class Addition:
     """A configuration that a job's maps lack.
 
     Attributes:
-        config: To add.
         why: What the map has without it.
         bytes: Heap that a full journal takes over all members, with events of 90 bytes: from, to. Zeros: no journal.
     """

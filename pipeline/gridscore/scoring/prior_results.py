@@ -58,7 +58,6 @@ async def scored_in(grid: Grid, map_name: str, partition: int, page: Page, origi
     """Indexes in a page of the events that have their result.
 
     Args:
-        map_name: The result map.
         origin: First epoch of the present journal.
     """
     results = await origins_of(grid, map_name, partition, page.keys)

@@ -70,11 +70,9 @@ class _Child:
     """A slot for one worker, and its present process.
 
     Attributes:
-        number: From 1.
         connected: Whether the process has said so.
         held: What it said before that, not shown yet.
         quick_deaths: How often in a row the process died quickly.
-        exit_code: Of the last process.
         leaving: Set once this slot is given up.
     """
 
@@ -97,7 +95,6 @@ class WorkerProcesses:
         own: Further words of a child's command, given its number.
         show: Prints a line of a child, given its number, from 1 (0: what the very first says before it is connected).
         tell: Prints a line of ours.
-        delays: See `DELAYS`.
 
     Attributes:
         started: The processes that ran at some time: the grid has records of ended ones for some seconds.

@@ -48,9 +48,6 @@ async def latest(grid: Grid, job: Job, count: int, version: ModelVersion) -> Rec
     """The latest events of a job that it can score, about as many of each partition.
 
     Args:
-        grid: Where they are.
-        job: Whose events.
-        count: How many, at most.
         version: Of the model that scores them now.
 
     Raises:

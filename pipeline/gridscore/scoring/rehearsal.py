@@ -89,11 +89,7 @@ class Rehearsal:
     """Scores events of a job as a worker would.
 
     Args:
-        job: The job.
-        model: That scores.
-        given: Its lookups.
         states: Of its windows, if it has any.
-        revision: Of the job.
 
     Attributes:
         plan: Computes the features; its `seen` has the events that the last call has scored, their features, and their

@@ -60,12 +60,8 @@ class PartitionBatch:
     """What one batch has for one partition: results to write, then the offset to go on from.
 
     Attributes:
-        next: The offset.
-        cursor: That read its events.
         at: When the first of its pages arrived, of the grid's clock.
         lost: Events that were overwritten before they were read.
-        keys: Serialized keys of the results.
-        texts: JSON texts of the results.
         states: Texts of the states of windows to write after them, by serialized key.
     """
 
@@ -145,7 +141,6 @@ class Scorer:
     Args:
         tables: The lookup tables by name, those of mode `fetch` empty.
         fetchers: Where lookups of mode `fetch` come from, by name.
-        stats: Where to count.
         windows: The states of its windows, if it has any whose key is the events'.
         requests: Asks its windows, if they have other keys.
         reasons: Explains some of the results, if the job wants that.

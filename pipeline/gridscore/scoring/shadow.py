@@ -29,7 +29,6 @@ class Shadow:
     """Scores beside, for one job.
 
     Args:
-        group: Holds the partitions.
         stats: Where its time is counted, too.
     """
 

@@ -135,11 +135,6 @@ class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What an event found in a window.
 
     Attributes:
-        windows: As of the request.
-        window: As of the request.
-        origin: As of the request.
-        number: As of the request.
-        mark: As of the request.
         values: float64, a call after the other.
     """
 

@@ -127,10 +127,7 @@ class WindowRequests:
     """Asks the windows of one job for what its events find there.
 
     Args:
-        grid: The connection.
-        job: The job.
         group: Its group, which holds the partitions of its events.
-        states: Its windows.
     """
 
     def __init__(self, grid: Grid, job: Job, group: Group, states: WindowStates) -> None:
@@ -185,11 +182,7 @@ class WindowRequests:
         """The events with what each found in its windows; nothing, where its partition is lost meanwhile.
 
         Args:
-            events: Of one batch.
             spans: Who has read them: cursors, each with the number of its events.
-            sequences: Of the events.
-            keys: Serialized keys of the events.
-            values: Their texts.
 
         Raises:
             HazelcastError: A member did not answer; nothing is lost.

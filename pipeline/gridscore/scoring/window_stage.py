@@ -111,9 +111,6 @@ class WindowStage:
     """Adds events to the windows of one job, and answers, in one worker.
 
     Args:
-        grid: The connection.
-        record: The job.
-        members: Who else does.
         stats: Of the job, for the time that it takes, and late events.
         seconds: How long partitions of a killed worker wait for a new owner.
     """

@@ -168,8 +168,6 @@ class WindowStates:
     """The windows of one job in one worker.
 
     Args:
-        grid: The connection.
-        record: The job.
         origin: Epoch since which the sequences of a partition are those of its journal as it is.
         is_settled: Whether the grid has all that was written of a partition.
         bounds: The oldest and newest sequence of a partition's journal.
@@ -221,7 +219,6 @@ class WindowStates:
         """The events that windows cannot hold, each with the reason.
 
         Args:
-            events: The events.
             keys: Theirs in the event map.
             scored: Whether they have a result. Such a one may be ahead of the clock: another worker's let it pass.
         """
@@ -442,11 +439,6 @@ class Snapshot(WindowStates):
 
     Read the leases first, then take the states, then look where the journals end: what an offset covers is in the
     states, and no event behind the ends is.
-
-    Args:
-        grid: The connection.
-        record: The job.
-        leases: Of its partitions.
     """
 
     def __init__(self, grid: Grid, record: JobRecord, leases: Mapping[int, LeaseRecord]) -> None:
@@ -493,11 +485,7 @@ class Snapshot(WindowStates):
 
 
 class HistoryStates:
-    """The windows of a history, whatever their keys, kept in this process: instead of `WindowStates`, in any scorer.
-
-    Args:
-        job: Whose.
-    """
+    """The windows of a history, whatever their keys, kept in this process: instead of `WindowStates`, in any scorer."""
 
     broken = 0
 
